@@ -106,7 +106,7 @@ def main() -> None:
         distinct, traffic = list(range(SEQUENCES)), zipf(2 * SEQUENCES)
         peft, dtype = fastest(
             lambda dtype: Peft(directory, base, tensors, directory, dtype),
-            lambda one: one.generate(fresh(SEQUENCES), distinct, TRIAL),
+            lambda peer: peer.generate(fresh(SEQUENCES), distinct, TRIAL),
         )
 
         def ours(adapters: Sequence[int] | None, number: int = SEQUENCES) -> None:

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=100)
     arguments = start(parser).options
     base = our_base()
-    number, own = arguments.adapters, 0
+    number, adapter_bytes = arguments.adapters, 0
     settings = {"weights": arguments.weights, "kernel": "native", "adapters": number}
     # No room for cached prefixes: those of 100 adapters would count as the adapters'.
     with Engine(base, **settings, cache_bytes=0, speculate=False) as engine:
@@ -53,17 +53,30 @@ def main() -> None:
         before = resident()
         for i in range(number):
             tensors = random_adapter(base, i)
-            own += sum(value.numel() for value in tensors.values()) * BFLOAT16
+            adapter_bytes += sum(value.numel() for value in tensors.values()) * BFLOAT16
             engine.load_adapter(f"skin{i}", LORA, tensors)
             del tensors
             use(i, f"skin{i}")
         grown = resident() - before
     print(
-        f"{number} adapters of {own / number / 1e6:.2f} MB, base {arguments.weights} (native), {THREADS} threads: "
+        f"{number} adapters of {adapter_bytes / number / 1e6:.2f} MB, base {arguments.weights} (native), {THREADS} threads: "
         f"{at_first / 1e6:.0f} MB with base and engine, {(before - at_first) / 1e6:+.1f} MB after {number} answers, "
-        f"then {grown / 1e6:+.1f} MB with the adapters, {own / 1e6:.1f} MB of which are theirs: {grown / own:.3f} times"
+        f"then {grown / 1e6:+.1f} MB with the adapters, {adapter_bytes / 1e6:.1f} MB of which are theirs: {grown / adapter_bytes:.3f} times"
     )
-    report([Row("adapters_memory", grown / own, 1.2, "x own bytes", "bound", "-", goal=1.0, lower_is_better=True)])
+    report(
+        [
+            Row(
+                "adapters_memory",
+                grown / adapter_bytes,
+                1.2,
+                "x own bytes",
+                "bound",
+                "-",
+                goal=1.0,
+                lower_is_better=True,
+            )
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
     repeats = start(parser).options.repeats
-    found = {name: [seconds(command) for _ in range(repeats)] for name, command in COMMANDS.items()}
-    medians = {name: statistics.median(times) for name, times in found.items()}
+    timings = {name: [seconds(command) for _ in range(repeats)] for name, command in COMMANDS.items()}
+    medians = {name: statistics.median(times) for name, times in timings.items()}
     for name, median in medians.items():
         print(f"{name}: {median:.2f} s (goal {GOAL_SECONDS} s, {'met' if median < GOAL_SECONDS else 'MISSED'})")
     print(json.dumps({"benchmark": "answers", "unit": "s", "goal": GOAL_SECONDS, "median": medians}))

@@ -21,7 +21,7 @@ from load import VOCABULARY, cpu_seconds
 from peers import prompt_tokens
 
 
-async def ask(client: httpx.AsyncClient, body: bytes, due: float) -> tuple[float, float, float]:
+async def send_call(client: httpx.AsyncClient, body: bytes, due: float) -> tuple[float, float, float]:
     """Seconds until the first token and the end, and how late the call was sent, all from when it was due."""
     await asyncio.sleep(max(due - time.perf_counter(), 0.0))
     late = time.perf_counter() - due
@@ -41,13 +41,13 @@ async def main() -> None:
     parser.add_argument("model")
     parser.add_argument("calls", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    calls: list[list[float]] = json.loads(asked.calls.read_text("utf-8"))
+    options = parser.parse_args()
+    calls: list[list[float]] = json.loads(options.calls.read_text("utf-8"))
     bodies = [
         json.dumps(
             {
-                "model": asked.model,
-                "prompt": prompt_tokens(int(prompt), VOCABULARY, asked.seed * len(calls) + i),
+                "model": options.model,
+                "prompt": prompt_tokens(int(prompt), VOCABULARY, options.seed * len(calls) + i),
                 "max_tokens": int(output),
                 "temperature": 0,
                 "ignore_eos": True,
@@ -60,12 +60,14 @@ async def main() -> None:
     headers = {"Content-Type": "application/json"}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(
-        base_url=asked.url, timeout=600, trust_env=False, headers=headers, limits=limits
+        base_url=options.url, timeout=600, trust_env=False, headers=headers, limits=limits
     ) as client:
         before, start = cpu_seconds(), time.perf_counter() + 0.2
-        found = await asyncio.gather(*(ask(client, b, start + call[0]) for b, call in zip(bodies, calls, strict=True)))
+        timings = await asyncio.gather(
+            *(send_call(client, b, start + call[0]) for b, call in zip(bodies, calls, strict=True))
+        )
         seconds = time.perf_counter() - start
-    first, total, late = zip(*found, strict=True)
+    first, total, late = zip(*timings, strict=True)
     print(
         json.dumps(
             {"first": first, "total": total, "late": late, "seconds": seconds, "cpu_seconds": cpu_seconds() - before}

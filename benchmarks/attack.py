@@ -26,13 +26,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
+    options = start(parser).options
     with tempfile.TemporaryDirectory() as directory:
-        seen, siege = crowd(Path(directory), asked.seconds, asked.seed)
-    print(HEAD, *seen, sep="\n")
+        tenants, siege = crowd(Path(directory), options.seconds, options.seed)
+    print(HEAD, *tenants, sep="\n")
     print(f"{siege.shots:,} hostile requests in {siege.seconds:.0f} s: {dict(siege.statuses)}")
     print(*siege.wrong, sep="\n")
-    worst = max(seen, key=lambda one: one.ratio)
+    worst = max(tenants, key=lambda tenant: tenant.ratio)
     rows = [
         Row(
             "p99 of the tenant that is hurt most",

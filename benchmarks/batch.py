@@ -54,7 +54,9 @@ def main() -> None:
         Engine(base, weights=arguments.weights, max_rows=SEQUENCES, speculate=False) as engine,
     ):
         llama = LlamaCppBatch(path, SEQUENCES, PROMPT + OUTPUT)
-        static, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda one: one.generate(prompts, TRIAL))
+        static, dtype = fastest(
+            lambda dtype: Transformers(directory, dtype), lambda peer: peer.generate(prompts, TRIAL)
+        )
         paged = Transformers(directory, dtype, "paged|sdpa")
 
         seeds = count(SEQUENCES)
@@ -64,8 +66,8 @@ def main() -> None:
             engine.run(generations(fresh, OUTPUT))
 
         def continuous() -> None:
-            made = paged.continuous(prompts, OUTPUT)
-            assert made == SEQUENCES * OUTPUT, f"transformers made {made} tokens"
+            token_count = paged.continuous(prompts, OUTPUT)
+            assert token_count == SEQUENCES * OUTPUT, f"transformers made {token_count} tokens"
 
         runs: dict[str, Callable[[], object]] = {
             "ours": ours,

@@ -39,8 +39,8 @@ def main() -> None:
     unknown = [level for level in levels if level not in FLAGS]
     if unknown:
         parser.error(f"{unknown[0]} is not one of {', '.join(FLAGS)}")
-    wanted = f"{PACKAGE}=={need('llama_cpp', PACKAGE)}"
-    missing = [level for level in levels if _built(level) != wanted]
+    requirement = f"{PACKAGE}=={need('llama_cpp', PACKAGE)}"
+    missing = [level for level in levels if _built(level) != requirement]
     if not missing:
         print(f"{', '.join(levels)}: built already")
         return
@@ -48,9 +48,9 @@ def main() -> None:
         if shutil.which(tool) is None:
             sys.exit(f"building llama.cpp takes {tool}, which is not installed (apt install {tool}, or pip install it)")
     with tempfile.TemporaryDirectory() as scratch:
-        source = _source(wanted, Path(scratch))
+        source = _source(requirement, Path(scratch))
         for level in missing:
-            _build(source, Path(scratch) / level, level, wanted)
+            _build(source, Path(scratch) / level, level, requirement)
 
 
 def _built(level: str) -> str | None:
@@ -58,10 +58,10 @@ def _built(level: str) -> str | None:
     return file.read_text("utf-8").strip() if file.is_file() else None
 
 
-def _source(wanted: str, scratch: Path) -> Path:
+def _source(requirement: str, scratch: Path) -> Path:
     """llama.cpp's own sources, as the bindings' source distribution carries them."""
     options = ["--quiet", "--no-deps", "--no-binary", PACKAGE, "--disable-pip-version-check"]
-    subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", str(scratch), wanted], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", *options, "-d", str(scratch), requirement], check=True)
     [archive] = scratch.glob("*.tar.gz")
     with tarfile.open(archive) as file:
         file.extractall(scratch / "source", filter="data")
@@ -69,7 +69,7 @@ def _source(wanted: str, scratch: Path) -> Path:
     return root / "vendor" / "llama.cpp"
 
 
-def _build(source: Path, build: Path, level: str, wanted: str) -> None:
+def _build(source: Path, build: Path, level: str, requirement: str) -> None:
     flags = [f"GGML_{setting}" for setting in FLAGS[level]]
     parts = [f"LLAMA_BUILD_{part}=OFF" for part in ("COMMON", "TESTS", "EXAMPLES", "TOOLS", "SERVER")]
     general = ["CMAKE_BUILD_TYPE=Release", "BUILD_SHARED_LIBS=ON", "CMAKE_BUILD_RPATH_USE_ORIGIN=ON", "LLAMA_CURL=OFF"]
@@ -83,7 +83,7 @@ def _build(source: Path, build: Path, level: str, wanted: str) -> None:
     place.mkdir(parents=True)
     for library in (build / "bin").glob("*.so*"):
         shutil.copy2(library, place)  # links become files: few, and they can be moved about
-    (place / "version").write_text(wanted + "\n", "utf-8")
+    (place / "version").write_text(requirement + "\n", "utf-8")
     print(f"{level}: {place}")
 
 

@@ -109,9 +109,9 @@ def trainer(text: np.ndarray, sizes: shaped.Sizes, our_rate: bool, dtype: str) -
         model = shaped.transformers_model(sizes)
         rows = torch.from_numpy(np.stack([text[at : at + LENGTH] for n in range(steps) for at in starts(text, n)]))
         data: Any = [{"input_ids": row, "labels": row} for row in rows]
-        asked = {"learning_rate": RATE, "warmup_steps": round(WARMUP * steps)} if our_rate else {}
+        overrides = {"learning_rate": RATE, "warmup_steps": round(WARMUP * steps)} if our_rate else {}
         with tempfile.TemporaryDirectory() as out:
-            arguments = shaped.trainer_arguments(out, ROWS, dtype, **asked)
+            arguments = shaped.trainer_arguments(out, ROWS, dtype, **overrides)
             Trainer(model, arguments, train_dataset=data).train()
         return lambda tokens: model(tokens).logits
 
@@ -149,9 +149,9 @@ def nats(logits: Logits, text: np.ndarray) -> float:
     tokens = torch.from_numpy(text[: count * LENGTH]).view(count, LENGTH)
     targets = torch.from_numpy(text[1 : count * LENGTH + 1]).view(count, LENGTH)
     total = 0.0
-    for some, wanted in zip(tokens.split(256), targets.split(256), strict=True):
-        found = logits(some).float().flatten(0, 1)
-        total += F.cross_entropy(found, wanted.flatten(), reduction="sum").item()
+    for inputs, labels in zip(tokens.split(256), targets.split(256), strict=True):
+        scores = logits(inputs).float().flatten(0, 1)
+        total += F.cross_entropy(scores, labels.flatten(), reduction="sum").item()
     return total / targets.numel()
 
 
@@ -163,9 +163,9 @@ def steps_in(seconds: float, run: Trained, clock: Callable[[], float]) -> int:
         run(steps)
         return clock() - began
 
-    few, many = 20, 120
-    took(few)
-    return max(1, round(seconds * (many - few) / (took(many) - took(few))))
+    short_steps, long_steps = 20, 120
+    took(short_steps)
+    return max(1, round(seconds * (long_steps - short_steps) / (took(long_steps) - took(short_steps))))
 
 
 def read(path: Path | None) -> tuple[str, str]:
@@ -190,8 +190,8 @@ def main() -> None:
     text, named = read(options.text)
     letters = sorted(set(text))
     place = {letter: number for number, letter in enumerate(letters)}
-    whole = np.array([place[one] for one in text], dtype=np.int64)
-    learned, held = whole[: len(whole) * 9 // 10], whole[len(whole) * 9 // 10 :]
+    whole = np.array([place[letter] for letter in text], dtype=np.int64)
+    learned, validation = whole[: len(whole) * 9 // 10], whole[len(whole) * 9 // 10 :]
     sizes = shaped.Sizes(len(letters), LENGTH, 128, 4, 4, 4, 352, tied=True)
     dtype = options.dtype
     runs: dict[str, Trained] = {
@@ -211,19 +211,19 @@ def main() -> None:
         runs = {name: runs[name.strip()] for name in options.only.split(";")}
     clock = CLOCKS[options.clock]
     print(f"{named}: {len(text):,} characters, {len(letters)} different; {options.seconds:g} s each ({options.clock})")
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for name, run in runs.items():
         steps = steps_in(options.seconds, run, clock)
-        found[name] = nats(run(steps), held)
-        print(f"{name}: {steps:,} steps, {found[name]:.4f} nats a character, held out", flush=True)
-    if not {"ours, Muon", "ours, AdamW"} <= set(found):
+        losses[name] = nats(run(steps), validation)
+        print(f"{name}: {steps:,} steps, {losses[name]:.4f} nats a character, held out", flush=True)
+    if not {"ours, Muon", "ours, AdamW"} <= set(losses):
         return
-    best = found["ours, Muon"]
-    for name, loss in found.items():
+    best = losses["ours, Muon"]
+    for name, loss in losses.items():
         if name.startswith("ours"):
             continue
         goal = BELOW_OUR_RATE if name.endswith("rate") else BELOW_DEFAULTS
-        reached, adamw = "met" if loss - best >= goal else "MISSED", found["ours, AdamW"]
+        reached, adamw = "met" if loss - best >= goal else "MISSED", losses["ours, AdamW"]
         print(
             f"{name}: ours is {loss - best:.3f} nats below (goal {goal}, {reached}): {loss - adamw:+.3f} with AdamW, "
             f"{adamw - best:+.3f} by Muon"
@@ -231,15 +231,15 @@ def main() -> None:
     report(
         [
             Row(f"characters_{name.replace(', ', '_').replace(' ', '_')}", best, loss, "nats", *_peer(name, peers))
-            for name, loss in found.items()
+            for name, loss in losses.items()
             if not name.startswith("ours")
         ]
     )
 
 
 def _peer(name: str, peers: Mapping[str, str]) -> tuple[str, str, None, bool]:
-    known = name.partition(",")[0]
-    return known, peers[known], None, True
+    peer = name.partition(",")[0]
+    return peer, peers[peer], None, True
 
 
 if __name__ == "__main__":

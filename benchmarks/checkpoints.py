@@ -26,7 +26,7 @@ from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken
 from bedplate.training.parallel import ParallelConfig, launched, parallelised
-from bedplate.training.parallel.states import States
+from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource
 from bedplate.training.state import RunState
@@ -37,7 +37,7 @@ RANKS, LENGTH, ROWS, GOAL = 2, 256, 8, 20.0
 WORKER = "BEDPLATE_BENCH_WORKER"
 
 
-class Timed(States):
+class Timed(DistributedStates):
     """Says how long each save takes until training goes on, and, with `waits`, until it is on the disk."""
 
     def __init__(self, out: Path, ranks: Ranks, waits: bool) -> None:
@@ -67,8 +67,8 @@ def worker(steps: int, result: Path) -> None:
             out.mkdir(exist_ok=True)
             store = Timed(out, ranks, waits)
             config = TrainConfig(save_seconds=None, save_steps=1, dtype="float32")
-            found = train(model, source, NextToken(), config, out, model.named_parameters(), store=store, ranks=ranks)
-            lines.append(f"{statistics.median(store.seconds[1:-1])} {found.seconds / found.steps}")
+            trained = train(model, source, NextToken(), config, out, model.named_parameters(), store=store, ranks=ranks)
+            lines.append(f"{statistics.median(store.seconds[1:-1])} {trained.seconds / trained.steps}")
         if ranks.main:
             result.write_text("\n".join(lines))
 

@@ -76,14 +76,14 @@ def start(parser: argparse.ArgumentParser | None = None) -> Started:
 
 def header() -> Machine:
     """Says where this process runs, and returns it."""
-    found = this_machine()
-    print(found.said(), flush=True)
-    return found
+    machine = this_machine()
+    print(machine.summary(), flush=True)
+    return machine
 
 
 def report(rows: Sequence[Row]) -> None:
     """A line for people per row; then, as the last line, one JSON object, or a list of them for several rows."""
-    found: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for row in rows:
         goal = "reported only"
         if row.goal is not None:
@@ -92,15 +92,15 @@ def report(rows: Sequence[Row]) -> None:
         peer = f"{row.peer_name} {row.peer_version}{setting} {row.peer:.4g} {row.unit}"
         print(f"{row.name}: ours {row.ours:.4g} {row.unit}, {peer}: ratio {row.ratio:.2f} ({goal})")
         fields = {key: value for key, value in asdict(row).items() if key != "lower_is_better"}
-        found.append(fields | {"ratio": round(row.ratio, 4)})
+        records.append(fields | {"ratio": round(row.ratio, 4)})
     place = _started.get("json") or os.environ.get(JSON_VARIABLE)
     if place:
         machine = _started.get("machine") or this_machine()
         at = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = {"benchmark": Path(sys.argv[0]).stem, "at": at, "machine": machine.to_json(), "rows": found}
+        line = {"benchmark": Path(sys.argv[0]).stem, "at": at, "machine": machine.to_json(), "rows": records}
         with Path(place).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-    print(json.dumps(found[0] if len(found) == 1 else found), flush=True)
+    print(json.dumps(records[0] if len(records) == 1 else records), flush=True)
 
 
 def need(module: str, distribution: str) -> str:
@@ -131,11 +131,11 @@ def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[
 def best_seconds(run: Callable[[], object], beaten_by: float = float("inf"), turns: int = 3) -> float:
     """Of the fastest turn: to choose between settings, not to report. A setting whose first turn, which also warms up,
     takes over three times `beaten_by` gets no other: where products are emulated a turn may take minutes."""
-    found: list[float] = []
+    timings: list[float] = []
     for _ in range(turns):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-        if found[0] > 3 * beaten_by:
+        timings.append(time.perf_counter() - began)
+        if timings[0] > 3 * beaten_by:
             break
-    return min(found)
+    return min(timings)

@@ -55,8 +55,10 @@ def main() -> None:
             requests = generations(prompts, arguments.tokens)
             if constrained:
                 requests = [replace(request, grammar=grammar) for request in requests]
-            made = engine.run(requests)
-            assert all(one.usage.completion_tokens == arguments.tokens for one in made), "a row ended early"
+            generated = engine.run(requests)
+            assert all(generation.usage.completion_tokens == arguments.tokens for generation in generated), (
+                "a row ended early"
+            )
 
         seconds = interleaved(
             {
@@ -81,10 +83,16 @@ def main() -> None:
     report(
         [
             Row(
-                f"constrained{n}{how}", speed[f"{kind} {n}"], speed[f"free {n}"], "tokens/s", "free decode", "-", wanted
+                f"constrained{n}{how}",
+                speed[f"{mode} {n}"],
+                speed[f"free {n}"],
+                "tokens/s",
+                "free decode",
+                "-",
+                row_goal,
             )
             for n in (1, 8)
-            for how, kind, wanted in (("", "schema", goal), ("_stepwise", "stepwise", None))
+            for how, mode, row_goal in (("", "schema", goal), ("_stepwise", "stepwise", None))
         ]
     )
 

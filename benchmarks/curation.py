@@ -32,14 +32,14 @@ def articles(megabytes: float) -> list[str]:
     from bedplate.data.sources import read_rows
 
     texts = [str(row.get("document") or row.get("text")) for row in read_rows("xsum").rows]
-    kept: list[str] = []
+    selected: list[str] = []
     size = 0
     for text in texts * 50:
         if size > megabytes * 1e6:
             break
-        kept.append(text)
+        selected.append(text)
         size += len(text.encode())
-    return kept
+    return selected
 
 
 def processor_seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -62,7 +62,7 @@ def rules(texts: list[str], repeats: int) -> list[Row]:
     from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
     from datatrove.pipeline.formatters.pii import PIIFormatter
 
-    from bedplate.data.corpus.curate.draft import Draft, Tools
+    from bedplate.data.corpus.curate.draft import DraftDocument, Tools
     from bedplate.data.corpus.curate.presets import rules_of
 
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -79,9 +79,9 @@ def rules(texts: list[str], repeats: int) -> list[Row]:
     rows: list[Row] = []
     for name, filter in theirs.items():
 
-        def us(rule: Callable[[Draft], Any] = ours[name]) -> None:
+        def us(rule: Callable[[DraftDocument], Any] = ours[name]) -> None:
             for text in texts:
-                rule(Draft(text, {}, tools))
+                rule(DraftDocument(text, {}, tools))
 
         def them(filter: Callable[[Any], Any] = filter) -> None:
             for text in texts:
@@ -94,7 +94,7 @@ def rules(texts: list[str], repeats: int) -> list[Row]:
 
     def whole() -> None:
         for text in texts:
-            draft = Draft(text, {}, tools)
+            draft = DraftDocument(text, {}, tools)
             for rule in ours.values():
                 rule(draft)  # all of them, also where one refuses
 
@@ -113,27 +113,27 @@ def rules(texts: list[str], repeats: int) -> list[Row]:
 
 def short_texts(count: int) -> list[str]:
     draw, words = random.Random(0), " ".join(articles(2)).split()
-    made: list[str] = []
+    documents: list[str] = []
     for number in range(count):
         if number % 10 == 9:
-            copy = made[draw.randrange(len(made))].split()
+            copy = documents[draw.randrange(len(documents))].split()
             copy[draw.randrange(len(copy))] = "changed" + "".join(chr(97 + int(digit)) for digit in str(number))
-            made.append(" ".join(copy))
+            documents.append(" ".join(copy))
         else:
             at, size = draw.randrange(len(words) - 150), draw.randrange(60, 140)
-            some = words[at : at + size]
-            draw.shuffle(some)  # else texts overlap
-            made.append(" ".join(some))
-    return made
+            excerpt = words[at : at + size]
+            draw.shuffle(excerpt)  # else texts overlap
+            documents.append(" ".join(excerpt))
+    return documents
 
 
-def near(who: str, count: int) -> dict[str, float]:
+def deduplicate(contender: str, count: int) -> dict[str, float]:
     """Seconds and copies found of all the steps, and the process's peak memory, in MB, with the texts."""
     texts = short_texts(count)
     began = time.perf_counter()
-    found = _ours(texts) if who == "ours" else _theirs(texts)
+    copies = _ours(texts) if contender == "ours" else _theirs(texts)
     seconds = time.perf_counter() - began
-    return {"seconds": seconds, "found": found, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "found": copies, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def _ours(texts: list[str]) -> int:
@@ -146,9 +146,9 @@ def _ours(texts: list[str]) -> int:
     bands = np.zeros((len(texts), signer.settings.bands), np.uint64)
     has = np.zeros(len(texts), bool)
     for number, text in enumerate(texts):
-        one = signer.bands(text)
-        if one is not None:
-            bands[number], has[number] = one, True
+        signature = signer.bands(text)
+        if signature is not None:
+            bands[number], has[number] = signature, True
     return int((clusters(bands, has) != np.arange(len(texts))).sum())
 
 
@@ -166,12 +166,12 @@ def _theirs(texts: list[str]) -> int:
         return sum(path.stat().st_size // 4 for path in Path(place, "r").glob("*.remove"))
 
 
-def apart(who: str, count: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--near", who, "--documents", str(count)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"near-duplicates of {count:,} texts, {who}: {found}", flush=True)
-    return found
+def run_isolated(contender: str, count: int) -> dict[str, float]:
+    command = [sys.executable, __file__, "--near", contender, "--documents", str(count)]
+    completed = subprocess.run(command, check=True, capture_output=True, text=True)
+    result: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
+    print(f"near-duplicates of {count:,} texts, {contender}: {result}", flush=True)
+    return result
 
 
 def main() -> None:
@@ -182,16 +182,16 @@ def main() -> None:
     if "--near" in sys.argv:
         parser.add_argument("--near")
         options = parser.parse_args()
-        print(json.dumps(near(options.near, options.documents)))
+        print(json.dumps(deduplicate(options.near, options.documents)))
         return
     options = start(parser).options
     rows = rules(articles(options.megabytes), options.repeats)
     version = need("datatrove", "datatrove")
-    ours, theirs = apart("ours", options.documents), apart("theirs", options.documents)
-    what = f"near-duplicates of {options.documents:,}"
-    told: dict[str, Any] = {"lower_is_better": True, "peer_name": "datatrove", "peer_version": version}
-    rows.append(Row(f"{what}, time", ours["seconds"], theirs["seconds"], "s", goal=1.0, **told))
-    rows.append(Row(f"{what}, memory", ours["mb"], theirs["mb"], "MB", **told))
+    ours, theirs = run_isolated("ours", options.documents), run_isolated("theirs", options.documents)
+    title = f"near-duplicates of {options.documents:,}"
+    peer_fields: dict[str, Any] = {"lower_is_better": True, "peer_name": "datatrove", "peer_version": version}
+    rows.append(Row(f"{title}, time", ours["seconds"], theirs["seconds"], "s", goal=1.0, **peer_fields))
+    rows.append(Row(f"{title}, memory", ours["mb"], theirs["mb"], "MB", **peer_fields))
     million = ours["seconds"] * 1e6 / options.documents
     goal: dict[str, Any] = {"lower_is_better": True, "peer_name": "the goal", "peer_version": ""}
     rows.append(Row("near-duplicates of a million at that rate", million, 600.0, "s", goal=1.0, **goal))

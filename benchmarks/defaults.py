@@ -25,7 +25,7 @@ from bedplate.inference.predict.opening import chosen, held_in
 from bedplate.inference.ways.calibrate import measured
 from bedplate.inference.ways.choice import impossible
 from bedplate.inference.ways.threads import use_cores
-from bedplate.inference.ways.way import Way, own_ways, read_stored
+from bedplate.inference.ways.way import ExecutionPlan, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report
@@ -44,29 +44,29 @@ def compare(level: str, repeats: int) -> Row:
     use_cores()
     stored = read_stored(BASE)
     device = resolve_device("cpu")
-    ways = [way for way in own_ways(stored.types) if impossible(stored.spec, way, device) is None]
-    measured(stored.spec, ways, again=True)
+    settings = [setting for setting in own_ways(stored.types) if impossible(stored.spec, setting, device) is None]
+    measured(stored.spec, settings, remeasure=True)
     default = chosen(BASE, device=device)
-    print(f"{level}: the defaults are {default.way}: {default.why}")
+    print(f"{level}: the defaults are {default.backend}: {default.why}")
     fresh = count()
     with ExitStack() as stack:
-        engines: dict[Way, Engine] = {}
-        for way in ways:
-            held = held_in(way)
-            base = load_base(BASE, dtype=held.dtype, device=device)
-            engine = Engine(base, weights=held.weights, kernel=held.kernel, speculate=False)
-            engines[way] = stack.enter_context(engine)
+        engines: dict[ExecutionPlan, Engine] = {}
+        for setting in settings:
+            resolved = held_in(setting)
+            base = load_base(BASE, dtype=resolved.dtype, device=device)
+            engine = Engine(base, weights=resolved.weights, kernel=resolved.kernel, speculate=False)
+            engines[setting] = stack.enter_context(engine)
 
         def run(engine: Engine) -> None:
             tokens = prompt_tokens(PROMPT, stored.spec.vocab_size, next(fresh))  # new ones, so that nothing is cached
             engine.run(generations([tokens], ANSWER))
 
-        runs = {str(way): (lambda engine=engine: run(engine)) for way, engine in engines.items()}
+        runs = {str(setting): (lambda engine=engine: run(engine)) for setting, engine in engines.items()}
         seconds = interleaved(runs, repeats)
-    for name, taken in sorted(seconds.items(), key=lambda one: one[1]):
-        print(f"  {name}: {ANSWER / taken:.1f} tokens/s")
+    for name, duration in sorted(seconds.items(), key=lambda timing: timing[1]):
+        print(f"  {name}: {ANSWER / duration:.1f} tokens/s")
     best = min(seconds, key=lambda name: seconds[name])
-    ours = ANSWER / seconds[str(default.way)]
+    ours = ANSWER / seconds[str(default.backend)]
     return Row("defaults", ours, ANSWER / seconds[best], "tokens/s", f"fastest: {best}", "-", GOAL)
 
 
@@ -82,8 +82,10 @@ def main() -> None:
         header()
         report([compare(arguments.level, arguments.repeats)])
         return
-    here = supported()
-    levels = ["none"] if isinstance(here, str) else [one for one in here if LEVELS[one].chosen]
+    available = supported()
+    levels = (
+        ["none"] if isinstance(available, str) else [candidate for candidate in available if LEVELS[candidate].chosen]
+    )
     for level in levels:
         environment = os.environ | ({} if level == "none" else {OVERRIDE: level})
         if level != levels[0]:

@@ -26,7 +26,7 @@ from comparison import Row, best_seconds, interleaved, need, report, start
 from peers import DTYPES, THREADS
 
 GOAL = 1.5
-NEAR = 0.9999
+MIN_COSINE = 0.9999
 BASE = "minilm-l6"
 BATCHES = (8, 16, 32, 64)
 TRIAL = 80
@@ -57,27 +57,27 @@ def library(dtype: str) -> Any:
 
 def fastest_peer(texts: list[str]) -> tuple[Embeds, str]:
     """sentence-transformers in its fastest setting for some of the texts."""
-    found: dict[str, tuple[float, Embeds]] = {}
+    trials: dict[str, tuple[float, Embeds]] = {}
     for dtype in DTYPES:
         model = library(dtype)
         for batch in BATCHES:
             for threads in sorted({1, THREADS}):
 
-                def embed(given: list[str], model: Any = model, batch: int = batch, threads: int = threads) -> Any:
+                def embed(inputs: list[str], model: Any = model, batch: int = batch, threads: int = threads) -> Any:
                     torch.set_num_threads(threads)
                     try:
-                        return model.encode(given, batch_size=batch, show_progress_bar=False)
+                        return model.encode(inputs, batch_size=batch, show_progress_bar=False)
                     finally:
                         torch.set_num_threads(THREADS)
 
                 seconds = best_seconds(
-                    lambda embed=embed: embed(texts[:TRIAL]), min((one[0] for one in found.values()), default=1e9)
+                    lambda embed=embed: embed(texts[:TRIAL]), min((trial[0] for trial in trials.values()), default=1e9)
                 )
-                found[f"{dtype}, batches of {batch}, {threads} threads"] = (seconds, embed)
-    tried = ", ".join(f"{name} {seconds:.3g} s" for name, (seconds, _) in found.items())
-    best = min(found, key=lambda name: found[name][0])
+                trials[f"{dtype}, batches of {batch}, {threads} threads"] = (seconds, embed)
+    tried = ", ".join(f"{name} {seconds:.3g} s" for name, (seconds, _) in trials.items())
+    best = min(trials, key=lambda name: trials[name][0])
     print(f"sentence-transformers tried at {TRIAL} texts in {tried}: {best} it is", flush=True)
-    return found[best][1], best
+    return trials[best][1], best
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -89,26 +89,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    asked = start(parser).options
+    options = start(parser).options
     peer_version = need("sentence_transformers", "sentence-transformers")
     warnings.simplefilter("ignore")
-    texts = mixed_texts(asked.texts)
+    texts = mixed_texts(options.texts)
     peer, setting = fastest_peer(texts)
     models = {dtype: LocalModel(load_base(BASE, dtype=dtype)) for dtype in DTYPES}
     try:
         ours = {
-            dtype: (lambda given, model=model: model.embed(given, truncate=True)) for dtype, model in models.items()
+            dtype: (lambda inputs, model=model: model.embed(inputs, truncate=True)) for dtype, model in models.items()
         }
         exact = library("float32").encode(texts, batch_size=32, show_progress_bar=False)
-        near = {dtype: least_cosine(run(texts[:TRIAL]), exact[:TRIAL]) for dtype, run in ours.items()}
+        cosines = {dtype: least_cosine(run(texts[:TRIAL]), exact[:TRIAL]) for dtype, run in ours.items()}
         trials = {dtype: best_seconds(lambda run=run: run(texts[:TRIAL])) for dtype, run in ours.items()}
-        dtype = min((one for one in trials if near[one] >= NEAR), key=lambda one: trials[one])
-        tried = ", ".join(f"{one} {trials[one]:.3g} s (cosine {near[one]:.6f})" for one in trials)
+        dtype = min(
+            (candidate for candidate in trials if cosines[candidate] >= MIN_COSINE),
+            key=lambda candidate: trials[candidate],
+        )
+        tried = ", ".join(
+            f"{candidate} {trials[candidate]:.3g} s (cosine {cosines[candidate]:.6f})" for candidate in trials
+        )
         print(f"ours tried in {tried}: {dtype} by {models[dtype].engine.kernel} it is", flush=True)
-        seconds = interleaved({"ours": lambda: ours[dtype](texts), "peer": lambda: peer(texts)}, asked.repeats)
-        tokens = sum(len(one.ids) for one in models[dtype].tokenizer.encoder_inputs(texts, 256))
+        seconds = interleaved({"ours": lambda: ours[dtype](texts), "peer": lambda: peer(texts)}, options.repeats)
+        tokens = sum(len(encoded.ids) for encoded in models[dtype].tokenizer.encoder_inputs(texts, 256))
         print(
-            f"{len(texts)} texts of {tokens} tokens, {THREADS} threads, median of {asked.repeats}; least cosine to "
+            f"{len(texts)} texts of {tokens} tokens, {THREADS} threads, median of {options.repeats}; least cosine to "
             f"the library's float32: ours {least_cosine(ours[dtype](texts), exact):.6f}, the peer's "
             f"{least_cosine(np.asarray(peer(texts), dtype=np.float32), exact):.6f}"
         )

@@ -108,7 +108,7 @@ def main() -> None:
     theirs = {name: their_step(part, dtype, rows, name) for name in ("grouped_mm", "eager")}
     setting = min(theirs, key=lambda name: best_seconds(theirs[name]))
     seconds = interleaved({"ours": ours, "dense": dense, "theirs": theirs[setting]}, options.repeats)
-    speeds = {name: len(rows) * LENGTH / found for name, found in seconds.items()}
+    speeds = {name: len(rows) * LENGTH / duration for name, duration in seconds.items()}
     print(
         f"{part.count} experts of {part.feedforward_size}, {part.per_token} a token, against {DENSE.feedforward_size} "
         f"dense; {len(rows) * LENGTH} tokens a step, {options.dtype}, {THREADS} threads, medians of {options.repeats}"

@@ -49,7 +49,7 @@ def main() -> None:
     path, ours = locate(base), [sys.executable, "-m", "bedplate.cli.main", "generate", base, PROMPT, "--max-tokens=1"]
     peer = [sys.executable, "-c", PEER, str(path), str(started.machine.threads), PROMPT]
     has_peer = importlib.util.find_spec("llama_cpp") is not None
-    unseen, known, theirs = list[float](), list[float](), list[float]()
+    unseen, cached, theirs = list[float](), list[float](), list[float]()
     with fresh_home(bedplate_home()) as compiled:
         first_output(ours, compiled)  # compiles the kernel where it is not yet, and the byte code of both
         if has_peer:
@@ -58,11 +58,11 @@ def main() -> None:
             with fresh_home(compiled) as home:
                 warm(path)
                 unseen.append(first_output(ours, home))
-                known.append(first_output(ours, home))
+                cached.append(first_output(ours, home))
                 if has_peer:
                     theirs.append(first_output(peer, home))
     print(f"{base}, {repeats} processes each, medians; cached: the file's pages, the compiled kernel")
-    for name, seconds in (("never seen", unseen), ("seen before", known), ("llama.cpp", theirs)):
+    for name, seconds in (("never seen", unseen), ("seen before", cached), ("llama.cpp", theirs)):
         if seconds:
             spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
             print(f"{name}: {statistics.median(seconds):.2f} s to the first token ({spread})")
@@ -90,7 +90,7 @@ def fresh_home(of: Path) -> Generator[Path]:
 
 def warm(path: Path) -> None:
     """Reads the files of a base, so that they are in memory."""
-    for file in [path] if path.is_file() else sorted(one for one in path.rglob("*") if one.is_file()):
+    for file in [path] if path.is_file() else sorted(candidate for candidate in path.rglob("*") if candidate.is_file()):
         with file.open("rb") as content:
             while content.read(1 << 22):
                 pass
@@ -103,11 +103,11 @@ def first_output(command: list[str], home: Path) -> float:
     began = time.perf_counter()
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        said = os.read(process.stdout.fileno(), 1 << 16)
+        output = os.read(process.stdout.fileno(), 1 << 16)
         seconds = time.perf_counter() - began
         process.stdout.read()
-    if process.returncode or not said.strip():
-        sys.exit(f"{' '.join(command)} ended with {process.returncode} and said {said!r}")
+    if process.returncode or not output.strip():
+        sys.exit(f"{' '.join(command)} ended with {process.returncode} and said {output!r}")
     return seconds
 
 

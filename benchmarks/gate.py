@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, hold
+from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
 from bedplate.core.statistics.proportions import Side
@@ -63,12 +63,12 @@ class Cell:
     runs: int = 0
 
     @property
-    def held(self) -> bool:
+    def within_goals(self) -> bool:
         return self.passed <= MOST_FALSE * self.runs and self.covered >= LEAST_COVERED * self.runs
 
-    def said(self) -> str:
+    def summary(self) -> str:
         refused = f" ({self.refused / self.runs:.0%} INSUFFICIENT_DATA)" if self.refused else ""
-        missed = "" if self.held else "  MISSED"
+        missed = "" if self.within_goals else "  MISSED"
         return f"{self.passed / self.runs:.3f} {self.covered / self.runs:.3f}{refused}{missed}"
 
 
@@ -87,31 +87,35 @@ def binary_cell(sizes: Ints, bar: float, icc: float, runs: int, seed: int) -> Ce
     codes = np.repeat(np.arange(sizes.size), sizes)
     cell = Cell(f"{icc:g}", runs=runs)
     enough = sizes.max() == 1 or statistics.enough_groups(codes.tolist())
-    each, half = 1 - (1 - LEVEL) / NOMINEES, 1 - (1 - CONFIDENCE) / 2
+    nominee_level, half = 1 - (1 - LEVEL) / NOMINEES, 1 - (1 - CONFIDENCE) / 2
     for right in correct(rng, sizes, bar, icc, runs, NOMINEES):
         first = right[:, 0]
         beyond = (nearest(first, sizes, half, "lower") > bar) | (nearest(first, sizes, half, "upper") < bar)
         cell.covered += int((~beyond).sum())
-        for one in first[beyond].astype(np.float64):
-            low, high = statistics.effective_n_interval(one, codes, CONFIDENCE, minimum_groups=2)
+        for answers in first[beyond].astype(np.float64):
+            low, high = statistics.effective_n_interval(answers, codes, CONFIDENCE, minimum_groups=2)
             cell.covered += low <= bar <= high
         if not enough:
             cell.refused += len(right)
             continue
-        above = nearest(right, sizes, each, "lower") > bar
-        for nominees, some in zip(right.astype(np.float64), above, strict=True):
-            lower = (statistics.effective_n_bound(one, codes, each).value for one in nominees[some])
+        clearing = nearest(right, sizes, nominee_level, "lower") > bar
+        for nominees, clear_mask in zip(right.astype(np.float64), clearing, strict=True):
+            lower = (
+                statistics.effective_n_bound(nominee, codes, nominee_level).value for nominee in nominees[clear_mask]
+            )
             cell.passed += any(value > bar for value in lower)
     return cell
 
 
-def scored_cell(sizes: Ints, mean: float, alike: float, runs: int, seed: int) -> Cell:
+def scored_cell(sizes: Ints, mean: float, correlation: float, runs: int, seed: int) -> Cell:
     """One candidate at a first verdict."""
-    rng = np.random.default_rng([seed, sizes.size, round(100 * alike), round(1000 * mean)])
+    rng = np.random.default_rng([seed, sizes.size, round(100 * correlation), round(1000 * mean)])
     n, codes = int(sizes.sum()), np.repeat(np.arange(sizes.size), sizes).tolist()
-    cell = Cell(f"{alike:g}", runs=runs)
+    cell = Cell(f"{correlation:g}", runs=runs)
     for _ in range(runs):
-        normal = np.sqrt(alike) * rng.standard_normal(sizes.size)[codes] + np.sqrt(1 - alike) * rng.standard_normal(n)
+        normal = np.sqrt(correlation) * rng.standard_normal(sizes.size)[codes] + np.sqrt(
+            1 - correlation
+        ) * rng.standard_normal(n)
         rows = np.stack([scores(ndtr(normal), mean), np.ones(n)], axis=1)
         shown, judged = (
             statistics.bca_of_sums(rows, statistics.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
@@ -140,13 +144,13 @@ def power(sizes: Ints, bar: float, truth: float, icc: float, runs: int, seed: in
     """Of one nominee: now, and with every group counted alike."""
     rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc), round(1000 * bar), 1])
     codes = np.repeat(np.arange(sizes.size), sizes)
-    now = before = 0
+    current = before = 0
     for right in correct(rng, sizes, truth, icc, runs, 1):
-        above = nearest(right[:, 0], sizes, LEVEL, "lower") > bar
-        for one, some in zip(right[:, 0].astype(np.float64), above, strict=True):
-            now += bool(some) and statistics.effective_n_bound(one, codes, LEVEL).value > bar
-            before += counted_alike(one, sizes, LEVEL) > bar
-    return now / runs, before / runs
+        clearing = nearest(right[:, 0], sizes, LEVEL, "lower") > bar
+        for answers, clears in zip(right[:, 0].astype(np.float64), clearing, strict=True):
+            current += bool(clears) and statistics.effective_n_bound(answers, codes, LEVEL).value > bar
+            before += counted_alike(answers, sizes, LEVEL) > bar
+    return current / runs, before / runs
 
 
 def table(heading: str, header: str, lines: Iterator[tuple[str, int]]) -> int:
@@ -159,36 +163,38 @@ def table(heading: str, header: str, lines: Iterator[tuple[str, int]]) -> int:
     return missed
 
 
-def line_of(kind: str, sizes: Ints, cells: Sequence[Cell]) -> tuple[str, int]:
+def line_of(layout: str, sizes: Ints, cells: Sequence[Cell]) -> tuple[str, int]:
     worth = statistics.worth(sizes.astype(np.float64))
-    said = " | ".join(cell.said() for cell in cells)
-    return f"| {sizes.sum()}, {sizes.size} | {kind} ({worth:.0f}) | {said} |", sum(not cell.held for cell in cells)
+    columns = " | ".join(cell.summary() for cell in cells)
+    return f"| {sizes.sum()}, {sizes.size} | {layout} ({worth:.0f}) | {columns} |", sum(
+        not cell.within_goals for cell in cells
+    )
 
 
 def binary_lines(bar: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    for kind, sizes in layouts():
-        cells = CORRELATIONS[: 1 if kind == "singletons" else 3]
-        yield line_of(kind, sizes, [binary_cell(sizes, bar, icc, runs, seed) for icc in cells])
+    for layout, sizes in layouts():
+        cells = CORRELATIONS[: 1 if layout == "singletons" else 3]
+        yield line_of(layout, sizes, [binary_cell(sizes, bar, icc, runs, seed) for icc in cells])
 
 
 def scored_lines(mean: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    for kind, sizes in layouts():
-        if sizes.sum() == 600 or kind == "singletons":
-            cells = SCORE_CORRELATIONS[: 1 if kind == "singletons" else 3]
-            yield line_of(kind, sizes, [scored_cell(sizes, mean, alike, runs, seed) for alike in cells])
+    for layout, sizes in layouts():
+        if sizes.sum() == 600 or layout == "singletons":
+            cells = SCORE_CORRELATIONS[: 1 if layout == "singletons" else 3]
+            yield line_of(layout, sizes, [scored_cell(sizes, mean, correlation, runs, seed) for correlation in cells])
 
 
 def power_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for bar, truth in POWERS:
         for rows, groups in ((200, 200), (200, 60), (600, 60), (600, 300), (2000, 60), (2000, 300)):
             cells = CORRELATIONS[: 1 if groups == rows else 3]
-            found = [power(equal(rows, groups), bar, truth, icc, runs, seed) for icc in cells]
-            lost = [bar == POWERS[0][0] and before - now > MOST_LOST for now, before in found]
-            said = [
-                f"{now:.3f} / {before:.3f}{'  MISSED' if more else ''}"
-                for (now, before), more in zip(found, lost, strict=True)
+            powers = [power(equal(rows, groups), bar, truth, icc, runs, seed) for icc in cells]
+            lost = [bar == POWERS[0][0] and before - current > MOST_LOST for current, before in powers]
+            columns = [
+                f"{current:.3f} / {before:.3f}{'  MISSED' if missed else ''}"
+                for (current, before), missed in zip(powers, lost, strict=True)
             ]
-            yield f"| {truth:g}, {bar:g} | {rows}, {groups} | {' | '.join(said)} |", sum(lost)
+            yield f"| {truth:g}, {bar:g} | {rows}, {groups} | {' | '.join(columns)} |", sum(lost)
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,13 +217,19 @@ class Judged:
         return statistics.effective_n_bound(self.scores, None, confidence, side).value
 
 
-def kept(rng: np.random.Generator, lost: float, items: int) -> GuardResult:
+def retention_guard(rng: np.random.Generator, lost: float, row_count: int) -> GuardResult:
     """A retention guard of a child that has lost this share of what its parent knew, which is the limit."""
-    after = (rng.random(items) >= lost).astype(float).tolist()
+    after = (rng.random(row_count) >= lost).astype(float).tolist()
     rows = tuple(GuardRow(id=str(i), group=str(i), parent=1.0, child=child) for i, child in enumerate(after))
-    known = {"guard": "retention", "measure": "accuracy", "parent": 1.0, "child": sum(after) / items, "limit": lost}
-    made = bounded("retention", "accuracy", 1.0, sum(after) / items, drop_of("retention", rows, CONFIDENCE), lost)
-    return GuardResult.model_validate({**known, **made, "details": {}, "rows": rows})
+    fields = {
+        "guard": "retention",
+        "measure": "accuracy",
+        "parent": 1.0,
+        "child": sum(after) / row_count,
+        "limit": lost,
+    }
+    bounds = bounded("retention", "accuracy", 1.0, sum(after) / row_count, drop_of("retention", rows, CONFIDENCE), lost)
+    return GuardResult.model_validate({**fields, **bounds, "details": {}, "rows": rows})
 
 
 def guard_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
@@ -230,12 +242,19 @@ def guard_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         nomination = gate.Nomination(names, "a", None, {})
         passed = alone = 0
         for _ in range(runs):
-            guards = {name: [kept(rng, 0.05, 300)] for name in names}
-            alone += any(made[0].holds for made in guards.values())
-            holds = {name: partial(hold, made) for name, made in guards.items()}
-            found = gate.confirm(list(tested.items()), tested, target=0.8, alpha=1 - CONFIDENCE, holds=holds)
-            shown = {one.rung: [guard.at(one.lower_confidence) for guard in guards[one.rung]] for one in found}
-            verdict = gate.decide(nomination, found, metric="accuracy", target=0.8, n=400, groups=400, guards=shown)
+            guards = {name: [retention_guard(rng, 0.05, 300)] for name in names}
+            alone += any(results[0].holds for results in guards.values())
+            guard_checks = {name: partial(guards_pass, results) for name, results in guards.items()}
+            confirmations = gate.confirm(
+                list(tested.items()), tested, target=0.8, alpha=1 - CONFIDENCE, checks=guard_checks
+            )
+            shown = {
+                confirmation.rung: [guard.at(confirmation.lower_confidence) for guard in guards[confirmation.rung]]
+                for confirmation in confirmations
+            }
+            verdict = gate.decide(
+                nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400, guards=shown
+            )
             passed += verdict.status == "PASS"
         wrong = passed > MOST_FALSE * runs + 2 * (MOST_FALSE * (1 - MOST_FALSE) * runs) ** 0.5
         yield f"| {nominees} | {passed / runs:.3f}{'  MISSED' if wrong else ''} | {alone / runs:.3f} |", int(wrong)
@@ -246,9 +265,12 @@ def needed_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for the best on valid, and the mean power of as many at the next verdict (1 where none are promised)."""
     rng = np.random.default_rng([seed, 3])
     level = 1 - statistics.spent_alpha(1 - CONFIDENCE, 2)
-    for what, truths in (("all at 0.83", [0.83] * 8), ("0.70 to 0.83", [0.7, 0.75, 0.78, 0.8, 0.81, 0.82, 0.83, 0.83])):
+    for label, truths in (
+        ("all at 0.83", [0.83] * 8),
+        ("0.70 to 0.83", [0.7, 0.75, 0.78, 0.8, 0.81, 0.82, 0.83, 0.83]),
+    ):
         truth = np.array(truths)[:, None]
-        told: list[int | None] = []
+        needed_rows: list[int | None] = []
         powers: list[float] = []
         for _ in range(runs):
             shared = rng.standard_normal((2, 1, 587)) * np.sqrt(0.5)
@@ -256,13 +278,13 @@ def needed_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             valid = {str(i): Judged(right[0, i]) for i in range(8)}
             chosen = sorted(valid, key=lambda name: -valid[name].estimate)[:NOMINEES]
             tested = [(name, Judged(right[1, int(name)])) for name in chosen]
-            found = gate.confirm(tested, valid, target=0.8, alpha=1 - LEVEL, next_alpha=1 - level)
-            if not any(one.passed for one in found):
-                told.append(found[0].needed_n)
-                powers.append(_power(found[0].needed_n, truths[int(chosen[0])], level))
-        promised = [n for n in told if n is not None]
-        some = len(promised) / max(1, len(told))
-        yield f"| {what} | {np.median(promised):,.0f} ({some:.0%}) | {np.mean(powers):.2f} |", 0
+            confirmations = gate.confirm(tested, valid, target=0.8, alpha=1 - LEVEL, next_alpha=1 - level)
+            if not any(confirmation.passed for confirmation in confirmations):
+                needed_rows.append(confirmations[0].needed_n)
+                powers.append(_power(confirmations[0].needed_n, truths[int(chosen[0])], level))
+        promised = [n for n in needed_rows if n is not None]
+        promised_share = len(promised) / max(1, len(needed_rows))
+        yield f"| {label} | {np.median(promised):,.0f} ({promised_share:.0%}) | {np.mean(powers):.2f} |", 0
 
 
 def _power(rows: int | None, truth: float, level: float) -> float:
@@ -288,36 +310,36 @@ def main() -> None:
     parser = options(__doc__, 4000)
     parser.add_argument("--bars", type=float, nargs="+", default=BARS, help="of the first table")
     parser.add_argument("--tables", choices=TABLES, nargs="+", default=TABLES)
-    asked = start(parser).options
-    runs, seed = asked.runs, asked.seed
+    arguments = start(parser).options
+    runs, seed = arguments.runs, arguments.seed
     missed = 0
-    if "pass" in asked.tables:
-        for bar in asked.bars:
+    if "pass" in arguments.tables:
+        for bar in arguments.bars:
             missed += table(
                 f"PASS of {NOMINEES} nominees at the bar of {bar:g}, coverage of the shown 95%; {runs} runs a cell",
                 header("n, groups | sizes (worth)", CORRELATIONS),
                 binary_lines(bar, runs, seed),
             )
-    if "scores" in asked.tables:
+    if "scores" in arguments.tables:
         for mean in SCORE_MEANS:
             missed += table(
                 f"The same of scores between 0 and 1 with a mean of {mean:g}, one candidate at a first verdict",
                 header("n, groups | sizes (worth)", SCORE_CORRELATIONS),
                 scored_lines(mean, max(runs // 2, 100), seed),
             )
-    if "power" in asked.tables:
+    if "power" in arguments.tables:
         missed += table(
             "Power of one nominee, groups of one size: now / with every group counted alike",
             header("truth, bar | n, groups", CORRELATIONS),
             power_lines(runs, seed),
         )
-    if "guards" in asked.tables:
+    if "guards" in arguments.tables:
         missed += table(
             "PASS of nominees that clear the target and have lost all that their guard allows; each guard by itself",
             "| nominees | PASS | any guard at 95% |",
             guard_lines(max(runs // 4, 100), seed),
         )
-    if "needed" in asked.tables:
+    if "needed" in arguments.tables:
         table(
             "Rows that are needed, as told (and in how many verdicts any are), and the power of the next with as many",
             "| eight candidates | rows | power |",

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
 from bedplate.core import statistics
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 from bedplate.evaluation.leaks.hidden import hidden_groups
 from bedplate.evaluation.leaks.table import table_of
 from bedplate.evaluation.task import Task
@@ -54,8 +54,8 @@ def passes(rng: np.random.Generator, rows: int, groups: int, icc: float, *, decl
     quantiles = ndtri(betaincinv(BAR * spread, (1 - BAR) * spread, ndtr(grid)))
 
     def normals(size: int) -> NDArray[np.float64]:
-        own = rng.standard_normal((CANDIDATES, size))
-        return np.sqrt(SHARED) * rng.standard_normal((1, size)) + np.sqrt(1 - SHARED) * own
+        individual = rng.standard_normal((CANDIDATES, size))
+        return np.sqrt(SHARED) * rng.standard_normal((1, size)) + np.sqrt(1 - SHARED) * individual
 
     rates = normals(groups)
     sides: list[NDArray[np.bool_]] = []
@@ -73,23 +73,25 @@ def _lower(right: NDArray[np.float64], units: NDArray[np.int64] | None, level: f
     return statistics.effective_n_bound(right, units, level).value
 
 
-def stopped(rng: np.random.Generator, rows: int, groups: int, icc: float, seen: str) -> bool:
+def stopped(rng: np.random.Generator, rows: int, groups: int, icc: float, evidence: str) -> bool:
     """Whether a file of such rows stops a run that does not declare its groups."""
-    made: list[dict[str, str]] = []
+    records: list[dict[str, str]] = []
     half = 0.5 * (1 / icc - 1)
     for group, size in enumerate(equal(rows, groups).tolist()):
-        some, rate = rng.choice(WORDS, 5), 0.5 if seen == "nothing" else rng.beta(half, half)
+        group_words, rate = rng.choice(WORDS, 5), 0.5 if evidence == "nothing" else rng.beta(half, half)
         for _ in range(size):
-            own = rng.random(12) < (0 if seen == "nothing" else icc)
-            words = np.where(own, rng.choice(some, 12), rng.choice(WORDS, 12))
-            made.append({"text": " ".join(words), "label": "yes" if rng.random() < rate else "no", "user": f"u{group}"})
-    if seen == "order":
-        made = [{name: row[name] for name in ("text", "label")} for row in made]
+            from_group = rng.random(12) < (0 if evidence == "nothing" else icc)
+            words = np.where(from_group, rng.choice(group_words, 12), rng.choice(WORDS, 12))
+            records.append(
+                {"text": " ".join(words), "label": "yes" if rng.random() < rate else "no", "user": f"u{group}"}
+            )
+    if evidence == "order":
+        records = [{name: row[name] for name in ("text", "label")} for row in records]
     else:
-        made = [made[i] for i in rng.permutation(rows)]
-    columns = tuple(made[0])
-    source = Rows(tuple(made), tuple(range(1, rows + 1)), columns, {}, "0" * 64, "rows", Path("rows"))
-    return any(one.strong for one in hidden_groups(table_of(TASK, {"": source}))[0])
+        records = [records[i] for i in rng.permutation(rows)]
+    columns = tuple(records[0])
+    source = SourceRows(tuple(records), tuple(range(1, rows + 1)), columns, {}, "0" * 64, "rows", Path("rows"))
+    return any(suspect.strong for suspect in hidden_groups(table_of(TASK, {"": source}))[0])
 
 
 def lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
@@ -100,27 +102,27 @@ def lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
                 float(np.mean([passes(rng, rows, groups, icc, declared=whole) for _ in range(runs)]))
                 for whole in (False, True)
             )
-            few = max(runs // 20, 20)
-            found = {
-                seen: float(np.mean([stopped(rng, 2 * rows, groups, icc, seen) for _ in range(few)]))
-                for seen in ("column", "order", "nothing")
+            stop_runs = max(runs // 20, 20)
+            rates = {
+                evidence: float(np.mean([stopped(rng, 2 * rows, groups, icc, evidence) for _ in range(stop_runs)]))
+                for evidence in ("column", "order", "nothing")
             }
-            silent = undeclared * (1 - found["column"])
-            wrong = found["nothing"] > MOST_STOPPED_FALSELY + 2 * (0.05 * 0.95 / few) ** 0.5
-            wrong |= found["column"] < LEAST_STOPPED
-            said = f"{undeclared:.3f} | {found['column']:.2f} | {found['order']:.2f} | {found['nothing']:.2f}"
-            yield f"| {rows}, {groups} | {icc:g} | {said} | {silent:.3f} | {declared:.3f} |", int(wrong)
+            silent = undeclared * (1 - rates["column"])
+            wrong = rates["nothing"] > MOST_STOPPED_FALSELY + 2 * (0.05 * 0.95 / stop_runs) ** 0.5
+            wrong |= rates["column"] < LEAST_STOPPED
+            columns = f"{undeclared:.3f} | {rates['column']:.2f} | {rates['order']:.2f} | {rates['nothing']:.2f}"
+            yield f"| {rows}, {groups} | {icc:g} | {columns} | {silent:.3f} | {declared:.3f} |", int(wrong)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=1000, help="of each cell; a twentieth for what is found")
     parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
+    options = start(parser).options
     missed = table(
-        f"PASS of {NOMINEES} of {CANDIDATES} candidates at the bar of {BAR}; {asked.runs} runs a cell",
+        f"PASS of {NOMINEES} of {CANDIDATES} candidates at the bar of {BAR}; {options.runs} runs a cell",
         "| n, groups | correlation | PASS | stopped: column | order | no groups | PASS unseen | PASS, declared |",
-        lines(asked.runs, asked.seed),
+        lines(options.runs, options.seed),
     )
     print(f"\nfound as a column in {LEAST_STOPPED:.0%}, false stops at most {MOST_STOPPED_FALSELY:.0%}: ", end="")
     print("met in every cell" if not missed else f"MISSED in {missed} cells")

@@ -35,7 +35,7 @@ TRUTH, MARGIN = 0.85, 0.05
 """Of what runs today; by how much a skin may be worse."""
 
 
-def paired(kind: str, sizes: Ints, icc: float, runs: int, seed: int) -> tuple[float, float, float]:
+def paired(layout: str, sizes: Ints, icc: float, runs: int, seed: int) -> tuple[float, float, float]:
     """PASS of a skin that is worse by the margin, of one that is equal and has to be better, and of one that is equal
     and may be worse by the margin, which is power."""
     rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc)])
@@ -43,45 +43,45 @@ def paired(kind: str, sizes: Ints, icc: float, runs: int, seed: int) -> tuple[fl
     groups = codes.tolist()
     worse = better = power = 0
     for right in correct(rng, sizes, TRUTH, icc, runs, 2):
-        for now, skin in right.astype(np.float64):
-            less = skin * (rng.random(skin.size) >= MARGIN / TRUTH)
-            worse += _shown(now, less, codes, groups, MARGIN)
-            better += _shown(now, skin, codes, groups, 0.0)
-            power += _shown(now, skin, codes, groups, MARGIN)
+        for incumbent, skin in right.astype(np.float64):
+            weaker = skin * (rng.random(skin.size) >= MARGIN / TRUTH)
+            worse += _shown(incumbent, weaker, codes, groups, MARGIN)
+            better += _shown(incumbent, skin, codes, groups, 0.0)
+            power += _shown(incumbent, skin, codes, groups, MARGIN)
     return worse / runs, better / runs, power / runs
 
 
-def _shown(now: Floats, skin: Floats, codes: Ints, groups: list[int], margin: float) -> bool:
+def _shown(incumbent: Floats, skin: Floats, codes: Ints, groups: list[int], margin: float) -> bool:
     """As `drop_between` has it."""
-    effect = max(1.0, *(statistics.design_effect(one, codes) for one in (now, skin)))
-    return mean_drop(now, skin, groups, LEVEL, units=max(now.size / effect, 1.0)).within(margin) is True
+    effect = max(1.0, *(statistics.design_effect(answers, codes) for answers in (incumbent, skin)))
+    return mean_drop(incumbent, skin, groups, LEVEL, units=max(incumbent.size / effect, 1.0)).is_within(margin) is True
 
 
 def paired_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    for kind, sizes in LAYOUTS:
-        found = [paired(kind, sizes, icc, runs, seed) for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]]
-        wrong = sum(max(worse, better) > MOST_FALSE for worse, better, _ in found)
-        said = " | ".join(" / ".join(f"{one:.3f}" for one in cell) for cell in found)
-        yield f"| {sizes.sum()}, {sizes.size} | {kind} | {said} |{'  MISSED' if wrong else ''}", wrong
+    for layout, sizes in LAYOUTS:
+        rates = [paired(layout, sizes, icc, runs, seed) for icc in CORRELATIONS[: 1 if layout == "singletons" else 3]]
+        wrong = sum(max(worse, better) > MOST_FALSE for worse, better, _ in rates)
+        columns = " | ".join(" / ".join(f"{rate:.3f}" for rate in cell) for cell in rates)
+        yield f"| {sizes.sum()}, {sizes.size} | {layout} | {columns} |{'  MISSED' if wrong else ''}", wrong
 
 
 def lost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     """A skin that has lost all of the margin, in rows that are alike within groups."""
     for margin in (0.05, 0.02, 0.01):
-        for kind, sizes in LAYOUTS[1:-1]:
+        for layout, sizes in LAYOUTS[1:-1]:
             codes = np.repeat(np.arange(sizes.size), sizes)
-            groups, found = codes.tolist(), list[float]()
-            for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]:
+            groups, rates = codes.tolist(), list[float]()
+            for icc in CORRELATIONS[: 1 if layout == "singletons" else 3]:
                 rng = np.random.default_rng([seed, sizes.size, codes.size, round(1000 * margin), round(100 * icc)])
                 shown = 0
-                for kept in correct(rng, sizes, 1 - margin / TRUTH, icc, runs, 1):
-                    for one in kept[:, 0]:
-                        now = (rng.random(one.size) < TRUTH).astype(float)
-                        shown += _shown(now, now * one, codes, groups, margin)
-                found.append(shown / runs)
-            wrong = sum(one > MOST_FALSE for one in found)
-            said = " | ".join(f"{one:.3f}{'  MISSED' if one > MOST_FALSE else ''}" for one in found)
-            yield f"| {margin:g} | {sizes.sum()}, {sizes.size} {kind} | {said} |", wrong
+                for retained in correct(rng, sizes, 1 - margin / TRUTH, icc, runs, 1):
+                    for mask in retained[:, 0]:
+                        incumbent = (rng.random(mask.size) < TRUTH).astype(float)
+                        shown += _shown(incumbent, incumbent * mask, codes, groups, margin)
+                rates.append(shown / runs)
+            wrong = sum(rate > MOST_FALSE for rate in rates)
+            columns = " | ".join(f"{rate:.3f}{'  MISSED' if rate > MOST_FALSE else ''}" for rate in rates)
+            yield f"| {margin:g} | {sizes.sum()}, {sizes.size} {layout} | {columns} |", wrong
 
 
 def costs(rng: np.random.Generator, n: int, rare: float) -> Floats:
@@ -103,8 +103,8 @@ def cost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
                 passed += judged.lower > truth
                 covered += shown.interval[0] <= truth <= shown.interval[1]
             wrong = int(passed > MOST_FALSE * runs or covered < 0.93 * runs)
-            seen = f"{passed / runs:.3f} | {covered / runs:.3f}"
-            yield f"| {n} | {rare:g} ({n * rare:g} rows) | {seen} |{'  MISSED' if wrong else ''}", wrong
+            columns = f"{passed / runs:.3f} | {covered / runs:.3f}"
+            yield f"| {n} | {rare:g} ({n * rare:g} rows) | {columns} |{'  MISSED' if wrong else ''}", wrong
 
 
 WEIGHTS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
@@ -116,29 +116,29 @@ WEIGHTS: dict[str, Callable[[np.random.Generator, int], Floats]] = {
 
 def weighted_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for name, draw in WEIGHTS.items():
-        for kind, sizes in (*LAYOUTS[:1], *LAYOUTS[2:4]):
+        for layout, sizes in (*LAYOUTS[:1], *LAYOUTS[2:4]):
             cells: list[str] = []
             wrong = 0
-            for icc in CORRELATIONS[: 1 if kind == "singletons" else 3]:
+            for icc in CORRELATIONS[: 1 if layout == "singletons" else 3]:
                 rng = np.random.default_rng([seed, sizes.size, round(100 * icc)])
                 codes = np.repeat(np.arange(sizes.size), sizes)
                 passed = covered = refused = 0
                 for right in correct(rng, sizes, 0.9, icc, runs, 1):
-                    for one in right[:, 0].astype(np.float64):
-                        weights = draw(rng, one.size)
+                    for answers in right[:, 0].astype(np.float64):
+                        weights = draw(rng, answers.size)
                         low, high = statistics.effective_n_interval(
-                            one, codes, CONFIDENCE, minimum_groups=2, weights=weights
+                            answers, codes, CONFIDENCE, minimum_groups=2, weights=weights
                         )
                         covered += low <= 0.9 <= high
                         try:
-                            passed += statistics.effective_n_bound(one, codes, LEVEL, weights=weights).value > 0.9
+                            passed += statistics.effective_n_bound(answers, codes, LEVEL, weights=weights).value > 0.9
                         except InsufficientGroups:
                             refused += 1
                 missed = passed > MOST_FALSE * runs or covered < 0.93 * runs
                 wrong += missed
-                said = f" ({refused / runs:.0%} INSUFFICIENT_DATA)" if refused else ""
-                cells.append(f"{passed / runs:.3f} {covered / runs:.3f}{said}{'  MISSED' if missed else ''}")
-            yield f"| {name} | {sizes.sum()}, {sizes.size} {kind} | {' | '.join(cells)} |", wrong
+                refusals = f" ({refused / runs:.0%} INSUFFICIENT_DATA)" if refused else ""
+                cells.append(f"{passed / runs:.3f} {covered / runs:.3f}{refusals}{'  MISSED' if missed else ''}")
+            yield f"| {name} | {sizes.sum()}, {sizes.size} {layout} | {' | '.join(cells)} |", wrong
 
 
 def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
@@ -150,7 +150,9 @@ def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         passed = failed = 0
         for _ in range(runs):
             right = (rng.random((2, 3, 200)) < rates[None, :, None]).sum(2)
-            passed += any(min(statistics.binomial_lower(s, 200, level) for s in one) > 0.8 for one in right.tolist())
+            passed += any(
+                min(statistics.binomial_lower(s, 200, level) for s in nominee) > 0.8 for nominee in right.tolist()
+            )
             whole, slices = int(right[0].sum()), right[0].tolist()
             broken = min(statistics.binomial_upper(s, 200, shared) for s in slices) < 0.8
             failed += broken or statistics.binomial_upper(whole, 600, shared) < rates.mean()
@@ -163,22 +165,24 @@ def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         for over in (0.0, 0.05, 0.15):
             rng = np.random.default_rng([seed, n, round(100 * over)])
             truth = over * (1 - ((0.8 - 0.5) / 0.499) ** 3)
-            above = below = 0
+            lower_misses = below = 0
             width = 0.0
             for _ in range(runs):
-                told = 0.5 + 0.499 * rng.beta(3, 1, n)
-                right = rng.random(n) < told - np.where(told > 0.8, over, 0.0)
-                bins = np.ceil(told * 10).astype(np.int64) - 1
-                found = calibration_bounds(told - right, bins, range(n), CONFIDENCE)
-                above, below = above + (found.lower > truth), below + (found.upper < truth)
-                width += (found.upper - truth) / runs
-            wrong = int(max(above, below) > MOST_FALSE * runs + 2 * (MOST_FALSE * (1 - MOST_FALSE) * runs) ** 0.5)
-            yield f"| {n} | {truth:.3f} | {below / runs:.3f} | {above / runs:.3f} | {width:.3f} |", wrong
+                confidences = 0.5 + 0.499 * rng.beta(3, 1, n)
+                right = rng.random(n) < confidences - np.where(confidences > 0.8, over, 0.0)
+                bins = np.ceil(confidences * 10).astype(np.int64) - 1
+                bounds = calibration_bounds(confidences - right, bins, range(n), CONFIDENCE)
+                lower_misses, below = lower_misses + (bounds.lower > truth), below + (bounds.upper < truth)
+                width += (bounds.upper - truth) / runs
+            wrong = int(
+                max(lower_misses, below) > MOST_FALSE * runs + 2 * (MOST_FALSE * (1 - MOST_FALSE) * runs) ** 0.5
+            )
+            yield f"| {n} | {truth:.3f} | {below / runs:.3f} | {lower_misses / runs:.3f} | {width:.3f} |", wrong
 
 
 def main() -> None:
-    asked = start(options(__doc__, 2000)).options
-    runs, seed = asked.runs, asked.seed
+    arguments = start(options(__doc__, 2000)).options
+    runs, seed = arguments.runs, arguments.seed
     missed = table(
         f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
         "to be better / of an equal one that may be worse by it (power)",

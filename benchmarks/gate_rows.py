@@ -61,18 +61,18 @@ def correct(
     table = ndtri(betaincinv(truth * spread, (1 - truth) * spread, ndtr(grid))) if icc else None
 
     def normals(runs: int, size: int) -> Floats:
-        own = rng.standard_normal((runs, candidates, size))
-        return np.sqrt(SHARED) * rng.standard_normal((runs, 1, size)) + np.sqrt(1 - SHARED) * own
+        individual = rng.standard_normal((runs, candidates, size))
+        return np.sqrt(SHARED) * rng.standard_normal((runs, 1, size)) + np.sqrt(1 - SHARED) * individual
 
     for first in range(0, runs, AT_ONCE):
-        some = min(AT_ONCE, runs - first)
+        batch_runs = min(AT_ONCE, runs - first)
         below = ndtri(truth)
         if table is not None:
-            below = np.interp(normals(some, sizes.size), grid, table)[:, :, codes]
-        yield normals(some, int(sizes.sum())) < below
+            below = np.interp(normals(batch_runs, sizes.size), grid, table)[:, :, codes]
+        yield normals(batch_runs, int(sizes.sum())) < below
 
 
 def scores(u: Floats, mean: float = 0.75) -> Floats:
     """Of evenly spread `u`: what is not 1 is 0 in a quarter and evenly between in the rest."""
-    less = (1 - mean) / 0.625
-    return np.where(u < less / 4, 0.0, np.where(u > less, 1.0, (u - less / 4) / (0.75 * less)))
+    below_one = (1 - mean) / 0.625
+    return np.where(u < below_one / 4, 0.0, np.where(u > below_one, 1.0, (u - below_one / 4) / (0.75 * below_one)))

@@ -54,11 +54,11 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--embed", action="store_true")
-    asked = start(parser).options
-    ours = pool(asked.rows, asked.size, asked.k)
-    query = np.random.default_rng(1).normal(size=asked.size).astype(np.float32)
+    options = start(parser).options
+    ours = pool(options.rows, options.size, options.k)
+    query = np.random.default_rng(1).normal(size=options.size).astype(np.float32)
     query /= np.linalg.norm(query)
-    brute = NearestNeighbors(n_neighbors=asked.k, metric="cosine", algorithm="brute").fit(ours.vectors)
+    brute = NearestNeighbors(n_neighbors=options.k, metric="cosine", algorithm="brute").fit(ours.vectors)
     peers: dict[str, tuple[str, Any]] = {
         "scikit-learn brute": (
             version("scikit-learn"),
@@ -72,14 +72,16 @@ def main() -> None:
         if search(query) != ours.nearest(query):
             raise SystemExit(f"{name} finds other rows")
     runs = {name: (lambda search=search: search(query)) for name, (_, search) in peers.items()}
-    seconds = interleaved({"ours": lambda: ours.nearest(query), **runs}, asked.repeats)
+    seconds = interleaved({"ours": lambda: ours.nearest(query), **runs}, options.repeats)
     mine = 1000 * seconds["ours"]
-    print(f"one choice among {asked.rows:,}: {mine:.2f} ms (goal {GOAL_MS:g}, {'met' if mine < GOAL_MS else 'MISSED'})")
-    if asked.embed:
-        whole(ours, asked.repeats)
+    print(
+        f"one choice among {options.rows:,}: {mine:.2f} ms (goal {GOAL_MS:g}, {'met' if mine < GOAL_MS else 'MISSED'})"
+    )
+    if options.embed:
+        whole(ours, options.repeats)
     report(
         [
-            Row(f"choice among {asked.rows:,}", mine, 1000 * seconds[name], "ms", name, number, None, True)
+            Row(f"choice among {options.rows:,}", mine, 1000 * seconds[name], "ms", name, number, None, True)
             for name, (number, _) in peers.items()
         ]
     )
@@ -88,17 +90,17 @@ def main() -> None:
 def whole(ours: Neighbours, repeats: int) -> None:
     """A call's whole choice: the question embedded by minilm-l6, then searched for."""
     encoder = load("minilm-l6")
-    found: list[float] = []
+    timings: list[float] = []
     try:
         for turn in range(repeats + 3):
             began = time.perf_counter()
             ours.demonstrations(embed_texts(encoder.engine, [QUESTION], "mean")[0])
             if turn >= 3:
-                found.append(1000 * (time.perf_counter() - began))
+                timings.append(1000 * (time.perf_counter() - began))
     finally:
         encoder.close()
     print(
-        f"with the question embedded by minilm-l6: median {statistics.median(found):.2f} ms, worst {max(found):.2f} ms"
+        f"with the question embedded by minilm-l6: median {statistics.median(timings):.2f} ms, worst {max(timings):.2f} ms"
     )
 
 

@@ -55,8 +55,8 @@ def any_passes(right: Floats, codes: Ints, levels: Sequence[float]) -> int:
             except InsufficientGroups:
                 return -1.0
 
-        bounds = [lambda confidence, one=one: lower(one, confidence) for one in right]
-        if any(found.passed for found in statistics.holm_bounds(bounds, BAR, 1 - ALPHA)):
+        bounds = [lambda confidence, nominee=nominee: lower(nominee, confidence) for nominee in right]
+        if any(bound.passed for bound in statistics.holm_bounds(bounds, BAR, 1 - ALPHA)):
             return look + 1
     return 0
 
@@ -69,9 +69,9 @@ def look_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         codes = np.repeat(np.arange(groups), sizes)
         false = plain = 0
         for right in correct(rng, sizes, BAR, icc, runs, 3):
-            for one in right.astype(np.float64):
+            for answers in right.astype(np.float64):
                 order = rng.permutation(rows)
-                drawn = one[:, order]
+                drawn = answers[:, order]
                 false += any_passes(drawn, codes[order], []) > 0
                 plain += any_passes(drawn, codes[order], [ALPHA / 3] * LOOKS) > 0
         wrong = false > MOST_FALSE * runs
@@ -87,23 +87,23 @@ def saved_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     n = 500
     ends = [round(n * share) for share in shares()]
     levels = look_levels(ALPHA, shares())
-    least = [int(stats.binom.isf(level, end, BAR)) + 1 for level, end in zip(levels, ends, strict=True)]
-    once = int(stats.binom.isf(ALPHA, n, BAR)) + 1
+    thresholds = [int(stats.binom.isf(level, end, BAR)) + 1 for level, end in zip(levels, ends, strict=True)]
+    single_threshold = int(stats.binom.isf(ALPHA, n, BAR)) + 1
     for truth in (0.82, 0.84, 0.86, 0.88, 0.9, 0.95):
         right = (rng.random((runs, n)) < truth).cumsum(1)[:, [end - 1 for end in ends]]
-        passed = right >= np.array(least)
-        taken = np.where(passed.any(1), np.array(ends)[passed.argmax(1)], n)
-        power, whole = float(passed.any(1).mean()), float((right[:, -1] >= once).mean())
+        passed = right >= np.array(thresholds)
+        labels_used = np.where(passed.any(1), np.array(ends)[passed.argmax(1)], n)
+        power, whole = float(passed.any(1).mean()), float((right[:, -1] >= single_threshold).mean())
         wrong = whole - power > MOST_LOST
         yield (
-            f"| {truth} | {power:.3f} / {whole:.3f}{'  MISSED' if wrong else ''} | {taken.mean() / n:.0%} |",
+            f"| {truth} | {power:.3f} / {whole:.3f}{'  MISSED' if wrong else ''} | {labels_used.mean() / n:.0%} |",
             int(wrong),
         )
 
 
 def order_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     """600 rows of valid and of test; the three cheapest that look good enough and the best are nominated."""
-    for what, truths in (
+    for title, truths in (
         ("rising with the price", [0.78, 0.80, 0.82, 0.84, 0.85, 0.86]),
         ("all 0.84", [0.84] * 6),
         ("only the dearest good", [0.76, 0.77, 0.78, 0.79, 0.80, 0.86]),
@@ -111,17 +111,17 @@ def order_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         ("all at the bar", [BAR] * 6),
     ):
         rng = np.random.default_rng([seed, 2, len(truths), round(1000 * truths[0])])
-        found = {"holm": [0, 0], "best first": [0, 0], "cheapest first": [0, 0]}
+        tallies = {"holm": [0, 0], "best first": [0, 0], "cheapest first": [0, 0]}
         for _ in range(runs):
             shared = np.sqrt(0.6) * rng.standard_normal((2, 1, 600))
-            own = np.sqrt(0.4) * rng.standard_normal((2, len(truths), 600))
-            counts = (shared + own < stats.norm.ppf(truths)[:, None]).sum(-1)
+            individual = np.sqrt(0.4) * rng.standard_normal((2, len(truths), 600))
+            counts = (shared + individual < stats.norm.ppf(truths)[:, None]).sum(-1)
             for name, passed in judged(counts[0] / 600, counts[1]).items():
-                found[name][0] += bool(passed)
-                found[name][1] += min(passed, default=0)
-        said = " | ".join(f"{won / runs:.3f} ({place / max(1, won):.2f})" for won, place in found.values())
-        wrong = truths[0] == BAR and any(won > MOST_FALSE * runs for won, _ in found.values())
-        yield f"| {what} | {said}{'  MISSED' if wrong else ''} |", int(wrong)
+                tallies[name][0] += bool(passed)
+                tallies[name][1] += min(passed, default=0)
+        columns = " | ".join(f"{won / runs:.3f} ({place / max(1, won):.2f})" for won, place in tallies.values())
+        wrong = truths[0] == BAR and any(won > MOST_FALSE * runs for won, _ in tallies.values())
+        yield f"| {title} | {columns}{'  MISSED' if wrong else ''} |", int(wrong)
 
 
 def judged(valid: Floats, right: Ints) -> dict[str, list[int]]:
@@ -131,7 +131,10 @@ def judged(valid: Floats, right: Ints) -> dict[str, list[int]]:
     best, chosen = int(valid.argmax()), pool[:3]
     if best in pool and best not in chosen:
         chosen = [*chosen[:2], best]
-    bounds = [lambda level, one=one: statistics.binomial_lower(int(right[one]), 600, level) for one in chosen]
+    bounds = [
+        lambda level, candidate=candidate: statistics.binomial_lower(int(right[candidate]), 600, level)
+        for candidate in chosen
+    ]
     by_valid = sorted(range(len(chosen)), key=lambda i: -valid[chosen[i]])
     rules = {
         "holm": statistics.holm_bounds(bounds, BAR, 1 - ALPHA),
@@ -139,7 +142,8 @@ def judged(valid: Floats, right: Ints) -> dict[str, list[int]]:
         "cheapest first": statistics.sequence_bounds(bounds, BAR, 1 - ALPHA),
     }
     return {
-        rule: [one for one, bound in zip(chosen, found, strict=True) if bound.passed] for rule, found in rules.items()
+        rule: [candidate for candidate, bound in zip(chosen, rule_bounds, strict=True) if bound.passed]
+        for rule, rule_bounds in rules.items()
     }
 
 
@@ -167,8 +171,11 @@ def chosen_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         right = rng.random(1000) < sure
         means["drawn at random"].append(float(right[:200].mean()))
         means["chosen by doubt"].append(float(right[np.argsort(sure)[:200]].mean()))
-    for what, found in means.items():
-        yield f"| {what} | {np.mean(found):.3f} |", int(what == "drawn at random" and abs(np.mean(found) - 0.8) > 0.005)
+    for title, estimates in means.items():
+        yield (
+            f"| {title} | {np.mean(estimates):.3f} |",
+            int(title == "drawn at random" and abs(np.mean(estimates) - 0.8) > 0.005),
+        )
 
 
 def main() -> None:
@@ -177,13 +184,13 @@ def main() -> None:
         "--runs", type=int, default=4000, help="of each cell; a tenth for cells with groups and nominees"
     )
     parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
-    runs, seed = asked.runs, asked.seed
-    some = max(200, runs // 4)
+    options = start(parser).options
+    runs, seed = options.runs, options.seed
+    cell_runs = max(200, runs // 4)
     missed = table(
-        f"PASS of three nominees at the bar at any of five looks; {some} runs a cell, nominal {ALPHA:.3f}",
+        f"PASS of three nominees at the bar at any of five looks; {cell_runs} runs a cell, nominal {ALPHA:.3f}",
         "| n, groups | correlation | levels of looks | each look at the whole level |",
-        look_lines(some, seed),
+        look_lines(cell_runs, seed),
     )
     missed += table(
         f"One nominee, 500 labels at most: power at five looks and at one, and the labels it takes; {runs} runs",
@@ -191,9 +198,9 @@ def main() -> None:
         saved_lines(runs, seed),
     )
     missed += table(
-        f"PASS of any, and the mean place (by price, from 0) of the cheapest that passed; {some} runs a line",
+        f"PASS of any, and the mean place (by price, from 0) of the cheapest that passed; {cell_runs} runs a line",
         "| truths | Holm | best on valid first | cheapest first |",
-        order_lines(some, seed),
+        order_lines(cell_runs, seed),
     )
     missed += table(
         f"The ceiling's upper bound at 95% covers what the best answers read; {runs} runs a line",

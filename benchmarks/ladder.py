@@ -45,8 +45,8 @@ def main() -> None:
             if getattr(arguments, name) is not None:
                 command += [f"--{name}", getattr(arguments, name)]
         began = time.perf_counter()
-        here = {"BEDPLATE_HOME": str(home), "BEDPLATE_DATA_LEDGER": "off"}
-        subprocess.run(command, check=True, env={**os.environ, **here})
+        overrides = {"BEDPLATE_HOME": str(home), "BEDPLATE_DATA_LEDGER": "off"}
+        subprocess.run(command, check=True, env={**os.environ, **overrides})
         report(out, time.perf_counter() - began)
 
 
@@ -54,10 +54,10 @@ def link_pulled(home: Path) -> None:
     """A home whose pulled items are those of the user's own."""
     from bedplate.core.files import bedplate_home
 
-    own = bedplate_home() / "hub"
+    user_hub = bedplate_home() / "hub"
     home.mkdir(parents=True)
-    if own.is_dir():
-        (home / "hub").symlink_to(own)
+    if user_hub.is_dir():
+        (home / "hub").symlink_to(user_hub)
 
 
 def report(run: Path, wall: float | None) -> None:
@@ -68,13 +68,13 @@ def report(run: Path, wall: float | None) -> None:
         sys.exit(f"{run} was resumed: its times are not those of one run; adapt into a new directory")
     if data["curve"] is not None:
         sys.exit(f"{run} has learning curves, whose time is not a rung's; adapt without --curve")
-    expected = {one["rung"]: one["expected_seconds"] for one in data["forecasts"]}
+    expected = {prediction["rung"]: prediction["expected_seconds"] for prediction in data["forecasts"]}
     compute = 0.0
     for rung, climb in timing["rungs"].items():
         guards, test = timing["guards"].get(rung, 0.0), timing["tests"].get(rung, 0.0)
         compute += climb + guards + test
-        said = expected.get(rung)
-        forecast = "" if not said else f" (forecast {said:.1f} s)"
+        expected_seconds = expected.get(rung)
+        forecast = "" if not expected_seconds else f" (forecast {expected_seconds:.1f} s)"
         print(f"{rung}: climb {climb:.1f} s{forecast}, guards {guards:.1f} s, test {test:.1f} s")
     whole = timing["seconds"] if wall is None else wall
     ratio = whole / compute

@@ -26,7 +26,7 @@ def cpu_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def ask(client: httpx.AsyncClient, body: dict, first: list[float]) -> int:
+async def send_completion(client: httpx.AsyncClient, body: dict, first: list[float]) -> int:
     """Tokens that came; appends the seconds until the first event where it streams."""
     start = time.perf_counter()
     if not body["stream"]:
@@ -55,27 +55,27 @@ async def main() -> None:
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stream", action="store_true")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     bodies = [
         {
-            "model": asked.models[i % len(asked.models)],
-            "prompt": prompt_tokens(asked.prompt, VOCABULARY, asked.seed * asked.requests + i),
-            "max_tokens": asked.output,
+            "model": options.models[i % len(options.models)],
+            "prompt": prompt_tokens(options.prompt, VOCABULARY, options.seed * options.requests + i),
+            "max_tokens": options.output,
             "temperature": 0,
             "ignore_eos": True,
-            "stream": asked.stream,
-            **({"stream_options": {"include_usage": True}} if asked.stream else {}),
+            "stream": options.stream,
+            **({"stream_options": {"include_usage": True}} if options.stream else {}),
         }
-        for i in range(asked.requests)
+        for i in range(options.requests)
     ]
     first: list[float] = []
-    async with httpx.AsyncClient(base_url=asked.url, timeout=600, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=options.url, timeout=600, trust_env=False) as client:
         start, before = time.perf_counter(), cpu_seconds()
-        tokens = sum(await asyncio.gather(*(ask(client, body, first) for body in bodies)))
+        tokens = sum(await asyncio.gather(*(send_completion(client, body, first) for body in bodies)))
         seconds = time.perf_counter() - start
     used = cpu_seconds() - before
-    found = {"tokens": tokens, "seconds": seconds, "cpu_seconds": used, "first": sorted(first)}
-    print(json.dumps(found))
+    summary = {"tokens": tokens, "seconds": seconds, "cpu_seconds": used, "first": sorted(first)}
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

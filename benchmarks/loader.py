@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.core.files import atomic_write
-from bedplate.data.corpus.manifest import Manifest, SourceEntry, TokenizerEntry
+from bedplate.data.corpus.manifest import CorpusManifest, SourceEntry, TokenizerEntry
 from bedplate.data.corpus.shards import Corpus, ShardWriter
 from bedplate.data.loader import CorpusLoader
 from bedplate.text.bpe import train_bpe
@@ -35,18 +35,24 @@ def write(place: Path, tokens: int) -> Path:
     tokenizer = train_bpe(["some words to train on " * 40], 300, "made")
     assert tokenizer.eos_id is not None
     tokenizer.save(place)
-    entry = TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+    tokenizer_entry = TokenizerEntry(
+        tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
+    )
     draw = np.random.Generator(np.random.PCG64(0))
-    with ShardWriter(place, "shards/text-train-00000.ds", entry, "uint16") as writer:
+    with ShardWriter(place, "shards/text-train-00000.ds", tokenizer_entry, "uint16") as writer:
         while writer.tokens < tokens:
             length = int(np.clip(draw.lognormal(6, 1), 20, 4000))
-            writer.write(draw.integers(1, entry.vocab_size, length), length)
-    assert writer.entry is not None
-    one = writer.entry
+            writer.write(draw.integers(1, tokenizer_entry.vocab_size, length), length)
+    assert writer.shard is not None
+    shard = writer.shard
     source = SourceEntry(
-        name="text", documents=one.documents, tokens=one.tokens, bytes=one.bytes, splits={"train": (one,), "valid": ()}
+        name="text",
+        documents=shard.documents,
+        tokens=shard.tokens,
+        bytes=shard.bytes,
+        splits={"train": (shard,), "valid": ()},
     )
-    manifest = Manifest(recipe="0" * 64, tokenizer=entry, dtype="uint16", sources=(source,))
+    manifest = CorpusManifest(recipe="0" * 64, tokenizer=tokenizer_entry, dtype="uint16", sources=(source,))
     atomic_write(place / "corpus.json", manifest.model_dump_json())
     return place
 
@@ -55,17 +61,17 @@ def memory(place: Path, row: int, rows: int) -> float:
     """Peak of this process beyond its imports, in MB, anonymous memory alone: mapped pages are the system's cache."""
     from bedplate.training.corpus_source import CorpusSource
 
-    def now() -> float:
+    def resident_mb() -> float:
         status = Path("/proc/self/status").read_text()
         return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
-    before = now()
+    before = resident_mb()
     steps = iter(CorpusSource(CorpusLoader(Corpus.open(place), row, quiet=True), rows))
-    most = 0.0
+    peak = 0.0
     for _ in range(200):
         next(steps)
-        most = max(most, now() - before)
-    return most
+        peak = max(peak, resident_mb() - before)
+    return peak
 
 
 def main() -> None:
@@ -133,22 +139,22 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
 
     seconds = interleaved({"ours": ours, "theirs": theirs, "step": step}, options.repeats)
     tokens = options.row * options.rows
-    rate, other, trained = (
+    rate, peer_rate, trained = (
         STEPS * tokens / seconds["ours"],
         STEPS * tokens / seconds["theirs"],
         tokens / seconds["step"],
     )
-    parameters = sum(one.numel() for one in model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"a step of {parameters / 1e6:.1f} M parameters: {trained:,.0f} tokens/s", flush=True)
     small = write(place / "small", options.tokens // 10)
     sizes = ["--row", str(options.row), "--rows", str(options.rows)]
     peaks = [
-        float(json.loads(subprocess.run([sys.executable, __file__, "--memory", str(one), *sizes], check=True,
+        float(json.loads(subprocess.run([sys.executable, __file__, "--memory", str(directory), *sizes], check=True,
                                         capture_output=True, text=True).stdout.splitlines()[-1]))
-        for one in (corpus, small)
+        for directory in (corpus, small)
     ]  # fmt: skip
     return [
-        Row("loader", rate, other, "tokens/s", "datatrove's data set", version, goal=1.0),
+        Row("loader", rate, peer_rate, "tokens/s", "datatrove's data set", version, goal=1.0),
         Row("loader against a step", rate, trained, "tokens/s", "a step", torch.__version__, goal=GOAL),
         Row(
             "loader's memory, ten times the corpus", peaks[0], peaks[1], "MB", "a tenth of it", "", lower_is_better=True

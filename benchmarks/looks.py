@@ -61,7 +61,7 @@ def served(rng: np.random.Generator, size: int, icc: float) -> Served:
         valid = [drawn(rng, truth, JUDGED, size, icc).mean() for truth in truths]
         chosen = sorted(range(CANDIDATES), key=lambda i: -valid[i])[:NOMINEES]
         tested = [drawn(rng, truths[i], JUDGED, size, icc) for i in chosen]
-        bounds = statistics.holm_bounds([_lower(one, codes) for one in tested], BAR, FIRST)
+        bounds = statistics.holm_bounds([_lower(answers, codes) for answers in tested], BAR, FIRST)
         for place, bound in enumerate(bounds):
             if bound.passed:
                 return Served(truths[chosen[place]], tested[place], codes, bound.lower)
@@ -80,18 +80,22 @@ class Alarms:
     seconds: float = 0.0
 
     def rates(self) -> tuple[float, float]:
-        new, old = (sum(look is not None for look in one) / len(one) for one in (self.new, self.old))
+        new, old = (
+            sum(look is not None for look in alarm_looks) / len(alarm_looks) for alarm_looks in (self.new, self.old)
+        )
         return new, old
 
     def soon(self, begin: int) -> str:
         """Median looks from the change to the alarm, and the share that comes within 30."""
-        said: list[str] = []
-        for found in (self.new, self.old):
-            after = [None if look is None or look < begin else look - begin + 1 for look in found]
-            within = sum(look is not None and look <= 30 for look in after) / len(after)
+        columns: list[str] = []
+        for alarm_looks in (self.new, self.old):
+            after = [None if look is None or look < begin else look - begin + 1 for look in alarm_looks]
+            early_share = sum(look is not None and look <= 30 for look in after) / len(after)
             median = float(np.median([np.inf if look is None else look for look in after]))
-            said.append(f"{median:.0f} ({within:.0%} in 30)" if np.isfinite(median) else f"never ({within:.0%} in 30)")
-        return " / ".join(said)
+            columns.append(
+                f"{median:.0f} ({early_share:.0%} in 30)" if np.isfinite(median) else f"never ({early_share:.0%} in 30)"
+            )
+        return " / ".join(columns)
 
 
 def quality(
@@ -99,17 +103,17 @@ def quality(
 ) -> Alarms:
     """Looks at skins that stay as they are, or lose `drop` from look `begin` on."""
     rng = np.random.default_rng([seed, rows, size, round(100 * icc), round(1000 * drop), begin])
-    found = Alarms([], [])
+    alarms = Alarms([], [])
     for _ in range(runs):
         skin = served(rng, size, icc)
         days = [drawn(rng, skin.truth - drop * (day >= begin), rows, size, icc) for day in range(1, looks + 1)]
         groups = None if size == 1 else (np.arange(rows) // size).tolist()
         since = time.perf_counter()
         log = statistics.log_capital([statistics.gains(day, groups, skin.floor, size) for day in days])
-        found.seconds += (time.perf_counter() - since) / looks / runs
-        found.new.append(next((day for day, value in enumerate(log, 1) if value >= -np.log(LEVELS.quality)), None))
-        found.old.append(next((day for day, one in enumerate(days, 1) if _worse(skin, one, size, day)), None))
-    return found
+        alarms.seconds += (time.perf_counter() - since) / looks / runs
+        alarms.new.append(next((day for day, value in enumerate(log, 1) if value >= -np.log(LEVELS.quality)), None))
+        alarms.old.append(next((day for day, answers in enumerate(days, 1) if _worse(skin, answers, size, day)), None))
+    return alarms
 
 
 def _worse(skin: Served, right: Floats, size: int, look: int) -> bool:
@@ -131,7 +135,7 @@ def _worse(skin: Served, right: Floats, size: int, look: int) -> bool:
 def inputs(runs: int, looks: int, rows: int, seed: int, shift: float = 0.0, begin: int = 1) -> Alarms:
     """Looks at inputs that stay as they are, or move in one of six directions from look `begin` on."""
     rng = np.random.default_rng([seed, rows, round(1000 * shift), begin])
-    found = Alarms([], [])
+    alarms = Alarms([], [])
     scale = np.linspace(2.0, 1.0, 6)
     for _ in range(runs):
         old = rng.standard_normal((300, 6)) * scale
@@ -141,36 +145,38 @@ def inputs(runs: int, looks: int, rows: int, seed: int, shift: float = 0.0, begi
             new = rng.standard_normal((rows, 6)) * scale
             if day >= begin:
                 new[:, 0] += 2 * shift
-            old_side, new_side = (Sample(["a row"] * len(one), None, None, one, range(len(one))) for one in (old, new))
+            old_side, new_side = (
+                Sample(["a row"] * len(vectors), None, None, vectors, range(len(vectors))) for vectors in (old, new)
+            )
             since = time.perf_counter()
-            for one in shifts(old_side, new_side, LEVELS.shift):
-                before[one.what].append(one.gains)
-            found.seconds += (time.perf_counter() - since) / looks / runs
+            for change in shifts(old_side, new_side, LEVELS.shift):
+                before[change.aspect].append(change.gains)
+            alarms.seconds += (time.perf_counter() - since) / looks / runs
             level = statistics.spent_alpha(ALPHA, day) / 2 / 3 / 6
             if first is None and stats.mannwhitneyu(new, old, method="asymptotic").pvalue.min() <= level:
                 first = day
         log = statistics.log_capital(before["inputs"])
-        found.new.append(next((day for day, value in enumerate(log, 1) if value >= np.log(2 / LEVELS.shift)), None))
-        found.old.append(first)
-    return found
+        alarms.new.append(next((day for day, value in enumerate(log, 1) if value >= np.log(2 / LEVELS.shift)), None))
+        alarms.old.append(first)
+    return alarms
 
 
 def alarm_lines(runs: int, looks: int, seed: int) -> Iterator[tuple[str, bool]]:
     cases = [(20, 1, 0.0), (120, 1, 0.0), (120, 4, 0.1)]
     for rows, size, icc in cases:
-        found = quality(runs, looks, rows, size, icc, seed)
-        new, old = found.rates()
+        alarms = quality(runs, looks, rows, size, icc, seed)
+        new, old = alarms.rates()
         how = "rows by themselves" if size == 1 else f"groups of {size}, correlation {icc:g}"
         missed = new > ALPHA
-        yield f"| quality, {rows} {how} | {new:.3f}{' MISSED' if missed else ''} | {old:.3f} | {_ms(found)} |", missed
-    found = inputs(max(runs // 8, 10), looks, 25, seed)
-    new, old = found.rates()
+        yield f"| quality, {rows} {how} | {new:.3f}{' MISSED' if missed else ''} | {old:.3f} | {_ms(alarms)} |", missed
+    alarms = inputs(max(runs // 8, 10), looks, 25, seed)
+    new, old = alarms.rates()
     missed = new > ALPHA
-    yield f"| inputs, 25 rows | {new:.3f}{' MISSED' if missed else ''} | {old:.3f} | {_ms(found)} |", missed
+    yield f"| inputs, 25 rows | {new:.3f}{' MISSED' if missed else ''} | {old:.3f} | {_ms(alarms)} |", missed
 
 
-def _ms(found: Alarms) -> str:
-    return f"{1000 * found.seconds:.2f} ms"
+def _ms(alarms: Alarms) -> str:
+    return f"{1000 * alarms.seconds:.2f} ms"
 
 
 def power_lines(runs: int, seed: int) -> Iterator[tuple[str, bool]]:
@@ -196,16 +202,16 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=400, help="of each cell")
     parser.add_argument("--looks", type=int, default=365)
     parser.add_argument("--seed", type=int, default=0)
-    asked = start(parser).options
+    options = start(parser).options
     missed = table(
-        f"Called worse, or other, although nothing changed, in {asked.looks} looks; {asked.runs} skins a cell",
+        f"Called worse, or other, although nothing changed, in {options.looks} looks; {options.runs} skins a cell",
         ("looks of", "now", "before", "a look takes"),
-        alarm_lines(asked.runs, asked.looks, asked.seed),
+        alarm_lines(options.runs, options.looks, options.seed),
     )
     table(
         "Looks from the change to the alarm, median and share within 30: now / before",
         ("change", "at the first look", "at the 60th"),
-        power_lines(max(asked.runs // 4, 20), asked.seed),
+        power_lines(max(options.runs // 4, 20), options.seed),
     )
     goal = f"false alarms over all looks at most {ALPHA:g}"
     print(f"\n{goal}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")

@@ -37,12 +37,12 @@ class Machine:
     mask: str | None
 
     @property
-    def kind(self) -> str:
+    def description(self) -> str:
         """What stands over its column in a table."""
         masked = f", masked to {self.mask}" if self.mask else ""
         return f"{self.cpu}, {self.cores} cores, {self.level}{masked}"
 
-    def said(self) -> str:
+    def summary(self) -> str:
         """For people, a few lines."""
         products = ", ".join(f"{name} {value / 1e9:,.0f}" for name, value in self.products.items())
         packages = ", ".join(f"{name} {number}" for name, number in self.versions.items())
@@ -55,22 +55,22 @@ class Machine:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, **asdict(self)}
+        return {"kind": self.description, **asdict(self)}
 
 
 def this_machine() -> Machine:
     """Measured now, in about three seconds."""
     from bedplate.inference.measure.speeds import measure_machine
 
-    found = measure_machine()
-    products = {f"torch {name}": value for name, value in found.flops_per_second.items()}
+    speeds = measure_machine()
+    products = {f"torch {name}": value for name, value in speeds.flops_per_second.items()}
     return Machine(
-        cpu=found.cpu,
+        cpu=speeds.cpu,
         level=kernel_level(),
         cores=len(os.sched_getaffinity(0)),
-        threads=found.threads,
+        threads=speeds.threads,
         load=os.getloadavg()[0],
-        bandwidth=found.bandwidth_bytes_per_second,
+        bandwidth=speeds.bandwidth_bytes_per_second,
         products=products | kernel_peaks(),
         versions={name: version(name) for name in PEERS if _installed(name)},
         masks=masks.in_force(),
@@ -106,7 +106,7 @@ def kernel_peaks() -> dict[str, float]:
     weights = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
     shape = (_TOKENS, spec.kv_heads, 1, spec.head_dim)
     keys, values = ([torch.zeros(shape, dtype=torch.bfloat16)] for _ in range(2))
-    found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     for form in ("bfloat16", "int8", "int4"):
         native = NativeDecoder(model, form)
         tokens, rows, first = [i % 64 for i in range(_TOKENS)], range(_TOKENS), [0] * _TOKENS
@@ -116,8 +116,8 @@ def kernel_peaks() -> dict[str, float]:
             native.forward(tokens, rows, first, keys, values, [], depth=1)
             best = min(best, time.perf_counter() - start)
         native.close()
-        found[f"kernel {form}"] = 2 * weights * _TOKENS / best
-    return found
+        peaks[f"kernel {form}"] = 2 * weights * _TOKENS / best
+    return peaks
 
 
 def _installed(distribution: str) -> bool:

@@ -64,8 +64,8 @@ def llama_unfit(information: str) -> str | None:
     has = {part.partition("=")[0].strip(" :") for part in information.replace("CPU :", "").split("|") if "= 1" in part}
     mask = chosen()
     if mask is not None:
-        more = sorted(has & BEYOND[mask])
-        return f"it uses {', '.join(more)}, which the mask {mask} takes away" if more else None
+        forbidden = sorted(has & BEYOND[mask])
+        return f"it uses {', '.join(forbidden)}, which the mask {mask} takes away" if forbidden else None
     flags = set(Path("/proc/cpuinfo").read_text("utf-8", "replace").split())
     missing = [name for flag, name in HAS.items() if flag in flags and name not in has]
     return f"it was built without {', '.join(missing)}, which this processor has" if missing else None

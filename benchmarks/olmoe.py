@@ -25,7 +25,7 @@ import roof
 import sampling
 from bedplate.core.files import atomic_directory, bedplate_home
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import add_field
@@ -53,19 +53,19 @@ def tensors_of(spec: TransformerSpec) -> Iterator[tuple[str, tuple[int, ...], GG
     """Names, shapes and types of a file's tensors."""
     parameters = dict(build(spec, device="meta").named_parameters())
     for name, tensor in write_parameters(FAMILY, spec, parameters):
-        kind = GGMLQuantizationType.Q8_0 if name == "output.weight" else GGMLQuantizationType.Q4_0
+        quant_type = GGMLQuantizationType.Q8_0 if name == "output.weight" else GGMLQuantizationType.Q4_0
         plain = tensor.dim() == 1 or "gate_inp" in name  # norms and routers
-        yield name, tuple(tensor.shape), GGMLQuantizationType.F32 if plain else kind
+        yield name, tuple(tensor.shape), GGMLQuantizationType.F32 if plain else quant_type
 
 
-def drawn(shape: tuple[int, ...], kind: GGMLQuantizationType, random: np.random.Generator) -> NDArray[np.generic]:
+def drawn(shape: tuple[int, ...], quant_type: GGMLQuantizationType, random: np.random.Generator) -> NDArray[np.generic]:
     """Values of a tensor, as they lie: norms are ones, everything else spreads by about 0.02."""
-    if kind == GGMLQuantizationType.F32:
-        ones = len(shape) == 1
-        return np.ones(shape, np.float32) if ones else random.standard_normal(shape, np.float32) * np.float32(0.02)
-    values, size = gguf.GGML_QUANT_SIZES[kind]
+    if quant_type == GGMLQuantizationType.F32:
+        is_norm = len(shape) == 1
+        return np.ones(shape, np.float32) if is_norm else random.standard_normal(shape, np.float32) * np.float32(0.02)
+    values, size = gguf.GGML_QUANT_SIZES[quant_type]
     blocks = np.frombuffer(random.bytes(int(np.prod(shape)) // values * size), np.uint8).reshape(-1, size).copy()
-    step = 0.02 / (74.0 if kind == GGMLQuantizationType.Q8_0 else 4.6)  # the spread of evenly drawn numbers
+    step = 0.02 / (74.0 if quant_type == GGMLQuantizationType.Q8_0 else 4.6)  # the spread of evenly drawn numbers
     blocks[:, :2] = np.frombuffer(np.float16(step).tobytes(), np.uint8)
     return blocks.reshape(*shape[:-1], -1)
 
@@ -74,22 +74,22 @@ def written(spec: TransformerSpec, folder: Path) -> Path:
     """The file, made where it is not there yet: tensor by tensor, so that none of it stays in memory."""
     if folder.is_dir():
         return folder / NAME
-    with atomic_directory(folder) as made:
-        writer = gguf.GGUFWriter(made / NAME, FAMILY.key[1])
+    with atomic_directory(folder) as scratch:
+        writer = gguf.GGUFWriter(scratch / NAME, FAMILY.key[1])
         metadata: Mapping[str, object] = FAMILY.to_config(spec) | {"tokenizer.ggml.model": "none"}
         for key, value in metadata.items():
             add_field(writer, key, value)
         tensors = list(tensors_of(spec))
-        for name, shape, kind in tensors:
-            values, size = gguf.GGML_QUANT_SIZES[kind]
+        for name, shape, quant_type in tensors:
+            values, size = gguf.GGML_QUANT_SIZES[quant_type]
             dtype = np.dtype(np.float32)
-            writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) // values * size, kind)
+            writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) // values * size, quant_type)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         random = np.random.default_rng(0)
-        for _, shape, kind in tensors:
-            writer.write_tensor_data(drawn(shape, kind, random))
+        for _, shape, quant_type in tensors:
+            writer.write_tensor_data(drawn(shape, quant_type, random))
         writer.close()
     return folder / NAME
 
@@ -104,9 +104,9 @@ def main() -> None:
     version = versions_of_peers()["llama-cpp-python"]
     spec, length = spec_of(options.layers), options.tokens
     path = written(spec, bedplate_home() / "benchmarks" / f"olmoe-{options.layers}")
-    base = open_base(path, Asked(weights="int4")).base
+    base = open_base(path, OpenOptions(weights="int4")).base
     with Engine(base, weights="int4", max_rows=SEQUENCES, speculate=False) as engine:
-        one, many = LlamaCpp(path), LlamaCppBatch(path, SEQUENCES, PROMPT + length)
+        single, batched = LlamaCpp(path), LlamaCppBatch(path, SEQUENCES, PROMPT + length)
         prompts = [prompt_tokens(PROMPT, spec.vocab_size, seed) for seed in range(SEQUENCES)]
         seeds = count(SEQUENCES)
 
@@ -115,8 +115,8 @@ def main() -> None:
             engine.run(generations(fresh, tokens))
 
         def theirs(tokens: int) -> None:
-            one.prefill(prompts[0])
-            one.decode(tokens)
+            single.prefill(prompts[0])
+            single.decode(tokens)
 
         seconds = interleaved(
             {
@@ -125,7 +125,7 @@ def main() -> None:
                 "theirs 1": lambda: theirs(length),
                 "theirs 1, prompt": lambda: theirs(0),
                 "ours 16": lambda: ours(SEQUENCES, length),
-                "theirs 16": lambda: many.generate(prompts, length),
+                "theirs 16": lambda: batched.generate(prompts, length),
             },
             options.repeats,
         )

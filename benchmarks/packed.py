@@ -61,14 +61,14 @@ def packed(row: int, lengths: list[int]) -> PackedBatch:
     return rows_batch(rows, documents, [str(number) for number in range(len(documents))], row)
 
 
-def one(shape: str, way: str, turns: int, layers: int) -> dict[str, float]:
+def measure(shape: str, mode: str, turns: int, layers: int) -> dict[str, float]:
     """Seconds of the best turn, and the peak of this process's memory beyond what it took before, in MB."""
     torch.manual_seed(0)
     model = Decoder(spec(layers)).train()
     batch = packed(*SHAPES[shape])
 
     def loss() -> torch.Tensor:
-        if way == "packed":
+        if mode == "packed":
             return NextToken()({"policy": model}, batch)["next_token"].total
         tokens = batch.tokens[:, : batch.token_count // len(batch.tokens)]
         hidden = model(Inputs(tokens)).hidden[:, :-1]
@@ -83,15 +83,15 @@ def one(shape: str, way: str, turns: int, layers: int) -> dict[str, float]:
     return {"seconds": best, "mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
 
 
-def apart(shape: str, way: str, options: argparse.Namespace) -> dict[str, float]:
+def measure_isolated(shape: str, mode: str, options: argparse.Namespace) -> dict[str, float]:
     """`one` in its own process."""
     sizes = ["--turns", str(options.turns), "--layers", str(options.layers)]
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", shape, way, *sizes], check=True, capture_output=True, text=True
+    completed = subprocess.run(
+        [sys.executable, __file__, "--one", shape, mode, *sizes], check=True, capture_output=True, text=True
     )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{shape}, {way}: {found['seconds']:.2f} s, {found['mb']:,.0f} MB", flush=True)
-    return found
+    result: dict[str, float] = json.loads(completed.stdout.splitlines()[-1])
+    print(f"{shape}, {mode}: {result['seconds']:.2f} s, {result['mb']:,.0f} MB", flush=True)
+    return result
 
 
 def main() -> None:
@@ -101,17 +101,17 @@ def main() -> None:
     if "--one" in sys.argv:
         parser.add_argument("--one", nargs=2)
         options = parser.parse_args()
-        shape, way = options.one
-        print(json.dumps(one(shape, way, options.turns, options.layers)))
+        shape, mode = options.one
+        print(json.dumps(measure(shape, mode, options.turns, options.layers)))
         return
     options = start(parser).options
     rows: list[Row] = []
-    told: dict[str, Any] = {"peer_name": "torch, equal rows", "peer_version": torch.__version__}
+    peer_fields: dict[str, Any] = {"peer_name": "torch, equal rows", "peer_version": torch.__version__}
     for shape in SHAPES:
-        ours, peer = (apart(shape, way, options) for way in ("packed", "equal rows"))
-        time_of, memory_of = (f"packed rows: {shape}, {what}" for what in ("a step", "peak memory"))
-        rows.append(Row(time_of, ours["seconds"], peer["seconds"], "s", goal=GOAL, lower_is_better=True, **told))
-        rows.append(Row(memory_of, ours["mb"], peer["mb"], "MB", goal=GOAL, lower_is_better=True, **told))
+        ours, peer = (measure_isolated(shape, mode, options) for mode in ("packed", "equal rows"))
+        time_of, memory_of = (f"packed rows: {shape}, {quantity}" for quantity in ("a step", "peak memory"))
+        rows.append(Row(time_of, ours["seconds"], peer["seconds"], "s", goal=GOAL, lower_is_better=True, **peer_fields))
+        rows.append(Row(memory_of, ours["mb"], peer["mb"], "MB", goal=GOAL, lower_is_better=True, **peer_fields))
     report(rows)
 
 

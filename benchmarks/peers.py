@@ -47,18 +47,20 @@ def our_base(name: str = BASE) -> Base:
     return load_base(locate(name), dtype="bfloat16")
 
 
-def fastest(make: Callable[[str], _T], trial: Callable[[_T], object]) -> tuple[_T, str]:
+def fastest(build: Callable[[str], _T], trial: Callable[[_T], object]) -> tuple[_T, str]:
     """A peer in its fastest dtype here: made in each, tried briefly at what it will be measured at, the best of three
     turns. Says what the others would have taken."""
-    found: dict[str, float] = {}
+    timings: dict[str, float] = {}
     best: tuple[_T, str] | None = None
     for dtype in DTYPES:
-        made = make(dtype)
-        found[dtype] = best_seconds(lambda made=made: trial(made), min(found.values(), default=float("inf")))
-        if found[dtype] == min(found.values()):
-            best = made, dtype
+        contender = build(dtype)
+        timings[dtype] = best_seconds(
+            lambda contender=contender: trial(contender), min(timings.values(), default=float("inf"))
+        )
+        if timings[dtype] == min(timings.values()):
+            best = contender, dtype
     assert best is not None
-    tried = ", ".join(f"{dtype} {seconds:.3g} s" for dtype, seconds in found.items())
+    tried = ", ".join(f"{dtype} {seconds:.3g} s" for dtype, seconds in timings.items())
     print(f"{type(best[0]).__name__} tried in {tried}: {best[1]} it is", flush=True)
     return best
 
@@ -135,14 +137,14 @@ class LlamaCppBatch:
         one."""
         import numpy as np
 
-        batch, wanted = self._batch, [i for i, entry in enumerate(entries) if entry[3]]
+        batch, output_rows = self._batch, [i for i, batch_token in enumerate(entries) if batch_token[3]]
         batch.n_tokens = len(entries)
         for i, (token, position, sequence, logits) in enumerate(entries):
             batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
             batch.seq_id[i][0], batch.logits[i] = sequence, logits
         if self._api.llama_decode(self._context, batch) != 0:
             raise RuntimeError("llama.cpp refused the batch")
-        rows = (self._api.llama_get_logits_ith(self._context, i) for i in wanted)
+        rows = (self._api.llama_get_logits_ith(self._context, i) for i in output_rows)
         return [int(np.ctypeslib.as_array(row, (self._vocabulary,)).argmax()) for row in rows]
 
     def generate(self, prompts: Sequence[Sequence[int]], count: int) -> None:
@@ -153,7 +155,7 @@ class LlamaCppBatch:
             entries += [(token, i, sequence, i == len(prompt) - 1) for i, token in enumerate(prompt)]
         for begin in range(0, len(entries), 512):
             part = entries[begin : begin + 512]
-            ends = [entry[2] for entry in part if entry[3]]
+            ends = [batch_token[2] for batch_token in part if batch_token[3]]
             for sequence, token in zip(ends, self._decode(part), strict=True):
                 last[sequence] = token
         for step in range(count - 1):
@@ -200,8 +202,8 @@ class Transformers:
         from transformers import GenerationConfig
 
         config = GenerationConfig(max_new_tokens=count, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        found = self.model.generate_batch([list(prompt) for prompt in prompts], generation_config=config)
-        return sum(len(one.generated_tokens) for one in found.values())
+        outputs = self.model.generate_batch([list(prompt) for prompt in prompts], generation_config=config)
+        return sum(len(output.generated_tokens) for output in outputs.values())
 
 
 @contextmanager
@@ -214,8 +216,8 @@ def exported(dtype: str = "float32", base: str = BASE) -> Generator[Path]:
 def generations(prompts: Sequence[Sequence[int]], count: int, adapters: Sequence[str | None] = ()) -> list[Generate]:
     """Our requests: `count` greedy tokens after each prompt, with its adapter where there are some."""
     sampling = Sampling(max_tokens=count, ignore_eos=True)
-    given = adapters or [None] * len(prompts)
-    return [Generate(tuple(p), sampling, adapter=a) for p, a in zip(prompts, given, strict=True)]
+    adapter_names = adapters or [None] * len(prompts)
+    return [Generate(tuple(p), sampling, adapter=a) for p, a in zip(prompts, adapter_names, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -253,16 +255,16 @@ class Contest:
                 "tokens/s",
                 package,
                 self.versions[package],
-                goal=wanted,
+                goal=row_goal,
                 peer_setting=setting,
             )
-            for peer, (package, title, wanted, setting) in peers.items()
+            for peer, (package, title, row_goal, setting) in peers.items()
         ]
 
 
 def versions_of_peers() -> dict[str, str]:
     """By distribution; ends the benchmark where one is missing, or where llama.cpp is not built for this processor."""
-    found = {
+    versions = {
         "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
         "transformers": need("transformers", "transformers"),
     }
@@ -272,7 +274,7 @@ def versions_of_peers() -> dict[str, str]:
     if unfit is not None:
         print(f"NOT MEASURED: the installed llama.cpp is no fair peer: {unfit}; install it anew, or make peers")
         sys.exit(3)
-    return found
+    return versions
 
 
 @contextmanager
@@ -285,5 +287,5 @@ def contest(
     path, base = locate(name), our_base(name)
     tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
     with exported(base=name) as directory, Engine(base, weights=weights, speculate=False) as engine:
-        peer, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda one: trial(one, tokens))
+        peer, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda contender: trial(contender, tokens))
         yield Contest(engine, tokens, LlamaCpp(path), peer, dtype, versions, name)

@@ -26,7 +26,7 @@ from quality import WINDOW, perplexity, windows
 
 ALLOWED = 0.005
 BLAS = "blas"
-WAYS = (("float32", "float32", "torch"), ("bfloat16", "bfloat16", "torch"), ("bfloat16", "int4", "native"))
+FORMATS = (("float32", "float32", "torch"), ("bfloat16", "bfloat16", "torch"), ("bfloat16", "int4", "native"))
 """dtype, weights and kernel of ours; the last takes a file's blocks as they lie."""
 
 
@@ -50,8 +50,8 @@ def with_blas(name: str, tokens: int) -> float | None:
         return None
     command = [sys.executable, __file__, "--base", name, "--tokens", str(tokens), "--only-llama"]
     environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(place)}
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+    completed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return float(completed.stdout.split()[-1])
 
 
 def main() -> None:
@@ -66,16 +66,16 @@ def main() -> None:
         return
     options = start(parser).options
     version, path = need("llama_cpp", "llama-cpp-python"), locate(options.base)
-    found: dict[str, float] = {}
-    for dtype, weights, kernel in WAYS:
+    perplexities: dict[str, float] = {}
+    for dtype, weights, kernel in FORMATS:
         base = load_base(path, dtype=dtype)
         with Engine(base, weights=weights, kernel=kernel) as engine:
-            found[f"{dtype if kernel == 'torch' else 'as they lie'}, {kernel}"] = perplexity(
+            perplexities[f"{dtype if kernel == 'torch' else 'as they lie'}, {kernel}"] = perplexity(
                 engine, texts(base, options.tokens)
             )
     plain, exact = llama_perplexity(path, texts(base, options.tokens)), with_blas(options.base, options.tokens)
     print(f"{options.base}: {options.tokens // WINDOW} windows of {WINDOW} tokens of vader-news")
-    for name, value in found.items():
+    for name, value in perplexities.items():
         against = "" if exact is None else f", {100 * (value / exact - 1):+.2f}% of it with a BLAS"
         print(f"  {name}: {value:.3f} ({100 * (value / plain - 1):+.2f}% of llama.cpp's own{against})")
     if exact is None:
@@ -83,10 +83,10 @@ def main() -> None:
     peers = {"llama.cpp": plain} if exact is None else {"llama.cpp with a BLAS": exact, "llama.cpp": plain}
     rows: list[Row] = []
     for peer, reference in peers.items():
-        for name, value in found.items():
-            near = min(value / reference, reference / value)
-            rows.append(Row(f"agreement, {name}", near, 1.0, "of 1", peer, version, 1 - ALLOWED))
-            print(f"{peer} {reference:.3f}, ours {name} {value:.3f}: {near:.4f}")
+        for name, value in perplexities.items():
+            agreement = min(value / reference, reference / value)
+            rows.append(Row(f"agreement, {name}", agreement, 1.0, "of 1", peer, version, 1 - ALLOWED))
+            print(f"{peer} {reference:.3f}, ours {name} {value:.3f}: {agreement:.4f}")
     report(rows)
 
 

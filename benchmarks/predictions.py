@@ -48,7 +48,7 @@ TRAFFIC = Traffic(parse_lengths("100-400", "prompt"), parse_lengths("16-96", "ou
 class Row:
     """One prediction, in seconds: a value of each round."""
 
-    what: str
+    name: str
     measured: tuple[float, ...]
     predicted: tuple[float, ...]
     goal: float
@@ -72,32 +72,32 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=80)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--markdown", type=Path)
-    asked = start(parser).options
-    base, parts = our_base(), asked.parts.split(",")
-    found: dict[str, list[Row]] = {}
-    for number in range(asked.rounds):
-        speed = measure_engine(base, BASE, weights=asked.weights) if {"steps", "serving"} & set(parts) else None
+    options = start(parser).options
+    base, parts = our_base(), options.parts.split(",")
+    rows_by_name: dict[str, list[Row]] = {}
+    for number in range(options.rounds):
+        speed = measure_engine(base, BASE, weights=options.weights) if {"steps", "serving"} & set(parts) else None
         rows: list[Row] = []
         if speed is not None and "steps" in parts:
-            taken = steps(base, asked.weights, asked.repeats)
-            after = measure_engine(base, BASE, weights=asked.weights)
-            rows += predicted_steps(taken, (speed, after))
+            timings = steps(base, options.weights, options.repeats)
+            after = measure_engine(base, BASE, weights=options.weights)
+            rows += predicted_steps(timings, (speed, after))
             speed = after
         if "tuning" in parts:
             rows += tuning(base)
         if speed is not None and "serving" in parts:
-            rows += serving(base, speed, asked.weights, asked.calls, seed=7 + number)
-        print(f"round {number + 1} of {asked.rounds}")
+            rows += serving(base, speed, options.weights, options.calls, seed=7 + number)
+        print(f"round {number + 1} of {options.rounds}")
         for row in rows:
-            print(said(row))
-            found.setdefault(row.what, []).append(row)
+            print(row_line(row))
+            rows_by_name.setdefault(row.name, []).append(row)
     print("all rounds")
-    rows = [pooled(of) for of in found.values()]
+    rows = [pooled(of) for of in rows_by_name.values()]
     for row in rows:
-        print(said(row))
-    if asked.markdown is not None:
-        asked.markdown.write_text(markdown(rows), "utf-8")
-    print(json.dumps([dict(zip(("what", "measured", "predicted"), (r.what, *r.seconds), strict=True)) for r in rows]))
+        print(row_line(row))
+    if options.markdown is not None:
+        options.markdown.write_text(markdown(rows), "utf-8")
+    print(json.dumps([dict(zip(("what", "measured", "predicted"), (r.name, *r.seconds), strict=True)) for r in rows]))
 
 
 def pooled(rows: Sequence[Row]) -> Row:
@@ -109,20 +109,20 @@ def pooled(rows: Sequence[Row]) -> Row:
     )
 
 
-def said(row: Row) -> str:
+def row_line(row: Row) -> str:
     """A row for people."""
     measured, predicted = row.seconds
     return (
-        f"{row.what}: measured {measured * 1e3:.4g} ms, predicted {predicted * 1e3:.4g} ms, "
+        f"{row.name}: measured {measured * 1e3:.4g} ms, predicted {predicted * 1e3:.4g} ms, "
         f"{row.error:+.1%} (goal {row.goal:.0%}, {'met' if abs(row.error) <= row.goal else 'MISSED'})"
     )
 
 
-Taken = dict[tuple[str, int, int], list[tuple[float, list[Load]]]]
+StepTimings = dict[tuple[str, int, int], list[tuple[float, list[Load]]]]
 """By what was done, how many at once, and the prompt's tokens: seconds, and the steps that they are of."""
 
 
-def steps(base: Base, weights: str, repeats: int) -> Taken:
+def steps(base: Base, weights: str, repeats: int) -> StepTimings:
     """Whole prompts, and decoding steps at contexts that calibration did not see, of as many rows but for one."""
     log, generator = StepLog(), random.Random(9)
 
@@ -132,33 +132,35 @@ def steps(base: Base, weights: str, repeats: int) -> Taken:
     def generation(tokens: tuple[int, ...], count: int) -> Generate:
         return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True))
 
-    kinds = [("prefill", 1, tokens) for tokens in PROMPTS]
-    kinds += [("decode", batch, context) for context in CONTEXTS for batch in BATCHES]
-    found: Taken = {kind: [] for kind in kinds}
+    step_shapes = [("prefill", 1, tokens) for tokens in PROMPTS]
+    step_shapes += [("decode", batch, context) for context in CONTEXTS for batch in BATCHES]
+    timings: StepTimings = {shape: [] for shape in step_shapes}
     with Engine(base, weights=weights, speculate=False, on_step=log) as engine:
         engine.run([generation(prompt(64), 8)])
         # No kind of step is measured in one moment alone.
         for _ in range(repeats):
-            for kind in kinds:
-                what, batch, context = kind
+            for shape in step_shapes:
+                phase, batch, context = shape
                 log.records.clear()
-                if what == "prefill":
+                if phase == "prefill":
                     engine.run([generation(prompt(context), 1)])
-                    taken, seconds = log.records, sum(record.seconds for record in log.records)
+                    records, seconds = log.records, sum(record.seconds for record in log.records)
                 else:
                     shared = prompt(context - 1)
                     engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
-                    taken = [r for r in log.records if r.decodes == batch == len(r.spans)]
-                    seconds = statistics.median(r.seconds for r in taken)
-                found[kind].append((seconds, [load_of(record) for record in taken]))
-    return found
+                    records = [r for r in log.records if r.decodes == batch == len(r.spans)]
+                    seconds = statistics.median(r.seconds for r in records)
+                timings[shape].append((seconds, [load_of(record) for record in records]))
+    return timings
 
 
-def predicted_steps(found: Taken, speeds: Sequence[EngineSpeed]) -> Iterator[Row]:
+def predicted_steps(timings: StepTimings, speeds: Sequence[EngineSpeed]) -> Iterator[Row]:
     """Against the mean of what calibrations say."""
-    for (what, batch, context), times in found.items():
-        name = f"prefill of {context} tokens" if what == "prefill" else f"decode step, batch {batch}, context {context}"
-        of_all = sum if what == "prefill" else statistics.median
+    for (phase, batch, context), times in timings.items():
+        name = (
+            f"prefill of {context} tokens" if phase == "prefill" else f"decode step, batch {batch}, context {context}"
+        )
+        of_all = sum if phase == "prefill" else statistics.median
         predicted = [
             statistics.fmean(of_all(step_seconds(speed, load) for load in loads) for speed in speeds)
             for _, loads in times
@@ -169,44 +171,44 @@ def predicted_steps(found: Taken, speeds: Sequence[EngineSpeed]) -> Iterator[Row
 def tuning(base: Base) -> Iterator[Row]:
     """LoRA training steps."""
     speed = measure_tuning(base, BASE)
-    for kind, seconds in zip(TUNED, fastest_steps(base, BASE, TUNED), strict=True):
-        what = f"LoRA step, {kind.examples} examples of {kind.tokens} tokens, {kind.targets} learned"
-        predicted = speed.seconds(kind.step_tokens, kind.step_pairs, kind.step_targets)
-        yield Row(what, (seconds,), (predicted,), 0.15)
+    for workload, seconds in zip(TUNED, fastest_steps(base, BASE, TUNED), strict=True):
+        name = f"LoRA step, {workload.examples} examples of {workload.tokens} tokens, {workload.targets} learned"
+        predicted = speed.seconds(workload.step_tokens, workload.step_pairs, workload.step_targets)
+        yield Row(name, (seconds,), (predicted,), 0.15)
 
 
 def serving(base: Base, speed: EngineSpeed, weights: str, count: int, seed: int) -> Iterator[Row]:
     """A live server against the simulation of the same calls."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "server.yaml"
-        one = f"{{source: {BASE}, name: {BASE}, dtype: bfloat16, weights: {weights}, speculate: false}}"
-        file.write_text(f"bases: [{one}]\nport: 0\n", "utf-8")
+        base_yaml = f"{{source: {BASE}, name: {BASE}, dtype: bfloat16, weights: {weights}, speculate: false}}"
+        file.write_text(f"bases: [{base_yaml}]\nport: 0\n", "utf-8")
         with running("--config", str(file)) as url:
             before = measure_server(url, BASE, speed, base.spec.vocab_size)
             rates = saturated_rates(_service(speed, before), TRAFFIC, 1)
             loads = [TRAFFIC.calls(load * rates[0], count, seed) for load in LOADS]
             live = [sent(url, calls, 100 * seed + number, Path(directory)) for number, calls in enumerate(loads)]
-            server = _between(before, measure_server(url, BASE, speed, base.spec.vocab_size))
+            server = _mean_speed(before, measure_server(url, BASE, speed, base.spec.vocab_size))
     print(f"the server adds: {server.model_dump()}")
     service = _service(speed, server)
-    for load, calls, found in zip(LOADS, loads, live, strict=True):
+    for load, calls, latencies in zip(LOADS, loads, live, strict=True):
         simulated = simulate(service, calls)
         for share in (0.5, 0.95):
             for name, measured, predicted in (
-                ("answer", found["total"], simulated.total_seconds),
-                ("first token", found["first"], simulated.first_token_seconds),
+                ("answer", latencies["total"], simulated.total_seconds),
+                ("first token", latencies["first"], simulated.first_token_seconds),
             ):
-                what = f"served at {load:.0%} load, {name} p{100 * share:.0f}"
-                yield Row(what, (percentile(measured, share),), (percentile(predicted, share),), 0.20)
+                title = f"served at {load:.0%} load, {name} p{100 * share:.0f}"
+                yield Row(title, (percentile(measured, share),), (percentile(predicted, share),), 0.20)
 
 
 def _service(speed: EngineSpeed, server: ServerSpeed) -> ServiceModel:
     return ServiceModel(MeasuredSteps(speed.model_copy(update={"server": server})), call_seconds=server.call_seconds)
 
 
-def _between(one: ServerSpeed, other: ServerSpeed) -> ServerSpeed:
+def _mean_speed(before: ServerSpeed, after: ServerSpeed) -> ServerSpeed:
     """The means of two calibrations."""
-    first, second = one.model_dump(), other.model_dump()
+    first, second = before.model_dump(), after.model_dump()
     return ServerSpeed(**{name: (first[name] + second[name]) / 2 for name in first})
 
 
@@ -224,7 +226,7 @@ def markdown(rows: list[Row]) -> str:
     lines = ["| what | measured | predicted | error |", "|---|---|---|---|"]
     for row in rows:
         measured, predicted = row.seconds
-        lines.append(f"| {row.what} | {measured * 1e3:.4g} ms | {predicted * 1e3:.4g} ms | {row.error:+.1%} |")
+        lines.append(f"| {row.name} | {measured * 1e3:.4g} ms | {predicted * 1e3:.4g} ms | {row.error:+.1%} |")
     return "\n".join(lines) + "\n"
 
 

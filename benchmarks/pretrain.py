@@ -44,7 +44,7 @@ from bedplate.training.sources import DocumentSource
 from comparison import Row, need, report, start
 
 GOAL = 1.5
-LENGTH, HIDDEN, HEADS, KV_HEADS, WIDE = 512, 512, 8, 4, 1536
+LENGTH, HIDDEN, HEADS, KV_HEADS, FEEDFORWARD = 512, 512, 8, 4, 1536
 RATE = 1e-4
 DTYPES = ("float32", "bfloat16")
 CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
@@ -53,7 +53,7 @@ Timed = Callable[[], list[float]]
 
 
 @dataclass(frozen=True)
-class Way:
+class Setup:
     """One side in one precision. clock: what says how long its steps take."""
 
     options: argparse.Namespace
@@ -63,11 +63,11 @@ class Way:
     compiled: bool = False
 
 
-Make = Callable[[Way], Timed]
+Builder = Callable[[Setup], Timed]
 
 
 def _sizes(options: argparse.Namespace) -> shaped.Sizes:
-    return shaped.Sizes(options.vocabulary, LENGTH, HIDDEN, options.layers, HEADS, KV_HEADS, WIDE)
+    return shaped.Sizes(options.vocabulary, LENGTH, HIDDEN, options.layers, HEADS, KV_HEADS, FEEDFORWARD)
 
 
 def documents(rows: int, vocabulary: int) -> list[list[int]]:
@@ -75,7 +75,7 @@ def documents(rows: int, vocabulary: int) -> list[list[int]]:
     return [torch.randint(0, vocabulary, (LENGTH,), generator=generator).tolist() for _ in range(rows)]
 
 
-def between(moments: list[float]) -> list[float]:
+def intervals(moments: list[float]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(moments[1:])]
 
 
@@ -92,59 +92,59 @@ class Watched(DocumentSource):
             yield step
 
 
-def ours(way: Way) -> Timed:
-    model = shaped.our_model(_sizes(way.options))
-    config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=way.dtype)  # type: ignore[arg-type]
+def ours(setup: Setup) -> Timed:
+    model = shaped.our_model(_sizes(setup.options))
+    config = TrainConfig(learning_rate=RATE, schedule="constant", save_seconds=None, dtype=setup.dtype)  # type: ignore[arg-type]
 
     def run() -> list[float]:
-        source = Watched(way.rows, LENGTH, way.options.rows, epochs=1)
-        source.clock = way.clock
+        source = Watched(setup.rows, LENGTH, setup.options.rows, epochs=1)
+        source.clock = setup.clock
         with tempfile.TemporaryDirectory() as out:
             train(model, source, NextToken(), config, Path(out), model.named_parameters())
-        return between(source.moments)
+        return intervals(source.moments)
 
     return run
 
 
-def trainer(way: Way) -> Timed:
+def trainer(setup: Setup) -> Timed:
     from transformers import Trainer, TrainerCallback
 
-    model = shaped.transformers_model(_sizes(way.options))
-    data: Any = [{"input_ids": ids, "labels": ids} for ids in way.rows]
+    model = shaped.transformers_model(_sizes(setup.options))
+    data: Any = [{"input_ids": ids, "labels": ids} for ids in setup.rows]
 
     class Clock(TrainerCallback):
         def __init__(self) -> None:
             self.moments: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.moments.append(way.clock())
+            self.moments.append(setup.clock())
 
     def run() -> list[float]:
         clock = Clock()
         with tempfile.TemporaryDirectory() as out:
-            own = {"learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1}
-            own |= {"torch_compile": True} if way.compiled else {}
-            arguments = shaped.trainer_arguments(out, way.options.rows, way.dtype, **own)
+            settings = {"learning_rate": RATE, "lr_scheduler_type": "constant", "logging_steps": 1}
+            settings |= {"torch_compile": True} if setup.compiled else {}
+            arguments = shaped.trainer_arguments(out, setup.options.rows, setup.dtype, **settings)
             Trainer(model, arguments, train_dataset=data, callbacks=[clock]).train()
-        return between(clock.moments)
+        return intervals(clock.moments)
 
     return run
 
 
-def litgpt(way: Way) -> Timed:
-    fabric = shaped.litgpt_fabric(way.dtype)
-    model: Any = shaped.litgpt_model(_sizes(way.options), fabric)
-    model = fabric.setup(torch.compile(model) if way.compiled else model)
+def litgpt(setup: Setup) -> Timed:
+    fabric = shaped.litgpt_fabric(setup.dtype)
+    model: Any = shaped.litgpt_model(_sizes(setup.options), fabric)
+    model = fabric.setup(torch.compile(model) if setup.compiled else model)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
     optimizer = fabric.setup_optimizers(optimizer)
-    batches = torch.tensor(way.rows).split(way.options.rows)
+    batches = torch.tensor(setup.rows).split(setup.options.rows)
 
     def run() -> list[float]:
         moments: list[float] = []
         for batch in batches:
-            moments.append(way.clock())
+            moments.append(setup.clock())
             shaped.litgpt_step(fabric, model, optimizer, batch, 1.0)
-        return between(moments)
+        return intervals(moments)
 
     return run
 
@@ -153,35 +153,37 @@ def compared(
     options: argparse.Namespace,
     dtype: str,
     rows: list[list[int]],
-    peers: Mapping[str, tuple[str, Callable[[Way], Timed]]],
+    peers: Mapping[str, tuple[str, Callable[[Setup], Timed]]],
 ) -> list[Row]:
     """peers: by name their version, and what makes them."""
-    way = Way(options, dtype, rows, CLOCKS[options.clock])
-    runs: dict[tuple[str, str], Timed] = {("ours", ""): ours(way)}
-    for name, (_, make) in peers.items():
-        runs[name, ""] = make(way)
+    setup = Setup(options, dtype, rows, CLOCKS[options.clock])
+    runs: dict[tuple[str, str], Timed] = {("ours", ""): ours(setup)}
+    for name, (_, build) in peers.items():
+        runs[name, ""] = build(setup)
         if options.compiled:
-            runs[name, "compiled"] = make(replace(way, compiled=True))
+            runs[name, "compiled"] = build(replace(setup, compiled=True))
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(options.rounds):
         for key, run in runs.items():
             seconds[key] += run()
     tokens = options.rows * LENGTH
-    speeds = {key: tokens / statistics.median(found) for key, found in seconds.items()}
+    speeds = {key: tokens / statistics.median(timings) for key, timings in seconds.items()}
     if options.profile:
-        with torch.profiler.profile() as found:
+        with torch.profiler.profile() as profiler:
             runs["ours", ""]()
-        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    made: list[Row] = []
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+    result_rows: list[Row] = []
     for name, (its_version, _) in peers.items():
-        own = {setting: speed for (known, setting), speed in speeds.items() if known == name}
-        for setting, speed in own.items():
+        peer_speeds = {setting: speed for (contender, setting), speed in speeds.items() if contender == name}
+        for setting, speed in peer_speeds.items():
             print(f"{name} in {dtype}{f', {setting}' if setting else ''}: {speed:,.0f} tok/s")
-        best = max(own, key=lambda setting: own[setting])
+        best = max(peer_speeds, key=lambda setting: peer_speeds[setting])
         label = f"pretrain_{name}" + ("" if dtype == DTYPES[0] else f"_{dtype}")
         setting = f"{dtype}, {best}" if best else dtype
-        made.append(Row(label, speeds["ours", ""], own[best], "tok/s", name, its_version, GOAL, peer_setting=setting))
-    return made
+        result_rows.append(
+            Row(label, speeds["ours", ""], peer_speeds[best], "tok/s", name, its_version, GOAL, peer_setting=setting)
+        )
+    return result_rows
 
 
 def main() -> None:

@@ -36,8 +36,8 @@ def perplexity(engine: Engine, texts: Sequence[tuple[int, ...]]) -> float:
     for text in texts:
         [result] = engine.run([Generate(text, Sampling(max_tokens=0, prompt_logprobs=0))])
         assert isinstance(result, Generation)
-        found = [logprob for logprob in result.prompt_logprobs or () if logprob is not None]
-        total, count = total - sum(found), count + len(found)
+        logprobs = [logprob for logprob in result.prompt_logprobs or () if logprob is not None]
+        total, count = total - sum(logprobs), count + len(logprobs)
     return math.exp(total / count)
 
 
@@ -47,17 +47,17 @@ def main() -> None:
     arguments = start(parser).options
     base = our_base()
     texts = windows(base, arguments.tokens)
-    found: dict[str, float] = {}
+    perplexities: dict[str, float] = {}
     for weights, kernel in (("bfloat16", "torch"), ("bfloat16", "native"), ("int8", "native"), ("int4", "native")):
         with Engine(base, weights=weights, kernel=kernel) as engine:
-            found[f"{weights}, {kernel}"] = perplexity(engine, texts)
-    reference = found["bfloat16, torch"]
+            perplexities[f"{weights}, {kernel}"] = perplexity(engine, texts)
+    reference = perplexities["bfloat16, torch"]
     print(f"{len(texts)} windows of {WINDOW} tokens of vader-news")
-    for name, value in found.items():
+    for name, value in perplexities.items():
         print(f"  {name}: perplexity {value:.3f} ({100 * (value / reference - 1):+.2f}%)")
     report(
         [
-            Row(name, found[f"{weights}, native"], reference, "perplexity", "bfloat16 (torch)", "-", goal, True)
+            Row(name, perplexities[f"{weights}, native"], reference, "perplexity", "bfloat16 (torch)", "-", goal, True)
             for name, weights, goal in (("ppl_int8", "int8", 1 / 1.01), ("ppl_int4", "int4", 1 / 1.03))
         ]
     )

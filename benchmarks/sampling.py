@@ -30,14 +30,14 @@ def largest_parts(run: Callable[[], object]) -> str:
             while time.perf_counter() < until and recorder.poll() is None:
                 run()
             recorder.send_signal(signal.SIGINT)
-            _, said = recorder.communicate()
+            _, errors = recorder.communicate()
         if not file.is_file():
-            return f"profile: skipped, perf does not record here ({' '.join(said.split())[:200]})"
+            return f"profile: skipped, perf does not record here ({' '.join(errors.split())[:200]})"
         report = ["perf", "report", "-i", str(file), "--stdio", "--no-children", "-g", "none", "-s", "dso,symbol"]
         text = subprocess.run(report, capture_output=True, text=True, check=False).stdout
-    found = [match.groups() for match in map(_LINE.match, text.splitlines()) if match]
+    symbols = [match.groups() for match in map(_LINE.match, text.splitlines()) if match]
     lines = [
-        f"  {float(share):5.1f}%  {_short(symbol)}  ({Path(place).name})" for share, place, symbol in found[:LINES]
+        f"  {float(share):5.1f}%  {_short(symbol)}  ({Path(place).name})" for share, place, symbol in symbols[:LINES]
     ]
     return "\n".join(["profile, share of the samples on all threads:", *lines])
 

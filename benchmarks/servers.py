@@ -19,10 +19,10 @@ def running(*arguments: str) -> Generator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:
-            said = server.stdout.readline()
-            if not said:
+            announcement = server.stdout.readline()
+            if not announcement:
                 raise RuntimeError("the server did not start")
-            yield json.loads(said)["url"]
+            yield json.loads(announcement)["url"]
         finally:
             server.terminate()
 
@@ -35,8 +35,8 @@ def load(url: str, models: Sequence[str], repeats: int, *arguments: str) -> tupl
     shares: list[float] = []
     for turn in range(repeats + 1):
         command = [sys.executable, script, url, *models, "--seed", str(turn), *arguments]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         if turn:
-            speeds.append(found["tokens"] / found["seconds"])
-            shares.append(found["cpu_seconds"] / found["seconds"])
+            speeds.append(result["tokens"] / result["seconds"])
+            shares.append(result["cpu_seconds"] / result["seconds"])
     return statistics.median(speeds), statistics.median(shares)

@@ -23,7 +23,7 @@ class Sizes:
     layers: int
     heads: int
     kv_heads: int
-    wide: int
+    feedforward: int
     tied: bool = False
 
 
@@ -36,7 +36,7 @@ def our_spec(sizes: Sizes) -> TransformerSpec:
         sizes.heads,
         sizes.kv_heads,
         sizes.hidden // sizes.heads,
-        sizes.wide,
+        sizes.feedforward,
         sizes.length,
         rope=Rope(),
         norm_eps=1e-5,
@@ -60,7 +60,7 @@ def transformers_model(sizes: Sizes) -> Any:
             num_hidden_layers=sizes.layers,
             num_attention_heads=sizes.heads,
             num_key_value_heads=sizes.kv_heads,
-            intermediate_size=sizes.wide,
+            intermediate_size=sizes.feedforward,
             max_position_embeddings=sizes.length,
             tie_word_embeddings=sizes.tied,
             use_cache=False,
@@ -81,7 +81,7 @@ def litgpt_model(sizes: Sizes, fabric: Any) -> Any:
         n_head=sizes.heads,
         n_query_groups=sizes.kv_heads,
         head_size=sizes.hidden // sizes.heads,
-        intermediate_size=sizes.wide,
+        intermediate_size=sizes.feedforward,
         vocab_size=sizes.vocabulary,
         padded_vocab_size=sizes.vocabulary,
         rotary_percentage=1.0,
@@ -97,8 +97,8 @@ def litgpt_model(sizes: Sizes, fabric: Any) -> Any:
     return model
 
 
-def trainer_arguments(out: str, rows: int, dtype: str, **own: Any) -> Any:
-    """The Trainer's, for one pass over its data in steps of so many rows. own: further fields."""
+def trainer_arguments(out: str, rows: int, dtype: str, **overrides: Any) -> Any:
+    """The Trainer's, for one pass over its data in steps of so many rows. overrides: further fields."""
     from transformers import TrainingArguments
 
     return TrainingArguments(
@@ -111,7 +111,7 @@ def trainer_arguments(out: str, rows: int, dtype: str, **own: Any) -> Any:
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **own,
+        **overrides,
     )
 
 

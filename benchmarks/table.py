@@ -43,25 +43,25 @@ ROWS: Mapping[str, str] = {
 def results(files: Iterable[Path]) -> dict[str, dict[str, dict[str, Any]]]:
     """Kind of machine → row → the last result, kinds in the order in which they first come. ValueError for a line that
     is no result."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    machines: dict[str, dict[str, dict[str, Any]]] = {}
     for file in files:
         for number, line in enumerate(file.read_text("utf-8").splitlines(), start=1):
             try:
                 value = json.loads(line)
                 rows = {row["name"]: row for row in value["rows"]}
-                found.setdefault(value["machine"]["kind"], {}).update(rows)
+                machines.setdefault(value["machine"]["kind"], {}).update(rows)
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{file}, line {number}: not what a benchmark writes with --json ({error})") from error
-    return found
+    return machines
 
 
-def table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def table(machines: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Ours against the peer, and the ratio: above 1 is better for us. A goal that was missed is named."""
-    named = dict.fromkeys(ROWS) | dict.fromkeys(name for rows in found.values() for name in rows)
-    lines = [f"| ours / peer: ratio | {' | '.join(found)} |", f"|---|{'---|' * len(found)}"]
+    named = dict.fromkeys(ROWS) | dict.fromkeys(name for rows in machines.values() for name in rows)
+    lines = [f"| ours / peer: ratio | {' | '.join(machines)} |", f"|---|{'---|' * len(machines)}"]
     for name in named:
-        cells = [cell(rows[name]) if name in rows else "not measured" for rows in found.values()]
-        if any(name in rows for rows in found.values()):
+        cells = [cell(rows[name]) if name in rows else "not measured" for rows in machines.values()]
+        if any(name in rows for rows in machines.values()):
             lines.append(f"| {ROWS.get(name, name)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -81,8 +81,8 @@ def number(value: float) -> str:
 
 def filled(readme: str, text: str) -> str:
     """The page with this between the markers."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{text}{END}{rest.split(END)[1]}"
+    before, tail = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{text}{END}{tail.split(END)[1]}"
 
 
 def main() -> None:

@@ -78,15 +78,17 @@ def computing_in(setting: Setting) -> AbstractContextManager[Any]:
 def fastest_setting(directory: Path, batches: Sequence[Sequence[TrainingExample]]) -> Setting:
     """The peers' faster one here: the best time of a forward and backward pass of each batch. A setting that is much
     slower on two examples is not tried on more: emulated bfloat16 takes minutes for a batch."""
-    few, whole = {SETTINGS[0]: float("inf")}, dict.fromkeys(SETTINGS, float("inf"))
+    trial_seconds, whole = {SETTINGS[0]: float("inf")}, dict.fromkeys(SETTINGS, float("inf"))
     for setting in SETTINGS:
         model = peft_model(directory, setting).train()
-        few[setting] = best_seconds(lambda m=model, s=setting: passes(m, s, [batches[0][:2]]), turns=2)
-        if few[setting] < 3 * min(few.values()):
+        trial_seconds[setting] = best_seconds(lambda m=model, s=setting: passes(m, s, [batches[0][:2]]), turns=2)
+        if trial_seconds[setting] < 3 * min(trial_seconds.values()):
             whole[setting] = best_seconds(lambda m=model, s=setting: passes(m, s, batches), min(whole.values()))
-    setting = min(SETTINGS, key=lambda one: whole[one])
-    each = ", ".join(f"{one} {few[one]:.2f} s and {seconds:.2f} s" for one, seconds in whole.items())
-    print(f"peft computes in {setting} (2 examples, and {len(batches)} batches: {each})", flush=True)
+    setting = min(SETTINGS, key=lambda candidate: whole[candidate])
+    timings = ", ".join(
+        f"{candidate} {trial_seconds[candidate]:.2f} s and {seconds:.2f} s" for candidate, seconds in whole.items()
+    )
+    print(f"peft computes in {setting} (2 examples, and {len(batches)} batches: {timings})", flush=True)
     return setting
 
 
@@ -119,9 +121,9 @@ class Peft:
         named = dict(self.model.named_parameters())
         weights = family_in(base, "hf").weights
         for name, tensor in bank.state(slot).items():
-            path, kind = name.rsplit(".", 1)
+            path, factor = name.rsplit(".", 1)
             module = hf_module_name(weights, path)
-            named[f"base_model.model.{module}.{kind}.default.weight"].data.copy_(tensor)
+            named[f"base_model.model.{module}.{factor}.default.weight"].data.copy_(tensor)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.batches = batches
         self.run = Run()
@@ -176,8 +178,8 @@ class PeftOnLabels(Peft):
 class InTurns:
     """Our source; the peers take their step before each of ours. Times the packing."""
 
-    def __init__(self, source: ExampleSource, others: Callable[[int], None]) -> None:
-        self._source, self._others = source, others
+    def __init__(self, source: ExampleSource, peer_step: Callable[[int], None]) -> None:
+        self._source, self._peer_step = source, peer_step
         self.packing: list[float] = []
 
     @property
@@ -200,7 +202,7 @@ class InTurns:
     def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         inner = iter(self._source)
         for number in range(self._source.steps or 0):
-            self._others(number)
+            self._peer_step(number)
             started = time.perf_counter()
             batches = next(inner)
             self.packing.append(time.perf_counter() - started)
@@ -221,13 +223,13 @@ def padded(batch: Sequence[TrainingExample]) -> tuple[torch.Tensor, torch.Tensor
 
 def review_examples(tokenizer: Tokenizer, rows: Sequence[Labelled]) -> list[TrainingExample]:
     """The demo's reviews with the label to learn."""
-    made: list[TrainingExample] = []
+    examples: list[TrainingExample] = []
     for row in rows:
         prompt = (
             f"Decide whether the product review is positive or negative.\n\nReview: {row.inputs['review']}\nSentiment:"
         )
-        made.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
-    return made
+        examples.append(completion_example(tokenizer.encode(prompt), tokenizer.encode(f" {row.target}"), row.id))
+    return examples
 
 
 def chunks(examples: Sequence[TrainingExample]) -> list[list[TrainingExample]]:
@@ -255,21 +257,21 @@ def one_seed(
     bank = Bank(base.model)
     slot = bank.add(LORA, None, seed, trainable=True)
     bank.select(slot)
-    given = chunks(examples)
+    training_batches = chunks(examples)
     peers = [
-        Peft(directory, base, bank, slot, given, setting),
+        Peft(directory, base, bank, slot, training_batches, setting),
         Peft(directory, base, bank, slot, length_grouped(examples, seed), setting),
-        PeftOnLabels(directory, base, bank, slot, given, setting),
+        PeftOnLabels(directory, base, bank, slot, training_batches, setting),
     ]
     config = TrainConfig(learning_rate=5e-4, seed=seed, save_seconds=None)
     for peer in peers:
         peer.prepare(config)
 
-    def others(number: int) -> None:
+    def step_peers(number: int) -> None:
         for peer in peers:
             peer.step(number)
 
-    source = InTurns(ExampleSource(examples, BATCH), others)
+    source = InTurns(ExampleSource(examples, BATCH), step_peers)
     with tempfile.TemporaryDirectory() as out:
         result = train(base.model, source, Sft(), config, Path(out), bank.parameters(slot))
         rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]

@@ -75,12 +75,12 @@ def long_examples(tokenizer: Tokenizer, rows: Sequence[Labelled], count: int) ->
     """Reviews in a row, cut every 512 tokens."""
     ids = tokenizer.encode("\n".join(row.inputs["review"] for row in rows))
     pieces = [ids[i : i + LONG] for i in range(0, len(ids) - LONG + 1, LONG)]
-    kept = LONG - LEARNED
+    prompt_length = LONG - LEARNED
     # a corpus too short for the number is gone through again, one token further on
     while len(pieces) < count:
         ids = ids[1:]
         pieces += [ids[i : i + LONG] for i in range(0, len(ids) - LONG + 1, LONG)]
-    return [completion_example(p[:kept], p[kept:], str(n)) for n, p in enumerate(pieces[:count])]
+    return [completion_example(p[:prompt_length], p[prompt_length:], str(n)) for n, p in enumerate(pieces[:count])]
 
 
 def write_examples(path: Path, examples: Sequence[TrainingExample]) -> None:
@@ -114,19 +114,19 @@ def ours(base: Path, examples: Sequence[TrainingExample], batch: int, setting: S
         train(loaded.model, ExampleSource(examples, batch), Sft(), config, Path(out), bank.parameters(slot))
         seconds = time.perf_counter() - started
 
-    def score(held: Sequence[TrainingExample]) -> float:
-        batches = [one for step in ExampleSource(held, batch) for one in step]
+    def score(validation: Sequence[TrainingExample]) -> float:
+        batches = [packed_batch for step in ExampleSource(validation, batch) for packed_batch in step]
         return evaluate_loss(loaded.model, batches, Sft())["sft"]
 
     return seconds, score
 
 
 @torch.no_grad()
-def padded_loss(model: Any, held: Sequence[TrainingExample], batch: int, setting: Setting) -> float:
+def padded_loss(model: Any, validation: Sequence[TrainingExample], batch: int, setting: Setting) -> float:
     model.eval()
     total, count = 0.0, 0
-    for i in range(0, len(held), batch):
-        ids, mask, labels = padded(held[i : i + batch])
+    for i in range(0, len(validation), batch):
+        ids, mask, labels = padded(validation[i : i + batch])
         targets = int((labels != -100).sum())
         with computing_in(setting):
             total += float(model(input_ids=ids, attention_mask=mask, labels=labels).loss) * targets
@@ -154,7 +154,7 @@ def with_peft(base: Path, examples: Sequence[TrainingExample], batch: int, setti
         optimizer.step()
         optimizer.zero_grad()
         loss.item()
-    return time.perf_counter() - started, lambda held: padded_loss(model, held, batch, setting)
+    return time.perf_counter() - started, lambda validation: padded_loss(model, validation, batch, setting)
 
 
 def with_trl(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
@@ -202,7 +202,7 @@ def with_trl(base: Path, examples: Sequence[TrainingExample], batch: int, settin
         started = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - started
-    return seconds, lambda held: padded_loss(model, held, batch, setting)
+    return seconds, lambda validation: padded_loss(model, validation, batch, setting)
 
 
 CONTENDERS: dict[str, Callable[[Path, Sequence[TrainingExample], int, Setting], tuple[float, Scored]]] = {
@@ -212,40 +212,40 @@ CONTENDERS: dict[str, Callable[[Path, Sequence[TrainingExample], int, Setting], 
 }
 
 
-def one(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
+def measure(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
     """In this process."""
     torch.set_num_threads(THREADS)
     warnings.filterwarnings("ignore")
-    examples, held = (read_examples(scratch / f"{workload}-{split}.jsonl") for split in ("train", "valid"))
+    examples, validation = (read_examples(scratch / f"{workload}-{split}.jsonl") for split in ("train", "valid"))
     seconds, score = CONTENDERS[name](scratch / "base", examples, BATCH[workload], setting)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(len(examples), seconds, score(held), peak)
+    return Measured(len(examples), seconds, score(validation), peak)
 
 
-def apart(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
+def measure_isolated(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
     """The same in a new process."""
     command = [sys.executable, __file__, "--one", name, "--workloads", workload, "--scratch", str(scratch)]
     command += ["--setting", setting]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Measured(**json.loads(completed.stdout.splitlines()[-1]))
 
 
-def rows_of(workload: str, found: dict[str, list[Measured]], versions: dict[str, str]) -> list[Row]:
+def rows_of(workload: str, measured: dict[str, list[Measured]], versions: dict[str, str]) -> list[Row]:
     def median(name: str, value: Callable[[Measured], float]) -> float:
-        return statistics.median(value(one) for one in found[name])
+        return statistics.median(value(measurement) for measurement in measured[name])
 
     rows: list[Row] = []
     for name, peer in (("peft", "peft + transformers"), ("trl", "trl SFTTrainer, packing")):
         about = (peer, versions[name])
         speed, loss, peak = (
-            [median(one, value) for one in ("ours", name)]
+            [median(contender, value) for contender in ("ours", name)]
             for value in (lambda m: m.examples / m.seconds, lambda m: m.loss, lambda m: m.peak / 1e6)
         )
-        kind = f"tune_{workload}_{name}"
+        row_name = f"tune_{workload}_{name}"
         rows += [
-            Row(kind, *speed, "examples/s", *about, goal=2.0),
-            Row(f"{kind}_held_out_loss", *loss, "nats/token", *about, goal=0.97, lower_is_better=True),
-            Row(f"{kind}_peak_memory", *peak, "MB", *about, goal=1.0, lower_is_better=True),
+            Row(row_name, *speed, "examples/s", *about, goal=2.0),
+            Row(f"{row_name}_held_out_loss", *loss, "nats/token", *about, goal=0.97, lower_is_better=True),
+            Row(f"{row_name}_peak_memory", *peak, "MB", *about, goal=1.0, lower_is_better=True),
         ]
     return rows
 
@@ -262,14 +262,14 @@ def main() -> None:
     # A child answers in JSON alone; its parent has said where it runs.
     arguments = parser.parse_args() if "--one" in sys.argv else start(parser).options
     if arguments.one is not None:
-        print(json.dumps(asdict(one(arguments.one, arguments.workloads[0], arguments.scratch, arguments.setting))))
+        print(json.dumps(asdict(measure(arguments.one, arguments.workloads[0], arguments.scratch, arguments.setting))))
         return
     transformers = need("transformers", "transformers")
     versions = {
         "peft": f"{need('peft', 'peft')} + {transformers}",
         "trl": f"{need('trl', 'trl')} + {need('peft', 'peft')} + {transformers}",
     }
-    found: list[Row] = []
+    result_rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
         base = load_base(BASE, dtype="bfloat16")
@@ -278,23 +278,23 @@ def main() -> None:
         for split, count in (("train", arguments.examples), ("valid", arguments.valid)):
             rows = data.examples(split, "benchmark")
             write_examples(scratch / f"short-{split}.jsonl", review_examples(tokenizer, rows[:count]))
-            some = max(2, count // 8)
-            write_examples(scratch / f"long-{split}.jsonl", long_examples(tokenizer, rows, some))
+            long_count = max(2, count // 8)
+            write_examples(scratch / f"long-{split}.jsonl", long_examples(tokenizer, rows, long_count))
         del base
         setting = fastest_setting(scratch / "base", chunks(read_examples(scratch / "short-train.jsonl"))[:2])
         for workload in arguments.workloads:
             measured: dict[str, list[Measured]] = {name: [] for name in CONTENDERS}
             for turn in range(arguments.turns):
                 for name in CONTENDERS:
-                    result = apart(name, workload, scratch, setting)
+                    result = measure_isolated(name, workload, scratch, setting)
                     measured[name].append(result)
                     print(
                         f"{workload}, turn {turn}, {name}: {result.examples / result.seconds:.2f} examples/s, "
                         f"held-out loss {result.loss:.4f}, peak {result.peak / 1e6:.0f} MB",
                         flush=True,
                     )
-            found += rows_of(workload, measured, {name: f"{v}, {setting}" for name, v in versions.items()})
-    report(found)
+            result_rows += rows_of(workload, measured, {name: f"{v}, {setting}" for name, v in versions.items()})
+    report(result_rows)
 
 
 if __name__ == "__main__":

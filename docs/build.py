@@ -76,18 +76,18 @@ def _commands(table: Mapping[str, tuple[str, str]]) -> Iterator[list[str]]:
 def _help(arguments: list[str]) -> str:
     from bedplate.cli.main import main
 
-    said = io.StringIO()
+    output = io.StringIO()
     before = {name: os.environ.get(name) for name in ("COLUMNS", "TERMINAL_WIDTH")}
     os.environ.update(COLUMNS="100", TERMINAL_WIDTH="100")
     try:
-        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
             main([*arguments, "--help"])
     finally:
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-    return "\n".join(line.rstrip() for line in said.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
 # --- parts of pages that are written from the cost model: <!-- name --> … <!-- /name -->
@@ -96,9 +96,9 @@ def _help(arguments: list[str]) -> str:
 def filled(text: str) -> str:
     """A page with its generated parts written anew; parts of other names stay as they are."""
 
-    def part(found: re.Match[str]) -> str:
-        name = found[1]
-        return f"<!-- {name} -->\n{GENERATED[name]()}\n<!-- /{name} -->" if name in GENERATED else found[0]
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        return f"<!-- {name} -->\n{GENERATED[name]()}\n<!-- /{name} -->" if name in GENERATED else match[0]
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", part, text, flags=re.S)
 
@@ -126,15 +126,15 @@ def _families() -> str:
     head = ("family", "kind", "can", "adapters", "kernel", "gguf", "text of")
     rows = (
         (
-            f"`{one.family}`",
-            one.kind,
-            ", ".join(one.can),
-            ", ".join(one.adapters),
-            "yes" if one.kernel is None else f"`{one.kernel}`",
-            "" if one.gguf is None else f"`{one.gguf}`",
-            ", ".join(f"`{name}`" for name in one.text_of),
+            f"`{support.family}`",
+            support.kind,
+            ", ".join(support.can),
+            ", ".join(support.adapters),
+            "yes" if support.kernel is None else f"`{support.kernel}`",
+            "" if support.gguf is None else f"`{support.gguf}`",
+            ", ".join(f"`{name}`" for name in support.text_of),
         )
-        for one in supported()
+        for support in supported()
     )
     return _table(head, rows)
 
@@ -164,13 +164,13 @@ def _decision_formulas() -> str:
 def _constraints() -> str:
     from bedplate.economics.bills.decisions.exclusions import RULES
 
-    return _table(("constraint", "rule"), ((f"`{name}`", rule.says) for name, rule in RULES.items()))
+    return _table(("constraint", "rule"), ((f"`{name}`", rule.explanation) for name, rule in RULES.items()))
 
 
 def _curves() -> str:
     from bedplate.economics.hardware.mfu import CURVES
 
-    rows = ((name, f"{one.first:.2f}", f"{one.floor:.2f}", one.source) for name, one in CURVES.items())
+    rows = ((name, f"{curve.first:.2f}", f"{curve.floor:.2f}", curve.source) for name, curve in CURVES.items())
     return _table(("kind", "first", "floor", "source"), rows)
 
 
@@ -213,8 +213,12 @@ def _inside() -> tuple[int, int]:
     """Runs whose published hours lie in the predicted range, of those that are held."""
     from bedplate.economics.training.published import predicted_against_published
 
-    held = [(one.gpu_hours, one.run.gpu_hours) for one in predicted_against_published() if "hours" in one.run.clean]
-    return sum(a is not None and b is not None and a.low <= b <= a.high for a, b in held), len(held)
+    hour_pairs = [
+        (prediction.gpu_hours, prediction.run.gpu_hours)
+        for prediction in predicted_against_published()
+        if "hours" in prediction.run.clean
+    ]
+    return sum(a is not None and b is not None and a.low <= b <= a.high for a, b in hour_pairs), len(hour_pairs)
 
 
 def _runs() -> str:
@@ -235,25 +239,32 @@ def _summary() -> str:
     runs, throughputs = published.predicted_against_published(), published.predicted_throughputs()
     figures = {
         "operations": (
-            [(one.run.name, one.flops_error, "flops" in one.run.clean) for one in runs],
+            [(prediction.run.name, prediction.flops_error, "flops" in prediction.run.clean) for prediction in runs],
             published.FLOPS_TOLERANCE,
         ),
         "device-hours": (
-            [(one.run.name, one.hours_error, "hours" in one.run.clean) for one in runs],
+            [(prediction.run.name, prediction.hours_error, "hours" in prediction.run.clean) for prediction in runs],
             published.HOURS_TOLERANCE,
         ),
         "tokens a second and device": (
-            [(f"{one.run.name}, {one.run.devices} devices", one.error, one.run.held) for one in throughputs],
+            [
+                (
+                    f"{throughput.run.name}, {throughput.run.devices} devices",
+                    throughput.error,
+                    throughput.run.is_checked,
+                )
+                for throughput in throughputs
+            ],
             published.THROUGHPUT_TOLERANCE,
         ),
     }
     rows: list[tuple[str, ...]] = []
-    for what, (found, bound) in figures.items():
-        held = [error for _, error, is_held in found if is_held and error is not None]
-        out = [f"{name} {_signed(error)}" for name, error, is_held in found if not is_held and error is not None]
-        ends = f"{_signed(min(held))} to {_signed(max(held))}"
-        middle = f"{statistics.median(map(abs, held)):.0%}"
-        rows.append((what, str(len(held)), ends, middle, f"{bound:.0%}", "; ".join(out)))
+    for figure, (comparisons, bound) in figures.items():
+        errors = [error for _, error, is_held in comparisons if is_held and error is not None]
+        out = [f"{name} {_signed(error)}" for name, error, is_held in comparisons if not is_held and error is not None]
+        ends = f"{_signed(min(errors))} to {_signed(max(errors))}"
+        middle = f"{statistics.median(map(abs, errors)):.0%}"
+        rows.append((figure, str(len(errors)), ends, middle, f"{bound:.0%}", "; ".join(out)))
     table = _table(("predicted", "rows held", "errors", "median size", "bound, tested", "not held"), rows)
     return f"{table}\n\nThe published hours lie in the predicted range in {' of '.join(map(str, _inside()))} held runs."
 

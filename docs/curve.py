@@ -26,12 +26,12 @@ def main() -> None:
             f"error: {run} has no learning curve; `bedplate adapt TASK.yaml --out {run} --curve 50,100,200` adds it"
         )
     PICTURE.write_text(standalone(learning_curve(report["curve"], report["target"]["value"])), encoding="utf-8")
-    said = [*report["curve"]["says"], *report["curve"]["left_out"]]
+    statements = [*report["curve"]["says"], *report["curve"]["left_out"]]
     picture = f"![Accuracy against labels of each rung]({PICTURE.name})"
-    shown = "\n".join([picture, "", *(f"- {one}" for one in said)])
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    print("\n".join([*said, f"drawn in {PICTURE}"]))
+    shown = "\n".join([picture, "", *(f"- {statement}" for statement in statements)])
+    before, tail = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{shown}\n{END}{tail.split(END)[1]}", encoding="utf-8")
+    print("\n".join([*statements, f"drawn in {PICTURE}"]))
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def main() -> None:
     run = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs" / "reviews"
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     readme = ROOT / "README.md"
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
+    before, tail = readme.read_text(encoding="utf-8").split(BEGIN)
+    after = tail.split(END)[1]
     readme.write_text(f"{before}{BEGIN}\n{table(report, 'reviews')}{END}{after}", encoding="utf-8")
     PICTURE.write_text(picture(report), encoding="utf-8")
     print(f"{readme} and {PICTURE} hold the numbers of {run}")

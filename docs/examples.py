@@ -32,11 +32,11 @@ def main() -> None:
             continue
         report = json.loads(file.read_text(encoding="utf-8"))
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = page.split(begin)
+        before, tail = page.split(begin)
         drawn = f"example-{name}.svg"
         (PAGE.parent / drawn).write_text(picture(report), encoding="utf-8")
         shown = f"{table(report, groups)}\n![Quality against cost of each rung]({drawn})\n"
-        page = f"{before}{begin}\n{shown}{end}{rest.split(end)[1]}"
+        page = f"{before}{begin}\n{shown}{end}{tail.split(end)[1]}"
         print(f"{name}: {report['verdict']['status']}")
     PAGE.write_text(page, encoding="utf-8")
 

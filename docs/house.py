@@ -22,30 +22,30 @@ Graph = Mapping[str, Set[str]]
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
     """Dotted name → file."""
-    found: dict[str, Path] = {}
+    module_paths: dict[str, Path] = {}
     for path in sorted(package.rglob("*.py")):
         parts = [package.name, *path.relative_to(package).with_suffix("").parts]
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        module_paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return module_paths
 
 
 def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
     """Dotted name → the package's modules that it imports."""
-    known = modules(package)
-    return {name: {*_imported(name, path, known)} - {name} for name, path in known.items()}
+    module_paths = modules(package)
+    return {name: {*_imported(name, path, module_paths)} - {name} for name, path in module_paths.items()}
 
 
-def _imported(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[str]:
+def _imported(name: str, path: Path, module_paths: Mapping[str, Path]) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
+            yield from (alias.name for alias in node.names if alias.name in module_paths)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             base = node.module if node.level == 0 else f"{_parent(name, path, node.level)}.{node.module}"
             for alias in node.names:
                 whole = f"{base}.{alias.name}"
-                if whole in known:
+                if whole in module_paths:
                     yield whole
-                elif base in known:
+                elif base in module_paths:
                     yield base
 
 
@@ -59,23 +59,23 @@ def circles(graph: Graph) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    components: list[list[str]] = []
 
     def visit(node: str) -> None:
         index[node] = low[node] = len(index)
         stack.append(node)
-        for other in sorted(graph[node]):
-            if other not in index:
-                visit(other)
-                low[node] = min(low[node], low[other])
-            elif other in stack:
-                low[node] = min(low[node], index[other])
+        for target in sorted(graph[node]):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
         if low[node] == index[node]:
             at = stack.index(node)
             circle = stack[at:]
             del stack[at:]
             if len(circle) > 1:
-                found.append(sorted(circle))
+                components.append(sorted(circle))
 
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, 4 * len(graph) + 100))
@@ -85,7 +85,7 @@ def circles(graph: Graph) -> list[list[str]]:
                 visit(node)
     finally:
         sys.setrecursionlimit(limit)
-    return found
+    return components
 
 
 def folders(package: Path = PACKAGE) -> dict[str, int]:
@@ -96,12 +96,12 @@ def folders(package: Path = PACKAGE) -> dict[str, int]:
 
 def lines_by_room(package: Path = PACKAGE) -> dict[str, int]:
     """Room → lines of its sources, the kernel's C++ included."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for suffix in ("*.py", "*.cpp", "*.h"):
         for path in package.rglob(suffix):
             place = path.relative_to(package).parts
-            found[place[0] if len(place) > 1 else "."] += len(path.read_text("utf-8").splitlines())
-    return dict(sorted(found.items()))
+            counts[place[0] if len(place) > 1 else "."] += len(path.read_text("utf-8").splitlines())
+    return dict(sorted(counts.items()))
 
 
 # --- the picture
@@ -127,23 +127,23 @@ def picture() -> str:
     parts: list[str] = []
     top = 34.0
     for row in layers():
-        inner = {room: [" | ".join(one) for one in layers(f"bedplate.{room}")] for room in row}
+        inner = {room: [" | ".join(layer) for layer in layers(f"bedplate.{room}")] for room in row}
         height = 2 * PAD + ROW * (2 + max(len(_wrapped(inner[room], len(row))) for room in row))
         width = (WIDTH - GAP * (len(row) + 1)) / len(row)
         for place, room in enumerate(row):
-            left = GAP + place * (width + GAP)
-            said = [
+            x = GAP + place * (width + GAP)
+            texts = [
                 (room, "font-weight='600' font-size='15'"),
                 (_job(room, len(row)), "fill='#57606a'"),
                 *((line, "") for line in _wrapped(inner[room], len(row))),
             ]
             parts.append(
-                f"<rect x='{left:.0f}' y='{top:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='#f4f7fb' "
+                f"<rect x='{x:.0f}' y='{top:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='#f4f7fb' "
                 "stroke='#9fb3c8'/>"
             )
-            for number, (text, style) in enumerate(said):
+            for number, (text, style) in enumerate(texts):
                 y = top + PAD + ROW * (number + 0.7)
-                parts.append(f"<text x='{left + PAD:.0f}' y='{y:.0f}' {style}>{html.escape(text)}</text>")
+                parts.append(f"<text x='{x + PAD:.0f}' y='{y:.0f}' {style}>{html.escape(text)}</text>")
         top += height + GAP
     head = (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {top:.0f}' font-family='system-ui, sans-serif' "
@@ -156,42 +156,42 @@ def picture() -> str:
 
 def _job(room: str, rooms: int) -> str:
     """What a room is for: the first line of its docstring, cut to its width."""
-    said = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8"))) or ""
     return textwrap.shorten(
-        " ".join(said.split("\n\n")[0].split()), int((WIDTH / rooms - 4 * PAD) / 6.8), placeholder=" …"
+        " ".join(docstring.split("\n\n")[0].split()), int((WIDTH / rooms - 4 * PAD) / 6.8), placeholder=" …"
     )
 
 
 def _wrapped(inner: list[str], rooms: int) -> list[str]:
     """Inner rooms as lines of text that fit a room's width."""
-    most = int(WIDTH / rooms / 7.2)
-    found: list[str] = []
+    limit = int(WIDTH / rooms / 7.2)
+    lines: list[str] = []
     for name in inner:
-        if found and len(found[-1]) + len(name) + 3 <= most:
-            found[-1] += f" › {name}"
+        if lines and len(lines[-1]) + len(name) + 3 <= limit:
+            lines[-1] += f" › {name}"
         else:
-            found.append(name)
-    return found
+            lines.append(name)
+    return lines
 
 
-def _between(graph: Graph) -> defaultdict[str, Counter[str]]:
+def _cross_imports(graph: Graph) -> defaultdict[str, Counter[str]]:
     """Room → other room → how many imports go there."""
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name, others in graph.items():
-        for other in others:
-            ours, theirs = (one.split(".")[1] if "." in one else "" for one in (name, other))
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name, targets in graph.items():
+        for target in targets:
+            ours, theirs = (module.split(".")[1] if "." in module else "" for module in (name, target))
             if ours and theirs and ours != theirs:
-                found[ours][theirs] += 1
-    return found
+                counts[ours][theirs] += 1
+    return counts
 
 
 def table() -> str:
     """Room, and what it imports of the others, as Markdown."""
-    between = _between(imports())
+    cross_imports = _cross_imports(imports())
     rows = ["| room | imports |", "|---|---|"]
     ordered = [room for row in layers() for room in row]
     for room in ordered:
-        below = ", ".join(name for name in ordered if between[room][name])
+        below = ", ".join(name for name in ordered if cross_imports[room][name])
         rows.append(f"| {room} | {below or '–'} |")
     return "\n".join(rows)
 
@@ -200,7 +200,7 @@ def main() -> None:
     graph = imports()
     for circle in circles(graph):
         print("circle:", ", ".join(circle))
-    for folder, count in sorted(folders().items(), key=lambda one: -one[1])[:10]:
+    for folder, count in sorted(folders().items(), key=lambda folder_count: -folder_count[1])[:10]:
         print(f"{count:4} files in {folder}")
     lines = lines_by_room()
     for room, count in lines.items():

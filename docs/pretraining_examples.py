@@ -36,7 +36,7 @@ class Run:
             raise FileNotFoundError(f"{path} holds no finished run")
         self.judged, self.rows = evaluations(path), read_jsonl(path / "metrics.jsonl")
 
-    def held(self, name: str, measure: str = "bits_per_byte") -> Points:
+    def heldout_curve(self, name: str, measure: str = "bits_per_byte") -> Points:
         """A held-out text's curve over the tokens that were trained on: of checkpoints, which read the same part of it.
         The run's end, which reads more, is `last`."""
         part = self.judged[0]["held_out"][name]["documents"]
@@ -51,11 +51,11 @@ class Run:
 
     def minutes(self, points: Points) -> Points:
         """The same curve over the minutes of training, without what was spent on judging and saving."""
-        spent, tokens, found = 0.0, 0, dict[int, float]()
+        spent, tokens, minutes_at = 0.0, 0, dict[int, float]()
         for row in self.rows:
             tokens, spent = tokens + row["tokens"], spent + row["tokens"] / row["tokens_per_second"]
-            found[tokens] = spent / 60
-        return [(found[int(at)], value) for at, value in points]
+            minutes_at[tokens] = spent / 60
+        return [(minutes_at[int(at)], value) for at, value in points]
 
     @property
     def facts(self) -> list[str]:
@@ -65,9 +65,9 @@ class Run:
 
     @property
     def machine(self) -> str:
-        found = self.record["machine"]
-        threads = "one thread" if found["threads"] == 1 else f"{found['threads']} threads"
-        return f"{found['device']}, {threads}, {self.record['arithmetic']['dtype']}"
+        hardware = self.record["machine"]
+        threads = "one thread" if hardware["threads"] == 1 else f"{hardware['threads']} threads"
+        return f"{hardware['device']}, {threads}, {self.record['arithmetic']['dtype']}"
 
 
 def main() -> None:
@@ -80,8 +80,8 @@ def main() -> None:
             print(f"{name}: {error}; its part of the page is left as it is")
             continue
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, rest = page.split(begin)
-        page = f"{before}{begin}\n{shown_part}\n{end}{rest.split(end)[1]}"
+        before, tail = page.split(begin)
+        page = f"{before}{begin}\n{shown_part}\n{end}{tail.split(end)[1]}"
         print(f"{name}: filled")
     PAGE.write_text(page, encoding="utf-8")
 
@@ -90,10 +90,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def drawn(name: str, lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
+def drawn(name: str, lines: Mapping[str, Points], x_label: str, up: str, label: str) -> str:
     """Draws the curves beside the page; returns what shows them in it."""
     file = f"pretraining-{name}.svg"
-    (DOCS / file).write_text(standalone(curve(lines, across, up, label)), encoding="utf-8")
+    (DOCS / file).write_text(standalone(curve(lines, x_label, up, label)), encoding="utf-8")
     return f"![{label}]({file})"
 
 
@@ -103,22 +103,25 @@ def drawn(name: str, lines: Mapping[str, Points], across: str, up: str, label: s
 def base(runs: Path) -> str:
     """The base beside what counts and compressors reach, and the completion skin that was made of it."""
     run = Run(runs / "stdlib")
-    others = run.record["baselines"]["stdlib"]
-    row = [*run.facts, f"**{run.last('stdlib'):.3f}**", *(f"{bits:.3f}" for bits in others.values())]
-    ends = (run.held("stdlib")[0][0], run.held("stdlib")[-1][0])
-    lines = {"the base": run.held("stdlib"), **{name: [(end, bits) for end in ends] for name, bits in others.items()}}
-    made = report(runs / "completion" / "report.json")
+    baselines = run.record["baselines"]["stdlib"]
+    row = [*run.facts, f"**{run.last('stdlib'):.3f}**", *(f"{bits:.3f}" for bits in baselines.values())]
+    ends = (run.heldout_curve("stdlib")[0][0], run.heldout_curve("stdlib")[-1][0])
+    lines = {
+        "the base": run.heldout_curve("stdlib"),
+        **{name: [(end, bits) for end in ends] for name, bits in baselines.items()},
+    }
+    completion = report(runs / "completion" / "report.json")
     rungs: list[Sequence[str]] = []
-    for one in made["rungs"]:
-        if one["status"] == "done":
-            low, high = one["interval"]
-            rungs.append([one["rung"], one["split"], f"{one['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+    for rung in completion["rungs"]:
+        if rung["status"] == "done":
+            low, high = rung["interval"]
+            rungs.append([rung["rung"], rung["split"], f"{rung['estimate']:.3f} ({low:.3f} to {high:.3f})"])
     return "\n\n".join(
         [
-            table(["parameters", "tokens", "minutes", "bits a byte, held out", *others], [row]),
+            table(["parameters", "tokens", "minutes", "bits a byte, held out", *baselines], [row]),
             drawn("base", lines, "tokens", "bits a byte, held out", "A base of code"),
             table(["rung", "split", "chrF (95% interval)"], rungs),
-            f"**{made['verdict']['status']}**: {made['verdict']['reason']} ({run.machine}.)",
+            f"**{completion['verdict']['status']}**: {completion['verdict']['reason']} ({run.machine}.)",
         ]
     )
 
@@ -135,16 +138,23 @@ def plays(runs: Path) -> str:
 
 def letters(run: Run, name: str, text: str) -> str:
     """One text's row, its curve with what compressors and counts reach, and how the run's prompts go on."""
-    others = run.record["baselines"]["text"]
+    baselines = run.record["baselines"]["text"]
     bits = run.last("text")
-    row = [text, *run.facts, f"**{bits:.3f}** ({bits * math.log(2):.3f} nats)", *(f"{b:.3f}" for b in others.values())]
-    held = run.held("text")
-    ends = (held[0][0], held[-1][0])
-    lines = {text: held, **{name: [(end, bits) for end in ends] for name, bits in others.items()}}
-    samples = "\n".join(f"{one['prompt']}{one['text']}".replace("\n", " ") for one in run.judged[-1]["samples"])
+    row = [
+        text,
+        *run.facts,
+        f"**{bits:.3f}** ({bits * math.log(2):.3f} nats)",
+        *(f"{b:.3f}" for b in baselines.values()),
+    ]
+    points = run.heldout_curve("text")
+    ends = (points[0][0], points[-1][0])
+    lines = {text: points, **{name: [(end, bits) for end in ends] for name, bits in baselines.items()}}
+    samples = "\n".join(
+        f"{sample['prompt']}{sample['text']}".replace("\n", " ") for sample in run.judged[-1]["samples"]
+    )
     return "\n\n".join(
         [
-            table(["text", "parameters", "tokens (bytes)", "minutes", "bits a byte, held out", *others], [row]),
+            table(["text", "parameters", "tokens (bytes)", "minutes", "bits a byte, held out", *baselines], [row]),
             drawn(name, lines, "tokens", "bits a byte, held out", name.capitalize()),
             f"Prompts of the run file, continued by the likeliest byte each time:\n\n```text\n{samples}\n```",
             f"({run.machine}.)",
@@ -154,24 +164,24 @@ def letters(run: Run, name: str, text: str) -> str:
 
 def experts(runs: Path) -> str:
     """Both models over tokens, and over minutes."""
-    found = {name: Run(runs / name) for name in ("dense", "experts")}
+    models = {name: Run(runs / name) for name in ("dense", "experts")}
     rows: list[Sequence[str]] = []
-    for name, run in found.items():
+    for name, run in models.items():
         speed = run.record["tokens_seen"] / run.record["seconds"]
         rows.append([name, *run.facts, f"{speed:,.0f}", f"{run.last('stdlib'):.3f}"])
-    dense, sparse = found["dense"], found["experts"]
+    dense, sparse = models["dense"], models["experts"]
     gain = dense.last("stdlib") - sparse.last("stdlib")
     reached = at_time(dense, sparse)
-    said = (
+    summary = (
         f"At equal tokens the experts are {abs(gain):.3f} bits a byte {'better' if gain > 0 else 'worse'}. They took "
         f"{sparse.record['seconds'] / dense.record['seconds']:.2f} times as long; {reached}"
     )
-    by_tokens = {name: run.held("stdlib") for name, run in found.items()}
-    by_minutes = {name: run.minutes(run.held("stdlib")) for name, run in found.items()}
+    by_tokens = {name: run.heldout_curve("stdlib") for name, run in models.items()}
+    by_minutes = {name: run.minutes(run.heldout_curve("stdlib")) for name, run in models.items()}
     return "\n\n".join(
         [
             table(["model", "parameters", "tokens", "minutes", "tokens a second", "bits a byte, held out"], rows),
-            f"{said} ({dense.machine}.)",
+            f"{summary} ({dense.machine}.)",
             drawn("experts-tokens", by_tokens, "tokens", "bits a byte, held out", "Dense and experts by tokens"),
             drawn("experts-minutes", by_minutes, "minutes", "bits a byte, held out", "Dense and experts by time"),
         ]
@@ -180,25 +190,29 @@ def experts(runs: Path) -> str:
 
 def at_time(dense: Run, sparse: Run) -> str:
     """Where the experts stood at the dense model's last checkpoint, on the line between two of their own."""
-    curve_of = sparse.minutes(sparse.held("stdlib"))
-    end = dense.minutes(dense.held("stdlib"))[-1][0]
+    curve_of = sparse.minutes(sparse.heldout_curve("stdlib"))
+    end = dense.minutes(dense.heldout_curve("stdlib"))[-1][0]
     if not curve_of[0][0] <= end <= curve_of[-1][0]:
         return "their times do not overlap, so that equal times are not compared."
     after = next(n for n, (minute, _) in enumerate(curve_of) if minute >= end)
     (a, low), (b, high) = curve_of[max(0, after - 1)], curve_of[after]
-    there = high if a == b else low + (high - low) * (end - a) / (b - a)
-    other = dense.held("stdlib")[-1][1]
+    sparse_bits = high if a == b else low + (high - low) * (end - a) / (b - a)
+    dense_bits = dense.heldout_curve("stdlib")[-1][1]
     return (
-        f"at the dense model's last checkpoint, after {end:.1f} minutes, it read {other:.3f} on the part of the "
-        f"held-out text that checkpoints are judged on, and they {there:.3f} (their learning rate had not "
+        f"at the dense model's last checkpoint, after {end:.1f} minutes, it read {dense_bits:.3f} on the part of the "
+        f"held-out text that checkpoints are judged on, and they {sparse_bits:.3f} (their learning rate had not "
         "yet fallen as far as its own)."
     )
 
 
 def curation(runs: Path) -> str:
     """Three pairs of runs, judged on packages that neither corpus has."""
-    found = {(kind, seed): Run(runs / f"code-{kind}-{seed}") for kind in ("curated", "raw") for seed in SEEDS}
-    pairs = [(found["curated", seed].last("packages"), found["raw", seed].last("packages")) for seed in SEEDS]
+    corpus_runs = {
+        (corpus, seed): Run(runs / f"code-{corpus}-{seed}") for corpus in ("curated", "raw") for seed in SEEDS
+    }
+    pairs = [
+        (corpus_runs["curated", seed].last("packages"), corpus_runs["raw", seed].last("packages")) for seed in SEEDS
+    ]
     gaps = [curated - raw for curated, raw in pairs]
     mean, half = statistics.mean(gaps), student.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
     rows = [
@@ -206,18 +220,20 @@ def curation(runs: Path) -> str:
         for seed, pair in zip(SEEDS, pairs, strict=True)
     ]
     sizes: list[Sequence[str]] = []
-    for kind, source in (("curated", "library"), ("raw", "tree")):
-        read = found[kind, 0].record["data"]["sources"][source]
-        sizes.append([kind, f"{read['documents']:,}", shown(read["tokens"]), f"{read['bytes'] / read['tokens']:.2f}"])
+    for corpus, source in (("curated", "library"), ("raw", "tree")):
+        read = corpus_runs[corpus, 0].record["data"]["sources"][source]
+        sizes.append([corpus, f"{read['documents']:,}", shown(read["tokens"]), f"{read['bytes'] / read['tokens']:.2f}"])
     lines = {
-        f"{kind}, mean of {len(SEEDS)} seeds": _mean([found[kind, seed].held("packages") for seed in SEEDS])
-        for kind in ("curated", "raw")
+        f"{corpus}, mean of {len(SEEDS)} seeds": _mean(
+            [corpus_runs[corpus, seed].heldout_curve("packages") for seed in SEEDS]
+        )
+        for corpus in ("curated", "raw")
     }
     return "\n\n".join(
         [
             table(["corpus", "documents to learn from", "tokens", "bytes a token"], sizes),
             table(["seed", "curated", "raw", "difference"], rows),
-            f"Bits a byte on the held-out packages after {shown(found['raw', 0].record['tokens_seen'])} tokens. Paired "
+            f"Bits a byte on the held-out packages after {shown(corpus_runs['raw', 0].record['tokens_seen'])} tokens. Paired "
             f"difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f} (Student's t, "
             f"{len(gaps)} pairs).",
             drawn("curation", lines, "tokens", "bits a byte, held-out packages", "Curated and raw"),
@@ -235,7 +251,7 @@ def denoiser(runs: Path) -> str:
     names = list(run.judged[-1]["held_out"])
     measure = "nats_per_token"
     rows = [
-        [name, *(f"{run.held(name, measure)[n][1]:.3f}" for n in (0, -1)), f"{run.last(name, measure):.3f}"]
+        [name, *(f"{run.heldout_curve(name, measure)[n][1]:.3f}" for n in (0, -1)), f"{run.last(name, measure):.3f}"]
         for name in names
     ]
     tokens = 0
@@ -244,12 +260,12 @@ def denoiser(runs: Path) -> str:
         tokens += row["tokens"]
         right.append((tokens, row["span_corruption/accuracy"]))
     ends = means(right, 20)
-    lines = {name: run.held(name, measure) for name in names}
-    parameters, seen, minutes = run.facts
+    lines = {name: run.heldout_curve(name, measure) for name in names}
+    parameters, token_count, minutes = run.facts
     return "\n\n".join(
         [
             table(["nats a token cut out, held out", "first checkpoint", "last checkpoint", "end, all of it"], rows),
-            f"{parameters} parameters, {seen} tokens, {minutes} minutes ({run.machine}). The likeliest token was "
+            f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). The likeliest token was "
             f"right for {ends[0][1]:.1%} of what was to be written in the first twentieth of training, and for "
             f"{ends[-1][1]:.1%} in the last; sentinels and ends, which are the easy ones, count among them.",
             drawn("denoiser", lines, "tokens", "nats a token cut out", "Denoiser"),
@@ -276,7 +292,7 @@ def embedder(runs: Path) -> str:
         rows.append([title, f"{judged['estimate']:.3f} ({low:.3f} to {high:.3f})"])
     right = means([(row["step"], row["contrastive/accuracy"]) for row in run.rows], 10)
     pairs = run.rows[-1]["targets"]
-    lines = {"pieces of held-out modules": run.held("stdlib", "nats_per_token")}
+    lines = {"pieces of held-out modules": run.heldout_curve("stdlib", "nats_per_token")}
     return "\n\n".join(
         [
             f"{shown(run.record['tokens_seen'])} tokens of text, {run.facts[2]} minutes ({run.machine}). The right "
@@ -297,21 +313,21 @@ def probed(runs: Path) -> str:
             probe = row["rung"] == "probe"
             if row["status"] == "done" and row["split"] == "valid" and (probe or title == "untrained"):
                 low, high = row["interval"]
-                what = f"probe of the encoder, {title}" if probe else row["rung"]
-                rows.append([what, f"{row['estimate']:.3f} ({low:.3f} to {high:.3f})"])
+                label = f"probe of the encoder, {title}" if probe else row["rung"]
+                rows.append([label, f"{row['estimate']:.3f} ({low:.3f} to {high:.3f})"])
     return "\n\n".join([hidden(run, "probed", "text"), table(["", "accuracy on valid (95% interval)"], rows)])
 
 
-def hidden(run: Run, name: str, what: str) -> str:
+def hidden(run: Run, name: str, content: str) -> str:
     """What hidden tokens cost, by held-out text, over tokens."""
     names = list(run.judged[-1]["held_out"])
-    lines = {text: run.held(text, "nats_per_token") for text in names}
-    said = "; ".join(f"{text} {points[0][1]:.3f} → {points[-1][1]:.3f}" for text, points in lines.items())
-    parameters, seen, minutes = run.facts
+    lines = {text: run.heldout_curve(text, "nats_per_token") for text in names}
+    changes = "; ".join(f"{text} {points[0][1]:.3f} → {points[-1][1]:.3f}" for text, points in lines.items())
+    parameters, token_count, minutes = run.facts
     return (
-        f"{parameters} parameters, {seen} tokens, {minutes} minutes ({run.machine}). Nats a hidden token of held-out "
-        f"{what}, first and last checkpoint: {said}.\n\n"
-        + drawn(name, lines, "tokens", "nats a hidden token", f"Masked encoder of {what}")
+        f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). Nats a hidden token of held-out "
+        f"{content}, first and last checkpoint: {changes}.\n\n"
+        + drawn(name, lines, "tokens", "nats a hidden token", f"Masked encoder of {content}")
     )
 
 
@@ -321,17 +337,17 @@ def report(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
-def further(runs: Path) -> str:
+def continued(runs: Path) -> str:
     """What is learned and what is forgotten, with and without replay."""
-    found = {"with replay": Run(runs / "further"), "without": Run(runs / "further-alone")}
+    variants = {"with replay": Run(runs / "further"), "without": Run(runs / "further-alone")}
     rows: list[Sequence[str]] = []
     lines: dict[str, Points] = {}
-    for title, run in found.items():
+    for title, run in variants.items():
         cells: list[str] = []
-        for text, what in (("editorials", "editorials"), ("stdlib", "code")):
-            points = run.held(text)
+        for text, label in (("editorials", "editorials"), ("stdlib", "code")):
+            points = run.heldout_curve(text)
             cells.append(f"{points[0][1]:.3f} → {points[-1][1]:.3f}")
-            lines[f"{what}, {title}"] = points
+            lines[f"{label}, {title}"] = points
         rows.append([title, *run.facts[1:], *cells])
     return "\n\n".join(
         [
@@ -351,7 +367,7 @@ PARTS: dict[str, Callable[[Path], Any]] = {
     "masked": masked,
     "embedder": embedder,
     "probed": probed,
-    "further": further,
+    "further": continued,
 }
 
 

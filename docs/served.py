@@ -29,7 +29,7 @@ ARTICLE = (
     "can cross by a temporary walkway. The work will cost 14 million pounds. Shopkeepers in the High Street fear that "
     "they will lose customers and have asked for their business rates to be lowered while it lasts."
 )
-ASKED = {
+PROMPTS = {
     "reviews": "The hinge snapped within a week and nobody answers my letters.",
     "extraction": FUNCTION,
     "questions": "is a tomato a fruit",
@@ -52,10 +52,10 @@ def main() -> None:
             shown = _transcript(json.loads(server.stdout.readline())["url"], skins)
         finally:
             server.terminate()
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    before, tail = PAGE.read_text(encoding="utf-8").split(BEGIN)
     lines = " \\\n  ".join([" ".join(command[:4]), *(" ".join(command[i : i + 2]) for i in range(4, len(command), 2))])
     text = f"{BEGIN}\n```sh\n{lines}\n```\n\n{shown}\n{END}"
-    PAGE.write_text(f"{before}{text}{rest.split(END)[1]}", encoding="utf-8")
+    PAGE.write_text(f"{before}{text}{tail.split(END)[1]}", encoding="utf-8")
 
 
 def _skin(run: Path) -> Path:
@@ -73,7 +73,7 @@ def _transcript(url: str, skins: list[tuple[str, Path]]) -> str:
     assert set(by_name) <= {model.id for model in client.models.list()}
     lines = ["| model | asked | answers | tokens read, from the cache | ms |", "|---|---|---|---|---|"]
     for model, name in by_name.items():
-        for text in ("Hello.", ASKED[name]):  # the first call computes the skin's own prompt
+        for text in ("Hello.", PROMPTS[name]):  # the first call computes the skin's own prompt
             reply = client.chat.completions.with_raw_response.create(
                 model=model, messages=[{"role": "user", "content": text}], temperature=0
             )
@@ -81,17 +81,17 @@ def _transcript(url: str, skins: list[tuple[str, Path]]) -> str:
         usage: Any = answer.usage
         cached = 0 if usage.prompt_tokens_details is None else usage.prompt_tokens_details.cached_tokens
         choice: Any = answer.choices[0]
-        said = _cell((choice.message.content or "").strip())
+        output = _cell((choice.message.content or "").strip())
         looked_up = (getattr(choice, "bedplate", None) or {}).get("passages", ())
         if looked_up:
-            said += f", having read *{', '.join(passage['document'] for passage in looked_up)}*"
-        cells = (f"`{model}`", _cell(ASKED[name]), said, f"{usage.prompt_tokens}, {cached}")
+            output += f", having read *{', '.join(passage['document'] for passage in looked_up)}*"
+        cells = (f"`{model}`", _cell(PROMPTS[name]), output, f"{usage.prompt_tokens}, {cached}")
         lines.append(f"| {' | '.join(cells)} | {reply.elapsed.total_seconds() * 1000:.0f} |")
     return "\n".join(lines)
 
 
-def _cell(text: str, most: int = 240) -> str:
-    text = text if len(text) <= most else f"{text[:most].rsplit(maxsplit=1)[0]} …"
+def _cell(text: str, limit: int = 240) -> str:
+    text = text if len(text) <= limit else f"{text[:limit].rsplit(maxsplit=1)[0]} …"
     return "<br>".join(f"`{line}`" for line in text.replace("|", "\\|").splitlines() if line.strip())
 
 

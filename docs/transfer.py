@@ -25,41 +25,41 @@ BEGIN, END = "<!-- transfer -->", "<!-- /transfer -->"
 
 def main() -> None:
     runs = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "runs"
-    found: dict[tuple[str, str, str], Evaluation] = {}
+    evaluations: dict[tuple[str, str, str], Evaluation] = {}
     with Progress("transfer", len(SKINS) * len(DOMAINS) ** 2, "skins and domains") as bar:
-        tasks = {asked: load_task(runs / f"sentiment-{asked}" / "task.yaml") for asked in DOMAINS}
-        data = {asked: load_examples(task) for asked, task in tasks.items()}
+        tasks = {domain: load_task(runs / f"sentiment-{domain}" / "task.yaml") for domain in DOMAINS}
+        data = {domain: load_examples(task) for domain, task in tasks.items()}
         for skin in SKINS:
             for learned in DOMAINS:
                 predictor: Any = load_predictor(runs / f"sentiment-{learned}" / "skins" / skin)
                 with closing(predictor):
-                    for asked, task in tasks.items():
-                        found[skin, learned, asked] = evaluate(predictor, task, split="test", data=data[asked])
+                    for domain, task in tasks.items():
+                        evaluations[skin, learned, domain] = evaluate(predictor, task, split="test", data=data[domain])
                         bar.advance(1)
-    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{_table(found)}{END}{rest.split(END)[1]}", encoding="utf-8")
-    print(f"{PAGE} holds the accuracies of {len(found)} pairs")
+    before, tail = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{_table(evaluations)}{END}{tail.split(END)[1]}", encoding="utf-8")
+    print(f"{PAGE} holds the accuracies of {len(evaluations)} pairs")
 
 
-def _table(found: dict[tuple[str, str, str], Evaluation]) -> str:
+def _table(evaluations: dict[tuple[str, str, str], Evaluation]) -> str:
     """Accuracy on a domain's test rows; for a skin of another domain, how far that is from the domain's own skin."""
-    sizes = {asked: found[SKINS[0], asked, asked].n for asked in DOMAINS}
+    sizes = {domain: evaluations[SKINS[0], domain, domain].n for domain in DOMAINS}
     lines = [
-        "| skin | adapted on | " + " | ".join(f"on {DOMAINS[asked]} ({n} rows)" for asked, n in sizes.items()) + " |",
+        "| skin | adapted on | " + " | ".join(f"on {DOMAINS[domain]} ({n} rows)" for domain, n in sizes.items()) + " |",
         "|---" * (2 + len(DOMAINS)) + "|",
     ]
     for skin in SKINS:
         for learned, named in DOMAINS.items():
             cells: list[str] = []
-            for asked in DOMAINS:
-                one = found[skin, learned, asked]
-                if learned == asked:
-                    low, high = one.interval
-                    cells.append(f"**{one.estimate:.3f}** ({low:.3f} to {high:.3f})")
+            for domain in DOMAINS:
+                evaluation = evaluations[skin, learned, domain]
+                if learned == domain:
+                    low, high = evaluation.interval
+                    cells.append(f"**{evaluation.estimate:.3f}** ({low:.3f} to {high:.3f})")
                     continue
-                pair = compare(one, found[skin, asked, asked])
+                pair = compare(evaluation, evaluations[skin, domain, domain])
                 low, high = pair.interval
-                cells.append(f"{one.estimate:.3f}, {pair.difference:+.3f} ({low:+.3f} to {high:+.3f})")
+                cells.append(f"{evaluation.estimate:.3f}, {pair.difference:+.3f} ({low:+.3f} to {high:+.3f})")
             lines.append(f"| `{skin}` | {named} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

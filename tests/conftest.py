@@ -44,7 +44,7 @@ def _parsing_again(parse: Any) -> Any:
     """
 
     @functools.wraps(parse)
-    def again(*arguments: Any, **named: Any) -> Any:
+    def retrying(*arguments: Any, **named: Any) -> Any:
         for _ in range(5):
             try:
                 return parse(*arguments, **named)
@@ -52,7 +52,7 @@ def _parsing_again(parse: Any) -> Any:
                 pass
         return parse(*arguments, **named)
 
-    return again
+    return retrying
 
 
 ast.parse = _parsing_again(ast.parse)
@@ -72,8 +72,8 @@ def of_this_machine(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pyte
     machine is measured once for all tests and workers of a run, whose folders lie side by side in the run's."""
     base = tmp_path_factory.getbasetemp()
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    kept: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: there is none
-    native = run / "native" if kept is None else kept.mkdir("native")
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: there is none
+    native = run / "native" if cache is None else cache.mkdir("native")
     return {"native": native, "machine": run / "of-this-machine"}
 
 
@@ -204,7 +204,7 @@ def _tell_slowest_files(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(
             f"slowest {_SLOWEST_FILES} of {len(seconds)} files, {sum(seconds.values()):.0f}s in all"
         )
-        for file, spent in heapq.nlargest(_SLOWEST_FILES, seconds.items(), key=lambda one: one[1]):
+        for file, spent in heapq.nlargest(_SLOWEST_FILES, seconds.items(), key=lambda pair: pair[1]):
             terminalreporter.line(f"{spent:.2f}s in {tests[file]:3d} tests {file}")
 
 
@@ -221,13 +221,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         )
         for reason in sorted({reason[reason.index(_LOUD) :] for reason in reasons}):
             terminalreporter.line(reason)
-    uncompiled = [one for one in terminalreporter.stats.get("skipped", []) if NO_TRITON in str(one.longrepr)]
+    uncompiled = [report for report in terminalreporter.stats.get("skipped", []) if NO_TRITON in str(report.longrepr)]
     if uncompiled:
         terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
         terminalreporter.line(
             f"{len(uncompiled)} tests of CUDA kernels were skipped: install Triton (the extra bench has it)."
         )
-    unseen = [one for one in terminalreporter.stats.get("skipped", []) if _NO_BROWSER in str(one.longrepr)]
+    unseen = [report for report in terminalreporter.stats.get("skipped", []) if _NO_BROWSER in str(report.longrepr)]
     if unseen:
         terminalreporter.section("NOT TESTED", sep="!", red=True, bold=True)
         terminalreporter.line(f"{len(unseen)} tests of the web page were skipped: install the package chromium.")

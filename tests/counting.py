@@ -74,7 +74,7 @@ class Counted:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, exc_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
         hidden = (
@@ -89,10 +89,10 @@ class Counted:
             "aten.bincount.default",
             "how many there will be",
         )
-        seen = sum(self.waits[name] for name in WAITS)
+        counted_waits = sum(self.waits[name] for name in WAITS)
         below = sum(self.operations[name] for name in hidden)
         # What the methods above ask for is seen twice.
-        self.waits["below"] += max(below - seen, 0)
+        self.waits["below"] += max(below - counted_waits, 0)
 
     @property
     def started(self) -> int:

@@ -14,17 +14,19 @@ from tests.forked import Command
 def answers(directory: Path, skins: Sequence[Path | str], rows: Sequence[Any]) -> list[list[list[Any]]]:
     """For each skin, the output and the scores of each row, asked one by one; `directory` takes what is said."""
     directory.mkdir(parents=True, exist_ok=True)
-    (asked := directory / "asked.json").write_text(json.dumps(rows))
-    process = Command(directory, asked, *skins, main="tests.elsewhere")
+    (rows_file := directory / "asked.json").write_text(json.dumps(rows))
+    process = Command(directory, rows_file, *skins, main="tests.elsewhere")
     assert process.wait() == 0, process.errors
-    return json.loads(process.said.splitlines()[-1])
+    return json.loads(process.output.splitlines()[-1])
 
 
 def main() -> None:
     from bedplate.inference.predict.loaded import load
 
-    rows, found = json.loads(Path(sys.argv[1]).read_text()), []
+    rows, predictions = json.loads(Path(sys.argv[1]).read_text()), []
     for place in sys.argv[2:]:
         with load(place) as skin:
-            found.append([[one.output, dict(one.scores)] for one in skin.predict(rows, one_by_one=True)])
-    print(json.dumps(found), flush=True)
+            predictions.append(
+                [[prediction.output, dict(prediction.scores)] for prediction in skin.predict(rows, one_by_one=True)]
+            )
+    print(json.dumps(predictions), flush=True)

@@ -47,11 +47,11 @@ class Reference:
     name: str
     config: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, seed: int, dtype: torch.dtype, **changes: Any) -> Any:
+    def random_model(self, seed: int, dtype: torch.dtype, **changes: Any) -> Any:
         """A random model, its norms and biases random too."""
         torch.manual_seed(seed)
-        kind = getattr(transformers, self.name)
-        model = kind(kind.config_class(**(TINY | self.config | changes)))
+        model_class = getattr(transformers, self.name)
+        model = model_class(model_class.config_class(**(TINY | self.config | changes)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -77,7 +77,7 @@ def converted(reference: Any, dtype: torch.dtype) -> tuple[Model, Family]:
     config = {**reference.config.to_dict(), "architectures": [type(reference).__name__]}
     spec = family.by_names(family.to_spec(config), tuple(state))
     ours = build(spec, dtype)
-    wanted = dict(ours.named_parameters())
-    read = dict(read_parameters(family, spec, tuple(state), state.__getitem__, wanted, "reference"))
+    parameters = dict(ours.named_parameters())
+    read = dict(read_parameters(family, spec, tuple(state), state.__getitem__, parameters, "reference"))
     ours.load_state_dict(read)
     return ours, family

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.how import How, plain_attention
+from bedplate.models.layers.how import AttentionOptions, plain_attention
 
 Window = tuple[int, int]
 
 
-def attention(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, how: How, window: Window) -> Tensor:
+def attention(
+    q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, causal: bool, how: AttentionOptions, window: Window
+) -> Tensor:
     """One sequence: the queries are its last ones."""
     T, S = len(q_THD), len(k_SGD)
     distance_TS = torch.arange(S) - (torch.arange(T) + S - T)[:, None]
@@ -38,20 +40,22 @@ def checked(q: Tensor, k: Tensor, v: Tensor) -> None:
     assert all(x.stride(-1) == 1 for x in (q, k, v))
 
 
-def varlen(q: Tensor, k: Tensor, v: Tensor, edges: tuple[Tensor, Tensor], most: tuple[int, int], **how: Any) -> Tensor:
+def varlen(
+    q: Tensor, k: Tensor, v: Tensor, edges: tuple[Tensor, Tensor], max_lengths: tuple[int, int], **how: Any
+) -> Tensor:
     checked(q, k, v)
-    for one, longest, total in zip(edges, most, (len(q), len(k)), strict=True):
-        assert one.dtype == torch.int32
-        assert one.is_contiguous()
-        assert int(one[0]) == 0
-        assert int(one[-1]) == total
-        assert int(one.diff().max()) <= longest
+    for offsets, longest, total in zip(edges, max_lengths, (len(q), len(k)), strict=True):
+        assert offsets.dtype == torch.int32
+        assert offsets.is_contiguous()
+        assert int(offsets[0]) == 0
+        assert int(offsets[-1]) == total
+        assert int(offsets.diff().max()) <= longest
     cap = how["softcap"]
-    found = []
-    for (a, b), (c, d) in zip(*(itertools.pairwise(one.tolist()) for one in edges), strict=True):
-        wanted = How(how["softmax_scale"], cap if cap > 0 else None)
-        found.append(attention(q[a:b], k[c:d], v[c:d], how["causal"], wanted, how["window_size"]))
-    return torch.cat(found)
+    outputs = []
+    for (a, b), (c, d) in zip(*(itertools.pairwise(offsets.tolist()) for offsets in edges), strict=True):
+        options = AttentionOptions(how["softmax_scale"], cap if cap > 0 else None)
+        outputs.append(attention(q[a:b], k[c:d], v[c:d], how["causal"], options, how["window_size"]))
+    return torch.cat(outputs)
 
 
 def with_cache(
@@ -78,16 +82,16 @@ def with_cache(
         at = torch.arange(int(start[row]), int(start[row]) + T)
         blocks = table[row].long()
         assert at[-1] < len(blocks) * b
-        for kept, own in zip((keys, values), new, strict=True):
-            kept[blocks[at // b], at % b] = own[row]
-        every = torch.arange(int(at[-1]) + 1)
-        k, v = (kept[blocks[every // b], every % b] for kept in (keys, values))
+        for cached, fresh in zip((keys, values), new, strict=True):
+            cached[blocks[at // b], at % b] = fresh[row]
+        positions = torch.arange(int(at[-1]) + 1)
+        k, v = (cached[blocks[positions // b], positions % b] for cached in (keys, values))
         if how["window_size"][0] >= 0:  # what no query sees is not read
-            far = max(int(start[row]) - how["window_size"][0], 0)
+            window_start = max(int(start[row]) - how["window_size"][0], 0)
             k, v = (x.clone() for x in (k, v))
-            k[:far], v[:far] = 0, 0
-        wanted = How(how["softmax_scale"], cap if cap > 0 else None)
-        out[row] = attention(q[row], k, v, how["causal"], wanted, how["window_size"])
+            k[:window_start], v[:window_start] = 0, 0
+        options = AttentionOptions(how["softmax_scale"], cap if cap > 0 else None)
+        out[row] = attention(q[row], k, v, how["causal"], options, how["window_size"])
     return out
 
 

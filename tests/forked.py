@@ -59,8 +59,8 @@ class Command:
         number = sum(1 for _ in directory.glob("*.out"))
         self._out, self._errors = (directory / f"{number}.{name}" for name in ("out", "errors"))
         whole = {**os.environ, **environment}
-        said = (str(self._out), terminal or str(self._errors), main)
-        self._process = CONTEXT.Process(target=_main, args=([*map(str, arguments)], whole, *said))
+        redirects = (str(self._out), terminal or str(self._errors), main)
+        self._process = CONTEXT.Process(target=_main, args=([*map(str, arguments)], whole, *redirects))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -84,7 +84,7 @@ class Command:
         self._process.close()
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self._out.read_text() if self._out.exists() else ""
 
     @property
@@ -93,8 +93,8 @@ class Command:
 
     def first_line(self, seconds: float = 120) -> str:
         end = time.monotonic() + seconds
-        while "\n" not in (said := self.said):
+        while "\n" not in (output := self.output):
             assert self.poll() is None, f"ended with {self.poll()}: {self.errors}"
             assert time.monotonic() < end, f"nothing was said in {seconds} s: {self.errors}"
             time.sleep(0.01)
-        return said.partition("\n")[0]
+        return output.partition("\n")[0]

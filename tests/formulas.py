@@ -13,9 +13,9 @@ from scipy.stats import betabinom, binomtest
 
 def moments(m, icc, a):
     h, v = m / m.sum(), m * (1 - icc) + m**2 * icc  # what r = S - h ΣS is made of
-    own, y = v - 2 * h * v + h**2 * v.sum(), v - h * v.sum() / 2
-    beside = 2 * (a @ h**2) * (a @ y**2) + 2 * (a @ (h * y)) ** 2 - a**2 @ (2 * h * y) ** 2
-    return a @ own / v.sum(), (a @ own) ** 2 / (a**2 @ own**2 + beside)
+    variances, y = v - 2 * h * v + h**2 * v.sum(), v - h * v.sum() / 2
+    cross = 2 * (a @ h**2) * (a @ y**2) + 2 * (a @ (h * y)) ** 2 - a**2 @ (2 * h * y) ** 2
+    return a @ variances / v.sum(), (a @ variances) ** 2 / (a**2 @ variances**2 + cross)
 
 
 def grouped(x, names):
@@ -23,10 +23,10 @@ def grouped(x, names):
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     group = np.array([place[name] for name in names])
     m, sums = np.bincount(group).astype(float), np.bincount(group, x)
-    between = m @ (sums / m - x.mean()) ** 2 / max(m.size - 1, 1)
-    within = ((x - (sums / m)[group]) ** 2).sum() / max(x.size - m.size, 1)
-    total = between + ((x.size - m @ m / x.size) / max(m.size - 1, 1) - 1) * within
-    icc = min(max((between - within) / total, 0.0), 1.0) if total and m.size < x.size else 1.0
+    ms_between = m @ (sums / m - x.mean()) ** 2 / max(m.size - 1, 1)
+    ms_within = ((x - (sums / m)[group]) ** 2).sum() / max(x.size - m.size, 1)
+    total = ms_between + ((x.size - m @ m / x.size) / max(m.size - 1, 1) - 1) * ms_within
+    icc = min(max((ms_between - ms_within) / total, 0.0), 1.0) if total and m.size < x.size else 1.0
     a = 1 / np.maximum(1 - m / x.size, 1e-12)
     expected, freedom = moments(m, icc, a)
     return m, sums, icc, a @ (sums - x.mean() * m) ** 2 / x.size**2 / expected, freedom
@@ -37,13 +37,13 @@ def bound(x, names, error, side, binary, seed, resamples=2000):
     n, p = x.size, x.mean()
     if not binary:
         drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, m.size, (resamples, m.size))
-        draws, apart = sums[drawn].sum(1) / m[drawn].sum(1), (sums.sum() - sums) / (n - m)
+        draws, jackknife = sums[drawn].sum(1) / m[drawn].sum(1), (sums.sum() - sums) / (n - m)
         bias = ndtri(np.clip((draws < p - 1e-12).mean() + (abs(draws - p) <= 1e-12).mean() / 2, 1 / 2e3, 1 - 1 / 2e3))
-        gap, (expected, freedom) = apart.mean() - apart, moments(m, icc, np.ones(m.size))
+        gap, (expected, freedom) = jackknife.mean() - jackknife, moments(m, icc, np.ones(m.size))
         z = bias + (-1 if side == "lower" else 1) * stdtrit(freedom, 1 - error) / np.sqrt(expected)
-        found = np.quantile(draws, ndtr(bias + z / (1 - z * (gap**3).sum() / (6 * (gap**2).sum() ** 1.5))))
+        endpoint = np.quantile(draws, ndtr(bias + z / (1 - z * (gap**3).sum() / (6 * (gap**2).sum() ** 1.5))))
         unseen = (side == "upper") - p  # a share of groups that were not seen, at the far end
-        return sorted((found, p, p + unseen * (1 - error ** (m @ m / n**2))))[0 if side == "lower" else 2]
+        return sorted((endpoint, p, p + unseen * (1 - error ** (m @ m / n**2))))[0 if side == "lower" else 2]
 
     def exact(size):
         low = betaincinv(p * size, size - p * size + 1, error) if p > 0 else 0.0
@@ -74,8 +74,8 @@ def missed(failures, m, start, error):
     def beyond(mean):
         shapes = (1 - mean) * spread, mean * spread
         likely = betabinom.logpmf(failures, m, *shapes).sum(1)
-        each = (betabinom.pmf(np.arange(s + 1), s, *shapes) for s in sizes[0])
-        product = np.prod([np.fft.rfft(p, length, axis=1) ** k for p, k in zip(each, sizes[1], strict=True)], axis=0)
+        pmfs = (betabinom.pmf(np.arange(s + 1), s, *shapes) for s in sizes[0])
+        product = np.prod([np.fft.rfft(p, length, axis=1) ** k for p, k in zip(pmfs, sizes[1], strict=True)], axis=0)
         tails = np.fft.irfft(product, length, axis=1)[:, : round(failures.sum()) + 1].sum(1)
         weight = np.exp(likely - likely.max())
         return weight @ tails / weight.sum() - error
@@ -106,7 +106,7 @@ def difference(a, b, names, error, binary, seed):
     else:
         signs = 1 - 2.0 * np.random.Generator(np.random.PCG64(seed)).integers(0, 2, (20000, moved.size))
         p = (1 + (abs(signs @ moved) >= abs(moved.sum()) - 1e-9 * abs(moved).sum()).sum()) / 20001
-    least = 0.0 if variance > 1e-18 else 1 - (error / 2) ** (m @ m / d.size**2)
-    half = max(np.sqrt(variance) * stdtrit(freedom, 1 - error / 2), least)
+    floor = 0.0 if variance > 1e-18 else 1 - (error / 2) ** (m @ m / d.size**2)
+    half = max(np.sqrt(variance) * stdtrit(freedom, 1 - error / 2), floor)
     zero = 0.0 if p > error else d.mean()
     return max(-1.0, min(d.mean() - half, zero)), min(1.0, max(d.mean() + half, zero)), p

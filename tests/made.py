@@ -22,7 +22,7 @@ def made_base(spec: TransformerSpec, family: Family | None = None, seed: int = 0
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return Base(
         spec=spec,
-        held=model.eval().requires_grad_(False),
+        raw_model=model.eval().requires_grad_(False),
         tokenizer=None,
         family=family or FAMILIES["hf", "llama"],
         identified=Identity("made", "none", "none"),

@@ -15,14 +15,16 @@ FLOAT32 = 3e-5
 """Of the largest value: some hundred roundings of float32, as sums in another order differ after a few layers."""
 
 
-def assert_near(found: Any, expected: Any, rel: float = FLOAT32, what: str = "") -> None:
+def assert_near(actual: Any, expected: Any, rel: float = FLOAT32, label: str = "") -> None:
     """That no number differs by more than `rel` times the largest of `expected`; tensors, arrays or lists."""
-    ours, theirs = _array(found), _array(expected)
-    assert ours.shape == theirs.shape, f"{what} {ours.shape} and {theirs.shape}"
-    assert np.isfinite(ours).all(), f"{what} not finite"
+    ours, theirs = _array(actual), _array(expected)
+    assert ours.shape == theirs.shape, f"{label} {ours.shape} and {theirs.shape}"
+    assert np.isfinite(ours).all(), f"{label} not finite"
     scale = float(np.abs(theirs).max(initial=0.0))
-    far = float(np.abs(ours - theirs).max(initial=0.0))
-    assert far <= rel * scale, f"{what} differs by {far:.3g}, which is {far / max(scale, 1e-300):.3g} of {scale:.3g}"
+    deviation = float(np.abs(ours - theirs).max(initial=0.0))
+    assert deviation <= rel * scale, (
+        f"{label} differs by {deviation:.3g}, which is {deviation / max(scale, 1e-300):.3g} of {scale:.3g}"
+    )
 
 
 def _array(values: Any) -> np.ndarray:

@@ -24,49 +24,59 @@ def recomputed(report):
     """(what it is, as reported, as computed)."""
     rows, metric, seed = report["rows"], report["target"]["metric"], report["settings"]["seed"]
     binary, confidence = metric in RIGHT_OR_WRONG, report["target"]["confidence"]
-    weights = {row.get("weight", 1.0) for split in ("valid", "test") for found in rows[split].values() for row in found}
+    weights = {
+        row.get("weight", 1.0) for split in ("valid", "test") for rung_rows in rows[split].values() for row in rung_rows
+    }
     if metric in NO_MEAN or report["target"].get("lower_is_better") or len(weights) > 1:
         raise SystemExit(f"{metric} is no mean of rows' scores that weigh alike, for which these formulas are")
 
     def scores(split, rung):
         return (np.array([row[key] for row in rows[split][rung]]) for key in ("score", "group"))
 
-    for one in report["rungs"]:
-        if one["estimate"] is None or one["rung"] not in rows[one["split"]]:
+    for result in report["rungs"]:
+        if result["estimate"] is None or result["rung"] not in rows[result["split"]]:
             continue
-        name, (x, names) = f"{one['rung']} on {one['split']}", scores(one["split"], one["rung"])
-        yield f"{name}: estimate", one["estimate"], x.mean()
-        for end, side in zip(one["interval"], ("lower", "upper"), strict=True):
+        name, (x, names) = f"{result['rung']} on {result['split']}", scores(result["split"], result["rung"])
+        yield f"{name}: estimate", result["estimate"], x.mean()
+        for end, side in zip(result["interval"], ("lower", "upper"), strict=True):
             yield f"{name}: {side} end", end, bound(x, names, 0.025, side, binary, seed)
-        calls = np.sort(rows["calls"][one["split"]].get(one["rung"], []))
+        calls = np.sort(rows["calls"][result["split"]].get(result["rung"], []))
         if calls.size:
-            yield f"{name}: p50", one["p50_ms"], 1000 * calls[calls.size // 2]
-            yield f"{name}: p95", one["p95_ms"], 1000 * np.quantile(calls, 0.95, method="inverted_cdf")
-            if (one.get("p95_bounds_ms") or [None])[-1] is not None:
-                most = calls[int(binom.ppf(confidence, calls.size, 0.95))]
-                yield f"{name}: upper bound of p95", one["p95_bounds_ms"][1], 1000 * most
-        if calls.size and one.get("usd_interval"):
+            yield f"{name}: p50", result["p50_ms"], 1000 * calls[calls.size // 2]
+            yield f"{name}: p95", result["p95_ms"], 1000 * np.quantile(calls, 0.95, method="inverted_cdf")
+            if (result.get("p95_bounds_ms") or [None])[-1] is not None:
+                p95_upper = calls[int(binom.ppf(confidence, calls.size, 0.95))]
+                yield f"{name}: upper bound of p95", result["p95_bounds_ms"][1], 1000 * p95_upper
+        if calls.size and result.get("usd_interval"):
             usd = report["machine"]["usd_per_hour"] / 3.6
-            yield f"{name}: price", one["usd_per_1k_calls"], usd * calls.mean()
+            yield f"{name}: price", result["usd_per_1k_calls"], usd * calls.mean()
             half = usd * calls.std(ddof=1) / np.sqrt(calls.size) * stdtrit(calls.size - 1, 0.975)
-            yield f"{name}: price at most", one["usd_interval"][1], usd * calls.mean() + half
-    for one in report["nominees"]["confirmations"]:
-        x, names = scores("test", one["rung"])
+            yield f"{name}: price at most", result["usd_interval"][1], usd * calls.mean() + half
+    for confirmation in report["nominees"]["confirmations"]:
+        x, names = scores("test", confirmation["rung"])
         for side in ("lower", "upper"):
-            if one[side] is not None:
-                error = 1 - one[f"{side}_confidence"]
-                found = bound(x, names, error, side, binary, seed, max(2000, int(np.ceil(40 / error))))
-                yield f"{one['rung']}: {side} bound", one[side], found
-    for one in report["comparisons"]:
-        (a, names), (b, _) = (scores(one["split"], one[key]) for key in "ab")
-        low, high, p = difference(a, b, names, 1 - one["confidence"], binary, seed)
-        said = (one["difference"], *one["interval"], one["p_value"])
-        found = zip(said, ((a - b).mean(), low, high, p), strict=True)
-        yield from ((f"{one['a']} minus {one['b']} ({place})", *both) for place, both in enumerate(found))
-    for one in (report["curve"] or {}).get("points", ()):
-        yield f"{one['rung']} at {one['size']}", one["estimate"], np.mean([draw["estimate"] for draw in one["draws"]])
+            if confirmation[side] is not None:
+                error = 1 - confirmation[f"{side}_confidence"]
+                computed = bound(x, names, error, side, binary, seed, max(2000, int(np.ceil(40 / error))))
+                yield f"{confirmation['rung']}: {side} bound", confirmation[side], computed
+    for comparison in report["comparisons"]:
+        (a, names), (b, _) = (scores(comparison["split"], comparison[key]) for key in "ab")
+        low, high, p = difference(a, b, names, 1 - comparison["confidence"], binary, seed)
+        reported = (comparison["difference"], *comparison["interval"], comparison["p_value"])
+        computed = zip(reported, ((a - b).mean(), low, high, p), strict=True)
+        yield from (
+            (f"{comparison['a']} minus {comparison['b']} ({place})", *pair) for place, pair in enumerate(computed)
+        )
+    for point in (report["curve"] or {}).get("points", ()):
+        yield (
+            f"{point['rung']} at {point['size']}",
+            point["estimate"],
+            np.mean([draw["estimate"] for draw in point["draws"]]),
+        )
 
 
 if __name__ == "__main__":
-    for what, said, found in recomputed(json.loads(Path(sys.argv[1]).read_text())):  # bounds were sought to 1e-5
-        print(f"{'ok ' if abs(said - found) < 2e-5 else 'OFF'} {what}: {said:.6g}, computed {found:.6g}")
+    for label, reported, computed in recomputed(
+        json.loads(Path(sys.argv[1]).read_text())
+    ):  # bounds were sought to 1e-5
+        print(f"{'ok ' if abs(reported - computed) < 2e-5 else 'OFF'} {label}: {reported:.6g}, computed {computed:.6g}")

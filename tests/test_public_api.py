@@ -69,16 +69,16 @@ def test_plan_is_light_and_is_what_its_own_modules_define() -> None:
 def test_plan_serves_as_the_command_line_does(capsys: pytest.CaptureFixture[str]) -> None:
     plan = bedplate.plan
     traffic = plan.Traffic(plan.lengths("200"), plan.lengths("20-40"), skin_tokens=100)
-    found = plan.serve("llama-3.2-1b", traffic, 50_000, plan.device("l4"), target=plan.Target(total_seconds=3))
+    fleet = plan.serve("llama-3.2-1b", traffic, 50_000, plan.device("l4"), target=plan.LatencyTarget(total_seconds=3))
     words = (
         "plan serve llama-3.2-1b --device l4 --prompt-tokens 200 --output-tokens 20-40 --skin-tokens 100 --p95-ms 3000"
     )
     with pytest.raises(SystemExit) as ended:
         main([*words.split(), "--json"])
     assert ended.value.code == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["usd_per_call"] == found["central"].usd_per_call
-    assert said["range"]["low"]["capacity_calls_per_second"] == found["low"].capacity_calls_per_second
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["usd_per_call"] == fleet["central"].usd_per_call
+    assert printed["range"]["low"]["capacity_calls_per_second"] == fleet["low"].capacity_calls_per_second
     with pytest.raises(BedplateError, match="was not measured"):
         plan.serve("smollm2-135m", traffic, 100)
 
@@ -98,15 +98,15 @@ RETURNED = ("inference.predict.local:LocalModel", "inference.predict.loaded:Load
 
 def functions() -> dict[str, Callable[..., object]]:
     """Every function of the API, and every method of what it returns that takes arguments."""
-    found: dict[str, Callable[..., object]] = {}
+    callables: dict[str, Callable[..., object]] = {}
     for place, names in ((bedplate, bedplate.__all__), (bedplate.plan, bedplate.plan.__all__)):
         for name in names:
             value = getattr(place, name)
             if inspect.isfunction(value):
-                found[name if place is bedplate else f"plan.{name}"] = value
+                callables[name if place is bedplate else f"plan.{name}"] = value
     for name in ("generate", "score", "embed", "classify", "logits"):
-        found[f"LocalModel.{name}"] = getattr(LocalModel, name)
-    return found
+        callables[f"LocalModel.{name}"] = getattr(LocalModel, name)
+    return callables
 
 
 FUNCTIONS = functions()
@@ -153,8 +153,11 @@ def test_what_is_asked_for_is_said_in_words() -> None:
         (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is the text '10m'; give a number or None"),
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give a path or a text"),
         (lambda: bedplate.plan.train(device="h100"), "device is the text 'h100'; give a Device, as bedplate.plan.dev"),
-        (lambda: bedplate.plan.Target(total_seconds="6"), "total_seconds is the text '6'; give a number or None"),
-        (lambda: bedplate.plan.Engine(max_rows="8"), "max_rows is the text '8'; give a whole number"),
+        (
+            lambda: bedplate.plan.LatencyTarget(total_seconds="6"),
+            "total_seconds is the text '6'; give a number or None",
+        ),
+        (lambda: bedplate.plan.ReplicaEngine(max_rows="8"), "max_rows is the text '8'; give a whole number"),
         (lambda: bedplate.plan.Traffic("250~900", 80), "prompt is the text '250~900'; give a Lengths, as bedplate.pl"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
@@ -165,21 +168,21 @@ def test_what_is_asked_for_is_said_in_words() -> None:
 
 def test_what_is_too_long_for_a_line_loses_whole_parts_of_its_middle() -> None:
     plan = bedplate.plan.train("llama-3.1-8b", 1e12, bedplate.plan.device("h100"), 256)
-    told = [f"{name}={value}" for name, value in plan._told()]
+    fields = [f"{name}={value}" for name, value in plan._facts()]
     begin, end = re.fullmatch(r"<TrainingPlan (.*), … \d+ more …, (.*)>", repr(plan)).groups()  # type: ignore[union-attr]
-    kept = [*begin.split(", "), *end.split(", ")]
-    assert begin == ", ".join(told[: len(begin.split(", "))])
-    assert end == ", ".join(told[-len(end.split(", ")) :])
-    assert len(kept) < len(told)
+    shown_fields = [*begin.split(", "), *end.split(", ")]
+    assert begin == ", ".join(fields[: len(begin.split(", "))])
+    assert end == ", ".join(fields[-len(end.split(", ")) :])
+    assert len(shown_fields) < len(fields)
 
 
 def members() -> list[str]:
-    found = list(bedplate.__all__) + [f"plan.{name}" for name in bedplate.plan.__all__]
+    names = list(bedplate.__all__) + [f"plan.{name}" for name in bedplate.plan.__all__]
     for place in RETURNED:
         module, name = place.split(":")
-        kind = getattr(importlib.import_module(f"bedplate.{module}"), name)
-        found += [f"{name}.{member}" for member in dir(kind) if not member.startswith("_")]
-    return found
+        cls = getattr(importlib.import_module(f"bedplate.{module}"), name)
+        names += [f"{name}.{member}" for member in dir(cls) if not member.startswith("_")]
+    return names
 
 
 def test_every_public_name_is_documented() -> None:
@@ -188,7 +191,7 @@ def test_every_public_name_is_documented() -> None:
         owner, _, member = name.rpartition(".")
         place = bedplate if not owner else bedplate.plan
         if owner not in ("", "plan"):
-            module = next(one.split(":")[0] for one in RETURNED if one.endswith(f":{owner}"))
+            module = next(location.split(":")[0] for location in RETURNED if location.endswith(f":{owner}"))
             place = getattr(importlib.import_module(f"bedplate.{module}"), owner)
         if name != "__version__" and not (getattr(place, member).__doc__ or "").strip():
             lacking.append(f"{name} has no docstring")
@@ -211,7 +214,7 @@ def test_results_of_the_cost_model_are_shown_short() -> None:
         plan.decide(root / "decide/hosted_at_low_volume.yaml"),
         plan.amortise(root / "amortise/account.yaml"),
     ]
-    for one in shown:
-        assert len(repr(one)) < 500, repr(one)
-        assert repr(one).startswith(f"<{type(one).__name__} ")
-        assert one._repr_html_().startswith("<div>")  # type: ignore[attr-defined]
+    for result in shown:
+        assert len(repr(result)) < 500, repr(result)
+        assert repr(result).startswith(f"<{type(result).__name__} ")
+        assert result._repr_html_().startswith("<div>")  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from engine import best
 from numerics import random_adapter
-from results import Left, Part, Speed
+from results import Skipped, Part, Speed
 from shapes import SMALL, WORK, generations, prompts, random_llama
 from torch import Tensor
 
@@ -33,13 +33,17 @@ def main() -> None:
     names: list[str | None] = [f"skin{i}" for i in range(rows)]
     seeds, speeds = count(), dict[str, float]()
     with Engine(base, max_rows=rows, adapters=rows, step_adapters=rows, paged=True, kernel="torch") as engine:
-        for name, one in zip(names, tensors, strict=True):
-            engine.load_adapter(str(name), LORA, one)
-        for title, some in (("base", [None] * rows), ("one adapter", names[:1] * rows), ("own adapters", names)):
+        for name, adapter in zip(names, tensors, strict=True):
+            engine.load_adapter(str(name), LORA, adapter)
+        for title, row_adapters in (
+            ("base", [None] * rows),
+            ("one adapter", names[:1] * rows),
+            ("own adapters", names),
+        ):
 
-            def run(output: int, some: list[str | None] = some) -> Callable[[], object]:
+            def run(output: int, row_adapters: list[str | None] = row_adapters) -> Callable[[], object]:
                 return lambda: engine.run(
-                    generations(prompts(rows, work.prompt, base.spec.vocab_size, next(seeds)), output, some)
+                    generations(prompts(rows, work.prompt, base.spec.vocab_size, next(seeds)), output, row_adapters)
                 )
 
             seconds = best(run(work.output + 1)) - best(run(1))
@@ -49,7 +53,7 @@ def main() -> None:
             Speed(f"{rows} sequences, {title}", speeds[title], "tokens/s", speeds["base"], "our base without adapters")
         )
     if part.seconds < 30 and not part.small:
-        part.add(Left("peft", f"{part.seconds:.0f} s were left"))
+        part.add(Skipped("peft", f"{part.seconds:.0f} s were left"))
         return
     theirs = peft_speed(part, place, base, tensors, work.prompt, work.output)
     part.add(
@@ -68,14 +72,14 @@ def peft_speed(
     weights = family_in(base, "hf").weights
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=base.dtype)
     for i, tensors in enumerate(adapters):
-        own = part.models / "adapters" / f"{place.name}-{i}"
-        own.mkdir(parents=True, exist_ok=True)
+        adapter_dir = part.models / "adapters" / f"{place.name}-{i}"
+        adapter_dir.mkdir(parents=True, exist_ok=True)
         for name, content in peft_files(LORA, tensors, weights, base_name=place.name).items():
-            (own / name).write_bytes(content)
+            (adapter_dir / name).write_bytes(content)
         if i == 0:
-            model = peft.PeftModel.from_pretrained(model, str(own), adapter_name="0")
+            model = peft.PeftModel.from_pretrained(model, str(adapter_dir), adapter_name="0")
         else:
-            model.load_adapter(str(own), adapter_name=str(i))
+            model.load_adapter(str(adapter_dir), adapter_name=str(i))
     model = model.to(part.device, base.dtype).eval()
     ids = torch.tensor(prompts(len(adapters), length, base.spec.vocab_size, 99), device=part.device)
     fixed = {"do_sample": False, "pad_token_id": 0, "adapter_names": [str(i) for i in range(len(adapters))]}

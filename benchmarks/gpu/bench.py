@@ -22,13 +22,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from results import KINDS, Left, Result, page, read
+from results import RESULT_TYPES, Skipped, Result, page, read
 from vllm_place import Installation
 
-HERE = Path(__file__).parent
+SCRIPTS = Path(__file__).parent
 PARTS = {"numerics": 120.0, "engine": 150.0, "adapters": 120.0, "training": 150.0, "vllm": 240.0}
 """In order, each with the seconds that it may take."""
-TOLD = 300
+LOG_CHARACTERS = 300
 """Characters of what a part that failed said last."""
 
 
@@ -47,8 +47,8 @@ def main() -> None:
         installing = Installation(options.out / "vllm")  # it takes minutes, meanwhile others run
     about, parts = _about(options.device), list[tuple[str, list[Result]]]()
     for name in options.only:
-        left = min(PARTS[name], until - time.monotonic())
-        parts.append((name, _run(name, options, left)))
+        remaining = min(PARTS[name], until - time.monotonic())
+        parts.append((name, _run(name, options, remaining)))
         _write(options.out, about, parts)
     if installing is not None:
         installing.stop()
@@ -58,11 +58,11 @@ def main() -> None:
 def _run(name: str, options: argparse.Namespace, seconds: float) -> list[Result]:
     """A part's results, and at their end why there are no more where it did not come to its end."""
     if seconds <= 0:
-        return [Left("all of it", "no time was left")]
+        return [Skipped("all of it", "no time was left")]
     place, log = options.out / f"{name}.jsonl", options.out / f"{name}.log"
     place.unlink(missing_ok=True)
     models = options.out / ("models-small" if options.small else "models")
-    command = [sys.executable, str(HERE / f"{name}.py"), "--device", options.device, "--seconds", f"{seconds:.0f}"]
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--device", options.device, "--seconds", f"{seconds:.0f}"]
     command += ["--models", str(models), "--results", str(place), *(["--small"] if options.small else [])]
     print(f"== {name}, at most {seconds:.0f} s", flush=True)
     with log.open("wb") as file:
@@ -75,18 +75,22 @@ def _run(name: str, options: argparse.Namespace, seconds: float) -> list[Result]
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-    found = read(place)
+    results = read(place)
     if code is None:
-        found.append(Left("the rest", f"it took longer than {seconds:.0f} s"))
+        results.append(Skipped("the rest", f"it took longer than {seconds:.0f} s"))
     elif code:
-        last = log.read_text("utf-8", "replace").strip()[-TOLD:].replace("\n", " ").replace("|", "/")
-        found.append(Left("the rest", f"it failed with {code}: … {last}"))
-    return found
+        last = log.read_text("utf-8", "replace").strip()[-LOG_CHARACTERS:].replace("\n", " ").replace("|", "/")
+        results.append(Skipped("the rest", f"it failed with {code}: … {last}"))
+    return results
 
 
 def _write(out: Path, about: dict[str, Any], parts: list[tuple[str, list[Result]]]) -> None:
-    kinds = {one: name for name, one in KINDS.items()}
-    listed = [{"part": part, "kind": kinds[type(one)], **asdict(one)} for part, found in parts for one in found]
+    type_names = {cls: name for name, cls in RESULT_TYPES.items()}
+    listed = [
+        {"part": part, "kind": type_names[type(result)], **asdict(result)}
+        for part, results in parts
+        for result in results
+    ]
     for name, text in (
         ("results.json", json.dumps({"about": about, "results": listed}, indent=1) + "\n"),
         ("results.md", page(about, parts)),
@@ -103,8 +107,8 @@ def _about(device: str) -> dict[str, Any]:
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             sys.exit(f"bench.py: {device} was asked for, but torch {torch.__version__} sees no CUDA device; use cpu")
-        found = torch.cuda.get_device_properties(torch.device(device))
-        name, memory = found.name, f"{found.total_memory / 2**30:.0f} GiB"
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        name, memory = properties.name, f"{properties.total_memory / 2**30:.0f} GiB"
     about: dict[str, Any] = {
         "device": name,
         "at": time.strftime("%Y-%m-%d %H:%M %z"),

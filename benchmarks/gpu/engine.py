@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import Left, Part, Speed
+from results import Skipped, Part, Speed
 from shapes import SMALL, WORK, Work, generations, prompts, random_llama, smollm2
 
 from bedplate.inference.engine.engine import Engine
@@ -32,7 +32,7 @@ def ours(part: Part, place: Path, work: Work) -> dict[int, float]:
     """Tokens per second of so many sequences."""
     dtype = "float32" if part.small else "bfloat16"
     base = load_base(place, dtype=dtype, device=part.device)
-    seeds, vocabulary, found = count(), base.spec.vocab_size, dict[int, float]()
+    seeds, vocabulary, speeds = count(), base.spec.vocab_size, dict[int, float]()
     with Engine(base, max_rows=max(work.rows), paged=True, kernel="torch") as engine:
 
         def run(rows: int, length: int, output: int) -> Callable[[], object]:
@@ -42,37 +42,37 @@ def ours(part: Part, place: Path, work: Work) -> dict[int, float]:
         part.add(Speed(f"{place.name}: a prompt of {work.long}", work.long / seconds, "tokens/s"))
         for rows in work.rows:
             alone, whole = best(run(rows, work.prompt, 1)), best(run(rows, work.prompt, work.output + 1))
-            found[rows] = rows * work.output / max(whole - alone, 1e-9)
-            part.add(Speed(f"{place.name}: {rows} sequences, decode", found[rows], "tokens/s"))
-    return found
+            speeds[rows] = rows * work.output / max(whole - alone, 1e-9)
+            part.add(Speed(f"{place.name}: {rows} sequences, decode", speeds[rows], "tokens/s"))
+    return speeds
 
 
 def best(run: Callable[[], object], turns: int = REPEATS) -> float:
     """Seconds of the best of some turns, after one that warms up."""
     run()
-    found: list[float] = []
+    timings: list[float] = []
     for _ in range(turns):
         began = time.perf_counter()
         run()
-        found.append(time.perf_counter() - began)
-    return min(found)
+        timings.append(time.perf_counter() - began)
+    return min(timings)
 
 
 def peer(part: Part, place: Path, work: Work, speeds: dict[int, float]) -> None:
     """transformers' own batch of prompts of one length, whose cache knows its size."""
     rows = work.rows[min(1, len(work.rows) - 1)]
     if part.seconds < 45 and not part.small:
-        part.add(Left("transformers", f"{part.seconds:.0f} s were left"))
+        part.add(Skipped("transformers", f"{part.seconds:.0f} s were left"))
         return
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     dtype = torch.float32 if part.small else torch.bfloat16
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=dtype).to(part.device).eval()
-    some = prompts(rows, work.prompt, model.config.vocab_size, 99)
+    inputs = prompts(rows, work.prompt, model.config.vocab_size, 99)
     fixed = {"do_sample": False, "pad_token_id": 0}
 
-    ids = torch.tensor(some, device=part.device)
+    ids = torch.tensor(inputs, device=part.device)
 
     def run(output: int) -> object:
         lengths = {"max_new_tokens": output, "min_new_tokens": output}

@@ -38,15 +38,15 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Left:
+class Skipped:
     """What was not compared, and why."""
 
     name: str
     why: str
 
 
-Result = Speed | Check | Left
-KINDS: dict[str, type[Result]] = {"speed": Speed, "check": Check, "left": Left}
+Result = Speed | Check | Skipped
+RESULT_TYPES: dict[str, type[Result]] = {"speed": Speed, "check": Check, "left": Skipped}
 
 
 class Part:
@@ -73,53 +73,55 @@ class Part:
 
     def add(self, result: Result) -> None:
         """Writes a result down, so that it stays whatever comes next."""
-        kind = next(name for name, one in KINDS.items() if isinstance(result, one))
-        print(said(result), flush=True)
+        type_name = next(name for name, cls in RESULT_TYPES.items() if isinstance(result, cls))
+        print(result_line(result), flush=True)
         with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, **asdict(result)}) + "\n")
+            file.write(json.dumps({"kind": type_name, **asdict(result)}) + "\n")
 
 
-def said(result: Result) -> str:
+def result_line(result: Result) -> str:
     """A line for people."""
-    if isinstance(result, Left):
+    if isinstance(result, Skipped):
         return f"{result.name}: not compared: {result.why}"
     if isinstance(result, Check):
         verdict = "ok" if result.passed else "TOO MUCH"
         return f"{result.name}: {result.value:.3g} (at most {result.limit:.3g}): {verdict}"
-    beside = "" if result.peer is None else f", {result.peer_name} {result.peer:,.4g}: {result.ours / result.peer:.2f}"
-    return f"{result.name}: ours {result.ours:,.4g} {result.unit}{beside}"
+    comparison = (
+        "" if result.peer is None else f", {result.peer_name} {result.peer:,.4g}: {result.ours / result.peer:.2f}"
+    )
+    return f"{result.name}: ours {result.ours:,.4g} {result.unit}{comparison}"
 
 
 def read(file: Path) -> list[Result]:
     """What a part has written, whole lines only: it may have been stopped in the middle of one."""
-    found: list[Result] = []
+    results: list[Result] = []
     text = file.read_text("utf-8") if file.is_file() else ""
     for line in text.splitlines(keepends=True):
         if line.endswith("\n"):
             fields: dict[str, Any] = json.loads(line)
-            found.append(KINDS[fields.pop("kind")](**fields))
-    return found
+            results.append(RESULT_TYPES[fields.pop("kind")](**fields))
+    return results
 
 
 def page(about: dict[str, Any], parts: Sequence[tuple[str, list[Result]]]) -> str:
     """The comparison for people, Markdown."""
     lines = [f"# The comparison on {about['device']}, {about['at']}", ""]
     lines += [f"- {name}: {value}" for name, value in about.items() if name not in ("device", "at")]
-    speeds = [(part, one) for part, found in parts for one in found if isinstance(one, Speed)]
-    checks = [(part, one) for part, found in parts for one in found if isinstance(one, Check)]
-    left = [(part, one) for part, found in parts for one in found if isinstance(one, Left)]
+    speeds = [(part, result) for part, results in parts for result in results if isinstance(result, Speed)]
+    checks = [(part, result) for part, results in parts for result in results if isinstance(result, Check)]
+    skipped = [(part, result) for part, results in parts for result in results if isinstance(result, Skipped)]
     if speeds:
         lines += ["", "| part | what | ours | peer | ratio | note |", "|---|---|---|---|---|---|"]
-    for part, one in speeds:
-        peer = "" if one.peer is None else f"{one.peer_name} {one.peer:,.4g}"
-        ratio = "" if one.peer is None else f"{one.ours / one.peer:.2f}"
-        lines.append(f"| {part} | {one.name} | {one.ours:,.4g} {one.unit} | {peer} | {ratio} | {one.note} |")
+    for part, speed in speeds:
+        peer = "" if speed.peer is None else f"{speed.peer_name} {speed.peer:,.4g}"
+        ratio = "" if speed.peer is None else f"{speed.ours / speed.peer:.2f}"
+        lines.append(f"| {part} | {speed.name} | {speed.ours:,.4g} {speed.unit} | {peer} | {ratio} | {speed.note} |")
     if checks:
         lines += ["", "| part | check | found | at most | |", "|---|---|---|---|---|"]
-    for part, one in checks:
-        verdict = "ok" if one.passed else "**too much**"
-        lines.append(f"| {part} | {one.name} | {one.value:.3g} | {one.limit:.3g} | {verdict} {one.note} |")
-    if left:
+    for part, check in checks:
+        verdict = "ok" if check.passed else "**too much**"
+        lines.append(f"| {part} | {check.name} | {check.value:.3g} | {check.limit:.3g} | {verdict} {check.note} |")
+    if skipped:
         lines += ["", "Not compared:", ""]
-    lines += [f"- {part}: {one.name}: {one.why}" for part, one in left]
+    lines += [f"- {part}: {result.name}: {result.why}" for part, result in skipped]
     return "\n".join(lines) + "\n"

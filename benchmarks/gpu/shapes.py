@@ -81,8 +81,8 @@ def prompts(rows: int, length: int, vocabulary: int, seed: int) -> list[list[int
     return torch.randint(3, vocabulary, (rows, length), generator=generator).tolist()
 
 
-def generations(some: Sequence[Sequence[int]], count: int, adapters: Sequence[str | None] = ()) -> list[Generate]:
+def generations(token_rows: Sequence[Sequence[int]], count: int, adapters: Sequence[str | None] = ()) -> list[Generate]:
     """Greedy continuations of so many tokens."""
-    names = adapters or [None] * len(some)
+    names = adapters or [None] * len(token_rows)
     sampling = Sampling(max_tokens=count, ignore_eos=True)
-    return [Generate(tuple(one), sampling, adapter=name) for one, name in zip(some, names, strict=True)]
+    return [Generate(tuple(tokens), sampling, adapter=name) for tokens, name in zip(token_rows, names, strict=True)]

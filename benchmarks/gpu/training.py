@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from results import Check, Left, Part, Speed
+from results import Check, Skipped, Part, Speed
 from shapes import prompts, random_llama
 from torch import Tensor
 
@@ -55,12 +55,12 @@ def main() -> None:
     if part.device.startswith("cuda"):
         torch.cuda.empty_cache()
     if part.seconds < 60 and not part.small:
-        part.add(Left("the plain loop", f"{part.seconds:.0f} s were left"))
+        part.add(Skipped("the plain loop", f"{part.seconds:.0f} s were left"))
         return
-    theirs, their_losses = plain(part, place, [one.view(rows, length) for one in drawn])
+    theirs, their_losses = plain(part, place, [batch.view(rows, length) for batch in drawn])
     part.add(Speed(name, speed, "tokens/s", theirs, "plain loop, compiled"))
-    apart = abs(losses[0] - their_losses[0]) / their_losses[0]
-    part.add(Check("first loss beside the plain loop's, relative", apart, 1e-4 if part.small else 1e-2))
+    loss_gap = abs(losses[0] - their_losses[0]) / their_losses[0]
+    part.add(Check("first loss beside the plain loop's, relative", loss_gap, 1e-4 if part.small else 1e-2))
 
 
 def ours(
@@ -94,7 +94,7 @@ def plain(part: Part, place: Path, drawn: list[Tensor]) -> tuple[float, list[flo
     compiled = torch.compile(model, backend="eager" if part.small else "inductor")
     on_device = part.device.startswith("cuda")
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, fused=on_device)
-    batches = [one.to(part.device) for one in drawn]
+    batches = [batch.to(part.device) for batch in drawn]
     ends, losses = list[float](), list[float]()
     for batch_BT in batches:
         with torch.autocast(torch.device(part.device).type, torch.bfloat16, enabled=not part.small):

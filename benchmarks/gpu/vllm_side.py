@@ -19,25 +19,25 @@ def main() -> None:
     vocabulary = engine.llm_engine.model_config.get_vocab_size()
     source = random.Random(0)
 
-    def run(count: int, length: int, wanted: int) -> None:
-        some = [{"prompt_token_ids": [source.randrange(3, vocabulary) for _ in range(length)]} for _ in range(count)]
-        sampling = vllm.SamplingParams(temperature=0.0, max_tokens=wanted, ignore_eos=True, detokenize=False)
-        engine.generate(some, sampling, use_tqdm=False)
+    def run(count: int, length: int, output_tokens: int) -> None:
+        inputs = [{"prompt_token_ids": [source.randrange(3, vocabulary) for _ in range(length)]} for _ in range(count)]
+        sampling = vllm.SamplingParams(temperature=0.0, max_tokens=output_tokens, ignore_eos=True, detokenize=False)
+        engine.generate(inputs, sampling, use_tqdm=False)
 
-    def best(count: int, length: int, wanted: int) -> float:
-        run(count, length, wanted)
-        found: list[float] = []
+    def best(count: int, length: int, output_tokens: int) -> float:
+        run(count, length, output_tokens)
+        timings: list[float] = []
         for _ in range(3):
             began = time.perf_counter()
-            run(count, length, wanted)
-            found.append(time.perf_counter() - began)
-        return min(found)
+            run(count, length, output_tokens)
+            timings.append(time.perf_counter() - began)
+        return min(timings)
 
     decode = {
         count: count * output / max(best(count, prompt, output + 1) - best(count, prompt, 1), 1e-9) for count in rows
     }
-    found = {"version": vllm.__version__, "prompt": long / best(1, long, 1), "decode": decode}
-    print("FOUND " + json.dumps(found), flush=True)
+    results = {"version": vllm.__version__, "prompt": long / best(1, long, 1), "decode": decode}
+    print("FOUND " + json.dumps(results), flush=True)
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ def main() -> None:
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            said = server.stdout.readline()
-            if not said:
+            announcement = server.stdout.readline()
+            if not announcement:
                 sys.exit("error: the server has ended; what it said stands above")
-            url = json.loads(said)["url"]
+            url = json.loads(announcement)["url"]
             for code in CODE:
-                asked = {"model": name, "messages": [{"role": "user", "content": code}], "temperature": 0}
-                answer = httpx.post(f"{url}/chat/completions", json=asked, timeout=60).raise_for_status()
+                body = {"model": name, "messages": [{"role": "user", "content": code}], "temperature": 0}
+                answer = httpx.post(f"{url}/chat/completions", json=body, timeout=60).raise_for_status()
                 print(f"{code}→ {answer.json()['choices'][0]['message']['content']}\n")
         finally:
             server.terminate()

@@ -67,12 +67,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
-def write_rows(path: Path, groups: int = 150, each: int = 2, noise: float = 0.05, seed: int = 0) -> Path:
+def write_rows(path: Path, groups: int = 150, rows_per_group: int = 2, noise: float = 0.05, seed: int = 0) -> Path:
     """Rows with a label that a word gives away, in groups."""
     generator = random.Random(seed)
     lines: list[str] = []
     for group in range(groups):
-        for number in range(each):
+        for number in range(rows_per_group):
             good = generator.random() < 0.55
             word = generator.choice(GOOD if good else BAD)
             if generator.random() < noise:

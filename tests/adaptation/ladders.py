@@ -69,7 +69,7 @@ class Rows:
             noise = self.rng.standard_normal(before.shape, np.float32)
             setattr(self, name, np.float32(likeness) * parent + np.float32(fresh) * noise)
 
-    def keep(self, alive: np.ndarray) -> None:
+    def retain(self, alive: np.ndarray) -> None:
         """Goes on with some of the ladders only."""
         for name in ("easy_groups", "easy_rows", "own_groups", "own_rows"):
             setattr(self, name, getattr(self, name)[alive])
@@ -119,15 +119,15 @@ def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: 
         gate.Nominable(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
     ]
     confidence = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
-    found = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, baseline="0")
+    nomination = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, baseline="0")
     confirmed = gate.confirm(
-        [(name, tests[int(name)]) for name in found.nominees],
+        [(name, tests[int(name)]) for name in nomination.nominees],
         {str(i): v for i, v in enumerate(valid)},
         target=BAR,
         alpha=alpha,
     )
-    decision = gate.decide(found, confirmed, metric="accuracy", target=BAR, n=n, groups=groups)
-    return decision.status, [int(name) for name in found.nominees], decision.rung or ""
+    decision = gate.decide(nomination, confirmed, metric="accuracy", target=BAR, n=n, groups=groups)
+    return decision.status, [int(name) for name in nomination.nominees], decision.rung or ""
 
 
 def judged(rows: Rows, right: np.ndarray, ladder: int, mean: np.ndarray, effect: np.ndarray) -> list[Judged]:
@@ -143,7 +143,7 @@ def round_of(valid: Rows, test: Rows, alpha: float) -> list[Outcome]:
     v_mean, v_effect = summaries(valid, looked)
     t_mean, t_effect = summaries(test, closed)
     plain = statistics.binomial_lower
-    found: list[Outcome] = []
+    outcomes: list[Outcome] = []
     for ladder in range(len(looked)):
         status, nominees, winner = judge(
             judged(valid, looked, ladder, v_mean, v_effect),
@@ -156,8 +156,8 @@ def round_of(valid: Rows, test: Rows, alpha: float) -> list[Outcome]:
         best = max(nominees, key=lambda c, ladder=ladder: t_mean[ladder, c])
         bounded = plain(round(top * test.n), test.n, CONFIDENCE) > BAR
         passed = int(winner) if status == "PASS" else None
-        found.append(Outcome(status, passed, tuple(nominees), top > BAR, bounded, best))
-    return found
+        outcomes.append(Outcome(status, passed, tuple(nominees), top > BAR, bounded, best))
+    return outcomes
 
 
 def climb(ladders: int, truth: list[float], seed: int, icc: float = ICC) -> Iterator[Outcome]:
@@ -181,12 +181,12 @@ def edit_and_rerun(ladders: int, rounds: int, likeness: float, seed: int, candid
         size = min(CHUNK, ladders - start)
         valid, test = (Rows(rng, sizes, size, truth, ICC) for sizes in (VALID_SIZES, TEST_SIZES))
         for number in range(rounds):
-            found = round_of(valid, test, statistics.spent_alpha(1 - CONFIDENCE, number + 1))
-            alive = np.array([o.status != "PASS" for o in found])
+            outcomes = round_of(valid, test, statistics.spent_alpha(1 - CONFIDENCE, number + 1))
+            alive = np.array([o.status != "PASS" for o in outcomes])
             for later in range(number, rounds):
                 passed[later] += int((~alive).sum())
-            parents = np.array([o.best for o in found])[alive]
+            parents = np.array([o.best for o in outcomes])[alive]
             for rows in (valid, test):
-                rows.keep(alive)
+                rows.retain(alive)
                 rows.edit(parents, likeness)
     return passed

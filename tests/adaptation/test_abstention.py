@@ -47,10 +47,10 @@ def examples(n: int) -> list[Example]:
 
 @given(st.lists(st.floats(0.5, 1.0), min_size=1, max_size=40), st.floats(0.01, 0.99))
 def test_the_threshold_keeps_the_coverage_and_no_more_than_ties(sure: list[float], coverage: float):
-    found = threshold(AbstainSpec(coverage=coverage), sure)
-    kept = sum(one >= found for one in sure)
-    assert kept >= coverage * len(sure) - 1e-6
-    assert sum(one > found for one in sure) < coverage * len(sure) + 1e-6
+    cutoff = threshold(AbstainSpec(coverage=coverage), sure)
+    answered = sum(confidence >= cutoff for confidence in sure)
+    assert answered >= coverage * len(sure) - 1e-6
+    assert sum(confidence > cutoff for confidence in sure) < coverage * len(sure) + 1e-6
     assert threshold(AbstainSpec(min_confidence=0.7), sure) == 0.7
 
 
@@ -60,12 +60,12 @@ def test_accuracy_counts_it_as_wrong_and_selective_accuracy_leaves_it_out():
     chosen = evaluate_predictions(task_of("selective_accuracy"), examples(12), answers)
     assert whole.estimate == 6 / 12
     assert chosen.estimate == 6 / 9  # what could not be read is no abstention
-    for one in (whole, chosen):
-        assert one.coverage == 9 / 12
-        assert one.answered == 6 / 9
-        assert one.unparsed == 1
-    again = type(chosen).from_json(json.loads(json.dumps(chosen.to_json())))
-    assert again == chosen
+    for evaluation in (whole, chosen):
+        assert evaluation.coverage == 9 / 12
+        assert evaluation.answered == 6 / 9
+        assert evaluation.unparsed == 1
+    restored = type(chosen).from_json(json.loads(json.dumps(chosen.to_json())))
+    assert restored == chosen
     none = evaluate_predictions(task_of("selective_accuracy"), examples(4), ["abstain"] * 4)
     assert (none.estimate, none.coverage, none.answered) == (0.0, 0.0, None)
     plain = task_of().model_copy(update={"output": task_of().output.model_copy(update={"abstain": None})})
@@ -78,14 +78,14 @@ def test_the_ratio_is_bounded_and_compared_as_a_ratio():
     n = 600
     answered, right = rng.random(n) < 0.7, rng.random(n) < 0.9
     answers = [("yes" if r else "no") if a else "abstain" for a, r in zip(answered, right, strict=True)]
-    found = evaluate_predictions(task_of("selective_accuracy"), examples(n), answers)
+    evaluation = evaluate_predictions(task_of("selective_accuracy"), examples(n), answers)
     p, share = right[answered].mean(), answered.mean()
     residual = np.where(answered, right - p, 0.0)
     error = math.sqrt(residual.var(ddof=1) / n) / share
-    assert found.estimate == pytest.approx(p)
-    assert found.lower_bound == pytest.approx(p - 1.645 * error, abs=0.4 * error)
+    assert evaluation.estimate == pytest.approx(p)
+    assert evaluation.lower_bound == pytest.approx(p - 1.645 * error, abs=0.4 * error)
     bold = evaluate_predictions(task_of("selective_accuracy"), examples(n), ["yes" if r else "no" for r in right])
-    pair = compare(found, bold)
+    pair = compare(evaluation, bold)
     assert pair.difference == pytest.approx(p - right.mean())
     assert pair.interval[0] < pair.difference < pair.interval[1]
 
@@ -137,25 +137,27 @@ def test_skins_of_the_ladder_abstain_as_reported(tiny_base: Path, tmp_path: Path
         row = report.row(name)
         assert row["status"] == "done", row["reason"]
         rows = report.data["rows"]["valid"][name]
-        answered = [one for one in rows if one["prediction"] != "abstain"]
+        answered = [reported for reported in rows if reported["prediction"] != "abstain"]
         assert len(answered) / len(rows) == pytest.approx(row["coverage"])
         assert row["coverage"] == pytest.approx(math.ceil(0.6 * len(rows)) / len(rows), abs=0.02)
-        assert row["estimate"] == pytest.approx(np.mean([one["target"] == one["prediction"] for one in answered]))
+        assert row["estimate"] == pytest.approx(
+            np.mean([reported["target"] == reported["prediction"] for reported in answered])
+        )
         assert row["answered"] == row["estimate"]
         assert "abstains below" in row["reason"]
         with load(tmp_path / "out" / row["skin"]) as skin:
             assert isinstance(skin, LoadedSkin)
             answers: list[Prediction] = skin.predict([e.inputs for e in valid])
-        assert np.mean([a.output == one["prediction"] for a, one in zip(answers, rows, strict=True)]) > 0.98
+        assert np.mean([a.output == reported["prediction"] for a, reported in zip(answers, rows, strict=True)]) > 0.98
     assert report.row("majority")["coverage"] == 1.0
     tested = [row for row in report.rungs if row["split"] == "test" and row["rung"] == "probe"]
     assert all(0 < row["coverage"] < 1 for row in tested)
-    again = adapt(task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
-    assert again.data["rungs"] == report.data["rungs"]
+    rerun = adapt(task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
+    assert rerun.data["rungs"] == report.data["rungs"]
 
 
 def test_a_hosted_skin_abstains_as_reported(toy_task: Path, tmp_path: Path):
-    with fake_server(Labeller(sure=lambda said: 0.1 + 0.8 * random.Random(said).random())) as server:
+    with fake_server(Labeller(sure=lambda message: 0.1 + 0.8 * random.Random(message).random())) as server:
         values = yaml.safe_load(toy_task.read_text())
         values["adapt"] |= {"hosted": [endpoint(server)], "rungs": ["majority", "hosted"]}
         toy_task.write_text(yaml.safe_dump(values))
@@ -165,8 +167,8 @@ def test_a_hosted_skin_abstains_as_reported(toy_task: Path, tmp_path: Path):
         with load(tmp_path / "out" / row["skin"]) as skin:
             answers = skin.predict([e.inputs for e in valid])  # type: ignore[union-attr]
     assert row["coverage"] == pytest.approx(math.ceil(0.6 * len(rows)) / len(rows))
-    assert sum(one["prediction"] != "abstain" for one in rows) == round(row["coverage"] * len(rows))
-    agree = [a.output == one["prediction"] for a, one in zip(answers, rows, strict=True)]
+    assert sum(reported["prediction"] != "abstain" for reported in rows) == round(row["coverage"] * len(rows))
+    agree = [a.output == reported["prediction"] for a, reported in zip(answers, rows, strict=True)]
     assert sum(agree) >= len(agree) - 1  # at the threshold itself, last bits may decide
     assert 0 < report.row("hosted", "test")["coverage"] < 1
 
@@ -175,7 +177,7 @@ def test_a_probability_that_the_task_gives(toy_task: Path, tmp_path: Path):
     report = adapt(
         toy_task, tmp_path / "out", rungs=["probe"], overrides=["output.abstain={min_confidence: 0.9, answer: unsure}"]
     )
-    for one in report.data["rows"]["valid"]["probe"]:
-        sure = max(math.exp(score) for score in one["scores"].values())
-        assert (one["prediction"] == "unsure") == (sure < 0.9)
+    for row in report.data["rows"]["valid"]["probe"]:
+        sure = max(math.exp(score) for score in row["scores"].values())
+        assert (row["prediction"] == "unsure") == (sure < 0.9)
     assert report.data["details"]["probe"]["abstains_below"] == 0.9

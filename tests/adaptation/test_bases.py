@@ -76,8 +76,8 @@ def test_one_table_one_opening_and_each_row_says_its_base(
     assert (skipped["status"], skipped["reason"]) == ("skipped", f"zero_shot needs a decoder; {encoder} is an encoder")
     assert {row["status"] for row in report.rungs if row["rung"] != "zero_shot@reader"} == {"done"}
     assert len(read_jsonl(directory / "home" / "ledger" / "test-openings.jsonl")) == 1
-    known = {one["name"]: one["kind"] for one in report.data["lineage"]["bases"]}
-    assert known == {str(larger): "decoder", str(tiny_base): "decoder", str(encoder): "encoder"}
+    base_types = {base["name"]: base["kind"] for base in report.data["lineage"]["bases"]}
+    assert base_types == {str(larger): "decoder", str(tiny_base): "decoder", str(encoder): "encoder"}
 
 
 def test_small_bases_are_climbed_first(run: tuple[Report, Path, Path]):
@@ -107,7 +107,7 @@ def test_skins_belong_to_their_bases_and_answer_as_the_report_says(run: tuple[Re
 def test_all_bases_are_in_the_catalogue(run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("BEDPLATE_HOME", str(run[1] / "home"))
     with Catalog.open() as catalog:
-        assert {entry.name for entry in catalog.entries("base")} == {"tiny-large", "tiny", "reader"}
+        assert {base.name for base in catalog.entries("base")} == {"tiny-large", "tiny", "reader"}
         assert len(catalog.entries("skin")) == 5
 
 
@@ -120,17 +120,17 @@ def test_the_same_command_fits_nothing_again(run: tuple[Report, Path, Path], mon
 
     for name in PICK:
         monkeypatch.setattr(type(RUNGS[name]), "fit", refuse)
-    again = adapt(task, directory / "out")
-    assert again.data["rungs"] == report.data["rungs"]
-    assert again.verdict == report.verdict
+    rerun = adapt(task, directory / "out")
+    assert rerun.data["rungs"] == report.data["rungs"]
+    assert rerun.verdict == report.verdict
 
 
 def test_a_killed_rung_of_the_second_base_goes_on_there(
     tmp_path: Path, tiny_base: Path, larger: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], rungs=["majority", "zero_shot"])
-    kind, fitted = type(RUNGS["zero_shot"]), list[str]()
-    fit = kind.fit
+    rung_class, fitted = type(RUNGS["zero_shot"]), list[str]()
+    fit = rung_class.fit
 
     def killed(self, context, plan, directory):
         fitted.append(context.suffix)
@@ -138,7 +138,7 @@ def test_a_killed_rung_of_the_second_base_goes_on_there(
             raise KeyboardInterrupt
         return fit(self, context, plan, directory)
 
-    monkeypatch.setattr(kind, "fit", killed)
+    monkeypatch.setattr(rung_class, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         adapt(task, tmp_path / "out")
     report = adapt(task, tmp_path / "out")
@@ -151,15 +151,15 @@ def test_where_memory_is_short_one_base_at_a_time_is_loaded(
 ):
     monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: 1)
     bases = Bases([str(larger), str(tiny_base)], [str(larger), str(tiny_base)])
-    one, two = bases.all
-    first = one.model
-    assert one.facts.kind == "decoder"
+    first_base, two = bases.all
+    first = first_base.model
+    assert first_base.facts.architecture == "decoder"
     _ = two.model
-    assert (one.loaded, two.loaded) == (False, True)
+    assert (first_base.loaded, two.loaded) == (False, True)
     assert not first.engine.alive
-    facts = one.facts  # known without loading it again
-    assert not one.loaded
-    assert one.model.engine.weights == facts.weights
+    facts = first_base.facts  # known without loading it again
+    assert not first_base.loaded
+    assert first_base.model.engine.weights == facts.weights
     assert two.loaded is False
     bases.close()
     monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: None)
@@ -206,7 +206,7 @@ def test_the_same_base_twice_is_refused(tmp_path: Path, tiny_base: Path):
 def test_names_are_short_distinct_and_stable():
     names = ["a/base", "hf:owner/model one", "b/base.gguf", "c/base", "///", "d/base"]
     assert suffixes_of(names) == ["", "model-one", "base-2", "base-3", "base-5", "base-4"]
-    assert suffixes_of(["x", "y"], taken=["y"]) == ["", "y-2"]
+    assert suffixes_of(["x", "y"], reserved=["y"]) == ["", "y-2"]
     assert suffixes_of([]) == []
 
 
@@ -224,14 +224,14 @@ def test_features_are_pooled_as_the_engine_pools_them(tmp_path: Path, tiny_base:
             task, spec, bases.all[0], data.train, data.valid, data.hashes, data.test.n, tmp_path, Clock(None)
         )
         rows, names = data.valid[:20], ["layers.1", "layers.2"]
-        found = probe.features_of(context, rows, names, ("last", "mean", "first"))
+        pooled = probe.features_of(context, rows, names, ("last", "mean", "first"))
         prompt, _ = context.default_prompt()
         for number, example in enumerate(rows):
             text = prompt.text(example.inputs)
             ids = prompt.tokens(context.model.tokenizer, example.inputs)
             if context.is_encoder:
                 ids = context.model.text_tokens(str(text))
-            for (name, pooling), features in found.items():
+            for (name, pooling), features in pooled.items():
                 request = Embed(tuple(ids), pooling, int(name[-1]), normalise=False)
                 result = context.model.engine.run([request])[0]
                 assert isinstance(result, Embedding)
@@ -255,7 +255,7 @@ def test_the_temperature_is_the_likeliest_one():
 # --- hosted
 
 
-def endpoint(server: Labeller, model: str = "ok", name: str = "remote", **more: object) -> dict[str, object]:
+def endpoint(server: Labeller, model: str = "ok", name: str = "remote", **fields: object) -> dict[str, object]:
     return {
         "name": name,
         "url": server.url,
@@ -266,7 +266,7 @@ def endpoint(server: Labeller, model: str = "ok", name: str = "remote", **more: 
         "as_of": "2026-11-24",
         "max_usd": 50.0,
         "retries": 0,
-        **more,
+        **fields,
     }
 
 
@@ -282,14 +282,16 @@ def test_hosted_models_stand_in_the_same_table(tmp_path: Path, tiny_base: Path, 
         ]
         task = write_task(tmp_path, tiny_base, hosted=hosted, rungs=["majority", "zero_shot", "hosted"])
         report = adapt(task, tmp_path / "out")
-        asked = len(server.asked)
-        again = adapt(task, tmp_path / "out")
-        assert {body["model"] for body in server.asked[asked:]} == {"unauthorised"}  # what had failed is tried again
+        request_count = len(server.requests)
+        rerun = adapt(task, tmp_path / "out")
+        assert {body["model"] for body in server.requests[request_count:]} == {
+            "unauthorised"
+        }  # what had failed is tried again
         with load(tmp_path / "out" / report.row("hosted")["skin"]) as skin:
             assert isinstance(skin, HostedPredictor)
             assert skin("this product works well") == "positive"
         made_again = reproduce(tmp_path / "out" / report.row("hosted")["skin"], tmp_path / "again")
-    assert again.verdict == report.verdict
+    assert rerun.verdict == report.verdict
     assert (made_again.status, made_again.rows) == ("identical", 0)  # nobody is paid to be compared
     assert made_again.estimate == report.row("hosted")["estimate"]
     row = report.row("hosted", "test")
@@ -331,13 +333,13 @@ def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_
             assert message in report.row("hosted")["reason"]
             spent = sum(row["usd"] for row in read_jsonl(tmp_path / "out" / "answers" / "remote.jsonl"))
             assert 0 < spent <= max_usd
-        asked = len(server.asked)
+        request_count = len(server.requests)
         hosted = [endpoint(server, max_usd=5.0)]
         report = adapt(
             write_task(tmp_path, tiny_base, groups=150, hosted=hosted, rungs=["majority", "hosted"]), tmp_path / "out"
         )
         assert report.row("hosted")["status"] == "done"
-        assert len(server.asked) == asked + len(report.data["rows"]["test"]["hosted"])
+        assert len(server.requests) == request_count + len(report.data["rows"]["test"]["hosted"])
 
 
 @pytest.mark.parametrize(
@@ -359,9 +361,9 @@ def test_endpoints_that_cannot_be(tmp_path: Path, tiny_base: Path, change: dict,
 
 
 def test_two_endpoints_of_one_name_and_addresses_among_the_bases(tmp_path: Path, tiny_base: Path):
-    one = endpoint(Labeller(url="http://127.0.0.1:9"))
+    remote = endpoint(Labeller(url="http://127.0.0.1:9"))
     with pytest.raises(ConfigError, match="two endpoints have one name"):
-        load_adapt_task(write_task(tmp_path, tiny_base, hosted=[one, one]))
+        load_adapt_task(write_task(tmp_path, tiny_base, hosted=[remote, remote]))
     with pytest.raises(ConfigError, match=r"remote models are named under `adapt.hosted`"):
         load_adapt_task(write_task(tmp_path, tiny_base, bases=["https://api.example.com/v1"]))
 
@@ -372,19 +374,19 @@ def test_the_resolved_task_file_holds_no_key(tmp_path: Path, tiny_base: Path, mo
         assert isinstance(server, Labeller)
         task = write_task(tmp_path, tiny_base, hosted=[endpoint(server, api_key_env="MY_KEY")], rungs=["hosted"])
         adapt(task, tmp_path / "out")
-        assert {body["key"] for body in server.asked} == {"Bearer sk-very-secret"}
+        assert {body["key"] for body in server.requests} == {"Bearer sk-very-secret"}
     for path in (tmp_path / "out").rglob("*"):
         assert not path.is_file() or b"sk-very-secret" not in path.read_bytes(), path
     assert json.loads((tmp_path / "out" / "report.json").read_text())["verdict"]["status"]
 
 
 def test_a_cascade_is_guarded_where_its_parts_are():
-    def done(child: str | None, parts: tuple[str, ...] = ()) -> Any:
+    def outcome(child: str | None, parts: tuple[str, ...] = ()) -> Any:
         path = None if child is None else Path(child)
         return SimpleNamespace(child=path, result=SimpleNamespace(parts=parts))
 
-    finished = {"probe": done(None), "full": done("children/full"), "cascade": done(None, ("probe", "full"))}
-    candidates = {name: SimpleNamespace(context=None, climbed=one) for name, one in finished.items()}
-    given: Any = candidates
-    found = {name: [path for _, path in children(given, name)] for name in finished}
-    assert found == {"probe": [], "full": [Path("children/full")], "cascade": [Path("children/full")]}
+    finished = {"probe": outcome(None), "full": outcome("children/full"), "cascade": outcome(None, ("probe", "full"))}
+    candidates = {name: SimpleNamespace(context=None, climbed=rung_outcome) for name, rung_outcome in finished.items()}
+    untyped_candidates: Any = candidates
+    children_by_rung = {name: [path for _, path in children(untyped_candidates, name)] for name in finished}
+    assert children_by_rung == {"probe": [], "full": [Path("children/full")], "cascade": [Path("children/full")]}

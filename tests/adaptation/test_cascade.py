@@ -47,8 +47,8 @@ def evaluation(rows: list[tuple[bool, float]]) -> Evaluation:
     examples = [Example(str(i), {"x": str(i)}, "yes", str(i), str(i)) for i in range(len(rows))]
     predictions: list[Prediction] = []
     for right, confidence in rows:
-        label, other = ("yes", "no") if right else ("no", "yes")
-        scores = {label: math.log(confidence), other: math.log(1 - confidence)}
+        label, alternative = ("yes", "no") if right else ("no", "yes")
+        scores = {label: math.log(confidence), alternative: math.log(1 - confidence)}
         predictions.append(Prediction(label, label, scores))
     return evaluate_predictions(TASK, examples, predictions)
 
@@ -60,22 +60,22 @@ levels = st.sampled_from([0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
 @given(st.lists(st.tuples(st.booleans(), levels, st.booleans()), min_size=2, max_size=30))
 def test_the_threshold_is_the_lowest_that_is_as_good(rows: list[tuple[bool, float, bool]]):
     cheap, dear = evaluation([(r, c) for r, c, _ in rows]), evaluation([(d, 0.9) for _, _, d in rows])
-    found = threshold_for(cheap, dear)
+    cutoff = threshold_for(cheap, dear)
     sure = confidences(cheap)
     ours, theirs = (np.array([row.score for row in e.rows]) for e in (cheap, dear))
 
     def mixed(threshold: float) -> float:
         return float(np.where(sure < threshold, theirs, ours).mean())
 
-    every = [0.0, *(0.55, 0.65, 0.75, 0.85, 0.95), 1.0]
-    good = [t for t in every if mixed(t) >= dear.estimate - 1e-9]
-    if found is None:  # the cheap one alone will do, or all is passed on
+    thresholds = [0.0, *(0.55, 0.65, 0.75, 0.85, 0.95), 1.0]
+    good = [t for t in thresholds if mixed(t) >= dear.estimate - 1e-9]
+    if cutoff is None:  # the cheap one alone will do, or all is passed on
         shares = [float((sure < t).mean()) for t in good]
         assert shares[0] in (0.0, 1.0)
     else:
-        assert 0 < float((sure < found).mean()) < 1
-        assert mixed(found) >= dear.estimate - 1e-9
-        assert (sure < found).sum() == (sure < good[0]).sum()
+        assert 0 < float((sure < cutoff).mean()) < 1
+        assert mixed(cutoff) >= dear.estimate - 1e-9
+        assert (sure < cutoff).sum() == (sure < good[0]).sum()
 
 
 def test_without_probabilities_there_is_none():
@@ -114,26 +114,29 @@ def test_a_cascade_on_disk_answers_as_its_two_skins_do(skins: tuple[Path, Path],
     rows = rows_of(skins[0].parent / "task.yaml")[:40]
     alone: list[list[Prediction]] = []
     for place in skins:
-        with load(place) as one:
-            assert isinstance(one, LoadedSkin)
-            alone.append(one.predict(rows))
+        with load(place) as subject:
+            assert isinstance(subject, LoadedSkin)
+            alone.append(subject.predict(rows))
     threshold = float(np.quantile([math.exp(p.scores[p.output]) for p in alone[0]], share)) + 1e-6
     skin = cascaded("both", first, second, threshold)
     write_skin(skin, tmp_path / "both")
-    again = read_skin(tmp_path / "both")
-    assert skin_id(again) == skin_id(skin)
-    assert again.cascade is not None
-    assert [skin_id(part) for part in (again.cascade.first, again.cascade.second)] == [skin_id(first), skin_id(second)]
+    restored = read_skin(tmp_path / "both")
+    assert skin_id(restored) == skin_id(skin)
+    assert restored.cascade is not None
+    assert [skin_id(part) for part in (restored.cascade.first, restored.cascade.second)] == [
+        skin_id(first),
+        skin_id(second),
+    ]
     with load(tmp_path / "both") as loaded:
         assert isinstance(loaded, LoadedCascade)
-        found = loaded.predict(rows)
-        assert loaded(rows[0]) == found[0].output
-    for a, b, one in zip(*alone, found, strict=True):
+        predictions = loaded.predict(rows)
+        assert loaded(rows[0]) == predictions[0].output
+    for a, b, subject in zip(*alone, predictions, strict=True):
         unsure = math.exp(a.scores[a.output]) < threshold
-        assert one.passed_on == unsure
-        assert one.output == (b.output if unsure else a.output)
-        assert one.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
-    assert {one.passed_on for one in found} == ({True} if share == 1.0 else {True, False})
+        assert subject.passed_on == unsure
+        assert subject.output == (b.output if unsure else a.output)
+        assert subject.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
+    assert {prediction.passed_on for prediction in predictions} == ({True} if share == 1.0 else {True, False})
     with pytest.raises(UsageError, match="loaded as it was judged"):
         load(tmp_path / "both", dtype="bfloat16")
 
@@ -164,9 +167,9 @@ def test_a_part_that_was_changed_or_exchanged_is_refused(skins: tuple[Path, Path
 
 def test_skins_that_do_not_go_together(skins: tuple[Path, Path]):
     first, second = (read_skin(place) for place in skins)
-    both = cascaded("both", first, second, 0.7)
+    cascade = cascaded("both", first, second, 0.7)
     with pytest.raises(SkinError, match="which does not choose one label"):
-        cascaded("more", both, second, 0.7)
+        cascaded("more", cascade, second, 0.7)
     with pytest.raises(SkinError, match="not a probability"):
         cascaded("both", first, second, 1.5)
 
@@ -191,15 +194,15 @@ def test_the_ladder_finds_a_cascade_that_costs_less_than_the_best(
         expected = cheap["usd_per_1k_calls"] + details["passed_on"] * hosted["usd_per_1k_calls"]
         assert row["usd_per_1k_calls"] == pytest.approx(expected)
         assert row["usd_per_1k_calls"] < hosted["usd_per_1k_calls"]
-        asked = len(server.asked)
-        again = adapt(task, tmp_path / "out")
-        assert again.data["rungs"] == report.data["rungs"]
-        assert len(server.asked) == asked
+        request_count = len(server.requests)
+        rerun = adapt(task, tmp_path / "out")
+        assert rerun.data["rungs"] == report.data["rungs"]
+        assert len(server.requests) == request_count
         with load(tmp_path / "out" / row["skin"]) as skin:
             assert isinstance(skin, LoadedCascade)
             answers = skin.predict(rows_of(task)[:10])
         assert [a.output for a in answers] == [
-            each["prediction"] for each in report.data["rows"]["valid"]["cascade"][:10]
+            reported["prediction"] for reported in report.data["rows"]["valid"]["cascade"][:10]
         ]
 
 

@@ -81,9 +81,9 @@ def test_each_skin_answers_the_same_in_another_process(run: tuple[Report, Path],
     assert {row["rung"]: row["status"] for row in report.rungs} == dict.fromkeys(("zero_shot", *TRAINED), "done")
     directories = [str(out / report.row(name)["skin"]) for name in TRAINED]
     elsewhere = answers_elsewhere(tmp_path, directories, [{"review": text} for text in TEXTS])
-    here = [answers(Path(directory)) for directory in directories]
-    assert elsewhere == here
-    assert len({json.dumps(one) for one in here}) == len(TRAINED)
+    local_answers = [answers(Path(directory)) for directory in directories]
+    assert elsewhere == local_answers
+    assert len({json.dumps(skin_answers) for skin_answers in local_answers}) == len(TRAINED)
 
 
 @pytest.mark.parametrize("name", CHILDREN)
@@ -95,9 +95,9 @@ def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, P
     assert child.dtype == parent.dtype
     assert child.lineage["parent"] == parent.identity.weights_id
     assert child.identity.equivalent_of is None
-    made = child.lineage["made"]
-    assert (made["rung"], made["task"]) == (name, "toy-sentiment")
-    assert made["data"]["train"] != made["data"]["valid"]
+    provenance = child.lineage["made"]
+    assert (provenance["rung"], provenance["task"]) == (name, "toy-sentiment")
+    assert provenance["data"]["train"] != provenance["data"]["valid"]
     changed = [
         key
         for (key, a), b in zip(parent.model.named_parameters(), child.model.parameters(), strict=True)
@@ -112,8 +112,8 @@ def test_a_child_base_is_a_base_of_its_own_with_its_lineage(run: tuple[Report, P
     tokens = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = reference(tokens).logits[0]
-        found = child.model.head(child.model(Inputs(tokens)).hidden[0])
-    assert_near(found, expected)
+        logits = child.model.head(child.model(Inputs(tokens)).hidden[0])
+    assert_near(logits, expected)
 
 
 def test_raw_text_is_learned(run: tuple[Report, Path]):
@@ -163,8 +163,8 @@ def test_an_interrupted_rung_makes_the_same_child(
             adapt(task, out, rungs=["zero_shot", name])
     assert (out / "children" / name).is_dir()
     assert adapt(task, out, rungs=["zero_shot", name]).row(name)["status"] == "done"
-    expected, found = (load_base(place / "children" / name).identity for place in (run[1], out))
-    assert found.weights_id == expected.weights_id
+    expected, resumed = (load_base(place / "children" / name).identity for place in (run[1], out))
+    assert resumed.weights_id == expected.weights_id
 
 
 def test_too_little_memory_or_disk_is_a_reason(
@@ -205,11 +205,11 @@ def test_a_child_that_is_gone_is_made_again(run: tuple[Report, Path], tmp_path: 
     """Without it the result cannot be tested, which must not come out after test was opened."""
     task, out = run[1].parent / "task.yaml", tmp_path / "out"
     adapt(task, out, rungs=["zero_shot", "full"])
-    made = load_base(out / "children" / "full").identity.weights_id
+    weights_id = load_base(out / "children" / "full").identity.weights_id
     shutil.rmtree(out / "children")
     report = adapt(task, out, rungs=["zero_shot", "full"])
     assert report.row("full")["status"] == "done"
-    assert load_base(out / "children" / "full").identity.weights_id == made
+    assert load_base(out / "children" / "full").identity.weights_id == weights_id
 
 
 def test_the_task_s_own_data_is_no_raw_text(tmp_path: Path, tiny_base: Path):
@@ -223,7 +223,9 @@ def test_inputs_that_stand_in_raw_text_are_counted(tmp_path: Path):
     write_text(tmp_path / "text.jsonl", 1)
     (tmp_path / "text.md").write_text("Before. It  broke\nafter a day. Afterwards.")
     text = read_whole_documents("text.md", tmp_path)
-    examples = [Example(str(i), {"review": one}, "x", str(i), "g") for i, one in enumerate(("It broke after", "other"))]
+    examples = [
+        Example(str(i), {"review": review}, "x", str(i), "g") for i, review in enumerate(("It broke after", "other"))
+    ]
     assert inputs_in(text, examples) == 1
 
 
@@ -245,10 +247,13 @@ def test_a_skin_is_made_again_with_the_base_that_it_stands_on(run: tuple[Report,
     row = report.row(rung)
     assert row is not None
     skin = out / row["skin"]
-    found = reproduce(skin, tmp_path / "again")
-    assert (found.status, found.equal_answers) == ("identical", found.rows), (found.reason, found.parts)
-    assert found.estimate == found.recorded == row["estimate"]
-    old, new = read_skin(skin).base, read_skin(Path(found.directory or "")).base
+    reproduction = reproduce(skin, tmp_path / "again")
+    assert (reproduction.status, reproduction.equal_answers) == ("identical", reproduction.rows), (
+        reproduction.reason,
+        reproduction.parts,
+    )
+    assert reproduction.estimate == reproduction.recorded == row["estimate"]
+    old, new = read_skin(skin).base, read_skin(Path(reproduction.directory or "")).base
     assert old.weights_id == new.weights_id
     assert Path(new.name).is_relative_to(tmp_path / "again")
     assert load_base(new.name).identity.weights_id == new.weights_id

@@ -17,14 +17,14 @@ from tests.homes import new_home
 from bedplate.adaptation.context import context as contexts
 from bedplate.adaptation.curve import learning_curve as curves
 from bedplate.adaptation.curve.crossover import OverDraws, Resamples, crossing, crossing_of
-from bedplate.adaptation.curve.curve_values import say
+from bedplate.adaptation.curve.curve_values import curve_sentences
 from bedplate.adaptation.curve.learning_curve import DRAWS, parse_sizes, possible_sizes
 from bedplate.adaptation.curve.payback import pays_from
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.core.errors import UsageError
-from bedplate.data.splits import Record, nested
+from bedplate.data.splits import SplitRecord, nested
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
@@ -36,12 +36,12 @@ RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora
 def test_every_rung_has_a_place():
     """What learns from labels has points, what learns from none is a flat line, and the others say why not."""
     shown = {name: rung.traits for name, rung in RUNGS.items() if rung.traits.no_curve is None}
-    assert {name: one.side for name, one in shown.items() if one.learns} == {
+    assert {name: traits.side for name, traits in shown.items() if traits.learns} == {
         "from_scratch": "reference",
         **dict.fromkeys(["few_shot", "knn_few_shot", "prompt_search"], "prompt"),
         **dict.fromkeys(["probe", "soft_prompt", "lora", "dora", "full"], "weights"),
     }
-    flat = {name: one.side for name, one in shown.items() if not one.learns}
+    flat = {name: traits.side for name, traits in shown.items() if not traits.learns}
     assert flat == dict.fromkeys(["zero_shot", "own_prompt", "hosted"], "prompt")
     assert all(rung.traits.no_curve for name, rung in RUNGS.items() if name not in shown)
 
@@ -55,9 +55,9 @@ def test_sizes_above_train_become_all_of_it_and_are_said():
     assert sizes == (50, 177)
     assert len(notes) == 2
     assert "2,000" in notes[1]
-    for asked in ([1, 50], [50, 50], [300], []):
+    for bad_sizes in ([1, 50], [50, 50], [300], []):
         with pytest.raises(UsageError):
-            possible_sizes(asked, 200)
+            possible_sizes(bad_sizes, 200)
     assert parse_sizes("50, 1_000") == [50, 1000]
     with pytest.raises(UsageError, match="write numbers"):
         parse_sizes("50,many")
@@ -69,18 +69,18 @@ def test_sizes_above_train_become_all_of_it_and_are_said():
     st.integers(0, 3),
 )
 def test_draws_are_nested_and_of_whole_groups(groups: list[int], sizes: list[int], seed: int):
-    records = [Record(f"{g}/{i}", f"{g}/{i}", "a", str(g)) for g, count in enumerate(groups) for i in range(count)]
+    records = [SplitRecord(f"{g}/{i}", f"{g}/{i}", "a", str(g)) for g, count in enumerate(groups) for i in range(count)]
     sizes.sort()
-    found = nested(records, sizes, seed)
+    nested_draws = nested(records, sizes, seed)
     before: set[str] = set()
-    for size, part in zip(sizes, found, strict=True):
+    for size, part in zip(sizes, nested_draws, strict=True):
         ids = {record.id for record in part}
         assert before <= ids
         assert len(ids) <= size
         for group in {record.group for record in part}:
             assert sum(r.group == group for r in part) == groups[int(group)]
-        left = [groups[g] for g in range(len(groups)) if str(g) not in {r.group for r in part}]
-        assert all(len(ids) + count > size for count in left)  # nothing that fits is left out
+        unused_counts = [groups[g] for g in range(len(groups)) if str(g) not in {r.group for r in part}]
+        assert all(len(ids) + count > size for count in unused_counts)  # nothing that fits is left out
         before = ids
 
 
@@ -99,8 +99,8 @@ def slow_crossing(places: list[float], line: list[float]) -> float:
 @given(st.lists(st.lists(st.sampled_from([-0.3, -0.1, 0.0, 0.1, 0.2]), min_size=4, max_size=4), min_size=1, max_size=9))
 def test_the_last_rise_above_zero_counts(lines: list[list[float]]):
     places = np.log([50.0, 100.0, 500.0, 1772.0])
-    found = crossing_of(places, np.array(lines))
-    assert found.tolist() == pytest.approx([slow_crossing(list(places), line) for line in lines])
+    crossings = crossing_of(places, np.array(lines))
+    assert crossings.tolist() == pytest.approx([slow_crossing(list(places), line) for line in lines])
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
 def evaluations(task: Task, right: np.ndarray, groups: list[str]) -> Evaluation:
     """Rows that are right or not, as an evaluation."""
     rows = [Example(str(i), {"review": str(i)}, "positive", group, f"{i:064x}") for i, group in enumerate(groups)]
-    return evaluate_predictions(task, rows, ["positive" if one else "negative" for one in right])
+    return evaluate_predictions(task, rows, ["positive" if is_right else "negative" for is_right in right])
 
 
 def test_resamples_agree_with_resampling_rows_by_hand(task: Task):
@@ -119,13 +119,13 @@ def test_resamples_agree_with_resampling_rows_by_hand(task: Task):
     groups = [f"g{i // 3}" for i in range(150)]
     first, second = (evaluations(task, rng.random(150) < p, groups) for p in (0.7, 0.8))
     resamples = Resamples(first, seed=3, count=50)
-    both = resamples.of(OverDraws({0: first, 1: second}))
+    resampled = resamples.of(OverDraws({0: first, 1: second}))
     times, shares = resamples._times, resamples._shares([0, 1])
-    scores = np.array([[row.score for row in one.rows] for one in (first, second)])
+    scores = np.array([[row.score for row in evaluation.rows] for evaluation in (first, second)])
     for b in (0, 7, 49):
         weights = np.array([times[b, i // 3] for i in range(150)])
-        by_hand = [float((weights * one).sum() / weights.sum()) for one in scores]
-        assert both[b] == pytest.approx(float(shares[b] @ by_hand))
+        by_hand = [float((weights * draw_scores).sum() / weights.sum()) for draw_scores in scores]
+        assert resampled[b] == pytest.approx(float(shares[b] @ by_hand))
     assert shares.sum(axis=1) == pytest.approx(1.0)
     with pytest.raises(UsageError, match="same rows"):
         resamples.of(OverDraws({0: evaluations(task, scores[0, :149] > 0, groups[:149])}))
@@ -135,10 +135,10 @@ def test_the_spread_of_few_draws_is_not_understated(task: Task):
     """With S draws the resampled mean's variance is the estimated one, s²/S, not (S−1)/S of it (Rao & Wu)."""
     groups = [f"g{i}" for i in range(200)]
     rng = np.random.default_rng(1)
-    found = {d: evaluations(task, rng.random(200) < p, groups) for d, p in enumerate((0.5, 0.7, 0.9))}
-    resamples = Resamples(found[0], count=20_000)
-    shares = resamples._shares(sorted(found))
-    estimates = np.array([found[d].estimate for d in sorted(found)])
+    evaluations_by_draw = {d: evaluations(task, rng.random(200) < p, groups) for d, p in enumerate((0.5, 0.7, 0.9))}
+    resamples = Resamples(evaluations_by_draw[0], count=20_000)
+    shares = resamples._shares(sorted(evaluations_by_draw))
+    estimates = np.array([evaluations_by_draw[d].estimate for d in sorted(evaluations_by_draw)])
     assert (shares @ estimates).std() == pytest.approx(estimates.std(ddof=1) / math.sqrt(3), rel=0.02)
 
 
@@ -170,10 +170,10 @@ def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
         resamples = Resamples(ours[0].by_draw[0], seed=number, count=400)
         low, high = resamples.interval(ours[2])
         covered += low <= 0.69 <= high
-        found = crossing(resamples, labels, ours, theirs)
-        assert found.interval is not None
-        inside += found.interval[0] <= true <= found.interval[1]
-        assert 0.9 < found.crosses <= 1
+        crossing_point = crossing(resamples, labels, ours, theirs)
+        assert crossing_point.interval is not None
+        inside += crossing_point.interval[0] <= true <= crossing_point.interval[1]
+        assert 0.9 < crossing_point.crosses <= 1
     assert covered >= 0.88 * rounds
     assert inside >= 0.88 * rounds
 
@@ -184,8 +184,8 @@ def test_differences_cover_where_draws_differ(task: Task):
     rng = np.random.default_rng(4)
     for number in range(rounds):
         ours, theirs = simulated(task, rng, [0.8], 3, 60, luck), simulated(task, rng, [0.75], 3, 60, luck)
-        found = crossing(Resamples(ours[0].by_draw[0], seed=number, count=400), [100.0], ours, theirs)
-        _, _, (low, high) = found.differences[0]
+        crossing_point = crossing(Resamples(ours[0].by_draw[0], seed=number, count=400), [100.0], ours, theirs)
+        _, _, (low, high) = crossing_point.differences[0]
         inside += low <= 0.05 <= high
     assert inside >= 0.92 * rounds
 
@@ -199,17 +199,19 @@ def test_a_crossover_that_is_not_there_says_so(task: Task):
     assert (never.labels, never.interval, never.crosses) == (math.inf, (math.inf, math.inf), 0.0)
     always = crossing(resamples, labels, high, low)
     assert (always.labels, always.interval, always.crosses) == (-math.inf, (-math.inf, -math.inf), 1.0)
-    few = simulated(task, rng, [0.5, 0.9], 2, 20)
-    assert crossing(Resamples(few[0].by_draw[0]), [50.0, 100.0], few, few[:1] * 2).interval is None
+    short_curve = simulated(task, rng, [0.5, 0.9], 2, 20)
+    assert (
+        crossing(Resamples(short_curve[0].by_draw[0]), [50.0, 100.0], short_curve, short_curve[:1] * 2).interval is None
+    )
 
 
 def test_flat_rungs_stand_for_every_draw(task: Task):
     rng = np.random.default_rng(3)
     ours = simulated(task, rng, [0.6, 0.8], 3, 60)
     flat = OverDraws(simulated(task, rng, [0.7], 1, 60)[0].by_draw, flat=True)
-    found = crossing(Resamples(ours[0].by_draw[0]), [50.0, 200.0], ours, [flat, flat])
-    assert 50 < found.labels < 200
-    assert found.draws == 3
+    crossing_point = crossing(Resamples(ours[0].by_draw[0]), [50.0, 200.0], ours, [flat, flat])
+    assert 50 < crossing_point.labels < 200
+    assert crossing_point.draws == 3
 
 
 # --- what it says
@@ -225,25 +227,26 @@ def test_sentences_of_each_outcome():
         BreakEven(tuned="lora", prompted="few_shot", size=size, calls=calls, reason="why")
         for size, calls in ((50, None), (200, 1234.5), (1000, 0.0))
     ]
-    within = say([crossover(150.0, (90.0, "beyond"))], pays, [50.0, 1000.0])
-    assert within[0] == (
+    sentences = curve_sentences([crossover(150.0, (90.0, "beyond"))], pays, [50.0, 1000.0])
+    assert sentences[0] == (
         "On this task tuning (lora) overtakes prompting (few_shot) at about 150 labels (95% interval: 90 to more than "
         "the 1,000 there are; it overtakes in 93% of the resamples)."
     )
-    assert within[1] == "At 200 labels lora pays for itself against few_shot after about 1,234 calls: why."
+    assert sentences[1] == "At 200 labels lora pays for itself against few_shot after about 1,234 calls: why."
     assert (
-        "not within the 1,000 labels there are" in say([crossover("beyond", ("beyond", "beyond"))], pays, [50, 1000])[0]
+        "not within the 1,000 labels there are"
+        in curve_sentences([crossover("beyond", ("beyond", "beyond"))], pays, [50, 1000])[0]
     )
-    below = say([crossover("below", ("below", 80.0))], pays, [50.0, 1000.0])
+    below = curve_sentences([crossover("below", ("below", 80.0))], pays, [50.0, 1000.0])
     assert "at 50 labels already" in below[0]
     assert "50 or fewer to 80" in below[0]
     assert "never" in below[1]
-    assert "too few groups" in say([crossover(150.0, None)], pays, [50.0, 1000.0])[0]
-    assert "nothing is said" in say([], [], [])[0]
+    assert "too few groups" in curve_sentences([crossover(150.0, None)], pays, [50.0, 1000.0])[0]
+    assert "nothing is said" in curve_sentences([], [], [])[0]
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "calls", "said"),
+    ("ours", "theirs", "calls", "phrase"),
     [
         ((0.10, 0.001), (0.01, 0.002), 90.0, "less per 1,000 calls"),
         ((0.10, 0.002), (0.01, 0.002), None, "the same per call"),
@@ -253,11 +256,11 @@ def test_sentences_of_each_outcome():
     ],
 )
 def test_break_even_is_extra_cost_over_saving(
-    ours: tuple[float, float], theirs: tuple[float, float], calls: float | None, said: str
+    ours: tuple[float, float], theirs: tuple[float, float], calls: float | None, phrase: str
 ):
-    found, reason = pays_from("lora", "few_shot", ours, theirs)
-    assert found == (None if calls is None else pytest.approx(calls))
-    assert said in reason
+    break_even, reason = pays_from("lora", "few_shot", ours, theirs)
+    assert break_even == (None if calls is None else pytest.approx(calls))
+    assert phrase in reason
 
 
 # --- whole runs
@@ -307,8 +310,8 @@ def test_the_curve_trained_on_its_own_rows_and_opened_nothing(run: tuple[Report,
     used = next(p for p in report.data["curve"]["points"] if (p["rung"], p["size"]) == ("lora", 20))["draws"][1]
     assert plan["rows"] == used["labels"] <= 20
     valid = {row["row_hash"] for row in report.data["rows"]["valid"]["lora"]}
-    kept = json.loads((out / "curve/lora/20-1/result.json").read_text())
-    assert {row["row_hash"] for row in kept["evaluation"]["rows"]} == valid
+    saved_point = json.loads((out / "curve/lora/20-1/result.json").read_text())
+    assert {row["row_hash"] for row in saved_point["evaluation"]["rows"]} == valid
 
 
 def test_the_page_and_the_command_line_say_the_crossover(
@@ -319,13 +322,13 @@ def test_the_page_and_the_command_line_say_the_crossover(
     from bedplate.cli.adapt import show
 
     report, directory, _ = run
-    said = report.data["curve"]["says"]
+    sentences = report.data["curve"]["says"]
     page = (directory / "out" / "report.html").read_text()
-    assert all(str(escape(sentence)) in page for sentence in said)
+    assert all(str(escape(sentence)) in page for sentence in sentences)
     show(report)
     printed = capsys.readouterr().out.replace("\n", " ")
     assert "accuracy on valid, by labels" in printed
-    assert all(sentence[:60] in printed for sentence in said)
+    assert all(sentence[:60] in printed for sentence in sentences)
 
 
 def test_the_same_command_goes_on_and_a_longer_budget_too(
@@ -340,15 +343,16 @@ def test_the_same_command_goes_on_and_a_longer_budget_too(
     for name in RUNG_LIST:
         fit = type(RUNGS[name]).fit
 
-        def counted(self: object, context: object, *rest: object, name: str = name, fit: object = fit) -> object:
+        def counted(self: object, context: object, *args: object, name: str = name, fit: object = fit) -> object:
             fitted.append(name)
-            return fit(self, context, *rest)  # type: ignore[operator]
+            return fit(self, context, *args)  # type: ignore[operator]
 
         monkeypatch.setattr(type(RUNGS[name]), "fit", counted)
-    again = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 500])
+    rerun = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 500])
     assert fitted == ["probe"]  # the lost point alone
     ours, theirs = (
-        {(p["rung"], p["size"]): p["estimate"] for p in one.data["curve"]["points"]} for one in (report, again)
+        {(p["rung"], p["size"]): p["estimate"] for p in curve_report.data["curve"]["points"]}
+        for curve_report in (report, rerun)
     )
     assert ours == theirs
     fitted.clear()

@@ -14,13 +14,13 @@ TASK = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
 
 def test_the_reviews_ladder(smollm2_gguf: Path, tmp_path: Path):
     report = adapt(TASK, tmp_path / "run", budget=1500)
-    seen = {row["rung"]: row["estimate"] for row in report.rungs if row["split"] == "valid" and row["estimate"]}
+    estimates = {row["rung"]: row["estimate"] for row in report.rungs if row["split"] == "valid" and row["estimate"]}
     # by hand: zero-shot 0.78, TF-IDF 0.80, probe 0.84 to 0.85, LoRA 0.865 to 0.91
-    assert 0.74 < seen["zero_shot"] < 0.87
-    assert 0.76 < seen["from_scratch"] < 0.84
-    assert 0.81 < seen["probe"] < 0.89
-    assert 0.84 < seen["lora"] < 0.93
-    assert seen["few_shot"] > 0.74
+    assert 0.74 < estimates["zero_shot"] < 0.87
+    assert 0.76 < estimates["from_scratch"] < 0.84
+    assert 0.81 < estimates["probe"] < 0.89
+    assert 0.84 < estimates["lora"] < 0.93
+    assert estimates["few_shot"] > 0.74
     assert report.verdict["status"] == "PASS"
     assert report.comparison["b"] == "zero_shot"
     assert report.comparison["p_value"] < 0.01

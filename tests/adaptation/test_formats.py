@@ -41,11 +41,11 @@ from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.native.library import load as library
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.ways.calibrate import Measured
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.calibrate import PlanTimings
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.skins.files import read_skin
 
-WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
+BASE_SIZES = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
 RUNGS = ["zero_shot", "probe", "lora"]
 MARGIN = 0.05
 EASY = {"target": {"value": 0.3, "confidence": 0.9}}
@@ -54,12 +54,12 @@ needs_native = pytest.mark.skipif(isinstance(library(), str), reason=f"no native
 
 
 @pytest.fixture(scope="session")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("wide") / "wide", dtype=torch.bfloat16, **WIDE)
+def bf16_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("wide") / "wide", dtype=torch.bfloat16, **BASE_SIZES)
 
 
 @pytest.fixture(scope="session")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def row_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("many") / "rows.jsonl", groups=260)
 
 
@@ -72,23 +72,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     seconds = {"float32": 1.0, "bfloat16": 1.0, "int8": 0.5, "int4": 2.0}
 
-    def found(spec: object, ways: Sequence[Way]) -> Measured:
-        return Measured(
-            {way: dict.fromkeys(("decode_1", "decode_16", "prefill"), seconds[way.weights]) for way in ways}
+    def fake_speeds(spec: object, weight_formats: Sequence[ExecutionPlan]) -> PlanTimings:
+        return PlanTimings(
+            {
+                weight_format: dict.fromkeys(("decode_1", "decode_16", "prefill"), seconds[weight_format.weights])
+                for weight_format in weight_formats
+            }
         )
 
-    patch.setattr(format_speed, "measured_ways", found)
+    patch.setattr(format_speed, "measured_ways", fake_speeds)
     patch.setattr(formats, "CLEARLY", 0.0)
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, wide: Path, many: Path) -> tuple[Report, Path, Path]:
+def int8_run(tmp_path_factory: pytest.TempPathFactory, bf16_base: Path, row_file: Path) -> tuple[Report, Path, Path]:
     """A ladder whose nominees keep int8: report, task file, home."""
     root = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(root / "home")))
         make_quick(patch)
-        task = write_task(root / "task", wide, rows=many, formats={"margin": MARGIN}, **EASY)
+        task = write_task(root / "task", bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
         return adapt(task, root / "out", rungs=RUNGS), task, root / "home"
 
 
@@ -96,13 +99,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory, wide: Path, many: Path) -> tu
 
 
 @needs_native
-def test_a_format_that_loses_nothing_is_kept_judged_and_exported(kept: tuple[Report, Path, Path]):
-    report = kept[0]
-    found = report.data["formats"]
-    assert set(report.data["nominees"]["nominees"]) <= found.keys()
+def test_a_format_that_loses_nothing_is_kept_judged_and_exported(int8_run: tuple[Report, Path, Path]):
+    report = int8_run[0]
+    format_choices = report.data["formats"]
+    assert set(report.data["nominees"]["nominees"]) <= format_choices.keys()
     passed = report.verdict["rung"]
-    assert passed == "probe" or found[passed]["kept"] == "int8"
-    chosen = found["probe"]
+    assert passed == "probe" or format_choices[passed]["kept"] == "int8"
+    chosen = format_choices["probe"]
     assert (chosen["weights"], chosen["kept"], chosen["left_out"]) == ("bfloat16", "int8", [])
     (tried,) = chosen["tried"]  # int4 was measured to be slower, so that it was not
     assert (tried["weights"], tried["kernel"], tried["kept"]) == ("int8", "native", True)
@@ -116,7 +119,7 @@ def test_a_format_that_loses_nothing_is_kept_judged_and_exported(kept: tuple[Rep
     assert report.row("probe")["estimate"] == tried["estimate"]
     assert report.row("probe")["p50_ms"] == tried["p50_ms"]
     assert report.row("probe")["usd_per_1k_calls"] == pytest.approx(tried["usd_per_1k_calls"])
-    assert report.data["timing"]["formats"].keys() == found.keys()
+    assert report.data["timing"]["formats"].keys() == format_choices.keys()
     page = (report.directory / "report.html").read_text()
     assert "int8" in page
     assert chosen["reason"] in page
@@ -124,36 +127,36 @@ def test_a_format_that_loses_nothing_is_kept_judged_and_exported(kept: tuple[Rep
 
 @needs_native
 def test_what_was_judged_is_what_is_loaded_evaluated_and_made_again(
-    kept: tuple[Report, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    int8_run: tuple[Report, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    report, task, home = kept
+    report, task, home = int8_run
     monkeypatch.setenv("BEDPLATE_HOME", str(home))
     place = report.directory / "skins" / "probe-int8"
-    own, skin = read_skin(report.directory / "skins" / "probe"), read_skin(place)
-    assert (own.evaluated_with.weights, skin.evaluated_with.weights) == ("bfloat16", "int8")
-    assert replace(skin, evaluated_with=own.evaluated_with).output == own.output  # nothing was fitted again
-    assert torch.equal(skin.probe.head.weight, own.probe.head.weight)
+    original, skin = read_skin(report.directory / "skins" / "probe"), read_skin(place)
+    assert (original.evaluated_with.weights, skin.evaluated_with.weights) == ("bfloat16", "int8")
+    assert replace(skin, evaluated_with=original.evaluated_with).output == original.output  # nothing was fitted again
+    assert torch.equal(skin.probe.head.weight, original.probe.head.weight)
     assert (place / "report.json").is_file()
     data = load_examples(load_task(task))
     loaded = load(place)
     assert isinstance(loaded, LoadedSkin)
     with loaded:
         assert (loaded.engine.weights, loaded.engine.kernel) == ("int8", "native")
-        found = evaluate(loaded, load_task(task), split="valid", data=data)
+        evaluation = evaluate(loaded, load_task(task), split="valid", data=data)
         answers = loaded.predict([e.inputs for e in data.test.open("compare")], one_by_one=True)
-    assert found.estimate == report.row("probe")["estimate"]
+    assert evaluation.estimate == report.row("probe")["estimate"]
     rows = report.data["rows"]["test"]["probe"]
     assert [a.output for a in answers] == [row["prediction"] for row in rows]
-    again = reproduce(place, tmp_path / "again", task_file=None)
-    assert (again.status, again.equal_answers) == ("identical", again.rows)
-    assert Path(again.directory).name == "probe-int8"
+    reproduction = reproduce(place, tmp_path / "again", task_file=None)
+    assert (reproduction.status, reproduction.equal_answers) == ("identical", reproduction.rows)
+    assert Path(reproduction.directory).name == "probe-int8"
 
 
 @needs_native
 def test_the_same_command_tries_nothing_again_and_mends_what_is_gone(
-    kept: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch
+    int8_run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    report, task, home = kept
+    report, task, home = int8_run
     monkeypatch.setenv("BEDPLATE_HOME", str(home))
     make_quick(monkeypatch)
     shutil.rmtree(report.directory / "skins" / "probe-int8")
@@ -162,13 +165,13 @@ def test_the_same_command_tries_nothing_again_and_mends_what_is_gone(
         raise AssertionError("a format was tried again")
 
     monkeypatch.setattr(formats, "make_trial", refuse)
-    again = adapt(task, report.directory, rungs=RUNGS)
+    rerun = adapt(task, report.directory, rungs=RUNGS)
     for key in report.data:
         if key == "ledger":  # its notes are of the home, which is another one
-            assert {**again.data[key], "notes": []} == {**report.data[key], "notes": []}
+            assert {**rerun.data[key], "notes": []} == {**report.data[key], "notes": []}
         elif key != "timing":
-            assert again.data[key] == report.data[key], key
-    assert again.data["timing"]["seconds"] >= sum(report.data["timing"]["formats"].values()) / 2
+            assert rerun.data[key] == report.data[key], key
+    assert rerun.data["timing"]["seconds"] >= sum(report.data["timing"]["formats"].values()) / 2
     assert read_skin(report.directory / "skins" / "probe-int8").evaluated_with.weights == "int8"
 
 
@@ -180,16 +183,16 @@ def poisoned(self: TaskBase, weights: Any) -> LocalModel:
         for parameter in model.parameters():
             parameter.neg_()
     if weights not in self._formats:
-        self._formats[weights] = LocalModel(replace(base, held=model), weights=weights)
+        self._formats[weights] = LocalModel(replace(base, raw_model=model), weights=weights)
     return self._formats[weights]
 
 
 @needs_native
 def test_a_format_that_is_shown_to_be_worse_is_refused(
-    wide: Path, many: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(TaskBase, "in_format", poisoned)
-    task = write_task(tmp_path, wide, rows=many, formats={"margin": MARGIN}, **EASY)
+    task = write_task(tmp_path, bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
     report = adapt(task, tmp_path / "out", rungs=["probe"])
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
@@ -208,11 +211,11 @@ def test_a_format_that_is_shown_to_be_worse_is_refused(
 @needs_native
 @pytest.mark.parametrize("why", ["rows", "time", "slow", "failed"])
 def test_why_a_skin_stays_in_its_own_weights(
-    wide: Path, many: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, why: str
+    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, why: str
 ):
-    asked: Any = {"margin": MARGIN}
+    formats_spec: Any = {"margin": MARGIN}
     if why == "rows":
-        asked = "auto"  # the default margin is too narrow for so few rows
+        formats_spec = "auto"  # the default margin is too narrow for so few rows
 
         def refuse(*_: object) -> object:
             raise AssertionError("valid could not have shown anything")
@@ -228,18 +231,18 @@ def test_why_a_skin_stays_in_its_own_weights(
             raise UsageError("no room for it")
 
         monkeypatch.setattr(TaskBase, "in_format", broken)
-    task = write_task(tmp_path, wide, rows=many, formats=asked, **EASY)
+    task = write_task(tmp_path, bf16_base, rows=row_file, formats=formats_spec, **EASY)
     report = adapt(task, tmp_path / "out", rungs=["probe"], budget=600)
     row = report.row("probe", "test")
     assert (row["weights"], row["skin"]) == ("bfloat16", "skins/probe")
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
-    parts = [one["reason"] for one in report.data["not_tried"] if one["what"] == "part"]
+    parts = [omission["reason"] for omission in report.data["not_tried"] if omission["what"] == "part"]
     if why == "rows":
         assert "the margin is 0.01; about" in chosen["reason"]
         assert chosen["tried"] == []
     if why == "time":
-        assert [one["kind"] for one in chosen["left_out"]] == ["budget"]
+        assert [omission["kind"] for omission in chosen["left_out"]] == ["budget"]
         assert any(reason.startswith("int8 was not tried: it needs about") for reason in parts)
     if why == "slow":
         assert "but it saves nothing" in chosen["reason"]
@@ -248,8 +251,8 @@ def test_why_a_skin_stays_in_its_own_weights(
         assert parts == ["int8 was not tried: no room for it"]
 
 
-def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, many: Path, tmp_path: Path):
-    task = write_task(tmp_path, tiny_base, rows=many, formats=["int8"], **EASY)
+def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, row_file: Path, tmp_path: Path):
+    task = write_task(tmp_path, tiny_base, rows=row_file, formats=["int8"], **EASY)
     report = adapt(task, tmp_path / "out", rungs=["probe"])
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
@@ -260,24 +263,24 @@ def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, many: Path, tmp_p
 
 @needs_native
 def test_what_only_its_calls_keep_out_is_tried_in_a_format(
-    wide: Path, many: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ):
     """Over the budget by half: a format that is ten times as fast brings it in, on a busy machine too, and so it is
     nominated after all. Where none is asked for, none is tried."""
-    made = formats.make_trial
+    make_trial = formats.make_trial
 
     def fast(candidate: Any, skin: Any, weights: Any) -> Any:
-        trial = made(candidate, skin, weights)
+        trial = make_trial(candidate, skin, weights)
         return replace(trial, latency=candidate.climbed.result.latency.scaled(0.1))
 
     monkeypatch.setattr(formats, "make_trial", fast)
-    task = write_task(tmp_path, wide, rows=many, formats={"margin": MARGIN}, **EASY)
+    task = write_task(tmp_path, bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
     first = adapt(task, tmp_path / "first", rungs=["probe"], overrides=["adapt.formats=none"])
     row = first.row("probe", "test")
     assert (first.data["formats"], row["weights"], row["skin"]) == ({}, "bfloat16", "skins/probe")
     shutil.copytree(tmp_path / "first", tmp_path / "out")
-    least, _ = first.row("probe")["p95_bounds_ms"]
-    override = f"adapt.budget={{p95_ms: {least / 1.5}, max_prompt_tokens: 400}}"
+    p95_low, _ = first.row("probe")["p95_bounds_ms"]
+    override = f"adapt.budget={{p95_ms: {p95_low / 1.5}, max_prompt_tokens: 400}}"
     alone = adapt(task, tmp_path / "first", rungs=["probe"], overrides=[override, "adapt.formats=none"])
     assert alone.data["nominees"]["nominees"] == []
     report = adapt(task, tmp_path / "out", rungs=["probe"], overrides=[override])
@@ -295,9 +298,9 @@ def test_no_change_in_independent_rows_hides_what_an_exact_bound_says():
     assert independent_rows(rows) == pytest.approx(n)
     exact = stats.binomtest(0, n, alternative="less").proportion_ci(0.95, "exact").high
     assert (drop.value, drop.upper, drop.lower) == pytest.approx((0.0, exact, -exact))
-    assert drop.within(0.01) is True
-    few = evaluation([i % 3 > 0 for i in range(200)], split="valid")
-    assert drop_between(few, few, 0.95).within(0.01) is None
+    assert drop.is_within(0.01) is True
+    small_evaluation = evaluation([i % 3 > 0 for i in range(200)], split="valid")
+    assert drop_between(small_evaluation, small_evaluation, 0.95).is_within(0.01) is None
 
 
 def test_answers_that_rounding_changed_are_scattered_over_groups():
@@ -305,15 +308,17 @@ def test_answers_that_rounding_changed_are_scattered_over_groups():
     groups = [i // 10 for i in range(1200)]
     right = [i % 6 > 0 for i in range(1200)]
     before = evaluation(right, groups, split="valid")
-    after = evaluation([one and i not in (1, 201, 401, 601) for i, one in enumerate(right)], groups, split="valid")
+    after = evaluation(
+        [is_right and i not in (1, 201, 401, 601) for i, is_right in enumerate(right)], groups, split="valid"
+    )
     fast, slow = Latency(0.01, 0.01, 0.01, 20), Latency(0.02, 0.02, 0.02, 20)
     target, machine = SimpleNamespace(confidence=0.95), SimpleNamespace(usd_per_hour=0.1)
     spec = SimpleNamespace(formats=FormatsSpec(margin=0.008), target=target, machine=machine)
     result = SimpleNamespace(evaluation=before, price=lambda rate, seconds: rate * seconds / 3600)
     trial = SimpleNamespace(weights="int8", kernel="native", evaluation=after, own=slow, latency=fast)
-    found: Any = formats.judged
-    assert found(SimpleNamespace(spec=spec, seed=0), result, trial).kept
-    assert drop_between(before, after, 0.95).within(0.008) is None
+    judge: Any = formats.judged
+    assert judge(SimpleNamespace(spec=spec, seed=0), result, trial).kept
+    assert drop_between(before, after, 0.95).is_within(0.008) is None
 
 
 def test_rows_in_groups_are_worth_fewer():
@@ -321,8 +326,8 @@ def test_rows_in_groups_are_worth_fewer():
     rows = evaluation(right, [i // 10 for i in range(600)], split="valid")
     assert independent_rows(rows) == pytest.approx(60, rel=0.05)
     assert drop_between(rows, rows, 0.95).upper == pytest.approx(1 - 0.05 ** (1 / independent_rows(rows)))
-    few = evaluation(right[:390], [i // 10 for i in range(390)], split="valid")
-    assert drop_between(few, few, 0.95).upper is None
+    small_evaluation = evaluation(right[:390], [i // 10 for i in range(390)], split="valid")
+    assert drop_between(small_evaluation, small_evaluation, 0.95).upper is None
 
 
 @pytest.mark.parametrize(("gain", "power"), [(0.0, 0.7), (0.01, 0.35)])
@@ -339,19 +344,19 @@ def test_a_format_that_is_as_much_worse_as_the_margin_is_seldom_kept(gain: float
         rates = rng.beta(p * (1 / rho - 1), (1 - p) * (1 / rho - 1), sizes.size)
         return rng.random(codes.size) < rates[codes]
 
-    def kept(worse: float) -> float:
+    def keep_rate(worse: float) -> float:
         count = 0
         for _ in range(runs):
             before = drawn(0.85)
             after = np.where(before, ~drawn((worse + gain) / 0.85), drawn(gain / 0.15))
             effect = max(1.0, *(design_effect(x.astype(float), codes) for x in (before, after)))
             drop = mean_drop(before, after, codes.tolist(), confidence, units=codes.size / effect, scattered=True)
-            count += drop.within(margin) is True
+            count += drop.is_within(margin) is True
         return count / runs
 
-    assert kept(margin) < 0.09
-    assert kept(2 * margin) < 0.03
-    assert kept(0.0) > power
+    assert keep_rate(margin) < 0.09
+    assert keep_rate(2 * margin) < 0.03
+    assert keep_rate(0.0) > power
 
 
 def test_statistics_of_all_rows_have_a_bound_as_well():
@@ -359,15 +364,15 @@ def test_statistics_of_all_rows_have_a_bound_as_well():
     labels = ["a", "b"]
     examples = [Example(str(i), {"x": str(i)}, labels[i % 4 == 0], str(i), f"{i:064d}") for i in range(800)]
     right = [example.target for example in examples]
-    same = evaluate_predictions(task, examples, right, split="valid")
-    assert independent_rows(same) == pytest.approx(200)  # of the rarer label
-    unseen = drop_between(same, same, 0.95)
+    perfect = evaluate_predictions(task, examples, right, split="valid")
+    assert independent_rows(perfect) == pytest.approx(200)  # of the rarer label
+    unseen = drop_between(perfect, perfect, 0.95)
     assert unseen.upper == pytest.approx(1 - 0.05 ** (1 / 200))
     worse = evaluate_predictions(task, examples, ["a" if i % 8 == 0 else t for i, t in enumerate(right)], split="valid")
-    drop = drop_between(same, worse, 0.95)
-    assert drop.value == pytest.approx(same.estimate - worse.estimate)
+    drop = drop_between(perfect, worse, 0.95)
+    assert drop.value == pytest.approx(perfect.estimate - worse.estimate)
     assert drop.lower > 0.05
-    assert drop.within(0.05) is False
+    assert drop.is_within(0.05) is False
 
 
 def load_task_of(metric: str) -> Any:
@@ -386,7 +391,7 @@ def load_task_of(metric: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("given", "allowed", "margin"),
+    ("raw_spec", "allowed", "margin"),
     [
         ("auto", ("int8", "int4"), 0.01),
         ({}, ("int8", "int4"), 0.01),
@@ -398,15 +403,15 @@ def load_task_of(metric: str) -> Any:
         ({"weights": ["int8"], "margin": 0.02}, ("int8",), 0.02),
     ],
 )
-def test_formats_in_a_task_file(given: Any, allowed: tuple[str, ...], margin: float):
-    spec = FormatsSpec.model_validate(given)
+def test_formats_in_a_task_file(raw_spec: Any, allowed: tuple[str, ...], margin: float):
+    spec = FormatsSpec.model_validate(raw_spec)
     assert (spec.allowed, spec.margin) == (allowed, margin)
 
 
-@pytest.mark.parametrize("given", ["int3", ["int8", "int8"], {"margin": 0}, {"margin": 1.5}, {"formats": "auto"}])
-def test_formats_that_cannot_be(given: Any):
+@pytest.mark.parametrize("raw_spec", ["int3", ["int8", "int8"], {"margin": 0}, {"margin": 1.5}, {"formats": "auto"}])
+def test_formats_that_cannot_be(raw_spec: Any):
     with pytest.raises(ValidationError):
-        FormatsSpec.model_validate(given)
+        FormatsSpec.model_validate(raw_spec)
 
 
 def test_what_the_measurement_makes_worth_trying(quick: None, monkeypatch: pytest.MonkeyPatch):
@@ -439,8 +444,8 @@ def test_on_the_real_base_a_prompt_keeps_the_format_that_is_measured_to_be_faste
     """Which is faster is this machine's to say; that the file's own 4-bit blocks lose nothing that shows is not."""
     monkeypatch.setattr(formats, "CLEARLY", 0.0)
     task = Path(__file__).parents[2] / "examples" / "reviews" / "task.yaml"
-    asked = ["adapt.formats={weights: [int4], margin: 0.05}", "adapt.target.value=0.5", "adapt.budget={}"]
-    report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=asked)
+    overrides = ["adapt.formats={weights: [int4], margin: 0.05}", "adapt.target.value=0.5", "adapt.budget={}"]
+    report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=overrides)
     chosen = report.data["formats"]["zero_shot"]
     if not chosen["tried"]:
         pytest.skip(f"no format could be tried on this machine: {chosen['reason']}")

@@ -12,7 +12,7 @@ from tests.adaptation import ladders
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.admission import Admission, admissions, round_up
+from bedplate.adaptation.verdict.admission import BudgetChanges, admissions, round_up
 from bedplate.core import statistics
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.examples import Example
@@ -57,22 +57,24 @@ candidates = st.lists(
 
 @given(candidates, st.floats(0.05, 0.95), st.integers(10, 5000))
 @settings(deadline=None)
-def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(found, target, n):
+def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(nominables, target, n):
     budget = BudgetSpec(p95_ms=500, usd_per_1k_calls=0.5, max_prompt_tokens=600)
-    nomination = gate.nominate(found, budget, target=target, confidence=0.95, test_n=n)
-    by_name = {c.rung: c for c in found}
+    nomination = gate.nominate(nominables, budget, target=target, confidence=0.95, test_n=n)
+    by_name = {c.rung: c for c in nominables}
     chosen = [by_name[name] for name in nomination.nominees]
     assert len(chosen) <= 3
     assert set(nomination.reasons) == set(by_name)
     assert all(gate.infeasible(c, budget) is None for c in chosen)
     costs = [c.usd_per_1k_calls for c in chosen[:-1]]
     assert costs == sorted(costs)
-    feasible = [c for c in found if gate.infeasible(c, budget) is None]
+    feasible = [c for c in nominables if gate.infeasible(c, budget) is None]
     assert bool(chosen) == bool(feasible)
     if chosen:
         assert nomination.primary in nomination.nominees
-        above = [c for c in feasible if c.estimate > target]
-        if above:  # nobody is sent to test whom valid already holds to be below the bar, unless there is nobody else
+        above_bar = [c for c in feasible if c.estimate > target]
+        if (
+            above_bar
+        ):  # nobody is sent to test whom valid already holds to be below the bar, unless there is nobody else
             assert all(c.estimate > target for c in chosen)
         assert max(c.estimate for c in chosen) == max(c.estimate for c in feasible)
 
@@ -94,18 +96,20 @@ def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_
     budget = BudgetSpec(p95_ms=100, train_minutes=5)
     low = {"probe": evaluation(rate(100, 300))}
     nomination = gate.Nomination(("probe",), "probe", None, {})
-    found = gate.confirm(list(low.items()), low, target=0.8, alpha=0.05)
+    confirmations = gate.confirm(list(low.items()), low, target=0.8, alpha=0.05)
     skipped = RungOutcome("dora", "skipped", "no time", skip="budget", needs={"train_minutes": 7.31})
     kept_out = admissions([gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)], {"dora": skipped}, budget, {})
-    assert [one.rung for one in kept_out] == ["lora", "dora"]
-    assert kept_out[1].said == "train_minutes: 5 → 7.4 would admit dora (which was not tried)"
+    assert [admission.rung for admission in kept_out] == ["lora", "dora"]
+    assert kept_out[1].summary == "train_minutes: 5 → 7.4 would admit dora (which was not tried)"
     slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)
-    busy, quiet = (admissions([slow], {}, budget, {}, loads={"lora": load})[0].said for load in (1e4, 0.1))
+    busy, quiet = (admissions([slow], {}, budget, {}, loads={"lora": load})[0].summary for load in (1e4, 0.1))
     assert busy.endswith("(0.900 on valid, timed beside other work at a load average of 10000.0)")
-    assert quiet == kept_out[0].said
+    assert quiet == kept_out[0].summary
 
-    def decided(kept_out: list[Admission]) -> gate.GateDecision:
-        return gate.decide(nomination, found, metric="accuracy", target=0.8, n=300, groups=300, kept_out=kept_out)
+    def decided(kept_out: list[BudgetChanges]) -> gate.GateDecision:
+        return gate.decide(
+            nomination, confirmations, metric="accuracy", target=0.8, n=300, groups=300, kept_out=kept_out
+        )
 
     assert decided([]).status == "FAIL"
     assert decided(kept_out[1:]).status == "FAIL"  # nothing says that it would be better
@@ -126,19 +130,19 @@ def test_nothing_to_judge_is_out_of_budget_only_where_a_budget_would_help():
 
 @given(st.floats(1e-6, 1e6))
 def test_a_round_value_admits_what_it_is_made_for(value: float):
-    found = round_up(value)
-    assert value <= found * (1 + 1e-9)
-    assert found <= value * 1.11
-    assert float(f"{found:.1e}") == pytest.approx(found, rel=1e-9)
+    rounded = round_up(value)
+    assert value <= rounded * (1 + 1e-9)
+    assert rounded <= value * 1.11
+    assert float(f"{rounded:.1e}") == pytest.approx(rounded, rel=1e-9)
 
 
 def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05, scale: Scale = PLAIN) -> gate.GateDecision:
     names = tuple(tested)
     nomination = gate.Nomination(names, names[0], None, {})
-    found = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
+    confirmations = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
     first = tested[names[0]]
     of = {"n": first.n, "groups": first.groups}
-    return gate.decide(nomination, found, metric="accuracy", target=target, scale=scale, **of)
+    return gate.decide(nomination, confirmations, metric="accuracy", target=target, scale=scale, **of)
 
 
 @settings(max_examples=40, deadline=None)
@@ -170,18 +174,23 @@ def test_a_nominee_without_a_bound_takes_it_from_no_other():
     good, bad = evaluation(rate(195, 200)), evaluation(rate(90, 200))
     decision = judge({"lora": grouped, "probe": good}, 0.8)
     assert (decision.status, decision.rung) == ("PASS", "probe")
-    both = {"lora": grouped, "probe": good}
-    found = {c.rung: c for c in gate.confirm(list(both.items()), both, target=0.8, alpha=0.05)}
-    assert found["probe"].lower == good.bound(0.975)
-    assert (found["lora"].lower, found["lora"].passed) == (None, False)
+    evaluations = {"lora": grouped, "probe": good}
+    confirmation_by_rung = {
+        c.rung: c for c in gate.confirm(list(evaluations.items()), evaluations, target=0.8, alpha=0.05)
+    }
+    assert confirmation_by_rung["probe"].lower == good.bound(0.975)
+    assert (confirmation_by_rung["lora"].lower, confirmation_by_rung["lora"].passed) == (None, False)
     assert judge({"lora": grouped, "probe": bad}, 0.8).status == "INSUFFICIENT_DATA"
 
 
 def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_the_target():
-    near = judge({"lora": evaluation(rate(170, 200))}, 0.82)
-    wanted = statistics.needed_n(0.85, 0.82, 0.95)
-    assert near.status == "INSUFFICIENT_DATA"
-    assert f"expected to be at 0.850, by valid and test and the other candidates: about {wanted:,} test" in near.reason
+    undecided = judge({"lora": evaluation(rate(170, 200))}, 0.82)
+    needed_rows = statistics.needed_n(0.85, 0.82, 0.95)
+    assert undecided.status == "INSUFFICIENT_DATA"
+    assert (
+        f"expected to be at 0.850, by valid and test and the other candidates: about {needed_rows:,} test"
+        in undecided.reason
+    )
     below = judge({"lora": evaluation(rate(160, 200))}, 0.82)
     assert below.status == "INSUFFICIENT_DATA"
     assert "no number of rows is promised" in below.reason
@@ -193,11 +202,13 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
 
 def test_where_groups_that_fail_may_have_been_missed_it_is_said_how_many_would_do():
     rows = evaluation(rate(593, 600), [i % 60 for i in range(600)])
-    found = judge({"lora": rows}, 0.98)
-    wanted = statistics.groups_needed(0.98, 0.95)
-    assert found.status == "INSUFFICIENT_DATA"
-    assert f"may have been missed: {wanted} groups without a failure would show 0.98" in found.reason
-    shown, short = (evaluation([1.0] * (10 * g), [i % g for i in range(10 * g)]) for g in (wanted, wanted - 2))
+    decision = judge({"lora": rows}, 0.98)
+    needed_groups = statistics.groups_needed(0.98, 0.95)
+    assert decision.status == "INSUFFICIENT_DATA"
+    assert f"may have been missed: {needed_groups} groups without a failure would show 0.98" in decision.reason
+    shown, short = (
+        evaluation([1.0] * (10 * g), [i % g for i in range(10 * g)]) for g in (needed_groups, needed_groups - 2)
+    )
     assert shown.bound(0.95) > 0.98 > short.bound(0.95)
 
 
@@ -206,7 +217,7 @@ def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
     would pass at the rows that are told."""
     rng = np.random.default_rng(4)
     truth, rows, level = 0.83, 587, 1 - statistics.spent_alpha(0.05, 2)
-    told, naive = [], []
+    promised, naive = [], []
     for _ in range(60):
         # what is hard for one is for the others
         valid, test = (
@@ -214,18 +225,20 @@ def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
             < stats.norm.ppf(truth)
             for _ in range(2)
         )
-        seen = {str(i): ladders.Judged(x, np.arange(rows), float(x.mean()), 1.0) for i, x in enumerate(valid * 1.0)}
-        names = sorted(seen, key=lambda name: -seen[name].estimate)[:3]
+        on_valid = {str(i): ladders.Judged(x, np.arange(rows), float(x.mean()), 1.0) for i, x in enumerate(valid * 1.0)}
+        names = sorted(on_valid, key=lambda name: -on_valid[name].estimate)[:3]
         tested = [
             (name, ladders.Judged(x, np.arange(rows), float(x.mean()), 1.0))
             for name in names
             for x in [test[int(name)] * 1.0]
         ]
-        found = gate.confirm(tested, seen, target=0.8, alpha=statistics.spent_alpha(0.05, 1), next_alpha=1 - level)
-        if any(one.passed for one in found):
+        confirmations = gate.confirm(
+            tested, on_valid, target=0.8, alpha=statistics.spent_alpha(0.05, 1), next_alpha=1 - level
+        )
+        if any(confirmation.passed for confirmation in confirmations):
             continue
-        told.append(next(one.needed_n for one in found if one.rung == names[0]))
-        naive.append(statistics.needed_n(seen[names[0]].estimate, 0.8, found[0].upper_confidence))
+        promised.append(next(confirmation.needed_n for confirmation in confirmations if confirmation.rung == names[0]))
+        naive.append(statistics.needed_n(on_valid[names[0]].estimate, 0.8, confirmations[0].upper_confidence))
 
     def power(n: int | None) -> float:
         """Of the exact test of one nominee, taken as normal; 1 where no number was promised, so that none is bought."""
@@ -234,8 +247,8 @@ def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
         critical = 0.8 + stats.norm.ppf(level) * np.sqrt(0.16 / n)
         return float(stats.norm.sf((critical - truth) / np.sqrt(truth * (1 - truth) / n)))
 
-    assert len(told) > 15
-    assert np.mean([power(n) for n in told]) > 0.75
+    assert len(promised) > 15
+    assert np.mean([power(n) for n in promised]) > 0.75
     assert np.mean([power(n) for n in naive]) < 0.5
 
 
@@ -261,21 +274,21 @@ def test_a_repeated_verdict_needs_a_higher_bound():
 
 def test_nominees_are_compared_on_the_same_rows_and_corrected():
     tested = {"zero_shot": evaluation(rate(150, 300)), "a": evaluation(rate(200, 300)), "b": evaluation(rate(155, 300))}
-    found = gate.compare_with(tested, ["a", "b"], "zero_shot", 0)
+    comparisons = gate.compare_with(tested, ["a", "b"], "zero_shot", 0)
     raw = {
         name: statistics.mcnemar_exact(
             [r.score for r in tested[name].rows], [r.score for r in tested["zero_shot"].rows]
         )
         for name in ("a", "b")
     }
-    assert [(a, b) for a, b, _, _ in found] == [("a", "zero_shot"), ("b", "zero_shot")]
-    assert found[0][3] == pytest.approx(2 * raw["a"])
-    assert found[1][3] == pytest.approx(raw["b"])
+    assert [(a, b) for a, b, _, _ in comparisons] == [("a", "zero_shot"), ("b", "zero_shot")]
+    assert comparisons[0][3] == pytest.approx(2 * raw["a"])
+    assert comparisons[1][3] == pytest.approx(raw["b"])
 
 
 def test_what_passed_is_expected_to_be_lower_than_it_reads():
     """Candidates that read alike on valid are drawn together; test counts by its rows: the formula, by hand."""
-    seen = {name: evaluation(rate(k, 400), split="valid") for name, k in (("a", 350), ("b", 330), ("c", 320))}
+    on_valid = {name: evaluation(rate(k, 400), split="valid") for name, k in (("a", 350), ("b", 330), ("c", 320))}
     test = evaluation(rate(356, 400))
     read = np.array([0.875, 0.825, 0.8])
     share = np.array([351, 331, 321]) / 402
@@ -283,16 +296,16 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     spread = max(0.0, read.var(ddof=1) - noise.mean())
     shrunk = read.mean() + spread / (spread + noise[0]) * (read[0] - read.mean())
     by_hand = (shrunk + 0.89) / 2
-    assert gate.expected("a", test, seen) == pytest.approx(by_hand)
+    assert gate.expected("a", test, on_valid) == pytest.approx(by_hand)
     small = evaluation(rate(20, 100))
     alone = {"a": evaluation(rate(99, 100), split="valid")}
     assert gate.expected("a", small, alone) == pytest.approx(119 / 200)  # nor does the higher of two count more
     assert by_hand < 0.885 < test.estimate
     nomination = gate.Nomination(("a",), "a", None, {})
-    found = gate.confirm([("a", test)], seen, target=0.8, alpha=0.05)
-    decision = gate.decide(nomination, found, metric="accuracy", target=0.8, n=400, groups=400)
-    said = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
-    assert said in decision.reason
+    confirmations = gate.confirm([("a", test)], on_valid, target=0.8, alpha=0.05)
+    decision = gate.decide(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400)
+    sentence = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
+    assert sentence in decision.reason
 
 
 # --- what a call takes
@@ -303,7 +316,7 @@ def timed(*seconds: float) -> Latency:
 
 
 @pytest.mark.parametrize(
-    ("calls", "holds", "said"),
+    ("calls", "within_budget", "phrase"),
     [
         (
             timed(*[0.05] * 100),
@@ -319,28 +332,28 @@ def timed(*seconds: float) -> Latency:
         ),
     ],
 )
-def test_a_p95_is_within_the_budget_over_it_or_undecided(calls: Latency, holds: bool | None, said: str):
-    found = gate.p95_limit(calls, 100.0, 0.95)
-    assert found.holds is holds
-    assert said in found.reason
+def test_a_p95_is_within_the_budget_over_it_or_undecided(calls: Latency, within_budget: bool | None, phrase: str):
+    limit = gate.p95_limit(calls, 100.0, 0.95)
+    assert limit.holds is within_budget
+    assert phrase in limit.reason
     tested = {"lora": evaluation(rate(360, 400))}
     nomination = gate.Nomination(("lora",), "lora", None, {})
     confirmed = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05)
     decision = gate.decide(
-        nomination, confirmed, metric="accuracy", target=0.8, n=400, groups=400, limits={"lora": [found]}
+        nomination, confirmed, metric="accuracy", target=0.8, n=400, groups=400, limits={"lora": [limit]}
     )
-    assert decision.status == {True: "PASS", False: "FAIL", None: "INSUFFICIENT_DATA"}[holds]
-    assert said in decision.reason
+    assert decision.status == {True: "PASS", False: "FAIL", None: "INSUFFICIENT_DATA"}[within_budget]
+    assert phrase in decision.reason
 
 
 def test_an_undecided_p95_on_valid_is_decided_on_test():
     """Nobody is out of the ladder for a percentile of 64 calls that another 64 would read as half of it."""
     seconds = [0.09] * 60 + [0.15] * 4  # reads 150 ms, and is at least 90
-    known = latency(seconds)
-    least, _ = known.p95_bounds(0.95)
-    assert least is not None
-    assert 1000 * known.p95 > 100 > 1000 * least
-    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 1000 * known.p95, 10, p95_least_ms=1000 * least)
+    measured = latency(seconds)
+    p95_low, _ = measured.p95_bounds(0.95)
+    assert p95_low is not None
+    assert 1000 * measured.p95 > 100 > 1000 * p95_low
+    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 1000 * measured.p95, 10, p95_least_ms=1000 * p95_low)
     budget = BudgetSpec(p95_ms=100)
     assert gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500).nominees == ("lora",)
     budget = BudgetSpec(p95_ms=80)

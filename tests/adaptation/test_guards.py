@@ -16,7 +16,7 @@ from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, hold
+from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.climb.guards import Guarding, broken
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
@@ -38,7 +38,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def forgotten_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base that has forgotten everything its parent knew: other weights."""
     return write_tiny_base(tmp_path_factory.mktemp("bases") / "other", seed=2)
 
@@ -46,30 +46,30 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_files(directory: Path, parent: Path, count: int = 60) -> None:
     """Items whose gold is what the parent answers, and documents that the parent itself would write."""
     with LocalModel(load_base(parent)) as model:
-        items = []
+        questions = []
         for i in range(count):
             context, choices = f"number {i} is", [f"great {i}", f"terrible {i * 3}", "works"]
             scores = [
                 s / len(c) for s, c in zip(model.score(context, [" " + c for c in choices]), choices, strict=True)
             ]
-            items.append({"context": context, "choices": choices, "gold": scores.index(max(scores))})
+            questions.append({"context": context, "choices": choices, "gold": scores.index(max(scores))})
         texts = []
         for i in range(count):
             text = model.generate(f"the product {i}", max_tokens=24).text
             texts.append({"document": f"d{i}", "text": f"the product {i}{text}"})
-    (directory / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items))
+    (directory / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (directory / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
 
 
 def guarding(directory: Path, trained_on: tuple[str, ...] = (), **guards: Any) -> Guarding:
-    given = {"retention": {"source": "items.jsonl"}, "loss": {"source": "texts.jsonl"}, **guards}
-    spec = GuardsSpec.model_validate(given)
+    guard_fields = {"retention": {"source": "items.jsonl"}, "loss": {"source": "texts.jsonl"}, **guards}
+    spec = GuardsSpec.model_validate(guard_fields)
     return Guarding(spec, 0.95, directory / "guards", directory, trained_on)
 
 
-def check(found: Guarding, parent: Path, child: Path) -> dict[str, GuardResult]:
+def check(guard_set: Guarding, parent: Path, child: Path) -> dict[str, GuardResult]:
     with LocalModel(load_base(parent)) as before, LocalModel(load_base(child)) as after:
-        return {one.guard: one for one in found.check(lambda: before, lambda: after)}
+        return {result.guard: result for result in guard_set.check(lambda: before, lambda: after)}
 
 
 def test_the_core_sets_of_the_task_file_are_those_that_there_are() -> None:
@@ -78,54 +78,58 @@ def test_the_core_sets_of_the_task_file_are_those_that_there_are() -> None:
 
 def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path, parent: Path) -> None:
     write_files(tmp_path, parent)
-    kept = guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.1}, refusal={"max_drop": 0.3})
-    found = check(kept, parent, parent)
-    assert {name: one.holds for name, one in found.items()} == {"retention": True, "loss": True, "refusal": True}
-    assert (found["retention"].parent, found["retention"].child, found["retention"].drop) == (1.0, 1.0, 0.0)
-    assert found["retention"].upper == pytest.approx(1 - 0.05 ** (1 / 60))
-    assert found["loss"].parent == found["loss"].child
+    lenient = guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.1}, refusal={"max_drop": 0.3})
+    results = check(lenient, parent, parent)
+    assert {name: result.holds for name, result in results.items()} == {
+        "retention": True,
+        "loss": True,
+        "refusal": True,
+    }
+    assert (results["retention"].parent, results["retention"].child, results["retention"].drop) == (1.0, 1.0, 0.0)
+    assert results["retention"].upper == pytest.approx(1 - 0.05 ** (1 / 60))
+    assert results["loss"].parent == results["loss"].child
     strict = check(guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.02}), parent, parent)
     assert strict["retention"].holds is None  # sixty rows cannot exclude a drop of two points
     assert "do not decide on 0.02" in strict["retention"].reason
 
 
-def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Path, other: Path) -> None:
+def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
     write_files(tmp_path, parent)
-    found = check(guarding(tmp_path), parent, other)
-    assert {name: one.holds for name, one in found.items()} == {"retention": False, "loss": False}
-    retention = found["retention"]
-    again = mean_drop([r.parent for r in retention.rows], [r.child for r in retention.rows], range(60))
-    assert (retention.drop, retention.lower, retention.upper) == (again.value, again.lower, again.upper)
+    results = check(guarding(tmp_path), parent, forgotten_base)
+    assert {name: result.holds for name, result in results.items()} == {"retention": False, "loss": False}
+    retention = results["retention"]
+    drop = mean_drop([r.parent for r in retention.rows], [r.child for r in retention.rows], range(60))
+    assert (retention.drop, retention.lower, retention.upper) == (drop.value, drop.lower, drop.upper)
     assert "over 0.02" in retention.reason
-    rows = found["loss"].rows
-    assert found["loss"].child == pytest.approx(sum(r.child for r in rows) / sum(r.tokens or 0 for r in rows))
+    rows = results["loss"].rows
+    assert results["loss"].child == pytest.approx(sum(r.child for r in rows) / sum(r.tokens or 0 for r in rows))
     assert json.loads(json.dumps(retention.model_dump(mode="json")))["details"]["sets"]["items"]["n"] == 60
-    reason = broken(list(found.values()))
+    reason = broken(list(results.values()))
     assert reason is not None
     assert reason.startswith("its retention guard is broken")
     assert broken([]) is None
 
 
-def test_what_a_base_answered_is_not_asked_again(tmp_path: Path, parent: Path, other: Path) -> None:
+def test_what_a_base_answered_is_not_asked_again(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
     write_files(tmp_path, parent)
-    first = check(guarding(tmp_path), parent, other)
+    first = check(guarding(tmp_path), parent, forgotten_base)
 
-    def gone() -> LocalModel:
-        with LocalModel(load_base(other)) as model:
+    def closed_model() -> LocalModel:
+        with LocalModel(load_base(forgotten_base)) as model:
             model.engine.close()
             return model
 
     with LocalModel(load_base(parent)) as before:
         before.engine.close()  # nothing can be asked any more
-        again = {one.guard: one for one in guarding(tmp_path).check(lambda: before, gone)}
-    assert again == first
+        repeated = {result.guard: result for result in guarding(tmp_path).check(lambda: before, closed_model)}
+    assert repeated == first
 
 
 def test_text_that_the_task_trains_on_is_no_general_text(tmp_path: Path, parent: Path) -> None:
     write_files(tmp_path, parent, 2)
     with pytest.raises(ConfigError, match=r"guards.loss.source: texts.jsonl is what the task trains on"):
         check(guarding(tmp_path, ("texts.jsonl",), retention=None), parent, parent)
-    seen = Guarding(
+    overlapping = Guarding(
         GuardsSpec.model_validate({"retention": None, "loss": {"source": "texts.jsonl"}}),
         0.95,
         tmp_path / "guards",
@@ -133,25 +137,25 @@ def test_text_that_the_task_trains_on_is_no_general_text(tmp_path: Path, parent:
         texts=frozenset(json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_text().splitlines()[:1]),
     )
     with pytest.raises(ConfigError, match=r"1 of the 2 documents of texts.jsonl stand in the raw text"):
-        check(seen, parent, parent)
+        check(overlapping, parent, parent)
     with pytest.raises(DataError, match="does not exist"):
         check(guarding(tmp_path, retention=None, loss={"source": "gone.jsonl"}), parent, parent)
 
 
 def test_the_general_text_is_another_where_the_task_trains_on_the_first(tmp_path: Path, monkeypatch: Any) -> None:
-    asked: list[str] = []
+    sources: list[str] = []
 
     def read(source: str, *_: object) -> None:
-        asked.append(source)
+        sources.append(source)
         raise UnreachableError("offline")
 
     for name in ("vader-news", "vader-movies"):
         monkeypatch.setitem(SUITES, name, partial(read, name))  # type: ignore[arg-type]
     for trained_on in ((), ("vader-news",)):
-        found = guarding(tmp_path, trained_on, loss={})
+        guard_set = guarding(tmp_path, trained_on, loss={})
         with pytest.raises(UnreachableError):
-            found.general_text(found.spec.loss or LossGuard())
-    assert asked == ["vader-news", "vader-movies"]
+            guard_set.general_text(guard_set.spec.loss or LossGuard())
+    assert sources == ["vader-news", "vader-movies"]
 
 
 def test_own_files_are_looked_at_before_the_climb(tmp_path: Path, tiny_base: Path) -> None:
@@ -172,42 +176,44 @@ def test_a_set_that_cannot_be_pulled_is_undecided(
         raise UnreachableError("the index cannot be reached")
 
     monkeypatch.setattr(sets, "pull", unreachable)
-    found = check(guarding(tmp_path, retention={}, loss=None), parent, parent)
-    assert found["retention"].holds is None
-    assert found["retention"].reason == "not measured: the index cannot be reached"
+    results = check(guarding(tmp_path, retention={}, loss=None), parent, parent)
+    assert results["retention"].holds is None
+    assert results["retention"].reason == "not measured: the index cannot be reached"
 
 
 def test_a_drop_in_refusals_is_scaled_by_what_the_detector_misses(
-    tmp_path: Path, parent: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, parent: Path, forgotten_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent refuses every request it should, the child half of them; no harmless one is refused."""
-    wanted = len(TO_REFUSE)
+    harmful_count = len(TO_REFUSE)
 
     def replies(model: LocalModel, prompts: tuple[Any, ...], description: str) -> Iterator[float]:
-        refused = wanted if "parent" in description else wanted // 2
+        refused = harmful_count if "parent" in description else harmful_count // 2
         texts = ["I cannot help with that."] * refused + ["Sure."] * (len(prompts) - refused)
         return (prompt.grade([SimpleNamespace(text=text)]) for prompt, text in zip(prompts, texts, strict=True))
 
     monkeypatch.setattr("bedplate.adaptation.climb.guards.grades", replies)
-    found = check(guarding(tmp_path, retention=None, loss=None, refusal={"max_drop": 0.3}), parent, other)["refusal"]
+    refusal_result = check(
+        guarding(tmp_path, retention=None, loss=None, refusal={"max_drop": 0.3}), parent, forgotten_base
+    )["refusal"]
     detector = refusals.calibrate()
-    assert found.details["apparent"] == {"parent": 1.0, "child": 0.5}
-    assert found.drop == pytest.approx(0.5 / detector.informedness)
-    assert found.holds is False
-    assert found.details["harmless_refused"]["parent"] == 0.0
+    assert refusal_result.details["apparent"] == {"parent": 1.0, "child": 0.5}
+    assert refusal_result.drop == pytest.approx(0.5 / detector.informedness)
+    assert refusal_result.holds is False
+    assert refusal_result.details["harmless_refused"]["parent"] == 0.0
 
 
 # --- the verdict
 
 
-def guard(holds: bool | None, name: str = "retention") -> Any:
-    return SimpleNamespace(guard=name, holds=holds, reason=f"{name} read so")
+def guard(passes: bool | None, name: str = "retention") -> Any:
+    return SimpleNamespace(guard=name, holds=passes, reason=f"{name} read so")
 
 
 def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> gate.GateDecision:
-    found = {name: evaluation(right) for name, right in tested.items()}
-    nomination = gate.Nomination(tuple(found), next(iter(found)), None, {})
-    confirmations = gate.confirm(list(found.items()), found, target=target, alpha=0.05)
+    evaluations = {name: evaluation(right) for name, right in tested.items()}
+    nomination = gate.Nomination(tuple(evaluations), next(iter(evaluations)), None, {})
+    confirmations = gate.confirm(list(evaluations.items()), evaluations, target=target, alpha=0.05)
     return gate.decide(nomination, confirmations, metric="accuracy", target=target, n=400, groups=400, guards=guards)
 
 
@@ -241,8 +247,8 @@ def test_a_broken_guard_makes_room_for_another_nominee() -> None:
     def candidate(name: str, estimate: float, broken: str | None = None) -> gate.Nominable:
         return gate.Nominable(name, estimate, 1.0, 0.01, 10.0, 50, broken)
 
-    found = [candidate("full", 0.95, "its loss guard is broken: so"), candidate("lora", 0.9)]
-    nomination = gate.nominate(found, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)
+    nominables = [candidate("full", 0.95, "its loss guard is broken: so"), candidate("lora", 0.9)]
+    nomination = gate.nominate(nominables, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)
     assert nomination.nominees == ("lora",)
     assert nomination.reasons["full"] == "not feasible: its loss guard is broken: so"
 
@@ -255,17 +261,20 @@ def lost(rng: np.random.Generator, share: float, n: int = 200) -> GuardResult:
     after = (rng.random(n) >= share).astype(float).tolist()
     rows = tuple(GuardRow(id=str(i), group=str(i), parent=1.0, child=child) for i, child in enumerate(after))
     fields = bounded("retention", "accuracy", 1.0, sum(after) / n, drop_of("retention", rows, 0.95), 0.1)
-    known = {"guard": "retention", "measure": "accuracy", "parent": 1.0, "child": sum(after) / n, "limit": 0.1}
-    return GuardResult.model_validate({**known, **fields, "details": {}, "rows": rows})
+    summary = {"guard": "retention", "measure": "accuracy", "parent": 1.0, "child": sum(after) / n, "limit": 0.1}
+    return GuardResult.model_validate({**summary, **fields, "details": {}, "rows": rows})
 
 
-def test_a_guard_at_another_confidence_is_that_of_its_rows(tmp_path: Path, parent: Path, other: Path) -> None:
+def test_a_guard_at_another_confidence_is_that_of_its_rows(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
     write_files(tmp_path, parent)
-    found = check(guarding(tmp_path, refusal={"max_drop": 0.3}), parent, other)
-    strict = {one.guard: one for one in replace(guarding(tmp_path), confidence=0.99).check(*models(parent, other))}
-    for name, one in strict.items():
-        assert found[name].at(0.99) == one
-    assert (found["loss"].at(0.99).upper or 0) > (found["loss"].upper or 0)
+    results = check(guarding(tmp_path, refusal={"max_drop": 0.3}), parent, forgotten_base)
+    strict = {
+        result.guard: result
+        for result in replace(guarding(tmp_path), confidence=0.99).check(*models(parent, forgotten_base))
+    }
+    for name, result in strict.items():
+        assert results[name].at(0.99) == result
+    assert (results["loss"].at(0.99).upper or 0) > (results["loss"].upper or 0)
 
 
 def models(parent: Path, child: Path) -> tuple[Any, Any]:
@@ -282,16 +291,21 @@ def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha()
     passed = alone = 0
     for _ in range(250):
         guards = {name: [lost(rng, 0.1)] for name in tested}
-        alone += any(made[0].holds for made in guards.values())
-        found = gate.confirm(
+        alone += any(guard_results[0].holds for guard_results in guards.values())
+        confirmations = gate.confirm(
             list(tested.items()),
             tested,
             target=0.8,
             alpha=0.05,
-            holds={name: partial(hold, made) for name, made in guards.items()},
+            checks={name: partial(guards_pass, guard_results) for name, guard_results in guards.items()},
         )
-        judged = {one.rung: [guard.at(one.lower_confidence) for guard in guards[one.rung]] for one in found}
-        verdict = gate.decide(nomination, found, metric="accuracy", target=0.8, n=400, groups=400, guards=judged)
+        judged = {
+            confirmation.rung: [guard.at(confirmation.lower_confidence) for guard in guards[confirmation.rung]]
+            for confirmation in confirmations
+        }
+        verdict = gate.decide(
+            nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400, guards=judged
+        )
         passed += verdict.status == "PASS"
     assert alone / 250 > 0.08
     assert 0 < passed / 250 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 250)
@@ -302,10 +316,16 @@ def test_a_nominee_whose_guard_holds_passes_at_the_level_that_the_others_leave()
     rng = np.random.default_rng(3)
     tested = {name: evaluation(good) for name in ("a", "b", "c")}
     guards = {name: [lost(rng, 0.0)] for name in tested}
-    holds = {name: partial(hold, made) for name, made in guards.items()}
-    found = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05, holds=holds)
-    assert sorted(round(one.lower_confidence, 4) for one in found) == [0.95, 0.975, round(1 - 0.05 / 3, 4)]
-    stopped = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05, holds={**holds, "b": lambda _: False})
-    levels = {one.rung: one.lower_confidence for one in stopped}
+    checks = {name: partial(guards_pass, guard_results) for name, guard_results in guards.items()}
+    confirmations = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05, checks=checks)
+    assert sorted(round(confirmation.lower_confidence, 4) for confirmation in confirmations) == [
+        0.95,
+        0.975,
+        round(1 - 0.05 / 3, 4),
+    ]
+    stopped = gate.confirm(
+        list(tested.items()), tested, target=0.8, alpha=0.05, checks={**checks, "b": lambda _: False}
+    )
+    levels = {confirmation.rung: confirmation.lower_confidence for confirmation in stopped}
     assert levels["b"] == max(levels["b"], 0.95)
-    assert all(one.passed for one in stopped)  # it clears the target; what holds it back is its guard
+    assert all(confirmation.passed for confirmation in stopped)  # it clears the target; what holds it back is its guard

@@ -49,13 +49,13 @@ def test_the_pool_is_train_and_the_report_says_so(run: tuple[Report, Path, Path]
     skin = read_skin(directory / "out" / row["skin"])
     assert skin.neighbours is not None
     texts = {e.inputs["review"] for e in data.train}
-    shown = {one.inputs["review"] for one in skin.neighbours.rows}
+    shown = {row.inputs["review"] for row in skin.neighbours.rows}
     assert shown <= texts
     assert not shown & {e.inputs["review"] for e in data.valid}
     result = json.loads((directory / "out" / "rungs" / "knn_few_shot" / "result.json").read_text())
     assert result["details"]["pool"] == {"rows": len(shown), "split": "train", "too_long": len(data.train) - len(shown)}
     assert len(shown) == len(data.train)
-    names = [one["name"] for one in result["search"]]
+    names = [trial["name"] for trial in result["search"]]
     assert any("nearest first" in name for name in names)
     assert len({name.split()[0] for name in names}) > 1
 
@@ -72,18 +72,20 @@ def test_the_neighbours_of_a_row_are_those_of_its_vector(run: tuple[Report, Path
         assert isinstance(skin, LoadedSkin)
         pool = skin.skin.neighbours
         assert pool is not None
-        vectors = embedder.embed([one.inputs["review"] for one in pool.rows])
+        vectors = embedder.embed([row.inputs["review"] for row in pool.rows])
         np.testing.assert_allclose(pool.vectors, vectors, atol=1e-5)
-        asked = [e.inputs["review"] for e in data.valid[:8]]
+        reviews = [e.inputs["review"] for e in data.valid[:8]]
         oracle = NearestNeighbors(n_neighbors=pool.k, metric="cosine", algorithm="brute").fit(vectors)
-        queries = embedder.embed(asked)
+        queries = embedder.embed(reviews)
         distances, _ = oracle.kneighbors(queries)
-        places = {one.inputs["review"]: i for i, one in enumerate(pool.rows)}
+        places = {row.inputs["review"]: i for i, row in enumerate(pool.rows)}
         assert skin._lookup is not None
-        for text, query, distance in zip(asked, queries, distances, strict=True):
-            shown = skin._lookup.find([{"review": text}])[0].demonstrations
+        for text, query, distance in zip(reviews, queries, distances, strict=True):
+            shown = skin._lookup.retrieve([{"review": text}])[0].demonstrations
             nearest_first = shown[::-1] if pool.order == "nearest_last" else shown
-            mine = [1 - float(vectors[places[one.inputs["review"]]] @ query) for one in nearest_first]
+            mine = [
+                1 - float(vectors[places[demonstration.inputs["review"]]] @ query) for demonstration in nearest_first
+            ]
             np.testing.assert_allclose(mine, distance, atol=1e-5)  # many of these vectors are equal
             tokens = skin.request(text).tokens
             alone = replace(
@@ -111,22 +113,22 @@ def test_another_process_and_a_server_give_the_reports_answers(
     skin = load(place)
     assert isinstance(skin, LoadedSkin)
     try:
-        here = skin.predict(rows, one_by_one=True)
+        local_predictions = skin.predict(rows, one_by_one=True)
     finally:
         skin.close()
-    assert [[a.output, dict(a.scores)] for a in here] == elsewhere
-    assert [a.output for a in here] == [valid[e.id]["prediction"] for e in examples]
+    assert [[a.output, dict(a.scores)] for a in local_predictions] == elsewhere
+    assert [a.output for a in local_predictions] == [valid[e.id]["prediction"] for e in examples]
     name = read_skin(place).name
     config = server_config(tiny_base, encoder)
     with loaded_server(config, [place]) as state, running(state) as url:
         server = Server(url, state, {})
-        for text, answer in zip(rows, here, strict=True):
+        for text, answer in zip(rows, local_predictions, strict=True):
             reply = server.chat(model=name, messages=[{"role": "user", "content": text}])
             assert reply.status_code == 200, reply.text
             body = reply.json()
             assert body["choices"][0]["message"]["content"] == answer.output
-        found = server.post("/v1/classify", json={"model": name, "input": rows}).json()["data"]
-        assert [one["label"] for one in found] == [a.output for a in here]
+        classified = server.post("/v1/classify", json={"model": name, "input": rows}).json()["data"]
+        assert [result["label"] for result in classified] == [a.output for a in local_predictions]
         assert server.idle()
 
 
@@ -149,32 +151,32 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
-    asked: list[tuple[str, str]] = []
-    ask = search._ask
+    queries: list[tuple[str, str]] = []
+    original_ask = search._predict
 
     def counted(context, variant, rows):
-        if variant.neighbours is not None and len(asked) > 100:
+        if variant.neighbours is not None and len(queries) > 100:
             raise KeyboardInterrupt
-        answers = ask(context, variant, rows)
-        asked.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
+        answers = original_ask(context, variant, rows)
+        queries.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_ask", counted)
+        patch.setattr(search, "_predict", counted)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, tmp_path / "out")
     pools = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rungs" / "knn_few_shot").glob("pool-*")}
     assert pools
-    kept = len(asked)
+    query_count = len(queries)
 
     def recorded(context, variant, rows):
-        asked.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
-        return ask(context, variant, rows)
+        queries.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
+        return original_ask(context, variant, rows)
 
-    monkeypatch.setattr(search, "_ask", recorded)
+    monkeypatch.setattr(search, "_predict", recorded)
     resumed = adapt(task, tmp_path / "out").row("knn_few_shot")
-    assert len(asked) > kept
-    assert len(set(asked)) == len(asked)
+    assert len(queries) > query_count
+    assert len(set(queries)) == len(queries)
     assert all(path.stat().st_mtime_ns == at for path, at in pools.items())
     assert resumed["estimate"] == adapt(task, tmp_path / "whole").row("knn_few_shot")["estimate"]
 
@@ -184,24 +186,24 @@ def test_an_interrupted_embedding_goes_on_part_by_part(
 ):
     task = write_task(tmp_path / "task", tiny_base, groups=150, rungs=["zero_shot", "knn_few_shot"])
     monkeypatch.setattr(embedding, "_AT_ONCE", 50)
-    embed, seen = embedding.embed_texts, list[str]()
+    embed, embedded_texts = embedding.embed_texts, list[str]()
 
-    def stopping(engine, texts, *more):
-        if len(texts) == 50 and len(seen) == 100:
-            seen.append("stopped")
+    def stopping(engine, texts, *args):
+        if len(texts) == 50 and len(embedded_texts) == 100:
+            embedded_texts.append("stopped")
             raise KeyboardInterrupt
-        seen.extend(texts if len(texts) == 50 else ())
-        return embed(engine, texts, *more)
+        embedded_texts.extend(texts if len(texts) == 50 else ())
+        return embed(engine, texts, *args)
 
     monkeypatch.setattr(embedding, "embed_texts", stopping)
     with pytest.raises(KeyboardInterrupt):
         adapt(task, tmp_path / "out")
     pool = tmp_path / "out" / "rungs" / "knn_few_shot" / "pool-0.safetensors"
     assert len(read_vectors(pool)) == 100
-    first_texts, again = set(seen[:100]), list[tuple[int | None, str]]()
+    first_texts, resumed = set(embedded_texts[:100]), list[tuple[int | None, str]]()
 
     def recorded(engine, texts, pooling, depth=None):
-        again.extend((depth, text) for text in texts)
+        resumed.extend((depth, text) for text in texts)
         return embed(engine, texts, pooling, depth)
 
     monkeypatch.setattr(embedding, "embed_texts", recorded)
@@ -209,8 +211,8 @@ def test_an_interrupted_embedding_goes_on_part_by_part(
     assert report.row("knn_few_shot")["status"] == "done"
     result = json.loads((tmp_path / "out" / "rungs" / "knn_few_shot" / "plan.json").read_text())
     interrupted = result["settings"]["embedders"][0]["depth"]
-    assert any(depth == interrupted for depth, _ in again)
-    assert not any(depth == interrupted and text in first_texts for depth, text in again)
+    assert any(depth == interrupted for depth, _ in resumed)
+    assert not any(depth == interrupted and text in first_texts for depth, text in resumed)
     skin = read_skin(tmp_path / "out" / report.row("knn_few_shot")["skin"])
     assert skin.neighbours is not None
     assert len(read_vectors(pool)) == len(skin.neighbours)

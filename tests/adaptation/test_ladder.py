@@ -21,18 +21,18 @@ from tests.homes import new_home
 
 from bedplate.adaptation.climb.start import LOCK_FILE
 from bedplate.adaptation.climb.task_file import load_adapt_task
-from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.context.outcome import RungPlan
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
-from bedplate.adaptation.rungs.search import Stage, row_cost, stages_for
+from bedplate.adaptation.rungs.search import HalvingStage, row_cost, stages_for
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
@@ -67,14 +67,18 @@ def test_its_numbers_follow_from_its_rows_without_the_project(run: tuple[Report,
     for written in (recomputed, formulas):
         assert not re.search(r"^\s*(import|from) bedplate", Path(str(written.__file__)).read_text(), re.MULTILINE)
     report = json.loads((run[1] / "out" / "report.json").read_text())
-    found = list(recomputed.recomputed(report))
-    assert len(found) > 60
-    apart = {what: abs(said - computed) for what, said, computed in found}
-    assert [what for what, one in apart.items() if one > (2e-5 if "bound" in what or "end" in what else 1e-9)] == []
+    figures = list(recomputed.recomputed(report))
+    assert len(figures) > 60
+    deviations = {figure: abs(reported - computed) for figure, reported, computed in figures}
+    assert [
+        figure
+        for figure, deviation in deviations.items()
+        if deviation > (2e-5 if "bound" in figure or "end" in figure else 1e-9)
+    ] == []
     test = report["rows"]["test"]["from_scratch"]
     assert len({row["group"] for row in test}) < len(test)
     test[0]["score"] = 1 - test[0]["score"]
-    assert any(abs(said - computed) > 2e-5 for _, said, computed in recomputed.recomputed(report))
+    assert any(abs(reported - computed) > 2e-5 for _, reported, computed in recomputed.recomputed(report))
 
 
 def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Report, Path, Path]):
@@ -95,7 +99,7 @@ def test_every_rung_has_a_valid_row_and_the_nominees_a_test_row(run: tuple[Repor
 def test_the_report_can_be_recomputed_from_its_rows(run: tuple[Report, Path, Path]):
     data = json.loads((run[1] / "out" / "report.json").read_text())
     for row in data["rungs"]:
-        scores = [each["target"] == each["prediction"] for each in data["rows"][row["split"]][row["rung"]]]
+        scores = [answer["target"] == answer["prediction"] for answer in data["rows"][row["split"]][row["rung"]]]
         assert row["estimate"] == pytest.approx(np.mean(scores))
         assert row["n"] == len(scores)
 
@@ -138,8 +142,8 @@ def test_rows_are_priced_by_their_measured_seconds(run: tuple[Report, Path, Path
         seconds = run[0].data["rows"]["calls"]["test"][name]
         level = limit["confidence"]
         assert len(seconds) >= limit["needed"] == np.ceil(np.log(1 - level) / np.log(0.95))  # more than the test rows
-        most = stats.quantile_test(seconds, p=0.95, alternative="less").confidence_interval(level).high
-        assert (limit["upper"], limit["holds"]) == (pytest.approx(1000 * most), True)
+        p95_upper = stats.quantile_test(seconds, p=0.95, alternative="less").confidence_interval(level).high
+        assert (limit["upper"], limit["holds"]) == (pytest.approx(1000 * p95_upper), True)
 
 
 def test_what_leaves_no_skin_is_never_nominated_and_test_is_opened_once(run: tuple[Report, Path, Path]):
@@ -147,7 +151,7 @@ def test_what_leaves_no_skin_is_never_nominated_and_test_is_opened_once(run: tup
     assert set(ALONE) - set(report.data["nominees"]["reasons"]) == {"majority"}
     assert len(report.data["data"]["test_openings"]) == 1
     entries = read_jsonl(directory / "home" / "ledger" / "test-openings.jsonl")
-    assert [entry["number"] for entry in entries] == [1]
+    assert [opening["number"] for opening in entries] == [1]
     assert report.verdict["exploratory"] is False
     nomination = directory / "out" / "nomination.json"
     tested = directory / "out" / "test" / "zero_shot.json"
@@ -174,7 +178,9 @@ def test_exported_skins_give_the_reports_answers(run: tuple[Report, Path, Path])
             answers = skin.predict([e.inputs for e in examples], one_by_one=True)
         finally:
             skin.close()
-        assert [a.output for a in answers] == [each["prediction"] for each in report.data["rows"]["test"][row["rung"]]]
+        assert [a.output for a in answers] == [
+            reported["prediction"] for reported in report.data["rows"]["test"][row["rung"]]
+        ]
 
 
 def own_copy(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -196,13 +202,13 @@ def test_the_same_command_reuses_everything_and_says_the_same(
 
     for rung in RUNGS.values():
         monkeypatch.setattr(type(rung), "fit", refuse)
-    again = adapt(task, out, seed=0, rungs=ALONE)
+    rerun = adapt(task, out, seed=0, rungs=ALONE)
     for key in report.data:
         if key == "ledger":  # its notes are of the home, which is another one
-            assert {**again.data[key], "notes": []} == {**report.data[key], "notes": []}
+            assert {**rerun.data[key], "notes": []} == {**report.data[key], "notes": []}
         elif key != "timing":
-            assert again.data[key] == report.data[key], key
-    assert len(read_jsonl(Ledger().path)) == 1
+            assert rerun.data[key] == report.data[key], key
+    assert len(read_jsonl(TestLedger().path)) == 1
 
 
 def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
@@ -224,10 +230,10 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
     for key in busy.data:
         if key != "timing":
             assert quiet.data[key] == busy.data[key], key
-    openings = Ledger().path
-    assert [entry["number"] for entry in read_jsonl(openings)] == [1]
-    other = climb(0.001, **{"adapt.budget.p95_ms": 50_000})
-    assert other.row("few_shot")["status"] == "done", "another limit is another question"
+    openings = TestLedger().path
+    assert [opening["number"] for opening in read_jsonl(openings)] == [1]
+    relaxed = climb(0.001, **{"adapt.budget.p95_ms": 50_000})
+    assert relaxed.row("few_shot")["status"] == "done", "another limit is another question"
 
 
 def test_another_verdict_on_the_same_rows_is_exploratory(
@@ -235,10 +241,10 @@ def test_another_verdict_on_the_same_rows_is_exploratory(
 ):
     _, directory, task = run
     own_copy(directory, tmp_path, monkeypatch)
-    again = adapt(task, tmp_path / "other", rungs=["zero_shot"], overrides=["adapt.target.value=0.3"])
-    assert again.verdict["exploratory"] is True
-    assert again.verdict["reason"].startswith("EXPLORATORY")
-    assert again.data["ledger"]["number"] == 2
+    second_report = adapt(task, tmp_path / "other", rungs=["zero_shot"], overrides=["adapt.target.value=0.3"])
+    assert second_report.verdict["exploratory"] is True
+    assert second_report.verdict["reason"].startswith("EXPLORATORY")
+    assert second_report.data["ledger"]["number"] == 2
 
 
 def test_what_was_made_is_in_the_catalogue(run: tuple[Report, Path, Path], monkeypatch: pytest.MonkeyPatch):
@@ -246,8 +252,8 @@ def test_what_was_made_is_in_the_catalogue(run: tuple[Report, Path, Path], monke
     monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
     with Catalog.open() as catalog:
         lineage = catalog.lineage("toy-sentiment-lora")
-    assert "base" in {entry.what for entry in lineage.ancestors}
-    assert "report" in {entry.what for entry in lineage.descendants}
+    assert "base" in {node.artifact_type for node in lineage.ancestors}
+    assert "report" in {node.artifact_type for node in lineage.descendants}
 
 
 def test_skins_carry_the_report_and_say_what_they_were_judged_with(run: tuple[Report, Path, Path]):
@@ -311,9 +317,11 @@ def test_a_spent_budget_skips_with_the_reason_and_still_gives_a_verdict(toy_task
         assert "of the budget are left" in report.row(name)["reason"]
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert "train_minutes: " in report.verdict["reason"]
-    named = {one["rung"]: one for one in report.verdict["kept_out"]}
+    named = {admission["rung"]: admission for admission in report.verdict["kept_out"]}
     assert {"zero_shot", "probe", "lora"} <= named.keys()
-    assert all(one["key"] == "train_minutes" and one["needed"] > one["given"] for one in named.values())
+    assert all(
+        admission["key"] == "train_minutes" and admission["needed"] > admission["given"] for admission in named.values()
+    )
     assert report.row("majority")["status"] == "done"
 
 
@@ -348,20 +356,20 @@ def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):
 def test_a_run_on_other_rows_in_the_same_directory_is_told_what_it_replaces(
     toy_task: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    def told(*overrides: str) -> list[str]:
+    def warnings_for(*overrides: str) -> list[str]:
         caplog.clear()
         adapt(toy_task, tmp_path / "out", rungs=["majority"], overrides=overrides)
         return [message for message in caplog.messages if "holds a run on other rows" in message]
 
-    assert told() == []
-    assert told("adapt.target.value=0.7") == []
-    assert len(told("data.seed=5")) == 1
-    assert told("data.seed=5") == []
+    assert warnings_for() == []
+    assert warnings_for("adapt.target.value=0.7") == []
+    assert len(warnings_for("data.seed=5")) == 1
+    assert warnings_for("data.seed=5") == []
 
 
 def test_halving_ends_with_one_on_all_rows():
-    assert stages_for(500, 100) == [Stage(100, 2), Stage(250, 1), Stage(None, 1)]
-    assert stages_for(50, 100) == [Stage(None, 1)]
+    assert stages_for(500, 100) == [HalvingStage(100, 2), HalvingStage(250, 1), HalvingStage(None, 1)]
+    assert stages_for(50, 100) == [HalvingStage(None, 1)]
     assert row_cost(stages_for(500, 100), 5, 500) == 5 * 100 + 2 * 150 + 250
 
 
@@ -392,8 +400,8 @@ def test_the_folded_head_equals_scikit_learn_on_standardised_features(classes: i
     x = (rng.normal(size=(200, 12)) * rng.uniform(0.01, 100, 12) + rng.uniform(-50, 50, 12)).astype(np.float32)
     x[:, 0] += codes * 100
     labels = ["c", "a", "b"][:classes]
-    wanted = OneOf.of([labels[c] for c in codes], labels)
-    head, strength = fit_head(x, wanted, [str(i // 2) for i in range(200)], 4)
+    targets = OneOf.of([labels[c] for c in codes], labels)
+    head, strength = fit_head(x, targets, [str(i // 2) for i in range(200)], 4)
     standard = StandardScaler().fit(x.astype(np.float64))
     oracle = LogisticRegression(C=strength, max_iter=5000, tol=1e-10).fit(
         standard.transform(x.astype(np.float64)), codes
@@ -423,29 +431,29 @@ def test_a_head_for_several_labels_equals_scikit_learn_label_by_label():
 def test_a_head_says_of_labels_that_every_row_has_or_none_what_it_saw():
     x = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
     head, _ = fit_head(x, AnyOf.of([["a"]] * 40, ["a", "b"]), [str(i) for i in range(40)], 4)
-    told = torch.sigmoid(head(torch.from_numpy(x)))
-    assert bool((told[:, 0] > 0.99).all())
-    assert bool((told[:, 1] < 0.01).all())
+    probabilities = torch.sigmoid(head(torch.from_numpy(x)))
+    assert bool((probabilities[:, 0] > 0.99).all())
+    assert bool((probabilities[:, 1] < 0.01).all())
 
 
 def test_a_plan_survives_an_interruption(toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The resumed run does what the interrupted one had planned, whatever time is left by then."""
     majority = type(RUNGS["majority"])
-    seen: list[Plan] = []
+    plans: list[RungPlan] = []
 
-    def interrupted(self: object, context: object, plan: Plan, directory: Path) -> object:
-        seen.append(plan)
+    def interrupted(self: object, context: object, plan: RungPlan, directory: Path) -> object:
+        plans.append(plan)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(majority, "plan", lambda self, context: Plan({"planned": "first"}))
+        patch.setattr(majority, "plan", lambda self, context: RungPlan({"planned": "first"}))
         patch.setattr(majority, "fit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             adapt(toy_task, tmp_path / "out", rungs=["majority"])
-        patch.setattr(majority, "plan", lambda self, context: Plan({"planned": "second"}))
+        patch.setattr(majority, "plan", lambda self, context: RungPlan({"planned": "second"}))
         with pytest.raises(KeyboardInterrupt):
             adapt(toy_task, tmp_path / "out", rungs=["majority"])
-    assert [plan.settings["planned"] for plan in seen] == ["first", "first"]
+    assert [plan.settings["planned"] for plan in plans] == ["first", "first"]
     assert not (tmp_path / "out" / "report.json").exists()
 
 

@@ -28,9 +28,9 @@ from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.catalog import Catalog
-from bedplate.skins.difference import Part
+from bedplate.skins.difference import FileDifference
 from bedplate.skins.files import read_skin, skin_id, write_skin
-from bedplate.skins.lineage import Node, Trace, trace
+from bedplate.skins.lineage import LineageNode, Trace, trace
 from bedplate.skins.run import Run
 from bedplate.skins.skin import LoraPart
 
@@ -39,7 +39,7 @@ Call = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """A finished run in `run`, its task in `task`, its base in `base`."""
     place = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
@@ -63,8 +63,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Call:
     return call
 
 
-def all_of(nodes: tuple[Node, ...]) -> dict[str, Node]:
-    return {node.id: node for one in nodes for node in one.walk()}
+def all_of(nodes: tuple[LineageNode, ...]) -> dict[str, LineageNode]:
+    return {node.id: node for root in nodes for node in root.walk()}
 
 
 def traced(target: str | Path) -> Trace:
@@ -72,22 +72,24 @@ def traced(target: str | Path) -> Trace:
         return trace(target, catalog)
 
 
-def test_from_a_skin_to_its_data_and_back(made: tuple[Path, Report], run: Call):
-    place, report = made
+def test_from_a_skin_to_its_data_and_back(finished_run: tuple[Path, Report], run: Call):
+    place, report = finished_run
     skin = place / "run" / "skins" / "lora"
     base = load_base(place / "base" / "tiny").identity.weights_id
     data = load_examples(load_task(place / "task" / "task.yaml"))
-    code, found = run("skins", "trace", skin)
+    code, trace = run("skins", "trace", skin)
     assert code == 0
-    (made_in,) = found["came_from"]
+    (made_in,) = trace["came_from"]
     assert (made_in["what"], made_in["facts"]["seed"], made_in["here"]) == ("run", 0, True)
     assert made_in["facts"]["task_file"] == str(place / "task" / "task.yaml")
     assert made_in["facts"]["environment"]["torch"] == torch.__version__
-    assert {one["id"] for one in made_in["nodes"]} == {base, *data.hashes.values()}  # each once, the farthest way
-    assert found["became"] == []  # nothing is known of it yet
+    assert {node["id"] for node in made_in["nodes"]} == {base, *data.hashes.values()}  # each once, the farthest way
+    assert trace["became"] == []  # nothing is known of it yet
 
     assert run("skins", "list", place / "run")[0] == 0
-    skins = {one["skin_id"]: one["directory"] for one in report.data["lineage"]["skins"].values()}
+    skins = {
+        skin_record["skin_id"]: skin_record["directory"] for skin_record in report.data["lineage"]["skins"].values()
+    }
     assert len(skins) == len(RUNGS)
     split = data.hashes["train"]
     for target in (place / "task" / "rows.jsonl", sha256_file(place / "task" / "rows.jsonl")[:8], split, base):
@@ -111,24 +113,31 @@ def test_from_a_skin_to_its_data_and_back(made: tuple[Path, Report], run: Call):
 
 
 @pytest.mark.parametrize("rung", ["probe", "lora"])
-def test_a_skin_is_made_again_bit_for_bit(made: tuple[Path, Report], run: Call, tmp_path: Path, rung: str):
-    place, report = made
-    code, found = run("skins", "reproduce", place / "run" / "skins" / rung, "--out", tmp_path / "again")
-    assert (code, found["status"], found["differences"], found["notes"]) == (0, "identical", [], [])
+def test_a_skin_is_made_again_bit_for_bit(finished_run: tuple[Path, Report], run: Call, tmp_path: Path, rung: str):
+    place, report = finished_run
+    code, reproduction = run("skins", "reproduce", place / "run" / "skins" / rung, "--out", tmp_path / "again")
+    assert (code, reproduction["status"], reproduction["differences"], reproduction["notes"]) == (
+        0,
+        "identical",
+        [],
+        [],
+    )
     row = report.row(rung)
     assert row is not None
-    assert found["equal_answers"] == found["rows"] == row["n"]
-    assert found["estimate"] == found["recorded"] == row["estimate"]
+    assert reproduction["equal_answers"] == reproduction["rows"] == row["n"]
+    assert reproduction["estimate"] == reproduction["recorded"] == row["estimate"]
     assert (
-        skin_id(read_skin(found["directory"])) == found["skin_id"] == report.data["lineage"]["skins"][rung]["skin_id"]
+        skin_id(read_skin(reproduction["directory"]))
+        == reproduction["skin_id"]
+        == report.data["lineage"]["skins"][rung]["skin_id"]
     )
     assert not (tmp_path / "again" / "test").exists()
     assert {path.name for path in (tmp_path / "again" / "skins").iterdir()} == {"zero_shot", rung}
-    assert json.loads((tmp_path / "again" / "reproduction.json").read_text()) == found
+    assert json.loads((tmp_path / "again" / "reproduction.json").read_text()) == reproduction
 
 
-def test_what_is_not_what_it_was_is_named(made: tuple[Path, Report], run: Call, tmp_path: Path):
-    shutil.copytree(made[0], tmp_path / "other")
+def test_what_is_not_what_it_was_is_named(finished_run: tuple[Path, Report], run: Call, tmp_path: Path):
+    shutil.copytree(finished_run[0], tmp_path / "other")
     skin, rows = tmp_path / "other" / "run" / "skins" / "probe", tmp_path / "other" / "task" / "rows.jsonl"
     settings = tmp_path / "other" / "task" / "task.yaml"
     task = yaml.safe_load(settings.read_text())
@@ -137,38 +146,38 @@ def test_what_is_not_what_it_was_is_named(made: tuple[Path, Report], run: Call, 
     lines = rows.read_text().splitlines()
 
     rows.write_text("\n".join(lines[:-1]) + "\n")
-    code, found = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
-    assert (code, found["status"], found["reproduced"]) == (1, "not_possible", False)
-    decided = {one["what"] for one in found["differences"] if one["decides"]}
+    code, reproduction = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
+    assert (code, reproduction["status"], reproduction["reproduced"]) == (1, "not_possible", False)
+    decided = {difference["what"] for difference in reproduction["differences"] if difference["decides"]}
     assert decided
     assert decided <= {"the train split", "the valid split", "the test split"}
-    assert all(what in found["reason"] for what in decided)
+    assert all(name in reproduction["reason"] for name in decided)
     assert not (tmp_path / "a").exists()
 
     rows.unlink()
-    code, found = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
-    assert (code, found["status"]) == (1, "not_possible")
-    assert "rows.jsonl" in found["reason"]
+    code, reproduction = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
+    assert (code, reproduction["status"]) == (1, "not_possible")
+    assert "rows.jsonl" in reproduction["reason"]
 
     rows.write_text("\n".join(lines) + "\n")
     shutil.rmtree(tmp_path / "other" / "base" / "tiny")
     write_tiny_base(tmp_path / "other" / "base" / "tiny", seed=7)
-    code, found = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
+    code, reproduction = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
     assert code == 1
-    assert [one["what"] for one in found["differences"] if one["decides"]] == [
-        f"the base {made[0] / 'base' / 'tiny'}: weights_id"
+    assert [difference["what"] for difference in reproduction["differences"] if difference["decides"]] == [
+        f"the base {finished_run[0] / 'base' / 'tiny'}: weights_id"
     ]
 
 
-def test_a_skin_without_its_run_needs_the_task_file_and_nothing_more(made: tuple[Path, Report], tmp_path: Path):
-    place, _ = made
+def test_a_skin_without_its_run_needs_the_task_file_and_nothing_more(finished_run: tuple[Path, Report], tmp_path: Path):
+    place, _ = finished_run
     skin = shutil.copytree(place / "run" / "skins" / "zero_shot", tmp_path / "alone")
     with pytest.raises(UsageError, match="--task"):
         reproduce(skin, tmp_path / "again")
     with pytest.raises(UsageError, match="something else than an earlier reproduction"):
         reproduce(place / "run" / "skins" / "zero_shot", place / "run")
-    found = reproduce(skin, tmp_path / "again", task_file=place / "task" / "task.yaml")
-    assert (found.status, found.notes) == ("identical", ())
+    reproduction = reproduce(skin, tmp_path / "again", task_file=place / "task" / "task.yaml")
+    assert (reproduction.status, reproduction.notes) == ("identical", ())
     (skin / "report.json").unlink()
     written = read_skin(place / "run" / "skins" / "zero_shot")
     write_skin(written, skin, replace=True)
@@ -177,65 +186,73 @@ def test_a_skin_without_its_run_needs_the_task_file_and_nothing_more(made: tuple
 
 
 def test_a_skin_that_differs_is_told_and_by_how_much_is_said(
-    made: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished_run: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """As if the code of today were not that of then."""
-    place, _ = made
+    place, _ = finished_run
     train = LORA.train
 
-    def other(context: Any, source: Any, config: Any, work: Path, output: Any) -> Any:
-        parts, done = train(context, source, config, work, output)
+    def doubled_train(context: Any, source: Any, config: Any, work: Path, output: Any) -> Any:
+        parts, training_result = train(context, source, config, work, output)
         lora = parts["lora"]
-        return {"lora": LoraPart(lora.config, {k: t * 2 for k, t in lora.tensors.items()})}, done
+        return {"lora": LoraPart(lora.config, {k: t * 2 for k, t in lora.tensors.items()})}, training_result
 
-    monkeypatch.setattr(LORA, "train", other)
-    found = reproduce(place / "run" / "skins" / "lora", tmp_path / "again")
-    changed = {part.name: part.largest for part in found.parts if not part.equal}
+    monkeypatch.setattr(LORA, "train", doubled_train)
+    reproduction = reproduce(place / "run" / "skins" / "lora", tmp_path / "again")
+    changed = {part.name: part.largest for part in reproduction.parts if not part.equal}
     assert "adapter_model.safetensors" in changed
-    assert found.directory is not None
-    old, new = (read_skin(one).lora for one in (place / "run" / "skins" / "lora", found.directory))
+    assert reproduction.directory is not None
+    old, new = (read_skin(path).lora for path in (place / "run" / "skins" / "lora", reproduction.directory))
     assert old is not None
     assert new is not None
     largest = max(float((new.tensors[name] - old.tensors[name]).abs().max()) for name in old.tensors)
     assert changed["adapter_model.safetensors"] == pytest.approx(largest)
-    assert found.reproduced == (found.status == "equivalent") == (found.equal_answers == found.rows)
+    assert (
+        reproduction.reproduced
+        == (reproduction.status == "equivalent")
+        == (reproduction.equal_answers == reproduction.rows)
+    )
 
 
 def test_what_files_and_answers_say_together():
-    same, close, other = Part("a", True), Part("b", False, 1e-3), Part("c", False)
-    assert judged([same], 9, 10)[0] == "identical"
-    assert judged([same, close], 10, 10) == (
+    equal, close, unequal = FileDifference("a", True), FileDifference("b", False, 1e-3), FileDifference("c", False)
+    assert judged([equal], 9, 10)[0] == "identical"
+    assert judged([equal, close], 10, 10) == (
         "equivalent",
         "b differs by at most 0.001; 10 of 10 answers on valid are the same",
     )
-    assert judged([same, close], 9, 10)[0] == "different"
-    assert judged([close, other], 10, 10)[0] == "different"
+    assert judged([equal, close], 9, 10)[0] == "different"
+    assert judged([close, unequal], 10, 10)[0] == "different"
     assert judged([close], 0, 0)[0] == "different"  # nobody was asked
 
 
 def test_a_child_goes_on_from_its_parent_and_keeps_its_rows_apart(
-    made: tuple[Path, Report], tmp_path: Path, run: Call, monkeypatch: pytest.MonkeyPatch
+    finished_run: tuple[Path, Report], tmp_path: Path, run: Call, monkeypatch: pytest.MonkeyPatch
 ):
-    place, _ = made
+    place, _ = finished_run
     parent = place / "run" / "skins" / "lora"
-    more = write_rows(tmp_path / "more.jsonl", groups=80)  # the same reviews first, and 20 groups of new ones
-    task = write_task(tmp_path / "task", place / "base" / "tiny", rows=more, rungs=["zero_shot", "probe", "lora"])
+    extended_rows = write_rows(tmp_path / "more.jsonl", groups=80)  # the same reviews first, and 20 groups of new ones
+    task = write_task(
+        tmp_path / "task", place / "base" / "tiny", rows=extended_rows, rungs=["zero_shot", "probe", "lora"]
+    )
     monkeypatch.setattr(LORA, "recipe", replace(LORA.recipe, learning_rate=1e-12, seeds=1))
     code, report = run("adapt", task, "--out", tmp_path / "run", "--parent", parent)
     assert code == EXIT_CODES[report["verdict"]["status"]]
 
-    before, after = (json.loads((one / "splits.json").read_text()) for one in (place / "run", tmp_path / "run"))
-    kept = {row for rows in after.values() for row in rows["rows"]}
+    before, after = (
+        json.loads((directory / "splits.json").read_text()) for directory in (place / "run", tmp_path / "run")
+    )
+    assigned_rows = {row for rows in after.values() for row in rows["rows"]}
     for name in ("train", "valid", "test"):
-        assert set(before[name]["rows"]) & kept <= set(after[name]["rows"])
+        assert set(before[name]["rows"]) & assigned_rows <= set(after[name]["rows"])
         assert set(before[name]["groups"]) <= set(after[name]["groups"])
-    assert sum(len(one["rows"]) for one in after.values()) > sum(len(one["rows"]) for one in before.values())
+    assert sum(len(split["rows"]) for split in after.values()) > sum(len(split["rows"]) for split in before.values())
 
     id_ = skin_id(read_skin(parent))
     made_of = report["lineage"]["skins"]
-    assert {tuple(one["parents"]) for one in made_of.values()} == {(id_,)}
+    assert {tuple(skin_record["parents"]) for skin_record in made_of.values()} == {(id_,)}
     assert report["details"]["lora"]["goes_on_from"] == id_
-    child, old = (read_skin(one).lora for one in (tmp_path / "run" / "skins" / "lora", parent))
+    child, old = (read_skin(path).lora for path in (tmp_path / "run" / "skins" / "lora", parent))
     assert child is not None
     assert old is not None
     for name, tensor in old.tensors.items():  # nearly no learning: what it started from
@@ -244,19 +261,21 @@ def test_a_child_goes_on_from_its_parent_and_keeps_its_rows_apart(
     assert id_ in all_of(traced(tmp_path / "run" / "skins" / "lora").came_from)
     assert made_of["lora"]["skin_id"] in all_of(traced(parent).became)
 
-    code, found = run("skins", "reproduce", tmp_path / "run" / "skins" / "lora", "--out", tmp_path / "again")
-    assert (code, found["status"]) == (0, "identical")
+    code, reproduction = run("skins", "reproduce", tmp_path / "run" / "skins" / "lora", "--out", tmp_path / "again")
+    assert (code, reproduction["status"]) == (0, "identical")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("rung", "kind"), [("dora", "lora"), ("soft_prompt", "soft_prompt")])
-def test_other_weights_are_gone_on_from_too(made: tuple[Path, Report], tmp_path: Path, rung: str, kind: str):
-    place, _ = made
+@pytest.mark.parametrize(("rung", "skin_type"), [("dora", "lora"), ("soft_prompt", "soft_prompt")])
+def test_other_weights_are_gone_on_from_too(
+    finished_run: tuple[Path, Report], tmp_path: Path, rung: str, skin_type: str
+):
+    place, _ = finished_run
     rows = place / "task" / "rows.jsonl"
     first = write_task(tmp_path / "a", place / "base" / "tiny", rows=rows, rungs=["zero_shot", rung])
     adapt(first, tmp_path / "first", exhaustive=True)
     parent = tmp_path / "first" / "skins" / rung
-    assert read_skin(parent).kind == kind
+    assert read_skin(parent).kind == skin_type
     second = write_task(tmp_path / "b", place / "base" / "tiny", rows=rows, rungs=["zero_shot", "lora", rung])
     report = adapt(second, tmp_path / "second", exhaustive=True, parent=parent)
     assert report.data["details"][rung]["goes_on_from"] == skin_id(read_skin(parent))
@@ -264,8 +283,8 @@ def test_other_weights_are_gone_on_from_too(made: tuple[Path, Report], tmp_path:
     assert reproduce(tmp_path / "second" / "skins" / rung, tmp_path / "again").status == "identical"
 
 
-def test_what_cannot_be_a_parent(made: tuple[Path, Report], tmp_path: Path):
-    place, _ = made
+def test_what_cannot_be_a_parent(finished_run: tuple[Path, Report], tmp_path: Path):
+    place, _ = finished_run
     task = place / "task" / "task.yaml"
     alone = shutil.copytree(place / "run" / "skins" / "lora", tmp_path / "alone")
     with pytest.raises(UsageError, match="nobody can tell which rows it has seen"):
@@ -280,7 +299,7 @@ def test_what_cannot_be_a_parent(made: tuple[Path, Report], tmp_path: Path):
     rows = {json.loads(line)["id"]: line for line in (place / "task" / "rows.jsonl").read_text().splitlines()}
     parts = {"train": data.valid, "valid": data.test.open("a test of files"), "test": data.train}
     for name, examples in parts.items():
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows[one.id] for one in examples) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows[example.id] for example in examples) + "\n")
     changed = yaml.safe_load(task.read_text())
     changed["data"] = {"target": "label", "group_by": "group", "split": {name: f"{name}.jsonl" for name in parts}}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump(changed, sort_keys=False))

@@ -20,10 +20,10 @@ from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.leaks.seen import write_splits
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.inference.predict.ready import Asked
+from bedplate.inference.predict.ready import RowsLike
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
@@ -34,15 +34,15 @@ from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Proven
 LABELS = ("no", "yes")
 
 
-def rows(start: int, count: int, said: str = "is it so that number {}") -> list[dict[str, Any]]:
+def rows(start: int, count: int, template: str = "is it so that number {}") -> list[dict[str, Any]]:
     """Rows whose number looks drawn, so that one hundred is like another; every second is a yes."""
     numbers = range(start, start + count)
-    return [{"text": said.format(1000 + i * 7919 % 9000), "y": LABELS[i % 2], "g": f"g{i // 3}"} for i in numbers]
+    return [{"text": template.format(1000 + i * 7919 % 9000), "y": LABELS[i % 2], "g": f"g{i // 3}"} for i in numbers]
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]], *without: str) -> Path:
-    kept = [{key: value for key, value in row.items() if key not in without} for row in rows]
-    path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    trimmed_rows = [{key: value for key, value in row.items() if key not in without} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in trimmed_rows), "utf-8")
     return path
 
 
@@ -76,45 +76,45 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         provenance=Provenance(task="numbers", splits={name: data.hashes[name] for name in SPLITS}),
     )
     biased = skin.output.model_copy(update={"bias": (0.0, 100.0)})
-    for one in (skin, replace(skin, name="always-yes", output=biased)):
-        made = {"skin_id": skin_id(one)}
+    for variant in (skin, replace(skin, name="always-yes", output=biased)):
+        skin_record = {"skin_id": skin_id(variant)}
         row = {"rung": "zero_shot", "split": "test", "estimate": 0.5, "interval": [0.35, 0.65], "n": 45, "groups": 15}
         bound = {"rung": "zero_shot", "lower": 0.36, "lower_confidence": 0.97}
         report = {
-            "lineage": {"skins": {"zero_shot": made}},
+            "lineage": {"skins": {"zero_shot": skin_record}},
             "rungs": [row],
             "target": {"metric": "accuracy", "value": 0.3},
             "nominees": {"confirmations": [bound]},
         }
-        write_skin(one, run / "skins" / one.name, {"report.json": json.dumps(report).encode()})
+        write_skin(variant, run / "skins" / variant.name, {"report.json": json.dumps(report).encode()})
     return root
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+def run_cli(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
-        main([str(one) for one in arguments])
+        main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return int(stop.value.code or 0), captured.out, captured.err
 
 
 def looked(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
-    code, printed, complaint = said(capsys, "evaluate", *arguments, "--json")
+    code, printed, complaint = run_cli(capsys, "evaluate", *arguments, "--json")
     assert (code, complaint) == (0, "")
     return json.loads(printed)
 
 
 def test_rows_like_the_old_ones_keep_the_skin(house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     skin, new = house / "run/skins/always-no", write(tmp_path / "new.jsonl", rows(180, 150))
-    found = looked(capsys, skin, new, "--out", tmp_path / "out.json")
-    assert found["verdict"] == "keep"
-    assert found["evaluation"]["estimate"] == found["quality"]["estimate"] == 0.5
-    assert (found["evaluation"]["n"], found["evaluation"]["groups"]) == (150, 50)
+    report = looked(capsys, skin, new, "--out", tmp_path / "out.json")
+    assert report["verdict"] == "keep"
+    assert report["evaluation"]["estimate"] == report["quality"]["estimate"] == 0.5
+    assert (report["evaluation"]["n"], report["evaluation"]["groups"]) == (150, 50)
     # 3 copies stay where their texts are in train or valid
     old = load_examples(load_task(house / "task.yaml"))
-    assert 135 <= found["old_rows"] <= 138
+    assert 135 <= report["old_rows"] <= 138
     assert len(old.train) + len(old.valid) == 135
-    assert not any(one["differs"] for one in found["shifts"])
-    assert [one["what"] for one in found["shifts"]] == ["inputs", "length", "labels"]
+    assert not any(shift["differs"] for shift in report["shifts"])
+    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "length", "labels"]
     assert len(json.loads((tmp_path / "out.json").read_text("utf-8"))["evaluation"]["rows"]) == 150
 
 
@@ -122,7 +122,9 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     changed = [{**row, "y": "yes"} for row in rows(500, 150, "the delivery of {} came late and the box was open")]
-    code, printed, _ = said(capsys, "evaluate", house / "run/skins/always-no", write(tmp_path / "new.jsonl", changed))
+    code, printed, _ = run_cli(
+        capsys, "evaluate", house / "run/skins/always-no", write(tmp_path / "new.jsonl", changed)
+    )
     assert code == 0
     assert "Climb again: accuracy is 0.000 on the new rows where the skin's verdict promises 0.360" in printed
     assert "promises at least 0.360 (97.0%, by its verdict); evidence of less" in printed
@@ -133,11 +135,11 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
 def test_rows_without_labels_are_compared_by_input_alone(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    other = write(tmp_path / "new.jsonl", rows(500, 90, "the delivery of {} came late"), "y")
-    found = looked(capsys, house / "run/skins/always-no", other)
-    assert (found["verdict"], found["quality"], found["evaluation"]) == ("label", None, None)
-    assert [one["what"] for one in found["shifts"]] == ["inputs", "length"]
-    assert "no column 'y'" in " ".join(found["notes"])
+    unlabeled_rows = write(tmp_path / "new.jsonl", rows(500, 90, "the delivery of {} came late"), "y")
+    report = looked(capsys, house / "run/skins/always-no", unlabeled_rows)
+    assert (report["verdict"], report["quality"], report["evaluation"]) == ("label", None, None)
+    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "length"]
+    assert "no column 'y'" in " ".join(report["notes"])
 
 
 def test_looks_are_counted_and_the_same_rows_are_one(
@@ -145,15 +147,17 @@ def test_looks_are_counted_and_the_same_rows_are_one(
 ) -> None:
     skin = house / "run/skins/always-no"
     months = [write(tmp_path / f"{i}.jsonl", rows(1000 * i, 60), "y", "g") for i in (1, 2)]
-    found = [looked(capsys, skin, month) for month in (months[0], months[1], months[0])]
-    assert [one["look"] for one in found] == [1, 2, 1]
-    assert [one["evidence"] for one in found[2]["shifts"]] == [one["evidence"] for one in found[0]["shifts"]]
-    kept = read_jsonl(bedplate_home() / "ledger" / "looks" / f"{read_identified(skin)[0]}.jsonl")
-    assert [(entry["number"], set(entry["gains"])) for entry in kept] == [(n, {"inputs", "length"}) for n in (1, 2)]
+    reports = [looked(capsys, skin, month) for month in (months[0], months[1], months[0])]
+    assert [report["look"] for report in reports] == [1, 2, 1]
+    assert [shift["evidence"] for shift in reports[2]["shifts"]] == [
+        shift["evidence"] for shift in reports[0]["shifts"]
+    ]
+    looks = read_jsonl(bedplate_home() / "ledger" / "looks" / f"{read_identified(skin)[0]}.jsonl")
+    assert [(look["number"], set(look["gains"])) for look in looks] == [(n, {"inputs", "length"}) for n in (1, 2)]
     assert looked(capsys, house / "run/skins/always-yes", months[0])["look"] == 1
     assert len(read_jsonl(monitor.looks().path)) == 3
     assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()
-    assert "each row is taken for a group of its own" in " ".join(found[0]["notes"])
+    assert "each row is taken for a group of its own" in " ".join(reports[0]["notes"])
 
 
 def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(
@@ -166,16 +170,16 @@ def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(
     assert first["quality"] is None
     evidence: list[float] = []
     for upto in (12, 60, 120):  # a file that grows
-        found = looked(capsys, skin, write(tmp_path / f"{upto}.jsonl", worse[:upto]))
-        evidence.append(found["quality"]["worse_evidence"]["value"])
-    assert found["look"] == 4
-    assert "60 of 120 new rows were in an earlier look: they are not counted again" in " ".join(found["notes"])
+        report = looked(capsys, skin, write(tmp_path / f"{upto}.jsonl", worse[:upto]))
+        evidence.append(report["quality"]["worse_evidence"]["value"])
+    assert report["look"] == 4
+    assert "60 of 120 new rows were in an earlier look: they are not counted again" in " ".join(report["notes"])
     alone = looked(capsys, house / "run/skins/always-yes", tmp_path / "60.jsonl")
     assert not alone["quality"]["worse"]
     assert evidence[0] < evidence[1] < evidence[2]
-    again = looked(capsys, skin, tmp_path / "60.jsonl")
-    assert again["quality"]["worse_evidence"]["value"] == pytest.approx(evidence[1])
-    assert again["look"] == 3
+    repeated = looked(capsys, skin, tmp_path / "60.jsonl")
+    assert repeated["quality"]["worse_evidence"]["value"] == pytest.approx(evidence[1])
+    assert repeated["look"] == 3
 
 
 def test_of_a_file_that_grows_the_rows_that_are_new_are_embedded_and_texts_of_earlier_looks_left_out_of_both(
@@ -186,29 +190,32 @@ def test_of_a_file_that_grows_the_rows_that_are_new_are_embedded_and_texts_of_ea
     looked(capsys, skin, write(tmp_path / "first.jsonl", grown[:90], "y"))
     samples: list[Sample] = []
 
-    def seen(old: Sample, new: Sample, level: float, **others: Any) -> Any:
+    def recorded_shifts(old: Sample, new: Sample, level: float, **kwargs: Any) -> Any:
         samples.extend((old, new))
-        return shifts(old, new, level, **others)
+        return shifts(old, new, level, **kwargs)
 
-    monkeypatch.setattr(monitor, "shifts", seen)
-    found = looked(capsys, skin, write(tmp_path / "grown.jsonl", grown, "y"))
+    monkeypatch.setattr(monitor, "shifts", recorded_shifts)
+    report = looked(capsys, skin, write(tmp_path / "grown.jsonl", grown, "y"))
     had = {row["text"] for row in grown[:90]}
-    for one in samples:
-        assert one.unseen == [text not in had for text in one.texts]
+    for sample in samples:
+        assert sample.unseen == [text not in had for text in sample.texts]
     assert sum(samples[0].unseen or ()) < len(samples[0].texts)
     assert {samples[1].texts[i] for i in samples[1].embedded} == {row["text"] for row in grown[90:]}
-    assert "new rows are embedded" in " ".join(found["notes"])
+    assert "new rows are embedded" in " ".join(report["notes"])
 
 
 def test_rows_that_the_skin_had_say_nothing_of_quality(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     skin = house / "run/skins/always-no"
-    again = [*rows(90, 45), *rows(135, 45, "Is it so, that number {}?")]  # a question mark makes no other row of one
-    found = looked(capsys, skin, write(tmp_path / "new.jsonl", [*again, *rows(300, 120)]))
-    assert found["evaluation"]["n"] == 120
-    assert "90 of 210 new texts are among those" in " ".join(found["notes"])
-    code, _, complaint = said(capsys, "evaluate", skin, write(tmp_path / "old.jsonl", rows(0, 90)))
+    reused_rows = [
+        *rows(90, 45),
+        *rows(135, 45, "Is it so, that number {}?"),
+    ]  # a question mark makes no other row of one
+    report = looked(capsys, skin, write(tmp_path / "new.jsonl", [*reused_rows, *rows(300, 120)]))
+    assert report["evaluation"]["n"] == 120
+    assert "90 of 210 new texts are among those" in " ".join(report["notes"])
+    code, _, complaint = run_cli(capsys, "evaluate", skin, write(tmp_path / "old.jsonl", rows(0, 90)))
     assert code == 1
     assert "all rows of" in complaint
 
@@ -219,18 +226,18 @@ def test_a_skin_whose_run_is_gone_needs_its_task(
     alone = tmp_path / "elsewhere"
     shutil.copytree(house / "run/skins/always-no", alone)
     new = write(tmp_path / "new.jsonl", rows(180, 60))
-    code, _, complaint = said(capsys, "evaluate", alone, new)
+    code, _, complaint = run_cli(capsys, "evaluate", alone, new)
     assert code == 2
     assert "give the task file with --task" in complaint
-    found = looked(capsys, alone, new, "--task", house / "task.yaml")
-    assert len(found["shifts"]) == 3  # its rows are those of the task file, by their hashes
+    report = looked(capsys, alone, new, "--task", house / "task.yaml")
+    assert len(report["shifts"]) == 3  # its rows are those of the task file, by their hashes
     (tmp_path / "task.yaml").write_text(
         (house / "task.yaml").read_text("utf-8").replace("0.5,", "0.4,").replace("test: 0.25", "test: 0.35"), "utf-8"
     )
     shutil.copy(house / "rows.jsonl", tmp_path)
-    found = looked(capsys, alone, new, "--task", tmp_path / "task.yaml")
-    assert found["shifts"] == []
-    assert "had another hash" in " ".join(found["notes"])
+    report = looked(capsys, alone, new, "--task", tmp_path / "task.yaml")
+    assert report["shifts"] == []
+    assert "had another hash" in " ".join(report["notes"])
 
 
 @pytest.mark.parametrize(
@@ -244,8 +251,8 @@ def test_options_of_the_other_form_are_refused(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     names = {"NEW": str(write(tmp_path / "new.jsonl", rows(180, 9))), "TASK": str(house / "task.yaml")}
-    given = [names.get(one, one) for one in arguments]
-    code, _, complaint = said(capsys, "evaluate", house / "run/skins/always-no", *given)
+    resolved = [names.get(argument, argument) for argument in arguments]
+    code, _, complaint = run_cli(capsys, "evaluate", house / "run/skins/always-no", *resolved)
     assert code == 2
     assert message in complaint
 
@@ -254,7 +261,7 @@ def test_options_of_the_other_form_are_refused(
 
 
 def compared(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
-    code, printed, complaint = said(capsys, "skins", "compare", *arguments, "--json")
+    code, printed, complaint = run_cli(capsys, "skins", "compare", *arguments, "--json")
     assert (code, complaint) == (0, "")
     return json.loads(printed)
 
@@ -265,21 +272,21 @@ def test_the_better_skin_is_told_with_its_price(
     a, b = house / "run/skins/always-no", house / "run/skins/always-yes"
     fresh = [{**row, "y": LABELS[i % 4 > 0]} for i, row in enumerate(rows(200, 150))]
     new = write(tmp_path / "new.jsonl", [*rows(0, 180), *fresh])
-    found = compared(capsys, a, b, new)
-    assert (found["verdict"], found["exploratory"], found["number"]) == ("b", False, 1)
+    comparison = compared(capsys, a, b, new)
+    assert (comparison["verdict"], comparison["exploratory"], comparison["number"]) == ("b", False, 1)
     right = sum(i % 4 == 0 for i in range(150))
-    assert (found["comparison"]["n"], found["comparison"]["groups"]) == (150, 51)
-    assert found["comparison"]["difference"] == pytest.approx((right - (150 - right)) / 150)
-    assert found["sentence"].startswith("always-yes is better than always-no on these 150 rows (accuracy +0.4")
-    low, high = found["comparison"]["interval"]
-    assert low < found["comparison"]["difference"] < high < 0
-    assert found["comparison"]["confidence"] == pytest.approx(1 - 0.05 * 6 / 3.14159265**2)
-    assert {one["metric"] for one in found["others"]} == {"macro_f1", "exact_match"}
-    assert sum(found["left_out"][str(a)].values()) == 180
+    assert (comparison["comparison"]["n"], comparison["comparison"]["groups"]) == (150, 51)
+    assert comparison["comparison"]["difference"] == pytest.approx((right - (150 - right)) / 150)
+    assert comparison["sentence"].startswith("always-yes is better than always-no on these 150 rows (accuracy +0.4")
+    low, high = comparison["comparison"]["interval"]
+    assert low < comparison["comparison"]["difference"] < high < 0
+    assert comparison["comparison"]["confidence"] == pytest.approx(1 - 0.05 * 6 / 3.14159265**2)
+    assert {secondary["metric"] for secondary in comparison["others"]} == {"macro_f1", "exact_match"}
+    assert sum(comparison["left_out"][str(a)].values()) == 180
     for side in ("a", "b"):
-        seconds = found[side]["latency"]["mean"]
-        assert found[side]["usd_per_1k_calls"] == pytest.approx(1000 * seconds * 3.6 / 3600)
-    code, printed, _ = said(capsys, "skins", "compare", b, a, new, "--usd-per-hour", "1")
+        seconds = comparison[side]["latency"]["mean"]
+        assert comparison[side]["usd_per_1k_calls"] == pytest.approx(1000 * seconds * 3.6 / 3600)
+    code, printed, _ = run_cli(capsys, "skins", "compare", b, a, new, "--usd-per-hour", "1")
     assert code == 0
     assert "always-yes is better than always-no on these 150 rows (accuracy +0.4" in printed
     assert "EXPLORATORY" not in printed  # the same question, turned round
@@ -290,26 +297,26 @@ def test_a_further_verdict_on_the_same_rows_is_exploratory(
 ) -> None:
     new = write(tmp_path / "new.jsonl", rows(200, 120))
     hashes = [e.row_hash for e in fresh_rows(load_task(house / "task.yaml"), new).examples]
-    Ledger().open("f" * 64, hashes[:5], task="numbers", reason="adapt")
-    found = compared(capsys, house / "run/skins/always-no", house / "run/skins/always-yes", new)
-    assert (found["verdict"], found["exploratory"], found["number"]) == ("undecided", True, 2)
-    assert found["sentence"].startswith("EXPLORATORY: some of these rows have served 1 earlier verdict;")
+    TestLedger().open("f" * 64, hashes[:5], task="numbers", reason="adapt")
+    comparison = compared(capsys, house / "run/skins/always-no", house / "run/skins/always-yes", new)
+    assert (comparison["verdict"], comparison["exploratory"], comparison["number"]) == ("undecided", True, 2)
+    assert comparison["sentence"].startswith("EXPLORATORY: some of these rows have served 1 earlier verdict;")
 
 
 def test_rows_that_one_of_them_had_are_no_fresh_data(
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     a, b = house / "run/skins/always-no", house / "run/skins/always-yes"
-    for name, asked in (("old", "is it so that number {}"), ("touched", "Is it so, that number {}?")):
-        code, _, complaint = said(
-            capsys, "skins", "compare", a, b, write(tmp_path / f"{name}.jsonl", rows(0, 180, asked))
+    for name, template in (("old", "is it so that number {}"), ("touched", "Is it so, that number {}?")):
+        code, _, complaint = run_cli(
+            capsys, "skins", "compare", a, b, write(tmp_path / f"{name}.jsonl", rows(0, 180, template))
         )
         assert code == 1
         assert "give fresh rows" in complaint
-    code, _, complaint = said(capsys, "skins", "compare", a, b, write(tmp_path / "bare.jsonl", rows(200, 9), "y"))
+    code, _, complaint = run_cli(capsys, "skins", "compare", a, b, write(tmp_path / "bare.jsonl", rows(200, 9), "y"))
     assert code == 1
     assert "no column 'y'" in complaint
-    code, _, complaint = said(capsys, "skins", "compare", a, a, write(tmp_path / "new.jsonl", rows(200, 9)))
+    code, _, complaint = run_cli(capsys, "skins", "compare", a, a, write(tmp_path / "new.jsonl", rows(200, 9)))
     assert code == 2
     assert "the same skin" in complaint
 
@@ -320,7 +327,7 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
         skin, warnings = read_skin(house / "run/skins/always-no"), list[str]()
 
-        def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
             raise NotImplementedError
 
         def close(self) -> None:
@@ -328,12 +335,15 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
     old, new = ([row["text"] for row in rows(0, 60)], [row["text"] for row in rows(60, 40, "the box of {} was open")])
     notes: list[str] = []
-    made = monitor.input_vectors(old, new, parts(None, 60, 0).learned, Remote(), notes)
+    vectors = monitor.input_vectors(old, new, parts(None, 60, 0).learned, Remote(), notes)
     assert "by their words" in notes[0]
-    samples = Sample(old, None, None, made[0], range(60)), Sample(new, None, None, made[1], range(40))
+    samples = Sample(old, None, None, vectors[0], range(60)), Sample(new, None, None, vectors[1], range(40))
     assert shifts(*samples, 0.01)[0].differs
-    like = monitor.input_vectors(old[:30], old[30:], parts(None, 30, 0).learned, Remote(), notes)
-    samples = Sample(old[:30], None, None, like[0], range(30)), Sample(old[30:], None, None, like[1], range(30))
+    similar_vectors = monitor.input_vectors(old[:30], old[30:], parts(None, 30, 0).learned, Remote(), notes)
+    samples = (
+        Sample(old[:30], None, None, similar_vectors[0], range(30)),
+        Sample(old[30:], None, None, similar_vectors[1], range(30)),
+    )
     assert not shifts(*samples, 0.01)[0].differs
-    same = monitor.input_vectors(["a", "a"], ["a", "b"], [0, 1], Remote(), notes)
-    assert [len(one) for one in same] == [2, 2]
+    duplicate_vectors = monitor.input_vectors(["a", "a"], ["a", "b"], [0, 1], Remote(), notes)
+    assert [len(side_vectors) for side_vectors in duplicate_vectors] == [2, 2]

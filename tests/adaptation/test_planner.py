@@ -15,9 +15,9 @@ from tests.adaptation.test_gate import evaluation, rate
 
 from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.clock import Clock, Stopwatch
-from bedplate.adaptation.context.outcome import Latency, Plan, Result, RungOutcome
+from bedplate.adaptation.context.outcome import Latency, RungPlan, RungResult, RungOutcome
 from bedplate.adaptation.context.outcome import Tested as OnTest
-from bedplate.adaptation.context.throughput import Reading, read_texts
+from bedplate.adaptation.context.throughput import CallTimings, read_texts
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.task.guard_spec import GuardsSpec
@@ -32,14 +32,14 @@ def context(
     exhaustive: bool = False,
     usd_left: float = 1.0,
     gain: float = 1.0,
-    again: float | None = None,
+    retimed: float | None = None,
     **budget: Any,
 ) -> Any:
     return SimpleNamespace(
         exhaustive=exhaustive,
         train=[None] * rows,
         throughput=SimpleNamespace(call=call),
-        again=lambda *_: Reading(call if again is None else again, 3, 2.5),
+        cached_reading=lambda *_: CallTimings(call if retimed is None else retimed, 3, 2.5),
         default_prompt=lambda: (None, None),
         is_encoder=False,
         pace=1.0,
@@ -51,7 +51,7 @@ def context(
 
 
 def outcome(name: str, right: int, seconds: float = 0.1, **changes: Any) -> RungOutcome:
-    result = Result(name, evaluation(rate(right, 400), split="valid"), Latency(seconds, 0.1, 0.1, 10), 0.0, "made")
+    result = RungResult(name, evaluation(rate(right, 400), split="valid"), Latency(seconds, 0.1, 0.1, 10), 0.0, "made")
     return RungOutcome(name, "done", "made", result, **changes)
 
 
@@ -64,16 +64,16 @@ def rung(name: str) -> Any:
 
 
 def test_a_wait_for_processors_that_other_work_has_excludes_no_rung() -> None:
-    def skipped(reading: Reading) -> Any:
-        found = context(call=2.0, p95_ms=150)
-        found.again = lambda *_: reading
-        return planner.ruled_out(found, rung("lora"))
+    def skipped(reading: CallTimings) -> Any:
+        fake_context = context(call=2.0, p95_ms=150)
+        fake_context.again = lambda *_: reading
+        return planner.ruled_out(fake_context, rung("lora"))
 
     busy, quiet = 1e4, 0.1
-    assert skipped(Reading(0.9, 3, busy, 0.12)) is None
-    assert skipped(Reading(0.9, 3, quiet, 0.12)) is not None  # it waits for something else: memory, a disk
-    assert skipped(Reading(0.9, 3, None, 0.12)) is not None
-    over = skipped(Reading(0.9, 3, busy, 0.2))
+    assert skipped(CallTimings(0.9, 3, busy, 0.12)) is None
+    assert skipped(CallTimings(0.9, 3, quiet, 0.12)) is not None  # it waits for something else: memory, a disk
+    assert skipped(CallTimings(0.9, 3, None, 0.12)) is not None
+    over = skipped(CallTimings(0.9, 3, busy, 0.2))
     assert "takes 200 ms here (the least of 3 medians; load average 10000.0, without 700 ms of waiting" in over.reason
     assert over.needs == {"p95_ms": pytest.approx(200)}
 
@@ -90,37 +90,37 @@ def test_calls_are_timed_by_the_wall_and_by_their_own_processors(monkeypatch: py
         worked[0] += 0.12 * processor().threads * len(texts)
 
     model: Any = SimpleNamespace(embed=embed)
-    found = read_texts(model, ["a", "b", "c"], limit=0.15)
-    assert (found.call, found.times, found.load) == (pytest.approx(0.9), 3, 1e4)
-    assert found.quiet == pytest.approx(0.12)
+    reading = read_texts(model, ["a", "b", "c"], limit=0.15)
+    assert (reading.call, reading.times, reading.load) == (pytest.approx(0.9), 3, 1e4)
+    assert reading.quiet == pytest.approx(0.12)
     load[0] = 0.0
     assert read_texts(model, ["a", "b", "c"], limit=0.15).quiet == pytest.approx(0.9)
     assert read_texts(model, ["a", "b", "c"], limit=1.0).times == 1
 
 
 def test_the_clock_stops_at_whichever_is_spent_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("bedplate.adaptation.context.clock.time.monotonic", lambda: now[0])
+    clock_time = [0.0]
+    monkeypatch.setattr("bedplate.adaptation.context.clock.time.monotonic", lambda: clock_time[0])
     clock = Clock(1000.0, usd=0.5, usd_per_hour=3.6)  # a dollar is 1,000 seconds
-    assert clock.left == pytest.approx(500.0)
-    now[0] = 100.0
+    assert clock.seconds_left == pytest.approx(500.0)
+    clock_time[0] = 100.0
     clock.charge(0.3)
     assert clock.spent == pytest.approx(0.4)
     assert clock.usd_left == pytest.approx(0.1)
-    assert clock.left == pytest.approx(100.0)
+    assert clock.seconds_left == pytest.approx(100.0)
     clock.charge(0.2)
-    assert clock.left == 0.0
-    beside = Clock(None, clock)
-    beside.add(50.0)
-    beside.charge(1.0)
+    assert clock.seconds_left == 0.0
+    nested_clock = Clock(None, clock)
+    nested_clock.add(50.0)
+    nested_clock.charge(1.0)
     assert clock.used == pytest.approx(150.0)
     assert clock.usd_left < -0.5
-    assert Clock(None).left == float("inf")
-    assert Clock(10.0, usd=1.0).left == pytest.approx(10.0)  # a machine without a price spends no money
+    assert Clock(None).seconds_left == float("inf")
+    assert Clock(10.0, usd=1.0).seconds_left == pytest.approx(10.0)  # a machine without a price spends no money
 
 
 def test_a_rung_that_costs_more_than_is_left_does_not_start() -> None:
-    plan = Plan({}, seconds=100.0, usd=0.05)
+    plan = RungPlan({}, seconds=100.0, usd=0.05)
     assert planner.over_budget(context(usd_left=0.2), plan) is None
     skip = planner.over_budget(context(usd_left=0.1), plan)
     assert skip is not None
@@ -132,11 +132,11 @@ def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked()
     skip = planner.ruled_out(slow, rung("lora"))
     assert skip is not None
     assert skip.kind == "budget"
-    said = "takes 200 ms here (the least of 3 medians; load average 2.5); the budget's p95 is 150"
-    assert said in skip.reason
+    expected_reason = "takes 200 ms here (the least of 3 medians; load average 2.5); the budget's p95 is 150"
+    assert expected_reason in skip.reason
     assert skip.needs == {"p95_ms": pytest.approx(200)}
     # what another process had slowed down is within the budget when it is timed again
-    assert planner.ruled_out(context(call=0.2, again=0.1, p95_ms=150), rung("lora")) is None
+    assert planner.ruled_out(context(call=0.2, retimed=0.1, p95_ms=150), rung("lora")) is None
     assert planner.ruled_out(slow, rung("zero_shot")) is None  # always measured: the rest is compared with it
     assert planner.ruled_out(slow, rung("probe")) is None  # stops half-way through the base
     assert planner.ruled_out(context(call=0.2, exhaustive=True, p95_ms=150), rung("lora")) is None
@@ -150,9 +150,9 @@ def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked()
     assert slower is not None
     assert "load average 2.5), and 2.0 times less in a format" in slower.reason
     assert slower.needs == {"p95_ms": pytest.approx(100)}
-    few = planner.ruled_out(context(rows=40), rung("full"))
-    assert few is not None
-    assert few.kind == "rule"
+    rule_skip = planner.ruled_out(context(rows=40), rung("full"))
+    assert rule_skip is not None
+    assert rule_skip.kind == "rule"
     assert planner.ruled_out(context(rows=64), rung("full")) is None
     assert planner.ruled_out(context(rows=40, exhaustive=True), rung("full")) is None
 
@@ -160,7 +160,7 @@ def test_rungs_whose_calls_cannot_meet_the_budget_are_not_planned_unless_asked()
 def test_a_child_is_planned_within_what_its_guards_leave() -> None:
     """The rung sees less time than there is, by what its guards are expected to take; others see all of it."""
 
-    class Seen:
+    class FakeContext:
         clock = SimpleNamespace(used=100.0)
         exhaustive, usd_left, train = False, float("inf"), [None] * 500
         format_gain = pace = slower = 1.0
@@ -176,38 +176,38 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
         def left(self) -> float:
             return min(1000.0, self.until - self.clock.used)
 
-    found: Any = Seen()
+    fake_context: Any = FakeContext()
     lefts: dict[str, float] = {}
     for name in ("full", "lora"):
 
-        def plan(context: Any, name: str = name) -> Plan:
+        def plan(context: Any, name: str = name) -> RungPlan:
             lefts[name] = context.left
-            return Plan()
+            return RungPlan()
 
-        one = SimpleNamespace(name=name, plan=plan, traits=RUNGS[name].traits)
-        planner.planned(found, one)  # type: ignore[arg-type]
-    assert lefts == {"full": pytest.approx(1000 - planner.guard_seconds(found)), "lora": 1000.0}
-    assert 100 < planner.guard_seconds(found) < 400
-    assert found.until == float("inf")
-    found.spec.guards = GuardsSpec(retention=None, loss=None)
-    assert planner.guard_seconds(found) == 0
+        fake_rung = SimpleNamespace(name=name, plan=plan, traits=RUNGS[name].traits)
+        planner.planned(fake_context, fake_rung)  # type: ignore[arg-type]
+    assert lefts == {"full": pytest.approx(1000 - planner.guard_seconds(fake_context)), "lora": 1000.0}
+    assert 100 < planner.guard_seconds(fake_context) < 400
+    assert fake_context.until == float("inf")
+    fake_context.spec.guards = GuardsSpec(retention=None, loss=None)
+    assert planner.guard_seconds(fake_context) == 0
 
 
 def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> None:
-    done = outcome("lora", 300, seconds=0.1, plan=Plan({}, 90.0, ("half the rows", "two seeds"), 0.01))
-    done = RungOutcome(**{**vars(done), "seconds": 100.0})
-    assert done.result is not None
-    left = Result(**{**vars(done.result), "left_out": ("two seeds",), "usd": 0.02})
+    finished = outcome("lora", 300, seconds=0.1, plan=RungPlan({}, 90.0, ("half the rows", "two seeds"), 0.01))
+    finished = RungOutcome(**{**vars(finished), "seconds": 100.0})
+    assert finished.result is not None
+    partial_result = RungResult(**{**vars(finished.result), "left_out": ("two seeds",), "usd": 0.02})
     outcomes = {
         "majority": RungOutcome("majority", "skipped", "no labels", skip="impossible"),
         "few_shot": RungOutcome("few_shot", "skipped", "no time", skip="budget"),
-        "lora": RungOutcome(**{**vars(done), "result": left}),
+        "lora": RungOutcome(**{**vars(finished), "result": partial_result}),
     }
-    found = planner.forecasts(context(), outcomes)
-    assert [one.expected_seconds for one in found] == [None, None, 90.0]
-    assert found[2].expected_usd == pytest.approx(0.1)
-    assert found[2].usd == pytest.approx(0.12)
-    assert [(one.rung, one.what, one.kind) for one in planner.not_tried(outcomes)] == [
+    forecasts = planner.forecasts(context(), outcomes)
+    assert [forecast.expected_seconds for forecast in forecasts] == [None, None, 90.0]
+    assert forecasts[2].expected_usd == pytest.approx(0.1)
+    assert forecasts[2].usd == pytest.approx(0.12)
+    assert [(omission.rung, omission.what, omission.kind) for omission in planner.not_tried(outcomes)] == [
         ("majority", "rung", "impossible"),
         ("few_shot", "rung", "budget"),
         ("lora", "part", "budget"),
@@ -217,11 +217,11 @@ def test_forecasts_stand_beside_what_was_taken_and_omissions_have_reasons() -> N
 @given(st.permutations([*RUNGS, "prompt_search", "dora"]).map(lambda n: list(dict.fromkeys(n))))
 def test_rules_order_and_leave_nothing_out(names: list[str]) -> None:
     for favours in ("tuning", "prompting"):
-        found = planner.order(names, favours)
-        assert sorted(found) == sorted(names)
-        assert [n for n in found if n != "prompt_search"] == [n for n in names if n != "prompt_search"]
-        trained = [found.index(n) for n in ("soft_prompt", "lora", "dora", "full") if n in found]
-        place = found.index("prompt_search")
+        ordered = planner.order(names, favours)
+        assert sorted(ordered) == sorted(names)
+        assert [n for n in ordered if n != "prompt_search"] == [n for n in names if n != "prompt_search"]
+        trained = [ordered.index(n) for n in ("soft_prompt", "lora", "dora", "full") if n in ordered]
+        place = ordered.index("prompt_search")
         assert place < min(trained) if favours == "prompting" else place > max(trained)
 
 
@@ -239,12 +239,12 @@ def test_a_stopwatch_adds_up() -> None:
 # --- rules of thumb
 
 LABELS = rules.Expectation("labels", "tuned beats prompted", "many", "tuning", "tuned_beats_prompted")
-FEW = rules.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
+FEW_LABELS = rules.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
 LENGTH = rules.Expectation("prompt length", "cheaper", "long", "tuning", "tuned_is_cheaper")
 STRUCTURE = rules.Expectation("structure", "tuned beats prompted", "labels", "tuning", "tuned_beats_prompted")
 
 
-def held(expected: rules.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
+def rule_outcome(expected: rules.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
     return rules.score([expected], outcomes, tested or {}, 0)[0]["held"]
 
 
@@ -254,19 +254,27 @@ def test_a_rule_holds_only_where_the_difference_is_shown() -> None:
         "lora": outcome("lora", 340),
         "zero_shot": outcome("zero_shot", 240),
     }
-    assert (held(LABELS, better), held(FEW, better), held(STRUCTURE, better)) == ("true", "false", "true")
+    assert (rule_outcome(LABELS, better), rule_outcome(FEW_LABELS, better), rule_outcome(STRUCTURE, better)) == (
+        "true",
+        "false",
+        "true",
+    )
     worse = {name: outcome(name, right) for name, right in (("few_shot", 340), ("lora", 260), ("zero_shot", 258))}
-    assert (held(LABELS, worse), held(FEW, worse), held(STRUCTURE, worse)) == ("false", "true", "false")
-    same = {"few_shot": outcome("few_shot", 300), "lora": outcome("lora", 302)}
-    assert held(LABELS, same) == "undecided"
+    assert (rule_outcome(LABELS, worse), rule_outcome(FEW_LABELS, worse), rule_outcome(STRUCTURE, worse)) == (
+        "false",
+        "true",
+        "false",
+    )
+    tied = {"few_shot": outcome("few_shot", 300), "lora": outcome("lora", 302)}
+    assert rule_outcome(LABELS, tied) == "undecided"
 
 
-@pytest.mark.parametrize("rule", [LABELS, FEW, STRUCTURE])
+@pytest.mark.parametrize("rule", [LABELS, FEW_LABELS, STRUCTURE])
 def test_a_rule_is_not_tested_where_one_side_never_used_the_labels(rule: rules.Expectation) -> None:
     plain = {"zero_shot": outcome("zero_shot", 240), "own_prompt": outcome("own_prompt", 250)}
     skipped = RungOutcome("few_shot", "skipped", "no example fits")
-    found = {**plain, "lora": outcome("lora", 340), "few_shot": skipped}
-    row = rules.score([rule], found, {}, 0)[0]
+    outcomes = {**plain, "lora": outcome("lora", 340), "few_shot": skipped}
+    row = rules.score([rule], outcomes, {}, 0)[0]
     assert (row["held"], row["rests_on"]) == (
         "not_tested",
         "no prompted rung used the labels (few_shot: no example fits)",
@@ -274,17 +282,17 @@ def test_a_rule_is_not_tested_where_one_side_never_used_the_labels(rule: rules.E
     only = {**plain, "few_shot": outcome("few_shot", 300)}
     row = rules.score([rule], only, {}, 0)[0]
     assert (row["held"], row["rests_on"]) == ("not_tested", "no tuned rung used the labels (none was on the ladder)")
-    assert held(rule, {}) == "not_tested"
-    assert held(LENGTH, only) == "not_tested"
+    assert rule_outcome(rule, {}) == "not_tested"
+    assert rule_outcome(LENGTH, only) == "not_tested"
 
 
 def test_candidates_on_other_bases_count_and_references_do_not() -> None:
-    found = {
+    outcomes = {
         "from_scratch": outcome("from_scratch", 390),
         "few_shot": outcome("few_shot", 260),
         "lora@small": outcome("lora@small", 340),
     }
-    assert held(LABELS, found) == "true"
+    assert rule_outcome(LABELS, outcomes) == "true"
 
 
 def test_test_rows_are_used_where_both_were_judged_on_them() -> None:
@@ -297,19 +305,21 @@ def test_test_rows_are_used_where_both_were_judged_on_them() -> None:
     row = rules.score([LABELS], outcomes, tested, 0)[0]
     assert row["held"] == "true"
     assert row["rests_on"].endswith("on 400 rows of test")
-    assert held(LABELS, outcomes, {"lora": tested["lora"]}) == "false"  # not both: valid
+    assert rule_outcome(LABELS, outcomes, {"lora": tested["lora"]}) == "false"  # not both: valid
 
 
-@pytest.mark.parametrize(("tuned", "few", "said"), [(0.1, 0.2, "true"), (0.2, 0.1, "false"), (0.1, 0.102, "undecided")])
-def test_costs_of_a_call_are_compared(tuned: float, few: float, said: str) -> None:
-    found = {"few_shot": outcome("few_shot", 300, few), "lora": outcome("lora", 300, tuned)}
-    assert held(LENGTH, found) == said
+@pytest.mark.parametrize(
+    ("tuned", "prompted", "expected"), [(0.1, 0.2, "true"), (0.2, 0.1, "false"), (0.1, 0.102, "undecided")]
+)
+def test_costs_of_a_call_are_compared(tuned: float, prompted: float, expected: str) -> None:
+    outcomes = {"few_shot": outcome("few_shot", 300, prompted), "lora": outcome("lora", 300, tuned)}
+    assert rule_outcome(LENGTH, outcomes) == expected
 
 
 def test_what_most_rules_favour_and_ties_go_to_the_labels() -> None:
     assert rules.favoured([LABELS, STRUCTURE]) == "tuning"
-    assert rules.favoured([FEW, STRUCTURE]) == "prompting"
-    assert rules.favoured([FEW, STRUCTURE, LENGTH]) == "tuning"
+    assert rules.favoured([FEW_LABELS, STRUCTURE]) == "prompting"
+    assert rules.favoured([FEW_LABELS, STRUCTURE, LENGTH]) == "tuning"
 
 
 # --- the ladder
@@ -321,21 +331,23 @@ def test_a_ladder_without_money_says_what_it_left_out_and_an_exhaustive_one_clim
     task = write_task(tmp_path / "task", tiny_base, budget={"max_prompt_tokens": 400, "train_usd": 1e-9})
     rungs = ["majority", "zero_shot", "lora"]
     poor = adapt(task, tmp_path / "poor", rungs=rungs)
-    left = {one["rung"]: one["kind"] for one in poor.data["not_tried"] if one["what"] == "rung"}
-    assert left["lora"] == "budget"
+    omitted = {omission["rung"]: omission["kind"] for omission in poor.data["not_tried"] if omission["what"] == "rung"}
+    assert omitted["lora"] == "budget"
     assert poor.data["settings"]["exhaustive"] is False
     whole = adapt(task, tmp_path / "whole", rungs=rungs, exhaustive=True)
     assert {row["rung"]: row["status"] for row in whole.rungs if row["split"] == "valid"} == dict.fromkeys(
         rungs, "done"
     )
-    assert not [one for one in whole.data["not_tried"] if one["kind"] != "impossible"]
-    said = json.loads((tmp_path / "whole" / rules.PREDICTIONS_FILE).read_text())
-    assert [one["rule"] for one in said] == [one["rule"] for one in whole.data["predictions"]]
-    assert said[0]["favours"] == "prompting"  # 150 labels
-    forecast = {one["rung"]: one for one in whole.data["forecasts"]}
+    assert not [omission for omission in whole.data["not_tried"] if omission["kind"] != "impossible"]
+    predictions = json.loads((tmp_path / "whole" / rules.PREDICTIONS_FILE).read_text())
+    assert [prediction["rule"] for prediction in predictions] == [
+        prediction["rule"] for prediction in whole.data["predictions"]
+    ]
+    assert predictions[0]["favours"] == "prompting"  # 150 labels
+    forecast = {row["rung"]: row for row in whole.data["forecasts"]}
     assert forecast["lora"]["expected_seconds"] > 0
     timing = whole.data["timing"]
     assert timing["seconds"] >= sum(timing["rungs"].values())
     assert not timing["resumed"]
-    again = adapt(task, tmp_path / "whole", rungs=rungs, exhaustive=True)
-    assert again.data["timing"]["resumed"]
+    rerun = adapt(task, tmp_path / "whole", rungs=rungs, exhaustive=True)
+    assert rerun.data["timing"]["resumed"]

@@ -26,8 +26,8 @@ def base(dtype: torch.dtype) -> Decoder:
     return model.eval().requires_grad_(False)
 
 
-def context(asked: str) -> Any:
-    return SimpleNamespace(spec=SimpleNamespace(train_dtype=asked))
+def context(train_dtype: str) -> Any:
+    return SimpleNamespace(spec=SimpleNamespace(train_dtype=train_dtype))
 
 
 def features(model: Decoder) -> torch.Tensor:
@@ -36,12 +36,12 @@ def features(model: Decoder) -> torch.Tensor:
 
 
 def test_weights_are_widened_and_are_as_before_afterwards() -> None:
-    model, wide = base(torch.bfloat16), base(torch.float32)
-    wide.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    model, widened = base(torch.bfloat16), base(torch.float32)
+    widened.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rounded = features(model)
     with _fastest(context("float32"), model):
-        assert_near(features(model), features(wide))
+        assert_near(features(model), features(widened))
     assert model.embedding.weight.dtype == torch.bfloat16
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(features(model), rounded)

@@ -27,10 +27,10 @@ class Proposer(Fake):
     """Answers each question with the next of ANSWERS; the model "stops" fails after two."""
 
     async def _answer(self, model: str, body: dict[str, Any], send: Any, receive: Any) -> None:
-        if model == "stops" and len(self.asked) > 2:
+        if model == "stops" and len(self.requests) > 2:
             await self._json(send, 400, {"error": {"message": "no more", "type": "t", "param": None, "code": "spent"}})
             return
-        text = ANSWERS[(len(self.asked) - 1) % len(ANSWERS)]
+        text = ANSWERS[(len(self.requests) - 1) % len(ANSWERS)]
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         await self._json(send, 200, {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": 3}})
 
@@ -59,11 +59,11 @@ def result_of(out: Path) -> dict[str, Any]:
 def test_every_candidate_is_recorded_with_its_score_and_stage(run: tuple[Report, Path, Path]):
     report, directory, _ = run
     assert report.row("prompt_search")["status"] == "done", report.row("prompt_search")["reason"]
-    found = result_of(directory / "out")
-    first = [row for row in found["search"] if row["stage"] == "instructions"]
-    second = [row for row in found["search"] if row["stage"] == "with demonstrations"]
+    result = result_of(directory / "out")
+    first = [row for row in result["search"] if row["stage"] == "instructions"]
+    second = [row for row in result["search"] if row["stage"] == "with demonstrations"]
     assert first[0]["text"] == "Say whether the review is positive or negative."
-    assert len({row["text"] for row in first}) == len(first) == found["details"]["proposals"]
+    assert len({row["text"] for row in first}) == len(first) == result["details"]["proposals"]
     assert any(row["name"].startswith("rewrite") for row in first)
     best = sorted((row["estimate"] for row in first), reverse=True)[:3]
     crossed = {row["name"] for row in second if ", with set" not in row["name"]}
@@ -72,18 +72,18 @@ def test_every_candidate_is_recorded_with_its_score_and_stage(run: tuple[Report,
     assert max(row["n"] for row in second) == report.row("prompt_search")["n"]
     skin = read_skin(directory / "out" / report.row("prompt_search")["skin"])
     assert skin.kind == "prompt"
-    assert found["details"]["instructions"] in skin.prompt.text({"review": "x"}, skin.demonstrations)
+    assert result["details"]["instructions"] in skin.prompt.text({"review": "x"}, skin.demonstrations)
 
 
 def test_the_seed_decides_everything(run: tuple[Report, Path, Path], tmp_path: Path):
     report, directory, path = run
-    again = adapt(path, tmp_path / "again", seed=0)
+    rerun = adapt(path, tmp_path / "again", seed=0)
     assert result_of(tmp_path / "again")["search"] == result_of(directory / "out")["search"]
-    assert again.row("prompt_search")["estimate"] == report.row("prompt_search")["estimate"]
+    assert rerun.row("prompt_search")["estimate"] == report.row("prompt_search")["estimate"]
     places = (directory / "out", tmp_path / "again")
-    asked = [read_jsonl(place / "rungs" / "prompt_search" / "proposals.jsonl") for place in places]
-    assert asked[0] == asked[1]
-    assert len({row["question"] for row in asked[0]}) == len(asked[0])
+    proposals = [read_jsonl(place / "rungs" / "prompt_search" / "proposals.jsonl") for place in places]
+    assert proposals[0] == proposals[1]
+    assert len({row["question"] for row in proposals[0]}) == len(proposals[0])
 
 
 def test_an_endpoint_proposes_and_is_asked_once(
@@ -94,53 +94,53 @@ def test_an_endpoint_proposes_and_is_asked_once(
     with pytest.raises(UsageError, match="PROPOSER_KEY"):
         adapt(task, tmp_path / "out")
     monkeypatch.setenv("PROPOSER_KEY", "secret")
-    asked: list[tuple[str, str]] = []
-    ask = search._ask
+    queries: list[tuple[str, str]] = []
+    original_ask = search._predict
 
     def counted(context, variant, rows):
-        if len(asked) > 200:
+        if len(queries) > 200:
             raise KeyboardInterrupt
-        answers = ask(context, variant, rows)
+        answers = original_ask(context, variant, rows)
         # zero-shot's own questions come before there are proposals
-        asked.extend((variant.key, row.id) for row in rows if server.asked)
+        queries.extend((variant.key, row.id) for row in rows if server.requests)
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_ask", counted)
+        patch.setattr(search, "_predict", counted)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, tmp_path / "out")
-    assert len(server.asked) == 4
-    assert {one["key"] for one in server.asked} == {"Bearer secret"}
-    assert "answer: positive" in server.asked[0]["messages"][0]["content"]
-    before = len(asked)
+    assert len(server.requests) == 4
+    assert {request["key"] for request in server.requests} == {"Bearer secret"}
+    assert "answer: positive" in server.requests[0]["messages"][0]["content"]
+    before = len(queries)
 
     def recorded(context, variant, rows):
-        asked.extend((variant.key, row.id) for row in rows)
-        return ask(context, variant, rows)
+        queries.extend((variant.key, row.id) for row in rows)
+        return original_ask(context, variant, rows)
 
-    monkeypatch.setattr(search, "_ask", recorded)
+    monkeypatch.setattr(search, "_predict", recorded)
     adapt(task, tmp_path / "out")
-    assert len(server.asked) == 4
-    assert len(asked) > before
-    assert len(set(asked)) == len(asked)
+    assert len(server.requests) == 4
+    assert len(queries) > before
+    assert len(set(queries)) == len(queries)
     texts = {row["text"] for row in result_of(tmp_path / "out")["search"]}
     assert {"Say what the user felt.", "name the sentiment of the text"} <= texts
     assert "no" not in texts
-    kept = "".join(p.read_text(errors="replace") for p in (tmp_path / "out").rglob("*.json*"))
-    assert "secret" not in kept
+    saved_text = "".join(p.read_text(errors="replace") for p in (tmp_path / "out").rglob("*.json*"))
+    assert "secret" not in saved_text
 
 
 def test_a_proposer_that_fails_leaves_what_it_gave(server: Proposer, tmp_path: Path, tiny_base: Path):
     proposer = {"url": server.url, "model": "stops", "number": 5}
     report = adapt(write_task(tmp_path / "task", tiny_base, rungs=RUNGS, proposer=proposer), tmp_path / "out")
     assert report.row("prompt_search")["status"] == "done"
-    found = result_of(tmp_path / "out")
-    assert any("failed after 2 of 5" in reason and "no more" in reason for reason in found["left_out"])
-    assert "Say what the user felt." in {row["text"] for row in found["search"]}
+    result = result_of(tmp_path / "out")
+    assert any("failed after 2 of 5" in reason and "no more" in reason for reason in result["left_out"])
+    assert "Say what the user felt." in {row["text"] for row in result["search"]}
 
 
 @pytest.mark.parametrize(
-    ("proposer", "said"),
+    ("proposer", "message"),
     [
         ({"url": "http://127.0.0.1:1", "base": "x", "model": "m"}, "either a `url`"),
         ({"url": "http://127.0.0.1:1"}, "belong together"),
@@ -149,8 +149,8 @@ def test_a_proposer_that_fails_leaves_what_it_gave(server: Proposer, tmp_path: P
         ({"number": 0}, "number"),
     ],
 )
-def test_proposers_that_cannot_be(tmp_path: Path, tiny_base: Path, proposer: dict[str, Any], said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_proposers_that_cannot_be(tmp_path: Path, tiny_base: Path, proposer: dict[str, Any], message: str):
+    with pytest.raises(ConfigError, match=message):
         adapt(write_task(tmp_path / "task", tiny_base, proposer=proposer), tmp_path / "out")
 
 

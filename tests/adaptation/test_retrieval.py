@@ -64,7 +64,7 @@ def test_sizes_and_numbers_of_passages_are_searched_on_valid(run: tuple[Report, 
     assert report.row("retrieval")["status"] == "done", report.row("retrieval")["reason"]
     result = json.loads((directory / "out" / "rungs" / "retrieval" / "result.json").read_text())
     assert len(result["search"]) == 4
-    assert {one["split"] for one in result["search"]} == {"valid"}
+    assert {trial["split"] for trial in result["search"]} == {"valid"}
     assert result["details"]["documents"]["number"] == 40
 
 
@@ -83,8 +83,8 @@ def test_the_prompt_holds_the_nearest_passages_by_their_numbers(run: tuple[Repor
             text = example.inputs["review"]
             expected = np.argsort(-(vectors @ embedder.embed([text])[0]), kind="stable")[: index.k]
             answer = skin.predict([text])[0]
-            assert [one["number"] for one in answer.passages] == list(range(1, index.k + 1))
-            assert [(one["document"], one["start"]) for one in answer.passages] == [
+            assert [passage["number"] for passage in answer.passages] == list(range(1, index.k + 1))
+            assert [(passage["document"], passage["start"]) for passage in answer.passages] == [
                 (index.chunks[i].document, index.chunks[i].start) for i in expected
             ]
             prompt = skin.engine.base.need_tokenizer().decode(skin.request(text).tokens)
@@ -101,7 +101,7 @@ def test_passages_are_stretches_of_the_documents(run: tuple[Report, Path, Path])
     index = read_skin(directory / "out" / report.row("retrieval")["skin"]).passages
     assert index is not None
     spec = DocumentsSpec(source=str(directory / "documents.jsonl"), column="body", id="title")
-    texts = {one.id: one.text for one in task_documents(spec, directory).documents}
+    texts = {document.id: document.text for document in task_documents(spec, directory).documents}
     for chunk in index.chunks:
         assert texts[chunk.document][chunk.start : chunk.start + len(chunk.text)] == chunk.text
 
@@ -118,23 +118,27 @@ def test_another_process_and_a_server_give_the_reports_answers(
     skin = load(place)
     assert isinstance(skin, LoadedSkin)
     try:
-        here = skin.predict(rows, one_by_one=True)
+        predictions = skin.predict(rows, one_by_one=True)
         index = skin.skin.passages
     finally:
         skin.close()
     assert index is not None
-    assert [[a.output, dict(a.scores)] for a in here] == elsewhere
-    assert [a.output for a in here] == [valid[e.id]["prediction"] for e in examples]
+    assert [[a.output, dict(a.scores)] for a in predictions] == elsewhere
+    assert [a.output for a in predictions] == [valid[e.id]["prediction"] for e in examples]
     name = read_skin(place).name
     with loaded_server(server_config(tiny_base, encoder), [place]) as state, running(state) as url:
         server = Server(url, state, {})
-        for text, answer in zip(rows, here, strict=True):
+        for text, answer in zip(rows, predictions, strict=True):
             body = server.chat(model=name, messages=[{"role": "user", "content": text}]).json()
             assert body["choices"][0]["message"]["content"] == answer.output
-            found = body["choices"][0].get("bedplate", body.get("bedplate"))["passages"]
-            assert [{k: one[k] for k in ("number", "document", "start")} for one in found] == list(answer.passages)
-            for one in found:
-                assert one["text"] in {chunk.text for chunk in index.chunks if chunk.document == one["document"]}
+            passages = body["choices"][0].get("bedplate", body.get("bedplate"))["passages"]
+            assert [{k: passage[k] for k in ("number", "document", "start")} for passage in passages] == list(
+                answer.passages
+            )
+            for passage in passages:
+                assert passage["text"] in {
+                    chunk.text for chunk in index.chunks if chunk.document == passage["document"]
+                }
         assert server.idle()
 
 
@@ -161,10 +165,15 @@ def test_documents_of_files_and_directories(tmp_path: Path):
     (tmp_path / "help" / "again.txt").write_text("One.")
     (tmp_path / "help" / "empty.rst").write_text(" \n")
     (tmp_path / "help" / "picture.png").write_bytes(b"\x89PNG")
-    found = task_documents(DocumentsSpec(source="help"), tmp_path)
-    assert [(one.id, one.text) for one in found.documents] == [("a.md", "One."), ("inner/b.txt", "Two.")]
-    assert (found.repeated, found.empty) == (1, 1)
-    assert [one.id for one in task_documents(DocumentsSpec(source="help/a.md"), tmp_path).documents] == ["a.md"]
+    corpus = task_documents(DocumentsSpec(source="help"), tmp_path)
+    assert [(document.id, document.text) for document in corpus.documents] == [
+        ("a.md", "One."),
+        ("inner/b.txt", "Two."),
+    ]
+    assert (corpus.repeated, corpus.empty) == (1, 1)
+    assert [document.id for document in task_documents(DocumentsSpec(source="help/a.md"), tmp_path).documents] == [
+        "a.md"
+    ]
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="holds no documents"):
         task_documents(DocumentsSpec(source="nothing"), tmp_path)

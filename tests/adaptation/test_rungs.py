@@ -14,12 +14,12 @@ from tests.adaptation.conftest import write_task
 import bedplate.adaptation
 from bedplate.adaptation.climb import climb
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result
+from bedplate.adaptation.context.outcome import RungPlan, RungResult
 from bedplate.adaptation.curve import learning_curve
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import Stage, Variant, choose
+from bedplate.adaptation.rungs.search import HalvingStage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.adaptation.task.spec import AdaptSpec
@@ -36,12 +36,12 @@ class Toy(Rung):
     name = "toy"
     traits = Traits(side="prompt")
 
-    def plan(self, context: Context) -> Plan:
-        return Plan({"labels": len(context.train)})
+    def plan(self, context: Context) -> RungPlan:
+        return RungPlan({"labels": len(context.train)})
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
-        winner, order, tried = choose(context, [Variant("toy", *context.default_prompt())], [Stage(None, 1)])
+        winner, order, tried = choose(context, [Variant("toy", *context.default_prompt())], [HalvingStage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)
 
 
@@ -66,22 +66,22 @@ def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
     assert [(point["rung"], point["size"]) for point in report.data["curve"]["points"]] == [("toy", 20)]
     with monkeypatch.context() as patch:
         patch.setattr(Toy, "fit", None)  # the same command takes over what is there
-        again = adapt(task, out, rungs=["majority", "zero_shot", "toy"])
-    assert again.row("toy") == row
+        rerun = adapt(task, out, rungs=["majority", "zero_shot", "toy"])
+    assert rerun.row("toy") == row
 
 
 def test_no_rung_is_named_outside_its_room() -> None:
     """Keys of the task file that are called as a rung is are no rungs; one table has a line on each."""
     assert list(RUNG_LINES) == list(RUNGS)
     keys = LATER | AdaptSpec.model_fields.keys()
-    found = [
+    mentions = [
         (path.relative_to(ROOM).as_posix(), node.lineno, node.value)
         for path in sorted(ROOM.rglob("*.py"))
         if path.parent.name != "rungs" and path.name != "rung_names.py"
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in RUNGS
     ]
-    assert [one for one in found if not (one[0].startswith("task/") and one[2] in keys)] == []
+    assert [mention for mention in mentions if not (mention[0].startswith("task/") and mention[2] in keys)] == []
 
 
 def test_what_the_rungs_are() -> None:

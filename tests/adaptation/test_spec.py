@@ -27,7 +27,7 @@ def test_a_task_is_read(toy_task: Path):
 
 
 @pytest.mark.parametrize(
-    ("adapt", "said"),
+    ("adapt", "message"),
     [
         ({"guards": {"mmlu": 0.1}}, "adapt.guards.mmlu"),
         ({"guards": {"retention": {"max_drop": 0}}}, "adapt.guards.retention.max_drop"),
@@ -51,8 +51,8 @@ def test_a_task_is_read(toy_task: Path):
         ({"machine": {"usd_per_hour": True, "as_of": "2026-11-24"}}, "usd_per_hour"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, tiny_base: Path, adapt: dict, said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_what_cannot_be_meant_is_refused_by_name(tmp_path: Path, tiny_base: Path, adapt: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
         load_adapt_task(write_task(tmp_path, tiny_base, **adapt))
 
 

@@ -17,9 +17,9 @@ from bedplate.adaptation.context.throughput import Throughput, measure_throughpu
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
-from bedplate.adaptation.task.task_prompt import Written, check_answers, phrasings, target_text, task_prompt
+from bedplate.adaptation.task.task_prompt import AnswerLengths, check_answers, phrasings, target_text, task_prompt
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.task import Task, load_task
@@ -32,14 +32,14 @@ from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, InputField, Skin
 from bedplate.text.tokenizer import Tokenizer
 
-KINDS = tuple(OUTPUTS)
+OUTPUT_TYPES = tuple(OUTPUTS)
 RUNGS_RUN = ("majority", "from_scratch", "zero_shot", "few_shot", "probe", "soft_prompt", "lora")
 SKINS = ("zero_shot", "few_shot", "soft_prompt", "lora")
 CHOOSES = ("probe", "from_scratch")
 """Rungs whose skins cannot write, but choose among labels."""
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=OUTPUT_TYPES)
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
 ) -> tuple[Report, Path]:
@@ -64,9 +64,9 @@ def model(tiny_base: Path) -> Any:
         yield loaded
 
 
-def toy(directory: Path, kind: str, **changes: Any) -> tuple[Task, tuple[Example, ...]]:
+def toy(directory: Path, output_type: str, **changes: Any) -> tuple[Task, tuple[Example, ...]]:
     overrides = [f"{key}={value}" for key, value in changes.items()]
-    task = load_task(write_task(directory, Path("nowhere"), kind), overrides)
+    task = load_task(write_task(directory, Path("nowhere"), output_type), overrides)
     return task, load_examples(task).train
 
 
@@ -98,12 +98,12 @@ def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, P
     task = load_task(directory / "task.yaml")
     rows = [example.inputs for example in load_examples(task).valid]
     skins = {rung: str(out / "skins" / rung) for rung in _skins(report)}
-    found = answers(tmp_path, list(skins.values()), rows)
-    for rung, said in zip(skins, found, strict=True):
-        told = [row["prediction"] for row in report.data["rows"]["valid"][rung]]
+    answers_by_skin = answers(tmp_path, list(skins.values()), rows)
+    for rung, skin_answers in zip(skins, answers_by_skin, strict=True):
+        reported = [row["prediction"] for row in report.data["rows"]["valid"][rung]]
         # what was cut off is no prediction in the report
-        given = [None if was is None else one for (one, _), was in zip(said, told, strict=True)]
-        assert given == told, rung
+        comparable = [None if was is None else answer for (answer, _), was in zip(skin_answers, reported, strict=True)]
+        assert comparable == reported, rung
         assert report.data["export"][rung]["equal"] == report.data["export"][rung]["rows"] > 0
 
 
@@ -119,10 +119,10 @@ def test_rows_of_test_have_their_own_answers_timed_or_not(run: tuple[Report, Pat
     for row in (row for row in report.rungs if row["split"] == "test" and row["rung"] in _skins(report)):
         with load(directory / "out" / row["skin"]) as skin:
             alone = [skin.predict([example.inputs])[0].output for example in examples]
-        told = {one["id"]: one["prediction"] for one in report.data["rows"]["test"][row["rung"]]}
-        given = [told[example.id] for example in examples]
-        assert [one for one, was in zip(alone, given, strict=True) if was is not None] == [
-            was for was in given if was is not None
+        reported = {answer["id"]: answer["prediction"] for answer in report.data["rows"]["test"][row["rung"]]}
+        reported_answers = [reported[example.id] for example in examples]
+        assert [output for output, was in zip(alone, reported_answers, strict=True) if was is not None] == [
+            was for was in reported_answers if was is not None
         ]
 
 
@@ -147,22 +147,22 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(
         patch.setattr(type(RUNGS["lora"]), "train", stop)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, tmp_path / "out", rungs=rungs)
-    kept = tmp_path / "out" / "rungs" / "zero_shot" / "result.json"
-    before = kept.stat().st_mtime_ns
+    saved_result = tmp_path / "out" / "rungs" / "zero_shot" / "result.json"
+    before = saved_result.stat().st_mtime_ns
     report = adapt(task, tmp_path / "out", rungs=rungs)
-    assert kept.stat().st_mtime_ns == before
+    assert saved_result.stat().st_mtime_ns == before
     assert report.row("lora")["status"] == "done"  # pyright: ignore[reportOptionalSubscript]
-    again = adapt(write_task(tmp_path / "again", tiny_base, "json"), tmp_path / "other", rungs=rungs)
+    uninterrupted = adapt(write_task(tmp_path / "again", tiny_base, "json"), tmp_path / "other", rungs=rungs)
     for name in ("zero_shot", "lora"):  # what went on is what an uninterrupted one gives
-        told = [row["prediction"] for row in report.data["rows"]["valid"][name]]
-        assert told == [row["prediction"] for row in again.data["rows"]["valid"][name]]
+        predictions = [row["prediction"] for row in report.data["rows"]["valid"][name]]
+        assert predictions == [row["prediction"] for row in uninterrupted.data["rows"]["valid"][name]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("output_type", OUTPUT_TYPES)
 @pytest.mark.parametrize("format", ["plain", "chat"])
-def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: Tokenizer, kind: str, format: Any):
-    task, train = toy(tmp_path, kind)
-    prompt, output = task_prompt(task, Written.of(task, tokenizer, train), format)
+def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: Tokenizer, output_type: str, format: Any):
+    task, train = toy(tmp_path, output_type)
+    prompt, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), format)
     assert not hasattr(output, "continuations")
     for example in train:
         answer = target_text(prompt, output, example.target)
@@ -177,16 +177,16 @@ def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: To
 
 def test_the_answers_of_train_decide_where_text_ends(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "text")
-    written = Written.of(task, tokenizer, train)
+    written = AnswerLengths.of(task, tokenizer, train)
     longest = max(len(tokenizer.encode(f" {e.target}")) + 1 for e in train)
     assert written.longest == longest
     assert longest < written.max_tokens <= 1.25 * longest + 16
     assert written.stop == ("\n",)
     assert written.beyond == 0
     lines = [Example(e.id, e.inputs, f"{e.target}\n\nand so on", e.group, e.row_hash) for e in train]
-    assert Written.of(task, tokenizer, lines).stop == ()
+    assert AnswerLengths.of(task, tokenizer, lines).stop == ()
     short, _ = toy(tmp_path / "short", "text", **{"output.max_tokens": 2})
-    assert Written.of(short, tokenizer, train).beyond == len(train)
+    assert AnswerLengths.of(short, tokenizer, train).beyond == len(train)
 
 
 def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(tmp_path: Path, tiny_base: Path):
@@ -201,12 +201,12 @@ def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(tmp_path
 def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "text")
     assert "continuation" in phrasings(task)
-    prompt, output = task_prompt(task, Written.of(task, tokenizer, train), "plain", "continuation")
+    prompt, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), "plain", "continuation")
     assert prompt.text({"note": "def f():\n"}) == "def f():\n"
     assert target_text(prompt, output, "    return 1") == "    return 1"
-    form, output = task_prompt(task, Written.of(task, tokenizer, train))
+    form, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train))
     assert target_text(form, output, "    return 1") == " return 1"
-    below, output = task_prompt(task, Written.of(task, tokenizer, train), "plain", "below")
+    below, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), "plain", "below")
     assert str(below.text({"note": "x"})).endswith("Text:\n")
     assert target_text(below, output, "    return 1") == "    return 1"
     json_task, _ = toy(tmp_path / "json", "json")
@@ -215,7 +215,7 @@ def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path,
 
 def test_a_json_prompt_names_fields_and_json_begins_on_a_line_of_its_own(tmp_path: Path, tokenizer: Tokenizer):
     task, train = toy(tmp_path, "json")
-    prompt, output = task_prompt(task, Written.of(task, tokenizer, train))
+    prompt, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train))
     text = prompt.text(train[0].inputs)
     assert isinstance(text, str)
     assert 'what (one of "apples", "pears", "plums", "figs": the fruit), count (whole number)' in text
@@ -255,7 +255,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalMo
 
 def test_the_pace_of_written_answers_counts_what_is_written(tmp_path: Path, model: LocalModel):
     task, train = toy(tmp_path, "text")
-    written = Written.of(task, model.tokenizer, train)
+    written = AnswerLengths.of(task, model.tokenizer, train)
     prompt, output = task_prompt(task, written)
     base = model.base
     skin = Skin(
@@ -286,26 +286,33 @@ def test_the_nearest_answer_is_scikit_learns(similarity: str):
     texts = [f"{a} {b} number {i}" for i, (a, b) in enumerate((a, b) for a in ("red", "blue") for b in "wxyz")]
     answers = [f"answer {i}" for i in range(len(texts))]
     asked_for = ["red x", "a blue z here", "number 5", "blue blue w 4"]
-    found = Nearest(texts, answers, similarity, ["x"]).predict([{"x": text} for text in asked_for])
+    predictions = Nearest(texts, answers, similarity, ["x"]).predict([{"x": text} for text in asked_for])
     vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
     oracle = KNeighborsClassifier(1, metric="cosine", algorithm="brute").fit(vectorizer.fit_transform(texts), answers)
-    assert [one.output for one in found] == list(oracle.predict(vectorizer.transform(asked_for)))
+    assert [prediction.output for prediction in predictions] == list(oracle.predict(vectorizer.transform(asked_for)))
 
 
 def test_single_calls_are_timed_on_prompts_that_are_not_cached(tmp_path: Path, model: LocalModel):
     task, train = toy(tmp_path, "text")
-    prompt, output = task_prompt(task, Written.of(task, model.tokenizer, train))
+    prompt, output = task_prompt(task, AnswerLengths.of(task, model.tokenizer, train))
     base = model.base
     bases = {"main": BaseReference.of("tiny", base.family.key[1], base.identity)}
     skin = Skin(name="timed", bases=bases, inputs={"note": InputField()}, output=output, prompt=prompt)
     with model.predictor(skin) as predictor:
-        ask(predictor, train)
-        again, anew = ask(predictor, train[:4], one_by_one=True), ask(predictor, train[:4], one_by_one=True, tenant="b")
-        own = len(predictor.prefix)
-    assert [one.output for one in again if one] == [one.output for one in anew if one]
-    first, known = (one[0] for one in (anew, again))
+        predict_examples(predictor, train)
+        repeated, anew = (
+            predict_examples(predictor, train[:4], one_by_one=True),
+            predict_examples(predictor, train[:4], one_by_one=True, tenant="b"),
+        )
+        prefix_length = len(predictor.prefix)
+    assert [prediction.output for prediction in repeated if prediction] == [
+        prediction.output for prediction in anew if prediction
+    ]
+    first, cached = (predictions[0] for predictions in (anew, repeated))
     assert first is not None
-    assert first.cached_tokens <= own  # later rows may begin as earlier ones of this tenant do
-    assert known is not None
-    assert known.cached_tokens == known.prompt_tokens - 1
-    assert sum(one.cached_tokens for one in anew if one) < sum(one.cached_tokens for one in again if one)
+    assert first.cached_tokens <= prefix_length  # later rows may begin as earlier ones of this tenant do
+    assert cached is not None
+    assert cached.cached_tokens == cached.prompt_tokens - 1
+    assert sum(prediction.cached_tokens for prediction in anew if prediction) < sum(
+        prediction.cached_tokens for prediction in repeated if prediction
+    )

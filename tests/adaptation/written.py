@@ -26,36 +26,36 @@ OUTPUTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def write_rows(path: Path, kind: str, groups: int = 24, each: int = 2, seed: int = 0) -> Path:
+def write_rows(path: Path, output_type: str, groups: int = 24, rows_per_group: int = 2, seed: int = 0) -> Path:
     """Rows in groups; the order of words and of a JSON target's fields varies."""
     generator = random.Random(seed)
     lines: list[str] = []
     for group in range(groups):
-        for number in range(each):
+        for number in range(rows_per_group):
             first, second = generator.sample(FRUITS, 2)
             count = generator.randrange(1, 9)
             text = f"{count} {first} {group} {number}"
             target: Any = {"count": count, "what": first}
-            if kind == "text":
+            if output_type == "text":
                 target = f"{first}: {count}"
-            elif kind == "labels":
+            elif output_type == "labels":
                 text, target = f"{first} and {second} {group} {number}", [first, second]
             lines.append(json.dumps({"id": f"{group}_{number}", "text": text, "answer": target, "group": f"g{group}"}))
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def write_task(directory: Path, base: Path, kind: str, *, rows: Path | None = None, **adapt: object) -> Path:
+def write_task(directory: Path, base: Path, output_type: str, *, rows: Path | None = None, **adapt: object) -> Path:
     """A task file of one kind of output with its rows beside it."""
     directory.mkdir(parents=True, exist_ok=True)
-    output, metric = OUTPUTS[kind]
+    output, metric = OUTPUTS[output_type]
     task = {
-        "task": f"toy-{kind}",
+        "task": f"toy-{output_type}",
         "inputs": {"note": {"column": "text", "kind": "text"}},
         "output": output,
         "instructions": "Say which fruit it is and how many there are.",
         "data": {
-            "source": str(write_rows(directory / "rows.jsonl", kind) if rows is None else rows),
+            "source": str(write_rows(directory / "rows.jsonl", output_type) if rows is None else rows),
             "target": "answer",
             "group_by": "group",
             "split": {"train": 0.4, "valid": 0.3, "test": 0.3},

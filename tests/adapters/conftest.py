@@ -13,11 +13,11 @@ TINY = tiny_spec(vocab_size=64, hidden_size=32, layers=2, heads=4, feedforward_s
 
 @pytest.fixture(scope="session")
 def make_decoder() -> Callable[..., Decoder]:
-    def make(dtype: torch.dtype = torch.float32) -> Decoder:
+    def new_decoder(dtype: torch.dtype = torch.float32) -> Decoder:
         torch.manual_seed(0)
         return Decoder(TINY, dtype=dtype).requires_grad_(False).eval()
 
-    return make
+    return new_decoder
 
 
 @pytest.fixture

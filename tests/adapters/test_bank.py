@@ -96,46 +96,46 @@ def test_a_mixed_batch_equals_separate_runs(make_decoder, monkeypatch, rows, lon
         bank.add(config, random_adapter(decoder, config, seed))
     tokens = torch.arange(4 * (MASK_TOKENS if long else 6)).reshape(4, -1) % 64
     index = torch.tensor(rows)
-    apart = torch.cat([run(decoder, bank, slot, tokens[i : i + 1]) for i, slot in enumerate(rows)])
+    separate = torch.cat([run(decoder, bank, slot, tokens[i : i + 1]) for i, slot in enumerate(rows)])
     if flat:
         length = tokens.shape[1]
         segments = torch.arange(1, 5).repeat_interleave(length)[None]
         bank.select(index.repeat_interleave(length))
-        mixed = decoder(Inputs(tokens.reshape(1, -1), segments=segments)).hidden.reshape(apart.shape)
+        mixed = decoder(Inputs(tokens.reshape(1, -1), segments=segments)).hidden.reshape(separate.shape)
     else:
         mixed = run(decoder, bank, index, tokens)
-    assert_near(mixed, apart)
+    assert_near(mixed, separate)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("laid", [True, False])
 @pytest.mark.parametrize("dora", [True, False])
-@pytest.mark.parametrize("way", ["rows", "flat", "places"])
-def test_infinities_of_one_adapter_stay_in_its_rows(make_decoder, way: str, dora: bool, laid: bool):
+@pytest.mark.parametrize("batch_layout", ["rows", "flat", "places"])
+def test_infinities_of_one_adapter_stay_in_its_rows(make_decoder, batch_layout: str, dora: bool, laid: bool):
     """0 times an infinity is NaN: what is not a row's own is left out and not multiplied. In the last feed-forward,
     behind which no row sees another."""
     decoder, last = make_decoder(), tuple(f"layers.1.feedforward.{name}" for name in ("gate", "up", "down"))
-    bank, config, other = (
+    bank, config, bad_config = (
         Bank(decoder, slots=2),
         LoraConfig(r=2, dora=dora, targets=last),
         LoraConfig(r=3, targets=last),
     )
-    good, drawn = bank.add(config, random_adapter(decoder, config, 0)), random_adapter(decoder, other, 1)
-    bad = bank.add(other, {k: v.sign() * 1e38 if k.endswith("A") else v for k, v in drawn.items()})
+    good, drawn = bank.add(config, random_adapter(decoder, config, 0)), random_adapter(decoder, bad_config, 1)
+    bad = bank.add(bad_config, {k: v.sign() * 1e38 if k.endswith("A") else v for k, v in drawn.items()})
     if laid:
         lay_together(decoder)
     slots = [good, bad, -1, good]
     alone = torch.cat([run(decoder, bank, slot, TOKENS[i : i + 1]) for i, slot in enumerate(slots)])
     segments = torch.arange(1, 5).repeat_interleave(6)[None]
     flat, index = Inputs(TOKENS.reshape(1, -1), segments=segments), torch.tensor(slots).repeat_interleave(6)
-    if way == "rows":
+    if batch_layout == "rows":
         mixed = run(decoder, bank, torch.tensor(slots))
-    elif way == "flat":
+    elif batch_layout == "flat":
         bank.select(index)
         mixed = decoder(flat).hidden.view_as(alone)
     else:
         bank.select(None)
-        places = bank.fixed.take({good, bad}, 2)
+        places = bank.fixed.assign({good, bad}, 2)
         assert places == 2
         with bank.fixed.selected(torch.tensor([bank.fixed.place_of(slot) for slot in index.tolist()]), places):
             mixed = decoder(flat).hidden.view_as(alone)
@@ -238,9 +238,9 @@ def test_served_magnitudes_can_be_trained_after(decoder):
     with torch.no_grad():
         decoder.layers[0].attention.q.weight.mul_(2.0)
     changed = decoder(Inputs(TOKENS)).hidden
-    other = Bank(decoder)
+    fresh_bank = Bank(decoder)
     bank.select(None)
-    other.select(other.add(config, bank.state(slot)))
+    fresh_bank.select(fresh_bank.add(config, bank.state(slot)))
     assert_near(changed, decoder(Inputs(TOKENS)).hidden)
 
 
@@ -277,8 +277,8 @@ def test_mixed_rows_train_each_adapter_as_alone(make_decoder):
         gradients.append([p.grad.clone() for p in parameters])
         for p in parameters:
             p.grad = None
-    for one, other in zip(*gradients, strict=True):
-        assert_near(one, other)
+    for mixed_grads, separate_grads in zip(*gradients, strict=True):
+        assert_near(mixed_grads, separate_grads)
 
 
 def test_an_optimizer_step_is_seen_by_mixed_rows(decoder):
@@ -303,8 +303,8 @@ def test_dropout_only_in_training_and_only_before_a(decoder):
     bank = Bank(decoder, slots=2)
     slot = bank.add(config, state)
     bank.add(LoraConfig(r=1), seed=1)
-    still = run(decoder, bank, slot)
-    assert torch.equal(still, run(decoder, bank, slot))
+    undropped = run(decoder, bank, slot)
+    assert torch.equal(undropped, run(decoder, bank, slot))
     decoder.train()
     for rows in (slot, torch.tensor([slot, 1, slot, -1])):
         first, second = run(decoder, bank, rows), run(decoder, bank, rows)
@@ -338,11 +338,11 @@ def test_merge_equals_the_adapter_and_unmerge_restores_bitwise(decoder):
 def test_state_round_trips_and_initialisation_follows_the_seed(decoder):
     config = LoraConfig(r=4)
     bank = Bank(decoder, slots=3)
-    one, two, three = bank.add(config, seed=5), bank.add(config, seed=5), bank.add(config, seed=6)
+    first_slot, two, three = bank.add(config, seed=5), bank.add(config, seed=5), bank.add(config, seed=6)
     a = "layers.0.attention.q.lora_A"
-    assert torch.equal(bank.state(one)[a], bank.state(two)[a])
-    assert not torch.equal(bank.state(one)[a], bank.state(three)[a])
-    assert bank.state(one)[a].abs().max() <= 1 / math.sqrt(32)
+    assert torch.equal(bank.state(first_slot)[a], bank.state(two)[a])
+    assert not torch.equal(bank.state(first_slot)[a], bank.state(three)[a])
+    assert bank.state(first_slot)[a].abs().max() <= 1 / math.sqrt(32)
     bank.remove(two)
     state = bank.state(three)
     assert bank.add(config, state) == two
@@ -362,8 +362,8 @@ def test_refusals(decoder):
         "NaN": good | {"layers.1.attention.q.lora_B": torch.full((32, 2), float("nan"))},
         "dtype": good | {"layers.1.attention.q.lora_B": torch.zeros(32, 2, dtype=torch.int64)},
     }
-    for what, tensors in bad.items():
-        with pytest.raises(SkinError, match=what):
+    for reason, tensors in bad.items():
+        with pytest.raises(SkinError, match=reason):
             bank.add(config, tensors)
     assert bank.slots == ()
     slot = bank.add(config, good)
@@ -379,8 +379,8 @@ def test_refusals(decoder):
     bank.select(torch.tensor([0, -1]))
     with pytest.raises(UsageError, match="2 adapter rows"):
         decoder(Inputs(TOKENS))
-    other = Bank(decoder)
+    second_bank = Bank(decoder)
     with pytest.raises(UsageError, match="another adapter bank"):
-        other.select(other.add(config, good))
+        second_bank.select(second_bank.add(config, good))
     bank.close()
     assert decoder.layers[0].attention.q.low_rank is None

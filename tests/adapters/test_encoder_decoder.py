@@ -76,32 +76,32 @@ def test_lora_trains_serves_and_loads_in_peft(name: str, example: int, tmp_path:
         with torch.no_grad():
             expected = base.model.head(base.model(Inputs(tokens, encoder=Inputs(torch.tensor([SOURCES[2]])))).hidden[0])
         alone.close()
-        place, kind = tmp_path / f"adapter-{number}", task_type_of(weights)
-        write_peft(place, config, state, weights, base_name=str(tmp_path / "base"), task_type=kind)
-        assert peft.PeftConfig.from_pretrained(place).task_type == kind == "SEQ_2_SEQ_LM"
+        place, task_type = tmp_path / f"adapter-{number}", task_type_of(weights)
+        write_peft(place, config, state, weights, base_name=str(tmp_path / "base"), task_type=task_type)
+        assert peft.PeftConfig.from_pretrained(place).task_type == task_type == "SEQ_2_SEQ_LM"
         model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
         theirs = peft.PeftModel.from_pretrained(model, place).eval()
         with torch.no_grad():
-            found = theirs(input_ids=torch.tensor([SOURCES[2]]), decoder_input_ids=tokens).logits[0]
-        assert_near(found, expected)
-        _, again = read_peft(place, family.weights)
-        assert again.keys() == state.keys()
-        assert all(torch.equal(again[key], state[key]) for key in state)
+            logits = theirs(input_ids=torch.tensor([SOURCES[2]]), decoder_input_ids=tokens).logits[0]
+        assert_near(logits, expected)
+        _, read_state = read_peft(place, family.weights)
+        assert read_state.keys() == state.keys()
+        assert all(torch.equal(read_state[key], state[key]) for key in state)
 
     sampling = Sampling(max_tokens=8, ignore_eos=True)
     keys = (None, "0", "1", "0")
-    requests: list[Request] = [Generate(one, sampling, adapter=key) for one in SOURCES for key in keys]
+    requests: list[Request] = [Generate(source, sampling, adapter=key) for source in SOURCES for key in keys]
     requests += [Score(SOURCES[0], ANSWERS, adapter=key) for key in keys]
     with Engine(base) as engine:
         for number, (config, state) in enumerate(zip(configs, states, strict=True)):
             engine.load_adapter(str(number), config, state)
         together = engine.run(requests)
         single = [engine.run([request])[0] for request in requests]
-    for one, other in zip(together, single, strict=True):
-        if isinstance(one, Generation):
-            assert one.token_ids == cast(Generation, other).token_ids
+    for batched, separate in zip(together, single, strict=True):
+        if isinstance(batched, Generation):
+            assert batched.token_ids == cast(Generation, separate).token_ids
         else:
-            assert cast(Scores, one).totals == pytest.approx(cast(Scores, other).totals, abs=1e-4)
-    totals = [cast(Scores, one).totals for one in together[-4:]]
+            assert cast(Scores, batched).totals == pytest.approx(cast(Scores, separate).totals, abs=1e-4)
+    totals = [cast(Scores, result).totals for result in together[-4:]]
     assert totals[1] == pytest.approx(totals[3], abs=1e-4)
     assert totals[0] != pytest.approx(totals[1], abs=1e-3)

@@ -27,14 +27,14 @@ from bedplate.models.inputs import Inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 TOKENS = torch.arange(24).reshape(3, 8) * 3 % 90 + 3
-BOTH = ("experts.gate_up", "experts.down")
+EXPERT_TARGETS = ("experts.gate_up", "experts.down")
 CONFIGS = {
-    "experts": LoraConfig(r=2, alpha=3, targets=BOTH),
+    "experts": LoraConfig(r=2, alpha=3, targets=EXPERT_TARGETS),
     "one of them, and linears": LoraConfig(r=3, alpha=6, rslora=True, targets=("experts.gate_up", "o")),
     "one layer": LoraConfig(r=2, alpha=4, targets=("layers.2.feedforward.experts.down", "layers.1.attention.o")),
 }
 SHARED = {
-    "with experts": LoraConfig(r=2, alpha=3, targets=(*BOTH, "gate", "up", "down", "o")),
+    "with experts": LoraConfig(r=2, alpha=3, targets=(*EXPERT_TARGETS, "gate", "up", "down", "o")),
     "other ranks": LoraConfig(
         r=3,
         alpha=6,
@@ -96,11 +96,11 @@ def test_our_adapter_in_peft_and_back(config: LoraConfig, family: str, tmp_path:
     assert_near(logits(base), ours, 1e-5)
     bank.unmerge(slot)
     assert torch.equal(logits(base), plain)
-    again, read = read_peft(tmp_path / "a", base.family.weights, adaptable(base.model))
-    paths = again.paths(adaptable(base.model), None)
-    assert again.r == config.r
+    read_config, read = read_peft(tmp_path / "a", base.family.weights, adaptable(base.model))
+    paths = read_config.paths(adaptable(base.model), None)
+    assert read_config.r == config.r
     assert all(
-        (again.rank(path), again.scaling(path)) == (config.rank(path), pytest.approx(config.scaling(path)))
+        (read_config.rank(path), read_config.scaling(path)) == (config.rank(path), pytest.approx(config.scaling(path)))
         for path in paths
     )
     assert read.keys() == tensors.keys()
@@ -140,7 +140,7 @@ def test_an_adapter_of_peft_is_read(family: str, targets: dict[str, Any], tmp_pa
 def test_rows_with_different_adapters_are_separate_runs(flat: bool, tmp_path: Path) -> None:
     """On experts, linears and the latents' product, whose absorbed form needs the weights themselves."""
     _, base = pair("deepseek_v3", tmp_path)
-    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up", "shared.down"))
+    config = LoraConfig(r=2, alpha=3, targets=(*EXPERT_TARGETS, "kv_up", "q_up", "shared.down"))
     bank = a_bank(base, 2)
     slots = [bank.add(config, filled(bank, config, seed)) for seed in (1, 2)]
     rows = [slots[0], -1, slots[1]]
@@ -164,7 +164,7 @@ def test_rows_with_different_adapters_are_separate_runs(flat: bool, tmp_path: Pa
 def test_mixed_rows_wait_for_no_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On experts, linears and latents, by tensors that say they are a device's: products of groups are torch's."""
     _, base = pair("deepseek_v3", tmp_path)
-    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "kv_up", "q_up", "shared.down"))
+    config = LoraConfig(r=2, alpha=3, targets=(*EXPERT_TARGETS, "kv_up", "q_up", "shared.down"))
     bank = a_bank(base, 2)
     slots = [bank.add(config, filled(bank, config, seed)) for seed in (1, 2)]
     cache = SlotCache(base.spec, torch.float32, torch.device("cpu"))
@@ -173,14 +173,14 @@ def test_mixed_rows_wait_for_no_device(tmp_path: Path, monkeypatch: pytest.Monke
     inputs = Inputs(TOKENS.reshape(1, -1), torch.arange(8).repeat(3)[None], last=7)
     rows = [slot for slot in (slots[0], -1, slots[1]) for _ in range(8)]
     bank.select(rows)
-    found = []
+    counts = []
     for _ in range(2):  # what is tried once, and kept, is so the first time
         attend = cache.attend(spans)
         with monkeypatch.context() as patched, torch.no_grad(), Counted() as counted:
             patched.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
             hidden = base.model(inputs, cache=attend).hidden
-        found.append(counted)
-    assert found[1].waited == 0, found[1].waits
+        counts.append(counted)
+    assert counts[1].waited == 0, counts[1].waits
     bank.select(None)
     for number, slot in enumerate((slots[0], -1, slots[1])):
         bank.select(slot)
@@ -192,7 +192,7 @@ def test_mixed_rows_wait_for_no_device(tmp_path: Path, monkeypatch: pytest.Monke
 def test_only_the_experts_weights_are_trained(tmp_path: Path) -> None:
     _, base = pair("mixtral", tmp_path)
     bank = a_bank(base)
-    slot = bank.add(LoraConfig(r=2, alpha=4, targets=BOTH))
+    slot = bank.add(LoraConfig(r=2, alpha=4, targets=EXPERT_TARGETS))
     bank.select(slot)
     base.model(Inputs(TOKENS)).hidden.square().mean().backward()
     trained = dict(bank.parameters(slot))
@@ -206,8 +206,8 @@ def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
     reference, base = pair("mixtral", tmp_path)
     bank = a_bank(base)
     for config, message in (
-        (LoraConfig(dora=True, targets=BOTH), "magnitudes"),
-        (LoraConfig(dropout=0.1, targets=BOTH), "dropout"),
+        (LoraConfig(dora=True, targets=EXPERT_TARGETS), "magnitudes"),
+        (LoraConfig(dropout=0.1, targets=EXPERT_TARGETS), "dropout"),
     ):
         with pytest.raises(UsageError, match=message):
             bank.add(config)
@@ -225,7 +225,7 @@ def test_what_experts_do_not_take_is_refused(tmp_path: Path) -> None:
 def test_the_engine_runs_adapters_on_experts_together_as_alone(family: str, tmp_path: Path) -> None:
     """Two adapters and the base in one batch, over cached latents or windows: the tokens of each by itself."""
     _, base = pair(family, tmp_path)
-    config = LoraConfig(r=2, alpha=3, targets=(*BOTH, "o"))
+    config = LoraConfig(r=2, alpha=3, targets=(*EXPERT_TARGETS, "o"))
     adapters = {name: filled(a_bank(base), config, seed) for seed, name in enumerate("ab")}
     prompts = [tuple(row.tolist()) for row in TOKENS]
     sampling = Sampling(max_tokens=12, ignore_eos=True)
@@ -237,7 +237,7 @@ def test_the_engine_runs_adapters_on_experts_together_as_alone(family: str, tmp_
             engine.load_adapter(name, config, tensors)
         together = engine.run(requests)
         alone = [engine.run([request])[0] for request in requests]
-    for one, other in zip(together, alone, strict=True):
-        assert one.token_ids == other.token_ids
-        assert_near(torch.tensor(one.logprobs), torch.tensor(other.logprobs), 1e-4)
-    assert len({one.token_ids for one in together}) == 3
+    for batched, separate in zip(together, alone, strict=True):
+        assert batched.token_ids == separate.token_ids
+        assert_near(torch.tensor(batched.logprobs), torch.tensor(separate.logprobs), 1e-4)
+    assert len({result.token_ids for result in together}) == 3

@@ -40,7 +40,7 @@ def logits(base: Base) -> torch.Tensor:
 
 def noisy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     noise = torch.Generator().manual_seed(2)
-    return {name: one + 0.2 * torch.randn(one.shape, generator=noise) for name, one in tensors.items()}
+    return {name: tensor + 0.2 * torch.randn(tensor.shape, generator=noise) for name, tensor in tensors.items()}
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -81,10 +81,10 @@ def test_ours_on_some_parts_is_peft_on_the_whole(
     with torch.no_grad():
         assert_near(peft.PeftModel.from_pretrained(reference, tmp_path / "a").eval()(TOKENS).logits, expected)
     assert read_spec(tmp_path / "a") == base.spec
-    again, read = read_peft(tmp_path / "a", base.family.weights)
+    read_config, read = read_peft(tmp_path / "a", base.family.weights)
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[key], tensors[key]) for key in tensors)
-    assert all(again.scaling(path) == pytest.approx(config.scaling(path)) for path in again.targets)
+    assert all(read_config.scaling(path) == pytest.approx(config.scaling(path)) for path in read_config.targets)
 
 
 def test_what_cannot_be_told_is_refused(pair: tuple[str, Any, Base], tmp_path: Path) -> None:

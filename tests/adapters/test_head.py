@@ -14,10 +14,10 @@ def test_logits_and_the_file(tmp_path):
     torch.testing.assert_close(head(x), x @ head.weight.T + head.bias)
     path = tmp_path / "head.safetensors"
     path.write_bytes(head.to_bytes())
-    again = read_head(path, head.labels)
-    assert torch.equal(again.weight, head.weight)
-    assert torch.equal(again.bias, head.bias)
-    assert head.to_bytes() == again.to_bytes()
+    loaded = read_head(path, head.labels)
+    assert torch.equal(loaded.weight, head.weight)
+    assert torch.equal(loaded.bias, head.bias)
+    assert head.to_bytes() == loaded.to_bytes()
     with pytest.raises(SkinError, match="size 8, the base gives 9"):
         head(torch.randn(5, 9))
     with pytest.raises(SkinError, match="2 labels"):

@@ -40,7 +40,10 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Adapter]:
 @pytest.fixture
 def examples() -> list[TrainingExample]:
     ids = [tuple((7 * i + 3 * n) % 64 for i in range(6 + n)) for n in range(4)]
-    return [TrainingExample(one, (False,) * (len(one) - 2) + (True, True), str(n)) for n, one in enumerate(ids)]
+    return [
+        TrainingExample(sequence, (False,) * (len(sequence) - 2) + (True, True), str(n))
+        for n, sequence in enumerate(ids)
+    ]
 
 
 def hidden(model: Decoder, bank: Bank, rows: int | torch.Tensor | None) -> torch.Tensor:
@@ -81,21 +84,21 @@ def test_a_kind_on_linears_is_trained_kept_served_and_merged(name, table, decode
 
     # kept in a file, and frozen in the bank
     content = tensor_bytes(trained)
-    kept = bank.add(config, read_tensors(tmp_path / "adapter.safetensors", content))
-    assert all(torch.equal(value, trained[name]) for name, value in bank.state(kept).items())
+    frozen = bank.add(config, read_tensors(tmp_path / "adapter.safetensors", content))
+    assert all(torch.equal(value, trained[name]) for name, value in bank.state(frozen).items())
     learned = hidden(decoder, bank, slot)
     assert not torch.allclose(learned, base, atol=1e-3)
-    assert_near(hidden(decoder, bank, kept), learned)
+    assert_near(hidden(decoder, bank, frozen), learned)
 
     # beside another one, and the base
-    other = bank.add(LoraConfig(r=2), seed=1)
-    mixed = hidden(decoder, bank, torch.tensor([kept, -1, other, kept]))
+    second_slot = bank.add(LoraConfig(r=2), seed=1)
+    mixed = hidden(decoder, bank, torch.tensor([frozen, -1, second_slot, frozen]))
     assert_near(mixed, torch.stack([learned[0], base[1], base[2], learned[3]]))
 
     before = {k: v.clone() for k, v in decoder.state_dict().items()}
-    bank.merge(kept)
+    bank.merge(frozen)
     assert_near(hidden(decoder, bank, None), learned)
-    bank.unmerge(kept)
+    bank.unmerge(frozen)
     assert all(torch.equal(v, before[k]) for k, v in decoder.state_dict().items())
 
 

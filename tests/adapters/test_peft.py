@@ -32,8 +32,8 @@ def ours(reference, family):
         spec = spec.with_(pooler=True)
     model = build(spec)
     state = {family.weights.from_external(k): v for k, v in reference.state_dict().items()}
-    wanted = model.state_dict().keys()
-    model.load_state_dict({k: v for k, v in state.items() if k in wanted})
+    keys = model.state_dict().keys()
+    model.load_state_dict({k: v for k, v in state.items() if k in keys})
     return model.requires_grad_(False).eval()
 
 
@@ -83,15 +83,20 @@ def test_our_adapter_in_peft_gives_our_logits(tmp_path, name):
         expected = theirs(TOKENS).logits
     assert_near(logits(model), expected)
     assert not torch.allclose(base, expected, atol=1e-2)
-    again, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
+    read_config, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
     assert read.keys() == tensors.keys()
     assert all(torch.equal(read[k], tensors[k]) for k in read)
-    assert (again.r, again.alpha, again.rslora, again.ranks) == (config.r, config.alpha, config.rslora, config.ranks)
-    assert again.alphas == config.alphas
+    assert (read_config.r, read_config.alpha, read_config.rslora, read_config.ranks) == (
+        config.r,
+        config.alpha,
+        config.rslora,
+        config.ranks,
+    )
+    assert read_config.alphas == config.alphas
     if name == "all-linear":
-        assert again == config
+        assert read_config == config
     if name == "rslora":
-        assert again.targets == ("attention.q", "attention.v")
+        assert read_config.targets == ("attention.q", "attention.v")
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -161,7 +166,7 @@ def test_peft_starts_and_trains_like_us(tmp_path):
     for name, parameter in bank.parameters(slot):
         path, part = name.rsplit(".", 1)
         key = f"base_model.model.{hf_module_name(LLAMA.weights, path)}.{part}.default.weight"
-        assert_near(parameter.grad, reference_gradients[key], what=key)
+        assert_near(parameter.grad, reference_gradients[key], label=key)
 
 
 def test_target_modules_are_short_and_name_nothing_else():
@@ -171,11 +176,11 @@ def test_target_modules_are_short_and_name_nothing_else():
         return json.loads(files[CONFIG_FILE])["target_modules"]
 
     llama = ours(reference_llama(0), LLAMA)
-    every = [f"{x}_proj" for x in ("down", "gate", "k", "o", "q", "up", "v")]
-    assert modules(LoraConfig(), llama, LLAMA) == every
+    all_projections = [f"{x}_proj" for x in ("down", "gate", "k", "o", "q", "up", "v")]
+    assert modules(LoraConfig(), llama, LLAMA) == all_projections
     assert modules(LoraConfig(targets=("attention.q",)), llama, LLAMA) == ["q_proj"]
-    one = modules(LoraConfig(targets=("layers.1.attention.q",)), llama, LLAMA)
-    assert one == ["model.layers.1.self_attn.q_proj"]
+    single_module = modules(LoraConfig(targets=("layers.1.attention.q",)), llama, LLAMA)
+    assert single_module == ["model.layers.1.self_attn.q_proj"]
     assert "dense" not in modules(LoraConfig(), ours(reference_bert(0), BERT), BERT)
 
 
@@ -275,8 +280,8 @@ def test_reading_refuses_magnitudes_that_do_not_fit(tmp_path):
             read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
     # an older peft's name of the same tensor
     safetensors.torch.save_file({f"{k}.weight" if MAGNITUDE in k else k: v for k, v in whole.items()}, path)
-    again, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
-    assert again.dora
+    read_config, read = read_peft(tmp_path / "a", LLAMA.weights, block_linears(model))
+    assert read_config.dora
     assert all(torch.equal(read[k], tensors[k]) for k in tensors)
 
 

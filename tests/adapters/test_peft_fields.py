@@ -18,8 +18,8 @@ from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, read_peft
 from bedplate.core.errors import SkinError
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-ALIKE = [True, False, "gaussian", "orthogonal", "mica", "eva"]
-OTHER = ["pissa", "pissa_niter_4", "olora"]
+EQUIVALENT_INITS = [True, False, "gaussian", "orthogonal", "mica", "eva"]
+CHANGING_INITS = ["pissa", "pissa_niter_4", "olora"]
 
 
 def saved_by_peft(directory, seed, convert=None, **fields):
@@ -54,14 +54,14 @@ def assert_equal(directory, expected, base):
 
 
 @pytest.mark.filterwarnings("ignore:(.init_lora_weights. is .eva.|lora with eva):UserWarning")
-@pytest.mark.parametrize("start", ALIKE)
+@pytest.mark.parametrize("start", EQUIVALENT_INITS)
 def test_starts_that_leave_the_base_alone_are_read(tmp_path, start):
     expected, base = saved_by_peft(tmp_path, 1, init_lora_weights=start)
     assert_equal(tmp_path, expected, base)
 
 
 @pytest.mark.filterwarnings("ignore:(PiSSA|OLoRA) changes the base weights:UserWarning")
-@pytest.mark.parametrize("start", OTHER)
+@pytest.mark.parametrize("start", CHANGING_INITS)
 def test_starts_that_change_the_base_are_refused_until_converted(tmp_path, start):
     """What peft itself computes is far from base + B A; with its own conversion it is that."""
     saved_by_peft(tmp_path / "as it is", 2, init_lora_weights=start)

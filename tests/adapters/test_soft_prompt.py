@@ -66,9 +66,9 @@ def test_our_prompt_in_peft_stands_before_the_tokens(tmp_path, prompt):
     model = peft.PeftModel.from_pretrained(reference, write(tmp_path / "a", prompt)).eval()
     assert torch.equal(model.prompt_encoder["default"].embedding.weight, prompt.vectors)
     with torch.no_grad():
-        found = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
-    assert_near(found, expected)
-    assert not torch.allclose(found[:, 5:], plain, atol=1e-2)
+        logits = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
+    assert_near(logits, expected)
+    assert not torch.allclose(logits[:, 5:], plain, atol=1e-2)
     assert torch.equal(read_peft_prompt(tmp_path / "a").vectors, prompt.vectors)
 
 
@@ -76,11 +76,11 @@ def test_a_prompt_that_peft_saved_is_read(tmp_path):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(reference_llama(0), config)
     model.save_pretrained(tmp_path)
-    found = read_peft_prompt(tmp_path)
-    assert torch.equal(found.vectors, model.prompt_encoder["default"].embedding.weight)
-    again = tmp_path / "again"
-    write(again, found)
-    theirs, ours = (json.loads((place / CONFIG_FILE).read_text()) for place in (tmp_path, again))
+    saved_prompt = read_peft_prompt(tmp_path)
+    assert torch.equal(saved_prompt.vectors, model.prompt_encoder["default"].embedding.weight)
+    rewritten = tmp_path / "again"
+    write(rewritten, saved_prompt)
+    theirs, ours = (json.loads((place / CONFIG_FILE).read_text()) for place in (tmp_path, rewritten))
     for name in ("peft_type", "task_type", "num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"):
         assert theirs[name] == ours[name], name
 

@@ -33,9 +33,9 @@ class ByHeader(CallerGuard):
 @contextlib.contextmanager
 def attacked(files: Files, directory: Path, **limits: int) -> Iterator[Server]:
     """A server that keeps feedback of every call; `limits` as the server's file has them."""
-    keep = FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)})
+    feedback_config = FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)})
     (shelf := directory / "shelf").mkdir()
-    config = server_config(files.base, state=directory / "state", feedback=keep)
+    config = server_config(files.base, state=directory / "state", feedback=feedback_config)
     config = config.model_copy(update={"limits": LimitsConfig(**limits), "skins_directory": shelf})
     with loaded_server(config, files.skins) as state:
         state.guard = ByHeader()
@@ -76,10 +76,10 @@ T = TypeVar("T")
 
 def at_once(count: int, work: Callable[[int], T]) -> list[T]:
     """What so many calls in threads of their own give, in order."""
-    found: dict[int, T] = {}
-    threads = [threading.Thread(target=lambda i=i: found.update({i: work(i)})) for i in range(count)]
+    results: dict[int, T] = {}
+    threads = [threading.Thread(target=lambda i=i: results.update({i: work(i)})) for i in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [found[i] for i in range(count)]
+    return [results[i] for i in range(count)]

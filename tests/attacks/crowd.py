@@ -27,7 +27,7 @@ PAUSE = 1.0
 
 
 @dataclass(frozen=True)
-class Seen:
+class TenantRuns:
     """What one honest tenant saw, quiet and besieged."""
 
     quiet: Tenant
@@ -57,7 +57,7 @@ class Seen:
 HEAD = "| tenant | calls, quiet | besieged | 5xx | 429 | p99 quiet, ms | besieged | ratio |\n" + "|---" * 8 + "|"
 
 
-def crowd(directory: Path, seconds: float, seed: int = 0) -> tuple[Sequence[Seen], Report]:
+def crowd(directory: Path, seconds: float, seed: int = 0) -> tuple[Sequence[TenantRuns], Report]:
     """Two runs of so long each, at one server of a tiny base."""
     base = write_tiny_base(directory / "tiny")
     skins = [write_skin(skin, directory / skin.name) for skin in make_skins(load_base(base))]
@@ -77,11 +77,11 @@ def crowd(directory: Path, seconds: float, seed: int = 0) -> tuple[Sequence[Seen
         )
         besieged = _run(live, secrets, time.monotonic() + seconds)
         report = siege.end()
-        return [Seen(*pair) for pair in zip(quiet, besieged, strict=True)], report
+        return [TenantRuns(*pair) for pair in zip(quiet, besieged, strict=True)], report
 
 
 def _run(live: Process, secrets: Mapping[str, str], until: float) -> list[Tenant]:
-    run = honest(live.url, secrets, clients=CLIENTS, pause=PAUSE, going=lambda: time.monotonic() < until)
+    run = honest(live.url, secrets, clients=CLIENTS, pause=PAUSE, is_running=lambda: time.monotonic() < until)
     return asyncio.run(run)
 
 

@@ -120,11 +120,11 @@ async def _read_reply(reader: asyncio.StreamReader, outcome: Outcome, headless: 
         line = await reader.readline()
         if not line:
             return
-        version, _, rest = line.decode("latin-1").partition(" ")
-        if version != "HTTP/1.1" or not rest[:3].isdigit():
+        version, _, status_text = line.decode("latin-1").partition(" ")
+        if version != "HTTP/1.1" or not status_text[:3].isdigit():
             outcome.mistake = f"no status line: {line[:80]!r}"
             return
-        status, fields = int(rest[:3]), dict[str, str]()
+        status, fields = int(status_text[:3]), dict[str, str]()
         while (line := await reader.readline()) not in (b"\r\n", b""):
             name, _, value = line.decode("latin-1").partition(":")
             fields[name.strip().lower()] = value.strip()

@@ -42,26 +42,26 @@ class Tenant:
             assert len(reply.json()["choices"]) == 1
 
 
-async def honest(url: str, tenants: Mapping[str, str], *, clients: int, pause: float, going: Any) -> list[Tenant]:
+async def honest(url: str, tenants: Mapping[str, str], *, clients: int, pause: float, is_running: Any) -> list[Tenant]:
     """Tenants (name to secret) that ask while `going()` says so: `clients` of each, with a pause of about so long
     between one's calls."""
-    found = [Tenant(name) for name in tenants]
+    honest_tenants = [Tenant(name) for name in tenants]
     # The server closes what is idle for five seconds: nothing is sent on a connection that it may be closing.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
     async with httpx.AsyncClient(base_url=url, timeout=90, trust_env=False, limits=limits, verify=False) as client:
 
-        async def ask(tenant: Tenant, number: int) -> None:
+        async def send_calls(tenant: Tenant, number: int) -> None:
             draw = random.Random(f"{tenant.name}/{number}")
             await asyncio.sleep(draw.random() * pause)
-            while going():
+            while is_running():
                 await tenant.call(client, tenants[tenant.name])
                 await asyncio.sleep(pause * (0.5 + draw.random()))
 
         async with asyncio.TaskGroup() as group:
-            for tenant in found:
+            for tenant in honest_tenants:
                 for number in range(clients):
-                    group.create_task(ask(tenant, number))
-    return found
+                    group.create_task(send_calls(tenant, number))
+    return honest_tenants
 
 
 def late_beats(metrics: str) -> tuple[int, int]:

@@ -119,9 +119,9 @@ class Sampler:
     """Bodies, paths and queries for the operations of one document. known: ids and names of what is there, by the name
     of the field that takes them; whoever sends adds what replies name."""
 
-    def __init__(self, document: Mapping[str, Json], known: Mapping[str, list[str]]) -> None:
+    def __init__(self, document: Mapping[str, Json], values_by_name: Mapping[str, list[str]]) -> None:
         self._schemas: Mapping[str, Json] = document["components"]["schemas"]
-        self._known = known
+        self._values_by_name = values_by_name
 
     def body(self, schema: Json, draw: random.Random) -> Json:
         """What the route takes, mostly."""
@@ -136,9 +136,9 @@ class Sampler:
         return "/".join(parts)
 
     def _segment(self, name: str, draw: random.Random) -> str:
-        there = self._known.get(name) or self._known["name"]
+        candidates = self._values_by_name.get(name) or self._values_by_name["name"]
         if draw.random() < 0.5:
-            return quote(draw.choice(there), safe="")
+            return quote(draw.choice(candidates), safe="")
         odd = (
             "..",
             "%2e%2e%2f%2e%2e",
@@ -154,13 +154,13 @@ class Sampler:
             "{id}",
             "%",
         )
-        found = draw.choice(odd)
-        return found if found.isascii() else quote(found)
+        segment = draw.choice(odd)
+        return segment if segment.isascii() else quote(segment)
 
     def _value(self, schema: Json, draw: random.Random, name: str, depth: int) -> Json:
-        found = self._hint(draw, name) if draw.random() < 0.85 else None
-        if found is not None:
-            return found[0]
+        hint = self._hint(draw, name) if draw.random() < 0.85 else None
+        if hint is not None:
+            return hint[0]
         if not isinstance(schema, Mapping) or depth > 8:
             return draw.choice(TEXTS)
         if "$ref" in schema:
@@ -172,31 +172,31 @@ class Sampler:
         for key in ("anyOf", "oneOf", "allOf"):
             if key in schema:
                 return self._value(draw.choice(schema[key]), draw, name, depth + 1)
-        kind = schema.get("type")
-        kind = draw.choice(kind) if isinstance(kind, list) else kind
-        if kind == "object":
+        json_type = schema.get("type")
+        json_type = draw.choice(json_type) if isinstance(json_type, list) else json_type
+        if json_type == "object":
             return self._object(schema, draw, depth)
-        if kind == "array":
+        if json_type == "array":
             count = max(schema.get("minItems", 0), draw.randrange(3))
             return [self._value(schema.get("items", {}), draw, name, depth + 1) for _ in range(count)]
-        if kind in {"integer", "number"}:
+        if json_type in {"integer", "number"}:
             low, high = schema.get("minimum", schema.get("exclusiveMinimum", 0)), schema.get("maximum", 4)
             number = draw.choice((low, min(low + 1, high), min(high, 4)))
-            return number if kind == "integer" else float(number)
-        if kind == "boolean":
+            return number if json_type == "integer" else float(number)
+        if json_type == "boolean":
             return draw.choice((True, False))
-        return None if kind == "null" else draw.choice(TEXTS)
+        return None if json_type == "null" else draw.choice(TEXTS)
 
     def _object(self, schema: Mapping[str, Json], draw: random.Random, depth: int) -> Json:
         properties: Mapping[str, Json] = schema.get("properties", {})
         required = set(schema.get("required", ()))
-        wanted = [name for name in properties if name in required or draw.random() < 0.12]
-        return {name: self._value(properties[name], draw, name, depth + 1) for name in wanted}
+        included = [name for name in properties if name in required or draw.random() < 0.12]
+        return {name: self._value(properties[name], draw, name, depth + 1) for name in included}
 
     def _hint(self, draw: random.Random, name: str) -> tuple[Json] | None:
         """A value that a field of this name may well have, and now and then a hostile one."""
-        if name in self._known:
-            return (draw.choice(self._known[name]),)
+        if name in self._values_by_name:
+            return (draw.choice(self._values_by_name[name]),)
         values: Sequence[Json] = _HINTS.get(name, ())
         return (deepcopy(draw.choice(values)),) if values else None
 
@@ -224,16 +224,16 @@ _HINTS: dict[str, Sequence[Json]] = {
     "tool_choice": ("auto", "required", "none", {"type": "auto"}, {"type": "function", "function": {"name": "f"}}),
     "response_format": (
         {"type": "json_object"},
-        *({"type": "json_schema", "json_schema": {"name": "a", "schema": one}} for one in SCHEMAS),
+        *({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}} for schema in SCHEMAS),
     ),
     "guided_json": (*SCHEMAS, *map(json.dumps, SCHEMAS)),
     "guided_regex": ("[a-c]{2}", *REGEXES),
     "guided_grammar": ('start: "a"', *GRAMMARS),
     "guided_choice": (["a", "b"], ["\ud800"], [""], ["a"] * 3000),
     "structured_outputs": (
-        *({"regex": one} for one in REGEXES),
-        *({"grammar": one} for one in GRAMMARS),
-        *({"json": one} for one in SCHEMAS),
+        *({"regex": regex} for regex in REGEXES),
+        *({"grammar": grammar} for grammar in GRAMMARS),
+        *({"json": schema} for schema in SCHEMAS),
     ),
     "logit_bias": ({"5": 100}, {"99999": 1}, {str(2**63): 1}),
     "stop": ("a", ["a", "b"], "\x00"),
@@ -252,12 +252,12 @@ def spoil(value: Json, draw: random.Random) -> Json:
     if not places:
         return draw.choice(SPOILT)(draw)
     inside, key = draw.choice(places)
-    kind = draw.randrange(6)
-    if kind == 0:
+    damage = draw.randrange(6)
+    if damage == 0:
         del inside[key]
-    elif kind == 1:
+    elif damage == 1:
         inside[key] = [inside[key]] * draw.choice((1, 2, 60))
-    elif kind == 2 and isinstance(inside, dict):
+    elif damage == 2 and isinstance(inside, dict):
         inside[draw.choice(("", "model", "\ud800", "x" * 2000, "type", "stream", "__class__"))] = draw.choice(SPOILT)(
             draw
         )
@@ -268,16 +268,16 @@ def spoil(value: Json, draw: random.Random) -> Json:
 
 def _places(value: Json) -> list[tuple[Json, Any]]:
     """Every key and index below it."""
-    found: list[tuple[Json, Any]] = []
+    places: list[tuple[Json, Any]] = []
     waiting = [value]
-    while waiting and len(found) < 2000:
+    while waiting and len(places) < 2000:
         inside = waiting.pop()
         keys: Sequence[Any] = (
             list(inside) if isinstance(inside, dict) else range(len(inside)) if isinstance(inside, list) else ()
         )
-        found += [(inside, key) for key in keys]
+        places += [(inside, key) for key in keys]
         waiting += [inside[key] for key in keys]
-    return found
+    return places
 
 
 def written(value: Json, draw: random.Random) -> bytes:

@@ -26,7 +26,7 @@ from .sampling import Sampler, damaged, spoil, written
 ALLOWED = frozenset((501, 503, 504, 507))
 """What is not there, is not possible now, took too long, or has no room: said, and not a fault."""
 MANNERS: tuple[Manner, ...] = (*("whole",) * 14, "pieces", "cut", "left", "left", "slow", "twice")
-KEPT = 40
+MAX_REMEMBERED = 40
 """Ids of each kind that are remembered from replies."""
 
 
@@ -42,18 +42,22 @@ class Operation:
 
 def operations(document: Mapping[str, Any]) -> list[Operation]:
     """Every route of the server, with what the document says of it where it is listed."""
-    found: list[Operation] = []
+    endpoints: list[Operation] = []
     for router in ROUTERS:
         for route in router.routes:
             if isinstance(route, APIRoute):
                 for method in sorted(route.methods or ()):
-                    said = document["paths"].get(route.path_format, {}).get(method.lower(), {})
-                    content = said.get("requestBody", {}).get("content", {})
+                    description = document["paths"].get(route.path_format, {}).get(method.lower(), {})
+                    content = description.get("requestBody", {}).get("content", {})
                     body = content.get("application/json", {}).get("schema")
-                    queries = [one["name"] for one in said.get("parameters", ()) if one["in"] == "query"]
+                    queries = [
+                        parameter["name"]
+                        for parameter in description.get("parameters", ())
+                        if parameter["in"] == "query"
+                    ]
                     form = "multipart/form-data" in content
-                    found.append(Operation(method, route.path_format, body, queries, form))
-    return found
+                    endpoints.append(Operation(method, route.path_format, body, queries, form))
+    return endpoints
 
 
 @dataclass
@@ -77,7 +81,7 @@ class Besieger:
         assert address.port is not None
         self._host, self._port, self._secrets, self._seed = address.hostname, address.port, secrets, seed
         self._operations = operations(document)
-        self._often = [one for one in self._operations if one.body is not None or one.form]
+        self._often = [operation for operation in self._operations if operation.body is not None or operation.form]
         models = [
             "tiny",
             "tiny",
@@ -91,8 +95,8 @@ class Besieger:
             "worded",
             "nobody",
         ]
-        self._known: dict[str, list[str]] = {"model": models, "name": list(models), "id": ["batch_0"]}
-        self._sampler = Sampler(document, self._known)
+        self._values_by_name: dict[str, list[str]] = {"model": models, "name": list(models), "id": ["batch_0"]}
+        self._sampler = Sampler(document, self._values_by_name)
         self.report = Report()
 
     async def run(self, shots: int, seconds: float, workers: int) -> Report:
@@ -104,7 +108,7 @@ class Besieger:
             for number in numbers:
                 if time.monotonic() - begin > seconds:
                     return
-                await self._one(number)
+                await self._fire_shot(number)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
@@ -112,14 +116,14 @@ class Besieger:
         self.report.seconds = time.monotonic() - begin
         return self.report
 
-    async def _one(self, number: int) -> None:
+    async def _fire_shot(self, number: int) -> None:
         draw = random.Random(f"{self._seed}/{number}")
         operation, shot = self.shot(number, draw)
         outcome = await fire(self._host, self._port, shot, draw)
         self.report.shots += 1
-        asked = " in the time that it asked for" if SHORT in shot.headers else ""
-        said = [f"{status}{asked if status == 504 else ''}" for status in outcome.statuses]
-        self.report.statuses.update(said or [shot.manner])
+        deadline_note = " in the time that it asked for" if SHORT in shot.headers else ""
+        statuses = [f"{status}{deadline_note if status == 504 else ''}" for status in outcome.statuses]
+        self.report.statuses.update(statuses or [shot.manner])
         if outcome.statuses:
             self.report.routes[f"{operation.method} {operation.path}"] += 1
         mistake = self._mistake(shot, outcome)
@@ -152,9 +156,13 @@ class Besieger:
             name = json.loads(outcome.body).get("id")
             if isinstance(name, str) and name.isascii():
                 field = {"file": "input_file_id", "resp": "previous_response_id"}.get(name[:4], "id")
-                for pool in (self._known.setdefault(field, []), self._known["id"], self._known["name"]):
+                for pool in (
+                    self._values_by_name.setdefault(field, []),
+                    self._values_by_name["id"],
+                    self._values_by_name["name"],
+                ):
                     pool.append(name)
-                    del pool[10 : len(pool) - KEPT]
+                    del pool[10 : len(pool) - MAX_REMEMBERED]
 
     # --- drawing
 
@@ -167,8 +175,8 @@ class Besieger:
             else draw.choice(self._often if draw.random() < 0.7 else self._operations)
         )
         target = self._sampler.path(operation.path, draw) + self._query(operation, draw)
-        body, kind = self._body(operation, draw, spoilt=rounds > 0)
-        headers = self._headers(operation, draw, kind)
+        body, content_type = self._body(operation, draw, spoilt=rounds > 0)
+        headers = self._headers(operation, draw, content_type)
         method, manner, framed = operation.method, draw.choice(MANNERS), True
         if rounds < 2:
             return operation, Shot(method, target, headers, body)
@@ -178,7 +186,7 @@ class Besieger:
             lengths = ("-1", "1e3", "99999999999999999999", "0", "5, 5", "+5", "", "0x10", str(len(body) + 5))
             framing = draw.choice(
                 [
-                    *(("content-length", one) for one in lengths),
+                    *(("content-length", length) for length in lengths),
                     ("transfer-encoding", "chunked"),
                     ("transfer-encoding", "gzip"),
                     ("expect", "100-continue"),
@@ -194,10 +202,10 @@ class Besieger:
         if draw.random() < 0.05:
             names.append(draw.choice(("limit", "x", "%00", "a[]", "stream")))
         odd = ("0", "1", "-1", "9" * 30, "asc", "true", "", "NaN", "%ff", "a" * 200)
-        text = "&".join(f"{name}={draw.choice([*odd, *map(quote, self._known['id'])])}" for name in names)
+        text = "&".join(f"{name}={draw.choice([*odd, *map(quote, self._values_by_name['id'])])}" for name in names)
         return f"?{text}" if text else ""
 
-    def _headers(self, operation: Operation, draw: random.Random, kind: str) -> list[tuple[str, str]]:
+    def _headers(self, operation: Operation, draw: random.Random, content_type: str) -> list[tuple[str, str]]:
         keys = list(self._secrets)
         key = (
             "admin"
@@ -205,8 +213,8 @@ class Besieger:
             else draw.choice([keys[0]] * 8 + keys)
         )
         headers = [("host", f"{self._host}:{self._port}"), ("authorization", f"Bearer {self._secrets[key]}")]
-        if kind:
-            headers.append(("content-type", kind))
+        if content_type:
+            headers.append(("content-type", content_type))
         if draw.random() < 0.1:
             headers.append(draw.choice(_ODD_HEADERS))
         if draw.random() < 0.03:
@@ -228,13 +236,18 @@ class Besieger:
             content = damaged(content, draw)
         if spoilt and draw.random() < 0.01:
             content += b" " * (BODY_BYTES + draw.choice((-len(content), 1, 5000)))
-        kinds = ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", "\u00fc/*")
-        return content, draw.choice(kinds) if spoilt and draw.random() < 0.05 else "application/json"
+        content_types = (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "application/json; charset=utf-16",
+            "\u00fc/*",
+        )
+        return content, draw.choice(content_types) if spoilt and draw.random() < 0.05 else "application/json"
 
     def _form(self, draw: random.Random, spoilt: bool) -> tuple[bytes, str]:
         """A file of a batch's rows."""
         rows: list[Any] = []
-        chat = next(one for one in self._operations if one.path == "/v1/chat/completions")
+        chat = next(operation for operation in self._operations if operation.path == "/v1/chat/completions")
         for number in range(draw.randrange(1, 4)):
             row: Any = {
                 "custom_id": str(number),

@@ -37,7 +37,7 @@ def batch(store: BatchStore, tenant: str = "t") -> StoredBatch:
     return store.add_batch(Caller("k", tenant), CHAT, "file", 60, None)
 
 
-def kept(directory: Path) -> int:
+def stored_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in (directory / "files").iterdir())
 
 
@@ -65,22 +65,22 @@ def test_uploads_side_by_side_pass_no_quota(store, tmp_path):
             refused.append(error.code)
 
     threads = [threading.Thread(target=upload) for _ in range(4)]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert refused == ["storage_full"] * 2
-    assert kept(tmp_path) == 8000
+    assert stored_bytes(tmp_path) == 8000
 
 
 def test_what_arrives_counts_before_it_is_entered(store):
-    with store.arriving("t") as one, store.arriving("t") as two:
-        one.add(6000)
+    with store.arriving("t") as first_upload, store.arriving("t") as two:
+        first_upload.add(6000)
         with pytest.raises(StatusError):
             two.add(6000)
         store.arriving("other").add(6000)
-    with store.arriving("t") as again:
-        again.add(QUOTA)
+    with store.arriving("t") as retried:
+        retried.add(QUOTA)
 
 
 def test_rows_and_outputs_count_until_the_batch_has_ended(store):
@@ -101,8 +101,8 @@ def test_rows_and_outputs_count_until_the_batch_has_ended(store):
     error = store.file(cast("str", store.batch(first.id, "t").error_file), "t")
     assert (output.bytes, error.bytes) == (4 * 3001, 3 * 3)
     store.delete_file(output.id, "t")
-    with store.arriving("t") as left:
-        left.add(QUOTA - error.bytes)
+    with store.arriving("t") as remaining:
+        remaining.add(QUOTA - error.bytes)
 
 
 def test_a_batch_that_fails_gives_its_part_back(store):
@@ -114,22 +114,22 @@ def test_a_batch_that_fails_gives_its_part_back(store):
 
 
 def test_batches_that_have_not_ended_are_so_many_at_most(store):
-    made = [batch(store) for _ in range(3)]
+    batches = [batch(store) for _ in range(3)]
     with pytest.raises(LimitError):
         batch(store)
     batch(store, "other")
-    store.fail(made[0], [{}])
+    store.fail(batches[0], [{}])
     batch(store)
 
 
 def test_batches_that_have_ended_are_not_remembered_for_ever(store, monkeypatch):
     monkeypatch.setattr(batch_store, "MOST_ENDED", 5)
-    made = [batch(store) for _ in range(2)]
+    open_batches = [batch(store) for _ in range(2)]
     for _ in range(20):
         store.fail(batch(store), [{"message": "m" * 1000}])
-    known = [one.id for one in store.batches("t", None, 100)]
-    assert len(known) <= 2 + 5 + 1
-    assert {one.id for one in made} <= set(known)
+    remembered_ids = [remembered.id for remembered in store.batches("t", None, 100)]
+    assert len(remembered_ids) <= 2 + 5 + 1
+    assert {open_batch.id for open_batch in open_batches} <= set(remembered_ids)
 
 
 def test_files_are_so_many_at_most(store, tmp_path):
@@ -142,8 +142,8 @@ def test_files_are_so_many_at_most(store, tmp_path):
 
 def test_a_store_of_before_counts_its_rows(tmp_path):
     store = BatchStore(tmp_path)
-    one = batch(store)
-    store.start(one, [(1, "ä", "b" * 700), (2, "b", "")])
+    old_batch = batch(store)
+    store.start(old_batch, [(1, "ä", "b" * 700), (2, "b", "")])
     store.close()
     with sqlite3.connect(tmp_path / "batches.sqlite") as db:
         db.execute("DROP INDEX batches_of")
@@ -151,10 +151,10 @@ def test_a_store_of_before_counts_its_rows(tmp_path):
         db.execute("UPDATE rows SET ok = 1, output = 'öö', body = 'bbb' WHERE number = 2")  # both were kept
     db.close()
     size = 702 + ROW_BYTES + 1 + 4 + ROW_BYTES
-    for more, is_full in ((0, True), (1, False)):
-        store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=size + more))
+    for extra_bytes, is_full in ((0, True), (1, False)):
+        store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=size + extra_bytes))
         assert store.is_full("t") == is_full
-        assert store.waiting(store.batch(one.id, "t")) == [1]
+        assert store.waiting(store.batch(old_batch.id, "t")) == [1]
         store.close()
 
 
@@ -177,11 +177,11 @@ def test_a_store_of_before_whose_counting_was_interrupted_is_counted_later(tmp_p
 
 def test_a_file_that_is_deleted_while_it_is_fetched_is_not_there(target, monkeypatch):
     file = client(target, "us").files.create(file=("rows.jsonl", BytesIO(line("a").encode())), purpose="batch")
-    where = BatchStore.content
+    content_path = BatchStore.content
 
     def deleted(store: BatchStore, stored: Any) -> Path:
-        where(store, stored).unlink()
-        return where(store, stored)
+        content_path(store, stored).unlink()
+        return content_path(store, stored)
 
     monkeypatch.setattr(BatchStore, "content", deleted)
     with pytest.raises(openai.NotFoundError):
@@ -196,4 +196,4 @@ def test_rows_whose_outputs_have_no_room_are_not_computed(target, monkeypatch):
     refused = ended(target, "them", full)
     assert (refused.request_counts.completed, refused.request_counts.failed) == (0, 2)
     lines = client(target, "them").files.content(refused.error_file_id).text.splitlines()
-    assert {json.loads(one)["error"]["code"] for one in lines} == {"storage_full"}
+    assert {json.loads(failure)["error"]["code"] for failure in lines} == {"storage_full"}

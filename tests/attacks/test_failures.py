@@ -33,7 +33,7 @@ PANIC = Grammar("choice", '["panic"]')
 
 @pytest.mark.parametrize("method", ["fill", "advance", "forced"])
 def test_a_panic_fails_the_request_that_it_was_met_in(tmp_path, monkeypatch, method):
-    def panics(self: Matcher, *rest: object) -> object:
+    def panics(self: Matcher, *args: object) -> object:
         raise PanicException("index out of bounds")
 
     with Engine(load_base(write_tiny_base(tmp_path / "tiny")), kernel="torch", speculate=method == "forced") as engine:
@@ -68,11 +68,11 @@ def test_the_latest_replies_are_remembered_and_no_more():
     assert list(latest) == ["r998", "r999"]
     latest.note("large", "x" * 11)
     assert not latest
-    other: Latest[str] = Latest(3, characters=10)
-    other.note("a", "abcd")
-    other.note("b", "abcd")
+    replacement: Latest[str] = Latest(3, characters=10)
+    replacement.note("a", "abcd")
+    replacement.note("b", "abcd")
     latest.note("gone", "abcd")
-    latest.become(other)
+    latest.become(replacement)
     assert latest == {"a": "abcd", "b": "abcd"}
     latest.note("c", "abcd")
     assert list(latest) == ["b", "c"]

@@ -23,24 +23,24 @@ def asking(tenant: str, first: int, tokens: int) -> Generate:
 
 
 @given(st.integers(1, 40), st.dictionaries(st.text(max_size=3), st.integers(1, 60), min_size=1))
-def test_shares_are_max_min_fair(total, asked):
-    shares = fair_shares(total, asked)
-    assert all(1 <= shares[tenant] <= asked[tenant] for tenant in asked)
-    if len(asked) <= total:
-        assert sum(shares.values()) == min(total, sum(asked.values()))
+def test_shares_are_max_min_fair(total, demand):
+    shares = fair_shares(total, demand)
+    assert all(1 <= shares[tenant] <= demand[tenant] for tenant in demand)
+    if len(demand) <= total:
+        assert sum(shares.values()) == min(total, sum(demand.values()))
     # Nobody who wants more has less, but for what cannot be divided, than anybody else.
-    short = [shares[tenant] for tenant in asked if shares[tenant] < asked[tenant]]
+    short = [shares[tenant] for tenant in demand if shares[tenant] < demand[tenant]]
     assert not short or max(shares.values()) - min(short) <= 1
 
 
 @given(st.integers(1, 64), st.lists(st.integers(0, 7), max_size=400))
-def test_the_queue_stays_within_its_bound_whoever_asks(most, order):
+def test_the_queue_stays_within_its_bound_whoever_asks(capacity, order):
     queued: dict[str, int] = {}
     for tenant in map(str, order):
-        if sum(queued.values()) < most or may_queue(most, queued, tenant, 1):
+        if sum(queued.values()) < capacity or may_queue(capacity, queued, tenant, 1):
             queued[tenant] = queued.get(tenant, 0) + 1
     tenants = len(queued)
-    assert sum(queued.values()) <= most * sum(1 / n for n in range(1, tenants + 1)) + tenants
+    assert sum(queued.values()) <= capacity * sum(1 / n for n in range(1, tenants + 1)) + tenants
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_short_call_does_not_wait_for_anothers_long_ones(tiny_dir, alone):
         next(iter(long[0]))  # they have begun
         short = engine.submit(asking("us", 30, 3))
         assert len(short.result(20).token_ids) == 3
-        assert not any(stream.done for stream in long)
+        assert not any(stream.finished for stream in long)
         assert [stream.result(60).token_ids for stream in long] == alone
 
 

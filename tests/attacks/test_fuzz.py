@@ -41,7 +41,7 @@ def besieged(live: Process, directory: Path, seed: int, shots: int, seconds: flo
     """A siege of the live server, and what tenant `one` saw meanwhile."""
     siege = Siege(live.url, hostile(live), directory / f"{seed}.json", seed=seed, shots=shots, seconds=seconds)
     [tenant] = asyncio.run(
-        honest(live.url, {"one": live.secrets["one"]}, clients=2, pause=0.2, going=lambda: siege.running)
+        honest(live.url, {"one": live.secrets["one"]}, clients=2, pause=0.2, is_running=lambda: siege.running)
     )
     return siege.end(), tenant
 
@@ -79,7 +79,9 @@ def check_answers(live: Process, report: Report, tenants: list[Tenant]) -> None:
     assert not live.faults, "\n".join(live.faults[:5])[:20_000]
     assert not report.wrong, "\n".join(report.wrong[:5])
     document: dict[str, Any] = live.request("GET", "/openapi.json").json()
-    missed = [one for one in operations(document) if not report.routes[f"{one.method} {one.path}"]]
+    missed = [
+        operation for operation in operations(document) if not report.routes[f"{operation.method} {operation.path}"]
+    ]
     assert not missed
     logged = Counter(re.findall(r" id=(one-\d+)$", live.process.errors, re.MULTILINE))
     for tenant in tenants:
@@ -116,7 +118,7 @@ def test_no_request_breaks_anything_for_long(files: Files, tmp_path: Path) -> No
                 {"quiet": live.secrets["one"]},
                 clients=2,
                 pause=0.2,
-                going=lambda: time.monotonic() < until,
+                is_running=lambda: time.monotonic() < until,
             )
         )
         whole, tenants, sizes = Report(), list[Tenant](), list[int]()

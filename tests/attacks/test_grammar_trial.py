@@ -15,14 +15,14 @@ import pytest
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine import grammar_rules, grammar_trial
 from bedplate.inference.engine.grammar import CACHED, Grammars
-from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, Vocabulary
+from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, TokenVocabulary
 from bedplate.inference.engine.grammar_trial import COMMAND, GrammarTrial
 from bedplate.inference.engine.kinds.sampling import Grammar
 
 from .conftest import head
 from .test_poison import CHAT, HI
 
-VOCABULARY = Vocabulary([b"<end>", *(bytes([index]) for index in range(256))], [0], [0], False)
+VOCABULARY = TokenVocabulary([b"<end>", *(bytes([index]) for index in range(256))], [0], [0], False)
 
 # The process as it is, with a library that does not keep within any bound on some grammars.
 UNBOUND = """
@@ -110,14 +110,14 @@ def test_what_is_refused_is_refused_in_the_same_words(trial, grammar):
         def spelled(self, text: str) -> list[int]:
             return [1 + byte for byte in text.encode()]
 
-    here, there = Grammars(Bytes(), 257, [0]), Grammars(Bytes(), 257, [0])  # type: ignore[arg-type]
-    there.trial = trial
+    local, isolated = Grammars(Bytes(), 257, [0]), Grammars(Bytes(), 257, [0])  # type: ignore[arg-type]
+    isolated.trial = trial
     with pytest.raises(RequestError) as ours:
-        here.compile(grammar)
+        local.compile(grammar)
     with pytest.raises(RequestError) as theirs:
-        there.compile(grammar)
+        isolated.compile(grammar)
     assert (theirs.value.message, theirs.value.code) == (ours.value.message, ours.value.code)
-    assert there.compile(Grammar("regex", "ab"))().takes([1 + ord("a"), 1 + ord("b")])
+    assert isolated.compile(Grammar("regex", "ab"))().matches([1 + ord("a"), 1 + ord("b")])
 
 
 def test_a_process_that_cannot_be_started_keeps_no_grammar_from_being_used(caplog):
@@ -134,16 +134,16 @@ def test_the_process_is_given_nothing_of_its_parents_secrets(monkeypatch):
 
 
 def test_a_tenant_with_many_grammars_is_before_another_with_one_of_them_at_most(monkeypatch):
-    begun, go, asked = threading.Event(), threading.Event(), list[str]()
+    begun, go, submitted = threading.Event(), threading.Event(), list[str]()
 
-    def ask(_: GrammarTrial, message: tuple[str, ...]) -> dict[str, None]:
-        asked.append(message[-1])
+    def fake_ask(_: GrammarTrial, message: tuple[str, ...]) -> dict[str, None]:
+        submitted.append(message[-1])
         begun.set()
         assert go.wait(20)
         return {"error": None}
 
     monkeypatch.setattr(GrammarTrial, "_number", lambda *_: 0)
-    monkeypatch.setattr(GrammarTrial, "_ask", ask)
+    monkeypatch.setattr(GrammarTrial, "_query", fake_ask)
     with GrammarTrial() as trial:
 
         def check(tenant: str, source: str) -> threading.Thread:
@@ -155,13 +155,13 @@ def test_a_tenant_with_many_grammars_is_before_another_with_one_of_them_at_most(
         assert begun.wait(20)
         threads.append(check("us", "ours"))
         end = time.monotonic() + 20
-        while len(trial._lock.asked) < 2 and time.monotonic() < end:  # one of theirs and ours
+        while len(trial._lock.waiters) < 2 and time.monotonic() < end:  # one of theirs and ours
             time.sleep(0.002)
         go.set()
         for thread in threads:
             thread.join()
-    assert len(asked) == 9
-    assert asked.index("ours") == 1
+    assert len(submitted) == 9
+    assert submitted.index("ours") == 1
     assert not trial._turns
 
 

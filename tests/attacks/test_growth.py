@@ -16,7 +16,7 @@ from bedplate.text.json_schema import check_pattern, parse_schema
 from bedplate.text.marks import ControlTokens
 
 SMALL, LARGE = 4_000, 32_000
-MOST = 3.0 * LARGE / SMALL
+MAX_RATIO = 3.0 * LARGE / SMALL
 """Linear growth would be eightfold, quadratic growth sixty-four times; the rest is for a busy machine."""
 
 RULES = {
@@ -53,7 +53,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def grows_linearly(work: Callable[[str], object], piece: str, before: str = "") -> bool:
     small, large = (before + piece * (size // len(piece)) for size in (SMALL, LARGE))
-    return seconds(lambda: work(large)) < MOST * seconds(lambda: work(small))
+    return seconds(lambda: work(large)) < MAX_RATIO * seconds(lambda: work(small))
 
 
 @pytest.mark.parametrize("name", RULES)

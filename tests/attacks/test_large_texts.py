@@ -19,7 +19,7 @@ from .conftest import at_once
 
 TEXT_BYTES = 256 * 1024
 CLIENTS = 4
-KEPT = 0.4
+MAX_RETAINED_SHARE = 0.4
 """Share of it that allocators and caches may keep."""
 
 
@@ -39,16 +39,18 @@ def test_what_large_texts_took_is_given_back(files: Files, tmp_path: Path) -> No
         assert at_once(CLIENTS, lambda _: tokenize(20_000)) == [200] * CLIENTS  # threads, and what is read once
         before, whole = resident(live, "RssAnon"), resident(live, "VmRSS")
         assert at_once(CLIENTS, lambda _: tokenize(TEXT_BYTES)) == [200] * CLIENTS
-        taken = resident(live, "VmHWM") - whole
+        peak_growth = resident(live, "VmHWM") - whole
         end = time.monotonic() + 20
-        while (kept := resident(live, "RssAnon") - before) > KEPT * taken and time.monotonic() < end:
+        while (
+            retained := resident(live, "RssAnon") - before
+        ) > MAX_RETAINED_SHARE * peak_growth and time.monotonic() < end:
             time.sleep(0.05)
-        print(f"{before >> 20} MiB before, {taken >> 20} more at the peak, {kept >> 20} more afterwards")
-        assert taken > 100 * 2**20
-        assert kept <= KEPT * taken
+        print(f"{before >> 20} MiB before, {peak_growth >> 20} more at the peak, {retained >> 20} more afterwards")
+        assert peak_growth > 100 * 2**20
+        assert retained <= MAX_RETAINED_SHARE * peak_growth
 
 
-MANY = 12
+REPLY_COUNT = 12
 TENANTS = ("one", "two", "admin")
 SLACK_SECONDS = 5.0
 """For closing connections, and for a busy machine."""
@@ -59,11 +61,13 @@ def test_a_server_that_makes_large_replies_ends_when_it_is_told(files: Files, tm
     with serving(files.base, [], tmp_path, grace_seconds=0) as live:
         replies, first = list[httpx.Response](), threading.Event()
 
-        def ask(tenant: str) -> None:
+        def send_tokenize(tenant: str) -> None:
             replies.append(live.request("POST", "/tokenize", tenant, content=body))
             first.set()
 
-        clients = [threading.Thread(target=ask, args=(TENANTS[i % len(TENANTS)],)) for i in range(MANY)]
+        clients = [
+            threading.Thread(target=send_tokenize, args=(TENANTS[i % len(TENANTS)],)) for i in range(REPLY_COUNT)
+        ]
         for client in clients:
             client.start()
         assert first.wait(60)
@@ -76,7 +80,7 @@ def test_a_server_that_makes_large_replies_ends_when_it_is_told(files: Files, tm
         statuses = [reply.status_code for reply in replies]
         print(f"ended after {took:.1f} s; answered {statuses}")
         assert took < CLOSE_SECONDS + SLACK_SECONDS
-        assert len(replies) == MANY  # nobody's connection was closed without an answer
+        assert len(replies) == REPLY_COUNT  # nobody's connection was closed without an answer
         assert 200 in statuses
         assert set(statuses) <= {200, 503}  # a quick machine has made them all before it is told
         assert {reply.json()["error"]["code"] for reply in replies if reply.status_code == 503} == {"shutting_down"}

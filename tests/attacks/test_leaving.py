@@ -15,7 +15,7 @@ import httpx
 import pytest
 from tests.serving.conftest import Files, Server
 from tests.serving.test_guard import make_key
-from tests.serving.test_guard_http import ask, guarded
+from tests.serving.test_guard_http import post_chat, guarded
 from tests.serving.test_lifecycle import send, wait_until
 
 from bedplate.serving.durable.batches import Batches
@@ -33,9 +33,9 @@ class FirstStep:
         self.begun, self.go = threading.Event(), threading.Event()
         self.steps: Any = server.state.registry.engine._steps
         self.steps._scheduler.budget = STEP
-        self.steps._on_step = self._told
+        self.steps._on_step = self._block_step
 
-    def _told(self, record: Any) -> None:
+    def _block_step(self, record: Any) -> None:
         self.steps._on_step = None
         self.begun.set()
         assert self.go.wait(20)
@@ -49,30 +49,30 @@ class FirstStep:
 def unanswered(server: Server) -> float:
     with httpx.Client(trust_env=False) as client:
         text = client.get(f"{server.url}/metrics").text
-    found = re.search(r'^bedplate:unanswered_prompt_tokens_total{model_name="tiny"} (\S+)$', text, re.MULTILINE)
-    return 0.0 if found is None else float(found[1])
+    match = re.search(r'^bedplate:unanswered_prompt_tokens_total{model_name="tiny"} (\S+)$', text, re.MULTILINE)
+    return 0.0 if match is None else float(match[1])
 
 
-@pytest.mark.parametrize("way", ["left", "too late"])
-def test_what_was_read_of_a_prompt_is_paid_for(files: Files, tmp_path: Path, way: str):
+@pytest.mark.parametrize("departure", ["left", "too late"])
+def test_what_was_read_of_a_prompt_is_paid_for(files: Files, tmp_path: Path, departure: str):
     key, secret = make_key()
     public = MetricsConfig(public=True)
     with guarded(files, tmp_path, key, price=PRICE, metrics=public) as server:
         first, ledger = FirstStep(server), server.state.guard.ledger
         assert ledger is not None
         head = f"authorization: Bearer {secret}\r\n"
-        late = "" if way == "left" else "x-request-timeout-seconds: 60\r\n"
+        late = "" if departure == "left" else "x-request-timeout-seconds: 60\r\n"
         connection = send(server, LONG, head + late)
         assert first.begun.wait(20)
         waiting = send(server, LONG, head)  # of this nothing is computed
         wait_until(lambda: server.state.registry.engine.waiting == 1)
-        if way == "left":
+        if departure == "left":
             connection.close()
             wait_until(lambda: len(first.steps._cancelled) == 1)
         else:
             first.let_time_run_out()
         waiting.close()
-        wait_until(lambda: len(first.steps._cancelled) == (2 if way == "left" else 1))
+        wait_until(lambda: len(first.steps._cancelled) == (2 if departure == "left" else 1))
         first.go.set()
         wait_until(lambda: ledger.spent(key.id)[0].tokens > 0)
         assert server.idle()
@@ -87,7 +87,7 @@ def test_a_reply_that_is_not_taken_is_one_of_the_calls_at_once(files: Files, tmp
     key, secret = make_key(limits={"concurrent": 1})
     size = 16 * 1024 * 1024
     with guarded(files, tmp_path, key) as server:
-        assert ask(server, secret).status_code == 200
+        assert post_chat(server, secret).status_code == 200
         with httpx.Client(trust_env=False, headers={"authorization": f"Bearer {secret}"}) as client:
             assert client.get(f"{server.url}/v1/files").status_code == 200
         file = server.state.part(Batches).store.add_file(f"key:{key.id}", "f", "batch", BytesIO(bytes(size)))
@@ -95,12 +95,12 @@ def test_a_reply_that_is_not_taken_is_one_of_the_calls_at_once(files: Files, tmp
         connection = socket.create_connection((parts.hostname or "", parts.port or 0))
         path = f"/v1/files/{file.id}/content"
         connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {secret}\r\n\r\n".encode())
-        got = len(connection.recv(4096))
+        received = len(connection.recv(4096))
         for _ in range(3):
-            assert ask(server, secret).status_code == 429
-        while got < size:
-            got += len(connection.recv(1 << 20))
-        wait_until(lambda: ask(server, secret).status_code == 200)
+            assert post_chat(server, secret).status_code == 429
+        while received < size:
+            received += len(connection.recv(1 << 20))
+        wait_until(lambda: post_chat(server, secret).status_code == 200)
         connection.close()
 
 
@@ -117,17 +117,17 @@ def test_bodies_that_are_not_whole_yet_are_held_within_a_bound(files: Files, tmp
 
     with attacked(files, tmp_path, body_bytes=16 * 1024) as server:
         body = b'{"model": "tiny", "prompt": "' + b"a" * 16_000 + b'"}'
-        held = server.state.preparation._held
-        most = 16 * 16 * 1024 // (len(body) - 1)
-        waiting = [begin(server, "them") for _ in range(most)]
-        wait_until(lambda: held["them"] == most * (len(body) - 1))
+        waiting_bytes = server.state.preparation._reserved
+        max_waiting = 16 * 16 * 1024 // (len(body) - 1)
+        waiting = [begin(server, "them") for _ in range(max_waiting)]
+        wait_until(lambda: waiting_bytes["them"] == max_waiting * (len(body) - 1))
         over = begin(server, "them")
         assert b" 429 " in over.recv(4096)
         ours = server.post("/tokenize", json={"model": "tiny", "prompt": "a"}, headers=head("us"))
         assert ours.status_code == 200
-        for one in waiting:
-            one.sendall(body[-1:])
-            assert b" 200 " in one.recv(4096)
-        for one in (over, *waiting):
-            one.close()
-        wait_until(lambda: not held.total())
+        for client in waiting:
+            client.sendall(body[-1:])
+            assert b" 200 " in client.recv(4096)
+        for client in (over, *waiting):
+            client.close()
+        wait_until(lambda: not waiting_bytes.total())

@@ -46,11 +46,11 @@ def test_an_error_does_not_repeat_what_was_sent(target, name):
 
 
 @pytest.mark.parametrize(
-    ("path", "field", "more"),
+    ("path", "field", "extra_fields"),
     [(CHAT, "messages", {}), ("/v1/messages", "messages", {"max_tokens": 3}), ("/v1/responses", "input", {})],
 )
-def test_more_messages_than_any_context_holds_are_refused_unread(target, path, field, more):
-    body = {"model": "tiny", field: [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1), **more}
+def test_more_messages_than_any_context_holds_are_refused_unread(target, path, field, extra_fields):
+    body = {"model": "tiny", field: [{"role": "user", "content": "x"}] * (MAX_MESSAGES + 1), **extra_fields}
     reply = target.post(path, json=body, headers=head("us"))
     assert reply.status_code == 400
     assert field in reply.json()["error"]["message"]
@@ -58,9 +58,9 @@ def test_more_messages_than_any_context_holds_are_refused_unread(target, path, f
 
 
 def test_the_beginning_and_the_end_of_a_long_message_are_kept():
-    made = error_object(RequestError("begins" + LONG + "ends", param="p" + LONG))[1]["error"]
-    assert made["message"].startswith("begins")
-    assert made["message"].endswith("ends")
+    error = error_object(RequestError("begins" + LONG + "ends", param="p" + LONG))[1]["error"]
+    assert error["message"].startswith("begins")
+    assert error["message"].endswith("ends")
     assert shortened("as it is") == "as it is"
 
 

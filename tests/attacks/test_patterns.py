@@ -19,7 +19,7 @@ ROOMS = ("bedplate.serving", "bedplate.text", "bedplate.inference.engine", "bedp
 SMALL, LARGE = 500, 4_000
 SUSPECT_SECONDS = 0.002
 """Less is not measured again: that many characters, looked through once, take a tenth of it."""
-MOST = 3.0 * LARGE / SMALL
+MAX_RATIO = 3.0 * LARGE / SMALL
 METHODS = ("search", "match", "fullmatch", "finditer", "findall", "sub", "split")
 STOPS = {"bedplate.inference.engine.grammar_rules._RULE_PARTS"}
 """Whoever goes through it ends at the first text without an end (`test_growth`)."""
@@ -29,22 +29,22 @@ OPERATORS = {"bedplate.serving.settings.redaction"}
 
 @lru_cache(maxsize=1)
 def modules() -> tuple[ModuleType, ...]:
-    found: list[ModuleType] = []
+    loaded: list[ModuleType] = []
     for room in ROOMS:
         package = importlib.import_module(room)
-        names = [one.name for one in pkgutil.walk_packages(package.__path__, f"{room}.")]
-        found += [importlib.import_module(name) for name in names if not name.endswith("__main__")]
-    return tuple(found)
+        names = [module_info.name for module_info in pkgutil.walk_packages(package.__path__, f"{room}.")]
+        loaded += [importlib.import_module(name) for name in names if not name.endswith("__main__")]
+    return tuple(loaded)
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[Any], tuple[str, ...]]]:
     """Their names, and what is asked of them anywhere."""
-    sources = "\n".join(inspect.getsource(one) for one in modules())
+    sources = "\n".join(inspect.getsource(module) for module in modules())
     for module in modules():
         for name, value in vars(module).items():
             if isinstance(value, re.Pattern) and module.__name__ not in OPERATORS:
-                asked = tuple(sorted(set(re.findall(rf"\b{name}\.(\w+)\(", sources)) & set(METHODS)))
-                yield f"{module.__name__}.{name}", value, asked
+                methods = tuple(sorted(set(re.findall(rf"\b{name}\.(\w+)\(", sources)) & set(METHODS)))
+                yield f"{module.__name__}.{name}", value, methods
 
 
 def characters(pattern: re.Pattern[Any]) -> list[str]:
@@ -55,11 +55,11 @@ def characters(pattern: re.Pattern[Any]) -> list[str]:
 
 
 def seconds(pattern: re.Pattern[Any], method: str, text: str) -> float:
-    given: Any = text if isinstance(pattern.pattern, str) else text.encode()
+    subject: Any = text if isinstance(pattern.pattern, str) else text.encode()
     begin = time.thread_time()
-    found = getattr(pattern, method)(*([given] if method != "sub" else ["", given]))
+    matches = getattr(pattern, method)(*([subject] if method != "sub" else ["", subject]))
     if method == "finditer":
-        for _ in found:
+        for _ in matches:
             pass
     return time.thread_time() - begin
 
@@ -71,17 +71,17 @@ def grows(pattern: re.Pattern[Any], method: str, piece: str, end: str) -> bool:
         return False
     small = piece * (SMALL // len(piece)) + end
     fastest = [min(seconds(pattern, method, text) for _ in range(5)) for text in (small, large)]
-    return fastest[1] > MOST * max(fastest[0], SUSPECT_SECONDS / MOST)
+    return fastest[1] > MAX_RATIO * max(fastest[0], SUSPECT_SECONDS / MAX_RATIO)
 
 
 def test_no_regular_expression_of_a_request_grows_faster_than_its_text():
     looked, bad = 0, set[tuple[str, str, str]]()
-    for name, pattern, asked in patterns():
+    for name, pattern, methods in patterns():
         if name in STOPS:
             continue
         letters = characters(pattern)
         pairs = [*product(letters[:7], repeat=2), *product(letters[-4:], repeat=2)]
-        for method in asked:
+        for method in methods:
             looked += 1
             for piece, end in product((*letters, *map("".join, pairs)), ("", "\0")):
                 if grows(pattern, method, piece, end):

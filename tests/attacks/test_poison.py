@@ -70,10 +70,10 @@ def test_a_batch_that_cannot_be_begun_or_ended_keeps_no_other_waiting(files, tmp
             broken.add(batch.id)
         return start(store, batch, rows)
 
-    def breaking_finish(store: BatchStore, batch: Any, *rest: Any) -> None:
+    def breaking_finish(store: BatchStore, batch: Any, *args: Any) -> None:
         if batch.id in broken:
             raise ValueError("no line can be made of this")
-        finish(store, batch, *rest)
+        finish(store, batch, *args)
 
     monkeypatch.setattr(BatchStore, "start", breaking_start)
     monkeypatch.setattr(BatchStore, "finish", breaking_finish)
@@ -90,11 +90,11 @@ def test_a_row_whose_answering_raises_is_not_tried_for_ever(files, tmp_path, mon
     monkeypatch.setattr(batch_worker, "_RETRY_SECONDS", (0.01, 0.01))
     call, tried = batch_worker.self_call, []
 
-    async def raising(app: Any, endpoint: str, body: bytes, *rest: Any) -> Any:
+    async def raising(app: Any, endpoint: str, body: bytes, *args: Any) -> Any:
         if b"poison" in body:
             tried.append(body)
             raise ValueError("this row cannot be answered")
-        return await call(app, endpoint, body, *rest)
+        return await call(app, endpoint, body, *args)
 
     monkeypatch.setattr(batch_worker, "self_call", raising)
     with attacked(files, tmp_path) as server:
@@ -108,37 +108,37 @@ def test_a_row_whose_answering_raises_is_not_tried_for_ever(files, tmp_path, mon
 
 def test_replies_are_kept_whatever_another_tenant_sends(target):
     counts = target.state.part(Feedback).counts
-    kept, dropped = counts["kept"], counts["dropped"]
+    saved, dropped = counts["kept"], counts["dropped"]
 
-    def ask(i: int) -> Any:
+    def send_chat(i: int) -> Any:
         text = f"x{HALF}" if i % 3 == 0 else "x"
         body = {"model": "prompted", "messages": [{"role": "user", "content": text}], "user": text}
         return target.post(CHAT, content=json.dumps(body), headers=head("them" if i % 3 == 0 else "us"))
 
-    statuses = [reply.status_code for reply in at_once(12, ask)]
+    statuses = [reply.status_code for reply in at_once(12, send_chat)]
     assert statuses == [400 if i % 3 == 0 else 200 for i in range(12)]
     end = time.monotonic() + 5
-    while counts["kept"] < kept + 8 and time.monotonic() < end:
+    while counts["kept"] < saved + 8 and time.monotonic() < end:
         time.sleep(0.01)
-    assert (counts["kept"] - kept, counts["dropped"] - dropped) == (8, 0)
+    assert (counts["kept"] - saved, counts["dropped"] - dropped) == (8, 0)
 
 
 def test_a_reply_that_cannot_be_written_is_counted_and_keeps_no_other_from_being_kept(target, monkeypatch):
     feedback = target.state.part(Feedback)
-    kept, dropped, row = feedback.counts["kept"], feedback.counts["dropped"], Feedback._row
+    saved, dropped, row = feedback.counts["kept"], feedback.counts["dropped"], Feedback._row
 
     def poisoned(self: Feedback, call: Any, rule: Any) -> dict[str, Any]:
-        made = row(self, call, rule)
-        return {**made, "request": HALF} if call.caller.tenant == "them" else made
+        feedback_row = row(self, call, rule)
+        return {**feedback_row, "request": HALF} if call.caller.tenant == "them" else feedback_row
 
     monkeypatch.setattr(Feedback, "_row", poisoned)
     target.state.part(Feedback)._writer.submit(time.sleep, 0.3)  # all wait for one writing
     body = {"model": "prompted", "messages": HI}
     at_once(6, lambda i: target.post(CHAT, json=body, headers=head("us" if i % 2 else "them")))
     end = time.monotonic() + 5
-    while feedback.counts["kept"] + feedback.counts["dropped"] < kept + dropped + 6 and time.monotonic() < end:
+    while feedback.counts["kept"] + feedback.counts["dropped"] < saved + dropped + 6 and time.monotonic() < end:
         time.sleep(0.01)
-    assert (feedback.counts["kept"] - kept, feedback.counts["dropped"] - dropped) == (3, 3)
+    assert (feedback.counts["kept"] - saved, feedback.counts["dropped"] - dropped) == (3, 3)
 
 
 def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
@@ -146,7 +146,7 @@ def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch,
         raise OSError(errno.ENOSPC, "No space left on device")
 
     counts = target.state.part(Feedback).counts
-    kept, dropped = counts["kept"], counts["dropped"]
+    saved, dropped = counts["kept"], counts["dropped"]
     monkeypatch.setattr(FeedbackStore, "append", full)
     body = {"model": "prompted", "messages": HI}
     replies = at_once(5, lambda _: target.post(CHAT, json=body, headers=head("us")))
@@ -154,7 +154,7 @@ def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch,
     end = time.monotonic() + 5
     while counts["dropped"] < dropped + 5 and time.monotonic() < end:
         time.sleep(0.01)
-    assert (counts["kept"] - kept, counts["dropped"] - dropped) == (0, 5)
+    assert (counts["kept"] - saved, counts["dropped"] - dropped) == (0, 5)
     assert "No space left on device" in caplog.text
 
 
@@ -199,8 +199,8 @@ def test_a_name_that_is_none_is_nobodys(target, fields):
 
 
 def test_a_text_of_every_private_use_character_is_answered(target):
-    every = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0x10FFFE)]))
-    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": every}]}, ensure_ascii=False)
+    private_use = "".join(map(chr, [*range(0xE000, 0xF900), *range(0xF0000, 0x10FFFE)]))
+    body = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": private_use}]}, ensure_ascii=False)
     reply = target.post(CHAT, content=body.encode(), headers={"x-request-timeout-seconds": "5"})
     assert reply.status_code == 400
     assert "private-use" in reply.json()["error"]["message"]

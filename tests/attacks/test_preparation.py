@@ -25,7 +25,7 @@ from .conftest import at_once, attacked, head
 BODY = 1000
 
 
-class Held:
+class Blocker:
     """Work that lasts until it is let go."""
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class Held:
         self.go = threading.Event()
 
     def work(self, name: str) -> Callable[[], str]:
-        def held() -> str:
+        def blocked() -> str:
             self.begun.append(name)
             assert self.go.wait(20)
             return name
 
-        return held
+        return blocked
 
-    async def count(self, wanted: int) -> int:
+    async def count(self, expected: int) -> int:
         end = time.monotonic() + 5
-        while len(self.begun) < wanted and time.monotonic() < end:
+        while len(self.begun) < expected and time.monotonic() < end:
             await asyncio.sleep(0.002)
         await asyncio.sleep(0.02)
         return len(self.begun)
@@ -57,15 +57,15 @@ async def at_rest(turns: Preparation) -> bool:
 
 
 def test_one_tenant_has_half_of_the_threads_and_bytes_and_others_do_not_wait_for_it():
-    async def attack(size: int, most: int) -> None:
-        held, turns = Held(), Preparation(BODY)
-        many = [asyncio.create_task(turns.run("them", size, held.work("them"))) for _ in range(WAITING_BODIES)]
-        assert await held.count(most) == most
-        ours = asyncio.create_task(turns.run("us", size, held.work("us")))
-        assert await held.count(most + 1) == most + 1
-        assert held.begun[-1] == "us"
-        held.go.set()
-        assert await asyncio.gather(ours, *many) == ["us"] + ["them"] * WAITING_BODIES
+    async def attack(size: int, max_running: int) -> None:
+        blocker, turns = Blocker(), Preparation(BODY)
+        tasks = [asyncio.create_task(turns.run("them", size, blocker.work("them"))) for _ in range(WAITING_BODIES)]
+        assert await blocker.count(max_running) == max_running
+        ours = asyncio.create_task(turns.run("us", size, blocker.work("us")))
+        assert await blocker.count(max_running + 1) == max_running + 1
+        assert blocker.begun[-1] == "us"
+        blocker.go.set()
+        assert await asyncio.gather(ours, *tasks) == ["us"] + ["them"] * WAITING_BODIES
         assert turns.under_way == 0
 
     asyncio.run(attack(1, THREADS // 2))
@@ -74,32 +74,33 @@ def test_one_tenant_has_half_of_the_threads_and_bytes_and_others_do_not_wait_for
 
 def test_what_waits_of_one_tenant_is_bounded():
     async def attack() -> None:
-        held, turns = Held(), Preparation(BODY)
-        many = [
-            asyncio.create_task(turns.run("them", BODY, held.work("them"))) for _ in range(WAITING_BODIES + BODIES // 2)
+        blocker, turns = Blocker(), Preparation(BODY)
+        tasks = [
+            asyncio.create_task(turns.run("them", BODY, blocker.work("them")))
+            for _ in range(WAITING_BODIES + BODIES // 2)
         ]
-        await held.count(BODIES // 2)
+        await blocker.count(BODIES // 2)
         with pytest.raises(LimitError):
-            await turns.run("them", BODY, held.work("them"))
-        ours = asyncio.create_task(turns.run("us", BODY, held.work("us")))
-        held.go.set()
-        await asyncio.gather(ours, *many)
+            await turns.run("them", BODY, blocker.work("them"))
+        ours = asyncio.create_task(turns.run("us", BODY, blocker.work("us")))
+        blocker.go.set()
+        await asyncio.gather(ours, *tasks)
 
     asyncio.run(attack())
 
 
 def test_work_whose_caller_has_left_counts_until_it_ends():
     async def attack() -> None:
-        held, turns = Held(), Preparation(BODY)
-        leaving = [asyncio.create_task(turns.run("them", BODY, held.work("them"))) for _ in range(BODIES)]
-        await held.count(BODIES // 2)
-        for one in leaving:
-            one.cancel()
+        blocker, turns = Blocker(), Preparation(BODY)
+        leaving = [asyncio.create_task(turns.run("them", BODY, blocker.work("them"))) for _ in range(BODIES)]
+        await blocker.count(BODIES // 2)
+        for task in leaving:
+            task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
         assert turns.under_way == BODIES // 2
-        later = asyncio.create_task(turns.run("them", BODY, held.work("later")))
-        assert await held.count(BODIES // 2) == BODIES // 2  # those that waited have gone
-        held.go.set()
+        later = asyncio.create_task(turns.run("them", BODY, blocker.work("later")))
+        assert await blocker.count(BODIES // 2) == BODIES // 2  # those that waited have gone
+        blocker.go.set()
         assert await later == "later"
         assert await at_rest(turns)
 
@@ -108,17 +109,17 @@ def test_work_whose_caller_has_left_counts_until_it_ends():
 
 def test_one_that_leaves_in_the_moment_of_its_turn_takes_no_place_with_it():
     async def attack() -> None:
-        held, turns = Held(), Preparation(BODY)
-        most = THREADS // 2
-        many = [asyncio.create_task(turns.run("them", 1, held.work("them"))) for _ in range(most + 3)]
-        await held.count(most)
-        held.go.set()
+        blocker, turns = Blocker(), Preparation(BODY)
+        max_running = THREADS // 2
+        tasks = [asyncio.create_task(turns.run("them", 1, blocker.work("them"))) for _ in range(max_running + 3)]
+        await blocker.count(max_running)
+        blocker.go.set()
         time.sleep(0.1)  # the loop is kept: that places are free is already waiting to be told when these leave
-        for one in many[most:]:
-            one.cancel()
-        found = await asyncio.gather(*many, return_exceptions=True)
-        assert found[:most] == ["them"] * most
-        assert all(isinstance(one, asyncio.CancelledError) for one in found[most:])
+        for task in tasks[max_running:]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert results[:max_running] == ["them"] * max_running
+        assert all(isinstance(result, asyncio.CancelledError) for result in results[max_running:])
         assert await at_rest(turns)
 
     asyncio.run(attack())
@@ -126,17 +127,17 @@ def test_one_that_leaves_in_the_moment_of_its_turn_takes_no_place_with_it():
 
 def test_what_was_computed_already_is_not_refused():
     async def attack() -> None:
-        held, turns = Held(), Preparation(BODY)
+        blocker, turns = Blocker(), Preparation(BODY)
         full = WAITING_BODIES + BODIES // 2
-        many = [asyncio.create_task(turns.run("them", BODY, held.work("them"))) for _ in range(full)]
-        await held.count(BODIES // 2)
+        tasks = [asyncio.create_task(turns.run("them", BODY, blocker.work("them"))) for _ in range(full)]
+        await blocker.count(BODIES // 2)
         with pytest.raises(LimitError):
-            await turns.run("them", BODY, held.work("them"))
-        reply = asyncio.create_task(turns.run("them", BODY, held.work("reply"), refused=False))
+            await turns.run("them", BODY, blocker.work("them"))
+        reply = asyncio.create_task(turns.run("them", BODY, blocker.work("reply"), refused=False))
         await asyncio.sleep(0)
-        held.go.set()
+        blocker.go.set()
         assert await reply == "reply"
-        await asyncio.gather(*many)
+        await asyncio.gather(*tasks)
 
     asyncio.run(attack())
 
@@ -214,14 +215,16 @@ def test_large_bodies_are_read_beside_the_loop(target, monkeypatch, path):
     for name in ("parse_object", "read_fields"):
         original = getattr(call, name)
 
-        def seen(*arguments: Any, original: Any = original) -> Any:
+        def recorded(*arguments: Any, original: Any = original) -> Any:
             threads.append(threading.current_thread().name)
             return original(*arguments)
 
-        monkeypatch.setattr(call, name, seen)
+        monkeypatch.setattr(call, name, recorded)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}] * 2000, "prompt": "x" * 50_000}
-    kept = {"/v1/chat/completions": ("model", "messages"), "/v1/completions": ("model", "prompt")}
-    target.post(path, json={name: body[name] for name in kept.get(path, ("model", "prompt"))}, headers=head("them"))
+    fields_by_path = {"/v1/chat/completions": ("model", "messages"), "/v1/completions": ("model", "prompt")}
+    target.post(
+        path, json={name: body[name] for name in fields_by_path.get(path, ("model", "prompt"))}, headers=head("them")
+    )
     assert len(threads) == 2
     assert all(name.startswith("bedplate-preparing") for name in threads)
 
@@ -230,11 +233,11 @@ def test_other_threads_run_while_a_long_text_is_encoded(target):
     """Counted, not timed: how often another thread comes to its turn meanwhile."""
     tokenizer, text = target.tokenizer, "a " * 100_000
     whole = tokenizer._backend.encode(text, add_special_tokens=False).ids
-    found: list[list[int]] = []
-    encoding, turns = threading.Thread(target=lambda: found.append(tokenizer.encode(text))), 0
+    encodings: list[list[int]] = []
+    encoding, turns = threading.Thread(target=lambda: encodings.append(tokenizer.encode(text))), 0
     encoding.start()
     while encoding.is_alive():
         time.sleep(0.001)
         turns += 1
-    assert found == [whole]
+    assert encodings == [whole]
     assert turns > 10

@@ -18,17 +18,17 @@ def test_a_caller_of_earlier_has_the_rights_of_now(tmp_path):
     change_keys(path, lambda _: KeysFile(keys=(Key.model_validate({**fields, "models": ("small",)}),)))
     guard = CallerGuard(KeyStore(path))
     earlier = Caller(id_, "us", admin=True, models=None)
-    now = guard.with_rights_of_now(earlier)
-    assert (now.tenant, now.admin, now.models) == ("us", False, frozenset({"small"}))
-    assert not now.may_use("large")
+    current = guard.with_rights_of_now(earlier)
+    assert (current.tenant, current.admin, current.models) == ("us", False, frozenset({"small"}))
+    assert not current.may_use("large")
     assert CallerGuard().with_rights_of_now(earlier) == earlier
 
 
 def test_the_rows_of_a_running_batch_have_the_rights_that_its_key_has_now(target, monkeypatch):
-    def now(guard: CallerGuard, caller: Caller) -> Caller:
+    def narrowed_rights(guard: CallerGuard, caller: Caller) -> Caller:
         return replace(caller, models=frozenset({"prompted"})) if caller.tenant == "them" else caller
 
-    monkeypatch.setattr(CallerGuard, "with_rights_of_now", now)
+    monkeypatch.setattr(CallerGuard, "with_rights_of_now", narrowed_rights)
     lost, honest = (begin(target, tenant, line("a")) for tenant in ("them", "us"))
     assert ended(target, "us", honest).request_counts.completed == 1
     [row] = client(target, "them").files.content(ended(target, "them", lost).error_file_id).text.splitlines()
@@ -47,8 +47,8 @@ def test_what_is_settled_after_a_call_has_ended_counts_for_its_minute(tmp_path):
     call.end()
     call.end()
     call.settle(60, 0.0)
-    again = guard.admit(Caller(id_, "us"))
-    assert again.headers()["x-ratelimit-remaining-tokens"] == "40"
-    again.take_tokens(30)
-    again.settle(20, 0.0)  # of 30 only 20 were computed
-    assert again.headers()["x-ratelimit-remaining-tokens"] == "20"
+    second_call = guard.admit(Caller(id_, "us"))
+    assert second_call.headers()["x-ratelimit-remaining-tokens"] == "40"
+    second_call.take_tokens(30)
+    second_call.settle(20, 0.0)  # of 30 only 20 were computed
+    assert second_call.headers()["x-ratelimit-remaining-tokens"] == "20"

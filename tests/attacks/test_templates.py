@@ -10,18 +10,18 @@ from bedplate.core.errors import TemplateError
 from bedplate.text import sandbox
 from bedplate.text.chat_template import ChatTemplate
 
-LEAST = 8 * 1024 * 1024
-WIDE = "{% set s = '\U0001f600' * 200000 %}"
+BYTE_LIMIT = 8 * 1024 * 1024
+LARGE_STRING = "{% set s = '\U0001f600' * 200000 %}"
 
 GREEDY = {
     "large replacements in a list": (
         "{% set a = ['a' * 2000] * 500 %}{% set x = a|map('replace', 'a', 'b' * 100)|list %}{{ x|length }}"
     ),
-    "slices under many names": WIDE + "".join(f"{{% set a{i} = s[1:] %}}" for i in range(60)),
-    "slices in a namespace": WIDE
+    "slices under many names": LARGE_STRING + "".join(f"{{% set a{i} = s[1:] %}}" for i in range(60)),
+    "slices in a namespace": LARGE_STRING
     + "{% set n = namespace() %}{% for i in range(60) %}{% set n.x = (n.x, s[i:]) %}{% endfor %}",
     "texts in the frames of a macro": (
-        "{% macro f(n) %}" + WIDE + "{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+        "{% macro f(n) %}" + LARGE_STRING + "{% if n %}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     ),
     "buffers of macros": (
         "{% macro f() %}{% for i in range(90) %}{{ 'a' * 9000 }}{% endfor %}{% endmacro %}"
@@ -35,7 +35,7 @@ GREEDY = {
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "MADE_BYTES", LEAST)
+    monkeypatch.setattr(sandbox, "MADE_BYTES", BYTE_LIMIT)
 
 
 @pytest.mark.parametrize("name", GREEDY)
@@ -45,7 +45,7 @@ def test_what_a_template_holds_is_bounded(name):
     try:
         with pytest.raises(TemplateError, match="was stopped"):
             template.render([{"role": "user", "content": "x"}])
-        assert tracemalloc.get_traced_memory()[1] < 2 * LEAST
+        assert tracemalloc.get_traced_memory()[1] < 2 * BYTE_LIMIT
     finally:
         tracemalloc.stop()
 

@@ -23,17 +23,17 @@ def keeps_the_loop(until: threading.Event) -> None:
 def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "LATE_SECONDS", 0.02)
     monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.005)
-    told, dog = threading.Event(), Watchdog()
+    logged, dog = threading.Event(), Watchdog()
 
     class Telling(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "keeps_the_loop" in record.getMessage():  # on a busy machine it may be late before
-                told.set()
+                logged.set()
 
     async def serve() -> None:
         async with dog.running(lambda *_: asyncio.sleep(0)):
             await asyncio.sleep(0.02)
-            keeps_the_loop(told)
+            keeps_the_loop(logged)
             await asyncio.sleep(0.02)
 
     handler = Telling()
@@ -43,8 +43,8 @@ def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
             asyncio.run(serve())
     finally:
         watchdog.log.removeHandler(handler)
-    assert told.is_set()
-    [record] = [one for one in caplog.records if "keeps_the_loop" in one.getMessage()]
+    assert logged.is_set()
+    [record] = [log_record for log_record in caplog.records if "keeps_the_loop" in log_record.getMessage()]
     assert "the event loop is" in record.getMessage()
     assert dog._sum > 0.02
 
@@ -67,9 +67,9 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
 
     with caplog.at_level(logging.WARNING, watchdog.log.name):
         asyncio.run(serve())
-    told = [one.getMessage() for one in caplog.records if "the event loop is" in one.getMessage()]
-    assert len(told) == 2
-    assert "more times since the last such message" in told[1]
+    messages = [record.getMessage() for record in caplog.records if "the event loop is" in record.getMessage()]
+    assert len(messages) == 2
+    assert "more times since the last such message" in messages[1]
 
 
 def test_lags_are_counted_into_their_buckets():
@@ -77,14 +77,14 @@ def test_lags_are_counted_into_their_buckets():
     for lag in (0.0005, 0.2, 99.0):
         dog.observe(lag)
     [family] = dog.collect()
-    found = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
-    assert (found["0.001"], found["0.1"], found["0.25"], found["10.0"], found["+Inf"]) == (1, 1, 2, 2, 3)
+    buckets = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)
 
 
 @pytest.mark.parametrize("name", [f"{NAME}_count", f"{NAME}_sum"])
 def test_a_live_server_gives_the_metric(target, name):
     with httpx.Client(trust_env=False) as client:
         text = client.get(f"{target.url}/metrics").text
-    found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-    assert found is not None
-    assert name == f"{NAME}_sum" or float(found[1]) > 0
+    match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
+    assert match is not None
+    assert name == f"{NAME}_sum" or float(match[1]) > 0

@@ -48,9 +48,13 @@ def test_a_part_runs_in_small_on_the_processor(
         load(part).main()
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-    found = results.read(file)
-    assert sum(isinstance(one, results.Speed) and one.ours > 0 for one in found) == speeds
-    assert [one.passed for one in found if isinstance(one, results.Check)] == [True] * checks
+    measurements = results.read(file)
+    assert (
+        sum(isinstance(measurement, results.Speed) and measurement.ours > 0 for measurement in measurements) == speeds
+    )
+    assert [measurement.passed for measurement in measurements if isinstance(measurement, results.Check)] == [
+        True
+    ] * checks
 
 
 def test_a_part_that_fails_or_takes_too_long_stops_no_other(
@@ -66,7 +70,7 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(
     for name, text in scripts.items():
         lines = f"import sys; sys.path.append({str(PLACE)!r}); from results import *; add = Part().add; {text}\n"
         (tmp_path / f"{name}.py").write_text(lines)
-    monkeypatch.setattr(bench, "HERE", tmp_path)
+    monkeypatch.setattr(bench, "SCRIPTS", tmp_path)
     monkeypatch.setattr(bench, "PARTS", {"good": 30.0, "broken": 30.0, "slow": 2.0, "late": 0.0})
     monkeypatch.setattr(sys, "argv", ["bench.py", "--device", "cpu", "--small", "--out", str(tmp_path / "out")])
     bench.main()
@@ -77,6 +81,6 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(
     assert "ValueError: a / b" in page
     assert "- slow: x: y\n- slow: the rest: it took longer than 2 s" in page
     assert "- late: all of it: no time was left" in page
-    found = json.loads((tmp_path / "out/results.json").read_text())
-    assert [one["kind"] for one in found["results"]] == ["speed", "check", "left", "left", "left", "left"]
-    assert found["about"]["torch"] == torch.__version__
+    saved_results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [row["kind"] for row in saved_results["results"]] == ["speed", "check", "left", "left", "left", "left"]
+    assert saved_results["about"]["torch"] == torch.__version__

@@ -26,8 +26,8 @@ def load(monkeypatch: pytest.MonkeyPatch):
     return of
 
 
-def result(kind: str, *rows: dict[str, object]) -> str:
-    return json.dumps({"benchmark": "x", "machine": {"kind": kind}, "rows": list(rows)})
+def result(processor: str, *rows: dict[str, object]) -> str:
+    return json.dumps({"benchmark": "x", "machine": {"kind": processor}, "rows": list(rows)})
 
 
 def row(name: str, ours: float, peer: float, goal: float | None = None, setting: str = "") -> dict[str, object]:
@@ -79,10 +79,10 @@ def test_a_mask_is_put_on_before_libraries_are_loaded(load):
     )
     script = "import sys; sys.argv = ['-c', CODE]; exec(CODE)".replace("CODE", repr(code))
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(PLACE)}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, timeout=120
     )
-    assert eval(done.stdout) == {
+    assert eval(process.stdout) == {
         **masks.MASKS["avx2"],
         "worn": "avx2",
         "llama": str(masks.llama_place("avx2")),
@@ -114,8 +114,8 @@ def test_a_peers_fastest_dtype_is_taken(load, capsys: pytest.CaptureFixture[str]
     peers = load("peers")
     seconds = {"bfloat16": 2.0, "float32": 0.5}
     monkeypatch.setattr(peers, "best_seconds", lambda trial, beaten_by: seconds[trial()])
-    made, dtype = peers.fastest(lambda dtype: dtype, lambda one: one)
-    assert (made, dtype) == ("float32", "float32")
+    built, dtype = peers.fastest(lambda dtype: dtype, lambda candidate: candidate)
+    assert (built, dtype) == ("float32", "float32")
     assert "float32 0.5 s, bfloat16 2 s: float32 it is" in capsys.readouterr().out
 
 
@@ -133,12 +133,12 @@ def test_roofs_are_bytes_over_bandwidth_and_operations_over_the_peak(load):
 
     roof, machine = load("roof"), load("machine")
     spec = PRESETS["smollm2-135m"].spec
-    here = machine.Machine("x", "avx2", 2, 2, 0.0, 20e9, {"kernel int4": 400e9}, {}, {}, None)
+    local_machine = machine.Machine("x", "avx2", 2, 2, 0.0, 20e9, {"kernel int4": 400e9}, {}, {}, None)
     read = step_weight_bytes(spec, 1, "int4") + 100 * 30 * 2 * 3 * 64 * 2
     bound = 20e9 / read
-    assert f"is {bound:,.0f} tokens/s: 50% reached" in roof.decode(spec, "int4", 100, 1, bound / 2, here)
+    assert f"is {bound:,.0f} tokens/s: 50% reached" in roof.decode(spec, "int4", 100, 1, bound / 2, local_machine)
     # 106.2e6 parameters in the blocks' products, the head once
     operations = 2 * 106.2e6 * 512 + 2 * 49152 * 576 + 2 * 30 * 576 * 512**2
     bound = 512 * 400e9 / operations
-    assert f"is {bound:,.0f} tokens/s" in roof.prefill(spec, "int4", 512, 1.0, here)
-    assert "was measured" in roof.prefill(spec, "int8", 512, 1.0, here)
+    assert f"is {bound:,.0f} tokens/s" in roof.prefill(spec, "int4", 512, 1.0, local_machine)
+    assert "was measured" in roof.prefill(spec, "int8", 512, 1.0, local_machine)

@@ -62,18 +62,20 @@ def server(files: Files) -> Iterator[Server]:
     with (
         loaded_server(files.base, files.skins, **settings) as state,
         running(state) as url,
-        loaded_server(files.base) as other,
+        loaded_server(files.base) as reference_state,
     ):
         skins = {path.name: read_skin(path) for path in files.skins}
         predictors = {
-            name: Predictor(other.registry.engine, skin) if skin.classical is None else ClassicalPredictor(skin)
+            name: Predictor(reference_state.registry.engine, skin)
+            if skin.classical is None
+            else ClassicalPredictor(skin)
             for name, skin in skins.items()
         }
         yield Server(url, state, predictors)
 
 
 @dataclass
-class Seen:
+class PageWatch:
     """What a page did that it should not have done: errors, and requests to elsewhere."""
 
     host: str
@@ -98,20 +100,20 @@ class Seen:
 
 
 @pytest.fixture
-def seen(server: Server) -> Seen:
-    return Seen(urlsplit(server.url).netloc)
+def page_watch(server: Server) -> PageWatch:
+    return PageWatch(urlsplit(server.url).netloc)
 
 
 @pytest.fixture
-def page(browser: Browser, server: Server, seen: Seen) -> Iterator[Page]:
+def page(browser: Browser, server: Server, page_watch: PageWatch) -> Iterator[Page]:
     """The loaded page of a fresh profile, 1200 by 800. Any console error fails its test."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
     context.set_default_timeout(10_000)
     opened = context.new_page()
-    seen.watch(opened)
+    page_watch.watch(opened)
     opened.goto(server.url)
     opened.get_by_role("radio", name="tiny", exact=True).wait_for()
     yield opened
     context.close()
-    assert seen.errors == []
-    assert seen.elsewhere == []
+    assert page_watch.errors == []
+    assert page_watch.elsewhere == []

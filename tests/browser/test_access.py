@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from tests.serving.conftest import Server
 
-from .test_page import last_text, ready, says, send, served, settings
+from .test_page import last_text, ready, stream_chunks, send, served, settings
 
 # The element with focus, and how it looks: name, tag, whether an outline is drawn.
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);
@@ -78,8 +78,19 @@ def test_everything_is_reached_by_tab_and_shows_where_one_is(page: Page) -> None
             break
         assert outlined, name
         names.append(name)
-    for wanted in ("skip", "to-chat", "to-compare", "theme", "keys", "search", "tiny", "reload", "message-0", "send"):
-        assert wanted in names, names
+    for focusable in (
+        "skip",
+        "to-chat",
+        "to-compare",
+        "theme",
+        "keys",
+        "search",
+        "tiny",
+        "reload",
+        "message-0",
+        "send",
+    ):
+        assert focusable in names, names
     assert names[0] == "skip"
     assert names.index("search") < names.index("message-0") < names.index("send")
 
@@ -126,7 +137,7 @@ def test_what_is_heard_is_sentences_and_not_tokens(page: Page) -> None:
         ".observe(document.getElementById('said'), { childList: true })"
     )
     piece = {"choices": [{"index": 0, "delta": {"content": "One sentence. "}, "finish_reason": None}]}
-    chunks = says("")
+    chunks = stream_chunks("")
     served(page, [chunks[0], *[piece] * 300, *chunks[2:]])
     send(page, "go")
     page.locator(".facts").wait_for()
@@ -183,16 +194,16 @@ def test_touch_targets_on_a_phone_are_large(browser: Browser, server: Server) ->
 
 def test_the_theme_is_chosen_and_kept(page: Page) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
-    seen = []
+    backgrounds = []
     for theme in ("light", "dark", "auto"):
         page.get_by_role("button", name="Theme").click()
         expect(page.get_by_role("button", name=f"Theme: {theme}")).to_be_visible()
-        seen.append(page.evaluate(colour))
+        backgrounds.append(page.evaluate(colour))
         if theme == "dark":
             page.reload()
             expect(page.get_by_role("button", name="Theme: dark")).to_be_visible()
-            assert page.evaluate(colour) == seen[-1]
-    assert seen == ["rgb(255, 255, 255)", "rgb(20, 23, 28)", "rgb(255, 255, 255)"]
+            assert page.evaluate(colour) == backgrounds[-1]
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(20, 23, 28)", "rgb(255, 255, 255)"]
 
 
 def test_nothing_moves_for_those_who_want_no_motion(browser: Browser, server: Server) -> None:

@@ -23,11 +23,11 @@ from bedplate.economics.bills.decisions import decide, load_case
 from bedplate.economics.bills.decisions.words import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.cases import plan_cases, replicas_of
-from bedplate.economics.serving.replica import Engine
-from bedplate.economics.serving.serving_cost import Target, load_curve
+from bedplate.economics.serving.replica import ReplicaEngine
+from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve
 from bedplate.economics.serving.traffic import Traffic
 
-from .conftest import Seen
+from .conftest import PageWatch
 from .test_access import CONTRAST, FOCUS, UNNAMED
 
 EXAMPLES = Path(__file__).parents[2] / "examples/decide"
@@ -37,7 +37,7 @@ SERVE = (
     *("llama-3.2-1b", "--device", "a100-80gb", "--devices", 2, "--calls-per-day", "5e6", "--prompt-tokens", "100-500"),
     *("--output-tokens", 4, "--skin-tokens", 200, "--max-rows", 24, "--p95-ms", 60),
 )
-SAME = 1e-9
+REL_TOLERANCE = 1e-9
 
 Opener = Callable[..., Page]
 
@@ -53,14 +53,14 @@ def written(path: Path, verb: str, *arguments: object) -> Path:
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Opener]:
     """Opens a page's file. An error, a warning or a request to anywhere fails the test."""
-    seen, contexts = Seen(""), []
+    page_watch, contexts = PageWatch(""), []
 
     def opener(path: Path, width: int = 1200, scheme: Any = "light") -> Page:
         context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
         contexts.append(context)
         context.set_default_timeout(10_000)
         page = context.new_page()
-        seen.watch(page)
+        page_watch.watch(page)
         page.goto(path.as_uri())
         page.locator("[data-figure]").first.wait_for(state="attached")
         return page
@@ -68,9 +68,9 @@ def opened(browser: Browser) -> Iterator[Opener]:
     yield opener
     for context in contexts:
         context.close()
-    assert seen.errors == []
-    assert seen.elsewhere == []
-    assert all(path.endswith(".html") for path in seen.paths)
+    assert page_watch.errors == []
+    assert page_watch.elsewhere == []
+    assert all(path.endswith(".html") for path in page_watch.paths)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def slider(page: Page, name: str) -> Locator:
 
 
 def slide(page: Page, name: str, share: float) -> None:
-    found = slider(page, name)
-    found.fill(str(round(share * int(found.get_attribute("max") or 0))))
+    control = slider(page, name)
+    control.fill(str(round(share * int(control.get_attribute("max") or 0))))
 
 
 def typed(page: Page, name: str) -> str:
@@ -125,13 +125,13 @@ def moved(page: Page) -> dict[str, float]:
 
 def figures(page: Page) -> dict[str, Any]:
     """By name: the number, or (low, number, high) where a figure has a range."""
-    found: dict[str, Any] = page.locator("dd[data-figure]").evaluate_all(
+    values_by_name: dict[str, Any] = page.locator("dd[data-figure]").evaluate_all(
         """all => Object.fromEntries(all.filter((e) => e.querySelector("data")).map((e) => {
           const value = Number(e.querySelector("data").value), { figure, low, high } = e.dataset;
           return [figure, low === undefined ? value : [Number(low), value, Number(high)]];
         }))"""
     )
-    return found
+    return values_by_name
 
 
 def lines(page: Page, figure: str) -> list[str]:
@@ -156,26 +156,29 @@ def answered(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[s
 
 
 def trained(values: Mapping[str, float]) -> plan.TrainingPlan:
-    more = {name: values[name] for name in ("overhead", "usd_per_hour", "usd_per_kwh") if name in values}
+    overrides = {name: values[name] for name in ("overhead", "usd_per_hour", "usd_per_kwh") if name in values}
     return plan.train(
         "llama-3.1-8b",
         values.get("tokens", 1e12),
         plan.device("h100"),
         int(values.get("devices", 64)),
         mfu_share=values.get("mfu"),
-        **more,
+        **overrides,
     )
 
 
 def check_training(page: Page, values: Mapping[str, float]) -> None:
-    wanted, found = trained(values), figures(page)
+    expected, shown = trained(values), figures(page)
     for name in ("mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd"):
-        one = getattr(wanted, name)
-        assert found[name] == pytest.approx([one.low, one.central, one.high], rel=SAME), (name, values)
+        figure = getattr(expected, name)
+        assert shown[name] == pytest.approx([figure.low, figure.central, figure.high], rel=REL_TOLERANCE), (
+            name,
+            values,
+        )
     for name in ("parameters", "flops", "tokens_per_second_per_device", "global_batch_tokens", "bytes_per_device"):
-        assert found[name] == pytest.approx(getattr(wanted, name), rel=SAME), (name, values)
-    assert page.locator("[data-figure=layout]").inner_text() == wanted.as_json()["layout"]["text"]
-    assert page.locator("#headline").inner_text().count(usd(wanted.usd.central)) == 1  # pyright: ignore
+        assert shown[name] == pytest.approx(getattr(expected, name), rel=REL_TOLERANCE), (name, values)
+    assert page.locator("[data-figure=layout]").inner_text() == expected.as_json()["layout"]["text"]
+    assert page.locator("#headline").inner_text().count(usd(expected.usd.central)) == 1  # pyright: ignore
 
 
 def test_training_is_computed_as_python_does(opened: Opener, training: Path) -> None:
@@ -199,19 +202,19 @@ def test_the_terminal_says_the_same(opened: Opener, training: Path, capsys: pyte
     enter(page, "mfu", "41 %")
     enter(page, "usd_per_hour", "$2.25")
     assert moved(page) == {"tokens": 3e11, "devices": 128, "mfu": 0.41, "usd_per_hour": 2.25}
-    found = answered(capsys, ["plan", *terminal(page)])
-    assert (found["tokens"], found["devices"], found["mfu"]) == (3e11, 128, 0.41)
-    assert figures(page)["usd"] == pytest.approx([found["usd"]] * 3, rel=SAME)
+    printed = answered(capsys, ["plan", *terminal(page)])
+    assert (printed["tokens"], printed["devices"], printed["mfu"]) == (3e11, 128, 0.41)
+    assert figures(page)["usd"] == pytest.approx([printed["usd"]] * 3, rel=REL_TOLERANCE)
 
 
 def test_an_address_with_what_was_moved_opens_as_it_was(opened: Opener, training: Path) -> None:
     page = opened(training)
     slide(page, "tokens", 0.3)
     slide(page, "usd_per_hour", 0.9)
-    values, found = moved(page), figures(page)
+    values, shown = moved(page), figures(page)
     page.reload()
     assert moved(page) == values
-    assert figures(page) == found
+    assert figures(page) == shown
     page.goto(f"{training.as_uri()}#tokens=many&devices=&nothing=1")
     page.reload()
     assert moved(page) == {}
@@ -221,10 +224,10 @@ def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
     from bedplate.economics.training.scaling_laws import compute_optimal, predicted_loss
 
     page = opened(training)
-    found = trained({})
-    best = compute_optimal(found.flops)
+    training_plan = trained({})
+    best = compute_optimal(training_plan.flops)
     chosen = page.locator("[data-figure=chosen]").inner_text()
-    assert f"loss {predicted_loss(found.parameters, 1e12):.3f}" in chosen
+    assert f"loss {predicted_loss(training_plan.parameters, 1e12):.3f}" in chosen
     optimum = page.locator("[data-figure=optimum]").inner_text()
     assert f"{best.parameters / 1e9:.3g} B parameters on {best.tokens / 1e9:.3g} B tokens" in optimum
     assert f"loss {best.loss:.3f}" in optimum
@@ -247,14 +250,14 @@ def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) 
 def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
     from bedplate.economics.hardware.table import DEVICES
 
-    name = next(name for name, one in DEVICES.items() if one.rental is None)
+    name = next(name for name, device in DEVICES.items() if device.rental is None)
     page = opened(written(tmp_path / "p.html", "train", "smollm2-135m", "--tokens", "1B", "--device", name))
     assert "no price" in page.locator("#headline").inner_text()
     assert "usd" not in figures(page)
     enter(page, "usd_per_hour", "1")  # where the slider stands already
     hours = figures(page)["gpu_hours"]
     assert moved(page) == {"usd_per_hour": 1}
-    assert figures(page)["usd"] == pytest.approx(hours, rel=SAME)
+    assert figures(page)["usd"] == pytest.approx(hours, rel=REL_TOLERANCE)
 
 
 # --- serving
@@ -269,7 +272,7 @@ def check_serving(page: Page, values: Mapping[str, float]) -> None:
         traffic,
         device,
         2,
-        engine=Engine(24, 4096),
+        engine=ReplicaEngine(24, 4096),
         usd_per_hour=None if price is None else price / 2,
     )
     shown = {name: typed(page, f"{name}_seconds") for name in ("total", "first_token")}
@@ -279,35 +282,35 @@ def check_serving(page: Page, values: Mapping[str, float]) -> None:
     keywords = {
         "peak_factor": values.get("peak_factor", 3.0),
         "spare": int(values.get("spare", 0)),
-        "target": Target(total, first),
+        "target": LatencyTarget(total, first),
     }
-    found = figures(page)
+    displayed = figures(page)
     trouble = page.locator("[data-figure=trouble]").inner_text()
     if trouble:
-        assert "replicas" not in found
+        assert "replicas" not in displayed
         with pytest.raises(UsageError, match="no number of replicas helps"):
             plan_cases(*arguments, **keywords)
         return
     plans = plan_cases(*arguments, **keywords)
     central = plans["central"]
-    assert found["replicas"] == central.replicas, values
-    assert found["capacity"] == pytest.approx(central.capacity_calls_per_second, rel=SAME)
+    assert displayed["replicas"] == central.replicas, values
+    assert displayed["capacity"] == pytest.approx(central.capacity_calls_per_second, rel=REL_TOLERANCE)
     for name in ("usd_per_call", "usd_per_million_tokens", "usd_per_day", "floor_usd_per_call"):
-        assert found[name] == pytest.approx(getattr(central, name), rel=SAME), (name, values)
+        assert displayed[name] == pytest.approx(getattr(central, name), rel=REL_TOLERANCE), (name, values)
     shown = page.locator("dd[data-figure=usd_per_call] small").all_inner_texts()
-    ends = sorted(one.usd_per_call for name, one in plans.items() if name != "central")  # pyright: ignore
+    ends = sorted(fleet.usd_per_call for name, fleet in plans.items() if name != "central")  # pyright: ignore
     if len(ends) == 1:
         assert shown == [f"{usd(ends[0])} to never"]
     elif ends and ends[0] != ends[-1]:
         assert shown == [f"{usd(ends[0])} to {usd(ends[-1])}"]
-    for name, one in (("at_peak", central.at_peak), ("at_mean", central.at_mean)):
-        place = one.calls_per_second / central.saturated_calls_per_second * 128
+    for name, load_point in (("at_peak", central.at_peak), ("at_mean", central.at_mean)):
+        place = load_point.calls_per_second / central.saturated_calls_per_second * 128
         below = min(127, max(1, int(place)))
-        near = load_curve(replicas["central"], traffic, central, loads=(below / 128, (below + 1) / 128))
+        curve = load_curve(replicas["central"], traffic, central, loads=(below / 128, (below + 1) / 128))
         share = max(0.0, place - below)
-        wanted = near[0].total_p95 + share * (near[1].total_p95 - near[0].total_p95)
-        assert found[name] == pytest.approx(wanted, rel=1e-6), (name, values)
-        assert found[name] == pytest.approx(one.total_p95, rel=0.1), (name, values)
+        expected = curve[0].total_p95 + share * (curve[1].total_p95 - curve[0].total_p95)
+        assert displayed[name] == pytest.approx(expected, rel=1e-6), (name, values)
+        assert displayed[name] == pytest.approx(load_point.total_p95, rel=0.1), (name, values)
 
 
 def test_serving_is_computed_as_python_does(opened: Opener, serving: Path) -> None:
@@ -337,11 +340,11 @@ def test_the_fleet_of_the_terminal_is_the_page_s(
     assert "A whole number" in page.locator(".control .hint.error").inner_text()
     enter(page, "spare", "2")
     drawn(page)
-    found = answered(capsys, ["plan", *terminal(page)])
+    printed = answered(capsys, ["plan", *terminal(page)])
     shown = figures(page)
-    assert (found["calls_per_day"], found["usd_per_hour"]) == (20e6, 7)
-    assert shown["replicas"] == found["replicas"]
-    assert shown["usd_per_call"] == pytest.approx(found["usd_per_call"], rel=SAME)
+    assert (printed["calls_per_day"], printed["usd_per_hour"]) == (20e6, 7)
+    assert shown["replicas"] == printed["replicas"]
+    assert shown["usd_per_call"] == pytest.approx(printed["usd_per_call"], rel=REL_TOLERANCE)
 
 
 # --- decisions
@@ -349,27 +352,27 @@ def test_the_fleet_of_the_terminal_is_the_page_s(
 
 def check_decision(page: Page, path: Path, values: Mapping[str, float], prices: Path | None = None) -> None:
     overrides = [f"{name}={value!r}" for name, value in values.items()]
-    wanted = as_values(decide(*load_case(path, prices, overrides)))
-    assert page.locator("[data-figure=answer]").inner_text() == wanted["sentence"], values
-    assert lines(page, "reasons") == wanted["reasons"], values
-    assert lines(page, "break-evens") == [one["text"] for one in wanted["break_evens"]], values
+    expected = as_values(decide(*load_case(path, prices, overrides)))
+    assert page.locator("[data-figure=answer]").inner_text() == expected["sentence"], values
+    assert lines(page, "reasons") == expected["reasons"], values
+    assert lines(page, "break-evens") == [break_even["text"] for break_even in expected["break_evens"]], values
     # How far one looks for a flip hangs on the stated value, so that rows which were moved are compared no further.
-    flips = {one["input"]: one["text"] for one in wanted["flips"] if one["input"] not in values}
-    said = [*lines(page, "flips"), *lines(page, "steady")]
-    shown = {text.split(" (now ")[0]: text for text in said}
+    flips = {flip["input"]: flip["text"] for flip in expected["flips"] if flip["input"] not in values}
+    sentences = [*lines(page, "flips"), *lines(page, "steady")]
+    shown = {text.split(" (now ")[0]: text for text in sentences}
     assert {name: text for name, text in shown.items() if name not in values and name in flips} == flips, values
-    found: dict[str, Any] = page.locator("tr[data-option]").evaluate_all(
+    rows_by_option: dict[str, Any] = page.locator("tr[data-option]").evaluate_all(
         """all => Object.fromEntries(all.map((row) => [row.dataset.option, row.dataset]))"""
     )
-    assert set(found) == {one["name"] for one in wanted["options"]}
-    for one in wanted["options"]:
-        row = found[one["name"]]
-        assert row.get("feasible") == str(one["feasible"]).lower(), (one["name"], values)
-        low, high = one["total_interval"]
-        pairs = {"total": one["total_usd"], "net": one["net_usd"], "low": low, "high": high}
-        for name, number in {**pairs, "bestIn": one["best_in"] if one["feasible"] else None}.items():
+    assert set(rows_by_option) == {option["name"] for option in expected["options"]}
+    for option in expected["options"]:
+        row = rows_by_option[option["name"]]
+        assert row.get("feasible") == str(option["feasible"]).lower(), (option["name"], values)
+        low, high = option["total_interval"]
+        pairs = {"total": option["total_usd"], "net": option["net_usd"], "low": low, "high": high}
+        for name, number in {**pairs, "bestIn": option["best_in"] if option["feasible"] else None}.items():
             if number is not None:
-                assert float(row[name]) == pytest.approx(number, rel=1e-8, abs=1e-9), (one["name"], name, values)
+                assert float(row[name]) == pytest.approx(number, rel=1e-8, abs=1e-9), (option["name"], name, values)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -380,17 +383,17 @@ def test_decisions_are_made_as_python_makes_them(opened: Opener, tmp_path: Path,
     rng = random.Random(name)
     names = page.locator("input[type=range]").evaluate_all("all => all.map((e) => e.dataset.name)")
     assert names[:2] == ["traffic.calls_per_day", "traffic.horizon_days"]
-    more = page.get_by_label("Move another number").locator("option")
+    menu = page.get_by_label("Move another number").locator("option")
     for _ in range(2):
-        chosen = rng.choice([one for one in more.evaluate_all("all => all.map((e) => e.value)") if one])
+        chosen = rng.choice([choice for choice in menu.evaluate_all("all => all.map((e) => e.value)") if choice])
         page.get_by_label("Move another number").select_option(chosen)
         names.append(chosen)
     for _ in range(4):
         page.get_by_role("button", name="Back to what was stated").evaluate("e => e.click()")
-        for one in rng.sample(names, 3):
-            slide(page, one, rng.uniform(0.1, 0.9))
+        for control_name in rng.sample(names, 3):
+            slide(page, control_name, rng.uniform(0.1, 0.9))
         values = moved(page)
-        if all(page_said(page, one) for one in values):
+        if all(page_said(page, control_name) for control_name in values):
             check_decision(page, path, values)
 
 
@@ -401,7 +404,7 @@ def page_said(page: Page, name: str) -> bool:
 
 
 BY_USE = {"paid": "by_use", "utilisation": 0.7}
-OWN = case_values(
+ODD_CASE = case_values(
     {
         'a.b "c"': {"model": "large", "quality": {"value": 0.9, "low": 0.85, "high": 0.94}},
         "small": {"model": "small", "quality": 0.8, "setup": {"hours": 20, "evaluation_labels": 50}},
@@ -432,7 +435,7 @@ def test_revenue_shrinking_demand_and_odd_names(opened: Opener, tmp_path: Path) 
     """What the four examples have not."""
     (tmp_path / "prices.yaml").write_text(PRICES)
     path = tmp_path / "case.yaml"
-    path.write_text(yaml.safe_dump({**OWN, "prices": "prices.yaml"}, sort_keys=False))
+    path.write_text(yaml.safe_dump({**ODD_CASE, "prices": "prices.yaml"}, sort_keys=False))
     page = opened(written(tmp_path / "page.html", "decide", path))
     check_decision(page, path, {})
     rng = random.Random(3)
@@ -447,8 +450,8 @@ def test_revenue_shrinking_demand_and_odd_names(opened: Opener, tmp_path: Path) 
             page.get_by_label("Move another number").select_option(name)
     for trial in range(6):
         page.get_by_role("button", name="Back to what was stated").evaluate("e => e.click()")
-        for one in rng.sample(names, 1 + trial % 4):
-            slide(page, one, rng.uniform(0.05, 0.95))
+        for control_name in rng.sample(names, 1 + trial % 4):
+            slide(page, control_name, rng.uniform(0.05, 0.95))
         check_decision(page, path, moved(page))
 
 
@@ -458,8 +461,8 @@ def test_a_decision_s_command_says_what_was_moved(
     page = opened(decision)
     enter(page, "traffic.calls_per_day", "50,000")
     drawn(page)
-    found = answered(capsys, ["plan", *terminal(page)])
-    assert found["sentence"] == page.locator("[data-figure=answer]").inner_text()
+    printed = answered(capsys, ["plan", *terminal(page)])
+    assert printed["sentence"] == page.locator("[data-figure=answer]").inner_text()
     assert "traffic.calls_per_day=50000" in page.get_by_label("Command").inner_text()
 
 
@@ -485,9 +488,9 @@ def test_names_of_a_file_are_text(opened: Opener, tmp_path: Path) -> None:
     assert page.evaluate("window.hacked") is None
 
 
-@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
-def test_nothing_is_fetched_and_nothing_may_be(kind: str, request: pytest.FixtureRequest) -> None:
-    html = request.getfixturevalue(kind).read_text("utf-8")
+@pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
+def test_nothing_is_fetched_and_nothing_may_be(page_fixture: str, request: pytest.FixtureRequest) -> None:
+    html = request.getfixturevalue(page_fixture).read_text("utf-8")
     assert re.findall(r'(?:src|href|action)="(?!#|data:,")', html) == []
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html)
     assert policy is not None
@@ -496,13 +499,13 @@ def test_nothing_is_fetched_and_nothing_may_be(kind: str, request: pytest.Fixtur
     assert len(html) < 400_000
 
 
-@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
+@pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1200])
 def test_it_fits_and_can_be_read(
-    opened: Opener, kind: str, scheme: Any, width: int, request: pytest.FixtureRequest
+    opened: Opener, page_fixture: str, scheme: Any, width: int, request: pytest.FixtureRequest
 ) -> None:
-    page = opened(request.getfixturevalue(kind), width, scheme)
+    page = opened(request.getfixturevalue(page_fixture), width, scheme)
     page.locator("details").evaluate_all("all => all.forEach((e) => { e.open = true; })")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(UNNAMED) == []
@@ -517,9 +520,11 @@ def test_it_fits_and_can_be_read(
         assert box["x"] + box["width"] <= width
 
 
-@pytest.mark.parametrize("kind", ["training", "serving", "decision"])
-def test_everything_is_reached_and_moved_by_keys(opened: Opener, kind: str, request: pytest.FixtureRequest) -> None:
-    page = opened(request.getfixturevalue(kind))
+@pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
+def test_everything_is_reached_and_moved_by_keys(
+    opened: Opener, page_fixture: str, request: pytest.FixtureRequest
+) -> None:
+    page = opened(request.getfixturevalue(page_fixture))
     reached: set[str] = set()
     for _ in range(120):
         page.keyboard.press("Tab")

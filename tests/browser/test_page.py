@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 from tests.serving.conftest import SKINS, Server
 
-from .conftest import USD_PER_HOUR, Seen
+from .conftest import USD_PER_HOUR, PageWatch
 
 NUMBERS = ("first token", "tokens/s", "prompt", "cached", "completion", "latency", "price")
 
@@ -51,7 +51,7 @@ def served(page: Page, chunks: list[dict[str, Any]], *, end: str = "data: [DONE]
     page.route("**/v1/chat/completions", answer)
 
 
-def says(text: str) -> list[dict[str, Any]]:
+def stream_chunks(text: str) -> list[dict[str, Any]]:
     choice = {"index": 0, "finish_reason": None}
     usage = {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 4}}
     return [
@@ -62,14 +62,14 @@ def says(text: str) -> list[dict[str, Any]]:
     ]
 
 
-def test_it_lists_the_models_and_finds_them(page: Page, seen: Seen) -> None:
+def test_it_lists_the_models_and_finds_them(page: Page, page_watch: PageWatch) -> None:
     names = page.get_by_role("radio").evaluate_all("boxes => boxes.map(box => box.value)")
     assert names == ["tiny", *SKINS]
     page.get_by_label("Search models").fill("LORA")
     expect(page.get_by_role("radio")).to_have_count(1)
     page.get_by_label("Search models").fill("nothing like it")
     expect(page.get_by_text("No model matches the search.")).to_be_visible()
-    assert {"/", "/web/app.js", "/web/style.css", "/v1/models"} <= set(seen.paths)
+    assert {"/", "/web/app.js", "/web/style.css", "/v1/models"} <= set(page_watch.paths)
 
 
 def test_the_chat_streams_what_the_api_answers(page: Page, server: Server) -> None:
@@ -79,8 +79,8 @@ def test_the_chat_streams_what_the_api_answers(page: Page, server: Server) -> No
     system = {"role": "system", "content": "the answer is yes"}
     first = [system, {"role": "user", "content": "hi there"}]
     reply = server.chat(messages=first, max_tokens=24, temperature=0).json()
-    said = reply["choices"][0]["message"]["content"]
-    assert last_text(page) == said
+    reply_text = reply["choices"][0]["message"]["content"]
+    assert last_text(page) == reply_text
     facts = page.locator(".facts").inner_text()
     assert f"completion {reply['usage']['completion_tokens']} " in facts
     assert f"prompt {reply['usage']['prompt_tokens']} " in facts
@@ -88,7 +88,7 @@ def test_the_chat_streams_what_the_api_answers(page: Page, server: Server) -> No
 
     send(page, "and then?")  # the second turn carries the first
     expect(page.locator(".facts")).to_have_count(2)
-    messages = [*first, {"role": "assistant", "content": said}, {"role": "user", "content": "and then?"}]
+    messages = [*first, {"role": "assistant", "content": reply_text}, {"role": "user", "content": "and then?"}]
     whole = server.chat(messages=messages, max_tokens=24, temperature=0).json()
     assert last_text(page) == whole["choices"][0]["message"]["content"]
     assert f"prompt {whole['usage']['prompt_tokens']} " in page.locator(".facts").last.inner_text()
@@ -122,12 +122,12 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slowly")
-@pytest.mark.parametrize("way", ["button", "Escape"])
-def test_stop_ends_the_answer_here_and_on_the_server(page: Page, server: Server, way: str) -> None:
+@pytest.mark.parametrize("trigger", ["button", "Escape"])
+def test_stop_ends_the_answer_here_and_on_the_server(page: Page, server: Server, trigger: str) -> None:
     settings(page, max_tokens="400", temperature="1.5")
     send(page, "hi")
     expect(page.locator(".turn.answer .text")).to_have_text(re.compile(r"[^\n]{20}"))
-    if way == "button":
+    if trigger == "button":
         page.get_by_role("button", name="Stop").click()
     else:
         page.keyboard.press("Escape")
@@ -142,15 +142,17 @@ def test_labels_come_with_their_scores(page: Page, server: Server) -> None:
     choose(page, "tuned")
     send(page, "it broke after a day", "Input review")
     page.locator(".scores").wait_for()
-    found = server.skins["tuned"].predict(["it broke after a day"])[0]
-    assert last_text(page) == found.output
+    prediction = server.skins["tuned"].predict(["it broke after a day"])[0]
+    assert last_text(page) == prediction.output
     import math
 
-    wanted = sorted(found.scores.items(), key=lambda item: -item[1])
+    ranked_scores = sorted(prediction.scores.items(), key=lambda pair: -pair[1])
     shown = page.locator(".scores").inner_text().split("\n")
-    assert shown == [part for label, score in wanted for part in (label, f"{100 * math.exp(score):.1f} %")]
+    assert shown == [part for label, score in ranked_scores for part in (label, f"{100 * math.exp(score):.1f} %")]
     widths = page.locator(".scores .bar").evaluate_all("bars => bars.map(bar => bar.style.width)")
-    assert [float(width.rstrip("%")) for width in widths] == [round(100 * math.exp(score), 1) for _, score in wanted]
+    assert [float(width.rstrip("%")) for width in widths] == [
+        round(100 * math.exp(score), 1) for _, score in ranked_scores
+    ]
 
 
 def test_a_skin_of_several_inputs_has_a_field_for_each(page: Page, server: Server) -> None:
@@ -201,7 +203,7 @@ def test_models_are_compared_side_by_side(page: Page, server: Server) -> None:
     assert float(numbers["price"].lstrip("$")) < USD_PER_HOUR / 3600
 
 
-def test_a_report_opens_and_can_do_nothing(page: Page, server: Server, seen: Seen) -> None:
+def test_a_report_opens_and_can_do_nothing(page: Page, server: Server, page_watch: PageWatch) -> None:
     expect(page.get_by_role("button", name="Report of this skin")).to_be_hidden()
     choose(page, "prompted")
     page.get_by_role("button", name="Report of this skin").click()
@@ -210,8 +212,8 @@ def test_a_report_opens_and_can_do_nothing(page: Page, server: Server, seen: See
     assert frame.get_by_role("heading").evaluate("e => getComputedStyle(e).color") == "rgb(1, 2, 3)"
     page.keyboard.press("Escape")
     expect(page.locator("#report-dialog")).to_be_hidden()
-    assert all("script" in error for error in seen.errors)  # Chromium says that it ran none
-    seen.errors.clear()
+    assert all("script" in error for error in page_watch.errors)  # Chromium says that it ran none
+    page_watch.errors.clear()
     choose(page, "writer")
     expect(page.get_by_role("button", name="Report of this skin")).to_be_hidden()
     missing = httpx.get(f"{server.url}/skins/writer/report", trust_env=False)
@@ -219,21 +221,21 @@ def test_a_report_opens_and_can_do_nothing(page: Page, server: Server, seen: See
     assert missing.json()["error"]["code"] == "no_report"
 
 
-def test_errors_are_the_servers_own_message(page: Page, server: Server, seen: Seen) -> None:
+def test_errors_are_the_servers_own_message(page: Page, server: Server, page_watch: PageWatch) -> None:
     settings(page, max_tokens="511")
     send(page, "hi there")
     reply = server.chat(messages=[{"role": "user", "content": "hi there"}], max_tokens=511)
     expect(page.locator(".turn .error")).to_have_text(reply.json()["error"]["message"])
     assert reply.status_code == 400
-    assert any("400" in error for error in seen.errors)  # the console's own line
-    seen.errors.clear()
-    served(page, says("half")[:2], end="")
+    assert any("400" in error for error in page_watch.errors)  # the console's own line
+    page_watch.errors.clear()
+    served(page, stream_chunks("half")[:2], end="")
     send(page, "again")
     expect(page.locator(".turn .error").last).to_contain_text("broke off")
     assert last_text(page) == "half"
     page.unroute("**/v1/chat/completions")
     failed = {"error": {"message": "the engine tripped", "type": "server_error", "param": None, "code": "x"}}
-    served(page, [*says("half")[:2], failed], end="")
+    served(page, [*stream_chunks("half")[:2], failed], end="")
     send(page, "and again")
     expect(page.locator(".turn .error").last).to_have_text("the engine tripped")
 
@@ -242,7 +244,7 @@ MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='
 
 
 def test_markup_stays_text(page: Page) -> None:
-    served(page, says(MARKUP))
+    served(page, stream_chunks(MARKUP))
     send(page, MARKUP)
     page.locator(".facts").wait_for()
     assert last_text(page) == MARKUP
@@ -256,7 +258,7 @@ def test_markup_stays_text(page: Page) -> None:
 
 def test_a_long_answer_does_not_freeze_the_page(page: Page) -> None:
     line = "a line of a long answer, with some words in it\n"
-    chunks = says("")
+    chunks = stream_chunks("")
     body = [{"choices": [{"index": 0, "delta": {"content": line}, "finish_reason": None}]}] * 8000
     served(page, [*chunks[:1], *body, *chunks[2:]])
     page.evaluate(
@@ -270,7 +272,7 @@ def test_a_long_answer_does_not_freeze_the_page(page: Page) -> None:
     assert page.evaluate("window.longest") < 2000
 
 
-def test_a_key_is_asked_for_once_and_kept_by_the_tab(page: Page, seen: Seen) -> None:
+def test_a_key_is_asked_for_once_and_kept_by_the_tab(page: Page, page_watch: PageWatch) -> None:
     keys: list[str | None] = []
 
     def guarded(route: Route) -> None:
@@ -306,7 +308,7 @@ def test_a_key_is_asked_for_once_and_kept_by_the_tab(page: Page, seen: Seen) -> 
         page.get_by_role("button", name="Report of this skin").click()
     assert (sent.value.method, sent.value.post_data) == ("POST", "key=right")
     expect(page.frame_locator("iframe").get_by_role("heading")).to_have_text("Report of tuned")
-    seen.errors.clear()
+    page_watch.errors.clear()
 
 
 @pytest.mark.parametrize("width", [360, 1200])
@@ -320,7 +322,7 @@ def test_long_names_and_small_prices_are_shown_whole(browser: Browser, server: S
     page.goto(server.url)
     page.locator(f"input[value='{long}']").wait_for(state="attached")
     page.locator("#models-panel").evaluate("element => element.open = true")
-    chunks = says("yes")
+    chunks = stream_chunks("yes")
     for usd, shown in ((1.2345e-7, "$0.00000012"), (0.00456, "$0.0046"), (0.25, "$0.2500"), (12345.678, "$12,345.68")):
         page.unroute("**/v1/chat/completions")
         served(page, [*chunks[:3], chunks[3] | {"bedplate": {"cost_usd": usd}}])
@@ -330,14 +332,14 @@ def test_long_names_and_small_prices_are_shown_whole(browser: Browser, server: S
     send(page, "hi", "Prompt")
     expect(page.locator(".column:has(dd)")).to_have_count(2)
     for selector in (".model span", ".column h3", ".numbers dd", "#compare-about"):
-        for one in page.locator(selector).all():
-            assert one.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), selector
+        for cell in page.locator(selector).all():
+            assert cell.evaluate("e => e.scrollWidth <= e.clientWidth + 1"), selector
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     expect(page.locator(".column h3").first).to_have_text(long)
     context.close()
 
 
-def test_live_numbers_come_from_the_metrics(page: Page, seen: Seen) -> None:
+def test_live_numbers_come_from_the_metrics(page: Page, page_watch: PageWatch) -> None:
     readings = iter(range(1000))
 
     def metrics(route: Route) -> None:
@@ -363,9 +365,9 @@ something_else NaN
     send(page, "hi")  # the server's own first
     page.locator(".facts").wait_for()
     page.get_by_text("Live numbers").click()
-    own = page.locator("#live-numbers dd")
-    expect(own.first).to_have_text("0")
-    expect(own.nth(3)).to_have_text(re.compile(r"^\d+ ms$"))
+    live_values = page.locator("#live-numbers dd")
+    expect(live_values.first).to_have_text("0")
+    expect(live_values.nth(3)).to_have_text(re.compile(r"^\d+ ms$"))
     page.route("**/metrics", metrics)
     page.get_by_text("Live numbers").click()
     page.get_by_text("Live numbers").click()
@@ -382,7 +384,7 @@ something_else NaN
     page.unroute("**/metrics")
     page.route("**/metrics", lambda route: route.fulfill(status=404, json={"error": {"message": "no route"}}))
     expect(page.locator("#live-note")).to_have_text("This server has no /metrics.")
-    seen.errors.clear()
+    page_watch.errors.clear()
 
 
 def test_files_have_their_types_policies_and_tags(server: Server) -> None:
@@ -393,15 +395,15 @@ def test_files_have_their_types_policies_and_tags(server: Server) -> None:
             "web/app.js": "text/javascript",
             "web/icon.svg": "image/svg",
         }
-        for path, kind in types.items():
+        for path, media_type in types.items():
             reply = client.get(f"/{path}")
-            assert reply.headers["content-type"].startswith(kind)
+            assert reply.headers["content-type"].startswith(media_type)
             assert reply.headers["x-content-type-options"] == "nosniff"
             policy = reply.headers["content-security-policy"]
             assert policy.startswith("default-src 'self';")
             assert "unsafe" not in policy
-            again = client.get(f"/{path}", headers={"if-none-match": f'"x", W/{reply.headers["etag"]}'})
-            assert (again.status_code, again.content) == (304, b"")
+            revalidated = client.get(f"/{path}", headers={"if-none-match": f'"x", W/{reply.headers["etag"]}'})
+            assert (revalidated.status_code, revalidated.content) == (304, b"")
         for path in (
             "web/app.py",
             "web/..%2fpages.py",

@@ -14,7 +14,7 @@ from tests.report.sample import report, row
 
 from bedplate.report.html import adaptation_page
 
-WIDE, PHONE = {"width": 1200, "height": 800}, {"width": 360, "height": 740}
+DESKTOP, PHONE = {"width": 1200, "height": 800}, {"width": 360, "height": 740}
 UNBROKEN = "an-input-without-a-single-place-to-break-it" * 40
 EVIL = "<img src='http://elsewhere.example/x.png' onerror='owned = 1'><script>owned = 1</script>"
 NAME = "document.activeElement.getAttribute('aria-label') || document.activeElement.textContent"
@@ -49,25 +49,27 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(browser: Browser, file: Path, viewport: Any = WIDE, scheme: Any = "light") -> Iterator[Page]:
+def opened(browser: Browser, file: Path, viewport: Any = DESKTOP, scheme: Any = "light") -> Iterator[Page]:
     """The page; at the end, that it said nothing on the console, asked for nothing and ran nothing."""
     context = browser.new_context(viewport=viewport, color_scheme=scheme)
     page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    console_lines: list[str] = []
+    requested_urls: list[str] = []
+    page.on("console", lambda message: console_lines.append(message.text))
+    page.on("pageerror", lambda error: console_lines.append(str(error)))
+    page.on("request", lambda request: requested_urls.append(request.url))
     page.goto(file.as_uri())
     yield page
     owned = page.evaluate("typeof owned")
     context.close()
-    assert said == []
-    assert {url.partition("#")[0] for url in asked} == {file.as_uri()}
+    assert console_lines == []
+    assert {url.partition("#")[0] for url in requested_urls} == {file.as_uri()}
     assert owned == "undefined"
 
 
-@pytest.fixture(params=[(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")], ids=lambda p: str(p[1]))
+@pytest.fixture(
+    params=[(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")], ids=lambda p: str(p[1])
+)
 def page(request: pytest.FixtureRequest, browser: Browser, file: Path) -> Iterator[Page]:
     with opened(browser, file, *request.param) as page:
         yield page
@@ -86,7 +88,7 @@ def test_it_fits_its_screen_and_can_be_read(page: Page) -> None:
 def test_the_theme_reaches_the_drawings(browser: Browser, file: Path) -> None:
     colours: list[set[str]] = []
     for scheme in ("light", "dark"):
-        with opened(browser, file, WIDE, scheme) as page:
+        with opened(browser, file, DESKTOP, scheme) as page:
             drawn = "e => [...e.querySelectorAll('path, text')].map((p) => getComputedStyle(p).fill)"
             colours.append(set(page.locator("figure svg").first.evaluate(drawn)))
     assert colours[0] != colours[1]
@@ -98,16 +100,16 @@ def test_keys_alone_reach_every_section_and_every_wide_table(browser: Browser, f
         assert page.evaluate("document.activeElement.className") == "skip"
         page.keyboard.press("Enter")
         expect(page).to_have_url(file.as_uri() + "#verdict")
-        seen: list[str] = []
+        focused_names: list[str] = []
         for _ in range(60):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement === document.body"):
                 break
             name = page.evaluate(NAME)
             assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", name
-            seen.append(name.strip())
-        for wanted in ("Data card", "Every rung", "Learning curve", "Confusion", "Slices", "Bounds", "Skins"):
-            assert any(name.startswith(wanted) for name in seen), wanted
+            focused_names.append(name.strip())
+        for section in ("Data card", "Every rung", "Learning curve", "Confusion", "Slices", "Bounds", "Skins"):
+            assert any(name.startswith(section) for name in focused_names), section
         summary = page.locator("summary", has_text="2 tried")
         summary.focus()
         page.keyboard.press("Enter")

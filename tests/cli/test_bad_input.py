@@ -40,7 +40,7 @@ def truncate(path: Path) -> None:
     (path / "model.safetensors").write_bytes(content[: len(content) // 2])
 
 
-KNOWN = "supported are: " + ", ".join(sorted(name for format_, name in FAMILIES if format_ == "hf"))
+SUPPORTED = "supported are: " + ", ".join(sorted(name for format_, name in FAMILIES if format_ == "hf"))
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda p: (p / "config.json").unlink(), "has no config.json"),
     "config not JSON": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
@@ -48,10 +48,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config a list": (lambda p: (p / "config.json").write_text("[]"), "JSON object"),
     "unsupported": (
         lambda p: edit_config(p, model_type="mamba"),
-        f"'mamba' is not supported; {KNOWN}",
+        f"'mamba' is not supported; {SUPPORTED}",
     ),
-    "no model_type": (lambda p: edit_config(p, model_type=None), KNOWN),
-    "odd model_type": (lambda p: edit_config(p, model_type=["llama"]), KNOWN),
+    "no model_type": (lambda p: edit_config(p, model_type=None), SUPPORTED),
+    "odd model_type": (lambda p: edit_config(p, model_type=["llama"]), SUPPORTED),
     "unknown field": (lambda p: edit_config(p, sliding_window=64), "'sliding_window'"),
     "wrong kind": (lambda p: edit_config(p, hidden_size="big"), "wrong kind"),
     "odd scaling": (lambda p: edit_config(p, rope_parameters="yarn"), "wrong kind"),
@@ -128,10 +128,10 @@ def test_output_under_a_file_and_output_that_exists(tmp_path: Path, capsys: pyte
 
 
 @cache
-def whole(kind: str, scratch: Path) -> tuple[Path, bytes, int]:
+def whole(fmt: str, scratch: Path) -> tuple[Path, bytes, int]:
     """A base, the bytes of its file, and how many of them are the header."""
-    directory = write_tiny_base(scratch / f"fuzz-{kind}", tokenizer=False)
-    if kind == "safetensors":
+    directory = write_tiny_base(scratch / f"fuzz-{fmt}", tokenizer=False)
+    if fmt == "safetensors":
         path = directory / "model.safetensors"
         content = path.read_bytes()
         return path, content, 8 + struct.unpack("<Q", content[:8])[0]
@@ -160,25 +160,25 @@ FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 
 
 @pytest.mark.filterwarnings("ignore")  # numpy warns of overflows on damaged numbers
-@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@pytest.mark.parametrize("fmt", ["safetensors", "gguf"])
 @FUZZ
 @given(part=st.floats(0, 1, exclude_max=True))
 @example(part=0.0)
-def test_any_truncation_is_an_error(scratch: Path, kind: str, part: float) -> None:
-    path, content, _ = whole(kind, scratch)
+def test_any_truncation_is_an_error(scratch: Path, fmt: str, part: float) -> None:
+    path, content, _ = whole(fmt, scratch)
     path.unlink(missing_ok=True)
     path.write_bytes(content[: int(part * len(content))])
     with pytest.raises(BedplateError):
-        load_base(path.parent if kind == "safetensors" else path, dtype="float32", device="cpu")
+        load_base(path.parent if fmt == "safetensors" else path, dtype="float32", device="cpu")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@pytest.mark.parametrize("fmt", ["safetensors", "gguf"])
 @FUZZ
 @given(flips=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), min_size=1, max_size=4))
-def test_flipped_header_bytes_never_crash(scratch: Path, kind: str, flips: list[tuple[float, int]]) -> None:
-    path, content, header = whole(kind, scratch)
+def test_flipped_header_bytes_never_crash(scratch: Path, fmt: str, flips: list[tuple[float, int]]) -> None:
+    path, content, header = whole(fmt, scratch)
     damaged = bytearray(content)
-    for where, mask in flips:
-        damaged[int(where * header)] ^= mask
+    for position, mask in flips:
+        damaged[int(position * header)] ^= mask
     load_damaged(path, bytes(damaged))

@@ -33,19 +33,19 @@ class Terminal:
     """A chat on a terminal of its own."""
 
     def __init__(self, arguments: list[str], **environment: str) -> None:
-        self._main, other = pty.openpty()
+        self._main, terminal_fd = pty.openpty()
         plain = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
         self._child = subprocess.Popen(
             [*COMMAND, *arguments],
-            stdin=other,
-            stdout=other,
-            stderr=other,
+            stdin=terminal_fd,
+            stdout=terminal_fd,
+            stderr=terminal_fd,
             env={**plain, "TERM": "xterm", **environment},
             start_new_session=True,
             preexec_fn=_own_terminal,  # noqa: PLW1509 (it only makes system calls)
         )
-        os.close(other)
-        self.seen = ""
+        os.close(terminal_fd)
+        self.unread = ""
 
     def type(self, text: str) -> None:
         os.write(self._main, text.encode())
@@ -53,18 +53,18 @@ class Terminal:
     def until(self, text: str, seconds: float = 20.0) -> str:
         """What is shown until `text` is; later calls see what comes after."""
         end = time.monotonic() + seconds
-        while text not in self.seen:
-            assert time.monotonic() < end, f"{text!r} is not in {self.seen!r}"
+        while text not in self.unread:
+            assert time.monotonic() < end, f"{text!r} is not in {self.unread!r}"
             if select.select([self._main], [], [], 0.1)[0]:
-                self.seen += self._read()
-        shown, _, self.seen = self.seen.partition(text)
+                self.unread += self._read()
+        shown, _, self.unread = self.unread.partition(text)
         return shown + text
 
     def _read(self) -> str:
         try:
             return os.read(self._main, 65536).decode("utf-8", "replace")
         except OSError as error:  # its other end is closed
-            raise AssertionError(f"the chat has ended: {self.seen!r}") from error
+            raise AssertionError(f"the chat has ended: {self.unread!r}") from error
 
     def interrupt(self) -> None:
         """Ctrl-C while a line is typed: a signal that comes before the line editor waits is seen with the next key."""
@@ -81,9 +81,9 @@ class Terminal:
     def ends(self, code: int = 0) -> str:
         with contextlib.suppress(AssertionError):
             while True:
-                self.seen += self._read()
-        assert self._child.wait(timeout=10) == code, self.seen
-        return self.seen
+                self.unread += self._read()
+        assert self._child.wait(timeout=10) == code, self.unread
+        return self.unread
 
     def close(self) -> None:
         if self._child.poll() is None:
@@ -150,7 +150,7 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
         shown = chat.until("(Ctrl-C again, or Ctrl-D, leaves)")
         assert "stopped" in shown
         assert "Traceback" not in shown
-        assert fake.gone.wait(60)
+        assert fake.disconnected.wait(60)
         chat.until("> ")
         chat.type("/undo\r")  # it is still there, and what was said is kept
         chat.until("taken back: go")
@@ -237,24 +237,24 @@ def test_lines_that_are_typed_are_remembered(fake: Fake, isolated_home: Path) ->
         chat.type("\x1b[A\r")  # up
         chat.until("Hello")
         chat.leave()
-    assert fake.asked[-1]["messages"][-1]["content"] == "first of all"
+    assert fake.requests[-1]["messages"][-1]["content"] == "first of all"
 
 
 def test_piped_lines_are_turns(fake: Fake) -> None:
-    done = piped(fake, "hi\n\n//slash\n/set temperature=0.5\nlast", "ok")
-    assert (done.returncode, done.stdout) == (0, "Hello\n" * 3)
-    assert "set: temperature=0.5" in done.stderr
-    contents = [message["content"] for message in fake.asked[-1]["messages"]]
+    completed = piped(fake, "hi\n\n//slash\n/set temperature=0.5\nlast", "ok")
+    assert (completed.returncode, completed.stdout) == (0, "Hello\n" * 3)
+    assert "set: temperature=0.5" in completed.stderr
+    contents = [message["content"] for message in fake.requests[-1]["messages"]]
     assert contents == ["hi", "Hello", "/slash", "Hello", "last"]
-    assert fake.asked[-1]["temperature"] == 0.5
+    assert fake.requests[-1]["temperature"] == 0.5
     assert piped(fake, "hi\n", "odd").stdout == f"{ODD}\n"  # as it is
-    assert "\x1b" not in done.stderr
+    assert "\x1b" not in completed.stderr
 
 
 def test_piped_json(fake: Fake) -> None:
-    done = piped(fake, "hi\n/model label\ngood\n/model broken\nbad\n/model none\n/quit\nnever\n", "ok", "--json")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 1
+    completed = piped(fake, "hi\n/model label\ngood\n/model broken\nbad\n/model none\n/quit\nnever\n", "ok", "--json")
+    rows = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert completed.returncode == 1
     assert rows[0]["text"] == "Hello"
     assert (rows[0]["prompt_tokens"], rows[0]["cached_tokens"], rows[0]["completion_tokens"]) == (7, 5, 3)
     assert rows[0]["cost_usd"] == 0.5
@@ -272,14 +272,17 @@ def test_a_chat_with_a_server_loads_no_torch(fake: Fake) -> None:
         "finally: print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     words = [sys.executable, "-c", code, "chat", "ok", "--url", fake.url]
-    done = subprocess.run(words, input="hi\n", capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, "Hello\n[]\n"), done.stderr
+    completed = subprocess.run(words, input="hi\n", capture_output=True, text=True, timeout=60, check=False)
+    assert (completed.returncode, completed.stdout) == (0, "Hello\n[]\n"), completed.stderr
 
 
 def test_piped_labels_say_their_scores_beside_the_answer(fake: Fake) -> None:
-    done = piped(fake, "good\n", "label")
-    assert done.stdout == "positive\n"
-    assert [line.split()[:2] for line in done.stderr.splitlines()] == [["positive", "90.0%"], ["negative", "10.0%"]]
+    completed = piped(fake, "good\n", "label")
+    assert completed.stdout == "positive\n"
+    assert [line.split()[:2] for line in completed.stderr.splitlines()] == [
+        ["positive", "90.0%"],
+        ["negative", "10.0%"],
+    ]
 
 
 def test_bad_calls_are_one_line(
@@ -296,8 +299,8 @@ def test_bad_calls_are_one_line(
     ):
         with pytest.raises(SystemExit) as stop:
             main(["chat", *arguments])
-        said = capsys.readouterr()
+        captured = capsys.readouterr()
         assert stop.value.code in {1, 2}
-        assert said.out == ""
-        assert part in said.err
-        assert said.err.count("\n") == 1, said.err
+        assert captured.out == ""
+        assert part in captured.err
+        assert captured.err.count("\n") == 1, captured.err

@@ -10,7 +10,7 @@ import pytest
 
 from bedplate.cli.main import VERBS, main
 
-ASKED: tuple[tuple[str, set[str]], ...] = (
+COMPLETIONS: tuple[tuple[str, set[str]], ...] = (
     ("ad", {"adapt"}),
     ("", {*VERBS}),
     ("plan tr", {"train"}),
@@ -32,26 +32,26 @@ def script(capsys: pytest.CaptureFixture[str], shell: str) -> str:
 def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "completion").write_text(script(capsys, "bash"))
     code = f"source {tmp_path}/completion\n"
-    for line, _ in ASKED:
+    for line, _ in COMPLETIONS:
         words = " ".join(f"'{word}'" for word in ["bedplate", *line.split(" ")])
         code += f'COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _bedplate; echo "${{COMPREPLY[*]}}"\n'
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
-    for (line, wanted), found in zip(ASKED, done.stdout.splitlines(), strict=True):
-        assert wanted <= set(found.split()), line
-        assert all(word.startswith(line.rpartition(" ")[2]) for word in found.split())
+    completed = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    for (line, expected), offered in zip(COMPLETIONS, completed.stdout.splitlines(), strict=True):
+        assert expected <= set(offered.split()), line
+        assert all(word.startswith(line.rpartition(" ")[2]) for word in offered.split())
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
 def test_fish_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "completion").write_text(script(capsys, "fish"))
     code = f"source {tmp_path}/completion\n"
-    for line, _ in ASKED:
+    for line, _ in COMPLETIONS:
         code += f"echo (complete -C 'bedplate {line}' | cut -f 1)\n"
-    done = subprocess.run(
+    completed = subprocess.run(
         ["fish", "--no-config", "-c", code], capture_output=True, text=True, check=True, env={"HOME": str(tmp_path)}
     )
-    for (line, wanted), found in zip(ASKED, done.stdout.splitlines(), strict=True):
-        assert wanted <= set(found.split()), line
+    for (line, expected), offered in zip(COMPLETIONS, completed.stdout.splitlines(), strict=True):
+        assert expected <= set(offered.split()), line
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -53,13 +53,13 @@ def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture
     assert "exact_duplicate" in capsys.readouterr().out
     assert "split:\n  valid: 0.4" in (out / "recipe.yaml").read_text()
     assert run("data", "build", recipe, "split.valid=0.4", "--out", out, "--processes", "1", "--json") == 0
-    again = json.loads(capsys.readouterr().out)
-    assert (again["new"], again["kept"], again["documents"]) == (False, 3, 5)
+    repeated = json.loads(capsys.readouterr().out)
+    assert (repeated["new"], repeated["kept"], repeated["documents"]) == (False, 3, 5)
     bracket = recipe.parent / "c[red]x"
     for _ in range(2):
         assert run("data", "build", recipe, "--out", bracket, "--processes", "1") == 0
-        said = capsys.readouterr().out.replace("\n", "")
-    assert f"{bracket} is already built" in said
+        output = capsys.readouterr().out.replace("\n", "")
+    assert f"{bracket} is already built" in output
     assert run("data", "funnel", out, "--page", page, "--json") == 0
     assert json.loads(capsys.readouterr().out)["steps"][1]["reasons"] == {"copy": 1}
     text = page.read_text()
@@ -68,8 +68,8 @@ def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture
     assert "<b>says</b>" not in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/", "")
     assert run("data", "explain", out, "two.txt") == 0
-    said = capsys.readouterr().out
-    assert said == "notes: two.txt (47 characters): dropped by exact_duplicate (copy: of two again.txt)\n"
+    output = capsys.readouterr().out
+    assert output == "notes: two.txt (47 characters): dropped by exact_duplicate (copy: of two again.txt)\n"
     assert run("data", "explain", out, "empty.txt", "--json") == 0
     assert json.loads(capsys.readouterr().out)[0]["rule"] == "length"
     assert run("data", "verify", out) == 0
@@ -111,13 +111,15 @@ def test_a_skin_judges(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None
     rule = f"rules.judged={{skin: skin, label: good, at_least: {bar!r}}}"
     alone = ("--processes", "1")
     assert run("data", "build", recipe, rule, "dedup.exact=false", "--out", place / "c", "--json", *alone) == 0
-    kept = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
-    assert kept == {name for name, score in scores.items() if score >= bar}
+    passing = {name for name in texts if fates_of(place / "c", f"{name}.txt")[0].rule is None}
+    assert passing == {name for name, score in scores.items() if score >= bar}
     assert fates_of(place / "c", f"{min(scores, key=scores.__getitem__)}.txt")[0].detail.startswith("good: 0.")
     settings = rule.removeprefix("rules.").replace("=", ": ")
     (place / "judged.yaml").write_text(f"{RECIPE}rules: {{{settings}}}\ndedup: {{exact: false}}\n")
     built = built_corpus(tiny_run(place, data={"recipe": "judged.yaml"}), place / "run").directory
-    assert kept == {name for name in texts if fates_of(built, f"{name}.txt")[0].rule is None}, "in a run file as well"
+    assert passing == {name for name in texts if fates_of(built, f"{name}.txt")[0].rule is None}, (
+        "in a run file as well"
+    )
     capsys.readouterr()
     assert run("data", "build", recipe, rule.replace("good", "fine"), "--out", place / "d") == 2
     assert "a skin with one input and the label 'fine' is wanted" in capsys.readouterr().err

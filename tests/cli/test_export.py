@@ -42,8 +42,8 @@ def test_a_directory_keeps_its_dtype_and_a_gguf_becomes_float32(
     code, printed, _ = run(capsys, "export", tiny, tmp_path / "c.gguf", "--format", "gguf", "--type", "bf16")
     assert code == 0
     assert "equal to the source's" in printed
-    again = ("export", tiny, tmp_path / "c.gguf", "--format", "gguf", "--type", "bf16")
-    assert [run(capsys, *again, *more)[0] for more in ((), ("--overwrite",))] == [2, 0]
+    command = ("export", tiny, tmp_path / "c.gguf", "--format", "gguf", "--type", "bf16")
+    assert [run(capsys, *command, *flags)[0] for flags in ((), ("--overwrite",))] == [2, 0]
     code, printed, _ = run(capsys, "export", tmp_path / "c.gguf", tmp_path / "d", "--json")
     facts = json.loads(printed)
     assert (code, facts["stored"], facts["same_values"]) == (0, "float32", True)
@@ -106,13 +106,13 @@ def test_convert_tells_the_layout_by_the_name_and_what_was_rounded(
     code, printed, _ = run(capsys, "convert", tmp_path / "c", tmp_path / "d", "--dtype", "float16")
     assert code == 0
     assert "of a matrix's largest value at most" in printed or "equal to the source's" in printed
-    wide, rounded = load_base(tiny, dtype="float32"), load_base(tmp_path / "d", dtype="float32")
+    full_precision, rounded = load_base(tiny, dtype="float32"), load_base(tmp_path / "d", dtype="float32")
     changes = [
         float((a - b).abs().max() / a.abs().max())
-        for a, b in zip(wide.model.parameters(), rounded.model.parameters(), strict=True)
+        for a, b in zip(full_precision.model.parameters(), rounded.model.parameters(), strict=True)
     ]
     code, printed, _ = run(capsys, "convert", tmp_path / "c", tmp_path / "e", "--dtype", "float16", "--json")
     assert json.loads(printed)["largest_change"] == pytest.approx(max(changes), abs=1e-9)
-    code, _, said = run(capsys, "convert", tmp_path / "c", tmp_path / "f.gguf", "--dtype", "float16")
+    code, _, error = run(capsys, "convert", tmp_path / "c", tmp_path / "f.gguf", "--dtype", "float16")
     assert code == 2
-    assert "--dtype is for" in said
+    assert "--dtype is for" in error

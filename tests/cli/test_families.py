@@ -20,8 +20,8 @@ NAMES = [name for format_, name in FAMILIES if format_ == "hf"]
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any, str]:
     with pytest.raises(SystemExit) as stop:
         main(["families", *arguments])
-    out, said = capsys.readouterr()
-    return int(stop.value.code or 0), json.loads(out) if "--json" in arguments else out, said
+    out, error = capsys.readouterr()
+    return int(stop.value.code or 0), json.loads(out) if "--json" in arguments else out, error
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,25 +34,25 @@ def test_what_a_family_takes_for_granted_is_what_transformers_does(name: str) ->
 
 
 def test_every_family_is_listed_with_what_it_can(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found, _ = run(capsys, "--json")
+    code, listed, _ = run(capsys, "--json")
     assert code == 0
-    assert [one["family"] for one in found] == NAMES
-    for one in found:
-        family = FAMILIES["hf", one["family"]]
+    assert [row["family"] for row in listed] == NAMES
+    for row in listed:
+        family = FAMILIES["hf", row["family"]]
         fields = [refused_field(family.to_spec(example)) for example in family.examples]
-        assert one["kernel"] == next((field for field in fields if field), None)
-        assert (one["gguf"] is not None) == (("gguf", one["gguf"]) in FAMILIES)
-        assert ("generate" in one["can"]) == (one["kind"] != "encoder")
+        assert row["kernel"] == next((field for field in fields if field), None)
+        assert (row["gguf"] is not None) == (("gguf", row["gguf"]) in FAMILIES)
+        assert ("generate" in row["can"]) == (row["kind"] != "encoder")
     code, text, _ = run(capsys, "bert")
     assert (code, "bert" in text, "llama" in text) == (0, True, False)
 
 
 def test_the_proof_can_fail(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bedplate.cli.families._SEEDS", 1)
-    code, found, _ = run(capsys, "bert", "--check", "--json")
+    code, checks, _ = run(capsys, "bert", "--check", "--json")
     assert code == 0
-    assert all(one["holds"] for one in found)
-    assert {one["what"] for one in found} >= {"states", "gradients", "exported weights"}
+    assert all(check["holds"] for check in checks)
+    assert {check["what"] for check in checks} >= {"states", "gradients", "exported weights"}
     family = FAMILIES["hf", "bert"]
     wrong = replace(family, to_spec=lambda config: family.to_spec(config).with_(norm_eps=0.5))
     monkeypatch.setitem(FAMILIES, ("hf", "bert"), wrong)
@@ -67,9 +67,9 @@ def test_the_proof_asks_for_what_it_needs(capsys: pytest.CaptureFixture[str], mo
         raise parity.UsageError("transformers is not installed")
 
     monkeypatch.setattr(parity, "_transformers", missing)
-    code, _, said = run(capsys, "bert", "--check")
+    code, _, error = run(capsys, "bert", "--check")
     assert code == 2
-    assert "transformers is not installed" in said
-    code, _, said = run(capsys, "brt")
+    assert "transformers is not installed" in error
+    code, _, error = run(capsys, "brt")
     assert code == 2
-    assert "did you mean 'bert'?" in said
+    assert "did you mean 'bert'?" in error

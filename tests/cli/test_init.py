@@ -47,8 +47,8 @@ def lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as ended:
         main(["init", *map(str, words)])
-    said = capsys.readouterr()
-    return int(ended.value.code or 0), said.out, said.err
+    captured = capsys.readouterr()
+    return int(ended.value.code or 0), captured.out, captured.err
 
 
 def test_a_csv_becomes_a_task_that_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,8 +63,8 @@ def test_a_csv_becomes_a_task_that_is_read(tmp_path: Path, capsys: pytest.Captur
     assert (task.data.target, task.data.group_by) == ("category", "customer_id")
     spec = look(out)
     assert (spec.target.value, spec.budget.train_minutes, spec.bases) == (0.9, 1.5, ("smollm2-135m",))
-    found = load_examples(task)
-    assert f"{len(found.train):,} train, {len(found.valid):,} valid, {found.test.n:,} test" in shown
+    splits = load_examples(task)
+    assert f"{len(splits.train):,} train, {len(splits.valid):,} valid, {splits.test.n:,} test" in shown
     text = out.read_text("utf-8")
     assert text.count("# ") >= 8
     assert f"bedplate adapt {out}" in shown
@@ -87,7 +87,7 @@ def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    ("rows", "kind", "metric"),
+    ("rows", "output_type", "metric"),
     [
         ([{"text": f"t {i}", "labels": ["a", "b"][: 1 + i % 2]} for i in range(90)], "labels", "example_f1"),
         ([{"text": f"t {i}", "label": ("a;b", "b", "a;c")[i % 3] + ";d"} for i in range(90)], "label", "accuracy"),
@@ -101,14 +101,14 @@ def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.Ca
     ],
 )
 def test_kinds_of_answers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], kind: str, metric: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[dict[str, Any]], output_type: str, metric: str
 ) -> None:
     data, out = lines(tmp_path / "rows.jsonl", rows), tmp_path / "task.yaml"
     target = next(name for name in rows[0] if name != "text")
     code, shown, error = run(capsys, data, "--out", out, "--target", target, "--json")
     assert (code, error) == (0, "")
-    found = json.loads(shown)
-    assert (found["kind"], found["metric"]) == (kind, metric)
+    summary = json.loads(shown)
+    assert (summary["kind"], summary["metric"]) == (output_type, metric)
     assert load_examples(load_task(out)).test.n > 0
 
 
@@ -120,7 +120,7 @@ def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "said"),
+    ("content", "words", "message"),
     [
         ("a,b\nx y z,other words\nu v w,more words\n", (), "which column is the answer? Name it with --target"),
         ("text,label\nx,a\n", ("--target", "lable"), "did you mean 'label'?"),
@@ -134,27 +134,27 @@ def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: py
     ],
 )
 def test_what_cannot_be_is_one_line_and_writes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, words: tuple[str, ...], message: str
 ) -> None:
     (tmp_path / "d.csv").write_text(content)
     code, _, error = run(capsys, tmp_path / "d.csv", "--out", tmp_path / "task.yaml", "--json", *words)
     assert code in (1, 2)
-    assert said in error
+    assert message in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "task.yaml").exists()
 
 
 def test_guesses(tmp_path: Path) -> None:
-    found = profiles(read_rows(str(tickets(tmp_path / "t.csv"))))
-    assert guess_target(found) == "category"
-    assert guess_inputs(found, "category") == ("message",)
-    assert guess_group(found, ("message", "category")) == "customer_id"
-    message = found["message"]
-    assert (message.kind, message.rows, message.empty) == ("text", 403, 0)
-    assert found["category"].commonest[0] == ("billing", 136)
+    columns = profiles(read_rows(str(tickets(tmp_path / "t.csv"))))
+    assert guess_target(columns) == "category"
+    assert guess_inputs(columns, "category") == ("message",)
+    assert guess_group(columns, ("message", "category")) == "customer_id"
+    message = columns["message"]
+    assert (message.column_type, message.rows, message.empty) == ("text", 403, 0)
+    assert columns["category"].commonest[0] == ("billing", 136)
     numbers = lines(tmp_path / "n.jsonl", [{"text": "a b", "n": i, "flag": True, "x": None} for i in range(9)])
-    kinds = {name: one.kind for name, one in profiles(read_rows(str(numbers))).items()}
-    assert kinds == {"text": "text", "n": "number", "flag": "boolean", "x": "empty"}
+    column_types = {name: column.column_type for name, column in profiles(read_rows(str(numbers))).items()}
+    assert column_types == {"text": "text", "n": "number", "flag": "boolean", "x": "empty"}
 
 
 def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
@@ -180,9 +180,9 @@ def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_
     data.write_text(data.read_text("utf-8") + ",billing,c200\n,delivery,c201\n", "utf-8")
     code, printed, error = run(capsys, data, "--out", tmp_path / "task.yaml", "--yes")
     assert (code, error) == (0, "")
-    found = re.search(r"(\d+) of 405 rows can be used: (\d+) train, (\d+) valid, (\d+) test", printed)
-    assert found is not None
-    usable, *parts = map(int, found.groups())
+    match = re.search(r"(\d+) of 405 rows can be used: (\d+) train, (\d+) valid, (\d+) test", printed)
+    assert match is not None
+    usable, *parts = map(int, match.groups())
     assert usable == sum(parts)
     data.write_text(data.read_text("utf-8") + "where is my card,,c202\n", "utf-8")
     code, _, error = run(capsys, data, "--out", tmp_path / "more.yaml", "--yes")

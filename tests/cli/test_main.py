@@ -52,8 +52,8 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 )
 def test_starting_loads_nothing_heavy(code: str) -> None:
     code += "\nimport sys; print(sorted(m for m in sys.modules if '.' not in m), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(ast.literal_eval(done.stderr))
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(completed.stderr))
     assert "bedplate" in loaded
     assert not loaded & HEAVY
 
@@ -172,23 +172,23 @@ def run_verb(body: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_unexpected_errors_are_short_unless_asked() -> None:
-    done = run_verb("{}['key']")
-    assert done.returncode == 1
-    assert done.stderr == "error: unexpected KeyError: 'key' (BEDPLATE_TRACEBACK=1 shows where)\n"
-    done = run_verb("{}['key']", BEDPLATE_TRACEBACK="1")
-    assert done.returncode == 1
-    assert "Traceback" in done.stderr
+    completed = run_verb("{}['key']")
+    assert completed.returncode == 1
+    assert completed.stderr == "error: unexpected KeyError: 'key' (BEDPLATE_TRACEBACK=1 shows where)\n"
+    completed = run_verb("{}['key']", BEDPLATE_TRACEBACK="1")
+    assert completed.returncode == 1
+    assert "Traceback" in completed.stderr
 
 
 def test_interrupt_exits_130() -> None:
-    done = run_verb("os.kill(os.getpid(), signal.SIGINT); time.sleep(20)")
-    assert done.returncode == 128 + signal.SIGINT
-    assert done.stderr.strip() == "error: interrupted"
+    completed = run_verb("os.kill(os.getpid(), signal.SIGINT); time.sleep(20)")
+    assert completed.returncode == 128 + signal.SIGINT
+    assert completed.stderr.strip() == "error: interrupted"
 
 
 def test_bedplate_errors_exit_with_their_code() -> None:
-    done = run_verb("from bedplate.core.errors import DataError; raise DataError('rows are wrong')")
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: rows are wrong\n")
+    completed = run_verb("from bedplate.core.errors import DataError; raise DataError('rows are wrong')")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (1, "", "error: rows are wrong\n")
 
 
 def test_closed_pipe_is_quiet() -> None:
@@ -205,13 +205,13 @@ def test_closed_pipe_is_quiet() -> None:
 
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "bedplate.cli.main", "pull", "zzz"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: 'zzz' is in no catalogue")
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("error: 'zzz' is in no catalogue")
 
 
 @pytest.mark.parametrize("option", ["--kernel", "--dtype", "--weights"])
 def test_a_choice_that_there_is_not_is_told_in_our_own_words(capsys: pytest.CaptureFixture[str], option: str) -> None:
-    code, _, said = call(capsys, "generate", "base", "hello", option, "x")
+    code, _, error = call(capsys, "generate", "base", "hello", option, "x")
     assert code == 2
-    assert f"Invalid value for '{option}': 'x' is not one of 'auto'" in " ".join(said.split())
+    assert f"Invalid value for '{option}': 'x' is not one of 'auto'" in " ".join(error.split())

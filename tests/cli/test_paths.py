@@ -203,19 +203,21 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (place / "made").mkdir()
     (place / "made" / "skin.json").write_text("{}")
     words = json.dumps([words for words, _ in CASES])
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", CODE, words], cwd=place, capture_output=True, text=True, check=True, timeout=120
     )
-    return {words: tuple(one) for (words, _), one in zip(CASES, json.loads(done.stdout), strict=True)}
+    return {words: tuple(answer) for (words, _), answer in zip(CASES, json.loads(completed.stdout), strict=True)}
 
 
-@pytest.mark.parametrize(("words", "said"), CASES, ids=lambda one: " ".join(one)[:60] if isinstance(one, tuple) else "")
+@pytest.mark.parametrize(
+    ("words", "message"), CASES, ids=lambda value: " ".join(value)[:60] if isinstance(value, tuple) else ""
+)
 def test_what_is_wrong_is_said_at_once(
-    answers: dict[tuple[str, ...], tuple[int, str, list[str], float]], words: tuple[str, ...], said: str
+    answers: dict[tuple[str, ...], tuple[int, str, list[str], float]], words: tuple[str, ...], message: str
 ) -> None:
     code, error, heavy, seconds = answers[words]
     assert code in (1, 2), error
-    assert said in error
+    assert message in error
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert heavy == []
@@ -231,24 +233,24 @@ def commands(
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """The words of every command, and its function."""
     for verb, (module, _) in table.items():
-        found = importlib.import_module(module)
-        actions = getattr(found, "ACTIONS", None)
+        loaded = importlib.import_module(module)
+        actions = getattr(loaded, "ACTIONS", None)
         if actions is not None:
             yield from commands(actions, (*before, verb))
         else:
-            yield (*before, verb), getattr(found, verb.replace("-", "_"))
+            yield (*before, verb), getattr(loaded, verb.replace("-", "_"))
 
 
 @pytest.mark.parametrize(
-    ("words", "function"), list(commands(VERBS)), ids=lambda one: " ".join(one) if isinstance(one, tuple) else ""
+    ("words", "function"), list(commands(VERBS)), ids=lambda value: " ".join(value) if isinstance(value, tuple) else ""
 )
 def test_every_command_says_what_is_wrong_with_its_files_before_it_works(words: tuple[str, ...], function: Any) -> None:
     """A command that is added to the table has to check what it is given, and a case of it belongs into CASES."""
     unchecked: list[str] = []
     for name, hint in typing.get_type_hints(function, include_extras=True).items():
         parts = (hint, *typing.get_args(hint))
-        if any(one is Path or Path in typing.get_args(one) for one in parts):
-            known = next((one.callback for one in parts if hasattr(one, "callback")), None)
-            unchecked += [name] if known is None and (words[0], name) not in UNCHECKED else []
+        if any(part is Path or Path in typing.get_args(part) for part in parts):
+            checker = next((part.callback for part in parts if hasattr(part, "callback")), None)
+            unchecked += [name] if checker is None and (words[0], name) not in UNCHECKED else []
     assert unchecked == []
     assert any(case[: len(words)] == words for case, _ in CASES), f"no case of bedplate {' '.join(words)}"

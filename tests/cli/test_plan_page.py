@@ -99,8 +99,8 @@ def test_a_page_loads_nothing_heavy_and_nothing_of_it_is_loaded_without(tmp_path
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
 
-    def loaded(*more: str) -> str:
-        words = [sys.executable, "-c", code, "plan", *TRAIN, "--json", *more]
+    def loaded(*options: str) -> str:
+        words = [sys.executable, "-c", code, "plan", *TRAIN, "--json", *options]
         return subprocess.run(words, capture_output=True, text=True, check=True).stderr.splitlines()[-1]
 
     assert loaded() == "[]"

@@ -53,15 +53,15 @@ def test_rows_are_answered_as_the_skin_answers(
     code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl", "--batch", "4", "--json")
     assert code == 0
     assert json.loads(printed)["rows"] == 9
-    found = read(tmp_path / "out.jsonl")
-    assert [row["id"] for row in found] == [row["id"] for row in rows]
-    assert [row["line"] for row in found] == list(range(1, 10))
+    predictions = read(tmp_path / "out.jsonl")
+    assert [row["id"] for row in predictions] == [row["id"] for row in rows]
+    assert [row["line"] for row in predictions] == list(range(1, 10))
     loaded = load(skin_dir)
     assert isinstance(loaded, LoadedSkin)
     expected = loaded.predict([row.get("review") or row["text"] for row in rows])
     loaded.close()
-    assert [row["output"] for row in found] == [prediction.output for prediction in expected]
-    for row, prediction in zip(found, expected, strict=True):
+    assert [row["output"] for row in predictions] == [prediction.output for prediction in expected]
+    for row, prediction in zip(predictions, expected, strict=True):
         assert row["scores"] == pytest.approx(dict(prediction.scores), abs=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
@@ -74,11 +74,11 @@ def test_rows_that_cannot_be_predicted_are_named_and_counted(
     code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl")
     assert code == 1
     assert "4 could not be predicted" in printed
-    found = read(tmp_path / "out.jsonl")
-    assert ["error" in row for row in found] == [False, True, True, True, True, False]
-    assert found[4]["error"]["code"] == "context_length_exceeded"
-    assert "stars" in found[3]["error"]["message"]
-    assert found[0]["output"] == found[5]["output"]
+    predictions = read(tmp_path / "out.jsonl")
+    assert ["error" in row for row in predictions] == [False, True, True, True, True, False]
+    assert predictions[4]["error"]["code"] == "context_length_exceeded"
+    assert "stars" in predictions[3]["error"]["message"]
+    assert predictions[0]["output"] == predictions[5]["output"]
 
 
 class Answering:
@@ -152,11 +152,11 @@ def test_outputs_that_exist_or_cannot_be_written_are_refused(
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     skin_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    said = tmp_path_factory.mktemp("said")
+    output_dir = tmp_path_factory.mktemp("said")
     source = write_rows(tmp_path / "in.jsonl", [{"id": i, "review": f"good {i}"} for i in range(240)])
 
-    def started(out: str, *more: str) -> Command:
-        return Command(said, "predict", skin_dir, source, "--batch", "8", "--out", tmp_path / out, *more)
+    def started(out: str, *options: str) -> Command:
+        return Command(output_dir, "predict", skin_dir, source, "--batch", "8", "--out", tmp_path / out, *options)
 
     whole = started("whole.jsonl")
     assert whole.wait() == 0, whole.errors
@@ -167,14 +167,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
         time.sleep(0.005)
     killed.kill()
     assert not (tmp_path / "out.jsonl").exists()
-    done = partial.read_bytes().count(b"\n")
-    assert 0 < done < 240
+    finished_rows = partial.read_bytes().count(b"\n")
+    assert 0 < finished_rows < 240
     with partial.open("ab") as file:
         file.write(b'{"id": 9999, "li')  # as a kill in the middle of a write leaves it
-    again = started("out.jsonl", "--json")
-    assert again.wait() == 0, again.errors
-    counts = json.loads(again.said)
-    assert counts["resumed"] == done // 8 * 8
+    resumed = started("out.jsonl", "--json")
+    assert resumed.wait() == 0, resumed.errors
+    counts = json.loads(resumed.output)
+    assert counts["resumed"] == finished_rows // 8 * 8
     assert counts["rows"] == 240
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "whole.jsonl"]
@@ -184,13 +184,13 @@ def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
     skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, out = write_rows(tmp_path / "in.jsonl", [{"review": f"row {i}"} for i in range(10)]), tmp_path / "out.jsonl"
-    real, seen = bulk.predict_rows, []
+    real, answered_lines = bulk.predict_rows, []
 
     def interrupted(predictor: Any, rows: Any, batch: int) -> Any:
         for answers in real(predictor, rows, batch):
-            seen.extend(answer["line"] for answer in answers)
+            answered_lines.extend(answer["line"] for answer in answers)
             yield answers
-            if len(seen) == 6:
+            if len(answered_lines) == 6:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(bulk, "predict_rows", interrupted)
@@ -200,7 +200,7 @@ def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
     assert (code, "another run" in error) == (2, True)
     code, printed, _ = run(capsys, skin_dir, source, "--out", out, "--batch", "3", "--json")
     assert json.loads(printed)["resumed"] == 6
-    assert seen == list(range(1, 11))
+    assert answered_lines == list(range(1, 11))
     assert len(read(out)) == 10
 
 
@@ -216,15 +216,15 @@ def test_tables_are_read_by_the_columns_that_the_skin_takes(
         frame.to_csv(source, index=False, sep="," if suffix == "csv" else "\t")
     code, _, error = run(capsys, skin_dir, source, "--out", out)
     assert (code, error) == (0, "note: columns that the skin does not use: label\n")
-    found = read(out)
-    assert [row["id"] for row in found] == ["a", "b"]
-    assert [row["line"] for row in found] == {"parquet": [1, 2]}.get(suffix, [2, 4])
+    predictions = read(out)
+    assert [row["id"] for row in predictions] == ["a", "b"]
+    assert [row["line"] for row in predictions] == {"parquet": [1, 2]}.get(suffix, [2, 4])
     loaded = load(skin_dir)
     assert isinstance(loaded, LoadedSkin)
     expected = loaded.predict(frame)
     loaded.close()
-    for row, one in zip(found, expected, strict=True):
-        assert row["output"] == one.output
+    for row, prediction in zip(predictions, expected, strict=True):
+        assert row["output"] == prediction.output
         assert sum(row["probabilities"].values()) == pytest.approx(1)
         assert {label: math.log(p) for label, p in row["probabilities"].items()} == pytest.approx(row["scores"])
     frame.drop(columns="review").to_csv(tmp_path / "less.csv", index=False)
@@ -243,11 +243,11 @@ def test_keep_going_reports_the_rows_that_cannot_be_read(
     assert not out.exists()
     code, printed, error = run(capsys, skin_dir, source, "--out", out, "--keep-going", "--batch", "3")
     assert (code, "2 could not be predicted" in printed) == (1, True)
-    found = read(out)
-    assert [row["line"] for row in found] == list(range(2, 10))
-    assert [place for place, row in enumerate(found) if "error" in row] == [1, 2]
-    assert found[1]["error"]["code"] == "invalid_data"
-    assert error.splitlines() == [f"error: {row['error']['message']}" for row in found[1:3]]
+    predictions = read(out)
+    assert [row["line"] for row in predictions] == list(range(2, 10))
+    assert [place for place, row in enumerate(predictions) if "error" in row] == [1, 2]
+    assert predictions[1]["error"]["code"] == "invalid_data"
+    assert error.splitlines() == [f"error: {row['error']['message']}" for row in predictions[1:3]]
 
 
 def test_overwrite_replaces_what_is_there_once_the_new_is_whole(
@@ -283,14 +283,14 @@ def test_a_name_that_says_no_format_needs_one(
 def test_stdin_to_stdout_and_memory_that_does_not_grow(
     skin_dir: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    taken = []
+    consumed = []
 
     def lines() -> Any:
         for i in range(40):
-            taken.append(i)
+            consumed.append(i)
             yield json.dumps({"review": f"row {i}"}).encode() + b"\n"
 
-    source = bulk.Source(["review"], Path("stdin"), "jsonl")
+    source = bulk.RowSource(["review"], Path("stdin"), "jsonl")
 
     loaded = load(skin_dir)
     assert isinstance(loaded, LoadedSkin)
@@ -299,7 +299,7 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(
 
     def write(content: bytes) -> None:
         written.append(content)
-        ahead.append(len(taken) - sum(part.count(b"\n") for part in written))
+        ahead.append(len(consumed) - sum(part.count(b"\n") for part in written))
 
     counts = bulk.write_stream(loaded, source, lines(), write, batch=4)
     loaded.close()
@@ -309,5 +309,5 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(skin_dir), "-", "--out", "-"])
     assert not stop.value.code
-    said = capfdbinary.readouterr().out
-    assert json.loads(said)["output"] == json.loads(written[0].splitlines()[0])["output"]
+    output = capfdbinary.readouterr().out
+    assert json.loads(output)["output"] == json.loads(written[0].splitlines()[0])["output"]

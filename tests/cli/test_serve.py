@@ -17,8 +17,8 @@ from bedplate.cli.adapt import _from_here
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.native.library import load
-from bedplate.inference.ways.calibrate import Measured
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.calibrate import PlanTimings
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server import app
@@ -28,7 +28,7 @@ from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
 
-WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
+BASE_SIZES = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -40,56 +40,58 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("bases")
-    return [write_tiny_base(root / name, dtype=torch.bfloat16, **WIDE) for name in ("one", "two", "three")]
+    return [write_tiny_base(root / name, dtype=torch.bfloat16, **BASE_SIZES) for name in ("one", "two", "three")]
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
+def served_configs(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     """What the command would serve."""
-    found: list[ServerConfig] = []
+    configs: list[ServerConfig] = []
 
     def serve(settings: ServerConfig, skins: object, **_: Any) -> bool:
-        found.append(settings)
+        configs.append(settings)
         return True
 
     monkeypatch.setattr(app, "serve", serve)
-    return found
+    return configs
 
 
-def test_weights_and_kernel_reach_the_engine(bases, asked, tmp_path, capsys, monkeypatch):
+def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, capsys, monkeypatch):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")
     for weights in ("bfloat16", "int8", "int4"):
         assert run(capsys, bases[0], "--weights", weights, "--kernel", "native")[0] == 0
-        with loaded_server(asked.pop()) as state:
+        with loaded_server(served_configs.pop()) as state:
             assert (state.registry.engine.weights, state.registry.engine.kernel) == (weights, "native")
     # Quantised weights are made from bfloat16, whatever the base is stored in.
-    wide = write_tiny_base(tmp_path / "wide", dtype=torch.float32, **WIDE)
-    assert run(capsys, wide, "--weights", "int4")[0] == 0
-    with loaded_server(asked.pop()) as state:
+    float32_base = write_tiny_base(tmp_path / "wide", dtype=torch.float32, **BASE_SIZES)
+    assert run(capsys, float32_base, "--weights", "int4")[0] == 0
+    with loaded_server(served_configs.pop()) as state:
         assert (state.registry.engine.weights, state.registry.engine.base.dtype) == ("int4", torch.bfloat16)
     # Without skins the default is the measured fastest way of those that keep what the checkpoint stores.
     export_gguf(load_base(bases[0]), tmp_path / "x.gguf", "q8_0")
     costs = {"int8": 1.0, "bfloat16": 2.0, "float32": 3.0}
 
-    def fake(spec: object, ways: Sequence[Way], **_: object) -> Measured:
-        return Measured({way: {"prefill": costs[way.weights]} for way in ways})
+    def fake(spec: object, weight_formats: Sequence[ExecutionPlan], **_: object) -> PlanTimings:
+        return PlanTimings(
+            {weight_format: {"prefill": costs[weight_format.weights]} for weight_format in weight_formats}
+        )
 
     monkeypatch.setattr("bedplate.inference.ways.choice.measured", fake)
-    for given, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
-        assert run(capsys, tmp_path / "x.gguf", *given)[0] == 0
-        with loaded_server(asked.pop()) as state:
+    for options, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
+        assert run(capsys, tmp_path / "x.gguf", *options)[0] == 0
+        with loaded_server(served_configs.pop()) as state:
             assert state.registry.engine.weights == weights
     code, error = run(capsys, bases[0], "--weights", "fastest", "--kernel", "torch")
     assert (code, error.splitlines()[-1].startswith("error: weights: fastest measures")) == (2, True)
     with pytest.raises(UsageError, match=r"port: .*65535"):
         server_config(bases[0], port=70_000)
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
-    with loaded_server(asked.pop()) as state:
+    with loaded_server(served_configs.pop()) as state:
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
 
 
-def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, asked, capsys):
+def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, served_configs, capsys):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")
     skin = Skin(
@@ -101,13 +103,13 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
         evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
     )
     assert run(capsys, bases[0])[0] == 0
-    with loaded_server(asked.pop(), [skin]) as state:
+    with loaded_server(served_configs.pop(), [skin]) as state:
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
     assert run(capsys, bases[0], "--weights", "int4")[0] == 0
-    with pytest.raises(SkinError, match="judged with bfloat16"), loaded_server(asked.pop(), [skin]):
+    with pytest.raises(SkinError, match="judged with bfloat16"), loaded_server(served_configs.pop(), [skin]):
         pass
     assert run(capsys, bases[0], "--weights", "int4", "--allow-other-weights")[0] == 0
-    with loaded_server(asked.pop(), [skin]) as state:
+    with loaded_server(served_configs.pop(), [skin]) as state:
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("int4", "native")
 
 
@@ -115,11 +117,11 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
     line = ("serve", bases[0], "--port", "0", "--json", bases[1], bases[2], "--kernel", "torch")
     process = Command(tmp_path, *line)
     try:
-        said = json.loads(process.first_line())
-        assert said["models"] == ["one", "two", "three"]
-        for name in said["models"]:
+        announcement = json.loads(process.first_line())
+        assert announcement["models"] == ["one", "two", "three"]
+        for name in announcement["models"]:
             body = {"model": name, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
-            reply = httpx.post(f"{said['url']}/chat/completions", json=body, trust_env=False, timeout=30)
+            reply = httpx.post(f"{announcement['url']}/chat/completions", json=body, trust_env=False, timeout=30)
             assert (reply.status_code, reply.json()["model"]) == (200, name)
     finally:
         process.kill()
@@ -138,18 +140,18 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
         (("port=none", "--config", "FILE"), "override 'port=none'"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(bases, asked, tmp_path, capsys, arguments, message):
+def test_options_that_do_not_fit_are_refused(bases, served_configs, tmp_path, capsys, arguments, message):
     file = tmp_path / "server.yaml"
     file.write_text(f"bases:\n  - source: {bases[0]}\n")
     names = {"BASE": str(bases[0]), "FILE": str(file)}
     code, error = run(capsys, *(names.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in error
-    assert not asked
+    assert not served_configs
     assert run(capsys, "--config", file, "--json")[0] == 0
-    assert asked[0].bases[0].source == str(bases[0])
+    assert served_configs[0].bases[0].source == str(bases[0])
     assert run(capsys, "--config", file, "port=8123", "--json")[0] == 0
-    assert asked[1].port == 8123
+    assert served_configs[1].port == 8123
 
 
 def test_a_base_of_a_task_file_is_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

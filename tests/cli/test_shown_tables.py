@@ -35,25 +35,25 @@ COMMANDS: dict[str, list[str]] = {
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Column], Sequence[Sequence[str]]]]:
+def shown_tables(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sequence[Column], Sequence[Sequence[str]]]]:
     """The tables that were shown."""
-    found: list[tuple[Sequence[Column], Sequence[Sequence[str]]]] = []
+    tables: list[tuple[Sequence[Column], Sequence[Sequence[str]]]] = []
 
     def watched(columns: Sequence[Column], rows: Sequence[Sequence[str]], **how: Any) -> list[str]:
-        found.append((columns, rows))
+        tables.append((columns, rows))
         return laid_out(columns, rows, **how)
 
     monkeypatch.setattr(bedplate.core.tables, "laid_out", watched)
     monkeypatch.setenv("COLUMNS", "80")
-    return found
+    return tables
 
 
-def is_whole(out: str, seen: list[tuple[Sequence[Column], Sequence[Sequence[str]]]]) -> None:
+def is_whole(out: str, shown_tables: list[tuple[Sequence[Column], Sequence[Sequence[str]]]]) -> None:
     """Every word of every cell is there, unless its column is named among those that are not shown."""
-    assert seen
+    assert shown_tables
     words = set(out.split())
     left_out = " ".join(re.findall(r"\(not shown: ([^;]+);", out.replace("\n", " ")))
-    for columns, rows in seen:
+    for columns, rows in shown_tables:
         for row in rows:
             for column, cell in zip(columns, row, strict=True):
                 lost = [word for word in cell.split() if word not in words]
@@ -65,7 +65,7 @@ def is_whole(out: str, seen: list[tuple[Sequence[Column], Sequence[Sequence[str]
 @pytest.mark.parametrize("command", COMMANDS)
 def test_of_commands(
     command: str,
-    seen: list[tuple[Sequence[Column], Sequence[Sequence[str]]]],
+    shown_tables: list[tuple[Sequence[Column], Sequence[Sequence[str]]]],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
@@ -80,7 +80,7 @@ def test_of_commands(
             assert run("keys", "create", name, "reviews-lora", "--file", names["KEYS"], *limits) == 0
         capsys.readouterr()
     assert run(*(names.get(word, word) for word in COMMANDS[command])) == 0
-    is_whole(capsys.readouterr().out, seen)
+    is_whole(capsys.readouterr().out, shown_tables)
 
 
 def run(*words: str) -> int:
@@ -123,20 +123,20 @@ FUNNEL = {
 )
 def test_of_what_takes_long(
     shown: Callable[[], None],
-    seen: list[tuple[Sequence[Column], Sequence[Sequence[str]]]],
+    shown_tables: list[tuple[Sequence[Column], Sequence[Sequence[str]]]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shown()
-    is_whole(capsys.readouterr().out, seen)
+    is_whole(capsys.readouterr().out, shown_tables)
 
 
 def test_of_a_ladder(
-    seen: list[tuple[Sequence[Column], Sequence[Sequence[str]]]], capsys: pytest.CaptureFixture[str]
+    shown_tables: list[tuple[Sequence[Column], Sequence[Sequence[str]]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bedplate.cli.adapt import _cells, show_curve
     from bedplate.core.tables import numbers, show
 
-    done = {
+    finished_row = {
         "status": "done",
         "split": "valid",
         "interval": (0.123, 0.456),
@@ -145,7 +145,7 @@ def test_of_a_ladder(
         "groups": 999,
     }
     costs = {"usd_per_1k_calls": 12.3456, "p50_ms": 12345.6, "p95_ms": 23456.7, "train_seconds": 3456.7}
-    rows = [{"rung": "continued_pretrain@smollm2-135m", **done, **costs}, {"rung": "full", "status": "skipped"}]
+    rows = [{"rung": "continued_pretrain@smollm2-135m", **finished_row, **costs}, {"rung": "full", "status": "skipped"}]
     names = ("accuracy", "interval", "n", "groups", "$/1k calls", "p50 ms", "p95 ms", "fit s")
     show(("rung", "split", *numbers(*names)), [_cells({"target": {}}, row) for row in rows])
     points = [
@@ -155,7 +155,7 @@ def test_of_a_ladder(
     ]
     curve = {"metric": "accuracy", "points": points, "flat": [], "left_out": [], "says": []}
     show_curve({"target": {}, "curve": curve})
-    is_whole(capsys.readouterr().out, seen)
+    is_whole(capsys.readouterr().out, shown_tables)
 
 
 def test_wide_and_pipes_have_every_column(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,8 +166,8 @@ def test_wide_and_pipes_have_every_column(capsys: pytest.CaptureFixture[str], mo
     assert "description" in capsys.readouterr().out.splitlines()[0]
     monkeypatch.delenv("COLUMNS")
     assert run("pull", "--list") == 0
-    wide = capsys.readouterr().out
-    assert "description" in wide.splitlines()[0]
-    assert "not shown" not in wide
+    output = capsys.readouterr().out
+    assert "description" in output.splitlines()[0]
+    assert "not shown" not in output
     assert run("pull", "--list", "--json") == 0
     assert json.loads(capsys.readouterr().out)

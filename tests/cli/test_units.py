@@ -18,17 +18,23 @@ AMOUNT = re.compile(r"tokens|bytes|_ms$|rows$|calls|limit$|grace|timeout|waiting
 
 def options() -> list[Any]:
     """The name, the type and the option of each number that is an amount."""
-    found: list[Any] = []
+    cases: list[Any] = []
     for words, function in commands(VERBS):
         for name, hint in typing.get_type_hints(function, include_extras=True).items():
             parts = (hint, *typing.get_args(hint))
             option = next(
-                (one for part in parts for one in (part, *typing.get_args(part)) if hasattr(one, "parser")), None
+                (
+                    annotation
+                    for part in parts
+                    for annotation in (part, *typing.get_args(part))
+                    if hasattr(annotation, "parser")
+                ),
+                None,
             )
-            numbers = {int, float} & {one for part in parts for one in (part, *typing.get_args(part))}
+            numbers = {int, float} & {annotation for part in parts for annotation in (part, *typing.get_args(part))}
             if AMOUNT.search(name) and numbers and option is not None:
-                found.append(pytest.param(option, id=f"{' '.join(words)} {name}"))
-    return found
+                cases.append(pytest.param(option, id=f"{' '.join(words)} {name}"))
+    return cases
 
 
 @pytest.mark.parametrize("option", options())
@@ -41,7 +47,7 @@ def test_every_amount_is_read_by_the_one_syntax(option: Any) -> None:
     [
         (whole(help=""), "1k", 1000),
         (whole(help=""), "2M", 2_000_000),
-        (whole(help="", least=0), "0", 0),
+        (whole(help="", minimum=0), "0", 0),
         (count(help=""), "1.5k", 1500.0),
         (count(help=""), "15.6T", 15.6e12),
         (duration(help=""), "10m", 600.0),
@@ -61,7 +67,7 @@ def test_what_an_amount_stands_for(option: Any, text: str | float, value: float)
         (whole(help=""), "0"),
         (whole(help=""), "1.5"),
         (whole(help=""), "1e400"),
-        (whole(help="", least=1024), "1k"),
+        (whole(help="", minimum=1024), "1k"),
         (count(help=""), "many"),
         (duration(help=""), "soon"),
         (milliseconds(help=""), "0"),

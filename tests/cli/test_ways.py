@@ -16,7 +16,7 @@ from bedplate.adaptation.context.bases import Bases
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
 from bedplate.inference.native.library import load
-from bedplate.inference.predict.opening import Asked
+from bedplate.inference.predict.opening import OpenOptions
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
 native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
@@ -45,8 +45,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stop:
         main([*map(str, arguments)])
-    said = capsys.readouterr()
-    return int(stop.value.code or 0), said.out, said.err
+    captured = capsys.readouterr()
+    return int(stop.value.code or 0), captured.out, captured.err
 
 
 @native_only
@@ -63,13 +63,13 @@ def test_generate_runs_as_it_is_asked_to(
     directory: Path, capsys: pytest.CaptureFixture[str], options: list[str], weights: str, kernel: str
 ) -> None:
     code, out, _ = run(capsys, "generate", directory, "the", "--max-tokens", 2, "--json", *options)
-    found = json.loads(out)
-    assert (code, found["weights"], found["kernel"]) == (0, weights, kernel)
+    facts = json.loads(out)
+    assert (code, facts["weights"], facts["kernel"]) == (0, weights, kernel)
 
 
 def test_what_cannot_be_is_one_line(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--weights", "int4", "--kernel", "native", "--dtype", "float16")
-    code, _, error = run(capsys, "generate", directory, "the", *asked)
+    options = ("--weights", "int4", "--kernel", "native", "--dtype", "float16")
+    code, _, error = run(capsys, "generate", directory, "the", *options)
     assert code == 2
     assert error.startswith(f"error: {directory}: the native kernel makes int4 weights from bfloat16 or float32")
     code, _, error = run(capsys, "generate", directory, "the", "--dtype", "float8")
@@ -83,10 +83,10 @@ def test_what_cannot_be_is_one_line(directory: Path, capsys: pytest.CaptureFixtu
 def test_adapts_options_are_written_over_the_task_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given: list[list[str]] = []
+    recorded_overrides: list[list[str]] = []
 
     def fake(*_: object, overrides: list[str], **__: object) -> None:
-        given.append(overrides)
+        recorded_overrides.append(overrides)
         raise ConfigError("far enough")
 
     monkeypatch.setattr(ladder, "adapt", fake)
@@ -96,13 +96,16 @@ def test_adapts_options_are_written_over_the_task_file(
     line = ["adapt", tmp_path / "task.yaml", "--out", tmp_path / "out"]
     run(capsys, *line, "--dtype", "float32", "--kernel", "torch", "metric=macro_f1")
     run(capsys, *line, "--weights", "int4")
-    assert given == [["metric=macro_f1", "adapt.dtype=float32", "adapt.kernel=torch"], ["adapt.weights=int4"]]
+    assert recorded_overrides == [
+        ["metric=macro_f1", "adapt.dtype=float32", "adapt.kernel=torch"],
+        ["adapt.weights=int4"],
+    ]
 
 
 def test_a_task_file_says_how_bases_are_held(tmp_path: Path, directory: Path) -> None:
     (tmp_path / "task.yaml").write_text(TASK)
     task, spec = load_adapt_task(tmp_path / "task.yaml")
-    assert spec.opening(task) == Asked(use="score", quantised=False)
+    assert spec.opening(task) == OpenOptions(use="score", quantised=False)
     task, spec = load_adapt_task(tmp_path / "task.yaml", ["adapt.dtype=float32", "adapt.kernel=torch"])
     bases = Bases(["base"], [str(directory)], spec.opening(task))
     try:

@@ -18,12 +18,12 @@ def intraclass(sums: Floats, sizes: Floats) -> Floats:
     """Fisher's estimator from right answers and rows of each group [..., G], within 0 and 1."""
     n, count = sizes.sum(-1), sizes.shape[-1]
     mean, share = sums.sum(-1) / n, sums / sizes
-    between = (sizes * (share - mean[..., None]) ** 2).sum(-1) / (count - 1)
-    within = (sums * (1 - share)).sum(-1) / np.maximum(n - count, 1)
+    between_ms = (sizes * (share - mean[..., None]) ** 2).sum(-1) / (count - 1)
+    within_ms = (sums * (1 - share)).sum(-1) / np.maximum(n - count, 1)
     typical = (n - (sizes**2).sum(-1) / n) / (count - 1)
-    total = between + (typical - 1) * within
-    found = np.divide(between - within, total, out=np.ones_like(total), where=total > 1e-12)
-    return np.clip(found, 0.0, 1.0)
+    total = between_ms + (typical - 1) * within_ms
+    icc = np.divide(between_ms - within_ms, total, out=np.ones_like(total), where=total > 1e-12)
+    return np.clip(icc, 0.0, 1.0)
 
 
 def variance(sums: Floats, sizes: Floats) -> tuple[Floats, Floats, Floats]:
@@ -34,15 +34,15 @@ def variance(sums: Floats, sizes: Floats) -> tuple[Floats, Floats, Floats]:
     v = sizes * (1 + (sizes - 1) * rho[..., None])
     whole = v.sum(-1, keepdims=True)
     a = 1 / (1 - h)
-    own = v - 2 * h * v + h * h * whole
+    residual_var = v - 2 * h * v + h * h * whole
     x = v - h * whole / 2
-    beside = 2 * (a * h * h).sum(-1) * (a * x * x).sum(-1) + 2 * (a * h * x).sum(-1) ** 2
-    beside = beside - (a * a * (2 * h * x) ** 2).sum(-1)
-    expected = (a * own).sum(-1)
-    freedom = expected**2 / (((a * own) ** 2).sum(-1) + beside)
+    cross_terms = 2 * (a * h * h).sum(-1) * (a * x * x).sum(-1) + 2 * (a * h * x).sum(-1) ** 2
+    cross_terms = cross_terms - (a * a * (2 * h * x) ** 2).sum(-1)
+    expected = (a * residual_var).sum(-1)
+    freedom = expected**2 / (((a * residual_var) ** 2).sum(-1) + cross_terms)
     residuals = sums - sizes * (sums.sum(-1, keepdims=True) / n)
-    seen = (a * residuals**2).sum(-1) / n[..., 0] ** 2
-    return seen * whole[..., 0] / expected, freedom, rho
+    observed_var = (a * residuals**2).sum(-1) / n[..., 0] ** 2
+    return observed_var * whole[..., 0] / expected, freedom, rho
 
 
 def design_effect(sums: Floats, sizes: Floats) -> Floats:
@@ -74,7 +74,7 @@ def bounds(sums: Any, sizes: Any, confidence: float, side: str, share: float = S
     mean = sums.sum(-1) / n
     effect = np.maximum(1.0, design_effect(sums, sizes))
     _, freedom, rho = variance(sums, sizes)
-    far = stdtrit(freedom, confidence)
+    t_quantile = stdtrit(freedom, confidence)
 
     def at(quantile: Floats) -> Floats:
         effective = n / effect * (stdtrit(n - 1, confidence) / quantile) ** 2
@@ -84,11 +84,11 @@ def bounds(sums: Any, sizes: Any, confidence: float, side: str, share: float = S
             return np.where(mean > 0, low, 0.0)
         return np.where(mean < 1, betaincinv(right + 1, np.maximum(effective - right, 1e-12), confidence), 1.0)
 
-    first = at(far)
-    near = np.clip(first, 1e-9, 1 - 1e-9)
+    first = at(t_quantile)
+    clipped = np.clip(first, 1e-9, 1 - 1e-9)
     kish = 1 + ((sizes**2).sum(-1) / n - 1) * rho
-    binomial = (1 - 2 * near) / np.sqrt(near * (1 - near) * n / kish)
-    beyond = binomial - _third(sizes, near, rho)
-    lean = np.maximum(0.0, beyond if side == "lower" else -beyond) * (2 * far**2 + 1) / 6
+    binomial = (1 - 2 * clipped) / np.sqrt(clipped * (1 - clipped) * n / kish)
+    beyond = binomial - _third(sizes, clipped, rho)
+    lean = np.maximum(0.0, beyond if side == "lower" else -beyond) * (2 * t_quantile**2 + 1) / 6
     leans = (first > 0) & (first < 1) & (rho > 0) & (mean > 0) & (mean < 1)
-    return np.where(leans, at(far + share * lean), first)
+    return np.where(leans, at(t_quantile + share * lean), first)

@@ -16,20 +16,20 @@ from bedplate.core.statistics.betting import STAKES
 
 def capital(scores: list[float], floor: float, stake: float, groups: list[int], largest: int) -> float:
     """What one stake makes of 1, group by group, as the docstring says it."""
-    made = 1.0
+    wealth = 1.0
     for group in dict.fromkeys(groups):
         rows = [s for s, g in zip(scores, groups, strict=True) if g == group][:largest]
-        made *= 1 + stake * sum(floor - s for s in rows) / ((1 - floor) * largest)
-    return made
+        wealth *= 1 + stake * sum(floor - s for s in rows) / ((1 - floor) * largest)
+    return wealth
 
 
 def test_gains_are_the_products_of_bets_on_whole_groups() -> None:
     rng = np.random.default_rng(0)
     scores, groups = rng.random(40), [int(g) for g in rng.integers(0, 12, 40)]
     for largest in (1, 3, 9):
-        found = bs.gains(scores, groups, 0.7, largest)
-        wanted = [math.log(capital(scores.tolist(), 0.7, stake, groups, largest)) for stake in STAKES]
-        assert found == pytest.approx(wanted)
+        gains = bs.gains(scores, groups, 0.7, largest)
+        expected = [math.log(capital(scores.tolist(), 0.7, stake, groups, largest)) for stake in STAKES]
+        assert gains == pytest.approx(expected)
     assert bs.gains(scores, None, 0.7) == pytest.approx(bs.gains(scores, list(range(40)), 0.7))
 
 
@@ -48,21 +48,21 @@ def test_evidence_is_the_mean_over_stakes_and_beginnings() -> None:
     rng = np.random.default_rng(1)
     looks = [rng.normal(0, 1, (3, len(STAKES))) for _ in range(5)]
     for count in range(1, 6):
-        wanted = 1 / (count + 1)  # of which no bet has begun
+        expected = 1 / (count + 1)  # of which no bet has begun
         for begin in range(count):
             after = np.exp(sum(looks[begin:count], np.zeros_like(looks[0]))).mean()
-            wanted += after / ((begin + 1) * (begin + 2))
-        found = bs.evidence(looks[:count])
-        assert found.value == pytest.approx(wanted)
-        assert found.p_value == pytest.approx(min(1.0, 1 / wanted))
-        assert found.looks == count
+            expected += after / ((begin + 1) * (begin + 2))
+        evidence = bs.evidence(looks[:count])
+        assert evidence.value == pytest.approx(expected)
+        assert evidence.p_value == pytest.approx(min(1.0, 1 / expected))
+        assert evidence.looks == count
     assert bs.evidence([]).value == 1.0
     assert bs.evidence([np.full((2, 8), 900.0)]).value == pytest.approx(math.exp(700))  # no overflow
 
 
 def first_alarm(rng: np.random.Generator, truth: list[float], floor: float, rows: int, alpha: float) -> int | None:
-    found = bs.log_capital([bs.gains((rng.random(rows) < p).astype(float), None, floor) for p in truth])
-    return next((look for look, log in enumerate(found, 1) if log >= -math.log(alpha)), None)
+    log_capitals = bs.log_capital([bs.gains((rng.random(rows) < p).astype(float), None, floor) for p in truth])
+    return next((look for look, log in enumerate(log_capitals, 1) if log >= -math.log(alpha)), None)
 
 
 def test_fifty_looks_at_the_floor_raise_false_alarms_as_often_as_they_may() -> None:
@@ -102,8 +102,8 @@ def test_bounds_of_a_mean_cover_it(binary: bool) -> None:
     rng = np.random.default_rng(5)
     missed = 0
     for _ in range(150):
-        own = np.clip(rng.normal(0.5, 0.2, 40), 0, 1)
-        x = np.repeat(own, 4)
+        group_means = np.clip(rng.normal(0.5, 0.2, 40), 0, 1)
+        x = np.repeat(group_means, 4)
         values = (rng.random(160) < x).astype(float) if binary else np.clip(x + rng.normal(0, 0.1, 160), 0, 1)
         low, high = bs.mean_bounds(values, np.repeat(np.arange(40), 4).tolist(), 0.1)
         missed += not low <= 0.5 <= high
@@ -115,16 +115,16 @@ def test_bounds_of_a_mean_cover_it(binary: bool) -> None:
 
 def test_a_sample_against_one_that_stays_keeps_its_level_and_sees_a_shift() -> None:
     rng = np.random.default_rng(6)
-    alarms, seen = 0, []
+    alarms, detected_at = 0, []
     for _ in range(60):
         old = rng.random((200, 3))
         bounds = [bs.mean_bounds(column, None, 0.05 / 3) for column in old.T]
-        same = [bs.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
-        alarms += max(bs.log_capital(same)) >= math.log(20)
+        unshifted = [bs.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
+        alarms += max(bs.log_capital(unshifted)) >= math.log(20)
         shifted = [bs.gains_apart(np.sqrt(rng.random((60, 3))), None, bounds) for _ in range(4)]
-        seen.append(next((j for j in range(1, 5) if bs.evidence(shifted[:j]).against(0.05)), 9))
+        detected_at.append(next((j for j in range(1, 5) if bs.evidence(shifted[:j]).against(0.05)), 9))
     assert alarms <= stats.binom.ppf(0.999, 60, 0.1)
-    assert np.median(seen) <= 2
+    assert np.median(detected_at) <= 2
 
 
 @pytest.mark.parametrize(

@@ -187,24 +187,24 @@ def test_override_sets_exactly_the_path(path: list[str], value: object) -> None:
     import yaml
 
     text = yaml.safe_dump(value).removesuffix("...\n").strip()
-    here: Any = parse_config("", Free, "x", [f"{'.'.join(path)}={text}"]).model_extra
+    nested: Any = parse_config("", Free, "x", [f"{'.'.join(path)}={text}"]).model_extra
     for key in path:
-        assert list(here) == [key]
-        here = here[key]
-    assert here == value
-    assert type(here) is type(value)
+        assert list(nested) == [key]
+        nested = nested[key]
+    assert nested == value
+    assert type(nested) is type(value)
 
 
 def test_an_override_of_an_alias_leaves_its_anchor_and_the_other_aliases_alone() -> None:
     text = "a: &q {x: 1, y: {z: [1, 2]}}\nb: *q\nc: {<<: *q, x: 2}\n"
-    same = {"x": 1, "y": {"z": [1, 2]}}
+    anchored = {"x": 1, "y": {"z": [1, 2]}}
 
     def read(*overrides: str) -> Any:
         return parse_config(text, Free, "x", overrides).model_extra
 
-    assert read("a.x=5") == {"a": same | {"x": 5}, "b": same, "c": same | {"x": 2}}
-    assert read("b.y.z.1=5") == {"a": same, "b": {"x": 1, "y": {"z": [1, 5]}}, "c": same | {"x": 2}}
-    assert read("c.y.w=5") == {"a": same, "b": same, "c": {"x": 2, "y": {"z": [1, 2], "w": 5}}}
+    assert read("a.x=5") == {"a": anchored | {"x": 5}, "b": anchored, "c": anchored | {"x": 2}}
+    assert read("b.y.z.1=5") == {"a": anchored, "b": {"x": 1, "y": {"z": [1, 5]}}, "c": anchored | {"x": 2}}
+    assert read("c.y.w=5") == {"a": anchored, "b": anchored, "c": {"x": 2, "y": {"z": [1, 2], "w": 5}}}
     assert read("d=&p {x: 1}", "a.y.z.0=7", "b.y.z.0=8")["a"]["y"] == {"z": [7, 2]}
 
 
@@ -227,8 +227,8 @@ def test_a_key_that_wants_quotes_says_so() -> None:
     value=st.integers(),
 )
 def test_key_path_spells_any_key(path: list[str], value: int) -> None:
-    here: Any = parse_config("", Free, "x", [f"{key_path(path)}={value}"]).model_extra
+    nested: Any = parse_config("", Free, "x", [f"{key_path(path)}={value}"]).model_extra
     for key in path:
-        assert list(here) == [key]
-        here = here[key]
-    assert here == value
+        assert list(nested) == [key]
+        nested = nested[key]
+    assert nested == value

@@ -86,8 +86,8 @@ def test_jobs_run_in_other_processes() -> None:
         Job("written", "json:dumps", {"obj": {"a": [1, None]}}),
         Job("bound", "json:dumps", needs=("obj",)),
     ]
-    own, fails, written, bound = executor.run(jobs)
-    assert own.value not in (None, next(LocalExecutor().run(jobs)).value)
+    pid, fails, written, bound = executor.run(jobs)
+    assert pid.value not in (None, next(LocalExecutor().run(jobs)).value)
     assert isinstance(fails.error, json.JSONDecodeError)
     assert written.value == '{"a": [1, null]}'
     assert written.seconds >= 0

@@ -183,15 +183,15 @@ def test_a_living_writer_is_not_cleaned_up(tmp_path: Path) -> None:
 
 
 def test_lock_excludes_threads(tmp_path: Path) -> None:
-    inside, most = 0, 0
+    inside, max_inside = 0, 0
     guard = threading.Lock()
 
     def work() -> None:
-        nonlocal inside, most
+        nonlocal inside, max_inside
         with files.file_lock(tmp_path / "lock"):
             with guard:
                 inside += 1
-                most = max(most, inside)
+                max_inside = max(max_inside, inside)
             time.sleep(0.01)
             with guard:
                 inside -= 1
@@ -201,7 +201,7 @@ def test_lock_excludes_threads(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
+    assert max_inside == 1
 
 
 def test_a_killed_holder_frees_the_lock(tmp_path: Path) -> None:
@@ -248,19 +248,21 @@ def test_jsonl_round_trip(tmp_path_factory: pytest.TempPathFactory, first: Any, 
     assert files.read_jsonl(path) == first + second
 
 
-@given(rows=json_rows.filter(bool), cut=st.integers(1, 400), more=json_rows)
+@given(rows=json_rows.filter(bool), cut=st.integers(1, 400), appended=json_rows)
 def test_append_after_a_torn_write_loses_the_torn_row_only(
-    tmp_path_factory: pytest.TempPathFactory, rows: Any, cut: int, more: Any
+    tmp_path_factory: pytest.TempPathFactory, rows: Any, cut: int, appended: Any
 ) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     files.append_jsonl(path, rows)
     content = path.read_bytes()
     path.write_bytes(content[: max(0, len(content) - cut)])
-    left = path.read_bytes()
-    whole = left.count(b"\n") + (1 if left and not left.endswith(b"\n") and _is_json(left.split(b"\n")[-1]) else 0)
+    remaining = path.read_bytes()
+    whole = remaining.count(b"\n") + (
+        1 if remaining and not remaining.endswith(b"\n") and _is_json(remaining.split(b"\n")[-1]) else 0
+    )
     assert files.read_jsonl(path, allow_torn_tail=True) == rows[:whole]
-    files.append_jsonl(path, more)
-    assert files.read_jsonl(path) == rows[:whole] + more
+    files.append_jsonl(path, appended)
+    assert files.read_jsonl(path) == rows[:whole] + appended
 
 
 def _is_json(line: bytes) -> bool:

@@ -47,19 +47,19 @@ def test_nothing_is_collected_meanwhile_and_what_comes_later_is(frozen: int) -> 
 def test_a_server_looks_for_garbage_once_it_is_ready_and_not_among_what_it_loaded(
     frozen: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen: list[bool] = []
+    gc_states: list[bool] = []
 
     def serve(*_: object, on_ready: Callable[[str, object], None]) -> bool:
-        seen.append(gc.isenabled())
+        gc_states.append(gc.isenabled())
         on_ready("http://here", SimpleNamespace(registry=SimpleNamespace(models=["tiny"])))
-        seen.extend((gc.isenabled(), gc.get_freeze_count() > frozen))
+        gc_states.extend((gc.isenabled(), gc.get_freeze_count() > frozen))
         return True
 
     monkeypatch.setattr(app, "serve", serve)
     with pytest.raises(SystemExit, match="0"):
         main(["serve", str(write_tiny_base(tmp_path / "tiny"))])
     assert "serving tiny at http://here" in capsys.readouterr().out
-    assert seen == [False, True, True]
+    assert gc_states == [False, True, True]
 
 
 def test_a_collector_that_was_off_stays_off() -> None:

@@ -65,19 +65,19 @@ def grouped_coverage(truth: float, groups: int, icc: float, runs: int, rng: np.r
     for i in range(0, runs, 50):
         codes = np.repeat(np.arange(groups), sizes[i])
         x = np.concatenate([np.arange(size) < right for size, right in zip(sizes[i], sums[i], strict=True)])
-        found = bs.effective_n_interval(x.astype(float), codes)
-        assert found[0] < low[i] + 1e-9
-        assert found[1] > high[i] - 1e-9
+        interval = bs.effective_n_interval(x.astype(float), codes)
+        assert interval[0] < low[i] + 1e-9
+        assert interval[1] > high[i] - 1e-9
         if groups >= 200 and 0.4 <= truth <= 0.6:
-            assert found == pytest.approx((low[i], high[i]), abs=1e-9)
+            assert interval == pytest.approx((low[i], high[i]), abs=1e-9)
     return float(((low <= truth) & (truth <= high)).mean()), float(np.mean(high - low))
 
 
 def check_grouped(groups: int, icc: float, runs: int) -> None:
     rng = np.random.default_rng([groups, round(1000 * icc)])
-    found = [grouped_coverage(truth, groups, icc, runs, rng) for truth in TRUTHS]
-    check([one[0] for one in found])
-    assert max(one[1] for one in found) < 0.3  # and says something
+    coverages = [grouped_coverage(truth, groups, icc, runs, rng) for truth in TRUTHS]
+    check([coverage[0] for coverage in coverages])
+    assert max(coverage[1] for coverage in coverages) < 0.3  # and says something
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.02, 0.1, 0.3])
@@ -100,10 +100,10 @@ def smooth(rng: np.random.Generator, truth: float, n: int) -> tuple[Floats, floa
 
 def inflated(rng: np.random.Generator, truth: float, n: int) -> tuple[Floats, float]:
     """Mostly all or nothing, with some in between, as word F1 gives them."""
-    between = 0.4 * min(truth, 1 - truth)
+    middle_mass = 0.4 * min(truth, 1 - truth)
     u = rng.random(n)
-    middle = np.where(u < truth + between / 2, rng.random(n), 0.0)
-    return np.where(u < truth - between / 2, 1.0, middle), truth
+    middle = np.where(u < truth + middle_mass / 2, rng.random(n), 0.0)
+    return np.where(u < truth - middle_mass / 2, 1.0, middle), truth
 
 
 def rare(rng: np.random.Generator, truth: float, n: int) -> tuple[Floats, float]:
@@ -128,10 +128,10 @@ def _score_coverage(n: int, times: int, resamples: int) -> tuple[list[float], li
         for truth in (0.05, 0.2, 0.5, 0.8, 0.9, 0.95):
             rng = np.random.default_rng([n, number, int(100 * truth)])
             drawn = [shape(rng, truth, n) for _ in range(times)]
-            found = [mean_interval(x, np.arange(n), resamples).interval for x, _ in drawn]
-            above, below = too_low_or_too_high(found, drawn[0][1])
-            covered.append(1 - above - below)
-            low.append(above)
+            intervals = [mean_interval(x, np.arange(n), resamples).interval for x, _ in drawn]
+            lower_misses, below = too_low_or_too_high(intervals, drawn[0][1])
+            covered.append(1 - lower_misses - below)
+            low.append(lower_misses)
     return covered, low
 
 
@@ -170,8 +170,8 @@ def _grouped_score_coverage(groups: int, times: int, resamples: int) -> list[flo
         for truth in (0.1, 0.3, 0.6, 0.9):
             rng = np.random.default_rng([groups, int(100 * icc), int(100 * truth)])
             drawn = [grouped_scores(rng, groups, truth, icc) for _ in range(times)]
-            found = [mean_interval(x, codes, resamples).interval for x, codes, _ in drawn]
-            covered.append(1 - sum(too_low_or_too_high(found, drawn[0][2])))
+            intervals = [mean_interval(x, codes, resamples).interval for x, codes, _ in drawn]
+            covered.append(1 - sum(too_low_or_too_high(intervals, drawn[0][2])))
     return covered
 
 
@@ -192,9 +192,9 @@ def test_paired_differences_of_proportions_cover(n: int) -> None:
     rng = np.random.default_rng(n)
     covered: list[float] = []
     for gain, loss in ((0.05, 0.05), (0.1, 0.05), (0.2, 0.05), (0.3, 0.2)):
-        kinds = rng.choice([1.0, -1.0, 0.0], p=[gain, loss, 1 - gain - loss], size=(300, n))
-        found = [bs.paired_difference(row > 0, row < 0).interval for row in kinds]
-        covered.append(1 - sum(too_low_or_too_high(found, gain - loss)))
+        changes = rng.choice([1.0, -1.0, 0.0], p=[gain, loss, 1 - gain - loss], size=(300, n))
+        intervals = [bs.paired_difference(row > 0, row < 0).interval for row in changes]
+        covered.append(1 - sum(too_low_or_too_high(intervals, gain - loss)))
     check(covered)
 
 
@@ -206,19 +206,19 @@ def test_paired_differences_of_scores_cover(monkeypatch: pytest.MonkeyPatch) -> 
     for groups in (bs.MINIMUM_GROUPS, 100):
         for truth in (0.2, 0.5, 0.8):
             rng = np.random.default_rng([groups, int(100 * truth)])
-            found: list[tuple[float, float]] = []
+            intervals: list[tuple[float, float]] = []
             for _ in range(200):
                 x, codes, _ = grouped_scores(rng, groups, truth, 0.2)
                 y = np.clip(x + rng.uniform(-0.2, 0.1, x.size), -1, 1)  # worse by 0.05 on the whole
-                found.append(bs.paired_difference(x, y, codes.tolist(), binary=False).interval)
-            covered.append(1 - sum(too_low_or_too_high(found, 0.05)))
+                intervals.append(bs.paired_difference(x, y, codes.tolist(), binary=False).interval)
+            covered.append(1 - sum(too_low_or_too_high(intervals, 0.05)))
     check(covered)
 
 
 def _f1(sums: Floats) -> Floats:
     """Macro-F1 of three labels from what was right, wanted and given."""
-    right, wanted, given = np.split(sums, 3, axis=-1)
-    return (2 * right / np.maximum(wanted + given, 1)).mean(-1)
+    right, actual, predicted = np.split(sums, 3, axis=-1)
+    return (2 * right / np.maximum(actual + predicted, 1)).mean(-1)
 
 
 def test_macro_f1_of_grouped_rows_covers() -> None:
@@ -230,14 +230,16 @@ def test_macro_f1_of_grouped_rows_covers() -> None:
         def sample(groups: int, rng: np.random.Generator = rng, right: float = right) -> tuple[Floats, list[int]]:
             codes = np.repeat(np.arange(groups), 5)
             skill = rng.beta(10 * right, 10 * (1 - right), groups)[codes]
-            wanted = rng.choice(3, codes.size, p=[0.6, 0.3, 0.1])
-            given = np.where(rng.random(codes.size) < skill, wanted, rng.integers(0, 3, codes.size))
-            one = np.eye(3)
-            return np.concatenate([one[wanted] * one[given], one[wanted], one[given]], axis=1), codes.tolist()
+            labels = rng.choice(3, codes.size, p=[0.6, 0.3, 0.1])
+            answers = np.where(rng.random(codes.size) < skill, labels, rng.integers(0, 3, codes.size))
+            one_hot = np.eye(3)
+            return np.concatenate(
+                [one_hot[labels] * one_hot[answers], one_hot[labels], one_hot[answers]], axis=1
+            ), codes.tolist()
 
         truth = float(_f1(sample(100_000)[0].sum(0)))
-        found = [bs.bca_of_sums(*_with(_f1, *sample(60)), resamples=600).interval for _ in range(200)]
-        covered.append(1 - sum(too_low_or_too_high(found, truth)))
+        intervals = [bs.bca_of_sums(*_with(_f1, *sample(60)), resamples=600).interval for _ in range(200)]
+        covered.append(1 - sum(too_low_or_too_high(intervals, truth)))
     check(covered)
 
 
@@ -249,9 +251,9 @@ def _with(statistic: Callable, rows: Floats, groups: list[int]) -> tuple[Floats,
 def test_sums_give_the_same_bootstrap_as_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, codes, _ = grouped_scores(rng, 50, 0.6, 0.2)
-    alike = bs.intraclass_correlation(x, codes)
+    icc = bs.intraclass_correlation(x, codes)
     plain = bs.bca_cluster_bootstrap(
-        lambda rows: float(x[rows].mean()), codes.tolist(), seed=seed, resamples=500, icc=alike
+        lambda rows: float(x[rows].mean()), codes.tolist(), seed=seed, resamples=500, icc=icc
     )
     quick = bs.bca_of_sums(
         np.stack([x, np.ones(x.size)], axis=1), bs.mean_of_sums, codes.tolist(), seed=seed, resamples=500
@@ -263,9 +265,14 @@ def test_sums_give_the_same_bootstrap_as_rows(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_bca_is_scipys_at_the_level_that_t_asks_for(seed: int) -> None:
     x = np.random.default_rng(seed).beta(5, 2, 45)
-    far = math.sqrt(45 / 44) * float(stats.t.ppf(0.95, 44))
+    t_quantile = math.sqrt(45 / 44) * float(stats.t.ppf(0.95, 44))
     peer = stats.bootstrap(
-        (x,), np.mean, confidence_level=2 * float(stats.norm.cdf(far)) - 1, n_resamples=20_000, method="BCa", rng=seed
+        (x,),
+        np.mean,
+        confidence_level=2 * float(stats.norm.cdf(t_quantile)) - 1,
+        n_resamples=20_000,
+        method="BCa",
+        rng=seed,
     ).confidence_interval
     ours = bs.bca_of_sums(
         np.stack([x, np.ones(45)], axis=1), bs.mean_of_sums, range(45), 0.9, resamples=20_000, unseen=False
@@ -287,9 +294,9 @@ def test_no_bound_is_nearer_than_unseen_groups_allow() -> None:
 def test_strict_levels_get_as_many_resamples_as_they_need() -> None:
     rows = np.stack([np.random.default_rng(0).random(50), np.ones(50)], axis=1)
     levels = (0.9, 0.95, 0.99, 0.999)
-    found = [bs.bca_of_sums(rows, bs.mean_of_sums, range(50), level) for level in levels]
-    assert [one.resamples for one in found] == [2000, 2000, 4000, 40_000]
-    assert [one.lower for one in found] == sorted((one.lower for one in found), reverse=True)
+    bounds = [bs.bca_of_sums(rows, bs.mean_of_sums, range(50), level) for level in levels]
+    assert [bound.resamples for bound in bounds] == [2000, 2000, 4000, 40_000]
+    assert [bound.lower for bound in bounds] == sorted((bound.lower for bound in bounds), reverse=True)
 
 
 def test_rows_that_add_nothing_are_no_groups() -> None:
@@ -305,8 +312,8 @@ def test_rows_that_add_nothing_are_no_groups() -> None:
 def test_further_ends_of_what_was_not_seen_are_kept() -> None:
     rows = np.stack([np.random.default_rng(0).random(50), np.ones(50)], axis=1)
     plain = bs.bca_of_sums(rows, bs.mean_of_sums, range(50))
-    wide = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda a: (a, 1 - a))
-    assert (wide.lower, wide.upper) == pytest.approx((0.05, 0.95))
-    assert wide.interval == pytest.approx((0.025, 0.975))
-    near = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda _: (plain.estimate, plain.estimate))
-    assert near == plain
+    widened = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda a: (a, 1 - a))
+    assert (widened.lower, widened.upper) == pytest.approx((0.05, 0.95))
+    assert widened.interval == pytest.approx((0.025, 0.975))
+    unchanged = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda _: (plain.estimate, plain.estimate))
+    assert unchanged == plain

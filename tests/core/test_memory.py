@@ -14,15 +14,15 @@ from bedplate.core.memory import free_bytes
 STAT = "anon 5\ninactive_file 300\ntotal_inactive_file 200\n"
 
 
-def put(root: Path, files: dict[str, str]) -> None:
+def write_files(root: Path, files: dict[str, str]) -> None:
     for name, value in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(value)
 
 
 def test_here_it_is_a_number_of_bytes() -> None:
-    found = free_bytes()
-    assert found is None or found > 1_000_000
+    available = free_bytes()
+    assert available is None or available > 1_000_000
 
 
 def test_nothing_is_known_of_other_systems(tmp_path: Path) -> None:
@@ -43,17 +43,17 @@ def test_nothing_is_known_of_other_systems(tmp_path: Path) -> None:
 def test_what_a_group_may_take_is_less_than_what_the_machine_has(
     tmp_path: Path, groups: dict[str, str], free: int
 ) -> None:
-    put(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 8 kB\n", "proc/self/cgroup": "0::/a/b"})
-    put(tmp_path, {f"sys/fs/cgroup/{name}": value for name, value in groups.items()})
+    write_files(tmp_path, {"proc/meminfo": "MemTotal: 99 kB\nMemAvailable: 8 kB\n", "proc/self/cgroup": "0::/a/b"})
+    write_files(tmp_path, {f"sys/fs/cgroup/{name}": value for name, value in groups.items()})
     assert free_bytes(tmp_path) == free
 
 
 def test_groups_of_version_1(tmp_path: Path) -> None:
-    put(tmp_path, {"proc/meminfo": "MemAvailable: 8 kB", "proc/self/cgroup": "5:cpu:/\n4:memory:/job\n0::/"})
+    write_files(tmp_path, {"proc/meminfo": "MemAvailable: 8 kB", "proc/self/cgroup": "5:cpu:/\n4:memory:/job\n0::/"})
     group = "sys/fs/cgroup/memory/job/memory."
-    put(tmp_path, {f"{group}limit_in_bytes": "3000", f"{group}usage_in_bytes": "1000", f"{group}stat": STAT})
+    write_files(tmp_path, {f"{group}limit_in_bytes": "3000", f"{group}usage_in_bytes": "1000", f"{group}stat": STAT})
     assert free_bytes(tmp_path) == 2200
-    put(tmp_path, {f"{group}limit_in_bytes": "9223372036854771712"})
+    write_files(tmp_path, {f"{group}limit_in_bytes": "9223372036854771712"})
     assert free_bytes(tmp_path) == 8192
 
 
@@ -83,9 +83,9 @@ print(held())
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left to themselves")
 def test_memory_that_is_kept_needs_no_new_pages_and_is_given_back_at_the_end() -> None:
-    done = subprocess.run([sys.executable, "-c", _ROUNDS], capture_output=True, text=True, check=True)
-    usual, kept, held, after = map(int, done.stdout.split())
+    completed = subprocess.run([sys.executable, "-c", _ROUNDS], capture_output=True, text=True, check=True)
+    usual, reused, resident, after = map(int, completed.stdout.split())
     pages = 12 * 3_200_000 // 4096
     assert usual > 0.5 * pages
-    assert kept < 0.02 * pages
-    assert held - after > 0.5 * 12 * 3_200_000
+    assert reused < 0.02 * pages
+    assert resident - after > 0.5 * 12 * 3_200_000

@@ -36,16 +36,16 @@ def test_the_chance_of_so_few_failures_is_that_of_scipys_beta_binomials(mean: fl
     for i, spread in enumerate(1 / prior - 1):
         total = np.ones(1)
         for size, k in zip(sizes, failed, strict=True):
-            one: Any = stats.betabinom(int(size), (1 - mean) * spread, mean * spread)
-            likely[i] += float(one.logpmf(k))
-            total = np.convolve(total, one.pmf(np.arange(size + 1)))
+            beta_binomial: Any = stats.betabinom(int(size), (1 - mean) * spread, mean * spread)
+            likely[i] += float(beta_binomial.logpmf(k))
+            total = np.convolve(total, beta_binomial.pmf(np.arange(size + 1)))
         tails[i] = total[: failed.sum() + 1].sum()
     weight = np.exp(likely)
-    found = missed.FewFailures(failed, sizes)
-    assert found.chance(mean) == pytest.approx(weight @ tails / weight.sum(), rel=1e-9)
-    low = found.lower(0.999, 0.05)
-    assert found.chance(low) == pytest.approx(0.05, abs=1e-3)
-    assert found.lower(low - 0.01, 0.05) == low - 0.01  # one that is lower already is left as it is
+    few_failures = missed.FewFailures(failed, sizes)
+    assert few_failures.chance(mean) == pytest.approx(weight @ tails / weight.sum(), rel=1e-9)
+    low = few_failures.lower(0.999, 0.05)
+    assert few_failures.chance(low) == pytest.approx(0.05, abs=1e-3)
+    assert few_failures.lower(low - 0.01, 0.05) == low - 0.01  # one that is lower already is left as it is
 
 
 def test_rows_that_are_their_own_groups_have_the_exact_binomial_bound() -> None:
@@ -62,9 +62,9 @@ def test_groups_that_are_nearly_always_right_do_not_pass_for_having_missed_the_o
     sizes = np.full(groups, rows // groups)
     failed = failures(np.random.default_rng([rows, groups]), sizes, bar, 0.2, 1000)
     before = grouped.bounds(sizes - failed, np.broadcast_to(sizes, failed.shape), LEVEL, "lower") > bar
-    now = sum(bound(one, sizes).value > bar for one in failed[before])
+    passing = sum(bound(counts, sizes).value > bar for counts in failed[before])
     assert before.mean() > 0.045
-    assert now / 1000 <= 0.035
+    assert passing / 1000 <= 0.035
 
 
 @pytest.mark.parametrize(("groups", "truth", "bar", "icc"), [(60, 0.94, 0.9, 0.05), (300, 0.98, 0.95, 0.2)])
@@ -72,16 +72,16 @@ def test_what_groups_show_by_themselves_still_passes(groups: int, truth: float, 
     sizes = np.full(groups, 600 // groups)
     failed = failures(np.random.default_rng(groups), sizes, truth, icc, 120)
     before = grouped.bounds(sizes - failed, np.broadcast_to(sizes, failed.shape), LEVEL, "lower") > bar
-    now = sum(bound(one, sizes).value > bar for one in failed[before])
+    passing = sum(bound(counts, sizes).value > bar for counts in failed[before])
     assert before.sum() > 80
-    assert now >= before.sum() - 5
+    assert passing >= before.sum() - 5
 
 
 def test_losses_in_few_groups_are_not_shown_to_be_small() -> None:
     """A fiftieth is lost, in groups that are alike by 0.2: a margin of as much was taken to be kept in 9 to 10%."""
-    sizes, margin, within = np.full(60, 10), 0.02, 0
+    sizes, margin, false_passes = np.full(60, 10), 0.02, 0
     codes = np.repeat(np.arange(60), sizes).tolist()
     for failed in failures(np.random.default_rng(4), sizes, 1 - margin, 0.2, 120):
         after = np.concatenate([np.arange(10) >= k for k in failed]).astype(float)
-        within += mean_drop(np.ones(600), after, codes, LEVEL, units=600).within(margin) is True
-    assert within / 120 <= 0.05
+        false_passes += mean_drop(np.ones(600), after, codes, LEVEL, units=600).is_within(margin) is True
+    assert false_passes / 120 <= 0.05

@@ -29,10 +29,10 @@ def test_mean_drop_matches_a_clustered_regression_on_a_constant(seed: int) -> No
     drop = mean_drop(before, after, codes.tolist(), 0.9)
     assert drop.value == pytest.approx(fit.params[0], abs=1e-12)
     assert drop.se == pytest.approx(fit.bse[0], rel=1e-9)
-    far = stats.t.ppf(0.9, 299)
+    t_quantile = stats.t.ppf(0.9, 299)
     sums = np.bincount(codes, weights=fit.resid)
-    lean = stats.skew(sums) / np.sqrt(300) * (2 * far**2 + 1) / 6  # sums of residuals have mean 0
-    halves = [max(far, far - lean) * drop.se, max(far, far + lean) * drop.se]
+    lean = stats.skew(sums) / np.sqrt(300) * (2 * t_quantile**2 + 1) / 6  # sums of residuals have mean 0
+    halves = [max(t_quantile, t_quantile - lean) * drop.se, max(t_quantile, t_quantile + lean) * drop.se]
     assert (drop.lower, drop.upper) == pytest.approx((drop.value - halves[0], drop.value + halves[1]))
     assert min(halves) > 1 - 0.1 ** (1 / 300)  # never nearer than what is unseen
 
@@ -49,37 +49,37 @@ def test_rate_rise_matches_weighted_least_squares_with_clusters(seed: int) -> No
     # its residuals; the weights of CR2, and their expectation where a group's sum varies as its weight, by matrices
     sums = np.bincount(codes, weights=fit.resid * tokens)
     weight = np.bincount(codes, weights=tokens)
-    away = np.eye(weight.size) - np.outer(weight / weight.sum(), np.ones(weight.size))
-    product = away.T @ np.diag(1 / (1 - weight / weight.sum())) @ away @ np.diag(weight**2)
+    centering = np.eye(weight.size) - np.outer(weight / weight.sum(), np.ones(weight.size))
+    product = centering.T @ np.diag(1 / (1 - weight / weight.sum())) @ centering @ np.diag(weight**2)
     expected = np.trace(product) / (weight**2).sum()
-    seen = (sums**2 / (1 - weight / weight.sum())).sum() / expected
-    assert rise.se == pytest.approx(np.sqrt(seen) / weight.sum(), rel=1e-9)
+    observed = (sums**2 / (1 - weight / weight.sum())).sum() / expected
+    assert rise.se == pytest.approx(np.sqrt(observed) / weight.sum(), rel=1e-9)
     assert rise.se == pytest.approx(fit.bse[0], rel=0.02)
     freedom = np.trace(product) ** 2 / np.trace(product @ product)
-    far = stats.t.ppf(0.95, freedom)
-    lean = (sums**3).sum() / (sums**2).sum() ** 1.5 * (2 * far**2 + 1) / 6
-    assert rise.upper == pytest.approx(rise.value + max(far, far + lean) * rise.se)
-    assert rise.lower == pytest.approx(rise.value - max(far, far - lean) * rise.se)
+    t_quantile = stats.t.ppf(0.95, freedom)
+    lean = (sums**3).sum() / (sums**2).sum() ** 1.5 * (2 * t_quantile**2 + 1) / 6
+    assert rise.upper == pytest.approx(rise.value + max(t_quantile, t_quantile + lean) * rise.se)
+    assert rise.lower == pytest.approx(rise.value - max(t_quantile, t_quantile - lean) * rise.se)
 
 
 def test_no_change_is_not_certainty_and_few_groups_decide_nothing() -> None:
-    same = np.ones(50)
-    drop = mean_drop(same, same, range(50))
+    unchanged = np.ones(50)
+    drop = mean_drop(unchanged, unchanged, range(50))
     assert drop.upper == pytest.approx(1 - 0.05 ** (1 / 50))
-    assert drop.within(0.02) is None  # fifty rows without a change do not exclude a drop of two points
-    assert drop.within(0.1) is True
-    few = mean_drop(same[:39], same[:39], range(39))
-    assert (few.upper, few.within(0.5)) == (None, None)
+    assert drop.is_within(0.02) is None  # fifty rows without a change do not exclude a drop of two points
+    assert drop.is_within(0.1) is True
+    small_drop = mean_drop(unchanged[:39], unchanged[:39], range(39))
+    assert (small_drop.upper, small_drop.is_within(0.5)) == (None, None)
     alone = rate_rise([1.0], [1.0], [3.0], ["a"])
-    assert alone.within(0.5) is None
+    assert alone.is_within(0.5) is None
 
 
 def test_a_drop_over_the_margin_is_shown_and_the_rows_that_would_decide_are_said() -> None:
     before, after = np.ones(400), np.concatenate([np.zeros(80), np.ones(320)])
-    assert mean_drop(before, after, range(400)).within(0.1) is False
-    near = np.concatenate([np.zeros(10), np.ones(390)])
-    drop = mean_drop(before, near, range(400))
-    assert drop.within(0.03) is None
+    assert mean_drop(before, after, range(400)).is_within(0.1) is False
+    slight_loss = np.concatenate([np.zeros(10), np.ones(390)])
+    drop = mean_drop(before, slight_loss, range(400))
+    assert drop.is_within(0.03) is None
     needed = drop.needed(0.03)
     assert needed is not None
     # the rows of the normal approximation, checked by hand

@@ -72,9 +72,9 @@ def run_on_terminal(code: str, **environment: str) -> tuple[int, str]:
 
 def test_silent_when_not_a_terminal() -> None:
     code = f"{QUICKLY}{CODE}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
-    assert done.stdout == "end\n"
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert completed.stderr == ""
+    assert completed.stdout == "end\n"
 
 
 def test_shows_bars_on_a_terminal_also_nested() -> None:

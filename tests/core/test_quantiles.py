@@ -18,12 +18,12 @@ def test_bounds_are_those_of_scipys_quantile_test(n: int, quantile: float, confi
     values = np.random.default_rng(n).normal(size=n)
     lower, upper = quantile_bounds(values.tolist(), quantile, confidence)
     # scipy's one-sided intervals hold the quantile: to its right where the alternative is "greater"
-    above = stats.quantile_test(values, q=0, p=quantile, alternative="less").confidence_interval(confidence)
+    upper_test = stats.quantile_test(values, q=0, p=quantile, alternative="less").confidence_interval(confidence)
     below = stats.quantile_test(values, q=0, p=quantile, alternative="greater").confidence_interval(confidence)
-    assert (upper is None) == (not np.isfinite(above.high))
+    assert (upper is None) == (not np.isfinite(upper_test.high))
     assert (lower is None) == (not np.isfinite(below.low))
     if upper is not None:
-        assert upper == above.high
+        assert upper == upper_test.high
     if lower is not None:
         assert lower == below.low
 
@@ -41,9 +41,9 @@ def test_bounds_hold_as_often_as_they_say_for_heavy_tails() -> None:
     rng = np.random.default_rng(1)
     truth = float(stats.lognorm.ppf(0.95, 1.2))
     drawn = rng.lognormal(0, 1.2, (2000, 64))
-    found = [quantile_bounds(row.tolist(), 0.95) for row in drawn]
-    assert np.mean([upper is not None and upper >= truth for _, upper in found]) >= 0.94
-    assert np.mean([lower is not None and lower <= truth for lower, _ in found]) >= 0.94
+    bounds = [quantile_bounds(row.tolist(), 0.95) for row in drawn]
+    assert np.mean([upper is not None and upper >= truth for _, upper in bounds]) >= 0.94
+    assert np.mean([lower is not None and lower <= truth for lower, _ in bounds]) >= 0.94
 
 
 @pytest.mark.parametrize(("quantile", "confidence"), [(0.0, 0.95), (1.0, 0.95), (0.95, 0.4)])

@@ -45,9 +45,9 @@ def test_numbers_are_read_as_they_are(value: float) -> None:
 
 @given(values=st.lists(st.floats(-1e6, 1e6), max_size=20), digits=st.integers(0, 6))
 def test_rounded_values_add_up_and_are_near(values: list[float], digits: int) -> None:
-    found = adding_up(values, digits)
-    assert sum(round(one * 10**digits) for one in found) == round(sum(values) * 10**digits)
-    assert all(abs(a - b) <= 1.001 * 10**-digits for a, b in zip(values, found, strict=True))
+    rounded = adding_up(values, digits)
+    assert sum(round(value * 10**digits) for value in rounded) == round(sum(values) * 10**digits)
+    assert all(abs(a - b) <= 1.001 * 10**-digits for a, b in zip(values, rounded, strict=True))
 
 
 class _Config(Strict):
@@ -61,10 +61,10 @@ class _Config(Strict):
 
 
 def test_files_and_overrides_take_the_same_amounts() -> None:
-    found = parse_config("{train_minutes: 90s, calls_per_day: 50k}", _Config, "f", ["p95_ms=2s", "tokens=1.5M"])
-    assert (found.train_minutes, found.calls_per_day, found.p95_ms, found.tokens) == (1.5, 50_000, 2000, 1_500_000)
-    kept = parse_config("{name: 50k, part: 50k}", _Config, "f")
-    assert (kept.name, kept.part) == ("50k", "50k")
+    config = parse_config("{train_minutes: 90s, calls_per_day: 50k}", _Config, "f", ["p95_ms=2s", "tokens=1.5M"])
+    assert (config.train_minutes, config.calls_per_day, config.p95_ms, config.tokens) == (1.5, 50_000, 2000, 1_500_000)
+    text_config = parse_config("{name: 50k, part: 50k}", _Config, "f")
+    assert (text_config.name, text_config.part) == ("50k", "50k")
     with pytest.raises(ConfigError, match=r"override .tokens=1\.2345k.*fractional"):
         parse_config("{}", _Config, "f", ["tokens=1.2345k"])
     with pytest.raises(ConfigError, match="unable to parse string"):
@@ -73,8 +73,8 @@ def test_files_and_overrides_take_the_same_amounts() -> None:
 
 def test_numbers_with_a_range_take_them_too() -> None:
     assert Quantity.model_validate("50k").value == 50_000
-    found = Quantity.model_validate({"value": "2M", "low": "1M", "high": 3e6})
-    assert (found.low, found.value, found.high) == (1e6, 2e6, 3e6)
+    quantity = Quantity.model_validate({"value": "2M", "low": "1M", "high": 3e6})
+    assert (quantity.low, quantity.value, quantity.high) == (1e6, 2e6, 3e6)
 
 
 VALUE = st.recursive(

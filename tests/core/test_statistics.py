@@ -159,14 +159,14 @@ def test_bca_of_a_constant_has_width() -> None:
 
 @given(st.integers(0, 25), st.integers(0, 25), st.integers(0, 10))
 @settings(deadline=None, max_examples=40)
-def test_mcnemar_matches_statsmodels(only_a: int, only_b: int, both: int) -> None:
+def test_mcnemar_matches_statsmodels(only_a: int, only_b: int, agreeing: int) -> None:
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
-    a = [1] * only_a + [0] * only_b + [1] * both
-    b = [0] * only_a + [1] * only_b + [1] * both
+    a = [1] * only_a + [0] * only_b + [1] * agreeing
+    b = [0] * only_a + [1] * only_b + [1] * agreeing
     if only_a + only_b == 0:
         assert bs.mcnemar_exact(a, b) == 1.0
         return
-    peer = tables.mcnemar([[both, only_a], [only_b, 0]], exact=True).pvalue
+    peer = tables.mcnemar([[agreeing, only_a], [only_b, 0]], exact=True).pvalue
     assert bs.mcnemar_exact(a, b) == pytest.approx(min(1.0, peer))
     assert bs.mcnemar_exact(a, b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
 
@@ -223,10 +223,10 @@ def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
     half = stats.t.ppf(0.975, mean.freedom) * mean.se
     assert clustered.interval == pytest.approx((clustered.difference - half, clustered.difference + half))
     assert bs.paired_difference(x, y).test == "mcnemar_exact"
-    same = bs.paired_difference(x, x, groups)
-    assert same.p_value == 1.0
+    identical = bs.paired_difference(x, x, groups)
+    assert identical.p_value == 1.0
     sizes = np.unique(groups, return_counts=True)[1]
-    assert same.interval[1] == pytest.approx(1 - 0.025 ** (1 / (sizes.sum() ** 2 / (sizes**2).sum())))
+    assert identical.interval[1] == pytest.approx(1 - 0.025 ** (1 / (sizes.sum() ** 2 / (sizes**2).sum())))
     assert bs.paired_difference(x / 2, y / 3).test == "sign_flip"
 
 
@@ -234,16 +234,16 @@ def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
 def test_an_interval_leaves_zero_out_only_where_its_test_does(gained: int, lost: int) -> None:
     """Few rows that differ: t excludes 0 where the exact test, here scipy's, does not."""
     change = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (200 - gained - lost))
-    found = bs.paired_difference(change > 0, change < 0)
+    paired = bs.paired_difference(change > 0, change < 0)
     exact = float(stats.binomtest(gained, gained + lost).pvalue)
     half = stats.t.ppf(0.975, 199) * stats.sem(change)
     ends = sorted((change.mean() - half, change.mean() + half))
-    assert found.p_value == pytest.approx(exact)
+    assert paired.p_value == pytest.approx(exact)
     assert ends[0] > 0 or ends[1] < 0
     if exact > 0.05:
         ends = [min(ends[0], 0.0), max(ends[1], 0.0)]
-    assert found.interval == pytest.approx(tuple(ends))
-    assert (found.interval[0] > 0 or found.interval[1] < 0) == (exact <= 0.05)
+    assert paired.interval == pytest.approx(tuple(ends))
+    assert (paired.interval[0] > 0 or paired.interval[1] < 0) == (exact <= 0.05)
 
 
 def peer_holm(pvalues: list[float]) -> Any:

@@ -35,12 +35,12 @@ def test_false_pass_rate_of_a_ladder_at_the_bar(icc: float) -> None:
     sums = np.array([[np.bincount(groups, row) for row in rows] for rows, groups in drawn])
     sizes = np.array([[np.bincount(groups)] * NOMINEES for _, groups in drawn])
     nearest = grouped.bounds(sums, sizes, 1 - 0.05 / NOMINEES, "lower")
-    for number, ((rows, groups), near) in enumerate(zip(drawn, nearest, strict=True)):
-        if number < 10 or (near > BAR).any():
+    for number, ((rows, groups), limits) in enumerate(zip(drawn, nearest, strict=True)):
+        if number < 10 or (limits > BAR).any():
             bounds = [lambda c, row=row, g=groups: effective_n_bound(row, g, c).value for row in rows]
-            found = holm_bounds(bounds, BAR)
-            ours += any(b.passed for b in found)
-            assert all(one(1 - 0.05 / NOMINEES) <= most + 1e-9 for one, most in zip(bounds, near, strict=True))
+            decisions = holm_bounds(bounds, BAR)
+            ours += any(b.passed for b in decisions)
+            assert all(bound(1 - 0.05 / NOMINEES) <= limit + 1e-9 for bound, limit in zip(bounds, limits, strict=True))
     assert ours / LADDERS <= 0.08
     assert ours / LADDERS >= 0.005  # not won by never passing anyone
     # the same ladders without regard to groups: what this guards against
@@ -73,8 +73,8 @@ def test_bca_covers_the_mean_of_a_skewed_score() -> None:
         x = np.clip(np.repeat(level, sizes) * rng.uniform(0.6, 1.0, groups.size), 0, 1)
         sums = np.bincount(groups, weights=x)
         # the same statistic by groups, so that 300 bootstraps take seconds
-        found = bca_cluster_bootstrap(
+        bootstrap = bca_cluster_bootstrap(
             lambda g, s=sums, n=sizes: float(s[g].sum() / n[g].sum()), range(60), resamples=400
         )
-        covered += found.interval[0] <= 0.75 * 0.8 <= found.interval[1]
+        covered += bootstrap.interval[0] <= 0.75 * 0.8 <= bootstrap.interval[1]
     assert covered / 300 >= 0.91

@@ -6,10 +6,10 @@ from bedplate.core.suggestions import did_you_mean, nearest
 
 
 def test_the_nearest_names_come_first_and_far_ones_not_at_all() -> None:
-    known = ("accuracy", "macro_f1", "micro_f1", "exact_match")
-    assert nearest("acuracy", known) == ["accuracy"]
-    assert nearest("maicro_f1", known, 3)[:2] in (["macro_f1", "micro_f1"], ["micro_f1", "macro_f1"])
-    assert nearest("zzz", known) == []
+    names = ("accuracy", "macro_f1", "micro_f1", "exact_match")
+    assert nearest("acuracy", names) == ["accuracy"]
+    assert nearest("maicro_f1", names, 3)[:2] in (["macro_f1", "micro_f1"], ["micro_f1", "macro_f1"])
+    assert nearest("zzz", names) == []
 
 
 def test_a_hint_is_a_question_with_what_else_is_said() -> None:

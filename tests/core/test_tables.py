@@ -102,7 +102,7 @@ COLUMNS = ("option", Column("method", prose=True, extra=True), *numbers("total",
     ],
 )
 def test_narrow_then_fewer_columns_then_blocks(width: int, expected: Sequence[str]) -> None:
-    columns = [Column(one) if isinstance(one, str) else one for one in COLUMNS]
+    columns = [Column(column) if isinstance(column, str) else column for column in COLUMNS]
     assert laid_out(columns, ROWS, width=width) == expected
 
 
@@ -145,7 +145,7 @@ def test_no_other_module_lays_out_tables() -> None:
         if path.name in live:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            names = [one.name for one in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom) and node.module == "rich.table":
                 raise AssertionError(f"{path}: tables are shown by bedplate.core.tables, which cuts nothing")
             assert "rich.table" not in names, path

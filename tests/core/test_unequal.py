@@ -30,18 +30,18 @@ def dense(y: np.ndarray, codes: np.ndarray, icc: float) -> tuple[float, float]:
     are equally correlated within groups (Imbens & Kolesár 2016)."""
     n = y.size
     hat = np.full((n, n), 1 / n)
-    away = np.eye(n) - hat
+    centering = np.eye(n) - hat
     quadratic = np.zeros((n, n))
     for g in range(codes.max() + 1):
-        own = np.flatnonzero(codes == g)
-        adjust: Any = linalg.sqrtm(linalg.inv(np.eye(own.size) - hat[np.ix_(own, own)]))
-        row = (np.ones(own.size) @ adjust.real @ away[own]) / n
+        members = np.flatnonzero(codes == g)
+        adjust: Any = linalg.sqrtm(linalg.inv(np.eye(members.size) - hat[np.ix_(members, members)]))
+        row = (np.ones(members.size) @ adjust.real @ centering[members]) / n
         quadratic += np.outer(row, row)
     working = np.where(codes[:, None] == codes[None], icc, 0.0) + (1 - icc) * np.eye(n)
-    seen = float(y @ quadratic @ y)
+    observed = float(y @ quadratic @ y)
     product = quadratic @ working
     expected, truth = float(np.trace(product)), float(working.sum()) / n**2
-    return seen * truth / expected, expected**2 / float(np.trace(product @ product))
+    return observed * truth / expected, expected**2 / float(np.trace(product @ product))
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.08, 0.5, 1.0])
@@ -51,8 +51,8 @@ def test_variance_and_freedom_are_those_of_the_dense_formulas(icc: float) -> Non
     codes = np.repeat(np.arange(sizes.size), sizes)
     y = rng.normal(size=codes.size) + rng.normal(size=sizes.size)[codes]
     residuals = np.bincount(codes, weights=y - y.mean())
-    found = unequal.robust(residuals, sizes.astype(float), icc)
-    assert (found.variance, found.freedom) == pytest.approx(dense(y, codes, icc), rel=1e-9)
+    estimate = unequal.robust(residuals, sizes.astype(float), icc)
+    assert (estimate.variance, estimate.freedom) == pytest.approx(dense(y, codes, icc), rel=1e-9)
     plain, _ = dense(y, codes, 0.0)
     assert plain == pytest.approx(float((residuals**2 / (1 - sizes / sizes.sum())).sum()) / sizes.sum() ** 2)
 
@@ -61,10 +61,10 @@ def test_a_mean_uses_the_correlation_that_it_reads() -> None:
     rng = np.random.default_rng(5)
     codes = np.repeat(np.arange(20), zipf(150, 20))
     y = rng.normal(size=codes.size) + rng.normal(size=20)[codes]
-    found = bs.robust_mean(y, codes)
+    estimate = bs.robust_mean(y, codes)
     variance, freedom = dense(y, codes, bs.intraclass_correlation(y, codes))
-    assert (found.se**2, found.freedom) == pytest.approx((variance, freedom), rel=1e-9)
-    assert found.worth == pytest.approx(150**2 / (np.bincount(codes) ** 2).sum())
+    assert (estimate.se**2, estimate.freedom) == pytest.approx((variance, freedom), rel=1e-9)
+    assert estimate.worth == pytest.approx(150**2 / (np.bincount(codes) ** 2).sum())
     assert bs.design_effect(y, codes) == pytest.approx(variance / (y.var(ddof=1) / 150))
 
 
@@ -74,11 +74,11 @@ def test_groups_of_one_size_are_as_ever() -> None:
     codes = np.repeat(np.arange(45), 6)
     y = rng.normal(size=codes.size) + rng.normal(size=45)[codes]
     fit = api.OLS(y, np.ones(y.size)).fit(cov_type="cluster", cov_kwds={"groups": codes})
-    found = bs.robust_mean(y, codes)
+    estimate = bs.robust_mean(y, codes)
     small = (y.size - 1) / y.size  # what statsmodels adds for its one coefficient, (n - 1) / (n - k), is 1
-    assert found.se == pytest.approx(fit.bse[0], rel=1e-9)
+    assert estimate.se == pytest.approx(fit.bse[0], rel=1e-9)
     assert small < 1
-    assert found.freedom == pytest.approx(44)
+    assert estimate.freedom == pytest.approx(44)
     assert unequal.stretch(np.full(45, 6.0), 0.3) == pytest.approx((np.sqrt(45 / 44), 44))
 
 
@@ -88,8 +88,8 @@ def test_skewness_is_that_of_scipys_beta_binomial(mean: float, icc: float) -> No
     spread = 1 / icc - 1
     k2 = k3 = 0.0
     for size in sizes.tolist():
-        found: Any = stats.betabinom.stats(size, mean * spread, (1 - mean) * spread, moments="vs")
-        variance, skew = (float(one) for one in found)
+        moments: Any = stats.betabinom.stats(size, mean * spread, (1 - mean) * spread, moments="vs")
+        variance, skew = (float(moment) for moment in moments)
         k2, k3 = k2 + variance, k3 + skew * variance**1.5
     assert unequal.skewness(sizes.astype(float), mean, icc) == pytest.approx(k3 / k2**1.5, rel=1e-6)
     alone: Any = stats.binom.stats(54, mean, moments="s")
@@ -102,17 +102,17 @@ def test_few_large_groups_are_refused_by_what_they_are_worth() -> None:
     right = (np.random.default_rng(0).random(600) < 0.9).astype(float)
     with pytest.raises(
         bs.InsufficientGroups, match=r"60 groups of very unequal sizes are worth 11.*at least 20"
-    ) as told:
+    ) as caught:
         bs.effective_n_bound(right, codes)
-    assert told.value.worth == pytest.approx(bs.worth(sizes.astype(float)))
+    assert caught.value.worth == pytest.approx(bs.worth(sizes.astype(float)))
     assert not bs.enough_groups(codes.tolist())
     assert bs.enough_groups(np.repeat(np.arange(40), 15).tolist())
     assert not bs.enough_groups(np.repeat(np.arange(39), 15).tolist())
     rows = np.stack([right, np.ones(600)], axis=1)
     with pytest.raises(bs.InsufficientGroups, match="worth 11"):
         bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist())
-    same = bs.effective_n_bound(np.ones(600), codes, minimum_groups=2)
-    assert same.effective_n < bs.worth(sizes.astype(float))  # all right: a group is then as one row
+    perfect = bs.effective_n_bound(np.ones(600), codes, minimum_groups=2)
+    assert perfect.effective_n < bs.worth(sizes.astype(float))  # all right: a group is then as one row
 
 
 def draw(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -127,12 +127,12 @@ CELLS = [(600, 40, "zipf"), (600, 300, "zipf"), (2000, 40, "zipf"), (2000, 40, "
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.05, 0.2])
-@pytest.mark.parametrize(("rows", "groups", "kind"), CELLS)
+@pytest.mark.parametrize(("rows", "groups", "sizing"), CELLS)
 def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
-    rows: int, groups: int, kind: str, icc: float
+    rows: int, groups: int, sizing: str, icc: float
 ) -> None:
     """Three independent nominees at the bar of 0.9. With every group counted alike: up to 0.14, and 0.88 covered."""
-    sizes = zipf(rows, groups) if kind == "zipf" else np.full(groups, rows // groups)
+    sizes = zipf(rows, groups) if sizing == "zipf" else np.full(groups, rows // groups)
     rng = np.random.default_rng([rows, groups, int(100 * icc)])
     right = draw(rng, sizes, 0.9, icc, (500 if groups == 300 else 1500, 3))
     lower = grouped.bounds(right, sizes, CONFIDENCE, "lower")
@@ -144,7 +144,7 @@ def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
         x = np.concatenate([np.arange(size) < r for size, r in zip(sizes, right[i, 0], strict=True)]).astype(float)
         ours = [bs.effective_n_bound(x, codes, 0.975, side, minimum_groups=2).value for side in ("lower", "upper")]
         assert ours[0] < low[i, 0] + 1e-9  # no nearer, for what missed groups could hide
-        assert ours == pytest.approx([low[i, 0], high[i, 0]], abs=1e-9 if groups == 300 and kind == "equal" else 0.03)
+        assert ours == pytest.approx([low[i, 0], high[i, 0]], abs=1e-9 if groups == 300 and sizing == "equal" else 0.03)
 
 
 @pytest.mark.parametrize("icc", [0.0, 0.05, 0.2])
@@ -154,8 +154,10 @@ def test_groups_of_one_size_lose_at_most_three_points_of_power(rows: int, icc: f
     sizes = np.full(60, rows // 60)
     right = draw(np.random.default_rng(rows), sizes, 0.85, icc, (6000,))
     level = 1 - bs.spent_alpha(0.05, 1)
-    now, before = (float((grouped.bounds(right, sizes, level, "lower", s) > 0.8).mean()) for s in (SKEWNESS_SHARE, 0.0))
-    assert before - 0.03 <= now <= before
+    current, before = (
+        float((grouped.bounds(right, sizes, level, "lower", s) > 0.8).mean()) for s in (SKEWNESS_SHARE, 0.0)
+    )
+    assert before - 0.03 <= current <= before
 
 
 def scores(u: np.ndarray) -> np.ndarray:
@@ -163,20 +165,20 @@ def scores(u: np.ndarray) -> np.ndarray:
     return np.where(u < 0.1, 0.0, np.where(u > 0.4, 1.0, (u - 0.1) / 0.3))
 
 
-@pytest.mark.parametrize("alike", [0.0, 0.3])
-def test_scores_between_0_and_1_are_bounded_in_unequal_groups(alike: float) -> None:
+@pytest.mark.parametrize("icc", [0.0, 0.3])
+def test_scores_between_0_and_1_are_bounded_in_unequal_groups(icc: float) -> None:
     """300 groups worth 49: 0.14 of lower bounds were above the mean, and 0.85 of intervals held it."""
     sizes = zipf(600, 300)
     codes = np.repeat(np.arange(300), sizes)
-    rng = np.random.default_rng(int(10 * alike))
-    above = inside = 0
+    rng = np.random.default_rng(int(10 * icc))
+    too_high = inside = 0
     for _ in range(150):
-        normal = np.sqrt(alike) * rng.standard_normal(300)[codes] + np.sqrt(1 - alike) * rng.standard_normal(600)
+        normal = np.sqrt(icc) * rng.standard_normal(300)[codes] + np.sqrt(1 - icc) * rng.standard_normal(600)
         rows = np.stack([scores(special.ndtr(normal)), np.ones(600)], axis=1)
-        found = bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist(), resamples=400)
-        above += found.lower > 0.75
-        inside += found.interval[0] <= 0.75 <= found.interval[1]
-    assert above / 150 <= 0.08
+        bootstrap = bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist(), resamples=400)
+        too_high += bootstrap.lower > 0.75
+        inside += bootstrap.interval[0] <= 0.75 <= bootstrap.interval[1]
+    assert too_high / 150 <= 0.08
     assert inside / 150 >= 0.93
 
 

@@ -32,7 +32,7 @@ class Counts:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "call",
     [
         lambda: as_text(PHOTO),
         lambda: inputs_of(SKIN, PHOTO),
@@ -45,9 +45,9 @@ class Counts:
         lambda: Ranker(Counts(), {"a": "b"}).predict([{"photo": PHOTO}]),
     ],
 )
-def test_media_is_refused_in_one_way(given):
+def test_media_is_refused_in_one_way(call):
     with pytest.raises(RequestError, match=r"photo\.png \(image/png\): inputs of kind image are not supported yet"):
-        given()
+        call()
 
 
 def test_a_text_is_itself():

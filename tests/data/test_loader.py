@@ -35,7 +35,9 @@ def texts_of(loader: CorpusLoader, indices: range) -> dict[str, str]:
             text = byte_tokenizer().decode([i for i in ids if i != 256]).encode()
             assert piece.start not in parts.setdefault(read.names[piece.document], {})
             parts[read.names[piece.document]][piece.start] = text
-    return {name: b"".join(found[start] for start in sorted(found)).decode() for name, found in parts.items()}
+    return {
+        name: b"".join(stretches[start] for start in sorted(stretches)).decode() for name, stretches in parts.items()
+    }
 
 
 def test_an_epoch_holds_every_document_once(corpus: Corpus) -> None:
@@ -45,17 +47,17 @@ def test_an_epoch_holds_every_document_once(corpus: Corpus) -> None:
     tokens = sum(layout.tokens for layout in loader.layouts.values())
     assert tokens == sum(corpus.tokens(name, "train") for name in "ab")
     assert sum(layout.padding for layout in loader.layouts.values()) == loader.total * ROW - tokens
-    assert loader.seen(loader.total) == {name: layout.rows for name, layout in loader.layouts.items()}
+    assert loader.drawn(loader.total) == {name: layout.rows for name, layout in loader.layouts.items()}
 
 
 def test_by_default_each_source_is_seen_once_however_full_its_rows_are(tmp_path: Path) -> None:
     sources = {"full": ["x" * (ROW - 1)] * 40, "half": ["y" * (ROW // 2 + 8)] * 40}
     loader = CorpusLoader(Corpus.open(write_corpus(tmp_path, sources)), ROW)
     assert loader.total == 80
-    assert loader.seen(80) == {"full": 40, "half": 40}
+    assert loader.drawn(80) == {"full": 40, "half": 40}
     assert {loader.place(index).epoch for index in range(80)} == {0}
     weighted = CorpusLoader(loader.corpus, ROW, mixture=MixtureConfig(weights={"full": 3, "half": 1}))
-    assert weighted.seen(80) == {"full": 60, "half": 20}
+    assert weighted.drawn(80) == {"full": 60, "half": 20}
 
 
 def test_only_documents_longer_than_a_row_are_split(corpus: Corpus) -> None:
@@ -74,7 +76,7 @@ def test_only_documents_longer_than_a_row_are_split(corpus: Corpus) -> None:
 
 
 def test_a_second_epoch_is_in_another_order_and_a_seed_decides(corpus: Corpus) -> None:
-    once = CorpusLoader(corpus, ROW).total
+    epoch_rows = CorpusLoader(corpus, ROW).total
     config = MixtureConfig(epochs=2, weights={"a": 1, "b": 0})
     rows = len(row_table(corpus, "a", "train", ROW, seed=0))
     loader = CorpusLoader(corpus, ROW, total=2 * rows, mixture=config)
@@ -82,10 +84,10 @@ def test_a_second_epoch_is_in_another_order_and_a_seed_decides(corpus: Corpus) -
     first, second = ([p.row for p in places if p.epoch == epoch] for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(rows))
     assert first != second
-    again, other = CorpusLoader(corpus, ROW), CorpusLoader(corpus, ROW, seed=1)
-    order = [again.place(i) for i in range(once)]
-    assert order == [CorpusLoader(corpus, ROW).place(i) for i in range(once)]
-    assert order[:20] != [other.place(i) for i in range(20)]
+    repeated, reseeded = CorpusLoader(corpus, ROW), CorpusLoader(corpus, ROW, seed=1)
+    order = [repeated.place(i) for i in range(epoch_rows)]
+    assert order == [CorpusLoader(corpus, ROW).place(i) for i in range(epoch_rows)]
+    assert order[:20] != [reseeded.place(i) for i in range(20)]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -129,11 +131,11 @@ def test_what_cannot_be_read(corpus: Corpus, tmp_path: Path) -> None:
         CorpusLoader(corpus, 1)
     with pytest.raises(DataError, match="too few for one step of 100000 rows"):
         CorpusSource(CorpusLoader(corpus, ROW), 100_000)
-    other = Corpus.open(write_corpus(tmp_path, {"c": ["some text"]}))
+    damaged = Corpus.open(write_corpus(tmp_path, {"c": ["some text"]}))
     path = tmp_path / "shards/c-train-00000.ds"
     path.write_bytes(b"\xff\x7f" + path.read_bytes()[2:])
     with pytest.raises(DataError, match=r"c-train-00000.ds: document 0 holds the id 32767, but the vocabulary has 257"):
-        CorpusLoader(other, ROW).read([0])
+        CorpusLoader(damaged, ROW).read([0])
 
 
 def test_tables_are_kept_and_a_corpus_may_be_read_only(corpus: Corpus, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.data.mixture import BLOCK, Mixture, MixtureConfig, Stage
+from bedplate.data.mixture import BLOCK, Mixture, MixtureConfig, MixtureStage
 from bedplate.data.permutation import Permutation
 
 ROWS = {"web": 1000, "code": 300, "books": 50}
@@ -99,7 +99,7 @@ def test_a_capped_source_leaves_its_share_to_the_others() -> None:
 @pytest.mark.parametrize("blend", ["steps", "linear"])
 def test_a_schedule(blend: str) -> None:
     first, last = {"web": 1.0, "code": 0.0, "books": 0.0}, {"web": 0.0, "code": 1.0, "books": 0.0}
-    config = MixtureConfig(weights=first, stages=(Stage(at=0.5, weights=last),), blend=blend)  # type: ignore[arg-type]
+    config = MixtureConfig(weights=first, stages=(MixtureStage(at=0.5, weights=last),), blend=blend)  # type: ignore[arg-type]
     mixture = Mixture(config, ROWS, 20 * BLOCK, 0)
     half = mixture.drawn(10 * BLOCK)
     assert half["web"] / (10 * BLOCK) == pytest.approx(1.0 if blend == "steps" else 0.5, abs=0.001)
@@ -108,20 +108,20 @@ def test_a_schedule(blend: str) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    def made(rows: dict[str, int] = ROWS, total: int = 10, **settings: object) -> Mixture:
+    def build_mixture(rows: dict[str, int] = ROWS, total: int = 10, **settings: object) -> Mixture:
         return Mixture(MixtureConfig(**settings), rows, total, 0)  # type: ignore[arg-type]
 
     with pytest.raises(ConfigError, match="no source 'wab'; did you mean 'web'"):
-        made(weights={"wab": 1})
+        build_mixture(weights={"wab": 1})
     with pytest.raises(ConfigError, match="no weight for code, books; 0 leaves a source out"):
-        made(weights={"web": 1})
+        build_mixture(weights={"web": 1})
     with pytest.raises(ConfigError, match="no source has a weight above 0"):
-        made(weights=dict.fromkeys(ROWS, 0.0))
+        build_mixture(weights=dict.fromkeys(ROWS, 0.0))
     with pytest.raises(ConfigError, match="epochs: there is no source 'x'"):
-        made(epochs={"x": 1})
+        build_mixture(epochs={"x": 1})
     with pytest.raises(DataError, match="'books' has a weight, but no rows"):
-        made({**ROWS, "books": 0}, weights=dict.fromkeys(ROWS, 1.0))
+        build_mixture({**ROWS, "books": 0}, weights=dict.fromkeys(ROWS, 1.0))
     with pytest.raises(ValueError, match="each must begin after the one before"):
-        made(stages=(Stage(at=0.5, weights=ROWS), Stage(at=0.2, weights=ROWS)))
+        build_mixture(stages=(MixtureStage(at=0.5, weights=ROWS), MixtureStage(at=0.2, weights=ROWS)))
     with pytest.raises(IndexError):
-        made().row(10)
+        build_mixture().row(10)

@@ -108,8 +108,8 @@ def test_rows_survive_the_round_trip(pairs: list[tuple[str, str]]) -> None:
 
 
 def values(suffix: str, content: bytes) -> list[dict[str, str]]:
-    found = list(FORMATS[suffix].read(io.BytesIO(content), "x"))
-    return [row.value for row in found if isinstance(row, FileRow)]
+    rows = list(FORMATS[suffix].read(io.BytesIO(content), "x"))
+    return [row.value for row in rows if isinstance(row, FileRow)]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
@@ -118,11 +118,11 @@ def test_rows_after_one_that_cannot_be_read_are_read(suffix: str) -> None:
         ".jsonl": b'{"t": "a"}\n{"t": \n["b"]\n{"t": "\xff"}\n{"t": "c"}\n',
         ".csv": b't\na\n"b"x\nb,b\nb\xff\nc\n',
     }[suffix]
-    found = list(FORMATS[suffix].read(io.BytesIO(damaged), "x"))
-    assert [type(one) for one in found] == [FileRow, BadRow, BadRow, BadRow, FileRow]
-    assert [one.line for one in found] == [1 + (suffix == ".csv") + place for place in range(5)]
-    assert all(f"x, line {one.line}: " in one.message for one in found if isinstance(one, BadRow))
-    last = found[-1]
+    rows = list(FORMATS[suffix].read(io.BytesIO(damaged), "x"))
+    assert [type(row) for row in rows] == [FileRow, BadRow, BadRow, BadRow, FileRow]
+    assert [row.line for row in rows] == [1 + (suffix == ".csv") + place for place in range(5)]
+    assert all(f"x, line {row.line}: " in row.message for row in rows if isinstance(row, BadRow))
+    last = rows[-1]
     assert isinstance(last, FileRow)
     assert last.value == {"t": "c"}
 

@@ -15,21 +15,21 @@ from scipy import stats
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.splits import (
     Assigned,
-    Record,
+    SplitRecord,
     check_leaks,
     deduplicate,
     normalise,
     row_hash,
     split,
     split_hash,
-    take,
+    subsample,
 )
 
 FRACTIONS = {"train": 0.6, "valid": 0.2, "test": 0.2}
 
 
-def record(text: str, target: str, group: str, name: str = "r") -> Record:
-    return Record(name, row_hash({"text": text}), target, group, target)
+def record(text: str, target: str, group: str, name: str = "r") -> SplitRecord:
+    return SplitRecord(name, row_hash({"text": text}), target, group, target)
 
 
 rows = st.lists(
@@ -60,7 +60,7 @@ def test_what_counts_as_the_same_text() -> None:
 
 @given(rows)
 @settings(max_examples=100, deadline=None)
-def test_every_row_is_accounted_for(records: list[Record]) -> None:
+def test_every_row_is_accounted_for(records: list[SplitRecord]) -> None:
     result = deduplicate(records)
     assert len(result.records) + result.duplicates + result.contradictory == len(records)
     assert len({r.row_hash for r in result.records}) == len(result.records)
@@ -75,7 +75,7 @@ def test_every_row_is_accounted_for(records: list[Record]) -> None:
 
 @given(rows, st.integers(0, 2**40))
 @settings(max_examples=100, deadline=None)
-def test_no_leak_ever(records: list[Record], seed: int) -> None:
+def test_no_leak_ever(records: list[SplitRecord], seed: int) -> None:
     parts = split(deduplicate(records).records, FRACTIONS, seed)
     groups = {name: {r.group for r in part} for name, part in parts.items()}
     texts = {name: {r.row_hash for r in part} for name, part in parts.items()}
@@ -87,13 +87,13 @@ def test_no_leak_ever(records: list[Record], seed: int) -> None:
 
 @given(rows, st.randoms(use_true_random=False), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_the_order_of_the_rows_does_not_matter(records: list[Record], random, seed: int) -> None:
+def test_the_order_of_the_rows_does_not_matter(records: list[SplitRecord], random, seed: int) -> None:
     shuffled = list(records)
     random.shuffle(shuffled)
     first, second = (split(deduplicate(r).records, FRACTIONS, seed) for r in (records, shuffled))
     assert first == second
     assert {k: split_hash(v) for k, v in first.items()} == {k: split_hash(v[::-1]) for k, v in second.items()}
-    assert take(records, 20, seed) == take(shuffled, 20, seed)
+    assert subsample(records, 20, seed) == subsample(shuffled, 20, seed)
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.floats(0, 1)), min_size=40, max_size=120), st.integers(0, 9))
@@ -119,7 +119,7 @@ print({name: split_hash(part) for name, part in split(records, {"train": 0.6, "v
 
 
 def test_the_split_does_not_depend_on_the_process() -> None:
-    seen = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", SPLIT_ELSEWHERE],
             capture_output=True,
@@ -129,7 +129,7 @@ def test_the_split_does_not_depend_on_the_process() -> None:
         ).stdout
         for seed in ("0", "1", "2")
     }
-    assert len(seen) == 1
+    assert len(outputs) == 1
 
 
 def test_the_seed_changes_the_split() -> None:
@@ -140,9 +140,9 @@ def test_the_seed_changes_the_split() -> None:
 
 def test_take_keeps_whole_groups_within_the_limit() -> None:
     records = [record(f"{g} {i}", "y", f"g{g}") for g in range(20) for i in range(3)]
-    kept = take(records, 20, 0)
-    assert 18 <= len(kept) <= 20
-    assert set(Counter(r.group for r in kept).values()) == {3}
+    subset = subsample(records, 20, 0)
+    assert 18 <= len(subset) <= 20
+    assert set(Counter(r.group for r in subset).values()) == {3}
 
 
 def test_leaks_are_named() -> None:
@@ -164,7 +164,7 @@ def test_fractions_must_sum_to_one(fractions: dict[str, float]) -> None:
 
 @given(rows, st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
-def test_what_is_in_a_split_already_stays_there(given_rows: list[Record], seed: int) -> None:
+def test_what_is_in_a_split_already_stays_there(given_rows: list[SplitRecord], seed: int) -> None:
     records = deduplicate(given_rows).records
     first = records[::2]
     before = split(first, FRACTIONS, 0)
@@ -181,10 +181,10 @@ def test_what_is_in_a_split_already_stays_there(given_rows: list[Record], seed: 
 
 
 def test_a_group_cannot_be_in_two_splits_already() -> None:
-    one, two = record("a", "yes", "g"), record("b", "no", "g")
-    assigned = Assigned({one.row_hash: "train", two.row_hash: "test"}, {})
+    train_record, two = record("a", "yes", "g"), record("b", "no", "g")
+    assigned = Assigned({train_record.row_hash: "train", two.row_hash: "test"}, {})
     with pytest.raises(DataError, match="'g' holds rows that are in test already and rows that are in train"):
-        split([one, two], FRACTIONS, 0, assigned)
+        split([train_record, two], FRACTIONS, 0, assigned)
 
 
 def test_every_group_has_the_same_chance_of_a_split() -> None:
@@ -197,6 +197,6 @@ def test_every_group_has_the_same_chance_of_a_split() -> None:
             assert abs(len(part) - FRACTIONS[name] * len(records)) <= sizes[0] / 2
             for group in {r.group for r in part} & {f"g{g}" for g in range(4)}:
                 largest[int(group[1:])][name] += 1
-    for found in largest:
+    for counts in largest:
         for name, fraction in FRACTIONS.items():
-            assert stats.binomtest(found[name], runs, fraction).pvalue > 1e-4
+            assert stats.binomtest(counts[name], runs, fraction).pvalue > 1e-4

@@ -14,7 +14,7 @@ import pytest
 from bedplate.core.errors import DataError
 from bedplate.data import stdlib
 from bedplate.data.sources import SUITE_SETS, read_rows
-from bedplate.data.stdlib import EACH, STDLIB_SETS
+from bedplate.data.stdlib import FUNCTIONS_PER_MODULE, STDLIB_SETS
 from bedplate.hub.catalog import CATALOG
 
 MODULES = ("textwrap", "argparse", "json.decoder", "shlex", "graphlib")
@@ -31,7 +31,7 @@ def test_rows_are_many_named_once_and_from_no_module_alone(name: str):
     counts: dict[str, int] = {}
     for row in rows.rows:
         counts[row["module"]] = counts.get(row["module"], 0) + 1
-    assert max(counts.values()) <= EACH
+    assert max(counts.values()) <= FUNCTIONS_PER_MODULE
     assert not any(name.startswith(("test.", "idlelib", "encodings.", "site-packages")) for name in counts)
     assert "standard library of Python" in rows.notes[0]
     assert rows.licence == "PSF-2.0"
@@ -71,15 +71,15 @@ def test_signatures_are_what_inspect_says():
     for row in whole("stdlib-functions").rows:
         if row["module"] not in MODULES:
             continue
-        found: object = importlib.import_module(row["module"])
+        target: object = importlib.import_module(row["module"])
         for name in row["id"].removeprefix(row["module"] + ".").split("."):
-            found = inspect.getattr_static(found, name)
-        if not inspect.isfunction(found):
+            target = inspect.getattr_static(target, name)
+        if not inspect.isfunction(target):
             continue
-        expected = [name for name in inspect.signature(found).parameters if name not in ("self", "cls")]
+        expected = [name for name in inspect.signature(target).parameters if name not in ("self", "cls")]
         assert row["signature"]["parameters"] == expected
-        assert row["signature"]["name"] == found.__name__
-        assert textwrap.dedent(inspect.getsource(found)).strip() == row["code"].strip()
+        assert row["signature"]["name"] == target.__name__
+        assert textwrap.dedent(inspect.getsource(target)).strip() == row["code"].strip()
         checked += 1
     assert checked > 8
 
@@ -92,15 +92,17 @@ def test_what_is_searched_is_the_function_without_what_is_said_of_it():
         assert row["says"] not in row["code"]
         if row["module"] not in MODULES:
             continue
-        found: object = importlib.import_module(row["module"])
+        target: object = importlib.import_module(row["module"])
         for name in row["id"].removeprefix(row["module"] + ".").split("."):
-            found = inspect.getattr_static(found, name)
-        if not inspect.isfunction(found) or getattr(found, "__wrapped__", None) is not None:
+            target = inspect.getattr_static(target, name)
+        if not inspect.isfunction(target) or getattr(target, "__wrapped__", None) is not None:
             continue
-        assert row["says"] == " ".join((inspect.getdoc(found) or "").split("\n\n")[0].split())
-        (whole_one,) = ast.parse(textwrap.dedent(inspect.getsource(found))).body
+        assert row["says"] == " ".join((inspect.getdoc(target) or "").split("\n\n")[0].split())
+        (whole_one,) = ast.parse(textwrap.dedent(inspect.getsource(target))).body
         assert isinstance(whole_one, ast.FunctionDef | ast.AsyncFunctionDef)
-        assert [ast.dump(one) for one in shown.body] == [ast.dump(one) for one in whole_one.body[1:]]
+        assert [ast.dump(statement) for statement in shown.body] == [
+            ast.dump(statement) for statement in whole_one.body[1:]
+        ]
         checked += 1
     assert checked > 8
 
@@ -138,13 +140,13 @@ def test_another_library_has_other_rows_and_another_hash(tmp_path: Path, monkeyp
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "t.py").write_text(body)
     monkeypatch.setattr(stdlib.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-    one = read_rows("stdlib-functions")
-    assert [row["id"] for row in one.rows] == ["mine.first"]
-    assert "1 files could not be parsed" in one.notes[0]
+    original = read_rows("stdlib-functions")
+    assert [row["id"] for row in original.rows] == ["mine.first"]
+    assert "1 files could not be parsed" in original.notes[0]
     (tmp_path / "mine.py").write_text(body.replace("first", "other"))
     two = read_rows("stdlib-functions")
     assert [row["id"] for row in two.rows] == ["mine.other"]
-    assert one.sha256 != two.sha256
+    assert original.sha256 != two.sha256
     (tmp_path / "mine.py").unlink()
     with pytest.raises(DataError, match="comes without its library's source"):
         read_rows("stdlib-lines")

@@ -47,7 +47,7 @@ def test_every_kind_of_table_gives_the_same_rows(name: str) -> None:
     rows = table_rows(table, "given")
     assert [dict(row) for row in rows.rows] == ROWS
     assert (rows.columns, rows.lines, rows.source) == (tuple(COLUMNS), (1, 2), "given")
-    assert rows.where(2) == "data, row 2"
+    assert rows.location(2) == "data, row 2"
 
 
 def test_a_table_and_the_file_that_is_kept_of_it_are_the_same_rows(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_parquet_is_read_as_the_frame_it_was_written_from(tmp_path: Path) -> Non
     assert [dict(row) for row in read.rows] == list(records(frame))
     assert read.rows[0]["day"] == "2026-11-26T00:00:00"
     assert read.rows[1]["day"] is None
-    assert read.where(2).endswith("rows.parquet, row 2")
+    assert read.location(2).endswith("rows.parquet, row 2")
     pq.write_table(pa.table({"text": pa.array([b"bytes", b"x"])}), tmp_path / "bytes.parquet")
     with pytest.raises(DataError, match=r"bytes.parquet, row 1: a value is bytes"):
         read_rows("bytes.parquet", tmp_path)
@@ -72,9 +72,9 @@ def test_parquet_is_read_as_the_frame_it_was_written_from(tmp_path: Path) -> Non
 
 def test_values_become_what_json_has() -> None:
     values = [np.int64(3), np.float32(0.5), np.str_("a"), np.array([1, 2]), decimal.Decimal("2.50"), pd.NA, pd.NaT]
-    found = plain([*values, float("nan"), datetime.date(2026, 1, 2), {"a": (1, np.bool_(True))}])
-    assert found == [3, 0.5, "a", [1, 2], 2.5, None, None, None, "2026-01-02", {"a": [1, True]}]
-    assert json.loads(json.dumps(found)) == found
+    converted = plain([*values, float("nan"), datetime.date(2026, 1, 2), {"a": (1, np.bool_(True))}])
+    assert converted == [3, 0.5, "a", [1, 2], 2.5, None, None, None, "2026-01-02", {"a": [1, True]}]
+    assert json.loads(json.dumps(converted)) == converted
     for bad in (float("inf"), b"bytes", object()):
         with pytest.raises(DataError):
             plain(bad)

@@ -57,8 +57,10 @@ def snippets(page: Path) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def builder() -> ModuleType:
     module = script(DOCS / "build.py")
-    made = {name: functools.cache(make) for name, make in module.GENERATED.items()}  # asked for again and again
-    module.GENERATED.update(made)
+    cached = {
+        name: functools.cache(generate) for name, generate in module.GENERATED.items()
+    }  # asked for again and again
+    module.GENERATED.update(cached)
     return module
 
 
@@ -118,13 +120,13 @@ def curl(words: list[str], url: str) -> httpx.Response:
     parser.add_argument("url")
     parser.add_argument("-X", dest="method")
     parser.add_argument("-d", dest="data")
-    found = parser.parse_args(words)
-    place = found.url.removeprefix("http://127.0.0.1:8000")
-    assert place.startswith("/"), found.url
-    headers = {} if found.data is None else {"content-type": "application/x-www-form-urlencoded"}  # as curl does
-    method = found.method or ("GET" if found.data is None else "POST")
+    options = parser.parse_args(words)
+    place = options.url.removeprefix("http://127.0.0.1:8000")
+    assert place.startswith("/"), options.url
+    headers = {} if options.data is None else {"content-type": "application/x-www-form-urlencoded"}  # as curl does
+    method = options.method or ("GET" if options.data is None else "POST")
     with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-        return client.request(method, place, content=found.data, headers=headers)
+        return client.request(method, place, content=options.data, headers=headers)
 
 
 def test_commands_that_load_skins_on_a_live_server_run(names: dict[str, str], tmp_path: Path) -> None:
@@ -136,8 +138,8 @@ def test_commands_that_load_skins_on_a_live_server_run(names: dict[str, str], tm
     with loaded_server(names["BASE"], skins_directory=shelf, state=tmp_path / "state") as state, running(state) as url:
         shutil.copytree(names["SKIN"], shelf / "reviews")
         replies = [curl(words[1:], url) for words in lines if words[:1] == ["curl"]]
-    said = [reply.status_code for reply in replies]
-    assert said == [200, 201, 201, 200, 200, 200, 200, 200], [reply.text for reply in replies]
+    statuses = [reply.status_code for reply in replies]
+    assert statuses == [200, 201, 201, 200, 200, 200, 200, 200], [reply.text for reply in replies]
     assert replies[0].json()["data"] == []
     loaded, answered, replaced, scanned = (replies[place].json() for place in (1, 3, 4, 7))
     example = json.loads(next(re.finditer(r"^```json\n(.*?)^```", page, re.M | re.S))[1])
@@ -163,12 +165,12 @@ def test_other_snippets_are_whole(page: Path, tmp_path: Path) -> None:
 
 def test_the_readme_s_commands_are_found_in_a_fresh_shell() -> None:
     """`make` makes the environment; what is installed in it is found once it is activated, or by its path."""
-    made = activated = False
+    built = activated = False
     for language, text in snippets(ROOT / "README.md"):
         for line in text.splitlines() if language == "sh" else ():
             words = shlex.split(line, comments=True)
-            made |= words[:1] == ["make"]
-            activated |= made and words[:2] == [".", ".venv/bin/activate"]
+            built |= words[:1] == ["make"]
+            activated |= built and words[:2] == [".", ".venv/bin/activate"]
             assert words[:1] != ["bedplate"] or activated, line
     assert activated
 
@@ -186,11 +188,11 @@ def _file(directory: Path, text: str) -> None:
         "corpus": lambda path: checked(load_recipe(path).rules),
         "run": load_run,
     }
-    kind = next(iter(yaml.safe_load(text)))
-    assert kind in loaders, f"nothing reads a file that begins with {kind!r}"
-    path = directory / f"{kind}.yaml"  # a case finds the page's prices beside it
+    first_key = next(iter(yaml.safe_load(text)))
+    assert first_key in loaders, f"nothing reads a file that begins with {first_key!r}"
+    path = directory / f"{first_key}.yaml"  # a case finds the page's prices beside it
     path.write_text(text, "utf-8")
-    loaders[kind](path)
+    loaders[first_key](path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*/task.yaml")), ids=lambda path: path.parent.name)
@@ -220,8 +222,8 @@ def _metric(path: Path) -> None:
 
 
 def _case(path: Path) -> None:
-    found = decide(*load_case(path))
-    assert found.chosen is not None, "the page's case has no answer"
+    decision = decide(*load_case(path))
+    assert decision.chosen is not None, "the page's case has no answer"
 
 
 def _devices(path: Path) -> None:
@@ -275,8 +277,8 @@ def test_every_part_is_in_a_page_and_changes_in_it_are_seen(builder: ModuleType)
     for name in builder.GENERATED:
         changed = text.replace(f"<!-- {name} -->\n", f"<!-- {name} -->\nstale ")
         assert builder.filled(changed) == text
-    kept = "<!-- measured -->\n| by hand |\n<!-- /measured -->"
-    assert builder.filled(kept) == kept
+    manual_table = "<!-- measured -->\n| by hand |\n<!-- /measured -->"
+    assert builder.filled(manual_table) == manual_table
 
 
 def test_the_site_builds_and_its_links_lead_somewhere(builder: ModuleType, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
 from bedplate.economics.bills.amortisation_file import AmortisationFile
 from bedplate.economics.bills.decisions.case import (
-    Bar,
+    QualityBar,
     Case,
     CaseTraffic,
     MachineUse,
@@ -33,7 +33,7 @@ from bedplate.economics.numbers.prices import HostedModel, MachinePrice, Prices
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/economics.md").read_text("utf-8")
 
-Said = list[str]
+Phrases = list[str]
 
 
 def _power(value: float) -> str:
@@ -45,19 +45,19 @@ def _count(value: float) -> str:
     return f"{value / size:.3g} {suffix}"
 
 
-def _train(found: dict[str, Any]) -> Said:
-    low, high = found["gpu_hours_range"]
-    hours = f"{found['gpu_hours'] / 1e6:.1f} M GPU-hours ({low / 1e6:.1f} to {high / 1e6:.1f} M)"
+def _train(result: dict[str, Any]) -> Phrases:
+    low, high = result["gpu_hours_range"]
+    hours = f"{result['gpu_hours'] / 1e6:.1f} M GPU-hours ({low / 1e6:.1f} to {high / 1e6:.1f} M)"
     return [
-        f"{_power(found['flops'])} operations",
+        f"{_power(result['flops'])} operations",
         hours,
-        f"{found['days']:.0f} days",
-        f"{found['bytes_per_device'] / 1e9:.1f} GB on each device",
+        f"{result['days']:.0f} days",
+        f"{result['bytes_per_device'] / 1e9:.1f} GB on each device",
     ]
 
 
-def _budget(found: dict[str, Any]) -> Said:
-    best, (used,) = found["compute_optimal"], found["inference_aware"]
+def _budget(result: dict[str, Any]) -> Phrases:
+    best, (used,) = result["compute_optimal"], result["inference_aware"]
     return [
         f"{_count(best['parameters'])} parameters on {_count(best['tokens'])} tokens",
         f"{_count(used['inference_tokens'])} tokens, the same",
@@ -65,41 +65,45 @@ def _budget(found: dict[str, Any]) -> Said:
     ]
 
 
-def _serve(found: dict[str, Any]) -> Said:
-    worst, best = found["range"]["low"]["replicas"], found["range"]["high"]["replicas"]
+def _serve(result: dict[str, Any]) -> Phrases:
+    worst, best = result["range"]["low"]["replicas"], result["range"]["high"]["replicas"]
     return [
-        f"{found['replicas']} replicas ({worst} at the worst of what engines reach, {best} at the best)",
-        f"{usd(found['usd_per_call'])} a call",
-        f"{found['at_peak']['total_p95']:.3g} s",
-        f"The {found['traffic']['skin_tokens']} tokens",
+        f"{result['replicas']} replicas ({worst} at the worst of what engines reach, {best} at the best)",
+        f"{usd(result['usd_per_call'])} a call",
+        f"{result['at_peak']['total_p95']:.3g} s",
+        f"The {result['traffic']['skin_tokens']} tokens",
     ]
 
 
-def _decide(found: dict[str, Any]) -> Said:
-    by_name = {one["name"]: one for one in found["options"]}
-    best, other = by_name[found["answer"]], by_name["tune-small"]
-    (pays,) = (one for one in found["break_evens"] if {one["option"], one["against"]} == {best["name"], "tune-small"})
+def _decide(result: dict[str, Any]) -> Phrases:
+    by_name = {option["name"]: option for option in result["options"]}
+    best, alternative = by_name[result["answer"]], by_name["tune-small"]
+    (pays,) = (
+        break_even
+        for break_even in result["break_evens"]
+        if {break_even["option"], break_even["against"]} == {best["name"], "tune-small"}
+    )
     low, high = best["total_interval"]
     assert pays["option"] == "tune-small"
     return [
         "prompting a large hosted model",
         f"{usd(best['total_usd'])} over a year (90%: {usd(low)} to {usd(high)})",
-        f"{usd(other['net_usd'] - best['net_usd'])} less",
+        f"{usd(alternative['net_usd'] - best['net_usd'])} less",
         f"from {number(pays['calls_per_day'])} calls a day on ({' to '.join(map(number, pays['interval']))})",
     ]
 
 
-def _amortise(found: dict[str, Any]) -> Said:
-    idle = next(row["machine_usd"] for row in found["skins"] if row["kind"] == "idle")
-    revenue = sum(row["revenue_usd"] for row in found["skins"])
+def _amortise(result: dict[str, Any]) -> Phrases:
+    idle = next(row["machine_usd"] for row in result["skins"] if row["kind"] == "idle")
+    revenue = sum(row["revenue_usd"] for row in result["skins"])
     return [
-        f"brought in {usd(revenue)} and cost {usd(found['bill_usd'])} of machine",
-        f"{usd(found['base_usd'])} of the base",
-        f"{idle / found['bill_usd']:.0%} of the machine's bill",
+        f"brought in {usd(revenue)} and cost {usd(result['bill_usd'])} of machine",
+        f"{usd(result['base_usd'])} of the base",
+        f"{idle / result['bill_usd']:.0%} of the machine's bill",
     ]
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], Said]] = {
+FIGURES: dict[str, Callable[[dict[str, Any]], Phrases]] = {
     "plan train llama": _train,
     "plan train --budget-usd": _budget,
     "plan serve": _serve,
@@ -121,7 +125,7 @@ def test_every_verb_has_a_section_and_a_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "text"), [pair for pair in COMMANDS if _key(pair[0]) not in NOT_RUN], ids=lambda one: one[:30]
+    ("command", "text"), [pair for pair in COMMANDS if _key(pair[0]) not in NOT_RUN], ids=lambda value: value[:30]
 )
 def test_the_page_says_what_the_command_answers(
     command: str, text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -139,7 +143,7 @@ def test_the_page_says_what_the_command_answers(
     "model",
     [
         AmortisationFile,
-        Bar,
+        QualityBar,
         Case,
         HardwareFile,
         HostedModel,

@@ -29,10 +29,10 @@ def rows_of(text: str) -> list[dict[str, str]]:
 def test_every_family_has_a_row_of_differences_within_the_bounds(parity: ModuleType) -> None:
     """Their digits are those of the machine that they were read on."""
     page = (DOCS / "families.md").read_text("utf-8")
-    found = rows_of(page.split(parity.BEGIN)[1].split(parity.END)[0])
+    rows = rows_of(page.split(parity.BEGIN)[1].split(parity.END)[0])
     families = {name: family for (format_, name), family in FAMILIES.items() if format_ == "hf"}
-    assert [row["family"].strip("`") for row in found] == list(families), "docs/adding-a-family.md says how to fill it"
-    for row, (name, family) in zip(found, families.items(), strict=True):
+    assert [row["family"].strip("`") for row in rows] == list(families), "docs/adding-a-family.md says how to fill it"
+    for row, (name, family) in zip(rows, families.items(), strict=True):
         spec = family.to_spec(family.examples[0])
         cells = {column: row[column] for column in parity.COLUMNS}
         assert {column for column, cell in cells.items() if not cell} == EMPTY[spec.kind], name
@@ -44,19 +44,26 @@ def test_every_family_has_a_row_of_differences_within_the_bounds(parity: ModuleT
 
 
 def reading(**changes: Any) -> dict[str, Any]:
-    one = {"family": "olmo2", "what": "logits", "dtype": "float32", "difference": 3e-7, "bound": 1e-5, "holds": True}
-    return one | changes
+    comparison = {
+        "family": "olmo2",
+        "what": "logits",
+        "dtype": "float32",
+        "difference": 3e-7,
+        "bound": 1e-5,
+        "holds": True,
+    }
+    return comparison | changes
 
 
 def test_a_row_tells_the_largest_and_not_what_differs(parity: ModuleType) -> None:
-    found = [
+    comparisons = [
         *(reading(), reading(difference=8e-7), reading(dtype="float64", difference=2e-16)),
         *(reading(what="exported weights", difference=0.0, bound=0.0), reading(what="base read again", bound=0.0)),
     ]
-    [row] = rows_of(parity.table(found))
+    [row] = rows_of(parity.table(comparisons))
     assert (row["family"], row["outputs"], row["export"], row["loss"]) == ("`olmo2`", "8e-07; 2e-16", "equal", "")
     assert row["comparisons"] == "5"
     with pytest.raises(ValueError, match="loss of olmo2 differs"):
-        parity.table([*found, reading(what="loss", difference=1.0, holds=False)])
+        parity.table([*comparisons, reading(what="loss", difference=1.0, holds=False)])
     with pytest.raises(KeyError):
         parity.table([reading(what="something new")])

@@ -24,16 +24,16 @@ from bedplate.models.specs import (
 _ACT = {"gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
-        return make()
+        return build()
 
 
 def count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _sizes(spec: TransformerSpec, **more: Any) -> dict[str, Any]:
+def _sizes(spec: TransformerSpec, **extra_fields: Any) -> dict[str, Any]:
     return {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
@@ -48,14 +48,14 @@ def _sizes(spec: TransformerSpec, **more: Any) -> dict[str, Any]:
         "pad_token_id": None,
         "attn_implementation": "eager",
         "experts_implementation": "eager",  # one product an expert, which torch's counter sees
-        **more,
+        **extra_fields,
     }
 
 
 def _layer_types(spec: TransformerSpec) -> dict[str, Any]:
-    kinds = ["full_attention" if spec.window(n) is None else "sliding_attention" for n in range(spec.layers)]
+    layer_types = ["full_attention" if spec.window(n) is None else "sliding_attention" for n in range(spec.layers)]
     window = next((w for w in spec.windows if w is not None), None)
-    return {"layer_types": kinds, "sliding_window": window}
+    return {"layer_types": layer_types, "sliding_window": window}
 
 
 def llama(spec: TransformerSpec) -> nn.Module:
@@ -319,12 +319,12 @@ def sd3(spec: DiffusionSpec) -> nn.Module:
 def of_family(name: str) -> Oracle:
     """Of families whose config is made from the spec as an export's is; what it then builds is transformers' own."""
 
-    def make(spec: TransformerSpec) -> nn.Module:
+    def build(spec: TransformerSpec) -> nn.Module:
         fields = FAMILIES["hf", name].to_config(spec)
         config = hf.AutoConfig.for_model(fields.pop("model_type"), **fields)
         return hf.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
 
-    return make
+    return build
 
 
 Oracle = Callable[[Any], nn.Module]
@@ -374,6 +374,6 @@ def oracle(name: str) -> Oracle | None:
     return BY_PREFIX[max(fitting, key=len)] if fitting else None
 
 
-def model_of(make: Oracle, spec: Spec) -> nn.Module:
+def model_of(build: Oracle, spec: Spec) -> nn.Module:
     """The oracle's model on the meta device."""
-    return on_meta(lambda: make(spec))
+    return on_meta(lambda: build(spec))

@@ -39,19 +39,19 @@ def statement(
     return amortise(load_account(path, overrides))
 
 
-def adds_up(found: Statement) -> None:
-    for rows in (found.skins, found.tenants):
+def adds_up(account: Statement) -> None:
+    for rows in (account.skins, account.tenants):
         if rows:
-            assert sum(row.machine_usd for row in rows) == found.bill_usd  # Decimals: to the millionth, not nearly
-            assert sum(row.base_usd for row in rows) == found.base_usd
+            assert sum(row.machine_usd for row in rows) == account.bill_usd  # Decimals: to the millionth, not nearly
+            assert sum(row.base_usd for row in rows) == account.base_usd
             assert all(row.machine_usd >= 0 for row in rows)
 
 
 def test_each_skin_pays_its_seconds_and_idle_time_is_a_row(tmp_path: Path) -> None:
-    found = statement(tmp_path)
-    rows = {row.name: row for row in found.skins}
-    assert found.hours == HOURS
-    assert found.bill_usd == Decimal("297.600000")
+    account = statement(tmp_path)
+    rows = {row.name: row for row in account.skins}
+    assert account.hours == HOURS
+    assert account.bill_usd == Decimal("297.600000")
     assert float(rows["x"].machine_usd) == pytest.approx(36_000 / 3600 * 0.4)
     assert float(rows["y"].machine_usd) == pytest.approx(72_000 / 3600 * 0.4)
     # 120,000 s of steps, of which 108,000 belong to answered calls
@@ -59,33 +59,33 @@ def test_each_skin_pays_its_seconds_and_idle_time_is_a_row(tmp_path: Path) -> No
     assert float(rows["(idle)"].machine_usd) == pytest.approx(297.6 - 120_000 / 3600 * 0.4)
     assert (rows["x"].calls, rows["x"].tokens) == (1000, 100_000)
     assert rows["x"].profit_usd == -rows["x"].machine_usd
-    adds_up(found)
+    adds_up(account)
 
 
 def test_idle_machines_are_never_cheap(tmp_path: Path) -> None:
     """A second machine that does nothing is on the bill, and on nobody's row but the idle one."""
-    one, two = statement(tmp_path), statement(tmp_path, "machine.machines=2")
-    assert two.bill_usd == 2 * one.bill_usd
-    for before, after in zip(one.skins, two.skins, strict=True):
-        assert after.machine_usd - before.machine_usd == (one.bill_usd if after.kind == "idle" else 0)
+    single, two = statement(tmp_path), statement(tmp_path, "machine.machines=2")
+    assert two.bill_usd == 2 * single.bill_usd
+    for before, after in zip(single.skins, two.skins, strict=True):
+        assert after.machine_usd - before.machine_usd == (single.bill_usd if after.row_type == "idle" else 0)
 
 
 def test_the_servers_own_price_may_differ_from_the_bill(tmp_path: Path) -> None:
-    found = statement(tmp_path, "machine.usd_per_hour=0.8", "server_usd_per_hour=0.4")
-    rows = {row.name: row for row in found.skins}
+    account = statement(tmp_path, "machine.usd_per_hour=0.8", "server_usd_per_hour=0.4")
+    rows = {row.name: row for row in account.skins}
     assert rows["x"].compute_seconds == pytest.approx(36_000)
     assert float(rows["x"].machine_usd) == pytest.approx(8.0)
-    adds_up(found)
+    adds_up(account)
 
 
 @pytest.mark.parametrize(("by", "share"), [("calls", 2 / 3), ("tokens", 0.5), ("compute", 1 / 3)])
 def test_a_base_is_spread_over_its_horizon_and_its_users(tmp_path: Path, by: str, share: float) -> None:
-    found = statement(tmp_path, base={"usd": 10_000, "horizon_days": 310, "by": by})
-    rows = {row.name: row for row in found.skins}
-    assert found.base_usd == Decimal("1000.000000")  # 31 of 310 days
+    account = statement(tmp_path, base={"usd": 10_000, "horizon_days": 310, "by": by})
+    rows = {row.name: row for row in account.skins}
+    assert account.base_usd == Decimal("1000.000000")  # 31 of 310 days
     assert float(rows["x"].base_usd) == pytest.approx(1000 * share, abs=1e-6)
     assert rows["x"].base_usd_per_call == pytest.approx(1000 * share / 1000)
-    adds_up(found)
+    adds_up(account)
     long = statement(tmp_path, base={"usd": 10_000, "horizon_days": 10, "by": by})
     assert long.base_usd == Decimal(10_000)  # never more than it cost
 
@@ -98,24 +98,24 @@ def test_revenue_less_both_shares_is_profit(tmp_path: Path) -> None:
             "w": {"usd_per_month": 73},
         }
     }
-    found = statement(tmp_path, revenue=revenue, base={"usd": 10_000, "horizon_days": 310, "by": "calls"})
-    rows = {row.name: row for row in found.skins}
+    account = statement(tmp_path, revenue=revenue, base={"usd": 10_000, "horizon_days": 310, "by": "calls"})
+    rows = {row.name: row for row in account.skins}
     assert float(rows["x"].revenue_usd) == pytest.approx(1000 * 0.02 + 0.1 * 3)
     assert float(rows["y"].revenue_usd) == pytest.approx(73 * 744 / 730, abs=1e-6)
     assert rows["x"].profit_usd == rows["x"].revenue_usd - rows["x"].machine_usd - rows["x"].base_usd
     assert rows["w"].calls == 0
-    assert found.warnings == ("revenue.skins.w: it answered no call in this time",)
-    adds_up(found)
+    assert account.warnings == ("revenue.skins.w: it answered no call in this time",)
+    adds_up(account)
 
 
 @pytest.mark.parametrize("by", ["tokens", "calls"])
 def test_busy_time_may_be_divided_otherwise(tmp_path: Path, by: str) -> None:
-    found = statement(tmp_path, f"by={by}")
-    rows = {row.name: row for row in found.skins}
+    account = statement(tmp_path, f"by={by}")
+    rows = {row.name: row for row in account.skins}
     part = {"tokens": 0.5, "calls": 2 / 3}[by]
     assert float(rows["x"].machine_usd) == pytest.approx(120_000 / 3600 * 0.4 * part, abs=1e-5)
     assert "(unanswered)" not in rows
-    adds_up(found)
+    adds_up(account)
 
 
 def log_line(tenant: str, model: str, seconds: float, day: int = 2) -> str:
@@ -134,13 +134,13 @@ def test_tenants_are_of_the_access_log(tmp_path: Path) -> None:
         "\n".join([log_line("shop", "x", 7200)] * 5 + [log_line("press", "y", 3600)] * 20) + "\n"
     )
     revenue = {"tenants": {"shop": {"usd_per_call": 2}, "pres": {"usd_per_month": 1}}}
-    found = statement(tmp_path, access_logs=["log"], revenue=revenue)
-    rows = {row.name: row for row in found.tenants}
+    account = statement(tmp_path, access_logs=["log"], revenue=revenue)
+    rows = {row.name: row for row in account.tenants}
     assert float(rows["shop"].machine_usd) == pytest.approx(4.0)
     assert float(rows["press"].machine_usd) == pytest.approx(8.0)
     assert float(rows["shop"].profit_usd) == pytest.approx(6.0)
-    adds_up(found)
-    assert found.warnings == (
+    adds_up(account)
+    assert account.warnings == (
         "the access logs have 2,500 tokens, the metrics 200,000: they do not cover the same calls",
         "revenue.tenants.pres: it answered no call in this time; did you mean 'press'?",
     )
@@ -161,11 +161,11 @@ def test_a_plan_needs_no_server(tmp_path: Path) -> None:
     planned["base"] = {"usd": 36_500, "horizon_days": 365, "by": "tokens"}
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(planned))
-    found = amortise(load_account(path))
-    rows = {row.name: row for row in found.skins}
+    account = amortise(load_account(path))
+    rows = {row.name: row for row in account.skins}
     assert rows["x"].base_usd_per_call == pytest.approx(3100 * 4 / 7 / 31_000)
     assert float(rows["x"].machine_usd) == pytest.approx(31_000 * 0.5 / 3600 * 0.4, abs=1e-6)
-    adds_up(found)
+    adds_up(account)
 
 
 @given(
@@ -178,8 +178,8 @@ def test_a_plan_needs_no_server(tmp_path: Path) -> None:
 def test_rows_add_up_whatever_the_numbers(
     tmp_path_factory: pytest.TempPathFactory, seconds: list[float], rate: float, price: float, extra: float
 ) -> None:
-    after = {f"s{i}": (1 + i, 10, 10, each) for i, each in enumerate(seconds)}
-    found = statement(
+    after = {f"s{i}": (1 + i, 10, 10, busy_seconds) for i, busy_seconds in enumerate(seconds)}
+    account = statement(
         tmp_path_factory.mktemp("account"),
         f"machine.usd_per_hour={rate!r}",
         "server_usd_per_hour=0.4",
@@ -188,8 +188,8 @@ def test_rows_add_up_whatever_the_numbers(
         busy=(0, sum(seconds) + extra),
         base={"usd": price, "horizon_days": 777, "by": "calls"},
     )
-    adds_up(found)
-    values = as_values(found)
+    adds_up(account)
+    values = as_values(account)
     assert sum(row["machine_usd"] for row in values["skins"]) == pytest.approx(values["bill_usd"], abs=1e-6)
 
 
@@ -208,7 +208,7 @@ def test_divide_adds_up_and_is_fair_to_a_millionth(amount: Decimal, parts: list[
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("machine.usd_per_hour=0", "machine.usd_per_hour: input should be greater than 0"),
         ("machine.usd_per_hour=.nan", "finite number"),
@@ -225,10 +225,10 @@ def test_divide_adds_up_and_is_fair_to_a_millionth(amount: Decimal, parts: list[
         ("period.ends=2026-10-02", "more than their bill of 9.600000 USD: check period"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path: Path, override: str, says: str) -> None:
+def test_what_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(BedplateError) as caught:
         statement(tmp_path, override)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_without_a_price_on_the_server_compute_is_not_known(tmp_path: Path) -> None:
@@ -241,17 +241,17 @@ def test_without_a_price_on_the_server_compute_is_not_known(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="by: tokens wants to know how long the engines were busy"):
         amortise(load_account(path, ["by=tokens"]))
     (tmp_path / "b.txt").write_text(metrics_text(AFTER, 120_000, usd_per_hour=None))
-    found = amortise(load_account(path, ["by=tokens"]))
-    adds_up(found)
+    account = amortise(load_account(path, ["by=tokens"]))
+    adds_up(account)
     with pytest.raises(ConfigError, match=r"base\.by: compute wants to know what calls cost"):
         amortise(load_account(path, ["by=tokens", "base={usd: 9, horizon_days: 9, by: compute}"]))
 
 
 def test_the_example_adds_up() -> None:
-    found = amortise(load_account(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
-    adds_up(found)
-    assert not found.warnings
-    assert [row.name for row in found.skins] == ["tickets", "reviews", "smollm2-135m", "(unanswered)", "(idle)"]
-    assert {row.name for row in found.tenants} == {"shop", "press", "key:3f9c2a7be410", "(unanswered)", "(idle)"}
-    skins, tenants = (sum(row.calls for row in rows) for rows in (found.skins, found.tenants))
+    account = amortise(load_account(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
+    adds_up(account)
+    assert not account.warnings
+    assert [row.name for row in account.skins] == ["tickets", "reviews", "smollm2-135m", "(unanswered)", "(idle)"]
+    assert {row.name for row in account.tenants} == {"shop", "press", "key:3f9c2a7be410", "(unanswered)", "(idle)"}
+    skins, tenants = (sum(row.calls for row in rows) for rows in (account.skins, account.tenants))
     assert skins == tenants == 60

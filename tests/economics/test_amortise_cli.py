@@ -34,18 +34,18 @@ def test_the_table_ends_with_what_the_rows_add_up_to(capsys: pytest.CaptureFixtu
 def test_json_adds_up_too(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, ACCOUNT, "--json")
     assert code == 0
-    found = json.loads(out)
-    for rows in (found["skins"], found["tenants"]):
-        assert sum(round(row["machine_usd"] * 1e6) for row in rows) == round(found["bill_usd"] * 1e6) == 400_000
+    output = json.loads(out)
+    for rows in (output["skins"], output["tenants"]):
+        assert sum(round(row["machine_usd"] * 1e6) for row in rows) == round(output["bill_usd"] * 1e6) == 400_000
         for row in rows:
-            left = row["revenue_usd"] - row["machine_usd"] - row["base_usd"]
-            assert row["profit_usd"] == pytest.approx(left, abs=1e-9)
+            profit = row["revenue_usd"] - row["machine_usd"] - row["base_usd"]
+            assert row["profit_usd"] == pytest.approx(profit, abs=1e-9)
 
 
 def test_overrides_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, ACCOUNT, "machine.machines=3", "--json")
     assert (code, json.loads(out)["bill_usd"]) == (0, 1.2)
-    for override, says in (
+    for override, message in (
         ("machine.usd_per_hour=0", "machine.usd_per_hour: input should be greater than 0"),
         ("revenue.skin={}", "did you mean 'skins'?"),
         ("access_logs=[metrics-end.txt]", "no answered model call in it"),
@@ -53,5 +53,5 @@ def test_overrides_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         code, out, err = run(capsys, ACCOUNT, override)
         assert code in {1, 2}
         assert out == ""
-        assert says in err
+        assert message in err
         assert len(err.splitlines()) == 1

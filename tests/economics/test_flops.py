@@ -82,28 +82,28 @@ ALONE = tuple(name for name in tiny.FAMILIES if name not in {"llava", "qwen2-vl"
 @pytest.mark.parametrize("family", ALONE)
 @pytest.mark.parametrize("seed", [4, 5])
 def test_forward_and_training_equal_the_counter_on_random_reference_models(family: str, seed: int) -> None:
-    make, spec = tiny.random_specs(seed)[family]
-    model = make(spec)
-    given_ = inputs(spec, TOKENS, "cpu")
+    build, spec = tiny.random_specs(seed)[family]
+    model = build(spec)
+    batch = inputs(spec, TOKENS, "cpu")
     expected = forward(spec, TOKENS)
     with torch.no_grad():
-        assert counted(lambda: model(**given_)) == expected
+        assert counted(lambda: model(**batch)) == expected
     # Backwards, each product is done twice more; only the gradient of pixels and spectrograms is not asked for.
-    assert counted(lambda: _backward(model(**given_))) == 3 * expected - _stem_flops(spec)
+    assert counted(lambda: _backward(model(**batch))) == 3 * expected - _stem_flops(spec)
 
 
 @pytest.mark.parametrize("example", [0, 1])
 def test_layers_of_several_shapes_equal_the_counter(example: int) -> None:
     family = FAMILIES["hf", "gemma4_text"]
-    given_ = {**family.examples[example], "sliding_window": 32}
-    model, spec = reference_of(family, given_, 0), family.to_spec(given_)
+    config = {**family.examples[example], "sliding_window": 32}
+    model, spec = reference_of(family, config, 0), family.to_spec(config)
     with torch.no_grad():
         assert counted(lambda: model(torch.zeros(1, TOKENS, dtype=torch.long))) == forward(spec, TOKENS)
 
 
 def _backward(out: Any) -> None:
-    found = [value for value in out.values() if isinstance(value, torch.Tensor) and value.requires_grad]
-    torch.stack([value.float().sum() for value in found]).sum().backward()
+    tensors = [value for value in out.values() if isinstance(value, torch.Tensor) and value.requires_grad]
+    torch.stack([value.float().sum() for value in tensors]).sum().backward()
 
 
 def _stem_flops(spec: Spec) -> float:
@@ -126,14 +126,23 @@ DENSE = tuple(
     # transformers computes recurrences in chunks, which are more products than the formula has.
     and preset.spec.state is None
 )
-FEW = ("gpt2", "llama-3.1-8b", "qwen3-8b", "gemma-2-9b", "olmo-3-7b", "pythia-6.9b", "bert-base", "modernbert-base")
+QUICK_PRESETS = (
+    "gpt2",
+    "llama-3.1-8b",
+    "qwen3-8b",
+    "gemma-2-9b",
+    "olmo-3-7b",
+    "pythia-6.9b",
+    "bert-base",
+    "modernbert-base",
+)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in DENSE])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_PRESETS else pytest.mark.slow) for n in DENSE])
 def test_presets_equal_the_counter_at_full_size(name: str) -> None:
-    make, spec = oracles.oracle(name), PRESETS[name].spec
-    assert make is not None
-    model = oracles.model_of(make, spec)
+    build, spec = oracles.oracle(name), PRESETS[name].spec
+    assert build is not None
+    model = oracles.model_of(build, spec)
     with torch.no_grad():
         assert counted(lambda: model(**inputs(spec, 64, "meta"))) == forward(spec, 64)
 
@@ -142,28 +151,28 @@ def test_presets_equal_the_counter_at_full_size(name: str) -> None:
     "name", ["t5-base", "flan-t5-xl", "whisper-large-v3", "vit-b-16", "clip-vit-l-14", "siglip-so400m"]
 )
 def test_other_presets_equal_the_counter_at_full_size(name: str) -> None:
-    make, spec = oracles.oracle(name), PRESETS[name].spec
-    assert make is not None
-    model = oracles.model_of(make, spec)
+    build, spec = oracles.oracle(name), PRESETS[name].spec
+    assert build is not None
+    model = oracles.model_of(build, spec)
     with torch.no_grad():
         assert counted(lambda: model(**inputs(spec, 20, "meta"))) == forward(spec, 20)
 
 
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "gemma-3-4b"])
 def test_images_of_multimodal_presets_equal_the_counter(name: str) -> None:
-    make, spec = oracles.oracle(name), PRESETS[name].spec
-    assert make is not None
+    build, spec = oracles.oracle(name), PRESETS[name].spec
+    assert build is not None
     assert isinstance(spec, MultimodalSpec)
-    model: Any = oracles.model_of(make, spec)
+    model: Any = oracles.model_of(build, spec)
     pixels = torch.zeros(1, 3, spec.vision.image_size, spec.vision.image_size, device="meta")
     with torch.no_grad():
         assert counted(lambda: model.get_image_features(pixel_values=pixels)) == economics.image_flops(spec)
 
 
 def test_images_of_a_merging_model_equal_the_counter() -> None:
-    make, spec = tiny.random_specs(6)["qwen2-vl"]
+    build, spec = tiny.random_specs(6)["qwen2-vl"]
     assert isinstance(spec, MultimodalSpec)
-    model: Any = make(spec)
+    model: Any = build(spec)
     side = spec.vision.image_size // spec.vision.patch_size
     pixels = torch.zeros(side * side, 3 * spec.vision.frames * spec.vision.patch_size**2)
     grid = torch.tensor([[1, side, side]])
@@ -246,11 +255,11 @@ def test_llama_by_the_usual_formula() -> None:
 @given(st.integers(1, 40), st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)))
 def test_pairs_by_counting_them(new: int, cached: int, window: int | None) -> None:
     width = cached + new if window is None else window
-    seen = sum(1 for q in range(cached, cached + new) for k in range(cached + new) if k <= q and q - k < width)
-    assert causal_pairs(new, cached, window) == seen
+    pairs = sum(1 for q in range(cached, cached + new) for k in range(cached + new) if k <= q and q - k < width)
+    assert causal_pairs(new, cached, window) == pairs
     assert square_pairs(new, cached, window) == new * min(cached + new, width)
-    both = sum(1 for q in range(new) for k in range(new) if window is None or abs(q - k) <= window // 2)
-    assert two_sided_pairs(new, window) == both
+    window_pairs = sum(1 for q in range(new) for k in range(new) if window is None or abs(q - k) <= window // 2)
+    assert two_sided_pairs(new, window) == window_pairs
 
 
 def test_windows_bound_their_layers_only() -> None:
@@ -283,9 +292,9 @@ def test_latent_attention_decodes_on_its_latents() -> None:
 
 def test_a_prediction_module_adds_its_block_and_a_second_head() -> None:
     spec = tiny_spec()
-    more = training_flops_per_token(spec.with_(prediction_modules=1), 64) - training_flops_per_token(spec, 64)
+    module_flops = training_flops_per_token(spec.with_(prediction_modules=1), 64) - training_flops_per_token(spec, 64)
     deeper = training_flops_per_token(spec.with_(layers=4), 64) - training_flops_per_token(spec, 64)
-    assert more == deeper + 6 * (2 * 48 * 48 + 48 * spec.vocab_size)
+    assert module_flops == deeper + 6 * (2 * 48 * 48 + 48 * spec.vocab_size)
 
 
 SPECS = {
@@ -300,16 +309,16 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 @given(st.integers(1, 300), st.integers(0, 300), st.integers(1, 300))
 @settings(deadline=None)
-def test_more_is_dearer_and_parts_add_up(name: str, prompt: int, cached: int, more: int) -> None:
+def test_more_is_dearer_and_parts_add_up(name: str, prompt: int, cached: int, extra: int) -> None:
     spec = SPECS[name]
-    assert prefill_flops(spec, prompt + more, cached) > prefill_flops(spec, prompt, cached)
-    assert prefill_flops(spec, prompt, cached + more) >= prefill_flops(spec, prompt, cached)
+    assert prefill_flops(spec, prompt + extra, cached) > prefill_flops(spec, prompt, cached)
+    assert prefill_flops(spec, prompt, cached + extra) >= prefill_flops(spec, prompt, cached)
     assert prefill_flops(spec, 1, cached) == decode_flops(spec, cached)
-    assert training_flops_per_token(spec, prompt + more) >= training_flops_per_token(spec, prompt)
+    assert training_flops_per_token(spec, prompt + extra) >= training_flops_per_token(spec, prompt)
     assert training_flops_per_token(spec, prompt, causal=False) >= training_flops_per_token(spec, prompt)
     if spec.latent is None:
-        whole = prefill_flops(spec, prompt + more, head_rows=0)
-        parts = prefill_flops(spec, prompt, head_rows=0) + prefill_flops(spec, more, prompt, head_rows=0)
+        whole = prefill_flops(spec, prompt + extra, head_rows=0)
+        parts = prefill_flops(spec, prompt, head_rows=0) + prefill_flops(spec, extra, prompt, head_rows=0)
         assert whole == parts
 
 
@@ -335,8 +344,8 @@ def test_sound_images_and_steps() -> None:
     sd3 = PRESETS["sd3-medium"].spec
     assert isinstance(sd3, DiffusionSpec)
     assert sd3.image_size == 1024
-    once = economics.sampling_flops(sd3, 1, guidance=False)
-    assert economics.sampling_flops(sd3, 28, 3) == 28 * 3 * 2 * once
+    step_flops = economics.sampling_flops(sd3, 1, guidance=False)
+    assert economics.sampling_flops(sd3, 28, 3) == 28 * 3 * 2 * step_flops
     llava, gemma = PRESETS["llava-1.5-7b"].spec, PRESETS["gemma-3-4b"].spec
     assert isinstance(llava, MultimodalSpec)
     assert isinstance(gemma, MultimodalSpec)

@@ -75,9 +75,11 @@ def test_names_forgive_case_spaces_and_vendor() -> None:
     assert len(aliases) == len(set(aliases))
 
 
-@pytest.mark.parametrize(("name", "near"), [("h10", "h100-sxm"), ("b20", "b200"), ("mi30x", "mi300x"), ("4080", "rtx")])
-def test_unknown_names_give_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(UsageError, match=near) as caught:
+@pytest.mark.parametrize(
+    ("name", "suggestion"), [("h10", "h100-sxm"), ("b20", "b200"), ("mi30x", "mi300x"), ("4080", "rtx")]
+)
+def test_unknown_names_give_the_nearest(name: str, suggestion: str) -> None:
+    with pytest.raises(UsageError, match=suggestion) as caught:
         find_device(name)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="the devices are a100-40gb"):
@@ -91,15 +93,15 @@ def test_a_missing_number_format_is_named() -> None:
 
 def test_overrides_replace_what_they_name_and_nothing_else() -> None:
     row = find_device("h100")
-    other = overridden(row, {"usd_per_hour": 2.1, "memory_bytes": 96e9, "peak_flops_per_second": {"bf16": 8e14}})
-    assert other.rental is not None
-    assert (other.rental.usd_per_hour, other.memory_bytes, other.peak("bf16")) == (2.1, 96e9, 8e14)
-    assert other.peak("fp8") == row.peak("fp8")
-    kept = {"rental", "memory_bytes", "peak_flops_per_second", "source", "as_of"}
+    changed = overridden(row, {"usd_per_hour": 2.1, "memory_bytes": 96e9, "peak_flops_per_second": {"bf16": 8e14}})
+    assert changed.rental is not None
+    assert (changed.rental.usd_per_hour, changed.memory_bytes, changed.peak("bf16")) == (2.1, 96e9, 8e14)
+    assert changed.peak("fp8") == row.peak("fp8")
+    overridden_fields = {"rental", "memory_bytes", "peak_flops_per_second", "source", "as_of"}
     for field in dataclasses.fields(row):
-        if field.name not in kept:
-            assert getattr(other, field.name) == getattr(row, field.name)
-    assert "changed by the hardware file" in other.source
+        if field.name not in overridden_fields:
+            assert getattr(changed, field.name) == getattr(row, field.name)
+    assert "changed by the hardware file" in changed.source
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from bedplate.economics.model.activations import activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
-from bedplate.economics.training.layout import PRODUCT_SHARE, DeviceBytes, Layout, StateBytes, device_bytes, step_time
+from bedplate.economics.training.layout import (
+    PRODUCT_SHARE,
+    DeviceBytes,
+    DeviceLayout,
+    BytesPerParameter,
+    device_bytes,
+    step_time,
+)
 from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts
 
 H100 = find_device("h100")
@@ -24,24 +31,24 @@ LLAMA_70B = resolve("llama-3.1-70b")[1]
 LLAMA_405B = resolve("llama-3.1-405b")[1]
 
 
-def layout(**changes: object) -> Layout:
-    plain = Layout(1, 1, 1, 1, 1, 0, "selective", 1, 1, 1)
+def layout(**changes: object) -> DeviceLayout:
+    plain = DeviceLayout(1, 1, 1, 1, 1, 0, "selective", 1, 1, 1)
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
-def held(spec: object, one: Layout, tokens: int = 8192) -> DeviceBytes:
-    return device_bytes(shape_of(spec, tokens), one, StateBytes(), tokens)  # type: ignore[arg-type]
+def device_memory(spec: object, candidate: DeviceLayout, tokens: int = 8192) -> DeviceBytes:
+    return device_bytes(shape_of(spec, tokens), candidate, BytesPerParameter(), tokens)  # type: ignore[arg-type]
 
 
 def test_one_device_holds_eighteen_bytes_a_parameter() -> None:
     total = parameters(LLAMA_8B).total
-    found = held(LLAMA_8B, layout())
-    assert (found.weights, found.gradients, found.optimizer) == (2 * total, 4 * total, 12 * total)
-    assert found.buffers == 0
-    assert found.total == pytest.approx(18 * total + found.activations + found.logits)
+    memory = device_memory(LLAMA_8B, layout())
+    assert (memory.weights, memory.gradients, memory.optimizer) == (2 * total, 4 * total, 12 * total)
+    assert memory.buffers == 0
+    assert memory.total == pytest.approx(18 * total + memory.activations + memory.logits)
     # logits: 16 and 32 bits, and the gradients of both; the last norm's input and the head's
-    assert found.logits == 8192 * (12 * 128256 + 2 * 2 * 4096)
-    assert found.activations == pytest.approx(activation_bytes(LLAMA_8B, 8192, 8192, head=False))
+    assert memory.logits == 8192 * (12 * 128256 + 2 * 2 * 4096)
+    assert memory.activations == pytest.approx(activation_bytes(LLAMA_8B, 8192, 8192, head=False))
 
 
 @pytest.mark.parametrize(
@@ -49,23 +56,23 @@ def test_one_device_holds_eighteen_bytes_a_parameter() -> None:
 )
 def test_zero_stages_shard_what_they_say(stage: int, weights: float, gradients: float, optimizer: float) -> None:
     total = parameters(LLAMA_8B).total
-    found = held(LLAMA_8B, layout(data=8, zero_stage=stage))
-    assert found.weights / total == pytest.approx(weights)
-    assert found.gradients / total == pytest.approx(gradients)
-    assert found.optimizer / total == pytest.approx(optimizer)
+    memory = device_memory(LLAMA_8B, layout(data=8, zero_stage=stage))
+    assert memory.weights / total == pytest.approx(weights)
+    assert memory.gradients / total == pytest.approx(gradients)
+    assert memory.optimizer / total == pytest.approx(optimizer)
 
 
 def test_tensor_and_pipeline_divide_the_model() -> None:
-    whole, parts = held(LLAMA_70B, layout()), held(LLAMA_70B, layout(tensor=8))
+    whole, parts = device_memory(LLAMA_70B, layout()), device_memory(LLAMA_70B, layout(tensor=8))
     for name in ("weights", "gradients", "optimizer", "activations", "logits"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name) / 8)
-    staged = held(LLAMA_70B, layout(pipeline=8, micro_batches=64))
+    staged = device_memory(LLAMA_70B, layout(pipeline=8, micro_batches=64))
     table = 128256 * 8192
     assert staged.weights == pytest.approx(2 * ((parameters(LLAMA_70B).total - 2 * table) / 8 + table), rel=1e-5)
     # the first stage keeps as many micro-batches as there are stages: the whole model's activations
     assert staged.activations == pytest.approx(whole.activations)
     # and with one micro-batch, its own part only, beside the last stage's logits
-    alone = held(LLAMA_70B, layout(pipeline=8, micro_batches=1))
+    alone = device_memory(LLAMA_70B, layout(pipeline=8, micro_batches=1))
     assert alone.activations == pytest.approx(whole.activations / 8)
     assert alone.logits == whole.logits
 
@@ -73,7 +80,7 @@ def test_tensor_and_pipeline_divide_the_model() -> None:
 def test_experts_are_spread_over_replicas() -> None:
     spec = resolve("mixtral-8x7b")[1]
     shape = shape_of(spec, 4096)
-    together, spread = (held(spec, layout(data=8, zero_stage=1, expert=n), 4096) for n in (1, 8))
+    together, spread = (device_memory(spec, layout(data=8, zero_stage=1, expert=n), 4096) for n in (1, 8))
     assert together.weights - spread.weights == pytest.approx(2 * shape.experts * 7 / 8)
     # their states are sharded over all replicas either way
     assert together.optimizer == pytest.approx(spread.optimizer)
@@ -83,23 +90,25 @@ def test_experts_are_spread_over_replicas() -> None:
 def test_torchtitans_peak_memory() -> None:
     """Llama-3.1 8B on H100s, FSDP, 2 sequences a GPU: 82.4 GiB on 8 and 67.0 on 128: the difference is sharded states.
     70B: 71.9 GiB under FSDP 32 × tensor 8, full recomputation, 16 sequences."""
-    eight, many = (held(LLAMA_8B, layout(data=n, zero_stage=3, micro_batch=2)).total for n in (8, 128))
-    assert eight - many == pytest.approx((82.4 - 67.0) * 2**30, rel=0.12)
+    eight, cluster_bytes = (
+        device_memory(LLAMA_8B, layout(data=n, zero_stage=3, micro_batch=2)).total for n in (8, 128)
+    )
+    assert eight - cluster_bytes == pytest.approx((82.4 - 67.0) * 2**30, rel=0.12)
     # torchtitan's own selective checkpointing recomputes every second product too, which keeps less than ours
-    assert 1.0 < many / (67.0 * 2**30) < 1.7
-    large = held(LLAMA_70B, layout(data=32, tensor=8, zero_stage=3, recompute="full", micro_batch=16))
+    assert 1.0 < cluster_bytes / (67.0 * 2**30) < 1.7
+    large = device_memory(LLAMA_70B, layout(data=32, tensor=8, zero_stage=3, recompute="full", micro_batch=16))
     assert large.total == pytest.approx(71.9 * 2**30, rel=0.30)
 
 
 def test_bubble_and_recomputation_by_hand() -> None:
     """(p − 1) / (m · v) of the computing time (2104.04473); a third more for full recomputation."""
     shape, tokens = shape_of(LLAMA_70B, 8192), 8192
-    one = layout(pipeline=8, micro_batches=32, zero_stage=0)
-    time = step_time(shape, one, H100, 989.4e12, 32 * tokens, tokens)
+    base_layout = layout(pipeline=8, micro_batches=32, zero_stage=0)
+    time = step_time(shape, base_layout, H100, 989.4e12, 32 * tokens, tokens)
     assert time.bubble / time.compute == pytest.approx(7 / 32)
-    more = step_time(shape, replace(one, interleave=2), H100, 989.4e12, 32 * tokens, tokens)
-    assert more.bubble / more.compute == pytest.approx(7 / 64)
-    full = step_time(shape, replace(one, recompute="full"), H100, 989.4e12, 32 * tokens, tokens)
+    interleaved = step_time(shape, replace(base_layout, interleave=2), H100, 989.4e12, 32 * tokens, tokens)
+    assert interleaved.bubble / interleaved.compute == pytest.approx(7 / 64)
+    full = step_time(shape, replace(base_layout, recompute="full"), H100, 989.4e12, 32 * tokens, tokens)
     plain = shape.flops_per_token * 32 * tokens / (8 * 989.4e12 * PRODUCT_SHARE)
     assert full.compute == pytest.approx(plain * 4 / 3, rel=0.02)
 
@@ -119,8 +128,8 @@ def test_replicas_in_one_node_are_faster_than_across() -> None:
     four, eight = (step_time(shape, layout(data=n, zero_stage=3), card, 165e12, n * tokens, tokens) for n in (4, 8))
     total = parameters(LLAMA_8B).total
     assert four.communication == pytest.approx(8 * total * 3 / 4 / 32e9 - 0.8 * four.compute, rel=0.01)
-    between = 8 * total / 2 / (4 * 1.25e9)
-    assert eight.communication == pytest.approx(between - 0.8 * eight.compute, rel=0.01)
+    node_transfer = 8 * total / 2 / (4 * 1.25e9)
+    assert eight.communication == pytest.approx(node_transfer - 0.8 * eight.compute, rel=0.01)
     assert eight.communication > four.communication
 
 
@@ -144,12 +153,12 @@ def test_the_search_finds_the_quickest_that_fits(
     peak, shape = job.device.peak("bf16"), job.shape
     assert best.layout.devices == devices
     assert best.bytes.total <= job.usable_bytes
-    for one in layouts(job, shape):
-        assert one.devices == devices
-        assert one.data * one.micro_batch * one.micro_batches >= sequences
-        if device_bytes(shape, one, job.states, tokens).total <= job.usable_bytes:
-            found = step_time(shape, one, job.device, peak, sequences * tokens, tokens)
-            assert found.total >= best.step.total
+    for candidate in layouts(job, shape):
+        assert candidate.devices == devices
+        assert candidate.data * candidate.micro_batch * candidate.micro_batches >= sequences
+        if device_bytes(shape, candidate, job.states, tokens).total <= job.usable_bytes:
+            step_estimate = step_time(shape, candidate, job.device, peak, sequences * tokens, tokens)
+            assert step_estimate.total >= best.step.total
 
 
 @given(
@@ -162,17 +171,17 @@ def test_every_layout_is_possible(devices: int, sequences: int, name: str) -> No
     spec = resolve(name)[1]
     job = TrainingJob(spec, H100, devices, 512, sequences)
     shape = job.shape
-    for one in layouts(job, shape):
-        assert one.devices == devices
-        assert one.data <= sequences
-        assert shape.heads % one.tensor == 0
-        assert one.pipeline <= shape.layers
-        assert shape.expert_count % one.expert == 0
-        assert one.replicas % one.expert == 0
-        assert (one.zero_stage == 0) == (one.replicas == 1)
-        bytes_ = device_bytes(shape, one, job.states, 512)
+    for candidate in layouts(job, shape):
+        assert candidate.devices == devices
+        assert candidate.data <= sequences
+        assert shape.heads % candidate.tensor == 0
+        assert candidate.pipeline <= shape.layers
+        assert shape.expert_count % candidate.expert == 0
+        assert candidate.replicas % candidate.expert == 0
+        assert (candidate.zero_stage == 0) == (candidate.replicas == 1)
+        bytes_ = device_bytes(shape, candidate, job.states, 512)
         assert min(vars(bytes_).values()) >= 0
-        time = step_time(shape, one, H100, 1e15, sequences * 512, 512)
+        time = step_time(shape, candidate, H100, 1e15, sequences * 512, 512)
         assert min(vars(time).values()) >= 0
 
 
@@ -188,14 +197,14 @@ def test_what_does_not_fit_says_by_how_much_and_what_would() -> None:
     assert "\n" not in text
     assert re.search(r"llama-3.1-8b does not fit 1 × rtx-4090: .* GB more than the 21.6 GB", text)
     # each remedy is true: what it names fits, and half as many devices do not
-    more = next(one for one in error.would_fit if "rtx-4090" in one)
-    count = int(more.split(" ")[0])
+    larger_cluster = next(remedy for remedy in error.would_fit if "rtx-4090" in remedy)
+    count = int(larger_cluster.split(" ")[0])
     find_layout(replace(job, devices=count, sequences=max(16, count)))
     with pytest.raises(DoesNotFit):
         find_layout(replace(job, devices=count // 2))
-    other = next(one for one in error.would_fit if one.startswith("1 × "))
-    find_layout(replace(job, device=DEVICES[other.removeprefix("1 × ")]))
-    assert any("LoRA" in one for one in error.would_fit)
+    larger_device = next(remedy for remedy in error.would_fit if remedy.startswith("1 × "))
+    find_layout(replace(job, device=DEVICES[larger_device.removeprefix("1 × ")]))
+    assert any("LoRA" in remedy for remedy in error.would_fit)
     find_layout(replace(job, method="lora", adapter_parameters=42_000_000))
 
 
@@ -230,7 +239,7 @@ def test_a_layout_reads_as_one_line() -> None:
 def test_the_405b_on_its_cluster() -> None:
     """Meta's own: tensor 8, pipeline 16, data 128 on 16,384 H100 with 16 M tokens a step. Ours need not be it, but the
     model must fit without full sharding over thousands, and with little idling."""
-    found = find_layout(TrainingJob(LLAMA_405B, H100, 16384, 8192, 2048))
-    assert found.layout.tensor == 8
-    assert found.layout.pipeline in {4, 8, 16, 32}
-    assert found.step.bubble / found.step.total < 0.3
+    best = find_layout(TrainingJob(LLAMA_405B, H100, 16384, 8192, 2048))
+    assert best.layout.tensor == 8
+    assert best.layout.pipeline in {4, 8, 16, 32}
+    assert best.step.bubble / best.step.total < 0.3

@@ -17,7 +17,7 @@ from bedplate.core.errors import ConfigError, UsageError
 from bedplate.economics.hardware.machine import (
     EngineSpeed,
     Load,
-    Machine,
+    MeasuredMachine,
     SecondsCurve,
     ServerSpeed,
     StepShape,
@@ -54,7 +54,7 @@ def engine(**changes: Any) -> EngineSpeed:
     return EngineSpeed(**(values | changes))
 
 
-def machine(**changes: Any) -> Machine:
+def machine(**changes: Any) -> MeasuredMachine:
     values: dict[str, Any] = {
         "cpu": "a cpu",
         "threads": 2,
@@ -64,7 +64,7 @@ def machine(**changes: Any) -> Machine:
         "flops_per_second": {"bfloat16": 4e11},
         "engines": (engine(),),
     }
-    return Machine(**(values | changes))
+    return MeasuredMachine(**(values | changes))
 
 
 @given(
@@ -100,8 +100,8 @@ def test_curves_that_cannot_be_are_refused(values: dict[str, Any]) -> None:
 def test_a_steps_parts_add_up() -> None:
     load = Load(tokens=9, rows=4, keys=300.0, pairs=50.0, copied=7, started=2, ended=1, adapters=3, adapted_tokens=9)
     blocks, head = 0.003 + (0.017 - 0.003) * 7 / 14, 0.001 + 0.001 * 3 / 15
-    rest = 300e-6 + 50e-7 + 7e-8 + 2e-3 + 2e-3 + 3 * 5e-4 + 9e-5
-    assert step_seconds(engine(), load) == pytest.approx(blocks + head + rest)
+    overhead = 300e-6 + 50e-7 + 7e-8 + 2e-3 + 2e-3 + 3 * 5e-4 + 9e-5
+    assert step_seconds(engine(), load) == pytest.approx(blocks + head + overhead)
 
 
 def test_another_size_is_scaled_part_by_part() -> None:
@@ -110,8 +110,8 @@ def test_another_size_is_scaled_part_by_part() -> None:
     load = Load(tokens=2, rows=1)
     assert step_seconds(bare, load, double) == pytest.approx(2 * 0.003 + 0.001)
     keys = StepShape(blocks=1000, head=500, key_features=60, query_features=80)
-    more = Load(tokens=2, rows=1, keys=1e6, pairs=1e6)
-    fresh = step_seconds(engine(), more, keys) - step_seconds(engine(), load, keys)
+    heavier_load = Load(tokens=2, rows=1, keys=1e6, pairs=1e6)
+    fresh = step_seconds(engine(), heavier_load, keys) - step_seconds(engine(), load, keys)
     assert fresh == pytest.approx(3 * 1.0 + 2 * 0.1)
 
 
@@ -137,9 +137,9 @@ def test_files_are_read_as_they_were_written(tmp_path: Path) -> None:
         pair_seconds=1e-6,
         target_seconds=0.002,
     )
-    one = machine(tuning=(tuning,))
-    assert write_machine(one, tmp_path / "machine.json") == tmp_path / "machine.json"
-    assert read_machine(tmp_path / "machine.json") == one
+    original = machine(tuning=(tuning,))
+    assert write_machine(original, tmp_path / "machine.json") == tmp_path / "machine.json"
+    assert read_machine(tmp_path / "machine.json") == original
     assert tuning.seconds(100, 1000, 10) == pytest.approx(0.1 + 0.1 + 0.001 + 0.02)
 
 
@@ -164,9 +164,9 @@ def test_a_damaged_file_is_named_with_the_place(tmp_path: Path, key: str, value:
 
 
 def test_engines_are_found_by_base_and_weights_and_replaced_when_measured_anew() -> None:
-    one = machine().with_engine(engine(weights="bfloat16")).with_engine(engine(key_seconds=7.0))
-    assert [e.weights for e in one.engines] == ["bfloat16", "int4"]
-    assert one.engine("small", "int4").key_seconds == 7.0
-    assert one.engine("small").weights == "int4"
+    measured = machine().with_engine(engine(weights="bfloat16")).with_engine(engine(key_seconds=7.0))
+    assert [e.weights for e in measured.engines] == ["bfloat16", "int4"]
+    assert measured.engine("small", "int4").key_seconds == 7.0
+    assert measured.engine("small").weights == "int4"
     with pytest.raises(UsageError, match=r"large in int8 was not measured.*small \(bfloat16\), small \(int4\)"):
-        one.engine("large", "int8")
+        measured.engine("large", "int8")

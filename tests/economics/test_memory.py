@@ -35,9 +35,9 @@ from bedplate.training.optimizers import kinds_of
 
 
 def spec_of(name: str) -> TransformerSpec:
-    found = PRESETS[name].spec
-    assert isinstance(found, TransformerSpec)
-    return found
+    spec = PRESETS[name].spec
+    assert isinstance(spec, TransformerSpec)
+    return spec
 
 
 # --- caches ---
@@ -55,15 +55,15 @@ def test_published_cache_sizes() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma-2", "gpt-oss"])
 def test_cache_of_transformers(family: str) -> None:
-    make, spec = tiny.random_specs(7)[family]
+    oracle, spec = tiny.random_specs(7)[family]
     assert isinstance(spec, TransformerSpec)
-    model: Any = make(spec)
+    model: Any = oracle(spec)
     with torch.no_grad():
         cache = model(input_ids=torch.zeros(1, 40, dtype=torch.long), use_cache=True).past_key_values
-    kept = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    cache_bytes = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     # Of a window of w, transformers keeps the w − 1 tokens that the next query will see beside itself.
     windowed = sum(2 * spec.kv_heads * spec.head_dim * 4 for n in range(spec.layers) if spec.window(n) is not None)
-    assert kv_bytes(spec, 40, bytes_per_value=4) == kept + windowed
+    assert kv_bytes(spec, 40, bytes_per_value=4) == cache_bytes + windowed
 
 
 def test_windows_bound_what_is_kept() -> None:
@@ -128,15 +128,15 @@ def test_a_step_reads_the_weights_and_the_experts_touched() -> None:
 
 @given(st.integers(1, 64), st.integers(1, 500), st.integers(1, 200))
 @settings(deadline=None)
-def test_more_is_heavier(per_token: int, tokens: int, more: int) -> None:
+def test_more_is_heavier(per_token: int, tokens: int, extra_tokens: int) -> None:
     assert 0 < experts_touched(64, per_token, tokens) <= 64
-    assert experts_touched(64, per_token, tokens + more) >= experts_touched(64, per_token, tokens)
+    assert experts_touched(64, per_token, tokens + extra_tokens) >= experts_touched(64, per_token, tokens)
     spec = tiny_spec(experts=Experts(64, per_token, 16), windows=(64, None))
-    assert step_weight_bytes(spec, tokens + more) >= step_weight_bytes(spec, tokens)
-    assert kv_bytes(spec, tokens + more) > kv_bytes(spec, tokens)
-    assert activation_bytes(spec, tokens + more, 32) > activation_bytes(spec, tokens, 32)
-    for slim, wide in (("int4", "int8"), ("int8", "bfloat16"), ("bfloat16", "float32")):
-        assert weight_bytes(spec, slim) < weight_bytes(spec, wide)  # pyright: ignore[reportArgumentType]
+    assert step_weight_bytes(spec, tokens + extra_tokens) >= step_weight_bytes(spec, tokens)
+    assert kv_bytes(spec, tokens + extra_tokens) > kv_bytes(spec, tokens)
+    assert activation_bytes(spec, tokens + extra_tokens, 32) > activation_bytes(spec, tokens, 32)
+    for slim, wider_dtype in (("int4", "int8"), ("int8", "bfloat16"), ("bfloat16", "float32")):
+        assert weight_bytes(spec, slim) < weight_bytes(spec, wider_dtype)  # pyright: ignore[reportArgumentType]
 
 
 # --- training ---
@@ -145,13 +145,13 @@ def test_more_is_heavier(per_token: int, tokens: int, more: int) -> None:
 def kept_for_backward(spec: TransformerSpec, rows: int, tokens: int) -> int:
     """Bytes of activations that autograd keeps, each storage once, statistics of norms left out."""
     model = build(spec)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    parameter_storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved_tensors: dict[int, torch.Tensor] = {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
         place = x.untyped_storage().data_ptr()
-        if x.is_floating_point() and place not in own and x.shape[-1:] != (1,) and x.dim() > 0:
-            kept[place] = x  # holding it keeps its place from being used again
+        if x.is_floating_point() and place not in parameter_storages and x.shape[-1:] != (1,) and x.dim() > 0:
+            saved_tensors[place] = x  # holding it keeps its place from being used again
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
@@ -159,7 +159,7 @@ def kept_for_backward(spec: TransformerSpec, rows: int, tokens: int) -> int:
         if spec.kind == "decoder":
             logits = model.head(hidden.reshape(-1, spec.hidden_size)).float()
             F.cross_entropy(logits, torch.zeros(rows * tokens, dtype=torch.long))
-    return sum(x.untyped_storage().nbytes() for x in kept.values())
+    return sum(x.untyped_storage().nbytes() for x in saved_tensors.values())
 
 
 SHAPES = {
@@ -183,8 +183,8 @@ def test_activations_of_layers_that_share_and_are_given() -> None:
     spec = tiny_spec(norm="layer", rope=None, full=FullAttention(16, 1), output_scales=True, layer_input_size=12)
     spec = spec.with_(shared_keys=SharedKeys(2, 160))
     gates = sum(spec.feedforward_size_of(layer) + spec.layer_input_size for layer in range(spec.layers))
-    kept = activation_bytes(spec, 2 * 32, 32, bytes_per_value=4) - 2 * 32 * gates * 4  # as above
-    assert kept_for_backward(spec, 2, 32) == kept
+    expected_bytes = activation_bytes(spec, 2 * 32, 32, bytes_per_value=4) - 2 * 32 * gates * 4  # as above
+    assert kept_for_backward(spec, 2, 32) == expected_bytes
 
 
 def test_one_gpt_layer_as_in_the_paper() -> None:
@@ -194,8 +194,8 @@ def test_one_gpt_layer_as_in_the_paper() -> None:
     assert layer_activation_bytes(gpt, 0, s, 2, "none") == s * h * (32 + 2 * a * s / h) / s
     assert layer_activation_bytes(gpt, 0, s, 2, "selective") == 32 * h + 4 * a
     assert layer_activation_bytes(gpt, 0, s, 2, "full") == 2 * h
-    none, some, full = (activation_bytes(gpt, s, s, recompute=how) for how in ("none", "selective", "full"))
-    assert none > some > full
+    none, selective, full = (activation_bytes(gpt, s, s, recompute=how) for how in ("none", "selective", "full"))
+    assert none > selective > full
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -221,13 +221,13 @@ def test_optimizer_states() -> None:
 def test_muon_moves_the_matrices_that_are_counted(name: str) -> None:
     """Routers, and what joins a state with the next token's embedding, are AdamW's, as the optimizers sort the modules
     of a built model."""
-    further = {"prediction_modules": 1} if name == "deepseek-v2-lite" else {}
-    spec = spec_of(name).with_(**further)
+    overrides = {"prediction_modules": 1} if name == "deepseek-v2-lite" else {}
+    spec = spec_of(name).with_(**overrides)
     model = build(spec, device="meta")
-    kinds = kinds_of(model.modules())
-    turned = sum(p.numel() for p in model.parameters() if kinds.get(id(p)) == "matrix")
-    others = sum(p.numel() for p in model.parameters()) - turned
-    assert optimizer_bytes(spec, "muon", master=False) == 4 * turned + 8 * others
+    categories = kinds_of(model.modules())
+    turned = sum(p.numel() for p in model.parameters() if categories.get(id(p)) == "matrix")
+    adamw_count = sum(p.numel() for p in model.parameters()) - turned
+    assert optimizer_bytes(spec, "muon", master=False) == 4 * turned + 8 * adamw_count
 
 
 def test_adamw_states_are_those_that_torch_keeps() -> None:

@@ -33,17 +33,17 @@ MEASURED = [
 
 @pytest.mark.parametrize(("curve", "devices", "measured"), MEASURED)
 def test_measured_shares_lie_in_the_range(curve: str, devices: int, measured: float) -> None:
-    found = mfu(curve, devices)
-    assert found.low <= measured <= found.high
+    predicted = mfu(curve, devices)
+    assert predicted.low <= measured <= predicted.high
 
 
 @pytest.mark.parametrize("curve", CURVES)
 @given(a=st.integers(1, 100_000), b=st.integers(1, 100_000))
 def test_more_devices_never_reach_a_larger_share(curve: str, a: int, b: int) -> None:
-    few, many = mfu(curve, min(a, b)), mfu(curve, max(a, b))
-    assert many.central <= few.central
-    for one in (few, many):
-        assert 0 < one.low < one.central < one.high < 1
+    small, large = mfu(curve, min(a, b)), mfu(curve, max(a, b))
+    assert large.central <= small.central
+    for share in (small, large):
+        assert 0 < share.low < share.central < share.high < 1
 
 
 def test_the_curve_by_hand() -> None:
@@ -51,7 +51,7 @@ def test_the_curve_by_hand() -> None:
     assert mfu("h100", 8).central == pytest.approx(0.46)
     assert mfu("h100", 256).central == pytest.approx(0.30 + 0.16 / 2)  # 32^-0.2 is a half
     assert mfu("h100", 256, "fp8").central == pytest.approx(0.38 * 1.28)
-    assert [mfu("h100", 8, execution=way).central / 0.46 for way in EXECUTION] == pytest.approx([1, 0.86, 0.74])
+    assert [mfu("h100", 8, execution=mode).central / 0.46 for mode in EXECUTION] == pytest.approx([1, 0.86, 0.74])
 
 
 def test_the_factors_are_those_of_the_128_gpu_rows() -> None:

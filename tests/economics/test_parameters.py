@@ -52,29 +52,29 @@ EXACT = {
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_specs_have_as_many_parameters_as_the_reference_model(family: str, seed: int) -> None:
-    make, spec = tiny.random_specs(seed)[family]
-    assert parameters(spec).total == oracles.count(oracles.model_of(make, spec))
+    oracle, spec = tiny.random_specs(seed)[family]
+    assert parameters(spec).total == oracles.count(oracles.model_of(oracle, spec))
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_as_many_parameters_as_the_reference_model(name: str) -> None:
-    make = oracles.oracle(name)
-    if make is None:
+    oracle = oracles.oracle(name)
+    if oracle is None:
         assert name in {"chinchilla-70b", "nanochat-d24", "dit-xl-2", "sd3-medium"}
         return
     spec = PRESETS[name].spec
-    assert parameters(spec).total == oracles.count(oracles.model_of(make, spec))
+    assert parameters(spec).total == oracles.count(oracles.model_of(oracle, spec))
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.total is not None])
 def test_presets_have_the_printed_number_of_parameters(name: str) -> None:
     preset = PRESETS[name]
-    found = parameters(preset.spec)
+    counts = parameters(preset.spec)
     assert preset.total is not None
-    _as_printed(preset.total, found.total)
+    _as_printed(preset.total, counts.total)
     if preset.active is not None:
         # Mistral and Qwen count the embedding as active, DeepSeek and OpenAI do not.
-        off = [abs(float(preset.active) - each / 1e9) for each in (found.active, found.active - found.embedding)]
+        off = [abs(float(preset.active) - active / 1e9) for active in (counts.active, counts.active - counts.embedding)]
         assert min(off) < _unit(preset.active)
 
 
@@ -94,8 +94,8 @@ def test_presets_equal_the_published_files(name: str) -> None:
 
 def test_there_are_presets_of_every_kind_of_model() -> None:
     assert len(PRESETS) >= 45
-    kinds = {type(preset.spec).__name__ for preset in PRESETS.values()}
-    assert kinds == {"TransformerSpec", "EncoderDecoderSpec", "VisionSpec", "MultimodalSpec", "DiffusionSpec"}
+    spec_types = {type(preset.spec).__name__ for preset in PRESETS.values()}
+    assert spec_types == {"TransformerSpec", "EncoderDecoderSpec", "VisionSpec", "MultimodalSpec", "DiffusionSpec"}
     assert all(name == name.lower() and preset.source.startswith("http") for name, preset in PRESETS.items())
 
 
@@ -110,7 +110,7 @@ def test_what_we_build_has_as_many_parameters_as_we_count() -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_and_their_classifiers_have_as_many_parameters_as_the_reference(name: str) -> None:
-    reference = ENCODERS[name].make(0, torch.float32)
+    reference = ENCODERS[name].random_model(0, torch.float32)
     model, _ = converted(reference, torch.float32)
     assert parameters(model.spec).total == oracles.count(reference)
 
@@ -143,18 +143,18 @@ def test_shares_of_the_parameters() -> None:
 def test_experts_that_a_token_does_not_pass_are_not_active() -> None:
     spec = PRESETS["mixtral-8x7b"].spec
     assert isinstance(spec, TransformerSpec)
-    found = parameters(spec)
+    counts = parameters(spec)
     idle = 6 * 32 * 3 * 4096 * 14_336
-    assert found.active == found.total - idle
+    assert counts.active == counts.total - idle
     all_chosen = parameters(spec.with_(experts=Experts(8, 8, 14_336)))
-    assert all_chosen.active == all_chosen.total == found.total
+    assert all_chosen.active == all_chosen.total == counts.total
 
 
 def test_a_prediction_module_is_a_block_a_join_and_three_norms() -> None:
     spec = PRESETS["deepseek-v3"].spec
     assert isinstance(spec, TransformerSpec)
     with_module = parameters(spec.with_(prediction_modules=1))
-    block = sum(one.stored for one in weights(spec) if one.layer == 60)
+    block = sum(weight.stored for weight in weights(spec) if weight.layer == 60)
     assert with_module.total - parameters(spec).total == block + 2 * 7168**2 + 3 * 7168
     # The published file has the module's own copies of table and head: 685 billion in all.
     assert with_module.total + 2 * 129_280 * 7168 == pytest.approx(684.5e9, rel=1e-3)
@@ -163,7 +163,7 @@ def test_a_prediction_module_is_a_block_a_join_and_three_norms() -> None:
 def test_value_tables_are_looked_up() -> None:
     spec = tiny_spec(value_tables=2)
     plain = parameters(spec.with_(value_tables=0))
-    found = parameters(spec)
+    counts = parameters(spec)
     tables = 2 * spec.vocab_size * spec.kv_heads * spec.head_dim
-    assert found.total - plain.total == found.embedding - plain.embedding == tables
-    assert found.products == plain.products
+    assert counts.total - plain.total == counts.embedding - plain.embedding == tables
+    assert counts.products == plain.products

@@ -33,13 +33,13 @@ def measured(tmp_path: Path) -> str:
 def test_json_has_every_figure_and_the_range(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, *H100, "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["usd_per_call"] == pytest.approx(found["replicas"] * found["usd_per_hour"] * 24 / 1e6)
-    assert found["price_source"].startswith("an example, not a quotation")
-    low, high = found["range"]["low"], found["range"]["high"]
-    assert low["capacity_calls_per_second"] < found["capacity_calls_per_second"] < high["capacity_calls_per_second"]
-    assert low["usd_per_call"] >= found["usd_per_call"] >= high["usd_per_call"]
-    assert set(found["formulas"]) == set(FORMULAS)
+    report = json.loads(out)
+    assert report["usd_per_call"] == pytest.approx(report["replicas"] * report["usd_per_hour"] * 24 / 1e6)
+    assert report["price_source"].startswith("an example, not a quotation")
+    low, high = report["range"]["low"], report["range"]["high"]
+    assert low["capacity_calls_per_second"] < report["capacity_calls_per_second"] < high["capacity_calls_per_second"]
+    assert low["usd_per_call"] >= report["usd_per_call"] >= high["usd_per_call"]
+    assert set(report["formulas"]) == set(FORMULAS)
 
 
 def test_people_see_formulas_and_where_speeds_are_from(capsys: pytest.CaptureFixture[str], measured: str) -> None:
@@ -88,7 +88,7 @@ def test_a_range_end_that_misses_the_target_is_said(capsys: pytest.CaptureFixtur
 def test_mistakes_are_one_line(
     capsys: pytest.CaptureFixture[str], measured: str, arguments: list[str], part: str
 ) -> None:
-    code, out, err = call(capsys, *(measured if one == "FILE" else one for one in arguments))
+    code, out, err = call(capsys, *(measured if argument == "FILE" else argument for argument in arguments))
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert part in err
@@ -102,5 +102,5 @@ def test_it_loads_nothing_heavy(measured: str) -> None:
         "except SystemExit as e: assert e.code == 0\n"
         "print(sorted({'torch', 'numpy', 'scipy', 'transformers'} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stderr.strip() == "[]"

@@ -28,15 +28,15 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = call(capsys, *LLAMA, "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
+    report = json.loads(out)
     for name in ("parameters", "active_parameters", "flops", "mfu", "gpu_hours", "days", "usd", "bytes_per_device"):
-        assert found[name] > 0
-    assert found["flops"] == pytest.approx(3.8e25, rel=0.1)
-    assert found["gpu_hours"] == pytest.approx(30.84e6, rel=0.25)
-    assert 0.25 < found["mfu_range"][0] < found["mfu"] < found["mfu_range"][1] < 0.45
-    assert found["days"] == pytest.approx(found["gpu_hours"] / 16384 / 24)
-    assert found["price_source"].startswith("an example, not a quotation")
-    assert found["layout"]["tensor"] >= 1
+        assert report[name] > 0
+    assert report["flops"] == pytest.approx(3.8e25, rel=0.1)
+    assert report["gpu_hours"] == pytest.approx(30.84e6, rel=0.25)
+    assert 0.25 < report["mfu_range"][0] < report["mfu"] < report["mfu_range"][1] < 0.45
+    assert report["days"] == pytest.approx(report["gpu_hours"] / 16384 / 24)
+    assert report["price_source"].startswith("an example, not a quotation")
+    assert report["layout"]["tensor"] >= 1
 
 
 def test_formulas_are_shown_with_their_sources_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,10 +69,10 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         "--hardware": str(file),
     }
     flat = [part for pair in options.items() for part in pair]
-    given = ("llama-3.1-8b", "--tokens", "1T", "--device", "ours", "--devices", "16")
-    code, out, _ = call(capsys, *given, *flat, "--json")
+    arguments = ("llama-3.1-8b", "--tokens", "1T", "--device", "ours", "--devices", "16")
+    code, out, _ = call(capsys, *arguments, *flat, "--json")
     assert code == 0
-    found = json.loads(out)
+    report = json.loads(out)
     expected = {
         "sequence_tokens": 4096,
         "global_batch_tokens": 2_000_000 // 4096 * 4096,
@@ -86,8 +86,8 @@ def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         "memory_bytes": 96e9,
         "usd_per_hour": 1.5,
     }
-    assert {name: found[name] for name in expected} == expected
-    assert found["energy_usd"] == pytest.approx(found["gpu_hours"] * 0.7 * 1.5 * 0.3)
+    assert {name: report[name] for name in expected} == expected
+    assert report["energy_usd"] == pytest.approx(report["gpu_hours"] * 0.7 * 1.5 * 0.3)
 
 
 def test_a_config_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -96,21 +96,21 @@ def test_a_config_of_ones_own(capsys: pytest.CaptureFixture[str], tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config))
     code, out, err = call(capsys, str(tmp_path), "--tokens", "10B", "--devices", "1", "--json")
     assert (code, err) == (0, "")
-    found = json.loads(out)
-    assert found["parameters"] == 2 * 32000 * 512 + 8 * (4 * 512**2 + 3 * 512 * 1536 + 2 * 512) + 512
-    assert found["sequence_tokens"] == 2048
+    report = json.loads(out)
+    assert report["parameters"] == 2 * 32000 * 512 + 8 * (4 * 512**2 + 3 * 512 * 1536 + 2 * 512) + 512
+    assert report["sequence_tokens"] == 2048
 
 
 def test_a_budget_suggests_size_and_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ("--budget-usd", "100k", "--device", "h100", "--devices", "64", "--usd-per-hour", "2")
     code, out, _ = call(capsys, *arguments, "--json")
     assert code == 0
-    found = json.loads(out)
-    best = found["compute_optimal"]
-    assert best["training_flops"] == pytest.approx(found["flops"])
-    assert found["flops"] == pytest.approx(1e5 / 2 * 3600 * 989.4e12 * (0.30 + 0.16 * 8**-0.2) / 1.1)
-    assert [one["inference_tokens"] for one in found["inference_aware"]] == [1e11, 1e12, 1e13]
-    assert found["inference_aware"][-1]["parameters"] < best["parameters"]
+    report = json.loads(out)
+    best = report["compute_optimal"]
+    assert best["training_flops"] == pytest.approx(report["flops"])
+    assert report["flops"] == pytest.approx(1e5 / 2 * 3600 * 989.4e12 * (0.30 + 0.16 * 8**-0.2) / 1.1)
+    assert [optimum["inference_tokens"] for optimum in report["inference_aware"]] == [1e11, 1e12, 1e13]
+    assert report["inference_aware"][-1]["parameters"] < best["parameters"]
     code, out, _ = call(capsys, *arguments, "--inference-tokens", "5T", "--formulas")
     assert code == 0
     assert "5 T tokens of use" in out
@@ -121,9 +121,9 @@ def test_a_budget_and_a_model_say_how_many_tokens(capsys: pytest.CaptureFixture[
     arguments = ("llama-3.2-1b", "--budget-usd", "10k", "--usd-per-hour", "2", "--json")
     code, out, _ = call(capsys, *arguments)
     assert code == 0
-    found = json.loads(out)
-    assert found["usd"] == pytest.approx(1e4)
-    assert found["budget"]["budget_usd"] == 1e4
+    report = json.loads(out)
+    assert report["usd"] == pytest.approx(1e4)
+    assert report["budget"]["budget_usd"] == 1e4
     code, out, _ = call(capsys, *arguments[:-1])
     assert code == 0
     assert "gpu_hours" in out
@@ -198,8 +198,8 @@ def test_nothing_heavy_is_loaded() -> None:
         "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_room_imports_nothing_heavy() -> None:
@@ -212,8 +212,8 @@ def test_the_room_imports_nothing_heavy() -> None:
     code += (
         "import sys; heavy = {'torch', 'numpy', 'scipy', 'rich', 'typer'} & set(sys.modules); assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_the_price_that_is_shown_is_the_one_that_is_multiplied(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ def test_the_example_names_no_vendor_and_says_it_is_one() -> None:
     assert "example" in prices.prices
     for section in (prices.hosted, prices.embeddings, prices.machines, prices.staff, prices.labelling):
         assert section
-        assert all(entry.source == "EXAMPLE" for entry in section.values())
+        assert all(price.source == "EXAMPLE" for price in section.values())
     text = EXAMPLE.read_text().lower()
     assert not [name for name in ("openai", "anthropic", "google", "azure", "aws", "mistral", "gpt") if name in text]
 
@@ -55,7 +55,7 @@ def test_a_missing_entry_is_named_with_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "says"),
+    ("old", "new", "message"),
     [
         (
             "usd_per_million_input: 3",
@@ -81,8 +81,8 @@ def test_a_missing_entry_is_named_with_the_nearest() -> None:
         ("machines:", "machine:", "line 5: machine: unknown key 'machine'; did you mean 'machines'?"),
     ],
 )
-def test_mistakes_are_named_with_their_line(old: str, new: str, says: str) -> None:
+def test_mistakes_are_named_with_their_line(old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(ConfigError) as caught:
         parse_config(GOOD.replace(old, new), Prices, "p.yaml")
-    assert says in str(caught.value)
+    assert message in str(caught.value)

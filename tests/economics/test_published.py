@@ -56,41 +56,45 @@ def test_the_table_is_the_published_one() -> None:
     }
 
 
-@pytest.mark.parametrize("one", PREDICTED, ids=lambda one: one.run.name)
-def test_clean_rows_are_within_their_tolerances(one: RunPrediction) -> None:
+@pytest.mark.parametrize("prediction", PREDICTED, ids=lambda prediction: prediction.run.name)
+def test_clean_rows_are_within_their_tolerances(prediction: RunPrediction) -> None:
     assert FLOPS_TOLERANCE == 0.10
     assert HOURS_TOLERANCE == 0.25
-    if "flops" in one.run.clean:
-        assert one.flops_error is not None
-        assert abs(one.flops_error) <= FLOPS_TOLERANCE
-    if "hours" in one.run.clean:
-        assert one.hours_error is not None
-        assert one.gpu_hours is not None
-        assert one.run.gpu_hours is not None
-        assert one.hours_error == pytest.approx(one.gpu_hours.central / one.run.gpu_hours - 1)
-        assert abs(one.hours_error) <= HOURS_TOLERANCE
+    if "flops" in prediction.run.clean:
+        assert prediction.flops_error is not None
+        assert abs(prediction.flops_error) <= FLOPS_TOLERANCE
+    if "hours" in prediction.run.clean:
+        assert prediction.hours_error is not None
+        assert prediction.gpu_hours is not None
+        assert prediction.run.gpu_hours is not None
+        assert prediction.hours_error == pytest.approx(prediction.gpu_hours.central / prediction.run.gpu_hours - 1)
+        assert abs(prediction.hours_error) <= HOURS_TOLERANCE
         # and without the overhead, so that it is not what makes them fit
-        assert abs(one.gpu_hours.central / DEFAULT_OVERHEAD / one.run.gpu_hours - 1) <= HOURS_TOLERANCE
-        assert one.gpu_hours.low <= one.run.gpu_hours <= one.gpu_hours.high
+        assert abs(prediction.gpu_hours.central / DEFAULT_OVERHEAD / prediction.run.gpu_hours - 1) <= HOURS_TOLERANCE
+        assert prediction.gpu_hours.low <= prediction.run.gpu_hours <= prediction.gpu_hours.high
 
 
 def test_other_rows_state_the_overhead_they_imply() -> None:
-    others = {one.run.name: one.implied_overhead for one in PREDICTED if one.run.gpu_hours and not one.run.clean}
-    assert set(others) == {"Llama-3.1 8B", "Llama-3.1 70B"}
-    assert others["Llama-3.1 8B"] == pytest.approx(2.4, rel=0.1)
-    assert others["Llama-3.1 70B"] == pytest.approx(1.26, rel=0.1)
+    overheads = {
+        prediction.run.name: prediction.implied_overhead
+        for prediction in PREDICTED
+        if prediction.run.gpu_hours and not prediction.run.clean
+    }
+    assert set(overheads) == {"Llama-3.1 8B", "Llama-3.1 70B"}
+    assert overheads["Llama-3.1 8B"] == pytest.approx(2.4, rel=0.1)
+    assert overheads["Llama-3.1 70B"] == pytest.approx(1.26, rel=0.1)
 
 
 def test_no_row_has_a_constant_of_its_own() -> None:
     """Rows of one device and one number of devices get one MFU: implied overheads differ only by what was published."""
     ratios: dict[tuple[object, ...], set[float]] = {}
-    for one in PREDICTED:
-        run = one.run
-        if one.implied_overhead is not None and one.implied_mfu is not None:
+    for prediction in PREDICTED:
+        run = prediction.run
+        if prediction.implied_overhead is not None and prediction.implied_mfu is not None:
             key = (find_device(run.device or "").mfu, run.devices, run.precision)
-            ratios.setdefault(key, set()).add(round(one.implied_overhead * one.implied_mfu, 9))
+            ratios.setdefault(key, set()).add(round(prediction.implied_overhead * prediction.implied_mfu, 9))
     assert ratios
-    assert all(len(found) == 1 for found in ratios.values())
+    assert all(len(device_ratios) == 1 for device_ratios in ratios.values())
 
 
 def test_the_405b_by_hand() -> None:
@@ -98,17 +102,19 @@ def test_the_405b_by_hand() -> None:
     layer = 16384 * (2 * 16384 + 2 * 1024) + 3 * 16384 * 53248
     flops = 15.6e12 * (6 * (126 * layer + 16384 * 128256) + 6 * 126 * 16384 * 8193)
     hours = flops * 1.1 / 3600 / 989.4e12 / (0.30 + 0.16 * (8 / 16384) ** 0.2)
-    found = next(one for one in PREDICTED if one.run.name == "Llama-3.1 405B")
-    assert found.flops == pytest.approx(flops, rel=1e-6)
-    assert found.gpu_hours is not None
-    assert found.gpu_hours.central == pytest.approx(hours, rel=1e-6)
+    prediction = next(candidate for candidate in PREDICTED if candidate.run.name == "Llama-3.1 405B")
+    assert prediction.flops == pytest.approx(flops, rel=1e-6)
+    assert prediction.gpu_hours is not None
+    assert prediction.gpu_hours.central == pytest.approx(hours, rel=1e-6)
 
 
 @pytest.mark.parametrize(
-    "one", [one for one in PREDICTED if one.run.model and one.run.device], ids=lambda o: o.run.name
+    "prediction",
+    [prediction for prediction in PREDICTED if prediction.run.model and prediction.run.device],
+    ids=lambda o: o.run.name,
 )
-def test_the_command_predicts_what_the_table_says(one: RunPrediction) -> None:
-    run = one.run
+def test_the_command_predicts_what_the_table_says(prediction: RunPrediction) -> None:
+    run = prediction.run
     assert run.model is not None
     assert run.tokens is not None
     assert run.device is not None
@@ -121,19 +127,23 @@ def test_the_command_predicts_what_the_table_says(one: RunPrediction) -> None:
         sequence_tokens=run.sequence_tokens,
         precision=run.precision,
     )
-    assert plan.flops == pytest.approx(one.flops)
-    assert plan.gpu_hours == one.gpu_hours
+    assert plan.flops == pytest.approx(prediction.flops)
+    assert plan.gpu_hours == prediction.gpu_hours
 
 
-@pytest.mark.parametrize("one", predicted_throughputs(), ids=lambda one: f"{one.run.name}, {one.run.devices}")
-def test_torchtitans_throughputs(one: ThroughputPrediction) -> None:
-    if one.run.held:
-        assert abs(one.error) <= THROUGHPUT_TOLERANCE
+@pytest.mark.parametrize(
+    "prediction", predicted_throughputs(), ids=lambda prediction: f"{prediction.run.name}, {prediction.run.devices}"
+)
+def test_torchtitans_throughputs(prediction: ThroughputPrediction) -> None:
+    if prediction.run.is_checked:
+        assert abs(prediction.error) <= THROUGHPUT_TOLERANCE
 
 
 def test_the_eight_gpu_rows_are_held() -> None:
-    held = {one.tokens_per_second for one in (p.run for p in predicted_throughputs()) if one.held and one.devices == 8}
-    assert held == {5762, 6667, 8532}
+    rates = {
+        run.tokens_per_second for run in (p.run for p in predicted_throughputs()) if run.is_checked and run.devices == 8
+    }
+    assert rates == {5762, 6667, 8532}
 
 
 def test_tables_for_the_docs() -> None:

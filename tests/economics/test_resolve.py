@@ -40,7 +40,7 @@ def test_real_bases(smollm2_gguf: Path, minilm_dir: Path) -> None:
     reader, header = GgufReader(smollm2_gguf), read_gguf_header(smollm2_gguf)
     assert set(header.pop("tensor_names")) == set(reader.names)
     assert header.pop("embedding_rows") == 49_152
-    matrices = {kind.lower() for name, kind in reader.types.items() if len(reader.shape(name)) > 1}
+    matrices = {dtype.lower() for name, dtype in reader.types.items() if len(reader.shape(name)) > 1}
     assert header.pop("matrix_types") == tuple(sorted(matrices))
     assert header == {key: value for key, value in reader.metadata.items() if key in header}
     lists = {key for key, value in reader.metadata.items() if isinstance(value, list)}

@@ -12,7 +12,7 @@ from scipy import optimize
 from bedplate.core.errors import UsageError
 from bedplate.economics.training.scaling_laws import (
     FITS,
-    Fit,
+    ScalingFit,
     compute_optimal,
     flops_for_budget,
     inference_aware,
@@ -21,22 +21,22 @@ from bedplate.economics.training.scaling_laws import (
 )
 
 # As Hoffmann et al. fitted them, before rounding (2404.10102, section 2), and as Sardana et al. use them.
-UNROUNDED = Fit("unrounded", 0.3392, 0.2849, 406.4, 410.7, 1.6934, "2203.15556")
-SARDANA = Fit("sardana", 0.336, 0.283, 406.4, 410.7, 1.69, "2401.00448")
+UNROUNDED = ScalingFit("unrounded", 0.3392, 0.2849, 406.4, 410.7, 1.6934, "2203.15556")
+SARDANA = ScalingFit("sardana", 0.336, 0.283, 406.4, 410.7, 1.69, "2401.00448")
 
 
 @pytest.mark.parametrize("name", FITS)
 @pytest.mark.parametrize("flops", [1e18, 5.76e23, 3.8e25])
 def test_the_closed_form_is_scipys_minimum(name: str, flops: float) -> None:
-    found = compute_optimal(flops, name)
+    optimum = compute_optimal(flops, name)
 
     def loss(log_n: float) -> float:
         return predicted_loss(math.exp(log_n), flops / 6 / math.exp(log_n), name)
 
-    least = optimize.minimize_scalar(loss, bounds=(0, 60), method="bounded", options={"xatol": 1e-10})
-    assert math.log(found.parameters) == pytest.approx(least.x, abs=1e-4)
-    assert found.loss == pytest.approx(least.fun, rel=1e-12)
-    assert found.training_flops == pytest.approx(flops)
+    minimum = optimize.minimize_scalar(loss, bounds=(0, 60), method="bounded", options={"xatol": 1e-10})
+    assert math.log(optimum.parameters) == pytest.approx(minimum.x, abs=1e-4)
+    assert optimum.loss == pytest.approx(minimum.fun, rel=1e-12)
+    assert optimum.training_flops == pytest.approx(flops)
 
 
 def test_published_optima() -> None:
@@ -49,10 +49,10 @@ def test_published_optima() -> None:
 
 
 def test_constants_are_the_printed_ones() -> None:
-    one = FITS["hoffmann"]
-    assert (one.alpha, one.beta, one.a, one.b, one.floor) == (0.34, 0.28, 406.4, 410.7, 1.69)
-    one = FITS["epoch"]
-    assert (one.alpha, one.beta, one.a, one.b, one.floor) == (0.3478, 0.3658, 482.01, 2085.43, 1.8172)
+    fit = FITS["hoffmann"]
+    assert (fit.alpha, fit.beta, fit.a, fit.b, fit.floor) == (0.34, 0.28, 406.4, 410.7, 1.69)
+    fit = FITS["epoch"]
+    assert (fit.alpha, fit.beta, fit.a, fit.b, fit.floor) == (0.3478, 0.3658, 482.01, 2085.43, 1.8172)
     by_hand = 1.69 + 406.4 / 70e9**0.34 + 410.7 / 1.4e12**0.28
     assert predicted_loss(70e9, 1.4e12, "hoffmann") == pytest.approx(by_hand)
 
@@ -68,20 +68,20 @@ def test_inference_aware_optima_are_sardanas(
 ) -> None:
     flops = optimize.brentq(lambda log_c: compute_optimal(math.exp(log_c), SARDANA).parameters - size, 40, 65)
     chinchilla = compute_optimal(math.exp(flops), SARDANA)
-    found = inference_aware(chinchilla.loss, demand, SARDANA)
-    assert found.parameters == pytest.approx(smaller, rel=0.05)
-    assert found.loss == pytest.approx(chinchilla.loss, rel=1e-9)
+    optimum = inference_aware(chinchilla.loss, demand, SARDANA)
+    assert optimum.parameters == pytest.approx(smaller, rel=0.05)
+    assert optimum.loss == pytest.approx(chinchilla.loss, rel=1e-9)
     if data is not None:
-        assert found.tokens / chinchilla.tokens == pytest.approx(data, rel=0.01)
+        assert optimum.tokens / chinchilla.tokens == pytest.approx(data, rel=0.01)
     whole = chinchilla.training_flops + 2 * chinchilla.parameters * demand
-    assert 1 - found.flops / whole == pytest.approx(saved, abs=0.01)
+    assert 1 - optimum.flops / whole == pytest.approx(saved, abs=0.01)
 
 
 @given(st.floats(19, 26), st.floats(6, 16), st.sampled_from(sorted(FITS)), st.floats(0.2, 5))
 @settings(deadline=None, max_examples=40)
 def test_inference_aware_is_scipys_minimum(log_c: float, log_t: float, name: str, cost: float) -> None:
     loss, demand = compute_optimal(10**log_c, name).loss, 10**log_t
-    found = inference_aware(loss, demand, name, inference_cost=cost)
+    optimum = inference_aware(loss, demand, name, inference_cost=cost)
     fit = FITS[name]
     smallest = (fit.a / (loss - fit.floor)) ** (1 / fit.alpha)
 
@@ -90,28 +90,28 @@ def test_inference_aware_is_scipys_minimum(log_c: float, log_t: float, name: str
         tokens = tokens_for_loss(size, loss, name)
         return math.inf if tokens is None else math.log(6 * size * tokens + 2 * size * demand * cost)
 
-    least = optimize.minimize_scalar(total, bounds=(-12, 12), method="bounded", options={"xatol": 1e-9})
-    ours = 6 * found.parameters * found.tokens + 2 * found.parameters * demand * cost
-    assert math.log(ours) <= least.fun + 1e-9
+    minimum = optimize.minimize_scalar(total, bounds=(-12, 12), method="bounded", options={"xatol": 1e-9})
+    ours = 6 * optimum.parameters * optimum.tokens + 2 * optimum.parameters * demand * cost
+    assert math.log(ours) <= minimum.fun + 1e-9
 
 
 @given(st.floats(18, 27), st.floats(18, 27), st.floats(0, 15), st.floats(0, 15))
 @settings(deadline=None)
 def test_monotone(c1: float, c2: float, t1: float, t2: float) -> None:
     """More operations: larger, longer, better. More use: smaller and longer trained, and dearer in all."""
-    less, more = (compute_optimal(10**c) for c in sorted((c1, c2)))
-    assert less.parameters <= more.parameters
-    assert less.tokens <= more.tokens
-    assert more.loss <= less.loss
-    few, much = (inference_aware(less.loss, 10**t) for t in sorted((t1, t2)))
-    assert much.parameters <= few.parameters * (1 + 1e-5)
-    assert few.tokens <= much.tokens * (1 + 1e-5)
-    assert few.flops <= much.flops * (1 + 1e-9)
+    smaller, larger = (compute_optimal(10**c) for c in sorted((c1, c2)))
+    assert smaller.parameters <= larger.parameters
+    assert smaller.tokens <= larger.tokens
+    assert larger.loss <= smaller.loss
+    light_use, heavy_use = (inference_aware(smaller.loss, 10**t) for t in sorted((t1, t2)))
+    assert heavy_use.parameters <= light_use.parameters * (1 + 1e-5)
+    assert light_use.tokens <= heavy_use.tokens * (1 + 1e-5)
+    assert light_use.flops <= heavy_use.flops * (1 + 1e-9)
 
 
 def test_without_use_it_is_chinchillas() -> None:
-    one = compute_optimal(1e23)
-    assert inference_aware(one.loss, 0).parameters == pytest.approx(one.parameters, rel=1e-5)
+    optimum = compute_optimal(1e23)
+    assert inference_aware(optimum.loss, 0).parameters == pytest.approx(optimum.parameters, rel=1e-5)
 
 
 def test_budgets_and_losses() -> None:
@@ -125,9 +125,9 @@ def test_budgets_and_losses() -> None:
 
 def test_extrapolation_is_said() -> None:
     assert compute_optimal(1e21).warnings == ()
-    far = compute_optimal(1e26).warnings
-    assert len(far) == 2
-    assert all("outside the fitted runs" in one for one in far)
+    messages = compute_optimal(1e26).warnings
+    assert len(messages) == 2
+    assert all("outside the fitted runs" in message for message in messages)
 
 
 @pytest.mark.parametrize("wrong", [0, -1, math.nan, math.inf])

@@ -25,10 +25,10 @@ class Costs:
     token: float = 0.0
     key: float = 0.0
     pair: float = 0.0
-    asked: list[Load] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
 
     def seconds(self, load: Load) -> float:
-        self.asked.append(load)
+        self.loads.append(load)
         return self.fixed + self.token * load.tokens + self.key * load.keys + self.pair * load.pairs
 
 
@@ -58,21 +58,21 @@ def test_one_row_waits_as_the_queue_of_theory_does(load: float, outputs: str) ->
 
 def naive(service: ServiceModel, calls: Sequence[ArrivingCall]) -> tuple[list[float], list[float], int]:
     """The same rules with every step taken: (first token, end) of each call, and the steps."""
-    now, steps = min(call.at for call in calls), 0
+    clock, steps = min(call.at for call in calls), 0
     coming = sorted(range(len(calls)), key=lambda i: calls[i].at)
     waiting: list[int] = []
     prompts: list[list[int]] = []  # [call, tokens done]
     running: dict[int, int] = {}  # call: tokens said
     first, end = [0.0] * len(calls), [0.0] * len(calls)
     while coming or waiting or prompts or running:
-        while coming and calls[coming[0]].at <= now:
+        while coming and calls[coming[0]].at <= clock:
             waiting.append(coming.pop(0))
         if not (waiting or prompts or running):
-            now = calls[coming[0]].at
+            clock = calls[coming[0]].at
             continue
         budget = service.max_step_tokens - len(running)
-        tokens, keys, pairs, done = len(running), 0, 0.0, []
-        keys += sum(calls[i].prompt_tokens + said + 1 for i, said in running.items())
+        tokens, keys, pairs, finished = len(running), 0, 0.0, []
+        keys += sum(calls[i].prompt_tokens + generated + 1 for i, generated in running.items())
         while budget > 0 and waiting and len(running) + len(prompts) < service.max_rows:
             if any(at < calls[i].prompt_tokens for i, at in prompts) and budget <= sum(
                 calls[i].prompt_tokens - at for i, at in prompts
@@ -80,8 +80,8 @@ def naive(service: ServiceModel, calls: Sequence[ArrivingCall]) -> tuple[list[fl
                 break
             i = waiting.pop(0)
             prompts.append([i, min(calls[i].cached_tokens, calls[i].prompt_tokens - 1)])
-        for one in prompts:
-            i, at = one
+        for prompt in prompts:
+            i, at = prompt
             count = min(budget, calls[i].prompt_tokens - at)
             if count <= 0:
                 continue
@@ -89,21 +89,21 @@ def naive(service: ServiceModel, calls: Sequence[ArrivingCall]) -> tuple[list[fl
             tokens += count
             keys += at + count
             pairs += sum(range(at + 1, at + count + 1))
-            one[1] += count
-            if one[1] == calls[i].prompt_tokens:
-                done.append(i)
-        now += service.steps.seconds(Load(tokens, 0, keys=float(keys), pairs=float(pairs)))
+            prompt[1] += count
+            if prompt[1] == calls[i].prompt_tokens:
+                finished.append(i)
+        clock += service.steps.seconds(Load(tokens, 0, keys=float(keys), pairs=float(pairs)))
         steps += 1
         for i in list(running):
             running[i] += 1
             if running[i] == calls[i].output_tokens:
-                end[i] = now
+                end[i] = clock
                 del running[i]
-        prompts = [one for one in prompts if one[0] not in done]
-        for i in done:
-            first[i] = now
+        prompts = [prompt for prompt in prompts if prompt[0] not in finished]
+        for i in finished:
+            first[i] = clock
             if calls[i].output_tokens == 1:
-                end[i] = now
+                end[i] = clock
             else:
                 running[i] = 1
     return first, end, steps
@@ -131,7 +131,7 @@ def test_long_answers_are_stepped_over() -> None:
     costs = Costs(fixed=0.01, key=1e-6)
     outcome = simulate(ServiceModel(costs), [ArrivingCall(0.0, 10, 0, 5000)])
     assert outcome.steps == 5000
-    assert len(costs.asked) < 20
+    assert len(costs.loads) < 20
     # 10 in the prompt, then contexts 12 … 5010 of the further tokens: a sum by hand.
     assert outcome.seconds == pytest.approx(5000 * 0.01 + 1e-6 * (10 + sum(range(12, 5011))))
 
@@ -141,16 +141,16 @@ def test_prompts_are_cut_by_the_budget_that_generations_leave() -> None:
     simulate(
         ServiceModel(costs, max_rows=3, max_step_tokens=10), [ArrivingCall(0.0, 1, 0, 5), ArrivingCall(0.5, 24, 0, 1)]
     )
-    assert [load.tokens for load in costs.asked[:4]] == [1, 10, 10, 7]
+    assert [load.tokens for load in costs.loads[:4]] == [1, 10, 10, 7]
     # 9 and 9 and 6 of the prompt beside one running row, whose context grows.
-    assert [load.pairs for load in costs.asked[1:4]] == [45, 9 * 9 + 45, 6 * 18 + 21]
-    assert [load.keys for load in costs.asked[1:4]] == [3 + 9, 4 + 18, 5 + 24]
+    assert [load.pairs for load in costs.loads[1:4]] == [45, 9 * 9 + 45, 6 * 18 + 21]
+    assert [load.keys for load in costs.loads[1:4]] == [3 + 9, 4 + 18, 5 + 24]
 
 
 def test_no_more_rows_run_than_there_are() -> None:
     costs = Costs(fixed=0.1)
     outcome = simulate(ServiceModel(costs, max_rows=2), [ArrivingCall(0.0, 4, 0, 6) for _ in range(7)])
-    assert max(load.rows for load in costs.asked) == 2
+    assert max(load.rows for load in costs.loads) == 2
     assert outcome.mean_batch <= 2
     # In the order they came, two by two.
     assert list(outcome.total_seconds) == sorted(outcome.total_seconds)
@@ -159,7 +159,7 @@ def test_no_more_rows_run_than_there_are() -> None:
 def test_cached_tokens_are_not_computed_but_the_last_one_is() -> None:
     costs = Costs(fixed=1.0)
     simulate(ServiceModel(costs), [ArrivingCall(0.0, 30, 20, 1), ArrivingCall(50.0, 30, 30, 1)])
-    assert [(load.tokens, load.copied, load.keys) for load in costs.asked] == [(10, 20, 30), (1, 29, 30)]
+    assert [(load.tokens, load.copied, load.keys) for load in costs.loads] == [(10, 20, 30), (1, 29, 30)]
 
 
 def test_speculation_says_the_tokens_that_theory_expects() -> None:
@@ -183,8 +183,8 @@ def test_adapters_are_counted_by_skin() -> None:
     costs = Costs(fixed=0.1)
     calls = [ArrivingCall(0.0, 4, 0, 3, skin) for skin in (0, 1, 1, 2)]
     simulate(ServiceModel(costs, adapters=True), calls)
-    assert {load.adapters for load in costs.asked} == {3}
-    assert all(load.adapted_tokens == load.tokens for load in costs.asked)
+    assert {load.adapters for load in costs.loads} == {3}
+    assert all(load.adapted_tokens == load.tokens for load in costs.loads)
 
 
 def test_what_a_server_adds_to_a_call() -> None:

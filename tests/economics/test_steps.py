@@ -17,9 +17,9 @@ ALL = Reached(1.0, 1.0, 0.0)
 
 
 def spec(name: str) -> TransformerSpec:
-    found = resolve(name)[1]
-    assert isinstance(found, TransformerSpec)
-    return found
+    transformer = resolve(name)[1]
+    assert isinstance(transformer, TransformerSpec)
+    return transformer
 
 
 LLAMA, SMOL = spec("llama-3.1-8b"), spec("smollm2-135m")
@@ -54,9 +54,9 @@ def test_floors_of_a_measured_cpu() -> None:
 
 
 def test_devices_share_products_and_pay_for_it() -> None:
-    one, eight = RooflineSteps(LLAMA, H100), RooflineSteps(LLAMA, H100, devices=8)
+    single, eight = RooflineSteps(LLAMA, H100), RooflineSteps(LLAMA, H100, devices=8)
     load = Load(1, 1, keys=100.0)
-    assert one.seconds(load) / 8 < eight.seconds(load) < one.seconds(load)
+    assert single.seconds(load) / 8 < eight.seconds(load) < single.seconds(load)
     sent = 2 * 7 / 8 * 4096 * 2 / H100.link_bytes_per_second
     assert eight.seconds(load) - eight.products(load) == pytest.approx(2 * 32 * (10e-6 + sent))
 

@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.serving.traffic import Lengths, Traffic, parse_lengths, percentile
+from bedplate.economics.serving.traffic import TokenLengths, Traffic, parse_lengths, percentile
 
-ONE = parse_lengths("1", "it")
+SINGLE_TOKEN = parse_lengths("1", "it")
 
 
 @given(st.integers(1, 10**6), st.integers(0, 10**6))
-def test_lengths_are_read_as_they_are_written(low: int, more: int) -> None:
-    assert parse_lengths(f"{low}", "it") == Lengths("fixed", low, low)
-    assert parse_lengths(f" {low} - {low + more} ", "it") == Lengths("uniform", low, low + more)
-    assert parse_lengths(f"{low}~{low + more + 1}", "it") == Lengths("lognormal", low, low + more + 1)
-    assert parse_lengths(f"{low}k-{low}M", "it") == Lengths("uniform", low * 1000, low * 1_000_000)
-    for text in (f"{low}", f"{low}-{low + more}", f"{low}~{low + more + 1}"):
+def test_lengths_are_read_as_they_are_written(low: int, increment: int) -> None:
+    assert parse_lengths(f"{low}", "it") == TokenLengths("fixed", low, low)
+    assert parse_lengths(f" {low} - {low + increment} ", "it") == TokenLengths("uniform", low, low + increment)
+    assert parse_lengths(f"{low}~{low + increment + 1}", "it") == TokenLengths("lognormal", low, low + increment + 1)
+    assert parse_lengths(f"{low}k-{low}M", "it") == TokenLengths("uniform", low * 1000, low * 1_000_000)
+    for text in (f"{low}", f"{low}-{low + increment}", f"{low}~{low + increment + 1}"):
         assert parse_lengths(str(parse_lengths(text, "it")), "it") == parse_lengths(text, "it")
 
 
@@ -52,10 +52,10 @@ def test_what_is_no_length_is_refused_by_its_option(text: str, part: str) -> Non
 def test_listed_lengths_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "lengths.txt"
     file.write_text("10\n\n30\n30\n")
-    found = parse_lengths(f"@{file}", "it")
-    assert (found.kind, found.low, found.high, found.values) == ("listed", 10, 30, (10, 30, 30))
-    assert found.mean == pytest.approx(70 / 3)
-    drawn = [found.draw(random.Random(seed)) for seed in range(300)]
+    lengths = parse_lengths(f"@{file}", "it")
+    assert (lengths.distribution, lengths.low, lengths.high, lengths.values) == ("listed", 10, 30, (10, 30, 30))
+    assert lengths.mean == pytest.approx(70 / 3)
+    drawn = [lengths.draw(random.Random(seed)) for seed in range(300)]
     assert set(drawn) == {10, 30}
     for wrong in ("10\nx\n", "10\n0\n", ""):
         file.write_text(wrong)
@@ -68,13 +68,13 @@ def test_drawn_lengths_have_the_mean_and_the_percentiles_that_were_asked(text: s
     lengths, generator = parse_lengths(text, "it"), random.Random(1)
     drawn = [lengths.draw(generator) for _ in range(20_000)]
     assert statistics.fmean(drawn) == pytest.approx(lengths.mean, rel=0.02)
-    if lengths.kind == "lognormal":
+    if lengths.distribution == "lognormal":
         assert np.percentile(drawn, 50) == pytest.approx(250, rel=0.03)
         assert np.percentile(drawn, 95) == pytest.approx(900, rel=0.04)
 
 
 def test_calls_are_a_poisson_process() -> None:
-    calls = Traffic(ONE, ONE, skins=4).calls(5.0, 20_000, seed=3)
+    calls = Traffic(SINGLE_TOKEN, SINGLE_TOKEN, skins=4).calls(5.0, 20_000, seed=3)
     gaps = np.diff([0.0, *(call.at for call in calls)])
     assert gaps.mean() == pytest.approx(1 / 5, rel=0.02)
     assert gaps.std() == pytest.approx(1 / 5, rel=0.03)  # exponential: as large as the mean
@@ -84,12 +84,12 @@ def test_calls_are_a_poisson_process() -> None:
 def test_one_seed_gives_the_same_calls_at_every_rate() -> None:
     traffic = Traffic(parse_lengths("10-500", "it"), parse_lengths("5~50", "it"), skin_tokens=7)
     slow, fast = traffic.calls(1.0, 50, seed=2), traffic.calls(4.0, 50, seed=2)
-    for one, other in zip(slow, fast, strict=True):
-        assert one.at == pytest.approx(4 * other.at)
-        assert (one.prompt_tokens, one.cached_tokens, one.output_tokens) == (
-            other.prompt_tokens,
+    for slow_call, fast_call in zip(slow, fast, strict=True):
+        assert slow_call.at == pytest.approx(4 * fast_call.at)
+        assert (slow_call.prompt_tokens, slow_call.cached_tokens, slow_call.output_tokens) == (
+            fast_call.prompt_tokens,
             7,
-            other.output_tokens,
+            fast_call.output_tokens,
         )
     assert traffic.calls(1.0, 50, seed=4) != slow
 
@@ -97,14 +97,14 @@ def test_one_seed_gives_the_same_calls_at_every_rate() -> None:
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_cannot_be_is_refused(rate: float) -> None:
     with pytest.raises(UsageError, match="calls a second"):
-        Traffic(ONE, ONE).calls(rate, 1)
+        Traffic(SINGLE_TOKEN, SINGLE_TOKEN).calls(rate, 1)
 
 
 def test_traffic_that_cannot_be_is_refused() -> None:
     with pytest.raises(UsageError, match="at least 0"):
-        Traffic(ONE, ONE, skin_tokens=-1)
+        Traffic(SINGLE_TOKEN, SINGLE_TOKEN, skin_tokens=-1)
     with pytest.raises(UsageError, match="at least 1"):
-        Traffic(ONE, ONE, skins=0)
+        Traffic(SINGLE_TOKEN, SINGLE_TOKEN, skins=0)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))

@@ -21,44 +21,48 @@ H100 = find_device("h100")
 
 
 def plan(**changes: object) -> TrainingPlan:
-    given: dict[str, object] = {"model": "gpt2", "tokens": 1e10, "device": H100, "devices": 8, **changes}
-    return plan_training(**given)  # type: ignore[arg-type]
+    arguments: dict[str, object] = {"model": "gpt2", "tokens": 1e10, "device": H100, "devices": 8, **changes}
+    return plan_training(**arguments)  # type: ignore[arg-type]
 
 
 def test_every_figure_by_hand() -> None:
-    found = plan(usd_per_hour=2.5, usd_per_kwh=0.2, pue=1.3, overhead=1.2, mfu_share=0.4, device=H100)
+    training_plan = plan(usd_per_hour=2.5, usd_per_kwh=0.2, pue=1.3, overhead=1.2, mfu_share=0.4, device=H100)
     count = parameters(resolve("gpt2")[1])
     flops = 1e10 * training_flops_per_token(resolve("gpt2")[1], 1024)
     hours = flops * 1.2 / (989.4e12 * 0.4) / 3600
-    assert (found.parameters, found.active_parameters) == (count.total, count.active) == (124_439_808, 124_439_808)
-    assert found.flops == pytest.approx(flops)
-    assert found.gpu_hours.central == pytest.approx(hours)
-    assert found.days.central == pytest.approx(hours / 8 / 24)
-    assert found.usd is not None
-    assert found.usd.central == pytest.approx(hours * 2.5)
-    assert found.kwh.central == pytest.approx(hours * 0.7 * 1.3)
-    assert found.energy_usd.central == pytest.approx(hours * 0.7 * 1.3 * 0.2)
-    assert found.tokens_per_second_per_device == pytest.approx(989.4e12 * 0.4 / (flops / 1e10))
+    assert (
+        (training_plan.parameters, training_plan.active_parameters)
+        == (count.total, count.active)
+        == (124_439_808, 124_439_808)
+    )
+    assert training_plan.flops == pytest.approx(flops)
+    assert training_plan.gpu_hours.central == pytest.approx(hours)
+    assert training_plan.days.central == pytest.approx(hours / 8 / 24)
+    assert training_plan.usd is not None
+    assert training_plan.usd.central == pytest.approx(hours * 2.5)
+    assert training_plan.kwh.central == pytest.approx(hours * 0.7 * 1.3)
+    assert training_plan.energy_usd.central == pytest.approx(hours * 0.7 * 1.3 * 0.2)
+    assert training_plan.tokens_per_second_per_device == pytest.approx(989.4e12 * 0.4 / (flops / 1e10))
     # a measured share and a given price leave no range
-    assert found.gpu_hours.low == found.gpu_hours.high
-    assert found.usd.low == found.usd.high
+    assert training_plan.gpu_hours.low == training_plan.gpu_hours.high
+    assert training_plan.usd.low == training_plan.usd.high
 
 
 def test_ranges_are_the_mfus_and_the_prices() -> None:
-    found = plan()
+    training_plan = plan()
     share = mfu("h100", 8)
-    assert found.mfu == share
-    ideal = found.flops * found.overhead / 989.4e12 / 3600
-    assert found.gpu_hours.low == pytest.approx(ideal / share.high)
-    assert found.gpu_hours.high == pytest.approx(ideal / share.low)
-    assert found.usd is not None
-    assert found.price is not None
-    assert found.price.source.startswith("an example, not a quotation: ")
-    assert "2026-05" in found.price.source
+    assert training_plan.mfu == share
+    ideal = training_plan.flops * training_plan.overhead / 989.4e12 / 3600
+    assert training_plan.gpu_hours.low == pytest.approx(ideal / share.high)
+    assert training_plan.gpu_hours.high == pytest.approx(ideal / share.low)
+    assert training_plan.usd is not None
+    assert training_plan.price is not None
+    assert training_plan.price.source.startswith("an example, not a quotation: ")
+    assert "2026-05" in training_plan.price.source
     rental = H100.rental
     assert rental is not None
-    assert found.usd.low == pytest.approx(found.gpu_hours.low * rental.usd_per_hour_low)
-    assert found.usd.high == pytest.approx(found.gpu_hours.high * rental.usd_per_hour_high)
+    assert training_plan.usd.low == pytest.approx(training_plan.gpu_hours.low * rental.usd_per_hour_low)
+    assert training_plan.usd.high == pytest.approx(training_plan.gpu_hours.high * rental.usd_per_hour_high)
 
 
 def test_fp8_and_slower_code_change_hours_by_their_factors() -> None:
@@ -68,11 +72,11 @@ def test_fp8_and_slower_code_change_hours_by_their_factors() -> None:
 
 
 def test_experts_are_counted_as_active() -> None:
-    found = plan(model="mixtral-8x7b", devices=64)
-    assert found.parameters == pytest.approx(46.7e9, rel=0.01)
-    assert found.active_parameters == pytest.approx(12.9e9, rel=0.01)
+    training_plan = plan(model="mixtral-8x7b", devices=64)
+    assert training_plan.parameters == pytest.approx(46.7e9, rel=0.01)
+    assert training_plan.active_parameters == pytest.approx(12.9e9, rel=0.01)
     dense = plan(model="llama-2-13b", devices=64, sequence_tokens=4096)
-    assert found.flops < 1.2 * dense.flops
+    assert training_plan.flops < 1.2 * dense.flops
 
 
 @pytest.mark.parametrize(
@@ -91,11 +95,11 @@ def test_experts_are_counted_as_active() -> None:
     ],
 )
 def test_every_kind_of_model_has_a_plan(model: str, device: str, devices: int) -> None:
-    found = plan(model=model, device=find_device(device), devices=devices)
-    assert 0 < found.bytes_per_device < found.device.memory_bytes
-    assert found.layout.devices == devices
-    assert 0 < found.gpu_hours.low < found.gpu_hours.central < found.gpu_hours.high < math.inf
-    json.dumps(found.as_json(), allow_nan=False)
+    training_plan = plan(model=model, device=find_device(device), devices=devices)
+    assert 0 < training_plan.bytes_per_device < training_plan.device.memory_bytes
+    assert training_plan.layout.devices == devices
+    assert 0 < training_plan.gpu_hours.low < training_plan.gpu_hours.central < training_plan.gpu_hours.high < math.inf
+    json.dumps(training_plan.as_json(), allow_nan=False)
 
 
 counts = st.floats(1e6, 1e14)
@@ -104,11 +108,11 @@ counts = st.floats(1e6, 1e14)
 @given(a=counts, b=counts)
 @settings(deadline=None, max_examples=30)
 def test_more_tokens_take_more_of_everything(a: float, b: float) -> None:
-    few, many = (plan(tokens=n) for n in sorted((a, b)))
+    short_run, long_run = (plan(tokens=n) for n in sorted((a, b)))
     for name in ("gpu_hours", "days", "usd", "kwh", "energy_usd"):
         for end in ("low", "central", "high"):
-            assert getattr(getattr(few, name), end) <= getattr(getattr(many, name), end)
-    assert few.flops <= many.flops
+            assert getattr(getattr(short_run, name), end) <= getattr(getattr(long_run, name), end)
+    assert short_run.flops <= long_run.flops
 
 
 @given(a=st.floats(0.01, 100), b=st.floats(0.01, 100))
@@ -133,9 +137,9 @@ def test_overhead_raises_hours_and_utilisation_lowers_them(a: float, b: float, s
 @given(exponents=st.tuples(st.integers(0, 11), st.integers(0, 11)))
 @settings(deadline=None, max_examples=20)
 def test_more_devices_end_sooner_but_take_more_hours(exponents: tuple[int, int]) -> None:
-    few, many = (plan(devices=2**n, global_batch_tokens=2**22) for n in sorted(exponents))
-    assert many.days.central <= few.days.central
-    assert many.gpu_hours.central >= few.gpu_hours.central
+    smaller, larger = (plan(devices=2**n, global_batch_tokens=2**22) for n in sorted(exponents))
+    assert larger.days.central <= smaller.days.central
+    assert larger.gpu_hours.central >= smaller.gpu_hours.central
 
 
 @pytest.mark.parametrize(
@@ -176,42 +180,49 @@ def test_what_cannot_be_is_one_line(changes: dict[str, object], part: str) -> No
 
 
 def test_a_price_that_is_not_known_is_none_not_a_number() -> None:
-    found = plan(device=DEVICES["gb200"], devices=8)
-    assert found.usd is None
-    assert found.as_json()["usd"] is None
+    training_plan = plan(device=DEVICES["gb200"], devices=8)
+    assert training_plan.usd is None
+    assert training_plan.as_json()["usd"] is None
     assert plan(device=DEVICES["gb200"], devices=8, usd_per_hour=5).usd is not None
 
 
 def test_the_default_batch_leaves_no_device_idle() -> None:
-    found = plan(tokens=1e9, devices=4096)
-    assert found.global_batch_tokens >= found.layout.data * 1024
+    training_plan = plan(tokens=1e9, devices=4096)
+    assert training_plan.global_batch_tokens >= training_plan.layout.data * 1024
     with pytest.raises(UsageError, match="4,096 devices cannot be used"):
         plan(tokens=1e9, devices=4096, global_batch_tokens=2**16)
 
 
 def test_json_names_every_figure_and_its_source() -> None:
-    found = plan(model="llama-3.1-405b", tokens=15.6e12, devices=16384).as_json()
+    report = plan(model="llama-3.1-405b", tokens=15.6e12, devices=16384).as_json()
     for name in ("parameters", "active_parameters", "flops", "mfu", "gpu_hours", "days", "usd", "bytes_per_device"):
-        assert isinstance(found[name], int | float)
-        assert found["formulas"][name if name != "active_parameters" else "parameters"]["source"]
-    assert found["parameters"] == pytest.approx(405e9, rel=0.01)
-    assert found["gpu_hours"] == pytest.approx(30.84e6, rel=0.25)
-    assert found["gpu_hours_range"][0] < found["gpu_hours"] < found["gpu_hours_range"][1]
-    layout = found["layout"]
+        assert isinstance(report[name], int | float)
+        assert report["formulas"][name if name != "active_parameters" else "parameters"]["source"]
+    assert report["parameters"] == pytest.approx(405e9, rel=0.01)
+    assert report["gpu_hours"] == pytest.approx(30.84e6, rel=0.25)
+    assert report["gpu_hours_range"][0] < report["gpu_hours"] < report["gpu_hours_range"][1]
+    layout = report["layout"]
     assert layout["data"] * layout["tensor"] * layout["pipeline"] * layout["context"] == 16384
-    assert found["bytes_per_device"] == pytest.approx(sum(found["bytes"].values()))
-    assert found["bytes_per_device"] < 80e9
-    assert set(FORMULAS) == set(found["formulas"])
+    assert report["bytes_per_device"] == pytest.approx(sum(report["bytes"].values()))
+    assert report["bytes_per_device"] < 80e9
+    assert set(FORMULAS) == set(report["formulas"])
 
 
 def test_suggestions() -> None:
-    assert any("reach a lower loss" in one for one in plan(model="gpt3-175b", tokens=3e11, devices=1024).suggestions)
-    assert any("2401.00448" in one for one in plan(model="llama-3.2-1b", tokens=9e12, devices=64).suggestions)
-    assert any("fp8" in one for one in plan().suggestions)
-    assert not any("fp8" in one for one in plan(device=find_device("a100")).suggestions)
-    assert any("is assumed" in one for one in plan(device=find_device("rtx-4090"), devices=1).suggestions)
+    assert any(
+        "reach a lower loss" in suggestion
+        for suggestion in plan(model="gpt3-175b", tokens=3e11, devices=1024).suggestions
+    )
+    assert any(
+        "2401.00448" in suggestion for suggestion in plan(model="llama-3.2-1b", tokens=9e12, devices=64).suggestions
+    )
+    assert any("fp8" in suggestion for suggestion in plan().suggestions)
+    assert not any("fp8" in suggestion for suggestion in plan(device=find_device("a100")).suggestions)
+    assert any("is assumed" in suggestion for suggestion in plan(device=find_device("rtx-4090"), devices=1).suggestions)
     # the scaling laws were fitted on dense decoders
-    assert not any("tokens a parameter" in one for one in plan(model="mixtral-8x7b", devices=64).suggestions)
+    assert not any(
+        "tokens a parameter" in suggestion for suggestion in plan(model="mixtral-8x7b", devices=64).suggestions
+    )
 
 
 def test_tokens_for_operations() -> None:

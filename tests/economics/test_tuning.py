@@ -33,14 +33,14 @@ H100 = find_device("h100")
 
 
 def plan(**changes: object) -> TuningPlan:
-    given: dict[str, object] = {
+    arguments: dict[str, object] = {
         "model": "llama-3.1-8b",
         "examples": 10_000,
         "tokens_per_example": 500,
         "device": H100,
         **changes,
     }
-    return plan_tuning(**given)  # type: ignore[arg-type]
+    return plan_tuning(**arguments)  # type: ignore[arg-type]
 
 
 def peft_model(rank: int) -> torch.nn.Module:
@@ -60,7 +60,7 @@ def test_adapters_of_layers_of_several_shapes(example: int) -> None:
     family = FAMILIES["hf", "gemma4_text"]
     spec = family.to_spec(family.examples[example])
     linears = block_linears(build(spec, device="meta")).values()
-    assert lora_parameters(spec, 2) == 2 * sum(one.in_features + one.out_features for one in linears)
+    assert lora_parameters(spec, 2) == 2 * sum(linear.in_features + linear.out_features for linear in linears)
 
 
 def test_our_own_adapters_of_smollm2() -> None:
@@ -86,36 +86,36 @@ def test_operations_are_those_that_torch_counts(method: str) -> None:
 def test_a_frozen_base_saves_a_third() -> None:
     for name in ("llama-3.1-8b", "llama-3.1-70b", "mixtral-8x7b"):
         spec = resolve(name)[1]
-        full, lora = (tuning_flops_per_token(spec, 512, way, rank=16) for way in ("full", "lora"))
+        full, lora = (tuning_flops_per_token(spec, 512, method, rank=16) for method in ("full", "lora"))
         assert full == pytest.approx(training_flops_per_token(spec, 512))
         assert 4 / 6 <= lora / full < 0.70
 
 
 def test_the_head_on_learned_tokens_only() -> None:
     spec = resolve("smollm2-135m")[1]
-    every, tenth = (tuning_flops_per_token(spec, 64, "full", learned_share=share) for share in (1.0, 0.1))
-    assert every - tenth == pytest.approx(6 * 0.9 * parameters(spec).head)
+    full, tenth = (tuning_flops_per_token(spec, 64, "full", learned_share=share) for share in (1.0, 0.1))
+    assert full - tenth == pytest.approx(6 * 0.9 * parameters(spec).head)
 
 
 def test_prices_by_hand() -> None:
-    found = plan(epochs=3, usd_per_hour=2.0, mfu_share=0.4, overhead=2.0)
-    assert found.tokens == 10_000 * 500 * 3
-    flops = found.tokens * tuning_flops_per_token(resolve("llama-3.1-8b")[1], 500, "lora")
+    tuning_plan = plan(epochs=3, usd_per_hour=2.0, mfu_share=0.4, overhead=2.0)
+    assert tuning_plan.tokens == 10_000 * 500 * 3
+    flops = tuning_plan.tokens * tuning_flops_per_token(resolve("llama-3.1-8b")[1], 500, "lora")
     hours = flops * 2 / (989.4e12 * 0.4) / 3600
-    assert found.gpu_hours.central == pytest.approx(hours)
-    assert found.seconds.central == pytest.approx(hours * 3600)
-    assert found.usd is not None
-    assert found.usd.central == pytest.approx(hours * 2)
-    assert found.trained_parameters == 41_943_040
-    assert found.saved_flops > 0
-    json.dumps(found.as_json(), allow_nan=False)
+    assert tuning_plan.gpu_hours.central == pytest.approx(hours)
+    assert tuning_plan.seconds.central == pytest.approx(hours * 3600)
+    assert tuning_plan.usd is not None
+    assert tuning_plan.usd.central == pytest.approx(hours * 2)
+    assert tuning_plan.trained_parameters == 41_943_040
+    assert tuning_plan.saved_flops > 0
+    json.dumps(tuning_plan.as_json(), allow_nan=False)
 
 
 def test_a_measured_speed_needs_no_mfu() -> None:
-    found = plan(tokens_per_second=2500, devices=2, usd_per_hour=3.0)
-    assert found.mfu is None
-    assert found.seconds.central == pytest.approx(5e6 / 2500)
-    assert found.gpu_hours.central == pytest.approx(5e6 / 2500 / 3600 * 2)
+    tuning_plan = plan(tokens_per_second=2500, devices=2, usd_per_hour=3.0)
+    assert tuning_plan.mfu is None
+    assert tuning_plan.seconds.central == pytest.approx(5e6 / 2500)
+    assert tuning_plan.gpu_hours.central == pytest.approx(5e6 / 2500 / 3600 * 2)
 
 
 def test_all_weights_need_more_memory_than_an_adapter() -> None:
@@ -128,12 +128,12 @@ def test_all_weights_need_more_memory_than_an_adapter() -> None:
 @given(a=st.floats(1, 1e6), b=st.floats(1, 1e6), tokens=st.floats(8, 4096), ranks=st.tuples(*[st.integers(1, 256)] * 2))
 @settings(deadline=None, max_examples=25)
 def test_monotone(a: float, b: float, tokens: float, ranks: tuple[int, int]) -> None:
-    few, many = (plan(model="gpt2", examples=n, tokens_per_example=min(tokens, 1024)) for n in sorted((a, b)))
-    assert few.flops <= many.flops
-    assert few.seconds.central <= many.seconds.central
-    assert few.usd is not None
-    assert many.usd is not None
-    assert few.usd.central <= many.usd.central
+    short_run, long_run = (plan(model="gpt2", examples=n, tokens_per_example=min(tokens, 1024)) for n in sorted((a, b)))
+    assert short_run.flops <= long_run.flops
+    assert short_run.seconds.central <= long_run.seconds.central
+    assert short_run.usd is not None
+    assert long_run.usd is not None
+    assert short_run.usd.central <= long_run.usd.central
     small, large = (plan(model="gpt2", rank=n) for n in sorted(ranks))
     assert small.flops <= large.flops
     assert small.bytes.total <= large.bytes.total

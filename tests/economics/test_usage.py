@@ -13,7 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.economics.bills.usage import NO_TENANT, CountedUse, between, read_access_logs, read_metrics, together
+from bedplate.economics.bills.usage import (
+    NO_TENANT,
+    CountedUse,
+    count_between,
+    read_access_logs,
+    read_metrics,
+    together,
+)
 
 prometheus = pytest.importorskip("prometheus_client")
 
@@ -68,35 +75,35 @@ def write(path: Path, text: str) -> Path:
 def test_the_difference_of_two_snapshots(tmp_path: Path) -> None:
     before = write(tmp_path / "a", metrics_text({"x": (10, 100, 50, 9), "y": (5, 70, 30, 4)}, 20))
     after = write(tmp_path / "b", metrics_text({"x": (14, 160, 51, 12), "y": (5, 70, 30, 4), "z": (1, 2, 3, 4)}, 31.5))
-    found = between(before, after)
-    assert found.busy_seconds == pytest.approx(11.5)
-    assert found.warnings == ()
-    x = found.by_skin["x"]
+    usage = count_between(before, after)
+    assert usage.busy_seconds == pytest.approx(11.5)
+    assert usage.warnings == ()
+    x = usage.by_skin["x"]
     assert (x.calls, x.prompt_tokens, x.generation_tokens) == (4, 60, 1)
     assert x.cost_usd == pytest.approx(3 * 0.4 / 3600)
-    assert found.by_skin["y"] == CountedUse(0, 0, 0, 0)
-    assert found.by_skin["z"].calls == 1
-    alone = between(None, after)
+    assert usage.by_skin["y"] == CountedUse(0, 0, 0, 0)
+    assert usage.by_skin["z"].calls == 1
+    alone = count_between(None, after)
     assert alone.by_skin["x"].calls == 14
 
 
 def test_a_restarted_server_is_counted_from_its_start_and_said(tmp_path: Path) -> None:
     before = write(tmp_path / "a", metrics_text({"x": (10, 100, 50, 9)}, 20))
     after = write(tmp_path / "b", metrics_text({"x": (3, 30, 15, 2)}, 5))
-    found = between(before, after)
-    assert found.by_skin["x"].calls == 3
-    assert found.busy_seconds == 5
-    assert len(found.warnings) == 1
-    assert "restarted" in found.warnings[0]
-    gone = write(tmp_path / "c", metrics_text({"y": (30, 300, 150, 12)}, 50))
-    assert "restarted" in between(before, gone).warnings[0]
+    usage = count_between(before, after)
+    assert usage.by_skin["x"].calls == 3
+    assert usage.busy_seconds == 5
+    assert len(usage.warnings) == 1
+    assert "restarted" in usage.warnings[0]
+    without_x = write(tmp_path / "c", metrics_text({"y": (30, 300, 150, 12)}, 50))
+    assert "restarted" in count_between(before, without_x).warnings[0]
 
 
 def test_without_a_price_no_cost_is_known(tmp_path: Path) -> None:
     after = write(tmp_path / "b", metrics_text({"x": (3, 30, 15, 2)}, usd_per_hour=None))
-    found = between(None, after)
-    assert found.by_skin["x"].cost_usd is None
-    assert found.busy_seconds is None
+    usage = count_between(None, after)
+    assert usage.by_skin["x"].cost_usd is None
+    assert usage.busy_seconds is None
 
 
 def test_several_servers_are_added(tmp_path: Path) -> None:
@@ -104,11 +111,11 @@ def test_several_servers_are_added(tmp_path: Path) -> None:
         write(tmp_path / name, metrics_text({"x": (calls, 10, 5, 2)}, busy))
         for name, calls, busy in (("a", 3, 7), ("b", 4, 8))
     ]
-    found = together(between(None, path) for path in paths)
-    assert found.by_skin["x"].calls == 7
-    assert found.busy_seconds == 15
+    usage = together(count_between(None, path) for path in paths)
+    assert usage.by_skin["x"].calls == 7
+    assert usage.busy_seconds == 15
     unknown = write(tmp_path / "c", metrics_text({"x": (1, 1, 1, 1)}))
-    assert together([*(between(None, path) for path in paths), between(None, unknown)]).busy_seconds is None
+    assert together([*(count_between(None, path) for path in paths), count_between(None, unknown)]).busy_seconds is None
 
 
 @given(
@@ -131,11 +138,11 @@ def test_any_name_survives_as_prometheus_own_parser_reads_it(
         for sample in family.samples:
             labels = tuple(sample.labels.items())
             assert ours[sample.name.removeprefix("bedplate:")][labels] == sample.value
-    assert between(None, path).by_skin[name].calls == 3
+    assert count_between(None, path).by_skin[name].calls == 3
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "no metric of Bedplate's"),
         ("vllm:prompt_tokens_total 3\n", "no metric of Bedplate's"),
@@ -146,34 +153,36 @@ def test_any_name_survives_as_prometheus_own_parser_reads_it(
         ("<html>\n", "line 1: '<html>' is not a sample"),
     ],
 )
-def test_what_is_not_the_format_is_named_by_line(tmp_path: Path, text: str, says: str) -> None:
+def test_what_is_not_the_format_is_named_by_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         read_metrics(write(tmp_path / "m", text))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_timestamps_and_spaces_are_part_of_the_format(tmp_path: Path) -> None:
-    found = read_metrics(write(tmp_path / "m", 'bedplate:x_total{a="b", c="d",} 1.5e+3 1700000000000\nbedplate:y 2\n'))
-    assert found == {"x_total": {(("a", "b"), ("c", "d")): 1500.0}, "y": {(): 2.0}}
+    metrics = read_metrics(
+        write(tmp_path / "m", 'bedplate:x_total{a="b", c="d",} 1.5e+3 1700000000000\nbedplate:y 2\n')
+    )
+    assert metrics == {"x_total": {(("a", "b"), ("c", "d")): 1500.0}, "y": {(): 2.0}}
 
 
 # --- the access log
 
 
-def server_line(when: float, facts: dict[str, object], status: int = 200) -> str:
+def server_line(timestamp: float, facts: dict[str, object], status: int = 200) -> str:
     """One line as the server writes it with `logs: {format: json}`."""
     access, logs = (
         pytest.importorskip("bedplate.serving.server.access"),
         pytest.importorskip("bedplate.serving.settings.logs"),
     )
-    seen: list[logging.LogRecord] = []
+    records: list[logging.LogRecord] = []
 
-    class Keep(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            seen.append(record)
+            records.append(record)
 
-    logger, keep = logging.getLogger("bedplate.access"), Keep()
-    logger.addHandler(keep)
+    logger, handler = logging.getLogger("bedplate.access"), Collector()
+    logger.addHandler(handler)
     level = logger.level
     logger.setLevel(logging.INFO)
     try:
@@ -185,17 +194,17 @@ def server_line(when: float, facts: dict[str, object], status: int = 200) -> str
                 path="/v1/chat/completions",
                 route="/v1/chat/completions",
                 status=status,
-                began=when,
+                began=timestamp,
                 seconds=0.5,
                 traceparent=None,
                 facts=facts,
             )
         )
     finally:
-        logger.removeHandler(keep)
+        logger.removeHandler(handler)
         logger.setLevel(level)
-    seen[0].created = when
-    return logs.JsonLines().format(seen[0])
+    records[0].created = timestamp
+    return logs.JsonLines().format(records[0])
 
 
 def answered(tenant: str, model: str, prompt: int, completion: int, cost: float | None = None) -> dict[str, object]:
@@ -218,18 +227,18 @@ def test_the_servers_own_lines_are_counted_by_tenant_and_skin(tmp_path: Path) ->
         "some other program's line",
     ]
     path = write(tmp_path / "access.jsonl", "\n".join(lines) + "\n")
-    found = read_access_logs([path], OCTOBER, NOVEMBER)
-    assert found.by_tenant["shop"] == CountedUse(2, 30, 8, 0.75)
-    assert found.by_tenant["press"] == CountedUse(1, 30, 2, 0.125)
-    assert found.by_tenant["k1"] == CountedUse(1, 1, 1, 0.0)  # the key stands for a tenant that is none
-    assert found.by_skin["reviews"] == CountedUse(3, 41, 4, 0.375)
-    assert (found.outside, found.other) == (2, 3)
+    usage = read_access_logs([path], OCTOBER, NOVEMBER)
+    assert usage.by_tenant["shop"] == CountedUse(2, 30, 8, 0.75)
+    assert usage.by_tenant["press"] == CountedUse(1, 30, 2, 0.125)
+    assert usage.by_tenant["k1"] == CountedUse(1, 1, 1, 0.0)  # the key stands for a tenant that is none
+    assert usage.by_skin["reviews"] == CountedUse(3, 41, 4, 0.375)
+    assert (usage.outside, usage.skipped) == (2, 3)
 
 
 def test_a_server_without_keys_has_one_nameless_tenant(tmp_path: Path) -> None:
     line = server_line(OCTOBER.timestamp(), {**answered("", "x", 3, 1), "key": ""})
-    found = read_access_logs([write(tmp_path / "log", line)], OCTOBER, NOVEMBER)
-    assert found.by_tenant == {NO_TENANT: CountedUse(1, 3, 1, None)}
+    usage = read_access_logs([write(tmp_path / "log", line)], OCTOBER, NOVEMBER)
+    assert usage.by_tenant == {NO_TENANT: CountedUse(1, 3, 1, None)}
 
 
 def test_a_text_log_is_refused(tmp_path: Path) -> None:
@@ -240,5 +249,5 @@ def test_a_text_log_is_refused(tmp_path: Path) -> None:
 
 def test_a_line_with_strange_values_counts_what_it_can(tmp_path: Path) -> None:
     fields = {"time": "2026-10-02T00:00:00.000Z", "model": "x", "prompt": "many", "completion": -3, "cost_usd": None}
-    found = read_access_logs([write(tmp_path / "log", json.dumps(fields))], OCTOBER, NOVEMBER)
-    assert found.by_skin == {"x": CountedUse(1, 0, 0, None)}
+    usage = read_access_logs([write(tmp_path / "log", json.dumps(fields))], OCTOBER, NOVEMBER)
+    assert usage.by_skin == {"x": CountedUse(1, 0, 0, None)}

@@ -50,9 +50,9 @@ def _grouped(r: random.Random) -> dict[str, Any]:
     return _sizes(r) | sizes
 
 
-def _experts(r: random.Random, **more: Any) -> Experts:
+def _experts(r: random.Random, **fields: Any) -> Experts:
     count = r.randrange(3, 7)
-    return Experts(count, r.randrange(1, count), r.randrange(10, 40), **more)
+    return Experts(count, r.randrange(1, count), r.randrange(10, 40), **fields)
 
 
 def _latent(r: random.Random, q_rank: int | None) -> dict[str, Any]:
@@ -83,8 +83,8 @@ def _classic(**fields: Any) -> dict[str, Any]:
 
 
 def _tower(r: random.Random, tokens: int, **fields: Any) -> TransformerSpec:
-    given = _square(r) | _classic(final_norm=True) | {"rope": None, "tied_head": True}
-    return TransformerSpec(**given | {"kind": "tower", "vocab_size": 0, "position_rows": tokens} | fields)
+    defaults = _square(r) | _classic(final_norm=True) | {"rope": None, "tied_head": True}
+    return TransformerSpec(**defaults | {"kind": "tower", "vocab_size": 0, "position_rows": tokens} | fields)
 
 
 def _text_to_text(r: random.Random, gated: bool) -> EncoderDecoderSpec:

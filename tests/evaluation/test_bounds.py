@@ -27,29 +27,31 @@ def selective() -> Task:
 
 def answered(right: list[bool | None], groups: list[str] | None = None) -> Evaluation:
     """Rows answered rightly, wrongly, or (None) not at all."""
-    answers = ["abstain" if one is None else "a" if one else "b" for one in right]
+    answers = ["abstain" if correct is None else "a" if correct else "b" for correct in right]
     return evaluate_predictions(selective(), examples(["a"] * len(right), groups), answers)
 
 
 def test_few_answers_are_bounded_as_few_rows() -> None:
-    found = answered([True] * 12 + [None] * 388)
-    assert found.estimate == 1.0
-    assert found.lower_bound == pytest.approx(binomial_lower(12, 12))
-    assert found.interval == pytest.approx(binomial_interval(12, 12))
-    assert found.bound(0.99) == pytest.approx(binomial_lower(12, 12, 0.99))
+    evaluation = answered([True] * 12 + [None] * 388)
+    assert evaluation.estimate == 1.0
+    assert evaluation.lower_bound == pytest.approx(binomial_lower(12, 12))
+    assert evaluation.interval == pytest.approx(binomial_interval(12, 12))
+    assert evaluation.bound(0.99) == pytest.approx(binomial_lower(12, 12, 0.99))
     # an answer in 10 rows is worth a tenth of a row: what more rows would be needed is told by this
-    assert found.design_effect == pytest.approx(400 / 12)
+    assert evaluation.design_effect == pytest.approx(400 / 12)
 
 
 def test_answers_in_groups_need_as_many_groups_with_an_answer() -> None:
     groups = [f"g{i // 4}" for i in range(400)]
     right = [None if i // 4 >= 30 else i % 9 > 0 for i in range(400)]
-    few = answered(right, groups)
-    assert few.lower_bound is None
-    assert "30 groups are too few" in (few.reason or "")
+    evaluation = answered(right, groups)
+    assert evaluation.lower_bound is None
+    assert "30 groups are too few" in (evaluation.reason or "")
     with pytest.raises(InsufficientGroups):
-        few.bound(0.95, "upper")
-    enough = answered([None if i // 4 >= 50 else one for i, one in enumerate([i % 9 > 0 for i in range(400)])], groups)
+        evaluation.bound(0.95, "upper")
+    enough = answered(
+        [None if i // 4 >= 50 else correct for i, correct in enumerate([i % 9 > 0 for i in range(400)])], groups
+    )
     scores = [float(i % 9 > 0) for i in range(200)]
     assert enough.lower_bound == pytest.approx(effective_n_bound(scores, groups[:200]).value)
 
@@ -62,68 +64,70 @@ def test_no_answer_says_nothing() -> None:
 
 def test_answers_of_little_weight_are_a_mean_of_their_own() -> None:
     """Answers on five rows that together weigh less than one row does on average."""
-    rows = [replace(one, weight=0.1 if i < 5 else 1.01) for i, one in enumerate(examples(["a"] * 450))]
+    rows = [replace(example, weight=0.1 if i < 5 else 1.01) for i, example in enumerate(examples(["a"] * 450))]
     answers = ["a", "a", "b", "a", "b"] + ["abstain"] * 445
-    found = evaluate_predictions(selective(), rows, answers)
-    assert found.estimate == pytest.approx(0.6) == found.answered
+    evaluation = evaluate_predictions(selective(), rows, answers)
+    assert evaluation.estimate == pytest.approx(0.6) == evaluation.answered
 
 
 @pytest.mark.parametrize(("n", "truth"), [(300, 0.95), (600, 0.8)])
 def test_lower_bounds_hold_where_a_tenth_is_answered(n: int, truth: float) -> None:
     rng = np.random.default_rng([n, int(100 * truth)])
-    above = 0
+    exceeded = 0
     for _ in range(200):
         right = [bool(rng.random() < truth) if rng.random() < 0.1 else None for _ in range(n)]
         bound = answered(right).lower_bound
         assert bound is not None
-        above += bound > truth
-    assert above / 200 <= 0.095  # 0.05 and three standard errors; counting all rows as groups: 0.25 for the first
+        exceeded += bound > truth
+    assert exceeded / 200 <= 0.095  # 0.05 and three standard errors; counting all rows as groups: 0.25 for the first
 
 
-def three_labels(rng: np.random.Generator, n: int, rare: float, recall: float, others: float) -> Evaluation:
+def three_labels(rng: np.random.Generator, n: int, rare: float, recall: float, common_recall: float) -> Evaluation:
     """Label c in a share `rare` of rows and found in `recall` of them, the others taken for each other now and then."""
-    wanted = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
-    right = rng.random(n) < np.where(wanted == 2, recall, others)
-    found = np.where(right, wanted, np.where(wanted == 2, rng.integers(0, 2, n), 1 - wanted))
-    return evaluate_predictions(task("macro_f1"), examples(["abc"[i] for i in wanted]), ["abc"[i] for i in found])
+    targets = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
+    right = rng.random(n) < np.where(targets == 2, recall, common_recall)
+    predictions = np.where(right, targets, np.where(targets == 2, rng.integers(0, 2, n), 1 - targets))
+    return evaluate_predictions(
+        task("macro_f1"), examples(["abc"[i] for i in targets]), ["abc"[i] for i in predictions]
+    )
 
 
-def expected(rare: float, recall: float, others: float) -> float:
+def expected(rare: float, recall: float, common_recall: float) -> float:
     """Macro-F1 of those rows in the long run."""
     common = (1 - rare) / 2
-    wrong = common * (1 - others) + rare * (1 - recall) / 2  # given for another, to each of the common labels
-    each = 2 * common * others / (common + common * others + wrong)
-    return (2 * each + 2 * recall / (1 + recall)) / 3
+    wrong = common * (1 - common_recall) + rare * (1 - recall) / 2  # given for another, to each of the common labels
+    common_f1 = 2 * common * common_recall / (common + common * common_recall + wrong)
+    return (2 * common_f1 + 2 * recall / (1 + recall)) / 3
 
 
 @pytest.mark.parametrize(
-    ("rare", "recall", "others"), [(0.01, 0.6, 1.0), (0.03, 0.6, 1.0), (0.05, 0.95, 0.98), (0.1, 0.95, 0.98)]
+    ("rare", "recall", "common_recall"), [(0.01, 0.6, 1.0), (0.03, 0.6, 1.0), (0.05, 0.95, 0.98), (0.1, 0.95, 0.98)]
 )
-def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: float, others: float) -> None:
+def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: float, common_recall: float) -> None:
     """Without a least number of groups a third of the bounds are above the truth in the first case, and without ends
     for each label 0.15 and 0.1 of them in the last two, where the rare label is often right throughout."""
     rng = np.random.default_rng([int(100 * rare), int(100 * recall)])
-    truth = expected(rare, recall, others)
-    runs = [three_labels(rng, 300, rare, recall, others) for _ in range(60)]
-    above = [one.lower_bound > truth for one in runs if one.lower_bound is not None]
-    assert sum(above) <= 0.05 * len(above) + 3 * (0.05 * 0.95 * max(len(above), 1)) ** 0.5
-    refused = [one.reason or "" for one in runs if one.lower_bound is None]
+    truth = expected(rare, recall, common_recall)
+    runs = [three_labels(rng, 300, rare, recall, common_recall) for _ in range(60)]
+    exceeded = [run.lower_bound > truth for run in runs if run.lower_bound is not None]
+    assert sum(exceeded) <= 0.05 * len(exceeded) + 3 * (0.05 * 0.95 * max(len(exceeded), 1)) ** 0.5
+    refused = [run.reason or "" for run in runs if run.lower_bound is None]
     assert all("the label 'c' is a target in" in reason for reason in refused)
     assert (len(refused) >= 57) == (rare == 0.01)
 
 
 def test_what_a_row_adds_to_a_metric_varies_as_the_metric_does() -> None:
     rng = np.random.default_rng(5)
-    n, rare, recall, others = 300, 0.2, 0.6, 0.9
-    runs = [three_labels(rng, n, rare, recall, others) for _ in range(8)]
-    told = np.mean([one.row_variance for one in runs])
+    n, rare, recall, common_recall = 300, 0.2, 0.6, 0.9
+    runs = [three_labels(rng, n, rare, recall, common_recall) for _ in range(8)]
+    mean_variance = np.mean([run.row_variance for run in runs])
     drawn: list[float] = []
     for _ in range(800):
-        wanted = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
-        right = rng.random(n) < np.where(wanted == 2, recall, others)
-        found = np.where(right, wanted, np.where(wanted == 2, rng.integers(0, 2, n), 1 - wanted))
-        drawn.append(f1_score(wanted, found, average="macro"))
-    assert told == pytest.approx(n * np.var(drawn), rel=0.2)
+        targets = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
+        right = rng.random(n) < np.where(targets == 2, recall, common_recall)
+        predictions = np.where(right, targets, np.where(targets == 2, rng.integers(0, 2, n), 1 - targets))
+        drawn.append(f1_score(targets, predictions, average="macro"))
+    assert mean_variance == pytest.approx(n * np.var(drawn), rel=0.2)
     of_texts = Task.model_validate(task("accuracy").model_dump() | {"output": {"kind": "text"}, "metric": "token_f1"})
     rows = examples(["one two", "one two three four", "three"] * 20)
     mean = evaluate_predictions(of_texts, rows, ["one two"] * 60)
@@ -141,8 +145,8 @@ def test_a_rare_label_is_named() -> None:
     assert (caught.value.label, caught.value.groups, caught.value.needed) == ("c", 9, 10)
     assert right.interval[0] < 1.0
     in_groups = examples(["a", "b", "c"] * 40, [f"g{i // 3 % 40}" if i % 3 < 2 else f"c{i % 8}" for i in range(120)])
-    told = evaluate_predictions(task("macro_f1"), in_groups, [row.target for row in in_groups])
-    assert "the label 'c' is a target in 8 groups" in (told.reason or "")
+    clustered = evaluate_predictions(task("macro_f1"), in_groups, [row.target for row in in_groups])
+    assert "the label 'c' is a target in 8 groups" in (clustered.reason or "")
     assert evaluate_predictions(task("accuracy"), rows, [row.target for row in rows]).lower_bound is not None
 
 
@@ -151,34 +155,36 @@ def test_rows_without_any_label_are_no_evidence() -> None:
     several = {"kind": "labels", "labels": ["a", "b"]}
     rows = examples(['["a"]', '["b"]'] * 6 + ["[]"] * 388)
     for metric, reason in (("micro_f1", "12 groups are too few"), ("macro_f1", "'a' is a target in 6 groups")):
-        asked = Task.model_validate(task("accuracy").model_dump() | {"output": several, "metric": metric})
-        found = evaluate_predictions(asked, rows, [row.target for row in rows])
-        assert (found.estimate, found.lower_bound) == (1.0, None)
-        assert reason in (found.reason or "")
-        assert found.interval[0] < 0.9
+        labels_task = Task.model_validate(task("accuracy").model_dump() | {"output": several, "metric": metric})
+        evaluation = evaluate_predictions(labels_task, rows, [row.target for row in rows])
+        assert (evaluation.estimate, evaluation.lower_bound) == (1.0, None)
+        assert reason in (evaluation.reason or "")
+        assert evaluation.interval[0] < 0.9
 
 
-def by_hand(counts: NDArray[np.float64], seen: NDArray[np.int64], a: float) -> tuple[float, float]:
+def by_hand(counts: NDArray[np.float64], target_counts: NDArray[np.int64], a: float) -> tuple[float, float]:
     """Every move of every label's rows, one at a time, through the metric itself."""
-    found = [float(macro_f1(counts))]
+    scores = [float(macro_f1(counts))]
     for label in range(counts.shape[1]):
-        share = 1 - a ** (1 / seen[label])
+        share = 1 - a ** (1 / target_counts[label])
         for rows in (-counts[0, label] * share, (counts[1, label] - counts[0, label]) * share):
-            for other in (None, *(set(range(counts.shape[1])) - {label})):
+            for rival in (None, *(set(range(counts.shape[1])) - {label})):
                 moved = counts.copy()
                 moved[[0, 2], label] += rows
-                if other is not None:
-                    moved[2, other] = max(moved[2, other] - rows, moved[0, other])
-                found.append(float(macro_f1(moved)))
-    return min(found), max(found)
+                if rival is not None:
+                    moved[2, rival] = max(moved[2, rival] - rows, moved[0, rival])
+                scores.append(float(macro_f1(moved)))
+    return min(scores), max(scores)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_ends_of_what_was_not_seen_are_those_of_every_move(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    wanted, given = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
-    given = np.where(rng.random(200) < 0.7, wanted, given)
-    one = np.eye(4)
-    counts = np.stack([(one[wanted] * one[given]).sum(0), one[wanted].sum(0), one[given].sum(0)])
-    seen = np.bincount(wanted, minlength=4)
-    assert unseen_macro_f1(counts, seen, 0.05) == pytest.approx(by_hand(counts, seen, 0.05))
+    targets, predictions = rng.integers(0, 4, 200), rng.integers(0, 4, 200)
+    predictions = np.where(rng.random(200) < 0.7, targets, predictions)
+    one_hot = np.eye(4)
+    counts = np.stack(
+        [(one_hot[targets] * one_hot[predictions]).sum(0), one_hot[targets].sum(0), one_hot[predictions].sum(0)]
+    )
+    target_counts = np.bincount(targets, minlength=4)
+    assert unseen_macro_f1(counts, target_counts, 0.05) == pytest.approx(by_hand(counts, target_counts, 0.05))

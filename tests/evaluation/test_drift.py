@@ -10,15 +10,15 @@ from scipy import stats
 
 from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import Evidence
+from bedplate.core.statistics import BettingEvidence
 from bedplate.evaluation.drift import Levels, Promise, Quality, Sample, Shift, decide, quality, shifts
 from bedplate.evaluation.harness import Evaluation
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 
 
 def evaluation(right: int, n: int, groups: int | None = None) -> Evaluation:
     rows = tuple(
-        RowResult(
+        GradedRow(
             str(i), f"{i:064x}", f"g{i % (groups or n)}", "yes", "yes" if i < right else "no", float(i < right), 9
         )
         for i in range(n)
@@ -42,20 +42,20 @@ def sample(rng: np.random.Generator, groups: int, shift: float = 0.0, name: str 
     """Rows in groups that are alike within, by their vectors, lengths and labels."""
     sizes = rng.integers(1, 7, groups)
     codes = np.repeat(np.arange(groups), sizes)
-    own = rng.standard_normal((groups, 6))
-    vectors = own[codes] + rng.standard_normal((len(codes), 6)) + shift
+    group_vectors = rng.standard_normal((groups, 6))
+    vectors = group_vectors[codes] + rng.standard_normal((len(codes), 6)) + shift
     texts = ["x" * int(20 + 5 * v + 1) for v in np.abs(vectors[:, 0])]
     labels = [("yes",) if v > 0 else ("no",) for v in vectors[:, 1]]
     return Sample(texts, [f"{name}{code}" for code in codes], labels, vectors, range(len(codes)))
 
 
-def looked(rng: np.random.Generator, old: Sample, many: list[float], level: float) -> int | None:
+def looked(rng: np.random.Generator, old: Sample, drifts: list[float], level: float) -> int | None:
     """The first of the looks, each with a shift, that says that anything differs; all with the evidence before them."""
     before: list[dict[str, bs.Gains]] = []
-    for number, shift in enumerate(many, 1):
-        found = shifts(old, sample(rng, 12, shift, f"{number}:"), level, earlier=before, largest=6)
-        before.append({one.what: one.gains for one in found})
-        if any(one.differs for one in found):
+    for number, shift in enumerate(drifts, 1):
+        changes = shifts(old, sample(rng, 12, shift, f"{number}:"), level, earlier=before, largest=6)
+        before.append({change.aspect: change.gains for change in changes})
+        if any(change.differs for change in changes):
             return number
     return None
 
@@ -64,9 +64,9 @@ def test_many_looks_keep_their_level_and_see_a_real_shift() -> None:
     rng = np.random.default_rng(1)
     alarms = [looked(rng, sample(rng, 80, name="old"), [0.0] * 8, 0.2 / 3) for _ in range(12)]
     # 12 runs at 20% at most: more than 7 have a chance of 1 in 250
-    assert sum(one is not None for one in alarms) <= 7
-    seen = [looked(rng, sample(rng, 80, name="old"), [1.5] * 6, 0.05 / 6) for _ in range(6)]
-    assert all(one is not None for one in seen)
+    assert sum(alarm is not None for alarm in alarms) <= 7
+    detections = [looked(rng, sample(rng, 80, name="old"), [1.5] * 6, 0.05 / 6) for _ in range(6)]
+    assert all(detection is not None for detection in detections)
     late = looked(rng, sample(rng, 80, name="old"), [0.0] * 4 + [1.5] * 6, 0.05 / 6)
     assert late is not None
     assert late > 4
@@ -77,7 +77,7 @@ def test_what_is_looked_at_does_not_depend_on_the_new_rows() -> None:
     rng = np.random.default_rng(2)
     old, new = sample(rng, 60, name="old"), sample(rng, 30, 0.5, "new")
     assert new.labels is not None
-    whole = {one.what: one.gains for one in shifts(old, new, 0.01, largest=6)}
+    whole = {change.aspect: change.gains for change in shifts(old, new, 0.01, largest=6)}
     assert list(whole) == ["inputs", "length", "labels"]
     assert new.groups is not None
     begin = list(dict.fromkeys(new.groups))[:15]
@@ -97,18 +97,18 @@ def test_texts_that_come_again_and_again_are_no_change() -> None:
     for _ in range(5):
         old, *months = (rng.choice(lengths, 400, p=often / often.sum()) for _ in range(6))
         before: list[dict[str, bs.Gains]] = []
-        seen: set[int] = set()
+        earlier_lengths: set[int] = set()
         differs = False
         for month in months:
             sides: list[Sample] = []
-            for one in (old, month):
-                texts, labels = ["x" * n for n in one], [("short" if n < 30 else "long",) for n in one]
-                new = [n not in seen for n in one]
+            for batch in (old, month):
+                texts, labels = ["x" * n for n in batch], [("short" if n < 30 else "long",) for n in batch]
+                new = [n not in earlier_lengths for n in batch]
                 sides.append(Sample(texts, None, labels, unseen=new, unjudged=new))
-            found = shifts(sides[0], sides[1], 0.05 / 6, earlier=before)
-            before.append({one.what: one.gains for one in found})
-            seen |= set(month)
-            differs |= any(one.differs for one in found)
+            changes = shifts(sides[0], sides[1], 0.05 / 6, earlier=before)
+            before.append({change.aspect: change.gains for change in changes})
+            earlier_lengths |= set(month)
+            differs |= any(change.differs for change in changes)
         alarms += differs
     assert alarms == 0
     had = Sample(["a", "bb"] * 30, None, unseen=[False] * 60)
@@ -117,8 +117,11 @@ def test_texts_that_come_again_and_again_are_no_change() -> None:
 
 
 def test_vectors_that_are_all_alike_do_not_differ() -> None:
-    same = Sample(["a b"] * 60, None, None, np.ones((60, 5)), range(60))
-    assert [(one.what, one.differs) for one in shifts(same, same, 0.05)] == [("inputs", False), ("length", False)]
+    constant = Sample(["a b"] * 60, None, None, np.ones((60, 5)), range(60))
+    assert [(change.aspect, change.differs) for change in shifts(constant, constant, 0.05)] == [
+        ("inputs", False),
+        ("length", False),
+    ]
 
 
 def test_words_say_what_came_and_what_went() -> None:
@@ -137,12 +140,12 @@ def test_words_say_what_came_and_what_went() -> None:
         rng.standard_normal((60, 3)) + 5,
         range(60),
     )
-    found = shifts(old, new, 0.01)[0]
-    assert found.differs
-    assert found.value > 0.3
-    assert found.says.startswith("where they differ most, a new input is above ")
-    assert " of old ones on average, an old one above " in found.says
-    assert [set(words) for words in found.words] == [{"film", "plot", "cast"}, {"phone", "battery", "screen"}]
+    change = shifts(old, new, 0.01)[0]
+    assert change.differs
+    assert change.value > 0.3
+    assert change.explanation.startswith("where they differ most, a new input is above ")
+    assert " of old ones on average, an old one above " in change.explanation
+    assert [set(words) for words in change.words] == [{"film", "plot", "cast"}, {"phone", "battery", "screen"}]
 
 
 def test_lengths_and_labels_are_told_as_they_are() -> None:
@@ -150,8 +153,8 @@ def test_lengths_and_labels_are_told_as_they_are() -> None:
     new = Sample(["a" * 30] * 20 + ["a" * 10] * 20, None, [("no",)] * 8 + [("yes",)] * 31 + [("new",)])
     length, labels = shifts(old, new, 0.05)
     assert (length.value, length.differs, labels.differs) == (10.5, True, True)
-    assert length.says == "a new row has 20 characters on average, an old one 10"
-    assert labels.says == "'no' is right for 20.0% of new rows, 80.0% of old ones"
+    assert length.explanation == "a new row has 20 characters on average, an old one 10"
+    assert labels.explanation == "'no' is right for 20.0% of new rows, 80.0% of old ones"
     assert labels.value == pytest.approx(0.6)
     assert set(labels.to_json()) == {"what", "value", "evidence", "enough", "p_value", "differs", "says", "words"}
 
@@ -160,28 +163,30 @@ def test_too_few_groups_to_show_anything_are_named() -> None:
     old = Sample(["a" * (9 + i % 3) for i in range(90)], [f"g{i // 3}" for i in range(90)])
     alone = shifts(old, Sample(["a" * 99] * 5, ["new"] * 5), 0.05, largest=3)[0]
     assert not alone.differs
-    assert alone.says.endswith("so few groups could not show a difference")
-    more = shifts(old, Sample(["a" * 99] * 90, [f"new{i // 3}" for i in range(90)]), 0.05, largest=3)[0]
-    assert more.differs
-    assert "few groups" not in more.says
+    assert alone.explanation.endswith("so few groups could not show a difference")
+    larger = shifts(old, Sample(["a" * 99] * 90, [f"new{i // 3}" for i in range(90)]), 0.05, largest=3)[0]
+    assert larger.differs
+    assert "few groups" not in larger.explanation
 
 
 # --- quality
 
 
 def test_the_levels_of_all_that_is_looked_at_are_the_whole() -> None:
-    one = Levels(0.05)
-    assert 3 * one.shift + 2 * one.quality == pytest.approx(one.alpha)
+    levels = Levels(0.05)
+    assert 3 * levels.shift + 2 * levels.quality == pytest.approx(levels.alpha)
 
 
 def alarms(
-    rng: np.random.Generator, held: Promise, truth: float, looks: int, level: float, rows: int = 60
+    rng: np.random.Generator, promised: Promise, truth: float, looks: int, level: float, rows: int = 60
 ) -> int | None:
     before: list[dict[str, bs.Gains]] = []
     for number in range(1, looks + 1):
-        found = quality(evaluation(int(rng.binomial(rows, truth)), rows), held, level, look=number, earlier=before)
-        before.append(found.gains)
-        if found.worse:
+        outcome = quality(
+            evaluation(int(rng.binomial(rows, truth)), rows), promised, level, look=number, earlier=before
+        )
+        before.append(outcome.gains)
+        if outcome.worse:
             return number
     return None
 
@@ -189,57 +194,57 @@ def alarms(
 def test_the_best_of_eight_that_stays_as_it_is_is_rarely_called_worse() -> None:
     """Chosen on valid, bounded on test by the gate's bound at a first verdict; then looked at thirty times."""
     rng = np.random.default_rng(3)
-    level, found, by_estimate = Levels(0.05).quality, 0, 0
+    level, false_alarms, by_estimate = Levels(0.05).quality, 0, 0
     for _ in range(30):
-        held = promise(int(rng.binomial(200, 0.85)), 200, 0.8, 1 - bs.spent_alpha(0.05, 1))
-        found += alarms(rng, held, 0.85, 30, level) is not None
+        promised = promise(int(rng.binomial(200, 0.85)), 200, 0.8, 1 - bs.spent_alpha(0.05, 1))
+        false_alarms += alarms(rng, promised, 0.85, 30, level) is not None
         best = max(int(rng.binomial(200, 0.85)) for _ in range(8)) / 200
-        by_estimate += alarms(rng, replace(held, floor=best), 0.85, 30, level) is not None
-    assert found <= stats.binom.ppf(0.999, 30, 0.05)
+        by_estimate += alarms(rng, replace(promised, floor=best), 0.85, 30, level) is not None
+    assert false_alarms <= stats.binom.ppf(0.999, 30, 0.05)
     assert by_estimate > 9
 
 
 def test_a_skin_that_has_become_worse_is_seen() -> None:
     rng = np.random.default_rng(4)
-    found = [alarms(rng, promise(180, 200, 0.8), 0.75, 6, Levels(0.05).quality, 150) for _ in range(20)]
-    assert sum(one is not None for one in found) >= 19
-    assert np.median([one or 9 for one in found]) <= 3
+    detections = [alarms(rng, promise(180, 200, 0.8), 0.75, 6, Levels(0.05).quality, 150) for _ in range(20)]
+    assert sum(detection is not None for detection in detections) >= 19
+    assert np.median([detection or 9 for detection in detections]) <= 3
 
 
 def test_small_looks_add_up() -> None:
     level = Levels(0.05).quality
-    one = quality(evaluation(30, 40), promise(180, 200), level)
-    assert not one.worse
-    many = quality(evaluation(30, 40), promise(180, 200), level, earlier=[one.gains] * 9)
-    assert many.worse
-    assert many.worse_evidence is not None
-    assert many.worse_evidence.looks == 10
+    single = quality(evaluation(30, 40), promise(180, 200), level)
+    assert not single.worse
+    pooled = quality(evaluation(30, 40), promise(180, 200), level, earlier=[single.gains] * 9)
+    assert pooled.worse
+    assert pooled.worse_evidence is not None
+    assert pooled.worse_evidence.looks == 10
 
 
 def test_rows_that_an_earlier_look_had_are_counted_once() -> None:
     after = evaluation(20, 60)
-    again = quality(after, promise(), 0.01, unseen=[False] * 60)
-    assert again.gains["promise"] == pytest.approx(np.zeros(8))
+    repeated = quality(after, promise(), 0.01, unseen=[False] * 60)
+    assert repeated.gains["promise"] == pytest.approx(np.zeros(8))
     part = quality(after, promise(), 0.01, unseen=[i < 20 for i in range(60)])  # those that are right
     assert (part.gains["promise"] < 0).all()
     assert part.estimate == after.estimate
 
 
 def test_macro_f1_is_bounded_at_each_look_by_itself() -> None:
-    made = [replace(row, target=("no", "yes")[i % 2]) for i, row in enumerate(evaluation(40, 100).rows)]
-    answered = tuple(replace(row, prediction=row.target if row.score else "no") for row in made)
+    relabeled = [replace(row, target=("no", "yes")[i % 2]) for i, row in enumerate(evaluation(40, 100).rows)]
+    answered = tuple(replace(row, prediction=row.target if row.score else "no") for row in relabeled)
     after = replace(evaluation(40, 100), metric="macro_f1", scoring="counts", rows=answered)
-    held = replace(promise(), metric="macro_f1")
-    found = quality(after, held, 0.01, look=2)
-    assert found.bounds is not None
-    assert (found.worse, found.worse_evidence, found.gains) == (True, None, {})
-    assert not quality(replace(after, estimate=0.9), replace(held, floor=0.2), 0.01, look=2).worse
+    promised = replace(promise(), metric="macro_f1")
+    outcome = quality(after, promised, 0.01, look=2)
+    assert outcome.bounds is not None
+    assert (outcome.worse, outcome.worse_evidence, outcome.gains) == (True, None, {})
+    assert not quality(replace(after, estimate=0.9), replace(promised, floor=0.2), 0.01, look=2).worse
 
 
 def test_too_few_groups_allow_no_bound() -> None:
-    found = quality(evaluation(80, 100, groups=10), promise(), 0.01)
-    assert found.bounds is None
-    verdict, sentence = decide([], found)
+    outcome = quality(evaluation(80, 100, groups=10), promise(), 0.01)
+    assert outcome.bounds is None
+    verdict, sentence = decide([], outcome)
     assert verdict == "undecided"
     assert "10 groups are too few" in sentence
 
@@ -253,7 +258,7 @@ def test_another_metric_is_refused() -> None:
 
 
 def shift(differs: bool) -> Shift:
-    return Shift("inputs", 3.0, Evidence(500.0 if differs else 1.0, 1.0, 1), 240.0, "")
+    return Shift("inputs", 3.0, BettingEvidence(500.0 if differs else 1.0, 1.0, 1), 240.0, "")
 
 
 def measured(right: int, n: int) -> Quality:
@@ -262,14 +267,14 @@ def measured(right: int, n: int) -> Quality:
 
 def compared(right: int, n: int) -> Quality:
     """Of a skin that passed by a comparison, so that new rows have no bar."""
-    held = replace(promise(180, 200), target=None, floor=0.85, by_verdict=False)
-    found = quality(evaluation(right, n), held, 0.01)
-    assert (set(found.gains), found.below_bar, found.bar_evidence) == ({"promise"}, False, None)
-    return found
+    promised = replace(promise(180, 200), target=None, floor=0.85, by_verdict=False)
+    outcome = quality(evaluation(right, n), promised, 0.01)
+    assert (set(outcome.gains), outcome.below_bar, outcome.bar_evidence) == ({"promise"}, False, None)
+    return outcome
 
 
 @pytest.mark.parametrize(
-    ("found", "of_quality", "verdict", "says"),
+    ("changes", "of_quality", "verdict", "reason"),
     [
         ([shift(True)], None, "label", "without labels"),
         ([shift(False)], None, "keep", "only labels would tell"),
@@ -292,6 +297,8 @@ def compared(right: int, n: int) -> Quality:
         ([shift(False)], compared(100, 200), "climb", "it is below the promise beyond chance"),
     ],
 )
-def test_the_verdict_has_its_reasons(found: list[Shift], of_quality: Quality | None, verdict: str, says: str) -> None:
-    assert decide(found, of_quality)[0] == verdict
-    assert says in decide(found, of_quality)[1]
+def test_the_verdict_has_its_reasons(
+    changes: list[Shift], of_quality: Quality | None, verdict: str, reason: str
+) -> None:
+    assert decide(changes, of_quality)[0] == verdict
+    assert reason in decide(changes, of_quality)[1]

@@ -40,7 +40,7 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     (tmp_path / "skin").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **options: ByLastDigit())
     return path
 
 
@@ -89,20 +89,20 @@ def test_what_was_withheld_is_told(
 ) -> None:
     (tmp_path / "skin").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: Cautious())
-    asked = ("skin", str(task_file), "output.abstain={min_confidence: 0.9}", f"metric={metric}")
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **options: Cautious())
+    arguments = ("skin", str(task_file), "output.abstain={min_confidence: 0.9}", f"metric={metric}")
     out = tmp_path / "report.json"
-    _, printed, _ = run(capsys, *asked, "--out", str(out))
+    _, printed, _ = run(capsys, *arguments, "--out", str(out))
     rows = load_examples(load_task(task_file)).valid
     share = sum(int(e.inputs["q"].split()[1]) % 4 == 0 for e in rows) / len(rows)
     assert f"answered {share:.1%} of the rows and abstained on the rest; row score among them 1.000" in printed
-    _, told, _ = run(capsys, *asked, "--json")
-    for report in (json.loads(out.read_text("utf-8")), json.loads(told)):
+    _, printed_json, _ = run(capsys, *arguments, "--json")
+    for report in (json.loads(out.read_text("utf-8")), json.loads(printed_json)):
         assert (report["coverage"], report["answered"]) == (pytest.approx(share), 1.0)
     (tmp_path / "skin").mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(harness, "load_predictor", lambda _, **asked: ByLastDigit())
-    assert "abstained" not in run(capsys, *asked)[1]
+    monkeypatch.setattr(harness, "load_predictor", lambda _, **options: ByLastDigit())
+    assert "abstained" not in run(capsys, *arguments)[1]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,8 @@ def test_what_was_withheld_is_told(
 def test_bad_input_is_one_line(
     task_file: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
-    got, printed, complaint = run(capsys, "skin", str(task_file), *arguments)
-    assert got == code
+    status, printed, complaint = run(capsys, "skin", str(task_file), *arguments)
+    assert status == code
     assert printed == ""
     assert message in complaint
     assert complaint.count("\n") == 1

@@ -20,7 +20,7 @@ from bedplate.evaluation.grading import graded
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
 from bedplate.evaluation.suites import SUITES
-from bedplate.evaluation.suites.suite import Items, grades
+from bedplate.evaluation.suites.suite import SampleSet, grades
 from bedplate.inference.engine.requests import Score, Scores
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
@@ -29,16 +29,16 @@ from bedplate.models.checkpoints.base import load_base
 class Counted:
     """An item that asks as many questions as its number has digits, and is told when it goes."""
 
-    alive = most = 0
+    alive = peak = 0
 
     def __init__(self, number: int) -> None:
         self.number = number
         Counted.alive += 1
-        Counted.most = max(Counted.most, Counted.alive)
-        weakref.finalize(self, self.gone)
+        Counted.peak = max(Counted.peak, Counted.alive)
+        weakref.finalize(self, self.released)
 
     @staticmethod
-    def gone() -> None:
+    def released() -> None:
         Counted.alive -= 1
 
     def requests(self, model: str) -> list[str]:
@@ -51,30 +51,30 @@ class Counted:
 def test_many_items_pass_through_one_window_and_keep_their_order() -> None:
     """Twenty thousand items of none to four requests, whose answers come in any order."""
     rng, most_asked = random.Random(0), 0
-    Counted.alive = Counted.most = 0
+    Counted.alive = Counted.peak = 0
 
-    def ask(requests: list[str]) -> Iterator[tuple[int, str]]:
+    def respond(requests: list[str]) -> Iterator[tuple[int, str]]:
         nonlocal most_asked
         most_asked = max(most_asked, len(requests))
         order = list(range(len(requests)))
         rng.shuffle(order)
         yield from ((place, requests[place].upper()) for place in order)
 
-    found = graded((Counted(number) for number in range(20_000)), "m", ask, 50)
-    for number, (given, answers) in enumerate(found):
-        assert given == number
+    results = graded((Counted(number) for number in range(20_000)), "m", respond, 50)
+    for number, (graded_number, answers) in enumerate(results):
+        assert graded_number == number
         assert answers == [f"M{number}/{place}" for place in range(len(str(number)) - 1)]
-    assert Counted.most <= 60  # a window, and the item that is drawn
+    assert Counted.peak <= 60  # a window, and the item that is drawn
     assert most_asked <= 50 + 3  # the last item's own stay together
-    del found
+    del results
     assert Counted.alive <= 1
 
 
 def test_no_items_ask_nothing() -> None:
-    def ask(requests: list[str]) -> Iterator[tuple[int, str]]:
+    def respond(requests: list[str]) -> Iterator[tuple[int, str]]:
         raise AssertionError("asked")
 
-    assert list(graded(iter(list[Counted]()), "m", ask, 4)) == []
+    assert list(graded(iter(list[Counted]()), "m", respond, 4)) == []
 
 
 # --- suites
@@ -93,13 +93,13 @@ class Claim:
         ]
 
     def grade(self, results: Sequence[Scores]) -> dict[str, float]:
-        plain, asked = (result.totals.index(max(result.totals)) for result in results)
-        return {"agrees": float(plain == asked), "yes": float(plain == 0)}
+        plain, instructed = (result.totals.index(max(result.totals)) for result in results)
+        return {"agrees": float(plain == instructed), "yes": float(plain == 0)}
 
 
-def claims(limit: int | None = None) -> Items[Claim]:
+def claims(limit: int | None = None) -> SampleSet[Claim]:
     texts = tuple(Claim(f"number {i}") for i in range(100))[:limit]
-    return Items(texts, "this test", "0" * 64)
+    return SampleSet(texts, "this test", "0" * 64)
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +110,21 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_row_adds_a_suite(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SUITES, "claims", claims)  # type: ignore[arg-type]
     with LocalModel(load_base(tiny)) as model:
-        together = list(grades(model, SUITES["claims"](90).items, "claims"))  # more requests than one window holds
-        alone = [next(grades(model, [claim], "claims")) for claim in SUITES["claims"](5).items]
+        together = list(grades(model, SUITES["claims"](90).samples, "claims"))  # more requests than one window holds
+        alone = [next(grades(model, [claim], "claims")) for claim in SUITES["claims"](5).samples]
     assert len(together) == 90
     assert together[:5] == alone
     assert {key for grade in together for key in grade} == {"agrees", "yes"}
 
 
 def test_what_is_asked_of_a_base_is_the_same_every_time() -> None:
-    few, many = SUITES["refusals"](3), SUITES["refusals"](None)
-    assert [one.id for one in few.items] == [f"{kind}-{i}" for kind in ("refuse", "answer") for i in range(3)]
-    assert set(few.items) < set(many.items)
-    assert many == SUITES["refusals"](None)
-    assert few.sha256 != many.sha256
+    sampled, complete = SUITES["refusals"](3), SUITES["refusals"](None)
+    assert [question.id for question in sampled.samples] == [
+        f"{category}-{i}" for category in ("refuse", "answer") for i in range(3)
+    ]
+    assert set(sampled.samples) < set(complete.samples)
+    assert complete == SUITES["refusals"](None)
+    assert sampled.sha256 != complete.sha256
 
 
 # --- tasks
@@ -144,9 +146,9 @@ def test_a_task_is_evaluated_in_windows_as_it_is_at_once(monkeypatch: pytest.Mon
     task, rows = task_of(), examples(["a", "b", "c", "a"] * 10)
     data = TaskData((), tuple(rows), TestHandle(0, 0, (), "", ()), {}, {"valid": "v"}, ())
     model = Echo()
-    found = evaluate(model, task, data=data)
+    evaluation = evaluate(model, task, data=data)
     assert model.batches == [16, 16, 8]
-    assert found == evaluate_predictions(task, rows, Echo().predict([row.inputs for row in rows]))
+    assert evaluation == evaluate_predictions(task, rows, Echo().predict([row.inputs for row in rows]))
 
 
 def test_one_row_adds_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +158,13 @@ def test_one_row_adds_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METRICS, "first_letter", Metric("first_letter", ("label",), first_letter))
     labels = ["apple", "avocado", "beet"]
     task = task_of("first_letter", labels)
-    found = evaluate_predictions(
+    evaluation = evaluate_predictions(
         task, examples(["apple", "avocado", "beet", "beet"]), ["avocado", "apple", "beet", None]
     )
-    assert (found.metric, found.scoring, found.estimate, found.unparsed) == ("first_letter", "binary", 0.75, 1)
-    assert type(found).from_json(found.to_json()) == found
+    assert (evaluation.metric, evaluation.scoring, evaluation.estimate, evaluation.unparsed) == (
+        "first_letter",
+        "binary",
+        0.75,
+        1,
+    )
+    assert type(evaluation).from_json(evaluation.to_json()) == evaluation

@@ -21,7 +21,7 @@ from bedplate.data.splits import row_hash
 from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.metrics import METRICS, macro_f1
 from bedplate.evaluation.slices import calibration, confidence_of, slices
 from bedplate.evaluation.task import Task, load_task
@@ -50,12 +50,12 @@ def task(metric: str = "accuracy", labels: list[str] | None = LABELS) -> Task:
 
 
 def examples(targets: list[str], groups: list[str] | None = None) -> list[Example]:
-    made: list[Example] = []
+    rows: list[Example] = []
     for i, target in enumerate(targets):
         inputs = {"x": f"row {i}" + "!" * (i % 7)}
         digest = row_hash(inputs)
-        made.append(Example(str(i), inputs, target, digest if groups is None else groups[i], digest))
-    return made
+        rows.append(Example(str(i), inputs, target, digest if groups is None else groups[i], digest))
+    return rows
 
 
 def simulated(seed: int, groups: int | None = 60, n: int = 300, right: float = 0.8) -> tuple[list[Example], list[str]]:
@@ -76,8 +76,10 @@ def test_macro_f1_matches_scikit_learn(rows: list[tuple[int, int]]) -> None:
     targets, predictions = (np.array(x, dtype=np.int64) for x in zip(*rows, strict=True))
     present = sorted((set(targets.tolist()) | set(predictions.tolist())) - {-1})
     peer = f1_score(targets, predictions, labels=present, average="macro", zero_division=0)
-    wanted, given = targets[:, None] == np.arange(4), predictions[:, None] == np.arange(4)
-    counts = np.stack([(wanted & given).sum(0), wanted.sum(0), given.sum(0)]).astype(float)
+    target_mask, prediction_mask = targets[:, None] == np.arange(4), predictions[:, None] == np.arange(4)
+    counts = np.stack([(target_mask & prediction_mask).sum(0), target_mask.sum(0), prediction_mask.sum(0)]).astype(
+        float
+    )
     assert macro_f1(counts) == pytest.approx(peer)
 
 
@@ -123,8 +125,8 @@ def test_few_groups_have_no_bound_and_say_why() -> None:
         assert result.interval[0] < result.estimate < result.interval[1]
         with pytest.raises(InsufficientGroups):
             result.bound(0.95)
-        one = evaluate_predictions(task(metric), *simulated(2, groups=1))
-        assert one.interval == (0.0, 1.0)
+        single = evaluate_predictions(task(metric), *simulated(2, groups=1))
+        assert single.interval == (0.0, 1.0)
 
 
 def test_everything_right_is_not_certainty() -> None:
@@ -157,16 +159,16 @@ def test_what_cannot_be_parsed_is_wrong_and_counted() -> None:
 
 def test_rows_carry_all_that_the_numbers_need(tmp_path: Path) -> None:
     rows, answers = simulated(5)
-    given = [Answer(a, {"a": -1.0, "b": -2.0, "c": -3.0}) for a in answers]
-    result = evaluate_predictions(task(), rows, given, split="test")
+    responses = [Answer(a, {"a": -1.0, "b": -2.0, "c": -3.0}) for a in answers]
+    result = evaluate_predictions(task(), rows, responses, split="test")
     assert np.mean([row.score for row in result.rows]) == pytest.approx(result.estimate)
     assert [row.row_hash for row in result.rows] == [e.row_hash for e in rows]
     assert result.rows[0].seconds == 0.5
     path = tmp_path / "report.json"
     path.write_text(json.dumps(result.to_json(), allow_nan=False), "utf-8")
-    again = Evaluation.from_json(json.loads(path.read_text("utf-8")))
-    assert again == result
-    assert again.bound(0.9) == result.bound(0.9)
+    restored = Evaluation.from_json(json.loads(path.read_text("utf-8")))
+    assert restored == result
+    assert restored.bound(0.9) == result.bound(0.9)
 
 
 def test_wrong_calls_say_so() -> None:
@@ -205,17 +207,17 @@ def test_compare_keeps_groups_and_pairs(metric: str) -> None:
     assert result.p_value < 0.01
     assert result == compare(a, b, seed=1)
     json.dumps(result.to_json(), allow_nan=False)
-    same = compare(a, a)
-    assert same.p_value == 1.0
-    assert same.interval[0] < 0 < same.interval[1]
+    identical = compare(a, a)
+    assert identical.p_value == 1.0
+    assert identical.interval[0] < 0 < identical.interval[1]
 
 
 def test_compare_refuses_other_rows_and_metrics() -> None:
     rows, answers = simulated(8)
     whole = evaluate_predictions(task(), rows, answers)
     part = evaluate_predictions(task(), rows[1:], answers[1:])
-    other = evaluate_predictions(task("macro_f1"), rows, answers)
-    for b in (part, other):
+    macro = evaluate_predictions(task("macro_f1"), rows, answers)
+    for b in (part, macro):
         with pytest.raises(UsageError, match="one metric on the same rows"):
             compare(whole, b)
 
@@ -224,10 +226,10 @@ class Echo:
     """Answers a fixed label and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.asked: list[dict[str, str]] = []
+        self.inputs: list[dict[str, str]] = []
 
     def predict(self, rows) -> list[Answer]:
-        self.asked += rows
+        self.inputs += rows
         return [Answer("yes") for _ in rows]
 
 
@@ -241,7 +243,7 @@ def test_evaluate_asks_the_model_for_every_row_of_the_split(tmp_path: Path) -> N
     )
     model = Echo()
     result = evaluate(model, tmp_path / "task.yaml", split="test")
-    assert (result.split, result.n, len(model.asked)) == ("test", 10, 10)
+    assert (result.split, result.n, len(model.inputs)) == ("test", 10, 10)
     assert result.estimate == sum(row.target == "yes" for row in result.rows) / 10
     assert evaluate(Echo(), load_task(tmp_path / "task.yaml")).split == "valid"
     with pytest.raises(UsageError, match="no split 'dev'"):
@@ -258,10 +260,10 @@ def test_evaluating_on_test_makes_a_later_verdict_exploratory(tmp_path: Path) ->
     )
     rows = load_examples(load_task(tmp_path / "task.yaml")).test.row_hashes
     evaluate(Echo(), tmp_path / "task.yaml", split="valid")
-    assert not Ledger().open("first", rows, task="t", reason="verdict").exploratory
+    assert not TestLedger().open("first", rows, task="t", reason="verdict").exploratory
     evaluate(Echo(), tmp_path / "task.yaml", split="test")
     evaluate(Echo(), tmp_path / "task.yaml", split="test")
-    later = Ledger().open("second", rows, task="t", reason="verdict")
+    later = TestLedger().open("second", rows, task="t", reason="verdict")
     assert later.exploratory
     assert later.number == 4
 
@@ -269,11 +271,11 @@ def test_evaluating_on_test_makes_a_later_verdict_exploratory(tmp_path: Path) ->
 def test_calibration_bins_confidence_against_accuracy() -> None:
     rows = examples(["a"] * 10)
     # five rows at confidence 0.9, four of them right; five at 0.6, two of them right
-    given = [Answer("a", {"a": math.log(0.9), "b": math.log(0.1)})] * 4
-    given += [Answer("b", {"a": math.log(0.1), "b": math.log(0.9)})]
-    given += [Answer("a", {"a": math.log(6.0), "b": math.log(4.0)})] * 2  # unnormalised log-scores
-    given += [Answer("b", {"a": math.log(0.4), "b": math.log(0.6)})] * 3
-    result = calibration(evaluate_predictions(task(), rows, given), bins=5)
+    responses = [Answer("a", {"a": math.log(0.9), "b": math.log(0.1)})] * 4
+    responses += [Answer("b", {"a": math.log(0.1), "b": math.log(0.9)})]
+    responses += [Answer("a", {"a": math.log(6.0), "b": math.log(4.0)})] * 2  # unnormalised log-scores
+    responses += [Answer("b", {"a": math.log(0.4), "b": math.log(0.6)})] * 3
+    result = calibration(evaluate_predictions(task(), rows, responses), bins=5)
     assert result is not None
     assert [(b.n, round(b.confidence, 6), b.accuracy) for b in result.bins] == [(5, 0.6, 0.4), (5, 0.9, 0.8)]
     assert result.error == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
@@ -289,14 +291,14 @@ def test_confidence_survives_extreme_scores() -> None:
 def test_slices_cover_every_row_once_per_kind() -> None:
     rows, answers = simulated(9)
     result = evaluate_predictions(task(), rows, answers)
-    found = slices(result)
+    all_slices = slices(result)
     for by in ("label", "length"):
-        parts = [s for s in found if s.by == by]
+        parts = [s for s in all_slices if s.by == by]
         assert sum(s.n for s in parts) == 300
         assert sum(s.n * s.estimate for s in parts) / 300 == pytest.approx(result.estimate)
         assert all(s.interval[0] <= s.estimate <= s.interval[1] for s in parts)
         assert all(s.interval[1] - s.interval[0] > 0.05 for s in parts)
-    by_label = {s.value: s.estimate for s in found if s.by == "label"}
+    by_label = {s.value: s.estimate for s in all_slices if s.by == "label"}
     for label in LABELS:
         outcomes = [e.target == a for e, a in zip(rows, answers, strict=True) if e.target == label]
         assert by_label[label] == pytest.approx(np.mean(outcomes))
@@ -305,18 +307,18 @@ def test_slices_cover_every_row_once_per_kind() -> None:
 def test_a_base_alone_cannot_be_evaluated(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text("x,y\n" + "".join(f"{i},{'ab'[i % 2]}\n" for i in range(30)), "utf-8")
-    given = task(labels=["a", "b"])
-    given = given.model_copy(update={"data": given.data.model_copy(update={"source": str(file)})})
+    file_task = task(labels=["a", "b"])
+    file_task = file_task.model_copy(update={"data": file_task.data.model_copy(update={"source": str(file)})})
     with pytest.raises(UsageError, match="object cannot be evaluated: it has no `predict`; give a skin"):
-        evaluate(object(), given)  # pyright: ignore[reportArgumentType]
+        evaluate(object(), file_task)  # pyright: ignore[reportArgumentType]
 
 
 def test_json_is_compared_as_values() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}}
-    asked = task().model_dump() | {"output": {"kind": "json", "json_schema": schema}, "metric": "json_match"}
-    made = examples(['{"a":"X","b":1}'] * 5)
-    given = ['{"b": 1, "a": "X"}', '{"a":"x","b":1}', '{"a":"X","b"', '{"a":1}', None]
-    result = evaluate_predictions(Task.model_validate(asked), made, given)
+    config = task().model_dump() | {"output": {"kind": "json", "json_schema": schema}, "metric": "json_match"}
+    rows = examples(['{"a":"X","b":1}'] * 5)
+    answers = ['{"b": 1, "a": "X"}', '{"a":"x","b":1}', '{"a":"X","b"', '{"a":1}', None]
+    result = evaluate_predictions(Task.model_validate(config), rows, answers)
     assert [row.score for row in result.rows] == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert [row.prediction for row in result.rows] == ['{"a":"X","b":1}', '{"a":"x","b":1}', None, None, None]
     assert result.unparsed == 3

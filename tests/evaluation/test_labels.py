@@ -41,37 +41,39 @@ def task(metric: str, **output: object) -> Task:
 
 
 def test_f1_of_rows_that_weigh_little_is_that_of_scikit_learn() -> None:
-    wanted, given = ({"red"}, set(), {"green"}), ({"red", "green"}, set(), set())
+    targets, predictions = ({"red"}, set(), {"green"}), ({"red", "green"}, set(), set())
     weights = [0.2, 0.5, 0.1]  # labels that are wanted or given weigh 0.7 in all
     rows = [
-        Example(str(i), {"x": str(i)}, OUTPUT.canonical(one), str(i), row_hash({"x": str(i)}), weight=weight)
-        for i, (one, weight) in enumerate(zip(wanted, weights, strict=True))
+        Example(str(i), {"x": str(i)}, OUTPUT.canonical(target), str(i), row_hash({"x": str(i)}), weight=weight)
+        for i, (target, weight) in enumerate(zip(targets, weights, strict=True))
     ]
-    marks = [[[label in one for label in LABELS] for one in side] for side in (wanted, given)]
-    found = evaluate_predictions(task("micro_f1"), rows, [json.dumps(sorted(one)) for one in given])
-    assert found.estimate == pytest.approx(f1_score(*marks, average="micro", sample_weight=weights, zero_division=1.0))
+    marks = [[[label in labels for label in LABELS] for labels in side] for side in (targets, predictions)]
+    evaluation = evaluate_predictions(task("micro_f1"), rows, [json.dumps(sorted(labels)) for labels in predictions])
+    assert evaluation.estimate == pytest.approx(
+        f1_score(*marks, average="micro", sample_weight=weights, zero_division=1.0)
+    )
 
 
 @given(st.lists(st.tuples(sets, sets), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_scores_match_scikit_learn(pairs: list[tuple[set[str], set[str]]]) -> None:
     rows = [
-        Example(str(i), {"x": str(i)}, OUTPUT.canonical(wanted), str(i), row_hash({"x": str(i)}))
-        for i, (wanted, _) in enumerate(pairs)
+        Example(str(i), {"x": str(i)}, OUTPUT.canonical(target), str(i), row_hash({"x": str(i)}))
+        for i, (target, _) in enumerate(pairs)
     ]
-    answers = [json.dumps(sorted(given)) for _, given in pairs]
-    wanted, given = (np.array([[label in pair[i] for label in LABELS] for pair in pairs]) for i in (0, 1))
-    found = {
+    answers = [json.dumps(sorted(prediction)) for _, prediction in pairs]
+    targets, predictions = (np.array([[label in pair[i] for label in LABELS] for pair in pairs]) for i in (0, 1))
+    scores = {
         name: evaluate_predictions(task(name), rows, answers).estimate
         for name in ("labels_match", "micro_f1", "macro_f1", "example_f1")
     }
-    occurs = np.flatnonzero((wanted | given).any(axis=0))
-    assert found["labels_match"] == pytest.approx(accuracy_score(wanted, given))
-    assert found["micro_f1"] == pytest.approx(f1_score(wanted, given, average="micro", zero_division=1.0))
-    assert found["example_f1"] == pytest.approx(f1_score(wanted, given, average="samples", zero_division=1.0))
+    occurs = np.flatnonzero((targets | predictions).any(axis=0))
+    assert scores["labels_match"] == pytest.approx(accuracy_score(targets, predictions))
+    assert scores["micro_f1"] == pytest.approx(f1_score(targets, predictions, average="micro", zero_division=1.0))
+    assert scores["example_f1"] == pytest.approx(f1_score(targets, predictions, average="samples", zero_division=1.0))
     if occurs.size:
-        peer = f1_score(wanted, given, average="macro", zero_division=0.0, labels=occurs)
-        assert found["macro_f1"] == pytest.approx(peer)
+        peer = f1_score(targets, predictions, average="macro", zero_division=0.0, labels=occurs)
+        assert scores["macro_f1"] == pytest.approx(peer)
 
 
 @given(st.permutations(LABELS), st.integers(0, 3))
@@ -163,10 +165,10 @@ def test_slices_by_label_take_every_row_that_has_it() -> None:
     targets = ['["red"]', '["red","green"]', '["green"]', "[]"] * 30
     rows = [Example(str(i), {"x": str(i)}, y, str(i), row_hash({"x": str(i)})) for i, y in enumerate(targets)]
     result = evaluate_predictions(task("example_f1"), rows, ['["red"]'] * 120)
-    found = {part.value: part for part in slices(result) if part.by == "label"}
-    assert (found["red"].n, found["green"].n) == (60, 60)
-    assert found["red"].estimate == pytest.approx((1 + 2 / 3) / 2)
-    assert 0.7 < found["red"].interval[0] < found["red"].estimate < found["red"].interval[1] < 0.95
+    label_slices = {part.value: part for part in slices(result) if part.by == "label"}
+    assert (label_slices["red"].n, label_slices["green"].n) == (60, 60)
+    assert label_slices["red"].estimate == pytest.approx((1 + 2 / 3) / 2)
+    assert 0.7 < label_slices["red"].interval[0] < label_slices["red"].estimate < label_slices["red"].interval[1] < 0.95
 
 
 def test_wrong_config_is_a_config_error(tmp_path: Path) -> None:
@@ -177,9 +179,9 @@ def test_wrong_config_is_a_config_error(tmp_path: Path) -> None:
 
 @given(st.lists(st.floats(-800, 800), min_size=len(LABELS), max_size=len(LABELS)), st.floats(0.01, 0.99))
 def test_a_head_gives_the_labels_whose_probability_reaches_the_threshold(logits: list[float], threshold: float) -> None:
-    chosen, told = LabelsOutput(labels=LABELS, threshold=threshold).choose(logits)
+    chosen, log_probabilities = LabelsOutput(labels=LABELS, threshold=threshold).choose(logits)
     probabilities = special.expit(np.array(logits))
-    np.testing.assert_allclose(np.exp(list(told.values())), probabilities, atol=1e-12)
+    np.testing.assert_allclose(np.exp(list(log_probabilities.values())), probabilities, atol=1e-12)
     sure = np.abs(probabilities - threshold) > 1e-9
     given_labels = np.array([label in json.loads(chosen) for label in LABELS])
     assert (given_labels == (probabilities >= threshold))[sure].all()

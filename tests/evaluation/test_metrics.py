@@ -33,54 +33,54 @@ ANSWERS = {
 }
 
 
-def task(metric: str, kind: str) -> Task:
+def task(metric: str, output_type: str) -> Task:
     return Task.model_validate(
         {
             "task": "t",
             "inputs": {"x": {"column": "x"}},
-            "output": OUTPUTS[kind],
+            "output": OUTPUTS[output_type],
             "data": {"source": "x.csv", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}},
             "metric": metric,
         }
     )
 
 
-def examples(kind: str, n: int = 240, groups: int = 48) -> list[Example]:
-    made = [({"x": f"row {i}"}, ANSWERS[kind][i % 3], f"g{i % groups}") for i in range(n)]
-    return [Example(str(i), x, y, g, row_hash(x)) for i, (x, y, g) in enumerate(made)]
+def examples(output_type: str, n: int = 240, groups: int = 48) -> list[Example]:
+    columns = [({"x": f"row {i}"}, ANSWERS[output_type][i % 3], f"g{i % groups}") for i in range(n)]
+    return [Example(str(i), x, y, g, row_hash(x)) for i, (x, y, g) in enumerate(columns)]
 
 
-CASES = [(name, kind) for name, metric in METRICS.items() for kind in metric.outputs]
+CASES = [(name, output_type) for name, metric in METRICS.items() for output_type in metric.outputs]
 
 
 def test_every_output_kind_has_a_metric() -> None:
-    assert {kind for metric in METRICS.values() for kind in metric.outputs} == set(OUTPUT_KINDS)
+    assert {output_type for metric in METRICS.values() for output_type in metric.outputs} == set(OUTPUT_KINDS)
     assert all(name == metric.name for name, metric in METRICS.items())
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_all_right_is_one_and_all_wrong_is_zero(name: str, kind: str) -> None:
-    rows = examples(kind)
-    right = evaluate_predictions(task(name, kind), rows, [e.target for e in rows])
+@pytest.mark.parametrize(("name", "output_type"), CASES)
+def test_all_right_is_one_and_all_wrong_is_zero(name: str, output_type: str) -> None:
+    rows = examples(output_type)
+    right = evaluate_predictions(task(name, output_type), rows, [e.target for e in rows])
     assert right.estimate == pytest.approx(1.0)
     assert right.lower_bound is not None
     assert right.lower_bound < 0.96
-    wrong = [ANSWERS[kind][(i + 1) % 3] for i in range(len(rows))]
-    found = evaluate_predictions(task(name, kind), rows, wrong).estimate
-    assert found == 0.0 if name != "chrf" else found < 0.2  # single letters are always shared
-    nothing = evaluate_predictions(task(name, kind), rows, [None] * len(rows))
+    wrong = [ANSWERS[output_type][(i + 1) % 3] for i in range(len(rows))]
+    estimate = evaluate_predictions(task(name, output_type), rows, wrong).estimate
+    assert estimate == 0.0 if name != "chrf" else estimate < 0.2  # single letters are always shared
+    nothing = evaluate_predictions(task(name, output_type), rows, [None] * len(rows))
     assert (nothing.estimate, nothing.unparsed) == (0.0, len(rows))
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_bounds_order_and_comparison(name: str, kind: str) -> None:
+@pytest.mark.parametrize(("name", "output_type"), CASES)
+def test_bounds_order_and_comparison(name: str, output_type: str) -> None:
     rng = np.random.default_rng(0)
-    rows = examples(kind)
-    answers = [e.target if rng.random() < 0.8 else ANSWERS[kind][rng.integers(3)] for e in rows]
-    result = evaluate_predictions(task(name, kind), rows, answers)
+    rows = examples(output_type)
+    answers = [e.target if rng.random() < 0.8 else ANSWERS[output_type][rng.integers(3)] for e in rows]
+    result = evaluate_predictions(task(name, output_type), rows, answers)
     assert 0 < result.bound(0.99) < result.bound(0.9) < result.estimate < result.bound(0.9, "upper") < 1
     order = rng.permutation(len(rows))
-    moved = evaluate_predictions(task(name, kind), [rows[i] for i in order], [answers[i] for i in order])
+    moved = evaluate_predictions(task(name, output_type), [rows[i] for i in order], [answers[i] for i in order])
     assert moved.estimate == pytest.approx(result.estimate)
     assert moved.split_hash == result.split_hash
     assert compare(result, moved).difference == pytest.approx(0.0)
@@ -88,8 +88,8 @@ def test_bounds_order_and_comparison(name: str, kind: str) -> None:
     assert Evaluation.from_json(json.loads(json.dumps(result.to_json(), allow_nan=False))) == result
 
 
-@pytest.mark.parametrize(("name", "kind"), CASES)
-def test_rows_score_only_what_is_declared(name: str, kind: str) -> None:
+@pytest.mark.parametrize(("name", "output_type"), CASES)
+def test_rows_score_only_what_is_declared(name: str, output_type: str) -> None:
     """Half right is neither 0 nor 1 for a metric of real scores, and never so for the others."""
     halves = {
         "label": ("1", "2"),
@@ -98,7 +98,7 @@ def test_rows_score_only_what_is_declared(name: str, kind: str) -> None:
         "json": ('{"n":1,"s":"red"}', '{"n":1,"s":"old"}'),
         "embedding": ('["a","c"]', '["a","b"]' if name.startswith("recall") else '["b","c"]'),
     }
-    target, prediction = halves[kind]
+    target, prediction = halves[output_type]
     score = METRICS[name].row(target, prediction)
     assert 0 < score < 1 if METRICS[name].real else score == 0.0
 

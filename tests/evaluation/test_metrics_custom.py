@@ -98,12 +98,12 @@ def test_the_hash_follows_the_functions_file(tmp_path: Path) -> None:
     first = load_task(path)
     before = first.hash
     assert load_task(path).hash == before
-    one = evaluate_predictions(first, examples("ab"), ["a"])
+    original = evaluate_predictions(first, examples("ab"), ["a"])
     write(tmp_path, {"python": "closeness.py:score"}, closeness=LENGTH + "\n    # the same, but who knows\n")
     assert load_task(path).hash != before
-    other = evaluate_predictions(load_task(path), examples("ab"), ["a"])
+    edited = evaluate_predictions(load_task(path), examples("ab"), ["a"])
     with pytest.raises(UsageError, match="only evaluations of one metric"):
-        compare(one, other)
+        compare(original, edited)
 
 
 @pytest.mark.parametrize(
@@ -192,17 +192,17 @@ def server() -> Iterator[Labeller]:
         yield labeller
 
 
-def by_quality(said: str) -> str:
+def by_quality(prompt: str) -> str:
     """The digit in the answer that is judged; some explain themselves, one cannot count."""
-    shown = re.search(r"Answer: (.*)", said)
+    shown = re.search(r"Answer: (.*)", prompt)
     assert shown is not None
     if shown[1] == "vague":
-        return "Let me think.\n**Score: 3**" if "You answered:" in said else "I would say it is fair, 3 of 5."
+        return "Let me think.\n**Score: 3**" if "You answered:" in prompt else "I would say it is fair, 3 of 5."
     return "hard to say" if shown[1] == "mute" else f"It is what it is.\n{shown[1][-1]}"
 
 
-def judged(directory: Path, server: Labeller, model: str = "ok", **more: Any) -> Task:
-    judge = {"endpoint": server.url, "model": model, "rubric": RUBRIC, "scale": [1, 5], "retries": 1, **more}
+def judged(directory: Path, server: Labeller, model: str = "ok", **judge_options: Any) -> Task:
+    judge = {"endpoint": server.url, "model": model, "rubric": RUBRIC, "scale": [1, 5], "retries": 1, **judge_options}
     return load_task(write(directory, {"judge": judge}))
 
 
@@ -211,12 +211,12 @@ def test_a_judge_scores_rows_on_its_scale(tmp_path: Path, server: Labeller) -> N
     rows = examples("a", "b", "c", "d", "e")
     result = evaluate_predictions(task, rows, ["is 5", "is 1", "is 4", None, "vague"])
     assert [row.score for row in result.rows] == [1.0, 0.0, 0.75, 0.0, 0.5]
-    assert len(server.asked) == 5  # the vague one twice, what could not be parsed not at all
-    asked = [body["messages"][-1]["content"] for body in server.asked]
+    assert len(server.requests) == 5  # the vague one twice, what could not be parsed not at all
+    prompts = [body["messages"][-1]["content"] for body in server.requests]
     assert any(
-        said.startswith("Question: question 0\nRight answer: a\nAnswer: is 5\nHow good is it?") for said in asked
+        prompt.startswith("Question: question 0\nRight answer: a\nAnswer: is 5\nHow good is it?") for prompt in prompts
     )
-    assert all("one number from 1 to 5" in said for said in asked)
+    assert all("one number from 1 to 5" in prompt for prompt in prompts)
     assert (result.scoring, result.metric) == ("real", task.metric_name)
 
 
@@ -224,24 +224,24 @@ def test_nothing_is_asked_twice(tmp_path: Path, server: Labeller) -> None:
     task = judged(tmp_path, server)
     rows, answers = examples("a", "b", "vague"), ["is 5", "is 2", "vague"]
     first = evaluate_predictions(task, rows, answers)
-    count = len(server.asked)
+    count = len(server.requests)
     metrics_judge._account.cache_clear()  # as in another process
     assert evaluate_predictions(judged(tmp_path, server, concurrency=1), rows, answers) == first
-    assert len(server.asked) == count
-    same = [Example(f"{i}", {"q": "one"}, "a", str(i), row_hash({"q": f"{i}"})) for i in range(6)]
-    assert evaluate_predictions(task, same, ["is 3"] * 6).estimate == 0.5
-    assert len(server.asked) == count + 1
+    assert len(server.requests) == count
+    copies = [Example(f"{i}", {"q": "one"}, "a", str(i), row_hash({"q": f"{i}"})) for i in range(6)]
+    assert evaluate_predictions(task, copies, ["is 3"] * 6).estimate == 0.5
+    assert len(server.requests) == count + 1
     evaluate_predictions(judged(tmp_path, server, rubric=RUBRIC + "!"), rows, answers)
-    assert len(server.asked) == 2 * count + 1
+    assert len(server.requests) == 2 * count + 1
 
 
 def test_a_judge_that_says_nothing_usable_is_an_error_that_names_the_row(tmp_path: Path, server: Labeller) -> None:
     task = judged(tmp_path, server)
     with pytest.raises(EndpointError, match=r"ok at http.*gives row row-1 no number from 1 to 5, but 'hard to say'"):
         evaluate_predictions(task, examples("a", "b"), ["is 5", "mute"])
-    kept = list(read_jsonl(next((bedplate_home() / "judged").iterdir())))
-    assert len(kept) == 3
-    server.answer = lambda said: "7"
+    judgments = list(read_jsonl(next((bedplate_home() / "judged").iterdir())))
+    assert len(judgments) == 3
+    server.answer = lambda prompt: "7"
     with pytest.raises(EndpointError, match="no number from 1 to 5, but '7'"):
         evaluate_predictions(task, examples("c"), ["is 5"])
 
@@ -253,9 +253,9 @@ def test_a_judge_that_fails_is_an_error_and_what_came_before_is_kept(tmp_path: P
     with pytest.raises(EndpointError, match="gone for good"):
         evaluate_predictions(task, rows, answers)
     server.failing = 1000
-    asked = len(server.asked)
+    request_count = len(server.requests)
     assert evaluate_predictions(task, rows, answers).estimate == pytest.approx((1 + 0.75 + 0.5 + 0.25) / 4)
-    assert len(server.asked) == asked + 2
+    assert len(server.requests) == request_count + 2
 
 
 def test_an_answer_that_was_cut_off_is_no_score(tmp_path: Path, server: Labeller) -> None:
@@ -271,10 +271,10 @@ def test_an_answer_that_was_cut_off_is_no_score(tmp_path: Path, server: Labeller
 def test_a_cap_on_spending_stops_before_it_is_passed(tmp_path: Path, server: Labeller) -> None:
     price = {"input": 1000.0, "output": 1000.0}
     task = judged(tmp_path, server, concurrency=1, price=price, max_usd=0.7)
-    many = examples(*"abcdefgh")
+    rows = examples(*"abcdefgh")
     with pytest.raises(EndpointError, match=r"past max_usd of \$0.7"):
-        evaluate_predictions(task, many, [f"is {1 + i % 5}" for i in range(8)])
-    assert 0 < len(server.asked) < 8
+        evaluate_predictions(task, rows, [f"is {1 + i % 5}" for i in range(8)])
+    assert 0 < len(server.requests) < 8
 
 
 class Never:
@@ -291,7 +291,7 @@ def test_a_key_that_is_not_set_is_told_before_the_model_is_asked(
         evaluate(Never(), task)
     monkeypatch.setenv("JUDGE_KEY", "secret")
     evaluate_predictions(task, examples("a"), ["is 5"])
-    assert server.asked[0]["key"] == "Bearer secret"
+    assert server.requests[0]["key"] == "Bearer secret"
     assert "secret" not in next((bedplate_home() / "judged").iterdir()).read_text("utf-8")
     assert task.hash == judged(tmp_path, server).hash  # who pays changes no score
 
@@ -315,7 +315,7 @@ def test_a_key_that_is_not_set_is_told_before_the_model_is_asked(
     ],
 )
 def test_which_answers_are_numbers(tmp_path: Path, server: Labeller, answer: str, score: float | None) -> None:
-    server.answer = lambda said: answer
+    server.answer = lambda prompt: answer
     task = judged(tmp_path, server)
     if score is None:
         with pytest.raises(EndpointError, match="no number"):

@@ -45,11 +45,18 @@ def test_token_f1_matches_the_squad_script(monkeypatch: pytest.MonkeyPatch) -> N
     @given(texts, texts)
     @settings(max_examples=300, deadline=None)
     def check(target: str, prediction: str) -> None:
-        wanted, given = peer.normalize_answer(target), peer.normalize_answer(prediction)
-        assert (squad_words(target), squad_words(prediction)) == (wanted.split(), given.split())
-        assert METRICS["squad_exact"].row(target, prediction) == (wanted == given)
+        normalized_target, normalized_prediction = peer.normalize_answer(target), peer.normalize_answer(prediction)
+        assert (squad_words(target), squad_words(prediction)) == (
+            normalized_target.split(),
+            normalized_prediction.split(),
+        )
+        assert METRICS["squad_exact"].row(target, prediction) == (normalized_target == normalized_prediction)
         # the script of SQuAD 2.0, unlike LongBench's, gives 1 for "no answer" rightly given
-        score = float(wanted == given) if not (wanted and given) else peer.qa_f1_score(prediction, target)
+        score = (
+            float(normalized_target == normalized_prediction)
+            if not (normalized_target and normalized_prediction)
+            else peer.qa_f1_score(prediction, target)
+        )
         assert token_f1(target, prediction) == pytest.approx(score)
 
     check()
@@ -117,7 +124,7 @@ values = st.recursive(
 @given(values, values)
 @settings(max_examples=200, deadline=None)
 def test_json_fields_is_a_score(a: object, b: object) -> None:
-    one, two = json.dumps(a), json.dumps(b)
-    assert json_fields(one, one) == 1.0
-    assert json_fields(one, two) == pytest.approx(json_fields(two, one))
-    assert 0 <= json_fields(one, two) <= 1
+    first, two = json.dumps(a), json.dumps(b)
+    assert json_fields(first, first) == 1.0
+    assert json_fields(first, two) == pytest.approx(json_fields(two, first))
+    assert 0 <= json_fields(first, two) <= 1

@@ -20,7 +20,7 @@ import bedplate
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
@@ -64,14 +64,14 @@ def test_documents_are_ranked_by_cosine_ties_in_the_files_order() -> None:
     texts = {f"d{i}": " ".join(rng.choice(WORDS, 5)) for i in range(600)}
     queries = [" ".join(rng.choice(WORDS, 3)) for _ in range(20)]
     model = Words()
-    found = [json.loads(one) for one in Ranker(model, texts).predict([{"q": text} for text in queries])]
+    rankings = [json.loads(answer) for answer in Ranker(model, texts).predict([{"q": text} for text in queries])]
     assert model.batches == [256, 256, 88, 20]
-    near = cosine_similarity(Words().embed(queries), Words().embed(list(texts.values())))
-    for ranked, scores in zip(found, near, strict=True):
+    similarities = cosine_similarity(Words().embed(queries), Words().embed(list(texts.values())))
+    for ranked, scores in zip(rankings, similarities, strict=True):
         assert len(ranked) == 100
-        given = np.array([scores[int(name[1:])] for name in ranked])
-        assert given == pytest.approx(np.sort(scores)[::-1][:100])
-        for a, b, x, y in zip(ranked, ranked[1:], given, given[1:], strict=False):
+        ranked_scores = np.array([scores[int(name[1:])] for name in ranked])
+        assert ranked_scores == pytest.approx(np.sort(scores)[::-1][:100])
+        for a, b, x, y in zip(ranked, ranked[1:], ranked_scores, ranked_scores[1:], strict=False):
             assert x > y - 1e-6
             if len(set(texts[a].split())) == 1 and texts[a] == texts[b]:
                 assert int(a[1:]) < int(b[1:])
@@ -124,29 +124,29 @@ def test_a_base_ranks_with_its_own_vectors(tmp_path: Path) -> None:
     documents = [json.loads(line)["text"] for line in (tmp_path / "documents.jsonl").read_text("utf-8").splitlines()]
     queries = [e.inputs["q"] for e in load_examples(load_task(path)).test.open("to rank")]
     with bedplate.load(base) as model:
-        near = model.embed(queries) @ model.embed(documents).T
-    for row, scores in zip(result.rows, near, strict=True):
-        given = [scores[int(name)] for name in json.loads(row.prediction or "")]
-        assert given == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
+        similarities = model.embed(queries) @ model.embed(documents).T
+    for row, scores in zip(result.rows, similarities, strict=True):
+        ranked_scores = [scores[int(name)] for name in json.loads(row.prediction or "")]
+        assert ranked_scores == pytest.approx(np.sort(scores)[::-1], abs=1e-5)
 
 
 def test_what_evaluate_loads_it_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, base, closed = write(tmp_path), write_tiny_base(tmp_path / "base"), list[LocalModel]()
     close = LocalModel.close
 
-    def told(self: LocalModel) -> None:
+    def record_close(self: LocalModel) -> None:
         closed.append(self)
         close(self)
 
-    monkeypatch.setattr(LocalModel, "close", told)
+    monkeypatch.setattr(LocalModel, "close", record_close)
     evaluate(base, path)
     assert len(closed) == 1
     with pytest.raises(UsageError, match="has no `predict`"):
         evaluate(base, path, data=replace(load_examples(load_task(path)), documents=None))
     assert len(closed) == 2
-    with bedplate.load(base) as own:
-        assert isinstance(own, LocalModel)
-        evaluate(own, path)
+    with bedplate.load(base) as model:
+        assert isinstance(model, LocalModel)
+        evaluate(model, path)
         assert len(closed) == 2  # what somebody else opened stays open
 
 
@@ -160,7 +160,7 @@ def test_other_documents_are_another_question(tmp_path: Path, monkeypatch: pytes
     rows = load_examples(load_task(path)).test.row_hashes
 
     def openings() -> int:
-        return len(Ledger().path.read_text("utf-8").splitlines())
+        return len(TestLedger().path.read_text("utf-8").splitlines())
 
     evaluate(base, path, split="test")
     assert len(reads) == 2  # of them one here
@@ -171,7 +171,7 @@ def test_other_documents_are_another_question(tmp_path: Path, monkeypatch: pytes
         file.write(json.dumps({"id": "more", "text": "fjord fjord"}) + "\n")
     evaluate(base, path, split="test")
     assert openings() == before + 1
-    assert Ledger().open("later", rows, task="t", reason="verdict").exploratory
+    assert TestLedger().open("later", rows, task="t", reason="verdict").exploratory
 
 
 @pytest.mark.parametrize("answer", ['["a", "a", "b"]', "a", '["a"', '{"a": 1}', "[1]", "[" * 100_000])
@@ -179,9 +179,9 @@ def test_what_is_no_ranking_is_unparsed(tmp_path: Path, answer: str) -> None:
     """A document that is ranked twice would score twice: nDCG of 1.63."""
     task = load_task(write(tmp_path))
     rows = [Example(str(i), {"q": str(i)}, '["a"]', str(i), str(i)) for i in range(2)]
-    found = evaluate_predictions(task, rows, [answer, '["a","b"]'])
-    assert ([row.score for row in found.rows], found.unparsed) == ([0.0, 1.0], 1)
-    assert found.rows[1].prediction == '["a", "b"]'
+    evaluation = evaluate_predictions(task, rows, [answer, '["a","b"]'])
+    assert ([row.score for row in evaluation.rows], evaluation.unparsed) == ([0.0, 1.0], 1)
+    assert evaluation.rows[1].prediction == '["a", "b"]'
 
 
 def test_targets_are_ids_lists_or_separated_text(tmp_path: Path) -> None:

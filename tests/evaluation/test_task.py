@@ -48,14 +48,14 @@ def write(directory: Path, data: list[dict] | None = None, text: str | None = No
     """A task file with its rows; `a__b=value` changes a nested key."""
     task = json.loads(json.dumps(BASE))
     for key, value in changes.items():
-        here = task
+        node = task
         *parents, last = key.split("__")
         for parent in parents:
-            here = here[parent]
+            node = node[parent]
         if value is None:
-            here.pop(last)
+            node.pop(last)
         else:
-            here[last] = value
+            node[last] = value
     if data is not None:
         (directory / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data), "utf-8")
     path = directory / "task.yaml"
@@ -98,9 +98,9 @@ def test_the_hash_follows_the_resolved_file(tmp_path: Path) -> None:
 )
 def test_hashes_stay_what_they_were(output: dict[str, object], metric: str, digest: str) -> None:
     """A verdict is known by the task's hash, so a field that comes later may not change that of tasks without it."""
-    given = {"task": "t", "inputs": {"x": {"column": "x"}}, "output": output, "metric": metric}
+    task_fields = {"task": "t", "inputs": {"x": {"column": "x"}}, "output": output, "metric": metric}
     data = {"source": "x.csv", "target": "y", "split": {"train": 0.6, "valid": 0.2, "test": 0.2}}
-    assert Task.model_validate(given | {"data": data}).hash[:16] == digest
+    assert Task.model_validate(task_fields | {"data": data}).hash[:16] == digest
 
 
 @pytest.mark.parametrize("late", ["json_schema", "separator", "documents", "abstain"])
@@ -111,9 +111,9 @@ def test_late_fields_are_written_only_where_they_are_given(late: str) -> None:
 def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
     for path in (write(tmp_path), EXAMPLE):
         task = load_task(path)
-        again = parse_config(dump_config(task), Task, "resolved")
-        assert again.model_dump(mode="json") == task.model_dump(mode="json")
-        assert again.hash == task.hash
+        reloaded = parse_config(dump_config(task), Task, "resolved")
+        assert reloaded.model_dump(mode="json") == task.model_dump(mode="json")
+        assert reloaded.hash == task.hash
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_splits_do_not_depend_on_the_order_of_the_file(tmp_path: Path) -> None:
     for name in ("train", "valid", "test"):
         assert first.hashes[name] == second.hashes[name]
     assert first.hashes["file:rows.jsonl"] != second.hashes["file:rows.jsonl"]
-    other = load_examples(load_task(write(tmp_path, rows()), ["data.seed=3"]))
-    assert other.hashes["test"] != first.hashes["test"]
+    reseeded = load_examples(load_task(write(tmp_path, rows()), ["data.seed=3"]))
+    assert reseeded.hashes["test"] != first.hashes["test"]
 
 
 def test_what_is_dropped_is_counted_and_noted(tmp_path: Path) -> None:
@@ -334,8 +334,8 @@ def test_targets_of_json_are_values_or_texts_in_one_form(tmp_path: Path) -> None
 
 
 def test_a_schema_is_part_of_the_hash(tmp_path: Path) -> None:
-    other = JSON | {"json_schema": {"type": "object"}}
-    hashes = {load_task(write(tmp_path, output=output, metric="json_match")).hash for output in (JSON, other)}
+    variant = JSON | {"json_schema": {"type": "object"}}
+    hashes = {load_task(write(tmp_path, output=output, metric="json_match")).hash for output in (JSON, variant)}
     assert len(hashes) == 2
 
 
@@ -356,8 +356,8 @@ def test_a_group_in_two_files_and_a_label_that_valid_lacks(tmp_path: Path) -> No
 
 def test_several_sources_are_one_set_of_rows(tmp_path: Path) -> None:
     """Copies are found across files, and so are rows that contradict one another."""
-    more = [{"text": "text 3", "y": "yes"}, {"text": "text 4", "y": "yes"}, {"text": "new", "y": "no"}]
-    (tmp_path / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in more), "utf-8")
+    extra_rows = [{"text": "text 3", "y": "yes"}, {"text": "text 4", "y": "yes"}, {"text": "new", "y": "no"}]
+    (tmp_path / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in extra_rows), "utf-8")
     task = load_task(write(tmp_path, rows(), data__source=["rows.jsonl", "again.jsonl"]))
     loaded = load_examples(task)
     assert loaded.counts["duplicates"] == 1
@@ -366,7 +366,7 @@ def test_several_sources_are_one_set_of_rows(tmp_path: Path) -> None:
     assert len(ids) == 50 - 1 + 1
     assert "again.jsonl/line 3" in ids
     assert {"file:rows.jsonl", "file:again.jsonl"} <= loaded.hashes.keys()
-    one = load_examples(load_task(write(tmp_path, rows())))
-    assert one.hashes["file:rows.jsonl"] == loaded.hashes["file:rows.jsonl"]
+    single = load_examples(load_task(write(tmp_path, rows())))
+    assert single.hashes["file:rows.jsonl"] == loaded.hashes["file:rows.jsonl"]
     with pytest.raises(ConfigError, match="a source is named twice"):
         load_task(write(tmp_path, rows(), data__source=["rows.jsonl", "rows.jsonl"]))

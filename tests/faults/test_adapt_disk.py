@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_bases import endpoint
-from tests.faults.test_adapt_faults import FEW
+from tests.faults.test_adapt_faults import GROUP_COUNT
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 from tests.tiny import write_tiny_base
@@ -35,11 +35,11 @@ class Disk:
         self.writes, self.room = 0, 10**9
 
     def filling(self, call: Callable[..., object]) -> Callable[..., object]:
-        def counted(*arguments: object, **more: object) -> object:
+        def counted(*arguments: object, **options: object) -> object:
             self.writes += 1
             if self.writes > self.room:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return call(*arguments, **more)
+            return call(*arguments, **options)
 
         return counted
 
@@ -53,27 +53,27 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_wherever_the_disk_fills_up_the_same_command_goes_on(tmp_path: Path, base: Path, disk: Disk):
-    task = write_task(tmp_path, base, groups=FEW, rungs=QUICK)
+    task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=QUICK)
     first = disk.writes
     whole = adapt(task, tmp_path / "whole")
     needed = disk.writes - first
     assert needed > 20
     out, report = tmp_path / "out", None
-    stopped, said = list[int](), list[str]()
+    stopped, messages = list[int](), list[str]()
     room = 0
     while report is None:
         assert room < needed
         disk.writes, disk.room = 0, room
-        kept = {path: path.stat().st_mtime_ns for path in out.glob("rungs/*/result.json")}
+        finished = {path: path.stat().st_mtime_ns for path in out.glob("rungs/*/result.json")}
         try:
             report = adapt(task, out)
         except UsageError as error:
-            said.append(error.message)
-            stopped.append(len(kept))
+            messages.append(error.message)
+            stopped.append(len(finished))
         assert not list(out.rglob("*.tmp"))
-        assert all(path.stat().st_mtime_ns == at for path, at in kept.items()), "a finished rung was done again"
+        assert all(path.stat().st_mtime_ns == at for path, at in finished.items()), "a finished rung was done again"
         room += max(1, needed // 15)
-    assert all("No space left on device" in one and "make room" in one for one in said)
+    assert all("No space left on device" in message and "make room" in message for message in messages)
     assert set(stopped) >= {0, 1, 2}  # before the first rung, and with some of them finished
     assert {row["status"] for row in report.rungs} == {"done"}
     assert _answers(report) == _answers(whole)
@@ -87,10 +87,10 @@ def _killed_in_each(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name
     """Each rung is killed once when all its work is done and nothing says so yet."""
     fitted: dict[str, int] = {}
     for name in names:
-        kind = type(RUNGS[name])
-        if getattr(kind.fit, "__name__", "") == "killed":  # one class serves several names
+        rung_class = type(RUNGS[name])
+        if getattr(rung_class.fit, "__name__", "") == "killed":  # one class serves several names
             continue
-        original = kind.fit
+        original = rung_class.fit
 
         def killed(self, context, plan, directory, fit=original):
             result = fit(self, context, plan, directory)
@@ -99,7 +99,7 @@ def _killed_in_each(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name
                 raise KeyboardInterrupt
             return result
 
-        monkeypatch.setattr(kind, "fit", killed)
+        monkeypatch.setattr(rung_class, "fit", killed)
     for _ in range(len(names) + 1):
         try:
             report = adapt(task, out)
@@ -108,8 +108,8 @@ def _killed_in_each(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name
             assert not (out / "report.json").exists()
     else:
         raise AssertionError(f"it does not come to an end: {fitted}")
-    done = [row["rung"] for row in report.rungs if row["split"] == "valid" and row["status"] == "done"]
-    assert {name: fitted[name] for name in done} == dict.fromkeys(done, 2)
+    completed = [row["rung"] for row in report.rungs if row["split"] == "valid" and row["status"] == "done"]
+    assert {name: fitted[name] for name in completed} == dict.fromkeys(completed, 2)
     return report
 
 
@@ -117,10 +117,10 @@ def test_killed_at_the_end_of_each_rung(tmp_path: Path, base: Path, monkeypatch:
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
         names = [*QUICK, "hosted"]
-        task = write_task(tmp_path, base, groups=FEW, rungs=names, hosted=[endpoint(server)])
+        task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=names, hosted=[endpoint(server)])
         report = _killed_in_each(task, tmp_path / "out", monkeypatch, names)
         rows = report.data["rows"]
-        texts = [body["messages"][-1]["content"] for body in server.asked]
+        texts = [body["messages"][-1]["content"] for body in server.requests]
     assert {row["status"] for row in report.rungs} == {"done"}
     assert len(texts) == len(set(texts))  # no answer was paid for twice
     assert len(rows["valid"]["hosted"]) <= len(texts)
@@ -140,9 +140,9 @@ def test_no_time_for_any_rung_is_said_of_each(tmp_path: Path, base: Path):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
         names = ["zero_shot", "few_shot", "probe", "lora", "hosted", "cascade"]
-        task = write_task(tmp_path, base, groups=FEW, rungs=names, hosted=[endpoint(server)])
+        task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=names, hosted=[endpoint(server)])
         report = adapt(task, tmp_path / "out", budget=0.01)
-        assert server.asked == []
+        assert server.requests == []
     assert {row["status"] for row in report.rungs} == {"skipped"}
     for row in report.rungs[:-1]:
         assert "of the budget are left" in row["reason"], row

@@ -22,8 +22,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
 
 
-def start(task: Path, out: Path, *more: str) -> Command:
-    return Command(task.parent / "said", "adapt", task, "--out", out, *more)
+def start(task: Path, out: Path, *arguments: str) -> Command:
+    return Command(task.parent / "said", "adapt", task, "--out", out, *arguments)
 
 
 def stop_when(process: Command, sign: Path, number: signal.Signals) -> tuple[int, str]:
@@ -37,19 +37,19 @@ def stop_when(process: Command, sign: Path, number: signal.Signals) -> tuple[int
     return process.wait(), process.errors
 
 
-FEW = 80
+GROUP_COUNT = 80
 """Groups of rows: enough for a verdict. What is tested here does not depend on how many there are."""
 PHASES = ("task.yaml", "rungs/probe/plan.json", "rungs/zero_shot/plan.json", "rungs/lora/seed-0/state.safetensors")
 
 
 def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Path):
-    task, out = write_task(tmp_path, base, groups=FEW), tmp_path / "out"
+    task, out = write_task(tmp_path, base, groups=GROUP_COUNT), tmp_path / "out"
     finished: dict[Path, int] = {}
     rungs = ("--rungs", "majority,from_scratch,zero_shot,probe,lora")
     for phase in (*PHASES, "test/majority.json"):
-        code, said = stop_when(start(task, out, *rungs), out / phase, signal.SIGINT)
-        assert code == 130, said
-        assert said.startswith("error: interrupted")
+        code, stderr = stop_when(start(task, out, *rungs), out / phase, signal.SIGINT)
+        assert code == 130, stderr
+        assert stderr.startswith("error: interrupted")
         assert not (out / "report.json").exists()
         assert all(path.stat().st_mtime_ns == at for path, at in finished.items()), "a finished rung was done again"
         assert not list(out.rglob("*.tmp")), "something half-written was left"
@@ -64,7 +64,7 @@ def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Pat
 
 
 def test_killed_while_tuning_then_the_same_command_ends_with_the_same_weights(tmp_path: Path, base: Path):
-    task = write_task(tmp_path, base, groups=FEW)
+    task = write_task(tmp_path, base, groups=GROUP_COUNT)
     rungs = ("--rungs", "lora")
     whole = start(task, tmp_path / "whole", *rungs)
     assert whole.wait() in EXIT_CODES.values(), whole.errors
@@ -72,8 +72,8 @@ def test_killed_while_tuning_then_the_same_command_ends_with_the_same_weights(tm
     code, _ = stop_when(start(task, out, *rungs), out / "rungs/lora/seed-0/state.safetensors", signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (out / "rungs/lora/result.json").exists()
-    again = start(task, out, *rungs)
-    assert again.wait() in EXIT_CODES.values(), again.errors
+    resumed = start(task, out, *rungs)
+    assert resumed.wait() in EXIT_CODES.values(), resumed.errors
     fits = sorted(path.name for path in (out / "rungs" / "lora").glob("seed-*"))
     assert len(fits) == 3
     for fit in fits:
@@ -101,7 +101,7 @@ def change(task: Path, before: str, after: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "said", "code"),
+    ("before", "after", "message", "code"),
     [
         ("- negative\n  - positive", "- yes\n  - no", "quote it", 2),
         ("metric: accuracy", "metirc: accuracy", "did you mean 'metric'", 2),
@@ -115,23 +115,23 @@ def test_a_bad_task_file(
     capsys: pytest.CaptureFixture[str],
     before: str,
     after: str,
-    said: str,
+    message: str,
     code: int,
 ):
     task = change(write_task(tmp_path, base), before, after)
     assert refused(capsys, task, "--out", tmp_path / "out")[0] == code
-    assert said in refused(capsys, task, "--out", tmp_path / "out")[1]
+    assert message in refused(capsys, task, "--out", tmp_path / "out")[1]
     assert not (tmp_path / "out").exists()
 
 
 def test_missing_files(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
-    code, said = refused(capsys, tmp_path / "no.yaml", "--out", tmp_path / "out")
+    code, stderr = refused(capsys, tmp_path / "no.yaml", "--out", tmp_path / "out")
     assert code == 2
-    assert "does not exist" in said
+    assert "does not exist" in stderr
     task = write_task(tmp_path, base)
-    code, said = refused(capsys, change(task, str(tmp_path / "rows.jsonl"), "gone.jsonl"), "--out", tmp_path / "out")
+    code, stderr = refused(capsys, change(task, str(tmp_path / "rows.jsonl"), "gone.jsonl"), "--out", tmp_path / "out")
     assert code != 0
-    assert "gone.jsonl" in said
+    assert "gone.jsonl" in stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -161,41 +161,41 @@ def _no_tokenizer(directory: Path) -> str:
 def test_a_bad_base(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: object):
     base = write_tiny_base(tmp_path / "base")
     assert callable(spoil)
-    wanted = str(spoil(base))
-    code, said = refused(capsys, write_task(tmp_path / "task", base), "--out", tmp_path / "out")
+    message = str(spoil(base))
+    code, stderr = refused(capsys, write_task(tmp_path / "task", base), "--out", tmp_path / "out")
     assert code == 1
-    assert wanted in said
+    assert message in stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_rows(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
-    rows = write_rows(tmp_path / "few.jsonl", groups=2, each=6)
-    code, said = refused(capsys, write_task(tmp_path / "a", base, rows=rows), "--out", tmp_path / "out")
+    rows = write_rows(tmp_path / "few.jsonl", groups=2, rows_per_group=6)
+    code, stderr = refused(capsys, write_task(tmp_path / "a", base, rows=rows), "--out", tmp_path / "out")
     assert code == 1
-    assert "split is empty" in said
+    assert "split is empty" in stderr
     rows = write_rows(tmp_path / "latin.jsonl")
     rows.write_bytes(rows.read_bytes().replace(b"product", b"produ\xe7t"))
-    code, said = refused(capsys, write_task(tmp_path / "b", base, rows=rows), "--out", tmp_path / "out")
+    code, stderr = refused(capsys, write_task(tmp_path / "b", base, rows=rows), "--out", tmp_path / "out")
     assert code == 1
-    assert "is not UTF-8" in said
+    assert "is not UTF-8" in stderr
     assert not (tmp_path / "out").exists()
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "file").write_text("mine")
-    code, said = refused(capsys, write_task(tmp_path, base), "--out", tmp_path / "file" / "out")
+    code, stderr = refused(capsys, write_task(tmp_path, base), "--out", tmp_path / "file" / "out")
     assert code == 2
-    assert "cannot write" in said
+    assert "cannot write" in stderr
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_then_a_second_run_works(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     """The same place, after the mistake was mended."""
-    task = write_task(tmp_path, base, groups=FEW)
+    task = write_task(tmp_path, base, groups=GROUP_COUNT)
     assert refused(capsys, task, "--out", tmp_path / "out", "adapt.target.value=2")[0] == 2
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as raised:
         main(["adapt", str(task), "--out", str(tmp_path / "out"), "--rungs", "majority,zero_shot", "--json"])
     report = json.loads(capsys.readouterr().out)
-    assert done.value.code == EXIT_CODES[report["verdict"]["status"]]
+    assert raised.value.code == EXIT_CODES[report["verdict"]["status"]]
     assert [row["rung"] for row in report["rungs"] if row["split"] == "valid"] == ["majority", "zero_shot"]
     assert "rows" not in report

@@ -42,7 +42,7 @@ def served(base: Path, home: Path) -> Iterator[tuple[Command, openai.OpenAI]]:
         process.kill()
 
 
-def done(client: openai.OpenAI, id_: str) -> int:
+def completed_rows(client: openai.OpenAI, id_: str) -> int:
     counts = client.batches.retrieve(id_).request_counts
     assert counts is not None
     assert counts.failed == 0
@@ -61,18 +61,18 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
     base, home = write_tiny_base(tmp_path / "tiny"), new_home(tmp_path / "home")
     draw = random.Random(int.from_bytes(os.urandom(4)))
     lines = [json.dumps({"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": body(i)}) for i in range(ROWS)]
-    id_, seen = "", 0
+    id_, progress = "", 0
     for kill in range(3):
         with served(base, home) as (process, client):
             if not id_:
                 file = client.files.create(file=("rows.jsonl", BytesIO("\n".join(lines).encode())), purpose="batch")
                 id_ = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
             else:
-                assert done(client, id_) >= seen  # nothing that was seen done is lost
-            goal = seen + draw.randint(5, 40)
-            wait_for(lambda id_=id_, goal=goal, client=client: done(client, id_) >= goal)
-            seen = done(client, id_)
-            assert seen < ROWS, f"the batch was over before kill {kill}"
+                assert completed_rows(client, id_) >= progress  # nothing that was seen done is lost
+            goal = progress + draw.randint(5, 40)
+            wait_for(lambda id_=id_, goal=goal, client=client: completed_rows(client, id_) >= goal)
+            progress = completed_rows(client, id_)
+            assert progress < ROWS, f"the batch was over before kill {kill}"
             time.sleep(draw.uniform(0, 0.02))
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -83,9 +83,9 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
         assert batch.request_counts is not None
         assert (batch.request_counts.total, batch.request_counts.completed) == (ROWS, ROWS)
         assert batch.output_file_id is not None
-        found = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
-        assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(ROWS)]
-        for number, row in enumerate(found):
+        output_rows = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
+        assert [row["custom_id"] for row in output_rows] == [f"r{i}" for i in range(ROWS)]
+        for number, row in enumerate(output_rows):
             direct = client.chat.completions.create(**body(number))
             (choice,) = row["response"]["body"]["choices"]
             assert choice["message"]["content"] == direct.choices[0].message.content
@@ -95,8 +95,8 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
         process.wait()
     with served(base, home) as (_, client):
         assert client.batches.retrieve(id_) == batch
-        again = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
-        assert again == found
+        rows_after_kill = [json.loads(text) for text in client.files.content(batch.output_file_id).text.splitlines()]
+        assert rows_after_kill == output_rows
     (database,) = home.rglob("batches.sqlite")
     connection = sqlite3.connect(database)
     assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -110,11 +110,11 @@ def test_sigterm_ends_within_the_grace_and_the_next_server_goes_on(tmp_path: Pat
     with served(base, home) as (process, client):
         file = client.files.create(file=("rows.jsonl", BytesIO("\n".join(lines).encode())), purpose="batch")
         id_ = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
-        wait_for(lambda: done(client, id_) > 10)
+        wait_for(lambda: completed_rows(client, id_) > 10)
         start = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert time.monotonic() - start < 10
     with served(base, home) as (_, client):
         wait_for(lambda: client.batches.retrieve(id_).status == "completed")
-        assert done(client, id_) == ROWS
+        assert completed_rows(client, id_) == ROWS

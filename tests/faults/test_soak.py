@@ -43,10 +43,10 @@ def messages(text: str) -> list[dict[str, str]]:
 
 def calls() -> list[tuple[str, dict[str, Any]]]:
     """Greedy requests of every kind that is asked over and over."""
-    found: list[tuple[str, dict[str, Any]]] = []
+    requests: list[tuple[str, dict[str, Any]]] = []
     for text in TEXTS:
         plain = {"model": "tiny", "messages": messages(text), "max_tokens": 24, "temperature": 0}
-        found += [
+        requests += [
             (CHAT, plain),
             (CHAT, {**plain, "stream": True}),
             (CHAT, {**plain, "guided_regex": "[a-z]{3,9} [0-9]{2}"}),
@@ -57,7 +57,7 @@ def calls() -> list[tuple[str, dict[str, Any]]]:
             (CHAT, {"model": "writer", "messages": messages(text), "temperature": 0, "stream": True}),
             (EMBEDDINGS, {"model": "tiny", "input": [text, text[::-1]]}),
         ]
-    return found
+    return requests
 
 
 MALFORMED = (
@@ -70,26 +70,26 @@ MALFORMED = (
 )
 
 
-def said(reply: httpx.Response) -> Any:
+def reply_content(reply: httpx.Response) -> Any:
     """What a reply says, without ids, times and counts of what was cached."""
     assert reply.status_code == 200, reply.text
     if reply.headers["content-type"].startswith("text/event-stream"):
         lines = [line[6:] for line in reply.text.splitlines() if line.startswith("data: ")]
         assert lines[-1] == "[DONE]", reply.text
         choices = [json.loads(line)["choices"] for line in lines[:-1]]
-        return "".join(one["delta"].get("content") or "" for found in choices for one in found)
+        return "".join(choice["delta"].get("content") or "" for event_choices in choices for choice in event_choices)
     body = reply.json()
     if "choices" in body:
-        return [{key: value for key, value in one.items() if key != "usage"} for one in body["choices"]]
-    return [one["embedding"] for one in body["data"]]
+        return [{key: value for key, value in choice.items() if key != "usage"} for choice in body["choices"]]
+    return [record["embedding"] for record in body["data"]]
 
 
-def near(a: Any, b: Any) -> bool:
+def nearly_equal(a: Any, b: Any) -> bool:
     """Equal, but for the last bits of numbers: sums in batches of different sizes."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(nearly_equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(near, a, b))
+        return len(a) == len(b) and all(map(nearly_equal, a, b))
     return a == (pytest.approx(b, rel=1e-2, abs=1e-4) if isinstance(b, float) else b)
 
 
@@ -110,13 +110,13 @@ class Soak:
 
     def alone(self) -> None:
         """Asks everything once, one at a time."""
-        self.expected = [said(self.live.request("POST", path, json=body)) for path, body in self.calls]
+        self.expected = [reply_content(self.live.request("POST", path, json=body)) for path, body in self.calls]
         for source in ("first", "second"):
-            assert self.put(source) in {200, 201}
-            self.swapped[source] = said(self.live.request("POST", CHAT, json=MOVING))
-        assert not near(self.swapped["first"], self.swapped["second"])
+            assert self.publish(source) in {200, 201}
+            self.swapped[source] = reply_content(self.live.request("POST", CHAT, json=MOVING))
+        assert not nearly_equal(self.swapped["first"], self.swapped["second"])
 
-    def put(self, source: str) -> int:
+    def publish(self, source: str) -> int:
         body = {"source": source, "name": "moving", "replace": True}
         return self.live.request("POST", "/admin/skins", "admin", json=body).status_code
 
@@ -124,35 +124,37 @@ class Soak:
         self.begin = time.monotonic()
         async with httpx.AsyncClient(trust_env=False, timeout=60, base_url=self.live.url) as client:
             self.client = client
-            beside = (self.swap, self.vanish, self.malformed, self.batch, self.watch)
+            background = (self.swap, self.vanish, self.malformed, self.batch, self.watch)
             async with asyncio.TaskGroup() as group:
                 for number in range(WORKERS):
-                    group.create_task(self.repeat(self.ask, random.Random(number)))
-                for number, work in enumerate(beside):
+                    group.create_task(self.repeat(self.send_request, random.Random(number)))
+                for number, work in enumerate(background):
                     group.create_task(self.repeat(work, random.Random(100 + number)))
 
     async def repeat(self, work: Callable[[random.Random], Awaitable[None]], draw: random.Random) -> None:
         while time.monotonic() < self.begin + self.seconds:
             await work(draw)
 
-    async def post(self, path: str, draw: random.Random, **more: Any) -> httpx.Response:
-        return await self.client.post(path, headers=self.live.head(draw.choice(("one", "two"))), **more)
+    async def post(self, path: str, draw: random.Random, **options: Any) -> httpx.Response:
+        return await self.client.post(path, headers=self.live.head(draw.choice(("one", "two"))), **options)
 
-    async def ask(self, draw: random.Random) -> None:
+    async def send_request(self, draw: random.Random) -> None:
         if draw.random() < 0.1:
             reply = await self.post(CHAT, draw, json=MOVING)
-            good = reply.status_code == 404 or any(near(said(reply), one) for one in self.swapped.values())
-            self.tell("moving", good, reply.text)
+            good = reply.status_code == 404 or any(
+                nearly_equal(reply_content(reply), answer) for answer in self.swapped.values()
+            )
+            self.record("moving", good, reply.text)
             return
         number = draw.randrange(len(self.calls))
         path, body = self.calls[number]
-        found = said(await self.post(path, draw, json=body))
-        self.tell(path, near(found, self.expected[number]), (body, found, self.expected[number]))
+        content = reply_content(await self.post(path, draw, json=body))
+        self.record(path, nearly_equal(content, self.expected[number]), (body, content, self.expected[number]))
 
-    def tell(self, kind: str, good: bool, what: Any) -> None:
-        self.counts[kind] += 1
+    def record(self, category: str, good: bool, detail: Any) -> None:
+        self.counts[category] += 1
         if not good:
-            self.wrong.append((kind, what))
+            self.wrong.append((category, detail))
 
     async def swap(self, draw: random.Random) -> None:
         head = self.live.head("admin")
@@ -163,7 +165,7 @@ class Soak:
             body = {"source": draw.choice(("first", "second")), "name": "moving", "replace": True}
             reply = await self.client.post("/admin/skins", json=body, headers=head)
             good = reply.status_code in {200, 201}
-        self.tell("swap", good, reply.text)
+        self.record("swap", good, reply.text)
         await asyncio.sleep(0.15)
 
     async def vanish(self, draw: random.Random) -> None:
@@ -176,7 +178,7 @@ class Soak:
 
     async def malformed(self, draw: random.Random) -> None:
         reply = await self.post(CHAT, draw, content=draw.choice(MALFORMED))
-        self.tell("malformed", reply.status_code == 400 and "error" in reply.json(), reply.text)
+        self.record("malformed", reply.status_code == 400 and "error" in reply.json(), reply.text)
         await asyncio.sleep(0.05)
 
     async def batch(self, draw: random.Random) -> None:
@@ -190,19 +192,19 @@ class Soak:
             "/v1/files", headers=head, files={"file": ("rows.jsonl", content)}, data={"purpose": "batch"}
         )
         fields = {"input_file_id": sent.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
-        made = (await self.client.post("/v1/batches", headers=head, json=fields)).json()
+        job = (await self.client.post("/v1/batches", headers=head, json=fields)).json()
         end = time.monotonic() + 60
-        while made["status"] not in {"completed", "failed", "cancelled", "expired"}:
-            assert time.monotonic() < end, made
+        while job["status"] not in {"completed", "failed", "cancelled", "expired"}:
+            assert time.monotonic() < end, job
             await asyncio.sleep(0.1)
-            made = (await self.client.get(f"/v1/batches/{made['id']}", headers=head)).json()
-        self.tell("batch", made["status"] == "completed" and made["request_counts"]["completed"] == 6, made)
-        output = await self.client.get(f"/v1/files/{made['output_file_id']}/content", headers=head)
+            job = (await self.client.get(f"/v1/batches/{job['id']}", headers=head)).json()
+        self.record("batch", job["status"] == "completed" and job["request_counts"]["completed"] == 6, job)
+        output = await self.client.get(f"/v1/files/{job['output_file_id']}/content", headers=head)
         answered = {row["custom_id"]: row["response"]["body"] for row in map(json.loads, output.text.splitlines())}
-        self.tell("batch", answered.keys() == {str(n) for n in chosen}, answered.keys())
+        self.record("batch", answered.keys() == {str(n) for n in chosen}, answered.keys())
         for n in chosen:
-            self.tell("row", near(answered[str(n)]["choices"], self.expected[n]), (n, answered[str(n)]))
-        for name in (made["input_file_id"], made["output_file_id"]):
+            self.record("row", nearly_equal(answered[str(n)]["choices"], self.expected[n]), (n, answered[str(n)]))
+        for name in (job["input_file_id"], job["output_file_id"]):
             assert (await self.client.delete(f"/v1/files/{name}", headers=head)).status_code == 200
         await asyncio.sleep(0.5)
 
@@ -252,6 +254,6 @@ def test_every_answer_is_that_of_its_request_alone_and_memory_stays_flat(tmp_pat
         assert soak.wrong == []
         assert live.idle()
         assert soak.growth() < 1.05
-        kinds = {CHAT, COMPLETIONS, EMBEDDINGS, "moving", "swap", "vanish", "malformed", "batch", "row"}
-        assert soak.counts.keys() == kinds
+        categories = {CHAT, COMPLETIONS, EMBEDDINGS, "moving", "swap", "vanish", "malformed", "batch", "row"}
+        assert soak.counts.keys() == categories
         assert live.process.poll() is None

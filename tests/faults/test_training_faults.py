@@ -29,9 +29,9 @@ def _run(out: Path, *arguments: object) -> tuple[int, str]:
 
 def _finish(out: Path) -> tuple[str, int | None]:
     """Runs to the end; the weights' hash, and the step it resumed at."""
-    done = _start(out)
-    assert done.wait() == 0, done.errors
-    weights, steps, resumed, lines = done.said.split()
+    process = _start(out)
+    assert process.wait() == 0, process.errors
+    weights, steps, resumed, lines = process.output.split()
     assert (int(steps), int(lines)) == (STEPS, STEPS)
     numbers = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert numbers == list(range(1, STEPS + 1))
@@ -76,9 +76,9 @@ def test_killed_at_random_moments(unbroken: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) -> None:
-    code, said = _run(tmp_path, "--signal", name, "--at-step", 13)
+    code, output = _run(tmp_path, "--signal", name, "--at-step", 13)
     assert code != 0
-    assert "KeyboardInterrupt" in said
+    assert "KeyboardInterrupt" in output
     step = StateFile(tmp_path).latest()
     assert step is not None
     assert StateFile(tmp_path).load(step).values["tally"]["step"] == step
@@ -91,14 +91,14 @@ def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) ->
 def test_another_runs_state_is_refused_naming_what_changed(tmp_path: Path) -> None:
     assert _run(tmp_path, "--signal", "SIGINT", "--at-step", 4)[0] != 0
     before = (tmp_path / STATE_FILE).read_bytes()
-    for arguments, what in (
+    for arguments, message in (
         (("--learning-rate", 0.02), "changed: config.learning_rate: saved 0.01, now 0.02"),
         (("--first-word", 9), "changed: source.examples: saved"),
     ):
-        code, said = _run(tmp_path, *arguments)
+        code, output = _run(tmp_path, *arguments)
         assert code != 0
-        assert "TrainingError" in said
-        assert what in said
+        assert "TrainingError" in output
+        assert message in output
     assert (tmp_path / STATE_FILE).read_bytes() == before
     (tmp_path / STATE_FILE).write_bytes(before[: len(before) // 2])
     assert "not a training state that can be read" in _run(tmp_path)[1]

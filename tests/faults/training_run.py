@@ -28,11 +28,11 @@ from bedplate.training.sources import ExampleSource
 
 def examples() -> list[TrainingExample]:
     draw = random.Random(1)
-    made = []
+    samples = []
     for i in range(20):
         ids = (1, 2, 3, 4, 5, 6, *(draw.randrange(61) for _ in range(draw.randint(3, 9))))
-        made.append(TrainingExample(ids, (*(False,) * (len(ids) - 1), True), f"e{i}"))
-    return made
+        samples.append(TrainingExample(ids, (*(False,) * (len(ids) - 1), True), f"e{i}"))
+    return samples
 
 
 class Watched(Sft):
@@ -40,24 +40,24 @@ class Watched(Sft):
 
     def __init__(self, step: int | None, number: signal.Signals) -> None:
         super().__init__()
-        self._left, self._number = step, number
+        self._countdown, self._number = step, number
 
     def __call__(self, models, batch):  # type: ignore[no-untyped-def]
-        if self._left is not None:
-            self._left -= 1
-            if self._left == 0:
+        if self._countdown is not None:
+            self._countdown -= 1
+            if self._countdown == 0:
                 os.kill(os.getpid(), self._number)
         return super().__call__(models, batch)
 
 
 def kill_in_save(count: int, half_written: bool) -> None:
     """SIGKILL in the count-th save: after half of the file's bytes, or once the new file is in place."""
-    real, left = state.save_file, [count]
+    real, countdown = state.save_file, [count]
 
     def save_file(tensors, path, header):  # type: ignore[no-untyped-def]
         real(tensors, path, header)
-        left[0] -= 1
-        if left[0] == 0:
+        countdown[0] -= 1
+        if countdown[0] == 0:
             content = Path(path).read_bytes()
             if half_written:
                 Path(path).write_bytes(content[: len(content) // 2])

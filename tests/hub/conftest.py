@@ -82,8 +82,8 @@ class FakeIndex(FakeServer):
         return sum(n for key, n in self.requests.items() if key.startswith("GET /files/"))
 
     def answer(self, request: BaseHTTPRequestHandler, path: str) -> None:
-        _, kind, name, *_ = [*path.split("/"), ""]
-        if kind == "simple":
+        _, section, name, *_ = [*path.split("/"), ""]
+        if section == "simple":
             # file names of one project start with its normalised name
             files = [
                 {
@@ -130,30 +130,30 @@ class FakeHub(FakeServer):
         parts = path.strip("/").split("/")
         api = parts[:2] == ["api", "models"]
         repo = "/".join(parts[2:4] if api else parts[:2])
-        rest = parts[4:] if api else parts[2:]
+        route = parts[4:] if api else parts[2:]
         if repo in self.gated:
             return send(request, 403, b"{}", X_Error_Code="GatedRepo")
         if repo not in self.repos:
             return send(request, 404, b"{}", X_Error_Code="RepoNotFound")
         files = self.repos[repo]
-        if len(rest) >= 2 and rest[1] not in {"main", COMMIT}:
+        if len(route) >= 2 and route[1] not in {"main", COMMIT}:
             return send(request, 404, b"{}", X_Error_Code="RevisionNotFound")
-        if api and rest[:1] == ["tree"]:
+        if api and route[:1] == ["tree"]:
             body = [
                 {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
                 for n, c in files.items()
             ]
             return send(request, 200, json.dumps(body).encode(), Content_Type="application/json")
         if api:
-            info = {
+            metadata = {
                 "id": repo,
                 "sha": COMMIT,
                 "siblings": [{"rfilename": n} for n in files],
                 "tags": [],
                 "private": False,
             }
-            return send(request, 200, json.dumps(info).encode(), Content_Type="application/json")
-        name = "/".join(rest[2:])
+            return send(request, 200, json.dumps(metadata).encode(), Content_Type="application/json")
+        name = "/".join(route[2:])
         if name not in files:
             return send(request, 404, b"", X_Error_Code="EntryNotFound")
         etag = hashlib.sha256(files[name]).hexdigest()
@@ -194,9 +194,9 @@ def make_tar(members: dict[str, bytes | tarfile.TarInfo]) -> bytes:
             if isinstance(content, tarfile.TarInfo):
                 archive.addfile(content)
             else:
-                entry = tarfile.TarInfo(name)
-                entry.size = len(content)
-                archive.addfile(entry, io.BytesIO(content))
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 

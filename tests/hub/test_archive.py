@@ -26,10 +26,10 @@ def unpacked(directory: Path) -> dict[str, bytes]:
 MEMBERS = {"a/x.txt": b"1", "a/b/y.txt": b"2", "c/z.txt": b"3", "other.py": b"4"}
 
 
-@pytest.mark.parametrize("kind", ["wheel", "tar"])
-def test_files_and_folders(tmp_path: Path, archives: Any, kind: str) -> None:
-    content = archives.wheel(MEMBERS) if kind == "wheel" else archives.tar(MEMBERS)
-    archive = write(tmp_path / ("f.whl" if kind == "wheel" else "f.tar.gz"), content)
+@pytest.mark.parametrize("archive_type", ["wheel", "tar"])
+def test_files_and_folders(tmp_path: Path, archives: Any, archive_type: str) -> None:
+    content = archives.wheel(MEMBERS) if archive_type == "wheel" else archives.tar(MEMBERS)
+    archive = write(tmp_path / ("f.whl" if archive_type == "wheel" else "f.tar.gz"), content)
     extract(archive, ["a/b/y.txt"], tmp_path / "file")
     assert unpacked(tmp_path / "file") == {"y.txt": b"2"}
     extract(archive, ["a/"], tmp_path / "folder")
@@ -55,9 +55,9 @@ def test_links(tmp_path: Path, archives: Any) -> None:
     with pytest.raises(HubError, match="not a plain file"):
         extract(archive, ["a/"], tmp_path / "out")
     with zipfile.ZipFile(tmp_path / "f.whl", "w") as wheel:
-        info = zipfile.ZipInfo("a/link")
-        info.external_attr = (stat.S_IFLNK | 0o777) << 16
-        wheel.writestr(info, "/etc/passwd")
+        member = zipfile.ZipInfo("a/link")
+        member.external_attr = (stat.S_IFLNK | 0o777) << 16
+        wheel.writestr(member, "/etc/passwd")
     with pytest.raises(HubError, match="symbolic link"):
         extract(tmp_path / "f.whl", ["a/"], tmp_path / "out")
 

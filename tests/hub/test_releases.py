@@ -39,8 +39,8 @@ def test_the_source_is_fetched_once_and_read(toy: Any) -> None:
 
 
 def test_what_fails_leaves_nothing_and_tells_no_password(toy: Any) -> None:
-    def failed(kind: type[BedplateError]) -> str:
-        with pytest.raises(kind) as caught:
+    def failed(error_class: type[BedplateError]) -> str:
+        with pytest.raises(error_class) as caught:
             release("toy==1.0", quiet=True)
         assert "secret" not in str(caught.value)
         return str(caught.value)
@@ -57,11 +57,11 @@ def test_what_fails_leaves_nothing_and_tells_no_password(toy: Any) -> None:
     whole = dict(toy.files)
     answer = toy.answer
 
-    def other(request: Any, path: str) -> None:
+    def swapped_answer(request: Any, path: str) -> None:
         toy.files = whole if path.startswith("/simple") else dict.fromkeys(whole, b"other")
         answer(request, path)
 
-    toy.answer = other
+    toy.answer = swapped_answer
     assert "its sha256 is" in failed(HashMismatchError)
     toy.answer, toy.files = answer, whole
     [folder] = bedplate_home().rglob("toy-1.0")

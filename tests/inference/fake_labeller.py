@@ -14,8 +14,8 @@ from tests.inference.fake_server import Fake, Send, error
 GOOD = ("great", "works", "well")
 
 
-def is_good(said: str) -> bool:
-    return any(word in said for word in GOOD)
+def is_good(review: str) -> bool:
+    return any(word in review for word in GOOD)
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Labeller(Fake):
     refused: int = 0
     ended: str = "stop"
     answer: Callable[[str], str] = field(
-        default=lambda said: "positive" if any(g in said for g in GOOD) else "negative"
+        default=lambda review: "positive" if any(g in review for g in GOOD) else "negative"
     )
     sure: Callable[[str], float] = field(default=lambda _: 0.8)
     """Probability of the answer's first token; the other label's is 0.1."""
@@ -40,17 +40,17 @@ class Labeller(Fake):
         elif model == "limited" and self.refused < self.failing:
             self.refused += 1
             await self._json(send, 429, error("slow down", "rate_limit_exceeded"), {"retry-after": "0.05"})
-        elif model == "dies" and len(self.asked) > self.failing:
+        elif model == "dies" and len(self.requests) > self.failing:
             await self._json(send, 500, error("gone for good", "internal_error"))
         elif model == "unauthorised":
             await self._json(send, 401, error("no such key", "invalid_api_key"))
         elif model == "crowd":
-            while len(self.asked) < self.failing:
+            while len(self.requests) < self.failing:
                 await asyncio.sleep(0.01)
-            await self._json(send, 200, self._whole(self.answer(self._said(body)), body))
+            await self._json(send, 200, self._whole(self.answer(self._prompt(body)), body))
         elif model == "hangs":
             await asyncio.sleep(20)
-        elif model == "prudish" and "terrible" in self._said(body):
+        elif model == "prudish" and "terrible" in self._prompt(body):
             await self._json(send, 400, error("not about that", "content_filter"))
         elif model == "plain" and "logprobs" in body:
             await self._json(send, 400, error("logprobs are not offered", "unsupported_parameter", "logprobs"))
@@ -62,10 +62,10 @@ class Labeller(Fake):
         elif model == "page":
             await self._raw(send, 200, "text/html", b"<h1>welcome</h1>")
         else:
-            await self._json(send, 200, self._whole(self.answer(self._said(body)), body))
+            await self._json(send, 200, self._whole(self.answer(self._prompt(body)), body))
 
     @staticmethod
-    def _said(body: dict[str, Any]) -> str:
+    def _prompt(body: dict[str, Any]) -> str:
         return str(body["messages"][-1]["content"])
 
     def _whole(self, text: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -81,16 +81,16 @@ class Labeller(Fake):
             "finish_reason": self.ended,
         }
         if body.get("logprobs"):
-            other = "negative" if text == "positive" else "positive"
+            opposite = "negative" if text == "positive" else "positive"
             top = [
-                {"token": text, "logprob": math.log(self.sure(self._said(body)))},
-                {"token": other[:3].title(), "logprob": math.log(0.1)},
+                {"token": text, "logprob": math.log(self.sure(self._prompt(body)))},
+                {"token": opposite[:3].title(), "logprob": math.log(0.1)},
                 {"token": "The", "logprob": math.log(0.05)},
             ]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}]}
         return {"id": "x", "choices": [choice], "usage": usage}
 
 
-def of_json(said: str) -> str:
+def of_json(review: str) -> str:
     """An answer for a JSON task."""
-    return json.dumps({"good": is_good(said)})
+    return json.dumps({"good": is_good(review)})

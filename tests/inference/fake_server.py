@@ -20,8 +20,8 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"
 SCORES = {"negative": -2.302585, "positive": -0.105361}
 
 
-def chunk(text: str = "", reason: str | None = None, **more: Any) -> dict[str, Any]:
-    choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": reason, **more}
+def chunk(text: str = "", reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    choice = {"index": 0, "delta": {"content": text} if text else {}, "finish_reason": reason, **fields}
     return {"choices": [choice]}
 
 
@@ -39,12 +39,12 @@ WHOLE = (
 
 @dataclass
 class Fake:
-    """asked: the bodies of chats in their order, with the authorization header under "key"."""
+    """requests: the bodies of chats in their order, with the authorization header under "key"."""
 
     url: str = ""
-    asked: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     times: list[float] = field(default_factory=list[float])
-    gone: threading.Event = field(default_factory=threading.Event)
+    disconnected: threading.Event = field(default_factory=threading.Event)
     models: list[str] = field(
         default_factory=lambda: ["ok", "echo", "label", "pair", "slow", "full", "long", "odd", "broken", "busy-once"]
     )
@@ -63,7 +63,7 @@ class Fake:
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         body = json.loads(content)
-        self.asked.append({**body, "key": headers.get("authorization")})
+        self.requests.append({**body, "key": headers.get("authorization")})
         self.times.append(time.monotonic())
         await self._answer(body["model"], body, send, receive)
 
@@ -103,11 +103,11 @@ class Fake:
             await self._events(send, self._content(model, body))
 
     def _content(self, model: str, body: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-        said = body["messages"][-1]["content"]
-        texts = {"echo": json.dumps(body["messages"]), "odd": ODD, "pair": said}
+        prompt = body["messages"][-1]["content"]
+        texts = {"echo": json.dumps(body["messages"]), "odd": ODD, "pair": prompt}
         if model == "label":
-            more = {"bedplate": {"label": "positive", "scores": SCORES}}
-            return (chunk("positive"), chunk(reason="stop", **more), *WHOLE[3:])
+            fields = {"bedplate": {"label": "positive", "scores": SCORES}}
+            return (chunk("positive"), chunk(reason="stop", **fields), *WHOLE[3:])
         if model == "long":
             return (chunk("too long"), chunk(reason="length"), *WHOLE[3:])
         return WHOLE if model not in texts else (chunk(texts[model]), *WHOLE[2:])
@@ -117,15 +117,15 @@ class Fake:
         leaves = asyncio.ensure_future(receive())
         for number in range(400):
             if leaves.done():
-                self.gone.set()
+                self.disconnected.set()
                 return
             await self._event(send, chunk(f"word{number} "))
             await asyncio.sleep(0.05)
 
     async def _events(self, send: Send, events: tuple[dict[str, Any], ...]) -> None:
         await self._start(send)
-        for one in events:
-            await self._event(send, one)
+        for event in events:
+            await self._event(send, event)
         if "error" not in events[-1] and len(events) > 1:
             await send({"type": "http.response.body", "body": b"data: [DONE]\r\n\r\n", "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -143,11 +143,15 @@ class Fake:
         await self._raw(send, status, "application/json", json.dumps(content).encode(), headers)
 
     async def _raw(
-        self, send: Send, status: int, kind: str, body: bytes, headers: Mapping[str, str] | None = None
+        self, send: Send, status: int, content_type: str, body: bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        more = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+        extra_headers = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
         await send(
-            {"type": "http.response.start", "status": status, "headers": [(b"content-type", kind.encode()), *more]}
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [(b"content-type", content_type.encode()), *extra_headers],
+            }
         )
         await send({"type": "http.response.body", "body": body})
 

@@ -19,11 +19,11 @@ def mixture(count: int) -> list[Request]:
     """Requests of eight kinds in turn, whose prompts partly begin alike; the base has 48 features and 3 layers."""
     head = Head(torch.randn(3, 48, generator=torch.Generator().manual_seed(1)), torch.zeros(3), ("a", "b", "c"))
     shared = random_prompt(99, 30)
-    found: list[Request] = []
+    requests: list[Request] = []
     for i in range(count):
         tokens = (shared if i % 3 == 0 else ()) + random_prompt(i, 5 + 11 * (i % 6))
         sampled = Sampling(max_tokens=9, temperature=0.8, top_p=0.9, seed=i, ignore_eos=True)
-        kinds: list[Request] = [
+        variants: list[Request] = [
             Generate(tokens, Sampling(max_tokens=7 + i % 5, ignore_eos=True)),
             Generate(tokens, sampled, skin="b"),
             Score(tokens, ((5,), (6, 7, 8), (9, 10))),
@@ -33,5 +33,5 @@ def mixture(count: int) -> list[Request]:
             Embed(tokens, "first", depth=1),
             Generate(tokens, Sampling(max_tokens=3, prompt_logprobs=2, logprobs=2, ignore_eos=True), tenant="t"),
         ]
-        found.append(kinds[i % len(kinds)])
-    return found
+        requests.append(variants[i % len(variants)])
+    return requests

@@ -43,8 +43,8 @@ def test_the_template_s_own_calls_are_allowed(name: str, choice: str, tmp_path: 
             text = text.removeprefix(written.begin) if written.bare else text
             if form.opened:
                 text = f"so</think>{text}"
-        assert compiled().takes(tokenizer.encode(text)) is allowed, text
-    assert not compiled().takes(tokenizer.encode("Hello.")) or (choice == "auto" and not form.channels)
+        assert compiled().matches(tokenizer.encode(text)) is allowed, text
+    assert not compiled().matches(tokenizer.encode("Hello.")) or (choice == "auto" and not form.channels)
 
 
 ANSWER = Grammar(
@@ -59,17 +59,17 @@ def test_an_answer_beside_calls_follows_its_schema(name: str, tmp_path: Path) ->
     grammars = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids)
     form = reply_form(tokenizer, tokenizer.encode(shape.prompt), TOOLS)
     assert form.calls is not None
-    held = calls_grammar(TOOLS, "auto", True, form, ANSWER)
+    grammar = calls_grammar(TOOLS, "auto", True, form, ANSWER)
     if form.calls.bare:
         with pytest.raises(RequestError, match="leave tools out"):
-            grammars.compile(held)
+            grammars.compile(grammar)
         return
     before = "<|channel|>final<|message|>" if form.channels else "so</think>" if form.opened else ""
     for text, allowed in (('{"ok":true}', True), ('{"ok":1}', False), ("Hello.", False)):
-        assert grammars.matcher(held).takes(tokenizer.encode(before + text)) is allowed, text
+        assert grammars.matcher(grammar).matches(tokenizer.encode(before + text)) is allowed, text
     if form.thinking is not None and not form.opened:
         reasoned = f'{form.thinking[0]}so{form.thinking[1]}{{"ok":false}}'
-        assert grammars.matcher(held).takes(tokenizer.encode(reasoned))
+        assert grammars.matcher(grammar).matches(tokenizer.encode(reasoned))
 
 
 RICH: dict[str, Any] = {
@@ -137,11 +137,14 @@ Shaped = dict[str, tuple[Tokenizer, Grammars]]
 
 @pytest.fixture(scope="module")
 def shaped(tmp_path_factory: pytest.TempPathFactory) -> Shaped:
-    found = {name: shaped_tokenizer(tmp_path_factory.mktemp(name), SHAPES[name]) for name in WRITTEN}
-    return {name: (one, Grammars(one, one.vocab_size, one.eos_ids)) for name, one in found.items()}
+    shape_tokenizers = {name: shaped_tokenizer(tmp_path_factory.mktemp(name), SHAPES[name]) for name in WRITTEN}
+    return {
+        name: (tokenizer, Grammars(tokenizer, tokenizer.vocab_size, tokenizer.eos_ids))
+        for name, tokenizer in shape_tokenizers.items()
+    }
 
 
-def held(tokenizer: Tokenizer, name: str, tools: list[Tool], choice: str, parallel: bool) -> Grammar:
+def shape_grammar(tokenizer: Tokenizer, name: str, tools: list[Tool], choice: str, parallel: bool) -> Grammar:
     form = reply_form(tokenizer, tokenizer.encode(SHAPES[name].prompt), tools)
     return calls_grammar(tools, choice, parallel, form)
 
@@ -149,17 +152,17 @@ def held(tokenizer: Tokenizer, name: str, tools: list[Tool], choice: str, parall
 @pytest.mark.parametrize("name", WRITTEN)
 def test_literals_follow_the_schema(name: str, shaped: Shaped) -> None:
     (tokenizer, grammars), written, tools = shaped[name], BY_NAME[name], [Tool("f", "", RICH)]
-    matcher = grammars.compile(held(tokenizer, name, tools, "required", False))
+    matcher = grammars.compile(shape_grammar(tokenizer, name, tools, "required", False))
     assert written.literals is not None
     begin = written.begin + written.opening + written.heads[0].replace("§", "f")
     allowed, refused = WRITTEN[name]
     for inside in (*allowed, *refused):
         text = begin + inside + written.literals.end + written.close
-        assert matcher().takes(tokenizer.encode(text)) is (inside in allowed), text
+        assert matcher().matches(tokenizer.encode(text)) is (inside in allowed), text
         if inside in allowed:
             reader = CallReader(written, tools)
             pieces = [*reader.push(text), *reader.finish()]
-            arguments = json.loads("".join(piece.text for piece in pieces if piece.kind == "arguments"))
+            arguments = json.loads("".join(piece.text for piece in pieces if piece.section == "arguments"))
             jsonschema.validate(arguments, tools[0].schema)
 
 
@@ -169,14 +172,14 @@ def test_one_call_or_several_and_reasoning_before_them(name: str, shaped: Shaped
     for calls in ([("now", {})], [("now", {}), ("weather", {"city": "Oslo"})]):
         tokens = tokenizer.encode(written_calls(calls, written))
         for parallel in (True, False):
-            matcher = grammars.matcher(held(tokenizer, name, TOOLS, "required", parallel))
-            assert matcher.takes(tokens) is (parallel or len(calls) == 1)
-        assert not grammars.matcher(held(tokenizer, name, TOOLS[:1], "required", True)).takes(tokens)
+            matcher = grammars.matcher(shape_grammar(tokenizer, name, TOOLS, "required", parallel))
+            assert matcher.matches(tokens) is (parallel or len(calls) == 1)
+        assert not grammars.matcher(shape_grammar(tokenizer, name, TOOLS[:1], "required", True)).matches(tokens)
     if SHAPES[name].thinking:
         opening, closing = thinking_of(SHAPES[name].template) or ("", "")
         whole = tokenizer.encode(f"{opening}hm{closing}{written_calls([('now', {})], written)}")
         for choice in ("auto", "required"):
-            assert grammars.matcher(held(tokenizer, name, TOOLS, choice, True)).takes(whole), choice
+            assert grammars.matcher(shape_grammar(tokenizer, name, TOOLS, choice, True)).matches(whole), choice
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,6 @@ def test_one_call_or_several_and_reasoning_before_them(name: str, shaped: Shaped
 )
 def test_what_cannot_be_held_to_in_literals_is_refused(schema: dict[str, Any], why: str, shaped: Shaped) -> None:
     tokenizer, grammars = shaped["spoken"]
-    with pytest.raises(RequestError, match=why) as found:
-        grammars.compile(held(tokenizer, "spoken", [Tool("f", "", schema)], "auto", True))
-    assert (found.value.param, found.value.code) == ("tools", "invalid_grammar")
+    with pytest.raises(RequestError, match=why) as raised:
+        grammars.compile(shape_grammar(tokenizer, "spoken", [Tool("f", "", schema)], "auto", True))
+    assert (raised.value.param, raised.value.code) == ("tools", "invalid_grammar")

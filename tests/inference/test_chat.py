@@ -44,8 +44,8 @@ def remote(fake: Fake) -> Iterator[Conversation]:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     root = tmp_path_factory.mktemp("chat")
     base = write_tiny_base(root / "tiny")
-    made = {skin.name: str(write_skin(skin, root / skin.name)) for skin in make_skins(load_base(base))}
-    return {"tiny": str(base), **made}
+    skins = {skin.name: str(write_skin(skin, root / skin.name)) for skin in make_skins(load_base(base))}
+    return {"tiny": str(base), **skins}
 
 
 @contextlib.contextmanager
@@ -56,7 +56,7 @@ def local(files: dict[str, str], name: str, **settings: Any) -> Iterator[Convers
     conversation.close()
 
 
-def said(conversation: Conversation, content: str) -> Turn:
+def take_turn(conversation: Conversation, content: str) -> Turn:
     reply = conversation.begin(content)
     shown = "".join(reply)
     turn = conversation.finish(reply)
@@ -66,12 +66,12 @@ def said(conversation: Conversation, content: str) -> Turn:
 
 def heard(conversation: Conversation, content: str) -> list[dict[str, str]]:
     """What the echo got."""
-    return json.loads(said(conversation, content).text)
+    return json.loads(take_turn(conversation, content).text)
 
 
 def test_each_turn_carries_what_was_said(remote: Conversation) -> None:
     remote.set_system("be kind")
-    first = said(remote, "one").text
+    first = take_turn(remote, "one").text
     assert heard(remote, "two") == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "one"},
@@ -113,25 +113,25 @@ def test_a_stopped_answer_is_kept_as_far_as_it_came(remote: Conversation) -> Non
 
 def test_a_base_here_answers_as_the_engine_does(files: dict[str, str]) -> None:
     with local(files, "tiny", temperature=0, max_tokens=12) as conversation:
-        turn = said(conversation, "hi")
-        again = said(conversation, "and?")
+        turn = take_turn(conversation, "hi")
+        second_turn = take_turn(conversation, "and?")
         messages = list(conversation.messages)
         assert isinstance(conversation.partner, LocalBase)
     with load(files["tiny"]) as model:
         assert not isinstance(model, LoadedSkin)
         assert turn.text == model.generate(messages[:1], max_tokens=12).text
-        assert again.text == model.generate(messages[:3], max_tokens=12).text
+        assert second_turn.text == model.generate(messages[:3], max_tokens=12).text
     assert turn.completion_tokens == 12
     assert turn.finish_reason == "length"
     assert not turn.context_full
-    assert again.cached_tokens is not None
+    assert second_turn.cached_tokens is not None
 
 
 def test_the_context_s_end_is_said(files: dict[str, str]) -> None:
     with local(files, "tiny", temperature=0, repetition_penalty=1.3) as conversation:
         room = conversation.partner.context_length
         assert room == 512
-        turn = said(conversation, "works well " * 60)
+        turn = take_turn(conversation, "works well " * 60)
         if turn.finish_reason == "length":
             assert turn.context_full
         with pytest.raises(ContextLengthExceeded):
@@ -142,10 +142,10 @@ def test_the_context_s_end_is_said(files: dict[str, str]) -> None:
 def test_labels_here(files: dict[str, str], name: str) -> None:
     with local(files, name) as conversation, load(files[name], base=files["tiny"]) as skin:
         assert isinstance(skin, LoadedSkin)
-        turn = said(conversation, "it broke")
-        wanted = skin.predict(["it broke"])[0]
-        assert (turn.text, turn.scores) == (wanted.output, pytest.approx(dict(wanted.scores)))
-        assert said(conversation, "it broke").text == turn.text  # earlier turns are no input
+        turn = take_turn(conversation, "it broke")
+        expected = skin.predict(["it broke"])[0]
+        assert (turn.text, turn.scores) == (expected.output, pytest.approx(dict(expected.scores)))
+        assert take_turn(conversation, "it broke").text == turn.text  # earlier turns are no input
         for change in ({"temperature": 1.0},):
             with pytest.raises(RequestError, match="no sampling settings"):
                 conversation.set(change)
@@ -157,18 +157,18 @@ def test_a_model_of_words(files: dict[str, str]) -> None:
     conversation = Conversation(open_local(files["worded"]), open_local)
     with contextlib.closing(conversation), load(files["worded"]) as alone:
         assert isinstance(alone, ClassicalPredictor)
-        turn, wanted = said(conversation, "It broke!"), alone.predict(["It broke!"])[0]
-        assert (turn.text, turn.scores, turn.prompt_tokens) == (wanted.output, wanted.scores, 3)
+        turn, expected = take_turn(conversation, "It broke!"), alone.predict(["It broke!"])[0]
+        assert (turn.text, turn.scores, turn.prompt_tokens) == (expected.output, expected.scores, 3)
         with pytest.raises(RequestError, match="no sampling settings"):
             conversation.set({"temperature": 1.0})
 
 
 def test_a_text_skin_and_one_of_two_inputs(files: dict[str, str]) -> None:
     with local(files, "writer", max_tokens=5) as conversation:
-        assert said(conversation, "hi").completion_tokens == 5
+        assert take_turn(conversation, "hi").completion_tokens == 5
     with local(files, "pair") as conversation:
         assert conversation.partner.inputs == ("question", "answer")
-        assert said(conversation, '{"question": "a", "answer": "b"}').text in {"negative", "positive"}
+        assert take_turn(conversation, '{"question": "a", "answer": "b"}').text in {"negative", "positive"}
         for wrong in ("a", "[1]", '{"question": "a"}'):
             with pytest.raises(RequestError):
                 conversation.begin(wrong)
@@ -176,27 +176,27 @@ def test_a_text_skin_and_one_of_two_inputs(files: dict[str, str]) -> None:
 
 def test_labels_of_a_server(remote: Conversation, fake: Fake) -> None:
     remote.change_partner("label")
-    said(remote, "one")
-    assert said(remote, "two").scores == SCORES
-    assert fake.asked[-1]["messages"] == [{"role": "user", "content": "two"}]
+    take_turn(remote, "one")
+    assert take_turn(remote, "two").scores == SCORES
+    assert fake.requests[-1]["messages"] == [{"role": "user", "content": "two"}]
 
 
 def test_settings_reach_the_server_and_are_checked_here(
     remote: Conversation, files: dict[str, str], fake: Fake
 ) -> None:
     run_command(remote, "/set temperature=0.25 max_tokens=9 stop=\\n\\n")
-    said(remote, "hi")
-    asked = fake.asked[-1]
-    assert (asked["temperature"], asked["max_tokens"], asked["stop"]) == (0.25, 9, ["\n\n"])
+    take_turn(remote, "hi")
+    body = fake.requests[-1]
+    assert (body["temperature"], body["max_tokens"], body["stop"]) == (0.25, 9, ["\n\n"])
     run_command(remote, "/set temperature=")
-    said(remote, "hi")
-    assert "temperature" not in fake.asked[-1]
+    take_turn(remote, "hi")
+    assert "temperature" not in fake.requests[-1]
     with local(files, "tiny") as conversation:
         with pytest.raises(RequestError, match="temperature"):
             conversation.set({"temperature": -1.0})
         assert conversation.settings == {}
         conversation.set(read_settings("stop=a max_tokens=4"))
-        said(conversation, "hi")
+        take_turn(conversation, "hi")
 
 
 @pytest.mark.parametrize("text", ["temperature", "warmth=1", "seed=x", "max_tokens=1.5", "=1"])
@@ -208,16 +208,16 @@ def test_settings_that_are_none(text: str) -> None:
 def test_conversations_are_saved_and_loaded(remote: Conversation, tmp_path: Path) -> None:
     remote.set_system("sö")
     remote.set({"seed": 3})
-    said(remote, "one\ntwo")
+    take_turn(remote, "one\ntwo")
     path = tmp_path / "a.json"
-    assert run_command(remote, f"/save {path}").say == f"saved to {path}"
+    assert run_command(remote, f"/save {path}").message == f"saved to {path}"
     messages = list(remote.messages)
     with pytest.raises(UsageError, match="exists already"):
         run_command(remote, f"/save {path}")
     remote.reset()
     remote.set_system("")
     remote.set({"seed": None})
-    assert run_command(remote, f"/load {path}").say == "1 turns loaded"
+    assert run_command(remote, f"/load {path}").message == "1 turns loaded"
     assert (remote.messages, remote.system, remote.settings) == (messages, "sö", {"seed": 3})
 
 
@@ -234,7 +234,7 @@ def test_conversations_are_saved_and_loaded(remote: Conversation, tmp_path: Path
     ],
 )
 def test_files_that_are_no_conversation(remote: Conversation, tmp_path: Path, content: str) -> None:
-    said(remote, "one")
+    take_turn(remote, "one")
     before = list(remote.messages)
     (tmp_path / "a.json").write_text(content, "utf-8")
     with pytest.raises(ConfigError, match=r"a\.json"):
@@ -245,15 +245,17 @@ def test_files_that_are_no_conversation(remote: Conversation, tmp_path: Path, co
 
 
 def test_commands(remote: Conversation) -> None:
-    helped = run_command(remote, "/help").say
+    helped = run_command(remote, "/help").message
     assert all(command.usage in helped for command in COMMANDS.values())
     assert run_command(remote, "/quit").leave
-    assert run_command(remote, "/tokens").say == "no tokens yet"
-    said(remote, "one")
-    assert "1 turns: 7 prompt tokens, 5 of them cached; 3 answered\ncost: $0.5" in run_command(remote, "/tokens").say
-    assert run_command(remote, "/retry").ask == "one"
-    assert "echo: reads the whole conversation" in run_command(remote, "/model").say
-    assert "pair: reads question, answer" in run_command(remote, "/model pair").say
+    assert run_command(remote, "/tokens").message == "no tokens yet"
+    take_turn(remote, "one")
+    assert (
+        "1 turns: 7 prompt tokens, 5 of them cached; 3 answered\ncost: $0.5" in run_command(remote, "/tokens").message
+    )
+    assert run_command(remote, "/retry").question == "one"
+    assert "echo: reads the whole conversation" in run_command(remote, "/model").message
+    assert "pair: reads question, answer" in run_command(remote, "/model pair").message
     with pytest.raises(BedplateError, match="its models are: ok, echo"):
         run_command(remote, "/model nope")
     assert remote.partner.name == "pair"

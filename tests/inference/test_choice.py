@@ -20,15 +20,15 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.library import load
-from bedplate.inference.native.sources import SOURCES, takes
+from bedplate.inference.native.sources import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Asked, chosen, open_base
+from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
 from bedplate.inference.ways import calibrate, choice
-from bedplate.inference.ways.calibrate import Measured, Use, by_turns, measured, quickest
+from bedplate.inference.ways.calibrate import PlanTimings, Use, by_turns, measured, quickest
 from bedplate.inference.ways.choice import choose, pick
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, Trial, block_weights, shortened
+from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, PlanTrial, block_weights, shortened
 from bedplate.inference.ways.way import (
-    Way,
+    ExecutionPlan,
     asked_ways,
     own_blocks,
     own_dtypes,
@@ -44,9 +44,9 @@ pytestmark = pytest.mark.usefixtures("own_machine")
 
 CPU = torch.device("cpu")
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
-T32, T16 = Way("float32", "torch", "float32"), Way("bfloat16", "torch", "bfloat16")
-N32, N16 = Way("float32", "native", "float32"), Way("bfloat16", "native", "bfloat16")
-INT4, INT8 = Way("bfloat16", "native", "int4"), Way("bfloat16", "native", "int8")
+T32, T16 = ExecutionPlan("float32", "torch", "float32"), ExecutionPlan("bfloat16", "torch", "bfloat16")
+N32, N16 = ExecutionPlan("float32", "native", "float32"), ExecutionPlan("bfloat16", "native", "bfloat16")
+INT4, INT8 = ExecutionPlan("bfloat16", "native", "int4"), ExecutionPlan("bfloat16", "native", "int8")
 native_only = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 
 
@@ -54,18 +54,22 @@ def times(decode: float, prefill: float) -> dict[Pass, float]:
     return {"decode_1": decode, "decode_16": 16 * decode, "prefill": prefill}
 
 
-def said(monkeypatch: pytest.MonkeyPatch, seconds: Mapping[Way, float | tuple[float, float]]) -> list[Sequence[Way]]:
+def fake_measurements(
+    monkeypatch: pytest.MonkeyPatch, seconds: Mapping[ExecutionPlan, float | tuple[float, float]]
+) -> list[Sequence[ExecutionPlan]]:
     """This machine's measurement is made up, and every way possible; returns what was asked for."""
-    asked: list[Sequence[Way]] = []
+    measured_backends: list[Sequence[ExecutionPlan]] = []
 
-    def fake(spec: TransformerSpec, ways: Sequence[Way], *, again: bool = False, **_: object) -> Measured:
-        asked.append(tuple(ways))
-        pairs = {way: seconds.get(way, 9.0) for way in ways}
-        return Measured({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})
+    def fake(
+        spec: TransformerSpec, backends: Sequence[ExecutionPlan], *, remeasure: bool = False, **_: object
+    ) -> PlanTimings:
+        measured_backends.append(tuple(backends))
+        pairs = {backend: seconds.get(backend, 9.0) for backend in backends}
+        return PlanTimings({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})
 
     monkeypatch.setattr(choice, "measured", fake)
-    monkeypatch.setattr(choice, "impossible", lambda spec, way, device: None)
-    return asked
+    monkeypatch.setattr(choice, "impossible", lambda spec, backend, device: None)
+    return measured_backends
 
 
 # --- ways
@@ -104,34 +108,42 @@ def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ..
 )
 def test_blocks_are_the_files_own_only_where_all_are_taken(types: list[str], blocks: str | None) -> None:
     assert own_blocks(types) == blocks
-    assert [way.weights for way in own_ways(types) if way.weights in ("int4", "int8")] == ([blocks] if blocks else [])
-    assert not [way for way in own_ways(types, quantised=False) if way.weights in ("int4", "int8")]
+    assert [backend.weights for backend in own_ways(types) if backend.weights in ("int4", "int8")] == (
+        [blocks] if blocks else []
+    )
+    assert not [backend for backend in own_ways(types, quantised=False) if backend.weights in ("int4", "int8")]
 
 
 def test_every_block_that_the_kernel_takes_may_be_a_files_own() -> None:
-    assert {kind for kind in SOURCES if own_blocks([kind.lower()]) is None} == set()
-    for kind in SOURCES:
-        assert takes(kind, str(own_blocks([kind.lower()])))
+    assert {block_type for block_type in SOURCES if own_blocks([block_type.lower()]) is None} == set()
+    for block_type in SOURCES:
+        assert accepts_blocks(block_type, str(own_blocks([block_type.lower()])))
 
 
 def test_what_is_asked_for_narrows_the_ways() -> None:
-    own = frozenset(("q4_1", "q8_0"))
-    assert asked_ways(own) == asked_ways(own, dtype="auto", weights="auto", kernel="auto") == (T16, N16, T32, N32, INT4)
-    assert asked_ways(own, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
-    assert asked_ways(own, kernel="torch") == (T16, T32)
-    assert asked_ways(own, kernel="native") == (N16, N32, INT4)
-    assert asked_ways(own, weights="int8") == (INT8, Way("bfloat16", "torch", "int8"))
-    assert asked_ways(own, weights="int4", dtype="float32", kernel="native") == (Way("float32", "native", "int4"),)
-    assert asked_ways(own, weights="int4", kernel="torch") == (Way("bfloat16", "torch", "int4"),)
-    assert asked_ways(own, weights="int4", dtype="float16") == (Way("float16", "torch", "int4"),)
+    stored_types = frozenset(("q4_1", "q8_0"))
+    assert (
+        asked_ways(stored_types)
+        == asked_ways(stored_types, dtype="auto", weights="auto", kernel="auto")
+        == (T16, N16, T32, N32, INT4)
+    )
+    assert asked_ways(stored_types, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
+    assert asked_ways(stored_types, kernel="torch") == (T16, T32)
+    assert asked_ways(stored_types, kernel="native") == (N16, N32, INT4)
+    assert asked_ways(stored_types, weights="int8") == (INT8, ExecutionPlan("bfloat16", "torch", "int8"))
+    assert asked_ways(stored_types, weights="int4", dtype="float32", kernel="native") == (
+        ExecutionPlan("float32", "native", "int4"),
+    )
+    assert asked_ways(stored_types, weights="int4", kernel="torch") == (ExecutionPlan("bfloat16", "torch", "int4"),)
+    assert asked_ways(stored_types, weights="int4", dtype="float16") == (ExecutionPlan("float16", "torch", "int4"),)
     assert asked_ways(("bfloat16",), weights="float32", kernel="torch") == (T32,)
     assert asked_ways(("float32",), dtype="bfloat16") == (T16, N16)  # as asked, though it rounds
     assert asked_ways(("float16",), kernel="native") == (N32,)
-    assert asked_ways(("float16",), dtype="float16") == (Way("float16", "torch", "float16"),)
+    assert asked_ways(("float16",), dtype="float16") == (ExecutionPlan("float16", "torch", "float16"),)
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"dtype": "int3"}, "dtype 'int3' is not known"),
         (
@@ -142,9 +154,9 @@ def test_what_is_asked_for_narrows_the_ways() -> None:
         ({"dtype": "float16", "kernel": "native"}, "takes bases in bfloat16 and float32, and float16 was asked for"),
     ],
 )
-def test_what_does_not_go_together(asked: dict[str, Any], message: str) -> None:
+def test_what_does_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        asked_ways(("bfloat16",), **asked)
+        asked_ways(("bfloat16",), **options)
     with pytest.raises(UsageError, match="takes no float64"):
         asked_ways(("float64",), kernel="native")
 
@@ -161,44 +173,44 @@ def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
     assert read_stored(tmp_path / "encoder").types == {"float32"}
     assert load_base(tmp_path / "encoder").dtype == torch.float32
     base = load_base(tmp_path / "float32")
-    for kind, types in (("q4_1", {"q4_1"}), ("f16", {"float16"}), ("bf16", {"bfloat16"}), ("q5_0", {"q5_0"})):
-        export_gguf(base, tmp_path / f"{kind}.gguf", kind)
-        stored = read_stored(tmp_path / f"{kind}.gguf")
-        assert (stored.types, stored.spec.key()) == (types, load_base(tmp_path / f"{kind}.gguf").spec.key())
+    for ggml_type, types in (("q4_1", {"q4_1"}), ("f16", {"float16"}), ("bf16", {"bfloat16"}), ("q5_0", {"q5_0"})):
+        export_gguf(base, tmp_path / f"{ggml_type}.gguf", ggml_type)
+        stored = read_stored(tmp_path / f"{ggml_type}.gguf")
+        assert (stored.types, stored.spec.key()) == (types, load_base(tmp_path / f"{ggml_type}.gguf").spec.key())
 
 
 # --- the choice
 
 
 def test_the_mix_decides_and_prompts_alone_where_a_base_only_reads() -> None:
-    found = Measured({T32: times(0.03, 0.3), N16: times(0.01, 0.5), INT4: times(0.005, 0.9)})
-    assert [round(found.cost(way), 3) for way in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
-    assert found.fastest([T32, N16, INT4]) == N16
-    assert found.fastest([T32, N16, INT4], "score") == T32
-    assert found.fastest([INT4, T32]) == INT4
-    level = Measured({T16: times(0.042, 0.219), N16: times(0.011, 0.213)})  # at a long prompt, not at a short one
-    assert level.cost(T16, "score") > choice.TELLS * level.cost(N16, "score")
+    measurement = PlanTimings({T32: times(0.03, 0.3), N16: times(0.01, 0.5), INT4: times(0.005, 0.9)})
+    assert [round(measurement.cost(backend), 3) for backend in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
+    assert measurement.fastest([T32, N16, INT4]) == N16
+    assert measurement.fastest([T32, N16, INT4], "score") == T32
+    assert measurement.fastest([INT4, T32]) == INT4
+    level = PlanTimings({T16: times(0.042, 0.219), N16: times(0.011, 0.213)})  # at a long prompt, not at a short one
+    assert level.cost(T16, "score") > choice.TIE_RATIO * level.cost(N16, "score")
     assert pick(tiny_spec(), level, [T16, N16], "score") == N16
-    assert (found.rate(N16, "decode_1"), found.rate(N16, "prefill")) == (100.0, PROMPT / 0.5)
-    encoder = Measured({T32: {"prefill": 0.2}, T16: {"prefill": 0.1}})
+    assert (measurement.rate(N16, "decode_1"), measurement.rate(N16, "prefill")) == (100.0, PROMPT / 0.5)
+    encoder = PlanTimings({T32: {"prefill": 0.2}, T16: {"prefill": 0.1}})
     assert encoder.fastest([T32, T16]) == T16
     assert encoder.rate(T16, "decode_1") is None
 
 
 def test_a_machine_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch in bfloat16 is slower than in float32; so may the kernel's be, or not."""
-    said(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 1.0, INT4: 0.5})
+    fake_measurements(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 1.0, INT4: 0.5})
     spec, types = tiny_spec(), ("bfloat16",)
-    assert choose(spec, own_ways(types), CPU).way == N32
-    assert choose(spec, asked_ways(types, kernel="torch"), CPU).way == T32
-    assert choose(spec, own_ways(("q4_0",)), CPU).way == INT4
-    assert choose(spec, own_ways(("q4_0",), quantised=False), CPU).way == N32
-    said(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 3.0, INT4: 2.5})
-    assert choose(spec, own_ways(("q4_0",)), CPU).way == T32  # never slower than the best of torch's own
+    assert choose(spec, own_ways(types), CPU).backend == N32
+    assert choose(spec, asked_ways(types, kernel="torch"), CPU).backend == T32
+    assert choose(spec, own_ways(("q4_0",)), CPU).backend == INT4
+    assert choose(spec, own_ways(("q4_0",), quantised=False), CPU).backend == N32
+    fake_measurements(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 3.0, INT4: 2.5})
+    assert choose(spec, own_ways(("q4_0",)), CPU).backend == T32  # never slower than the best of torch's own
 
 
 def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    said(monkeypatch, {T16: 8.0, N16: 2.0, T32: 6.0, N32: 3.0, INT4: 1.0})
+    fake_measurements(monkeypatch, {T16: 8.0, N16: 2.0, T32: 6.0, N32: 3.0, INT4: 1.0})
     why = choose(tiny_spec(), own_ways(("q4_0",)), CPU).why
     assert why == (
         "measured fastest for a prompt and an answer; native bfloat16 takes 2.00 times as long; "
@@ -207,23 +219,27 @@ def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.Monk
 
 
 def test_nothing_is_measured_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = said(monkeypatch, {})
-    assert choose(tiny_spec(), (INT8,), CPU).way == INT8
-    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int8"), CPU).way == INT8
-    assert choose(tiny_spec(), own_ways(("q4_0",)), torch.device("cuda")).way == T16
-    assert asked == []
+    measured_backends = fake_measurements(monkeypatch, {})
+    assert choose(tiny_spec(), (INT8,), CPU).backend == INT8
+    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int8"), CPU).backend == INT8
+    assert choose(tiny_spec(), own_ways(("q4_0",)), torch.device("cuda")).backend == T16
+    assert measured_backends == []
 
 
 def test_what_cannot_be_had_here_is_left_out_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = said(monkeypatch, {T16: 2.0, T32: 1.0})
+    measured_backends = fake_measurements(monkeypatch, {T16: 2.0, T32: 1.0})
     monkeypatch.setattr(
-        choice, "impossible", lambda spec, way, device: "there is no compiler" if way.kernel == "native" else None
+        choice,
+        "impossible",
+        lambda spec, backend, device: "there is no compiler" if backend.kernel == "native" else None,
     )
-    assert choose(tiny_spec(), own_ways(("q4_0",)), CPU).way == T32
-    assert asked == [(T16, T32)]
+    assert choose(tiny_spec(), own_ways(("q4_0",)), CPU).backend == T32
+    assert measured_backends == [(T16, T32)]
     with pytest.raises(UsageError, match="native int4 cannot run here: there is no compiler"):
         choose(tiny_spec(), (INT4,), CPU)
-    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int4"), CPU).way == Way("bfloat16", "torch", "int4")
+    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int4"), CPU).backend == ExecutionPlan(
+        "bfloat16", "torch", "int4"
+    )
 
 
 def test_one_line_says_what_is_lost_without_a_kernel(
@@ -234,8 +250,8 @@ def test_one_line_says_what_is_lost_without_a_kernel(
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):
-        assert chosen(directory).way.kernel == "torch"
-        assert chosen(directory).way.kernel == "torch"
+        assert chosen(directory).backend.kernel == "torch"
+        assert chosen(directory).backend.kernel == "torch"
     assert [record.getMessage()[:33] for record in caplog.records] == ["no native kernel: no C++ compiler"]
     choice._warn.cache_clear()
 
@@ -250,49 +266,53 @@ class FakePart:
     of: Pass
     name: str
     clock: list[float]
-    takes: list[float]
+    durations: list[float]
     sweep: int = 0
     whole: bool = True
     runs: int = 0
 
     def run(self) -> None:
-        self.clock[0] += self.takes[min(self.runs, len(self.takes) - 1)]
+        self.clock[0] += self.durations[min(self.runs, len(self.durations) - 1)]
         self.runs += 1
 
 
 class FakeTrial:
-    def __init__(self, clock: list[float], *takes: float) -> None:
-        self.parts = (FakePart("prefill", "blocks", clock, list(takes)),)
+    def __init__(self, clock: list[float], *durations: float) -> None:
+        self.parts = (FakePart("prefill", "blocks", clock, list(durations)),)
 
     def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
         return {"prefill": best["prefill", "blocks"]}
 
 
-def turns(takes: Mapping[Way, Sequence[float]], brief: Use | None = None) -> tuple[Measured, dict[Way, int]]:
+def turns(
+    durations: Mapping[ExecutionPlan, Sequence[float]], brief: Use | None = None
+) -> tuple[PlanTimings, dict[ExecutionPlan, int]]:
     clock = [0.0]
-    trials: Any = {way: FakeTrial(clock, *values) for way, values in takes.items()}
-    found = by_turns(trials, lambda: clock[0], brief)
-    return found, {way: trial.parts[0].runs for way, trial in trials.items()}
+    trials: Any = {backend: FakeTrial(clock, *values) for backend, values in durations.items()}
+    measurement = by_turns(trials, lambda: clock[0], brief)
+    return measurement, {backend: trial.parts[0].runs for backend, trial in trials.items()}
 
 
 def test_the_best_of_the_turns_counts_and_the_first_call_does_not() -> None:
-    found, runs = turns({T32: [9.0, 0.05, 0.04, 0.04], N16: [9.0, 0.04, 0.06, 0.03, 0.03]})
-    assert {way: one["prefill"] for way, one in found.seconds.items()} == pytest.approx({T32: 0.04, N16: 0.04})
+    measurement, runs = turns({T32: [9.0, 0.05, 0.04, 0.04], N16: [9.0, 0.04, 0.06, 0.03, 0.03]})
+    assert {backend: seconds["prefill"] for backend, seconds in measurement.seconds.items()} == pytest.approx(
+        {T32: 0.04, N16: 0.04}
+    )
     assert runs == {T32: 3, N16: 3}  # beyond patience, so no third turn
 
 
 def test_turns_go_on_until_times_agree() -> None:
-    found, runs = turns({T32: [0.1, 0.05, 0.02, 0.03, 0.02], N16: [0.1, 0.04, 0.04]})
+    measurement, runs = turns({T32: [0.1, 0.05, 0.02, 0.03, 0.02], N16: [0.1, 0.04, 0.04]})
     assert runs == {T32: 5, N16: 5}
-    assert found.seconds[T32]["prefill"] == pytest.approx(0.02)
+    assert measurement.seconds[T32]["prefill"] == pytest.approx(0.02)
 
 
 def test_a_hopeless_way_has_one_turn_and_torchs_best_stays() -> None:
-    found, runs = turns({T16: [0.1, 0.9], T32: [0.1, 0.5, 0.45, 0.4], N16: [0.1, 0.05], INT4: [0.1, 0.3]})
-    assert found.dropped == (T16, INT4)
+    measurement, runs = turns({T16: [0.1, 0.9], T32: [0.1, 0.5, 0.45, 0.4], N16: [0.1, 0.05], INT4: [0.1, 0.3]})
+    assert measurement.dropped == (T16, INT4)
     assert (runs[T16], runs[INT4]) == (2, 2)
     assert (runs[T32], runs[N16]) == (3, 3)
-    assert set(found.seconds) == {T16, T32, N16, INT4}
+    assert set(measurement.seconds) == {T16, T32, N16, INT4}
 
 
 def test_measuring_ends_where_times_never_agree() -> None:
@@ -304,69 +324,71 @@ def test_measuring_ends_where_times_never_agree() -> None:
 def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
     """Times that do not agree yet, one way far ahead: three turns. None ahead: until they agree."""
     ahead = {T32: [0.1, 0.16, 0.12, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.09, 0.07, 0.03, 0.02, 0.02]}
-    found, runs = turns(ahead, "score")
-    assert (found.brief, found.fastest((T32, N16), "score"), runs) == ("score", N16, {T32: 4, N16: 4})
+    measurement, runs = turns(ahead, "score")
+    assert (measurement.brief, measurement.fastest((T32, N16), "score"), runs) == ("score", N16, {T32: 4, N16: 4})
     assert turns(ahead)[0].brief is None
-    found, runs = turns({T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.08, 0.06, 0.055, 0.055]}, "score")
-    assert (found.brief, runs) == (None, {T32: 5, N16: 5})
+    measurement, runs = turns({T32: [0.1, 0.08, 0.06, 0.05, 0.05], N16: [0.1, 0.08, 0.06, 0.055, 0.055]}, "score")
+    assert (measurement.brief, runs) == (None, {T32: 5, N16: 5})
 
 
-def quick(takes: Mapping[Way, Sequence[float]], use: Use = "generate") -> tuple[Measured, dict[Way, int]]:
+def quick(
+    durations: Mapping[ExecutionPlan, Sequence[float]], use: Use = "generate"
+) -> tuple[PlanTimings, dict[ExecutionPlan, int]]:
     """Each way's runs, where only the fastest is wanted."""
-    clock, opened = [0.0], dict[Way, Any]()
+    clock, opened = [0.0], dict[ExecutionPlan, Any]()
 
-    def open_one(way: Way) -> Any:
-        opened[way] = FakeTrial(clock, *takes[way])
-        return opened[way]
+    def open_one(backend: ExecutionPlan) -> Any:
+        opened[backend] = FakeTrial(clock, *durations[backend])
+        return opened[backend]
 
-    found = quickest(tiny_spec(), list(takes), open_one, lambda: clock[0], use)
-    return found, {way: trial.parts[0].runs for way, trial in opened.items()}
+    measurement = quickest(tiny_spec(), list(durations), open_one, lambda: clock[0], use)
+    return measurement, {backend: trial.parts[0].runs for backend, trial in opened.items()}
 
 
 def test_ways_are_given_up_as_soon_as_they_are_known_to_be_slower() -> None:
     """After one run what is hopeless, after three what is slower; the first call does not count."""
-    found, runs = quick({T32: [9.0, 0.3], N16: [9.0, 0.13], INT4: [9.0, 0.1, 0.1]})
-    assert (found.brief, found.dropped, set(found.seconds)) == ("generate", (T32, N16), {INT4})
+    measurement, runs = quick({T32: [9.0, 0.3], N16: [9.0, 0.13], INT4: [9.0, 0.1, 0.1]})
+    assert (measurement.brief, measurement.dropped, set(measurement.seconds)) == ("generate", (T32, N16), {INT4})
     assert runs == {INT4: 2, N16: 4, T32: 2}
-    assert found.fastest([T32, N16, INT4]) == INT4
-    assert pick(tiny_spec(), found, [T32, N16, INT4]) == INT4
+    assert measurement.fastest([T32, N16, INT4]) == INT4
+    assert pick(tiny_spec(), measurement, [T32, N16, INT4]) == INT4
     assert "ruled out as slower before every pass was timed: torch float32, native bfloat16" in choice.why(
-        found, INT4, [T32, N16, INT4], "generate"
+        measurement, INT4, [T32, N16, INT4], "generate"
     )
 
 
 def test_what_reads_least_comes_first_and_may_be_beaten() -> None:
-    found, runs = quick({N16: [9.0, 0.1], INT4: [9.0, 0.5]})
+    measurement, runs = quick({N16: [9.0, 0.1], INT4: [9.0, 0.5]})
     assert list(runs) == [INT4, N16]
-    assert found.fastest([N16, INT4]) == N16
-    assert found.dropped == (INT4,)
+    assert measurement.fastest([N16, INT4]) == N16
+    assert measurement.dropped == (INT4,)
 
 
 def test_one_slow_run_gives_no_way_up_that_may_be_the_fastest() -> None:
-    found, _ = quick({N16: [9.0, 0.2, 0.09, 0.09], INT4: [9.0, 0.1]})
-    assert found.fastest([N16, INT4]) == N16
-    assert not found.dropped
-    assert found.brief is None  # both were timed until their times agreed
+    measurement, _ = quick({N16: [9.0, 0.2, 0.09, 0.09], INT4: [9.0, 0.1]})
+    assert measurement.fastest([N16, INT4]) == N16
+    assert not measurement.dropped
+    assert measurement.brief is None  # both were timed until their times agreed
 
 
 def test_what_reading_alone_makes_slower_is_not_opened() -> None:
     swept = calibrate._Swept(iter([0.0, 0.001]).__next__)
-    assert swept.least(1 << 40) == 0.0  # nothing is known yet
+    assert swept.min_seconds(1 << 40) == 0.0  # nothing is known yet
     swept.sweep(1 << 20)
     speed = (1 << 20) / 0.001
-    assert swept.least(1 << 40) == pytest.approx((1 << 40) / speed / calibrate._FASTER, rel=0.01)
-    assert swept.least(1 << 20) == 0.0  # the last cache may hold it
+    assert swept.min_seconds(1 << 40) == pytest.approx((1 << 40) / speed / calibrate._FASTER, rel=0.01)
+    assert swept.min_seconds(1 << 20) == 0.0  # the last cache may hold it
 
 
 def test_a_brief_measurement_names_every_way_once_kept(counted: list[TransformerSpec]) -> None:
-    ways = (T32, T16)
-    whole = Measured({T32: times(1.0, 1.0)}, (T16,), "score")
-    assert calibrate._from_json(calibrate._to_json(whole), ways, "score") == whole
+    backends = (T32, T16)
+    whole = PlanTimings({T32: times(1.0, 1.0)}, (T16,), "score")
+    assert calibrate._from_json(calibrate._to_json(whole), backends, "score") == whole
     for use in ("generate", None):
         with pytest.raises(ValueError, match="another use"):
-            calibrate._from_json(calibrate._to_json(whole), ways, use)  # type: ignore[arg-type]
+            calibrate._from_json(calibrate._to_json(whole), backends, use)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="another measurement"):
-        calibrate._from_json(calibrate._to_json(Measured(whole.seconds, (), "score")), ways, "score")
+        calibrate._from_json(calibrate._to_json(PlanTimings(whole.seconds, (), "score")), backends, "score")
 
 
 # --- trials
@@ -384,11 +406,11 @@ def test_a_trial_is_small_and_in_proportion(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("way", [T32, T16, N16, INT8, INT4])
-def test_every_part_of_a_trial_runs(way: Way) -> None:
-    if way.kernel == "native" and isinstance(load(), str):
+@pytest.mark.parametrize("backend", [T32, T16, N16, INT8, INT4])
+def test_every_part_of_a_trial_runs(backend: ExecutionPlan) -> None:
+    if backend.kernel == "native" and isinstance(load(), str):
         pytest.skip(f"no native kernel here: {load()}")
-    trial = Trial(tiny_spec(**SIZES), way, 1)
+    trial = PlanTrial(tiny_spec(**SIZES), backend, 1)
     try:
         for part in trial.parts:
             part.run()
@@ -401,20 +423,20 @@ def test_every_part_of_a_trial_runs(way: Way) -> None:
     ]
     best = {("decode_1", "head"): 4.0, ("decode_1", "blocks"): 3.0, ("decode_1", "fixed"): 1.0}
     best |= {("decode_16", name): seconds for (_, name), seconds in best.items()} | {("prefill", "blocks"): 1.0}
-    found = trial.seconds(best)  # type: ignore[arg-type]
-    assert found == pytest.approx({"decode_1": 1 + 2 * 1.5 + 1, "decode_16": 5.0, "prefill": 3.0})
+    totals = trial.seconds(best)  # type: ignore[arg-type]
+    assert totals == pytest.approx({"decode_1": 1 + 2 * 1.5 + 1, "decode_16": 5.0, "prefill": 3.0})
 
 
 def test_a_trial_stays_inside_a_short_context() -> None:
     """GPT-2 of 128 learned positions."""
-    trial = Trial(tiny_spec(**SIZES, rope=None, context_length=128, position_rows=128), T32, 1)
+    trial = PlanTrial(tiny_spec(**SIZES, rope=None, context_length=128, position_rows=128), T32, 1)
     for part in trial.parts:
         part.run()
 
 
 def test_an_encoders_trial_has_prompts_only() -> None:
     spec = PRESETS["minilm-l6"].spec.with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
-    trial = Trial(spec, T16, 1)
+    trial = PlanTrial(spec, T16, 1)
     trial.parts[0].run()
     assert [part.of for part in trial.parts] == ["prefill"]
     assert trial.seconds({("prefill", "blocks"): 2.0}) == {"prefill": pytest.approx(2.0 * spec.layers)}
@@ -426,17 +448,19 @@ def test_an_encoders_trial_has_prompts_only() -> None:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[TransformerSpec]:
     """Measuring is instant; what was measured."""
-    done: list[TransformerSpec] = []
+    measured_specs: list[TransformerSpec] = []
 
-    def fake(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None) -> Measured:
-        done.append(spec)
-        return Measured({way: times(1.0 + i, 1.0) for i, way in enumerate(ways)}, tuple(ways[1:]), brief)
+    def fake(spec: TransformerSpec, backends: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
+        measured_specs.append(spec)
+        return PlanTimings(
+            {backend: times(1.0 + i, 1.0) for i, backend in enumerate(backends)}, tuple(backends[1:]), brief
+        )
 
     monkeypatch.setattr(calibrate, "measure", fake)
-    return done
+    return measured_specs
 
 
-def kept() -> Path:
+def record_path() -> Path:
     (path,) = (bedplate_home() / "machine").iterdir()
     return path
 
@@ -445,7 +469,7 @@ def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
     first = measured(tiny_spec(), (T32, T16))
     assert measured(tiny_spec(), (T32, T16)) == first
     assert len(counted) == 1
-    assert measured(tiny_spec(), (T32, T16), again=True) == first
+    assert measured(tiny_spec(), (T32, T16), remeasure=True) == first
     assert len(counted) == 2
     measured(tiny_spec(layers=4), (T32, T16))
     measured(tiny_spec(), (T32,))
@@ -477,19 +501,25 @@ def with_seconds(record: Any, seconds: Any) -> str:
         lambda record: json.dumps(record | {"key": record["key"] | {"level": "avx10"}}),
         lambda record: with_seconds(record, record["found"]["seconds"][:1]),
         lambda record: with_seconds(record, [[["x"], {}]]),
-        lambda record: with_seconds(record, [[way, {"prefill": 0}] for way, _ in record["found"]["seconds"]]),
-        lambda record: with_seconds(record, [[way, {"prefill": "nan"}] for way, _ in record["found"]["seconds"]]),
-        lambda record: with_seconds(record, [[way, {"prefill": 10**400}] for way, _ in record["found"]["seconds"]]),
-        lambda record: with_seconds(record, [[way, {"prefill": 1, "x": 1}] for way, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[backend, {"prefill": 0}] for backend, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(
+            record, [[backend, {"prefill": "nan"}] for backend, _ in record["found"]["seconds"]]
+        ),
+        lambda record: with_seconds(
+            record, [[backend, {"prefill": 10**400}] for backend, _ in record["found"]["seconds"]]
+        ),
+        lambda record: with_seconds(
+            record, [[backend, {"prefill": 1, "x": 1}] for backend, _ in record["found"]["seconds"]]
+        ),
     ],
 )
 def test_a_damaged_or_foreign_record_is_measured_again(counted: list[TransformerSpec], damage: Any) -> None:
     first = measured(tiny_spec(), (T32, T16))
-    whole = kept().read_text()
-    kept().write_text(damage(json.loads(whole)))
+    whole = record_path().read_text()
+    record_path().write_text(damage(json.loads(whole)))
     assert measured(tiny_spec(), (T32, T16)) == first
     assert len(counted) == 2
-    assert json.loads(kept().read_text()) == json.loads(whole)
+    assert json.loads(record_path().read_text()) == json.loads(whole)
 
 
 def test_another_processor_has_a_record_of_its_own(
@@ -515,31 +545,33 @@ def test_a_home_that_cannot_be_written_is_said_and_does_no_harm(
 
 
 def test_a_real_measurement_of_a_tiny_base() -> None:
-    ways = [way for way in own_ways(("q4_1",)) if choice.impossible(tiny_spec(**SIZES), way, CPU) is None]
-    found = measured(tiny_spec(**SIZES), ways)
-    assert set(found.seconds) == set(ways)
-    assert all(seconds > 0 for one in found.seconds.values() for seconds in one.values())
-    assert found.fastest(ways) not in found.dropped
-    assert measured(tiny_spec(**SIZES), ways) == found
+    backends = [
+        backend for backend in own_ways(("q4_1",)) if choice.impossible(tiny_spec(**SIZES), backend, CPU) is None
+    ]
+    measurement = measured(tiny_spec(**SIZES), backends)
+    assert set(measurement.seconds) == set(backends)
+    assert all(seconds > 0 for timings in measurement.seconds.values() for seconds in timings.values())
+    assert measurement.fastest(backends) not in measurement.dropped
+    assert measured(tiny_spec(**SIZES), backends) == measurement
 
 
 # --- bases and engines
 
 
 @native_only
-@pytest.mark.parametrize(("kind", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("bf16", "bfloat16")])
+@pytest.mark.parametrize(("ggml_type", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("bf16", "bfloat16")])
 def test_a_base_is_opened_in_its_own_blocks_where_they_are_fastest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, weights: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ggml_type: str, weights: str
 ) -> None:
-    export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", kind)
-    said(monkeypatch, {T32: 5.0, T16: 4.0, N16: 2.0, INT8: 1.0, INT4: 0.5})
+    export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", ggml_type)
+    fake_measurements(monkeypatch, {T32: 5.0, T16: 4.0, N16: 2.0, INT8: 1.0, INT4: 0.5})
     with bedplate.load(tmp_path / "x.gguf") as model:
         assert isinstance(model, LocalModel)
         assert (model.engine.weights, model.engine.kernel) == (weights, "native")
         assert model.base.dtype == torch.bfloat16
-    with open_base(tmp_path / "x.gguf", Asked(quantised=False)).model() as model:
+    with open_base(tmp_path / "x.gguf", OpenOptions(quantised=False)).model() as model:
         assert (model.engine.weights, model.engine.kernel) == ("bfloat16", "native")
-    said(monkeypatch, {T32: 1.0, T16: 4.0, N16: 2.0, INT8: 3.0, INT4: 3.0})
+    fake_measurements(monkeypatch, {T32: 1.0, T16: 4.0, N16: 2.0, INT8: 3.0, INT4: 3.0})
     with bedplate.load(tmp_path / "x.gguf") as model:
         assert isinstance(model, LocalModel)
         assert (model.engine.weights, model.engine.kernel) == ("float32", "torch")
@@ -548,7 +580,7 @@ def test_a_base_is_opened_in_its_own_blocks_where_they_are_fastest(
 @native_only
 def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
-    for asked, weights, kernel in (
+    for options, weights, kernel in (
         ({"dtype": "float32", "kernel": "torch"}, "float32", "torch"),
         ({"kernel": "torch", "weights": "bfloat16"}, "bfloat16", "torch"),
         ({"weights": "int8"}, "int8", "native"),
@@ -556,7 +588,7 @@ def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: p
         ({"weights": "int8", "kernel": "torch", "dtype": "float16"}, "int8", "torch"),
         ({"dtype": "bfloat16", "kernel": "native"}, "bfloat16", "native"),
     ):
-        with bedplate.load(directory, **asked) as model:
+        with bedplate.load(directory, **options) as model:
             assert isinstance(model, LocalModel)
             assert (model.engine.weights, model.engine.kernel) == (weights, kernel)
     narrow = write_tiny_base(tmp_path / "narrow", dtype=torch.bfloat16)
@@ -571,13 +603,13 @@ def test_an_engine_runs_natively_where_that_measured_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: float, kernel: str
 ) -> None:
     base = load_base(write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES))
-    asked = said(monkeypatch, {T16: 1.0, N16: native})
+    measured_backends = fake_measurements(monkeypatch, {T16: 1.0, N16: native})
     with Engine(base) as engine:
         assert (engine.kernel, engine.weights) == (kernel, "bfloat16")
-    assert asked == [(T16, N16)]
+    assert measured_backends == [(T16, N16)]
     with Engine(base, kernel="native") as engine:
         assert engine.kernel == "native"
-    assert len(asked) == 1
+    assert len(measured_backends) == 1
 
 
 def test_a_quantised_file_is_bfloat16_for_whoever_loads_it_alone(tmp_path: Path) -> None:
@@ -590,10 +622,12 @@ def test_a_quantised_file_is_bfloat16_for_whoever_loads_it_alone(tmp_path: Path)
 # --- memory
 
 
-def fixed(monkeypatch: pytest.MonkeyPatch, free: int, costs: dict[Way, float]) -> None:
+def fixed(monkeypatch: pytest.MonkeyPatch, free: int, costs: dict[ExecutionPlan, float]) -> None:
     monkeypatch.setattr(choice, "free_bytes", lambda: free)
     monkeypatch.setattr(
-        choice, "measured", lambda spec, ways, **_: Measured({way: {"prefill": costs[way]} for way in ways})
+        choice,
+        "measured",
+        lambda spec, backends, **_: PlanTimings({backend: {"prefill": costs[backend]} for backend in backends}),
     )
 
 
@@ -603,18 +637,18 @@ def test_a_way_that_memory_has_no_room_for_is_left_out_and_said(monkeypatch: pyt
     whole = choice.needs(spec, T32)
     assert whole == 2 * choice.needs(spec, T16)
     fixed(monkeypatch, whole, costs)
-    assert choose(spec, (T16, T32), CPU, "score").way == T32
+    assert choose(spec, (T16, T32), CPU, "score").backend == T32
     fixed(monkeypatch, whole - 1, costs)
-    found = choose(spec, (T16, T32), CPU, "score")
-    assert found.way == T16
-    assert "torch float32 would take" in found.why
+    decision = choose(spec, (T16, T32), CPU, "score")
+    assert decision.backend == T16
+    assert "torch float32 would take" in decision.why
     fixed(monkeypatch, 0, costs)  # nothing fits: the smallest is tried
-    assert choose(spec, (T16, T32), CPU, "score").way == T16
+    assert choose(spec, (T16, T32), CPU, "score").backend == T16
     # of what is loaded already, the module needs no room
-    assert choose(spec, (T16, T32), CPU, "score", loaded=True).way == T32
+    assert choose(spec, (T16, T32), CPU, "score", loaded=True).backend == T32
 
 
 def test_of_ways_that_cannot_be_told_apart_the_smaller_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cost, way in ((1.01, T16), (1.2, T32)):
+    for cost, backend in ((1.01, T16), (1.2, T32)):
         fixed(monkeypatch, 1 << 40, {T16: cost, T32: 1.0})
-        assert choose(tiny_spec(), (T16, T32), CPU, "score").way == way
+        assert choose(tiny_spec(), (T16, T32), CPU, "score").backend == backend

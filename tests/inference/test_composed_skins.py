@@ -50,12 +50,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local(place: Path) -> Iterator[LocalModel]:
     """The base with the skins' LoRA weights, and their soft prompt on these, loaded by hand."""
-    with LocalModel(load_base(place, dtype="float32")) as found:
-        lora = weights(found)
-        found.engine.load_adapter(BY_HAND, lora.config, lora.tensors)
-        found.engine.load_soft_prompt("soft alone", vectors())
-        found.engine.load_soft_prompt("soft on weights", vectors(), BY_HAND)
-        yield found
+    with LocalModel(load_base(place, dtype="float32")) as local_model:
+        lora = weights(local_model)
+        local_model.engine.load_adapter(BY_HAND, lora.config, lora.tensors)
+        local_model.engine.load_soft_prompt("soft alone", vectors())
+        local_model.engine.load_soft_prompt("soft on weights", vectors(), BY_HAND)
+        yield local_model
 
 
 def weights(model: LocalModel) -> LoraPart:
@@ -85,7 +85,7 @@ def neighbours(model: LocalModel) -> Neighbours:
     return Neighbours(embed_texts(model.engine, TEXTS, "mean"), rows, 2)
 
 
-def make(model: LocalModel, place: Path, **parts: Any) -> Skin:
+def composed_skin(model: LocalModel, place: Path, **parts: Any) -> Skin:
     values: dict[str, Any] = {
         "bases": {"main": BaseReference.of(str(place), "llama", model.base.identity)},
         "inputs": {"review": InputField()},
@@ -99,15 +99,15 @@ def make(model: LocalModel, place: Path, **parts: Any) -> Skin:
 def found_for(model: LocalModel, index: Passages | Neighbours, row: str) -> dict[str, Any]:
     vector = model.embed([row], pooling="mean")[0]
     return (
-        {"passages": index.given(vector)}
+        {"passages": index.retrieve(vector)}
         if isinstance(index, Passages)
         else {"demonstrations": index.demonstrations(vector)}
     )
 
 
-def scored(model: LocalModel, prompt: Prompt, row: str, adapter: str | None, **found: Any) -> dict[str, float]:
+def scored(model: LocalModel, prompt: Prompt, row: str, adapter: str | None, **lookups: Any) -> dict[str, float]:
     """What the engine says of the labels after the prompt's own text, with the adapter that was loaded by hand."""
-    text = prompt.text({"review": row}, **found)
+    text = prompt.text({"review": row}, **lookups)
     assert isinstance(text, str)
     ids = model.tokenizer.encode(text)
     answers = tuple(tuple(model.tokenizer.encode(text + c)[len(ids) :]) for c in LABELS.continuations)
@@ -125,16 +125,16 @@ def test_weights_with_what_is_looked_up_are_the_adapter_asked_with_that_prompt(
     parts: dict[str, Any] = {looked_up: index, "prompt": prompt}
     parts |= {"lora": weights(local)} if adapter != "soft alone" else {}
     parts |= {"soft_prompt": SoftPrompt(vectors())} if adapter != BY_HAND else {}
-    directory = write_skin(make(local, place, **parts), tmp_path / "skin")
+    directory = write_skin(composed_skin(local, place, **parts), tmp_path / "skin")
     expected = [scored(local, prompt, row, adapter, **found_for(local, index, row)) for row in ROWS]
     without = [scored(local, prompt, row, None, **found_for(local, index, row)) for row in ROWS]
     with bedplate.load(directory) as loaded:
-        for found in (loaded.predict(ROWS), loaded.predict(ROWS, one_by_one=True)):  # type: ignore[union-attr]
-            for got, wanted, base in zip(found, expected, without, strict=True):
-                np.testing.assert_allclose(list(got.scores.values()), list(wanted.values()), atol=2e-4)
-                assert abs(wanted["positive"] - base["positive"]) > 1e-2
-                assert got.output == max(wanted, key=lambda label: wanted[label])
-                assert len(got.passages) == (2 if looked_up == "passages" else 0)
+        for predictions in (loaded.predict(ROWS), loaded.predict(ROWS, one_by_one=True)):  # type: ignore[union-attr]
+            for prediction, expected_scores, base in zip(predictions, expected, without, strict=True):
+                np.testing.assert_allclose(list(prediction.scores.values()), list(expected_scores.values()), atol=2e-4)
+                assert abs(expected_scores["positive"] - base["positive"]) > 1e-2
+                assert prediction.output == max(expected_scores, key=lambda label: expected_scores[label])
+                assert len(prediction.passages) == (2 if looked_up == "passages" else 0)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "first"])
@@ -142,7 +142,7 @@ def test_a_head_on_adapted_features_is_the_head_by_plain_torch(
     local: LocalModel, place: Path, tmp_path: Path, pooling: Any
 ) -> None:
     part, lora = ProbePart(head(), "layers.2", pooling), weights(local)
-    directory = write_skin(make(local, place, lora=lora, probe=part), tmp_path / "skin")
+    directory = write_skin(composed_skin(local, place, lora=lora, probe=part), tmp_path / "skin")
     base = load_base(place, dtype="float32")
     bank = Bank(base.model)
     bank.select(bank.add(lora.config, lora.tensors))
@@ -153,8 +153,8 @@ def test_a_head_on_adapted_features_is_the_head_by_plain_torch(
                 states = base.model(Inputs(torch.tensor([tokens])), depth=2).hidden[0]
             pooled = {"last": states[-1], "mean": states.mean(0), "first": states[0]}[pooling]
             expected = torch.log_softmax(part.head.weight @ pooled + part.head.bias, -1)
-            found = loaded.predict([row])[0].scores  # type: ignore[union-attr]
-            assert_near(list(found.values()), expected, rel=1e-4)
+            scores = loaded.predict([row])[0].scores  # type: ignore[union-attr]
+            assert_near(list(scores.values()), expected, rel=1e-4)
     bank.close()
 
 
@@ -165,24 +165,24 @@ def test_a_head_behind_a_soft_prompt_is_the_engines_own(
 ) -> None:
     lora = weights(local) if adapter == "soft on weights" else None
     part = ProbePart(head(), "layers.2", pooling)
-    made = make(local, place, lora=lora, soft_prompt=SoftPrompt(vectors()), probe=part)
-    with local.predictor(made) as predictor:
-        found = predictor.predict(ROWS)
-    asked = [tuple(PLAIN.tokens(local.tokenizer, {"review": row})) for row in ROWS]
-    requests: list[Request] = [Classify(tokens, part.head, 2, pooling, adapter=adapter) for tokens in asked]
-    for one, result in zip(found, local.engine.run(requests), strict=True):
+    skin = composed_skin(local, place, lora=lora, soft_prompt=SoftPrompt(vectors()), probe=part)
+    with local.predictor(skin) as predictor:
+        predictions = predictor.predict(ROWS)
+    prompts = [tuple(PLAIN.tokens(local.tokenizer, {"review": row})) for row in ROWS]
+    requests: list[Request] = [Classify(tokens, part.head, 2, pooling, adapter=adapter) for tokens in prompts]
+    for prediction, result in zip(predictions, local.engine.run(requests), strict=True):
         expected = torch.log_softmax(torch.tensor(cast(Classification, result).scores), -1)
-        assert_near(list(one.scores.values()), expected, rel=1e-4)
+        assert_near(list(prediction.scores.values()), expected, rel=1e-4)
 
 
 def test_vectors_of_an_adapted_base(local: LocalModel, place: Path) -> None:
     output = EmbeddingOutput(pooling="mean", normalise=False)
-    made = make(local, place, lora=weights(local), output=output, prompt=Prompt("query: {{ review }}"))
-    with local.predictor(made) as predictor:
-        found = predictor.embed(ROWS)
-    asked = [local.text_tokens(f"query: {row}") for row in ROWS]
-    requests: list[Request] = [Embed(tokens, "mean", normalise=False, adapter=BY_HAND) for tokens in asked]
-    for vector, result in zip(found, local.engine.run(requests), strict=True):
+    skin = composed_skin(local, place, lora=weights(local), output=output, prompt=Prompt("query: {{ review }}"))
+    with local.predictor(skin) as predictor:
+        embedded = predictor.embed(ROWS)
+    prompts = [local.text_tokens(f"query: {row}") for row in ROWS]
+    requests: list[Request] = [Embed(tokens, "mean", normalise=False, adapter=BY_HAND) for tokens in prompts]
+    for vector, result in zip(embedded, local.engine.run(requests), strict=True):
         assert_near(vector, cast(Embedding, result).vector)
 
 
@@ -190,9 +190,9 @@ def test_closing_takes_all_of_its_weights_out(local: LocalModel, place: Path) ->
     bank = local.engine.bank
     assert bank is not None
     before, slots = local.engine.stats().adapters, bank.slots
-    made = make(local, place, lora=weights(local), soft_prompt=SoftPrompt(vectors()))
+    skin = composed_skin(local, place, lora=weights(local), soft_prompt=SoftPrompt(vectors()))
     for _ in range(3):  # the same keys again, which would be refused if they were still there
-        with local.predictor(made) as predictor:
+        with local.predictor(skin) as predictor:
             assert predictor(ROWS[0]) in LABELS.labels
             assert local.engine.stats().adapters == before + 2
     assert (local.engine.stats().adapters, bank.slots) == (before, slots)
@@ -207,7 +207,7 @@ def test_weights_that_do_not_go_in_whole_leave_nothing_behind(
     before = local.engine.stats().adapters
     monkeypatch.setattr(local.engine, "load_soft_prompt", refuse)
     with pytest.raises(SkinError, match="no room"):
-        local.predictor(make(local, place, lora=weights(local), soft_prompt=SoftPrompt(vectors())))
+        local.predictor(composed_skin(local, place, lora=weights(local), soft_prompt=SoftPrompt(vectors())))
     assert local.engine.stats().adapters == before
 
 
@@ -215,7 +215,7 @@ def test_weights_that_do_not_go_in_whole_leave_nothing_behind(
 def test_peft_loads_the_weights_of_a_composed_skin_unchanged(local: LocalModel, place: Path, tmp_path: Path) -> None:
     lora = weights(local)
     parts: dict[str, Any] = {"lora": lora, "passages": passages(local), "prompt": ON_PASSAGES}
-    directory = write_skin(make(local, place, **parts, probe=ProbePart(head(), "layers.2")), tmp_path / "skin")
+    directory = write_skin(composed_skin(local, place, **parts, probe=ProbePart(head(), "layers.2")), tmp_path / "skin")
     assert read_skin(directory).kind == "lora+retrieval+probe"
     reference = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
     tokens = torch.arange(5, 29).reshape(2, 12)

@@ -14,19 +14,19 @@ from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
-from bedplate.economics.hardware.machine import Machine
+from bedplate.economics.hardware.machine import MeasuredMachine
 from bedplate.inference.measure import doctor
 from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure.doctor import bound, examine
 from bedplate.inference.ways import calibrate
 from bedplate.inference.ways.trial import block_weights, read_bytes
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base, parameter_count
 
 pytestmark = pytest.mark.usefixtures("own_machine")
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
-T16, INT4 = Way("bfloat16", "torch", "bfloat16"), Way("bfloat16", "native", "int4")
+T16, INT4 = ExecutionPlan("bfloat16", "torch", "bfloat16"), ExecutionPlan("bfloat16", "native", "int4")
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "_LONGEST", 0.05)
 
 
-def machine(**rates: float) -> Machine:
-    return Machine(
+def machine(**rates: float) -> MeasuredMachine:
+    return MeasuredMachine(
         cpu="x",
         threads=1,
         memory_bytes=1,
@@ -68,39 +68,41 @@ def test_bounds_by_hand(tmp_path: Path) -> None:
 
 def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
-    found = examine(str(directory))
-    assert found.stored == ("bfloat16",)
-    assert found.chosen in [one.way for one in found.readings if one.own and one.reason is None]
-    assert {one.way.weights for one in found.readings} == {"bfloat16", "float32", "int8", "int4"}
-    for one in found.readings:
-        assert (one.reason is None) == bool(one.rates)
-        assert set(one.rates) == set(one.of_roof)
-        assert all(rate > 0 for rate in one.rates.values())
-    values = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert values["chosen"]["kernel"] == found.chosen.kernel
+    report = examine(str(directory))
+    assert report.stored == ("bfloat16",)
+    assert report.chosen in [
+        reading.backend for reading in report.readings if reading.preserves_stored and reading.reason is None
+    ]
+    assert {reading.backend.weights for reading in report.readings} == {"bfloat16", "float32", "int8", "int4"}
+    for reading in report.readings:
+        assert (reading.reason is None) == bool(reading.rates)
+        assert set(reading.rates) == set(reading.of_roof)
+        assert all(rate > 0 for rate in reading.rates.values())
+    values = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert values["chosen"]["kernel"] == report.chosen.kernel
     assert values["roofs"]["flops_per_second"].keys() >= {"float32", "bfloat16"}
-    (kept,) = (bedplate_home() / "machine").iterdir()
-    assert kept.name.startswith("ways-")
+    (saved,) = (bedplate_home() / "machine").iterdir()
+    assert saved.name.startswith("ways-")
 
 
 def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for name in ("ways.choice", "native.packed", "measure.doctor"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
-    found = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
-    assert (found.chosen.kernel, found.kernel.level, found.kernel.reason) == ("torch", None, "no C++ compiler (c++)")
-    monkeypatch.setattr(doctor, "examine", lambda base: found)
+    report = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
+    assert (report.chosen.kernel, report.kernel.level, report.kernel.reason) == ("torch", None, "no C++ compiler (c++)")
+    monkeypatch.setattr(doctor, "examine", lambda base: report)
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert not stop.value.code
-    assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in said
-    assert "chosen: torch float32: the only way here" in said
+    assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in output
+    assert "chosen: torch float32: the only way here" in output
 
 
 def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
     reference_bert(0).save_pretrained(tmp_path)
-    found = examine(str(tmp_path))
-    assert {of for one in found.readings for of in one.rates} == {"prefill"}
+    report = examine(str(tmp_path))
+    assert {of for reading in report.readings for of in reading.rates} == {"prefill"}
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

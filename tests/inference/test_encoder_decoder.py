@@ -31,9 +31,9 @@ def pair(directory: Path, name: str, shared: bool = True, **generation: Any) -> 
     """A tiny random model of transformers, and the base that is loaded of it. shared: it reads and writes the same
     tokens."""
     family = FAMILIES["hf", name]
-    specs = [cast(EncoderDecoderSpec, family.to_spec(one)) for one in family.examples]
+    specs = [cast(EncoderDecoderSpec, family.to_spec(config)) for config in family.examples]
     # transformers' caches have as many layers on both sides.
-    fitting = [i for i, one in enumerate(specs) if one.layers == one.main.layers and one.shared_embedding == shared]
+    fitting = [i for i, spec in enumerate(specs) if spec.layers == spec.main.layers and spec.shared_embedding == shared]
     example = family.examples[fitting[0]]
     reference = reference_of(family, example, 0)
     with torch.random.fork_rng(), torch.no_grad():
@@ -51,8 +51,8 @@ def pair(directory: Path, name: str, shared: bool = True, **generation: Any) -> 
 
 @pytest.fixture(scope="module", params=["t5", "bart", "marian", "marian of two vocabularies"])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Base]:
-    name, _, apart = request.param.partition(" of ")
-    return pair(tmp_path_factory.mktemp("base"), name, shared=not apart)
+    name, _, separate = request.param.partition(" of ")
+    return pair(tmp_path_factory.mktemp("base"), name, shared=not separate)
 
 
 def prompts(base: Base, lengths: Sequence[int] = (5, 40, 17, 40, 3, 29)) -> list[tuple[int, ...]]:
@@ -76,7 +76,7 @@ def theirs(reference: Any, prompt: Sequence[int], **how: Any) -> list[int]:
 
 
 def texts(results: Sequence[object]) -> list[list[int]]:
-    return [list(cast(Generation, one).token_ids) for one in results]
+    return [list(cast(Generation, result).token_ids) for result in results]
 
 
 @pytest.mark.parametrize(
@@ -93,15 +93,15 @@ def texts(results: Sequence[object]) -> list[list[int]]:
 def test_greedy_texts_are_transformers_own(loaded: tuple[Any, Base], how: dict[str, Any]) -> None:
     """Batched, in chunks, in few rows, in blocks, preempted and computed again, guessed ahead."""
     reference, base = loaded
-    asked = prompts(base)
-    expected = [theirs(reference, prompt) for prompt in asked]
-    assert len({tuple(text) for text in expected}) == len(asked)
+    sources = prompts(base)
+    expected = [theirs(reference, prompt) for prompt in sources]
+    assert len({tuple(text) for text in expected}) == len(sources)
     if "slot_tokens" in how:
         main = base.spec.main
         token_bytes = 2 * 4 * main.layers * main.kv_heads * main.head_dim
         tokens, how = how["slot_tokens"], {name: value for name, value in how.items() if name != "slot_tokens"}
         how["slot_bytes"] = tokens * token_bytes
-    requests: list[Request] = [Generate(prompt, SAMPLING) for prompt in asked]
+    requests: list[Request] = [Generate(prompt, SAMPLING) for prompt in sources]
     with Engine(base, **how) as engine:
         assert texts(engine.run(requests)) == expected
         assert texts(engine.run(requests[::-1])) == expected[::-1]
@@ -130,28 +130,32 @@ def test_scores_are_the_loss_of_each_output(loaded: tuple[Any, Base]) -> None:
         with torch.no_grad():
             loss = reference(torch.tensor([source]), labels=torch.tensor([output])).loss
         expected.append(-float(loss) * len(output))
-    more: list[dict[str, Any]] = [{}, {"max_step_tokens": 5}, {"paged": True, "slot_bytes": 1 << 20, "cache_bytes": 0}]
-    for how in more:
+    engine_options: list[dict[str, Any]] = [
+        {},
+        {"max_step_tokens": 5},
+        {"paged": True, "slot_bytes": 1 << 20, "cache_bytes": 0},
+    ]
+    for how in engine_options:
         with Engine(base, **how) as engine:
-            [found] = engine.run([Score(source, tuple(outputs))])
-        assert cast(Scores, found).totals == pytest.approx(expected, rel=1e-5)
+            [scores] = engine.run([Score(source, tuple(outputs))])
+        assert cast(Scores, scores).totals == pytest.approx(expected, rel=1e-5)
 
 
 def test_embeddings_are_of_the_encoders_states(loaded: tuple[Any, Base]) -> None:
     reference, base = loaded
-    asked = prompts(base)
+    sources = prompts(base)
     with Engine(base, max_step_tokens=16) as engine:
-        mixed: list[Request] = [Embed(prompt, normalise=False) for prompt in asked]
-        found = engine.run([*mixed, Generate(asked[0], SAMPLING), Embed(asked[1], "last", 1, normalise=False)])
+        mixed: list[Request] = [Embed(prompt, normalise=False) for prompt in sources]
+        results = engine.run([*mixed, Generate(sources[0], SAMPLING), Embed(sources[1], "last", 1, normalise=False)])
     encoder = reference.get_encoder()
-    for prompt, one in zip(asked, found, strict=False):
+    for prompt, result in zip(sources, results, strict=False):
         with torch.no_grad():
             states = encoder(torch.tensor([prompt])).last_hidden_state[0]
-        torch.testing.assert_close(torch.tensor(cast(Embedding, one).vector), states.mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(cast(Embedding, result).vector), states.mean(0), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        hidden = encoder(torch.tensor([asked[1]]), output_hidden_states=True).hidden_states[1][0, -1]
-    torch.testing.assert_close(torch.tensor(cast(Embedding, found[-1]).vector), hidden, rtol=1e-4, atol=1e-5)
-    assert texts([found[-2]]) == [theirs(reference, asked[0])]
+        hidden = encoder(torch.tensor([sources[1]]), output_hidden_states=True).hidden_states[1][0, -1]
+    torch.testing.assert_close(torch.tensor(cast(Embedding, results[-1]).vector), hidden, rtol=1e-4, atol=1e-5)
+    assert texts([results[-2]]) == [theirs(reference, sources[0])]
 
 
 def test_a_first_token_may_be_forced_and_some_never_come(tmp_path: Path) -> None:
@@ -166,9 +170,9 @@ def test_a_first_token_may_be_forced_and_some_never_come(tmp_path: Path) -> None
     expected = theirs(reference, prompt, **how)
     sampling = Sampling(max_tokens=LENGTH - 1, ignore_eos=True, repetition_penalty=PENALTY)
     with Engine(base) as engine:
-        found = texts(engine.run([Generate(prompt, sampling), Generate(prompt, SAMPLING)]))
-    assert [11, *found[0]] == expected
-    assert not {first, second, third} & set(found[1])
+        answers = texts(engine.run([Generate(prompt, sampling), Generate(prompt, SAMPLING)]))
+    assert [11, *answers[0]] == expected
+    assert not {first, second, third} & set(answers[1])
     assert len(expected) == LENGTH
 
 
@@ -193,17 +197,19 @@ def test_what_it_cannot_do_is_refused(loaded: tuple[Any, Base]) -> None:
 @pytest.mark.parametrize("paged", [False, True])
 def test_infinities_of_one_reach_no_other(loaded: tuple[Any, Base], paged: bool) -> None:
     """In the encoder and the decoder, beside each other and in the rows that they leave."""
-    base, given = loaded[1], prompts(loaded[1])
+    base, sources = loaded[1], prompts(loaded[1])
     how: dict[str, Any] = {"paged": True, "slot_bytes": 1 << 22, "cache_bytes": 1 << 20} if paged else {}
     with Engine(base, **how) as engine:
         load(engine)
-        said = Sampling(max_tokens=9, ignore_eos=True)
-        asked = [Generate(one, said, adapter=key) for one, key in zip(given, [None, "good"] * 3, strict=True)]
-        alone = [engine.run([replace(one, tenant="alone")])[0] for one in asked]
+        sampling = Sampling(max_tokens=9, ignore_eos=True)
+        requests = [
+            Generate(source, sampling, adapter=key) for source, key in zip(sources, [None, "good"] * 3, strict=True)
+        ]
+        alone = [engine.run([replace(request, tenant="alone")])[0] for request in requests]
         for _ in range(2):
             with engine.exclusive():
-                bad = [engine.submit(Generate(one, said, adapter="bad")) for one in given[1:4]]
-                good = [engine.submit(one) for one in asked]
+                bad = [engine.submit(Generate(source, sampling, adapter="bad")) for source in sources[1:4]]
+                good = [engine.submit(request) for request in requests]
             assert texts([stream.result(timeout=60) for stream in good]) == texts(alone)
             for stream in bad:
                 with pytest.raises(NotFiniteError, match="adapter 'bad'"):

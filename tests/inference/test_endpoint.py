@@ -48,14 +48,14 @@ def whole(endpoint: Endpoint, model: str, **settings: object) -> RemoteAnswer:
 def test_an_answer_and_what_is_known_of_it(endpoint: Endpoint, fake: Fake) -> None:
     stream = endpoint.chat("ok", HI, temperature=0.5, seed=3)
     assert list(stream) == ["Hel", "lo"]
-    found = stream.answer()
-    assert (found.text, found.finish_reason, found.cost_usd) == ("Hello", "stop", 0.5)
-    assert (found.prompt_tokens, found.cached_tokens, found.completion_tokens) == (7, 5, 3)
-    assert found.first_seconds is not None
-    assert 0 < found.first_seconds <= found.seconds
-    asked = fake.asked[0]
-    assert asked["key"] == "Bearer bp_1"
-    assert (asked["temperature"], asked["seed"], asked["messages"], asked["stream"]) == (0.5, 3, HI, True)
+    answer = stream.answer()
+    assert (answer.text, answer.finish_reason, answer.cost_usd) == ("Hello", "stop", 0.5)
+    assert (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens) == (7, 5, 3)
+    assert answer.first_seconds is not None
+    assert 0 < answer.first_seconds <= answer.seconds
+    body = fake.requests[0]
+    assert body["key"] == "Bearer bp_1"
+    assert (body["temperature"], body["seed"], body["messages"], body["stream"]) == (0.5, 3, HI, True)
 
 
 def test_labels_come_in_the_extension(endpoint: Endpoint) -> None:
@@ -67,11 +67,11 @@ def test_texts_that_look_like_line_ends_stay_whole(endpoint: Endpoint) -> None:
 
 
 def test_the_models(endpoint: Endpoint, fake: Fake) -> None:
-    assert [entry["id"] for entry in endpoint.models()] == fake.models
+    assert [model["id"] for model in endpoint.models()] == fake.models
 
 
 @pytest.mark.parametrize(
-    ("model", "kind", "part"),
+    ("model", "error_class", "part"),
     [
         ("refused", RequestError, "temperature: too hot"),
         ("full", ContextLengthExceeded, "do not fit"),
@@ -85,10 +85,10 @@ def test_the_models(endpoint: Endpoint, fake: Fake) -> None:
         ("broken", EndpointError, "broke off its answer after 3 characters"),
     ],
 )
-def test_failures_have_their_names(endpoint: Endpoint, model: str, kind: type[BedplateError], part: str) -> None:
+def test_failures_have_their_names(endpoint: Endpoint, model: str, error_class: type[BedplateError], part: str) -> None:
     with pytest.raises(BedplateError) as caught:
         whole(endpoint, model)
-    assert type(caught.value) is kind
+    assert type(caught.value) is error_class
     assert part in caught.value.message
 
 
@@ -108,7 +108,7 @@ def test_what_came_before_a_break_is_kept(endpoint: Endpoint) -> None:
 
 def test_a_busy_server_is_asked_again_as_late_as_it_says(endpoint: Endpoint, fake: Fake) -> None:
     assert whole(endpoint, "busy-once").text == "Hello"
-    assert len(fake.asked) == 2
+    assert len(fake.requests) == 2
     assert fake.times[1] - fake.times[0] >= 0.2
 
 
@@ -118,7 +118,7 @@ def test_a_server_that_stays_busy_is_given_up(fake: Fake) -> None:
         with pytest.raises(BusyError, match="queue full"):
             endpoint.chat("busy", HI)
         assert waits == [0.2] * 3
-        assert len(fake.asked) == 4
+        assert len(fake.requests) == 4
         with pytest.raises(BusyError, match="asks to wait 3600 s"):
             endpoint.chat("busy-long", HI)
         assert len(waits) == 3  # nobody waits an hour
@@ -133,9 +133,9 @@ def test_closing_early_tells_the_server(endpoint: Endpoint, fake: Fake) -> None:
     stream = endpoint.chat("slow", HI)
     next(iter(stream))
     stream.close()
-    found = stream.answer()
-    assert (found.text, found.finish_reason, found.completion_tokens) == ("word0 ", "cancelled", None)
-    assert fake.gone.wait(60)
+    answer = stream.answer()
+    assert (answer.text, answer.finish_reason, answer.completion_tokens) == ("word0 ", "cancelled", None)
+    assert fake.disconnected.wait(60)
 
 
 def test_nobody_there() -> None:

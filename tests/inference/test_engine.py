@@ -90,7 +90,7 @@ def test_batch_equals_one_by_one(model: LocalModel) -> None:
 
 def test_shared_beginnings_are_computed_once_and_change_nothing(model: LocalModel) -> None:
     common = _prompts(1, seed=3, low=40, high=40)[0]
-    prompts = [common + rest for rest in _prompts(9, seed=4, low=1, high=9)]
+    prompts = [common + suffix for suffix in _prompts(9, seed=4, low=1, high=9)]
     continuations = ((5,), (6, 7, 8), (9, 10))
     shared = [cast(Scores, r) for r in model.engine.run([Score(p, continuations) for p in prompts])]
     # One of them computes the 40 common tokens, the others find them.
@@ -102,8 +102,8 @@ def test_shared_beginnings_are_computed_once_and_change_nothing(model: LocalMode
     greedy = [Generate(p, Sampling(max_tokens=12, ignore_eos=True)) for p in prompts]
     for i, (request, batched) in enumerate(zip(greedy, _generate(model.engine, greedy), strict=True)):
         assert batched.usage.cached_tokens >= 40
-        apart = _generate(model.engine, [replace(request, tenant=f"apart {i}")])[0]
-        assert (apart.usage.cached_tokens, apart.token_ids) == (0, batched.token_ids)
+        isolated = _generate(model.engine, [replace(request, tenant=f"apart {i}")])[0]
+        assert (isolated.usage.cached_tokens, isolated.token_ids) == (0, batched.token_ids)
 
 
 def test_equal_prompts_share_all_but_their_last_token(model: LocalModel) -> None:
@@ -120,9 +120,9 @@ def test_salted_requests_do_not_share(model: LocalModel) -> None:
 
 
 def test_pinned_prefix_is_used_and_changes_nothing(model: LocalModel) -> None:
-    prefix, rest = _prompts(2, seed=7, low=20, high=20)
-    one, two, three = (Generate(prefix + rest, Sampling(max_tokens=10), tenant=f"pin {i}") for i in range(3))
-    before = _generate(model.engine, [one])[0]
+    prefix, suffix = _prompts(2, seed=7, low=20, high=20)
+    first, two, three = (Generate(prefix + suffix, Sampling(max_tokens=10), tenant=f"pin {i}") for i in range(3))
+    before = _generate(model.engine, [first])[0]
     model.engine.pin(prefix)
     try:
         after = _generate(model.engine, [two])[0]
@@ -157,7 +157,7 @@ def test_embeddings_pool_the_last_hidden_state(model: LocalModel, reference: Any
 
 def test_classify_reads_the_hidden_state_of_its_depth(model: LocalModel, reference: Any) -> None:
     head = Head(torch.randn(3, 48), torch.randn(3), ("a", "b", "c"))
-    prompts = [_prompts(1, seed=10, low=20, high=20)[0] + rest for rest in _prompts(6, seed=11)]
+    prompts = [_prompts(1, seed=10, low=20, high=20)[0] + suffix for suffix in _prompts(6, seed=11)]
     for depth in (1, 2):
         for prompt, result in zip(prompts, model.engine.run([Classify(p, head, depth) for p in prompts]), strict=True):
             states = reference(torch.tensor([prompt]), output_hidden_states=True).hidden_states[depth][0]
@@ -223,8 +223,8 @@ def test_seeded_sampling_does_not_depend_on_the_batch(model: LocalModel) -> None
     ]
     together = [r.token_ids for r in _generate(model.engine, requests)]
     assert together == [_generate(model.engine, [request])[0].token_ids for request in requests]
-    other = [Generate(r.tokens, Sampling(max_tokens=12, temperature=0.9, top_p=0.95, seed=99)) for r in requests]
-    assert together != [r.token_ids for r in _generate(model.engine, other)]
+    reseeded = [Generate(r.tokens, Sampling(max_tokens=12, temperature=0.9, top_p=0.95, seed=99)) for r in requests]
+    assert together != [r.token_ids for r in _generate(model.engine, reseeded)]
 
 
 def test_bad_requests_are_refused_by_name(model: LocalModel) -> None:
@@ -260,44 +260,46 @@ def test_cancelled_generation_keeps_what_it_has_and_frees_its_row(model: LocalMo
 def test_many_threads_get_their_own_answers(model: LocalModel) -> None:
     prompts = _prompts(24, seed=15)
     expected = [_generate(model.engine, [Generate(p, Sampling(max_tokens=8))])[0].token_ids for p in prompts]
-    found: dict[int, tuple[int, ...]] = {}
+    answers: dict[int, tuple[int, ...]] = {}
 
-    def ask(i: int) -> None:
+    def submit(i: int) -> None:
         time.sleep(random.random() * 0.02)
-        found[i] = cast(
+        answers[i] = cast(
             Generation, model.engine.submit(Generate(prompts[i], Sampling(max_tokens=8))).result()
         ).token_ids
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(prompts))]
+    threads = [threading.Thread(target=submit, args=(i,)) for i in range(len(prompts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [found[i] for i in range(len(prompts))] == expected
+    assert [answers[i] for i in range(len(prompts))] == expected
 
 
 def test_runs_compute_in_the_callers_thread_and_submissions_in_the_engines(
     tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Engine(load_base(tiny_dir)) as engine:
-        seen: list[str] = []
+        thread_names: list[str] = []
         step = engine._steps.step
-        monkeypatch.setattr(engine._steps, "step", lambda: (seen.append(threading.current_thread().name), step()))
+        monkeypatch.setattr(
+            engine._steps, "step", lambda: (thread_names.append(threading.current_thread().name), step())
+        )
         for _ in range(100):
             engine.run([Generate((5, 6), Sampling(max_tokens=1))])
-        assert set(seen) == {threading.current_thread().name}
-        seen.clear()
+        assert set(thread_names) == {threading.current_thread().name}
+        thread_names.clear()
         engine.submit(Generate((5, 6), Sampling(max_tokens=1))).result(timeout=10)
-        assert set(seen) == {"bedplate-engine"}
+        assert set(thread_names) == {"bedplate-engine"}
 
 
 def test_an_interrupted_run_leaves_an_engine_that_works(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(load_base(tiny_dir)) as engine:
-        step, left = engine._steps.step, [3]
+        step, countdown = engine._steps.step, [3]
 
         def interrupted() -> None:
-            left[0] -= 1
-            if left[0] < 0:
+            countdown[0] -= 1
+            if countdown[0] < 0:
                 raise KeyboardInterrupt
             step()
 
@@ -320,14 +322,14 @@ def test_a_full_queue_says_so_and_a_failing_step_fails_its_request_alone(tiny_di
         with pytest.raises(BusyError, match="2 requests are waiting"):
             engine.submit(Generate((5,), Sampling(max_tokens=1)))
     bad = Head(torch.randn(2, 7), torch.randn(2), ("a", "b"))
-    with Engine(load_base(tiny_dir)) as other:
-        with other.exclusive():
-            good = other.submit(Classify((5, 6), Head(torch.randn(2, 48), torch.randn(2), ("a", "b")), 2))
-            failing = other.submit(Classify((5, 6), bad, 2))
+    with Engine(load_base(tiny_dir)) as second_engine:
+        with second_engine.exclusive():
+            good = second_engine.submit(Classify((5, 6), Head(torch.randn(2, 48), torch.randn(2), ("a", "b")), 2))
+            failing = second_engine.submit(Classify((5, 6), bad, 2))
         assert isinstance(good.result(timeout=10), Classification)
         with pytest.raises(Exception, match="size 7"):
             failing.result(timeout=10)
-        assert isinstance(other.run([Generate((5,), Sampling(max_tokens=1))])[0], Generation)
+        assert isinstance(second_engine.run([Generate((5,), Sampling(max_tokens=1))])[0], Generation)
 
 
 def test_closing_fails_what_has_not_ended(tiny_dir: Path) -> None:
@@ -343,12 +345,12 @@ def test_closing_fails_what_has_not_ended(tiny_dir: Path) -> None:
 def test_bfloat16_stays_near_float32_under_teacher_forcing(tiny_dir: Path, model: LocalModel) -> None:
     with LocalModel(load_base(tiny_dir, dtype="bfloat16")) as rough:
         for prompt in _prompts(3, seed=16, low=20):
-            exact, near = (torch.from_numpy(one.logits(prompt)) for one in (model, rough))
+            exact, rounded = (torch.from_numpy(variant.logits(prompt)) for variant in (model, rough))
             # The oracle of what bfloat16 may cost is the plain forward pass of rounded weights.
             tokens = torch.tensor([list(prompt)])
             plain = rough.base.model.head(rough.base.model(Inputs(tokens)).hidden[0]).float()
-            assert (near - plain).norm() / plain.norm() < 0.02
-            assert (near - exact).norm() / exact.norm() < 0.1
+            assert (rounded - plain).norm() / plain.norm() < 0.02
+            assert (rounded - exact).norm() / exact.norm() < 0.1
 
 
 def test_a_base_without_a_tokenizer_takes_ids(tmp_path: Path) -> None:

@@ -51,11 +51,11 @@ def _tensors(engine: Engine, seed: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def engine(tiny_dir: Path) -> Iterator[Engine]:
-    with Engine(load_base(tiny_dir), adapters=3) as made:
-        yield made
+    with Engine(load_base(tiny_dir), adapters=3) as adapter_engine:
+        yield adapter_engine
 
 
-def _say(engine: Engine, tokens: tuple[int, ...], adapter: str | None, count: int = 10) -> Generation:
+def _generate(engine: Engine, tokens: tuple[int, ...], adapter: str | None, count: int = 10) -> Generation:
     request = Generate(tokens, Sampling(max_tokens=count, ignore_eos=True), adapter=adapter)
     return cast(Generation, engine.run([request])[0])
 
@@ -63,7 +63,7 @@ def _say(engine: Engine, tokens: tuple[int, ...], adapter: str | None, count: in
 def test_unloading_lets_requests_end_on_their_weights_and_frees_the_slot_after(engine: Engine) -> None:
     prompt = _prompt(1, 20)
     engine.load_adapter("a", CONFIG, _tensors(engine, 1))
-    expected = _say(engine, prompt, "a", 300).token_ids
+    expected = _generate(engine, prompt, "a", 300).token_ids
     running = engine.submit(Generate(prompt, Sampling(max_tokens=300, ignore_eos=True), adapter="a"))
     next(iter(running))
     engine.unload_adapter("a")
@@ -71,7 +71,7 @@ def test_unloading_lets_requests_end_on_their_weights_and_frees_the_slot_after(e
         engine.submit(Generate(prompt, adapter="a"))
     # The key is free at once for other weights, and the two do not mix.
     engine.load_adapter("a", CONFIG, _tensors(engine, 2))
-    new = _say(engine, prompt, "a")
+    new = _generate(engine, prompt, "a")
     assert new.usage.cached_tokens == 0
     assert new.token_ids != expected[:10]
     assert cast(Generation, running.result(timeout=30)).token_ids == expected
@@ -85,7 +85,7 @@ def test_waiting_for_an_unload_returns_when_the_last_request_has_ended(engine: E
     engine.load_adapter("a", CONFIG, _tensors(engine, 1))
     running = engine.submit(Generate((5,), Sampling(max_tokens=200, ignore_eos=True), adapter="a"))
     engine.unload_adapter("a", wait=True)
-    assert running.done
+    assert running.finished
     assert engine.bank is not None
     assert engine.bank.slots == ()
     with pytest.raises(UsageError, match="no adapter"):
@@ -94,16 +94,16 @@ def test_waiting_for_an_unload_returns_when_the_last_request_has_ended(engine: E
 
 def test_a_reloaded_key_never_sees_the_old_cache(engine: Engine) -> None:
     prompt = _prompt(2, 60)
-    said: list[tuple[int, ...]] = []
+    outputs: list[tuple[int, ...]] = []
     for seed in (1, 2, 1):
         engine.load_adapter("a", CONFIG, _tensors(engine, seed))
-        first = _say(engine, prompt, "a")
+        first = _generate(engine, prompt, "a")
         assert first.usage.cached_tokens == 0
-        assert _say(engine, prompt, "a").usage.cached_tokens == 59
-        said.append(first.token_ids)
+        assert _generate(engine, prompt, "a").usage.cached_tokens == 59
+        outputs.append(first.token_ids)
         engine.unload_adapter("a")
         assert engine.stats().cache_bytes == 0
-    assert said[0] == said[2] != said[1]
+    assert outputs[0] == outputs[2] != outputs[1]
 
 
 def test_slots_are_bounded_and_freed(engine: Engine) -> None:
@@ -134,20 +134,20 @@ def test_loads_and_unloads_under_traffic(engine: Engine) -> None:
     for seed in range(3):
         engine.load_adapter("x", CONFIG, _tensors(engine, seed))
         for i, prompt in enumerate(prompts):
-            expected[seed, i] = _say(engine, prompt, "x", 5).token_ids
+            expected[seed, i] = _generate(engine, prompt, "x", 5).token_ids
         engine.unload_adapter("x")
     stop = threading.Event()
     errors: list[BaseException] = []
     answered = [0]
 
-    def ask() -> None:
+    def client() -> None:
         rng = random.Random(threading.get_ident())
         while not stop.is_set():
             i = rng.randrange(4)
             try:
                 request = Generate(prompts[i], Sampling(max_tokens=5, ignore_eos=True), adapter="live")
-                said = cast(Generation, engine.submit(request).result(timeout=20)).token_ids
-                assert said in [expected[seed, i] for seed in range(3)]
+                token_ids = cast(Generation, engine.submit(request).result(timeout=20)).token_ids
+                assert token_ids in [expected[seed, i] for seed in range(3)]
                 answered[0] += 1
             except RequestError:
                 pass  # between two versions
@@ -155,12 +155,12 @@ def test_loads_and_unloads_under_traffic(engine: Engine) -> None:
                 errors.append(error)
                 return
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=client) for _ in range(3)]
     for thread in threads:
         thread.start()
     for seed in (0, 1, 2, 0, 1, 2):
         engine.load_adapter("live", CONFIG, _tensors(engine, seed))
-        _say(engine, prompts[0], None, 5)
+        _generate(engine, prompts[0], None, 5)
         engine.unload_adapter("live", wait=seed == 1)
     stop.set()
     for thread in threads:
@@ -192,7 +192,7 @@ def test_a_soft_prompt_equals_pefts(engine: Engine, tuned: Any, vectors: Tensor)
     engine.load_soft_prompt("soft", vectors)
     for length in (1, 9, 40):
         prompt = _prompt(length, length)
-        ours = _say(engine, prompt, "soft", 8)
+        ours = _generate(engine, prompt, "soft", 8)
         assert ours.usage.prompt_tokens == length
         assert ours.usage.cached_tokens == 0
         whole = torch.tensor([[*prompt, *ours.token_ids]])
@@ -206,7 +206,7 @@ def test_a_soft_prompt_equals_pefts(engine: Engine, tuned: Any, vectors: Tensor)
         )
         assert scores.totals[0] == pytest.approx(float(chosen[0]), abs=1e-4)
         assert scores.totals[1] == pytest.approx(float(chosen[:3].sum()), abs=1e-4)
-    assert _say(engine, _prompt(9, 9), "soft", 8).usage.cached_tokens == 8
+    assert _generate(engine, _prompt(9, 9), "soft", 8).usage.cached_tokens == 8
 
 
 def test_a_soft_prompts_states_equal_pefts(engine: Engine, tuned: Any, vectors: Tensor) -> None:
@@ -228,7 +228,7 @@ def test_a_soft_prompt_counts_against_the_context_and_goes_with_its_key(engine: 
     engine.load_soft_prompt("soft", vectors)
     with pytest.raises(ContextLengthExceeded, match="behind 7 of a soft prompt"):
         engine.submit(Generate((5,) * 500, Sampling(max_tokens=6), adapter="soft"))
-    assert _say(engine, (5,) * 500, "soft", 5).usage.completion_tokens == 5
+    assert _generate(engine, (5,) * 500, "soft", 5).usage.completion_tokens == 5
     assert engine.stats().cache_pinned_bytes > 0
     with pytest.raises(UsageError, match="loaded already"):
         engine.load_soft_prompt("soft", vectors)
@@ -247,14 +247,14 @@ def test_a_soft_prompt_on_an_adapter_keeps_its_slot(engine: Engine, vectors: Ten
     engine.load_soft_prompt("both", vectors, adapter="a")
     engine.load_soft_prompt("soft", vectors)
     prompt = _prompt(4, 10)
-    both, plain = _say(engine, prompt, "both").token_ids, _say(engine, prompt, "soft").token_ids
-    assert both != plain
+    combined, plain = _generate(engine, prompt, "both").token_ids, _generate(engine, prompt, "soft").token_ids
+    assert combined != plain
     engine.pin(prompt[:8], "both")
-    assert _say(engine, (*prompt[:8], 9), "both").usage.cached_tokens == 8
+    assert _generate(engine, (*prompt[:8], 9), "both").usage.cached_tokens == 8
     engine.unload_adapter("a")
     assert engine.bank is not None
     assert len(engine.bank.slots) == 1
-    assert _say(engine, prompt, "both").token_ids == both
+    assert _generate(engine, prompt, "both").token_ids == combined
     engine.unload_adapter("both")
     assert engine.bank.slots == ()
 

@@ -37,14 +37,18 @@ from bedplate.models.checkpoints.base import Base, load_base
 def _close(ours: Result, theirs: Result) -> None:
     assert ours.usage.prompt_tokens == theirs.usage.prompt_tokens
     if isinstance(ours, Generation):
-        other = cast(Generation, theirs)
-        assert (ours.token_ids, ours.text, ours.finish_reason) == (other.token_ids, other.text, other.finish_reason)
-        np.testing.assert_allclose(ours.logprobs, other.logprobs, atol=1e-4)
-        assert (ours.prompt_logprobs is None) == (other.prompt_logprobs is None)
-        if ours.prompt_logprobs is not None and other.prompt_logprobs is not None:
+        expected = cast(Generation, theirs)
+        assert (ours.token_ids, ours.text, ours.finish_reason) == (
+            expected.token_ids,
+            expected.text,
+            expected.finish_reason,
+        )
+        np.testing.assert_allclose(ours.logprobs, expected.logprobs, atol=1e-4)
+        assert (ours.prompt_logprobs is None) == (expected.prompt_logprobs is None)
+        if ours.prompt_logprobs is not None and expected.prompt_logprobs is not None:
             assert ours.prompt_logprobs[0] is None
-            np.testing.assert_allclose(ours.prompt_logprobs[1:], other.prompt_logprobs[1:], atol=1e-4)
-            assert len(ours.prompt_top_logprobs) == len(other.prompt_top_logprobs)
+            np.testing.assert_allclose(ours.prompt_logprobs[1:], expected.prompt_logprobs[1:], atol=1e-4)
+            assert len(ours.prompt_top_logprobs) == len(expected.prompt_top_logprobs)
     elif isinstance(ours, Scores):
         np.testing.assert_allclose(ours.totals, cast(Scores, theirs).totals, atol=1e-3)
     elif isinstance(ours, Classification):
@@ -163,20 +167,20 @@ def test_one_skins_flood_does_not_starve_another(base: Base) -> None:
     with Engine(base, max_rows=2) as engine:
         with engine.exclusive():
             flood = [engine.submit(Generate((5, i), Sampling(max_tokens=8), skin="flood")) for i in range(3, 60)]
-            other = engine.submit(Generate((6,), Sampling(max_tokens=2), skin="other"))
-        other.result(timeout=60)
-        assert sum(stream.done for stream in flood) < 20
+            visitor = engine.submit(Generate((6,), Sampling(max_tokens=2), skin="other"))
+        visitor.result(timeout=60)
+        assert sum(stream.finished for stream in flood) < 20
         for stream in flood:
             stream.result(timeout=60)
 
 
 def _failing(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch, when: Callable[[FlatBatch], BaseException | None]
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, error_of: Callable[[FlatBatch], BaseException | None]
 ) -> None:
     forward = engine._runner.forward
 
     def fails(batch: FlatBatch) -> Any:
-        error = when(batch)
+        error = error_of(batch)
         if error is not None:
             raise error
         return forward(batch)
@@ -200,11 +204,11 @@ def test_out_of_memory_fails_that_batch_and_later_requests_work(base: Base, monk
     with Engine(base) as engine:
         calls: list[int] = []
 
-        def when(batch: FlatBatch) -> BaseException | None:
+        def first_error(batch: FlatBatch) -> BaseException | None:
             calls.append(len(batch.tokens))
             return MemoryError("no room") if len(calls) == 1 else None
 
-        _failing(engine, monkeypatch, when)
+        _failing(engine, monkeypatch, first_error)
         with pytest.raises(RuntimeError, match="no room"):
             engine.run([Generate((5, i), Sampling(max_tokens=5)) for i in range(3)])
         assert len(calls) == 1
@@ -236,11 +240,11 @@ def test_a_hung_step_is_seen_from_outside(base: Base, monkeypatch: pytest.Monkey
     with Engine(base) as engine:
         hung, go_on = threading.Event(), threading.Event()
 
-        def when(batch: FlatBatch) -> None:
+        def block(batch: FlatBatch) -> None:
             hung.set()
             go_on.wait(60)
 
-        _failing(engine, monkeypatch, when)
+        _failing(engine, monkeypatch, block)
         assert not engine.stalled(0.0)
         stream = engine.submit(Generate((5,), Sampling(max_tokens=1)))
         assert hung.wait(60)
@@ -284,8 +288,8 @@ def test_the_cache_is_bounded_and_counts_right(base: Base) -> None:
         assert (before.prompt_tokens, before.prefix_queries) == (12 * 50 - before.prefix_hits, 12 * 50)
         engine.pin(random_prompt(50, 300))
         assert engine.stats().cache_pinned_bytes == 300 * token_bytes
-        again = engine.run([Generate((*random_prompt(50, 300), 5), Sampling(max_tokens=1))])[0]
-        assert again.usage.cached_tokens == 300
+        result = engine.run([Generate((*random_prompt(50, 300), 5), Sampling(max_tokens=1))])[0]
+        assert result.usage.cached_tokens == 300
 
 
 def test_timing_adds_up(base: Base) -> None:
@@ -315,8 +319,8 @@ def test_queue_bound_counts_what_is_not_let_in(base: Base) -> None:
 
 def test_engines_under_one_lock_take_turns(base: Base) -> None:
     lock = ComputeLock()
-    with Engine(base, compute=lock, max_rows=1) as one, Engine(load_base(base.path), compute=lock) as two:
-        busy = one.submit(Generate((5,), Sampling(max_tokens=400, ignore_eos=True)))
+    with Engine(base, compute=lock, max_rows=1) as first, Engine(load_base(base.path), compute=lock) as two:
+        busy = first.submit(Generate((5,), Sampling(max_tokens=400, ignore_eos=True)))
         next(iter(busy))
         for i in range(5):
             assert two.submit(Embed(random_prompt(i, 20))).result(timeout=60)
@@ -326,13 +330,13 @@ def test_engines_under_one_lock_take_turns(base: Base) -> None:
         assert len(steps) < 200
         inside: list[int] = []
 
-        def hold() -> None:
+        def enter_lock() -> None:
             with lock:
                 inside.append(1)
                 time.sleep(0.001)
                 inside.append(-1)
 
-        threads = [threading.Thread(target=hold) for _ in range(8)]
+        threads = [threading.Thread(target=enter_lock) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

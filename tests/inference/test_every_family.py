@@ -38,7 +38,7 @@ from bedplate.models.specs.transformer import TransformerSpec
 
 GROWING = (3, 4)
 """Requests that begin with at most 36 tokens and end with more than 40."""
-NEAR = 2e-4
+TOLERANCE = 2e-4
 """Of the largest value: random weights are sharp, and a rounding in an early layer grows."""
 
 
@@ -49,12 +49,12 @@ def base_of(name: str) -> Base:
 
 
 def _decoders() -> list[str]:
-    found = {
+    specs = {
         name: family.to_spec(dict(family.examples[0]))
         for (format_, name), family in FAMILIES.items()
         if format_ == "hf"
     }
-    return [name for name, spec in found.items() if isinstance(spec, TransformerSpec) and spec.kind == "decoder"]
+    return [name for name, spec in specs.items() if isinstance(spec, TransformerSpec) and spec.kind == "decoder"]
 
 
 def requests(base: Base) -> list[Request]:
@@ -62,14 +62,14 @@ def requests(base: Base) -> list[Request]:
     words, size = base.spec.vocab_size, base.spec.hidden_size
     generator = torch.Generator().manual_seed(1)
     random = torch.randint(3, words, (200,), generator=generator).tolist()
-    shared, said = tuple(random[:33]), Sampling(max_tokens=9, ignore_eos=True)
+    shared, greedy = tuple(random[:33]), Sampling(max_tokens=9, ignore_eos=True)
     head = Head(torch.randn(3, size, generator=generator), torch.zeros(3), ("a", "b", "c"))
     return [
-        Generate((*shared, *random[40:55]), said, shared_tokens=33),
-        Generate((*random[80:84], *random[90:96] * 8), said),
+        Generate((*shared, *random[40:55]), greedy, shared_tokens=33),
+        Generate((*random[80:84], *random[90:96] * 8), greedy),
         Score((*shared, *random[100:108]), ((5,), (6, 7, 8), (9, 10), tuple(random[60:78])), shared_tokens=33),
         Generate(tuple(random[110:145]), Sampling(max_tokens=9, temperature=0.8, seed=3, ignore_eos=True)),
-        Generate(tuple(random[150:186]), said),
+        Generate(tuple(random[150:186]), greedy),
         Classify((*shared, *random[120:140]), head, 2, shared_tokens=33),
         Embed(tuple(random[140:190])),
     ]
@@ -86,34 +86,36 @@ def numbers(result: Result) -> list[float]:
     return list(result.vector)
 
 
-def same(ours: list[Result], alone: list[Result], what: str) -> None:
-    for one, other in zip(ours, alone, strict=True):
-        if isinstance(one, Generation) and isinstance(other, Generation):
-            assert one.token_ids == other.token_ids, what
-        assert_near(numbers(one), numbers(other), NEAR, what)
+def assert_same_results(ours: list[Result], alone: list[Result], message: str) -> None:
+    for result, reference in zip(ours, alone, strict=True):
+        if isinstance(result, Generation) and isinstance(reference, Generation):
+            assert result.token_ids == reference.token_ids, message
+        assert_near(numbers(result), numbers(reference), TOLERANCE, message)
 
 
 @pytest.mark.parametrize("name", _decoders())
 def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of(name)
-    asked, states = requests(base), base.spec.state is not None
+    batch, states = requests(base), base.spec.state is not None
     monkeypatch.setattr(runner, "HEADROOM", 3)
     monkeypatch.setattr(prefixes, "SNAPSHOT", 8)
     with Engine(base, kernel="torch", cache_bytes=0, speculate=False) as engine:
-        alone = [engine.run([one])[0] for one in asked]
+        alone = [engine.run([request])[0] for request in batch]
     with Engine(base, kernel="torch", max_step_tokens=13, speculate=not states) as engine:
-        same(engine.run(asked), alone, "together, in chunks")
+        assert_same_results(engine.run(batch), alone, "together, in chunks")
         before = engine.stats().prefix_hits
         assert before >= 33  # what two of three begin with
-        same(engine.run(asked), alone, "from the prefix cache")
+        assert_same_results(engine.run(batch), alone, "from the prefix cache")
         assert engine.stats().prefix_hits - before >= 3 * 33
     little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes(2, 40)
     with Engine(base, kernel="torch", slot_bytes=little, speculate=False) as engine:
-        same(engine.run([asked[i] for i in GROWING]), [alone[i] for i in GROWING], "put out and computed again")
+        assert_same_results(
+            engine.run([batch[i] for i in GROWING]), [alone[i] for i in GROWING], "put out and computed again"
+        )
         assert engine.stats().preemptions > 0
     with Engine(base, paged=True, slot_bytes=1 << 22, cache_bytes=1 << 22, max_step_tokens=29) as engine:
-        for what in ("in blocks", "from blocks that are shared"):
-            same(engine.run(asked), alone, what)
+        for message in ("in blocks", "from blocks that are shared"):
+            assert_same_results(engine.run(batch), alone, message)
 
 
 def test_what_keeps_states_is_not_guessed_for() -> None:

@@ -55,7 +55,7 @@ def generated(
         if row.ends(token):
             reason = "stop"
             break
-        row.take(token)
+        row.append(token)
         if row.complete:
             reason = "stop"
             break
@@ -115,7 +115,12 @@ SCHEMAS = st.recursive(
             st.integers(0, 4),
         ),
         st.builds(
-            lambda items, low, span: {"type": "array", "items": items, "minItems": low, "maxItems": low + span},
+            lambda item_schema, low, span: {
+                "type": "array",
+                "items": item_schema,
+                "minItems": low,
+                "maxItems": low + span,
+            },
             inner,
             st.integers(0, 2),
             st.integers(0, 2),
@@ -211,10 +216,10 @@ def test_regex_output_matches_whole(grammars: Grammars, tokenizer: Tokenizer, pa
 def test_choice(grammars: Grammars, tokenizer: Tokenizer) -> None:
     labels = ["positive", "negative", "pos", 'a "quoted" one', "two\nlines", "<|im_end|>", "ü"]
     grammar = Grammar("choice", json.dumps(labels))
-    found = {generated(grammars, tokenizer, grammar, seed) for seed in range(60)}
-    assert {reason for _, reason in found} == {"stop"}
-    assert {text for text, _ in found} <= set(labels)
-    assert len(found) > 3
+    answers = {generated(grammars, tokenizer, grammar, seed) for seed in range(60)}
+    assert {reason for _, reason in answers} == {"stop"}
+    assert {text for text, _ in answers} <= set(labels)
+    assert len(answers) > 3
 
 
 def test_a_control_token_is_never_the_text_that_it_is_written_with(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -282,7 +287,7 @@ def test_what_is_told_without_a_mask_is_what_the_mask_leaves(
     elsewhere a token is told to be allowed just where the mask has it."""
     noise = np.random.default_rng(0)
     allowed = np.zeros((1, mask_words(tokenizer.vocab_size)), dtype=np.int32)
-    asked = 0
+    checks = 0
     for _ in range(3):
         matcher = grammars.matcher(grammar)
         for _ in range(12):
@@ -292,16 +297,16 @@ def test_what_is_told_without_a_mask_is_what_the_mask_leaves(
             forced = matcher.forced()
             assert not forced or np.flatnonzero(bits).tolist() == forced[:1]
             for token in set(range(tokenizer.vocab_size)) - {END}:
-                told = forced[0] if forced else token if bits[token] else None
-                assert matcher.without_mask(token) == told, (token, forced)
-                asked += 1
+                expected = forced[0] if forced else token if bits[token] else None
+                assert matcher.without_mask(token) == expected, (token, forced)
+                checks += 1
             texts = np.flatnonzero(bits)[np.flatnonzero(bits) != END]
             if not len(texts):
                 break
             matcher.advance(int(noise.choice(texts)))
             if matcher.complete:
                 break
-    assert asked > tokenizer.vocab_size
+    assert checks > tokenizer.vocab_size
 
 
 @settings(max_examples=60, deadline=None)
@@ -328,11 +333,11 @@ def test_a_likeliest_token_is_the_same_with_and_without_a_mask(grammars: Grammar
     for _ in range(150):
         logits = torch.randn(1, tokenizer.vocab_size, generator=noise)
         likeliest, chosen = int(logits.argmax()), int(sample(logits, [row])[0])
-        told = row.without_mask(likeliest)
-        if told is not None:
-            permitted, forced = permitted + (told == likeliest), forced + (told != likeliest)
-            assert chosen == told
-        row.take(chosen)
+        unmasked = row.without_mask(likeliest)
+        if unmasked is not None:
+            permitted, forced = permitted + (unmasked == likeliest), forced + (unmasked != likeliest)
+            assert chosen == unmasked
+        row.append(chosen)
         if row.complete:
             break
     assert permitted > 5
@@ -402,15 +407,15 @@ BAD: list[tuple[str, Grammar, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("grammar", "says"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_bad_grammars_are_refused_quickly(grammars: Grammars, grammar: Grammar, says: str) -> None:
+@pytest.mark.parametrize(("grammar", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_grammars_are_refused_quickly(grammars: Grammars, grammar: Grammar, message: str) -> None:
     begin = time.thread_time()
-    with pytest.raises(RequestError) as found:
+    with pytest.raises(RequestError) as raised:
         grammars.compile(grammar)
     assert time.thread_time() - begin < 1
-    assert found.value.code == "invalid_grammar"
-    assert says in str(found.value)
-    assert len(str(found.value)) < 600
+    assert raised.value.code == "invalid_grammar"
+    assert message in str(raised.value)
+    assert len(str(raised.value)) < 600
 
 
 def test_a_tokenizer_without_exact_bytes_is_refused(tokenizer: Tokenizer) -> None:
@@ -420,7 +425,7 @@ def test_a_tokenizer_without_exact_bytes_is_refused(tokenizer: Tokenizer) -> Non
         Grammars(tokenizer, tokenizer.vocab_size, []).compile(Grammar("json_object"))
 
 
-def _many(grammars: Grammars, count: int) -> Iterator[int]:
+def _compiled_memory(grammars: Grammars, count: int) -> Iterator[int]:
     process = psutil.Process()
     for number in range(count):
         schema = {"type": "object", "properties": {f"key{number}": {"type": "string", "maxLength": number % 50 + 1}}}
@@ -432,7 +437,7 @@ def _many(grammars: Grammars, count: int) -> Iterator[int]:
 @pytest.mark.parametrize("count", [2_000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat_over_distinct_schemas(tokenizer: Tokenizer, count: int) -> None:
     grammars = Grammars(tokenizer, tokenizer.vocab_size, [END])
-    sizes = list(_many(grammars, count))
+    sizes = list(_compiled_memory(grammars, count))
     assert len(grammars) == CACHED
     assert sizes[-1] - sizes[0] < 30 * 2**20
 
@@ -458,21 +463,21 @@ def test_required_calls_are_valid(grammars: Grammars, tokenizer: Tokenizer, para
         reader = CallReader()
         pieces = [*reader.push(text), *reader.finish()]
         assert reader.closed
-        assert {piece.kind for piece in pieces} == {"name", "arguments"}
+        assert {piece.section for piece in pieces} == {"name", "arguments"}
         assert reader.calls == 1 or parallel
         for piece in pieces:
-            if piece.kind == "name":
+            if piece.section == "name":
                 assert piece.text in {"weather", "now"}
         for call in range(reader.calls):
-            name = next(p.text for p in pieces if p.kind == "name" and p.call == call)
-            arguments = json.loads("".join(p.text for p in pieces if p.kind == "arguments" and p.call == call))
+            name = next(p.text for p in pieces if p.section == "name" and p.call == call)
+            arguments = json.loads("".join(p.text for p in pieces if p.section == "arguments" and p.call == call))
             jsonschema.validate(arguments, next(tool for tool in TOOLS if tool.name == name).schema)
 
 
 def test_free_text_may_become_a_call_and_that_call_is_valid(grammars: Grammars, tokenizer: Tokenizer) -> None:
     matcher = grammars.matcher(Grammar("tool_calls", call_grammar_source(TOOLS, required=False, parallel=True)))
-    said = tokenizer.encode('Let me look. <tool_call>\n{"name": "weather", "arguments": {"city": "')
-    assert follow(matcher, said, tokenizer.vocab_size) == len(said)
+    tokens = tokenizer.encode('Let me look. <tool_call>\n{"name": "weather", "arguments": {"city": "')
+    assert follow(matcher, tokens, tokenizer.vocab_size) == len(tokens)
     assert not allows(matcher, END, tokenizer.vocab_size)
     assert follow(matcher, tokenizer.encode('Paris"'), tokenizer.vocab_size) == 0
     assert follow(matcher, tokenizer.encode('Oslo"'), tokenizer.vocab_size) == len(tokenizer.encode('Oslo"'))
@@ -488,6 +493,6 @@ def test_plain_text_is_allowed_and_may_end_at_any_time(grammars: Grammars, token
 
 def test_parameters_that_cannot_be_enforced_name_their_tool(grammars: Grammars) -> None:
     tools = [Tool("odd", "", {"type": "object", "dependentRequired": {}})]
-    with pytest.raises(RequestError, match=r"tool 'odd'.*dependentRequired") as found:
+    with pytest.raises(RequestError, match=r"tool 'odd'.*dependentRequired") as raised:
         grammars.compile(Grammar("tool_calls", call_grammar_source(tools, required=True, parallel=False)))
-    assert (found.value.param, found.value.code) == ("tools", "invalid_grammar")
+    assert (raised.value.param, raised.value.code) == ("tools", "invalid_grammar")

@@ -50,10 +50,10 @@ def test_answers_are_valid_and_what_allows_all_changes_nothing(directory: Path, 
             jsonschema.validate(json.loads(answer.text), SCHEMA)
         assert {answer.text for answer in run(Grammar("choice", '["yes", "two maybe"]'))} <= {"yes", "two maybe"}
         free = run(None)
-        for answer, held in zip(free, run(Grammar("regex", r"(.|\n)*")), strict=True):
+        for answer, constrained in zip(free, run(Grammar("regex", r"(.|\n)*")), strict=True):
             first = tokenizer.id_to_token(answer.token_ids[0]) if answer.token_ids else ""
             if first and first.startswith("▁"):  # as every text is tokenised
-                assert held.token_ids == answer.token_ids
+                assert constrained.token_ids == answer.token_ids
 
 
 def test_texts_are_accepted_as_they_are_tokenised(directory: Path) -> None:
@@ -62,13 +62,13 @@ def test_texts_are_accepted_as_they_are_tokenised(directory: Path) -> None:
     schema = Grammar("json_schema", json.dumps(SCHEMA))
     assert grammars.accepts(schema, '{"kind":"a b","n":12}')
     assert not grammars.accepts(schema, '{"kind":"a","n":12}')
-    for kind, source, right, wrong in (
+    for grammar_type, source, right, wrong in (
         ("regex", "[a-y]+( two)?", "yes two", "yes one"),
         ("choice", '["yes", "no"]', "no", "maybe"),
         ("ebnf", 'start: "yes" rest\nrest: " no"', "yes no", "yesno"),
     ):
-        assert grammars.accepts(Grammar(kind, source), right)
-        assert not grammars.accepts(Grammar(kind, source), wrong)
+        assert grammars.accepts(Grammar(grammar_type, source), right)
+        assert not grammars.accepts(Grammar(grammar_type, source), wrong)
     with pytest.raises(RequestError, match="that this base's tokens can write"):
         grammars.compile(Grammar("choice", '["Ω"]'))
 

@@ -14,7 +14,7 @@ from tests.references import reference_bert
 from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine import requests
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.kinds.table import KINDS
+from bedplate.inference.engine.kinds.table import JOB_TYPES
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.inputs import Inputs
@@ -22,8 +22,8 @@ from bedplate.models.inputs import Inputs
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KINDS, Norm, NormJob)
-    monkeypatch.setitem(KINDS, Likeliest, LikeliestJob)
+    monkeypatch.setitem(JOB_TYPES, Norm, NormJob)
+    monkeypatch.setitem(JOB_TYPES, Likeliest, LikeliestJob)
 
 
 @pytest.fixture(scope="module")
@@ -42,16 +42,16 @@ def _expected(base: Base, tokens: tuple[int, ...]) -> tuple[float, tuple[int, ..
 def test_new_kinds_run_in_chunks_and_from_the_cache_beside_all_others(base: Base, budget: int, paged: bool) -> None:
     shared = random_prompt(99, 30)
     prompts = [shared + random_prompt(i, 5 + 9 * i) for i in range(4)]
-    others = mixture(16)
+    mixed = mixture(16)
     with Engine(base, max_step_tokens=budget, max_rows=5, paged=paged, kernel="torch") as engine:
-        alone = engine.run(others)
-        for again in range(2):
+        alone = engine.run(mixed)
+        for round_number in range(2):
             with engine.exclusive():
                 streams: list[Any] = []
-                for i, other in enumerate(others):
+                for i, request in enumerate(mixed):
                     prompt = prompts[i % 4]
-                    toy = (Norm, Likeliest)[i // 4 % 2](prompt, tenant=f"t{again}")
-                    streams.append((prompt, engine.submit(other), engine.submit(toy)))
+                    toy = (Norm, Likeliest)[i // 4 % 2](prompt, tenant=f"t{round_number}")
+                    streams.append((prompt, engine.submit(request), engine.submit(toy)))
             for (prompt, stream, toy), expected in zip(streams, alone, strict=True):
                 norm, likeliest = _expected(base, prompt)
                 answer = toy.result(timeout=60)
@@ -99,5 +99,9 @@ def test_a_new_kind_that_only_reads_runs_on_an_encoder(tmp_path: Path) -> None:
 
 
 def test_the_table_has_every_kind_that_can_be_asked() -> None:
-    asked = {one for one in vars(requests).values() if isinstance(one, type) and issubclass(one, requests.Request)}
-    assert asked - {requests.Request} == set(KINDS) - {Norm, Likeliest}
+    request_types = {
+        candidate
+        for candidate in vars(requests).values()
+        if isinstance(candidate, type) and issubclass(candidate, requests.Request)
+    }
+    assert request_types - {requests.Request} == set(JOB_TYPES) - {Norm, Likeliest}

@@ -22,8 +22,8 @@ from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure import tuning as measure_tuning
-from bedplate.inference.measure.server import KINDS, fit_server, measure_server
-from bedplate.inference.measure.speeds import Measured, StepLog, fit_engine, load_of, measure_engine
+from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
+from bedplate.inference.measure.speeds import MeasuredStep, StepLog, fit_engine, load_of, measure_engine
 from bedplate.inference.measure.tuning import StepKind
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.serving.server.app import loaded_server
@@ -41,8 +41,8 @@ def log() -> StepLog:
 
 @pytest.fixture
 def watched(base: Base, log: StepLog) -> Iterator[Engine]:
-    with Engine(base, max_step_tokens=16, max_rows=3, speculate=False, on_step=log) as made:
-        yield made
+    with Engine(base, max_step_tokens=16, max_rows=3, speculate=False, on_step=log) as engine:
+        yield engine
 
 
 def generate(tokens: int, count: int, seed: int = 0) -> Generate:
@@ -91,7 +91,7 @@ def test_known_costs_are_found_again() -> None:
         blocks={"counts": (1, 2, 3, 4, 6, 8, 12, 16), "seconds": tuple(0.002 + 0.0007 * n for n in range(8))},
         head={"counts": (1, 16), "seconds": (0.001, 0.004)},
     )
-    found: list[Measured] = []
+    measurements: list[MeasuredStep] = []
     for _ in range(400):
         tokens = generator.choice([1, 2, 3, 4, 6, 8, 12, 16])
         load = Load(
@@ -105,10 +105,10 @@ def test_known_costs_are_found_again() -> None:
             adapters=generator.randint(0, 3),
             adapted_tokens=tokens,
         )
-        found.append(Measured(load, step_seconds(true, load), 5))
-    fit = made_up(**fit_engine(found))
-    for one in found:
-        assert step_seconds(fit, one.load) == pytest.approx(one.seconds, rel=1e-6)
+        measurements.append(MeasuredStep(load, step_seconds(true, load), 5))
+    fit = made_up(**fit_engine(measurements))
+    for measurement in measurements:
+        assert step_seconds(fit, measurement.load) == pytest.approx(measurement.seconds, rel=1e-6)
     assert fit.key_seconds == pytest.approx(true.key_seconds, rel=1e-4)
     assert all(spread.fitted == pytest.approx(spread.seconds, rel=1e-6) for spread in fit.measured)
 
@@ -138,7 +138,7 @@ def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, mo
 
 
 def _sizes() -> list[tuple[float, float, float]]:
-    return [(k.step_tokens, k.step_pairs, k.step_targets) for k in measure_tuning.KINDS]
+    return [(k.step_tokens, k.step_pairs, k.step_targets) for k in measure_tuning.STEP_SHAPES]
 
 
 def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,11 +150,11 @@ def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypa
     )
     with loaded_server(tiny_dir, [], state=tmp_path) as state, running(state) as url:
         name = next(iter(state.registry.models))
-        found = measure_server(url, name, nothing, 300)
+        speed = measure_server(url, name, nothing, 300)
         with pytest.raises(EndpointError, match="answered 404"):
             measure_server(url, "another", nothing, 300)
     # Against an engine that takes no time, the server is all there is.
-    assert found.call_seconds + found.start_seconds + found.step_seconds + found.row_seconds > 0
+    assert speed.call_seconds + speed.start_seconds + speed.step_seconds + speed.row_seconds > 0
     with pytest.raises(EndpointError, match="was not reached"):
         measure_server("http://127.0.0.1:9", "tiny", nothing, 300)
 
@@ -169,13 +169,13 @@ def test_what_a_server_adds_is_found_again(costs: tuple[float, float, float, flo
     server = ServerSpeed(pace=pace, call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
     engine = made_up()
     service = ServiceModel(MeasuredSteps(engine.model_copy(update={"server": server})), call_seconds=call)
-    taken = {
+    durations = {
         (rows, prompt, tokens): simulate(service, [ArrivingCall(0.0, prompt, 0, tokens) for _ in range(rows)]).seconds
-        for rows, prompt, tokens in KINDS
+        for rows, prompt, tokens in CALL_SHAPES
     }
-    found = fit_server(engine, taken)
+    speed = fit_server(engine, durations)
     for name, value in server.model_dump().items():
-        assert getattr(found, name) == pytest.approx(value, abs=1e-9), name
+        assert getattr(speed, name) == pytest.approx(value, abs=1e-9), name
 
 
 def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
@@ -197,7 +197,7 @@ def test_the_command_keeps_what_was_measured(
     assert ended.value.code == 0
     assert "decode 16" in capsys.readouterr().out
     first = read_machine(out)
-    assert [one.base for one in first.engines] == [str(tiny_dir)]
+    assert [engine_speed.base for engine_speed in first.engines] == [str(tiny_dir)]
     assert first.bandwidth_bytes_per_second > 1e8
     with pytest.raises(SystemExit) as ended:
         main(["plan", "calibrate", "--out", str(out), "--json"])

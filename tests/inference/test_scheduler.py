@@ -17,11 +17,11 @@ class Fake:
     number: int
     size: int
     adapter: str | None = None
-    done: int = 0
+    computed: int = 0
 
     @property
     def cost(self) -> int:
-        return self.size - self.done
+        return self.size - self.computed
 
 
 class House:
@@ -34,29 +34,29 @@ class House:
         self.tokens: Counter[str] = Counter()
         self.full = False
 
-    def admit(self, item: Fake) -> Admission:
+    def admit(self, request: Fake) -> Admission:
         if len(self.inside) >= self.rows:
             self.full = True
             return Admission.FULL
-        used = {one.adapter for one in self.inside}
-        if item.adapter is not None and item.adapter not in used and len(used - {None}) >= self.adapters:
+        used = {admitted.adapter for admitted in self.inside}
+        if request.adapter is not None and request.adapter not in used and len(used - {None}) >= self.adapters:
             return Admission.CAPPED
-        self.inside.append(item)
-        self.order.append(item)
+        self.inside.append(request)
+        self.order.append(request)
         return Admission.IN
 
-    def step(self, taken: int = 0) -> int:
+    def step(self, reserved: int = 0) -> int:
         self.full = False
-        plan = self.scheduler.plan(taken, self.admit)
-        assert len({id(item) for item, _ in plan}) == len(plan)
-        for item, count in plan:
-            assert 0 < count <= item.cost
-            assert item in self.inside
-            item.done += count
-            self.tokens[item.queue] += count
-            if item.cost == 0:
-                self.inside.remove(item)
-                self.scheduler.started(item.queue, item)
+        plan = self.scheduler.plan(reserved, self.admit)
+        assert len({id(request) for request, _ in plan}) == len(plan)
+        for request, count in plan:
+            assert 0 < count <= request.cost
+            assert request in self.inside
+            request.computed += count
+            self.tokens[request.queue] += count
+            if request.cost == 0:
+                self.inside.remove(request)
+                self.scheduler.started(request.queue, request)
         return sum(count for _, count in plan)
 
 
@@ -66,24 +66,24 @@ requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_s
 @settings(max_examples=200, deadline=None)
 @given(requests, st.integers(1, 50), st.integers(1, 30), st.integers(1, 5), st.integers(0, 60))
 def test_the_budget_holds_everybody_is_served_and_queues_keep_their_order(
-    asked: list[tuple[str, int]], budget: int, quantum: int, rows: int, taken: int
+    sizes: list[tuple[str, int]], budget: int, quantum: int, rows: int, reserved: int
 ) -> None:
     scheduler: Scheduler[Fake] = Scheduler(budget, quantum)
     house = House(scheduler, rows)
-    items = [Fake(queue, i, size) for i, (queue, size) in enumerate(asked)]
-    for item in items:
-        scheduler.add(item.queue, item)
-    assert house.step(taken) <= max(budget - taken, 0)
+    pending = [Fake(queue, i, size) for i, (queue, size) in enumerate(sizes)]
+    for request in pending:
+        scheduler.add(request.queue, request)
+    assert house.step(reserved) <= max(budget - reserved, 0)
     steps = 0
-    while any(item.cost for item in items):
+    while any(request.cost for request in pending):
         used = house.step()
         assert 0 < used <= budget
         # Work is never left lying: the budget is used up, or nobody else can be let in.
-        assert used == budget or house.full or not any(item.cost for item in items)
+        assert used == budget or house.full or not any(request.cost for request in pending)
         steps += 1
-        assert steps <= sum(item.size for item in items) + 1
+        assert steps <= sum(request.size for request in pending) + 1
     for queue in "abc":
-        numbers = [item.number for item in house.order if item.queue == queue]
+        numbers = [request.number for request in house.order if request.queue == queue]
         assert numbers == sorted(numbers)
     assert scheduler.waiting == 0
     assert not scheduler._queues
@@ -135,43 +135,43 @@ def test_an_adapter_that_the_cap_keeps_out_is_let_in_in_the_end() -> None:
     for number in range(500):
         scheduler.add("many", Fake("many", number, 10, adapter="x"))
     house.step()
-    other = Fake("other", 0, 10, adapter="y")
-    scheduler.add("other", other)
+    capped = Fake("other", 0, 10, adapter="y")
+    scheduler.add("other", capped)
     for _ in range(MOST_OVERTAKEN + 10):
         house.step()
-    assert other.cost == 0
+    assert capped.cost == 0
 
 
 def test_those_who_wait_for_a_prefix_let_others_pass() -> None:
     scheduler: Scheduler[Fake] = Scheduler(100)
     first, waits, passes = (Fake("q", number, 10) for number in range(3))
-    for item in (first, waits, passes):
-        scheduler.add("q", item)
+    for request in (first, waits, passes):
+        scheduler.add("q", request)
     ready = False
 
-    def admit(item: Fake) -> Admission:
-        return Admission.LATER if item is waits and not ready else Admission.IN
+    def admit(request: Fake) -> Admission:
+        return Admission.LATER if request is waits and not ready else Admission.IN
 
-    assert [item for item, _ in scheduler.plan(0, admit)] == [first, passes]
+    assert [request for request, _ in scheduler.plan(0, admit)] == [first, passes]
     ready = True
-    first.done = passes.done = 10
+    first.computed = passes.computed = 10
     scheduler.started("q", first)
     scheduler.started("q", passes)
-    assert [item for item, _ in scheduler.plan(0, admit)] == [waits]
+    assert [request for request, _ in scheduler.plan(0, admit)] == [waits]
 
 
 def test_put_back_is_next_and_removal_forgets() -> None:
     scheduler: Scheduler[Fake] = Scheduler(100)
     house = House(scheduler, 1)
-    items = [Fake("q", number, 10) for number in range(3)]
-    for item in items:
-        scheduler.add("q", item)
+    pending = [Fake("q", number, 10) for number in range(3)]
+    for request in pending:
+        scheduler.add("q", request)
     house.step()
     house.inside.clear()
-    again = Fake("q", 9, 5)
-    scheduler.put_back("q", again)
-    scheduler.remove("q", [items[1]])
-    assert scheduler.items() == [again, items[2]]
+    returned = Fake("q", 9, 5)
+    scheduler.put_back("q", returned)
+    scheduler.remove("q", [pending[1]])
+    assert scheduler.pending() == [returned, pending[2]]
     assert scheduler.waiting == 2
 
 
@@ -179,14 +179,14 @@ def test_put_back_is_next_and_removal_forgets() -> None:
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 50)), min_size=1, max_size=30), st.integers(1, 60))
 # Planning this once had no end: queues whose requests were all served asked in turn for more credit.
 @example([("c", 45), ("c", 30), ("a", 8), ("b", 8), ("c", 30), ("c", 43), ("b", 6)], 1)
-def test_whole_requests_are_never_cut(asked: list[tuple[str, int]], quantum: int) -> None:
+def test_whole_requests_are_never_cut(sizes: list[tuple[str, int]], quantum: int) -> None:
     scheduler: Scheduler[Fake] = Scheduler(50, quantum, whole=True)
     house = House(scheduler, 10**6)
-    items = [Fake(queue, i, size) for i, (queue, size) in enumerate(asked)]
-    for item in items:
-        scheduler.add(item.queue, item)
-    for _ in range(len(items)):
-        before = {id(item): item.cost for item in items}
+    pending = [Fake(queue, i, size) for i, (queue, size) in enumerate(sizes)]
+    for request in pending:
+        scheduler.add(request.queue, request)
+    for _ in range(len(pending)):
+        before = {id(request): request.cost for request in pending}
         assert house.step() <= 50
-        assert all(item.cost in (0, before[id(item)]) for item in items)
-    assert not any(item.cost for item in items)
+        assert all(request.cost in (0, before[id(request)]) for request in pending)
+    assert not any(request.cost for request in pending)

@@ -52,12 +52,12 @@ def test_a_first_token_loads_nothing_it_does_not_need(tmp_path: Path) -> None:
     """Of a file as they mostly are: matrices in blocks, vectors in float32."""
     path = export_gguf(made_base(tiny_spec(hidden_size=64, heads=8)), tmp_path / "tiny.gguf", "q8_0")
     command = [sys.executable, "-c", OPENED, str(path), *NEEDLESS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == []
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.split() == []
 
 
-BESIDE = """
+CONCURRENT_LOAD = """
 import importlib, inspect, pathlib, sys, threading
 from bedplate.core.libraries import LATER, complete_torch, leave_parts, torch_beside
 
@@ -105,18 +105,20 @@ assert torch.distributions.Normal(0.0, 1.0).mean == 0 and torch.nn.quantized.Lin
 
 
 def test_torchs_libraries_come_meanwhile_and_what_no_answer_needs_when_it_is_asked_for() -> None:
-    done = subprocess.run([sys.executable, "-c", BESIDE, *WITHOUT_TORCH], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(
+        [sys.executable, "-c", CONCURRENT_LOAD, *WITHOUT_TORCH], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
 
 
-LEFT = """
+DEFERRED_MODULE = """
 import left_meeting
 left_meeting.first.set()
 assert left_meeting.second.wait(5)
 import left_other
 number = left_other.number + 1
 """
-OTHER = """
+IMPORTING_MODULE = """
 import left_meeting
 assert left_meeting.first.wait(5)
 left_meeting.second.set()
@@ -132,22 +134,24 @@ def test_two_threads_that_ask_for_each_others_modules_go_on(monkeypatch: pytest.
     vars(meeting).update(first=threading.Event(), second=threading.Event())
     monkeypatch.setitem(sys.modules, "left_meeting", meeting)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "left_other.py").write_text(OTHER)
-    (tmp_path / "left_whole.py").write_text(LEFT)
+    (tmp_path / "left_other.py").write_text(IMPORTING_MODULE)
+    (tmp_path / "left_whole.py").write_text(DEFERRED_MODULE)
     spec = importlib.util.spec_from_file_location("left_whole", tmp_path / "left_whole.py")
     assert spec is not None
     spec.loader = leaving = cast("Any", libraries)._Leaving(spec.loader)
-    left = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "left_whole", left)
-    leaving.exec_module(left)
-    found: list[int] = []
-    asking = threading.Thread(target=lambda: found.append(left.number), daemon=True)
-    importing = threading.Thread(target=lambda: found.append(importlib.import_module("left_other").number), daemon=True)
+    deferred = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "left_whole", deferred)
+    leaving.exec_module(deferred)
+    numbers: list[int] = []
+    asking = threading.Thread(target=lambda: numbers.append(deferred.number), daemon=True)
+    importing = threading.Thread(
+        target=lambda: numbers.append(importlib.import_module("left_other").number), daemon=True
+    )
     for thread in (asking, importing):
         thread.start()
     for thread in (asking, importing):
         thread.join(5)
-    assert sorted(found) == [1, 2]
+    assert sorted(numbers) == [1, 2]
     monkeypatch.delitem(sys.modules, "left_other")
 
 
@@ -167,5 +171,5 @@ def test_torch_of_a_version_that_was_not_tried_is_imported_as_it_stands(
 
 def test_answers_that_are_there_are_scored_without_torch() -> None:
     code = "import sys; import bedplate.evaluation.harness; print(*({'torch', 'scipy', 'sklearn'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.inference.engine.job import Job, Seen, Wants
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
+from bedplate.inference.engine.job import RequestJob, PassResult, PassRequest
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
 
 
 @dataclass(frozen=True)
@@ -23,43 +23,43 @@ class Likeliest(Request):
 class Answer(Result):
     value: Any
     usage: Usage
-    timing: Timing = NO_TIMING
+    timing: RequestTiming = NO_TIMING
     looked_up: LookedUp | None = None
 
 
-class NormJob(Job[Norm]):
+class NormJob(RequestJob[Norm]):
     norm = 0.0
 
-    def wanted(self, begin: int, end: int) -> Wants:
-        return Wants(states=True)
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        return PassRequest(states=True)
 
-    def take(self, seen: Seen) -> None:
-        if seen.end == len(self.tokens):
-            self.norm = float(seen.states_TD[-1].float().norm())
+    def consume(self, pass_slice: PassResult) -> None:
+        if pass_slice.end == len(self.tokens):
+            self.norm = float(pass_slice.states_TD[-1].float().norm())
             self.ended = "stop"
 
     def result(self) -> Answer:
         return Answer(self.norm, *self.account())
 
 
-class LikeliestJob(Job[Likeliest]):
+class LikeliestJob(RequestJob[Likeliest]):
     reusable = None
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.found: list[int] = []
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.choices: list[int] = []
 
-    def wanted(self, begin: int, end: int) -> Wants:
-        return Wants(range(begin, end))
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        return PassRequest(range(begin, end))
 
-    def take(self, seen: Seen) -> None:
-        self.found += seen.logits_WV.argmax(-1).tolist()
-        if seen.end == len(self.tokens):
+    def consume(self, pass_slice: PassResult) -> None:
+        self.choices += pass_slice.logits_WV.argmax(-1).tolist()
+        if pass_slice.end == len(self.tokens):
             self.ended = "stop"
 
     def restart(self) -> None:
         super().restart()
-        self.found = []
+        self.choices = []
 
     def result(self) -> Answer:
-        return Answer(tuple(self.found), *self.account())
+        return Answer(tuple(self.choices), *self.account())

@@ -19,11 +19,11 @@ TOKENS = torch.arange(5)[None]
 
 
 def test_every_architecture_says_what_it_can() -> None:
-    known: list[type[Model]] = [Decoder, Encoder, EncoderDecoder]
-    assert set(known) == set(Model.__subclasses__())
-    for kind in known:
-        assert kind.can
-        assert kind.can <= set(get_args(Ability))
+    architectures: list[type[Model]] = [Decoder, Encoder, EncoderDecoder]
+    assert set(architectures) == set(Model.__subclasses__())
+    for architecture in architectures:
+        assert architecture.can
+        assert architecture.can <= set(get_args(Ability))
 
 
 def test_what_generates_has_logits_and_what_does_not_says_what_it_can() -> None:

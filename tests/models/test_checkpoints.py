@@ -63,16 +63,16 @@ def test_llama_round_trip_is_bitwise_and_transformers_agrees(
     base = load_base(write_tiny_base(tmp_path / "a", dtype=dtype, tied_head=tied))
     export_base(base, tmp_path / "b", shard_bytes=20_000 if sharded else 10**9)
     assert (tmp_path / "b" / "model.safetensors.index.json").is_file() == sharded
-    again = load_base(tmp_path / "b")
-    assert_bitwise(base, again)
-    assert again.spec == base.spec
+    reloaded = load_base(tmp_path / "b")
+    assert_bitwise(base, reloaded)
+    assert reloaded.spec == base.spec
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "b", dtype="auto").eval()
     assert reference.dtype == dtype
     tokens = random_tokens(base.spec.vocab_size)
-    wide = load_base(tmp_path / "b", dtype="float32")
+    in_float32 = load_base(tmp_path / "b", dtype="float32")
     with torch.inference_mode():
         expected = reference.float()(tokens).logits
-    torch.testing.assert_close(logits(wide, tokens), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(in_float32, tokens), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pooler", [False, True])
@@ -171,14 +171,14 @@ def test_existing_and_unwritable_outputs_are_refused(tmp_path: Path) -> None:
 # --- GGUF
 
 
-def gguf_with(path: Path, kind: str) -> tuple[np.ndarray, int]:
+def gguf_with(path: Path, ggml_type: str) -> tuple[np.ndarray, int]:
     """A file with one tensor of random but valid blocks (the package cannot quantise the K types)."""
-    type_ = GGMLQuantizationType[kind]
+    type_ = GGMLQuantizationType[ggml_type]
     rng = np.random.default_rng(0)
     columns = 512
-    if kind in {"F32", "F16"}:
-        stored: Any = rng.standard_normal((4, columns)).astype(np.float32 if kind == "F32" else np.float16)
-    elif kind.endswith("_K"):
+    if ggml_type in {"F32", "F16"}:
+        stored: Any = rng.standard_normal((4, columns)).astype(np.float32 if ggml_type == "F32" else np.float16)
+    elif ggml_type.endswith("_K"):
         block, size = gguf.GGML_QUANT_SIZES[type_]
         stored = rng.integers(0, 256, (4, columns // block * size), dtype=np.uint8)
     else:
@@ -192,38 +192,38 @@ def gguf_with(path: Path, kind: str) -> tuple[np.ndarray, int]:
     return gguf.quants.dequantize(stored, type_), columns
 
 
-@pytest.mark.parametrize("kind", READABLE)
-def test_every_readable_type_has_the_gguf_packages_values(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ggml_type", READABLE)
+def test_every_readable_type_has_the_gguf_packages_values(tmp_path: Path, ggml_type: str) -> None:
     with np.errstate(all="ignore"):  # random scale bytes can be infinite
-        expected, columns = gguf_with(tmp_path / "x.gguf", kind)
+        expected, columns = gguf_with(tmp_path / "x.gguf", ggml_type)
         reader = GgufReader(tmp_path / "x.gguf")
-        found = reader.get("blk.0.attn_v.weight")
-    assert reader.types == {"blk.0.attn_v.weight": kind}
-    assert found.shape == (4, columns)
-    assert found.dtype == torch.float32
-    np.testing.assert_array_equal(found.numpy(), expected.astype(np.float32))
+        tensor = reader.get("blk.0.attn_v.weight")
+    assert reader.types == {"blk.0.attn_v.weight": ggml_type}
+    assert tensor.shape == (4, columns)
+    assert tensor.dtype == torch.float32
+    np.testing.assert_array_equal(tensor.numpy(), expected.astype(np.float32))
 
 
-@pytest.mark.parametrize("kind", WRITABLE)
-def test_written_gguf_reads_back_as_quantised(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ggml_type", WRITABLE)
+def test_written_gguf_reads_back_as_quantised(tmp_path: Path, ggml_type: str) -> None:
     values = torch.randn(6, 64, generator=torch.Generator().manual_seed(0))
-    write_gguf(tmp_path / "x.gguf", "llama", {"llama.block_count": 1}, {"w": values, "v": values[0]}.items(), kind)
+    write_gguf(tmp_path / "x.gguf", "llama", {"llama.block_count": 1}, {"w": values, "v": values[0]}.items(), ggml_type)
     reader = GgufReader(tmp_path / "x.gguf")
-    stored = gguf.GGMLQuantizationType[kind.upper()]
+    stored = gguf.GGMLQuantizationType[ggml_type.upper()]
     expected = gguf.quants.dequantize(gguf.quants.quantize(values.numpy(), stored), stored)
     np.testing.assert_array_equal(reader.get("w").numpy(), expected)
     assert torch.equal(reader.get("v"), values[0])
     assert reader.metadata["llama.block_count"] == 1
 
 
-@pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
-def test_gguf_export_means_the_same_to_transformers(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ggml_type", ["f32", "f16", "q8_0"])
+def test_gguf_export_means_the_same_to_transformers(tmp_path: Path, ggml_type: str) -> None:
     """The oracle of the permutation of q and k rows and of the header's numbers: a wrong one changes every logit."""
     sizes = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
     base = load_base(write_tiny_base(tmp_path / "a", **sizes, rope=Rope(300.0), norm_eps=0.3))
-    export_gguf(base, tmp_path / "x.gguf", kind)
+    export_gguf(base, tmp_path / "x.gguf", ggml_type)
     ours = load_base(tmp_path / "x.gguf", dtype="float32")
-    assert (ours.identity.weights_id == base.identity.weights_id) == (kind == "f32")
+    assert (ours.identity.weights_id == base.identity.weights_id) == (ggml_type == "f32")
     assert ours.identity.tokenizer_id == base.identity.tokenizer_id
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="x.gguf", dtype=torch.float32).eval()
     tokens = random_tokens(base.spec.vocab_size)
@@ -249,10 +249,10 @@ def test_a_gguf_export_keeps_llama3s_scaling_and_the_name(tmp_path: Path) -> Non
     sizes = {"heads": 2, "kv_heads": 1, "head_dim": 64, "rope": rope}
     base = load_base(write_tiny_base(tmp_path / "a", **sizes))
     export_gguf(base, tmp_path / "x.gguf", "f32")
-    again = load_base(tmp_path / "x.gguf", dtype="float32")
+    reloaded = load_base(tmp_path / "x.gguf", dtype="float32")
     assert "rope_freqs.weight" in GgufReader(tmp_path / "x.gguf").names
-    assert (again.spec, again.lineage["name"]) == (base.spec, "a")
-    assert_bitwise(base, again)
+    assert (reloaded.spec, reloaded.lineage["name"]) == (base.spec, "a")
+    assert_bitwise(base, reloaded)
 
 
 # --- the real ones

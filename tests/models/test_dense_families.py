@@ -26,9 +26,9 @@ from bedplate.models.specs.transformer import FullAttention, LinearScaling, Long
 def spec_of(name: str, **changes: Any) -> TransformerSpec:
     """Of the first example with other fields; None takes one out."""
     fields = dict(FAMILIES["hf", name].examples[0]) | changes
-    found = FAMILIES["hf", name].to_spec({key: value for key, value in fields.items() if value is not None})
-    assert isinstance(found, TransformerSpec)
-    return found
+    spec = FAMILIES["hf", name].to_spec({key: value for key, value in fields.items() if value is not None})
+    assert isinstance(spec, TransformerSpec)
+    return spec
 
 
 def test_older_spellings_of_ropes() -> None:
@@ -50,9 +50,9 @@ def test_older_spellings_of_ropes() -> None:
 
 def as_transformers_reads(name: str, **fields: Any) -> TransformerSpec:
     """The spec of a config.json of these fields, after transformers has filled in what they leave out."""
-    found = FAMILIES["hf", name].to_spec(transformers.AutoConfig.for_model(name, **fields).to_dict())
-    assert isinstance(found, TransformerSpec)
-    return found
+    spec = FAMILIES["hf", name].to_spec(transformers.AutoConfig.for_model(name, **fields).to_dict())
+    assert isinstance(spec, TransformerSpec)
+    return spec
 
 
 def test_ropes_that_a_config_leaves_out() -> None:
@@ -62,9 +62,9 @@ def test_ropes_that_a_config_leaves_out() -> None:
     inside = {**phi["rope_parameters"], "original_max_position_embeddings": 32}
     for outside in (64, None):  # what stands outside counts, and so does its default
         fields = {**phi, "rope_parameters": inside, "original_max_position_embeddings": outside}
-        given = {key: value for key, value in fields.items() if value is not None}
-        spec = FAMILIES["hf", "phi3"].to_spec(given)
-        assert spec == as_transformers_reads("phi3", **given)
+        config = {key: value for key, value in fields.items() if value is not None}
+        spec = FAMILIES["hf", "phi3"].to_spec(config)
+        assert spec == as_transformers_reads("phi3", **config)
         assert spec.context_length == (outside or 4096)
 
 
@@ -84,16 +84,16 @@ def test_a_gguf_files_pattern_of_windows_is_of_as_many_layers_as_there_are() -> 
 def test_yarns_own_factor_written_once_more() -> None:
     """Olmo-3's published config.json has it; a GGUF file can then say the rope."""
     yarn = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 8.0, "original_max_position_embeddings": 32}
-    plain, again, other = (
-        spec_of("olmo3", rope_parameters={"full_attention": {**yarn, **more}})
-        for more in ({}, {"attention_factor": 1.2079441541679836}, {"attention_factor": 1.3})
+    plain, explicit, rescaled = (
+        spec_of("olmo3", rope_parameters={"full_attention": {**yarn, **extra}})
+        for extra in ({}, {"attention_factor": 1.2079441541679836}, {"attention_factor": 1.3})
     )
-    assert again == plain != other
+    assert explicit == plain != rescaled
     gguf = FAMILIES["gguf", "olmo2"]
-    metadata = gguf.to_config(again) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
-    said = {"rope.scaling.attn_factor": 1.2079441, "rope.scaling.yarn_attn_factor": 1.2079441}
-    said |= {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.finetuned": True}
-    assert gguf.to_spec(metadata | {f"olmo2.{key}": value for key, value in said.items()}) == plain
+    metadata = gguf.to_config(explicit) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
+    yarn_fields = {"rope.scaling.attn_factor": 1.2079441, "rope.scaling.yarn_attn_factor": 1.2079441}
+    yarn_fields |= {"rope.scaling.yarn_ext_factor": 1.0, "rope.scaling.finetuned": True}
+    assert gguf.to_spec(metadata | {f"olmo2.{key}": value for key, value in yarn_fields.items()}) == plain
     with pytest.raises(UnsupportedModelError, match=r"yarn_attn_factor = 1.3 is not supported \(only 1.20794"):
         gguf.to_spec(metadata | {"olmo2.rope.scaling.yarn_attn_factor": 1.3})
 
@@ -135,13 +135,13 @@ def test_windows_by_layer() -> None:
     ],
 )
 def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value: object) -> None:
-    said = {"llama": "rope type 'dynamic'", "gemma4_text": f"{field}|partial_rotary_factor"}
-    with pytest.raises(UnsupportedModelError, match=said.get(name, field)):
+    messages = {"llama": "rope type 'dynamic'", "gemma4_text": f"{field}|partial_rotary_factor"}
+    with pytest.raises(UnsupportedModelError, match=messages.get(name, field)):
         spec_of(name, **{field: value})
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "said"),
+    ("name", "changes", "message"),
     [
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5 is not supported"),
         ("qwen3", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25 is not supported"),
@@ -168,9 +168,9 @@ def test_what_a_family_cannot_do_is_refused_by_name(name: str, field: str, value
         ),
     ],
 )
-def test_positions_and_numbers_that_no_model_has_are_refused(name: str, changes: dict[str, Any], said: str) -> None:
+def test_positions_and_numbers_that_no_model_has_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
     """transformers turns whole heads in a llama, whatever the config says of a part."""
-    with pytest.raises(UnsupportedModelError, match=said):
+    with pytest.raises(UnsupportedModelError, match=message):
         spec_of(name, **changes)
 
 
@@ -186,10 +186,10 @@ def test_which_rope_it_is_need_not_be_read() -> None:
         with Counted() as counted:
             unread = rotations.at(positions, torch.float32)
         assert counted.waited == 0, counted.waits
-        for ours, known in zip(unread, rotations.at(positions, torch.float32, last), strict=True):
+        for ours, expected in zip(unread, rotations.at(positions, torch.float32, last), strict=True):
             assert ours is not None
-            assert known is not None
-            assert torch.equal(ours.cos, known.cos)
+            assert expected is not None
+            assert torch.equal(ours.cos, expected.cos)
     short, long = (rotations.at(torch.tensor([[1]]), torch.float32, last)[0] for last in (15, 16))
     assert short is not None
     assert long is not None
@@ -218,8 +218,8 @@ def test_gemma4s_own_layer_types_and_shapes() -> None:
     spec = spec_of("gemma4_text", **bare, num_hidden_layers=8, num_key_value_heads=None, num_attention_heads=8)
     assert [spec.window(layer) for layer in range(8)] == [7, 7, 7, 7, 7, None, 7, None]
     assert (spec.head_dim, spec.kv_heads, spec.full) == (256, 4, FullAttention(512))
-    wide = spec_of("gemma4_text", attention_k_eq_v=True, num_global_key_value_heads=3)
-    assert wide.full == FullAttention(16, 3, True)
+    shared_kv = spec_of("gemma4_text", attention_k_eq_v=True, num_global_key_value_heads=3)
+    assert shared_kv.full == FullAttention(16, 3, True)
     plain = spec_of("gemma4_text", per_layer_config={})
     assert plain.full is None
 

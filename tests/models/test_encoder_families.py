@@ -30,7 +30,7 @@ def outputs(model: Model, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Ten
     if head is None:
         return hidden[mask]
     if head.pooling == "mean":
-        pooled = torch.stack([row[seen].mean(0) for row, seen in zip(hidden, mask, strict=True)])
+        pooled = torch.stack([row[row_mask].mean(0) for row, row_mask in zip(hidden, mask, strict=True)])
     else:
         pooled = hidden[torch.arange(len(mask)), mask.int().argmax(1)]
     return model.label_logits(pooled)
@@ -40,21 +40,21 @@ def outputs(model: Model, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Ten
 @pytest.mark.parametrize("name", ENCODERS)
 def test_outputs_loss_and_gradients(name: str, dtype: torch.dtype, seed: int) -> None:
     shape = {} if seed else {"hidden_size": 24, "num_attention_heads": 2}
-    reference = ENCODERS[name].make(seed, dtype, **shape)
+    reference = ENCODERS[name].random_model(seed, dtype, **shape)
     ours, family = converted(reference, dtype)
     tokens = torch.randint(5, 97, (3, 40))
     everything = torch.ones_like(tokens, dtype=torch.bool)
-    found = outputs(ours, ours(Inputs(tokens)).hidden, everything)
+    output = outputs(ours, ours(Inputs(tokens)).hidden, everything)
     if ours.spec.classifier is None:
         expected = reference(tokens).last_hidden_state[everything]
-        their_loss, loss = expected.square().mean(), found.square().mean()
+        their_loss, loss = expected.square().mean(), output.square().mean()
     else:
         labels = torch.randint(0, len(ours.spec.classifier.labels), (3,))
-        one = ours.spec.classifier.problem == "score"
-        reply = reference(tokens, labels=labels.to(dtype) if one else labels)
+        regression = ours.spec.classifier.problem == "score"
+        reply = reference(tokens, labels=labels.to(dtype) if regression else labels)
         expected, their_loss = reply.logits, reply.loss
-        loss = F.mse_loss(found[:, 0], labels.to(dtype)) if one else F.cross_entropy(found, labels)
-    assert_near(found, expected, rel=TOLERANCE[dtype])
+        loss = F.mse_loss(output[:, 0], labels.to(dtype)) if regression else F.cross_entropy(output, labels)
+    assert_near(output, expected, rel=TOLERANCE[dtype])
     assert_near(loss, their_loss, rel=TOLERANCE[dtype])
     their_loss.backward()
     loss.backward()
@@ -64,14 +64,14 @@ def test_outputs_loss_and_gradients(name: str, dtype: torch.dtype, seed: int) ->
     # Without rotary positions the gradient of a key's bias is rounding: it adds the same to all of a query's scores.
     noise = 1e-7 * max(float(gradient.abs().max()) for gradient in theirs.values() if gradient is not None)
     for their_name, gradient in write_parameters(family, ours.spec, grads):
-        far = float((gradient - theirs[their_name]).abs().max())
-        assert far <= 1e-4 * float(theirs[their_name].abs().max()) + noise, their_name
+        deviation = float((gradient - theirs[their_name]).abs().max())
+        assert deviation <= 1e-4 * float(theirs[their_name].abs().max()) + noise, their_name
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_padded_batches(name: str, side: str) -> None:
-    reference = ENCODERS[name].make(0, torch.float32)
+    reference = ENCODERS[name].random_model(0, torch.float32)
     ours, _ = converted(reference, torch.float32)
     lengths = torch.tensor([30, 17, 1])
     mask = torch.arange(30) < lengths[:, None]
@@ -80,9 +80,9 @@ def test_padded_batches(name: str, side: str) -> None:
     hidden = ours(Inputs(tokens, segments=torch.where(mask, 1, -1))).hidden
     # Left of a text transformers' BERT counts padding as positions, and every classifier reads the row's first token.
     places = (mask.cumsum(1) - 1).clamp(min=0) + ours.spec.position_offset
-    given = {} if ours.spec.rope is not None else {"position_ids": places}
+    positions = {} if ours.spec.rope is not None else {"position_ids": places}
     body = getattr(reference, reference.base_model_prefix, reference)
-    states = body(tokens, attention_mask=mask.long(), **given).last_hidden_state
+    states = body(tokens, attention_mask=mask.long(), **positions).last_hidden_state
     assert_near(hidden[mask], states[mask], rel=1e-5)
     if ours.spec.classifier is not None and side == "right":
         assert_near(outputs(ours, hidden, mask), reference(tokens, attention_mask=mask.long()).logits, rel=1e-5)
@@ -93,15 +93,15 @@ def test_padded_batches(name: str, side: str) -> None:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_files_both_ways(name: str, tmp_path: Path) -> None:
-    reference = ENCODERS[name].make(0, torch.float32)
+    reference = ENCODERS[name].random_model(0, torch.float32)
     reference.save_pretrained(tmp_path / "theirs")
     base = load_base(tmp_path / "theirs")
     export_base(base, tmp_path / "ours")
-    again = type(reference).from_pretrained(tmp_path / "ours")
-    state = again.state_dict()
+    reread = type(reference).from_pretrained(tmp_path / "ours")
+    state = reread.state_dict()
     assert state.keys() == reference.state_dict().keys()
     assert all(torch.equal(value, state[key]) for key, value in reference.state_dict().items())
-    assert again.config.id2label == reference.config.id2label
+    assert reread.config.id2label == reference.config.id2label
     reloaded = load_base(tmp_path / "ours")
     assert (reloaded.spec, reloaded.identity) == (base.spec, base.identity)
 
@@ -113,7 +113,7 @@ def refused(config: dict[str, Any], match: str) -> None:
 
 def test_configs_that_are_refused() -> None:
     def config(name: str, **changes: Any) -> dict[str, Any]:
-        return ENCODERS[name].make(0, torch.float32).config.to_dict() | changes
+        return ENCODERS[name].random_model(0, torch.float32).config.to_dict() | changes
 
     classifier = ["ModernBertForSequenceClassification"]
     refused(config("bert", architectures=["BertForTokenClassification"]), "head of BertForTokenClassification is not")
@@ -135,7 +135,7 @@ def test_configs_that_are_refused() -> None:
 
 
 def test_older_spelling_of_modernbert() -> None:
-    config = ENCODERS["modernbert"].make(0, torch.float32).config.to_dict()
+    config = ENCODERS["modernbert"].random_model(0, torch.float32).config.to_dict()
     spec = FAMILIES["hf", "modernbert"].to_spec(config)
     for name in ("layer_types", "rope_parameters"):
         del config[name]
@@ -147,7 +147,7 @@ def test_older_spelling_of_modernbert() -> None:
 
 
 def test_labels_that_are_not_the_heads(tmp_path: Path) -> None:
-    ENCODERS["bert, three labels"].make(0, torch.float32).save_pretrained(tmp_path)
+    ENCODERS["bert, three labels"].random_model(0, torch.float32).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["id2label"] = {"0": "no", "1": "yes"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -156,7 +156,7 @@ def test_labels_that_are_not_the_heads(tmp_path: Path) -> None:
 
 
 def test_a_sentence_encoder_saved_as_a_classifier_has_no_head(tmp_path: Path) -> None:
-    ENCODERS["bert"].make(0, torch.float32).save_pretrained(tmp_path)
+    ENCODERS["bert"].random_model(0, torch.float32).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     config["architectures"] = ["BertForSequenceClassification"]
     (tmp_path / "config.json").write_text(json.dumps(config))

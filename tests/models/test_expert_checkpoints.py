@@ -14,7 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.modeling_layers import MtpModel
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.inference.measure.parity import apart, reference_of
+from bedplate.inference.measure.parity import relative_difference, reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.decoder import Decoder
@@ -32,12 +32,12 @@ def reference(name: str, seed: int = 0, **changes: Any) -> Any:
 
 def test_mxfp4_blocks_are_the_numbers_that_they_stand_for(tmp_path: Path) -> None:
     """Every byte and a scale of every size; then a checkpoint whose experts are blocks."""
-    every = torch.arange(256, dtype=torch.uint8).view(1, 2, 8, 16)
+    all_bytes = torch.arange(256, dtype=torch.uint8).view(1, 2, 8, 16)
     scales = torch.randint(100, 154, (1, 2, 8), dtype=torch.uint8)
-    theirs = convert_moe_packed_tensors(every, scales, dtype=torch.bfloat16).transpose(1, 2)
-    assert torch.equal(mxfp4(every, scales), theirs)
+    theirs = convert_moe_packed_tensors(all_bytes, scales, dtype=torch.bfloat16).transpose(1, 2)
+    assert torch.equal(mxfp4(all_bytes, scales), theirs)
     with pytest.raises(CheckpointError, match="do not fit scales"):
-        mxfp4(every, scales[..., 1:])
+        mxfp4(all_bytes, scales[..., 1:])
 
     model = reference("gpt_oss", hidden_size=64, intermediate_size=32)
     model.save_pretrained(tmp_path)
@@ -60,21 +60,21 @@ def test_mxfp4_blocks_are_the_numbers_that_they_stand_for(tmp_path: Path) -> Non
     with torch.no_grad():
         hidden = base.model(Inputs(tokens)).hidden
         ours, theirs = base.model.head(hidden), model(tokens).logits
-    assert apart(ours, theirs) < 1e-5
-    again = load_base(export_base(base, tmp_path / "export"), device="cpu")
-    assert again.identity.weights_id == base.identity.weights_id, "written as the numbers"
+    assert relative_difference(ours, theirs) < 1e-5
+    reloaded = load_base(export_base(base, tmp_path / "export"), device="cpu")
+    assert reloaded.identity.weights_id == base.identity.weights_id, "written as the numbers"
 
 
-def _with_modules(model: Any, further: Any, path: Path) -> None:
+def _with_modules(model: Any, mtp: Any, path: Path) -> None:
     """A checkpoint as DeepSeek publishes them: modules are layers after the last, with copies of table and head."""
     model.save_pretrained(path)
     tensors, layers = load_file(path / FILE), model.config.num_hidden_layers
-    for name, tensor in further.state_dict().items():
+    for name, tensor in mtp.state_dict().items():
         if name.startswith("layers."):
-            _, number, rest = name.split(".", 2)
-            rest = rest.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
-            tensors[f"model.layers.{layers + int(number)}.{rest}"] = tensor.clone()
-    for number in range(further.num_mtp_layers):
+            _, number, suffix = name.split(".", 2)
+            suffix = suffix.removeprefix("mtp_block.").replace("post_norm", "shared_head.norm")
+            tensors[f"model.layers.{layers + int(number)}.{suffix}"] = tensor.clone()
+    for number in range(mtp.num_mtp_layers):
         copies = {"embed_tokens": "model.embed_tokens", "shared_head.head": "lm_head"}
         for theirs, ours in copies.items():
             tensors[f"model.layers.{layers + number}.{theirs}.weight"] = tensors[f"{ours}.weight"].clone()
@@ -87,35 +87,35 @@ def test_modules_that_predict_further_tokens(name: str, tmp_path: Path, monkeypa
     by transformers."""
     model = reference(name, num_mtp_layers=2)
     torch.manual_seed(1)
-    further = MtpModel(model, 2).eval()
+    mtp = MtpModel(model, 2).eval()
     with torch.no_grad():
-        for parameter in further.layers.parameters():  # of which transformers leaves the experts' as memory was
+        for parameter in mtp.layers.parameters():  # of which transformers leaves the experts' as memory was
             parameter.copy_(torch.randn_like(parameter) * 0.1 + (parameter.dim() == 1))
-    _with_modules(model, further, tmp_path / "theirs")
+    _with_modules(model, mtp, tmp_path / "theirs")
     base = load_base(tmp_path / "theirs", "float32", "cpu")
     assert isinstance(base.model, Decoder)
     assert base.spec.prediction_modules == 2
     exported = export_base(base, tmp_path / "ours")
     monkeypatch.setattr(type(model), "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[34]\..*"])
-    again = type(model).from_pretrained(exported, attn_implementation="eager", experts_implementation="eager").eval()
+    reread = type(model).from_pretrained(exported, attn_implementation="eager", experts_implementation="eager").eval()
     tokens = torch.randint(0, base.spec.vocab_size, (2, 14))
     at = torch.arange(14)[None].expand_as(tokens)
     with torch.no_grad():
         hidden = base.model(Inputs(tokens)).hidden
-        ours = base.model.further(hidden, Inputs(tokens))
-        for main, modules in ((model, further), (again, MtpModel.from_pretrained(again))):
+        ours = base.model.predict_ahead(hidden, Inputs(tokens))
+        for main, modules in ((model, mtp), (reread, MtpModel.from_pretrained(reread))):
             state, shifted = main.model(tokens).last_hidden_state, tokens
-            for number, found in enumerate(ours, start=1):
+            for number, predicted in enumerate(ours, start=1):
                 shifted = shifted.roll(-1, dims=1)
                 state = modules.forward_layer(number - 1, state, at, None, input_ids=shifted)
-                assert apart(found[:, :-number], state[:, :-number]) < 1e-5
+                assert relative_difference(predicted[:, :-number], state[:, :-number]) < 1e-5
     packed = Inputs(tokens.view(1, -1), segments=torch.arange(2).repeat_interleave(14)[None] + 1)
     with torch.no_grad():
-        together = base.model.further(base.model(packed).hidden, packed)
-    for number, (alone, both) in enumerate(zip(ours, together, strict=True), start=1):
-        assert apart(both.view_as(alone)[:, :-number], alone[:, :-number]) < 1e-5
+        together = base.model.predict_ahead(base.model(packed).hidden, packed)
+    for number, (alone, joint) in enumerate(zip(ours, together, strict=True), start=1):
+        assert relative_difference(joint.view_as(alone)[:, :-number], alone[:, :-number]) < 1e-5
     with pytest.raises(UsageError, match="a prefix that several documents share"):
-        base.model.further(hidden, Inputs(tokens, segments=torch.zeros_like(tokens)))
+        base.model.predict_ahead(hidden, Inputs(tokens, segments=torch.zeros_like(tokens)))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers import grouped
-from bedplate.models.layers.experts import Mixture
+from bedplate.models.layers.experts import MixtureOfExperts
 from bedplate.models.layers.grouped import Segments, grouped_product, plain_product, torch_product_works
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
@@ -25,20 +25,20 @@ def test_sorted_tokens_give_what_each_token_by_itself_does(dtype: torch.dtype, c
     torch.manual_seed(1)
     spec = SPEC.with_(**changes)
     assert spec.experts is not None
-    layer = Mixture(spec, 0, None, dtype).experts
+    layer = MixtureOfExperts(spec, 0, None, dtype).experts
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     x = torch.randn(9, spec.hidden_size, dtype=dtype, requires_grad=True)
     chosen = torch.randint(1, 5, (9, spec.experts.per_token))  # the first expert has no token
     weights = torch.rand(chosen.shape, dtype=dtype, requires_grad=True)
-    found: list[list[torch.Tensor]] = []
-    for way in (layer, layer.plain):
-        out = way(x, chosen, weights)
+    results: list[list[torch.Tensor]] = []
+    for forward in (layer, layer.plain):
+        out = forward(x, chosen, weights)
         tensors = [x, weights, *layer.gate_up.parameters(), *layer.down.parameters()]
-        found.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), tensors)])
-    for ours, plain in zip(*found, strict=True):
+        results.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), tensors)])
+    for ours, plain in zip(*results, strict=True):
         assert torch.allclose(ours, plain, TOLERANCE[dtype], TOLERANCE[dtype])
-    assert not found[0][3][0].any(), "an expert without tokens has no gradient"
+    assert not results[0][3][0].any(), "an expert without tokens has no gradient"
 
 
 @pytest.mark.parametrize("sizes", [(8, 16), (6, 10)])
@@ -54,16 +54,16 @@ def test_products_of_torch_agree_with_the_loop_where_they_work(
     x, weight = torch.randn(20, sizes[1], dtype=dtype, requires_grad=True), torch.randn(4, *sizes, dtype=dtype)
     weight.requires_grad_()
     segments = Segments(torch.tensor([3, 0, 10, 7]))
-    found: list[list[torch.Tensor]] = []
+    results: list[list[torch.Tensor]] = []
     for product in (grouped_product, plain_product):
         out = product(x, weight, segments)
-        found.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
-    for ours, plain in zip(*found, strict=True):
+        results.append([out, *torch.autograd.grad(out.square().sum(), (x, weight))])
+    for ours, plain in zip(*results, strict=True):
         assert torch.allclose(ours, plain, TOLERANCE[dtype], TOLERANCE[dtype])
 
 
 def test_no_tokens_are_no_products() -> None:
-    layer = Mixture(SPEC, 0, None, torch.float32)
+    layer = MixtureOfExperts(SPEC, 0, None, torch.float32)
     assert layer(torch.zeros(1, 0, SPEC.hidden_size)).shape == (1, 0, SPEC.hidden_size)
 
 

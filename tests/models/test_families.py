@@ -45,7 +45,7 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 SIZES = st.integers(1, 9)
 
 
-def some(*shapes: Sequence[int]) -> list[Tensor]:
+def random_tensors(*shapes: Sequence[int]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(sum(map(sum, shapes)))
     return [torch.randn(*shape, generator=generator) for shape in shapes]
 
@@ -53,9 +53,9 @@ def some(*shapes: Sequence[int]) -> list[Tensor]:
 def assert_inverse(rule: Rule, spec: TransformerSpec, ours: list[Tensor]) -> list[Tensor]:
     """Forward, then inverse, gives what there was, bit for bit, in memory of its own; what it was in between."""
     theirs = list(rule.forward(ours, spec))
-    again = rule.inverse(theirs, spec)
-    assert len(again) == len(ours)
-    for a, b in zip(ours, again, strict=True):
+    restored = rule.inverse(theirs, spec)
+    assert len(restored) == len(ours)
+    for a, b in zip(ours, restored, strict=True):
         assert torch.equal(a, b)
     return theirs
 
@@ -69,18 +69,18 @@ def test_fused_projections(groups: int, shared: int, head: int, width: int, bias
     spec = tiny_spec(rope=None, heads=groups * shared, kv_heads=groups, head_dim=head, hidden_size=width)
     rows = (spec.heads * head, groups * head, groups * head)
     rule = fused(("q", "k", "v"), "qkv", lambda s: (s.heads * s.head_dim, *2 * (s.kv_heads * s.head_dim,)))
-    ours = some(*((n,) if bias else (n, width) for n in rows))
+    ours = random_tensors(*((n,) if bias else (n, width) for n in rows))
     (whole,) = assert_inverse(rule, spec, ours)
     assert torch.equal(whole, torch.cat(ours))
     with pytest.raises(CheckpointError, match=f"{sum(rows) + 1} rows cannot be cut"):
-        rule.inverse(some((sum(rows) + 1, width)), spec)
+        rule.inverse(random_tensors((sum(rows) + 1, width)), spec)
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 5), SIZES, SIZES)
 def test_stacked_experts(experts: int, rows: int, columns: int) -> None:
     rule = Rule(("experts.{e}.up",), ("experts",), stack, unstack)
-    ours = some(*[(rows, columns)] * experts)
+    ours = random_tensors(*[(rows, columns)] * experts)
     (whole,) = assert_inverse(rule, tiny_spec(), ours)
     assert torch.equal(whole, torch.stack(ours))
     assert_inverse(Rule(("experts",), ("experts.{e}.up",), unstack, stack), tiny_spec(), [whole])
@@ -90,8 +90,8 @@ def test_stacked_experts(experts: int, rows: int, columns: int) -> None:
 @given(SIZES, SIZES, st.integers(0, 3))
 def test_transposes(rows: int, columns: int, experts: int) -> None:
     shape = (experts, rows, columns) if experts else (rows, columns)
-    (theirs,) = assert_inverse(transposed("a", "b"), tiny_spec(), some(shape))
-    assert torch.equal(theirs, some(shape)[0].mT)
+    (theirs,) = assert_inverse(transposed("a", "b"), tiny_spec(), random_tensors(shape))
+    assert torch.equal(theirs, random_tensors(shape)[0].mT)
     assert theirs.is_contiguous()
 
 
@@ -100,8 +100,8 @@ def test_transposes(rows: int, columns: int, experts: int) -> None:
 def test_interleaved_rotary_pairs(heads: int, half: int, width: int, bias: bool) -> None:
     spec = tiny_spec(heads=heads, kv_heads=heads, head_dim=2 * half)
     shape = (heads * 2 * half,) if bias else (heads * 2 * half, width)
-    (theirs,) = assert_inverse(interleaved("a", "b", lambda s: s.heads), spec, some(shape))
-    ours = some(shape)[0]
+    (theirs,) = assert_inverse(interleaved("a", "b", lambda s: s.heads), spec, random_tensors(shape))
+    ours = random_tensors(shape)[0]
     for head in range(heads):
         for i in range(half):
             at = head * 2 * half
@@ -114,16 +114,16 @@ def test_interleaved_rotary_pairs(heads: int, half: int, width: int, bias: bool)
 def test_changes_one_after_the_other(experts: int, rows: int, columns: int) -> None:
     """Experts whose matrices stand side by side in one tensor that is multiplied from the other side."""
 
-    def then(*changes: Change) -> Change:
-        def both(tensors: Sequence[Tensor], spec: TransformerSpec) -> Sequence[Tensor]:
+    def chain(*changes: Change) -> Change:
+        def apply(tensors: Sequence[Tensor], spec: TransformerSpec) -> Sequence[Tensor]:
             for change in changes:
                 tensors = change(tensors, spec)
             return tensors
 
-        return both
+        return apply
 
-    rule = Rule(("e.{e}",), ("e",), then(transpose, stack), then(unstack, transpose))
-    (whole,) = assert_inverse(rule, tiny_spec(), some(*[(rows, columns)] * experts))
+    rule = Rule(("e.{e}",), ("e",), chain(transpose, stack), chain(unstack, transpose))
+    (whole,) = assert_inverse(rule, tiny_spec(), random_tensors(*[(rows, columns)] * experts))
     assert whole.shape == (experts, columns, rows)
 
 
@@ -172,12 +172,12 @@ ENCODER_DECODERS = [("hf", "t5"), ("hf", "bart"), ("hf", "marian")]
 @pytest.mark.parametrize("key", FAMILIES)
 def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str]) -> None:
     family = FAMILIES[key]
-    encoders = {one.make(0, torch.float32).config.model_type: one for one in ENCODERS.values()}
+    encoders = {encoder.random_model(0, torch.float32).config.model_type: encoder for encoder in ENCODERS.values()}
     if key in ENCODER_DECODERS:
         spec = family.to_spec(family.examples[0])
         family = family.of(spec)
     elif key[1] in encoders:
-        spec = encoder_of(encoders[key[1]].make(0, torch.float32), torch.float32)[0].spec
+        spec = encoder_of(encoders[key[1]].random_model(0, torch.float32), torch.float32)[0].spec
     else:  # a GGUF architecture's examples are configurations of its partner
         theirs = in_format(family, "hf")
         assert theirs is not None
@@ -190,10 +190,10 @@ def test_every_familys_rules_are_one_to_one_and_invertible(key: tuple[str, str])
         names = [name for step in steps if parameters.keys() >= set(step.ours) for name in step[side]]
         assert len(names) == len(set(names))
     stored = dict(write_parameters(family, spec, parameters))
-    again = dict(read_parameters(family, spec, list(stored), stored.__getitem__, parameters, "here"))
-    assert again.keys() == parameters.keys()
+    restored = dict(read_parameters(family, spec, list(stored), stored.__getitem__, parameters, "here"))
+    assert restored.keys() == parameters.keys()
     for name, value in parameters.items():  # a vector that is stored with 1 added loses what is finer than that
-        torch.testing.assert_close(again[name], value, atol=1e-7 if key[0] == "gguf" else 0, rtol=0)
+        torch.testing.assert_close(restored[name], value, atol=1e-7 if key[0] == "gguf" else 0, rtol=0)
 
 
 def test_partners_are_each_others_and_are_there() -> None:
@@ -202,7 +202,7 @@ def test_partners_are_each_others_and_are_there() -> None:
         for partner in family.partners:
             assert key in FAMILIES[partner].partners
             # of several (Mistral's files are llama's in GGUF) the first is what it is written as, and called
-            first = next(one for one in family.partners if one[0] == partner[0])
+            first = next(candidate for candidate in family.partners if candidate[0] == partner[0])
             assert in_format(family, partner[0]) is FAMILIES[first]
             if in_format(FAMILIES[partner], key[0]) is family and in_format(family, partner[0]) is FAMILIES[partner]:
                 assert FAMILIES[partner].name == family.name
@@ -213,16 +213,16 @@ def test_partners_are_each_others_and_are_there() -> None:
 def test_a_partner_may_have_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read as one name in one format is written as its partner's in the other."""
     theirs, llama = FAMILIES["gguf", "llama"], FAMILIES["hf", "llama"]
-    other = Family(("gguf", "other"), theirs.to_spec, theirs.to_config, theirs.weights, (("hf", "llama"),))
-    monkeypatch.setitem(FAMILIES, ("gguf", "other"), other)
+    alias = Family(("gguf", "other"), theirs.to_spec, theirs.to_config, theirs.weights, (("hf", "llama"),))
+    monkeypatch.setitem(FAMILIES, ("gguf", "other"), alias)
     moved = Family(llama.key, llama.to_spec, llama.to_config, llama.weights, (("gguf", "other"),))
     monkeypatch.setitem(FAMILIES, ("hf", "llama"), moved)
     base = load_base(write_tiny_base(tmp_path / "a"))
     export_gguf(base, tmp_path / "x.gguf", "f32")
-    again = load_base(tmp_path / "x.gguf", dtype="float32")
-    assert again.family.key == ("gguf", "other")
-    assert again.family.name == "llama"
-    export_base(again, tmp_path / "b")
+    reloaded = load_base(tmp_path / "x.gguf", dtype="float32")
+    assert reloaded.family.key == ("gguf", "other")
+    assert reloaded.family.name == "llama"
+    export_base(reloaded, tmp_path / "b")
     assert load_base(tmp_path / "b").identity.weights_id == base.identity.weights_id
 
 
@@ -253,18 +253,20 @@ def test_a_missing_expert_is_named() -> None:
         TOY.to_config,
         WeightMap((Rule(("layers.{i}.up",), ("model.{i}.{e}.up",), unstack, stack),)),
     )
-    wanted = {"layers.0.up": torch.zeros(3, 4, 5)}
-    held = dict(zip(("model.0.0.up", "model.0.1.up", "model.0.2.up"), some((4, 5), (4, 5), (4, 5)), strict=True))
-    found = dict(read_parameters(toy, spec, list(held), held.__getitem__, wanted, "here"))
-    assert torch.equal(found["layers.0.up"], torch.stack(list(held.values())))
-    last = held.pop("model.0.2.up")
+    parameters = {"layers.0.up": torch.zeros(3, 4, 5)}
+    stored = dict(
+        zip(("model.0.0.up", "model.0.1.up", "model.0.2.up"), random_tensors((4, 5), (4, 5), (4, 5)), strict=True)
+    )
+    loaded = dict(read_parameters(toy, spec, list(stored), stored.__getitem__, parameters, "here"))
+    assert torch.equal(loaded["layers.0.up"], torch.stack(list(stored.values())))
+    last = stored.pop("model.0.2.up")
     with pytest.raises(CheckpointError, match=r"lacks 'model\.0\.2\.up' \(1 missing, 0 surplus\)"):
-        dict(read_parameters(toy, spec, list(held), held.__getitem__, wanted, "here"))
-    held |= {"model.0.2.up": last, "model.0.3.up": last}
+        dict(read_parameters(toy, spec, list(stored), stored.__getitem__, parameters, "here"))
+    stored |= {"model.0.2.up": last, "model.0.3.up": last}
     with pytest.raises(CheckpointError, match=r"holds 'model\.0\.3\.up', for which .* \(0 missing, 1 surplus\)"):
-        dict(read_parameters(toy, spec, list(held), held.__getitem__, wanted, "here"))
+        dict(read_parameters(toy, spec, list(stored), stored.__getitem__, parameters, "here"))
     with pytest.raises(CheckpointError, match=r"'layers\.0\.down' has no name in the hf stacked family"):
-        dict(read_parameters(toy, spec, list(held), held.__getitem__, wanted | {"layers.0.down": last}, "here"))
+        dict(read_parameters(toy, spec, list(stored), stored.__getitem__, parameters | {"layers.0.down": last}, "here"))
 
 
 def test_the_same_tensor_under_two_names_is_left_over(tmp_path: Path) -> None:
@@ -288,11 +290,11 @@ def test_one_rule_is_converted_at_a_time() -> None:
         read.append(name)
         return stored[name]
 
-    found = read_parameters(TOY, spec, list(stored), get, parameters, "here")
-    assert next(found)[0] == "embedding.weight"
+    loading = read_parameters(TOY, spec, list(stored), get, parameters, "here")
+    assert next(loading)[0] == "embedding.weight"
     assert read == ["toy.tokens"]
-    assert next(found)[0] == "layers.0.attention_norm.weight"
-    assert [next(found)[0] for _ in range(3)] == [f"layers.0.attention.{name}.weight" for name in "qkv"]
+    assert next(loading)[0] == "layers.0.attention_norm.weight"
+    assert [next(loading)[0] for _ in range(3)] == [f"layers.0.attention.{name}.weight" for name in "qkv"]
     assert read == ["toy.tokens", "toy.0.norm.0", "toy.0.attention.qkv"]
 
 
@@ -315,20 +317,20 @@ def test_a_toy_family_loads_exports_and_runs(
         written |= load_file(shard)
     assert written.keys() == stored.keys()
     assert all(torch.equal(written[name], value) for name, value in stored.items())
-    again = load_base(tmp_path / "b")
-    assert again.spec == base.spec
-    assert again.identity == base.identity
+    reloaded = load_base(tmp_path / "b")
+    assert reloaded.spec == base.spec
+    assert reloaded.identity == base.identity
     with pytest.raises(CheckpointError, match="toy family cannot be written as gguf"):
         export_gguf(base, tmp_path / "x.gguf", "f32")
     # The same weights in another family give the same text.
     request = Generate(tuple(range(5, 25)), Sampling(max_tokens=12, ignore_eos=True))
-    said = []
+    outputs = []
     for path in (directory, tmp_path / "a-llama"):
         with Engine(load_base(path, dtype="float32")) as engine:
             [result] = engine.run([request])
-            said.append((result.token_ids, result.logprobs))
-    assert said[0][0] == said[1][0]
-    assert_near(torch.tensor(said[0][1]), torch.tensor(said[1][1]))
+            outputs.append((result.token_ids, result.logprobs))
+    assert outputs[0][0] == outputs[1][0]
+    assert_near(torch.tensor(outputs[0][1]), torch.tensor(outputs[1][1]))
 
 
 def _toy(directory: Path, dtype: torch.dtype) -> Path:

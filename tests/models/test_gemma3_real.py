@@ -68,7 +68,7 @@ def test_perplexity_of_prose_is_llamacpps(base: Base, gemma3_gguf: Path, vader_n
             model.eval(tokens)
             theirs[path] = theirs.get(path, 0.0) + loss(torch.from_numpy(np.array(model.scores)), tokens)
         model.close()
-    ratio = {path: math.exp((ours - found) / WINDOWS) for path, found in theirs.items()}
+    ratio = {path: math.exp((ours - total) / WINDOWS) for path, total in theirs.items()}
     assert abs(ratio[plain] - 1) < 0.001
     assert ratio[gemma3_gguf] < 1.02
 
@@ -87,7 +87,7 @@ def lora_skin(base: Base) -> Skin:
     """All linears of all blocks, moved."""
     bank, config, generator = Bank(base.model), LoraConfig(r=4, alpha=8), torch.Generator().manual_seed(1)
     state = bank.state(bank.add(config))
-    tensors = {name: torch.randn(one.shape, generator=generator) * 0.02 for name, one in state.items()}
+    tensors = {name: torch.randn(tensor.shape, generator=generator) * 0.02 for name, tensor in state.items()}
     bank.close()
     return Skin(
         name="moved",

@@ -21,8 +21,8 @@ from bedplate.models.checkpoints.gguf_header import read_header
 def written(path: Path) -> bytes:
     """A small file with every type of value, and tensors of several types."""
     writer = gguf.GGUFWriter(path, "llama")
-    for kind in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"):
-        getattr(writer, f"add_{kind}")(f"number.{kind}", 7)
+    for number_type in ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"):
+        getattr(writer, f"add_{number_type}")(f"number.{number_type}", 7)
     writer.add_float32("number.float32", 0.1)
     writer.add_float64("number.float64", 0.1)
     writer.add_bool("flag", True)
@@ -54,13 +54,13 @@ def test_it_is_read_as_the_package_reads_it(tmp_path: Path) -> None:
     for tensor in package.tensors:
         placed = header.tensors[tensor.name]
         assert placed.shape == tuple(int(size) for size in reversed(tensor.shape))
-        assert (placed.kind, placed.begin, placed.size) == (
+        assert (placed.ggml_type, placed.begin, placed.size) == (
             tensor.tensor_type.name,
             tensor.data_offset,
             int(tensor.n_bytes),
         )
-        wanted = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        assert np.array_equal(ours.get(tensor.name).numpy(), np.asarray(wanted).reshape(placed.shape))
+        expected = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.array_equal(ours.get(tensor.name).numpy(), np.asarray(expected).reshape(placed.shape))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_tensor_without_values_is_told(whole: tuple[Path, bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("begin", "said"),
+    ("begin", "message"),
     [
         (b"GGML", "not a GGUF file"),
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
@@ -110,10 +110,10 @@ def test_a_tensor_without_values_is_told(whole: tuple[Path, bytes]) -> None:
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "promises 1152921504606846976 entries"),
     ],
 )
-def test_what_is_not_read_is_said(tmp_path: Path, begin: bytes, said: str) -> None:
+def test_what_is_not_read_is_said(tmp_path: Path, begin: bytes, message: str) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(begin)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         read_header(path)
 
 
@@ -128,17 +128,17 @@ def test_tensors_that_share_bytes_are_told(whole: tuple[Path, bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("general.type", "adapter", "holds no model: its general.type is 'adapter'"),
         ("split.count", 3, r"is one of 3 parts of a model; join them with .*llama-gguf-split --merge"),
     ],
 )
-def test_what_is_no_whole_model_is_told(tmp_path: Path, key: str, value: object, said: str) -> None:
+def test_what_is_no_whole_model_is_told(tmp_path: Path, key: str, value: object, message: str) -> None:
     writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
     add_field(writer, key, value)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         read_header(tmp_path / "a.gguf")

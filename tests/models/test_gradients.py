@@ -53,7 +53,7 @@ def test_the_plain_formulas(dtype: torch.dtype, rel: float, piece: int, monkeypa
     monkeypatch.setattr(gradients, "PIECE", piece)
     x, weight, grad = (drawn(*shape, dtype=dtype, seed=i) for i, shape in enumerate([(1, 50, 64), (64,), (1, 50, 64)]))
     cos, sin = angles(50, 8, dtype)
-    ways = {
+    formulas = {
         "norm": (lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: F.rms_norm(x, (64,), w, 1e-5)),
         "rotation": (
             lambda x, w: rotate_halves(x.view(1, 50, 4, 16), cos, sin).flatten(2) * w,
@@ -66,20 +66,20 @@ def test_the_plain_formulas(dtype: torch.dtype, rel: float, piece: int, monkeypa
     }
     for name in ("silu", "gelu", "gelu_tanh", "relu2"):  # those with a kernel of torch's own, and one without
         act = ACTIVATIONS[name]
-        ways[f"gate, {name}"] = (
+        formulas[f"gate, {name}"] = (
             lambda x, w, act=act: gated(x, x.flip(1), act) * w,
             lambda x, w, act=act: act(x) * x.flip(1) * w,
         )
-    for name, (ours, plain) in ways.items():
-        given = [t.clone().requires_grad_() for t in (x, weight)]
+    for name, (ours, plain) in formulas.items():
+        inputs = [t.clone().requires_grad_() for t in (x, weight)]
         exact = [t.double().requires_grad_() for t in (x, weight)]
-        y, expected = ours(*given), plain(*exact)
+        y, expected = ours(*inputs), plain(*exact)
         assert y.dtype == dtype
         assert_near(y, expected, rel, name)
-        found = torch.autograd.grad(y, given, grad)
-        for one, other in zip(found, torch.autograd.grad(expected, exact, grad.double()), strict=True):
-            assert one.dtype == dtype
-            assert_near(one, other, rel, name)
+        grads = torch.autograd.grad(y, inputs, grad)
+        for actual, reference in zip(grads, torch.autograd.grad(expected, exact, grad.double()), strict=True):
+            assert actual.dtype == dtype
+            assert_near(actual, reference, rel, name)
 
 
 @pytest.mark.parametrize("products", ["torch", "onednn"])
@@ -101,23 +101,26 @@ def test_frozen_linears_with_and_without_an_adapter(
     def plain(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return exact(x) + 0.5 * F.linear(F.linear(x, a), b)
 
-    given, wide = (
+    inputs, exact_inputs = (
         [t.to(d).requires_grad_() for t, d in zip((x, a, b), ds, strict=True)]
         for ds in ((dtype, torch.float32, torch.float32), (torch.float64,) * 3)
     )
-    y, expected = adapted(given[0], module, given[1], given[2], 0.5), plain(*wide)
+    y, expected = adapted(inputs[0], module, inputs[1], inputs[2], 0.5), plain(*exact_inputs)
     assert_near(y, expected, rel)
-    found = torch.autograd.grad(y, given, grad)
-    for one, other, of in zip(found, torch.autograd.grad(expected, wide, grad.double()), given, strict=True):
-        assert one.dtype == of.dtype
-        assert one.is_contiguous()
-        assert_near(one, other, rel)
-    alone, without = module(given[0]), exact(wide[0])
+    grads = torch.autograd.grad(y, inputs, grad)
+    for actual, reference, of in zip(
+        grads, torch.autograd.grad(expected, exact_inputs, grad.double()), inputs, strict=True
+    ):
+        assert actual.dtype == of.dtype
+        assert actual.is_contiguous()
+        assert_near(actual, reference, rel)
+    alone, without = module(inputs[0]), exact(exact_inputs[0])
     assert_near(alone, without, rel)
-    (to_x,), (wanted,) = (
-        torch.autograd.grad(out, [at], g) for out, at, g in ((alone, given[0], grad), (without, wide[0], grad.double()))
+    (to_x,), (expected_grad,) = (
+        torch.autograd.grad(out, [at], g)
+        for out, at, g in ((alone, inputs[0], grad), (without, exact_inputs[0], grad.double()))
     )
-    assert_near(to_x, wanted, rel)
+    assert_near(to_x, expected_grad, rel)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -128,16 +131,16 @@ def test_linears_that_are_trained_by_onednn(bias: bool) -> None:
     exact.load_state_dict(module.state_dict())
     module.products = "onednn"
     x, grad = drawn(2, 20, 48, dtype=torch.float32).requires_grad_(), drawn(2, 20, 32, dtype=torch.float32, seed=5)
-    wide = x.detach().double().requires_grad_()
-    y, expected = module(x), exact(wide)
+    exact_x = x.detach().double().requires_grad_()
+    y, expected = module(x), exact(exact_x)
     assert_near(y, expected, 3e-6)
-    found = torch.autograd.grad(y, [x, *module.parameters()], grad)
-    for one, other in zip(
-        found, torch.autograd.grad(expected, [wide, *exact.parameters()], grad.double()), strict=True
+    grads = torch.autograd.grad(y, [x, *module.parameters()], grad)
+    for actual, reference in zip(
+        grads, torch.autograd.grad(expected, [exact_x, *exact.parameters()], grad.double()), strict=True
     ):
-        assert_near(one, other, 3e-6)
+        assert_near(actual, reference, 3e-6)
     (alone,) = torch.autograd.grad(module(x.detach()), [module.weight], grad)
-    assert_near(alone, found[1], 3e-6)
+    assert_near(alone, grads[1], 3e-6)
     stale = module(x)
     with torch.no_grad():
         module.weight.mul_(2)

@@ -27,7 +27,7 @@ def test_absorbed_is_naive(changes: dict[str, object]) -> None:
         torch.nn.init.normal_(parameter, std=0.3)
 
     class Keeping(RowAttention):
-        keeps = True
+        is_cached = True
 
         def __call__(self, layer, q_BTHD, k_BTGD, v_BTGV, how):  # type: ignore[no-untyped-def]
             assert (k_BTGD.shape[2:], v_BTGV.shape[2:]) == ((1, 24), (1, 16)), "one key, and its end as the value"

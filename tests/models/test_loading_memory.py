@@ -48,18 +48,18 @@ for dtype in ("bfloat16", "float32"):
 def test_the_peak_is_hardly_more_than_the_model(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 384, "layers": 12, "heads": 6, "head_dim": 64, "feedforward_size": 1_024}
     small = write_tiny_base(tmp_path / "small", dtype=torch.bfloat16)
-    one = write_tiny_base(tmp_path / "one", dtype=torch.bfloat16, **sizes)
-    large = export_base(load_base(one), tmp_path / "large", shard_bytes=8_000_000)
+    single_file = write_tiny_base(tmp_path / "one", dtype=torch.bfloat16, **sizes)
+    large = export_base(load_base(single_file), tmp_path / "large", shard_bytes=8_000_000)
     assert len(list(large.glob("*.safetensors"))) > 4
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", MEASURE, str(small), str(large)], capture_output=True, text=True, check=True
     )
-    narrow, wide = (tuple(map(int, line.split())) for line in said.stdout.splitlines())
+    narrow, upcast = (tuple(map(int, line.split())) for line in process.stdout.splitlines())
     count = parameter_count(build(tiny_spec(**sizes), device="meta"))
-    assert (narrow[1], wide[1]) == (2 * count, 4 * count)
+    assert (narrow[1], upcast[1]) == (2 * count, 4 * count)
     # Values that stay as they are stored are not copied: they are the file's own pages.
     assert narrow[0] <= 0.15 * narrow[1]
-    assert wide[0] <= 1.15 * wide[1]
+    assert upcast[0] <= 1.15 * upcast[1]
 
 
 def mapped() -> int:
@@ -79,11 +79,11 @@ def test_a_tensor_that_is_held_in_another_dtype_leaves_its_pages(
         reader.release("a")
         assert before - mapped() > 0.9 * values.nbytes
         assert bool((values == 1).all())  # they are read again
-    told: list[str] = []
-    monkeypatch.setattr(SafetensorsReader, "release", lambda reader, name: told.append(name))
+    released: list[str] = []
+    monkeypatch.setattr(SafetensorsReader, "release", lambda reader, name: released.append(name))
     base = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16)
     load_base(base)
-    assert not told
+    assert not released
     load_base(base, dtype="float32")
     with SafetensorsReader(base) as reader:
-        assert sorted(told) == sorted(reader.names)
+        assert sorted(released) == sorted(reader.names)

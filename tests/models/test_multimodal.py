@@ -44,7 +44,9 @@ TOWERS: dict[str, dict[str, Any]] = {
         }
     },
 }
-CASES = [(outer, text, seed) for outer, one in MULTIMODAL.items() for text in one.texts for seed in (0, 1)]
+CASES = [
+    (outer, text, seed) for outer, outer_family in MULTIMODAL.items() for text in outer_family.texts for seed in (0, 1)
+]
 
 
 def reference(outer: str, text: str, seed: int) -> Any:
@@ -55,12 +57,12 @@ def reference(outer: str, text: str, seed: int) -> Any:
     config: Any = transformers.AutoConfig.for_model(
         outer, text_config={**example, "model_type": text}, tie_word_embeddings=tied, **TOWERS[outer]
     )
-    for one in (config, config.text_config):
-        one._attn_implementation = one._experts_implementation = "eager"
+    for nested in (config, config.text_config):
+        nested._attn_implementation = nested._experts_implementation = "eager"
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = transformers.AutoModelForImageTextToText.from_config(config)
-        for stored in {id(one): one for one in model.state_dict(keep_vars=True).values()}.values():
+        for stored in {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}.values():
             stored.add_(torch.randn_like(stored) * 0.1)
     return model.eval()
 
@@ -85,9 +87,9 @@ def test_its_text_model_is_loaded_as_the_family_that_it_is(
         assert_near(logits_of(base, tokens), expected)
 
     parts = {name: part for name, part in theirs.model.named_children() if name != "language_model"}
-    sizes = {name: sum(one.nbytes for one in part.state_dict().values()) for name, part in parts.items()}
+    sizes = {name: sum(tensor.nbytes for tensor in part.state_dict().values()) for name, part in parts.items()}
     assert base.lineage["text_of"] == {"model_type": outer, "left_out": sizes}
-    [line] = [one.message for one in caplog.records if one.name == "bedplate.models"]
+    [line] = [record.message for record in caplog.records if record.name == "bedplate.models"]
     assert all(name in line for name in (outer, *sizes))
 
     export_base(base, tmp_path / "text")
@@ -96,9 +98,9 @@ def test_its_text_model_is_loaded_as_the_family_that_it_is(
     alone = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "text", attn_implementation="eager")
     with torch.no_grad():
         assert_near(alone(tokens).logits, expected)
-    again = load_base(tmp_path / "text", device="cpu")
-    assert again.identity.weights_id == base.identity.weights_id
-    assert again.lineage["text_of"] == base.lineage["text_of"]
+    reloaded = load_base(tmp_path / "text", device="cpu")
+    assert reloaded.identity.weights_id == base.identity.weights_id
+    assert reloaded.lineage["text_of"] == base.lineage["text_of"]
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert spec_of("hf", config, tmp_path) == base.spec
 
@@ -133,25 +135,29 @@ def test_other_spellings_of_names_are_the_same_model(whole: Path, tmp_path: Path
         name = name.replace("language_model.lm_head", "lm_head").replace("language_model.model.", "language_model.")
         return name if name.startswith("lm_head") else f"model.{name}"
 
-    path = _copy(whole, tmp_path / "newer", lambda held: {newer(name): one for name, one in held.items()})
+    path = _copy(whole, tmp_path / "newer", lambda tensors: {newer(name): tensor for name, tensor in tensors.items()})
     assert load_base(path, device="cpu").identity.weights_id == base.identity.weights_id
     path = _copy(
         whole,
         tmp_path / "older",
-        lambda held: {
-            "language_model.lm_head.weight" if "lm_head" in name else name: one for name, one in held.items()
+        lambda tensors: {
+            "language_model.lm_head.weight" if "lm_head" in name else name: tensor for name, tensor in tensors.items()
         },
     )
     assert load_base(path, device="cpu").identity.weights_id == base.identity.weights_id
     path = _copy(
-        whole, tmp_path / "tied", lambda held: {name: one for name, one in held.items() if "lm_head" not in name}
+        whole,
+        tmp_path / "tied",
+        lambda tensors: {name: tensor for name, tensor in tensors.items() if "lm_head" not in name},
     )
     assert load_base(path, device="cpu").spec.main.tied_head
 
 
 def test_its_type_is_that_of_the_text_models_matrices(whole: Path, tmp_path: Path) -> None:
-    def halved(held: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {name: one.bfloat16() if "lan" in name or "lm" in name else one for name, one in held.items()}
+    def halved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            name: tensor.bfloat16() if "lan" in name or "lm" in name else tensor for name, tensor in tensors.items()
+        }
 
     assert load_base(_copy(whole, tmp_path / "mixed", halved), device="cpu").dtype == torch.bfloat16
 
@@ -184,9 +190,9 @@ def _tensor(path: Path, name: str) -> None:
     save_file({**load_file(path / "model.safetensors"), name: torch.zeros(2)}, path / "model.safetensors")
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_is_unknown_is_refused_by_name(what: str, whole: Path, tmp_path: Path) -> None:
-    damage, error, message = REFUSED[what]
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_unknown_is_refused_by_name(case: str, whole: Path, tmp_path: Path) -> None:
+    damage, error, message = REFUSED[case]
     path = _copy(whole, tmp_path / "copy", dict)
     damage(path)
     with pytest.raises(error, match=message):

@@ -24,13 +24,13 @@ AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 
 def packed(values: np.ndarray[Any, Any], bits: int, columns: tuple[int, ...] | None = None) -> Tensor:
     """Rows of unsigned values into rows of int32 words, value by value."""
-    each = 32 // bits
+    per_word = 32 // bits
     rows, size = values.shape
-    words = [[0] * (size // each) for _ in range(rows)]
+    words = [[0] * (size // per_word) for _ in range(rows)]
     for row in range(rows):
         for at in range(size):
-            word, place = divmod(at, each)
-            source = word * each + (columns[place] if columns else place)
+            word, place = divmod(at, per_word)
+            source = word * per_word + (columns[place] if columns else place)
             words[row][word] |= int(values[row, source]) << (bits * place)
     return torch.from_numpy(np.array(words, dtype=np.uint32).view(np.int32))
 
@@ -58,8 +58,8 @@ def gptq(outputs: int, inputs: int, bits: int, order: bool, layout: str) -> tupl
         "scales": torch.from_numpy(scale),
         "g_idx": torch.from_numpy(index.astype(np.int32)),
     }
-    wanted = (q - zero[index]).astype(np.float32) * scale[index].astype(np.float32)
-    return parts, torch.from_numpy(wanted.T.copy())
+    dequantized = (q - zero[index]).astype(np.float32) * scale[index].astype(np.float32)
+    return parts, torch.from_numpy(dequantized.T.copy())
 
 
 def awq(outputs: int, inputs: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -70,33 +70,33 @@ def awq(outputs: int, inputs: int) -> tuple[dict[str, Tensor], Tensor]:
         "qzeros": packed(zero, 4, AWQ_COLUMNS),
         "scales": torch.from_numpy(scale),
     }
-    wanted = (q - zero[index]).astype(np.float32) * scale[index].astype(np.float32)
-    return parts, torch.from_numpy(wanted.T.copy())
+    dequantized = (q - zero[index]).astype(np.float32) * scale[index].astype(np.float32)
+    return parts, torch.from_numpy(dequantized.T.copy())
 
 
 def float8(outputs: int, inputs: int) -> tuple[dict[str, Tensor], Tensor]:
     noise = torch.Generator().manual_seed(inputs)
     weight = torch.randn(outputs, inputs, generator=noise).to(torch.float8_e4m3fn)
     scale = torch.rand(-(-outputs // 16), -(-inputs // 16), generator=noise) + 0.5
-    wanted = torch.stack(
+    dequantized = torch.stack(
         [torch.stack([weight[o, i].float() * scale[o // 16, i // 16] for i in range(inputs)]) for o in range(outputs)]
     )
-    return {"weight": weight, "weight_scale_inv": scale}, wanted
+    return {"weight": weight, "weight_scale_inv": scale}, dequantized
 
 
-def quantise(directory: Path, make: Callable[[int, int], tuple[dict[str, Tensor], Tensor]], config: Any) -> Any:
+def quantise(directory: Path, pack: Callable[[int, int], tuple[dict[str, Tensor], Tensor]], config: Any) -> Any:
     """A tiny base whose attention outputs and down projections are packed; name → the values that they stand for."""
     path = directory / "model.safetensors"
-    tensors, wanted = load_file(path), dict[str, Tensor]()
+    tensors, expected = load_file(path), dict[str, Tensor]()
     for name in list(tensors):
         stem = name.removesuffix(".weight")
         if stem.endswith(("o_proj", "down_proj")):
-            parts, wanted[name] = make(*tensors.pop(name).shape)
+            parts, expected[name] = pack(*tensors.pop(name).shape)
             tensors |= {f"{stem}.{part}": value for part, value in parts.items()}
     save_file(tensors, path, {"format": "pt"})
-    known = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(known | {"quantization_config": config}))
-    return wanted
+    original = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(original | {"quantization_config": config}))
+    return expected
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": False}
@@ -113,22 +113,22 @@ CASES: dict[str, tuple[Callable[[int, int], tuple[dict[str, Tensor], Tensor]], d
 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_matrices_are_read_as_the_values_they_stand_for(tmp_path: Path, case: str) -> None:
-    make, config = CASES[case]
+    pack, config = CASES[case]
     directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
-    wanted = quantise(directory, make, config)
+    expected = quantise(directory, pack, config)
     base = load_base(directory)
     ours = dict(base.model.named_parameters())
-    assert len(wanted) == 2 * base.spec.layers
-    for name, value in wanted.items():
-        found = base.family.weights.from_external(name)
-        assert found is not None
-        assert torch.equal(ours[found], value)
+    assert len(expected) == 2 * base.spec.layers
+    for name, value in expected.items():
+        our_name = base.family.weights.from_external(name)
+        assert our_name is not None
+        assert torch.equal(ours[our_name], value)
 
 
 def test_what_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
     plain = json.loads((directory / "config.json").read_text())
-    for config, said in (
+    for config, message in (
         ({"quant_method": "hqq"}, "'hqq'"),
         (GPTQ | {"bits": 3}, "bits = 3"),
         (GPTQ | {"rotation": "hadamard"}, "'rotation'"),
@@ -136,15 +136,15 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path) -> None:
         (FP8 | {"fmt": "e5m2"}, "fmt = 'e5m2'"),
     ):
         (directory / "config.json").write_text(json.dumps(plain | {"quantization_config": config}))
-        with pytest.raises(UnsupportedModelError, match=said):
+        with pytest.raises(UnsupportedModelError, match=message):
             load_base(directory)
 
 
 @pytest.mark.parametrize("config", [[1], "awq", AWQ | {"group_size": "many"}, FP8 | {"weight_block_size": 16}])
 def test_a_damaged_description_is_one_clear_line(tmp_path: Path, config: object) -> None:
     directory = write_tiny_base(tmp_path / "a", dtype=torch.float32)
-    known = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(known | {"quantization_config": config}))
+    original = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(original | {"quantization_config": config}))
     with pytest.raises(CheckpointError, match="quantization_config"):
         load_base(directory)
 

@@ -56,16 +56,16 @@ def test_another_document_changes_neither_output_nor_gradient() -> None:
     segments = _row(2, [5, 6], 0)[None]
     tokens = torch.randint(0, 97, segments.shape, generator=torch.Generator().manual_seed(3))
     changed = torch.where(segments == 1, (tokens + 11) % 97, tokens)
-    found: list[tuple[torch.Tensor, torch.Tensor]] = []
+    results: list[tuple[torch.Tensor, torch.Tensor]] = []
     for row in (tokens, changed):
         DECODER.zero_grad()
         hidden = DECODER(Inputs(row, segments=segments)).hidden[segments == 2]
         hidden.square().sum().backward()
         gradient = DECODER.layers[0].attention.k.weight.grad
         assert gradient is not None
-        found.append((hidden.detach(), gradient.clone()))
-    assert torch.equal(found[0][0], found[1][0])
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-12, rtol=1e-12)
+        results.append((hidden.detach(), gradient.clone()))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-12, rtol=1e-12)
 
 
 def test_positions_restart_after_the_shared_prefix() -> None:

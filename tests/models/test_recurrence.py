@@ -29,7 +29,7 @@ PARTS = {
     "delta_rule": DeltaRule(heads=4, key_heads=2, key_dim=6, value_dim=8),
     "mamba2": Mamba2(heads=6, head_dim=8, groups=2, state_dim=5),
 }
-FAR = 1e-9
+TOLERANCE = 1e-9
 """Of float64, whose sums are in another order."""
 
 
@@ -61,13 +61,13 @@ def test_chunks_are_tokens_one_by_one(delta: bool, length: int, size: int) -> No
     rates = torch.randn(2, 2, length, 3, dtype=torch.float64, generator=generator).sigmoid()
     g, beta = -rates[0] * 9, rates[1] if delta else None
     state = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=generator)
-    given = [x.requires_grad_() for x in (q, k, v, g, state)]
-    found: list[list[Tensor]] = []
+    inputs = [x.requires_grad_() for x in (q, k, v, g, state)]
+    results: list[list[Tensor]] = []
     for form in (recurrent, lambda *args: chunked(*args, size)):
         out, last = form(q, k, v, g, beta, state)
-        found.append([out, last, *torch.autograd.grad(out.square().sum() + last.sum(), given)])
-    for one, other in zip(*found, strict=True):
-        assert_near(one, other, FAR)
+        results.append([out, last, *torch.autograd.grad(out.square().sum() + last.sum(), inputs)])
+    for actual, reference in zip(*results, strict=True):
+        assert_near(actual, reference, TOLERANCE)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -80,27 +80,27 @@ def test_documents_are_apart(part: str) -> None:
     for number, length in enumerate(lengths[1:], 1):
         picked = torch.cat((tokens[: lengths[0]], tokens[begin : begin + length]))
         alone = states(model, Inputs(picked[None]))[0]
-        assert_near(row[:5], alone[:5], FAR)
-        assert_near(row[segments == number], alone[5:], FAR)
+        assert_near(row[:5], alone[:5], TOLERANCE)
+        assert_near(row[segments == number], alone[5:], TOLERANCE)
         begin += length
     flat = Inputs(tokens[None, :31], segments=segments[None, :31])
     with torch.no_grad():
-        assert_near(model(replace(flat, placement=Placement.of_lengths(lengths))).hidden[0], row[:31], FAR)
+        assert_near(model(replace(flat, placement=Placement.of_lengths(lengths))).hidden[0], row[:31], TOLERANCE)
     # Padding before the documents, and behind one.
-    both = torch.tensor([[-1] * 9 + [1] * 15 + [2] * 16, [1] * 12 + [-1] * 28])
-    rows = states(model, Inputs(torch.stack((tokens, tokens)), segments=both))
+    batch_segments = torch.tensor([[-1] * 9 + [1] * 15 + [2] * 16, [1] * 12 + [-1] * 28])
+    rows = states(model, Inputs(torch.stack((tokens, tokens)), segments=batch_segments))
     for row, at in ((0, slice(9, 24)), (0, slice(24, 40)), (1, slice(0, 12))):
-        assert_near(rows[row, at], states(model, Inputs(tokens[None, at]))[0], FAR)
+        assert_near(rows[row, at], states(model, Inputs(tokens[None, at]))[0], TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["slots", "blocks"])
+@pytest.mark.parametrize("layout", ["slots", "blocks"])
 @pytest.mark.parametrize("part", PARTS)
-def test_pieces_are_the_whole(part: str, kind: str) -> None:
+def test_pieces_are_the_whole(part: str, layout: str) -> None:
     """Rows in pieces beside each other; a pass that fails leaves no trace; a snapshot goes on in another row."""
     model, spec = model_of(part), spec_of(part)
     cache = (
         SlotCache(spec, torch.float64, CPU)
-        if kind == "slots"
+        if layout == "slots"
         else PagedCache(spec, torch.float64, CPU, 1 << 20, block=4)
     )
     rows = {0: torch.arange(33) * 5 % 300, 1: torch.arange(21) * 11 % 300}
@@ -116,8 +116,8 @@ def test_pieces_are_the_whole(part: str, kind: str) -> None:
         return list(hidden.split([span.length for span in spans]))
 
     def good(*spans: Span, of: dict[int, Tensor] = rows, whole: dict[int, Tensor] = wholes) -> None:
-        for span, found in zip(spans, run(*spans, of=of), strict=True):
-            assert_near(found, whole[span.row][span.start : span.end], FAR)
+        for span, output in zip(spans, run(*spans, of=of), strict=True):
+            assert_near(output, whole[span.row][span.start : span.end], TOLERANCE)
         cache.commit()
 
     good(Span(0, 0, 12))
@@ -141,9 +141,9 @@ def test_pieces_are_the_whole(part: str, kind: str) -> None:
     cache.load(3, 8, second, 8)
     good(Span(0, 16, 5), Span(3, 16, 17), of={**rows, 3: rows[0]}, whole={**wholes, 3: wholes[0]})
     good(Span(1, 16, 5), Span(0, 21, 12))
-    kept = cache.save(1, 0, 20)
-    assert kept is not None
-    assert not kept.resumes  # the row is further
+    snapshot = cache.save(1, 0, 20)
+    assert snapshot is not None
+    assert not snapshot.resumes  # the row is further
     cache.free(3)
 
 

@@ -40,7 +40,7 @@ def test_llama_logits_loss_and_gradients(variant: str, dtype: torch.dtype, seed:
     for name, parameter in ours.named_parameters():
         expected = gradients[family.weights.to_external(name)].grad
         assert parameter.grad is not None
-        assert_near(parameter.grad, expected, rel=1e-4, what=name)
+        assert_near(parameter.grad, expected, rel=1e-4, label=name)
 
 
 @pytest.mark.parametrize("variant", BERT_VARIANTS)

@@ -174,9 +174,9 @@ def test_impossible_transformers_are_refused(changes: dict[str, Any], message: s
 
 
 def test_impossible_parts_are_refused() -> None:
-    def refused(message: str, make: Any, *values: Any, **fields_: Any) -> None:
+    def refused(message: str, constructor: Any, *values: Any, **fields_: Any) -> None:
         with pytest.raises(UnsupportedModelError, match=message):
-            make(*values, **fields_)
+            constructor(*values, **fields_)
 
     refused("3 experts per token, but there are only 2", Experts, 2, 3, 8)
     refused("every is 0", Experts, 2, 1, 8, every=0)
@@ -199,8 +199,10 @@ def test_impossible_parts_are_refused() -> None:
     refused("pool is 0", Projector, pool=0)
     refused("cross_size is None", EncoderDecoderSpec, encoder_spec(), tiny_spec())
     refused("not of 'decoder' and 'decoder'", EncoderDecoderSpec, tiny_spec(), tiny_spec(cross_size=48))
-    wide = encoder_spec(vocab_size=99)
-    refused("shared_embedding needs", EncoderDecoderSpec, wide, tiny_spec(cross_size=48), shared_embedding=True)
+    large_vocabulary = encoder_spec(vocab_size=99)
+    refused(
+        "shared_embedding needs", EncoderDecoderSpec, large_vocabulary, tiny_spec(cross_size=48), shared_embedding=True
+    )
     refused("7 heads do not divide", DiffusionSpec, 2, 48, 7, 96, 8, 4, 4)
     refused("patches of 2 do not divide a latent of 9", DiffusionSpec, 2, 48, 6, 96, 9, 4, 4)
     refused("tokens is 0", TextCondition, 0, 8, 8)
@@ -275,11 +277,11 @@ def test_other_models_are_not_built(name: str) -> None:
 def test_saying_what_is_done_anyway_changes_nothing() -> None:
     """Fields at the value that the modules have are no reason to refuse, and the outputs are the same."""
     plain = tiny_spec()
-    said = plain.with_(position_rows=0, windows=(None, None), key_bias=False, output_bias=False, final_norm=True)
-    assert said != plain
+    explicit = plain.with_(position_rows=0, windows=(None, None), key_bias=False, output_bias=False, final_norm=True)
+    assert explicit != plain
     tokens = torch.arange(10)[None]
     out: list[torch.Tensor] = []
-    for spec in (plain, said):
+    for spec in (plain, explicit):
         torch.manual_seed(0)
         out.append(build(spec)(Inputs(tokens)).hidden)
     assert torch.equal(out[0], out[1])

@@ -14,45 +14,45 @@ from bedplate.models.model import Model
 MODELS = {"decoder": reference_llama, "encoder": reference_bert}
 
 
-def model_of(kind: str, dtype: torch.dtype) -> Model:
-    return converted(MODELS[kind](0), dtype)[0]
+def model_of(architecture: str, dtype: torch.dtype) -> Model:
+    return converted(MODELS[architecture](0), dtype)[0]
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("architecture", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("packed", [False, True])
-def test_vectors_of_tokens_are_those_tokens(kind: str, dtype: torch.dtype, packed: bool, seed: int) -> None:
-    model = model_of(kind, dtype)
+def test_vectors_of_tokens_are_those_tokens(architecture: str, dtype: torch.dtype, packed: bool, seed: int) -> None:
+    model = model_of(architecture, dtype)
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 97, (2, 12), generator=generator)
-    given = torch.rand(2, 12, generator=generator) < 0.4
+    vector_mask = torch.rand(2, 12, generator=generator) < 0.4
     segments = torch.tensor([[1] * 5 + [2] * 7, [1] * 9 + [-1] * 3]) if packed else None
     expected = model(Inputs(tokens, segments=segments)).hidden
-    vectors = torch.where(given[..., None], model.embedding(tokens), torch.full((), 7.0, dtype=dtype))
+    vectors = torch.where(vector_mask[..., None], model.embedding(tokens), torch.full((), 7.0, dtype=dtype))
     # What stands under a vector is no token: any number will do.
-    elsewhere = torch.where(given, torch.full_like(tokens, -5), tokens)
-    found = model(Inputs(elsewhere, segments=segments, vectors=vectors, given=given)).hidden
-    assert torch.equal(found, expected)
+    elsewhere = torch.where(vector_mask, torch.full_like(tokens, -5), tokens)
+    hidden = model(Inputs(elsewhere, segments=segments, vectors=vectors, vector_mask=vector_mask)).hidden
+    assert torch.equal(hidden, expected)
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_gradients_reach_the_vectors_that_are_given_and_no_others(kind: str) -> None:
-    model = model_of(kind, torch.float64)
+@pytest.mark.parametrize("architecture", MODELS)
+def test_gradients_reach_the_vectors_that_are_given_and_no_others(architecture: str) -> None:
+    model = model_of(architecture, torch.float64)
     vectors = torch.randn(1, 6, 48, dtype=torch.float64, requires_grad=True)
-    given = torch.tensor([[True, False, True, True, False, False]])
-    model(Inputs(torch.arange(6)[None], vectors=vectors, given=given)).hidden.square().sum().backward()
+    vector_mask = torch.tensor([[True, False, True, True, False, False]])
+    model(Inputs(torch.arange(6)[None], vectors=vectors, vector_mask=vector_mask)).hidden.square().sum().backward()
     assert vectors.grad is not None
-    assert (vectors.grad[0].abs().sum(1) > 0).tolist() == given[0].tolist()
+    assert (vectors.grad[0].abs().sum(1) > 0).tolist() == vector_mask[0].tolist()
 
 
 def test_vectors_are_rounded_to_the_models_dtype() -> None:
     model = model_of("decoder", torch.float32).to(torch.bfloat16)
     vectors = torch.randn(1, 4, 48)
-    given = torch.ones(1, 4, dtype=torch.bool)
+    vector_mask = torch.ones(1, 4, dtype=torch.bool)
     tokens = torch.zeros(1, 4, dtype=torch.long)
-    found = [model(Inputs(tokens, vectors=v, given=given)).hidden for v in (vectors, vectors.bfloat16())]
-    assert found[0].dtype == torch.bfloat16
-    assert torch.equal(*found)
+    hidden = [model(Inputs(tokens, vectors=v, vector_mask=vector_mask)).hidden for v in (vectors, vectors.bfloat16())]
+    assert hidden[0].dtype == torch.bfloat16
+    assert torch.equal(*hidden)
 
 
 def test_vectors_reach_a_cache() -> None:
@@ -61,11 +61,11 @@ def test_vectors_reach_a_cache() -> None:
     tokens = torch.arange(3, 15)[None]
     vectors = torch.randn(1, 5, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     whole = torch.cat((vectors, torch.zeros(1, 7, 48, dtype=torch.float64)), dim=1)
-    given = torch.arange(12)[None] < 5
-    expected = model(Inputs(tokens, vectors=whole, given=given)).hidden
+    vector_mask = torch.arange(12)[None] < 5
+    expected = model(Inputs(tokens, vectors=whole, vector_mask=vector_mask)).hidden
     cache = SlotCache(model.spec, torch.float64, torch.device("cpu"))
     with torch.inference_mode():
-        first = Inputs(tokens[:, :5], torch.arange(5)[None], vectors=vectors, given=given[:, :5])
+        first = Inputs(tokens[:, :5], torch.arange(5)[None], vectors=vectors, vector_mask=vector_mask[:, :5])
         model(first, cache=cache.attend([Span(0, 0, 5)]))
         after = model(Inputs(tokens[:, 5:], torch.arange(5, 12)[None]), cache=cache.attend([Span(0, 5, 7)])).hidden
     torch.testing.assert_close(after, expected[:, 5:])

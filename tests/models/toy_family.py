@@ -47,7 +47,7 @@ def from_config(config: Mapping[str, Any]) -> TransformerSpec:
         hidden_size=width,
         layers=int(fields.need("depth")),
         heads=heads,
-        kv_heads=int(fields.take("groups", heads)),
+        kv_heads=int(fields.pop("groups", heads)),
         head_dim=width // heads,
         feedforward_size=int(fields.need("wide")),
         context_length=int(fields.need("context")),

@@ -31,7 +31,7 @@ from bedplate.training.packing import pack_examples
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
 WRITTEN = TOKENS.flip(1)[:, :13]
 """By a decoder that reads what an encoder made of TOKENS."""
-FURTHER = [("gemma4_text", 1)]
+EXTRA_CASES = [("gemma4_text", 1)]
 """Examples beside the first whose parts have other names."""
 
 
@@ -58,7 +58,7 @@ def next_token(base: Base) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Architecture:
     """What is compared of a kind of model, what it is trained on, and how transformers and peft call it."""
 
     ours: Callable[[Base], Tensor]
@@ -68,18 +68,18 @@ class Kind:
     task: str
 
 
-KINDS = {
-    "decoder": Kind(
+ARCHITECTURES = {
+    "decoder": Architecture(
         logits, lambda model: model(TOKENS).logits, next_token, transformers.AutoModelForCausalLM, "CAUSAL_LM"
     ),
-    "encoder": Kind(
+    "encoder": Architecture(
         lambda base: base.model(Inputs(TOKENS)).hidden,
         lambda model: model(TOKENS).last_hidden_state,
         lambda base: base.model(Inputs(TOKENS)).hidden[:, 0].square().mean(),
         transformers.AutoModel,
         "FEATURE_EXTRACTION",
     ),
-    "encoder–decoder": Kind(
+    "encoder–decoder": Architecture(
         written,
         lambda model: model(input_ids=TOKENS, decoder_input_ids=WRITTEN).logits,
         lambda base: torch.nn.functional.cross_entropy(written(base)[:, :-1].flatten(0, 1), WRITTEN[:, 1:].flatten()),
@@ -94,7 +94,7 @@ def kind_of(name: str) -> str:
     return str(family.to_spec(family.examples[0]).kind)
 
 
-CASES = [(name, 0) for format_, name in FAMILIES if format_ == "hf"] + FURTHER
+CASES = [(name, 0) for format_, name in FAMILIES if format_ == "hf"] + EXTRA_CASES
 
 
 def trained(base: Base, bank: Bank, slot: int, loss: Callable[[Base], Tensor]) -> None:
@@ -103,10 +103,10 @@ def trained(base: Base, bank: Bank, slot: int, loss: Callable[[Base], Tensor]) -
     optimizer = torch.optim.AdamW(parameters, lr=0.03)
     losses: list[float] = []
     for _ in range(2):
-        found = loss(base)
-        found.backward()
+        step_loss = loss(base)
+        step_loss.backward()
         assert all(parameter.grad is not None for parameter in parameters)
-        losses.append(float(found.detach()))
+        losses.append(float(step_loss.detach()))
         optimizer.step()
         optimizer.zero_grad()
     assert losses[1] < losses[0]
@@ -118,17 +118,17 @@ def trained(base: Base, bank: Bank, slot: int, loss: Callable[[Base], Tensor]) -
 )  # peft's own, of experts
 @pytest.mark.parametrize(("name", "example"), CASES)
 def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path: Path) -> None:
-    family, kind = FAMILIES["hf", name], KINDS[kind_of(name)]
+    family, architecture = FAMILIES["hf", name], ARCHITECTURES[kind_of(name)]
     reference_of(family, family.examples[example], 0).save_pretrained(tmp_path / "theirs")
     base = load_base(tmp_path / "theirs")
     export_base(base, tmp_path / "base")
     bank = Bank(base.model, hf_name=partial(hf_module_name, base.family.weights))
     config = LoraConfig(r=2, alpha=6)
     slot = bank.add(config)
-    before = kind.ours(base).detach()
+    before = architecture.ours(base).detach()
     bank.select(slot)
-    trained(base, bank, slot, kind.loss)
-    expected = kind.ours(base).detach()
+    trained(base, bank, slot, architecture.loss)
+    expected = architecture.ours(base).detach()
     assert not torch.allclose(before, expected, atol=1e-3)
 
     state = {key: tensor.detach().clone() for key, tensor in bank.state(slot).items()}
@@ -143,19 +143,19 @@ def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path:
         task_type=task,
         spec=base.spec,
     )
-    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == kind.task
-    model = kind.auto.from_pretrained(tmp_path / "base", attn_implementation="eager")
+    assert peft.PeftConfig.from_pretrained(tmp_path / "adapter").task_type == architecture.task
+    model = architecture.auto.from_pretrained(tmp_path / "base", attn_implementation="eager")
     theirs = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
     with torch.no_grad():
-        assert_near(kind.theirs(theirs), expected)
-    again, read = read_peft(tmp_path / "adapter", family.weights)
+        assert_near(architecture.theirs(theirs), expected)
+    reread, read = read_peft(tmp_path / "adapter", family.weights)
     assert read.keys() == state.keys()
     assert all(torch.equal(read[key], state[key]) for key in state)
-    assert all(again.scaling(path) == config.scaling(path) for path in again.targets)
+    assert all(reread.scaling(path) == config.scaling(path) for path in reread.targets)
 
     bank.merge(slot)
-    assert_near(kind.ours(base), expected)
+    assert_near(architecture.ours(base), expected)
     export_base(base, tmp_path / "merged")
-    merged = kind.auto.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
+    merged = architecture.auto.from_pretrained(tmp_path / "merged", attn_implementation="eager").eval()
     with torch.no_grad():
-        assert_near(kind.theirs(merged), expected)
+        assert_near(architecture.theirs(merged), expected)

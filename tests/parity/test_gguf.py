@@ -45,14 +45,14 @@ ROUNDED = {"gelu_tanh": 2e-4}
 
 def partner(family: Family) -> Family:
     """The same family in Hugging Face's format, whose config the examples are."""
-    found = in_format(family, "hf")
-    assert found is not None
-    return found
+    hf_family = in_format(family, "hf")
+    assert hf_family is not None
+    return hf_family
 
 
-def spec_of(family: Family, **more: Any) -> TransformerSpec:
+def spec_of(family: Family, **fields: Any) -> TransformerSpec:
     """The spec of one of the examples' fields."""
-    spec = partner(family).to_spec(transformers.AutoConfig.for_model(family.name, **more).to_dict())
+    spec = partner(family).to_spec(transformers.AutoConfig.for_model(family.name, **fields).to_dict())
     assert isinstance(spec, TransformerSpec)
     return spec
 
@@ -107,17 +107,17 @@ def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
     base = load_base(write_tiny_base(tmp_path / "a", tokenizer=False))
     path = export_gguf(base, tmp_path / "x.gguf", "f32")
     assert GgufReader(path).metadata["tokenizer.ggml.model"] == "none"
-    again = load_base(path)
-    assert (again.tokenizer, again.spec) == (None, base.spec)
+    reloaded = load_base(path)
+    assert (reloaded.tokenizer, reloaded.spec) == (None, base.spec)
 
 
 def again_with(path: Path, to: Path, fields: dict[str, Any]) -> Path:
     """The same file with these fields of its architecture."""
     reader = GgufReader(path)
     architecture = str(reader.architecture)
-    kept = {k: v for k, v in reader.metadata.items() if k not in ("general.architecture", "GGUF.version")}
-    more = {f"{architecture}.{key}": value for key, value in fields.items()}
-    write_gguf(to, architecture, kept | more, [(name, reader.get(name)) for name in reader.names], "f32")
+    metadata = {k: v for k, v in reader.metadata.items() if k not in ("general.architecture", "GGUF.version")}
+    changes = {f"{architecture}.{key}": value for key, value in fields.items()}
+    write_gguf(to, architecture, metadata | changes, [(name, reader.get(name)) for name in reader.names], "f32")
     return to
 
 
@@ -127,10 +127,10 @@ def test_a_file_that_says_how_vectors_are_made(tmp_path: Path) -> None:
     base = load_base(again_with(plain, tmp_path / "last.gguf", {"pooling_type": 3}), dtype="float32")
     ids = tuple(range(5, 30))
     with Engine(base, kernel="torch") as engine, torch.no_grad():
-        [found] = engine.run([Embed(ids)])
+        [embedding] = engine.run([Embed(ids)])
         last = base.model(Inputs(torch.tensor([ids]))).hidden[0, -1]
-    assert isinstance(found, Embedding)
-    torch.testing.assert_close(torch.tensor(found.vector), F.normalize(last, dim=0), rtol=1e-4, atol=1e-5)
+    assert isinstance(embedding, Embedding)
+    torch.testing.assert_close(torch.tensor(embedding.vector), F.normalize(last, dim=0), rtol=1e-4, atol=1e-5)
     assert load_base(again_with(plain, tmp_path / "none.gguf", {"pooling_type": 0})).sentence is None
     with pytest.raises(UnsupportedModelError, match=r"llama\.pooling_type = 4 is not supported"):
         load_base(again_with(plain, tmp_path / "rank.gguf", {"pooling_type": 4}))
@@ -141,12 +141,12 @@ def older(path: Path, to: Path, spec: TransformerSpec) -> None:
     reader, part, begin = GgufReader(path), spec.latent, "deepseek2.attention."
     assert part is not None
     sizes = {"head_count_kv": spec.heads, "key_length": part.key_dim, "value_length": part.value_dim}
-    kept = {key: value for key, value in reader.metadata.items() if not key.endswith("_mla")}
+    fields = {key: value for key, value in reader.metadata.items() if not key.endswith("_mla")}
     tensors = {name: reader.get(name) for name in reader.names}
     for layer in range(spec.layers):
-        keys, values = (tensors.pop(f"blk.{layer}.attn_{one}_b.weight") for one in "kv")
+        keys, values = (tensors.pop(f"blk.{layer}.attn_{letter}_b.weight") for letter in "kv")
         tensors[f"blk.{layer}.attn_kv_b.weight"] = torch.cat((keys.mT, values), dim=1).flatten(0, 1)
-    metadata = {k: v for k, v in kept.items() if k not in ("general.architecture", "GGUF.version")}
+    metadata = {k: v for k, v in fields.items() if k not in ("general.architecture", "GGUF.version")}
     write_gguf(to, "deepseek2", metadata | {f"{begin}{k}": v for k, v in sizes.items()}, tensors.items(), "f32")
 
 
@@ -160,11 +160,15 @@ def test_older_files_of_deepseek2(tmp_path: Path) -> None:
 def test_what_deepseek2s_files_say() -> None:
     family = FAMILIES["gguf", "deepseek2"]
     spec = spec_of(family, **family.examples[0])
-    said = family.to_config(spec) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
-    lite = {key: value for key, value in said.items() if not key.endswith("q_lora_rank")}
-    found = family.to_spec({**lite, "deepseek2.block_count": 27, "deepseek2.expert_gating_func": 1})
-    assert (found.latent.q_rank, found.experts.scoring, found.experts.selection_bias) == (None, "softmax", False)
-    assert "deepseek2.attention.q_lora_rank" not in family.to_config(found)
+    metadata = family.to_config(spec) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
+    lite = {key: value for key, value in metadata.items() if not key.endswith("q_lora_rank")}
+    lite_spec = family.to_spec({**lite, "deepseek2.block_count": 27, "deepseek2.expert_gating_func": 1})
+    assert (lite_spec.latent.q_rank, lite_spec.experts.scoring, lite_spec.experts.selection_bias) == (
+        None,
+        "softmax",
+        False,
+    )
+    assert "deepseek2.attention.q_lora_rank" not in family.to_config(lite_spec)
     with pytest.raises(UnsupportedModelError, match="needs q_rank in a model of 3 layers"):
         family.to_config(spec.with_(latent=replace(spec.latent, q_rank=None)))
     for key, value, message in (
@@ -174,7 +178,7 @@ def test_what_deepseek2s_files_say() -> None:
         ("attention.key_length", 40, "attention.key_length = 40"),
     ):
         with pytest.raises(UnsupportedModelError, match=message):
-            family.to_spec({**said, f"deepseek2.{key}": value})
+            family.to_spec({**metadata, f"deepseek2.{key}": value})
 
 
 @pytest.mark.slow
@@ -236,16 +240,16 @@ def test_llama3s_scaling_is_read_back_from_its_divisors(factor: float, head_dim:
     scaled, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
     plain = 500_000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
     divisors = (plain / scaled).tolist()
-    wanted = Llama3Scaling(factor, 1.0, 4.0, 8192)
-    assert scaling_of(divisors, 500_000.0, head_dim) == wanted
-    np.testing.assert_allclose(llama3_factors(wanted, 500_000.0, head_dim), divisors, rtol=1e-5)
+    scaling = Llama3Scaling(factor, 1.0, 4.0, 8192)
+    assert scaling_of(divisors, 500_000.0, head_dim) == scaling
+    np.testing.assert_allclose(llama3_factors(scaling, 500_000.0, head_dim), divisors, rtol=1e-5)
 
 
 def test_other_divisors_are_kept_as_they_are() -> None:
     divisors = [1.0, 1.5, 2.5, 3.0]
-    found = scaling_of(divisors, 10_000.0, 8)
-    assert isinstance(found, LongRopeScaling)
-    assert found.short == found.long == tuple(divisors)
+    scaling = scaling_of(divisors, 10_000.0, 8)
+    assert isinstance(scaling, LongRopeScaling)
+    assert scaling.short == scaling.long == tuple(divisors)
 
 
 def test_what_the_format_cannot_say_is_refused() -> None:
@@ -291,7 +295,7 @@ def test_gemma4s_defaults() -> None:
     spec = spec_of(family, **family.examples[1])
     metadata = family.to_config(spec) | {"tensor_names": ("blk.0.layer_output_scale.weight",), "embedding_rows": 97}
     del metadata["gemma4.final_logit_softcapping"]
-    found = family.to_spec(metadata)
-    assert found.scales.logit_cap == 30.0
+    default_spec = family.to_spec(metadata)
+    assert default_spec.scales.logit_cap == 30.0
     with pytest.raises(UnsupportedModelError, match="only 1, and then"):
         family.to_spec({**metadata, "tables": {"rope_freqs.weight": [1.0, 2.0, 1e30, 1e30]}})

@@ -50,15 +50,15 @@ def tiny(directory: Path, flan: bool) -> Base:
 @pytest.mark.parametrize("flan", [True, False])
 def test_a_file_is_read_back_as_the_same_base(flan: bool, tmp_path: Path) -> None:
     base = tiny(tmp_path / "hf", flan)
-    again = load_base(export_gguf(base, tmp_path / "x.gguf", "f32"), dtype="float32")
-    assert again.spec == base.spec
-    assert again.identity.weights_id == base.identity.weights_id
-    assert again.decoder_start == base.decoder_start == (0,)
-    assert again.text_ends == base.text_ends == {1}
-    with LocalModel(base) as one, LocalModel(again) as other:
+    reloaded = load_base(export_gguf(base, tmp_path / "x.gguf", "f32"), dtype="float32")
+    assert reloaded.spec == base.spec
+    assert reloaded.identity.weights_id == base.identity.weights_id
+    assert reloaded.decoder_start == base.decoder_start == (0,)
+    assert reloaded.text_ends == base.text_ends == {1}
+    with LocalModel(base) as original, LocalModel(reloaded) as restored:
         for text in TEXTS[:3]:
-            assert one.tokenizer.encode_prompt(text) == other.tokenizer.encode_prompt(text)
-            assert one.generate(text, max_tokens=8).token_ids == other.generate(text, max_tokens=8).token_ids
+            assert original.tokenizer.encode_prompt(text) == restored.tokenizer.encode_prompt(text)
+            assert original.generate(text, max_tokens=8).token_ids == restored.generate(text, max_tokens=8).token_ids
     # The tables of biases stay whole.
     half = load_base(export_gguf(base, tmp_path / "f16.gguf", "f16"), dtype="float32").model.state_dict()
     name, ours = "encoder.relative_positions.weight", base.model.state_dict()
@@ -88,13 +88,13 @@ BACKEND = plain(unigram(TEXTS))
 @given(text=st.text(st.sampled_from("abcdeghimnorst  ▁,.é\n<>s/"), max_size=40))
 def test_a_vocabulary_goes_there_and_back(text: str) -> None:
     parts = TokenizerParts(BACKEND, ROLES, (1,), None, "x")
-    again = parts_from_fields(fields_from_parts(parts))
-    assert again.roles == ROLES
-    assert again.eos_ids == (1,)
+    restored = parts_from_fields(fields_from_parts(parts))
+    assert restored.roles == ROLES
+    assert restored.eos_ids == (1,)
     for special in (False, True):
         ids = BACKEND.encode(text, add_special_tokens=special).ids
-        assert again.backend.encode(text, add_special_tokens=special).ids == ids
-    assert again.backend.decode(ids) == BACKEND.decode(ids)
+        assert restored.backend.encode(text, add_special_tokens=special).ids == ids
+    assert restored.backend.decode(ids) == BACKEND.decode(ids)
 
 
 # --- llama.cpp
@@ -135,9 +135,9 @@ class LlamaCpp:
             assert run(context, batch) == 0
             lib.llama_batch_free(batch)
         size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
-        found = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(written), size)).copy()
+        outputs = np.ctypeslib.as_array(lib.llama_get_logits(context), (len(written), size)).copy()
         lib.llama_free(context)
-        return torch.from_numpy(found)
+        return torch.from_numpy(outputs)
 
 
 def logits(base: Base, read: list[int], written: list[int]) -> torch.Tensor:

@@ -32,8 +32,8 @@ def source(micro_rows: int) -> DocumentSource:
 
 def reference_losses(model: torch.nn.Module) -> list[float]:
     decayed = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": CONFIG.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    undecayed = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": CONFIG.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(CONFIG.beta1, CONFIG.beta2), eps=CONFIG.eps)
     steps, losses = list(source(ROWS)), []
     for number, (batch,) in enumerate(steps):
@@ -63,5 +63,5 @@ def test_a_run_learns_what_the_reference_learns(
     assert [row["loss"] for row in read_jsonl(result.metrics_path)] == pytest.approx(losses, rel=1e-6)
     reference.save_pretrained(tmp_path / "learned")
     theirs = load_base(tmp_path / "learned", "float64", "cpu").model
-    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        assert_near(one, other, 1e-4, name)
+    for (name, parameter), expected in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert_near(parameter, expected, 1e-4, name)

@@ -19,7 +19,7 @@ from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import pretrain
-from bedplate.pretraining.run.written import Written
+from bedplate.pretraining.run.written import RunOutputs
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.parallel import parallelised
 
@@ -41,30 +41,30 @@ def _run(out: Path, **changes: object) -> RunFile:
 
 def _stopped(out: Path, at: int) -> None:
     """By what comes in the middle of a checkpoint, on the rank that writes; the other hears of it."""
-    whole = Written.checkpoint
+    whole = RunOutputs.checkpoint
 
-    def checkpoint(self: Written, base: Base, step: int) -> None:
+    def checkpoint(self: RunOutputs, base: Base, step: int) -> None:
         if step == at:
             raise KeyboardInterrupt
         whole(self, base, step)
 
-    Written.checkpoint = checkpoint  # type: ignore[method-assign]
+    RunOutputs.checkpoint = checkpoint  # type: ignore[method-assign]
     try:
         with pytest.raises(RankError if _rank() else KeyboardInterrupt):
             pretrain(_run(out), out / NAME)
     finally:
-        Written.checkpoint = whole  # type: ignore[method-assign]
+        RunOutputs.checkpoint = whole  # type: ignore[method-assign]
     if not _rank():
         assert read_record(out / NAME)["status"] == "stopped: KeyboardInterrupt"
 
 
 def begin_a_run(out: Path) -> None:
     """And what does not fit is refused before anything is written, by the first rank; the other ends with it."""
-    for change, error, what in (
+    for change, error, message in (
         ({"parallel": {"tensor": 4}}, UsageError, "is for 4 processes, and there are 2"),
         ({"batch": {"tokens": 32}, "tokens": 320}, ConfigError, "steps of 1 rows, and 2 ranks"),
     ):
-        with pytest.raises(RankError if _rank() else error, match=what):
+        with pytest.raises(RankError if _rank() else error, match=message):
             pretrain(_run(out, **change), out / "refused")
     dist.barrier()
     assert not (out / "refused" / "pretraining.json").exists()
@@ -79,23 +79,25 @@ def go_on_alone_with_a_run(out: Path) -> None:
 def end_a_run(out: Path) -> None:
     """Two ranks, one, and two that each hold everything: the losses of the one that did it all, its order of texts, its
     judgements and, as far as sums go, its weights."""
-    done = pretrain(_run(out, parallel={"data": 2}), out / NAME)
-    assert done.result.resumed_at == 6
-    assert done.result.steps == STEPS
+    finished = pretrain(_run(out, parallel={"data": 2}), out / NAME)
+    assert finished.result.resumed_at == 6
+    assert finished.result.steps == STEPS
     dist.barrier()
     ours, theirs = (read_jsonl(out / name / "metrics.jsonl") for name in (NAME, ALONE))
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
-    for one, other in zip(ours, theirs, strict=True):
-        assert one["tokens/lines"] == other["tokens/lines"]
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        assert 0 < one["mfu"] < 1
+    for our_row, reference in zip(ours, theirs, strict=True):
+        assert our_row["tokens/lines"] == reference["tokens/lines"]
+        assert our_row["loss"] == pytest.approx(reference["loss"], rel=1e-6)
+        assert 0 < our_row["mfu"] < 1
     judged, expected = (evaluations(out / name) for name in (NAME, ALONE))
     assert [row["step"] for row in judged] == [STEPS], "the other two checkpoints were broken off"
     assert not any(row["errors"] for row in judged)
-    last, other = judged[-1]["held_out"]["lines"], expected[-1]["held_out"]["lines"]
-    assert last["bits_per_byte"] == pytest.approx(other["bits_per_byte"], rel=1e-5)
-    found, wanted = (load_base(out / name / "base").model.state_dict() for name in (NAME, ALONE))
-    assert all(torch.allclose(found[name], one, rtol=1e-4, atol=1e-5) for name, one in wanted.items())
+    last, reference = judged[-1]["held_out"]["lines"], expected[-1]["held_out"]["lines"]
+    assert last["bits_per_byte"] == pytest.approx(reference["bits_per_byte"], rel=1e-5)
+    parallel_state, alone_state = (load_base(out / name / "base").model.state_dict() for name in (NAME, ALONE))
+    assert all(
+        torch.allclose(parallel_state[name], tensor, rtol=1e-4, atol=1e-5) for name, tensor in alone_state.items()
+    )
     record = read_record(out / NAME)
     assert record["status"] == "finished"
     assert record["settings"]["processes"] == "data 2"
@@ -111,12 +113,12 @@ def memory_of_a_shard(out: Path) -> None:
         assert run.model is not None
         spec, _ = spec_of(run.model, test_memory.VOCABULARY)
         axes = run.parallel.sizes(2)
-        held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, axes, on_cpu=True)
-        del held["state being written"]
+        memory = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, axes, on_cpu=True)
+        del memory["state being written"]
 
-        def trained(where: Path, run: RunFile = run) -> object:
-            return test_memory.trained(run, where, lambda model: parallelised(model, run.parallel))
+        def trained(directory: Path, run: RunFile = run) -> object:
+            return test_memory.trained(run, directory, lambda model: parallelised(model, run.parallel))
 
         trained(out / f"{name}-warm")
         peak = test_memory.peak_of(lambda: trained(out / name))  # noqa: B023
-        assert peak == pytest.approx(sum(held.values()), rel=0.1), (name, peak, held)
+        assert peak == pytest.approx(sum(memory.values()), rel=0.1), (name, peak, memory)

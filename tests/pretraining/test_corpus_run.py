@@ -18,7 +18,7 @@ from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.run import from_corpus, judging
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
-from bedplate.pretraining.run.seen import SEEN
+from bedplate.pretraining.run.seen import TOKENS_PREFIX
 
 MIXED: dict[str, Any] = {
     "data": {"recipe": "recipe.yaml", "mixture": {"weights": {"one": 3, "two": 1}}, "general": ["two"]},
@@ -65,21 +65,21 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(KeyboardInterrupt):
         pretrain(run, tmp_path / "out")
     monkeypatch.setattr(judging.Judge, "at", whole)
-    found = pretrain(run, tmp_path / "out")
-    assert found.result.resumed_at == 6
+    pretrained = pretrain(run, tmp_path / "out")
+    assert pretrained.result.resumed_at == 6
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
-    seen = {name: sum(row[f"{SEEN}{name}"] for row in rows) for name in ("one", "two")}
-    assert seen == read_record(tmp_path / "out")["seen"]
-    assert seen["one"] / seen["two"] == pytest.approx(3, rel=0.25)
+    token_counts = {name: sum(row[f"{TOKENS_PREFIX}{name}"] for row in rows) for name in ("one", "two")}
+    assert token_counts == read_record(tmp_path / "out")["seen"]
+    assert token_counts["one"] / token_counts["two"] == pytest.approx(3, rel=0.25)
     corpus = Corpus.open(tmp_path / "out" / "corpus")
     last = evaluations(tmp_path / "out")[-1]["held_out"]
     for name in ("one", "two"):
         assert last[name]["bytes"] == sum(shard.bytes for shard in corpus.shards(name, "valid"))
         assert last[name]["general"] == (name == "two")
-    made = json.loads((found.base / "base.json").read_text())["lineage"]["made"]
-    assert made["data"]["sha256"] == corpus.sha256
-    other = pretrain(run, tmp_path / "unbroken")
-    assert load_base(other.base).identity.weights_id == load_base(found.base).identity.weights_id
+    origin = json.loads((pretrained.base / "base.json").read_text())["lineage"]["made"]
+    assert origin["data"]["sha256"] == corpus.sha256
+    unbroken = pretrain(run, tmp_path / "unbroken")
+    assert load_base(unbroken.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
     shard = corpus.directory / corpus.shards("one", "train")[0].file
     written = shard.read_bytes()
     shard.write_bytes(bytes([written[0] ^ 1]) + written[1:])  # an id of the vocabulary still

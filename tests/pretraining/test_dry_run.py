@@ -27,15 +27,15 @@ def test_llama_on_64_devices(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["pretrain", str(EXAMPLE), "--dry-run", "--json"])
     assert ended.value.code == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["parameters"] == 8_030_261_248
-    assert found["bytes_per_device"] < found["memory_bytes"] == 80e9
-    assert found["layout"] == "shard 64, micro-batch 1 of a rank's 8 rows, recompute none"
-    assert {"weights", "gradients", "optimizer", "activations", "logits", "gathered blocks"} <= found["bytes"].keys()
-    assert found["bytes"]["optimizer"] == pytest.approx(8 * 8_030_261_248 / 64)
-    assert found["usd"] > 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == 8_030_261_248
+    assert report["bytes_per_device"] < report["memory_bytes"] == 80e9
+    assert report["layout"] == "shard 64, micro-batch 1 of a rank's 8 rows, recompute none"
+    assert {"weights", "gradients", "optimizer", "activations", "logits", "gathered blocks"} <= report["bytes"].keys()
+    assert report["bytes"]["optimizer"] == pytest.approx(8 * 8_030_261_248 / 64)
+    assert report["usd"] > 0
     # torchtitan's measured 6,667 tokens/s on each of 8 H100, compiled (https://arxiv.org/abs/2410.06511)
-    assert found["tokens_per_second"] / 64 == pytest.approx(6667, rel=0.35)
+    assert report["tokens_per_second"] / 64 == pytest.approx(6667, rel=0.35)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -59,10 +59,10 @@ def test_every_example_is_planned(name: str, tmp_path: Path) -> None:
 def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["pretrain", str(EXAMPLE), "--dry-run"])
-    said = capsys.readouterr().out
-    assert "--" not in said, "options that this verb does not have"
+    output = capsys.readouterr().out
+    assert "--" not in output, "options that this verb does not have"
     for shown in ("8.03 B", "64 × ", "layout", "cost", "a device holds", "optimizer"):
-        assert shown in said
+        assert shown in output
 
 
 def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +104,8 @@ def test_memory_follows_the_layout(tmp_path: Path) -> None:
     tensor = layout(tmp_path, parallel={"tensor": 4, "shard": 2})
     assert tensor["bytes"]["activations"] < 0.6 * sharded["bytes"]["activations"]
     assert sharded["bytes"]["optimizer"] < tensor["bytes"]["optimizer"] < whole["bytes"]["optimizer"]
-    again = layout(tmp_path, recompute="full")
-    assert again["bytes"]["activations"] < 0.3 * sharded["bytes"]["activations"]
+    recomputed = layout(tmp_path, recompute="full")
+    assert recomputed["bytes"]["activations"] < 0.3 * sharded["bytes"]["activations"]
     muon = layout(tmp_path, optimizer={"name": "muon", "settings": {"ema": 0.999}})
     assert muon["bytes"]["optimizer"] < 0.75 * sharded["bytes"]["optimizer"]
     assert muon["bytes"]["average"] == sharded["bytes"]["weights"]

@@ -29,17 +29,17 @@ RUN: dict[str, Any] = {
 }
 
 
-def made(directory: Path) -> RunFile:
+def new_run(directory: Path) -> RunFile:
     directory.mkdir(exist_ok=True)
     write_text(directory / "text.txt")
     return tiny_run(directory, **RUN)
 
 
-def learned(done: Pretrained) -> tuple[str, list[float]]:
+def learned(pretrained: Pretrained) -> tuple[str, list[float]]:
     """The base's weights, and every step's loss."""
-    rows = read_jsonl(done.directory / "metrics.jsonl")
+    rows = read_jsonl(pretrained.directory / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    return load_base(done.base).identity.weights_id, [row["loss"] for row in rows]
+    return load_base(pretrained.base).identity.weights_id, [row["loss"] for row in rows]
 
 
 def killed_at(directory: Path, step: int, later: float, how: signal.Signals = signal.SIGKILL) -> int | None:
@@ -58,35 +58,35 @@ def killed_at(directory: Path, step: int, later: float, how: signal.Signals = si
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[float]]:
     """What an unbroken run learns."""
     directory = tmp_path_factory.mktemp("whole")
-    return learned(pretrain(made(directory), directory / "out"))
+    return learned(pretrain(new_run(directory), directory / "out"))
 
 
 def test_killed_three_times(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
     """Each time further on than before, the state that it is gone on from being that of a step between."""
-    run = made(tmp_path)
-    stood = [killed_at(tmp_path, step, 0.005) for step in (4, 9, 14)]
-    assert stood[-1] is not None
-    assert 0 < stood[-1] < STEPS
-    done = pretrain(run, tmp_path / "out")
-    assert done.result.resumed_at == stood[-1]
-    assert learned(done) == whole
+    run = new_run(tmp_path)
+    resume_steps = [killed_at(tmp_path, step, 0.005) for step in (4, 9, 14)]
+    assert resume_steps[-1] is not None
+    assert 0 < resume_steps[-1] < STEPS
+    pretrained = pretrain(run, tmp_path / "out")
+    assert pretrained.result.resumed_at == resume_steps[-1]
+    assert learned(pretrained) == whole
 
 
 @pytest.mark.slow
 def test_killed_at_twenty_moments(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
     """Twice in a row each, every fourth time asked to end first."""
     draw = random.Random(0)
-    between = 0
+    midway_kills = 0
     for number in range(20):
         directory = tmp_path / str(number)
-        run = made(directory)
+        run = new_run(directory)
         first = draw.randrange(STEPS // 2)
         killed_at(directory, first, draw.random() * 0.05)
         how = signal.SIGKILL if number % 4 else signal.SIGTERM
-        stood = killed_at(directory, draw.randrange(first + 1, STEPS - 4), draw.random() * 0.03, how)
-        done = pretrain(run, directory / "out")
-        between += stood is not None and 0 < stood < STEPS
-        assert done.result.resumed_at == stood
-        assert learned(done) == whole
+        resume_step = killed_at(directory, draw.randrange(first + 1, STEPS - 4), draw.random() * 0.03, how)
+        pretrained = pretrain(run, directory / "out")
+        midway_kills += resume_step is not None and 0 < resume_step < STEPS
+        assert pretrained.result.resumed_at == resume_step
+        assert learned(pretrained) == whole
         assert read_record(directory / "out")["status"] == "finished"
-    assert between >= 15, "most of them are to be killed between a save and the end"
+    assert midway_kills >= 15, "most of them are to be killed between a save and the end"

@@ -13,7 +13,7 @@ from tests.pretraining.runs import tiny_run
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.run.corpus import Rows
+from bedplate.pretraining.run.corpus import RowShape
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile
@@ -21,13 +21,13 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import CorruptedSource, Corrupting, Words
+from bedplate.training.objectives import CorruptedSource, Corrupting, CorruptionVocabulary
 from bedplate.training.optimizers import Optimization, kinds_of
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource
 
 VOCABULARY = 1024
-ONE = {"data": 1, "shard": 1, "expert": 1, "tensor": 1}
+SINGLE_DEVICE = {"data": 1, "shard": 1, "expert": 1, "tensor": 1}
 EXPERTS = {
     "family": "mixtral",
     "config": {
@@ -43,7 +43,7 @@ EXPERTS = {
 }
 
 
-BOTH = {
+ENCODER_DECODER = {
     "family": "t5",
     "config": {
         "d_model": 96,
@@ -56,7 +56,7 @@ BOTH = {
         "feed_forward_proj": "gated-gelu",
     },
 }
-FEW = [f"<extra_id_{number}>" for number in range(40)]
+SENTINELS = [f"<extra_id_{number}>" for number in range(40)]
 
 
 def planned(directory: Path, **changes: Any) -> RunFile:
@@ -70,23 +70,23 @@ def planned(directory: Path, **changes: Any) -> RunFile:
     return tiny_run(directory, **{**common, **changes})
 
 
-def peak_of(make: Any) -> int:
+def peak_of(call: Any) -> int:
     """The most bytes that torch's allocator had given out at any moment of a call."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        made = make()
-    assert made is not None
+        result = call()
+    assert result is not None
     assert profile.profiler is not None
-    events = [one for one in profile.profiler.kineto_results.events() if one.name() == "[memory]"]  # type: ignore
-    now = most = 0
-    for one in sorted(events, key=lambda one: one.start_ns()):
-        now += one.nbytes()
-        most = max(most, now)
-    return most
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore
+    current = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    return train_bpe(["a text to train on"], 320, "a test", ("[MASK]", *FEW, "[R]", "[S]", "[X]"))
+    return train_bpe(["a text to train on"], 320, "a test", ("[MASK]", *SENTINELS, "[R]", "[S]", "[X]"))
 
 
 def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
@@ -95,14 +95,14 @@ def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
     spec, _ = spec_of(run.model, VOCABULARY, run.objective)
     settings = settings_of(run, spec, 10**6)
     model = new_model(spec, 0)
-    given: Ranks = ALONE if ranks is None else ranks(model)
-    rows: Rows = settings.rows
+    resolved_ranks: Ranks = ALONE if ranks is None else ranks(model)
+    rows: RowShape = settings.rows
     documents = [[(7 * n + 3 * i) % VOCABULARY for i in range(rows.length)] for n in range(2 * rows.batch)]
-    source: Any = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=given.shard)
+    source: Any = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=resolved_ranks.shard)
     objective, parameters = run.made_objective(), list(model.named_parameters())
     if isinstance(objective, Corrupting):
-        source = CorruptedSource(source, objective, Words(tokenizer(), VOCABULARY, (0,)), 0)
-    return train(model, source, objective, settings.config, out, parameters, ranks=given)
+        source = CorruptedSource(source, objective, CorruptionVocabulary(tokenizer(), VOCABULARY, (0,)), 0)
+    return train(model, source, objective, settings.config, out, parameters, ranks=resolved_ranks)
 
 
 PASS = {"batch": {"tokens": 512, "micro_tokens": 512}, "tokens": 1024}
@@ -117,8 +117,18 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "z": {**SMALL, "objective_settings": {"z": 1e-4}},
     "masked": {"model": {"params": "1M", "family": "bert", "context": 128}, "objective": "masked", "evaluation": {}},
-    "spans": {**PASS, "model": BOTH, "objective": "span_corruption", "objective_settings": {"sentinels": FEW}},
-    "denoisers": {**PASS, "model": BOTH, "objective": "mixture_of_denoisers", "objective_settings": {"sentinels": FEW}},
+    "spans": {
+        **PASS,
+        "model": ENCODER_DECODER,
+        "objective": "span_corruption",
+        "objective_settings": {"sentinels": SENTINELS},
+    },
+    "denoisers": {
+        **PASS,
+        "model": ENCODER_DECODER,
+        "objective": "mixture_of_denoisers",
+        "objective_settings": {"sentinels": SENTINELS},
+    },
 }
 
 
@@ -134,8 +144,10 @@ def test_memory_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     run = planned(tmp_path, **CASES[name])
     assert run.model is not None
     spec, _ = spec_of(run.model, VOCABULARY, run.objective)
-    held = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, ONE, on_cpu=True)
-    assert peak_of(lambda: trained(run, tmp_path / "out")) == pytest.approx(sum(held.values()), rel=0.1), held
+    byte_counts = device_bytes(run, spec, sizes_of(run, spec, None), run.dtype, SINGLE_DEVICE, on_cpu=True)
+    assert peak_of(lambda: trained(run, tmp_path / "out")) == pytest.approx(sum(byte_counts.values()), rel=0.1), (
+        byte_counts
+    )
 
 
 @pytest.mark.parametrize("model", [{"params": "1M", "context": 128}, EXPERTS])
@@ -145,14 +157,17 @@ def test_states_are_what_the_optimizer_holds(model: dict[str, Any], name: str, t
     run = planned(tmp_path, model=model, optimizer={"name": name, "settings": {"ema": 0.9}})
     assert run.model is not None
     spec, _ = spec_of(run.model, VOCABULARY)
-    held = device_bytes(run, spec, sizes_of(run, spec, None), "float32", ONE, on_cpu=True)
+    byte_counts = device_bytes(run, spec, sizes_of(run, spec, None), "float32", SINGLE_DEVICE, on_cpu=True)
     built = new_model(spec, 0)
     config = TrainConfig(optimizer=run.optimizer.name, ema=0.9)
-    optimization = Optimization(built.named_parameters(), config, kinds=kinds_of(built.modules()))
-    kept = {n: t.numel() * t.element_size() for n, t in optimization.tensors().items() if not n.startswith("step/")}
-    by_kind = {
-        kind: sum(size for n, size in kept.items() if n.startswith(f"{kind}/")) for kind in ("parameter", "average")
+    optimization = Optimization(built.named_parameters(), config, parameter_roles=kinds_of(built.modules()))
+    tensor_bytes = {
+        n: t.numel() * t.element_size() for n, t in optimization.tensors().items() if not n.startswith("step/")
     }
-    assert held["weights"] == by_kind["parameter"]
-    assert held["average"] == by_kind["average"]
-    assert held["optimizer"] == sum(kept.values()) - sum(by_kind.values())
+    by_kind = {
+        prefix: sum(size for n, size in tensor_bytes.items() if n.startswith(f"{prefix}/"))
+        for prefix in ("parameter", "average")
+    }
+    assert byte_counts["weights"] == by_kind["parameter"]
+    assert byte_counts["average"] == by_kind["average"]
+    assert byte_counts["optimizer"] == sum(tensor_bytes.values()) - sum(by_kind.values())

@@ -45,15 +45,15 @@ def planted(shares: np.ndarray) -> np.ndarray:
 
 
 def test_mixtures_are_spread_and_more_of_them_keep_the_first() -> None:
-    few, many = design(FIRST, ALL, 9, 3), design(FIRST, ALL, 200, 3)
-    assert np.array_equal(many[:9], few)
-    assert np.array_equal(many[0], FIRST)
-    assert not np.array_equal(design(FIRST, ALL, 9, 4)[1:], few[1:])
-    assert np.allclose(many.sum(axis=1), 1)
-    assert many.min() >= 0
-    assert (many.min(axis=0) < 0.02).all()
-    assert (many.max(axis=0) > 0.8).all(), "some are nearly of one source"
-    assert many.mean(axis=0)[0] > many.mean(axis=0)[2], "around the first"
+    small_design, large_design = design(FIRST, ALL, 9, 3), design(FIRST, ALL, 200, 3)
+    assert np.array_equal(large_design[:9], small_design)
+    assert np.array_equal(large_design[0], FIRST)
+    assert not np.array_equal(design(FIRST, ALL, 9, 4)[1:], small_design[1:])
+    assert np.allclose(large_design.sum(axis=1), 1)
+    assert large_design.min() >= 0
+    assert (large_design.min(axis=0) < 0.02).all()
+    assert (large_design.max(axis=0) > 0.8).all(), "some are nearly of one source"
+    assert large_design.mean(axis=0)[0] > large_design.mean(axis=0)[2], "around the first"
     with pytest.raises(UsageError, match="at most 1024"):
         design(FIRST, ALL, 2000, 3)
 
@@ -61,18 +61,18 @@ def test_mixtures_are_spread_and_more_of_them_keep_the_first() -> None:
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0.001, 1), st.floats(0.05, 1)), min_size=2, max_size=6).filter(
-        lambda sources: sum(most for _, most in sources) >= 1
+        lambda sources: sum(limit for _, limit in sources) >= 1
     )
 )
 def test_what_a_source_may_not_have_goes_to_the_others(sources: list[tuple[float, float]]) -> None:
-    shares, most = np.array(sources).T
-    found = capped(shares, most)
-    assert found.sum() == pytest.approx(1)
-    assert (found <= most + 1e-9).all()
-    free = found < most - 1e-9
-    assert np.ptp((found / shares)[free]) < 1e-6 if free.any() else True
-    assert np.allclose(design(found, most, 20, 0).sum(axis=1), 1)
-    assert (design(found, most, 20, 0) <= most + 1e-9).all()
+    shares, limits = np.array(sources).T
+    capped_shares = capped(shares, limits)
+    assert capped_shares.sum() == pytest.approx(1)
+    assert (capped_shares <= limits + 1e-9).all()
+    free = capped_shares < limits - 1e-9
+    assert np.ptp((capped_shares / shares)[free]) < 1e-6 if free.any() else True
+    assert np.allclose(design(capped_shares, limits, 20, 0).sum(axis=1), 1)
+    assert (design(capped_shares, limits, 20, 0) <= limits + 1e-9).all()
 
 
 def test_sources_that_are_too_few_for_a_run() -> None:
@@ -88,15 +88,15 @@ def test_draws_are_those_of_least_squares() -> None:
     draw = np.random.default_rng(0)
     shares = design(FIRST, ALL, 12, 0)
     losses = np.exp(shares @ [0.5, 0.1, 0.3] + draw.normal(0, 0.02, 12))
-    found = _fitted("exponential", 0.0, shares, losses)
-    assert found is not None
-    asked = np.array([[0.3, 0.3, 0.4], [0.9, 0.05, 0.05]])
-    draws = Response((found,), (1.0,), 0.0).draws(40_000, 1)
-    theirs = sm.OLS(np.log(losses), shares).fit().get_prediction(asked).summary_frame(alpha=0.1)
-    assert np.allclose(np.log(found.at(asked, found.constants)), theirs["mean"])
+    fitted = _fitted("exponential", 0.0, shares, losses)
+    assert fitted is not None
+    queries = np.array([[0.3, 0.3, 0.4], [0.9, 0.05, 0.05]])
+    draws = Response((fitted,), (1.0,), 0.0).draws(40_000, 1)
+    theirs = sm.OLS(np.log(losses), shares).fit().get_prediction(queries).summary_frame(alpha=0.1)
+    assert np.allclose(np.log(fitted.at(queries, fitted.constants)), theirs["mean"])
     for ours, low, high in (
-        (draws.at(asked), "mean_ci_lower", "mean_ci_upper"),
-        (draws.one_run(asked), "obs_ci_lower", "obs_ci_upper"),
+        (draws.at(queries), "mean_ci_lower", "mean_ci_upper"),
+        (draws.one_run(queries), "obs_ci_lower", "obs_ci_upper"),
     ):
         bounds = np.quantile(np.log(ours), [0.05, 0.95], axis=1)
         assert np.allclose(bounds, [theirs[low], theirs[high]], atol=0.05 * (theirs[high] - theirs[low]).max())
@@ -108,15 +108,15 @@ def test_draws_are_those_of_least_squares() -> None:
 def test_the_error_is_that_of_fits_without_each_run(form: str, number: float) -> None:
     shares = design(FIRST, ALL, 14, 0)
     losses = planted(shares)[:, 0]
-    found = _fitted(form, number, shares, losses)
-    assert found is not None
+    fitted = _fitted(form, number, shares, losses)
+    assert fitted is not None
     missed: list[float] = []
-    for left in range(14):
-        rest = np.arange(14) != left
+    for test_row in range(14):
+        train_rows = np.arange(14) != test_row
         features = proxied_features(form, number, shares)
-        constants = np.linalg.lstsq(features[rest], np.log(losses[rest] - found.floor))[0]
-        missed.append(np.log(losses[left]) - np.log(found.floor + np.exp(features[left] @ constants)))
-    assert found.error == pytest.approx(np.sqrt(np.mean(np.square(missed))), rel=1e-6)
+        constants = np.linalg.lstsq(features[train_rows], np.log(losses[train_rows] - fitted.floor))[0]
+        missed.append(np.log(losses[test_row]) - np.log(fitted.floor + np.exp(features[test_row] @ constants)))
+    assert fitted.error == pytest.approx(np.sqrt(np.mean(np.square(missed))), rel=1e-6)
 
 
 def proxied_features(form: str, number: float, shares: np.ndarray) -> np.ndarray:
@@ -127,36 +127,40 @@ def proxied_features(form: str, number: float, shares: np.ndarray) -> np.ndarray
 
 
 def test_a_planted_best_is_found_and_intervals_hold_it() -> None:
-    every = np.random.default_rng(9).dirichlet(ALL, 60_000)
-    goal = planted(every).mean(axis=1)
-    true, least = every[goal.argmin()], goal.min()
+    mixtures = np.random.default_rng(9).dirichlet(ALL, 60_000)
+    goal = planted(mixtures).mean(axis=1)
+    true, lowest = mixtures[goal.argmin()], goal.min()
     before = planted(FIRST[None]).mean()
-    held = gained = 0
+    covered = gained = 0
     for seed in range(4):
         shares = design(FIRST, ALL, 18, seed)
         draw = np.random.default_rng(seed)
         losses = planted(shares) * np.exp(draw.normal(0, 0.003, (18, 3)))
         responses = [fit(shares, losses[:, domain]) for domain in range(3)]
-        assert min(one.explained for one in responses) > 0.9
-        found = best(shares, shares[0], ALL, responses, [1, 1, 1], seed)
-        chosen = np.array([share.value for share in found.shares])
+        assert min(response.explained for response in responses) > 0.9
+        optimum = best(shares, shares[0], ALL, responses, [1, 1, 1], seed)
+        chosen = np.array([share.value for share in optimum.shares])
         assert chosen.sum() == pytest.approx(1)
         reached = planted(chosen[None])[0]
-        assert reached.mean() - least < 0.1 * (before - least)
-        assert found.better > 0.99
-        assert found.gain.low < found.gain.high
-        held += sum(one.low <= loss <= one.high for one, loss in zip(found.losses, reached, strict=True))
-        held += sum(one.low <= share <= one.high for one, share in zip(found.shares, true, strict=True))
-        gained += abs(found.gain.value - (before - reached.mean())) < 0.3 * (before - least)
-    assert held >= 18, "24 intervals of 90%"
+        assert reached.mean() - lowest < 0.1 * (before - lowest)
+        assert optimum.better > 0.99
+        assert optimum.gain.low < optimum.gain.high
+        covered += sum(
+            interval.low <= loss <= interval.high for interval, loss in zip(optimum.losses, reached, strict=True)
+        )
+        covered += sum(
+            interval.low <= share <= interval.high for interval, share in zip(optimum.shares, true, strict=True)
+        )
+        gained += abs(optimum.gain.value - (before - reached.mean())) < 0.3 * (before - lowest)
+    assert covered >= 18, "24 intervals of 90%"
     assert gained >= 3
 
 
 def test_what_the_goal_does_not_count_is_given_up_and_noise_explains_nothing() -> None:
     shares = design(FIRST, ALL, 18, 0)
     responses = [fit(shares, planted(shares)[:, domain]) for domain in range(3)]
-    found = best(shares, shares[0], ALL, responses, [0, 0, 1], 0)
-    assert found.shares[2].value > 0.9 * shares[:, 2].max()
+    optimum = best(shares, shares[0], ALL, responses, [0, 0, 1], 0)
+    assert optimum.shares[2].value > 0.9 * shares[:, 2].max()
     limited = best(shares, shares[0], np.array([1, 1, 0.3]), responses, [0, 0, 1], 0)
     assert limited.shares[2].value == pytest.approx(0.3, abs=0.01)
     noise = np.exp(np.random.default_rng(5).normal(0, 0.01, 18))
@@ -203,10 +207,10 @@ class Trainer:
         shares = np.array([weights[name] for name in names]) / sum(weights.values())
         losses = planted(shares[None])[0].tolist()
         place.mkdir(parents=True)
-        seen = {name: round(share * 1e6) for name, share in zip(names, shares.tolist(), strict=True)}
-        (place / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": seen}))
-        held = {name: {"bits_per_byte": loss} for name, loss in zip(names, losses, strict=True)}
-        (place / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": held}) + "\n")
+        token_counts = {name: round(share * 1e6) for name, share in zip(names, shares.tolist(), strict=True)}
+        (place / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": token_counts}))
+        domain_losses = {name: {"bits_per_byte": loss} for name, loss in zip(names, losses, strict=True)}
+        (place / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": domain_losses}) + "\n")
 
 
 def test_a_search_goes_on_and_grows(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,28 +220,30 @@ def test_a_search_goes_on_and_grows(corpus: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         search(run, place / "out", runs=12)
     second = Trainer(monkeypatch)
-    told: list[int] = []
-    found = search(run, place / "out", runs=12, told=lambda number, count, _: told.append(100 * number + count))
+    progress: list[int] = []
+    mixture = search(
+        run, place / "out", runs=12, on_progress=lambda number, count, _: progress.append(100 * number + count)
+    )
     assert len(first.ran) == 4
     assert len(second.ran) == 12 + 1 - 4
-    assert told == [100 * number + 13 for number in range(1, 14)]
+    assert progress == [100 * number + 13 for number in range(1, 14)]
     assert first.ran[0] == {"web": 0.7, "code": 0.2, "books": 0.1}
-    assert found.goal == {"web": 1.0, "code": 1.0}, "books may be forgotten, and are no part of what is to be learned"
-    kept = json.loads((place / "out/mixture.json").read_text())
-    assert kept == json.loads(json.dumps(found.to_json()))
-    assert sum(kept["weights"].values()) == pytest.approx(1, abs=1e-5)
-    assert kept["gain"]["measured"] > 0
-    assert kept["domains"]["web"]["inside"] in (True, False)
+    assert mixture.goal == {"web": 1.0, "code": 1.0}, "books may be forgotten, and are no part of what is to be learned"
+    saved = json.loads((place / "out/mixture.json").read_text())
+    assert saved == json.loads(json.dumps(mixture.to_json()))
+    assert sum(saved["weights"].values()) == pytest.approx(1, abs=1e-5)
+    assert saved["gain"]["measured"] > 0
+    assert saved["domains"]["web"]["inside"] in (True, False)
     third = Trainer(monkeypatch)
-    more = search(run, place / "out", runs=20)
+    extended = search(run, place / "out", runs=20)
     assert len(third.ran) in (8, 9), "the runs that were made stay; the best may be the same"
-    assert more.proxies[:12] == found.proxies
-    again = search(run, place / "out", runs=20)
+    assert extended.proxies[:12] == mixture.proxies
+    repeated = search(run, place / "out", runs=20)
     assert len(third.ran) in (8, 9)
-    assert again.to_json() == more.to_json()
+    assert repeated.to_json() == extended.to_json()
     with pytest.raises(UsageError, match=r"begun with other values: tokens: 2304 before, 4608 now; give another --out"):
         search(run_of(place, tokens=4608), place / "out")
-    assert search(run_of(place, log_steps=5), place / "out", runs=20).to_json() == more.to_json()
+    assert search(run_of(place, log_steps=5), place / "out", runs=20).to_json() == extended.to_json()
     (place / "out/search.json").write_text("{")
     with pytest.raises(UsageError, match=r"search.json is damaged"):
         search(run, place / "out")
@@ -260,7 +266,7 @@ def test_a_goal_and_the_epochs_that_a_run_allows(corpus: Path, monkeypatch: pyte
     tokens = {name: 26 * (len(f"{name} says 10 ") + 10) for name in ("web", "code", "books")}
     scarce = search(run_of(place), place / "scarce", runs=12, goal={"books": 1.0}, tokens=4 * tokens["books"] / 0.4)
     assert scarce.weights["books"] == pytest.approx(0.4, abs=0.02)
-    assert max(one.shares["books"] for one in scarce.proxies) < 0.42
+    assert max(proxy.shares["books"] for proxy in scarce.proxies) < 0.42
     for wrong, message in (
         ({"book": 1.0}, "the goal names 'book', .*did you mean 'books'"),
         ({"books": 0.0}, "the goal is empty"),
@@ -302,24 +308,24 @@ def test_on_the_command_line(corpus: Path, monkeypatch: pytest.MonkeyPatch, caps
     Trainer(monkeypatch)
     run_of(place)
 
-    def asked(*words: str) -> tuple[int, str, str]:
+    def run_command(*words: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
             main(["data", "search-mixture", str(place / "run.yaml"), "--out", str(place / "o[u]t"), *words])
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
 
-    code, out, err = asked("--runs", "9", "--goal", "web=2", "--goal", "code=1")
+    code, out, err = run_command("--runs", "9", "--goal", "web=2", "--goal", "code=1")
     assert code == 0
     assert err.startswith("run 1 of 10: web 70%, code 20%, books 10%: web ")
     assert "weights: {" in out
     assert str(place / "o[u]t") in out
-    code, out, _ = asked("--runs", "9", "--goal", "web=2", "--goal", "code=1", "--json")
+    code, out, _ = run_command("--runs", "9", "--goal", "web=2", "--goal", "code=1", "--json")
     assert json.loads(out)["goal"] == {"web": 2.0, "code": 1.0}
     for words in (("--goal", "=1"), ("--goal", "web=many"), ("--goal", "web=-1"), ("--tokens", "some")):
-        code, _, err = asked(*words)
+        code, _, err = run_command(*words)
         assert code != 0
         assert err.startswith("error: --")
-    assert "two weights" in asked("--goal", "web=1", "--goal", "web=2")[2]
+    assert "two weights" in run_command("--goal", "web=1", "--goal", "web=2")[2]
 
 
 @pytest.mark.slow
@@ -334,12 +340,12 @@ def test_small_runs_are_trained_and_judged(tmp_path: Path) -> None:
     run = tiny_run(
         tmp_path, data=data, tokens=4096, model={"params": "120k", "context": 32}, evaluation={"tokens": 512}
     )
-    found = search(run, tmp_path / "out", runs=5, goal={"two": 1.0})
-    shares = np.array([one.shares["two"] for one in found.proxies])
-    losses = np.array([one.losses["two"] for one in found.proxies])
+    mixture = search(run, tmp_path / "out", runs=5, goal={"two": 1.0})
+    shares = np.array([proxy.shares["two"] for proxy in mixture.proxies])
+    losses = np.array([proxy.losses["two"] for proxy in mixture.proxies])
     assert np.corrcoef(shares, losses)[0, 1] < -0.7
-    assert found.weights["two"] > found.proxies[0].shares["two"]
-    assert found.checked.losses["two"] < found.proxies[0].losses["two"]
-    assert all((tmp_path / "out/runs" / one.name / "base/config.json").is_file() for one in found.proxies)
+    assert mixture.weights["two"] > mixture.proxies[0].shares["two"]
+    assert mixture.checked.losses["two"] < mixture.proxies[0].losses["two"]
+    assert all((tmp_path / "out/runs" / proxy.name / "base/config.json").is_file() for proxy in mixture.proxies)
     with Catalog.open() as catalog:
         assert not catalog.entries("base")

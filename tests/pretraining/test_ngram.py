@@ -26,9 +26,9 @@ streams = st.lists(st.integers(0, 5), min_size=8, max_size=60)
 def test_probabilities_of_all_tokens_are_one_together(stream: list[int], order: int, history: list[int]) -> None:
     model = NgramModel(np.array(stream), 6, order)
     before = np.tile(np.array(history[4 - (order - 1) :], dtype=np.int64), (6, 1)).reshape(6, order - 1)
-    found = model.probabilities(before, np.arange(6))
-    assert found.min() > 0
-    assert found.sum() == pytest.approx(1.0, abs=1e-9)
+    probabilities = model.probabilities(before, np.arange(6))
+    assert probabilities.min() > 0
+    assert probabilities.sum() == pytest.approx(1.0, abs=1e-9)
 
 
 def test_it_is_nltks_where_discounts_are_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,22 +47,22 @@ def test_it_is_nltks_where_discounts_are_one_number(monkeypatch: pytest.MonkeyPa
     words = [str(token) for token in stream]
     theirs.fit([everygrams(words, max_len=3)], words)
     for history in [(0, 1), (3, 3), (2, 0)]:
-        expected = [theirs.score(str(token), [str(one) for one in history]) for token in range(4)]
-        found = ours.probabilities(np.tile(np.array(history), (4, 1)), np.arange(4))
-        assert found == pytest.approx(expected, abs=1e-9)
+        expected = [theirs.score(str(token), [str(previous) for previous in history]) for token in range(4)]
+        probabilities = ours.probabilities(np.tile(np.array(history), (4, 1)), np.arange(4))
+        assert probabilities == pytest.approx(expected, abs=1e-9)
 
 
 def test_longer_contexts_tell_more_of_text_that_repeats() -> None:
     stream = np.array([1, 2, 3, 1, 2, 4, 1, 2, 3, 1, 3, 4] * 200)
     bits = [NgramModel(stream, 5, order).bits(stream[:120]) for order in (1, 2, 5)]
     assert bits[0] > 1.5 * bits[1] > 3 * bits[2]
-    held = HeldOut("x", [stream[:120]], ["a" * 60])
-    assert ngram_bits(NgramModel(stream, 5, 5), held) == pytest.approx(bits[-1] / 60)
+    sample = HeldOut("x", [stream[:120]], ["a" * 60])
+    assert ngram_bits(NgramModel(stream, 5, 5), sample) == pytest.approx(bits[-1] / 60)
 
 
 def test_compressors_are_those_of_the_standard_library() -> None:
     texts = ["some text that is repeated " * 40, "and another one"]
     whole = "".join(texts).encode()
-    found = compressors(texts)
-    assert found["gzip"] == pytest.approx(8 * len(gzip.compress(whole, 9)) / len(whole), abs=8 * 20 / len(whole))
-    assert found["xz"] == 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)) / len(whole)
+    bits = compressors(texts)
+    assert bits["gzip"] == pytest.approx(8 * len(gzip.compress(whole, 9)) / len(whole), abs=8 * 20 / len(whole))
+    assert bits["xz"] == 8 * len(lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)) / len(whole)

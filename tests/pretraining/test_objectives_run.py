@@ -23,23 +23,23 @@ from bedplate.training.objectives import OBJECTIVES
 
 DECODER = {"params": "120k", "context": 40}
 ENCODER = {"params": "150k", "family": "bert", "context": 40}
-BOTH = {
+ENCODER_DECODER = {
     "family": "t5",
     "config": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
 }
-FEW = [f"<extra_id_{number}>" for number in range(20)]
-KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+SENTINELS = [f"<extra_id_{number}>" for number in range(20)]
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "next_token": (DECODER, {"z": 1e-4}, "AutoModelForCausalLM", "log_z_squared"),
     "masked": (ENCODER, {"whole_words": True}, "AutoModelForMaskedLM", "accuracy"),
-    "span_corruption": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
-    "mixture_of_denoisers": (BOTH, {"sentinels": FEW}, "AutoModelForSeq2SeqLM", "accuracy"),
+    "span_corruption": (ENCODER_DECODER, {"sentinels": SENTINELS}, "AutoModelForSeq2SeqLM", "accuracy"),
+    "mixture_of_denoisers": (ENCODER_DECODER, {"sentinels": SENTINELS}, "AutoModelForSeq2SeqLM", "accuracy"),
     "fill_in_middle": (DECODER, {"rate": 0.9}, "AutoModelForCausalLM", ""),
     "contrastive": (ENCODER, {"longest": 0.4}, "AutoModel", "accuracy"),
 }
 
 
 def values(name: str) -> dict[str, Any]:
-    model, settings, _, _ = KINDS[name]
+    model, settings, _, _ = CASES[name]
     return {
         "model": model,
         "objective": name,
@@ -60,26 +60,26 @@ def values(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
-    done = pretrain(tiny_run(tmp_path, **values(name)), tmp_path / "out")
+    pretrained = pretrain(tiny_run(tmp_path, **values(name)), tmp_path / "out")
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
-    metric = KINDS[name][3]
+    metric = CASES[name][3]
     assert [row["step"] for row in rows] == [1, 2]
     assert all(row[f"{name}/{metric}"] >= 0 for row in rows if metric)
-    (judged,) = evaluations(done.directory)
+    (judged,) = evaluations(pretrained.directory)
     assert not judged["errors"]
     run_through = sum(row["tokens"] for row in rows)
-    assert judged["tokens"] == read_record(done.directory)["tokens_seen"] <= 512, "those of the texts"
+    assert judged["tokens"] == read_record(pretrained.directory)["tokens_seen"] <= 512, "those of the texts"
     longer = name not in ("next_token", "masked", "contrastive")
     assert (run_through > judged["tokens"]) == longer, "with sentinels, on both sides"
-    held = judged["held_out"]["lines"]
-    assert held["nats_per_token"] > 0
-    assert (held["bits_per_byte"] is None) == (held["target"] == "pair") == (name == "contrastive")
-    assert bool(done.baselines) == (name in ("next_token", "fill_in_middle"))
-    theirs = getattr(transformers, KINDS[name][2]).from_pretrained(done.base).eval()
-    card = yaml.safe_load((done.base / "README.md").read_text("utf-8").split("---")[1])
+    line_scores = judged["held_out"]["lines"]
+    assert line_scores["nats_per_token"] > 0
+    assert (line_scores["bits_per_byte"] is None) == (line_scores["target"] == "pair") == (name == "contrastive")
+    assert bool(pretrained.baselines) == (name in ("next_token", "fill_in_middle"))
+    theirs = getattr(transformers, CASES[name][2]).from_pretrained(pretrained.base).eval()
+    card = yaml.safe_load((pretrained.base / "README.md").read_text("utf-8").split("---")[1])
     tasks = {**TASK_MAPPING, "feature-extraction": transformers.models.auto.modeling_auto.MODEL_MAPPING_NAMES}
     assert tasks[card["pipeline_tag"]][theirs.config.model_type] == type(theirs).__name__
-    ours = load_base(done.base, dtype=torch.float32).model
+    ours = load_base(pretrained.base, dtype=torch.float32).model
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if name in ("span_corruption", "mixture_of_denoisers"):
@@ -95,44 +95,48 @@ def test_two_steps_of_each_end_in_a_base(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "message"),
     [
         ({"batch": {"tokens": 256, "micro_tokens": 128}}, "batch.micro_tokens = 128 would cut it"),
         (
-            {"model": BOTH, "batch": {"tokens": 256, "sequence": 32}},
+            {"model": ENCODER_DECODER, "batch": {"tokens": 256, "sequence": 32}},
             "encoder or decoder, and this one is of the kind enc",
         ),
         ({"objective_settings": {"pooling": "first"}}, "what embeds with this model by mean"),
     ],
 )
-def test_what_cannot_learn_from_crops_is_refused(change: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=what):
+def test_what_cannot_learn_from_crops_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         pretrain(tiny_run(tmp_path, **{**values("contrastive"), "objective_settings": {}, **change}), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
-    ("of", "change", "what"),
+    ("of", "change", "message"),
     [
         ("masked", {"model": DECODER}, "kind encoder, and this one is of the kind decoder: .* or one of next_token"),
         ("next_token", {"model": ENCODER}, "of the kind encoder: choose another model, or one of masked, contrastive"),
-        ("next_token", {"model": BOTH}, "of the kind encoder–decoder: .* one of span_corruption, mixture_of_denoisers"),
+        (
+            "next_token",
+            {"model": ENCODER_DECODER},
+            "of the kind encoder–decoder: .* one of span_corruption, mixture_of_denoisers",
+        ),
         ("masked", {"evaluation": {"prompts": ["the"]}}, "evaluation.prompts: an encoder writes no text"),
     ],
 )
-def test_a_model_of_another_kind_is_refused(of: str, change: dict[str, Any], what: str, tmp_path: Path) -> None:
+def test_a_model_of_another_kind_is_refused(of: str, change: dict[str, Any], message: str, tmp_path: Path) -> None:
     run = tiny_run(tmp_path, **{**values(of), **change, "objective_settings": {}})
     for start in (plan_run, lambda run: pretrain(run, tmp_path / "out")):
-        with pytest.raises(ConfigError, match=what):
+        with pytest.raises(ConfigError, match=message):
             start(run)
 
 
 def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:
-    for name, settings, what in (
+    for name, settings, message in (
         ("masked", {"densty": 0.2}, "densty"),
         ("sft", {}, "texts have none: use next_token"),
         ("maskd", {}, "maskd"),
     ):
-        with pytest.raises(ConfigError, match=what):
+        with pytest.raises(ConfigError, match=message):
             tiny_run(tmp_path, **{**values("masked"), "objective": name, "objective_settings": settings})
 
 
@@ -153,15 +157,15 @@ def test_modules_for_further_tokens_learn_from_the_run_file(tmp_path: Path) -> N
     }
     common = {**values("next_token"), "model": {"family": "glm4_moe", "config": config}}
     settings = {**common, "objective_settings": {"further": 0.4}, "tokens": 4096, "optimizer": {"learning_rate": 0.01}}
-    done = pretrain(tiny_run(tmp_path, **settings), tmp_path / "out")
+    pretrained = pretrain(tiny_run(tmp_path, **settings), tmp_path / "out")
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
     for row in rows:
         assert row["loss"] == pytest.approx(row["loss/next_token"] + row["loss/further_1"])
         assert row["loss/further_1"] == pytest.approx(0.4 * row["further_1/unweighted"])
     assert rows[-1]["further_1/unweighted"] < 0.9 * rows[0]["further_1/unweighted"]
-    base = load_base(done.base, dtype=torch.float32)
+    base = load_base(pretrained.base, dtype=torch.float32)
     assert base.spec.prediction_modules == 1
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(done.base).eval()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(pretrained.base).eval()
     ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = theirs(ids).logits[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.logged_steps import steps_of, wait_for_steps
-from tests.pretraining.test_killed import STEPS, learned, made
+from tests.pretraining.test_killed import STEPS, learned, new_run
 
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
@@ -44,19 +44,19 @@ def torchrun(directory: Path, *arguments: str) -> Generator[subprocess.Popen[str
 
 
 def descendants(pid: int) -> list[int]:
-    found: list[int] = []
+    pids: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # a thread that has ended meanwhile
             for child in map(int, children.read_text().split()):
-                found += [child, *descendants(child)]
-    return found
+                pids += [child, *descendants(child)]
+    return pids
 
 
 def finished(directory: Path, out: Path) -> str:
     with torchrun(directory, "--out", str(out)) as process:
-        said, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=240)
         assert process.returncode == 0, (directory / "errors.txt").read_text()
-    return said
+    return output
 
 
 def losses(out: Path) -> list[float]:
@@ -64,15 +64,15 @@ def losses(out: Path) -> list[float]:
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    run = made(tmp_path)
-    said = finished(tmp_path, tmp_path / "two")
-    assert said.count("base: ") == 1
-    one = pretrain(run, tmp_path / "one")
-    assert losses(tmp_path / "two") == pytest.approx(learned(one)[1], rel=1e-6)
+    run = new_run(tmp_path)
+    output = finished(tmp_path, tmp_path / "two")
+    assert output.count("base: ") == 1
+    pretrained = pretrain(run, tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(learned(pretrained)[1], rel=1e-6)
 
 
 def test_a_mistake_is_told_once_and_ends_all(tmp_path: Path) -> None:
-    made(tmp_path)
+    new_run(tmp_path)
     with torchrun(tmp_path, "batch.tokens=32", "tokens=320", "--out", str(tmp_path / "out")) as process:
         process.communicate(timeout=120)
         assert process.returncode != 0
@@ -81,7 +81,7 @@ def test_a_mistake_is_told_once_and_ends_all(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(1500)
 def test_twenty_kills_of_two_processes_change_nothing(tmp_path: Path) -> None:
-    made(tmp_path)
+    new_run(tmp_path)
     finished(tmp_path, tmp_path / "whole")
     out, draw = tmp_path / "out", random.Random(0)
     for _ in range(20):
@@ -93,5 +93,7 @@ def test_twenty_kills_of_two_processes_change_nothing(tmp_path: Path) -> None:
     assert not (out / "base").exists()
     finished(tmp_path, out)
     assert losses(out) == losses(tmp_path / "whole")
-    found, wanted = (load_base(one / "base").identity.weights_id for one in (out, tmp_path / "whole"))
-    assert found == wanted
+    weights_id, expected_id = (
+        load_base(directory / "base").identity.weights_id for directory in (out, tmp_path / "whole")
+    )
+    assert weights_id == expected_id

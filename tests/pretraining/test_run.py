@@ -17,9 +17,9 @@ from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageErr
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
-from bedplate.pretraining.page.page import SEEN, same_documents
+from bedplate.pretraining.page.page import TOKENS_PREFIX, same_documents
 from bedplate.pretraining.run import judging
-from bedplate.pretraining.run.corpus import Rows
+from bedplate.pretraining.run.corpus import RowShape
 from bedplate.pretraining.run.directory import evaluations, opened, read_record
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
@@ -28,15 +28,15 @@ from bedplate.training.sources import ALONE
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
     directory = tmp_path_factory.mktemp("run")
     return pretrain(tiny_run(directory), directory / "out")
 
 
-def test_the_base_is_what_its_own_library_loads(done: Pretrained) -> None:
-    ours = load_base(done.base)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(done.base)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(done.base)
+def test_the_base_is_what_its_own_library_loads(pretrained: Pretrained) -> None:
+    ours = load_base(pretrained.base)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(pretrained.base)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pretrained.base)
     ids = tokenizer("the cat sat on the", return_tensors="pt").input_ids
     assert ids[0].tolist() == ours.need_tokenizer().encode("the cat sat on the")
     with torch.no_grad():
@@ -44,88 +44,94 @@ def test_the_base_is_what_its_own_library_loads(done: Pretrained) -> None:
         assert torch.allclose(logits, theirs(ids).logits[0], atol=1e-4)
 
 
-def test_what_was_learned_shows_on_texts_that_were_kept(done: Pretrained) -> None:
-    rows = evaluations(done.directory)
+def test_what_was_learned_shows_on_texts_that_were_kept(pretrained: Pretrained) -> None:
+    rows = evaluations(pretrained.directory)
     assert [row["step"] for row in rows] == [3, 6, 9]
     bits = [row["held_out"]["lines"]["bits_per_byte"] for row in rows]
     assert bits[-1] < bits[0]
     assert all(not row["errors"] for row in rows)
     assert rows[-1]["held_out"]["lines"]["documents"] == 5
     assert rows[-1]["suites"]["code"]["n"] == 2
-    assert set(done.baselines["lines"]) == {"gzip", "xz", "5-gram"}
+    assert set(pretrained.baselines["lines"]) == {"gzip", "xz", "5-gram"}
 
 
-def test_the_held_out_loss_is_that_of_the_reference(done: Pretrained) -> None:
+def test_the_held_out_loss_is_that_of_the_reference(pretrained: Pretrained) -> None:
     """Bits a byte, computed again from the exported base alone, one document at a time."""
-    base = load_base(done.base)
-    held = done.judged["held_out"]["lines"]
-    assert held["nats_per_token"] > 0
-    model = transformers.AutoModelForCausalLM.from_pretrained(done.base)
-    run = tiny_run(done.directory.parent)
+    base = load_base(pretrained.base)
+    line_scores = pretrained.judged["held_out"]["lines"]
+    assert line_scores["nats_per_token"] > 0
+    model = transformers.AutoModelForCausalLM.from_pretrained(pretrained.base)
+    run = tiny_run(pretrained.directory.parent)
     from bedplate.pretraining.run.from_texts import texts_data
 
-    part = texts_data(run, done.directory, None).held[0]
+    part = texts_data(run, pretrained.directory, None).holdouts[0]
     nats = tokens = 0.0
     for ids in part.ids:
         for start in range(0, len(ids), 32):  # rows of 32, each predicting the token behind it as well
             row = torch.tensor(ids[start : start + 32], dtype=torch.int64)[None]
-            wanted = torch.tensor(ids[start + 1 : start + 33], dtype=torch.int64)
+            targets = torch.tensor(ids[start + 1 : start + 33], dtype=torch.int64)
             with torch.no_grad():
-                logits = model(row).logits[0, : len(wanted)]
-            nats += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
-            tokens += len(wanted)
-    assert held["tokens"] == tokens
-    assert held["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-3)
+                logits = model(row).logits[0, : len(targets)]
+            nats += float(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            tokens += len(targets)
+    assert line_scores["tokens"] == tokens
+    assert line_scores["nats_per_token"] == pytest.approx(nats / tokens, rel=1e-3)
     first = len(part.ids) * torch.log2(torch.tensor(base.spec.vocab_size)).item()
     bits = (nats / torch.log(torch.tensor(2.0)).item() + first) / part.bytes
-    assert held["bits_per_byte"] == pytest.approx(bits, rel=1e-3)
+    assert line_scores["bits_per_byte"] == pytest.approx(bits, rel=1e-3)
 
 
-def test_everything_is_recorded(done: Pretrained) -> None:
-    out, record = done.directory, read_record(done.directory)
+def test_everything_is_recorded(pretrained: Pretrained) -> None:
+    out, record = pretrained.directory, read_record(pretrained.directory)
     assert record["status"] == "finished"
     assert record["seen"]["lines"] == record["tokens_seen"]
     metrics = read_jsonl(out / "metrics.jsonl")
     assert [row["step"] for row in metrics] == list(range(1, 10))
-    assert sum(row[f"{SEEN}lines"] for row in metrics) == sum(row["tokens"] for row in metrics) == record["tokens_seen"]
-    base = json.loads((done.base / "base.json").read_text())
+    assert (
+        sum(row[f"{TOKENS_PREFIX}lines"] for row in metrics)
+        == sum(row["tokens"] for row in metrics)
+        == record["tokens_seen"]
+    )
+    base = json.loads((pretrained.base / "base.json").read_text())
     assert base["lineage"]["parent"] is None
     assert base["lineage"]["made"]["data"]["sources"]["lines"]["sha256"] == record["data"]["sources"]["lines"]["sha256"]
-    card = (done.base / "README.md").read_text()
+    card = (pretrained.base / "README.md").read_text()
     assert "CC0-1.0" in card
-    assert f"{done.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
+    assert f"{pretrained.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
     assert list((out / "tensorboard").iterdir())
-    kept = list((out / "checkpoints").iterdir())
-    assert len(kept) == 1
-    assert int(kept[0].name.rpartition("-")[2]) < metrics[-1]["step"]  # beside the last, which is `base`
-    assert load_base(kept[0]).spec == load_base(done.base).spec
+    checkpoints = list((out / "checkpoints").iterdir())
+    assert len(checkpoints) == 1
+    assert int(checkpoints[0].name.rpartition("-")[2]) < metrics[-1]["step"]  # beside the last, which is `base`
+    assert load_base(checkpoints[0]).spec == load_base(pretrained.base).spec
 
 
-def test_the_page_fetches_nothing_and_shows_the_run(done: Pretrained) -> None:
-    page = (done.directory / "page.html").read_text()
+def test_the_page_fetches_nothing_and_shows_the_run(pretrained: Pretrained) -> None:
+    page = (pretrained.directory / "page.html").read_text()
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", page)
     for shown in ("finished", "bits a byte", "CC0-1.0", "5-gram", 'aria-label="Loss"'):
         assert shown in page
 
 
-def test_a_finished_run_is_only_loaded(done: Pretrained) -> None:
-    before = load_base(done.base).identity.weights_id
-    again = pretrain(tiny_run(done.directory.parent), done.directory)
-    assert again.result.steps == 9
-    assert again.result.resumed_at == 9
-    assert load_base(again.base).identity.weights_id == before
+def test_a_finished_run_is_only_loaded(pretrained: Pretrained) -> None:
+    before = load_base(pretrained.base).identity.weights_id
+    reloaded = pretrain(tiny_run(pretrained.directory.parent), pretrained.directory)
+    assert reloaded.result.steps == 9
+    assert reloaded.result.resumed_at == 9
+    assert load_base(reloaded.base).identity.weights_id == before
 
 
-def test_a_stopped_run_goes_on_bit_by_bit(done: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_goes_on_bit_by_bit(
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped twice between a save and its evaluation; weights, metrics and judgements are those of the other."""
     write_text(tmp_path / "text.txt")
     whole = judging.Judge.at
 
     def stop_at(step: int) -> None:
-        def at(self: Any, at_step: int, *rest: Any, **more: Any) -> Any:
+        def at(self: Any, at_step: int, *args: Any, **kwargs: Any) -> Any:
             if at_step == step:
                 raise KeyboardInterrupt
-            return whole(self, at_step, *rest, **more)
+            return whole(self, at_step, *args, **kwargs)
 
         monkeypatch.setattr(judging.Judge, "at", at)
 
@@ -135,12 +141,12 @@ def test_a_stopped_run_goes_on_bit_by_bit(done: Pretrained, tmp_path: Path, monk
             pretrain(tiny_run(tmp_path), tmp_path / "out")
         assert read_record(tmp_path / "out")["status"].startswith("stopped")
     monkeypatch.setattr(judging.Judge, "at", whole)
-    found = pretrain(tiny_run(tmp_path), tmp_path / "out")
-    assert found.result.resumed_at == 6
-    assert load_base(found.base).identity.weights_id == load_base(done.base).identity.weights_id
-    ours, theirs = (read_jsonl(one.directory / "metrics.jsonl") for one in (found, done))
+    resumed = pretrain(tiny_run(tmp_path), tmp_path / "out")
+    assert resumed.result.resumed_at == 6
+    assert load_base(resumed.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
+    ours, theirs = (read_jsonl(result.directory / "metrics.jsonl") for result in (resumed, pretrained))
     assert [(row["step"], row["loss"]) for row in ours] == [(row["step"], row["loss"]) for row in theirs]
-    assert found.judged["held_out"] == done.judged["held_out"]
+    assert resumed.judged["held_out"] == pretrained.judged["held_out"]
 
 
 def test_what_an_evaluation_does_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,20 +154,22 @@ def test_what_an_evaluation_does_never_ends_a_run(tmp_path: Path, monkeypatch: p
         raise MemoryError("no memory for the suite")
 
     monkeypatch.setattr(judging, "suite_rows", fails)
-    found = pretrain(tiny_run(tmp_path, tokens=512), tmp_path / "out")
-    assert (found.base / "model.safetensors").is_file()
-    assert "no memory for the suite" in found.judged["errors"][0]
-    assert found.judged["held_out"]["lines"]["bits_per_byte"] > 0
+    result = pretrain(tiny_run(tmp_path, tokens=512), tmp_path / "out")
+    assert (result.base / "model.safetensors").is_file()
+    assert "no memory for the suite" in result.judged["errors"][0]
+    assert result.judged["held_out"]["lines"]["bits_per_byte"] > 0
     assert "no memory for the suite" in (tmp_path / "out" / "page.html").read_text()
 
 
-def test_what_changes_in_the_file_is_told_and_judged(done: Pretrained, tmp_path: Path) -> None:
-    place = done.directory.parent
+def test_what_changes_in_the_file_is_told_and_judged(pretrained: Pretrained, tmp_path: Path) -> None:
+    place = pretrained.directory.parent
     with pytest.raises(TrainingError, match=r"batch\.tokens: 256 before, 512 now.*these may: evaluation\.items"):
-        pretrain(tiny_run(place, batch={"tokens": 512, "micro_tokens": 128}, evaluation={"items": 3}), done.directory)
-    found = pretrain(tiny_run(place, evaluation={"prompts": [], "suites": [], "items": 3}), done.directory)
-    assert found.result.resumed_at == 9
-    assert load_base(found.base).identity.weights_id == load_base(done.base).identity.weights_id
+        pretrain(
+            tiny_run(place, batch={"tokens": 512, "micro_tokens": 128}, evaluation={"items": 3}), pretrained.directory
+        )
+    result = pretrain(tiny_run(place, evaluation={"prompts": [], "suites": [], "items": 3}), pretrained.directory)
+    assert result.result.resumed_at == 9
+    assert load_base(result.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
     write_text(tmp_path / "text.txt", seed=1)
 
 
@@ -184,42 +192,42 @@ def test_directories_that_are_taken_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "lines", "said"),
+    ("text", "lines", "message"),
     [
         ("", 8, "holds no text|no document holds any text"),
         ("one text of a few words " * 90, 8, "leave none to be judged"),
     ],
 )
-def test_texts_that_train_nothing_are_refused(tmp_path: Path, text: str, lines: int, said: str) -> None:
+def test_texts_that_train_nothing_are_refused(tmp_path: Path, text: str, lines: int, message: str) -> None:
     (tmp_path / "text.txt").write_text(text)
     data = {
         "sources": [{"name": "lines", "source": "text.txt", "lines": lines}],
         "tokenizer": {"vocab_size": 300},
     }
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         pretrain(tiny_run(tmp_path, data=data), tmp_path / "out")
 
 
 def test_a_start_that_failed_on_its_data_is_in_the_way_of_no_other(tmp_path: Path) -> None:
-    out, known = tmp_path / "out", tmp_path / "out/run.yaml"
+    out, run_file = tmp_path / "out", tmp_path / "out/run.yaml"
     (tmp_path / "text.txt").write_text("one text of a few words " * 90)
     with pytest.raises(DataError, match="leave none to be judged"):
         pretrain(tiny_run(tmp_path), out)
-    assert known.is_file()
+    assert run_file.is_file()
     assert (out / "tokenizer").is_dir()
     write_text(tmp_path / "text.txt")
     with opened(tiny_run(tmp_path), out):
         assert not (out / "tokenizer").exists()  # what was made of the other text
-    known.write_text("run: of another version\n")
+    run_file.write_text("run: of another version\n")
     with opened(tiny_run(tmp_path), out) as directory:
         assert not directory.changed
-    known.write_text("run: of another version\n")
+    run_file.write_text("run: of another version\n")
     (out / "checkpoints").mkdir()
     with pytest.raises(TrainingError, match="a run of another version"), opened(tiny_run(tmp_path), out):
         pass
 
 
-def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: Path) -> None:
+def test_a_base_trained_further_says_what_it_forgot(pretrained: Pretrained, tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt")
     (tmp_path / "new.txt").write_text("".join(f"item {n}: count {n % 7} and again {n % 7}.\n" for n in range(400)))
     data = {
@@ -230,8 +238,8 @@ def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: 
         "weights": {"old": 0.25},
         "held_out": 0.1,
     }
-    run = tiny_run(tmp_path, data=data, base=str(done.base), model=None, optimizer={"learning_rate": 3e-3})
-    found = pretrain(run, tmp_path / "out")
+    run = tiny_run(tmp_path, data=data, base=str(pretrained.base), model=None, optimizer={"learning_rate": 3e-3})
+    continued = pretrain(run, tmp_path / "out")
     rows = evaluations(tmp_path / "out")
     assert rows[0]["step"] == 0
     before, after = rows[0]["held_out"], rows[-1]["held_out"]
@@ -239,20 +247,20 @@ def test_a_base_trained_further_says_what_it_forgot(done: Pretrained, tmp_path: 
     assert after["old"]["general"]
     record = read_record(tmp_path / "out")
     assert 0 < record["data"]["sources"]["old"]["tokens"] < record["data"]["sources"]["new"]["tokens"]
-    base = json.loads((found.base / "base.json").read_text())
-    assert base["lineage"]["parent"] == load_base(done.base).identity.weights_id
-    assert load_base(found.base).identity.tokenizer_id == load_base(done.base).identity.tokenizer_id
+    base = json.loads((continued.base / "base.json").read_text())
+    assert base["lineage"]["parent"] == load_base(pretrained.base).identity.weights_id
+    assert load_base(continued.base).identity.tokenizer_id == load_base(pretrained.base).identity.tokenizer_id
 
 
-def test_the_end_may_be_judged_on_a_part(done: Pretrained, tmp_path: Path) -> None:
-    every = evaluations(done.directory)[-1]["held_out"]["lines"]
-    evaluation = {"baselines": False, "tokens": 60, "end_tokens": every["tokens"] // 2}
-    found = pretrain(tiny_run(tmp_path, tokens=512, evaluation=evaluation), tmp_path / "out")
-    first, last = (row["held_out"]["lines"]["documents"] for row in evaluations(found.directory)[-2:])
-    assert 0 < first < last < every["documents"]
+def test_the_end_may_be_judged_on_a_part(pretrained: Pretrained, tmp_path: Path) -> None:
+    full_scores = evaluations(pretrained.directory)[-1]["held_out"]["lines"]
+    evaluation = {"baselines": False, "tokens": 60, "end_tokens": full_scores["tokens"] // 2}
+    result = pretrain(tiny_run(tmp_path, tokens=512, evaluation=evaluation), tmp_path / "out")
+    first, last = (row["held_out"]["lines"]["documents"] for row in evaluations(result.directory)[-2:])
+    assert 0 < first < last < full_scores["documents"]
     drawn = 'aria-label="Held out"'  # of what was judged on the same documents
-    assert drawn in (done.directory / "page.html").read_text()
-    assert drawn not in (found.directory / "page.html").read_text()
+    assert drawn in (pretrained.directory / "page.html").read_text()
+    assert drawn not in (result.directory / "page.html").read_text()
 
 
 def test_the_page_sets_only_the_same_documents_side_by_side() -> None:
@@ -267,12 +275,12 @@ def test_the_page_sets_only_the_same_documents_side_by_side() -> None:
     assert same_documents([]) == {}
 
 
-def test_what_stands_beside_the_model_reads_the_same_part(done: Pretrained, tmp_path: Path) -> None:
-    def found(name: str, **part: int) -> Mapping[str, Mapping[str, float]]:
+def test_what_stands_beside_the_model_reads_the_same_part(pretrained: Pretrained, tmp_path: Path) -> None:
+    def measure_baselines(name: str, **part: int) -> Mapping[str, Mapping[str, float]]:
         return pretrain(tiny_run(tmp_path, tokens=512, evaluation=part), tmp_path / name).baselines
 
-    tokens = evaluations(done.directory)[-1]["held_out"]["lines"]["tokens"]
-    half, whole = found("half", end_tokens=tokens // 2)["lines"], found("whole")["lines"]
+    tokens = evaluations(pretrained.directory)[-1]["held_out"]["lines"]["tokens"]
+    half, whole = measure_baselines("half", end_tokens=tokens // 2)["lines"], measure_baselines("whole")["lines"]
     assert all(half[name] != whole[name] for name in ("gzip", "xz", "5-gram"))
 
 
@@ -281,11 +289,11 @@ def test_a_text_of_weight_0_is_only_judged_on(tmp_path: Path) -> None:
     write_text(tmp_path / "new.txt", seed=1)
     sources = [{"name": name, "source": file, "lines": 8} for name, file in (("new", "new.txt"), ("old", "text.txt"))]
     data = {"sources": sources, "tokenizer": {"vocab_size": 280}, "held_out": 0.1}
-    found = texts_data(tiny_run(tmp_path, data={**data, "weights": {"old": 0}}), tmp_path / "out", None)
-    assert [one.name for one in found.held] == ["new", "old"]
-    assert all(one.ids for one in found.held)
-    assert found.tokens["old"] == found.bytes["old"] == 0 < found.tokens["new"]
-    (step,) = [step for step, _ in zip(found.make(Rows(32, 8, 4), 1, ALONE), range(1), strict=False)]
+    texts = texts_data(tiny_run(tmp_path, data={**data, "weights": {"old": 0}}), tmp_path / "out", None)
+    assert [part.name for part in texts.holdouts] == ["new", "old"]
+    assert all(part.ids for part in texts.holdouts)
+    assert texts.tokens["old"] == texts.bytes["old"] == 0 < texts.tokens["new"]
+    (step,) = [step for step, _ in zip(texts.make_source(RowShape(32, 8, 4), 1, ALONE), range(1), strict=False)]
     assert sum(batch.counts["tokens/new"] for batch in step) > 0
     assert sum(batch.counts["tokens/old"] for batch in step) == 0
     with pytest.raises(DataError, match="the texts hold 0 tokens"):
@@ -296,14 +304,14 @@ def test_a_run_that_ended_before_anything_was_saved_may_change(tmp_path: Path) -
     first = tiny_run(tmp_path, model={"params": "1", "context": 32})
     with pytest.raises(ConfigError, match="no model of about 1 parameters"):
         pretrain(first, tmp_path / "out")
-    made = Tokenizer.from_directory(tmp_path / "out/tokenizer").identity
+    first_identity = Tokenizer.from_directory(tmp_path / "out/tokenizer").identity
     write_text(tmp_path / "other.txt", seed=1)
     source = {"name": "lines", "source": "other.txt", "lines": 8}
     data = {"sources": [source], "tokenizer": {"vocab_size": 280}, "held_out": 0.1}
     second = tiny_run(tmp_path, data=data, evaluation={"baselines": False}, tokens=512)
-    found = pretrain(second, tmp_path / "out")
-    assert Tokenizer.from_directory(found.base).identity != made
-    assert load_base(found.base).spec.vocab_size == 280
+    result = pretrain(second, tmp_path / "out")
+    assert Tokenizer.from_directory(result.base).identity != first_identity
+    assert load_base(result.base).spec.vocab_size == 280
 
 
 def test_a_model_that_diverged_is_said_to_have(tmp_path: Path) -> None:

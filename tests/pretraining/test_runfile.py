@@ -38,7 +38,7 @@ def test_suffixes(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tokens": "many"}, "write for example 5M"),
         ({"tokens": "1,5M"}, "write for example 5M"),
@@ -60,8 +60,8 @@ def test_suffixes(text: str, count: int) -> None:
         ({"optimizer": {"learning_rate": "nan"}}, "learning_rate"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         tiny_run(tmp_path, **changes)
 
 
@@ -73,18 +73,18 @@ def test_the_first_look_knows_every_objective() -> None:
 def test_the_resolved_file_reads_back(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     assert parse_config(dump_config(run), RunFile, "again").model_dump() == run.model_dump()
-    other = load_run(tmp_path / "run.yaml", ["tokens=5k", "log_steps=3"])
-    assert [(one.key, one.allowed) for one in changes(run, other)] == [("log_steps", True), ("tokens", False)]
+    edited = load_run(tmp_path / "run.yaml", ["tokens=5k", "log_steps=3"])
+    assert [(change.key, change.allowed) for change in changes(run, edited)] == [("log_steps", True), ("tokens", False)]
 
 
 @given(st.floats(2e5, 2e10), st.sampled_from([300, 8192, 50_257]), st.booleans())
-def test_the_dial_is_near_what_is_asked(asked: float, vocabulary: int, tied: bool) -> None:
+def test_the_dial_is_near_what_is_asked(target_size: float, vocabulary: int, tied: bool) -> None:
     try:
-        shape = shape_for(asked, vocabulary, tied)
+        shape = shape_for(target_size, vocabulary, tied)
     except ConfigError:
-        assert vocabulary * 64 * (1 if tied else 2) > asked
+        assert vocabulary * 64 * (1 if tied else 2) > target_size
         return
-    assert 0.5 <= shape.parameters(vocabulary, tied) / asked <= 2
+    assert 0.5 <= shape.parameters(vocabulary, tied) / target_size <= 2
     assert shape.heads % shape.kv_heads == 0
     assert shape.heads * shape.head_size == shape.width
 
@@ -104,10 +104,10 @@ def test_the_laws_give_the_published_values() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "olmo2", "bert", "modernbert", "gemma2"])
 def test_the_dial_makes_what_can_be_built_and_exported(family: str) -> None:
-    spec, found = spec_of(ModelPart(family=family, params=400_000, context=64), 300)
-    assert found.name == family
+    spec, architecture = spec_of(ModelPart(family=family, params=400_000, context=64), 300)
+    assert architecture.name == family
     assert parameter_count(build(spec)) == parameters(spec).total
-    assert found.to_spec(found.to_config(spec)) == spec
+    assert architecture.to_spec(architecture.to_config(spec)) == spec
 
 
 def test_a_model_by_its_own_config(tmp_path: Path) -> None:
@@ -139,10 +139,14 @@ def test_values_are_whole() -> None:
 def test_a_base_that_is_a_path_begins_where_the_run_file_lies(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     data = {"sources": [{"name": "a", "source": "text.txt"}]}
-    for base, found in (("./mine", str(tmp_path / "mine")), ("../gone", "../gone"), ("smollm2-135m", "smollm2-135m")):
+    for base, expected in (
+        ("./mine", str(tmp_path / "mine")),
+        ("../gone", "../gone"),
+        ("smollm2-135m", "smollm2-135m"),
+    ):
         values = {k: v for k, v in run_values(base=base, data=data).items() if k != "model"}
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-        assert load_run(tmp_path / "run.yaml").base_source == found
+        assert load_run(tmp_path / "run.yaml").base_source == expected
 
 
 def test_a_size_between_two_shapes_has_the_one_that_is_nearer_as_a_ratio() -> None:

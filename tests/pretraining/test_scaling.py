@@ -12,11 +12,11 @@ import statsmodels.api as sm
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.pretraining.scaling.ladder import read_ladder
-from bedplate.pretraining.scaling.law import Form, Point, fit
+from bedplate.pretraining.scaling.law import Form, ScalingPoint, fit
 
 
-def point(n: float, d: float, loss: float) -> Point:
-    return Point(f"{n:g}", n, d, 6 * n * d, loss)
+def point(n: float, d: float, loss: float) -> ScalingPoint:
+    return ScalingPoint(f"{n:g}", n, d, 6 * n * d, loss)
 
 
 def test_the_power_law_and_its_interval_are_those_of_a_straight_line() -> None:
@@ -24,12 +24,12 @@ def test_the_power_law_and_its_interval_are_those_of_a_straight_line() -> None:
     sizes = np.geomspace(1e5, 1e7, 7)
     points = [point(n, 20 * n, 40 * (120 * n * n) ** -0.05 * np.exp(draw.normal(0, 0.01))) for n in sizes]
     law = fit(points[:-1], "power")
-    found = law.predict(points[-1])
+    prediction = law.predict(points[-1])
     lines = sm.OLS(np.log([p.loss for p in points[:-1]]), sm.add_constant(np.log([p.flops for p in points[:-1]]))).fit()
     frame = lines.get_prediction([[1.0, np.log(points[-1].flops)]]).summary_frame(alpha=0.05)
-    assert np.log(found.loss) == pytest.approx(frame["mean"][0], abs=1e-6)
-    assert np.log(found.low) == pytest.approx(frame["obs_ci_lower"][0], abs=1e-5)
-    assert np.log(found.high) == pytest.approx(frame["obs_ci_upper"][0], abs=1e-5)
+    assert np.log(prediction.loss) == pytest.approx(frame["mean"][0], abs=1e-6)
+    assert np.log(prediction.low) == pytest.approx(frame["obs_ci_lower"][0], abs=1e-5)
+    assert np.log(prediction.high) == pytest.approx(frame["obs_ci_upper"][0], abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["floor", "chinchilla"])
@@ -54,8 +54,8 @@ def test_intervals_hold_the_next_run_about_as_often_as_they_say() -> None:
             point(n, 20 * n, (1.5 + 40 * (120 * n * n) ** -0.12) * np.exp(draw.normal(0, 0.01)))
             for n in np.geomspace(1e5, 3e6, 7)
         ]
-        found = fit(points[:-1], "floor").predict(points[-1], 0.9)
-        inside += found.low <= points[-1].loss <= found.high
+        prediction = fit(points[:-1], "floor").predict(points[-1], 0.9)
+        inside += prediction.low <= points[-1].loss <= prediction.high
     assert inside >= 24
 
 
@@ -69,9 +69,12 @@ def test_too_few_runs_and_runs_of_one_size() -> None:
 def write_run(path: Path, n: float, loss: float, tokenizer: str = "t") -> Path:
     path.mkdir(parents=True)
     record = {"status": "finished", "body": n, "tokens_seen": 20 * n, "data": {"tokenizer": {"id": tokenizer}}}
-    held = {"general": False, "tokens": 1000, "nats_per_token": loss, "documents": 3, "bytes": 4000}
+    text_scores = {"general": False, "tokens": 1000, "nats_per_token": loss, "documents": 3, "bytes": 4000}
     (path / "pretraining.json").write_text(json.dumps(record))
-    row = {"step": 5, "held_out": {"text": held, "other": {**held, "general": True, "nats_per_token": 9.0}}}
+    row = {
+        "step": 5,
+        "held_out": {"text": text_scores, "other": {**text_scores, "general": True, "nats_per_token": 9.0}},
+    }
     (path / "evaluations.jsonl").write_text(json.dumps(row) + "\n")
     return path
 
@@ -85,11 +88,11 @@ def test_a_ladder_from_run_directories(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         main(["plan", "scaling", *map(str, runs), "--at", "10M:200M", "--json"])
     assert ended.value.code == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["held_out"]["parameters"] == 8e5
-    assert found["inside"]
-    assert found["prediction"]["low"] < found["prediction"]["loss"] < found["prediction"]["high"]
-    assert found["asked"][0]["prediction"]["loss"] < found["held_out"]["loss"]
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["held_out"]["parameters"] == 8e5
+    assert plan["inside"]
+    assert plan["prediction"]["low"] < plan["prediction"]["loss"] < plan["prediction"]["high"]
+    assert plan["asked"][0]["prediction"]["loss"] < plan["held_out"]["loss"]
     with pytest.raises(UsageError, match="another tokenizer"):
         read_ladder([*runs, write_run(tmp_path / "other", 3e5, 3.0, "u")])
     masked = write_run(tmp_path / "masked", 3e5, 3.0)

@@ -7,7 +7,7 @@ from typing import Any
 SHA = "ab" * 32
 
 
-def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
+def row(rung: str, estimate: float, usd: float, **extra: Any) -> dict[str, Any]:
     return {
         "rung": rung,
         "base": "tiny",
@@ -28,7 +28,7 @@ def row(rung: str, estimate: float, usd: float, **more: Any) -> dict[str, Any]:
         "kernel": "native",
         "coverage": None,
         "answered": None,
-        **more,
+        **extra,
     }
 
 

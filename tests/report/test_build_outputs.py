@@ -43,8 +43,8 @@ def test_every_verdict_has_an_exit_code_of_its_own():
 def test_the_command_ends_with_the_verdicts_code_and_writes_both_files(
     status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    made = Report(ended(status), tmp_path)
-    monkeypatch.setattr(ladder, "adapt", lambda *_, **__: made)
+    ladder_report = Report(ended(status), tmp_path)
+    monkeypatch.setattr(ladder, "adapt", lambda *_, **__: ladder_report)
     unlimited = SimpleNamespace(budget=SimpleNamespace(train_minutes=None))
     monkeypatch.setattr(first_look, "look", lambda *_: unlimited)
     (tmp_path / "task.yaml").write_text("task: t")
@@ -59,9 +59,9 @@ def test_the_command_ends_with_the_verdicts_code_and_writes_both_files(
         "--markdown",
         str(page),
     ]
-    with pytest.raises(SystemExit) as done:
+    with pytest.raises(SystemExit) as exit_info:
         main([*line, "--json"])
-    assert done.value.code == EXIT_CODES[status]
+    assert exit_info.value.code == EXIT_CODES[status]
     assert json.loads(capsys.readouterr().out)["verdict"]["status"] == status
     assert ET.parse(xml).getroot().get("failures") == str(int(status != "PASS"))
     assert status in page.read_text()
@@ -73,9 +73,9 @@ def test_files_that_cannot_be_written_are_refused_before_anything_is_done(
     monkeypatch.setattr(ladder, "adapt", lambda *_, **__: pytest.fail("time was spent"))
     (tmp_path / "task.yaml").write_text("task: t")
     for option, place in (("--junit", tmp_path / "task.yaml" / "a.xml"), ("--markdown", tmp_path)):
-        with pytest.raises(SystemExit) as done:
+        with pytest.raises(SystemExit) as exit_info:
             main(["adapt", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "out"), option, str(place)])
-        assert done.value.code == 2
+        assert exit_info.value.code == 2
         assert "cannot write" in capsys.readouterr().err
 
 
@@ -104,11 +104,11 @@ def test_the_summary_has_a_row_for_each_estimate_and_what_the_budget_kept_out():
     lines = page.splitlines()
     assert lines[0] == f"## {values['task']}: OUT_OF_BUDGET"
     assert "| lora | `p95_ms` | 500 | 640 | 0.910 |" in lines
-    done = [row for row in values["rungs"] if row["status"] == "done"]
-    starts = [f"| {row['rung']} | {row['split']} | {row['estimate']:.3f} |" for row in done]
+    finished_rows = [row for row in values["rungs"] if row["status"] == "done"]
+    starts = [f"| {row['rung']} | {row['split']} | {row['estimate']:.3f} |" for row in finished_rows]
     assert all(any(line.startswith(start) for line in lines) for start in starts)
-    for one in values["not_tried"]:
-        assert f"- {one['rung']}: " in page
+    for untried in values["not_tried"]:
+        assert f"- {untried['rung']}: " in page
     assert r"fits \| here" in page
     assert headline(values).endswith("p95_ms: 500 → 640 would admit lora.")
 

@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def test_the_page_says_what_the_report_says():
     page = adaptation_page(report())
-    for said in (
+    for phrase in (
         "PASS",
         "it clears",
         "0.880",
@@ -45,17 +45,17 @@ def test_the_page_says_what_the_report_says():
         "1.26 ×",
         "sorted by length",
     ):
-        assert said in page, said
+        assert phrase in page, phrase
     assert page == adaptation_page(report())  # the same report gives the same bytes
 
 
 def with_text(values: Any, text: str) -> Any:
     """Every string in `values` replaced by `text`, but for the words that code depends on."""
     if isinstance(values, dict):
-        kept = ("status", "split", "why", "rung", "skin", "by", "held", "what")
-        return {key: one if key in kept else with_text(one, text) for key, one in values.items()}
+        code_keys = ("status", "split", "why", "rung", "skin", "by", "held", "what")
+        return {key: child if key in code_keys else with_text(child, text) for key, child in values.items()}
     if isinstance(values, list):
-        return [with_text(one, text) for one in values]
+        return [with_text(child, text) for child in values]
     return text if isinstance(values, str) and values not in ("below", "beyond") else values
 
 
@@ -96,8 +96,8 @@ def test_outputs_without_labels_leave_their_parts_out():
 def test_what_was_answered_has_a_column_where_a_skin_abstains():
     assert "score where it answers" in adaptation_page(report())
     values = report()
-    for one in values["rungs"]:
-        one["coverage"] = None if one["status"] == "skipped" else 1.0
+    for rung in values["rungs"]:
+        rung["coverage"] = None if rung["status"] == "skipped" else 1.0
     assert "score where it answers" not in adaptation_page(values)
 
 
@@ -118,9 +118,9 @@ def test_the_headline_is_one_sentence_for_every_verdict():
         "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830 with 97.0% confidence, at $0.0200 "
         "per 1,000 calls (not tried: probe)."
     )
-    for status, said in (("FAIL", "No adaptation reaches"), ("INSUFFICIENT_DATA", "do not decide")):
+    for status, phrase in (("FAIL", "No adaptation reaches"), ("INSUFFICIENT_DATA", "do not decide")):
         values["verdict"] |= {"status": status, "rung": None, "skin": None}
-        assert said in headline(values)
+        assert phrase in headline(values)
         assert headline(values).count(". ") == 0
     values["verdict"]["status"] = "FAIL"
     values["nominees"]["confirmations"] = []
@@ -135,10 +135,10 @@ def test_confusions_are_ordered_and_name_what_was_unusable():
         ("bad", "good", 3, 3 / 52),
         ("bad", None, 1, 1 / 52),
     ]
-    many = [f"label {number}" for number in range(20)]
+    labels = [f"label {number}" for number in range(20)]
     values = report()
     counts = [[int(i == j) * 5 + int(j == (i + 1) % 20) for j in range(21)] for i in range(20)]
-    values["focus"]["confusion"] = {"labels": many, "counts": counts}
+    values["focus"]["confusion"] = {"labels": labels, "counts": counts}
     assert "The most frequent of 20 confusions" in adaptation_page(values)
 
 
@@ -158,10 +158,10 @@ def test_plots_are_xml_that_follows_the_theme():
 
 
 def test_lengths_are_labelled_with_numbers_and_not_with_powers():
-    for longest, wanted in ((40, {"20", "30"}), (300_000, {"10", "1,000", "100,000"})):
+    for longest, expected in ((40, {"20", "30"}), (300_000, {"10", "1,000", "100,000"})):
         picture = ET.fromstring(plots.lengths({"train": [8, 12, 14, 16, 18, 20, 22, 24, 26, 28, longest]}))
-        said = {each.text for each in picture.iter("{http://www.w3.org/2000/svg}text") if each.text}
-        assert wanted <= said, said
+        texts = {node.text for node in picture.iter("{http://www.w3.org/2000/svg}text") if node.text}
+        assert expected <= texts, texts
 
 
 def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
@@ -173,9 +173,9 @@ def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
 
 
 def test_seeds_are_drawn_only_where_they_spread():
-    one = [{"seed": 0, "estimate": 0.8, "interval": [0.7, 0.9], "chosen": True}]
-    assert plots.seed_spread({"lora": one, "probe": []}, "accuracy") is None
-    drawn = plots.seed_spread({"lora": [*one, {**one[0], "seed": 1, "chosen": False}]}, "accuracy")
+    seeds = [{"seed": 0, "estimate": 0.8, "interval": [0.7, 0.9], "chosen": True}]
+    assert plots.seed_spread({"lora": seeds, "probe": []}, "accuracy") is None
+    drawn = plots.seed_spread({"lora": [*seeds, {**seeds[0], "seed": 1, "chosen": False}]}, "accuracy")
     assert drawn is not None
     assert "seed 1" in drawn
 

@@ -22,20 +22,20 @@ def write(directory: Path, values: Any) -> Path:
 
 def test_a_directory_gives_its_report(tmp_path: Path) -> None:
     values = report()
-    found = bedplate.load_report(write(tmp_path, values))
-    assert found.data == values
-    assert found.skin == tmp_path / values["verdict"]["skin"]
-    assert found.page == tmp_path / "report.html"
-    assert repr(found).startswith("<report toy, PASS with lora, ")
+    loaded = bedplate.load_report(write(tmp_path, values))
+    assert loaded.data == values
+    assert loaded.skin == tmp_path / values["verdict"]["skin"]
+    assert loaded.page == tmp_path / "report.html"
+    assert repr(loaded).startswith("<report toy, PASS with lora, ")
 
 
 def test_what_is_shown_is_escaped_and_as_short_for_many_rows(tmp_path: Path) -> None:
     rows = [row(f"{MARKUP}{n}", 0.5, 0.1) for n in range(300)] + [skipped("probe", f"no time {MARKUP}")]
     verdict = {**report()["verdict"], "reason": f"{MARKUP} " * 100}
     values = report(rungs=rows, verdict=verdict, task=MARKUP * 30)
-    found = bedplate.load_report(write(tmp_path, values))
-    assert len(repr(found)) < 300
-    page = found._repr_html_()
+    loaded = bedplate.load_report(write(tmp_path, values))
+    assert len(repr(loaded)) < 300
+    page = loaded._repr_html_()
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 302
     assert "0.500 (0.470 to 0.520)" in page

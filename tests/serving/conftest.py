@@ -93,7 +93,7 @@ def make_skins(base: Base) -> list[Skin]:
     head = Head(torch.randn(2, base.spec.hidden_size), torch.randn(2), LABELS)
     common: dict[str, Any] = {"bases": {"main": reference}, "evaluated_with": EvaluatedWith(weights="float32")}
     review = {"review": InputField()}
-    both = {"question": InputField(), "answer": InputField()}
+    question_answer = {"question": InputField(), "answer": InputField()}
     shots = (Demonstration({"review": "bad"}, "negative"), Demonstration({"review": "ok"}, "positive"))
     chat = Prompt("{{ review }}", format="chat", system="the answer is yes or no")
     return [
@@ -124,7 +124,7 @@ def make_skins(base: Base) -> list[Skin]:
         ),
         Skin(
             name="pair",
-            inputs=both,
+            inputs=question_answer,
             output=label,
             prompt=Prompt("{{ question }} {{ answer }}:"),
             **common,
@@ -194,11 +194,13 @@ def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     with (
         loaded_server(files.base, files.skins, state=directory) as state,
         running(state) as url,
-        loaded_server(files.base) as other,
+        loaded_server(files.base) as reference_state,
     ):
         read = {path.name: read_skin(path) for path in files.skins}
         predictors = {
-            name: Predictor(other.registry.engine, skin) if skin.classical is None else ClassicalPredictor(skin)
+            name: Predictor(reference_state.registry.engine, skin)
+            if skin.classical is None
+            else ClassicalPredictor(skin)
             for name, skin in read.items()
         }
         yield Server(url, state, predictors)

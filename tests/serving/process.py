@@ -35,10 +35,10 @@ class Process:
     def head(self, key: str | None = "one") -> dict[str, str]:
         return {} if key is None else {"authorization": f"Bearer {self.secrets.get(key, key)}"}
 
-    def request(self, method: str, path: str, key: str | None = "one", **more: Any) -> httpx.Response:
-        headers = {**self.head(key), **more.pop("headers", {})}
+    def request(self, method: str, path: str, key: str | None = "one", **kwargs: Any) -> httpx.Response:
+        headers = {**self.head(key), **kwargs.pop("headers", {})}
         with httpx.Client(trust_env=False, timeout=60, verify=False) as client:  # reads no certificates
-            return client.request(method, self.url + path, headers=headers, **more)
+            return client.request(method, self.url + path, headers=headers, **kwargs)
 
     def chat(self, key: str | None = "one", **fields: Any) -> httpx.Response:
         body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | fields
@@ -47,8 +47,8 @@ class Process:
     def gauges(self, *names: str) -> list[float]:
         """All at the same moment."""
         text = self.request("GET", "/metrics", "admin").text
-        found = (re.search(rf"^bedplate:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE) for name in names)
-        return [float(one[1]) for one in found]  # type: ignore[index]
+        matches = (re.search(rf"^bedplate:{name}{{[^}}]*}} (\S+)$", text, re.MULTILINE) for name in names)
+        return [float(match[1]) for match in matches]  # type: ignore[index]
 
     def gauge(self, name: str) -> float:
         return self.gauges(name)[0]
@@ -123,18 +123,18 @@ def serving(base: Path, skins: list[Path], directory: Path, **settings: Any) -> 
     """Killed at the end. `settings`: fields of the server's file."""
     secrets: dict[str, str] = {}
     keys: list[Key] = []
-    few = {"models": ("prompted",)}
+    limited = {"models": ("prompted",)}
     slow = {"limits": {"requests_per_minute": 2}}
     fields: dict[str, Any] = {
         "one": {"tenant": "one"},
         "two": {"tenant": "two"},
         "slow": slow,
-        "few": few,
+        "few": limited,
         "admin": {"admin": True},
     }
-    for name, more in fields.items():
+    for name, key_fields in fields.items():
         id_, secrets[name], hash_ = new_secret()
-        keys.append(Key.model_validate({"id": id_, "name": name, "hash": hash_, "created": "2026-01-01", **more}))
+        keys.append(Key.model_validate({"id": id_, "name": name, "hash": hash_, "created": "2026-01-01", **key_fields}))
     (shelf := directory / "shelf").mkdir()
     change_keys(directory / "keys.yaml", lambda _: KeysFile(keys=tuple(keys)))
     file = {

@@ -51,21 +51,21 @@ class Room:
     prompted: Skin
     alone: Predictor
 
-    def ask(self, model: str, text: str = TEXT) -> httpx.Response:
+    def chat(self, model: str, text: str = TEXT) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0}
         return self.server.post("/v1/chat/completions", json=body)
 
     def answer(self, model: str) -> str:
-        reply = self.ask(model)
+        reply = self.chat(model)
         assert reply.status_code == 200, reply.text
         return reply.json()["choices"][0]["message"]["content"]
 
-    def put(self, **fields) -> httpx.Response:
+    def load_skin(self, **fields) -> httpx.Response:
         return self.server.post("/admin/skins", json=fields)
 
-    def request(self, method: str, path: str = "", **more) -> httpx.Response:
+    def request(self, method: str, path: str = "", **kwargs) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=30) as client:
-            return client.request(method, f"{self.server.url}/admin/skins{path}", **more)
+            return client.request(method, f"{self.server.url}/admin/skins{path}", **kwargs)
 
     def write(self, skin: Skin, place: str | None = None) -> str:
         write_skin(skin, self.shelf / (place or skin.name), replace=True)
@@ -94,8 +94,8 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
     shelf.mkdir()
     skins = make_skins(load_base(files.base))
     config = server_config(files.base, adapters=adapters, skins_directory=shelf, **settings)
-    with loaded_server(config) as state, running(state) as url, loaded_server(files.base) as other:
-        alone = Predictor(other.registry.engine, skins[0])
+    with loaded_server(config) as state, running(state) as url, loaded_server(files.base) as reference_state:
+        alone = Predictor(reference_state.registry.engine, skins[0])
         yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 
 
@@ -110,8 +110,8 @@ def _clean(request):
     yield
     if "room" in request.fixturenames:
         room = request.getfixturevalue("room")
-        for one in room.request("GET").json()["data"]:
-            assert room.request("DELETE", f"/{one['name']}").status_code == 200
+        for skin in room.request("GET").json()["data"]:
+            assert room.request("DELETE", f"/{skin['name']}").status_code == 200
         for path in room.shelf.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         assert room.settled(0), "slots or versions are left over"
@@ -228,7 +228,7 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
 
 
 def test_only_admins(room, monkeypatch):
-    monkeypatch.setattr(room.server.state.guard, "identify", lambda *args, **more: Caller(admin=False))
+    monkeypatch.setattr(room.server.state.guard, "identify", lambda *args, **kwargs: Caller(admin=False))
     replies = [room.put(source="x"), *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x")))]
     replies.append(room.request("POST", "/scan"))
     assert {reply.status_code for reply in replies} == {403}
@@ -245,14 +245,14 @@ def test_a_scan_adds_changes_and_removes(room):
         room.write(variant(room.tuned, seed, name), f"team/{name}")
     (room.shelf / "broken").mkdir()
     (room.shelf / "broken" / "skin.json").write_text("{")
-    found = room.request("POST", "/scan").json()
-    assert (found["added"], len(found["problems"])) == (["one", "two"], 1)
+    changes = room.request("POST", "/scan").json()
+    assert (changes["added"], len(changes["problems"])) == (["one", "two"], 1)
     room.write(changed := variant(room.tuned, 7, "one"), "team/one")
     shutil.rmtree(room.shelf / "team" / "two")
     # registered and not yet loaded, and its files are others by now: never served as something it is not
     assert room.ask("one").status_code == 503
-    found = room.request("POST", "/scan").json()
-    assert (found["replaced"], found["removed"]) == (["one"], ["two"])
+    changes = room.request("POST", "/scan").json()
+    assert (changes["replaced"], changes["removed"]) == (["one"], ["two"])
     assert room.answer("one") == room.said_alone(changed)
 
 
@@ -262,18 +262,18 @@ def test_more_skins_at_once_than_places_take_turns(room):
     for skin in skins:
         room.write(skin)
     assert len(room.request("POST", "/scan").json()["added"]) == 12
-    asked = [name for name in expected for _ in range(3)]
+    names = [name for name in expected for _ in range(3)]
 
     async def everything() -> list[httpx.Response]:
         async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
             body = {"messages": [{"role": "user", "content": TEXT}], "temperature": 0}
             url = f"{room.server.url}/v1/chat/completions"
-            return await asyncio.gather(*(client.post(url, json={**body, "model": name}) for name in asked))
+            return await asyncio.gather(*(client.post(url, json={**body, "model": name}) for name in names))
 
     replies = asyncio.run(everything())
-    assert [reply.status_code for reply in replies] == [200] * len(asked)
-    got = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
-    assert got == [expected[name] for name in asked]
+    assert [reply.status_code for reply in replies] == [200] * len(names)
+    contents = [reply.json()["choices"][0]["message"]["content"] for reply in replies]
+    assert contents == [expected[name] for name in names]
     memory = room.request("GET").json()["memory"]
     assert memory["adapters"]["tiny"] == {"resident": 4, "limit": 4, "waiting": 0}
     assert len(room.bank()) == 4
@@ -374,14 +374,14 @@ def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
         for _ in range(2):
             for skin in skins:
                 assert room.answer(skin.name) == room.said_alone(skin)
-        assert 0 < registry.prefixes.held <= 40_000
+        assert 0 < registry.prefixes.cached_bytes <= 40_000
         assert 0 < len(registry.prefixes) < 8
         for skin in skins:
             room.request("DELETE", f"/{skin.name}")
         end = time.monotonic() + 5
         while len(registry.prefixes) and time.monotonic() < end:
             time.sleep(0.01)
-        assert (registry.prefixes.held, len(registry.prefixes)) == (0, 0)
+        assert (registry.prefixes.cached_bytes, len(registry.prefixes)) == (0, 0)
 
 
 def test_read_skins_keep_the_id_of_their_card(files):

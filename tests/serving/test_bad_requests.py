@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 _CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-TWICE = {"role": "assistant", "content": "", "tool_calls": [_CALL, _CALL]}
+DUPLICATE_CALLS = {"role": "assistant", "content": "", "tool_calls": [_CALL, _CALL]}
 HUGE = 2**63
 
 
@@ -98,7 +98,10 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [*HI, {"role": "wizard", "content": "x"}]}, "messages[1].role"),
     ({"messages": [*HI, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[1].tool_call_id"),
-    ({"messages": [*HI, TWICE, {"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[1].tool_calls"),
+    (
+        {"messages": [*HI, DUPLICATE_CALLS, {"role": "tool", "content": "x", "tool_call_id": "1"}]},
+        "messages[1].tool_calls",
+    ),
     ({"messages": [{**HI[0], "role": 1}]}, "messages[0].role"),
     ({"messages": [{**HI[0], "mood": "good"}]}, "messages[0].mood"),
     ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),

@@ -37,8 +37,8 @@ CHAT = "/v1/chat/completions"
 
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
-    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": asked | body})
+    defaults = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4, "temperature": 0}
+    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": defaults | body})
 
 
 @contextmanager
@@ -85,12 +85,12 @@ def rows(client: openai.OpenAI, id_: str | None) -> list[dict[str, Any]]:
     return [json.loads(text) for text in client.files.content(id_).text.splitlines()]
 
 
-def near(a: Any, b: Any) -> bool:
+def approx_equal(a: Any, b: Any) -> bool:
     """Equal, but for the last bits of numbers: sums in batches of different sizes."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(near(a[key], b[key]) for key in a)
+        return a.keys() == b.keys() and all(approx_equal(a[key], b[key]) for key in a)
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(near, a, b))
+        return len(a) == len(b) and all(map(approx_equal, a, b))
     return a == (pytest.approx(b, rel=1e-3, abs=1e-5) if isinstance(b, float) else b)
 
 
@@ -113,14 +113,14 @@ def test_a_file_comes_back_as_it_was_sent_and_is_gone_when_deleted(place):
 
 def test_files_are_listed_in_pages(place):
     client = place.client
-    made = [upload(client, line("a"), name=f"page{i}.jsonl").id for i in range(5)]
+    file_ids = [upload(client, line("a"), name=f"page{i}.jsonl").id for i in range(5)]
     listed = [file.id for file in client.files.list(limit=2)]  # the client fetches page after page
-    assert listed[:5] == made[::-1]
-    first = client.files.list(limit=2, order="asc", after=made[0])
-    assert ([file.id for file in first.data], first.has_more) == (made[1:3], True)
-    last = client.files.list(limit=2, order="asc", after=made[2])
-    assert ([file.id for file in last.data], last.has_more) == (made[3:5], False)
-    assert client.files.list(purpose="batch_output", after=made[0]).data == []
+    assert listed[:5] == file_ids[::-1]
+    first = client.files.list(limit=2, order="asc", after=file_ids[0])
+    assert ([file.id for file in first.data], first.has_more) == (file_ids[1:3], True)
+    last = client.files.list(limit=2, order="asc", after=file_ids[2])
+    assert ([file.id for file in last.data], last.has_more) == (file_ids[3:5], False)
+    assert client.files.list(purpose="batch_output", after=file_ids[0]).data == []
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=x", "limit=10001", "order=up", "colour=red", "after=file-none"])
@@ -187,14 +187,14 @@ def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tm
     called: list[bytes] = []
     room = threading.Event()
 
-    async def counted(app: Any, endpoint: str, body: bytes, *rest: Any) -> Any:
+    async def counted(app: Any, endpoint: str, body: bytes, *args: Any) -> Any:
         called.append(body)
-        return await batch_worker_call(app, endpoint, body, *rest)
+        return await batch_worker_call(app, endpoint, body, *args)
 
-    def record(store: BatchStore, done: Any) -> None:
+    def record(store: BatchStore, records: Any) -> None:
         if not room.is_set():
             raise sqlite3.OperationalError("database or disk is full")
-        store_record(store, done)
+        store_record(store, records)
 
     batch_worker_call, store_record = batch_worker.self_call, BatchStore.record
     monkeypatch.setattr(batch_worker, "self_call", counted)
@@ -208,9 +208,11 @@ def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tm
         assert len(called) < 30
         assert server.client.batches.retrieve(batch.id).request_counts.completed == 0
         room.set()
-        found = ended(server.client, batch.id)
-        assert (found.status, found.request_counts.completed) == ("completed", 120)
-        assert [row["custom_id"] for row in rows(server.client, found.output_file_id)] == [f"r{i}" for i in range(120)]
+        finished_batch = ended(server.client, batch.id)
+        assert (finished_batch.status, finished_batch.request_counts.completed) == ("completed", 120)
+        assert [row["custom_id"] for row in rows(server.client, finished_batch.output_file_id)] == [
+            f"r{i}" for i in range(120)
+        ]
         assert len(called) == 120
 
 
@@ -257,18 +259,18 @@ def test_other_tenants_learn_nothing(files, tmp_path):
 
 def test_a_batch_answers_every_row_as_the_server_does(place):
     client = place.client
-    asked = [{"messages": [{"role": "user", "content": f"row {i}"}], "max_tokens": 6} for i in range(30)]
-    asked[7]["model"] = "prompted"
-    batch = run(client, *(line(f"r{i}", **body) for i, body in enumerate(asked)), metadata={"run": "7"})
+    bodies = [{"messages": [{"role": "user", "content": f"row {i}"}], "max_tokens": 6} for i in range(30)]
+    bodies[7]["model"] = "prompted"
+    batch = run(client, *(line(f"r{i}", **body) for i, body in enumerate(bodies)), metadata={"run": "7"})
     assert (batch.status, batch.error_file_id, batch.metadata) == ("completed", None, {"run": "7"})
     assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (30, 30, 0)
     assert batch.created_at <= batch.in_progress_at <= batch.finalizing_at <= batch.completed_at < batch.expires_at
-    found = rows(client, batch.output_file_id)
-    assert [row["custom_id"] for row in found] == [f"r{i}" for i in range(30)]
-    for row, body in zip(found, asked, strict=True):
+    output_rows = rows(client, batch.output_file_id)
+    assert [row["custom_id"] for row in output_rows] == [f"r{i}" for i in range(30)]
+    for row, body in zip(output_rows, bodies, strict=True):
         direct = place.chat(temperature=0, **body).json()
         assert row["response"]["status_code"] == 200
-        assert near(row["response"]["body"]["choices"], direct["choices"])
+        assert approx_equal(row["response"]["body"]["choices"], direct["choices"])
         assert row["response"]["body"]["usage"]["total_tokens"] == direct["usage"]["total_tokens"]
     assert client.batches.list(limit=1).data[0].id == batch.id
 
@@ -288,7 +290,7 @@ def test_other_endpoints_too(place, endpoint, body):
     assert batch.status == "completed", batch
     (row,) = rows(place.client, batch.output_file_id)
     for key in ("choices", "data"):
-        assert near(row["response"]["body"].get(key), direct.get(key))
+        assert approx_equal(row["response"]["body"].get(key), direct.get(key))
 
 
 def test_a_row_that_cannot_be_answered_is_in_the_error_file(place):
@@ -340,12 +342,12 @@ def test_errors_beyond_the_list_are_counted_and_rows_have_a_limit():
     checked = check_lines([b"x\n"] * (MAX_ERRORS + 23), CHAT, 1000, 1000)
     assert len(checked.errors) == MAX_ERRORS + 1
     assert checked.errors[-1]["message"] == "23 more lines have errors"
-    many = [line(str(i)).encode() for i in range(5)]
-    assert [(e["line"], e["code"]) for e in check_lines(many, CHAT, 4, 1000).errors] == [(5, "too_many_rows")]
-    assert check_lines(many, CHAT, 5, 1000).errors == []
+    lines = [line(str(i)).encode() for i in range(5)]
+    assert [(e["line"], e["code"]) for e in check_lines(lines, CHAT, 4, 1000).errors] == [(5, "too_many_rows")]
+    assert check_lines(lines, CHAT, 5, 1000).errors == []
     assert check_lines([b"\n", b" "], CHAT, 5, 1000).errors[0]["code"] == "empty_file"
-    assert {e["code"] for e in check_lines(many, CHAT, 5, 50).errors} == {"line_too_large"}
-    assert check_lines([b"\xef\xbb\xbf" + many[0]], CHAT, 5, 1000).errors == []
+    assert {e["code"] for e in check_lines(lines, CHAT, 5, 50).errors} == {"line_too_large"}
+    assert check_lines([b"\xef\xbb\xbf" + lines[0]], CHAT, 5, 1000).errors == []
 
 
 @given(st.lists(st.binary(max_size=40)))
@@ -367,8 +369,8 @@ def test_any_bytes_are_errors_or_rows(lines):
     ],
 )
 def test_a_batch_says_what_is_wrong_with_its_request(place, change, param):
-    asked = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"} | change
-    answer = place.post("/v1/batches", json=asked)
+    request = {"input_file_id": "file-x", "endpoint": CHAT, "completion_window": "24h"} | change
+    answer = place.post("/v1/batches", json=request)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
 
@@ -404,11 +406,11 @@ def test_a_cancelled_batch_keeps_what_was_done_and_lists_the_rest(place, monkeyp
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = ended(client, batch.id)
     assert batch.status == "cancelled"
-    done, left = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
-    assert 3 <= len(done) < 60
-    assert {row["custom_id"] for row in done} | {row["custom_id"] for row in left} == {f"r{i}" for i in range(60)}
-    assert len(done) + len(left) == 60
-    assert {row["error"]["code"] for row in left} == {"batch_cancelled"}
+    outputs, errors = rows(client, batch.output_file_id), rows(client, batch.error_file_id)
+    assert 3 <= len(outputs) < 60
+    assert {row["custom_id"] for row in outputs} | {row["custom_id"] for row in errors} == {f"r{i}" for i in range(60)}
+    assert len(outputs) + len(errors) == 60
+    assert {row["error"]["code"] for row in errors} == {"batch_cancelled"}
     assert client.batches.cancel(batch.id).status == "cancelled"
     with pytest.raises(openai.ConflictError):
         client.batches.cancel(run(client, line("a")).id)
@@ -420,9 +422,9 @@ def test_a_batch_that_takes_too_long_expires(files, tmp_path, monkeypatch):
     with serving(files, tmp_path, in_flight=1) as server:
         batch = run(server.client, *(line(f"r{i}", max_tokens=20) for i in range(50)))
         assert batch.status == "expired"
-        left = rows(server.client, batch.error_file_id)
-        assert {row["error"]["code"] for row in left} == {"batch_expired"}
-        assert batch.request_counts.completed + len(left) == batch.request_counts.total == 50
+        errors = rows(server.client, batch.error_file_id)
+        assert {row["error"]["code"] for row in errors} == {"batch_expired"}
+        assert batch.request_counts.completed + len(errors) == batch.request_counts.total == 50
 
 
 def test_clients_go_first(files, tmp_path, monkeypatch):
@@ -431,29 +433,29 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
     config = server_config(files.base, state=tmp_path, max_rows=3, batches=BatchesConfig(in_flight=2))
     with loaded_server(config) as state, running(state) as url:
         server = Server(url, state, {})
-        engine, seen = state.registry.engine, []
+        engine, row_counts = state.registry.engine, []
         file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(40)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: engine.running > 0)
         for _ in range(50):
-            seen.append(engine.running + engine.waiting)
+            row_counts.append(engine.running + engine.waiting)
             time.sleep(0.005)
-        assert max(seen) <= 2
+        assert max(row_counts) <= 2
         clients = [
             threading.Thread(target=server.chat, kwargs={"max_tokens": 100, "temperature": 1.9, "n": 3})
             for _ in range(2)
         ]
-        for one in clients:
-            one.start()
+        for thread in clients:
+            thread.start()
         wait_for(lambda: engine.waiting > 0)
         wait_for(lambda: server.client.batches.retrieve(id_).request_counts.completed > 0)
         time.sleep(0.2)  # rows that were under way are done by now
         before = server.client.batches.retrieve(id_).request_counts.completed
-        if any(one.is_alive() for one in clients) and engine.waiting > 0:
+        if any(thread.is_alive() for thread in clients) and engine.waiting > 0:
             time.sleep(0.1)
             assert server.client.batches.retrieve(id_).request_counts.completed - before <= 2
-        for one in clients:
-            one.join()
+        for thread in clients:
+            thread.join()
         assert ended(server.client, id_).request_counts.completed == 40
 
 
@@ -508,8 +510,8 @@ def test_a_server_that_stops_leaves_the_rest_to_the_next(files, tmp_path, monkey
     with serving(files, tmp_path) as server:
         batch = ended(server.client, id_)
         assert (batch.status, batch.request_counts.completed) == ("completed", 40)
-        found = [row["custom_id"] for row in rows(server.client, batch.output_file_id)]
-        assert found == [f"r{i}" for i in range(40)]
+        custom_ids = [row["custom_id"] for row in rows(server.client, batch.output_file_id)]
+        assert custom_ids == [f"r{i}" for i in range(40)]
 
 
 def test_a_state_directory_belongs_to_one_server(files, tmp_path):
@@ -532,8 +534,8 @@ def test_servers_without_a_state_of_their_own_share_the_default_until_one_needs_
             or not (state.part(StateDirectory).path / "batches.sqlite").exists()
         )
         Server(url, state, {}).client.files.list()
-        with loaded_server(files.base) as second, running(second) as other:
-            server = Server(other, second, {})
+        with loaded_server(files.base) as second, running(second) as second_url:
+            server = Server(second_url, second, {})
             assert server.chat().status_code == 200
             with pytest.raises(openai.InternalServerError, match="another server holds"):
                 server.client.files.list()
@@ -570,10 +572,10 @@ def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
     slow(monkeypatch, 0.02)
 
     async def give_up() -> int:
-        gone = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.05, gone.set)
+        disconnected = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.05, disconnected.set)
         body = json.dumps(json.loads(line("a", max_tokens=400, temperature=1.9))["body"])
-        reply = await self_call(create_app(place.state), CHAT, body.encode(), Caller(), "test", gone)
+        reply = await self_call(create_app(place.state), CHAT, body.encode(), Caller(), "test", disconnected)
         return reply.status
 
     assert asyncio.run(give_up()) == 0

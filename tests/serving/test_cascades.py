@@ -35,14 +35,16 @@ TEXTS = [f"this product {word} number {i}" for i, word in enumerate(["great", "b
 
 
 @pytest.fixture(scope="module")
-def made(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[list[Prediction]], float]:
+def cascade_files(
+    files: Files, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[list[Prediction]], float]:
     """A skin with LoRA weights before one of another base; what each says alone; and the threshold between them."""
     place = tmp_path_factory.mktemp("cascade")
-    other = write_tiny_base(place / "other", seed=9, layers=4)
-    base = load_base(other)
+    second_base = write_tiny_base(place / "other", seed=9, layers=4)
+    base = load_base(second_base)
     second = Skin(
         name="second",
-        bases={"main": BaseReference.of(str(other), "llama", base.identity)},
+        bases={"main": BaseReference.of(str(second_base), "llama", base.identity)},
         inputs={"review": InputField()},
         output=LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive")),
         prompt=Prompt("Review: {{ review }}\nSentiment:"),
@@ -52,19 +54,19 @@ def made(files: Files, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     first = next(path for path in files.skins if path.name == "tuned")
     alone: list[list[Prediction]] = []
     # the base of the skins in `files` is called otherwise than where it lies
-    with load(first, base=files.base) as one, load(place / "second") as two:
-        alone += [one.predict(TEXTS, one_by_one=True), two.predict(TEXTS, one_by_one=True)]  # type: ignore[union-attr]
+    with load(first, base=files.base) as first_model, load(place / "second") as two:
+        alone += [first_model.predict(TEXTS, one_by_one=True), two.predict(TEXTS, one_by_one=True)]  # type: ignore[union-attr]
     sure = np.sort([math.exp(p.scores[p.output]) for p in alone[0]])
     at = 1 + int(np.argmax(np.diff(sure)[1:-1]))  # in the widest gap, so that last bits decide nothing
     threshold = float(sure[at] + sure[at + 1]) / 2
     write_skin(cascaded("both", read_skin(first), second, threshold), place / "both")
-    return place / "both", other, alone, threshold
+    return place / "both", second_base, alone, threshold
 
 
 @pytest.fixture(scope="module")
-def state(files: Files, made: tuple[Path, Path, Any, Any]) -> Iterator[tuple[ServerState, str]]:
-    config = server_config(files.base, made[1], price={"usd_per_hour": 3600.0, "as_of": "2026-11-24"})
-    with loaded_server(config, [made[0]]) as state, running(state) as url:
+def state(files: Files, cascade_files: tuple[Path, Path, Any, Any]) -> Iterator[tuple[ServerState, str]]:
+    config = server_config(files.base, cascade_files[1], price={"usd_per_hour": 3600.0, "as_of": "2026-11-24"})
+    with loaded_server(config, [cascade_files[0]]) as state, running(state) as url:
         yield state, url
 
 
@@ -77,38 +79,40 @@ def post(url: str, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_each_answer_is_that_of_the_skin_that_is_sure(
-    made: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
+    cascade_files: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
 ):
-    _, _, (first, second), threshold = made
+    _, _, (first, second), threshold = cascade_files
     with openai.OpenAI(base_url=f"{state[1]}/v1", api_key="none") as client:
         assert "both" in {model.id for model in client.models.list()}
         passed = 0
         for text, a, b in zip(TEXTS, first, second, strict=True):
             unsure = math.exp(a.scores[a.output]) < threshold
             passed += unsure
-            found = client.chat.completions.create(model="both", messages=[{"role": "user", "content": text}])
-            assert found.choices[0].message.content == (b if unsure else a).output
-            told = found.choices[0].model_dump()["bedplate"]
-            assert told["passed_on"] == unsure
+            completion = client.chat.completions.create(model="both", messages=[{"role": "user", "content": text}])
+            assert completion.choices[0].message.content == (b if unsure else a).output
+            details = completion.choices[0].model_dump()["bedplate"]
+            assert details["passed_on"] == unsure
             np.testing.assert_allclose(
-                list(told["scores"].values()), list((b if unsure else a).scores.values()), atol=1e-4
+                list(details["scores"].values()), list((b if unsure else a).scores.values()), atol=1e-4
             )
-            assert found.usage is not None
-            assert found.usage.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
+            assert completion.usage is not None
+            assert completion.usage.prompt_tokens == a.prompt_tokens + (b.prompt_tokens if unsure else 0)
         assert 0 < passed < len(TEXTS)
 
 
 def test_streams_completions_and_classifications_say_the_same(
-    made: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
+    cascade_files: tuple[Path, Path, list[list[Prediction]], float], state: tuple[ServerState, str]
 ):
-    _, _, (first, second), threshold = made
-    wanted = [(b if math.exp(a.scores[a.output]) < threshold else a).output for a, b in zip(first, second, strict=True)]
-    found = post(state[1], "/v1/classify", {"model": "both", "input": TEXTS})
-    assert [row["label"] for row in found["data"]] == wanted
+    _, _, (first, second), threshold = cascade_files
+    expected = [
+        (b if math.exp(a.scores[a.output]) < threshold else a).output for a, b in zip(first, second, strict=True)
+    ]
+    classified = post(state[1], "/v1/classify", {"model": "both", "input": TEXTS})
+    assert [row["label"] for row in classified["data"]] == expected
     with openai.OpenAI(base_url=f"{state[1]}/v1", api_key="none") as client:
         texts = client.completions.create(model="both", prompt=TEXTS)
-        assert [choice.text.strip() for choice in texts.choices] == wanted
-        for text, label, a, b in zip(TEXTS[:6], wanted, first, second, strict=False):
+        assert [choice.text.strip() for choice in texts.choices] == expected
+        for text, label, a, b in zip(TEXTS[:6], expected, first, second, strict=False):
             chunks = list(
                 client.chat.completions.create(
                     model="both",
@@ -128,36 +132,36 @@ def test_streams_completions_and_classifications_say_the_same(
 
 def test_in_memory_it_keeps_no_copy_of_its_skins_weights(state: tuple[ServerState, str]):
     post(state[1], "/v1/classify", {"model": "both", "input": TEXTS})
-    found, seen, waiting = 0, set[int](), list[object]([state[0].registry.models["both"]])
+    predictor_count, visited, waiting = 0, set[int](), list[object]([state[0].registry.models["both"]])
     while waiting:  # everything that it holds, but for the engines, whose the weights are
-        one = waiting.pop()
-        if id(one) in seen or isinstance(one, Engine | ModuleType | FunctionType | type):
+        referent = waiting.pop()
+        if id(referent) in visited or isinstance(referent, Engine | ModuleType | FunctionType | type):
             continue
-        seen.add(id(one))
-        found += isinstance(one, Predictor)
-        assert not (isinstance(one, LoraPart) and one.tensors)
-        waiting += gc.get_referents(one)
-    assert found == 2
+        visited.add(id(referent))
+        predictor_count += isinstance(referent, Predictor)
+        assert not (isinstance(referent, LoraPart) and referent.tensors)
+        waiting += gc.get_referents(referent)
+    assert predictor_count == 2
 
 
 @pytest.mark.parametrize("missing", ["first/skin.json", "second/skin.json", "second"])
 def test_one_that_was_half_copied_stops_nothing(
-    made: tuple[Path, Path, Any, Any], files: Files, tmp_path: Path, missing: str
+    cascade_files: tuple[Path, Path, Any, Any], files: Files, tmp_path: Path, missing: str
 ):
-    shutil.copytree(made[0], tmp_path / "skins" / "both")
+    shutil.copytree(cascade_files[0], tmp_path / "skins" / "both")
     shutil.copytree(next(path for path in files.skins if path.name == "tuned"), tmp_path / "skins" / "tuned")
-    gone = tmp_path / "skins" / "both" / missing
-    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    found = SkinsDirectory(tmp_path / "skins").scan()
-    assert [card.name for card in found.cards] == ["tuned"]
-    assert len(found.problems) == 1
-    assert str(tmp_path / "skins" / "both") in found.problems[0]
-    with loaded_server(server_config(files.base, made[1], skins_directory=tmp_path / "skins")) as state:
+    target = tmp_path / "skins" / "both" / missing
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    scan = SkinsDirectory(tmp_path / "skins").scan()
+    assert [card.name for card in scan.cards] == ["tuned"]
+    assert len(scan.problems) == 1
+    assert str(tmp_path / "skins" / "both") in scan.problems[0]
+    with loaded_server(server_config(files.base, cascade_files[1], skins_directory=tmp_path / "skins")) as state:
         assert set(state.registry.models) == {"tiny", "other", "tuned"}
 
 
-def test_without_the_second_base_it_is_refused(made: tuple[Path, Path, Any, Any], files: Files):
-    with pytest.raises(SkinError, match="'second' belongs to the base"), loaded_server(files.base, [made[0]]):
+def test_without_the_second_base_it_is_refused(cascade_files: tuple[Path, Path, Any, Any], files: Files):
+    with pytest.raises(SkinError, match="'second' belongs to the base"), loaded_server(files.base, [cascade_files[0]]):
         pass
 
 

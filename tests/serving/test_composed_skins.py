@@ -38,7 +38,7 @@ def composed(base: Path) -> list[Skin]:
         "soft_prompt+probe": (probed, {"soft_prompt": soft}),
         "lora+embed": (prompted, {"lora": tuned.lora, **vector}),
     }
-    return [dataclasses.replace(one, name=kind, **more) for kind, (one, more) in parts.items()]
+    return [dataclasses.replace(skin, name=skin_name, **changes) for skin_name, (skin, changes) in parts.items()]
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,21 @@ def test_they_answer_as_when_they_are_called(files: Files, directories: list[Pat
         server = Server(url, state, {})
         described = {model.id: model.model_dump()["bedplate"] for model in server.client.models.list()}
         for directory in directories:
-            kind = directory.name
-            assert described[kind]["kind"] == kind
+            name = directory.name
+            assert described[name]["kind"] == name
             with load(directory, base=files.base) as alone:
-                if kind == "lora+embed":
-                    found = [one.embedding for one in server.client.embeddings.create(model=kind, input=INPUTS).data]
-                    np.testing.assert_allclose(found, alone.embed(INPUTS), atol=1e-4)  # type: ignore[union-attr]
+                if name == "lora+embed":
+                    vectors = [row.embedding for row in server.client.embeddings.create(model=name, input=INPUTS).data]
+                    np.testing.assert_allclose(vectors, alone.embed(INPUTS), atol=1e-4)  # type: ignore[union-attr]
                     continue
                 for text in INPUTS:
                     reply = server.client.chat.completions.create(
-                        model=kind, messages=[{"role": "user", "content": text}]
+                        model=name, messages=[{"role": "user", "content": text}]
                     )
-                    told, expected = reply.choices[0].model_dump()["bedplate"], alone.predict([text])[0]  # type: ignore[union-attr]
+                    details, expected = reply.choices[0].model_dump()["bedplate"], alone.predict([text])[0]  # type: ignore[union-attr]
                     assert reply.choices[0].message.content == expected.output
-                    assert told["scores"] == pytest.approx(dict(expected.scores), abs=1e-4)
-                    assert len(told.get("passages", ())) == len(expected.passages)
+                    assert details["scores"] == pytest.approx(dict(expected.scores), abs=1e-4)
+                    assert len(details.get("passages", ())) == len(expected.passages)
 
 
 def test_what_is_unloaded_leaves_nothing_in_the_engine(files: Files, directories: list[Path]) -> None:

@@ -40,8 +40,8 @@ class ByHeader(CallerGuard):
 
 
 @contextmanager
-def serving(files: Files, directory: Path | None, **keep: dict[str, Any]) -> Iterator[Server]:
-    rules = {("*" if name == "every" else name): KeepRule(**rule) for name, rule in keep.items()}
+def serving(files: Files, directory: Path | None, **retention: dict[str, Any]) -> Iterator[Server]:
+    rules = {("*" if name == "every" else name): KeepRule(**rule) for name, rule in retention.items()}
     config = server_config(files.base, state=directory, feedback=FeedbackConfig(keep=rules))
     with loaded_server(config, files.skins) as state:
         state.guard = ByHeader()
@@ -49,18 +49,18 @@ def serving(files: Files, directory: Path | None, **keep: dict[str, Any]) -> Ite
             yield Server(url, state, {})
 
 
-def ask(server: Server, text: str, model: str = "prompted", tenant: str = "us", **fields: Any) -> dict[str, Any]:
+def post_chat(server: Server, text: str, model: str = "prompted", tenant: str = "us", **fields: Any) -> dict[str, Any]:
     body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
     answer = server.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {tenant}"})
     assert answer.status_code == 200, answer.text
     return answer.json()
 
 
-def give(server: Server, id_: str, tenant: str = "us", **said: Any) -> httpx.Response:
-    return server.post("/v1/feedback", json={"id": id_, **said}, headers={"authorization": f"Bearer {tenant}"})
+def post_feedback(server: Server, id_: str, tenant: str = "us", **feedback: Any) -> httpx.Response:
+    return server.post("/v1/feedback", json={"id": id_, **feedback}, headers={"authorization": f"Bearer {tenant}"})
 
 
-def kept(state: Path) -> list[dict[str, Any]]:
+def stored_rows(state: Path) -> list[dict[str, Any]]:
     return [row for path in sorted(state.glob("feedback/*/*.jsonl")) for row in read_jsonl(path)]
 
 
@@ -72,35 +72,35 @@ def settled(server: Server, count: int) -> None:
         time.sleep(0.01)
 
 
-BOTH = {"requests": True, "replies": True}
+FULL_RETENTION = {"requests": True, "replies": True}
 
 
 def test_nothing_is_kept_without_consent(files, tmp_path):
     with serving(files, tmp_path) as server:
-        reply = ask(server, "this product is great")
-        refused = give(server, reply["id"], rating="good")
+        reply = post_chat(server, "this product is great")
+        refused = post_feedback(server, reply["id"], rating="good")
         assert (refused.status_code, refused.json()["error"]["code"]) == (404, "feedback_not_kept")
     assert not list(tmp_path.glob("feedback/**/*"))
-    with serving(files, tmp_path, writer=BOTH) as server:
-        reply = ask(server, "this product is great")
-        assert give(server, reply["id"], rating="good").status_code == 404
-    assert kept(tmp_path) == []
+    with serving(files, tmp_path, writer=FULL_RETENTION) as server:
+        reply = post_chat(server, "this product is great")
+        assert post_feedback(server, reply["id"], rating="good").status_code == 404
+    assert stored_rows(tmp_path) == []
 
 
 def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
     rules = {
-        "prompted": BOTH,
+        "prompted": FULL_RETENTION,
         "tuned": {"requests": True},
         "probed": {"replies": True},
         "pair": {},
-        "every": {**BOTH, "redact": ["email"]},
+        "every": {**FULL_RETENTION, "redact": ["email"]},
     }
     with serving(files, tmp_path, **rules) as server:
-        label = ask(server, "great")["choices"][0]["message"]["content"]
-        ask(server, "good", "tuned")
-        ask(server, "good", "probed")
-        ask(server, json.dumps({"question": "a", "answer": "b"}), "pair")
-        text = ask(server, "mail me@x.org", "tiny", max_tokens=3)["choices"][0]["message"]["content"]
+        label = post_chat(server, "great")["choices"][0]["message"]["content"]
+        post_chat(server, "good", "tuned")
+        post_chat(server, "good", "probed")
+        post_chat(server, json.dumps({"question": "a", "answer": "b"}), "pair")
+        text = post_chat(server, "mail me@x.org", "tiny", max_tokens=3)["choices"][0]["message"]["content"]
         server.post("/v1/embeddings", json={"model": "tiny", "input": "a"})
         settled(server, 5)
         stats = server.state.part(Feedback).counts
@@ -121,8 +121,8 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
 def test_the_command_looks_where_the_server_keeps_it(files, tmp_path, monkeypatch, capsys):
     """Without a state directory of their own, both mean the same."""
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))
-    with serving(files, None, prompted=BOTH) as server:
-        ask(server, "great")
+    with serving(files, None, prompted=FULL_RETENTION) as server:
+        post_chat(server, "great")
         settled(server, 1)
     with pytest.raises(SystemExit) as ended:
         main(["feedback", "list", "--json"])
@@ -133,14 +133,14 @@ def test_the_command_looks_where_the_server_keeps_it(files, tmp_path, monkeypatc
 
 
 def test_feedback_is_for_ones_own_replies(files, tmp_path):
-    with serving(files, tmp_path, every=BOTH) as server:
-        reply = ask(server, "great")
-        assert give(server, reply["id"], tenant="them", rating="good").status_code == 404
-        assert give(server, "chatcmpl-" + "0" * 32, rating="good").status_code == 404
-        assert give(server, "../../etc", rating="good").status_code == 404
-        answer = give(server, reply["id"], rating="bad", correction="negative", comment="call 030 123-4567")
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:
+        reply = post_chat(server, "great")
+        assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
+        assert post_feedback(server, "chatcmpl-" + "0" * 32, rating="good").status_code == 404
+        assert post_feedback(server, "../../etc", rating="good").status_code == 404
+        answer = post_feedback(server, reply["id"], rating="bad", correction="negative", comment="call 030 123-4567")
         assert answer.json() == {"id": reply["id"], "object": "feedback", "model": "prompted", "index": 0}
-        for said, param in (
+        for feedback, param in (
             ({}, "rating"),
             ({"rating": "great"}, "rating"),
             ({"correction": "neutral"}, "correction"),
@@ -149,37 +149,40 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
             ({"rating": "good", "index": -1}, "index"),
             ({"rating": "good", "colour": "red"}, "colour"),
         ):
-            refused = give(server, reply["id"], **said)
+            refused = post_feedback(server, reply["id"], **feedback)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
-    with serving(files, tmp_path, every=BOTH) as server:  # another server knows whose it is
-        assert give(server, reply["id"], tenant="them", rating="good").status_code == 404
-        assert give(server, reply["id"], rating="good").status_code == 200
-        assert [row["kind"] for row in kept(tmp_path)] == ["reply", "feedback", "feedback"]
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:  # another server knows whose it is
+        assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
+        assert post_feedback(server, reply["id"], rating="good").status_code == 200
+        assert [row["kind"] for row in stored_rows(tmp_path)] == ["reply", "feedback", "feedback"]
 
 
 def test_a_correction_of_several_labels_is_a_list_of_them(files, tmp_path):
-    with serving(files, tmp_path, every=BOTH) as server:
-        reply = ask(server, "great", "several")
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:
+        reply = post_chat(server, "great", "several")
         for wrong in ("price", '["price","colour"]', "{}"):
-            refused = give(server, reply["id"], correction=wrong)
+            refused = post_feedback(server, reply["id"], correction=wrong)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "correction")
-        assert give(server, reply["id"], correction='["price"]').status_code == 200
-        assert give(server, reply["id"], correction="[]").status_code == 200
+        assert post_feedback(server, reply["id"], correction='["price"]').status_code == 200
+        assert post_feedback(server, reply["id"], correction="[]").status_code == 200
 
 
 def test_corrected_and_accepted_replies_are_rows_of_the_next_task(files, tmp_path, capsys):
     texts = [f"row {i}: this product works" for i in range(24)]
     expected: dict[str, str] = {}
-    with serving(files, tmp_path, prompted=BOTH) as server:
+    with serving(files, tmp_path, prompted=FULL_RETENTION) as server:
         for i, text in enumerate(texts):
-            reply = ask(server, text, tenant=f"t{i % 3}")
+            reply = post_chat(server, text, tenant=f"t{i % 3}")
             label = reply["choices"][0]["message"]["content"]
             wrong = "negative" if label == "positive" else "positive"
-            said: dict[str, Any] = [{"rating": "good"}, {"rating": "bad", "correction": wrong}, {"rating": "bad"}, {}][
-                i % 4
-            ]
-            if said:
-                assert give(server, reply["id"], tenant=f"t{i % 3}", **said).status_code == 200
+            payload: dict[str, Any] = [
+                {"rating": "good"},
+                {"rating": "bad", "correction": wrong},
+                {"rating": "bad"},
+                {},
+            ][i % 4]
+            if payload:
+                assert post_feedback(server, reply["id"], tenant=f"t{i % 3}", **payload).status_code == 200
             if i % 4 < 2:
                 expected[text] = label if i % 4 == 0 else wrong
         admin = httpx.get(f"{server.url}/admin/feedback/prompted/export", trust_env=False)
@@ -196,8 +199,8 @@ def test_corrected_and_accepted_replies_are_rows_of_the_next_task(files, tmp_pat
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--task", str(task_file), "--json"])
     assert ended.value.code == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["rows"], said["skipped"]) == (12, {"no feedback": 6, "neither corrected nor called good": 6})
+    payload = json.loads(capsys.readouterr().out)
+    assert (payload["rows"], payload["skipped"]) == (12, {"no feedback": 6, "neither corrected nor called good": 6})
     data = load_examples(load_task(task_file))
     loaded = (*data.train, *data.valid, *data.test.open("compared with what was said"))
     assert {example.inputs["review"]: example.target for example in loaded} == expected
@@ -208,21 +211,21 @@ def test_corrected_and_accepted_replies_are_rows_of_the_next_task(files, tmp_pat
 
 
 def test_what_is_purged_is_in_no_file(files, tmp_path, capsys):
-    with serving(files, tmp_path, every=BOTH) as server:
-        replies = {name: ask(server, f"secret of {name}", tenant=name) for name in ("us", "them", "others")}
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:
+        replies = {name: post_chat(server, f"secret of {name}", tenant=name) for name in ("us", "them", "others")}
         for name, reply in replies.items():
-            assert give(server, reply["id"], tenant=name, comment=f"comment of {name}").status_code == 200
+            assert post_feedback(server, reply["id"], tenant=name, comment=f"comment of {name}").status_code == 200
         path = f"{server.url}/v1/feedback/{replies['us']['id']}"
         with httpx.Client(trust_env=False) as client:
             assert client.delete(path, headers={"authorization": "Bearer them"}).status_code == 404
-            gone = client.delete(path, headers={"authorization": "Bearer us"})
-            assert (gone.status_code, gone.json()["lines"]) == (200, 2)
+            deleted = client.delete(path, headers={"authorization": "Bearer us"})
+            assert (deleted.status_code, deleted.json()["lines"]) == (200, 2)
             assert client.delete(path, headers={"authorization": "Bearer us"}).status_code == 404
         with pytest.raises(SystemExit) as ended:  # from another process, while the server runs
             main(["feedback", "purge", "--tenant", "them", "--state", str(tmp_path)])
         assert ended.value.code == 0
-        assert give(server, replies["them"]["id"], tenant="them", rating="good").status_code == 404
-        assert give(server, replies["others"]["id"], tenant="others", rating="good").status_code == 200
+        assert post_feedback(server, replies["them"]["id"], tenant="them", rating="good").status_code == 404
+        assert post_feedback(server, replies["others"]["id"], tenant="others", rating="good").status_code == 200
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     for name in ("us", "them"):
         assert f"of {name}".encode() not in everything
@@ -234,22 +237,22 @@ def test_what_is_purged_is_in_no_file(files, tmp_path, capsys):
         assert ended.value.code == 2
     with pytest.raises(SystemExit):
         main(["feedback", "purge", "prompted", "--everything", "--state", str(tmp_path)])
-    assert kept(tmp_path) == []
+    assert stored_rows(tmp_path) == []
 
 
 # --- the store
 
 
-def row(id_: str, kind: str = "reply", tenant: str = "t", **fields: Any) -> dict[str, Any]:
-    return {"kind": kind, "id": id_, "tenant": tenant, **fields}
+def row(id_: str, row_type: str = "reply", tenant: str = "t", **fields: Any) -> dict[str, Any]:
+    return {"kind": row_type, "id": id_, "tenant": tenant, **fields}
 
 
 def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
-    now = [datetime(2026, 1, 1, 23, 59, tzinfo=UTC)]
-    store = FeedbackStore(tmp_path, lambda: now[0])
+    clock = [datetime(2026, 1, 1, 23, 59, tzinfo=UTC)]
+    store = FeedbackStore(tmp_path, lambda: clock[0])
     for model in ("a", "b", "../x/..", "."):
         store.append([(model, row("0"))])
-    now[0] += timedelta(minutes=2)
+    clock[0] += timedelta(minutes=2)
     store.append([("a", row("1"))])
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == [
         "%2E%2E%2Fx%2F%2E%2E/2026-01-01.jsonl",
@@ -259,12 +262,12 @@ def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
         "b/2026-01-01.jsonl",
     ]
     assert store.models() == [".", "../x/..", "a", "b"]
-    now[0] = datetime(2026, 1, 11, tzinfo=UTC)
+    clock[0] = datetime(2026, 1, 11, tzinfo=UTC)
     assert store.sweep({"a": 10, "b": 9}.get) == 1
     assert store.models() == [".", "../x/..", "a"]
-    now[0] += timedelta(days=1)
+    clock[0] += timedelta(days=1)
     assert store.sweep({"a": 10}.get) == 1
-    assert [found["id"] for model, found in store.rows() if model == "a"] == ["1"]
+    assert [stored["id"] for model, stored in store.rows() if model == "a"] == ["1"]
 
 
 def test_a_torn_line_hurts_nothing(tmp_path):
@@ -274,9 +277,9 @@ def test_a_torn_line_hurts_nothing(tmp_path):
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write('{"kind": "reply", "id": "2", "inputs": [{"x": "ü'.encode()[:-1])
-    assert [found["id"] for _, found in store.rows()] == ["1"]
+    assert [stored["id"] for _, stored in store.rows()] == ["1"]
     store.append([("m", row("3"))])
-    assert [found["id"] for _, found in store.rows()] == ["1", "3"]
+    assert [stored["id"] for _, stored in store.rows()] == ["1", "3"]
     assert path.read_bytes().startswith(whole)
     assert store.purge(ids={"3"}) == 1
     assert path.read_bytes() == whole
@@ -291,7 +294,7 @@ def test_appending_and_purging_at_once_loses_nothing(tmp_path):
         theirs.append([("m", row(f"p{i}"))])
         assert theirs.purge(ids={f"p{i}"}) == 1
     thread.join()
-    assert [found["id"] for _, found in ours.rows()] == [f"k{i}" for i in range(60)]
+    assert [stored["id"] for _, stored in ours.rows()] == [f"k{i}" for i in range(60)]
 
 
 def test_only_whole_examples_are_exported(tmp_path):
@@ -403,16 +406,16 @@ def test_rules_that_cannot_work_are_refused(rule, why):
 @given(st.text(max_size=300))
 def test_what_is_clean_stays_clean(text):
     redactor = Redactor(tuple(NAMED))
-    once = redactor.clean(text)
-    assert redactor.clean(once) == once
+    cleaned = redactor.clean(text)
+    assert redactor.clean(cleaned) == cleaned
 
 
 def test_texts_that_cannot_be_cleaned_in_time_are_not_kept(files, tmp_path):
-    rule = {**BOTH, "redact": [{"name": "evil", "pattern": r"(?:a|aa)+b"}]}
+    rule = {**FULL_RETENTION, "redact": [{"name": "evil", "pattern": r"(?:a|aa)+b"}]}
     with serving(files, tmp_path, every=rule) as server:
-        reply = ask(server, "a" * 100 + "xb")
+        reply = post_chat(server, "a" * 100 + "xb")
         settled(server, 1)
         assert server.state.part(Feedback).counts["redaction_timeouts"] == 1
-        assert give(server, reply["id"], comment="a" * 200 + "xb").status_code == 400
-        assert give(server, reply["id"], rating="good").status_code == 200
-    assert "inputs" not in kept(tmp_path)[0]
+        assert post_feedback(server, reply["id"], comment="a" * 200 + "xb").status_code == 400
+        assert post_feedback(server, reply["id"], rating="good").status_code == 200
+    assert "inputs" not in stored_rows(tmp_path)[0]

@@ -25,7 +25,7 @@ from bedplate.skins.skin import EvaluatedWith
 
 from .conftest import Server, make_skins, running
 
-WIDE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
+MODEL_SHAPE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
 TEXTS = ("this product is great", "it broke after a day", "works well", "terrible")
 
 needs_native = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
@@ -35,7 +35,7 @@ needs_native = pytest.mark.skipif(isinstance(load(), str), reason=f"no native ke
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """A base, and skins on it: a prompt in int4, LoRA weights in bfloat16, a probe in int8, a prompt on torch."""
     root = tmp_path_factory.mktemp("mixed")
-    directory = write_tiny_base(root / "tiny", dtype=torch.bfloat16, **WIDE)
+    directory = write_tiny_base(root / "tiny", dtype=torch.bfloat16, **MODEL_SHAPE)
     prompted, tuned, probed, *_ = make_skins(load_base(directory))
     skins = [
         dataclasses.replace(skin, name=name, evaluated_with=EvaluatedWith(weights=weights, kernel=kernel))
@@ -54,8 +54,13 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
     directory, skins = mixed
     with caplog.at_level(logging.INFO, "bedplate.serving"), loaded_server(directory, skins) as state:
         registry = state.registry
-        held = [(engine.weights, engine.kernel) for engine in registry.engines]
-        assert sorted(held) == [("bfloat16", "native"), ("bfloat16", "torch"), ("int4", "native"), ("int8", "native")]
+        formats = [(engine.weights, engine.kernel) for engine in registry.engines]
+        assert sorted(formats) == [
+            ("bfloat16", "native"),
+            ("bfloat16", "torch"),
+            ("int4", "native"),
+            ("int8", "native"),
+        ]
         assert len({id(engine.base.model) for engine in registry.engines}) == 1
         assert registry.models["tiny"].engine is registry.engine
         assert registry.engine.weights == "bfloat16"  # the base's own name is for its own dtype
@@ -66,7 +71,7 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
         assert labels[0] == "tiny"
         assert len(set(labels)) == 4
         assert "tiny (int4, native)" in labels
-        for weights, kernel in held:
+        for weights, kernel in formats:
             assert any(f"{weights} weights, {kernel} kernel" in line for line in caplog.messages)
         assert any("MB more in memory" in line for line in caplog.messages)
         with running(state) as url:
@@ -74,23 +79,23 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
             for _ in range(2):  # in turns, so that one engine's adapter would be seen by another's rows
                 for path in skins:
                     skin = read_skin(path)
-                    found = server.post("/v1/classify", json={"model": path.name, "input": TEXTS})
-                    assert found.status_code == 200, found.text
-                    said = np.array([one["probs"] for one in found.json()["data"]])
-                    np.testing.assert_allclose(said, expected(directory, skin), atol=0.02)
+                    reply = server.post("/v1/classify", json={"model": path.name, "input": TEXTS})
+                    assert reply.status_code == 200, reply.text
+                    probabilities = np.array([row["probs"] for row in reply.json()["data"]])
+                    np.testing.assert_allclose(probabilities, expected(directory, skin), atol=0.02)
             assert server.chat(model="tiny").status_code == 200
             with httpx.Client(trust_env=False) as client:
                 text = client.get(f"{url}/metrics").text
-            seen = re.findall(r'bedplate:engine_up{model_name="([^"]+)"} 1.0', text)
-            assert sorted(seen) == sorted(labels)
+            engine_names = re.findall(r'bedplate:engine_up{model_name="([^"]+)"} 1.0', text)
+            assert sorted(engine_names) == sorted(labels)
             assert server.idle()
 
 
 def expected(directory: Path, skin) -> np.ndarray:
     """The labels' probabilities that the skin gives alone on its base."""
     base, judged = load_base(directory), skin.evaluated_with
-    with Engine(base, weights=judged.weights, kernel=judged.kernel) as one, Predictor(one, skin) as predictor:
-        return np.exp([list(found.scores.values()) for found in predictor.predict(TEXTS)])
+    with Engine(base, weights=judged.weights, kernel=judged.kernel) as engine, Predictor(engine, skin) as predictor:
+        return np.exp([list(prediction.scores.values()) for prediction in predictor.predict(TEXTS)])
 
 
 @needs_native
@@ -139,8 +144,8 @@ def test_a_base_in_two_dtypes_has_two_modules(tmp_path):
     prompted, tuned, *_ = make_skins(load_base(directory))
     half = dataclasses.replace(tuned, evaluated_with=EvaluatedWith(weights="bfloat16", kernel="torch"))
     with loaded_server(directory, [half, prompted]) as state:
-        held = {engine.weights: engine.base for engine in state.registry.engines}
-        assert held.keys() == {"bfloat16", "float32"}
-        assert held["bfloat16"].model is not held["float32"].model
+        bases = {engine.weights: engine.base for engine in state.registry.engines}
+        assert bases.keys() == {"bfloat16", "float32"}
+        assert bases["bfloat16"].model is not bases["float32"].model
         assert state.registry.models["tuned"].engine.weights == "bfloat16"
         assert state.registry.models["prompted"].engine.weights == "float32"

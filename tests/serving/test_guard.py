@@ -30,18 +30,18 @@ from bedplate.serving.callers.keys import (
     read_keys,
 )
 from bedplate.serving.callers.limits import KeyWindows
-from bedplate.serving.callers.quotas import SpendLedger, Spent
+from bedplate.serving.callers.quotas import SpendLedger, Spending
 from bedplate.serving.server.loading import assembled
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig
 from bedplate.serving.settings.route_config import RouteConfig
 from bedplate.serving.wire.errors import LimitError, QuotaError, StatusError
 
-NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+START = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
 def make_key(**fields: Any) -> tuple[Key, str]:
     id_, secret, hash_ = new_secret()
-    return Key.model_validate({"id": id_, "name": "test", "hash": hash_, "created": NOW, **fields}), secret
+    return Key.model_validate({"id": id_, "name": "test", "hash": hash_, "created": START, **fields}), secret
 
 
 def write(path: Path, *keys: Key) -> Path:
@@ -102,19 +102,19 @@ def test_two_keys_with_one_id_are_refused():
 
 def test_only_the_whole_key_is_recognised(tmp_path):
     key, secret = make_key()
-    other, _ = make_key()
-    store = KeyStore(write(tmp_path / "keys.yaml", key, other))
+    second_key, _ = make_key()
+    store = KeyStore(write(tmp_path / "keys.yaml", key, second_key))
     assert store.recognise(secret) == key
     _, id_, tail = secret.split("_")
     wrong = [
         *("", "bp_", secret[:-1], secret + "0", secret.upper(), f" {secret}", f"{secret}\n", tail, id_, key.hash),
         f"bp_{id_}_{'0' * 64}",
-        f"bp_{other.id}_{tail}",
+        f"bp_{second_key.id}_{tail}",
         f"bp_{'0' * 12}_{tail}",
         f"bp_{id_}_{key.hash}",
         "é" * 80,
     ]
-    assert [one for one in wrong if store.recognise(one)] == []
+    assert [candidate for candidate in wrong if store.recognise(candidate)] == []
 
 
 @given(st.text(max_size=100) | st.from_regex(r"bp_[0-9a-f]{12}_[0-9a-f]{64}", fullmatch=True))
@@ -148,7 +148,7 @@ def test_who_is_let_in_and_as_whom(tmp_path):
     plain, plain_secret = make_key(models=["tiny"], tenant="shop")
     admin, admin_secret = make_key(admin=True)
     disabled, disabled_secret = make_key(disabled=True)
-    expired, expired_secret = make_key(expires=NOW - timedelta(days=400))
+    expired, expired_secret = make_key(expires=START - timedelta(days=400))
     gate = guard(tmp_path, plain, admin, disabled, expired)
     caller = gate.identify(bearer(plain_secret))
     assert caller == Caller(plain.id, "shop", False, frozenset({"tiny"}))
@@ -175,8 +175,8 @@ def test_who_is_let_in_and_as_whom(tmp_path):
 
 def test_tenants_of_keys_and_names_of_tenants_do_not_meet(tmp_path):
     key, secret = make_key()
-    other, other_secret = make_key(tenant=key.id)
-    gate = guard(tmp_path, key, other)
+    second_key, other_secret = make_key(tenant=key.id)
+    gate = guard(tmp_path, key, second_key)
     assert gate.identify(bearer(secret)).tenant != gate.identify(bearer(other_secret)).tenant
 
 
@@ -194,11 +194,11 @@ class Clock:
     """The clock of the limits library and of the ledger."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, start: float = 1_700_000_000.0) -> None:
-        self.now = start
-        monkeypatch.setattr("time.time", lambda: self.now)
+        self.seconds = start
+        monkeypatch.setattr("time.time", lambda: self.seconds)
 
     def __call__(self) -> datetime:
-        return datetime.fromtimestamp(self.now, UTC)
+        return datetime.fromtimestamp(self.seconds, UTC)
 
 
 def test_requests_in_any_minute(monkeypatch):
@@ -206,20 +206,20 @@ def test_requests_in_any_minute(monkeypatch):
     windows = KeyWindows()
     key, _ = make_key(limits={"requests_per_minute": 3})
     for second in (0, 20, 20):
-        clock.now += second
+        clock.seconds += second
         windows.begin(key)
     with pytest.raises(LimitError) as refused:
         windows.begin(key)
     assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
     assert refused.value.headers["retry-after"] == "20"
     assert windows.headers(key)["x-ratelimit-remaining-requests"] == "0"
-    clock.now += 20.5  # the first one leaves the window; it is no fixed one
+    clock.seconds += 20.5  # the first one leaves the window; it is no fixed one
     windows.begin(key)
     with pytest.raises(LimitError):
         windows.begin(key)
-    other, _ = make_key(limits={"requests_per_minute": 3})
-    windows.begin(other)
-    assert windows.headers(other)["x-ratelimit-remaining-requests"] == "2"
+    second_key, _ = make_key(limits={"requests_per_minute": 3})
+    windows.begin(second_key)
+    assert windows.headers(second_key)["x-ratelimit-remaining-requests"] == "2"
 
 
 def test_tokens_in_any_minute_and_the_debt_of_a_long_answer(monkeypatch):
@@ -238,10 +238,10 @@ def test_tokens_in_any_minute_and_the_debt_of_a_long_answer(monkeypatch):
     assert windows.headers(key)["x-ratelimit-remaining-tokens"] == "0"
     with pytest.raises(LimitError):
         windows.need_tokens(key, 1)
-    clock.now += 75  # three quarters of that minute are still in view: 225 of 300
+    clock.seconds += 75  # three quarters of that minute are still in view: 225 of 300
     with pytest.raises(LimitError):
         windows.need_tokens(key, 1)
-    clock.now += 35  # one sixth: 50
+    clock.seconds += 35  # one sixth: 50
     windows.need_tokens(key, 49)
     with pytest.raises(LimitError):
         windows.need_tokens(key, 60)
@@ -264,7 +264,7 @@ def test_calls_at_once():
 
 
 def test_what_was_spent_survives_a_restart_and_ends_with_its_period(tmp_path, monkeypatch):
-    clock = Clock(monkeypatch, NOW.timestamp())
+    clock = Clock(monkeypatch, START.timestamp())
     path = tmp_path / "state" / "spending.sqlite"
     key, _ = make_key(quota={"tokens_per_day": 100, "usd_per_month": 1.0})
     ledger = SpendLedger(path, clock)
@@ -280,19 +280,19 @@ def test_what_was_spent_survives_a_restart_and_ends_with_its_period(tmp_path, mo
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
-    again = SpendLedger(path, clock)
-    assert again.spent(key.id) == (Spent(120, 0.5), Spent(120, 0.5))
+    reopened = SpendLedger(path, clock)
+    assert reopened.spent(key.id) == (Spending(120, 0.5), Spending(120, 0.5))
     with pytest.raises(QuotaError):
-        again.need(key)
-    clock.now += 12 * 3600
-    again.need(key)
-    again.add(key.id, 1, 0.5)
+        reopened.need(key)
+    clock.seconds += 12 * 3600
+    reopened.need(key)
+    reopened.add(key.id, 1, 0.5)
     with pytest.raises(QuotaError, match="1 USD a month") as refused:
-        again.need(key)
+        reopened.need(key)
     assert refused.value.headers["retry-after"] == str(6 * 24 * 3600)  # 25 November to 1 December
-    clock.now += 6 * 24 * 3600
-    again.need(key)
-    again.close()
+    clock.seconds += 6 * 24 * 3600
+    reopened.need(key)
+    reopened.close()
 
 
 def test_two_ledgers_on_one_file_add_up(tmp_path):
@@ -304,7 +304,7 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
     for ledger in ledgers:
         ledger.close()
     last = SpendLedger(path)
-    assert last.spent("a")[1] == Spent(100, 50.0)
+    assert last.spent("a")[1] == Spending(100, 50.0)
     last.close()
 
 
@@ -345,8 +345,12 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
 
 def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     """When the server has loaded its models, and whenever the file is read again; `assembled` is what it calls."""
-    (right, _), (wrong, secret), (gone, _) = make_key(models=("tiny", "a-route")), make_key(), make_key(disabled=True)
-    path = write(tmp_path / "keys.yaml", right, wrong, gone.model_copy(update={"models": ("tiny-old",)}))
+    (right, _), (wrong, secret), (disabled, _) = (
+        make_key(models=("tiny", "a-route")),
+        make_key(),
+        make_key(disabled=True),
+    )
+    path = write(tmp_path / "keys.yaml", right, wrong, disabled.model_copy(update={"models": ("tiny-old",)}))
     registry, routes = SimpleNamespace(models={"tiny": None}), {"a-route": RouteConfig(versions={"tiny": 1.0})}
     served = config(keys=path, state=tmp_path, routes=routes)
     guard = guard_for(served)
@@ -355,10 +359,10 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
     assert guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
     guard.close()
-    said = f"the key {wrong.id} names the model"
+    prefix = f"the key {wrong.id} names the model"
     assert caplog.messages == [
-        f"{said} 'tinny', which is not served; did you mean 'tiny'?",
-        f"{said} 'xyz', which is not served; its holder cannot call it",
+        f"{prefix} 'tinny', which is not served; did you mean 'tiny'?",
+        f"{prefix} 'xyz', which is not served; its holder cannot call it",
     ]
 
 
@@ -380,31 +384,31 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     def keys_command(*arguments: str, code: int = 0) -> dict[str, Any]:
         with pytest.raises(SystemExit) as stop:
             main(["keys", *arguments, "--json"])
-        said = capsys.readouterr()
-        assert (stop.value.code or 0) == code, said.err
-        return json.loads(said.out)
+        captured = capsys.readouterr()
+        assert (stop.value.code or 0) == code, captured.err
+        return json.loads(captured.out)
 
     path = tmp_path / "keys.yaml"
     on = ("--file", str(path))
-    made = keys_command(
+    created = keys_command(
         *("create", "shop", "tiny", *on, "--tenant", "shop", "--requests-per-minute", "5"),
         *("--tokens-per-day", "1000", "--expires", "2099-01-01"),
     )
     store = KeyStore(path)
-    key = store.recognise(made["key"])
+    key = store.recognise(created["key"])
     assert key is not None
     assert (key.name, key.tenant, key.models, key.admin) == ("shop", "shop", ("tiny",), False)
     assert (key.limits.requests_per_minute, key.quota.tokens_per_day) == (5, 1000)
     assert key.expires == datetime(2099, 1, 1, tzinfo=UTC)
     listed = keys_command("list", *on)["keys"]
-    assert [(one["id"], one["state"]) for one in listed] == [(made["id"], "active")]
+    assert [(key_row["id"], key_row["state"]) for key_row in listed] == [(created["id"], "active")]
     assert "hash" not in listed[0]
-    rotated = keys_command("rotate", made["id"], *on)
-    assert rotated["id"] == made["id"]
-    assert store.recognise(made["key"]) is None
+    rotated = keys_command("rotate", created["id"], *on)
+    assert rotated["id"] == created["id"]
+    assert store.recognise(created["key"]) is None
     assert store.recognise(rotated["key"]) is not None
-    keys_command("revoke", made["id"], *on)
-    assert [one["state"] for one in keys_command("list", *on)["keys"]] == ["disabled"]
+    keys_command("revoke", created["id"], *on)
+    assert [key_row["state"] for key_row in keys_command("list", *on)["keys"]] == ["disabled"]
     assert "no key with the id" in keys_command("revoke", "000000000000", *on, code=2)["error"]["message"]
     assert "expires" in keys_command("create", "x", *on, "--expires", "soon", code=2)["error"]["message"]
     assert "is over" in keys_command("create", "x", *on, "--expires", "2020-01-01", code=2)["error"]["message"]

@@ -38,7 +38,7 @@ def guarded(files: Files, tmp_path: Path, *keys: Any, **settings: Any):
         yield Server(url, state, {})
 
 
-def ask(server: Server, secret: str | None, **fields: Any) -> httpx.Response:
+def post_chat(server: Server, secret: str | None, **fields: Any) -> httpx.Response:
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     body = {"model": "tiny", "messages": HI, "max_tokens": 2} | fields
     return server.post("/v1/chat/completions", json=body, headers=headers)
@@ -66,20 +66,20 @@ def test_rights(files, tmp_path):
             response = get(server, path)
             refused(response, 401, "invalid_api_key")
             assert response.headers["www-authenticate"] == "Bearer"
-        refused(ask(server, None), 401, "invalid_api_key")
-        refused(ask(server, "bp_wrong"), 401, "invalid_api_key")
-        assert ask(server, None, model="tiny").json()["error"]["type"] == "authentication_error"
+        refused(post_chat(server, None), 401, "invalid_api_key")
+        refused(post_chat(server, "bp_wrong"), 401, "invalid_api_key")
+        assert post_chat(server, None, model="tiny").json()["error"]["type"] == "authentication_error"
 
         # A model without rights looks like one that is not there: in the list, by name, and when it is asked.
-        assert [one["id"] for one in get(server, "/v1/models", plain_secret).json()["data"]] == ["prompted"]
-        there, absent = (get(server, f"/v1/models/{name}", plain_secret) for name in ("writer", "absent"))
-        assert there.text.replace("writer", "absent") == absent.text
-        check(there, 404, "model", "model_not_found")
-        there, absent = (ask(server, plain_secret, model=name) for name in ("tiny", "absent"))
-        assert there.text.replace("tiny", "absent") == absent.text
-        check(there, 404, "model", "model_not_found")
-        assert ask(server, plain_secret, model="prompted").status_code == 200
-        assert ask(server, admin_secret).status_code == 200
+        assert [model["id"] for model in get(server, "/v1/models", plain_secret).json()["data"]] == ["prompted"]
+        hidden, absent = (get(server, f"/v1/models/{name}", plain_secret) for name in ("writer", "absent"))
+        assert hidden.text.replace("writer", "absent") == absent.text
+        check(hidden, 404, "model", "model_not_found")
+        hidden, absent = (post_chat(server, plain_secret, model=name) for name in ("tiny", "absent"))
+        assert hidden.text.replace("tiny", "absent") == absent.text
+        check(hidden, 404, "model", "model_not_found")
+        assert post_chat(server, plain_secret, model="prompted").status_code == 200
+        assert post_chat(server, admin_secret).status_code == 200
 
         # Health is everybody's, the metrics are the administrator's.
         assert get(server, "/health").status_code == get(server, "/ready").status_code == 200
@@ -96,25 +96,25 @@ def test_keys_change_while_the_server_runs(files, tmp_path):
     key, secret = make_key()
     late, late_secret = make_key()
     with guarded(files, tmp_path, key) as server:
-        refused(ask(server, late_secret), 401, "invalid_api_key")
+        refused(post_chat(server, late_secret), 401, "invalid_api_key")
         write(tmp_path / "keys.yaml", late)
-        assert ask(server, late_secret).status_code == 200
-        refused(ask(server, secret), 401, "invalid_api_key")
+        assert post_chat(server, late_secret).status_code == 200
+        refused(post_chat(server, secret), 401, "invalid_api_key")
 
 
 def test_rates_are_said_and_kept(files, tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 3, "tokens_per_minute": 10_000})
     with guarded(files, tmp_path, key) as server:
-        before = ask(server, secret)
+        before = post_chat(server, secret)
         used = before.json()["usage"]["total_tokens"]
         assert before.headers["x-ratelimit-limit-requests"] == "3"
         assert before.headers["x-ratelimit-remaining-requests"] == "2"
         assert before.headers["x-ratelimit-reset-requests"].endswith("s")
         assert before.headers["x-ratelimit-remaining-tokens"] == str(10_000 - used)
-        check(ask(server, secret, temperature=9), 400, "temperature")  # a bad request is a request
-        streamed = ask(server, secret, stream=True, n=2)
+        check(post_chat(server, secret, temperature=9), 400, "temperature")  # a bad request is a request
+        streamed = post_chat(server, secret, stream=True, n=2)
         assert streamed.headers["x-ratelimit-remaining-requests"] == "0"
-        response = ask(server, secret)
+        response = post_chat(server, secret)
         refused(response, 429, "rate_limit_exceeded")
         assert 1 <= int(response.headers["retry-after"]) <= 60
         assert response.headers["x-request-id"]
@@ -123,12 +123,12 @@ def test_rates_are_said_and_kept(files, tmp_path):
 def test_refused_requests_spend_no_tokens_and_say_what_is_left(files, tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 9, "tokens_per_minute": 1000}, quota={"tokens_per_day": 1000})
     with guarded(files, tmp_path, key) as server:
-        first = ask(server, secret)
+        first = post_chat(server, secret)
         used = first.json()["usage"]["total_tokens"]
         long = [{"role": "user", "content": "zq " * 900}]
         bad = ({"model": "absent"}, {"temperature": 9}, {"messages": []}, {"messages": long}, {"max_tokens": 10**6})
         for number, fields in enumerate(bad, start=2):
-            response = ask(server, secret, **fields)
+            response = post_chat(server, secret, **fields)
             assert response.status_code in {400, 404, 429}, response.text
             assert response.headers["x-ratelimit-remaining-tokens"] == str(1000 - used)
             assert response.headers["x-ratelimit-remaining-requests"] == str(9 - number)
@@ -138,8 +138,8 @@ def test_refused_requests_spend_no_tokens_and_say_what_is_left(files, tmp_path):
 def test_a_call_that_is_not_let_in_says_what_is_left(files, tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 1})
     with guarded(files, tmp_path, key) as server:
-        assert ask(server, secret).status_code == 200
-        response = ask(server, secret)
+        assert post_chat(server, secret).status_code == 200
+        response = post_chat(server, secret)
         refused(response, 429, "rate_limit_exceeded")
         assert response.headers["x-ratelimit-limit-requests"] == "1"
         assert response.headers["x-ratelimit-remaining-requests"] == "0"
@@ -149,9 +149,9 @@ def test_tokens_a_minute(files, tmp_path):
     key, secret = make_key(limits={"tokens_per_minute": 120})
     with guarded(files, tmp_path, key) as server:
         long = [{"role": "user", "content": "zq " * 100}]
-        assert "shorter" in refused(ask(server, secret, messages=long), 429, "rate_limit_exceeded")
-        assert ask(server, secret, max_tokens=60, n=3, temperature=1.9, seed=1).status_code == 200
-        response = ask(server, secret)
+        assert "shorter" in refused(post_chat(server, secret, messages=long), 429, "rate_limit_exceeded")
+        assert post_chat(server, secret, max_tokens=60, n=3, temperature=1.9, seed=1).status_code == 200
+        response = post_chat(server, secret)
         refused(response, 429, "rate_limit_exceeded")
         assert int(response.headers["retry-after"]) >= 1
         assert server.idle()
@@ -160,7 +160,7 @@ def test_tokens_a_minute(files, tmp_path):
 def test_the_choices_of_one_prompt_count_it_once(files, tmp_path):
     key, secret = make_key(limits={"tokens_per_minute": 10_000})
     with guarded(files, tmp_path, key) as server:
-        response = ask(server, secret, n=4, temperature=1.0)
+        response = post_chat(server, secret, n=4, temperature=1.0)
         usage = response.json()["usage"]
         assert response.headers["x-ratelimit-remaining-tokens"] == str(10_000 - usage["total_tokens"])
         assert server.state.guard.ledger.spent(key.id)[0].tokens == usage["total_tokens"]
@@ -172,13 +172,13 @@ def test_calls_at_once_and_what_a_client_that_leaves_pays(files, tmp_path, slow_
         head = f"authorization: Bearer {secret}\r\n"
         connection = send(server, {**ENDLESS, "stream": True}, head)
         wait_until(lambda: server.state.registry.engine.running == 1)
-        refused(ask(server, secret), 429, "rate_limit_exceeded")
+        refused(post_chat(server, secret), 429, "rate_limit_exceeded")
         time.sleep(0.3)
         connection.close()
         assert server.idle(2.0)
         wait_until(lambda: server.state.guard.ledger.spent(key.id)[0].tokens > 5)
         assert server.state.guard.ledger.spent(key.id)[0].usd > 0.1  # at a dollar a second
-        assert ask(server, secret).status_code == 200
+        assert post_chat(server, secret).status_code == 200
 
 
 def test_quotas_hold_across_restarts(files, tmp_path):
@@ -186,18 +186,18 @@ def test_quotas_hold_across_restarts(files, tmp_path):
     dear, dear_secret = make_key(quota={"usd_per_month": 1e-9})
     price = PriceConfig(usd_per_hour=1.0, as_of="2026-11-24")
     with guarded(files, tmp_path, key, dear, price=price) as server:
-        for one in (secret, dear_secret):
-            assert ask(server, one).status_code == 200
-            response = ask(server, one)
+        for key_secret in (secret, dear_secret):
+            assert post_chat(server, key_secret).status_code == 200
+            response = post_chat(server, key_secret)
             refused(response, 429, "insufficient_quota")
             assert int(response.headers["retry-after"]) > 0
     with guarded(files, tmp_path, key, dear, price=price) as server:
-        for one in (secret, dear_secret):
-            refused(ask(server, one), 429, "insufficient_quota")
+        for key_secret in (secret, dear_secret):
+            refused(post_chat(server, key_secret), 429, "insufficient_quota")
 
 
 def test_tenants_share_no_cached_tokens(files, tmp_path):
-    (one, one_secret), (two, two_secret), (also_two, also_secret) = (
+    (first_key, one_secret), (two, two_secret), (also_two, also_secret) = (
         make_key(),
         make_key(tenant="b"),
         make_key(tenant="b"),
@@ -205,10 +205,10 @@ def test_tenants_share_no_cached_tokens(files, tmp_path):
     text = [{"role": "user", "content": "this product is great and works well " * 8}]
 
     def cached(server: Server, secret: str) -> int:
-        usage = ask(server, secret, messages=text).json()["usage"]
+        usage = post_chat(server, secret, messages=text).json()["usage"]
         return usage["prompt_tokens_details"]["cached_tokens"]
 
-    with guarded(files, tmp_path, one, two, also_two) as server:
+    with guarded(files, tmp_path, first_key, two, also_two) as server:
         assert cached(server, one_secret) == 0
         assert cached(server, one_secret) > 16
         assert cached(server, two_secret) == 0
@@ -224,21 +224,21 @@ def test_heads_over_the_limits(server):
 
 def test_request_ids(server):
     with httpx.Client(trust_env=False) as client:
-        given = client.get(f"{server.url}/health", headers={"x-request-id": "a-1_b.c:9"})
-        assert given.headers["x-request-id"] == "a-1_b.c:9"
+        response = client.get(f"{server.url}/health", headers={"x-request-id": "a-1_b.c:9"})
+        assert response.headers["x-request-id"] == "a-1_b.c:9"
         for wrong in ("a b", "a" * 65, "ä", "", "<script>"):
-            made = client.get(f"{server.url}/v1/nothing", headers={"x-request-id": wrong.encode()}).headers[
+            generated_id = client.get(f"{server.url}/v1/nothing", headers={"x-request-id": wrong.encode()}).headers[
                 "x-request-id"
             ]
-            assert made != wrong
-            assert made.isalnum()
+            assert generated_id != wrong
+            assert generated_id.isalnum()
 
 
 def test_pages_of_other_origins_are_refused_on_a_server_without_keys(server):
     host = server.url.removeprefix("http://")
-    own = {"origin": server.url}
+    same_origin = {"origin": server.url}
     body = {"model": "tiny", "messages": HI, "max_tokens": 1}
-    assert server.post("/v1/chat/completions", json=body, headers=own).status_code == 200
+    assert server.post("/v1/chat/completions", json=body, headers=same_origin).status_code == 200
     for origin in ("http://evil.example", "null", "http://localhost:1", f"http://{host}.evil.example"):
         response = server.post("/v1/chat/completions", json=body, headers={"origin": origin})
         refused(response, 403, "cross_origin")
@@ -260,9 +260,9 @@ def test_cors_is_off_until_origins_are_named(files, tmp_path):
         allowed = client.options(url, headers={"origin": "https://app.example", **preflight})
         assert allowed.status_code == 200
         assert allowed.headers["access-control-allow-origin"] == "https://app.example"
-        other = client.options(url, headers={"origin": "https://evil.example", **preflight})
-        assert "access-control-allow-origin" not in other.headers
-        sent = ask(server, secret)
+        denied = client.options(url, headers={"origin": "https://evil.example", **preflight})
+        assert "access-control-allow-origin" not in denied.headers
+        sent = post_chat(server, secret)
         assert "access-control-allow-origin" not in sent.headers
         headers = {"origin": "https://app.example", "authorization": f"Bearer {secret}"}
         sent = client.get(f"{server.url}/v1/models", headers=headers)

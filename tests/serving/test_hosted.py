@@ -10,7 +10,7 @@ from tests.serving.conftest import LABELS, Server
 
 from bedplate.core.errors import UnknownModelError
 from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.remote.account import Account, Price
+from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.skins.output import JsonOutput, LabelOutput, Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin
@@ -29,26 +29,26 @@ def hosted(server: Server, model: str, output: Output | None = None) -> Skin:
 
 
 def test_a_served_skin_answers_for_a_hosted_one(server: Server) -> None:
-    wanted = server.skins["prompted"].predict(ROWS)
-    account = Account(price=Price(1.0, 1.0, 1.0))
+    expected = server.skins["prompted"].predict(ROWS)
+    account = Account(price=TokenPrices(1.0, 1.0, 1.0))
     with HostedPredictor(hosted(server, "prompted"), account=account) as predictor:
-        found = predictor.predict(ROWS)
+        predictions = predictor.predict(ROWS)
         assert predictor.left_out == {"logprobs", "top_logprobs"}  # a skin that answers with a label refuses them
-    for ours, theirs in zip(found, wanted, strict=True):
+    for ours, theirs in zip(predictions, expected, strict=True):
         assert ours.output == theirs.output
         np.testing.assert_allclose(list(ours.scores.values()), list(theirs.scores.values()), atol=1e-4)
         assert ours.prompt_tokens == theirs.prompt_tokens
-    assert account.spent == pytest.approx(sum(p.prompt_tokens + p.completion_tokens for p in found) / 1e6)
+    assert account.spent == pytest.approx(sum(p.prompt_tokens + p.completion_tokens for p in predictions) / 1e6)
 
 
 def test_a_served_base_gives_likelihoods_with_whatever_it_says(server: Server) -> None:
     with HostedPredictor(hosted(server, "tiny")) as predictor:
-        found = predictor.predict(ROWS)
+        predictions = predictor.predict(ROWS)
         assert predictor.left_out == set()
-    for one in found:
-        assert one.completion_tokens > 0
-        assert one.output == one.text or one.output in LABELS
-        assert all(math.isfinite(score) for score in one.scores.values())
+    for prediction in predictions:
+        assert prediction.completion_tokens > 0
+        assert prediction.output == prediction.text or prediction.output in LABELS
+        assert all(math.isfinite(score) for score in prediction.scores.values())
 
 
 def test_json_is_of_the_schema_because_the_server_holds_the_model_to_it(server: Server) -> None:

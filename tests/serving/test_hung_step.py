@@ -20,7 +20,7 @@ def test_a_hung_step_does_not_keep_the_process(files, tmp_path, grace, signals):
     try:
         url = json.loads(process.first_line())["url"].removesuffix("/v1")
         with send(Server(url, None, {}), {**ENDLESS, "stream": True}) as connection:  # type: ignore[arg-type]
-            wait_until(lambda: process.said.endswith("hangs\n"), 60)
+            wait_until(lambda: process.output.endswith("hangs\n"), 60)
             began = time.monotonic()
             for number in range(signals):
                 time.sleep(0.5 * number)

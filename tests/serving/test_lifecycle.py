@@ -124,16 +124,16 @@ def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
 def test_a_full_queue_is_429_with_retry_after(files, slow_steps):
     with loaded_server(files.base, max_rows=1, max_waiting=2) as state, running(state) as url:
         server = Server(url, state, {})
-        held = [send(server, ENDLESS)]
+        connections = [send(server, ENDLESS)]
         wait_until(lambda: state.registry.engine.running == 1)
-        held += [send(server, ENDLESS), send(server, ENDLESS)]
+        connections += [send(server, ENDLESS), send(server, ENDLESS)]
         wait_until(lambda: state.registry.engine.waiting == 2)
         for stream in (False, True):
             response = server.chat(stream=stream)
             check(response, 429, code="queue_full")
             assert int(response.headers["retry-after"]) >= 1
         assert "fewer" in check(server.chat(n=3), 400, "n")
-        for connection in held:
+        for connection in connections:
             connection.close()
         assert server.idle(2.0)
         assert server.chat().status_code == 200
@@ -252,8 +252,8 @@ def test_one_log_line_per_request_without_what_was_asked(server, caplog):
 
 
 def test_a_taken_port_is_said_before_anything_is_loaded():
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UsageError, match="choose another port"):
-        serve("no such base", port=taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(UsageError, match="choose another port"):
+        serve("no such base", port=listener.getsockname()[1])
     with pytest.raises(UsageError, match="no address"):
         serve("no such base", host="no such host")
 

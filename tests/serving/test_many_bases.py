@@ -64,14 +64,14 @@ def test_an_embedder_is_held_as_it_was_for_the_pool(files, looking, tmp_path):
     assert read_card(tmp_path / "skins" / "knn") == card_of(read_skin(tmp_path / "skins" / "knn"))
     config = server_config(files.base, second, skins_directory=tmp_path / "skins")
     with loaded_server(config) as state, running(state) as url:
-        held = {engine.base.name: (engine.weights, engine.kernel) for engine in state.registry.engines}
-        assert held["second"] == ("bfloat16", "torch")
-        assert held["tiny"][0] == "float32"
+        settings = {engine.base.name: (engine.weights, engine.kernel) for engine in state.registry.engines}
+        assert settings["second"] == ("bfloat16", "torch")
+        assert settings["tiny"][0] == "float32"
         assert Server(url, state, {}).chat(model=knn.name).status_code == 200
-    other = dataclasses.replace(knn, embedded_with=EvaluatedWith(weights="float32"))
-    write_skin(other, tmp_path / "skins" / "knn", replace=True)
-    held = BaseConfig(source=str(second), dtype="bfloat16")
-    config = config.model_copy(update={"bases": (config.bases[0], held)})
+    changed_knn = dataclasses.replace(knn, embedded_with=EvaluatedWith(weights="float32"))
+    write_skin(changed_knn, tmp_path / "skins" / "knn", replace=True)
+    settings = BaseConfig(source=str(second), dtype="bfloat16")
+    config = config.model_copy(update={"bases": (config.bases[0], settings)})
     with loaded_server(config) as state:  # told when it is registered, not when it is first asked
         assert knn.name not in state.registry.models
 
@@ -87,19 +87,19 @@ def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looki
         queued = {main: [], embedder: []}
         for engine, requests in queued.items():
             submit = engine.submit
-            monkeypatch.setattr(engine, "submit", lambda one, r=requests, s=submit: r.append(one) or s(one))
-        for asked in (
+            monkeypatch.setattr(engine, "submit", lambda request, r=requests, s=submit: r.append(request) or s(request))
+        for call in (
             lambda: server.chat(model=knn.name),
             lambda: server.chat(model="both"),
             lambda: server.post("/v1/completions", json={"model": knn.name, "prompt": "hi"}),
             lambda: server.post("/v1/classify", json={"model": knn.name, "input": ["it broke"]}),
             lambda: server.post("/tokenize", json={"model": knn.name, "messages": [{"role": "user", "content": "x"}]}),
         ):
-            assert asked().status_code == 200
+            assert call().status_code == 200
         assert [len(requests) for requests in queued.values()] == [5, 6]
-        for one in (*queued[main], *queued[embedder]):
-            assert one.tenant == "acme"
-            assert one.deadline is not None
+        for request in (*queued[main], *queued[embedder]):
+            assert request.tenant == "acme"
+            assert request.deadline is not None
         guest = state.registry.guest(knn.name)
         with embedder.exclusive():  # it is busy for longer than anybody waits
             reply = server.post("/v1/classify", json={"model": knn.name, "input": "x"}, headers={TIMEOUT_HEADER: "0.3"})
@@ -121,11 +121,13 @@ def test_an_encoder_beside_a_decoder(files, tmp_path, main):
     with loaded_server(server_config(*bases), [files.skins[1]]) as state, running(state) as url:
         server = Server(url, state, {})
         with server.client as client:
-            kinds = {model.id: model.to_dict()["bedplate"].get("architecture") for model in client.models.list()}
-            assert kinds == {"tiny": None, "bert": "encoder", "tuned": None}
+            architectures = {
+                model.id: model.to_dict()["bedplate"].get("architecture") for model in client.models.list()
+            }
+            assert architectures == {"tiny": None, "bert": "encoder", "tuned": None}
             for name, size in (("tiny", 48), ("bert", state.registry.models["bert"].engine.base.spec.hidden_size)):
-                found = client.embeddings.create(model=name, input=["the answer is yes", "it broke after a day"])
-                vectors = [one.embedding for one in found.data]
+                response = client.embeddings.create(model=name, input=["the answer is yes", "it broke after a day"])
+                vectors = [row.embedding for row in response.data]
                 assert [len(vector) for vector in vectors] == [size, size]
                 assert all(math.isclose(math.hypot(*vector), 1.0, abs_tol=1e-4) for vector in vectors)
                 assert vectors[0] != vectors[1]

@@ -76,17 +76,17 @@ def test_each_of_many_skins_answers_as_it_does_alone(files, skins, expected, pla
             limits = httpx.Limits(max_connections=64)
             async with httpx.AsyncClient(trust_env=False, timeout=120, limits=limits) as client:
 
-                async def ask(name: str, text: str) -> str:
+                async def post_chat(name: str, text: str) -> str:
                     body = {"model": name, "messages": [{"role": "user", "content": text}], "temperature": 0}
                     reply = await client.post(f"{url}/v1/chat/completions", json=body)
                     assert reply.status_code == 200, reply.text
                     return reply.json()["choices"][0]["message"]["content"]
 
                 keys = sorted(expected, key=lambda key: hash(key) % 1009)
-                return dict(zip(keys, await asyncio.gather(*(ask(*key) for key in keys)), strict=True))
+                return dict(zip(keys, await asyncio.gather(*(post_chat(*key) for key in keys)), strict=True))
 
-        got = asyncio.run(everything())
-        assert got == expected
+        answers = asyncio.run(everything())
+        assert answers == expected
         assert len(state.registry.engine.bank.slots) == min(places, loras)
         # no two skins say the same everywhere, so that serving one in another's place would show
         written = [tuple(expected[f"lora-{n}", text] for text in TEXTS) for n in range(1, loras, 2)]

@@ -27,7 +27,7 @@ def test_choices_have_seeds_of_their_own(seed):
     seeds = [request.sampling.seed for request in requests]
     assert seeds[0] == seed
     assert len(set(seeds)) == 8
-    assert all(-(2**63) <= found < 2**63 for found in seeds)
+    assert all(-(2**63) <= choice_seed < 2**63 for choice_seed in seeds)
 
 
 def test_names_that_collide_are_refused(files):

@@ -14,16 +14,16 @@ from bedplate.inference.engine.requests import Generate, Sampling
 from .conftest import INPUTS, SKINS
 
 
-def say(text):
+def user_messages(text):
     return [{"role": "user", "content": text}]
 
 
 def test_models_are_listed_and_found(server, client):
     assert [model.id for model in client.models.list()] == ["tiny", *SKINS]
-    found = client.models.retrieve("tuned")
-    assert (found.id, found.owned_by, found.object) == ("tuned", "bedplate", "model")
-    assert found.bedplate["kind"] == "lora"
-    assert found.bedplate["labels"] == ["negative", "positive"]
+    model = client.models.retrieve("tuned")
+    assert (model.id, model.owned_by, model.object) == ("tuned", "bedplate", "model")
+    assert model.bedplate["kind"] == "lora"
+    assert model.bedplate["labels"] == ["negative", "positive"]
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("other/model")
     assert caught.value.code == "model_not_found"
@@ -33,12 +33,12 @@ def test_models_are_listed_and_found(server, client):
 @pytest.mark.parametrize("text", INPUTS)
 def test_label_skins_answer_as_predictors_do(server, client, name, text):
     (expected,) = server.skins[name].predict([text], one_by_one=True)
-    reply = client.chat.completions.create(model=name, messages=say(text), temperature=0)
+    reply = client.chat.completions.create(model=name, messages=user_messages(text), temperature=0)
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == (expected.output, "stop")
     # A prefix that is cached changes last bits.
-    same = {"label": expected.output, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
-    assert choice.bedplate == same
+    expected_details = {"label": expected.output, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
+    assert choice.bedplate == expected_details
     assert reply.usage.prompt_tokens == expected.prompt_tokens
     # More than the skin's own prompt may lie in the cache: tests share this server, in any order.
     cached = reply.usage.prompt_tokens_details.cached_tokens
@@ -46,11 +46,11 @@ def test_label_skins_answer_as_predictors_do(server, client, name, text):
     assert reply.usage.total_tokens == expected.prompt_tokens
     completion = client.completions.create(model=name, prompt=text).choices[0]
     assert completion.text == expected.output
-    assert completion.bedplate == same
-    chunks = list(client.chat.completions.create(model=name, messages=say(text), stream=True))
+    assert completion.bedplate == expected_details
+    chunks = list(client.chat.completions.create(model=name, messages=user_messages(text), stream=True))
     assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected.output
     assert chunks[-1].choices[0].finish_reason == "stop"
-    assert chunks[-1].choices[0].bedplate == same
+    assert chunks[-1].choices[0].bedplate == expected_details
 
 
 @pytest.mark.parametrize("text", INPUTS)
@@ -58,7 +58,7 @@ def test_a_head_for_several_labels_answers_as_its_predictor_does(server, client,
     (expected,) = server.skins["several"].predict([text], one_by_one=True)
     chosen = [label for label, score in expected.scores.items() if math.exp(score) >= 0.4]
     assert json.loads(expected.output) == chosen
-    choice = client.chat.completions.create(model="several", messages=say(text)).choices[0]
+    choice = client.chat.completions.create(model="several", messages=user_messages(text)).choices[0]
     assert choice.message.content == expected.output
     assert choice.bedplate == {"labels": chosen, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
     (row,) = server.post("/v1/classify", json={"model": "several", "input": text}).json()["data"]
@@ -69,11 +69,11 @@ def test_a_head_for_several_labels_answers_as_its_predictor_does(server, client,
 @pytest.mark.parametrize("text", INPUTS)
 def test_text_skins_answer_and_stream_as_predictors_do(server, client, text):
     (expected,) = server.skins["writer"].predict([text], one_by_one=True)
-    reply = client.chat.completions.create(model="writer", messages=say(text))
+    reply = client.chat.completions.create(model="writer", messages=user_messages(text))
     assert reply.choices[0].message.content == expected.output
     assert reply.usage.completion_tokens == expected.completion_tokens
     stream = client.chat.completions.create(
-        model="writer", messages=say(text), stream=True, stream_options={"include_usage": True}
+        model="writer", messages=user_messages(text), stream=True, stream_options={"include_usage": True}
     )
     chunks = list(stream)
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == expected.output
@@ -81,27 +81,34 @@ def test_text_skins_answer_and_stream_as_predictors_do(server, client, text):
     assert chunks[-1].usage.completion_tokens == expected.completion_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert len([c for c in chunks if c.choices and c.choices[0].delta.content]) > 1
-    shorter = client.chat.completions.create(model="writer", messages=say(text), max_tokens=2)
+    shorter = client.chat.completions.create(model="writer", messages=user_messages(text), max_tokens=2)
     assert shorter.usage.completion_tokens <= 2
 
 
 def test_skins_of_several_inputs_take_an_object(server, client):
     row = {"question": "is it great", "answer": "yes"}
-    reply = client.chat.completions.create(model="pair", messages=say(json.dumps(row)))
+    reply = client.chat.completions.create(model="pair", messages=user_messages(json.dumps(row)))
     assert reply.choices[0].message.content == server.skins["pair"].predict([row], one_by_one=True)[0].output
     for content in ("yes", "[1]", '{"question": "a"}', '{"question": "a", "answer": 1}', '{"question": NaN}'):
         with pytest.raises(openai.BadRequestError) as caught:
-            client.chat.completions.create(model="pair", messages=say(content))
+            client.chat.completions.create(model="pair", messages=user_messages(content))
         assert caught.value.param == "messages"
 
 
 def test_skins_read_the_last_user_message_and_report_the_others(server, client):
-    messages = [{"role": "system", "content": "x"}, *say("bad"), {"role": "assistant", "content": "y"}, *say(INPUTS[0])]
+    messages = [
+        {"role": "system", "content": "x"},
+        *user_messages("bad"),
+        {"role": "assistant", "content": "y"},
+        *user_messages(INPUTS[0]),
+    ]
     choice = client.chat.completions.create(model="prompted", messages=messages).choices[0]
-    alone = client.chat.completions.create(model="prompted", messages=say(INPUTS[0])).choices[0]
+    alone = client.chat.completions.create(model="prompted", messages=user_messages(INPUTS[0])).choices[0]
     assert choice.message.content == alone.message.content
     assert choice.bedplate.pop("ignored_messages") == 3
-    scores = [one.bedplate.pop("scores", {}) for one in (choice, alone)]  # the second finds its prompt computed
+    scores = [
+        candidate.bedplate.pop("scores", {}) for candidate in (choice, alone)
+    ]  # the second finds its prompt computed
     assert scores[0] == pytest.approx(scores[1])
     assert choice.bedplate == alone.bedplate
 
@@ -109,19 +116,25 @@ def test_skins_read_the_last_user_message_and_report_the_others(server, client):
 def solo(server, text, **sampling):
     """The engine's own answer to one chat message."""
     engine = server.skins["writer"].engine
-    tokens = engine.base.tokenizer.encode_chat(say(text))
+    tokens = engine.base.tokenizer.encode_chat(user_messages(text))
     return engine.run([Generate(tuple(tokens), Sampling(**sampling))])[0]
 
 
 def test_the_base_chats_as_the_engine_does_streamed_or_not(server, client):
     for settings in ({"temperature": 0}, {"temperature": 0.8, "seed": 7, "top_p": 0.9}):
         expected = solo(server, INPUTS[0], max_tokens=30, stop=("e b",), **settings)
-        asked = {"model": "tiny", "messages": say(INPUTS[0]), "max_completion_tokens": 30, "stop": ["e b"], **settings}
-        reply = client.chat.completions.create(**asked)
+        request = {
+            "model": "tiny",
+            "messages": user_messages(INPUTS[0]),
+            "max_completion_tokens": 30,
+            "stop": ["e b"],
+            **settings,
+        }
+        reply = client.chat.completions.create(**request)
         assert reply.choices[0].message.content == expected.text
         assert reply.choices[0].finish_reason == expected.finish_reason
         assert reply.usage.completion_tokens == len(expected.token_ids)
-        chunks = list(client.chat.completions.create(**asked, stream=True))
+        chunks = list(client.chat.completions.create(**request, stream=True))
         assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected.text
         assert chunks[-1].choices[0].finish_reason == expected.finish_reason
 
@@ -148,55 +161,64 @@ def test_text_parts_join_and_housekeeping_fields_change_nothing(server, client):
 
 
 def test_n_choices_differ_by_seed_and_repeat(server, client):
-    asked = {"model": "tiny", "messages": say("hi"), "max_tokens": 12, "n": 4, "seed": 3, "temperature": 1.5}
-    reply = client.chat.completions.create(**asked)
+    request = {
+        "model": "tiny",
+        "messages": user_messages("hi"),
+        "max_tokens": 12,
+        "n": 4,
+        "seed": 3,
+        "temperature": 1.5,
+    }
+    reply = client.chat.completions.create(**request)
     texts = [choice.message.content for choice in reply.choices]
     assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
     assert texts[0] == solo(server, "hi", max_tokens=12, temperature=1.5, seed=3).text
     assert len(set(texts)) > 1
-    again = client.chat.completions.create(**asked)
-    assert [choice.message.content for choice in again.choices] == texts
+    repeated = client.chat.completions.create(**request)
+    assert [choice.message.content for choice in repeated.choices] == texts
     streamed = dict.fromkeys(range(4), "")
-    for chunk in client.chat.completions.create(**asked, stream=True):
+    for chunk in client.chat.completions.create(**request, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert list(streamed.values()) == texts
 
 
 def test_chat_logprobs(server, client):
     expected = solo(server, "hi", max_tokens=6, logprobs=3)
-    asked = {
+    request = {
         "model": "tiny",
-        "messages": say("hi"),
+        "messages": user_messages("hi"),
         "max_tokens": 6,
         "temperature": 0,
         "logprobs": True,
         "top_logprobs": 3,
     }
-    content = client.chat.completions.create(**asked).choices[0].logprobs.content
-    assert [entry.logprob for entry in content] == pytest.approx(expected.logprobs, abs=1e-4)
-    assert [len(entry.top_logprobs) for entry in content] == [3] * len(content)
-    assert b"".join(bytes(entry.bytes) for entry in content).decode("utf-8", "replace") == expected.text
+    content = client.chat.completions.create(**request).choices[0].logprobs.content
+    assert [token_logprob.logprob for token_logprob in content] == pytest.approx(expected.logprobs, abs=1e-4)
+    assert [len(token_logprob.top_logprobs) for token_logprob in content] == [3] * len(content)
+    assert b"".join(bytes(token_logprob.bytes) for token_logprob in content).decode("utf-8", "replace") == expected.text
     streamed = [
-        entry
-        for chunk in client.chat.completions.create(**asked, stream=True)
+        token_logprob
+        for chunk in client.chat.completions.create(**request, stream=True)
         if chunk.choices[0].logprobs
-        for entry in chunk.choices[0].logprobs.content
+        for token_logprob in chunk.choices[0].logprobs.content
     ]
-    assert [entry.token for entry in streamed] == [entry.token for entry in content]
+    assert [token_logprob.token for token_logprob in streamed] == [token_logprob.token for token_logprob in content]
 
 
 def test_completions_of_strings_and_ids(server, client):
     tokenizer = server.tokenizer
     prompts = ["this product", "the answer is"]
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    asked = {"model": "tiny", "max_tokens": 6, "temperature": 0}
-    texts = [choice.text for choice in client.completions.create(prompt=prompts, **asked).choices]
-    assert [choice.text for choice in client.completions.create(prompt=ids, **asked).choices] == texts
-    assert [client.completions.create(prompt=one, **asked).choices[0].text for one in (*prompts, *ids)] == texts * 2
-    usage = client.completions.create(prompt=prompts, n=2, **asked).usage
+    options = {"model": "tiny", "max_tokens": 6, "temperature": 0}
+    texts = [choice.text for choice in client.completions.create(prompt=prompts, **options).choices]
+    assert [choice.text for choice in client.completions.create(prompt=ids, **options).choices] == texts
+    assert [
+        client.completions.create(prompt=prompt, **options).choices[0].text for prompt in (*prompts, *ids)
+    ] == texts * 2
+    usage = client.completions.create(prompt=prompts, n=2, **options).usage
     assert usage.prompt_tokens == sum(map(len, ids))
     streamed = dict.fromkeys(range(2), "")
-    for chunk in client.completions.create(prompt=prompts, stream=True, echo=True, **asked):
+    for chunk in client.completions.create(prompt=prompts, stream=True, echo=True, **options):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert list(streamed.values()) == [prompt + text for prompt, text in zip(prompts, texts, strict=True)]
     default = client.completions.create(model="tiny", prompt="this", temperature=0).usage
@@ -209,9 +231,9 @@ def test_echo_with_logprobs_of_the_prompt(server, client):
     choice, ids = reply.choices[0], server.tokenizer.encode(prompt)
     engine = server.skins["writer"].engine
     expected = engine.run([Generate(tuple(ids), Sampling(max_tokens=3, logprobs=1, prompt_logprobs=1))])[0]
-    found = choice.logprobs.token_logprobs
-    assert found[0] is None
-    assert found[1:] == pytest.approx([*expected.prompt_logprobs[1:], *expected.logprobs], abs=1e-4)
+    logprobs = choice.logprobs.token_logprobs
+    assert logprobs[0] is None
+    assert logprobs[1:] == pytest.approx([*expected.prompt_logprobs[1:], *expected.logprobs], abs=1e-4)
     assert choice.text == prompt + expected.text
     # each token's text stands where text_offset says
     for token, offset in zip(choice.logprobs.tokens, choice.logprobs.text_offset, strict=True):
@@ -227,25 +249,25 @@ def test_sixteen_streams_at_once_equal_solo_answers(server):
     async def all_at_once():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
 
-            async def one(prompt):
+            async def stream_text(prompt):
                 stream = await client.chat.completions.create(
-                    model="tiny", messages=say(prompt), stream=True, temperature=0, max_tokens=20
+                    model="tiny", messages=user_messages(prompt), stream=True, temperature=0, max_tokens=20
                 )
                 return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
-            return await asyncio.gather(*map(one, prompts))
+            return await asyncio.gather(*map(stream_text, prompts))
 
     assert asyncio.run(all_at_once()) == [solo(server, prompt, max_tokens=20).text for prompt in prompts]
     assert server.idle()
 
 
 def test_async_client(server):
-    async def ask():
+    async def chat_text():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-            reply = await client.chat.completions.create(model="prompted", messages=say(INPUTS[0]))
+            reply = await client.chat.completions.create(model="prompted", messages=user_messages(INPUTS[0]))
             return reply.choices[0].message.content
 
-    assert asyncio.run(ask()) == server.skins["prompted"](INPUTS[0])
+    assert asyncio.run(chat_text()) == server.skins["prompted"](INPUTS[0])
 
 
 @pytest.mark.real
@@ -257,8 +279,12 @@ def test_the_real_base_answers_the_openai_client(smollm2_gguf):
     # In the file's own 4 bits, with 8-bit activations, it names monuments, as llama.cpp does on the same file.
     with loaded_server(smollm2_gguf, name="smollm2-135m", weights="bfloat16") as state, running(state) as url:
         client = Server(url, state, {}).client
-        asked = {"model": "smollm2-135m", "messages": say("What is the capital of France?"), "temperature": 0}
-        text = client.chat.completions.create(**asked, max_tokens=24).choices[0].message.content
+        request = {
+            "model": "smollm2-135m",
+            "messages": user_messages("What is the capital of France?"),
+            "temperature": 0,
+        }
+        text = client.chat.completions.create(**request, max_tokens=24).choices[0].message.content
         assert "Paris" in text
-        chunks = client.chat.completions.create(**asked, max_tokens=24, stream=True)
+        chunks = client.chat.completions.create(**request, max_tokens=24, stream=True)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text

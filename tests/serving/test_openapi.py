@@ -28,14 +28,14 @@ def one_case(server, case) -> None:
     if isinstance(case.body, dict):
         case.body |= {name: short for name, short in _SHORT.items() if isinstance(case.body.get(name), int)}
     response = case.call(base_url=server.url, timeout=30)
-    said = response.content[:500]
-    assert response.status_code < 500, said
+    excerpt = response.content[:500]
+    assert response.status_code < 500, excerpt
     if response.status_code >= 400 and case.method != "HEAD":
         error = response.json()["error"]
         assert isinstance(error["message"], str)
         assert error["message"]
         if not case.path.startswith(_OTHER_SHAPES):
-            assert error.keys() == {"message", "type", "param", "code"}, said
+            assert error.keys() == {"message", "type", "param", "code"}, excerpt
     assert b"Traceback" not in response.content
 
 
@@ -52,23 +52,23 @@ def bounded(examples: int):
 
 def one_operation(server, operation, examples: int) -> int:
     """How many requests were made: half of them by the document, half against it where there is something to break."""
-    made = 0
+    request_count = 0
     can_break = operation.method.lower() == "post" and bool(operation.body)
     modes = MODES if can_break else MODES[:1]
 
     @bounded(examples)
     @given(one_of(*(operation.as_strategy(generation_mode=mode) for mode in modes)))
     def run(case):
-        nonlocal made
-        made += 1
+        nonlocal request_count
+        request_count += 1
         one_case(server, case)
 
     run()
-    return made
+    return request_count
 
 
 def every_operation(server, schema, examples: int) -> int:
-    return sum(one_operation(server, found.ok(), examples) for found in schema.get_all_operations())
+    return sum(one_operation(server, result.ok(), examples) for result in schema.get_all_operations())
 
 
 def test_no_request_breaks_the_server(server, schema):

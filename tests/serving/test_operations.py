@@ -131,7 +131,7 @@ def test_sigterm_while_loading_ends_it_at_once(files, tmp_path):
         wait_until(lambda: answers(url, "/health") is not None, 30.0)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0  # loading would take 60
-        assert "serving" not in process.said
+        assert "serving" not in process.output
         assert "Traceback" not in process.errors, process.errors
 
 
@@ -148,11 +148,13 @@ class Running:
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.states: list[ServerState] = []
 
-        def make(state: ServerState):
+        def build_app(state: ServerState):
             return create_app(state), contextlib.nullcontext()
 
         grace = settings.grace_seconds
-        self.server = Lifecycle(lambda: loaded_server(settings), make, self.states.append, grace, head_bytes=1 << 16)
+        self.server = Lifecycle(
+            lambda: loaded_server(settings), build_app, self.states.append, grace, head_bytes=1 << 16
+        )
         self.result: list[bool] = []
         self.thread = threading.Thread(
             target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))
@@ -289,19 +291,19 @@ def test_a_json_log_holds_tracebacks_in_their_line():
         raise ValueError("wrong")
     except ValueError:
         record = logging.LogRecord("bedplate", logging.ERROR, "", 1, "it %s", ("failed",), sys.exc_info())
-    said = json.loads(JsonLines().format(record))
-    assert said["message"] == "it failed"
-    assert "ValueError: wrong" in said["exception"]
+    log_line = json.loads(JsonLines().format(record))
+    assert log_line["message"] == "it failed"
+    assert "ValueError: wrong" in log_line["exception"]
 
 
 def test_the_log_names_the_key_by_its_id_only(files, tmp_path, caplog):
     from .test_guard import make_key
-    from .test_guard_http import ask, guarded
+    from .test_guard_http import post_chat, guarded
 
     caplog.set_level(logging.INFO)
     key, secret = make_key(tenant="shop")
     with guarded(files, tmp_path, key) as server:
-        ask(server, secret)
+        post_chat(server, secret)
         wait_until(lambda: "tenant=shop" in caplog.text)
     assert f"key={key.id}" in caplog.text
     assert secret.split("_")[2] not in caplog.text
@@ -347,8 +349,8 @@ def test_one_span_for_each_call(files, tmp_path):
 def test_telemetry_without_its_library_is_an_error_only_when_it_is_configured(tmp_path):
     process = Command(tmp_path, main="tests.serving.process:telemetry_without_its_library")
     assert process.wait() == 0, process.errors
-    assert process.said.startswith("UsageError")
-    assert "bedplate[telemetry]" in process.said
+    assert process.output.startswith("UsageError")
+    assert "bedplate[telemetry]" in process.output
 
 
 # The container
@@ -368,9 +370,9 @@ def instructions() -> list[tuple[str, str]]:
 
 def test_the_container_file_is_whole():
     stages: dict[str, str] = {}
-    for name, rest in instructions():
+    for name, arguments in instructions():
         assert name in INSTRUCTIONS
-        words = shlex.split(rest)
+        words = shlex.split(arguments)
         if name == "FROM":
             image, _, stage = words
             assert image == "python:3.12-slim" or image in stages
@@ -381,22 +383,22 @@ def test_the_container_file_is_whole():
         if name == "COPY" and words[0].startswith("--from="):
             assert words[0].removeprefix("--from=") in stages
     assert {"cpu", "gpu"} <= stages.keys()
-    found = dict(instructions())
-    assert found["USER"] not in {"root", "0"}
-    assert json.loads(found["VOLUME"]) == ["/data"]
-    assert "BEDPLATE_HOME=/data" in " ".join(rest for name, rest in instructions() if name == "ENV")
-    assert "/health" in found["HEALTHCHECK"]
-    assert found["STOPSIGNAL"] == "SIGTERM"
-    extras = re.findall(r"\[([\w,]+)\]'", " ".join(rest for name, rest in instructions() if name == "RUN"))
-    known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
+    container_settings = dict(instructions())
+    assert container_settings["USER"] not in {"root", "0"}
+    assert json.loads(container_settings["VOLUME"]) == ["/data"]
+    assert "BEDPLATE_HOME=/data" in " ".join(arguments for name, arguments in instructions() if name == "ENV")
+    assert "/health" in container_settings["HEALTHCHECK"]
+    assert container_settings["STOPSIGNAL"] == "SIGTERM"
+    extras = re.findall(r"\[([\w,]+)\]'", " ".join(arguments for name, arguments in instructions() if name == "RUN"))
+    declared_extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
     assert extras
-    assert all(extra in known for group in extras for extra in group.split(","))
+    assert all(extra in declared_extras for group in extras for extra in group.split(","))
 
 
 def test_the_container_starts_what_the_command_line_knows(monkeypatch, capsys):
-    found = dict(instructions())
-    assert json.loads(found["ENTRYPOINT"]) == ["bedplate"]
-    verb, *arguments = json.loads(found["CMD"])
+    container_settings = dict(instructions())
+    assert json.loads(container_settings["ENTRYPOINT"]) == ["bedplate"]
+    verb, *arguments = json.loads(container_settings["CMD"])
     assert verb in VERBS
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stop:
@@ -408,15 +410,15 @@ def test_the_container_starts_what_the_command_line_knows(monkeypatch, capsys):
 
 
 def test_nothing_but_the_package_goes_into_the_container():
-    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    included = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert (ROOT / ".dockerignore").read_text().startswith("*\n")
     copied = {
         word.removeprefix("./")
-        for name, rest in instructions()
-        if name == "COPY" and "--from" not in rest
-        for word in shlex.split(rest)[:-1]
+        for name, arguments in instructions()
+        if name == "COPY" and "--from" not in arguments
+        for word in shlex.split(arguments)[:-1]
     }
-    assert copied == set(kept)
+    assert copied == set(included)
 
 
 def test_the_documented_server_file_is_valid():
@@ -425,9 +427,9 @@ def test_the_documented_server_file_is_valid():
     assert shown is not None
     assert ServerConfig.model_validate(yaml.safe_load(shown[1])).keys is not None
     page = (ROOT / "docs" / "serving.md").read_text("utf-8").split("## The server's file")[1]
-    other = re.search(r"^```text\n(.*?)^```", page, re.M | re.S)
-    assert other is not None
-    price = ServerConfig.model_validate(yaml.safe_load(other[1])).price
+    price_block = re.search(r"^```text\n(.*?)^```", page, re.M | re.S)
+    assert price_block is not None
+    price = ServerConfig.model_validate(yaml.safe_load(price_block[1])).price
     assert price is not None
     assert price.as_of == "2026-11-24"
 
@@ -435,15 +437,15 @@ def test_the_documented_server_file_is_valid():
 def test_every_key_of_the_servers_file_is_documented_with_its_default():
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
     shown = dict(re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text.split("Every key,")[1].split("\n## ")[0], re.M))
-    wanted: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for name, field in ServerConfig.model_fields.items():
         if isinstance(field.default, Strict) and name not in shown:
-            wanted |= {f"{name}.{key}": value for key, value in field.default}
+            defaults |= {f"{name}.{key}": value for key, value in field.default}
         else:
-            wanted[name] = field.default
-    assert list(shown) == sorted(shown, key=list(wanted).index)
-    assert shown.keys() == wanted.keys()
-    for name, value in wanted.items():
+            defaults[name] = field.default
+    assert list(shown) == sorted(shown, key=list(defaults).index)
+    assert shown.keys() == defaults.keys()
+    for name, value in defaults.items():
         if isinstance(value, bool | int | float | str):
             assert shown[name] == (str(value).lower() if isinstance(value, bool | str) else f"{value:.12g}"), name
 

@@ -109,9 +109,9 @@ def test_the_context(live):
 def test_keys_and_models(live):
     for key in (None, "bp_wrong"):
         refused(live.chat(key), 401, "invalid_api_key")
-    there, absent = (live.chat("few", model=name) for name in ("writer", "absent"))
-    refused(there, 404, "model_not_found", "model")
-    assert there.text.replace("writer", "absent") == absent.text
+    hidden, absent = (live.chat("few", model=name) for name in ("writer", "absent"))
+    refused(hidden, 404, "model_not_found", "model")
+    assert hidden.text.replace("writer", "absent") == absent.text
     assert live.chat("few", model="prompted").status_code == 200
     refused(live.chat(model="nobody"), 404, "model_not_found", "model")
     for method, path in (("GET", "/metrics"), ("GET", "/admin/skins"), ("POST", "/admin/skins/scan")):
@@ -184,18 +184,18 @@ def test_bad_adapters(live, files, how):
     reply = live.request("POST", "/admin/skins", "admin", json={"source": source, "name": "bad"})
     refused(reply, 400, param="source")
     after = live.request("GET", "/admin/skins", "admin").json()["data"]
-    assert [one["name"] for one in after] == [one["name"] for one in before]
+    assert [skin["name"] for skin in after] == [skin["name"] for skin in before]
     refused(live.chat(model="bad"), 404, "model_not_found")
 
 
 def test_one_name_loaded_replaced_and_unloaded_under_traffic(live, files):
     shelve(live, files.skins[TUNED], "first")
-    other = shelve(live, files.skins[TUNED], "second")
-    tensors = load_file(other / "adapter_model.safetensors")
-    save_file({name: -3 * value for name, value in tensors.items()}, other / "adapter_model.safetensors")
-    spoil(other, "nothing")
+    second_dir = shelve(live, files.skins[TUNED], "second")
+    tensors = load_file(second_dir / "adapter_model.safetensors")
+    save_file({name: -3 * value for name, value in tensors.items()}, second_dir / "adapter_model.safetensors")
+    spoil(second_dir, "nothing")
 
-    def put(source: str, name: str = "swapped") -> httpx.Response:
+    def load_skin(source: str, name: str = "swapped") -> httpx.Response:
         body = {"source": source, "name": name, "replace": True}
         return live.request("POST", "/admin/skins", "admin", json=body)
 
@@ -205,24 +205,24 @@ def test_one_name_loaded_replaced_and_unloaded_under_traffic(live, files):
 
     expected = {}
     for source in ("first", "second"):
-        assert put(source).status_code in {200, 201}
+        assert load_skin(source).status_code in {200, 201}
         expected[source] = probability()
     assert expected["first"] != expected["second"]
-    seen = []
+    answers = []
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         for number in range(20):
-            asked = [pool.submit(probability) for _ in range(3)]
+            futures = [pool.submit(probability) for _ in range(3)]
             source = ("first", "second")[number % 2]
-            assert put(source).status_code in {200, 201}
+            assert load_skin(source).status_code in {200, 201}
             assert close(probability()[1], expected[source][1]), number  # no stale cache
-            seen += [one.result() for one in asked]
+            answers += [future.result() for future in futures]
             if number % 5 == 4:
                 assert live.request("DELETE", "/admin/skins/swapped", "admin").status_code == 200
                 assert probability()[0] == 404
-                assert put(source).status_code == 201
-    for status, found in seen:
+                assert load_skin(source).status_code == 201
+    for status, details in answers:
         assert status == 200
-        assert any(close(found, one[1]) for one in expected.values())
+        assert any(close(details, answer[1]) for answer in expected.values())
     assert live.request("DELETE", "/admin/skins/swapped", "admin").status_code == 200
 
 
@@ -300,17 +300,17 @@ def test_tenants_share_no_cached_tokens(live):
 
 
 def test_sigterm_drains_and_ends(files, tmp_path):
-    with serving(files.base, [], tmp_path, grace_seconds=20) as own, open_stream(own) as connection:
+    with serving(files.base, [], tmp_path, grace_seconds=20) as server, open_stream(server) as connection:
         received = connection.recv(1000)
-        own.process.send_signal(signal.SIGTERM)
-        seen = []
-        while own.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        statuses = []
+        while server.process.poll() is None:
             try:
-                seen.append(own.request("GET", "/ready", None).status_code)
-                seen.append(own.chat().status_code)
+                statuses.append(server.request("GET", "/ready", None).status_code)
+                statuses.append(server.chat().status_code)
             except httpx.TransportError:
                 break
         assert b"[DONE]" in received + everything(connection)
-        assert own.process.wait(10) == 0
-        assert set(seen) <= {503}
-        assert seen
+        assert server.process.wait(10) == 0
+        assert set(statuses) <= {503}
+        assert statuses

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bedplate.core.errors import SkinError, UnknownModelError, UsageError
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models import residency
-from bedplate.serving.models.registry import Lease, ModelWanted, Registry
+from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import Scanned
@@ -33,9 +33,9 @@ class Engine:
     """Stands for a base: the registry only groups by it."""
 
 
-def card(name: str, kind: str = "lora") -> Card:
+def card(name: str, skin_type: str = "lora") -> Card:
     base = BaseReference(name="tiny", family="llama", weights_id="0")
-    parts = () if kind == "prompt" else (kind,)
+    parts = () if skin_type == "prompt" else (skin_type,)
     return Card(f"{name}{next(numbers)}", name, parts, base, ("text",), TextOutput(), "plain", None, None)
 
 
@@ -43,27 +43,27 @@ class Skin(ServedSkin):
     """Comes and goes like a skin, and watches that the rules of coming and going are kept."""
 
     loaded = 0
-    most = 0
+    peak = 0
     lock = threading.Lock()
 
-    def __init__(self, engine: Engine, name: str, kind: str = "lora", fails: bool = False) -> None:
-        self.card, self.engine, self.name, self.warnings = card(name, kind), engine, name, []
-        self.fails, self.here, self.loads = fails, False, 0
+    def __init__(self, engine: Engine, name: str, skin_type: str = "lora", fails: bool = False) -> None:
+        self.card, self.engine, self.name, self.warnings = card(name, skin_type), engine, name, []
+        self.fails, self.resident, self.loads = fails, False, 0
 
     def load(self) -> None:
         with Skin.lock:
-            assert not self.here, "loaded twice"
+            assert not self.resident, "loaded twice"
             self.loads += 1
             if self.fails:
                 raise SkinError("its files changed")
-            self.here = True
+            self.resident = True
             Skin.loaded += 1
-            Skin.most = max(Skin.most, Skin.loaded)
+            Skin.peak = max(Skin.peak, Skin.loaded)
 
     def unload(self) -> None:
         with Skin.lock:
-            assert self.here, "unloaded twice"
-            self.here = False
+            assert self.resident, "unloaded twice"
+            self.resident = False
             Skin.loaded -= 1
 
     is_warm = True
@@ -84,22 +84,22 @@ class Machine(RuleBasedStateMachine):
     @initialize(patience=st.sampled_from([0.0, 0.001]))
     def start(self, patience):
         residency.TURN_SECONDS = patience
-        Skin.loaded = Skin.most = 0
+        Skin.loaded = Skin.peak = 0
         self.loop = asyncio.new_event_loop()
         self.engine = Engine()
         self.registry = Registry([self.engine], adapters=3)
         self.names: dict[str, Skin] = {}
-        self.every: list[Skin] = []
+        self.all_skins: list[Skin] = []
         self.asking: list[tuple[str, asyncio.Task[Lease]]] = []
-        self.held: list[Lease] = []
+        self.leases: list[Lease] = []
 
     def run(self, work):
-        async def both():
+        async def work_and_settle():
             result = work()
             await settle(self.registry)
             return result
 
-        result = self.loop.run_until_complete(both())
+        result = self.loop.run_until_complete(work_and_settle())
         self.collect()
         return result
 
@@ -111,14 +111,14 @@ class Machine(RuleBasedStateMachine):
             self.asking.remove((name, task))
             error = None if task.cancelled() else task.exception()
             if error is None and not task.cancelled():
-                self.held.append(task.result())
+                self.leases.append(task.result())
             else:
                 assert error is None or (isinstance(error, UnknownModelError) and name not in self.names)
 
     @rule(name=st.sampled_from(NAMES))
-    def put(self, name):
+    def replace_skin(self, name):
         served = Skin(self.engine, name)
-        self.every.append(served)
+        self.all_skins.append(served)
         old = self.run(lambda: self.registry.replace(served))
         assert old is self.names.get(name)
         self.names[name] = served
@@ -131,26 +131,26 @@ class Machine(RuleBasedStateMachine):
             return
         served = self.names.pop(name)
         running = self.run(lambda: self.registry.remove(name))
-        assert running == sum(lease.served is served for lease in self.held)
+        assert running == sum(lease.served is served for lease in self.leases)
 
     @rule(name=st.sampled_from(NAMES))
-    def ask(self, name):
+    def request_lease(self, name):
         current = self.names.get(name)
-        before = set(map(id, self.held))
+        before = set(map(id, self.leases))
         self.asking.append(
-            (name, self.run(lambda: self.loop.create_task(self.registry.lease(ModelWanted(name, ANYBODY)))))
+            (name, self.run(lambda: self.loop.create_task(self.registry.lease(ModelRequest(name, ANYBODY)))))
         )
         self.collect()
         if current is None:
             assert not self.asking or self.asking[-1][0] != name or not self.asking[-1][1].done()
-        for lease in self.held:
+        for lease in self.leases:
             if id(lease) not in before and lease.served.name == name:
                 assert lease.served is current
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def give_back(self, data):
-        lease = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
         self.run(lease.release)
         self.run(lease.release)
 
@@ -162,21 +162,21 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def what_is_held_is_here(self):
-        assert Skin.most <= 3
-        for lease in self.held:
+        assert Skin.peak <= 3
+        for lease in self.leases:
             assert lease.served.here
-        for served in self.every:
-            if served not in self.names.values() and not any(lease.served is served for lease in self.held):
-                assert not served.here, "a version that nobody can reach is still in memory"
+        for served in self.all_skins:
+            if served not in self.names.values() and not any(lease.served is served for lease in self.leases):
+                assert not served.resident, "a version that nobody can reach is still in memory"
 
     def teardown(self):
         if not hasattr(self, "loop"):
             return
         end = time.monotonic() + 10
-        while self.held or self.asking:
+        while self.leases or self.asking:
             assert time.monotonic() < end, "a call waits for ever"
-            while self.held:
-                self.run(self.held.pop().release)
+            while self.leases:
+                self.run(self.leases.pop().release)
             self.run(lambda: None)
         for name in list(self.names):
             self.remove(name)
@@ -196,10 +196,10 @@ def _patience():
     residency.TURN_SECONDS = before
 
 
-def registered(*names: str, places: int = 1, **more) -> tuple[Registry, list[Skin]]:
+def registered(*names: str, places: int = 1, **kwargs) -> tuple[Registry, list[Skin]]:
     engine = Engine()
     registry = Registry([engine], adapters=places, prompt_skins=places)
-    skins = [Skin(engine, name, **more) for name in names]
+    skins = [Skin(engine, name, **kwargs) for name in names]
     for skin in skins:
         registry.add(skin)
     return registry, skins
@@ -210,11 +210,11 @@ def test_the_skin_that_was_used_longest_ago_makes_room():
 
     async def work():
         for name in ("a", "b", "a", "c"):
-            (await registry.lease(ModelWanted(name, ANYBODY))).release()
+            (await registry.lease(ModelRequest(name, ANYBODY))).release()
         await settle(registry)
 
     asyncio.run(work())
-    assert (a.here, b.here, c.here) == (True, False, True)
+    assert (a.resident, b.resident, c.resident) == (True, False, True)
 
 
 def test_a_skin_in_constant_use_gives_others_their_turn():
@@ -226,9 +226,9 @@ def test_a_skin_in_constant_use_gives_others_their_turn():
         stop = False
 
         async def use():
-            lease = await registry.lease(ModelWanted("busy", ANYBODY))
+            lease = await registry.lease(ModelRequest("busy", ANYBODY))
             while not stop:
-                following = asyncio.create_task(registry.lease(ModelWanted("busy", ANYBODY)))
+                following = asyncio.create_task(registry.lease(ModelRequest("busy", ANYBODY)))
                 await asyncio.sleep(0.002)
                 if following.done():
                     lease.release()
@@ -241,7 +241,7 @@ def test_a_skin_in_constant_use_gives_others_their_turn():
         users = [asyncio.create_task(use()) for _ in range(2)]
         await asyncio.sleep(0.01)
         async with asyncio.timeout(5):
-            lease = await registry.lease(ModelWanted("other", ANYBODY))
+            lease = await registry.lease(ModelRequest("other", ANYBODY))
         stop = True
         lease.release()
         async with asyncio.timeout(5):
@@ -251,22 +251,22 @@ def test_a_skin_in_constant_use_gives_others_their_turn():
 
 
 def test_a_skin_that_cannot_be_loaded_is_503_and_the_next_call_tries_again(caplog):
-    registry, (skin, other) = registered("bad", "good")
+    registry, (skin, good_skin) = registered("bad", "good")
     skin.fails = True
 
     async def work():
         for _ in range(2):
             with pytest.raises(StatusError) as caught:
-                await registry.lease(ModelWanted("bad", ANYBODY))
+                await registry.lease(ModelRequest("bad", ANYBODY))
             assert (caught.value.status, caught.value.code) == (503, "skin_unavailable")
-        (await registry.lease(ModelWanted("good", ANYBODY))).release()
+        (await registry.lease(ModelRequest("good", ANYBODY))).release()
         skin.fails = False
-        (await registry.lease(ModelWanted("bad", ANYBODY))).release()
+        (await registry.lease(ModelRequest("bad", ANYBODY))).release()
         await settle(registry)
 
     asyncio.run(work())
     assert skin.loads == 3
-    assert not other.here
+    assert not good_skin.resident
     assert "its files changed" in caplog.text
 
 
@@ -275,8 +275,8 @@ def test_who_waits_for_a_version_that_is_replaced_gets_the_new_one():
     second = Skin(first.engine, "a")
 
     async def work():
-        blocker = await registry.lease(ModelWanted("b", ANYBODY))
-        waiting = asyncio.create_task(registry.lease(ModelWanted("a", ANYBODY)))
+        blocker = await registry.lease(ModelRequest("b", ANYBODY))
+        waiting = asyncio.create_task(registry.lease(ModelRequest("a", ANYBODY)))
         await asyncio.sleep(0.01)
         registry.replace(second)
         blocker.release()
@@ -294,28 +294,28 @@ def test_names():
         with pytest.raises(UsageError, match="cannot be a model name"):
             registry.add(Skin(skin.engine, name))
     with pytest.raises(UnknownModelError, match="none of those that are here"):
-        registry.find("a", Caller(models=frozenset({"b"})))
+        registry.lookup("a", Caller(models=frozenset({"b"})))
 
 
 def test_scans_add_replace_and_remove_but_never_touch_what_was_given(monkeypatch):
-    registry, (given,) = registered("given")
-    monkeypatch.setattr(registry, "skin", lambda card: _fake(given.engine, card))
-    one, two, again, twice = card("one"), card("two"), card("one"), card("one")
-    assert registry.take(Scanned([one, two, card("given")], ["x: broken"])) == {
+    registry, (fixed_skin,) = registered("given")
+    monkeypatch.setattr(registry, "skin", lambda card: _fake(fixed_skin.engine, card))
+    first_card, two, changed_card, duplicate_card = card("one"), card("two"), card("one"), card("one")
+    assert registry.register(Scanned([first_card, two, card("given")], ["x: broken"])) == {
         "added": ["one", "two"],
         "replaced": [],
         "removed": [],
         "registered": 3,
         "problems": ["x: broken", "None: another model is called 'given'"],
     }
-    changed = registry.take(Scanned([again, twice], []))
+    changed = registry.register(Scanned([changed_card, duplicate_card], []))
     assert (changed["replaced"], changed["removed"]) == (["one"], ["two"])
     assert "has the name 'one' already" in changed["problems"][0]
-    assert registry.models["one"].card is again
+    assert registry.models["one"].card is changed_card
     registry.remove("one")
-    assert registry.take(Scanned([again], []))["added"] == []
-    assert registry.take(Scanned([twice], []))["added"] == ["one"]
-    assert registry.guest("given").state is Residency.AWAY
+    assert registry.register(Scanned([changed_card], []))["added"] == []
+    assert registry.register(Scanned([duplicate_card], []))["added"] == ["one"]
+    assert registry.guest("given").state is Residency.UNLOADED
 
 
 def _fake(engine: Engine, card: Card) -> Skin:

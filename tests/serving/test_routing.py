@@ -40,12 +40,12 @@ class ByHeader(CallerGuard):
 
 
 @contextmanager
-def serving(files: Files, directory: Path, keep: bool = False, **routes: dict[str, Any]) -> Iterator[Server]:
+def serving(files: Files, directory: Path, retain: bool = False, **routes: dict[str, Any]) -> Iterator[Server]:
     config = server_config(
         files.base,
         state=directory,
         routes={name: RouteConfig(**route) for name, route in routes.items()},
-        feedback=FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)} if keep else {}),
+        feedback=FeedbackConfig(keep={"*": KeepRule(requests=True, replies=True)} if retain else {}),
     )
     with loaded_server(config, files.skins) as state:
         state.guard = ByHeader()
@@ -53,7 +53,7 @@ def serving(files: Files, directory: Path, keep: bool = False, **routes: dict[st
             yield Server(url, state, {})
 
 
-def ask(
+def post_chat(
     server: Server, model: str = "sentiment", text: str = "great", tenant: str = "us", **fields: Any
 ) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
@@ -80,13 +80,13 @@ def expected(key: tuple[str, ...], weights: dict[str, float]) -> str:
 
 def test_shares_are_those_of_the_weights():
     """Evenly spaced numbers get versions in exact shares; hashed keys in the counts that the rule gives."""
-    even = Counter(pick({"a": 0.7, "b": 0.2, "c": 0.1}, (i + 0.5) / 1000) for i in range(1000))
-    assert even == {"a": 700, "b": 200, "c": 100}
+    counts = Counter(pick({"a": 0.7, "b": 0.2, "c": 0.1}, (i + 0.5) / 1000) for i in range(1000))
+    assert counts == {"a": 700, "b": 200, "c": 100}
     assert Counter(pick({"a": 3, "b": 1}, i / 8) for i in range(8)) == {"a": 6, "b": 2}
     keys = [("sentiment", "user", "t", f"u{i}") for i in range(2000)]
-    found = Counter(pick(WEIGHTS, unit_of(*key)) for key in keys)
-    assert found == Counter(expected(key, WEIGHTS) for key in keys)
-    assert found["tuned"] == 220  # these keys; 200 ± 13 (one standard deviation) is what any would give
+    versions = Counter(pick(WEIGHTS, unit_of(*key)) for key in keys)
+    assert versions == Counter(expected(key, WEIGHTS) for key in keys)
+    assert versions["tuned"] == 220  # these keys; 200 ± 13 (one standard deviation) is what any would give
 
 
 def test_more_weight_moves_only_as_many_keys():
@@ -143,17 +143,17 @@ def test_callers_stay_with_their_version_and_are_told_which(files, tmp_path):
     }
     with serving(files, tmp_path, **routes) as server:
         for user in [f"u{i}" for i in range(25)] * 2:
-            answer = ask(server, "by-user", user=user)
+            answer = post_chat(server, "by-user", user=user)
             assert answer.headers["x-bedplate-version"] == expected(("by-user", "user", "us", user), WEIGHTS)
             assert answer.json()["model"] == "by-user"
         for tenant in "abcdefgh" * 2:
-            version = ask(server, "by-tenant", tenant=tenant, user="anyone").headers["x-bedplate-version"]
+            version = post_chat(server, "by-tenant", tenant=tenant, user="anyone").headers["x-bedplate-version"]
             assert version == expected(("by-tenant", "tenant", tenant), {"prompted": 1, "tuned": 1})
-        assert {ask(server, "by-call").headers["x-bedplate-version"] for _ in range(10)} == {"prompted"}
-        assert "x-bedplate-version" not in ask(server, "prompted").headers
-        streamed = ask(server, "by-call", stream=True)
+        assert {post_chat(server, "by-call").headers["x-bedplate-version"] for _ in range(10)} == {"prompted"}
+        assert "x-bedplate-version" not in post_chat(server, "prompted").headers
+        streamed = post_chat(server, "by-call", stream=True)
         assert streamed.headers["x-bedplate-version"] == "prompted"
-        counts = {one["model"]: one["calls"] for one in report(server, "by-user")["versions"]}
+        counts = {row["model"]: row["calls"] for row in report(server, "by-user")["versions"]}
         users = Counter(expected(("by-user", "user", "us", f"u{i}"), WEIGHTS) for i in range(25))
         assert counts == {version: 2 * users[version] for version in WEIGHTS}
         assert report(server, "by-call")["versions"][0]["calls"] == 11
@@ -165,24 +165,24 @@ def test_callers_stay_with_their_version_and_are_told_which(files, tmp_path):
 def test_a_version_answers_as_itself(files, tmp_path):
     with serving(files, tmp_path, sentiment={"versions": {"tuned": 1}}) as server:
         for text in ("great", "it broke after a day"):
-            routed, direct = ask(server, text=text).json(), ask(server, "tuned", text).json()
+            routed, direct = post_chat(server, text=text).json(), post_chat(server, "tuned", text).json()
             assert routed["choices"][0]["message"] == direct["choices"][0]["message"]
 
 
 def test_a_route_is_a_right_of_its_own(files, tmp_path):
     with serving(files, tmp_path, sentiment={"versions": {"tuned": 1}}, other={"versions": {"tuned": 1}}) as server:
-        assert ask(server, tenant="limited").status_code == 200
+        assert post_chat(server, tenant="limited").status_code == 200
         for name in ("tuned", "other"):
-            assert ask(server, name, tenant="limited").status_code == 404
+            assert post_chat(server, name, tenant="limited").status_code == 404
         with httpx.Client(trust_env=False, headers={"authorization": "Bearer limited"}) as client:
-            assert [one["id"] for one in client.get(f"{server.url}/v1/models").json()["data"]] == ["sentiment"]
+            assert [model["id"] for model in client.get(f"{server.url}/v1/models").json()["data"]] == ["sentiment"]
             assert client.get(f"{server.url}/v1/models/sentiment").json()["bedplate"] == {"kind": "route"}
             assert client.get(f"{server.url}/v1/models/other").status_code == 404
 
 
 def test_a_version_that_is_not_served_is_no_fault_of_the_caller(files, tmp_path):
     with serving(files, tmp_path, sentiment={"versions": {"gone": 1}}) as server:
-        answer = ask(server)
+        answer = post_chat(server)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "version_unavailable")
         assert "gone" not in answer.text
         with httpx.Client(trust_env=False) as client:
@@ -209,23 +209,21 @@ def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
     texts = [f"row {i} {word}" for i in range(6) for word in ("great", "terrible", "works")]
     route = {"versions": {"prompted": 1}, "shadow": "tuned"}
     with serving(files, tmp_path, keep=True, sentiment=route) as server:
-        ours = {text: ask(server, "prompted", text).json()["choices"][0]["message"]["content"] for text in texts}
-        theirs = {text: ask(server, "tuned", text).json()["choices"][0]["message"]["content"] for text in texts}
+        ours = {text: post_chat(server, "prompted", text).json()["choices"][0]["message"]["content"] for text in texts}
+        theirs = {text: post_chat(server, "tuned", text).json()["choices"][0]["message"]["content"] for text in texts}
         agreed = sum(ours[text] == theirs[text] for text in texts)
         right: list[tuple[bool, bool]] = []
         for i, text in enumerate(texts):
-            answer = ask(server, text=text, stream=i % 5 == 4)
+            answer = post_chat(server, text=text, stream=i % 5 == 4)
             assert answer.status_code == 200
             if i % 5 == 4:
                 outcomes(server, i + 1)  # or the next request takes the copy's place
                 continue
             assert answer.json()["choices"][0]["message"]["content"] == ours[text]
             if i % 3 == 0:
-                said = {"rating": "good"} if i % 2 else {"correction": "positive"}
-                given = {"id": answer.json()["id"], **said}
-                assert (
-                    server.post("/v1/feedback", json=given, headers={"authorization": "Bearer us"}).status_code == 200
-                )
+                feedback = {"rating": "good"} if i % 2 else {"correction": "positive"}
+                body = {"id": answer.json()["id"], **feedback}
+                assert server.post("/v1/feedback", json=body, headers={"authorization": "Bearer us"}).status_code == 200
                 target = ours[text] if i % 2 else "positive"
                 right.append((ours[text] == target, theirs[text] == target))
             outcomes(server, i + 1)
@@ -237,8 +235,8 @@ def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
         assert shadow["correctness"]["shadow"]["rate"] == pytest.approx(sum(b for _, b in right) / len(right))
         assert shadow["seconds"]["n"] == len(texts)
         assert shadow["compute_seconds"]["version"] > 0
-        kept = [row for path in (tmp_path / "feedback").glob("*/*.jsonl") for row in read_jsonl(path)]
-        replies = Counter(row["endpoint"] for row in kept if row["kind"] == "reply")
+        stored_rows = [row for path in (tmp_path / "feedback").glob("*/*.jsonl") for row in read_jsonl(path)]
+        replies = Counter(row["endpoint"] for row in stored_rows if row["kind"] == "reply")
         assert replies == {"chat": 3 * len(texts)}  # of the copies nothing is kept
         with httpx.Client(trust_env=False) as client:
             assert f'outcome="agreed",route="sentiment"}} {agreed}.0' in client.get(f"{server.url}/metrics").text
@@ -247,17 +245,17 @@ def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
 def test_the_share_of_the_shadow_is_exact(files, tmp_path):
     route = {"versions": {"prompted": 1}, "shadow": "tuned", "shadow_share": 0.5}
     with serving(files, tmp_path, sentiment=route) as server:
-        wanted = 0
+        expected_count = 0
         for _ in range(12):
-            id_ = ask(server).json()["id"].rpartition("-")[2]
-            wanted += unit_of("shadow", id_) < 0.5
-            outcomes(server, wanted)
-        assert outcomes(server, wanted)["compared"] == wanted
+            id_ = post_chat(server).json()["id"].rpartition("-")[2]
+            expected_count += unit_of("shadow", id_) < 0.5
+            outcomes(server, expected_count)
+        assert outcomes(server, expected_count)["compared"] == expected_count
 
 
 def test_a_shadow_that_is_not_served_fails_alone(files, tmp_path):
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "gone"}) as server:
-        assert ask(server).status_code == 200
+        assert post_chat(server).status_code == 200
         assert outcomes(server, 1)["not_compared"] == {"failed": 1}
 
 
@@ -282,13 +280,13 @@ def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "tuned"}) as server:
         idle[0] = False
         for _ in range(6):  # one is being sent, two wait
-            assert ask(server).status_code == 200
+            assert post_chat(server).status_code == 200
         assert report(server)["shadow"]["not_compared"]["queue_full"] >= 3
-        found = outcomes(server, 6)
-        assert found["compared"] == 0
-        assert found["not_compared"]["busy"] + found["not_compared"]["queue_full"] == 6
+        shadow_report = outcomes(server, 6)
+        assert shadow_report["compared"] == 0
+        assert shadow_report["not_compared"]["busy"] + shadow_report["not_compared"]["queue_full"] == 6
         idle[0] = True
-        assert ask(server).status_code == 200
+        assert post_chat(server).status_code == 200
         assert outcomes(server, 7)["compared"] == 1
 
 
@@ -301,18 +299,20 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
     with loaded_server(config) as state, running(state) as url:
         server = Server(url, state, {})
         fields = {"max_tokens": 60, "temperature": 1.9, "top_k": 200}
-        first = ask(server, **fields)
+        first = post_chat(server, **fields)
         assert first.status_code == 200
         end = time.monotonic() + 5
         while state.registry.engine.running == 0:  # the copy
             assert time.monotonic() < end
             time.sleep(0.002)
-        clients = [threading.Thread(target=ask, args=(server, "tiny"), kwargs={"max_tokens": 2}) for _ in range(3)]
-        for one in clients:
-            one.start()
+        clients = [
+            threading.Thread(target=post_chat, args=(server, "tiny"), kwargs={"max_tokens": 2}) for _ in range(3)
+        ]
+        for thread in clients:
+            thread.start()
         assert outcomes(server, 1)["not_compared"] == {"preempted": 1}
-        for one in clients:
-            one.join()
+        for thread in clients:
+            thread.join()
 
 
 # --- the comparison
@@ -328,25 +328,25 @@ def test_a_comparison_against_independent_numbers():
 
     pairs = [pair(i, "a" if i < 30 else "b", "a" if i < 22 or i >= 38 else "b", seconds=i / 100) for i in range(40)]
     targets: dict[str, str | None] = {str(i): "a" for i in range(40)}
-    found = compare(pairs, targets)
-    assert found["agreement"]["rate"] == pytest.approx(30 / 40)
-    correct = found["correctness"]
+    comparison = compare(pairs, targets)
+    assert comparison["agreement"]["rate"] == pytest.approx(30 / 40)
+    correct = comparison["correctness"]
     assert (correct["version"]["rate"], correct["shadow"]["rate"]) == (30 / 40, 24 / 40)
     assert (correct["test"], correct["unit"], correct["n"]) == ("mcnemar_exact", "call", 40)
     assert correct["p_value"] == pytest.approx(binomtest(2, 10).pvalue)
     interval = ttest_1samp([i / 100 for i in range(40)], 0).confidence_interval(0.95)
-    assert found["seconds"]["interval"] == pytest.approx([interval.low, interval.high])
-    assert found["seconds"]["p_value"] < 0.001
-    assert found["compute_seconds"]["difference"] == 0
-    assert found["compute_seconds"]["p_value"] == 1
+    assert comparison["seconds"]["interval"] == pytest.approx([interval.low, interval.high])
+    assert comparison["seconds"]["p_value"] < 0.001
+    assert comparison["compute_seconds"]["difference"] == 0
+    assert comparison["compute_seconds"]["p_value"] == 1
 
 
 def test_tenants_count_as_one_where_there_are_enough():
-    many = [pair(i, "a", "b" if i % 50 < 25 else "a", tenant=f"t{i % 50}") for i in range(200)]
-    correct = compare(many, {str(i): None for i in range(200)})["correctness"]
+    pairs = [pair(i, "a", "b" if i % 50 < 25 else "a", tenant=f"t{i % 50}") for i in range(200)]
+    correct = compare(pairs, {str(i): None for i in range(200)})["correctness"]
     assert (correct["unit"], correct["test"]) == ("tenant", "clustered_sign_flip")
     assert (correct["version"]["rate"], correct["shadow"]["rate"]) == (1.0, 0.5)
-    assert compare(many[:60], {})["correctness"] is None
+    assert compare(pairs[:60], {})["correctness"] is None
     assert compare([], {}) == {
         "compared": 0,
         "agreement": None,

@@ -38,7 +38,7 @@ WEATHER = {
         "strict": True,
     },
 }
-NOW = {"type": "function", "function": {"name": "now"}}
+CLOCK_TOOL = {"type": "function", "function": {"name": "now"}}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ class Colour(StrEnum):
     BLUE = "blue"
 
 
-class Item(pydantic.BaseModel):
+class OrderLine(pydantic.BaseModel):
     colour: Colour
     ready: bool
 
@@ -62,11 +62,11 @@ class Item(pydantic.BaseModel):
 class Order(pydantic.BaseModel):
     kind: Literal["order"]
     number: int = pydantic.Field(ge=0, le=99)
-    items: list[Item] = pydantic.Field(min_length=1, max_length=2)
+    items: list[OrderLine] = pydantic.Field(min_length=1, max_length=2)
     note: None
 
 
-def ask(server: Server, **fields: Any) -> dict[str, Any]:
+def chat_choice(server: Server, **fields: Any) -> dict[str, Any]:
     response = server.chat(**{"max_tokens": 200, "temperature": 1, "seed": 1, **fields})
     assert response.status_code == 200, response.text
     return response.json()["choices"][0]
@@ -91,24 +91,24 @@ def test_a_cut_answer_says_so(client: openai.OpenAI) -> None:
 
 
 def test_every_way_to_ask_for_a_form(server: Server) -> None:
-    asks: list[dict[str, Any]] = [
+    forms: list[dict[str, Any]] = [
         {"response_format": named("answer", SCHEMA, strict=True)},
         {"guided_json": SCHEMA},
         {"guided_json": json.dumps(SCHEMA)},
         {"structured_outputs": {"json": SCHEMA}},
     ]
-    texts = [ask(server, **fields)["message"]["content"] for fields in asks]
+    texts = [chat_choice(server, **fields)["message"]["content"] for fields in forms]
     assert len(set(texts)) == 1
     jsonschema.validate(json.loads(texts[0]), SCHEMA)
     for fields in ({"guided_choice": ["yes", "no"]}, {"structured_outputs": {"choice": ["yes", "no"]}}):
-        assert ask(server, **fields)["message"]["content"] in {"yes", "no"}
+        assert chat_choice(server, **fields)["message"]["content"] in {"yes", "no"}
     for fields in ({"guided_regex": "[a-c]{4}"}, {"structured_outputs": {"regex": "[a-c]{4}"}}):
-        assert re.fullmatch("[a-c]{4}", ask(server, **fields)["message"]["content"])
-    assert ask(server, guided_grammar='start: "a" "b"+ "c"')["message"]["content"].startswith("ab")
-    found = ask(server, response_format={"type": "json_object"})
-    assert found["message"]["content"].startswith("{")
-    assert found["finish_reason"] == "length" or isinstance(json.loads(found["message"]["content"]), dict)
-    assert ask(server, response_format={"type": "text"}, max_tokens=3)["message"]["content"] is not None
+        assert re.fullmatch("[a-c]{4}", chat_choice(server, **fields)["message"]["content"])
+    assert chat_choice(server, guided_grammar='start: "a" "b"+ "c"')["message"]["content"].startswith("ab")
+    choice = chat_choice(server, response_format={"type": "json_object"})
+    assert choice["message"]["content"].startswith("{")
+    assert choice["finish_reason"] == "length" or isinstance(json.loads(choice["message"]["content"]), dict)
+    assert chat_choice(server, response_format={"type": "text"}, max_tokens=3)["message"]["content"] is not None
 
 
 def test_completions_take_forms_and_choices_are_held_each(client: openai.OpenAI) -> None:
@@ -128,19 +128,22 @@ def test_completions_take_forms_and_choices_are_held_each(client: openai.OpenAI)
 
 def test_logprobs_are_of_the_models_own_distribution(client: openai.OpenAI) -> None:
     free = client.completions.create(model="tiny", prompt="hi", max_tokens=1, temperature=0, logprobs=5)
-    held = client.completions.create(
+    constrained = client.completions.create(
         model="tiny", prompt="hi", max_tokens=1, temperature=0, logprobs=5, extra_body={"guided_choice": ["zzz"]}
     )
     assert free.choices[0].logprobs is not None
-    assert held.choices[0].logprobs is not None
-    alone, beside = free.choices[0].logprobs.top_logprobs[0], held.choices[0].logprobs.top_logprobs[0]
+    assert constrained.choices[0].logprobs is not None
+    alone, constrained_logprobs = (
+        free.choices[0].logprobs.top_logprobs[0],
+        constrained.choices[0].logprobs.top_logprobs[0],
+    )
     assert len(alone) == 5
-    assert {token: beside[token] for token in alone} == pytest.approx(alone, abs=1e-4)
+    assert {token: constrained_logprobs[token] for token in alone} == pytest.approx(alone, abs=1e-4)
 
 
 def test_a_streamed_form_is_the_whole_one(client: openai.OpenAI, server: Server) -> None:
     form: Any = named("answer", SCHEMA)
-    whole = ask(server, response_format=form, seed=7)["message"]["content"]
+    whole = chat_choice(server, response_format=form, seed=7)["message"]["content"]
     messages: Any = HI
     with client.chat.completions.stream(
         model="tiny", messages=messages, response_format=form, seed=7, temperature=1
@@ -151,21 +154,21 @@ def test_a_streamed_form_is_the_whole_one(client: openai.OpenAI, server: Server)
 def test_sampling_fields_of_other_servers(server: Server) -> None:
     tokenizer = server.tokenizer
     forced = tokenizer.encode("z")[0]
-    choice = ask(server, logit_bias={str(forced): 100}, temperature=0, max_tokens=5)
+    choice = chat_choice(server, logit_bias={str(forced): 100}, temperature=0, max_tokens=5)
     assert choice["message"]["content"] == "zzzzz"
-    stopped = ask(
+    stopped = chat_choice(
         server, logit_bias={str(forced): 100}, temperature=0, stop_token_ids=[forced], min_tokens=2, max_tokens=9
     )
     assert stopped["finish_reason"] == "stop"
     assert "z" not in stopped["message"]["content"]
-    assert ask(server, ignore_eos=True, max_tokens=30)["finish_reason"] == "length"
+    assert chat_choice(server, ignore_eos=True, max_tokens=30)["finish_reason"] == "length"
 
 
 # --- refusals, after each of which the server answers
 
 
-def named(name: str, schema: Any, **more: Any) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, **more}}
+def named(name: str, schema: Any, **options: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": name, "schema": schema, **options}}
 
 
 DEEP = '{"items":' * 20_000 + "{}" + "}" * 20_000
@@ -226,21 +229,25 @@ def calls_of(choice: dict[str, Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_required_and_named_calls(roomy: Server, seed: int) -> None:
-    choice = ask(roomy, tools=[WEATHER, NOW], tool_choice="required", parallel_tool_calls=False, seed=seed)
+    choice = chat_choice(
+        roomy, tools=[WEATHER, CLOCK_TOOL], tool_choice="required", parallel_tool_calls=False, seed=seed
+    )
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] is None
     [(name, arguments)] = calls_of(choice)
     assert (name, arguments) in [("weather", {"city": "Rome"}), ("weather", {"city": "Oslo"}), ("now", {})]
     weather = {"type": "function", "function": {"name": "weather"}}
-    for name, arguments in calls_of(ask(roomy, tools=[WEATHER, NOW], tool_choice=weather, seed=seed, max_tokens=400)):
+    for name, arguments in calls_of(
+        chat_choice(roomy, tools=[WEATHER, CLOCK_TOOL], tool_choice=weather, seed=seed, max_tokens=400)
+    ):
         assert name == "weather"
         assert arguments["city"] in {"Rome", "Oslo"}
 
 
 def test_no_calls_where_none_may_be_made(roomy: Server) -> None:
-    choice = ask(roomy, tools=[WEATHER], tool_choice="none", max_tokens=5)
+    choice = chat_choice(roomy, tools=[WEATHER], tool_choice="none", max_tokens=5)
     assert "tool_calls" not in choice["message"]
-    assert choice == {**ask(roomy, max_tokens=5), "logprobs": None}
+    assert choice == {**chat_choice(roomy, max_tokens=5), "logprobs": None}
 
 
 def test_a_round_trip_with_the_client(roomy: Server) -> None:
@@ -266,11 +273,11 @@ def test_a_round_trip_with_the_client(roomy: Server) -> None:
 @pytest.mark.parametrize("choice", ["required", "auto"])
 @pytest.mark.parametrize("seed", range(3))
 def test_streamed_calls_add_up_to_the_whole(roomy: Server, choice: str, seed: int) -> None:
-    asked: dict[str, Any] = {"tools": [WEATHER, NOW], "tool_choice": choice, "seed": seed}
-    whole = ask(roomy, **asked, max_tokens=160)
+    options: dict[str, Any] = {"tools": [WEATHER, CLOCK_TOOL], "tool_choice": choice, "seed": seed}
+    whole = chat_choice(roomy, **options, max_tokens=160)
     chunks = list(
         roomy.client.chat.completions.create(
-            model="tiny", messages=HI, stream=True, temperature=1, max_tokens=160, **asked
+            model="tiny", messages=HI, stream=True, temperature=1, max_tokens=160, **options
         )  # type: ignore[call-overload]
     )
     calls: dict[int, dict[str, str]] = {}
@@ -285,11 +292,11 @@ def test_streamed_calls_add_up_to_the_whole(roomy: Server, choice: str, seed: in
                 calls[call.index] = {"name": call.function.name, "arguments": ""}
             calls[call.index]["arguments"] += call.function.arguments
     assert content == (whole["message"]["content"] or "")
-    made = whole["message"].get("tool_calls", ())
-    assert [calls[i] for i in sorted(calls)] == [one["function"] for one in made]
+    whole_calls = whole["message"].get("tool_calls", ())
+    assert [calls[i] for i in sorted(calls)] == [tool_call["function"] for tool_call in whole_calls]
     assert chunks[-1].choices[0].finish_reason == whole["finish_reason"]
     if choice == "required" and whole["finish_reason"] == "tool_calls":
-        assert made
+        assert whole_calls
         assert len(chunks) > 5
 
 

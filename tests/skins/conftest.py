@@ -83,15 +83,15 @@ def base(tokenizer) -> TinyBase:
     return TinyBase(spec, model, Identity(digest.hexdigest(), tokenizer.identity, tokenizer.chat.identity))
 
 
-def make_skin(base: TinyBase, kind: str, name: str = "sentiment", parents: tuple[str, ...] = ()) -> Skin:
+def make_skin(base: TinyBase, skin_type: str, name: str = "sentiment", parents: tuple[str, ...] = ()) -> Skin:
     lora = probe = None
-    if kind == "lora":
+    if skin_type == "lora":
         bank = Bank(base.model)
         config = LoraConfig(r=2, alpha=4, targets=("q", "down"))
         torch.manual_seed(1)
         tensors = {k: torch.randn(v.shape) for k, v in bank.state(bank.add(config)).items()}
         lora = LoraPart(config, tensors)
-    if kind == "probe":
+    if skin_type == "probe":
         probe = ProbePart(Head(torch.randn(2, 16), torch.randn(2), LABELS), "layers.1", "last")
     return Skin(
         name=name,

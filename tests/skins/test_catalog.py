@@ -55,8 +55,8 @@ def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, buil
 def test_recording_again_updates_and_does_not_double(tmp_path, catalog, skin):
     first = catalog.record_skin(skin, tmp_path / "a")
     assert catalog.record_skin(skin, tmp_path / "b") == first
-    (entry,) = catalog.entries("skin")
-    assert entry.path == str(tmp_path / "b")
+    (skin_record,) = catalog.entries("skin")
+    assert skin_record.path == str(tmp_path / "b")
 
 
 def test_a_cycle_of_parents_ends(tmp_path, catalog):
@@ -89,14 +89,14 @@ for i in range(count):
 """
 
 
-def start(who: str, count: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WRITER, who, str(count)], env=os.environ, stdout=subprocess.PIPE)
+def start(writer: str, count: int) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", WRITER, writer, str(count)], env=os.environ, stdout=subprocess.PIPE)
 
 
 def test_several_writers_and_one_killed_in_the_middle(isolated_home):
     """Every finished record is whole, the killed writer leaves no half and no lock, and writing goes on."""
     victim = start("victim", 100_000)
-    others = [start(f"w{n}", 25) for n in range(3)]
+    survivors = [start(f"w{n}", 25) for n in range(3)]
     assert victim.stdout is not None
     for _ in range(20):
         victim.stdout.readline()
@@ -104,15 +104,17 @@ def test_several_writers_and_one_killed_in_the_middle(isolated_home):
     acknowledged = 20 + len(victim.stdout.readlines())
     victim.stdout.close()
     victim.wait()
-    for other in others:
-        other.communicate(timeout=100)
-        assert other.returncode == 0
+    for process in survivors:
+        process.communicate(timeout=100)
+        assert process.returncode == 0
     started = time.monotonic()
     with Catalog.open() as catalog:
         catalog.record_run("after", "run", ".")
         entries = catalog.entries("run")
     assert time.monotonic() - started < 10
-    by_writer = {who: [e for e in entries if e.id.startswith(f"{who}-")] for who in ("victim", "w0", "w1", "w2")}
+    by_writer = {
+        writer: [e for e in entries if e.id.startswith(f"{writer}-")] for writer in ("victim", "w0", "w1", "w2")
+    }
     assert [len(by_writer[f"w{n}"]) for n in range(3)] == [25, 25, 25]
     assert acknowledged <= len(by_writer["victim"]) <= acknowledged + 1
     connection = sqlite3.connect(bedplate_home() / "catalog.sqlite")
@@ -123,10 +125,10 @@ def test_several_writers_and_one_killed_in_the_middle(isolated_home):
 
 
 def test_rebuilding_from_directories(tmp_path, catalog, base, build_skin):
-    for kind in ("prompt", "lora"):
-        made = build_skin(base, kind, kind)
-        write_skin(made, tmp_path / "runs" / kind, {"report.json": b"{}"})
-        catalog.record_skin(made, tmp_path / "runs" / kind)
+    for skin_type in ("prompt", "lora"):
+        skin = build_skin(base, skin_type, skin_type)
+        write_skin(skin, tmp_path / "runs" / skin_type, {"report.json": b"{}"})
+        catalog.record_skin(skin, tmp_path / "runs" / skin_type)
     (tmp_path / "runs" / "report.json").write_text(json.dumps({"task": "t", "verdict": {"status": "PASS"}}))
     exported = tmp_path / "runs" / "export"
     exported.mkdir()
@@ -136,10 +138,10 @@ def test_rebuilding_from_directories(tmp_path, catalog, base, build_skin):
     (damaged / "head.safetensors").write_bytes(b"")
     before = {e.id for e in catalog.entries("skin")}
     catalog.record_run("gone", "gone", tmp_path)
-    found = catalog.rebuild([tmp_path / "runs"])
-    assert found.counts == {"skin": 2, "base": 1, "report": 1}
-    assert len(found.problems) == 1
-    assert "head.safetensors" in found.problems[0]
+    rebuilt = catalog.rebuild([tmp_path / "runs"])
+    assert rebuilt.counts == {"skin": 2, "base": 1, "report": 1}
+    assert len(rebuilt.problems) == 1
+    assert "head.safetensors" in rebuilt.problems[0]
     assert {e.id for e in catalog.entries("skin")} == before
     assert catalog.entries("run") == []
     assert {e.name for e in catalog.lineage("export").descendants} == {"prompt", "lora"}

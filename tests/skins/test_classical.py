@@ -52,7 +52,7 @@ PATTERN = r"(?u)\b\w+\b|[^\w\s]"
 def fitted(labels: tuple[str, ...] = LABELS, words: tuple[int, int] = (1, 2), sublinear: bool = True) -> Any:
     """scikit-learn's two models, and the same as a part of a skin."""
     vectorizer = TfidfVectorizer(ngram_range=words, sublinear_tf=sublinear, token_pattern=PATTERN)
-    answers = [one if one in labels else labels[0] for one in ANSWERS]
+    answers = [answer if answer in labels else labels[0] for answer in ANSWERS]
     model = LogisticRegression(C=10.0, max_iter=500).fit(vectorizer.fit_transform(TEXTS), answers)
     assert tuple(model.classes_) == labels
     weight, bias = model.coef_, model.intercept_
@@ -84,17 +84,17 @@ def test_a_skin_gives_scikit_learns_probabilities(
     vectorizer, theirs, model = fitted(labels, words, sublinear)
     directory = write_skin(skin(model), tmp_path / "skin")
     rows = [*TEXTS, "", "  \n", "never seen", "it it is is product"]
-    wanted = theirs.predict_log_proba(vectorizer.transform(rows))
+    expected = theirs.predict_log_proba(vectorizer.transform(rows))
     with load(directory) as loaded:
         assert isinstance(loaded, ClassicalPredictor)
-        found = loaded.predict(rows)
-        assert loaded(rows[0]) == found[0].output
-        assert loaded(rows) == [one.output for one in found]
-        np.testing.assert_allclose(loaded.predict_proba(rows), np.exp(wanted), atol=1e-5)
+        predictions = loaded.predict(rows)
+        assert loaded(rows[0]) == predictions[0].output
+        assert loaded(rows) == [prediction.output for prediction in predictions]
+        np.testing.assert_allclose(loaded.predict_proba(rows), np.exp(expected), atol=1e-5)
         assert "classical, no base, review" in repr(loaded)
-    np.testing.assert_allclose([list(one.scores.values()) for one in found], wanted, atol=1e-5)
-    assert [one.output for one in found] == [labels[i] for i in wanted.argmax(axis=1)]
-    assert [one.prompt_tokens for one in found] == [len(words_of(row)) for row in rows]
+    np.testing.assert_allclose([list(prediction.scores.values()) for prediction in predictions], expected, atol=1e-5)
+    assert [prediction.output for prediction in predictions] == [labels[i] for i in expected.argmax(axis=1)]
+    assert [prediction.prompt_tokens for prediction in predictions] == [len(words_of(row)) for row in rows]
 
 
 READ = TfidfVectorizer(ngram_range=(1, 2), token_pattern=PATTERN).build_analyzer()
@@ -119,10 +119,10 @@ def test_any_of_several_labels_and_answers_that_are_withheld() -> None:
     _, _, model = fitted()
     several = ClassicalPredictor(skin(model, LabelsOutput(labels=LABELS, threshold=0.6)))
     logits = model.logits(TEXTS)
-    told = [[LABELS[i] for i in range(3) if 1 / (1 + np.exp(-row[i])) >= 0.6] for row in logits]
-    assert [json.loads(one.output) for one in several.predict(TEXTS)] == told
+    expected = [[LABELS[i] for i in range(3) if 1 / (1 + np.exp(-row[i])) >= 0.6] for row in logits]
+    assert [json.loads(prediction.output) for prediction in several.predict(TEXTS)] == expected
     careful = ClassicalPredictor(skin(model, LabelOutput(labels=LABELS, abstain=Abstain(below=0.99, answer="?"))))
-    assert {one.output for one in careful.predict(TEXTS)} == {"?"}
+    assert {prediction.output for prediction in careful.predict(TEXTS)} == {"?"}
 
 
 def test_a_text_that_is_longer_than_the_skin_takes_and_one_that_is_none() -> None:
@@ -139,9 +139,9 @@ def test_it_stands_on_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     read = read_skin(directory)
     with pytest.raises(SkinError, match="answers without a base: it fits none, and needs none"):
         verify_skin(read, Identity("0" * 64, "none", "none"))  # type: ignore[arg-type]
-    for asked in ({"dtype": "float32"}, {"base": tmp_path}, {"weights": "int8"}):
+    for options in ({"dtype": "float32"}, {"base": tmp_path}, {"weights": "int8"}):
         with pytest.raises(UsageError, match="'classical' answers without a base"):
-            load(directory, **asked)
+            load(directory, **options)
     shown: dict[str, Any] = {}
     for verb in ("show", "list"):
         with pytest.raises(SystemExit) as stopped:
@@ -150,7 +150,7 @@ def test_it_stands_on_no_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         shown[verb] = json.loads(capsys.readouterr().out)
     assert (shown["show"]["kind"], shown["show"]["bases"]) == ("classical", {})
     assert shown["show"]["classical"] == {"terms": len(read.classical.terms), "words": [1, 2], "sublinear": True}  # type: ignore[union-attr]
-    assert [one["base"] for one in shown["list"]["skins"]] == [None]
+    assert [row["base"] for row in shown["list"]["skins"]] == [None]
 
 
 # --- what is refused

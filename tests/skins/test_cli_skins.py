@@ -12,8 +12,8 @@ from bedplate.skins.files import skin_id, write_skin
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
     with pytest.raises(SystemExit) as stopped:
         main(["skins", *arguments])
-    said = capsys.readouterr()
-    return int(stopped.value.code or 0), said.out, said.err
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
 
 
 def test_list_show_and_verify(tmp_path, capsys, lora_skin):
@@ -29,7 +29,7 @@ def test_list_show_and_verify(tmp_path, capsys, lora_skin):
         shown = json.loads(out)
         assert (code, shown["id"], shown["lora"]["r"]) == (0, skin_id(lora_skin), 2)
         assert shown["unrecorded"] == []
-        assert lora_skin.base.weights_id in {one["id"] for one in shown["ancestors"]}
+        assert lora_skin.base.weights_id in {ancestor["id"] for ancestor in shown["ancestors"]}
     assert "{{ review }}" in run(capsys, "show", "sentiment")[1]
     code, out, _ = run(capsys, "verify", str(directory), "--json")
     assert (code, json.loads(out)["files"]) == (0, "ok")

@@ -52,22 +52,24 @@ def test_numbers_are_measured_and_anything_else_is_named(tmp_path, lora_skin):
     assert differing(old, written(close, tmp_path / "close")) == {"adapter_model.safetensors": 0.25, "skin.json": 0.5}
 
     r = lora_skin.lora.config.r * 2
-    wide = {name: torch.cat([tensor, tensor], 0 if name.endswith("lora_A") else 1) for name, tensor in tensors.items()}
-    wider = dataclasses.replace(lora_skin, lora=LoraPart(lora_skin.lora.config.model_copy(update={"r": r}), wide))
-    found = differing(old, written(wider, tmp_path / "wide"))
-    assert found == {"adapter_config.json": None, "adapter_model.safetensors": None, "skin.json": None}
+    doubled = {
+        name: torch.cat([tensor, tensor], 0 if name.endswith("lora_A") else 1) for name, tensor in tensors.items()
+    }
+    wider = dataclasses.replace(lora_skin, lora=LoraPart(lora_skin.lora.config.model_copy(update={"r": r}), doubled))
+    differences = differing(old, written(wider, tmp_path / "wide"))
+    assert differences == {"adapter_config.json": None, "adapter_model.safetensors": None, "skin.json": None}
 
     template = f"Now {lora_skin.prompt.template}"
-    said = dataclasses.replace(lora_skin, prompt=dataclasses.replace(lora_skin.prompt, template=template))
-    assert differing(old, written(said, tmp_path / "said")) == {"prompt.jinja": None}
-    other = dataclasses.replace(lora_skin, bases={"main": lora_skin.base.model_copy(update={"weights_id": "f" * 64})})
-    assert differing(old, written(other, tmp_path / "other")) == {"the main base": None}
+    reworded = dataclasses.replace(lora_skin, prompt=dataclasses.replace(lora_skin.prompt, template=template))
+    assert differing(old, written(reworded, tmp_path / "said")) == {"prompt.jinja": None}
+    rebased = dataclasses.replace(lora_skin, bases={"main": lora_skin.base.model_copy(update={"weights_id": "f" * 64})})
+    assert differing(old, written(rebased, tmp_path / "other")) == {"the main base": None}
 
 
 def test_files_that_one_lacks(tmp_path, lora_skin):
     plain = dataclasses.replace(lora_skin, lora=None)
-    found = differing(written(lora_skin, tmp_path / "a"), written(plain, tmp_path / "b"))
-    assert found.keys() == {
+    differences = differing(written(lora_skin, tmp_path / "a"), written(plain, tmp_path / "b"))
+    assert differences.keys() == {
         "adapter_config.json (only one has it)",
         "adapter_model.safetensors (only one has it)",
         "skin.json",

@@ -48,9 +48,9 @@ ROWS = [*TEXTS, "", "  \n", "never seen", "it it is is product", "a\tb\x0bc\x1cd
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 
 
-def exported(made: Skin, out: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
+def exported(source_skin: Skin, out: Path) -> tuple[onnxruntime.InferenceSession, dict[str, Any]]:
     """The session of model.onnx, and what recipe.py defines."""
-    export_skin(made, out)
+    export_skin(source_skin, out)
     onnx.checker.check_model(str(out / "model.onnx"))
     session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
     code = (out / "recipe.py").read_text("utf-8")
@@ -69,35 +69,37 @@ def exported(made: Skin, out: Path) -> tuple[onnxruntime.InferenceSession, dict[
     return session, defined
 
 
-def run(session: onnxruntime.InferenceSession, given: np.ndarray) -> dict[str, np.ndarray]:
-    names = [one.name for one in session.get_outputs()]
-    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: given}), strict=True))
+def run(session: onnxruntime.InferenceSession, inputs: np.ndarray) -> dict[str, np.ndarray]:
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, {session.get_inputs()[0].name: inputs}), strict=True))
 
 
 def lower(rows: list[str]) -> np.ndarray:
     return np.array([row.lower() for row in rows], dtype=object)
 
 
-def said(found: dict[str, np.ndarray]) -> list[Any]:
+def answers_of(outputs: dict[str, np.ndarray]) -> list[Any]:
     """The answers of a graph."""
-    if "label" in found:
-        return found["label"].tolist()
-    return [[LABELS[i] for i in np.flatnonzero(row)] for row in found["chosen"]]
+    if "label" in outputs:
+        return outputs["label"].tolist()
+    return [[LABELS[i] for i in np.flatnonzero(row)] for row in outputs["chosen"]]
 
 
-@pytest.mark.parametrize("kind", OUTPUTS)
-def test_a_classical_skin_in_onnx_runtime_and_in_numpy(kind: str, tmp_path: Path) -> None:
-    made = skin(fitted()[2], OUTPUTS[kind])
-    session, recipe = exported(made, tmp_path / "out")
-    wanted = ClassicalPredictor(made).predict(ROWS)
-    scores = np.array([list(one.scores.values()) for one in wanted])
-    answers = [json.loads(one.output) if kind == "several" else one.output for one in wanted]
-    found = run(session, lower(ROWS))
-    np.testing.assert_allclose(found["log_probabilities"], scores, atol=CLOSE)
-    assert said(found) == answers == recipe["answers"](ROWS)
+@pytest.mark.parametrize("output_type", OUTPUTS)
+def test_a_classical_skin_in_onnx_runtime_and_in_numpy(output_type: str, tmp_path: Path) -> None:
+    classical_skin = skin(fitted()[2], OUTPUTS[output_type])
+    session, recipe = exported(classical_skin, tmp_path / "out")
+    expected = ClassicalPredictor(classical_skin).predict(ROWS)
+    scores = np.array([list(prediction.scores.values()) for prediction in expected])
+    answers = [
+        json.loads(prediction.output) if output_type == "several" else prediction.output for prediction in expected
+    ]
+    outputs = run(session, lower(ROWS))
+    np.testing.assert_allclose(outputs["log_probabilities"], scores, atol=CLOSE)
+    assert answers_of(outputs) == answers == recipe["answers"](ROWS)
     np.testing.assert_allclose(recipe["scores"](ROWS), scores, atol=CLOSE)
-    asked = json.loads((tmp_path / "out" / "prompt.json").read_text())
-    assert (asked["kind"], asked["base"], asked["template"]) == ("classical", None, "{{ review }}")
+    manifest = json.loads((tmp_path / "out" / "prompt.json").read_text())
+    assert (manifest["kind"], manifest["base"], manifest["template"]) == ("classical", None, "{{ review }}")
 
 
 @pytest.mark.parametrize("words", [(1, 1), (1, 2), (2, 3)])
@@ -105,9 +107,9 @@ def test_a_classical_skin_in_onnx_runtime_and_in_numpy(kind: str, tmp_path: Path
 def test_the_graph_gives_scikit_learns_probabilities(words: tuple[int, int], sublinear: bool, tmp_path: Path) -> None:
     vectorizer, model, part = fitted(words=words, sublinear=sublinear)
     session, recipe = exported(skin(part), tmp_path / "out")
-    wanted = model.predict_log_proba(vectorizer.transform(ROWS))
-    np.testing.assert_allclose(run(session, lower(ROWS))["log_probabilities"], wanted, atol=CLOSE)
-    np.testing.assert_allclose(recipe["scores"](ROWS), wanted, atol=CLOSE)
+    expected = model.predict_log_proba(vectorizer.transform(ROWS))
+    np.testing.assert_allclose(run(session, lower(ROWS))["log_probabilities"], expected, atol=CLOSE)
+    np.testing.assert_allclose(recipe["scores"](ROWS), expected, atol=CLOSE)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +118,11 @@ def tokenised() -> onnxruntime.InferenceSession:
     node = onnx.helper.make_node(
         "Tokenizer", ["t"], ["w"], domain="com.microsoft", mark=0, mincharnum=1, pad_value="", tokenexp=RUNTIME_WORD
     )
-    given = onnx.helper.make_tensor_value_info("t", onnx.TensorProto.STRING, ["N"])
-    found = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.STRING, ["N", "T"])
+    graph_input = onnx.helper.make_tensor_value_info("t", onnx.TensorProto.STRING, ["N"])
+    graph_output = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.STRING, ["N", "T"])
     sets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = onnx.helper.make_model(
-        onnx.helper.make_graph([node], "g", [given], [found]), opset_imports=sets, ir_version=8
+        onnx.helper.make_graph([node], "g", [graph_input], [graph_output]), opset_imports=sets, ir_version=8
     )
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -132,17 +134,21 @@ assigned = st.text(st.characters(exclude_categories=("Cn", "Cs", "Co"), exclude_
 @settings(max_examples=200, deadline=None)
 @given(assigned)
 def test_the_graph_reads_the_same_words(tokenised: onnxruntime.InferenceSession, text: str) -> None:
-    found = tokenised.run(None, {"t": np.array([text], dtype=object)})[0][0]
-    assert [word for word in found.tolist() if word] == re.findall(WORD, text)
+    tokens = tokenised.run(None, {"t": np.array([text], dtype=object)})[0][0]
+    assert [word for word in tokens.tolist() if word] == re.findall(WORD, text)
 
 
 def test_the_recipe_is_a_program(tmp_path: Path) -> None:
-    made = skin(fitted()[2])
-    export_skin(made, tmp_path / "out")
+    classical_skin = skin(fitted()[2])
+    export_skin(classical_skin, tmp_path / "out")
     answers = subprocess.run(
         [sys.executable, "-I", tmp_path / "out" / "recipe.py", *TEXTS], capture_output=True, text=True, check=True
     )
-    assert answers.stdout.split() == ANSWERS == [one.output for one in ClassicalPredictor(made).predict(TEXTS)]
+    assert (
+        answers.stdout.split()
+        == ANSWERS
+        == [prediction.output for prediction in ClassicalPredictor(classical_skin).predict(TEXTS)]
+    )
 
 
 # --- probes
@@ -171,29 +177,33 @@ def probe(source: Path, output: Output, pooling: Any, lora: LoraPart | None = No
 
 
 @pytest.mark.parametrize(
-    ("kind", "pooling"), [("label", "last"), ("biased", "mean"), ("careful", "first"), ("several", "last")]
+    ("output_type", "pooling"), [("label", "last"), ("biased", "mean"), ("careful", "first"), ("several", "last")]
 )
-def test_a_probe_on_the_states_that_transformers_gives(kind: str, pooling: str, tiny: Path, tmp_path: Path) -> None:
-    made = probe(tiny, OUTPUTS[kind], pooling)
-    session, recipe = exported(made, tmp_path / "out")
-    asked = json.loads((tmp_path / "out" / "prompt.json").read_text())
-    assert asked["head"] == {"layer": 2, "pooling": pooling}
+def test_a_probe_on_the_states_that_transformers_gives(
+    output_type: str, pooling: str, tiny: Path, tmp_path: Path
+) -> None:
+    probe_skin = probe(tiny, OUTPUTS[output_type], pooling)
+    session, recipe = exported(probe_skin, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "prompt.json").read_text())
+    assert manifest["head"] == {"layer": 2, "pooling": pooling}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
     with LocalModel(load_base(tiny)) as model:
-        predictor = model.predictor(made)
-        wanted = predictor.predict(TEXTS, one_by_one=True)
+        predictor = model.predictor(probe_skin)
+        expected = predictor.predict(TEXTS, one_by_one=True)
         features: list[np.ndarray] = []
         for text in TEXTS:
             ids = torch.tensor([predictor.request(text).tokens])
             with torch.no_grad():
-                states = theirs(ids, output_hidden_states=True).hidden_states[asked["head"]["layer"]][0]
+                states = theirs(ids, output_hidden_states=True).hidden_states[manifest["head"]["layer"]][0]
             features.append(recipe["pooled"](states.numpy()))
-    scores = np.array([list(one.scores.values()) for one in wanted])
-    found = run(session, np.stack(features))
-    np.testing.assert_allclose(found["log_probabilities"], scores, atol=CLOSE)
+    scores = np.array([list(prediction.scores.values()) for prediction in expected])
+    outputs = run(session, np.stack(features))
+    np.testing.assert_allclose(outputs["log_probabilities"], scores, atol=CLOSE)
     np.testing.assert_allclose(recipe["scores"](np.stack(features)), scores, atol=CLOSE)
-    answers = [json.loads(one.output) if kind == "several" else one.output for one in wanted]
-    assert said(found) == answers == recipe["answers"](np.stack(features))
+    answers = [
+        json.loads(prediction.output) if output_type == "several" else prediction.output for prediction in expected
+    ]
+    assert answers_of(outputs) == answers == recipe["answers"](np.stack(features))
 
 
 def test_a_probe_on_adapted_states_comes_with_the_adapter(tiny: Path, tmp_path: Path) -> None:

@@ -36,23 +36,23 @@ def edit(directory: Path, change: dict | None = None, rehash: str | None = None)
     path.write_text(json.dumps(fields))
 
 
-def same(a: Skin, b: Skin) -> bool:
+def identical(a: Skin, b: Skin) -> bool:
     return skin_files(a) == skin_files(b)
 
 
 def test_written_read_and_written_again(tmp_path, skin):
     write_skin(skin, tmp_path / "one", {"report.json": b"{}"})
-    again = read_skin(tmp_path / "one")
-    assert same(skin, again)
-    assert again.demonstrations == skin.demonstrations
-    assert again.output == skin.output
-    assert again.directory == tmp_path / "one"
-    assert skin_id(skin) == skin_id(again)
-    write_skin(again, tmp_path / "two", {"report.json": b"{}"})
+    reread = read_skin(tmp_path / "one")
+    assert identical(skin, reread)
+    assert reread.demonstrations == skin.demonstrations
+    assert reread.output == skin.output
+    assert reread.directory == tmp_path / "one"
+    assert skin_id(skin) == skin_id(reread)
+    write_skin(reread, tmp_path / "two", {"report.json": b"{}"})
     for path in (tmp_path / "one").iterdir():
         assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
     if skin.probe is not None:
-        assert torch.equal(again.probe.head.weight, skin.probe.head.weight)
+        assert torch.equal(reread.probe.head.weight, skin.probe.head.weight)
 
 
 def test_every_field_reaches_the_id(skin):
@@ -97,12 +97,12 @@ def test_a_changed_file_never_loads_silently(tmp_path_factory, skin, data):
         content[place:place] = bytes([data.draw(st.integers(0, 255))])
     path.write_bytes(content)
     try:
-        found = read_skin(directory)
+        loaded = read_skin(directory)
     except SkinError:
         return
     # skin.json has no hash of itself: a change there must at least be one of content that shows in the id
     assert path.name == SKIN_FILE
-    assert skin_id(found) != skin_id(skin) or json.loads(content) == json.loads(skin_files(skin)[SKIN_FILE])
+    assert skin_id(loaded) != skin_id(skin) or json.loads(content) == json.loads(skin_files(skin)[SKIN_FILE])
 
 
 def test_missing_unlisted_and_linked_files(tmp_path, lora_skin):
@@ -206,8 +206,8 @@ def test_verify_names_what_differs(skin, base):
         verify_skin(chat, on(template_id="f" * 64))
     with pytest.raises(SkinError, match=r"judged with float32 weights and would run with bfloat16"):
         verify_skin(skin, dataclasses.replace(base, dtype=torch.bfloat16))
-    said = verify_skin(skin, base, weights="int4", kernel="vnni", allow_other_weights=True)
-    assert [("int4" in s, "vnni" in s) for s in said] == [(True, False), (False, True)]
+    caveats = verify_skin(skin, base, weights="int4", kernel="vnni", allow_other_weights=True)
+    assert [("int4" in s, "vnni" in s) for s in caveats] == [(True, False), (False, True)]
 
 
 def test_a_verified_equivalent_is_the_same_base(skin, base):
@@ -272,10 +272,10 @@ def test_a_json_skin_comes_back_with_its_schema(tmp_path, base, build_skin):
     schema = {"type": "object", "properties": {"s": {"enum": ["a", "b"]}}, "required": ["s"]}
     skin = dataclasses.replace(build_skin(base, "prompt"), output=JsonOutput(json_schema=schema), demonstrations=())
     write_skin(skin, tmp_path / "json")
-    again = read_skin(tmp_path / "json")
-    assert again.output == skin.output
-    assert again.output.json_schema == schema
-    assert skin_id(again) == skin_id(skin)
+    reread = read_skin(tmp_path / "json")
+    assert reread.output == skin.output
+    assert reread.output.json_schema == schema
+    assert skin_id(reread) == skin_id(skin)
     edit(tmp_path / "json", {"output": {"kind": "json", "json_schema": {"not": {}}}})
     with pytest.raises(SkinError, match="not"):
         read_skin(tmp_path / "json")
@@ -285,7 +285,7 @@ def test_a_threshold_belongs_to_a_head_for_the_same_labels(build_skin, base, tmp
     probe, plain = build_skin(base, "probe"), build_skin(base, "prompt")
     labels = probe.output.labels
     several = dataclasses.replace(probe, output=LabelsOutput(labels=labels, threshold=0.3))
-    assert same(read_skin(write_skin(several, tmp_path / "several")), several)
+    assert identical(read_skin(write_skin(several, tmp_path / "several")), several)
     assert read_skin(tmp_path / "several").output.threshold == 0.3
     for parts, message in (
         ({"output": LabelsOutput(labels=labels)}, "one of some labels, or any by a threshold"),

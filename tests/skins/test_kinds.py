@@ -109,9 +109,9 @@ VECTOR = {"output": EmbeddingOutput(dimensions=3), "prompt": Prompt("query: {{ r
 
 
 def of_one_part() -> dict[str, Skin]:
-    asked = Prompt("{{ review }}?", "chat", "Say it.")
+    prompt = Prompt("{{ review }}?", "chat", "Say it.")
     two = {"main": reference("a"), "embedder": reference("b")}
-    found = (
+    skins = (
         skin("prompt", demonstrations=SHOWN, generation={"temperature": 0.5}, limits=Limits(max_prompt_tokens=99)),
         skin("lora", lora=lora(), demonstrations=SHOWN),
         skin("probe", **probe()),
@@ -120,9 +120,9 @@ def of_one_part() -> dict[str, Skin]:
         skin("knn", bases=two, neighbours=pool(), embedded_with=JUDGED),
         skin("retrieval", **documents()),
         skin("classical", **words()),
-        skin("hosted", bases=ENDPOINT, prompt=asked, output=LABEL, evaluated_with=None),
+        skin("hosted", bases=ENDPOINT, prompt=prompt, output=LABEL, evaluated_with=None),
     )
-    by_kind = {one.name: one for one in found}
+    by_kind = {part_skin.name: part_skin for part_skin in skins}
     return by_kind | {"cascade": cascaded("cascade", by_kind["probe"], by_kind["hosted"], 0.75)}
 
 
@@ -147,41 +147,51 @@ def test_every_kind_of_the_table_has_a_skin_here() -> None:
     assert set(IDS) == {"prompt", *PARTS}
 
 
-@pytest.mark.parametrize("kind", IDS)
-def test_a_skin_of_one_part_has_the_bytes_that_it_always_had(kind: str, tmp_path: Path) -> None:
-    made = of_one_part()[kind]
-    assert made.kind == kind
-    assert skin_id(made) == IDS[kind]
-    read = read_skin(write_skin(made, tmp_path / "skin"))
-    assert (read.kind, skin_files(read)) == (kind, skin_files(made))
-    assert json.loads((tmp_path / "skin" / SKIN_FILE).read_text())["kind"] == kind
-    assert (read.inputs, read.output, read.prompt) == (made.inputs, made.output, made.prompt)
-    assert (read.provenance, read.generation, read.limits) == (made.provenance, made.generation, made.limits)
+@pytest.mark.parametrize("skin_type", IDS)
+def test_a_skin_of_one_part_has_the_bytes_that_it_always_had(skin_type: str, tmp_path: Path) -> None:
+    built = of_one_part()[skin_type]
+    assert built.kind == skin_type
+    assert skin_id(built) == IDS[skin_type]
+    read = read_skin(write_skin(built, tmp_path / "skin"))
+    assert (read.kind, skin_files(read)) == (skin_type, skin_files(built))
+    assert json.loads((tmp_path / "skin" / SKIN_FILE).read_text())["kind"] == skin_type
+    assert (read.inputs, read.output, read.prompt) == (built.inputs, built.output, built.prompt)
+    assert (read.provenance, read.generation, read.limits) == (built.provenance, built.generation, built.limits)
 
 
-@pytest.mark.parametrize("kind", TOGETHER)
-def test_parts_together_are_written_read_and_verified(kind: str, base: Any, build_skin: Any, tmp_path: Path) -> None:
-    parts, plain = dict(TOGETHER[kind]), build_skin(base, "prompt")
-    for name, wide in (("probe", probe(16)), ("neighbours", {"neighbours": pool(16)}), ("passages", documents(16))):
-        parts |= wide if name in parts else {}
+@pytest.mark.parametrize("skin_type", TOGETHER)
+def test_parts_together_are_written_read_and_verified(
+    skin_type: str, base: Any, build_skin: Any, tmp_path: Path
+) -> None:
+    parts, plain = dict(TOGETHER[skin_type]), build_skin(base, "prompt")
+    for name, sized_part in (
+        ("probe", probe(16)),
+        ("neighbours", {"neighbours": pool(16)}),
+        ("passages", documents(16)),
+    ):
+        parts |= sized_part if name in parts else {}
     if "lora" in parts:
         parts["lora"] = build_skin(base, "lora").lora
-    made = dataclasses.replace(plain, demonstrations=(), **parts)
-    assert made.kind == kind
-    read = read_skin(write_skin(made, tmp_path / "one"))
-    assert (read.kind, read.parts, skin_id(read)) == (kind, tuple(kind.split("+")), skin_id(made))
+    built = dataclasses.replace(plain, demonstrations=(), **parts)
+    assert built.kind == skin_type
+    read = read_skin(write_skin(built, tmp_path / "one"))
+    assert (read.kind, read.parts, skin_id(read)) == (skin_type, tuple(skin_type.split("+")), skin_id(built))
     write_skin(read, tmp_path / "two")
     for path in (path for path in (tmp_path / "one").rglob("*") if path.is_file()):
         assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
     assert verify_skin(read, base) == []
     assert read_card(tmp_path / "one") == card_of(read)
-    assert read_card(tmp_path / "one").kind == kind
-    alone = [dataclasses.replace(made, **one) for one in ({"lora": None}, {"soft_prompt": None}, {"neighbours": None})]
-    assert len({skin_id(one) for one in (made, *alone)}) == 1 + sum(one.kind != kind for one in alone)
+    assert read_card(tmp_path / "one").kind == skin_type
+    alone = [
+        dataclasses.replace(built, **change) for change in ({"lora": None}, {"soft_prompt": None}, {"neighbours": None})
+    ]
+    assert len({skin_id(variant) for variant in (built, *alone)}) == 1 + sum(
+        variant.kind != skin_type for variant in alone
+    )
 
 
 @pytest.mark.parametrize(
-    ("parts", "said"),
+    ("parts", "message"),
     [
         ({"bases": ENDPOINT, "lora": lora()}, "cannot have hosted together with lora: an endpoint"),
         ({"bases": ENDPOINT, **documents()}, "cannot have hosted together with retrieval"),
@@ -199,27 +209,27 @@ def test_parts_together_are_written_read_and_verified(kind: str, base: Any, buil
         ({**documents(), "output": VECTOR["output"]}, "cannot have embed together with retrieval"),
     ],
 )
-def test_what_makes_no_sense_together_is_refused_by_name(parts: dict[str, Any], said: str) -> None:
-    with pytest.raises(SkinError, match=said):
+def test_what_makes_no_sense_together_is_refused_by_name(parts: dict[str, Any], message: str) -> None:
+    with pytest.raises(SkinError, match=message):
         skin("odd", **parts)
 
 
 def test_a_cascade_has_no_parts_of_its_own() -> None:
-    both = of_one_part()["cascade"]
+    cascade = of_one_part()["cascade"]
     with pytest.raises(SkinError, match="cannot have cascade together with lora and probe: its two skins have parts"):
-        dataclasses.replace(both, lora=lora(), probe=probe()["probe"])
+        dataclasses.replace(cascade, lora=lora(), probe=probe()["probe"])
 
 
 def test_a_cascade_may_begin_with_a_skin_without_a_base(tmp_path: Path) -> None:
     by_kind = of_one_part()
-    both = cascaded("both", by_kind["classical"], by_kind["probe"], 0.75)
-    assert both.bases == {"second": reference("a")}
-    read = read_skin(write_skin(both, tmp_path / "both"))
-    assert (read.kind, read.bases, skin_id(read)) == ("cascade", both.bases, skin_id(both))
+    cascade = cascaded("both", by_kind["classical"], by_kind["probe"], 0.75)
+    assert cascade.bases == {"second": reference("a")}
+    read = read_skin(write_skin(cascade, tmp_path / "both"))
+    assert (read.kind, read.bases, skin_id(read)) == ("cascade", cascade.bases, skin_id(cascade))
     card = read_card(tmp_path / "both")
     assert (card.base, card.second) == (None, reference("a"))
     with pytest.raises(SkinError, match="a cascade's bases and prompt are those of its two skins"):
-        dataclasses.replace(both, bases={"main": reference("a")})
+        dataclasses.replace(cascade, bases={"main": reference("a")})
 
 
 def test_parts_of_bases_of_different_sizes_fit_no_base(base: Any, build_skin: Any) -> None:
@@ -231,8 +241,8 @@ def test_parts_of_bases_of_different_sizes_fit_no_base(base: Any, build_skin: An
 def test_a_kind_that_the_parts_do_not_make_is_refused(tmp_path: Path) -> None:
     directory = write_skin(skin("both", lora=lora(), neighbours=pool()), tmp_path / "skin")
     listed = json.loads((directory / SKIN_FILE).read_text())
-    for kind in ("lora", "knn", "knn+lora", "lora+knn+probe", "lora+lora+knn", "lora+knn+", ""):
-        (directory / SKIN_FILE).write_text(json.dumps(listed | {"kind": kind}))
+    for skin_type in ("lora", "knn", "knn+lora", "lora+knn+probe", "lora+lora+knn", "lora+knn+", ""):
+        (directory / SKIN_FILE).write_text(json.dumps(listed | {"kind": skin_type}))
         for read in (read_skin, read_card):
             with pytest.raises(SkinError, match=r"does not fit the parts, which are of a 'lora\+knn'"):
                 read(directory)

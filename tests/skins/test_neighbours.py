@@ -65,16 +65,16 @@ def test_the_order_says_where_the_nearest_stands():
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "message"),
     [(np.zeros(15, np.float32), "16 finite numbers"), (np.full(16, np.nan, np.float32), "16 finite numbers")],
 )
-def test_a_query_that_does_not_fit_is_refused(query: np.ndarray, said: str):
-    with pytest.raises(RequestError, match=said):
+def test_a_query_that_does_not_fit_is_refused(query: np.ndarray, message: str):
+    with pytest.raises(RequestError, match=message):
         pool().nearest(query)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda v: v[:-1], "each row needs one"),
         (lambda v: v * 2, "has length 2"),
@@ -84,9 +84,9 @@ def test_a_query_that_does_not_fit_is_refused(query: np.ndarray, said: str):
         (lambda v: np.concatenate([v[:3] * 0, v[3:]]), "has length 0"),
     ],
 )
-def test_vectors_that_cannot_be_are_refused(change, said: str):
+def test_vectors_that_cannot_be_are_refused(change, message: str):
     whole = pool()
-    with pytest.raises(SkinError, match=said):
+    with pytest.raises(SkinError, match=message):
         Neighbours(change(whole.vectors), whole.rows, 3)
 
 
@@ -97,16 +97,16 @@ def test_k_is_what_the_pool_holds(k: int):
 
 
 def test_a_directory_gives_back_the_skin_and_the_same_bytes(knn, base, tmp_path):
-    one = read_skin(write_skin(knn, tmp_path / "one"))
-    assert (one.kind, skin_id(one)) == ("knn", skin_id(knn))
-    assert np.array_equal(one.neighbours.vectors, knn.neighbours.vectors)
-    assert (one.neighbours.rows, one.neighbours.k) == (knn.neighbours.rows, 3)
-    write_skin(one, tmp_path / "two")
+    reread = read_skin(write_skin(knn, tmp_path / "one"))
+    assert (reread.kind, skin_id(reread)) == ("knn", skin_id(knn))
+    assert np.array_equal(reread.neighbours.vectors, knn.neighbours.vectors)
+    assert (reread.neighbours.rows, reread.neighbours.k) == (knn.neighbours.rows, 3)
+    write_skin(reread, tmp_path / "two")
     for name in (SKIN_FILE, VECTORS_FILE, ROWS_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert verify_skin(one, base) == []
-    other = dataclasses.replace(knn, neighbours=dataclasses.replace(knn.neighbours, k=4))
-    assert skin_id(other) != skin_id(knn)
+    assert verify_skin(reread, base) == []
+    changed = dataclasses.replace(knn, neighbours=dataclasses.replace(knn.neighbours, k=4))
+    assert skin_id(changed) != skin_id(knn)
 
 
 def relisted(directory, name: str, content: bytes) -> None:
@@ -123,7 +123,7 @@ def test_changed_missing_and_unfitting_files_are_refused(knn, tmp_path):
     (directory / VECTORS_FILE).write_bytes(whole[:-4] + b"\0\0\0\0")
     with pytest.raises(SkinError, match="sha256 differs"):
         read_skin(directory)
-    for name, content, said in (
+    for name, content, message in (
         (VECTORS_FILE, vector_bytes(np.zeros((40, 16))), "has length 0"),
         (VECTORS_FILE, vector_bytes(np.eye(16)), "40 rows and 16 vectors"),
         (ROWS_FILE, b'{"inputs": {"review": 3}, "answer": "a"}\n', "line 1: a row is"),
@@ -132,7 +132,7 @@ def test_changed_missing_and_unfitting_files_are_refused(knn, tmp_path):
     ):
         target = write_skin(knn, tmp_path / "other", replace=True)
         relisted(target, name, content)
-        with pytest.raises(SkinError, match=said):
+        with pytest.raises(SkinError, match=message):
             read_skin(target)
     (directory / VECTORS_FILE).unlink()
     with pytest.raises(SkinError, match=r"vectors\.safetensors"):

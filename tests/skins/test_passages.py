@@ -34,30 +34,30 @@ def retrieval(base, build_skin):
 
 
 def test_a_directory_gives_back_the_skin_and_the_same_bytes(retrieval, base, tmp_path):
-    one = read_skin(write_skin(retrieval, tmp_path / "one"))
-    assert (one.kind, skin_id(one)) == ("retrieval", skin_id(retrieval))
-    assert np.array_equal(one.passages.vectors, retrieval.passages.vectors)
-    assert (one.passages.chunks, one.passages.k) == (retrieval.passages.chunks, 2)
-    write_skin(one, tmp_path / "two")
+    reread = read_skin(write_skin(retrieval, tmp_path / "one"))
+    assert (reread.kind, skin_id(reread)) == ("retrieval", skin_id(retrieval))
+    assert np.array_equal(reread.passages.vectors, retrieval.passages.vectors)
+    assert (reread.passages.chunks, reread.passages.k) == (retrieval.passages.chunks, 2)
+    write_skin(reread, tmp_path / "two")
     for name in (SKIN_FILE, VECTORS_FILE, PASSAGES_FILE):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert verify_skin(one, base) == []
-    other = dataclasses.replace(retrieval, passages=dataclasses.replace(retrieval.passages, k=3))
-    assert skin_id(other) != skin_id(retrieval)
+    assert verify_skin(reread, base) == []
+    changed = dataclasses.replace(retrieval, passages=dataclasses.replace(retrieval.passages, k=3))
+    assert skin_id(changed) != skin_id(retrieval)
 
 
 def test_passages_are_numbered_from_the_nearest():
-    found = index().given(index().vectors[7] * 3)
-    assert found[0] == Passage(1, "text 7, ü", "page 3", 40)
-    assert [one.number for one in found] == [1, 2]
+    passages = index().retrieve(index().vectors[7] * 3)
+    assert passages[0] == Passage(1, "text 7, ü", "page 3", 40)
+    assert [passage.number for passage in passages] == [1, 2]
 
 
 @pytest.mark.parametrize("format", ["plain", "chat"])
 def test_a_template_places_passages_whatever_they_hold(format):
     prompt = Prompt(TEMPLATE, format)
     text = prompt.text({"review": "ok"}, (), (Passage(1, "{{ review }} {% x %}", "a"), Passage(2, "two", "b")))
-    said = text if format == "plain" else text[-1]["content"]
-    assert said == "[1] {{ review }} {% x %}\n[2] two\nReview: ok\nSentiment:"
+    rendered = text if format == "plain" else text[-1]["content"]
+    assert rendered == "[1] {{ review }} {% x %}\n[2] two\nReview: ok\nSentiment:"
 
 
 def test_an_input_of_that_name_is_the_input():
@@ -65,7 +65,7 @@ def test_an_input_of_that_name_is_the_input():
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ({"document": "a", "start": 0, "text": 3}, "line 1: a passage is"),
         ({"document": "a", "start": -1, "text": "x"}, "line 1: a passage is"),
@@ -75,14 +75,14 @@ def test_an_input_of_that_name_is_the_input():
         ({"document": "a", "start": 0, "text": " \n"}, "passage 0 of the index is empty"),
     ],
 )
-def test_rows_that_are_no_passages_are_refused(retrieval, tmp_path, line, said):
+def test_rows_that_are_no_passages_are_refused(retrieval, tmp_path, line, message):
     directory = write_skin(retrieval, tmp_path / "skin")
     path, manifest = directory / PASSAGES_FILE, directory / SKIN_FILE
     path.write_text((json.dumps(line) + "\n") * 12)
     listed = json.loads(manifest.read_text())
     listed["files"][PASSAGES_FILE] = sha256_file(path)
     manifest.write_text(json.dumps(listed))
-    with pytest.raises(SkinError, match=said):
+    with pytest.raises(SkinError, match=message):
         read_skin(directory)
 
 

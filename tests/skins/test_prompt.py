@@ -14,8 +14,8 @@ SHOWN = (Demonstration({"review": "bad"}, " negative"), Demonstration({"review":
 CHAT_SHOWN = (Demonstration({"review": "bad"}, "negative"),)
 
 
-def label_output(format="plain", **more):
-    return LabelOutput(labels=LABELS, continuations=default_continuations(LABELS, format), **more)
+def label_output(format="plain", **options):
+    return LabelOutput(labels=LABELS, continuations=default_continuations(LABELS, format), **options)
 
 
 def test_the_default_is_a_form_that_the_label_completes():
@@ -37,13 +37,13 @@ def test_the_default_is_a_form_that_the_label_completes():
 @pytest.mark.parametrize("phrasing", PHRASINGS)
 @pytest.mark.parametrize("field", ["review", "review text", "for", "items", "inputs", 'a"b'])
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(said=st.text(alphabet='ab {}%#\n"\\é', max_size=12), text=st.text(max_size=12))
-def test_instructions_and_inputs_are_never_template_code(phrasing, field, said, text):
+@given(instruction=st.text(alphabet='ab {}%#\n"\\é', max_size=12), text=st.text(max_size=12))
+def test_instructions_and_inputs_are_never_template_code(phrasing, field, instruction, text):
     text = text.replace("\r", "")
-    found = default_prompt("x", said, [field], LABELS, phrasing=phrasing).text({field: text}, ())
-    assert text in found
+    rendered = default_prompt("x", instruction, [field], LABELS, phrasing=phrasing).text({field: text}, ())
+    assert text in rendered
     if phrasing in ("form", "question"):
-        assert said.strip() in found
+        assert instruction.strip() in rendered
 
 
 def test_unknown_phrasing():
@@ -60,7 +60,7 @@ def test_user_text_never_becomes_a_control_token_and_the_boundary_is_joint(token
     output = label_output(format)
     ids, continuations = prompt.label_tokens(tokenizer, {"review": text}, shown, output)
     harmless = prompt.tokens(tokenizer, {"review": "a"}, shown)
-    count = [sum(i in tokenizer.special_ids for i in some) for some in (ids, harmless)]
+    count = [sum(i in tokenizer.special_ids for i in prompt_ids) for prompt_ids in (ids, harmless)]
     assert count[0] == count[1]
     assert ids == prompt.tokens(tokenizer, {"review": text}, shown)
     for continuation, label in zip(continuations, output.continuations, strict=True):

@@ -26,17 +26,17 @@ def soft(base, build_skin):
 
 
 def test_a_directory_gives_back_the_skin_and_the_same_bytes(soft, base, tmp_path):
-    one = read_skin(write_skin(soft, tmp_path / "one"))
-    assert (one.kind, skin_id(one)) == ("soft_prompt", skin_id(soft))
-    assert torch.equal(one.soft_prompt.vectors, soft.soft_prompt.vectors)
-    assert (one.prompt, one.demonstrations) == (soft.prompt, soft.demonstrations)
-    write_skin(one, tmp_path / "two")
+    reread = read_skin(write_skin(soft, tmp_path / "one"))
+    assert (reread.kind, skin_id(reread)) == ("soft_prompt", skin_id(soft))
+    assert torch.equal(reread.soft_prompt.vectors, soft.soft_prompt.vectors)
+    assert (reread.prompt, reread.demonstrations) == (soft.prompt, soft.demonstrations)
+    write_skin(reread, tmp_path / "two")
     written = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
     assert written[0] == written[1]
     assert SOFT_PROMPT_FILE in written[0]
-    assert verify_skin(one, base) == []
-    other = with_vectors(soft, soft.soft_prompt.vectors + 1e-3)
-    assert skin_id(other) != skin_id(soft)
+    assert verify_skin(reread, base) == []
+    changed = with_vectors(soft, soft.soft_prompt.vectors + 1e-3)
+    assert skin_id(changed) != skin_id(soft)
 
 
 def test_a_skin_has_vectors_exactly_when_its_kind_says_so(soft):

@@ -51,18 +51,18 @@ class Shape:
         )
 
 
-def _turn(calls: str, **more: object) -> Shape:
-    thought = str(more.pop("thought", ""))
+def _turn(calls: str, **options: object) -> Shape:
+    thought = str(options.pop("thought", ""))
     body = f"{thought}{{{{ m.content }}}}{{% if m.tool_calls %}}{calls}{{% endif %}}"
-    return Shape(f"<|im_start|>assistant\n{body}<|im_end|>\n", **more)  # type: ignore[arg-type]
+    return Shape(f"<|im_start|>assistant\n{body}<|im_end|>\n", **options)  # type: ignore[arg-type]
 
 
 def _thought(opening: str, closing: str) -> str:
     return _THOUGHT.replace("OPEN", opening).replace("CLOSE", closing)
 
 
-def _each(call: str, between: str = "") -> str:
-    return f"{{% for c in m.tool_calls %}}{call}{{% if not loop.last %}}{between}{{% endif %}}{{% endfor %}}"
+def _call_loop(call: str, separator: str = "") -> str:
+    return f"{{% for c in m.tool_calls %}}{call}{{% if not loop.last %}}{separator}{{% endif %}}{{% endfor %}}"
 
 
 _PARAMETERS = (
@@ -90,12 +90,12 @@ _CHANNELS = (
 
 SHAPES = {
     "hermes": _turn(
-        _each("\n<tool_call>\n" + _JSON + "\n</tool_call>"),
+        _call_loop("\n<tool_call>\n" + _JSON + "\n</tool_call>"),
         thought=_thought("<think>\n", "\n</think>\n\n"),
         thinking=True,
     ),
     "tagged": _turn(
-        _each(
+        _call_loop(
             "\n<tool_call>\n<function={{ c.function.name }}>\n"
             + _PARAMETERS.replace("BEGIN", "<parameter=").replace("MID", ">\n").replace("END", "\n</parameter>\n")
             + "</function>\n</tool_call>"
@@ -104,7 +104,7 @@ SHAPES = {
         thinking=True,
     ),
     "keyed": _turn(
-        _each(
+        _call_loop(
             "\n<tool_call>{{ c.function.name }}\n"
             + _PARAMETERS.replace("BEGIN", "<arg_key>")
             .replace("MID", "</arg_key>\n<arg_value>")
@@ -125,18 +125,18 @@ SHAPES = {
         thinking=True,
     ),
     "list": _turn(
-        "[TOOL_CALLS] [" + _each(_JSON[:-1] + ', "id": "{{ c.id }}"}', ", ") + "]",
+        "[TOOL_CALLS] [" + _call_loop(_JSON[:-1] + ', "id": "{{ c.id }}"}', ", ") + "]",
         special=("[TOOL_CALLS]",),
     ),
     "named": _turn(
-        _each("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"),
+        _call_loop("[TOOL_CALLS]{{ c.function.name }}[ARGS]{{ c.function.arguments | tojson }}"),
         thought=_thought("[THINK]", "[/THINK]"),
         special=("[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"),
         thinking=True,
     ),
     "pythonic": _turn(
         "<|tool_call_start|>["
-        + _each("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", _PYTHON_VALUE) + ")", ", ")
+        + _call_loop("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", _PYTHON_VALUE) + ")", ", ")
         + "]<|tool_call_end|>",
         thought=_thought("<think>", "</think>"),
         special=("<|tool_call_start|>", "<|tool_call_end|>"),
@@ -144,25 +144,25 @@ SHAPES = {
     ),
     "lines": _turn(
         "<function_calls>"
-        + _each("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", "{{ v | tojson }}") + ")", "\n")
+        + _call_loop("{{ c.function.name }}(" + _NAMED_VALUES.replace("VALUE", "{{ v | tojson }}") + ")", "\n")
         + "</function_calls>",
     ),
     "closed": _turn(
-        "<|tool_call|>[" + _each(_JSON, ", ") + "]<|/tool_call|>", special=("<|tool_call|>", "<|/tool_call|>")
+        "<|tool_call|>[" + _call_loop(_JSON, ", ") + "]<|/tool_call|>", special=("<|tool_call|>", "<|/tool_call|>")
     ),
     "spoken": _turn(
         _SPOKEN_VALUE
-        + _each(
+        + _call_loop(
             "<|tool_call>call:{{ c.function.name }}{{ '{' }}{{ members(c.function.arguments) }}{{ '}' }}<tool_call|>"
         ),
         thought=_thought("<|channel>thought\n", "\n<channel|>"),
         special=("<|tool_call>", "<tool_call|>", '<|"|>', "<|channel>", "<channel|>"),
         thinking=True,
     ),
-    "granite": _turn("<|tool_call|>[" + _each(_JSON, ", ") + "]", special=("<|tool_call|>",)),
+    "granite": _turn("<|tool_call|>[" + _call_loop(_JSON, ", ") + "]", special=("<|tool_call|>",)),
     "fenced": _turn(
         _DEEP[0]
-        + _each(
+        + _call_loop(
             f"{_DEEP[1]}function{_DEEP[2]}{{{{ c.function.name }}}}\n```json\n"
             f"{{{{ c.function.arguments }}}}\n```{_DEEP[3]}",
             "\n",
@@ -172,7 +172,7 @@ SHAPES = {
     ),
     "marked": _turn(
         _DEEP[0]
-        + _each(f"{_DEEP[1]}{{{{ c.function.name }}}}{_DEEP[2]}{{{{ c.function.arguments }}}}{_DEEP[3]}")
+        + _call_loop(f"{_DEEP[1]}{{{{ c.function.name }}}}{_DEEP[2]}{{{{ c.function.arguments }}}}{_DEEP[3]}")
         + _DEEP[4],
         special=_DEEP,
         thought=_thought("<think>", "</think>"),

@@ -52,9 +52,9 @@ def llamacpp_sentencepiece() -> dict[str, Any]:
     return stored
 
 
-def small_fields(llamacpp: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
+def small_fields(llamacpp: dict[str, Any], name: str, **extra: Any) -> dict[str, Any]:
     """GGUF metadata of the small vocabulary with a pre-tokenizer's name."""
-    fields = {**llamacpp["small"], "pre": name, **more}
+    fields = {**llamacpp["small"], "pre": name, **extra}
     return {f"tokenizer.ggml.{key}": value for key, value in fields.items()} | {"tokenizer.chat_template": CHATML}
 
 

@@ -23,23 +23,23 @@ def count(text: str) -> int:
 @given(text=st.lists(ALPHABET, max_size=60).map("".join), size=st.integers(4, 40), data=st.data())
 def test_nothing_is_lost_and_no_limit_is_passed(text: str, size: int, data: st.DataObject):
     overlap = data.draw(st.integers(0, size - 1))
-    found = pieces(text, size, overlap, count)
-    assert "".join(text[one.fresh : one.end] for one in found) == text
-    for one in found:
-        assert one.start <= one.fresh < one.end
-        assert count(text[one.start : one.end]) <= size
-    for before, after in pairwise(found):
+    chunks = pieces(text, size, overlap, count)
+    assert "".join(text[chunk.fresh : chunk.end] for chunk in chunks) == text
+    for chunk in chunks:
+        assert chunk.start <= chunk.fresh < chunk.end
+        assert count(text[chunk.start : chunk.end]) <= size
+    for before, after in pairwise(chunks):
         assert before.start <= after.start <= after.fresh == before.end
         if after.start < after.fresh:
             assert count(text[after.start : after.fresh]) <= overlap
     if not overlap:
-        assert all(one.start == one.fresh for one in found)
+        assert all(chunk.start == chunk.fresh for chunk in chunks)
 
 
 def test_a_character_of_several_tokens_stands_alone():
-    found = pieces("中文", 1, 0, count)
+    chunks = pieces("中文", 1, 0, count)
     assert count("中") > 1
-    assert [(one.start, one.end) for one in found] == [(0, 1), (1, 2)]
+    assert [(chunk.start, chunk.end) for chunk in chunks] == [(0, 1), (1, 2)]
 
 
 def words(text: str) -> int:
@@ -48,9 +48,9 @@ def words(text: str) -> int:
 
 def test_paragraphs_then_sentences_then_words_are_the_borders():
     text = "One two three. Four five six.\n\nSeven eight nine. Ten eleven twelve thirteen."
-    cut = [text[one.start : one.end] for one in pieces(text, 8, 0, words)]
+    cut = [text[chunk.start : chunk.end] for chunk in pieces(text, 8, 0, words)]
     assert cut == ["One two three. Four five six.\n\n", "Seven eight nine. Ten eleven twelve thirteen."]
-    cut = [text[one.start : one.end] for one in pieces(text, 4, 0, words)]
+    cut = [text[chunk.start : chunk.end] for chunk in pieces(text, 4, 0, words)]
     assert cut == ["One two three. ", "Four five six.\n\n", "Seven eight nine. ", "Ten eleven twelve thirteen."]
     cut = pieces("one two three four five", 2, 0, words)
     assert ["one two three four five"[p.start : p.end] for p in cut] == ["one two ", "three four ", "five"]
@@ -58,7 +58,7 @@ def test_paragraphs_then_sentences_then_words_are_the_borders():
 
 def test_the_overlap_is_whole_sentences():
     text = "One two three. Four five. Six seven eight. Nine."
-    cut = [text[one.start : one.end] for one in pieces(text, 6, 3, words)]
+    cut = [text[chunk.start : chunk.end] for chunk in pieces(text, 6, 3, words)]
     assert cut == ["One two three. Four five. ", "Four five. Six seven eight. Nine."]
 
 

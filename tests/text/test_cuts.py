@@ -17,13 +17,13 @@ from .test_tokenizer_gguf import fields_of
 ALPHABETS = ("ab", "▁aé\n", "a\U0001f600b\x00▁中")
 
 
-def plain(known: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
-    among = set(known)
+def plain(tokens: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
+    distinct = set(tokens)
     return [
-        (known[index][:cut], known[index][cut:])
+        (tokens[index][:cut], tokens[index][cut:])
         for index in order
-        for cut in range(len(known[index]) - 1, 0, -1)
-        if known[index][:cut] in among and known[index][cut:] in among
+        for cut in range(len(tokens[index]) - 1, 0, -1)
+        if tokens[index][:cut] in distinct and tokens[index][cut:] in distinct
     ]
 
 
@@ -31,9 +31,9 @@ def vocabulary(alphabet: str, seed: int, count: int) -> tuple[list[str], list[in
     """Different texts (one of them empty) and the places of some of them, in any order."""
     chance = random.Random(seed)
     texts = {"".join(chance.choices(alphabet, k=int(chance.expovariate(0.3)))) for _ in range(count)} | {"", "a" * 70}
-    known = sorted(texts)
-    chance.shuffle(known)
-    return known, chance.sample(range(len(known)), len(known) * 3 // 4)
+    tokens = sorted(texts)
+    chance.shuffle(tokens)
+    return tokens, chance.sample(range(len(tokens)), len(tokens) * 3 // 4)
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def never_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("never_one_by_one")
 def test_cuts_are_those_of_the_definition(alphabet: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuts_module, "_WINDOW", 500)
-    known, order = vocabulary(alphabet, seed, 3000)
-    found = cuts(known, order)
-    assert len(found) > 500
-    assert found == plain(known, order)
+    tokens, order = vocabulary(alphabet, seed, 3000)
+    pairs = cuts(tokens, order)
+    assert len(pairs) > 500
+    assert pairs == plain(tokens, order)
 
 
 @pytest.mark.parametrize("base", [1, (1 << 64) - 1, 1 + (1 << 63)])
@@ -60,15 +60,15 @@ def test_texts_that_share_a_hash_are_told_apart(base: int, monkeypatch: pytest.M
     """Powers of these are 1 or few, so that texts of the same letters have the same hash."""
     monkeypatch.setattr(cuts_module, "_BASE", base)
     for alphabet in ALPHABETS:
-        known, order = vocabulary(alphabet, 0, 400)
-        assert cuts(known, order) == plain(known, order)
+        tokens, order = vocabulary(alphabet, 0, 400)
+        assert cuts(tokens, order) == plain(tokens, order)
 
 
-@pytest.mark.parametrize("known", [[], [""], ["a"], ["a", "aa"], ["", "ab"]])
-def test_vocabularies_of_next_to_nothing(known: list[str]) -> None:
-    order = list(range(len(known)))
-    assert cuts(known, order) == plain(known, order)
-    assert cuts(known, []) == []
+@pytest.mark.parametrize("tokens", [[], [""], ["a"], ["a", "aa"], ["", "ab"]])
+def test_vocabularies_of_next_to_nothing(tokens: list[str]) -> None:
+    order = list(range(len(tokens)))
+    assert cuts(tokens, order) == plain(tokens, order)
+    assert cuts(tokens, []) == []
 
 
 @pytest.mark.real
@@ -76,6 +76,6 @@ def test_vocabularies_of_next_to_nothing(known: list[str]) -> None:
 def test_gemma3s_cuts_are_those_of_the_definition(gemma3_gguf: Path) -> None:
     tokens = [str(token) for token in fields_of(gemma3_gguf)["tokenizer.ggml.tokens"]]
     order = list(range(len(tokens)))
-    found = cuts(tokens, order)
-    assert len(found) > 500_000
-    assert found == plain(tokens, order)
+    pairs = cuts(tokens, order)
+    assert len(pairs) > 500_000
+    assert pairs == plain(tokens, order)

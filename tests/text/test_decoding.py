@@ -41,8 +41,8 @@ def test_stream_of_any_ids_equals_decoding_them(trained_dir: Path) -> None:
         stream = tokenizer.stream(skip_special_tokens=skip)
         pieces = [stream.push(index) for index in ids] + [stream.flush()]
         assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
-        again = [stream.push(index) for index in ids] + [stream.flush()]  # a flushed stream starts anew
-        assert again == pieces
+        repeated = [stream.push(index) for index in ids] + [stream.flush()]  # a flushed stream starts anew
+        assert repeated == pieces
 
     check()
 
@@ -74,17 +74,17 @@ def test_token_bytes_of_other_kinds(trained_dir: Path) -> None:
         assert index is not None, token
         return tokenizer.token_bytes(index)
 
-    kind = trained_dir.name.rstrip("0123456789")
-    if kind == "byte_level":
+    tokenizer_type = trained_dir.name.rstrip("0123456789")
+    if tokenizer_type == "byte_level":
         assert (of("Ġ"), of("Ċ"), of("Ã"), of("<|im_end|>")) == (b" ", b"\n", b"\xc3", b"<|im_end|>")
-    elif kind == "byte_fallback":
+    elif tokenizer_type == "byte_fallback":
         assert (of("▁"), of("<0x0A>"), of("<0xF0>"), of("a")) == (b" ", b"\n", b"\xf0", b"a")
         ids = tokenizer.encode("a 𒀀 b")  # a character outside the alphabet goes by its bytes
         assert b"".join(map(tokenizer.token_bytes, ids)) == " a 𒀀 b".encode()
         assert tokenizer.decode(ids) == "a 𒀀 b"
         cut = ids[: ids.index(tokenizer.encode("𒀀")[-1])]
         assert tokenizer.decode(cut) == "a \ufffd"
-    elif kind == "word_piece":
+    elif tokenizer_type == "word_piece":
         assert (of("a"), of("##a")) == (b" a", b"a")
     else:
         assert of("▁") == b" "

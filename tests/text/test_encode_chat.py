@@ -150,14 +150,14 @@ def test_assistant_tokens_are_the_answers_and_their_end(small: Tokenizer) -> Non
             for pair in pairs
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
-        found = small.encode_conversation(messages)
-        assert found.ids == small.encode_chat(messages, add_generation_prompt=False)
-        written = [small.decode(found.ids[a:b], skip_special_tokens=False) for a, b in found.spans]
+        conversation = small.encode_conversation(messages)
+        assert conversation.ids == small.encode_chat(messages, add_generation_prompt=False)
+        written = [small.decode(conversation.ids[a:b], skip_special_tokens=False) for a, b in conversation.spans]
         assert written == [answer + "<|im_end|>" for _, answer in pairs]
-        assert sum(found.assistant) == sum(b - a for a, b in found.spans)
-        for position, (start, _) in enumerate(found.spans):
+        assert sum(conversation.assistant) == sum(b - a for a, b in conversation.spans)
+        for position, (start, _) in enumerate(conversation.spans):
             prompt = small.encode_chat(messages[: 2 * position + 1])
-            assert found.ids[:start] == prompt
+            assert conversation.ids[:start] == prompt
 
     check()
 
@@ -186,11 +186,11 @@ def test_spans_under_a_mistral_style_template(llamacpp: dict[str, Any]) -> None:
         "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
     )
     tokenizer = Tokenizer.from_fields({**small_fields(llamacpp, "smollm"), "tokenizer.chat_template": template})
-    found = tokenizer.encode_conversation(
+    conversation = tokenizer.encode_conversation(
         [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": " Yes"}, {"role": "user", "content": "?"},
          {"role": "assistant", "content": " No"}]
     )  # fmt: skip
-    assert found.ids.count(1) == 1  # one BOS
-    assert [tokenizer.decode(found.ids[a:b], skip_special_tokens=False) for a, b in found.spans] == [
+    assert conversation.ids.count(1) == 1  # one BOS
+    assert [tokenizer.decode(conversation.ids[a:b], skip_special_tokens=False) for a, b in conversation.spans] == [
         " Yes<|im_end|>", " No<|im_end|>",
     ]  # fmt: skip

@@ -56,12 +56,12 @@ def objects(draw: st.DrawFn, depth: int = 2) -> tuple[dict[str, Any], Any]:
     value: dict[str, Any] = {}
     for name in names:
         if depth and draw(st.booleans()):
-            properties[name], one = draw(objects(depth - 1))
+            properties[name], child = draw(objects(depth - 1))
         else:
             properties[name], strategy = leaves[draw(st.sampled_from(sorted(leaves)))]
-            one = draw(strategy)
+            child = draw(strategy)
         if draw(st.integers(0, 3)):
-            value[name] = one
+            value[name] = child
     order = draw(st.permutations(list(value)))
     schema = {"type": "object", "properties": properties, "additionalProperties": False}
     return {**schema, "required": [n for n in names if n in value]}, {name: value[name] for name in order}
@@ -128,8 +128,8 @@ def test_schemas_that_contain_themselves_are_told_and_written(grammars: Grammars
         ("pair", "null or object with b, a", ""),
         ("nested", "list of (…) or null", ""),
     ]
-    given = {"pair": {"a": 1, "b": [["x"], "y"]}, "value": [[]]}
-    text = schema_form(schema, given)
+    instance = {"pair": {"a": 1, "b": [["x"], "y"]}, "value": [[]]}
+    text = schema_form(schema, instance)
     assert text == '{"value":[[]],"pair":{"b":[["x"],"y"],"a":1}}'
     assert grammars.accepts(Grammar("json_schema", json.dumps(schema)), text)
     deep: dict[str, Any] = {"type": "string"}
@@ -180,10 +180,10 @@ def test_many_labels_are_still_only_labels(grammars: Grammars):
     assert grammar is not None
     assert grammars.accepts(grammar, '["label 3","label 111"]')
     assert not grammars.accepts(grammar, '["label 3","label 400"]')
-    most = LabelsOutput(labels=output.labels[:ORDERED_LABELS])
-    ordered = grammar_of(most)
+    largest = LabelsOutput(labels=output.labels[:ORDERED_LABELS])
+    ordered = grammar_of(largest)
     assert ordered is not None
-    assert grammars.accepts(ordered, most.canonical(most.labels))
+    assert grammars.accepts(ordered, largest.canonical(largest.labels))
 
 
 def test_without_a_schema_the_order_is_kept_and_what_grammars_refuse_is_escaped():

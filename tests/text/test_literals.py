@@ -31,7 +31,7 @@ VALUES = st.recursive(
 ARGUMENTS = st.dictionaries(st.sampled_from(["city", "x_1", "from", "ünï"]), VALUES, max_size=3)
 CALLS = st.lists(st.tuples(st.sampled_from(["f", "get-it"]), ARGUMENTS), min_size=1, max_size=2)
 COUNT = 700
-WRITTEN = [one.name for one in FORMATS if not one.channels]
+WRITTEN = [fmt.name for fmt in FORMATS if not fmt.channels]
 
 
 def ambiguous(written: CallFormat, value: Any) -> bool:
@@ -41,7 +41,7 @@ def ambiguous(written: CallFormat, value: Any) -> bool:
         ends += [written.tags.value[1].strip()] if written.tags else []
         return any(mark in value for mark in ends)
     inner = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
-    return any(ambiguous(written, one) for one in inner)
+    return any(ambiguous(written, member) for member in inner)
 
 
 @settings(max_examples=60)
@@ -54,18 +54,20 @@ def test_what_is_written_is_read_back(name: str, calls: list[tuple[str, dict[str
     text = f"{'' if written.bare else 'So: '}{written_calls(calls, written)}"
     edges = sorted({0, *(cut for cut in cuts if cut < len(text)), len(text)})
     # one by one between tags, a text and what it spells are alike but for the schema
-    kinds = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
+    json_types = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
     tools = [
         Tool(
-            one, "", {"properties": {key: {"type": kinds.get(type(value), "null")} for key, value in arguments.items()}}
+            tool_name,
+            "",
+            {"properties": {key: {"type": json_types.get(type(value), "null")} for key, value in arguments.items()}},
         )
-        for one, arguments in dict(calls).items()
+        for tool_name, arguments in dict(calls).items()
     ]
     if written.tags is not None and len(tools) < len(calls):
         return
     for pieces in ([text], [text[a:b] for a, b in pairwise(edges)]):
-        content, _, found, closed = read(CallReader(written, tools), pieces)
-        assert (content, found, closed) == ("" if written.bare else "So:", calls, True)
+        content, _, read_calls, closed = read(CallReader(written, tools), pieces)
+        assert (content, read_calls, closed) == ("" if written.bare else "So:", calls, True)
 
 
 @given(arguments=st.dictionaries(st.sampled_from(["city", "x_1"]), VALUES, max_size=3), quoted=st.booleans())
@@ -75,8 +77,8 @@ def test_python_s_own_literals_are_read_as_python_reads_them(arguments: dict[str
         call = ast.parse(f"f({text})", mode="eval").body
         assert isinstance(call, ast.Call)
         assert {word.arg: ast.literal_eval(word.value) for word in call.keywords} == arguments
-        found = read(CallReader(BY_NAME["pythonic"]), [f"<|tool_call_start|>[f({text})]<|tool_call_end|>"])
-        assert found == ("", "", [("f", arguments)], True)
+        parsed = read(CallReader(BY_NAME["pythonic"]), [f"<|tool_call_start|>[f({text})]<|tool_call_end|>"])
+        assert parsed == ("", "", [("f", arguments)], True)
 
 
 LOOSE = [
@@ -119,7 +121,7 @@ def test_what_is_no_call_is_content(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said", "rest"),
+    ("text", "arguments_text", "remainder"),
     [
         ("a=g(1))]", '{"a": ', "g(1))]"),
         ("a=1 + 2)]", '{"a": 1', "+ 2)]"),
@@ -128,39 +130,39 @@ def test_what_is_no_call_is_content(name: str, text: str) -> None:
         ("a={1, 2})]", '{"a": {"1"', ", 2})]"),
     ],
 )
-def test_what_stops_being_arguments_is_content_from_there_on(text: str, said: str, rest: str) -> None:
+def test_what_stops_being_arguments_is_content_from_there_on(text: str, arguments_text: str, remainder: str) -> None:
     reader = CallReader(BY_NAME["pythonic"])
-    found = [*reader.push(f"<|tool_call_start|>[f({text}<|tool_call_end|>"), *reader.finish()]
-    assert "".join(piece.text for piece in found if piece.kind == "arguments") == said
-    content = "".join(piece.text for piece in found if piece.kind == "content")
-    assert content == (f"{rest}<|tool_call_end|>" if rest else "")
-    assert reader.closed is not rest
+    pieces = [*reader.push(f"<|tool_call_start|>[f({text}<|tool_call_end|>"), *reader.finish()]
+    assert "".join(piece.text for piece in pieces if piece.section == "arguments") == arguments_text
+    content = "".join(piece.text for piece in pieces if piece.section == "content")
+    assert content == (f"{remainder}<|tool_call_end|>" if remainder else "")
+    assert reader.closed is not remainder
 
 
 def test_several_forms_of_one_format() -> None:
-    one = '{"name": "f", "arguments": {"a": 1}}'
+    first_call = '{"name": "f", "arguments": {"a": 1}}'
     two = '{"name": "g", "arguments": {}, "id": "x"}'
     expected = ("", "", [("f", {"a": 1}), ("g", {})], True)
     for text in (
-        f"<|tool_call|>[{one}, {two}]<|/tool_call|>",
-        f"<|tool_call|>{one}<|/tool_call|><|tool_call|>{two}<|/tool_call|>",
-        f"<|tool_call|>{one}, {two}<|/tool_call|>",
-        f"<|tool_call|>[{one},\n{two}]",
+        f"<|tool_call|>[{first_call}, {two}]<|/tool_call|>",
+        f"<|tool_call|>{first_call}<|/tool_call|><|tool_call|>{two}<|/tool_call|>",
+        f"<|tool_call|>{first_call}, {two}<|/tool_call|>",
+        f"<|tool_call|>[{first_call},\n{two}]",
     ):
         assert read(CallReader(BY_NAME["closed"]), [text]) == expected, text
     begin, end = "<|tool_call_start|>", "<|tool_call_end|>"
     for text in (
         f"{begin}[f(a=1), g()]",
         f"{begin}[f(a=1), g()",
-        f"{begin}[{one}, {two}]{end}",
+        f"{begin}[{first_call}, {two}]{end}",
         f"{begin}[f(a=1),\n g()]{end}",
         f"{begin}f(a=1){end}{begin}g(){end}",
     ):
         assert read(CallReader(BY_NAME["pythonic"]), [text]) == expected, text
     for text in ("f(a=1)\ng()", "\nf(a=1)\ng()\n", "[f(a=1), g()]"):
         assert read(CallReader(BY_NAME["lines"]), [f"<function_calls>{text}</function_calls>"]) == expected, text
-    for name, mark, said in (("lines", "<function_calls>", "x/y"), ("pythonic", begin, "x\\/y")):
-        assert read(CallReader(BY_NAME[name]), [f'{mark}f(a="x\\/y")'])[2] == [("f", {"a": said})]
+    for name, mark, decoded in (("lines", "<function_calls>", "x/y"), ("pythonic", begin, "x\\/y")):
+        assert read(CallReader(BY_NAME[name]), [f'{mark}f(a="x\\/y")'])[2] == [("f", {"a": decoded})]
     spoken = '<|tool_call>call:f{ <|"|>a<|"|>: 1 }<tool_call|>\n<|tool_call>call:g{}<tool_call|>'
     assert read(CallReader(BY_NAME["spoken"]), [spoken]) == expected
     texts = read(CallReader(BY_NAME["spoken"]), ['<|tool_call>call:f{a:New York,b:"x, y",c:None}<tool_call|>'])
@@ -183,10 +185,10 @@ def test_little_is_held_and_each_step_reads_on(name: str, monkeypatch: pytest.Mo
     head = written.begin + written.opening + written.heads[0].replace("§", "f") + f"a{equals}"
     for text in (quote + quote, f"{quote}, ", f"{quote}, a", "\\", "[", "1", f"1, a{equals}", " "):
         for begin in (head, head + quote):
-            reader, most = CallReader(written), 0
+            reader, longest = CallReader(written), 0
             steps.clear()
             for piece in (begin, *[text] * COUNT):
                 reader.push(piece)
-                most = max(most, len(reader._held))
-            assert most <= FRAME_CHARACTERS + len(begin + text)
+                longest = max(longest, len(reader._buffer))
+            assert longest <= FRAME_CHARACTERS + len(begin + text)
             assert len(steps) <= COUNT + 1 + COUNT * len(text) + len(begin)

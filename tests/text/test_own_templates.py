@@ -46,18 +46,18 @@ REASONED = {"lfm2_2_5", "gemma4", "glm4moe", "gptoss", "qwen3", "qwen3_5_think"}
 
 
 def template_of(name: str) -> ChatTemplate:
-    found = importlib.util.find_spec("trl")
-    places = [] if found is None else found.submodule_search_locations or []
+    spec = importlib.util.find_spec("trl")
+    places = [] if spec is None else spec.submodule_search_locations or []
     files = [path for place in places if (path := Path(place) / "chat_templates" / f"{name}.jinja").is_file()]
     if not files:
         pytest.skip(f"no trl here that keeps the template {name}")
     return ChatTemplate(files[0].read_text(encoding="utf-8"), bos="<s>", eos="</s>")
 
 
-def reference(template: ChatTemplate, messages: list[dict[str, Any]], prompt: bool, **more: Any) -> str:
+def reference(template: ChatTemplate, messages: list[dict[str, Any]], prompt: bool, **variables: Any) -> str:
     conversations: Any = [messages]
     rendered, _ = render_jinja_template(
-        conversations, chat_template=template.source, add_generation_prompt=prompt, **template.tokens, **more
+        conversations, chat_template=template.source, add_generation_prompt=prompt, **template.tokens, **variables
     )
     return rendered[0]
 
@@ -73,12 +73,12 @@ def test_a_family_s_own_template(name: str) -> None:
     lists: dict[str, Any] = {"tools": [tool.plain() for tool in TOOLS]} if shows_tools(template.source) else {}
     turn = {"role": "assistant", "content": "", "tool_calls": called(calls), "reasoning_content": "hm, so"}
     results = [{"role": "tool", "content": f"r{i}", "tool_call_id": f"{i:09}"} for i in range(len(calls))]
-    asked: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]
-    talk = [*asked, turn, *results, {"role": "assistant", "content": "Done."}, {"role": "user", "content": "ok"}]
+    prompt_turns: list[dict[str, Any]] = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]
+    talk = [*prompt_turns, turn, *results, {"role": "assistant", "content": "Done."}, {"role": "user", "content": "ok"}]
 
     def shown(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        told = messages if lists else told_tools(messages, TOOLS, written, str)
-        return as_shown(with_reasoning(told, template.source), written, template, TOOLS)
+        with_tools = messages if lists else told_tools(messages, TOOLS, written, str)
+        return as_shown(with_reasoning(with_tools, template.source), written, template, TOOLS)
 
     def text(messages: list[dict[str, Any]], prompt: bool) -> str:
         return template.render(shown(messages), add_generation_prompt=prompt, **lists, **thinking)
@@ -88,7 +88,7 @@ def test_a_family_s_own_template(name: str) -> None:
         assert text(messages, prompt) == reference(template, as_is, prompt, **lists, **thinking)
         turned = as_is[2]
         if name == "gemma4_v2":
-            assert [one["name"] for one in turned.get("tool_responses", ())] == [
+            assert [response["name"] for response in turned.get("tool_responses", ())] == [
                 n for n, _ in calls[: len(messages) - 3]
             ]
         if name in ("lfm2", "deepseek_r1_distill"):  # which would leave them out
@@ -99,7 +99,7 @@ def test_a_family_s_own_template(name: str) -> None:
     whole = text(talk, True)
     assert all(part in whole for part in ("r0", "Done.", "Be brief.", "get-it", TOOLS[1].name))
 
-    before, after = text(asked, True), text(talk[:3], False)
+    before, after = text(prompt_turns, True), text(talk[:3], False)
     # after its own turns one family shows no reasoning, which its prompts begin
     reply = after.removeprefix(before) if after.startswith(before) else after.split("<｜Assistant｜>")[1]
     reply = next((reply.removesuffix(end) for end in ENDS if reply.endswith(end)), reply)

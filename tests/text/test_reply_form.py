@@ -43,10 +43,15 @@ def called(calls: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def read(reader: ReplyReader, pieces: list[str]) -> tuple[str, str, list[tuple[str, Any]], bool]:
     """Content, reasoning, calls, and whether they are whole."""
-    found = [piece for text in pieces for piece in reader.push(text)] + reader.finish()
-    texts = {kind: "".join(p.text for p in found if p.kind == kind) for kind in ("content", "reasoning")}
-    names = [piece.text for piece in found if piece.kind == "name"]
-    arguments = ["".join(p.text for p in found if p.kind == "arguments" and p.call == i) for i in range(len(names))]
+    reply_pieces = [piece for text in pieces for piece in reader.push(text)] + reader.finish()
+    texts = {
+        piece_type: "".join(p.text for p in reply_pieces if p.section == piece_type)
+        for piece_type in ("content", "reasoning")
+    }
+    names = [piece.text for piece in reply_pieces if piece.section == "name"]
+    arguments = [
+        "".join(p.text for p in reply_pieces if p.section == "arguments" and p.call == i) for i in range(len(names))
+    ]
     calls = [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)] if reader.closed else []
     return texts["content"], texts["reasoning"], calls or list(zip(names, arguments, strict=True)), reader.closed
 
@@ -73,24 +78,24 @@ def test_conversations_are_shown_as_transformers_shows_them_and_replies_read_bac
     calls = CALLS if shape.parallel else CALLS[:1]
     reasoning = {"reasoning_content": "hm, {so}"} if shape.thinking else {}
     content = "" if name in {"bare", "channels"} else "Let me look."
-    asked = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]
+    prompt_turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "go"}]
     turn = {"role": "assistant", "content": content, "tool_calls": called(calls), **reasoning}
     results = [{"role": "tool", "content": f"r{i}", "tool_call_id": f"{i:09}"} for i in range(len(calls))]
-    talk = [*asked, turn, *results, {"role": "assistant", "content": "Done."}, {"role": "user", "content": "ok"}]
+    talk = [*prompt_turns, turn, *results, {"role": "assistant", "content": "Done."}, {"role": "user", "content": "ok"}]
 
     def reference_text(messages: list[dict[str, Any]], prompt: bool) -> str:
         shown = []
         for message in messages:
-            one = {
+            converted = {
                 ("thinking" if name == "channels" and k == "reasoning_content" else k): v for k, v in message.items()
             }
-            if "tool_calls" in one and BY_NAME[name].arguments == "object":
+            if "tool_calls" in converted and BY_NAME[name].arguments == "object":
                 as_objects = [
                     dict(c, function={**c["function"], "arguments": a})
-                    for c, (_, a) in zip(one["tool_calls"], calls, strict=True)
+                    for c, (_, a) in zip(converted["tool_calls"], calls, strict=True)
                 ]
-                one["tool_calls"] = as_objects
-            shown.append(one)
+                converted["tool_calls"] = as_objects
+            shown.append(converted)
         tools = [tool.plain() for tool in TOOLS]
         return reference.apply_chat_template(shown, tools=tools, add_generation_prompt=prompt, tokenize=False)
 
@@ -100,7 +105,7 @@ def test_conversations_are_shown_as_transformers_shows_them_and_replies_read_bac
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
         assert ids == reference(text, add_special_tokens=False)["input_ids"]
 
-    before, after = reference_text(asked, True), reference_text(talk[:3], False)
+    before, after = reference_text(prompt_turns, True), reference_text(talk[:3], False)
     form = reply_form(tokenizer, tokenizer.encode(before), TOOLS)
     reply = after.removeprefix(before).removesuffix(shape.end)
     assert form.marks.keys() == {mark for mark in shape.special if mark in reply} | (form.marks.keys() - set(reply))
@@ -138,13 +143,14 @@ def test_white_space_before_a_reply_is_looked_at_once() -> None:
     marks = ("<think>", "</think>")
     for end, expected in (("x", ("x", "")), ("<think>y</think>x", ("x", "y")), ("<thin", ("<thin", ""))):
         reader = ThinkingReader(PlainReader(), marks, False)
-        found = list[ReplyPiece]()
+        reply_pieces = list[ReplyPiece]()
         for piece in [*["\n "] * 30, *end]:
-            found += reader.push(piece)
-            assert len(reader._held) < 9
-        found += reader.finish()
+            reply_pieces += reader.push(piece)
+            assert len(reader._buffer) < 9
+        reply_pieces += reader.finish()
         content, reasoned = (
-            "".join(one.text for one in found if one.kind == kind) for kind in ("content", "reasoning")
+            "".join(reply_piece.text for reply_piece in reply_pieces if reply_piece.section == piece_type)
+            for piece_type in ("content", "reasoning")
         )
         assert (content.lstrip(), reasoned) == expected
         assert ("\n " * 30 in content) is not bool(reasoned)
@@ -220,7 +226,7 @@ def test_a_format_that_is_not_known_is_refused(tmp_path: Path) -> None:
     odd = type(shape)(shape.assistant.replace("tool_call>", "odd>"))
     tokenizer = shaped_tokenizer(tmp_path, odd)
     talk = [{"role": "user", "content": "go"}]
-    with pytest.raises(RequestError, match="no format that is known") as found:
+    with pytest.raises(RequestError, match="no format that is known") as raised:
         conversation_tokens(tokenizer, talk, TOOLS)
-    assert found.value.param == "tools"
+    assert raised.value.param == "tools"
     assert conversation_tokens(tokenizer, talk, ())

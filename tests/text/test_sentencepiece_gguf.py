@@ -21,22 +21,24 @@ VARIANTS = ("prefix", "no_prefix", "phi3")
 UNLIKE_PHI3 = re.compile(r"[>][\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]|\n\n|     ")
 
 
-def variant(stored: dict[str, Any], name: str, **more: Any) -> dict[str, Any]:
-    fields = {f"tokenizer.ggml.{key}": value for key, value in {**stored["small"], **more}.items() if value is not None}
+def variant(stored: dict[str, Any], name: str, **overrides: Any) -> dict[str, Any]:
+    fields = {
+        f"tokenizer.ggml.{key}": value for key, value in {**stored["small"], **overrides}.items() if value is not None
+    }
     return fields | stored["variants"][name]["more"]
 
 
 def assert_same(ours: Tokenizer, expected: dict[str, Any], strings: list[str], but: str = "(?!)") -> None:
     """llama.cpp's ids. Where it joins user text to a control token, ours gives none."""
-    kept = [i for i, text in enumerate(strings) if not re.search(but, text)]
-    assert len(kept) >= 500
-    assert [strings[i] for i in kept if ours.encode(strings[i]) != expected["True"][i]] == []
+    indices = [i for i, text in enumerate(strings) if not re.search(but, text)]
+    assert len(indices) >= 500
+    assert [strings[i] for i in indices if ours.encode(strings[i]) != expected["True"][i]] == []
     joined = 0
-    for i in kept:
-        found = ours.encode(strings[i], parse_special=False)
-        assert ours.special_ids.isdisjoint(found)
+    for i in indices:
+        ids = ours.encode(strings[i], parse_special=False)
+        assert ours.special_ids.isdisjoint(ids)
         if ours.special_ids.isdisjoint(expected["False"][i]):
-            assert found == expected["False"][i], strings[i]
+            assert ids == expected["False"][i], strings[i]
         else:
             joined += 1
     assert joined <= 40
@@ -54,8 +56,8 @@ def test_a_small_vocabulary_equals_llamacpp(
     assert [ours.encode("Hello", add_special_tokens=True)] == expected["bos"]
     assert (ours.bos_id, ours.eos_id, ours.unk_id) == (1, 2, 0)
     ours.save(tmp_path)
-    again, theirs = Tokenizer.from_directory(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert again.identity == ours.identity == Tokenizer.from_fields(ours.to_fields()).identity
+    reloaded, theirs = Tokenizer.from_directory(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded.identity == ours.identity == Tokenizer.from_fields(ours.to_fields()).identity
     assert theirs(strings, add_special_tokens=True)["input_ids"] == ours.encode_batch(strings, add_special_tokens=True)
     if name == "no_prefix":
         plain = [text for text in strings if "▁" not in text]
@@ -90,17 +92,17 @@ def merged(stored: dict[str, Any], *, reached: bool) -> dict[str, Any]:
     small = stored["small"]
     tokens, types, scores = (list(small[key]) for key in ("tokens", "token_type", "scores"))
     types[tokens.index("\n\n")] = 1
-    known, pairs = set(tokens), list[tuple[float, str]]()
-    for token, score, kind in zip(tokens, scores, types, strict=True):
+    vocabulary, pairs = set(tokens), list[tuple[float, str]]()
+    for token, score, token_type in zip(tokens, scores, types, strict=True):
         run = not token.strip("\n")
-        if kind not in (1, 4) or (run and not reached) or (score <= -1000 and not run):
+        if token_type not in (1, 4) or (run and not reached) or (score <= -1000 and not run):
             continue
         cuts = [(token[:at], token[at:]) for at in range(len(token) - 1, 0, -1)]
-        pairs += [(-score, f"{left} {right}") for left, right in cuts if {left, right} <= known]
-    merges = [pair for _, pair in sorted(pairs, key=lambda one: one[0])]
-    own = {"model": "gemma4", "tokens": tokens, "token_type": types, "merges": merges}
+        pairs += [(-score, f"{left} {right}") for left, right in cuts if {left, right} <= vocabulary]
+    merges = [pair for _, pair in sorted(pairs, key=lambda scored_pair: scored_pair[0])]
+    fields = {"model": "gemma4", "tokens": tokens, "token_type": types, "merges": merges}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
-    return {f"tokenizer.ggml.{key}": value for key, value in (own | ids).items()}
+    return {f"tokenizer.ggml.{key}": value for key, value in (fields | ids).items()}
 
 
 @pytest.mark.parametrize("reached", [True, False])
@@ -122,11 +124,14 @@ def test_merges_in_the_place_of_scores(
     with pytest.raises(TokenizerError, match="can be written into a GGUF file"):
         ours.to_fields()
     if importlib.util.find_spec("llama_cpp") is not None:
-        make = load("make_llamacpp_ids")
-        make.write_fields(tmp_path / "x.gguf", fields)
-        asked = [*strings, "a\n\n\nb", "a\n\n\n\n\nb", "  \n \n\n\n "]
-        expected = {str(special): make.ids_of(tmp_path / "x.gguf", asked, special=special) for special in (True, False)}
-        assert_same(ours, expected, asked)
+        fixture_module = load("make_llamacpp_ids")
+        fixture_module.write_fields(tmp_path / "x.gguf", fields)
+        texts = [*strings, "a\n\n\nb", "a\n\n\n\n\nb", "  \n \n\n\n "]
+        expected = {
+            str(special): fixture_module.ids_of(tmp_path / "x.gguf", texts, special=special)
+            for special in (True, False)
+        }
+        assert_same(ours, expected, texts)
 
 
 @pytest.mark.real
@@ -139,7 +144,9 @@ def test_gemma3_equals_llamacpp(gemma3_gguf: Path, llamacpp_sentencepiece: dict[
     plain = [
         (ours.encode(text, parse_special=False), ids) for text, ids in zip(strings, expected["False"], strict=True)
     ]
-    assert [ids for (found, ids), text in zip(plain, strings, strict=True) if found != ids and "</s>" not in text] == []
+    assert [
+        ids for (encoded, ids), text in zip(plain, strings, strict=True) if encoded != ids and "</s>" not in text
+    ] == []
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id, ours.eos_ids) == (2, 1, 0, 3, (1,))
     assert (ours.vocab_size, ours.prompt_start) == (262144, (2,))
 
@@ -161,5 +168,5 @@ def test_gemma3s_export_is_the_same_to_transformers(gemma3_gguf: Path, strings: 
 def test_the_stored_ids_are_llamacpps(gemma3_gguf: Path, llamacpp_sentencepiece: dict[str, Any]) -> None:
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed (the bench extra)")
-    made = load("make_llamacpp_ids").make_sentencepiece(gemma3_gguf, llamacpp_sentencepiece["small"])
-    assert made == llamacpp_sentencepiece
+    fixture = load("make_llamacpp_ids").make_sentencepiece(gemma3_gguf, llamacpp_sentencepiece["small"])
+    assert fixture == llamacpp_sentencepiece

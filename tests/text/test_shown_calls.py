@@ -15,27 +15,27 @@ from bedplate.core.errors import RequestError, TemplateError
 from bedplate.serving.wire.tools import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
-from bedplate.text.calls.tools import _beside, as_shown
+from bedplate.text.calls.tools import _with_responses, as_shown
 from bedplate.text.chat_template import ChatTemplate
 from bedplate.text.marks import ControlTokens
 
-_EACH = "{% for m in messages %}BODY{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+_MESSAGE_LOOP = "{% for m in messages %}BODY{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 _TURN = "<|{{ m.role }}|>{{ m.content }}<|im_end|>"
-LISTED = "{% if tools %}<|tool_list_start|>{{ tools | tojson }}<|tool_list_end|>{% endif %}" + _EACH.replace(
+LISTED = "{% if tools %}<|tool_list_start|>{{ tools | tojson }}<|tool_list_end|>{% endif %}" + _MESSAGE_LOOP.replace(
     "BODY", _TURN.replace("<|im_end|>", "{% if m.role == 'tool' %} (told){% endif %}<|im_end|>")
 )
-ON_MESSAGE = _EACH.replace(
+ON_MESSAGE = _MESSAGE_LOOP.replace(
     "BODY",
     "{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}"
     f"<|system|>{{{{ m['content'] }}}}<|tool|>{{{{ m['tools'] }}}}<|/tool|><|im_end|>{{% else %}}{_TURN}{{% endif %}}",
 )
-FUNCTIONS = _EACH.replace(
+FUNCTIONS = _MESSAGE_LOOP.replace(
     "BODY",
     "{% if m.role == 'system' %}<|system|>{{ m.content }} <functions>{{ m.get('functions', '') }}</functions>"
     "{% if m.get('functions', none) is none %}none{% endif %}<function_calls><|im_end|>"
     f"{{% elif m.role == 'environment' %}}<|environment|>{{{{ m.content }}}}<|im_end|>{{% else %}}{_TURN}{{% endif %}}",
 )
-ONLY_WITHOUT_CONTENT = "{% if tools %}{{ tools | tojson }}{% endif %}" + _EACH.replace(
+ONLY_WITHOUT_CONTENT = "{% if tools %}{{ tools | tojson }}{% endif %}" + _MESSAGE_LOOP.replace(
     "BODY",
     "{% if m.tool_calls and not m.content %}<|assistant|>{% for c in m.tool_calls %}<tool_call>\n"
     '{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}'
@@ -43,7 +43,7 @@ ONLY_WITHOUT_CONTENT = "{% if tools %}{{ tools | tojson }}{% endif %}" + _EACH.r
 )
 OTHER_VARIABLE = (
     "{% if xml_tools is defined %}<tools>{% for t in xml_tools %}{{ t | string }}{% endfor %}</tools>"
-    "call between <tool_call> and </tool_call>{% endif %}" + _EACH.replace("BODY", _TURN)
+    "call between <tool_call> and </tool_call>{% endif %}" + _MESSAGE_LOOP.replace("BODY", _TURN)
 )
 UNSEEN = "{# tools #}" + ONLY_WITHOUT_CONTENT.split("{% endif %}", 1)[1].replace("<tool_call>", "<|tool_call|>")
 TEMPLATES: dict[str, tuple[str, str, tuple[str, ...], str]] = {
@@ -96,14 +96,14 @@ def test_nothing_is_left_out(name: str, system: bool, tmp_path: Path) -> None:
     # the format's marks are its tokens, and what stands in an argument is text
     for mark in special[:2]:
         written, index = text.count(mark), tokenizer.token_to_id(mark)
-        made = ids.count(index) if index is not None else 0
-        assert made == written - (mark == special[0]), mark
+        token_count = ids.count(index) if index is not None else 0
+        assert token_count == written - (mark == special[0]), mark
     plain = [talk[-4], {**talk[-3], "tool_calls": called([("get-it", {"city": "Rome"})])}, talk[-2]]
     ids = conversation_tokens(tokenizer, plain, TOOLS)
     text = tokenizer.decode(ids, skip_special_tokens=False)
     assert all(ids.count(tokenizer.token_to_id(mark) or -1) == text.count(mark) > 0 for mark in special[:2])
-    others = tokenizer.own_text()("".join(special))
-    as_text = conversation_tokens(tokenizer, [{"role": "user", "content": others + forged}], ())
+    renamed_marks = tokenizer.own_text()("".join(special))
+    as_text = conversation_tokens(tokenizer, [{"role": "user", "content": renamed_marks + forged}], ())
     assert not {tokenizer.token_to_id(mark) for mark in special} & set(as_text)
 
 
@@ -112,22 +112,22 @@ def test_what_a_template_s_error_tells_forges_nothing(tmp_path: Path) -> None:
     special = TEMPLATES["listed"][2]
     tokenizer = shaped_tokenizer(tmp_path, Template(refusing + LISTED, special))
     calls: dict[str, Any] = {"role": "assistant", "content": "odd", "tool_calls": called([("now", {})])}
-    with pytest.raises(TemplateError) as found:
+    with pytest.raises(TemplateError) as raised:
         conversation_tokens(tokenizer, [calls], TOOLS)
-    told = str(found.value).rpartition("odd")[2]
-    assert "[now()]" in told
-    for more in ([], [{**calls, "content": "Well."}]):
-        ids = conversation_tokens(tokenizer, [{"role": "user", "content": told}, *more], ())
-        assert [ids.count(tokenizer.token_to_id(mark) or -1) for mark in special[:2]] == [len(more)] * 2
+    error_text = str(raised.value).rpartition("odd")[2]
+    assert "[now()]" in error_text
+    for turns in ([], [{**calls, "content": "Well."}]):
+        ids = conversation_tokens(tokenizer, [{"role": "user", "content": error_text}, *turns], ())
+        assert [ids.count(tokenizer.token_to_id(mark) or -1) for mark in special[:2]] == [len(turns)] * 2
 
 
 def test_the_work_grows_with_the_conversation_and_no_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     renamed = list[str]()
     rename = ControlTokens.rename
 
-    def counted(self: ControlTokens, text: str, *more: str) -> str:
+    def counted(self: ControlTokens, text: str, *args: str) -> str:
         renamed.append(text)
-        return rename(self, text, *more)
+        return rename(self, text, *args)
 
     monkeypatch.setattr(ControlTokens, "rename", counted)
     tokenizer = shaped_tokenizer(tmp_path, Template(LISTED))
@@ -135,38 +135,43 @@ def test_the_work_grows_with_the_conversation_and_no_faster(tmp_path: Path, monk
     conversation_tokens(tokenizer, [turn], TOOLS)
     assert len(renamed) < 9
 
-    asked = list[str]()
+    read_keys = list[str]()
 
     class Call(dict[str, Any]):
         def get(self, key: str, default: Any = None) -> Any:
-            asked.append(key)
+            read_keys.append(key)
             return super().get(key, default)
 
         def __getitem__(self, key: str) -> Any:
-            asked.append(key)
+            read_keys.append(key)
             return super().__getitem__(key)
 
     calls = [Call(call) for call in called([("now", {})] * 50)]
     results = [{"role": "tool", "content": "r", "tool_call_id": f"{i:09}"} for i in range(50)]
-    assert len(_beside([{"role": "assistant", "content": "", "tool_calls": calls}, *results])) == 1
-    assert len(asked) <= 3 * 50
+    assert len(_with_responses([{"role": "assistant", "content": "", "tool_calls": calls}, *results])) == 1
+    assert len(read_keys) <= 3 * 50
 
 
 def test_arguments_without_names_are_refused_where_calls_have_names(tmp_path: Path) -> None:
     tokenizer = shaped_tokenizer(tmp_path, Template(LISTED))
     call = {"id": "1", "type": "function", "function": {"name": "now", "arguments": "[1]"}}
     talk = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
-    with pytest.raises(RequestError, match="'now' are no JSON object") as found:
+    with pytest.raises(RequestError, match="'now' are no JSON object") as raised:
         conversation_tokens(tokenizer, talk, TOOLS)
-    assert found.value.param == "messages"
+    assert raised.value.param == "messages"
 
 
 def test_where_tools_and_results_stand() -> None:
     assert [tools_key(text) for text in (LISTED, ON_MESSAGE, FUNCTIONS)] == [None, "tools", "functions"]
     assert all(shows_tools(text) for text in (LISTED, ON_MESSAGE, FUNCTIONS))
     assert [knows_results(text) for text in (LISTED, ON_MESSAGE, FUNCTIONS)] == [True, False, False]
-    for known in ("message['role'] == 'tool'", 'm.role != "tool"', "m['role'] in ['user', 'tool']", "role == 'tool'"):
-        assert knows_results("{% if " + known + " %}")
+    for condition in (
+        "message['role'] == 'tool'",
+        'm.role != "tool"',
+        "m['role'] in ['user', 'tool']",
+        "role == 'tool'",
+    ):
+        assert knows_results("{% if " + condition + " %}")
     # results beside the calls that they answer, for a template that looks for them there
     chat = ChatTemplate("{% for m in messages %}{{ m.tool_calls }}{{ m.tool_responses }}{% endfor %}{{ tools }}")
     talk = [

@@ -31,8 +31,10 @@ def fields_of(path: Path) -> dict[str, Any]:
 def assert_same(ours: Tokenizer, expected: dict[str, Any], strings: list[str]) -> None:
     assert len(strings) >= 500
     for special in (True, False):
-        wanted = expected[str(special)]
-        wrong = [s for s, ids in zip(strings, wanted, strict=True) if ours.encode(s, parse_special=special) != ids]
+        expected_ids = expected[str(special)]
+        wrong = [
+            s for s, ids in zip(strings, expected_ids, strict=True) if ours.encode(s, parse_special=special) != ids
+        ]
         assert wrong == []
 
 
@@ -47,14 +49,14 @@ def test_smollm2_equals_llamacpp(
     assert (ours.bos_id, ours.eos_id, ours.pad_id, ours.unk_id, ours.eos_ids) == (1, 2, 2, 0, (2,))
     assert ours.vocab_size == 49152
     ours.save(tmp_path)
-    again, theirs = Tokenizer.from_directory(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert again.identity == ours.identity
+    reloaded, theirs = Tokenizer.from_directory(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert reloaded.identity == ours.identity
     assert theirs(strings, add_special_tokens=True)["input_ids"] == ours.encode_batch(strings, add_special_tokens=True)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.unk_token_id) == (1, 2, 2, 0)
     assert set(theirs.all_special_ids) <= ours.special_ids
     messages = [{"role": "user", "content": "Hello"}]
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert ours.encode_chat(messages) == again.encode_chat(messages) == expected
+    assert ours.encode_chat(messages) == reloaded.encode_chat(messages) == expected
     # this vocabulary has no token for some control characters, and says so
     assert ours.lost_characters("a\x04b\x04 é\n") == "\x04"
 
@@ -65,15 +67,15 @@ def test_pre_tokenizers_equal_llamacpp(name: str, llamacpp: dict[str, Any], stri
     expected = llamacpp["names"][stored] if isinstance(stored, str) else stored
     ours = Tokenizer.from_fields(small_fields(llamacpp, name))
     # what a character is that no version of Unicode knows yet, tables differ on
-    kept = [i for i, text in enumerate(strings) if name not in BY_CATEGORY or not any(map(unassigned, text))]
+    indices = [i for i, text in enumerate(strings) if name not in BY_CATEGORY or not any(map(unassigned, text))]
     assert_same(
         ours,
-        {special: [expected[special][i] for i in kept] for special in ("True", "False")},
-        [strings[i] for i in kept],
+        {special: [expected[special][i] for i in indices] for special in ("True", "False")},
+        [strings[i] for i in indices],
     )
     assert [ours.encode("Hello", add_special_tokens=True)] == expected["bos"]
-    again = Tokenizer.from_fields(ours.to_fields())
-    assert again.identity == ours.identity
+    reloaded = Tokenizer.from_fields(ours.to_fields())
+    assert reloaded.identity == ours.identity
 
 
 def test_bos_is_added_when_the_file_says_so(llamacpp: dict[str, Any], tmp_path: Path) -> None:
@@ -112,8 +114,8 @@ def test_what_cannot_be_read_is_named(llamacpp: dict[str, Any]) -> None:
         refused(f"merge 0 .'{merge}'. does not join", merges=[merge])
     refused("eos_token_id is 99999, outside the vocabulary", eos_token_id=99999)
     refused("bos_token", add_bos_token=True, bos_token_id=None)
-    twice = [*llamacpp["small"]["tokens"][:-1], "a"]
-    refused("'a' is in the vocabulary twice", tokens=twice)
+    duplicated = [*llamacpp["small"]["tokens"][:-1], "a"]
+    refused("'a' is in the vocabulary twice", tokens=duplicated)
 
 
 def test_a_word_piece_vocabulary_cannot_become_a_gguf(trained_dir: Path) -> None:
@@ -130,6 +132,6 @@ def test_a_word_piece_vocabulary_cannot_become_a_gguf(trained_dir: Path) -> None
 def test_the_stored_ids_are_llamacpps(smollm2_gguf: Path, llamacpp: dict[str, Any]) -> None:
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("llama-cpp-python is not installed (the bench extra)")
-    made = load("make_llamacpp_ids").make(smollm2_gguf, llamacpp["small"])
-    made.pop("llama_cpp_python")
-    assert made == {key: value for key, value in llamacpp.items() if key != "llama_cpp_python"}
+    fixture = load("make_llamacpp_ids").make(smollm2_gguf, llamacpp["small"])
+    fixture.pop("llama_cpp_python")
+    assert fixture == {key: value for key, value in llamacpp.items() if key != "llama_cpp_python"}

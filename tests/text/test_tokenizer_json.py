@@ -45,10 +45,10 @@ def test_trained_tokenizers_equal_transformers(trained_dir: Path, strings: list[
 def test_saved_tokenizer_is_the_same_in_transformers(trained_dir: Path, strings: list[str], tmp_path: Path) -> None:
     ours = Tokenizer.from_directory(trained_dir)
     ours.save(tmp_path / "out")
-    theirs, again = reference(tmp_path / "out"), Tokenizer.from_directory(tmp_path / "out")
+    theirs, reloaded = reference(tmp_path / "out"), Tokenizer.from_directory(tmp_path / "out")
     assert_same(ours, theirs, strings)
-    assert again.identity == ours.identity
-    assert again.eos_ids == ours.eos_ids
+    assert reloaded.identity == ours.identity
+    assert reloaded.eos_ids == ours.eos_ids
     assert theirs.model_max_length == 512
     assert ours.chat is not None
     assert theirs.chat_template == ours.chat.source

@@ -23,10 +23,12 @@ ARGUMENTS = st.dictionaries(
 
 def read(pieces: list[str]) -> tuple[str, list[tuple[str, str]], bool]:
     reader = CallReader()
-    found = [piece for text in pieces for piece in reader.push(text)] + reader.finish()
-    content = "".join(piece.text for piece in found if piece.kind == "content")
-    names = [piece.text for piece in found if piece.kind == "name"]
-    texts = ["".join(p.text for p in found if p.kind == "arguments" and p.call == i) for i in range(len(names))]
+    reply_pieces = [piece for text in pieces for piece in reader.push(text)] + reader.finish()
+    content = "".join(piece.text for piece in reply_pieces if piece.section == "content")
+    names = [piece.text for piece in reply_pieces if piece.section == "name"]
+    texts = [
+        "".join(p.text for p in reply_pieces if p.section == "arguments" and p.call == i) for i in range(len(names))
+    ]
     return content, list(zip(names, texts, strict=True)), reader.closed
 
 
@@ -46,8 +48,12 @@ def test_reading_does_not_depend_on_the_cuts(
     edges = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[a:b] for a, b in pairwise(edges)]
     expected = content.rstrip() if calls else content
-    found, made, closed = read(pieces)
-    assert (found, [(name, json.loads(arguments)) for name, arguments in made], closed) == (expected, calls, True)
+    read_content, read_calls, closed = read(pieces)
+    assert (read_content, [(name, json.loads(arguments)) for name, arguments in read_calls], closed) == (
+        expected,
+        calls,
+        True,
+    )
 
 
 def test_what_was_cut_off_is_kept() -> None:

@@ -19,8 +19,8 @@ from bedplate.adapters.peft import write_peft
 from bedplate.core.errors import DataError, UsageError
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Classification
-from bedplate.training.sources import TextSource
+from bedplate.training.objectives import ClassificationObjective
+from bedplate.training.sources import LabelledTextSource
 from bedplate.training.texts import LabelledText, pack_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -28,28 +28,30 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is d
 
 def texts(seed: int, several: bool, count: int = 5) -> list[LabelledText]:
     draw = random.Random(seed)
-    made: list[LabelledText] = []
+    generated: list[LabelledText] = []
     for number in range(count):
         ids = tuple(draw.randrange(5, 97) for _ in range(draw.randint(1, 30)))
         right = [float(draw.random() < 0.5) for _ in range(3)] if several else [0.0] * 3
         if not several:
             right[draw.randrange(3)] = 1.0
-        made.append(LabelledText(ids, tuple(right), f"{seed}/{number}"))
-    return made
+        generated.append(LabelledText(ids, tuple(right), f"{seed}/{number}"))
+    return generated
 
 
-def loss_of(theirs: nn.Module, head: nn.Linear, some: list[LabelledText], pooling: str, several: bool) -> torch.Tensor:
+def loss_of(
+    theirs: nn.Module, head: nn.Linear, labelled_texts: list[LabelledText], pooling: str, several: bool
+) -> torch.Tensor:
     """With transformers' own padding, and torch's own losses."""
-    width = max(len(one.ids) for one in some)
-    ids = torch.tensor([[*one.ids, *[0] * (width - len(one.ids))] for one in some])
-    mask = torch.tensor([[*[1] * len(one.ids), *[0] * (width - len(one.ids))] for one in some])
+    width = max(len(text.ids) for text in labelled_texts)
+    ids = torch.tensor([[*text.ids, *[0] * (width - len(text.ids))] for text in labelled_texts])
+    mask = torch.tensor([[*[1] * len(text.ids), *[0] * (width - len(text.ids))] for text in labelled_texts])
     states = theirs(input_ids=ids, attention_mask=mask).last_hidden_state
     mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     logits = head(mean if pooling == "mean" else states[:, 0])
-    wanted = torch.tensor([one.wanted for one in some], dtype=logits.dtype)
+    targets = torch.tensor([text.targets for text in labelled_texts], dtype=logits.dtype)
     if several:
-        return nn.BCEWithLogitsLoss(reduction="none")(logits, wanted).sum(1).mean()
-    return nn.functional.cross_entropy(logits, wanted.argmax(1))
+        return nn.BCEWithLogitsLoss(reduction="none")(logits, targets).sum(1).mean()
+    return nn.functional.cross_entropy(logits, targets.argmax(1))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_losses_and_gradients_are_those_of_peft(
     tmp_path: Path, name: str, seed: int, pooling: str, several: bool, dora: bool
 ) -> None:
     dtype = torch.float64 if seed % 2 else torch.float32
-    reference = ENCODERS[name].make(seed, dtype)
+    reference = ENCODERS[name].random_model(seed, dtype)
     model, family = converted(reference, dtype)
     model.requires_grad_(False).eval()
     config, bank = LoraConfig(r=3, alpha=5, dora=dora), Bank(model)
@@ -81,42 +83,45 @@ def test_losses_and_gradients_are_those_of_peft(
     write_peft(tmp_path / "a", config, start, family.weights, base_name="x", task_type="FEATURE_EXTRACTION")
     theirs = peft.PeftModel.from_pretrained(reference, tmp_path / "a", is_trainable=True).eval()
     head = nn.Linear(48, 3, dtype=dtype)
-    weight, bias = (nn.Parameter(one.detach().clone()) for one in (head.weight, head.bias))
-    some, objective = texts(seed, several), Classification(weight, bias, model.spec.layers, pooling, several)
-    [term] = objective({"policy": model}, pack_texts(some)).values()
-    loss, expected = term.total / term.weight, loss_of(theirs, head, some, pooling, several)
-    near = 1e-9 if dtype == torch.float64 and not dora else 2e-5  # magnitudes and adapters are float32
-    assert_near(loss, expected, near)
+    weight, bias = (nn.Parameter(tensor.detach().clone()) for tensor in (head.weight, head.bias))
+    labelled_texts, objective = (
+        texts(seed, several),
+        ClassificationObjective(weight, bias, model.spec.layers, pooling, several),
+    )
+    [term] = objective({"policy": model}, pack_texts(labelled_texts)).values()
+    loss, expected = term.total / term.weight, loss_of(theirs, head, labelled_texts, pooling, several)
+    tolerance = 1e-9 if dtype == torch.float64 and not dora else 2e-5  # magnitudes and adapters are float32
+    assert_near(loss, expected, tolerance)
     loss.backward()
     expected.backward()
-    assert_near(weight.grad, head.weight.grad, near)
-    assert_near(bias.grad, head.bias.grad, near)
+    assert_near(weight.grad, head.weight.grad, tolerance)
+    assert_near(bias.grad, head.bias.grad, tolerance)
     named = dict(theirs.named_parameters())
     for key, parameter in bank.parameters(slot):
         path, end = key.rsplit(".", 1)
         place = f"base_model.model.{hf_module_name(family.weights, path)}.{end}.default.weight"
-        assert_near(parameter.grad, named[place].grad, 2e-5, what=key)
+        assert_near(parameter.grad, named[place].grad, 2e-5, label=key)
 
 
 def test_a_step_is_the_same_in_pieces_and_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Micro-batches, an order by length, and a run that is cut in two."""
-    every = texts(7, False, 23)
+    all_texts = texts(7, False, 23)
 
     def run(directory: Path, micro_tokens: int, *steps: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        model, _ = converted(ENCODERS["bert"].make(0, torch.float32), torch.float32)
+        model, _ = converted(ENCODERS["bert"].random_model(0, torch.float32), torch.float32)
         for count in steps:
             bank = Bank(model.requires_grad_(False))
             slot = bank.add(LoraConfig(r=2, alpha=4), seed=1, trainable=True)
             bank.select(slot)
             weight, bias = nn.Parameter(torch.zeros(3, 48)), nn.Parameter(torch.zeros(3))
-            objective = Classification(weight, bias, 4, "mean", several=False)
-            source = TextSource(every, 6, seed=3, epochs=3, order="length", micro_tokens=micro_tokens)
+            objective = ClassificationObjective(weight, bias, 4, "mean", several=False)
+            source = LabelledTextSource(all_texts, 6, seed=3, epochs=3, order="length", micro_tokens=micro_tokens)
             config = TrainConfig(learning_rate=1e-2, seed=0, steps=12, save_steps=5, dtype="float32")
             parameters = [*bank.parameters(slot), *objective.parameters()]
             stop = None if count == 12 else lambda step, _: (_ for _ in ()).throw(KeyboardInterrupt)
             try:
-                done = train(model, source, objective, config, directory, parameters, stop)
-                assert done.losses["classification"] < 1.0
+                result = train(model, source, objective, config, directory, parameters, stop)
+                assert result.losses["classification"] < 1.0
             except KeyboardInterrupt:
                 bank.close()
                 continue
@@ -126,13 +131,13 @@ def test_a_step_is_the_same_in_pieces_and_goes_on_bit_for_bit(tmp_path: Path) ->
         raise AssertionError("the run was never finished")
 
     whole, head = run(tmp_path / "whole", 4096, 12)
-    pieces, other = run(tmp_path / "pieces", 40, 12)
-    assert_near(other, head, 2e-4)
+    pieces, pieces_head = run(tmp_path / "pieces", 40, 12)
+    assert_near(pieces_head, head, 2e-4)
     for key, value in whole.items():
-        assert_near(pieces[key], value, 2e-3, what=key)
-    again, same = run(tmp_path / "cut", 4096, 5, 12)
-    assert torch.equal(same, head)
-    assert all(torch.equal(again[key], value) for key, value in whole.items())
+        assert_near(pieces[key], value, 2e-3, label=key)
+    resumed, resumed_head = run(tmp_path / "cut", 4096, 5, 12)
+    assert torch.equal(resumed_head, head)
+    assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
 def test_what_cannot_be_learned_is_refused() -> None:
@@ -141,7 +146,7 @@ def test_what_cannot_be_learned_is_refused() -> None:
     with pytest.raises(DataError, match="at least one"):
         pack_texts([])
     with pytest.raises(DataError, match="30 tokens, but the context holds 20"):
-        TextSource([LabelledText((5,) * 30, (1.0, 0.0), "a")], 2, context_length=20)
-    objective = Classification(nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(2)), 1, "mean", False)
+        LabelledTextSource([LabelledText((5,) * 30, (1.0, 0.0), "a")], 2, context_length=20)
+    objective = ClassificationObjective(nn.Parameter(torch.zeros(2, 4)), nn.Parameter(torch.zeros(2)), 1, "mean", False)
     with pytest.raises(UsageError, match="states after 1 blocks"):
         objective({"policy": nn.Linear(2, 2)}, pack_texts([LabelledText((5,), (1.0, 0.0), "a")]))

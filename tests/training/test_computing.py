@@ -61,15 +61,15 @@ def test_two_trainings_of_one_module_do_not_interleave(make_decoder, make_exampl
         [("norm.weight", expected.norm.weight)],
     )
     assert not torch.equal(model.norm.weight, before["norm.weight"])
-    for (name, value), other in zip(model.named_parameters(), expected.parameters(), strict=True):
-        assert torch.equal(value, other), name
+    for (name, value), expected_weight in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(value, expected_weight), name
         assert name == "norm.weight" or torch.equal(value, before[name])
     # and afterwards it is free again
     train(model, ExampleSource(make_examples(4), 2), Sft(), CONFIG, tmp_path / "2", trained)
 
 
 def test_models_of_several_dtypes_keep_them(make_decoder) -> None:
-    narrow, wide = make_decoder(torch.bfloat16), make_decoder(torch.float32)
-    with computing({"policy": wide, "reference": narrow}, Arithmetic("float32")) as originals:
+    narrow, float32_model = make_decoder(torch.bfloat16), make_decoder(torch.float32)
+    with computing({"policy": float32_model, "reference": narrow}, Arithmetic("float32")) as originals:
         assert originals == {}
         assert narrow.norm.weight.dtype == torch.bfloat16

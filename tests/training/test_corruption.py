@@ -28,11 +28,11 @@ from bedplate.training.objectives import (
     MixtureOfDenoisers,
     NextToken,
     SpanCorruption,
-    Words,
+    CorruptionVocabulary,
 )
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, corrupted, documents_of
 from bedplate.training.objectives.masked import starts_word
-from bedplate.training.objectives.middle import KNOWN
+from bedplate.training.objectives.middle import FIM_TOKENS
 from bedplate.training.objectives.spans import SENTINELS, Denoiser, cut_out
 from bedplate.training.objectives.token_term import token_term
 from bedplate.training.sources import DocumentSource
@@ -44,17 +44,17 @@ TEXTS = (
     "x",
     "she reads good books",
 )
-FEW = tuple(SENTINELS[:20])
+SHORT_SENTINELS = tuple(SENTINELS[:20])
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    names = (*FEW, "[MASK]", "[R]", "[S]", "[X]", *KNOWN[0])
+    names = (*SHORT_SENTINELS, "[MASK]", "[R]", "[S]", "[X]", *FIM_TOKENS[0])
     return train_bpe(TEXTS * 4, 320, "a test", names)
 
 
-def words(start: tuple[int, ...] = (0,)) -> Words:
-    return Words(tokenizer(), tokenizer().vocab_size, start)
+def words(start: tuple[int, ...] = (0,)) -> CorruptionVocabulary:
+    return CorruptionVocabulary(tokenizer(), tokenizer().vocab_size, start)
 
 
 def source(rows: int = 4, micro: int = 2, shard: tuple[int, int] = (0, 1)) -> DocumentSource:
@@ -65,8 +65,8 @@ def source(rows: int = 4, micro: int = 2, shard: tuple[int, int] = (0, 1)) -> Do
 OBJECTIVES: list[Corrupting] = [
     Masked(),
     Masked(whole_words=True, density=0.3),
-    SpanCorruption(sentinels=FEW),
-    MixtureOfDenoisers(sentinels=FEW),
+    SpanCorruption(sentinels=SHORT_SENTINELS),
+    MixtureOfDenoisers(sentinels=SHORT_SENTINELS),
     FillInMiddle(),
     FillInMiddle(at="tokens", rate=1.0),
     Crops(),
@@ -75,14 +75,14 @@ OBJECTIVES: list[Corrupting] = [
 
 def rows_of(batch: PackedBatch) -> dict[int, Any]:
     """What each row is, by its number, without padding."""
-    found: dict[int, Any] = {}
+    rows: dict[int, Any] = {}
     for place, ids in documents_of(batch):
         targets = batch.targets.reshape(-1)[place.start : place.stop].tolist()
-        found.setdefault(batch.rows[place.row], []).append((ids.tolist(), targets))
+        rows.setdefault(batch.rows[place.row], []).append((ids.tolist(), targets))
     if batch.sources is not None and batch.source_placement is not None:
         for place in batch.source_placement.documents:
-            found[batch.rows[place.row]].append(batch.sources.reshape(-1)[place.start : place.stop].tolist())
-    return found
+            rows[batch.rows[place.row]].append(batch.sources.reshape(-1)[place.start : place.stop].tolist())
+    return rows
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
@@ -92,19 +92,19 @@ def test_what_is_done_to_a_row_depends_on_nothing_but_seed_and_number(objective:
     first = {number: row for step in steps for batch in step for number, row in batch.items()}
     assert len(first) == sum(len(batch) for step in steps for batch in step), "an epoch's rows have their own numbers"
     # Two ranks, other micro-batches, and a run that is gone on with.
-    apart: dict[int, Any] = {}
+    sharded: dict[int, Any] = {}
     for rank in range(2):
         for step in CorruptedSource(source(micro=1, shard=(rank, 2)), objective, words(), 5):
             for batch in step:
-                apart |= rows_of(batch)
-    assert apart == first
+                sharded |= rows_of(batch)
+    assert sharded == first
     resumed = CorruptedSource(source(), objective, words(), 5)
     stopped = CorruptedSource(source(), objective, words(), 5)
     next(iter(stopped))
     resumed.load_state(stopped.state())
     assert [[rows_of(batch) for batch in step] for step in resumed] == steps[1:]
-    other = [[rows_of(batch) for batch in step] for step in CorruptedSource(source(), objective, words(), 6)]
-    assert other != steps
+    reseeded = [[rows_of(batch) for batch in step] for step in CorruptedSource(source(), objective, words(), 6)]
+    assert reseeded != steps
     assert whole.identity != CorruptedSource(source(), objective, words(), 6).identity
     assert whole.identity_like(dict(whole.identity)) == whole.identity
 
@@ -130,7 +130,9 @@ def test_spans_lose_nothing(length: int, density: float, mean: float | None, see
         else:
             parts[last].append(token)
     assert all(parts.values())
-    assert [one for token in read for one in (parts[token] if token < 1000 else [token])] == ids.tolist()
+    assert [
+        restored_token for token in read for restored_token in (parts[token] if token < 1000 else [token])
+    ] == ids.tolist()
     # Spans are apart: between two sentinels the encoder reads something.
     assert not any(a < 1000 and b < 1000 for a, b in pairwise(read))
 
@@ -146,10 +148,10 @@ def test_a_moved_middle_loses_nothing(texts: list[str], at: Any, seed: int) -> N
     longest = max(map(len, documents))
     (batch,) = next(iter(DocumentSource(documents, longest, 9)))
     objective = FillInMiddle(rate=1.0, at=at)
-    made = corrupted(batch, objective.corruption(words()), seed)
-    pre, suf, mid = words().ids_of(KNOWN[0], "")
+    moved_batch = corrupted(batch, objective.corruption(words()), seed)
+    pre, suf, mid = words().ids_of(FIM_TOKENS[0], "")
     moved = 0
-    for (_, before), (_, after) in zip(documents_of(batch), documents_of(made), strict=True):
+    for (_, before), (_, after) in zip(documents_of(batch), documents_of(moved_batch), strict=True):
         ids = after.tolist()
         assert len(ids) <= len(before) + objective.room
         if ids[0] == pre:
@@ -157,28 +159,28 @@ def test_a_moved_middle_loses_nothing(texts: list[str], at: Any, seed: int) -> N
             assert ids[-1] == 0
             ids = ids[1:-1]
             if ids[0] == suf:
-                suffix, rest = ids[1 : ids.index(mid)], ids[ids.index(mid) + 1 :]
-                ids = rest + suffix
+                suffix, remainder = ids[1 : ids.index(mid)], ids[ids.index(mid) + 1 :]
+                ids = remainder + suffix
             else:
-                prefix, rest = ids[: ids.index(suf)], ids[ids.index(suf) + 1 :]
-                ids = prefix + rest[rest.index(mid) + 1 :] + rest[: rest.index(mid)]
+                prefix, remainder = ids[: ids.index(suf)], ids[ids.index(suf) + 1 :]
+                ids = prefix + remainder[remainder.index(mid) + 1 :] + remainder[: remainder.index(mid)]
             ids = [*ids, 0]
         assert b"".join(map(tokenizer().token_bytes, ids[:-1])) == b"".join(
             map(tokenizer().token_bytes, before[:-1].tolist())
         )
-    assert moved == sum(len(one) >= 4 for one in documents)
-    assert made.target_count == sum(len(ids) - 1 for _, ids in documents_of(made))
+    assert moved == sum(len(document) >= 4 for document in documents)
+    assert moved_batch.target_count == sum(len(ids) - 1 for _, ids in documents_of(moved_batch))
 
 
 def test_rates_are_those_asked_for() -> None:
     ids = np.arange(30, 130).tolist()
     documents = [[*ids, 0] for _ in range(300)]
     (batch,) = next(iter(DocumentSource(documents, 101, 300)))
-    made = corrupted(batch, FillInMiddle(rate=0.6, spm=0.25, at="tokens").corruption(words()), 0)
-    pre, suf, _ = words().ids_of(KNOWN[0], "")
-    starts = [ids[:2].tolist() for _, ids in documents_of(made)]
-    assert sum(one[0] == pre for one in starts) / 300 == pytest.approx(0.6, abs=0.1)
-    assert sum(one == [pre, suf] for one in starts) / sum(one[0] == pre for one in starts) == pytest.approx(
+    moved_batch = corrupted(batch, FillInMiddle(rate=0.6, spm=0.25, at="tokens").corruption(words()), 0)
+    pre, suf, _ = words().ids_of(FIM_TOKENS[0], "")
+    starts = [ids[:2].tolist() for _, ids in documents_of(moved_batch)]
+    assert sum(start[0] == pre for start in starts) / 300 == pytest.approx(0.6, abs=0.1)
+    assert sum(start == [pre, suf] for start in starts) / sum(start[0] == pre for start in starts) == pytest.approx(
         0.25, abs=0.1
     )
     masked = corrupted(batch, Masked().corruption(words()), 0)
@@ -188,20 +190,20 @@ def test_rates_are_those_asked_for() -> None:
     assert (masked.tokens[~chosen] == batch.tokens[~chosen]).all()
     (mask,) = words().ids_of(["[MASK]"], "")
     hidden = (masked.tokens[chosen] == mask).float().mean().item()
-    same = (masked.tokens[chosen] == batch.tokens[chosen]).float().mean().item()
+    unchanged = (masked.tokens[chosen] == batch.tokens[chosen]).float().mean().item()
     assert hidden == pytest.approx(0.8, abs=0.03)
-    assert same == pytest.approx(0.1, abs=0.02)
-    others = masked.tokens[chosen & (masked.tokens != mask)].tolist()
-    assert not set(others) & tokenizer().special_ids
+    assert unchanged == pytest.approx(0.1, abs=0.02)
+    replaced = masked.tokens[chosen & (masked.tokens != mask)].tolist()
+    assert not set(replaced) & tokenizer().special_ids
     assert (batch.tokens[chosen] != 0).all(), "an end is not to be said"
 
 
 def test_whole_words_are_hidden_together() -> None:
     starts = starts_word(tokenizer(), tokenizer().vocab_size)
-    made = corrupted(next(iter(source()))[0], Masked(whole_words=True, hidden=1.0, random=0.0).corruption(words()), 1)
+    masked = corrupted(next(iter(source()))[0], Masked(whole_words=True, hidden=1.0, random=0.0).corruption(words()), 1)
     (mask,) = words().ids_of(["[MASK]"], "")
     plain = next(iter(source()))[0]
-    for (place, ids), (_, before) in zip(documents_of(made), documents_of(plain), strict=True):
+    for (place, ids), (_, before) in zip(documents_of(masked), documents_of(plain), strict=True):
         hidden = ids == mask
         for at in range(1, len(ids)):
             if not starts[before[at]] and before[at] != 0:
@@ -210,7 +212,7 @@ def test_whole_words_are_hidden_together() -> None:
 
 def test_z_loss_is_the_plain_formula() -> None:
     torch.manual_seed(0)
-    reference = Reference("BertForMaskedLM", BERT).make(0, torch.float64)
+    reference = Reference("BertForMaskedLM", BERT).random_model(0, torch.float64)
     ours, _ = converted(reference, torch.float64)
     hidden = torch.randn(23, 48, dtype=torch.float64, requires_grad=True)
     targets = torch.randint(0, 97, (23,))
@@ -239,7 +241,7 @@ MASKED = {
 
 @pytest.mark.parametrize("name", MASKED)
 def test_masked_losses_and_gradients_are_those_of_transformers(name: str) -> None:
-    reference = MASKED[name].make(0, torch.float64)
+    reference = MASKED[name].random_model(0, torch.float64)
     model, family = converted(reference, torch.float64)
     torch.manual_seed(1)
     documents = [torch.randint(5, 97, (n,)).tolist() for n in (9, 14, 5)]
@@ -264,12 +266,14 @@ def test_masked_losses_and_gradients_are_those_of_transformers(name: str) -> Non
         tuple(reference.state_dict()),
     )
     assert family.to_spec(family.to_config(spec)).masked_head == spec.masked_head
-    wanted = dict(model.named_parameters())
+    our_parameters = dict(model.named_parameters())
     gradients = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in theirs.items()}
-    found = dict(read_parameters(family, spec, tuple(theirs), gradients.__getitem__, wanted, "gradients"))
-    for one, parameter in model.named_parameters():
+    expected_gradients = dict(
+        read_parameters(family, spec, tuple(theirs), gradients.__getitem__, our_parameters, "gradients")
+    )
+    for key, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(parameter.grad, found[one], msg=one)
+            torch.testing.assert_close(parameter.grad, expected_gradients[key], msg=key)
 
 
 def test_span_losses_are_those_of_transformers() -> None:
@@ -286,12 +290,12 @@ def test_span_losses_are_those_of_transformers() -> None:
     )
     reference = transformers.T5ForConditionalGeneration(config).double().eval()
     family, tied = FAMILIES[("hf", "t5")], ("lm_head.weight", "embed_tokens.weight")
-    state = {name: one for name, one in reference.state_dict().items() if not name.endswith(tied)}
+    state = {name: tensor for name, tensor in reference.state_dict().items() if not name.endswith(tied)}
     spec = family.by_names(family.to_spec(reference.config.to_dict()), tuple(state))
     model = build(spec, torch.float64)
-    wanted = dict(model.named_parameters())
-    model.load_state_dict(dict(read_parameters(family, spec, tuple(state), state.__getitem__, wanted, "t5")))
-    objective = SpanCorruption(sentinels=FEW)
+    our_parameters = dict(model.named_parameters())
+    model.load_state_dict(dict(read_parameters(family, spec, tuple(state), state.__getitem__, our_parameters, "t5")))
+    objective = SpanCorruption(sentinels=SHORT_SENTINELS)
     (batch, *_) = next(iter(CorruptedSource(source(), objective, words(), 0)))
     term = objective({"policy": model}, batch)["span_corruption"]
     assert batch.source_placement is not None
@@ -310,12 +314,12 @@ def test_span_losses_are_those_of_transformers() -> None:
 
 def test_what_a_vocabulary_lacks_is_named() -> None:
     bare = train_bpe(TEXTS, 300, "a test")
-    few = Words(bare, bare.vocab_size, (0,))
+    bare_words = CorruptionVocabulary(bare, bare.vocab_size, (0,))
     for objective, missing in ((Masked(), "MASK"), (SpanCorruption(), "extra_id_0"), (FillInMiddle(), "fim_prefix")):
         with pytest.raises(ConfigError, match=missing):
-            objective.corruption(few)
+            objective.corruption(bare_words)
     with pytest.raises(ConfigError, match="encoder–decoders"):
-        SpanCorruption(sentinels=FEW).corruption(words(()))
+        SpanCorruption(sentinels=SHORT_SENTINELS).corruption(words(()))
     (batch, *_) = next(iter(source()))
     with pytest.raises(DataError, match="sentinels"):
-        corrupted(batch, SpanCorruption(sentinels=FEW[:1], density=0.5, mean_span=1).corruption(words()), 0)
+        corrupted(batch, SpanCorruption(sentinels=SHORT_SENTINELS[:1], density=0.5, mean_span=1).corruption(words()), 0)

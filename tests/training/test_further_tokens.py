@@ -20,7 +20,7 @@ from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import Further, NextToken
+from bedplate.training.objectives import MultiTokenPrediction, NextToken
 from bedplate.training.sources import ExampleSource
 
 SPEC = tiny_spec(
@@ -44,7 +44,10 @@ def decoder() -> Decoder:
 def examples(count: int) -> list[TrainingExample]:
     torch.manual_seed(2)
     ids = [torch.randint(0, 61, (length,)).tolist() for length in range(4, 4 + count)]
-    return [TrainingExample(tuple(one), (False, *(True,) * (len(one) - 1)), str(n)) for n, one in enumerate(ids)]
+    return [
+        TrainingExample(tuple(sequence), (False, *(True,) * (len(sequence) - 1)), str(n))
+        for n, sequence in enumerate(ids)
+    ]
 
 
 @pytest.mark.parametrize("micro_tokens", [10_000, 12, 1])
@@ -53,20 +56,20 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
     config = PLAIN.model_copy(update={"router": RouterConfig(z=0.1)})
     model, documents = decoder(), examples(5)
     source = ExampleSource(documents, 5, epochs=2, micro_tokens=micro_tokens)
-    train(model, source, NextToken(Further(2, 0.4)), config, tmp_path, model.named_parameters())
+    train(model, source, NextToken(MultiTokenPrediction(2, 0.4)), config, tmp_path, model.named_parameters())
     plain = decoder()
     adamw = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.0)
     for _ in range(2):
         lost, counts, z, tokens = [torch.zeros(()).double() for _ in range(3)], [0, 0, 0], torch.zeros(()).double(), 0
-        for one in documents:
-            ids = torch.tensor([one.ids])
+        for document in documents:
+            ids = torch.tensor([document.ids])
             read = ids[:, :-1]  # by the last prediction
             out = plain(Inputs(read))
             routings = list(out.aux)
             states = [out.hidden]
             for number, module in enumerate(plain.predictions, start=1):
-                known = torch.cat((read[:, number:], read[:, -1:].expand(-1, min(number, read.shape[1]))), 1)
-                x = plain.embedding(known)
+                shifted = torch.cat((read[:, number:], read[:, -1:].expand(-1, min(number, read.shape[1]))), 1)
+                x = plain.embedding(shifted)
                 by = plain._rotations.at(torch.arange(read.shape[1])[None], x.dtype)[-1]
                 joined = torch.cat((module.token_norm(x), module.state_norm(states[-1])), -1)
                 with listening() as heard:
@@ -77,9 +80,9 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
                 logits = plain.head(state[0, : len(targets)])
                 lost[place] = lost[place] + F.cross_entropy(logits, targets, reduction="sum")
                 counts[place] += len(targets)
-            z = z + sum(one.logits_NE.logsumexp(-1).square().sum() for one in routings) / len(routings)
+            z = z + sum(routing.logits_NE.logsumexp(-1).square().sum() for routing in routings) / len(routings)
             tokens += read.shape[1]
-        mean = [one / count for one, count in zip(lost, counts, strict=True)]
+        mean = [total / count for total, count in zip(lost, counts, strict=True)]
         (mean[0] + 0.4 * (mean[1] + mean[2]) / 2 + 0.1 * z / tokens).backward()
         adamw.step()
         adamw.zero_grad()
@@ -89,7 +92,7 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
 
 def test_what_the_batch_says_is_read_before_it_is_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step waits for nothing after its weights are known, and an evaluation only for what it gives."""
-    model, objective = decoder().float(), NextToken(Further(2))
+    model, objective = decoder().float(), NextToken(MultiTokenPrediction(2))
     (batches,) = ExampleSource(examples(5), 5)
     (batch,) = batches
     plain = evaluate_loss(model, [batch], objective)
@@ -109,7 +112,7 @@ def test_a_model_without_the_modules_is_refused(make_decoder: Callable[..., Deco
         train(
             model,
             ExampleSource(examples(3), 3),
-            NextToken(Further(2)),
+            NextToken(MultiTokenPrediction(2)),
             PLAIN,
             tmp_path,
             model.named_parameters(),

@@ -10,7 +10,7 @@ import torch
 
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import GuardConfig, TrainConfig
-from bedplate.training.guard import Guard
+from bedplate.training.guard import StepGuard
 from bedplate.training.loop import train
 from bedplate.training.objectives import Sft, Term
 from bedplate.training.sources import ExampleSource
@@ -38,18 +38,18 @@ def rows(out):
 @pytest.mark.parametrize("log_steps", [1, 3])
 def test_a_step_that_is_not_finite_is_skipped_and_named(log_steps, make_decoder, make_examples, tmp_path) -> None:
     """As if it had not been: the weights are those of a run over the other steps."""
-    model, other = make_decoder(), make_decoder()
+    model, reference = make_decoder(), make_decoder()
     config = PLAIN.model_copy(update={"guard": GuardConfig(allowed=1), "log_steps": log_steps, "ema": 0.5})
     examples = make_examples(8)
     result = train(model, ExampleSource(examples, 2), Broken(), config, tmp_path / "1", model.named_parameters())
-    kept = [e for e in examples if e.id not in {"e2", "e3"}]
-    train(other, ExampleSource(kept, 2), Sft(), PLAIN, tmp_path / "2", other.named_parameters())
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    found = rows(tmp_path / "1")
-    assert [row["step"] for row in found if "skipped" in row] == [2]
-    assert found[1]["loss"] is None
-    assert found[1]["skipped_examples"] == ["e2", "e3"]
-    assert "loss" in found[1]["skipped"]
+    remaining = [e for e in examples if e.id not in {"e2", "e3"}]
+    train(reference, ExampleSource(remaining, 2), Sft(), PLAIN, tmp_path / "2", reference.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), reference.parameters(), strict=True))
+    metric_rows = rows(tmp_path / "1")
+    assert [row["step"] for row in metric_rows if "skipped" in row] == [2]
+    assert metric_rows[1]["loss"] is None
+    assert metric_rows[1]["skipped_examples"] == ["e2", "e3"]
+    assert "loss" in metric_rows[1]["skipped"]
     assert math.isfinite(result.losses["sft"])
 
 
@@ -80,8 +80,8 @@ def test_a_spike_is_skipped(make_decoder, make_examples, tmp_path) -> None:
 def test_the_rule_is_that_of_mean_and_deviation() -> None:
     """Against the mean and deviation of the last steps that were applied, by torch's own."""
     torch.manual_seed(0)
-    guard = Guard(GuardConfig(sigmas=2.0, window=8, allowed=8), torch.device("cpu"))
-    losses, kept, zero = torch.randn(60).abs() + 1, [], torch.zeros(())
+    guard = StepGuard(GuardConfig(sigmas=2.0, window=8, allowed=8), torch.device("cpu"))
+    losses, flags, zero = torch.randn(60).abs() + 1, [], torch.zeros(())
     ring: list[float | None] = []
     for number, loss in enumerate(losses, 1):
         recent = torch.tensor([x for x in ring[-8:] if x is not None])
@@ -90,28 +90,28 @@ def test_the_rule_is_that_of_mean_and_deviation() -> None:
         assert bool(void) == expected, number
         assert not stops
         ring.append(None if expected else float(loss))
-        kept.append(expected)
-    assert 0 < sum(kept) < 30
+        flags.append(expected)
+    assert 0 < sum(flags) < 30
 
 
 def test_a_guard_goes_on_where_it_was() -> None:
     config = GuardConfig(sigmas=2.0, window=8, allowed=1)
     torch.manual_seed(0)
-    losses, one, zero = torch.rand(12) + 1, torch.ones(()), torch.zeros(())
+    losses, unit_norm, zero = torch.rand(12) + 1, torch.ones(()), torch.zeros(())
     losses[9] = 100.0
-    first, second = Guard(config, torch.device("cpu")), Guard(config, torch.device("cpu"))
-    whole = [first.judge(n, loss, one, zero) for n, loss in enumerate(losses, 1)]
-    third = Guard(config, torch.device("cpu"))
+    first, second = StepGuard(config, torch.device("cpu")), StepGuard(config, torch.device("cpu"))
+    whole = [first.judge(n, loss, unit_norm, zero) for n, loss in enumerate(losses, 1)]
+    third = StepGuard(config, torch.device("cpu"))
     for n, loss in enumerate(losses[:6], 1):
-        second.judge(n, loss, one, zero)
+        second.judge(n, loss, unit_norm, zero)
     third.load({name: x.clone() for name, x in second.tensors().items()})
-    assert [third.judge(n, loss, one, zero) for n, loss in enumerate(losses[6:], 7)] == whole[6:]
+    assert [third.judge(n, loss, unit_norm, zero) for n, loss in enumerate(losses[6:], 7)] == whole[6:]
     assert any(bool(void) for void, _ in whole)
-    assert not Guard(GuardConfig(), torch.device("cpu")).tensors()
+    assert not StepGuard(GuardConfig(), torch.device("cpu")).tensors()
 
 
 def test_a_first_spike_stops_a_run_only_where_that_is_said() -> None:
     with pytest.raises(ValueError, match="0: the first spike stops the run"):
         GuardConfig(sigmas=6.0)
-    told = GuardConfig(sigmas=6.0, allowed=0)
-    assert GuardConfig(**told.model_dump()) == told
+    config = GuardConfig(sigmas=6.0, allowed=0)
+    assert GuardConfig(**config.model_dump()) == config

@@ -171,11 +171,11 @@ def test_orders_hold_every_example_once_an_epoch(order, make_examples) -> None:
         return [b.ids for step in ExampleSource(examples, 4, seed=seed, epochs=2, order=order) for b in step]
 
     flat = [id for batch in ids(0) for id in batch]
-    every = [e.id for e in examples]
-    assert sorted(flat[:23]) == sorted(flat[23:]) == sorted(every)
+    example_ids = [e.id for e in examples]
+    assert sorted(flat[:23]) == sorted(flat[23:]) == sorted(example_ids)
     assert ids(0) == ids(0)
     if order == "given":
-        assert flat == every * 2
+        assert flat == example_ids * 2
         assert ids(0) == ids(1)
     else:
         assert flat[:23] != flat[23:]
@@ -184,16 +184,16 @@ def test_orders_hold_every_example_once_an_epoch(order, make_examples) -> None:
 
 @pytest.mark.parametrize("at", [0, 1, 5, 6, 11])
 def test_sources_go_on_where_their_state_says(at, make_examples) -> None:
-    for make in (
+    for build_source in (
         lambda: ExampleSource(make_examples(23), 4, seed=1, epochs=2, order="length"),
         lambda: DocumentSource([[1, 2, 3, 4]] * 12, 8, 1, seed=1, epochs=2),
     ):
-        whole = [[b.tokens for b in step] for step in make()]
-        first, second = make(), make()
+        whole = [[b.tokens for b in step] for step in build_source()]
+        first, second = build_source(), build_source()
         drawn = iter(first)
         for _ in range(at):
             next(drawn)
         second.load_state(json.loads(json.dumps(first.state())))
-        rest = [[b.tokens for b in step] for step in second]
+        remaining = [[b.tokens for b in step] for step in second]
         assert len(whole) == 12
-        assert [[t.tolist() for t in step] for step in whole[at:]] == [[t.tolist() for t in step] for step in rest]
+        assert [[t.tolist() for t in step] for step in whole[at:]] == [[t.tolist() for t in step] for step in remaining]

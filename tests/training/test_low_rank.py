@@ -30,12 +30,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 def peft_names(bank: Bank, slot: int, named: dict[str, Any]) -> dict[str, Any]:
     """Our name → peft's parameter."""
-    found: dict[str, Any] = {}
+    peft_parameters: dict[str, Any] = {}
     for name, _ in bank.parameters(slot):
-        path, kind = name.rsplit(".", 1)
+        path, factor = name.rsplit(".", 1)
         module = (LLAMA.weights.to_external(f"{path}.weight") or "").removesuffix(".weight")
-        found[name] = named[f"base_model.model.{module}.{kind}.default.weight"]
-    return found
+        peft_parameters[name] = named[f"base_model.model.{module}.{factor}.default.weight"]
+    return peft_parameters
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -81,7 +81,7 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, variant: str, dora: bo
     assert_near(mean, loss)
     for name, parameter in bank.parameters(slot):
         assert parameter.grad is not None
-        assert_near(parameter.grad, in_peft[name].grad, rel=1e-4, what=name)
+        assert_near(parameter.grad, in_peft[name].grad, rel=1e-4, label=name)
         parameter.grad = None
     assert sum(float(p.grad.abs().sum()) for p in in_peft.values()) > 1.0
 
@@ -97,11 +97,11 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, variant: str, dora: bo
     plain = TrainConfig(learning_rate=RATE, schedule="constant", warmup=0.0, clip=None, eps=1e-3)
     source = ExampleSource([e for b in batches for e in b], len(batches[0]))
     result = train(model, source, Sft(), plain, tmp_path, bank.parameters(slot))
-    seen = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
-    assert_near(seen, losses)
+    our_losses = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
+    assert_near(our_losses, losses)
     assert max(losses) - min(losses) > 1e-3
     for name, parameter in bank.parameters(slot):
-        assert_near(parameter.detach(), in_peft[name].detach(), rel=1e-4, what=name)
+        assert_near(parameter.detach(), in_peft[name].detach(), rel=1e-4, label=name)
         assert not torch.equal(parameter.detach(), start[name])
 
     # and what the trained adapters say: being trained, frozen in the bank, and merged
@@ -109,15 +109,15 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, variant: str, dora: bo
     with torch.no_grad():
         expected = theirs.eval()(input_ids=tokens).logits[0]
 
-        def said() -> torch.Tensor:
+        def our_logits() -> torch.Tensor:
             return model.head(model(Inputs(tokens)).hidden[0])
 
-        assert_near(said(), expected)
+        assert_near(our_logits(), expected)
         trained = bank.state(slot)
         bank.select(None)
         bank.remove(slot)
         slot = bank.add(config, trained)
         bank.select(slot)
-        assert_near(said(), expected)
+        assert_near(our_logits(), expected)
         bank.merge(slot)
-        assert_near(said(), expected)
+        assert_near(our_logits(), expected)

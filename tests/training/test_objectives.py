@@ -114,6 +114,6 @@ def test_sft_names_an_example_without_a_target() -> None:
 def test_completion_examples() -> None:
     example = completion_example([5, 6], [7], "a")
     assert (example.ids, example.loss) == ((5, 6, 7), (False, False, True))
-    for prompt, completion, what in (([], [1], "prompt"), ([1], [], "completion")):
-        with pytest.raises(DataError, match=f"'a': its {what} is empty"):
+    for prompt, completion, part in (([], [1], "prompt"), ([1], [], "completion")):
+        with pytest.raises(DataError, match=f"'a': its {part} is empty"):
             completion_example(prompt, completion, "a")

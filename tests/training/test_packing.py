@@ -26,8 +26,8 @@ def example_lists(draw: st.DrawFn) -> list[TrainingExample]:
     shared = draw(st.lists(st.integers(0, 9), max_size=8))
     examples: list[TrainingExample] = []
     for i in range(draw(st.integers(1, 6))):
-        own = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
-        ids = (*shared, *own)
+        suffix = draw(st.lists(st.integers(0, 9), min_size=2, max_size=9))
+        ids = (*shared, *suffix)
         loss = [False] + [draw(st.booleans()) for _ in ids[1:]]
         loss[draw(st.integers(1, len(ids) - 1))] = True
         examples.append(TrainingExample(ids, tuple(loss), f"e{i}"))
@@ -47,12 +47,12 @@ def test_every_token_that_is_read_and_every_target_once(
     assert positions[:prefix] == list(range(prefix))
     assert prefix == 0 or (share and len(examples) > 1 and prefix >= min_prefix)
     for number, example in enumerate(examples, start=1):
-        own = [i for i, s in enumerate(segments) if s == number]
+        indices = [i for i, s in enumerate(segments) if s == number]
         read = max(i for i, learned in enumerate(example.loss) if learned)  # by the last prediction
-        assert tuple(tokens[:prefix] + [tokens[i] for i in own]) == example.ids[:read]
-        assert [positions[i] for i in own] == list(range(prefix, read))
+        assert tuple(tokens[:prefix] + [tokens[i] for i in indices]) == example.ids[:read]
+        assert [positions[i] for i in indices] == list(range(prefix, read))
         following = list(zip(example.ids, example.loss, strict=True))[prefix + 1 : read + 1]
-        assert [targets[i] for i in own] == [t if learn else NO_TARGET for t, learn in following]
+        assert [targets[i] for i in indices] == [t if learn else NO_TARGET for t, learn in following]
     assert batch.target_count == sum(sum(e.loss) for e in examples)
     assert batch.token_count == len(tokens)
     assert batch.ids == tuple(e.id for e in examples)
@@ -116,14 +116,14 @@ def test_packed_loss_and_gradients_equal_separate_ones(share, make_decoder, make
 
 
 def test_another_document_changes_nothing(make_decoder, make_examples) -> None:
-    model, (kept, other, changed) = make_decoder(), make_examples(3)
+    model, (fixed, original, changed) = make_decoder(), make_examples(3)
     results = []
-    for neighbour in (other, changed):
-        batch = pack_examples([neighbour, kept], share_prefix=False)
+    for neighbour in (original, changed):
+        batch = pack_examples([neighbour, fixed], share_prefix=False)
         hidden = model(batch.inputs).hidden
-        own = hidden[0, batch.segments[0] == 2]
-        embedded = torch.autograd.grad(own.square().sum(), list(model.parameters()))
-        results.append((own.detach(), embedded))
+        fixed_hidden = hidden[0, batch.segments[0] == 2]
+        embedded = torch.autograd.grad(fixed_hidden.square().sum(), list(model.parameters()))
+        results.append((fixed_hidden.detach(), embedded))
     torch.testing.assert_close(results[0][0], results[1][0])
     for a, b in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b)
@@ -133,20 +133,22 @@ def spent(model: Decoder, row: int, lengths: list[int]) -> tuple[int, int]:
     """Operations of a step's products, forwards and backwards, and bytes kept on the way, parameters aside."""
     documents = [[(7 * number + i) % 61 for i in range(length)] for number, length in enumerate(lengths)]
     batch = rows_batch(pack_documents(lengths, row).rows, documents, [str(i) for i in range(len(lengths))], row)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}  # held, so that no two have one place
+    weight_pointers = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved: dict[int, Tensor] = {}  # held, so that no two have one place
 
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+    def save_tensor(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with FlopCounterMode(display=False) as operations:
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(save_tensor, lambda tensor: tensor):
             loss = NextToken()({"policy": model}, batch)["next_token"].total
-        held = sum(one.untyped_storage().nbytes() for place, one in kept.items() if place not in own)
+        saved_bytes = sum(
+            tensor.untyped_storage().nbytes() for place, tensor in saved.items() if place not in weight_pointers
+        )
         loss.backward()
     model.zero_grad(set_to_none=True)
-    return operations.get_total_flops(), held
+    return operations.get_total_flops(), saved_bytes
 
 
 @pytest.mark.parametrize(
@@ -159,10 +161,10 @@ def spent(model: Decoder, row: int, lengths: list[int]) -> tuple[int, int]:
 def test_a_step_costs_what_its_tokens_do_in_equal_rows(row: int, lengths: list[int], make_decoder) -> None:
     """`benchmarks/packed.py` says it in seconds and megabytes."""
     model, count = make_decoder(torch.float32), len(pack_documents(lengths, row).rows)
-    work, held = spent(model, row, lengths)
+    work, saved_bytes = spent(model, row, lengths)
     equal_work, equal_held = spent(model, row, [sum(lengths) // count] * count)
     assert work <= 1.2 * equal_work
-    assert held <= 1.2 * equal_held
+    assert saved_bytes <= 1.2 * equal_held
 
 
 @settings(deadline=None, max_examples=40)
@@ -178,11 +180,11 @@ def test_block_attention_equals_masked_softmax(prefix: int, lengths: list[int], 
     T, (H, G), D = len(segments), heads, 4
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, T, h, D, dtype=torch.float64, requires_grad=True) for h in (H, G, G))
-    same = (segments[:, None] == segments) | (segments == 0)
-    seen = same & torch.ones(T, T, dtype=torch.bool).tril()
+    document_mask = (segments[:, None] == segments) | (segments == 0)
+    attention_mask = document_mask & torch.ones(T, T, dtype=torch.bool).tril()
     wide_k, wide_v = (x[0].repeat_interleave(H // G, dim=1) for x in (k, v))
     scores = torch.einsum("thd,shd->hts", q[0], wide_k) / D**0.5
-    expected = torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -torch.inf).softmax(-1), wide_v)
+    expected = torch.einsum("hts,shd->thd", scores.masked_fill(~attention_mask, -torch.inf).softmax(-1), wide_v)
     out = BlockAttention(Placement.of_lengths([prefix, *lengths]))(0, q, k, v)
     torch.testing.assert_close(out[0], expected)
     weight = torch.randn_like(expected)

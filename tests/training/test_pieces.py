@@ -24,7 +24,7 @@ def test_gradients_are_those_of_all_at_once(tied, rows) -> None:
     torch.manual_seed(0)
     model = Decoder(SPEC.with_(tied_head=tied), dtype=torch.float64)
     base, targets = torch.randn(20, 16, dtype=torch.float64), torch.randint(0, 61, (20,))
-    found = []
+    results = []
     for size in (rows, 100):
         model.zero_grad()
         states = base.clone().requires_grad_()
@@ -32,12 +32,12 @@ def test_gradients_are_those_of_all_at_once(tied, rows) -> None:
         loss.backward()
         table = model.embedding.weight if model.lm_head is None else model.lm_head.weight
         assert table.grad is not None
-        found.append((loss.detach(), states.grad, table.grad.clone()))
+        results.append((loss.detach(), states.grad, table.grad.clone()))
         assert model.norm.weight.grad is None
-    for ours, theirs in zip(*found, strict=True):
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        torch.testing.assert_close(token_losses(model, base * 2, targets, rows) / 3.0, found[0][0])
+        torch.testing.assert_close(token_losses(model, base * 2, targets, rows) / 3.0, results[0][0])
 
 
 @pytest.mark.parametrize(("dtype", "off"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
@@ -46,18 +46,18 @@ def test_cross_entropy_is_torchs_own(dtype: torch.dtype, off: float, share: floa
     torch.manual_seed(0)
     model = Decoder(SPEC, dtype=dtype)
     states, targets = 40 * torch.randn(9, 16, dtype=dtype), torch.randint(0, 61, (9,))
-    found = []
-    for own in (True, False):
+    results = []
+    for in_pieces in (True, False):
         model.zero_grad()
-        given = states.clone().requires_grad_()
-        if own:
-            loss = token_losses(model, given, targets)
+        hidden = states.clone().requires_grad_()
+        if in_pieces:
+            loss = token_losses(model, hidden, targets)
         else:
-            wide = model.head(given).to(torch.promote_types(dtype, torch.float32))
-            loss = torch.nn.functional.cross_entropy(wide, targets, reduction="sum")
+            logits = model.head(hidden).to(torch.promote_types(dtype, torch.float32))
+            loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
         (loss * share).backward()
-        found.append((loss.detach(), given.grad, model.embedding.weight.grad))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((loss.detach(), hidden.grad, model.embedding.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=off, atol=off)
 
 
@@ -68,20 +68,20 @@ def test_what_has_no_target_adds_nothing_as_in_torch(rows: int, ignored: tuple[i
     model = Decoder(SPEC, dtype=torch.float64)
     states, targets = torch.randn(9, 16, dtype=torch.float64), torch.randint(0, 61, (9,))
     targets[list(ignored)] = NO_TARGET
-    found = []
-    for own in (True, False):
+    results = []
+    for in_pieces in (True, False):
         model.zero_grad()
-        given = states.clone().requires_grad_()
-        if own:
-            loss = token_losses(model, given, targets, rows)
+        hidden = states.clone().requires_grad_()
+        if in_pieces:
+            loss = token_losses(model, hidden, targets, rows)
         else:
-            loss = torch.nn.functional.cross_entropy(model.head(given), targets, reduction="sum")
+            loss = torch.nn.functional.cross_entropy(model.head(hidden), targets, reduction="sum")
         loss.backward()
-        found.append((loss.detach(), given.grad, model.embedding.weight.grad))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((loss.detach(), hidden.grad, model.embedding.weight.grad))
+    for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
-        torch.testing.assert_close(token_losses(model, states, targets, rows), found[1][0])
+        torch.testing.assert_close(token_losses(model, states, targets, rows), results[1][0])
 
 
 def test_a_target_that_is_no_token_is_refused() -> None:
@@ -110,12 +110,12 @@ def test_a_frozen_head_has_no_gradient() -> None:
     model.requires_grad_(False)
     states, targets = torch.randn(9, 16), torch.randint(0, 61, (9,))
     assert not token_losses(model, states, targets, 4).requires_grad
-    found = []
+    gradients = []
     for rows in (4, 100):
-        own = states.clone().requires_grad_()
-        token_losses(model, own, targets, rows).backward()
-        found.append(own.grad)
-    torch.testing.assert_close(*found)
+        hidden = states.clone().requires_grad_()
+        token_losses(model, hidden, targets, rows).backward()
+        gradients.append(hidden.grad)
+    torch.testing.assert_close(*gradients)
     assert model.embedding.weight.grad is None
 
 

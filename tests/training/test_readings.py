@@ -25,7 +25,7 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives import NextToken, Sft, Term
-from bedplate.training.objectives.language import Further
+from bedplate.training.objectives.language import MultiTokenPrediction
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
@@ -68,7 +68,7 @@ def test_one_reading_for_each_time_that_lines_are_written(
 
 
 def test_lines_and_weights_are_the_same_however_often_they_are_written(make_decoder, make_examples, tmp_path) -> None:
-    found = []
+    outcomes = []
     for log_steps in (1, 3):
         model, out = make_decoder(), tmp_path / str(log_steps)
         config = CONFIG.model_copy(update={"log_steps": log_steps, "save_steps": 4})
@@ -76,11 +76,11 @@ def test_lines_and_weights_are_the_same_however_often_they_are_written(make_deco
         rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]
         speeds = {"tokens_per_second", "examples_per_second"}
         assert sum(row["tokens"] / row["tokens_per_second"] for row in rows) == pytest.approx(result.seconds)
-        found.append(
+        outcomes.append(
             ([{k: v for k, v in row.items() if k not in speeds} for row in rows], dict(model.named_parameters()))
         )
-    (rows, weights), (others, theirs) = found
-    assert rows == others
+    (rows, weights), (second_rows, theirs) = outcomes
+    assert rows == second_rows
     assert all(torch.equal(value, theirs[name]) for name, value in weights.items())
 
 
@@ -101,8 +101,8 @@ def test_nothing_is_applied_from_a_step_on_that_is_not_finite(make_decoder, make
         train(
             model, ExampleSource(make_examples(8), 2), _BrokenOnce(), config, tmp_path / "4", model.named_parameters()
         )
-    for (name, value), other in zip(model.named_parameters(), after_one.parameters(), strict=True):
-        assert torch.equal(value, other), name
+    for (name, value), expected in zip(model.named_parameters(), after_one.parameters(), strict=True):
+        assert torch.equal(value, expected), name
 
 
 def test_documents_in_padded_rows_are_read_once_a_step_too(make_decoder, tmp_path) -> None:
@@ -129,11 +129,11 @@ SPECS = {
 @pytest.mark.parametrize("name", SPECS)
 def test_a_pass_over_a_batch_on_a_device_reads_nothing(name: str, setting: Recompute, make_examples) -> None:
     """On the meta device there is nothing to be read: any attempt raises. With padding, and with a shared prefix."""
-    model, further = build(SPECS[name], device="meta"), Further(1) if name == "further" else None
+    model, multi_token = build(SPECS[name], device="meta"), MultiTokenPrediction(1) if name == "further" else None
     documents = [[1, 2, 3, 4, 5]] * 9
     padded = rows_batch(pack_documents([5] * 9, 8).rows, documents, list("abcdefghi"), 8)
-    for batch in [padded, *([] if further else [pack_examples(make_examples(5))])]:
-        objective = NextToken(further)
+    for batch in [padded, *([] if multi_token else [pack_examples(make_examples(5))])]:
+        objective = NextToken(multi_token)
         objective.weights(batch)
         with recomputing(setting):
             terms = objective({"policy": model}, batch.to(torch.device("meta")))
@@ -146,9 +146,9 @@ def test_an_encoder_and_experts_on_a_device_read_nothing(monkeypatch) -> None:
     monkeypatch.setattr(grouped, "torch_product_works", lambda device, dtype: True)
     side = {"rope": None, "relative_bias": RelativeBias(), "kv_heads": 6}
     reads = tiny_spec(kind="encoder", embedding_norm=False, final_norm=True, **side)
-    both = EncoderDecoderSpec(reads, tiny_spec(cross_size=48, **side), shared_embedding=True)
+    seq2seq_spec = EncoderDecoderSpec(reads, tiny_spec(cross_size=48, **side), shared_embedding=True)
     experts = tiny_spec(experts=Experts(4, 2, 32, selection_bias=True, scoring="sigmoid"))
-    for spec, source in ((both, (7, 8, 9)), (experts, ())):
+    for spec, source in ((seq2seq_spec, (7, 8, 9)), (experts, ())):
         examples = [
             TrainingExample((0, 5, *range(9, 11 + n)), (False, *(True,) * (n + 3)), str(n), source and (*source, n))
             for n in range(4)
@@ -164,7 +164,7 @@ def test_a_resumed_optimizer_is_where_and_what_it_was() -> None:
     torch.manual_seed(0)
     start = {"a": torch.randn(4, 3), "b": torch.randn(5, dtype=torch.float64)}
 
-    def made() -> tuple[Optimization, dict[str, nn.Parameter]]:
+    def build_optimization() -> tuple[Optimization, dict[str, nn.Parameter]]:
         parameters = {name: nn.Parameter(value.clone()) for name, value in start.items()}
         return Optimization(parameters.items(), CONFIG), parameters
 
@@ -173,11 +173,11 @@ def test_a_resumed_optimizer_is_where_and_what_it_was() -> None:
             parameter.grad = torch.full_like(parameter, 0.1 * number)
         optimization.step(0.1, torch.zeros(()))
 
-    (first, ours), (second, theirs) = made(), made()
+    (first, ours), (second, theirs) = build_optimization(), build_optimization()
     step(first, ours, 1)
     # A file may hold the step as another number.
-    kept = {name: x.double() if name.startswith("step/") else x.clone() for name, x in first.tensors().items()}
-    second.load(kept)
+    saved = {name: x.double() if name.startswith("step/") else x.clone() for name, x in first.tensors().items()}
+    second.load(saved)
     for name, x in first.tensors().items():
         assert (second.tensors()[name].dtype, second.tensors()[name].device) == (x.dtype, x.device), name
     step(first, ours, 2)

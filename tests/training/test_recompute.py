@@ -48,7 +48,7 @@ def test_weights_and_what_is_written_are_the_same(name: str, make_examples: Any,
         config = config.model_copy(update={"router": RouterConfig(balance=0.1, bias_rate=0.05)})
     part = DeltaRule(heads=4, key_heads=2, key_dim=6, value_dim=8)
     state = tiny_spec(state=part, state_layers=(True, False, True), attention_gate=True)
-    found: list[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]] = []
+    outcomes: list[tuple[dict[str, torch.Tensor], list[dict[str, Any]]]] = []
     for setting in SETTINGS:
         torch.manual_seed(0)
         model = build(SPECS.get(name, state if name == "state" else tiny_spec()))
@@ -59,15 +59,15 @@ def test_weights_and_what_is_written_are_the_same(name: str, make_examples: Any,
             bank.select(slot)
             trained = dict(bank.parameters(slot))
         source = ExampleSource(make_examples(18), 6, micro_tokens=40)
-        own = config.model_copy(update={"recompute": setting})
-        result = train(model, source, Sft(), own, tmp_path / setting, trained.items())
+        run_config = config.model_copy(update={"recompute": setting})
+        result = train(model, source, Sft(), run_config, tmp_path / setting, trained.items())
         rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]
         speeds = {"tokens_per_second", "examples_per_second"}
         values = {n: p.detach().clone() for n, p in (trained | dict(model.named_buffers())).items()}
-        found.append((values, [{k: v for k, v in row.items() if k not in speeds} for row in rows]))
-    for values, rows in found[1:]:
-        assert rows == found[0][1]
-        assert all(torch.equal(value, found[0][0][n]) for n, value in values.items())
+        outcomes.append((values, [{k: v for k, v in row.items() if k not in speeds} for row in rows]))
+    for values, rows in outcomes[1:]:
+        assert rows == outcomes[0][1]
+        assert all(torch.equal(value, outcomes[0][0][n]) for n, value in values.items())
 
 
 class Alive(TorchDispatchMode):
@@ -76,7 +76,7 @@ class Alive(TorchDispatchMode):
     def __init__(self, before: set[int]) -> None:
         super().__init__()
         self._before = before
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._allocated: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -84,12 +84,12 @@ class Alive(TorchDispatchMode):
             if isinstance(x, torch.Tensor) and x.is_floating_point():
                 storage = x.untyped_storage()
                 if storage.data_ptr() not in self._before:
-                    self._made[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
+                    self._allocated[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()
         return out
 
-    def left(self) -> dict[int, int]:
+    def live_bytes(self) -> dict[int, int]:
         """The bytes of each that is still there, by its place."""
-        return {place: size for place, (storage, size) in self._made.items() if not storage.expired()}
+        return {place: size for place, (storage, size) in self._allocated.items() if not storage.expired()}
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -98,11 +98,11 @@ def test_kept_bytes_are_those_of_the_cost_model(name: str, setting: Recompute, m
     model, batch = build(SPECS[name]), pack_examples(make_examples(40, prefix=0))
     inputs, T = batch.inputs, batch.tokens.numel()
     attend = inputs.layout(causal=True)
-    before = {one.untyped_storage().data_ptr() for one in model.parameters()}
+    before = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     with torch.no_grad(), Alive(before) as alive:
         model(inputs, attend)  # masks are made once for all passes
-    with recomputing(setting), Alive(before | alive.left().keys()) as alive:
+    with recomputing(setting), Alive(before | alive.live_bytes().keys()) as alive:
         hidden = model(inputs, attend).hidden
-        kept = sum(alive.left().values()) - hidden.nbytes
-    wanted = kept_bytes(SPECS[name], T, bytes_per_value=4, recompute=setting)
-    assert kept == pytest.approx(wanted.held, rel=0.1)
+        saved_bytes = sum(alive.live_bytes().values()) - hidden.nbytes
+    estimate = kept_bytes(SPECS[name], T, bytes_per_value=4, recompute=setting)
+    assert saved_bytes == pytest.approx(estimate.stored, rel=0.1)

@@ -35,7 +35,7 @@ SPEC = tiny_spec(
     experts=Experts(6, 2, 24, first_dense=1, selection_bias=True, scoring="sigmoid", scale=1.5),
 )
 PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
-Make = Callable[..., list[TrainingExample]]
+ExampleFactory = Callable[..., list[TrainingExample]]
 
 
 def decoder(seed: int = 0) -> Decoder:
@@ -44,43 +44,43 @@ def decoder(seed: int = 0) -> Decoder:
 
 
 def biases(model: Decoder) -> list[torch.Tensor]:
-    found = [module.selection_bias for module in model.modules() if isinstance(module, Router)]
-    return [bias.clone() for bias in found if bias is not None]
+    selection_biases = [module.selection_bias for module in model.modules() if isinstance(module, Router)]
+    return [bias.clone() for bias in selection_biases if bias is not None]
 
 
 def lines(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_auxiliary_loss_of_a_document_is_that_of_transformers(make_examples: Make) -> None:
+def test_the_auxiliary_loss_of_a_document_is_that_of_transformers(make_examples: ExampleFactory) -> None:
     model = Decoder(SPEC.with_(experts=Experts(6, 2, 24)), dtype=torch.float64)
     examples = make_examples(3)  # which share their beginning
-    wanted = torch.zeros(SPEC.layers)
+    expected = torch.zeros(SPEC.layers)
     read = [example.ids[: example.last_loss] for example in examples]
     for ids in read:
         routings = model(Inputs(torch.tensor([ids]))).aux
-        losses = [load_balancing_loss_func((one.logits_NE.float(),), 6, 2) for one in routings]
-        wanted += len(ids) * torch.stack([torch.as_tensor(loss) for loss in losses])
+        losses = [load_balancing_loss_func((routing.logits_NE.float(),), 6, 2) for routing in routings]
+        expected += len(ids) * torch.stack([torch.as_tensor(loss) for loss in losses])
     batch = pack_examples(examples)
     routers = Routers.of(model, RouterConfig(balance=0.5), model.parameters(), None)
     assert routers is not None
     assert routers.weights(batch) == {"router": sum(map(len, read))}
     [term] = routers.terms(model(batch.inputs).aux, batch).values()
-    found = torch.stack([term.metrics[f"balance/{layer}"] for layer in range(SPEC.layers)])
-    torch.testing.assert_close(found.float(), wanted)
-    torch.testing.assert_close(term.total.float(), 0.5 * wanted.mean())
+    balances = torch.stack([term.metrics[f"balance/{layer}"] for layer in range(SPEC.layers)])
+    torch.testing.assert_close(balances.float(), expected)
+    torch.testing.assert_close(term.total.float(), 0.5 * expected.mean())
     assert float(sum(term.metrics[f"load/{e}"] for e in range(6))) == pytest.approx(term.weight)
 
 
-def test_a_step_is_the_same_however_it_is_cut(make_examples: Make, tmp_path: Path) -> None:
+def test_a_step_is_the_same_however_it_is_cut(make_examples: ExampleFactory, tmp_path: Path) -> None:
     """Weights, biases and what is written of the routers: whole, in micro-batches, one example each; resumed."""
     config = PLAIN.model_copy(update={"router": RouterConfig(balance=0.3, z=0.1, bias_rate=0.05), "save_steps": 1})
-    found: list[tuple[Decoder, list[dict[str, float]]]] = []
+    outcomes: list[tuple[Decoder, list[dict[str, float]]]] = []
     for micro_tokens in (10_000, 40, 1):
         model, out = decoder(), tmp_path / str(micro_tokens)
         source = ExampleSource(make_examples(8), 8, epochs=3, micro_tokens=micro_tokens)
         train(model, source, Sft(), config, out, model.named_parameters())
-        found.append((model, lines(out)))
+        outcomes.append((model, lines(out)))
     out = tmp_path / "resumed"
 
     class Stopped(Exception):
@@ -97,21 +97,23 @@ def test_a_step_is_the_same_however_it_is_cut(make_examples: Make, tmp_path: Pat
             train(model, source, Sft(), config, out, model.named_parameters(), on_checkpoint)
         except Stopped:
             continue
-    found.append((model, lines(out)))
-    first, written = found[0]
+    outcomes.append((model, lines(out)))
+    first, written = outcomes[0]
     assert any(bias.any() for bias in biases(first))
     assert all(bias.abs().max() <= 3 * 0.05 + 1e-6 for bias in biases(first))
     names = [name for name in written[0] if name.startswith(("router/", "loss"))]
     assert {"router/balance/2", "router/load/5", "router/entropy", "router/z", "loss/router"} <= set(names)
-    for other, lines_ in found[1:]:
-        for (name, ours), theirs in zip(first.state_dict().items(), other.state_dict().values(), strict=True):
+    for variant, lines_ in outcomes[1:]:
+        for (name, ours), theirs in zip(first.state_dict().items(), variant.state_dict().values(), strict=True):
             torch.testing.assert_close(ours, theirs, msg=name)
         for a, b in zip(written, lines_, strict=True):
             assert [a[name] for name in names] == pytest.approx([b[name] for name in names])
 
 
 @pytest.mark.parametrize("how", [{"balance": 0.3}, {"bias_rate": 0.02}])
-def test_balancing_shares_out_the_experts_work(how: dict[str, float], make_examples: Make, tmp_path: Path) -> None:
+def test_balancing_shares_out_the_experts_work(
+    how: dict[str, float], make_examples: ExampleFactory, tmp_path: Path
+) -> None:
     heaviest: list[float] = []
     for number, router in enumerate((RouterConfig(), RouterConfig(**how))):
         model, out = decoder(3), tmp_path / str(number)
@@ -123,13 +125,13 @@ def test_balancing_shares_out_the_experts_work(how: dict[str, float], make_examp
     assert heaviest[1] < heaviest[0] - 0.01, "2 is the least that two experts a token can have"
 
 
-def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: Make) -> None:
+def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: ExampleFactory) -> None:
     model = decoder()
     batch = pack_examples(make_examples(4))
 
     class WithOthers(Ranks):
-        def total(self, own: torch.Tensor) -> torch.Tensor:
-            return own + torch.tensor([1000.0, *[0.0] * 5])
+        def total(self, local: torch.Tensor) -> torch.Tensor:
+            return local + torch.tensor([1000.0, *[0.0] * 5])
 
     for ranks, void in ((ALONE, 0.0), (WithOthers(), 0.0), (ALONE, 1.0)):
         for bias in [m.selection_bias for m in model.modules() if isinstance(m, Router)]:
@@ -141,15 +143,15 @@ def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: Make) -> No
         routings = model(batch.inputs).aux
         routers.terms(routings, batch)
         routers.step(torch.tensor(void))
-        for one, bias in zip(routings, biases(model), strict=True):
+        for routing, bias in zip(routings, biases(model), strict=True):
             shared = (batch.segments.reshape(-1) == 0).long() * (len(batch.ids) - 1)
-            each = (shared + 1).repeat_interleave(2).double()
-            counts = torch.bincount(one.chosen_Nk.flatten(), each, minlength=6)
+            token_weights = (shared + 1).repeat_interleave(2).double()
+            counts = torch.bincount(routing.chosen_Nk.flatten(), token_weights, minlength=6)
             counts[0] += 1000.0 if ranks is not ALONE else 0.0
             torch.testing.assert_close(bias, ((counts.mean() - counts).sign() * 0.5 * (1 - void)).float())
 
 
-def test_what_cannot_be_balanced_is_refused(make_examples: Make, tmp_path: Path) -> None:
+def test_what_cannot_be_balanced_is_refused(make_examples: ExampleFactory, tmp_path: Path) -> None:
     dense, experts = Decoder(SPEC.with_(experts=None)), Decoder(SPEC.with_(experts=Experts(4, 2, 8)))
     balanced, biased = RouterConfig(balance=0.1), RouterConfig(bias_rate=0.1)
     with pytest.raises(UsageError, match="this one has none"):

@@ -31,8 +31,10 @@ P, STEPS, RATE = 5, 4, 0.05
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
-def behind(virtual: int, some: list[TrainingExample]) -> list[TrainingExample]:
-    return [TrainingExample((*stand_ins(virtual), *e.ids), ((False,) * virtual) + e.loss, e.id) for e in some]
+def behind(virtual: int, training_examples: list[TrainingExample]) -> list[TrainingExample]:
+    return [
+        TrainingExample((*stand_ins(virtual), *e.ids), ((False,) * virtual) + e.loss, e.id) for e in training_examples
+    ]
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -77,8 +79,8 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, sh
     settings = TrainConfig(learning_rate=RATE, schedule="constant", warmup=0.0, clip=None)
     with standing_in(model, vectors):
         result = train(model, source, Sft(), settings, tmp_path / "run", [("soft_prompt", vectors)])
-    seen = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
-    assert_near(seen, losses)
+    our_losses = [json.loads(line)["loss"] for line in result.metrics_path.read_text().splitlines()]
+    assert_near(our_losses, losses)
     assert not torch.allclose(vectors, start, atol=RATE)
     assert_near(vectors.detach(), weight.detach())
 
@@ -87,8 +89,8 @@ def test_training_equals_pefts(tmp_path: Path, seed: int, dtype: torch.dtype, sh
     with torch.no_grad():
         expected = theirs.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits[0]
         with standing_in(model, vectors):
-            found = model.head(model(Inputs(torch.cat([torch.tensor([stand_ins(P)]), tokens], dim=1))).hidden[0])
-    assert_near(found, expected)
+            logits = model.head(model(Inputs(torch.cat([torch.tensor([stand_ins(P)]), tokens], dim=1))).hidden[0])
+    assert_near(logits, expected)
 
 
 def test_the_start_is_pefts_from_a_text(tmp_path: Path):
@@ -106,8 +108,8 @@ def test_the_start_is_pefts_from_a_text(tmp_path: Path):
         with torch.no_grad():
             reference.get_input_embeddings().weight.copy_(base.model.embedding.weight)
         theirs = peft.get_peft_model(reference, config).prompt_encoder["default"].embedding.weight
-        found = initial_vectors(base.model, base.need_tokenizer().encode(text), count)
-        assert torch.equal(found, theirs)
+        vectors = initial_vectors(base.model, base.need_tokenizer().encode(text), count)
+        assert torch.equal(vectors, theirs)
     with pytest.raises(UsageError, match="start"):
         initial_vectors(base.model, [], 3)
 
@@ -133,8 +135,8 @@ def test_the_model_is_left_as_it_was():
 def test_losses_of_a_mixed_company_are_those_of_each_alone():
     """A batch with the vectors in its shared prefix has the losses of single examples with the vectors before each."""
     model = ours(reference_llama(2))
-    some = behind(P, examples(3))
+    prompted = behind(P, examples(3))
     with standing_in(model, torch.randn(P, 48)):
-        together = evaluate_loss(model, [pack_examples(some)], Sft())
-        apart = evaluate_loss(model, [pack_examples([one]) for one in some], Sft())
-    assert together["sft"] == pytest.approx(apart["sft"], abs=1e-5)
+        together = evaluate_loss(model, [pack_examples(prompted)], Sft())
+        separate = evaluate_loss(model, [pack_examples([example]) for example in prompted], Sft())
+    assert together["sft"] == pytest.approx(separate["sft"], abs=1e-5)

@@ -38,10 +38,10 @@ def test_ranks_share_every_step_in_one_order(count, size, world, micro, order, d
     def source(shard: tuple[int, int]):
         if documents:
             lengths = [n % 7 + 1 for n in range(count)]
-            some = [[n] * length for n, length in enumerate(lengths)]
-            return DocumentSource(some, 8, size, micro_rows=micro % 3 + 1, seed=1, epochs=2, shard=shard)
-        some = [example(n) for n in range(count)]
-        return ExampleSource(some, size, seed=1, epochs=2, order=order, micro_tokens=micro, shard=shard)
+            rows = [[n] * length for n, length in enumerate(lengths)]
+            return DocumentSource(rows, 8, size, micro_rows=micro % 3 + 1, seed=1, epochs=2, shard=shard)
+        rows = [example(n) for n in range(count)]
+        return ExampleSource(rows, size, seed=1, epochs=2, order=order, micro_tokens=micro, shard=shard)
 
     def drawn(shard: tuple[int, int]) -> list[list[str]]:
         return [[id for batch in step for id in batch.ids] for step in source(shard)]
@@ -63,30 +63,34 @@ def test_two_ranks_gradients_are_those_of_the_whole_step(make_decoder, make_exam
     """Of unequal shares, since every rank divides by what all of them weigh together."""
     from bedplate.training.optimizers import Optimization
 
-    examples, seen, clip = make_examples(7), [], Optimization.clip
+    examples, gradients, clip = make_examples(7), [], Optimization.clip
     monkeypatch.setattr(
         Optimization,
         "clip",
-        lambda self: seen.append({n: p.grad.clone() for n, p in self.parameters.items()}) or clip(self),
+        lambda self: gradients.append({n: p.grad.clone() for n, p in self.parameters.items()}) or clip(self),
     )
     losses = []
     for rank, world in ((0, 1), (0, 2), (1, 2)):
         model = make_decoder()
-        shards = [ExampleSource(examples, 7, micro_tokens=40, shard=(other, world)) for other in range(world)]
-        others = sum(
-            Sft().weights(batch)["sft"] for i, one in enumerate(shards) if i != rank for step in one for batch in step
+        shards = [ExampleSource(examples, 7, micro_tokens=40, shard=(shard_rank, world)) for shard_rank in range(world)]
+        peer_weight = sum(
+            Sft().weights(batch)["sft"]
+            for i, shard_source in enumerate(shards)
+            if i != rank
+            for step in shard_source
+            for batch in step
         )
 
         class WithOthers(Ranks):
-            def sums(self, own, others=others):
-                return {name: value + (others if name == "sft" else 0.0) for name, value in own.items()}
+            def sums(self, local_sums, peer_weight=peer_weight):
+                return {name: value + (peer_weight if name == "sft" else 0.0) for name, value in local_sums.items()}
 
         source = ExampleSource(examples, 7, micro_tokens=40, shard=(rank, world))
         out = tmp_path / f"{rank}-{world}"
         result = train(model, source, Sft(), CONFIG, out, model.named_parameters(), ranks=WithOthers())
         losses.append(result.losses["sft"])
     assert losses[0] == pytest.approx(losses[1] + losses[2])
-    whole, first, second = seen
+    whole, first, second = gradients
     for name, gradient in whole.items():
         torch.testing.assert_close(first[name] + second[name], gradient, msg=name)
 
@@ -95,9 +99,9 @@ def test_what_is_logged_is_of_all_ranks(make_decoder, make_examples, tmp_path) -
     calls: list[set[str]] = []
 
     class Two(Ranks):
-        def sums(self, own):
-            calls.append(set(own))
-            return {name: 2 * value for name, value in own.items()}  # two ranks with the same share
+        def sums(self, local_sums):
+            calls.append(set(local_sums))
+            return {name: 2 * value for name, value in local_sums.items()}  # two ranks with the same share
 
     model = make_decoder()
     source = ExampleSource(make_examples(4), 4)
@@ -113,7 +117,7 @@ class OnDisk(Sequence[list[int]]):
     """Documents that are read when they are asked for."""
 
     def __init__(self, lengths: list[int]) -> None:
-        self.lengths, self.asked = lengths, list[int]()
+        self.lengths, self.reads = lengths, list[int]()
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -123,7 +127,7 @@ class OnDisk(Sequence[list[int]]):
     @overload
     def __getitem__(self, number: slice) -> Sequence[list[int]]: ...
     def __getitem__(self, number):
-        self.asked.append(number)
+        self.reads.append(number)
         return [(number + i) % 61 for i in range(self.lengths[number])]
 
 
@@ -133,18 +137,18 @@ def test_documents_are_read_in_the_steps_that_hold_them(make_decoder, tmp_path) 
     assert source.identity["documents"] == "0" * 64
     assert source.steps == 4
     drawn = iter(source)
-    assert corpus.asked == []
+    assert corpus.reads == []
     (batch,) = next(drawn)
-    assert sorted(set(corpus.asked)) == sorted(int(id) for id in batch.ids)
+    assert sorted(set(corpus.reads)) == sorted(int(id) for id in batch.ids)
     model = make_decoder(torch.float32)
     source = DocumentSource(corpus, 8, 2, lengths=corpus.lengths, content="0" * 64)
     train(model, source, NextToken(), CONFIG, tmp_path, model.named_parameters())
-    assert sorted(set(corpus.asked)) == list(range(8))
+    assert sorted(set(corpus.reads)) == list(range(8))
 
 
 def test_examples_are_read_when_they_are_drawn() -> None:
     class Lazy(Sequence[TrainingExample]):
-        asked: list[int] = []  # noqa: RUF012
+        reads: list[int] = []  # noqa: RUF012
 
         def __len__(self) -> int:
             return 9
@@ -152,16 +156,16 @@ def test_examples_are_read_when_they_are_drawn() -> None:
         def __getitem__(self, number):
             if not 0 <= number < 9:
                 raise IndexError(number)
-            self.asked.append(number)
+            self.reads.append(number)
             return example(number)
 
     examples = Lazy()
     source = ExampleSource(examples, 3, content="1" * 64)
-    assert examples.asked == list(range(9))  # looked through once, and not kept
-    examples.asked.clear()
+    assert examples.reads == list(range(9))  # looked through once, and not kept
+    examples.reads.clear()
     assert source.identity["examples"] == "1" * 64
     assert [batch.ids for batch in next(iter(source))] == [("e0", "e1", "e2")]
-    assert examples.asked == [0, 1, 2]
+    assert examples.reads == [0, 1, 2]
 
 
 @pytest.mark.parametrize("before", ["tokens", "content"])

@@ -38,7 +38,7 @@ class InMemory:
     def values(self, step: int) -> dict[str, Any]:
         return self.states[step].values
 
-    def load(self, step: int, like: Mapping[str, torch.Tensor] | None = None) -> RunState:
+    def load(self, step: int, templates: Mapping[str, torch.Tensor] | None = None) -> RunState:
         return self.states[step]
 
     def settle(self) -> None:
@@ -48,9 +48,9 @@ class InMemory:
         self.states.clear()
 
 
-def stop_at(wanted: int):
+def stop_at(target_step: int):
     def stop(step: int, _: object) -> None:
-        if step == wanted:
+        if step == target_step:
             raise InterruptedError
 
     return stop
@@ -70,9 +70,9 @@ def test_a_run_resumes_from_any_store_and_from_any_state_in_it(make_decoder, mak
     assert sorted(store.states) == [2, 4]
     assert not StateFile(tmp_path / "memory").path.exists()
     del store.states[4]
-    found = run(make_decoder(torch.float32), examples, tmp_path / "memory", store=store)
+    resumed = run(make_decoder(torch.float32), examples, tmp_path / "memory", store=store)
     assert sorted(store.states) == [2, 4, 6, 8]
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.items())
     lines = [(tmp_path / out / "metrics.jsonl").read_text().splitlines() for out in ("file", "memory")]
     assert [json.loads(line)["loss"] for line in lines[0]] == [json.loads(line)["loss"] for line in lines[1]]
 
@@ -118,5 +118,5 @@ def test_a_file_of_an_earlier_version_is_resumed(make_decoder, make_examples, tm
     }
     del values["arithmetic"]
     save_file(tensors, path, {"bedplate": json.dumps(values)})
-    found = run(make_decoder(torch.float32), examples, tmp_path / "parts")
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    resumed = run(make_decoder(torch.float32), examples, tmp_path / "parts")
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.items())

@@ -53,11 +53,11 @@ def test_terms_and_metrics_are_means_over_the_step_however_it_is_cut(
         weights.append(dict(model.named_parameters()))
     whole, cut = rows(tmp_path / "whole"), rows(tmp_path / "cut")
     assert [list(row) for row in whole] == [list(row) for row in cut]
-    for one, other in zip(whole, cut, strict=True):
-        assert one.pop("tokens") <= other.pop("tokens")  # a beginning that is shared is computed once
-        assert one == pytest.approx(other)
-        assert one["rating/error"] > 0.1
-        assert one["likelihood/reference"] > 0.1
+    for whole_row, cut_row in zip(whole, cut, strict=True):
+        assert whole_row.pop("tokens") <= cut_row.pop("tokens")  # a beginning that is shared is computed once
+        assert whole_row == pytest.approx(cut_row)
+        assert whole_row["rating/error"] > 0.1
+        assert whole_row["likelihood/reference"] > 0.1
     for name, value in weights[0].items():
         torch.testing.assert_close(weights[1][name], value, msg=name)
 
@@ -79,8 +79,8 @@ def test_a_run_broken_off_goes_on(objective, make_decoder, make_examples, tmp_pa
     expected = run(tmp_path / "whole")
     with pytest.raises(InterruptedError):
         run(tmp_path / "parts", stop)
-    found = run(tmp_path / "parts")
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    resumed = run(tmp_path / "parts")
+    assert all(torch.equal(value, expected[name]) for name, value in resumed.items())
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 

@@ -23,18 +23,18 @@ def test_it_is_counted_as_published() -> None:
     attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
     block = attention + 3 * spec.hidden_size * spec.feedforward_size
     products = spec.layers * block + spec.vocab_size * spec.hidden_size
-    wanted = 6 * products + 6 * spec.layers * spec.heads * spec.head_dim * (row + 1)
-    found = utilisation_of(spec, row, CPU, "float32")
-    assert found.flops_per_token == pytest.approx(wanted)
-    assert found.source == "products in float32, measured here"
-    assert found.share(1000, 2.0, 4) == pytest.approx(wanted * 1000 / (2.0 * 4 * found.peak))
+    expected_flops = 6 * products + 6 * spec.layers * spec.heads * spec.head_dim * (row + 1)
+    utilization = utilisation_of(spec, row, CPU, "float32")
+    assert utilization.flops_per_token == pytest.approx(expected_flops)
+    assert utilization.source == "products in float32, measured here"
+    assert utilization.share(1000, 2.0, 4) == pytest.approx(expected_flops * 1000 / (2.0 * 4 * utilization.peak))
 
 
 def test_the_table_knows_a_device(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
-    found = utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "bfloat16")
-    assert found.peak == pytest.approx(989e12, rel=0.01)
-    assert utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "auto") == found
+    utilization = utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "bfloat16")
+    assert utilization.peak == pytest.approx(989e12, rel=0.01)
+    assert utilisation_of(tiny_spec(), 64, torch.device("cuda", 0), "auto") == utilization
 
 
 def test_a_measured_peak_is_one_of_a_machine() -> None:
@@ -43,9 +43,9 @@ def test_a_measured_peak_is_one_of_a_machine() -> None:
 
 def test_lines_say_it(make_decoder, make_examples, tmp_path) -> None:
     model = make_decoder()
-    config, told = TrainConfig(learning_rate=0.01, save_seconds=None), Utilisation(1e6, 1e12, "told")
+    config, utilization = TrainConfig(learning_rate=0.01, save_seconds=None), Utilisation(1e6, 1e12, "told")
     source = ExampleSource(make_examples(4), 2)
-    train(model, source, Sft(), config, tmp_path, model.named_parameters(), utilisation=told)
+    train(model, source, Sft(), config, tmp_path, model.named_parameters(), utilisation=utilization)
     for row in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] * 1e6 / 1e12)
 
@@ -57,11 +57,11 @@ def test_eight_bits_are_refused_by_name() -> None:
 
 @pytest.mark.slow
 def test_compiled_blocks_learn_the_same(make_decoder, make_examples, tmp_path) -> None:
-    found = []
-    for wanted in (False, True):
+    losses = []
+    for compiled in (False, True):
         model = make_decoder(torch.float32)
-        config = TrainConfig(learning_rate=0.01, save_seconds=None, compile=wanted)
-        source, out = ExampleSource(make_examples(8), 4, share_prefix=False), tmp_path / str(wanted)
-        found.append(train(model, source, Sft(), config, out, model.named_parameters()).losses["sft"])
+        config = TrainConfig(learning_rate=0.01, save_seconds=None, compile=compiled)
+        source, out = ExampleSource(make_examples(8), 4, share_prefix=False), tmp_path / str(compiled)
+        losses.append(train(model, source, Sft(), config, out, model.named_parameters()).losses["sft"])
         assert all(block._compiled_call_impl is None for block in model.layers)
-    assert found[1] == pytest.approx(found[0], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

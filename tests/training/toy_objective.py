@@ -44,13 +44,13 @@ class LikelihoodAndRating:
         policy, attend = models["policy"], batch.inputs.layout(causal=True)
         hidden_TD = policy(batch.inputs, attend).hidden[0]
         targets_N = batch.targets[0, batch.learned]
-        said = token_losses(policy, hidden_TD[batch.learned], targets_N)
+        policy_losses = token_losses(policy, hidden_TD[batch.learned], targets_N)
         with torch.no_grad():
             before_TD = models["reference"](batch.inputs, attend).hidden[0]
             before = token_losses(models["reference"], before_TD[batch.learned], targets_N)
         ends = torch.tensor(batch.lengths).cumsum(0)[1:] - 1
         error = hidden_TD[ends].mean(-1) - batch.ratings
         return {
-            "likelihood": Term(said, float(batch.target_count), {"reference": before}),
+            "likelihood": Term(policy_losses, float(batch.target_count), {"reference": before}),
             "rating": Term(error.square().sum(), float(len(batch.ids)), {"error": error.abs().sum()}),
         }

@@ -15,13 +15,13 @@ from bedplate.adaptation.climb.start import LABELS, check_output
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.labels.files import CANNOT, file_of, read_labels, write_rows
 from bedplate.adaptation.labels.looking import Looking
-from bedplate.adaptation.labels.plan import Plan, can_be_judged, look_at, next_rows, read_plan
+from bedplate.adaptation.labels.plan import LabelPlan, can_be_judged, look_at, next_rows, read_plan
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
 from bedplate.evaluation.leaks.answered import grouping_of, sources_of
-from bedplate.evaluation.pool import Pool, load_pool
+from bedplate.evaluation.pool import LabelPool, load_pool
 from bedplate.report.run_report import Report
 from bedplate.report.schema_labels import LabelBudget
 
@@ -29,11 +29,11 @@ from bedplate.report.schema_labels import LabelBudget
 @dataclass(frozen=True)
 class LabelStep:
     """What a call came to. report: the ladder's, once test rows had labels. file: what is to be filled in before the
-    same call is made again; None where there is a verdict, or nothing more to buy. says: why, as sentences."""
+    same call is made again; None where there is a verdict, or nothing more to buy. messages: why, as sentences."""
 
     report: Report | None
     file: Path | None
-    says: tuple[str, ...]
+    messages: tuple[str, ...]
 
     @property
     def status(self) -> str:
@@ -69,24 +69,25 @@ def adapt_with_labels(
         grouping_of(task, sources_of(task))  # before anybody labels rows that would be split as they may not be
         plan = read_plan(directory, pool, label_budget)
         files = [
-            read_labels(file_of(directory, number), task, asked) for number, asked in enumerate(plan.asked, start=1)
+            read_labels(file_of(directory, number), task, row_hashes)
+            for number, row_hashes in enumerate(plan.asked, start=1)
         ]
-        unfinished = next((one for one in files if one.empty), None)
+        unfinished = next((label_file for label_file in files if label_file.empty), None)
         if unfinished is not None:
             wait = f"{unfinished.empty} rows of {unfinished.path} have no label yet: fill in {task.data.target!r}"
             return LabelStep(None, unfinished.path, (f"{wait}, and give the same command again.",))
-        labels = {key: label for one in files for key, label in one.labels.items()}
-        skipped = frozenset[str]().union(*(one.skipped for one in files))
-        now, splits = pool.labelled(labels, skipped), pool.splits
+        labels = {key: label for label_file in files for key, label in label_file.labels.items()}
+        skipped = frozenset[str]().union(*(label_file.skipped for label_file in files))
+        labeled_pool, splits = pool.labelled(labels, skipped), pool.splits
         bought = dict.fromkeys(pool.parts, 0) | Counter(splits[key] for key in labels)
-        if len(files) < plan.learning or not can_be_judged(now):
-            step = _ask(plan, now, bought, directory, None)
-            if step.file is not None or not now.drawn("test"):
+        if len(files) < plan.learning or not can_be_judged(labeled_pool):
+            step = _next_step(plan, labeled_pool, bought, directory, None)
+            if step.file is not None or not labeled_pool.drawn("test"):
                 return step
-        data = now.data()  # refuses what cannot be judged before a look is taken
-        plan, whole = look_at(plan, now, bought)
+        data = labeled_pool.data()  # refuses what cannot be judged before a look is taken
+        plan, whole = look_at(plan, labeled_pool, bought)
         plan.write(directory)  # before anything is seen
-        record = _record(plan, spec, pool, now, bought, len(skipped), whole)
+        record = _record(plan, spec, pool, labeled_pool, bought, len(skipped), whole)
         looking = Looking(data, record, pool.test, len(plan.looks) == 1)
         report = adapt(
             task_path,
@@ -100,62 +101,65 @@ def adapt_with_labels(
         )
         if report.verdict["status"] != "INSUFFICIENT_DATA":
             return LabelStep(report, None, (looking.record.said,))
-        return _ask(plan, now, bought, directory, report, looking.record.said)
+        return _next_step(plan, labeled_pool, bought, directory, report, looking.record.said)
 
 
-def _ask(
-    plan: Plan, now: Pool, bought: Mapping[str, int], directory: Path, report: Report | None, *said: str
+def _next_step(
+    plan: LabelPlan,
+    labeled_pool: LabelPool,
+    bought: Mapping[str, int],
+    directory: Path,
+    report: Report | None,
+    *messages: str,
 ) -> LabelStep:
     """The next file, or that there is none."""
-    rows, chosen = next_rows(plan, now, bought)
+    rows, chosen = next_rows(plan, labeled_pool, bought)
     if not rows:
         spent = sum(bought.values()) >= plan.budget
         why = "the budget is spent" if spent else "no row that the budget reaches is without a label"
-        return LabelStep(report, None, (*said, f"No more labels are asked for: {why}."))
+        return LabelStep(report, None, (*messages, f"No more labels are asked for: {why}."))
     path = file_of(directory, len(plan.asked) + 1)
-    write_rows(path, now.task, rows)
-    asked = (*plan.asked, tuple(one.row_hash for one in rows))
-    plan.model_copy(update={"asked": asked, "chosen": chosen}).write(directory)
+    write_rows(path, labeled_pool.task, rows)
+    requested = (*plan.asked, tuple(row.row_hash for row in rows))
+    plan.model_copy(update={"asked": requested, "chosen": chosen}).write(directory)
     text = (
-        f"{len(rows)} rows to label are in {path}: fill in {now.task.data.target!r} (or say under {CANNOT} why not), "
+        f"{len(rows)} rows to label are in {path}: fill in {labeled_pool.task.data.target!r} (or say under {CANNOT} why not), "
         "and give the same command again."
     )
-    return LabelStep(report, path, (*said, text))
+    return LabelStep(report, path, (*messages, text))
 
 
 def _record(
-    plan: Plan,
+    plan: LabelPlan,
     spec: AdaptSpec,
-    pool: Pool,
-    now: Pool,
+    pool: LabelPool,
+    labeled_pool: LabelPool,
     bought: Mapping[str, int],
     skipped: int,
     whole: int,
 ) -> LabelBudget:
-    given = {name: sum(bool(one.target) for one in part) for name, part in pool.parts.items()}
-    unlabelled = {name: sum(not one.target for one in part) for name, part in now.parts.items()}
-    count, every = sum(bought.values()), sum(bought.values()) + sum(unlabelled.values()) + skipped
+    prelabeled = {name: sum(bool(example.target) for example in part) for name, part in pool.parts.items()}
+    unlabelled = {name: sum(not example.target for example in part) for name, part in labeled_pool.parts.items()}
+    count, all_rows = sum(bought.values()), sum(bought.values()) + sum(unlabelled.values()) + skipped
     parts = ", ".join(f"{number} {name}" for name, number in bought.items())
-    said = (
-        f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {every:,}. This "
+    summary = (
+        f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. This "
         f"is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
     )
     if spec.usd_per_label is not None:
-        each = spec.usd_per_label
-        said += (
-            f" They cost ${count * each:,.2f}; the budget ${plan.budget * each:,.2f}, all rows ${every * each:,.2f}."
-        )
+        price = spec.usd_per_label
+        summary += f" They cost ${count * price:,.2f}; the budget ${plan.budget * price:,.2f}, all rows ${all_rows * price:,.2f}."
     if skipped:
-        said += f" {skipped} rows could not be labelled: nothing is said of such."
+        summary += f" {skipped} rows could not be labelled: nothing is said of such."
     return LabelBudget(
         budget=plan.budget,
         bought=dict(bought),
-        given=given,
+        given=prelabeled,
         unlabelled=unlabelled,
         skipped=skipped,
         planned=whole,
         looks=plan.looks,
         chosen=plan.chosen,
         usd_per_label=spec.usd_per_label,
-        said=said,
+        said=summary,
     )

@@ -24,10 +24,10 @@ from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Result, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import RungResult, RungOutcome, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.labels.looking import ONCE, Looking, rows_of
+from bedplate.adaptation.labels.looking import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.catalogued import record
 from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
@@ -44,9 +44,9 @@ from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
-from bedplate.evaluation.given import given_rows, keep, overrides_for
+from bedplate.evaluation.given import given_rows, write_sources, overrides_for
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats
@@ -83,11 +83,13 @@ def adapt(
     rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
-    out, given = Path(out), dict[str, Rows]()
+    out, memory_rows = Path(out), dict[str, SourceRows]()
     if data is not None:
-        beside = Path(task_path).parent
-        given = given_rows(data, lambda split, _: os.path.relpath(out / f"rows{split and '-'}{split}.jsonl", beside))
-    task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(given) if given else ())], rungs)
+        task_dir = Path(task_path).parent
+        memory_rows = given_rows(
+            data, lambda split, _: os.path.relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir)
+        )
+    task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs)
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
@@ -100,7 +102,7 @@ def adapt(
         )
     task.scorer.ready()
     taken_over = None if parent is None else read_parent(parent, task)
-    data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, given)
+    data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, memory_rows)
     check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))
@@ -109,7 +111,7 @@ def adapt(
         check_output(out)
         with file_lock(out / LOCK_FILE):
             begin(contexts, data, out, Path(task_path))
-            keep(given, task.directory)
+            write_sources(memory_rows, task.directory)
             return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 
@@ -130,7 +132,7 @@ class _Ladder:
         self.expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
         favours = rules.favoured(self.expectations)
         chosen = planner.order(chosen_rungs(self.spec), favours)
-        self.candidates = {one.name: one for one in candidates_of(contexts, chosen)}
+        self.candidates = {candidate.name: candidate for candidate in candidates_of(contexts, chosen)}
         self.outcomes: dict[str, RungOutcome] = {}
         self.favours: Side = "weights" if favours == "tuning" else "prompt"
         self.reserved: float | None = None
@@ -152,20 +154,25 @@ class _Ladder:
         alpha = spent_alpha(1 - self.spec.target.confidence, number)
         hurdles = self.hurdles.on_test(nomination.nominees, tested, results)
         valid = {name: self.hurdles.judged(result) for name, result in results.items() if result.skin is not None}
-        looking = self.looking or ONCE
+        looking = self.looking or SINGLE_LOOK
         confirmations = gate.confirm(
             [(name, looking.looked(hurdles.judged[name])) for name in nomination.nominees],
             valid,
             target=hurdles.score,
             alpha=alpha,
             next_alpha=spent_alpha(1 - self.spec.target.confidence, number + 1),
-            holds={n: partial(looking.held, partial(hurdles.hold, n, guarded.get(n, ()))) for n in nomination.nominees},
+            checks={
+                n: partial(looking.passes, partial(hurdles.passes, n, guarded.get(n, ()))) for n in nomination.nominees
+            },
             order=gate.order_of(self.spec.testing, nomination, valid),
             claims=hurdles.claims,
         )
-        levels = {one.rung: looking.level(one.lower_confidence) for one in confirmations}
+        levels = {confirmation.rung: looking.level(confirmation.lower_confidence) for confirmation in confirmations}
         required = hurdles.at(levels)
-        guarded = {n: [one.at(levels[n]) for one in made] if n in levels else made for n, made in guarded.items()}
+        guarded = {
+            n: [guard.at(levels[n]) for guard in guard_results] if n in levels else guard_results
+            for n, guard_results in guarded.items()
+        }
         limits = gate.limits(self.spec, {name: tested[name].latency for name in nomination.nominees})
         clock = self.context.clock
         kept_out = admissions(
@@ -221,18 +228,18 @@ class _Ladder:
             self._write(report, results)
         return report
 
-    def _likely(self, results: Mapping[str, Result]) -> list[str]:
+    def _likely(self, results: Mapping[str, RungResult]) -> list[str]:
         """Who would be asked on test if the climb ended now."""
         return list(dict.fromkeys(filter(None, (*self._nomination(results, {}).nominees, self._baseline(results)))))
 
-    def _write(self, report: Report, results: Mapping[str, Result]) -> None:
+    def _write(self, report: Report, results: Mapping[str, RungResult]) -> None:
         """report.json and report.html, here and in the skins, and the catalogue's record of them."""
         write_report(report, self.out, [result.skin for result in results.values() if result.skin is not None])
         record(report, self.out, self.task.task, [context.at.facts for context in self.contexts], results.values())
 
     # --- the gate
 
-    def _nominated(self, results: dict[str, Result]) -> tuple[gate.Nomination, dict[str, list[GuardResult]]]:
+    def _nominated(self, results: dict[str, RungResult]) -> tuple[gate.Nomination, dict[str, list[GuardResult]]]:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
         for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
         those of `results`; what these make cheaper may be nominated in the place of another."""
@@ -240,12 +247,12 @@ class _Ladder:
         timed: set[str] = set()
         while True:
             nomination = self._nominate(results, guarded)
-            again = [name for name in self._to_time(nomination, results, guarded) if name not in timed]
-            for name in again:
+            untimed = [name for name in self._to_time(nomination, results, guarded) if name not in timed]
+            for name in untimed:
                 with self.watch.timed("latency", name):
                     results[name] = retimed(self.candidates[name], results[name])
-            timed.update(again)
-            if again:  # which may bring other nominees
+            timed.update(untimed)
+            if untimed:  # which may bring other nominees
                 continue
             unchecked = [
                 name for name in nomination.nominees if name not in guarded and children(self.candidates, name)
@@ -253,64 +260,79 @@ class _Ladder:
             for name in unchecked:
                 with self.watch.timed("guards", name):
                     guarded[name] = [
-                        one for at, child in children(self.candidates, name) for one in check_child(at, child)
+                        guard for at, child in children(self.candidates, name) for guard in check_child(at, child)
                     ]
             untried = [] if unchecked else self._untried(nomination, results, guarded)
             for name in untried:
                 with self.watch.timed("formats", name):
                     self.formats[name], results[name] = formats.choose(self.candidates[name])
             if not unchecked and not untried:
-                kept = {chosen.kept for chosen in self.formats.values()}
-                for one in self.context.climbed.values():
-                    one.base.close_formats(but=[name for name in kept if name is not None])
+                served_formats = {chosen.kept for chosen in self.formats.values()}
+                for climbed in self.context.climbed.values():
+                    climbed.base.close_formats(but=[name for name in served_formats if name is not None])
                 return nomination, guarded
 
     def _untried(
-        self, nomination: gate.Nomination, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+        self,
+        nomination: gate.Nomination,
+        results: Mapping[str, RungResult],
+        guarded: Mapping[str, Sequence[GuardResult]],
     ) -> list[str]:
         """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or
         price keeps out, where a format could change that. The cheapest nominee comes first, for time may end: it is the
         one that is served if it passes."""
         if not self.spec.formats.allowed:
             return []
-        made = [name for name in self.context.climbed if name in results and name not in self.formats]
-        out = [name for name in made if name not in nomination.nominees and self._could_fit(name, results, guarded)]
-        return [*(name for name in nomination.nominees if name in made), *out]
+        servable = [name for name in self.context.climbed if name in results and name not in self.formats]
+        out = [name for name in servable if name not in nomination.nominees and self._could_fit(name, results, guarded)]
+        return [*(name for name in nomination.nominees if name in servable), *out]
 
     def _to_time(
-        self, nomination: gate.Nomination, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+        self,
+        nomination: gate.Nomination,
+        results: Mapping[str, RungResult],
+        guarded: Mapping[str, Sequence[GuardResult]],
     ) -> list[str]:
         """Candidates whose calls are timed once more: nominees, and those above the target that only what a call takes
         keeps out."""
-        now = {one.rung: one for one in self._nominables(results, guarded)}
-        keys = {name: {key for key, _, _ in over(one, self.spec.budget)} for name, one in now.items()}
+        nominables = {nominable.rung: nominable for nominable in self._nominables(results, guarded)}
+        keys = {
+            name: {key for key, _, _ in over(nominable, self.spec.budget)} for name, nominable in nominables.items()
+        }
         slow = [
             name
-            for name, one in now.items()
-            if one.broken is None
-            and one.estimate > self.hurdles.score
+            for name, nominable in nominables.items()
+            if nominable.broken is None
+            and nominable.estimate > self.hurdles.score
             and keys[name]
             and keys[name] <= {"p95_ms", "usd_per_1k_calls"}
         ]
         return [*nomination.nominees, *slow]
 
     def _could_fit(
-        self, name: str, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+        self, name: str, results: Mapping[str, RungResult], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> bool:
         """Whether a candidate above the target is out of the budget now and would not be where its calls took as much
         less time as a format was measured to save."""
-        now = self._nominable(name, results[name], guarded)
+        current = self._nominable(name, results[name], guarded)
         times = self.candidates[name].context.format_gain
-        least = None if now.p95_least_ms is None else now.p95_least_ms / times
-        then = replace(
-            now, usd_per_1k_calls=now.usd_per_1k_calls / times, p95_ms=now.p95_ms / times, p95_least_ms=least
+        p95_floor = None if current.p95_least_ms is None else current.p95_least_ms / times
+        quantized = replace(
+            current,
+            usd_per_1k_calls=current.usd_per_1k_calls / times,
+            p95_ms=current.p95_ms / times,
+            p95_least_ms=p95_floor,
         )
         budget, out = self.spec.budget, gate.infeasible
-        return now.estimate > self.hurdles.score and out(now, budget) is not None and out(then, budget) is None
+        return (
+            current.estimate > self.hurdles.score
+            and out(current, budget) is not None
+            and out(quantized, budget) is None
+        )
 
-    def _nominable(self, name: str, result: Result, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
+    def _nominable(self, name: str, result: RungResult, guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nominable:
         """A skin as nomination looks at it."""
-        least, _ = result.latency.p95_bounds(self.spec.target.confidence)
+        p95_floor, _ = result.latency.p95_bounds(self.spec.target.confidence)
         judged = self.hurdles.judged(result)
         return gate.Nominable(
             name,
@@ -321,19 +343,21 @@ class _Ladder:
             result.prompt_tokens,
             broken(guarded.get(name, ())),
             judged.row_variance,
-            None if least is None else 1000 * least,
+            None if p95_floor is None else 1000 * p95_floor,
             self.hurdles.short(result),
         )
 
-    def _nominate(self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]) -> gate.Nomination:
+    def _nominate(
+        self, results: Mapping[str, RungResult], guarded: Mapping[str, Sequence[GuardResult]]
+    ) -> gate.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
-        path, again = self.out / NOMINATION_FILE, self.looking is not None and not self.looking.first
-        nomination = fixed(path, results) if again and path.is_file() else self._nomination(results, guarded)
+        path, repeated_look = self.out / NOMINATION_FILE, self.looking is not None and not self.looking.first
+        nomination = fixed(path, results) if repeated_look and path.is_file() else self._nomination(results, guarded)
         write(path, nomination, results, self.data.test.split_hash)
         return nomination
 
     def _nominables(
-        self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+        self, results: Mapping[str, RungResult], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> list[gate.Nominable]:
         self.hurdles.compare(results)
         return [
@@ -343,7 +367,7 @@ class _Ladder:
         ]
 
     def _nomination(
-        self, results: Mapping[str, Result], guarded: Mapping[str, Sequence[GuardResult]]
+        self, results: Mapping[str, RungResult], guarded: Mapping[str, Sequence[GuardResult]]
     ) -> gate.Nomination:
         return gate.nominate(
             self._nominables(results, guarded),
@@ -355,41 +379,45 @@ class _Ladder:
             scale=self.task.scale,
         )
 
-    def _baseline(self, results: Mapping[str, Result]) -> str | None:
+    def _baseline(self, results: Mapping[str, RungResult]) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
-        made = [one for one in self.candidates.values() if one.traits.role == "baseline" and one.name in results]
+        baselines = [
+            candidate
+            for candidate in self.candidates.values()
+            if candidate.traits.role == "baseline" and candidate.name in results
+        ]
         order = [context.at for context in self.contexts]
-        return min(made, key=lambda one: order.index(one.context.at)).name if made else None
+        return min(baselines, key=lambda candidate: order.index(candidate.context.at)).name if baselines else None
 
     def _test(
-        self, nomination: gate.Nomination, results: Mapping[str, Result]
+        self, nomination: gate.Nomination, results: Mapping[str, RungResult]
     ) -> tuple[dict[str, Tested], Opening | None]:
         """The nominees on test, with the baseline and the references beside them; one opening, in the ledger first."""
         if not nomination.nominees:
             return {}, None
         handle = self.data.test
-        known = handle if self.looking is None else self.looking.whole
+        whole_test = handle if self.looking is None else self.looking.whole
         self.reserved = 0.0
         question = {
             "task": self.task.task,
-            "rows": known.split_hash,
+            "rows": whole_test.split_hash,
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [results[name].skin_id for name in nomination.nominees],
-            **self.hurdles.asked(self.data.hashes),
+            **self.hurdles.question_parts(self.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
-        opening = ledger.open(sha256_json(question), known.keys, task=self.task.task, reason=reason)
+        opening = ledger.open(sha256_json(question), whole_test.keys, task=self.task.task, reason=reason)
         examples = handle.open(reason)
         tested: dict[str, Tested] = {}
         for name, result in results.items():
             candidate = self.candidates[name]
-            wanted = name in (*nomination.nominees, self._baseline(results), self.spec.target.against)
-            if wanted:
+            compared = name in (*nomination.nominees, self._baseline(results), self.spec.target.against)
+            if compared:
                 alone = candidate.context.single_test_calls
                 self.reserved += seconds_on_test([result], self.data.test.n, alone, None)
-            if wanted or candidate.traits.side == "reference":
+            if compared or candidate.traits.side == "reference":
                 with self.watch.timed("tests", name):
                     tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
         self.hurdles.open_test(examples, tested, results)

@@ -21,8 +21,8 @@ from bedplate.models.layers.products import Products, backward_product, forward_
 
 def adapted(x: Tensor, module: Linear, a_rI: Tensor, b_Or: Tensor, scaling: float) -> Tensor:
     """x [..., I] → [..., O] in x's dtype, with gradients to x, A and B, the latter in their own dtypes."""
-    found: Any = _Adapted.apply(x, module.weight, module.bias, a_rI, b_Or, scaling, module.products)
-    return found
+    output: Any = _Adapted.apply(x, module.weight, module.bias, a_rI, b_Or, scaling, module.products)
+    return output
 
 
 class _Adapted(torch.autograd.Function):

@@ -107,22 +107,22 @@ class Bank:
         self, config: AdapterConfig, path: str, values: Mapping[str, Tensor], train: bool
     ) -> LinearAdapter | ExpertLowRank:
         site = self._sites[path]
-        own = {end: values[f"{path}.{end}"] for end in config.shapes(path, site.module)}
+        tensors = {end: values[f"{path}.{end}"] for end in config.shapes(path, site.module)}
         if isinstance(site, ExpertSite):
             from bedplate.adapters.lora import attached_experts  # with its config's checks, which a base has no need of
 
-            return attached_experts(config, path, site.module, own, train)
-        return config.attach(path, site.module, own, train)
+            return attached_experts(config, path, site.module, tensors, train)
+        return config.attach(path, site.module, tensors, train)
 
     def remove(self, slot: int) -> None:
         """Free a slot. Raises UsageError while it is selected or merged."""
-        held = self._slot(slot)
+        adapter_slot = self._slot(slot)
         if slot in self._active:
             raise UsageError(f"adapter slot {slot} is selected; select something else before removing it")
-        if held.originals is not None:
+        if adapter_slot.originals is not None:
             raise UsageError(f"adapter slot {slot} is merged into the weights; unmerge it before removing it")
         self._fixed.drop(slot)
-        for path in held.paths:
+        for path in adapter_slot.paths:
             del self._sites[path].adapters[slot]
             self._sites[path].drop_stack()
         del self._slots[slot]
@@ -177,10 +177,10 @@ class Bank:
     def low_rank(self, slot: int) -> dict[str, LowRank]:
         """Module path → A, B and their scaling. UsageError for an adapter of another kind."""
         adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot).paths}
-        found = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, LowRank)}
-        if len(found) < len(adapters):
+        low_rank_adapters = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, LowRank)}
+        if len(low_rank_adapters) < len(adapters):
             raise UsageError(f"adapter slot {slot} holds no low-rank weights: only torch can run it")
-        return found
+        return low_rank_adapters
 
     @torch.no_grad()
     def scales(self, slot: int) -> dict[str, Tensor]:
@@ -199,35 +199,35 @@ class Bank:
         The selection is cleared; only the merged model runs until `unmerge`. The original weights of the adapted
         linears are kept, so `unmerge` restores them bit by bit.
         """
-        held = self._slot(slot)
+        adapter_slot = self._slot(slot)
         if any(s.originals is not None for s in self._slots.values()):
             raise UsageError("an adapter is merged into the weights already; unmerge it first")
         self.select(None)
         originals: dict[str, Tensor] = {}
-        for path in held.paths:
+        for path in adapter_slot.paths:
             weight = self._sites[path].module.weight
             if not weight.is_floating_point():
                 raise UsageError(f"{path} holds {weight.dtype} weights; merge into the unquantised base instead")
             originals[path] = weight.detach().clone()
-        for path in held.paths:
+        for path in adapter_slot.paths:
             weight, adapter = self._sites[path].module.weight, self._sites[path].adapters[slot]
             weight.copy_(adapter.merged(weight.float()))
-        held.originals = originals
+        adapter_slot.originals = originals
 
     @torch.no_grad()
     def unmerge(self, slot: int) -> None:
         """Undo `merge`, restoring the original weights exactly."""
-        held = self._slot(slot)
-        if held.originals is None:
+        adapter_slot = self._slot(slot)
+        if adapter_slot.originals is None:
             raise UsageError(f"adapter slot {slot} is not merged")
-        for path, original in held.originals.items():
+        for path, original in adapter_slot.originals.items():
             self._sites[path].module.weight.copy_(original)
-        held.originals = None
+        adapter_slot.originals = None
 
     def close(self) -> None:
         """Undo any merge, detach from the model and drop every adapter."""
-        for slot, held in self._slots.items():
-            if held.originals is not None:
+        for slot, adapter_slot in self._slots.items():
+            if adapter_slot.originals is not None:
                 self.unmerge(slot)
         self.select(None)
         for slot in list(self._slots):
@@ -249,10 +249,10 @@ def _fixed(model: nn.Module, sites: Mapping[str, Site | ExpertSite]) -> FixedPla
 def _check_held(path: str, adapter: LinearAdapter | ExpertLowRank, values: Mapping[str, Tensor]) -> None:
     """SkinError where the dtype in which an adapter is kept does not hold what it was given, or what is multiplied by
     it: of several adapters together, B is scaled."""
-    held = {end: parameter.detach() for end, parameter in adapter.parameters().items()}
+    stored = {end: parameter.detach() for end, parameter in adapter.parameters().items()}
     if isinstance(adapter, LowRank):
-        held["lora_B"] = held["lora_B"] * adapter.scaling
-    for end, value in held.items():
+        stored["lora_B"] = stored["lora_B"] * adapter.scaling
+    for end, value in stored.items():
         if not bool(torch.isfinite(value).all()):
             largest = float(values[f"{path}.{end}"].abs().max())
             raise SkinError(

@@ -26,8 +26,8 @@ def row_norms(weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scaling: float) -> 
     """
     if not weight_OI.is_floating_point():
         raise UsageError(f"DoRA needs the base's weights in floating point to know their length, not {weight_OI.dtype}")
-    wide = torch.promote_types(weight_OI.dtype, torch.float32)
-    weight, a, b = weight_OI.to(wide), a_rI.to(wide), b_Or.to(wide)
+    dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+    weight, a, b = weight_OI.to(dtype), a_rI.to(dtype), b_Or.to(dtype)
     squares = weight.pow(2).sum(1) + 2 * scaling * (weight @ a.T * b).sum(1) + scaling**2 * (b @ (a @ a.T) * b).sum(1)
     return squares.clamp_min(0.0).sqrt()
 

@@ -35,8 +35,8 @@ class ExpertLowRank:
         a, b = self.a.to(x_MI.dtype), self.b.to(x_MI.dtype)
         if by_torch(x_MI):
             # Its products ask for aligned rows, which are filled up with zeros.
-            more = -a.shape[1] % (ALIGNED // x_MI.element_size())
-            a, b = (F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))) if more else (a, b)
+            padding = -a.shape[1] % (ALIGNED // x_MI.element_size())
+            a, b = (F.pad(a, (0, 0, 0, padding)), F.pad(b, (0, padding))) if padding else (a, b)
         h_Mr = grouped_product(x_MI, a, segments)
         return grouped_product(h_Mr * self.scaling, b, segments)
 
@@ -68,10 +68,12 @@ class ExpertSite:
         self.set_hook(lambda x, segments: self.module.plain(x, segments) + adapter.update(x, segments))
 
     def select_rows(self, rows: AdapterRows) -> None:
-        here = {slot: self.adapters[slot] for slot in rows.slots if slot in self.adapters}
-        self.set_hook((lambda x, segments: self._mixed(x, segments, rows, here)) if here else None)
+        slot_adapters = {slot: self.adapters[slot] for slot in rows.slots if slot in self.adapters}
+        self.set_hook((lambda x, segments: self._mixed(x, segments, rows, slot_adapters)) if slot_adapters else None)
 
-    def _mixed(self, x_MI: Tensor, segments: Segments, rows: AdapterRows, here: Mapping[int, ExpertLowRank]) -> Tensor:
+    def _mixed(
+        self, x_MI: Tensor, segments: Segments, rows: AdapterRows, slot_adapters: Mapping[int, ExpertLowRank]
+    ) -> Tensor:
         """Each adapter on the copies of its own rows' tokens, which stay sorted by expert. How many those are follows
         from the index, which the host has; how many each expert has of them stays on the device."""
         experts, M, N = self.module.experts, len(x_MI), len(rows.index_N)
@@ -81,11 +83,11 @@ class ExpertSite:
         counts = x_MI.new_zeros((1 + len(rows.slots)) * experts, dtype=torch.int64)
         counts.scatter_add_(0, place_M * experts + expert_M, torch.ones_like(expert_M))
         # A row has as many tokens as another, and a token as many copies.
-        own = place_M.argsort(stable=True).split([count * (M // N) for count in rows.counts])
+        orders = place_M.argsort(stable=True).split([count * (M // N) for count in rows.counts])
         y_MO = self.module.plain(x_MI, segments)
-        for slot, order_m, counts_E in zip((BASE_ROW, *rows.slots), own, counts.split(experts), strict=True):
-            if slot in here:
-                update = here[slot].update(x_MI.index_select(0, order_m), Segments(counts_E))
+        for slot, order_m, counts_E in zip((BASE_ROW, *rows.slots), orders, counts.split(experts), strict=True):
+            if slot in slot_adapters:
+                update = slot_adapters[slot].update(x_MI.index_select(0, order_m), Segments(counts_E))
                 y_MO = y_MO.index_add(0, order_m, update)
         return y_MO
 

@@ -27,7 +27,7 @@ from bedplate.models.layers.linear import LowRankHook
 
 NOWHERE = 0
 """The place of a row of the base; adapters' places are counted from 1."""
-MOST = 32
+MAX_PLACES = 32
 """Places. A step with more adapters than these is not recorded."""
 LEAST_RANK = 8
 """Ranks of a place, so that adapters of small ranks share recordings."""
@@ -48,7 +48,7 @@ class FixedPlaces:
     version: changes when the tensors are others: what was recorded before reads memory that is given back."""
 
     def __init__(self, sites: Mapping[str, Site | ExpertSite], together: Sequence[Sequence[str]]) -> None:
-        self._every, self._together = sites, together
+        self._all_sites, self._together = sites, together
         self._sites = {path: site for path, site in sites.items() if isinstance(site, Site)}
         self._places: dict[int, int] = {}
         """Of each slot that has one, the one that was used last at the end."""
@@ -59,18 +59,18 @@ class FixedPlaces:
         self._count = self._rank = 0
         self.version = 0
 
-    def take(self, slots: Collection[int], loaded: int) -> int | None:
+    def assign(self, slots: Collection[int], loaded: int) -> int | None:
         """Puts the adapters of these slots in places, and returns how many places a step with them reads: a power of
         two. None for adapters other than frozen low-rank ones on linears, and for too many. loaded: how many adapters
         there are, for which places are worth making."""
-        if len(slots) > MOST or any(self._adapters(slot) is None for slot in slots):
+        if len(slots) > MAX_PLACES or any(self._adapters(slot) is None for slot in slots):
             return None
         for slot in slots:
             if slot in self._places:
                 self._places[slot] = self._places.pop(slot)
         for slot in slots:
             if slot not in self._places:
-                self._put(slot, slots, min(MOST, loaded))
+                self._assign_place(slot, slots, min(MAX_PLACES, loaded))
         return _power(max(self._places[slot] for slot in slots))
 
     def place_of(self, slot: int) -> int:
@@ -105,52 +105,56 @@ class FixedPlaces:
 
     def _adapters(self, slot: int) -> dict[str, LowRank] | None:
         if slot not in self._paths:
-            found = {path: site.adapters[slot] for path, site in self._every.items() if slot in site.adapters}
-            plain = {path: one for path, one in found.items() if isinstance(one, LowRank) and _is_frozen(one)}
-            self._paths[slot] = plain if len(plain) == len(found) else None
+            adapters = {path: site.adapters[slot] for path, site in self._all_sites.items() if slot in site.adapters}
+            plain = {
+                path: adapter
+                for path, adapter in adapters.items()
+                if isinstance(adapter, LowRank) and _is_frozen(adapter)
+            }
+            self._paths[slot] = plain if len(plain) == len(adapters) else None
         return self._paths[slot]
 
-    def _put(self, slot: int, beside: Collection[int], worth: int) -> None:
+    def _assign_place(self, slot: int, step_slots: Collection[int], worth: int) -> None:
         """The slot's adapter to a free place, to a new one, or to that of an adapter which this step does not have."""
         adapters = self._adapters(slot)
         assert adapters is not None
-        taken = {*self._places.values()}
-        free = next((place for place in range(1, self._count + 1) if place not in taken), None)
+        occupied = {*self._places.values()}
+        free = next((place for place in range(1, self._count + 1) if place not in occupied), None)
         count = self._count
-        if free is None and (count < worth or len(beside) > count):
+        if free is None and (count < worth or len(step_slots) > count):
             free, count = count + 1, _power(count + 1)
         elif free is None:
-            free = self._places.pop(next(other for other in self._places if other not in beside))
+            free = self._places.pop(next(idle_slot for idle_slot in self._places if idle_slot not in step_slots))
         self._places[slot] = free
-        rank = max([self._rank, LEAST_RANK, *(_power(len(one.a)) for one in adapters.values())])
-        magnitudes = {path for path, one in adapters.items() if one.magnitude is not None}
+        rank = max([self._rank, LEAST_RANK, *(_power(len(adapter.a)) for adapter in adapters.values())])
+        magnitudes = {path for path, adapter in adapters.items() if adapter.magnitude is not None}
         fits = adapters.keys() <= self._laid.keys() and all(self._laid[p].less_one is not None for p in magnitudes)
         if (count, rank) == (self._count, self._rank) and fits:
             self._copy(slot)
             return
         self._count, self._rank = count, rank
-        self._lay()
+        self._allocate()
 
     @torch.no_grad()
-    def _lay(self) -> None:
+    def _allocate(self) -> None:
         """Makes the tensors anew, for all that have a place."""
         self.version += 1
         self._laid, self._groups = {}, {}  # before others are made in their stead
-        held = [adapters for slot in self._places if (adapters := self._adapters(slot)) is not None]
-        paths = {path for adapters in held for path in adapters}
-        scaled = {path for adapters in held for path, one in adapters.items() if one.magnitude is not None}
-        like = {path: one.a for adapters in held for path, one in adapters.items()}
+        placed = [adapters for slot in self._places if (adapters := self._adapters(slot)) is not None]
+        paths = {path for adapters in placed for path in adapters}
+        scaled = {path for adapters in placed for path, adapter in adapters.items() if adapter.magnitude is not None}
+        templates = {path: adapter.a for adapters in placed for path, adapter in adapters.items()}
         groups = [tuple(path for path in group if path in paths) for group in self._together]
-        groups = [group for group in groups if len({like[path].dtype for path in group}) == 1]
+        groups = [group for group in groups if len({templates[path].dtype for path in group}) == 1]
         alone = paths - {path for group in groups for path in group}
         C = self._count * self._rank
         with torch.inference_mode(False):
             for group in (*groups, *((path,) for path in sorted(alone))):
-                modules, own = [self._sites[path].module for path in group], like[group[0]]
-                made = self._groups[group] = own.new_zeros(len(group), C, modules[0].in_features)
+                modules, template = [self._sites[path].module for path in group], templates[group[0]]
+                stacked = self._groups[group] = template.new_zeros(len(group), C, modules[0].in_features)
                 for number, (path, module) in enumerate(zip(group, modules, strict=True)):
-                    less_one = own.new_zeros(1 + self._count, module.out_features) if path in scaled else None
-                    self._laid[path] = _Laid(made[number], own.new_zeros(C, module.out_features), less_one)
+                    less_one = template.new_zeros(1 + self._count, module.out_features) if path in scaled else None
+                    self._laid[path] = _Laid(stacked[number], template.new_zeros(C, module.out_features), less_one)
         for slot in self._places:
             self._copy(slot)
 
@@ -161,15 +165,15 @@ class FixedPlaces:
         assert adapters is not None
         begin, end = (place - 1) * self._rank, place * self._rank
         for path, laid in self._laid.items():
-            one, rank = adapters.get(path), 0
-            if one is not None:
-                rank = len(one.a)
-                laid.a_CI[begin : begin + rank] = one.a
-                laid.b_CO[begin : begin + rank] = (one.b * one.scaling).t()
+            adapter, rank = adapters.get(path), 0
+            if adapter is not None:
+                rank = len(adapter.a)
+                laid.a_CI[begin : begin + rank] = adapter.a
+                laid.b_CO[begin : begin + rank] = (adapter.b * adapter.scaling).t()
             laid.a_CI[begin + rank : end] = 0
             laid.b_CO[begin + rank : end] = 0
             if laid.less_one is not None:
-                laid.less_one[place] = 0 if one is None or one.magnitude is None else one.scale() - 1.0
+                laid.less_one[place] = 0 if adapter is None or adapter.magnitude is None else adapter.scale() - 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +198,9 @@ class _FixedHook:
         return y
 
     def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
-        found = [(hook.site, y) for hook, y in parts if isinstance(hook, _FixedHook)]
-        assert len(found) == len(parts)  # one bank alone is active on a model
-        self._add(found, x)
+        fixed_parts = [(hook.site, y) for hook, y in parts if isinstance(hook, _FixedHook)]
+        assert len(fixed_parts) == len(parts)  # one bank alone is active on a model
+        self._add(fixed_parts, x)
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         raise UsageError(f"{self.site.path}: rows with adapters in places have no whole weight of their own")
@@ -208,12 +212,12 @@ class _FixedHook:
             raise UsageError(f"{N} rows have their adapters in places, but {self.site.path} got {list(x.shape)}")
         group = step.groups.get(tuple(site.path for site, _ in parts))
         if group is None or len(parts) == 1:
-            each = [F.linear(x[0], step.laid[site.path].a_CI[:C]) for site, _ in parts]
-            each = [h_NC.masked_fill_(step.others_NC, 0) for h_NC in each]
+            projections = [F.linear(x[0], step.laid[site.path].a_CI[:C]) for site, _ in parts]
+            projections = [h_NC.masked_fill_(step.others_NC, 0) for h_NC in projections]
         else:
             h_nNC = torch.bmm(x.expand(len(parts), -1, -1), group[:, :C].transpose(1, 2))
-            each = h_nNC.masked_fill_(step.others_NC, 0).unbind(0)
-        for (site, y), h_NC in zip(parts, each, strict=True):
+            projections = h_nNC.masked_fill_(step.others_NC, 0).unbind(0)
+        for (site, y), h_NC in zip(parts, projections, strict=True):
             laid = step.laid[site.path]
             y[0].addmm_(h_NC, laid.b_CO[:C])
             if laid.less_one is not None:

@@ -20,7 +20,7 @@ from bedplate.adapters.dora import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import CheckpointError, SkinError, UnsupportedModelError
 from bedplate.models.build import build
-from bedplate.models.families.weights import Step, WeightMap
+from bedplate.models.families.weights import BoundRule, WeightMap
 from bedplate.models.specs import TextSpec
 
 DEEPEST = 1000
@@ -39,33 +39,41 @@ def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap
         return config, dict(tensors)
     if spec is None:
         raise SkinError(f"{min(whole)} stands in a matrix with others; say of which model the adapter is (its spec)")
-    found, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
+    joined_tensors, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
     for step in _groups(weights, spec):
         parts = [name.removesuffix(".weight") for name in step.ours]
-        here = [path for path in parts if path in paths]
-        if not here:
+        adapted_parts = [path for path in parts if path in paths]
+        if not adapted_parts:
             continue
         place = step.theirs[0].removesuffix(".weight")
-        own = [{side: found.pop(f"{path}.{side}") for side in _sides(config)} for path in here]
-        scale, total = config.scaling(here[0]), sum(len(one["lora_A"]) for one in own)
+        part_tensors = [
+            {side: joined_tensors.pop(f"{path}.{side}") for side in _sides(config)} for path in adapted_parts
+        ]
+        scale, total = config.scaling(adapted_parts[0]), sum(len(part["lora_A"]) for part in part_tensors)
         blocks = [torch.zeros(row_counts(spec)[name], total) for name in step.ours]
         begin = 0
-        for path, one in zip(here, own, strict=True):
-            block = one["lora_B"] if config.scaling(path) == scale else one["lora_B"] * (config.scaling(path) / scale)
+        for path, part in zip(adapted_parts, part_tensors, strict=True):
+            block = part["lora_B"] if config.scaling(path) == scale else part["lora_B"] * (config.scaling(path) / scale)
             blocks[parts.index(path)][:, begin : begin + block.shape[1]] = block
             begin += block.shape[1]
-        found[f"{place}.lora_A"] = torch.cat([one["lora_A"] for one in own])
-        found[f"{place}.lora_B"] = _forward(step, blocks, spec)
+        joined_tensors[f"{place}.lora_A"] = torch.cat([part["lora_A"] for part in part_tensors])
+        joined_tensors[f"{place}.lora_B"] = _forward(step, blocks, spec)
         if config.dora:
-            if len(here) < len(parts):
-                raise SkinError(f"DoRA on {', '.join(here)} alone cannot leave: {place} is one matrix with others")
-            found[f"{place}.{MAGNITUDE}"] = _forward(step, [one[MAGNITUDE][:, None] for one in own], spec)[:, 0]
-        root = math.sqrt(total / config.rank(here[0])) if config.rslora else total / config.rank(here[0])
-        alphas[place], ranks[place] = config.alphas.get(here[0], config.alpha) * root, total
-        for path in here:
+            if len(adapted_parts) < len(parts):
+                raise SkinError(
+                    f"DoRA on {', '.join(adapted_parts)} alone cannot leave: {place} is one matrix with others"
+                )
+            joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(
+                step, [part[MAGNITUDE][:, None] for part in part_tensors], spec
+            )[:, 0]
+        root = (
+            math.sqrt(total / config.rank(adapted_parts[0])) if config.rslora else total / config.rank(adapted_parts[0])
+        )
+        alphas[place], ranks[place] = config.alphas.get(adapted_parts[0], config.alpha) * root, total
+        for path in adapted_parts:
             ranks.pop(path, None)
             alphas.pop(path, None)
-    return config.model_copy(update={"ranks": ranks, "alphas": alphas}), found
+    return config.model_copy(update={"ranks": ranks, "alphas": alphas}), joined_tensors
 
 
 def is_part(weights: WeightMap, path: str) -> bool:
@@ -74,38 +82,40 @@ def is_part(weights: WeightMap, path: str) -> bool:
     return weights.to_external(name) is None and weights.holder(name) is not None
 
 
-def apart(
-    config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None, where: str
+def split_fused(
+    config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None, location: str
 ) -> Adapter:
     """The inverse: paths of ours in place of the names of their modules, which `config.targets` holds as well."""
     places = {place for name in tensors if weights.is_group(f"{(place := name.rsplit('.', 1)[0])}.weight")}
     if not places:
         return config, dict(tensors)
     if spec is None:
-        raise SkinError(f"{where}: {min(places)} is several projections in one; say of which model the adapter is")
-    found, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
+        raise SkinError(f"{location}: {min(places)} is several projections in one; say of which model the adapter is")
+    split_tensors, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
     targets = [path for path in config.targets if path not in places]
     for step in _groups(weights, spec):
         place = step.theirs[0].removesuffix(".weight")
         if place not in places:
             continue
         places.discard(place)
-        own = {side: found.pop(f"{place}.{side}") for side in _sides(config)}
+        fused_tensors = {side: split_tensors.pop(f"{place}.{side}") for side in _sides(config)}
         rank, alpha = ranks.pop(place, config.r), alphas.pop(place, config.alpha)
-        blocks = _inverse(step, own["lora_B"], spec, where)
-        lengths = _inverse(step, own[MAGNITUDE][:, None], spec, where) if config.dora else [None] * len(blocks)
+        blocks = _inverse(step, fused_tensors["lora_B"], spec, location)
+        lengths = (
+            _inverse(step, fused_tensors[MAGNITUDE][:, None], spec, location) if config.dora else [None] * len(blocks)
+        )
         used = [(block != 0).any(0) for block in blocks]
-        if not any(bool(one.any()) for one in used):  # an adapter at its start
-            used = [torch.ones_like(one) for one in used]
+        if not any(bool(mask.any()) for mask in used):  # an adapter at its start
+            used = [torch.ones_like(mask) for mask in used]
         for name, block, length, columns in zip(step.ours, blocks, lengths, used, strict=True):
             if not bool(columns.any()) and length is None:
                 continue
-            kept = columns if bool(columns.any()) else torch.ones_like(columns)
-            path, own_rank = name.removesuffix(".weight"), int(kept.sum())
-            found[f"{path}.lora_A"] = own["lora_A"][kept].contiguous()
-            found[f"{path}.lora_B"] = block[:, kept].contiguous()
+            used_columns = columns if bool(columns.any()) else torch.ones_like(columns)
+            path, own_rank = name.removesuffix(".weight"), int(used_columns.sum())
+            split_tensors[f"{path}.lora_A"] = fused_tensors["lora_A"][used_columns].contiguous()
+            split_tensors[f"{path}.lora_B"] = block[:, used_columns].contiguous()
             if length is not None:
-                found[f"{path}.{MAGNITUDE}"] = length[:, 0].contiguous()
+                split_tensors[f"{path}.{MAGNITUDE}"] = length[:, 0].contiguous()
             own_alpha = alpha * (math.sqrt(own_rank / rank) if config.rslora else own_rank / rank)
             targets.append(path)
             if own_rank != config.r:
@@ -113,21 +123,21 @@ def apart(
             if own_alpha != config.alpha:
                 alphas[path] = own_alpha
     if places:
-        raise SkinError(f"{where}: {min(places)} is not a linear inside this family's blocks")
-    return config.model_copy(update={"ranks": ranks, "alphas": alphas, "targets": tuple(targets)}), found
+        raise SkinError(f"{location}: {min(places)} is not a linear inside this family's blocks")
+    return config.model_copy(update={"ranks": ranks, "alphas": alphas, "targets": tuple(targets)}), split_tensors
 
 
 def _sides(config: LoraConfig) -> tuple[str, ...]:
     return ("lora_A", "lora_B", MAGNITUDE) if config.dora else ("lora_A", "lora_B")
 
 
-def _groups(weights: WeightMap, spec: TextSpec) -> Iterator[Step]:
+def _groups(weights: WeightMap, spec: TextSpec) -> Iterator[BoundRule]:
     """Matrices of theirs that hold several of ours, each parameter's first rule."""
-    seen, known = set[str](), row_counts(spec)
+    grouped, counts = set[str](), row_counts(spec)
     for step in weights.steps(spec):
         together = len(step.ours) > 1 and len(step.theirs) == 1 and step.theirs[0].endswith(".weight")
-        if together and seen.isdisjoint(step.ours) and known.keys() >= set(step.ours):
-            seen.update(step.ours)
+        if together and grouped.isdisjoint(step.ours) and counts.keys() >= set(step.ours):
+            grouped.update(step.ours)
             yield step
 
 
@@ -138,21 +148,23 @@ def row_counts(spec: TextSpec) -> Mapping[str, int]:
     if layers > DEEPEST:
         raise SkinError(f"an adapter for a model of {layers} layers; at most {DEEPEST} are read")
     try:
-        return {name: len(one) for name, one in build(spec, device="meta").named_parameters() if one.dim()}
+        return {
+            name: len(parameter) for name, parameter in build(spec, device="meta").named_parameters() if parameter.dim()
+        }
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         raise SkinError(f"an adapter for a model that cannot be built ({str(error).splitlines()[0]})") from error
 
 
-def _forward(step: Step, parts: list[Tensor], spec: TextSpec) -> Tensor:
+def _forward(step: BoundRule, parts: list[Tensor], spec: TextSpec) -> Tensor:
     whole: Any = step.rule.forward(parts, spec)[0]
     return (whole.T if step.rule.turned else whole).contiguous()
 
 
-def _inverse(step: Step, whole: Tensor, spec: TextSpec, where: str) -> list[Tensor]:
+def _inverse(step: BoundRule, whole: Tensor, spec: TextSpec, location: str) -> list[Tensor]:
     try:
         return list(step.rule.inverse([whole.T if step.rule.turned else whole], spec))
     except (RuntimeError, ValueError) as error:
         sizes = list(whole.shape)
-        raise SkinError(f"{where}: {step.theirs[0]} cannot be cut out of a tensor {sizes} ({error})") from error
+        raise SkinError(f"{location}: {step.theirs[0]} cannot be cut out of a tensor {sizes} ({error})") from error
     except (CheckpointError, UnsupportedModelError) as error:
-        raise SkinError(f"{where}: {error}") from error
+        raise SkinError(f"{location}: {error}") from error

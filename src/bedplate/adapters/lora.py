@@ -60,11 +60,11 @@ class LoraConfig(Grown):
 
     def paths(self, modules: Iterable[str], hf_name: Callable[[str], str] | None) -> list[str]:
         """The modules that `targets` name. UsageError for ranks or alphas of others."""
-        found = match_targets(self.targets, modules, hf_name)
-        unknown = sorted((self.ranks.keys() | self.alphas.keys()) - set(found))
+        matched = match_targets(self.targets, modules, hf_name)
+        unknown = sorted((self.ranks.keys() | self.alphas.keys()) - set(matched))
         if unknown:
             raise UsageError(f"LoRA ranks or alphas are set for {unknown[0]!r}, which is not among its targets")
-        return found
+        return matched
 
     def shapes(self, path: str, module: Adaptable) -> dict[str, tuple[int, ...]]:
         """A [r, in], B [out, r], and with DoRA magnitudes [out]; of experts A [experts, r, in], B [experts, out, r]."""
@@ -72,14 +72,14 @@ class LoraConfig(Grown):
         if isinstance(module, ExpertLinear):
             self._check_experts(path)
             return {"lora_A": (module.experts, r, module.in_features), "lora_B": (module.experts, out, r)}
-        found: dict[str, tuple[int, ...]] = {"lora_A": (r, module.in_features), "lora_B": (out, r)}
-        return found | {MAGNITUDE: (out,)} if self.dora else found
+        shapes: dict[str, tuple[int, ...]] = {"lora_A": (r, module.in_features), "lora_B": (out, r)}
+        return shapes | {MAGNITUDE: (out,)} if self.dora else shapes
 
     def _check_experts(self, path: str) -> None:
         if self.dora or self.dropout:
-            what = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
+            feature = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
             raise UsageError(
-                f"LoRA with {what} is not supported on experts, as {path} is; leave it out, or the experts"
+                f"LoRA with {feature} is not supported on experts, as {path} is; leave it out, or the experts"
             )
 
     def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
@@ -126,26 +126,26 @@ def match_targets(
     ("experts.down"): "all-linear" does not mean them, and the end alone does neither.
     Raises SkinError for a target that names nothing, with the names there are.
     """
-    every = list(paths)
+    all_paths = list(paths)
     if targets == ALL_LINEAR:
-        return [path for path in every if not are_experts(path)]
-    wanted = [targets] if isinstance(targets, str) else list(targets)
-    names = {path: _forms(path, hf_name) for path in every}
+        return [path for path in all_paths if not are_experts(path)]
+    target_names = [targets] if isinstance(targets, str) else list(targets)
+    names = {path: _forms(path, hf_name) for path in all_paths}
     chosen: set[str] = set()
-    for target in wanted:
-        found = [
+    for target in target_names:
+        matched = [
             path
             for path, forms in names.items()
             if any(n == target or n.endswith("." + target) for n in forms) and ("." in target or not are_experts(path))
         ]
-        if not found:
+        if not matched:
             leaves = sorted({name.rsplit(".", 1)[-1] for forms in names.values() for name in forms})
             hint = did_you_mean(nearest(target, leaves), f"use {ALL_LINEAR!r} or one of: {', '.join(leaves)}")
             raise SkinError(f"LoRA target {target!r} names no linear of this model; {hint}")
-        chosen.update(found)
+        chosen.update(matched)
     if not chosen:
         raise SkinError(f"LoRA targets are empty. Use {ALL_LINEAR!r} or name at least one linear")
-    return [path for path in every if path in chosen]
+    return [path for path in all_paths if path in chosen]
 
 
 def _forms(path: str, hf_name: Callable[[str], str] | None) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ class LowRank(LinearAdapter):
     magnitude: Magnitude | None = None
 
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        found = {"lora_A": self.a, "lora_B": self.b}
-        return found if self.magnitude is None else found | {MAGNITUDE: self.magnitude.vector}
+        tensors = {"lora_A": self.a, "lora_B": self.b}
+        return tensors if self.magnitude is None else tensors | {MAGNITUDE: self.magnitude.vector}
 
     @property
     def reads_output(self) -> bool:

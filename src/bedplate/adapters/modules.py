@@ -63,9 +63,9 @@ def check_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], tenso
     }
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
-        what = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"
+        mismatch = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"
         raise SkinError(
-            f"the adapter's tensors do not fit its targets on this model: {what}"
+            f"the adapter's tensors do not fit its targets on this model: {mismatch}"
             + (f" (unmatched: {', '.join(unknown[:3])})" if unknown else "")
             + ". Was it made for another base or with other targets?"
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.fused import apart, is_part, joined, row_counts
+from bedplate.adapters.fused import split_fused, is_part, joined, row_counts
 from bedplate.adapters.linear_adapter import Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
 from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
@@ -61,8 +61,8 @@ def peft_files(
     hf = {path: path if weights.is_group(f"{path}.weight") else hf_module_name(weights, path) for path in paths}
     experts = {path: name for path, name in hf.items() if are_experts(path)}
     # These peft reaches by their weights only, which take neither magnitudes nor dropout there.
-    alike = () if config.dora or config.dropout else (p for p in hf if is_taken_for_experts(weights, p, hf[p]))
-    parameters = experts | {path: f"{hf[path]}.weight" for path in alike}
+    ambiguous = () if config.dora or config.dropout else (p for p in hf if is_taken_for_experts(weights, p, hf[p]))
+    parameters = experts | {path: f"{hf[path]}.weight" for path in ambiguous}
     named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
         named |= {f"base_model.model.{hf[path]}.{MAGNITUDE}": tensors[f"{path}.{MAGNITUDE}"] for path in paths}
@@ -93,20 +93,20 @@ def peft_files(
     if parameters:
         fields["target_parameters"] = _target_parameters(config, parameters.values())
     text = json.dumps(fields, indent=2, sort_keys=True, allow_nan=False) + "\n"
-    said = {SPEC: spec_text(spec)} if groups and spec is not None else {}
-    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named, said)}
+    metadata = {SPEC: spec_text(spec)} if groups and spec is not None else {}
+    return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes(named, metadata)}
 
 
 def _stored_tensors(
     tensors: Mapping[str, Tensor], weights: WeightMap, hf: Mapping[str, str], experts: Mapping[str, str]
 ) -> dict[str, Tensor]:
     places = {**hf, **expert_keys(experts)}
-    found: dict[str, Tensor] = {}
+    stored: dict[str, Tensor] = {}
     for path, place in places.items():
         pair = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]
         a, b = to_peft(weights, path, *pair) if path in experts else pair
-        found |= {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
-    return found
+        stored |= {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
+    return stored
 
 
 def task_type_of(weights: WeightMap) -> TaskType:
@@ -151,22 +151,24 @@ def read_peft(
     file does not say it itself (peft's do not). Raises SkinError for other adapter kinds,
     modules that do not match, missing halves, wrong shapes or ranks, NaN, pickles, links.
     """
-    given = contents or {}
+    file_contents = contents or {}
     config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
-    if TENSORS_FILE not in given and not tensors_path.exists() and (directory / "adapter_model.bin").exists():
+    if TENSORS_FILE not in file_contents and not tensors_path.exists() and (directory / "adapter_model.bin").exists():
         raise SkinError(
             f"{directory / 'adapter_model.bin'} is a pickle, which can run code; "
             "save the adapter as safetensors (peft: save_pretrained(..., safe_serialization=True))"
         )
-    fields = read_json_object(config_path, given.get(CONFIG_FILE))
+    fields = read_json_object(config_path, file_contents.get(CONFIG_FILE))
     check_fields(fields, config_path, weights)
-    stored = read_tensors(tensors_path, given.get(TENSORS_FILE))
-    places = [found["module"] for key in stored if (found := _KEY.fullmatch(key))]
+    stored = read_tensors(tensors_path, file_contents.get(TENSORS_FILE))
+    places = [match["module"] for key in stored if (match := _KEY.fullmatch(key))]
     parameters = linear_parameters(places, fields.get("target_parameters"), config_path)
     parameters |= parameter_names(places, fields.get("target_parameters"), config_path)
     of = read_spec(directory, contents) if spec is None else spec
-    known = None if of is None else set(row_counts(of))
-    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, known)
+    model_parameters = None if of is None else set(row_counts(of))
+    tensors, hf = _named_tensors(
+        stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_parameters
+    )
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
     by_module = {path: name for path, name in linears.items() if name not in parameters.values()}
     check_targets(fields.get("target_modules"), by_module, config_path)
@@ -177,7 +179,7 @@ def read_peft(
         tensors |= dict(zip(names, pair, strict=True))
     _check_ranks(config, linears, tensors, tensors_path)
     if any(weights.is_group(f"{path}.weight") for path in linears):
-        config, tensors = apart(config, tensors, weights, of, str(tensors_path))
+        config, tensors = split_fused(config, tensors, weights, of, str(tensors_path))
         hf = {path: hf_module_name(weights, path) for path in config.targets}
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
@@ -193,20 +195,20 @@ def read_peft(
 def read_spec(directory: Path, contents: Mapping[str, bytes] | None = None) -> TextSpec | None:
     """Of the model that an adapter's file is for, where it says it (see `peft_files`)."""
     path = directory / TENSORS_FILE
-    said = read_metadata(path, (contents or {}).get(TENSORS_FILE)).get(SPEC)
+    spec_json = read_metadata(path, (contents or {}).get(TENSORS_FILE)).get(SPEC)
     try:
-        return None if said is None else spec_of(said)
+        return None if spec_json is None else spec_of(spec_json)
     except UnsupportedModelError as error:
         raise SkinError(f"{path}: its metadata {SPEC}: {error}") from error
 
 
 def short_targets(paths: Iterable[str], modules: Iterable[str]) -> Literal["all-linear"] | tuple[str, ...]:
     """The shortest `LoraConfig.targets` that name exactly `paths` among a model's `modules`."""
-    chosen, every = set(paths), list(modules)
-    if chosen == {path for path in every if not are_experts(path)}:
+    chosen, all_modules = set(paths), list(modules)
+    if chosen == {path for path in all_modules if not are_experts(path)}:
         return ALL_LINEAR
     endings = sorted({re.sub(r"^.*\.\d+\.", "", path) for path in chosen})
-    if set(match_targets(endings, every)) == chosen:
+    if set(match_targets(endings, all_modules)) == chosen:
         return tuple(endings)
     return tuple(in_order(chosen))
 
@@ -217,31 +219,31 @@ def _named_tensors(
     path: Path,
     dora: bool,
     parameters: Mapping[str, str],
-    known: Collection[str] | None,
+    model_parameters: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
     hf: dict[str, str] = {}
     for key, tensor in stored.items():
-        found = _KEY.fullmatch(key)
-        if found is None or (found["magnitude"] and not dora):
+        match = _KEY.fullmatch(key)
+        if match is None or (match["magnitude"] and not dora):
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
-        parameter = parameters.get(found["module"])
-        name = parameter or found["module"] + ".weight"
-        ours = name if weights.is_group(name) else weights.from_external(name, known)
+        parameter = parameters.get(match["module"])
+        name = parameter or match["module"] + ".weight"
+        ours = name if weights.is_group(name) else weights.from_external(name, model_parameters)
         inside = ours is not None and ("layers" in ours.split(".") or ours == name)
         if ours is None or not inside or "norm" in ours.split(".")[-2]:
-            raise SkinError(f"{path}: {found['module']} is not a linear inside this family's blocks")
+            raise SkinError(f"{path}: {match['module']} is not a linear inside this family's blocks")
         module = ours.removesuffix(".weight")
-        name = f"{module}.{found['side'] or MAGNITUDE}"
+        name = f"{module}.{match['side'] or MAGNITUDE}"
         if name in tensors:
             raise SkinError(f"{path}: two tensors stand for {name}, one of them {key!r}")
-        tensors[name], hf[module] = tensor, parameter or found["module"]
+        tensors[name], hf[module] = tensor, parameter or match["module"]
     for module, theirs in hf.items():
         for part in ("lora_A", "lora_B", *([MAGNITUDE] if dora else [])):
             if f"{module}.{part}" not in tensors:
-                what = "; the adapter is incomplete" if part != MAGNITUDE else ", although the adapter says use_dora"
-                raise SkinError(f"{path}: {theirs} has no {part}{what}")
+                hint = "; the adapter is incomplete" if part != MAGNITUDE else ", although the adapter says use_dora"
+                raise SkinError(f"{path}: {theirs} has no {part}{hint}")
     if not tensors:
         raise SkinError(f"{path} holds no adapter tensors")
     return tensors, hf
@@ -256,8 +258,8 @@ def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str
                 f"but the configuration says rank {r} ([{r}, in] and [out, {r}])"
             )
         if config.dora and tensors[f"{module}.{MAGNITUDE}"].shape != b.shape[:1]:
-            found = list(tensors[f"{module}.{MAGNITUDE}"].shape)
-            raise SkinError(f"{path}: {name} has a {MAGNITUDE} {found}, its lora_B says [{b.shape[0]}]")
+            shape = list(tensors[f"{module}.{MAGNITUDE}"].shape)
+            raise SkinError(f"{path}: {name} has a {MAGNITUDE} {shape}, its lora_B says [{b.shape[0]}]")
 
 
 def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -> list[str]:
@@ -270,12 +272,12 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
     if single_layers:
         return names
     chosen = {_pattern(name) for name in names}
-    every = {n.removesuffix(".weight") for r in weights.rules for n in r.theirs if n.endswith(".weight")}
+    all_names = {n.removesuffix(".weight") for r in weights.rules for n in r.theirs if n.endswith(".weight")}
     endings: set[str] = set()
     for name in chosen:
         parts = name.rsplit("{i}.", 1)[-1].split(".")
         options = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        fit = next((o for o in options if all(n in chosen for n in every if n.endswith("." + o))), None)
+        fit = next((o for o in options if all(n in chosen for n in all_names if n.endswith("." + o))), None)
         if fit is None:
             return names
         endings.add(fit)

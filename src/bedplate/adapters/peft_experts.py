@@ -28,10 +28,12 @@ def expert_keys(hf: Mapping[str, str]) -> dict[str, str]:
     return {path: _place(name, hf.values()) for path, name in hf.items()}
 
 
-def _place(name: str, every: Iterable[str]) -> str:
+def _place(name: str, names: Iterable[str]) -> str:
     module, parameter = name.rsplit(".", 1)
-    beside = sorted((one.rsplit(".", 1)[1] for one in every if one.rsplit(".", 1)[0] == module), key=_ORDER.index)
-    return module + _INNER * (len(beside) - 1 - beside.index(parameter))
+    siblings = sorted(
+        (full_name.rsplit(".", 1)[1] for full_name in names if full_name.rsplit(".", 1)[0] == module), key=_ORDER.index
+    )
+    return module + _INNER * (len(siblings) - 1 - siblings.index(parameter))
 
 
 def to_peft(weights: WeightMap, path: str, a_ErI: Tensor, b_EOr: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,11 +43,11 @@ def to_peft(weights: WeightMap, path: str, a_ErI: Tensor, b_EOr: Tensor) -> tupl
     return a_ErI.flatten(0, 1).contiguous(), b_EOr.permute(1, 2, 0).flatten(1).contiguous()
 
 
-def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, where: Path) -> tuple[Tensor, Tensor]:
+def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, location: Path) -> tuple[Tensor, Tensor]:
     """The inverse. SkinError for shapes that are not of this rank."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] % rank or a.shape[0] != b.shape[1]:
         raise SkinError(
-            f"{where}: {path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but the configuration says rank "
+            f"{location}: {path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but the configuration says rank "
             f"{rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
         )
     a_ErI, b_EOr = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
@@ -58,16 +60,16 @@ def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, wh
 def _rule(weights: WeightMap, path: str) -> Rule:
     """That by which all experts stand in one tensor of theirs."""
     pattern = re.sub(r"\.\d+\.", ".{i}.", path, count=1) + ".weight"
-    found = (rule for rule in weights.rules if rule.ours == (pattern,) and len(rule.theirs) == 1)
-    rule = next((rule for rule in found if "{e}" not in rule.theirs[0]), None)
+    matching = (rule for rule in weights.rules if rule.ours == (pattern,) and len(rule.theirs) == 1)
+    rule = next((rule for rule in matching if "{e}" not in rule.theirs[0]), None)
     if rule is None:
         raise SkinError(f"the family has no tensor of all experts for {path}; an adapter on them cannot be exported")
     return rule
 
 
-def _exchanges(rule: Rule, like: Tensor) -> bool:
+def _exchanges(rule: Rule, template: Tensor) -> bool:
     """Whether theirs has inputs before outputs."""
-    [probe] = rule.forward([like.new_zeros(1, 4, 3)], None)  # type: ignore[arg-type]
+    [probe] = rule.forward([template.new_zeros(1, 4, 3)], None)  # type: ignore[arg-type]
     return tuple(probe.shape) == (1, 3, 4)
 
 
@@ -76,45 +78,49 @@ def is_taken_for_experts(weights: WeightMap, path: str, name: str) -> bool:
     which files have of each expert, and peft looks for those in the parameter that holds them all. A linear so named
     (of an expert for all tokens, or a layer without experts) is reached as `target_parameters` alone, by its weight."""
     end = name.rsplit(".", 1)[-1]
-    each = (one.split(".") for rule in weights.rules for one in rule.theirs if "{e}" in one)
-    return not are_experts(path) and any(parts[-2] == end for parts in each if len(parts) > 1)
+    expert_names = (external.split(".") for rule in weights.rules for external in rule.theirs if "{e}" in external)
+    return not are_experts(path) and any(parts[-2] == end for parts in expert_names if len(parts) > 1)
 
 
-def linear_parameters(stored: Iterable[str], targets: Any, where: Path) -> dict[str, str]:
+def linear_parameters(stored: Iterable[str], targets: Any, location: Path) -> dict[str, str]:
     """Of the modules that the tensors' keys name, those that are linears and are named by their weights: what stands
     there → the parameter's name."""
-    ends = [one.removesuffix(".weight") for one in _names(targets, where) if one.endswith(".weight")]
+    ends = [target.removesuffix(".weight") for target in _names(targets, location) if target.endswith(".weight")]
     return {place: f"{place}.weight" for place in stored if any(_is_end(end, place) for end in ends)}
 
 
-def parameter_names(stored: Iterable[str], targets: Any, where: Path) -> dict[str, str]:
+def parameter_names(stored: Iterable[str], targets: Any, location: Path) -> dict[str, str]:
     """Of the modules that the tensors' keys name, experts with `target_parameters`: what stands there → the parameter's
     name. SkinError for targets that no tensor has, or tensors that no target names. A target without a module's name
     is that of any experts, as peft writes it who was given the names of single experts' matrices."""
     stored = set(stored)
-    named = [one.rpartition(".")[::2] for one in _names(targets, where) if not one.endswith(".weight")]
+    named = [target.rpartition(".")[::2] for target in _names(targets, location) if not target.endswith(".weight")]
     if not named:
         return {}
-    found: dict[str, str] = {}
+    names_by_place: dict[str, str] = {}
     modules = {re.sub(rf"({re.escape(_INNER)})+$", "", place) for place in stored}
     for module in sorted(modules):
-        own = {parameter for end, parameter in named if (_is_end(end, module) if end else _is_end("experts", module))}
-        unknown = sorted(own - set(_ORDER))
+        parameters = {
+            parameter for end, parameter in named if (_is_end(end, module) if end else _is_end("experts", module))
+        }
+        unknown = sorted(parameters - set(_ORDER))
         if unknown:
-            raise SkinError(f"{where}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported")
-        names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in own}
-        found |= {place: name for name, place in expert_keys(names).items()}
-    lost = sorted(found.keys() - stored)
-    if lost or not found:
-        raise SkinError(f"{where}: target_parameters names {lost or targets}, but the adapter has no tensors for it")
-    return found
+            raise SkinError(
+                f"{location}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported"
+            )
+        names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in parameters}
+        names_by_place |= {place: name for name, place in expert_keys(names).items()}
+    lost = sorted(names_by_place.keys() - stored)
+    if lost or not names_by_place:
+        raise SkinError(f"{location}: target_parameters names {lost or targets}, but the adapter has no tensors for it")
+    return names_by_place
 
 
-def _names(targets: Any, where: Path) -> list[str]:
+def _names(targets: Any, location: Path) -> list[str]:
     if not targets:
         return []
-    if not isinstance(targets, list) or not all(isinstance(one, str) for one in targets):
-        raise SkinError(f"{where}: target_parameters must be a list of names, got {targets!r}")
+    if not isinstance(targets, list) or not all(isinstance(target, str) for target in targets):
+        raise SkinError(f"{location}: target_parameters must be a list of names, got {targets!r}")
     return targets
 
 

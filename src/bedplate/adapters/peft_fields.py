@@ -66,12 +66,14 @@ def check_fields(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> N
     for name, inert in _INERT.items():
         # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
         if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
-            what = "LoRA and DoRA on linears, and LoRA on experts,"
-            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {what} are")
-    known = (*_READ, *_INERT, *_FREE)
+            supported = "LoRA and DoRA on linears, and LoRA on experts,"
+            raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {supported} are")
+    field_names = (*_READ, *_INERT, *_FREE)
     for name, value in fields.items():
-        if name not in known and value not in (None, False, [], {}):
-            hint = did_you_mean(nearest(name, known), "set it to null if it does not change what the adapter computes")
+        if name not in field_names and value not in (None, False, [], {}):
+            hint = did_you_mean(
+                nearest(name, field_names), "set it to null if it does not change what the adapter computes"
+            )
             raise SkinError(f"{path}: {name}={value!r} is not a field that is known here; {hint}")
     _check_start(fields.get("init_lora_weights"), path)
 
@@ -108,10 +110,10 @@ def check_targets(targets: Any, hf: Mapping[str, str], path: Path) -> None:
         unnamed = _unmatched(targets, hf.values(), path)
     elif isinstance(targets, list) and all(isinstance(t, str) for t in targets):
         matches = {t: [n for n in hf.values() if n == t or n.endswith("." + t)] for t in targets}
-        empty = [t for t, found in matches.items() if not found]
+        empty = [t for t, matched in matches.items() if not matched]
         if empty:
             raise SkinError(f"{path}: target_modules names {empty[0]!r}, but the adapter has no tensors for it")
-        named = {name for found in matches.values() for name in found}
+        named = {name for matched in matches.values() for name in matched}
         unnamed = [name for name in hf.values() if name not in named]
     else:
         raise SkinError(f"{path}: target_modules must be a list of names or a regular expression, got {targets!r}")
@@ -167,8 +169,8 @@ def _by_path(patterns: Any, hf: Mapping[str, str], path: Path) -> dict[str, Any]
         whole, inner = pattern.startswith("^"), pattern.startswith(".*\\.")
         name = pattern.removeprefix("^").removeprefix(".*\\.").removesuffix("$").replace("\\.", ".")
         if not re.fullmatch(r"[\w.-]+", name):
-            what = "rank_pattern or alpha_pattern is not a module name"
-            raise SkinError(f"{path}: {pattern!r} in {what}; write plain names")
+            problem = "rank_pattern or alpha_pattern is not a module name"
+            raise SkinError(f"{path}: {pattern!r} in {problem}; write plain names")
         named.append((name, whole, inner, value))
     resolved: dict[str, Any] = {}
     for module, theirs in hf.items():

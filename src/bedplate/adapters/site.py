@@ -46,45 +46,45 @@ class AdapterRows:
     def __init__(self, index: Sequence[int], slots: tuple[int, ...], device: torch.device) -> None:
         """index: of each row its slot, on the host, so that a device need not be waited for. device: where rows are."""
         self.slots, self._index, self._device = slots, index, device
-        self.index_N = self._there(index)
-        self._others: dict[tuple[tuple[int, int], ...], Tensor] = {}
+        self.index_N = self._on_device(index)
+        self._foreign_masks: dict[tuple[tuple[int, int], ...], Tensor] = {}
         self._places: dict[tuple[int, ...], Tensor] = {}
 
     @cached_property
     def counts(self) -> list[int]:
         """Rows of the base, then of each slot."""
-        found = Counter(self._index)
-        return [found[slot] for slot in (BASE_ROW, *self.slots)]
+        row_counts = Counter(self._index)
+        return [row_counts[slot] for slot in (BASE_ROW, *self.slots)]
 
     @cached_property
     def order_N(self) -> Tensor:
         """The rows sorted by slot, those of the base first."""
-        return self._there(self._order)
+        return self._on_device(self._order)
 
     @cached_property
     def inverse_N(self) -> Tensor:
-        return self._there(np.argsort(self._order))
+        return self._on_device(np.argsort(self._order))
 
     @cached_property
     def _order(self) -> NDArray[np.int64]:
         return np.argsort(np.array(self._index, dtype=np.int64), kind="stable")
 
-    def _there(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
+    def _on_device(self, numbers: Sequence[int] | NDArray[np.int64]) -> Tensor:
         return integers(numbers, self._device)
 
-    def others(self, columns: tuple[tuple[int, int], ...], slot_R: Tensor | None = None) -> Tensor:
+    def foreign_columns(self, columns: tuple[tuple[int, int], ...], slot_R: Tensor | None = None) -> Tensor:
         """Bool [N, R]: the columns of a row that are not of its own adapter. `columns` lists (slot, rank) in stacking
         order; slot_R is `slots_of` them, where that is at hand."""
-        if columns not in self._others:
+        if columns not in self._foreign_masks:
             slot_R = slots_of(columns, self._device) if slot_R is None else slot_R
-            self._others[columns] = self.index_N[:, None] != slot_R
-        return self._others[columns]
+            self._foreign_masks[columns] = self.index_N[:, None] != slot_R
+        return self._foreign_masks[columns]
 
     def places(self, slots: tuple[int, ...]) -> Tensor:
         """[N]: the row's slot's place in `slots`, counted from 1; 0 where it is none of them."""
         if slots not in self._places:
             place = {slot: number for number, slot in enumerate(slots, 1)}
-            self._places[slots] = self._there([place.get(slot, 0) for slot in self._index])
+            self._places[slots] = self._on_device([place.get(slot, 0) for slot in self._index])
         return self._places[slots]
 
 
@@ -117,7 +117,7 @@ class Site:
         if adapter is None:
             self.set_hook(None)
             return
-        self.set_hook(_One(self, slot))
+        self.set_hook(_SingleHook(self, slot))
 
     def select_rows(self, rows: AdapterRows) -> None:
         if any(slot in self.adapters for slot in rows.slots):
@@ -132,10 +132,10 @@ class Site:
         if adapter is None:
             return weight
         key = (id(adapter), weight._version, *(p._version for p in adapter.parameters().values()))
-        held = self._merged.get(slot)
-        if held is None or held[0] != key:
-            held = self._merged[slot] = (key, adapter.merged(weight.float()).to(weight.dtype))
-        return held[1]
+        cached = self._merged.get(slot)
+        if cached is None or cached[0] != key:
+            cached = self._merged[slot] = (key, adapter.merged(weight.float()).to(weight.dtype))
+        return cached[1]
 
     def mixed_update(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """What each row's adapter adds to the linear's output y."""
@@ -163,22 +163,22 @@ class Site:
         if x_NI.is_cpu or x_NI.dim() != 2 or torch.is_grad_enabled():
             return False
         active = [self.adapters[slot] for slot in rows.slots if slot in self.adapters]
-        plain = all(isinstance(one, LowRank) and one.magnitude is None for one in active)
+        plain = all(isinstance(adapter, LowRank) and adapter.magnitude is None for adapter in active)
         return plain and not self.module.training and torch_product_works(x_NI.device, x_NI.dtype)
 
     def low_rank(self, rows: AdapterRows) -> list[tuple[int, LowRank]]:
         """Those of the batch's adapters here that can be stacked, by their slots."""
-        found = ((slot, self.adapters.get(slot)) for slot in rows.slots)
-        return [(slot, adapter) for slot, adapter in found if isinstance(adapter, LowRank)]
+        adapters = ((slot, self.adapters.get(slot)) for slot in rows.slots)
+        return [(slot, adapter) for slot, adapter in adapters if isinstance(adapter, LowRank)]
 
     def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns, whatever another
         adapter makes of it: 0 times an infinity would be NaN."""
         active = self.low_rank(rows)
         a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
-        others = rows.others(tuple((slot, a.a.shape[0]) for slot, a in active))
-        others = others.view(others.shape[0], *(1,) * (x.dim() - 2), others.shape[1])
-        update = F.linear(F.linear(x, a_RI).masked_fill_(others, 0), b_OR)
+        foreign = rows.foreign_columns(tuple((slot, a.a.shape[0]) for slot, a in active))
+        foreign = foreign.view(foreign.shape[0], *(1,) * (x.dim() - 2), foreign.shape[1])
+        update = F.linear(F.linear(x, a_RI).masked_fill_(foreign, 0), b_OR)
         if less_one is None:
             return update
         less_one_NO = less_one.index_select(0, rows.places(tuple(slot for slot, _ in active)))
@@ -188,8 +188,8 @@ class Site:
     def segmented(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Rows sorted by adapter, two GEMMs per adapter, sorted back."""
         parts = x.index_select(0, rows.order_N).split(rows.counts)
-        wanted = any(self.adapters[s].reads_output for s in rows.slots if s in self.adapters)
-        outputs = y.index_select(0, rows.order_N).split(rows.counts) if wanted else [None] * len(parts)
+        reads_output = any(self.adapters[s].reads_output for s in rows.slots if s in self.adapters)
+        outputs = y.index_select(0, rows.order_N).split(rows.counts) if reads_output else [None] * len(parts)
         updates: list[Tensor] = []
         for slot, part, output in zip((BASE_ROW, *rows.slots), parts, outputs, strict=True):
             adapter = self.adapters.get(slot)
@@ -220,11 +220,16 @@ class Site:
     def _grouped_weights(self, active: Mapping[int, LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [S, r, I] and scaled B [S, O, r], ranks filled up with zeros to what is a multiple of
         what such products ask for."""
-        most = max(one.a.shape[0] for one in active.values())
-        most += -most % _ALIGNED
-        a_SrI = torch.stack([F.pad(one.a.to(dtype), (0, 0, 0, most - len(one.a))) for one in active.values()])
+        max_rank = max(adapter.a.shape[0] for adapter in active.values())
+        max_rank += -max_rank % _ALIGNED
+        a_SrI = torch.stack(
+            [F.pad(adapter.a.to(dtype), (0, 0, 0, max_rank - len(adapter.a))) for adapter in active.values()]
+        )
         b_SOr = torch.stack(
-            [F.pad((one.b * one.scaling).to(dtype), (0, most - one.b.shape[1])) for one in active.values()]
+            [
+                F.pad((adapter.b * adapter.scaling).to(dtype), (0, max_rank - adapter.b.shape[1]))
+                for adapter in active.values()
+            ]
         )
         return a_SrI, b_SOr
 
@@ -250,16 +255,18 @@ class Site:
 
     def drop_stack(self) -> None:
         self._stack = self._joint = None
-        self._merged = {slot: held for slot, held in self._merged.items() if slot in self.adapters}
+        self._merged = {slot: merged for slot, merged in self._merged.items() if slot in self.adapters}
 
     def joint(self, sites: Sequence[Site], rows: AdapterRows, dtype: torch.dtype) -> Joint:
         """A of all adapters of the batch at all these sites below each other. Kept for the next step."""
         active = [site.low_rank(rows) for site in sites]
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for each in active for slot, a in each))
+        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for adapters in active for slot, a in adapters))
         if self._joint is None or self._joint[0] != key:
-            each_OR = [torch.cat([(a.b * a.scaling).to(dtype) for _, a in one], dim=1) for one in active]
-            columns = tuple((slot, a.a.shape[0]) for one in active for slot, a in one)
-            a_RI = torch.cat([a.a.to(dtype) for one in active for _, a in one])
+            each_OR = [
+                torch.cat([(a.b * a.scaling).to(dtype) for _, a in site_adapters], dim=1) for site_adapters in active
+            ]
+            columns = tuple((slot, a.a.shape[0]) for site_adapters in active for slot, a in site_adapters)
+            a_RI = torch.cat([a.a.to(dtype) for site_adapters in active for _, a in site_adapters])
             self._joint = key, Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device))
         return self._joint[1]
 
@@ -297,21 +304,21 @@ class _Hook(ABC):
         for hook, y in hooks:
             if not hook.adds(x):
                 y.add_(hook.update(x, y))
-            elif isinstance(hook, _One):
+            elif isinstance(hook, _SingleHook):
                 hook.add_one(x, y)
 
 
 def _add_rows(parts: Sequence[tuple[Site, Tensor]], x: Tensor, rows: AdapterRows) -> None:
     """One product with all A, one mask, and of each linear one product that is added to what is there."""
     joint = parts[0][0].joint([site for site, _ in parts], rows, x.dtype)
-    h_NR = F.linear(x[0], joint.a_RI).masked_fill_(rows.others(joint.columns, joint.slot_R), 0)
+    h_NR = F.linear(x[0], joint.a_RI).masked_fill_(rows.foreign_columns(joint.columns, joint.slot_R), 0)
     begin = 0
     for (_, y), b_OR in zip(parts, joint.each_OR, strict=True):
         y[0].addmm_(h_NR[:, begin : begin + b_OR.shape[1]], b_OR.t())
         begin += b_OR.shape[1]
 
 
-class _One(_Hook):
+class _SingleHook(_Hook):
     """The hook of one adapter for all rows."""
 
     def __init__(self, site: Site, slot: int) -> None:
@@ -370,5 +377,5 @@ class _Rows(_Hook):
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
         parts = self._rows.order_N.split(self._rows.counts)
-        found = zip(parts, (BASE_ROW, *self._rows.slots), strict=True)
-        return [(rows, self.site.whole(slot)) for rows, slot in found if len(rows)]
+        slot_parts = zip(parts, (BASE_ROW, *self._rows.slots), strict=True)
+        return [(rows, self.site.whole(slot)) for rows, slot in slot_parts if len(rows)]

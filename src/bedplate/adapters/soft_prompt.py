@@ -25,7 +25,7 @@ from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec
 
 SOFT_PROMPT_FILE = "soft_prompt.safetensors"
-_OWN, _PEFT = "soft_prompt", "prompt_embeddings"
+_NATIVE, _PEFT = "soft_prompt", "prompt_embeddings"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class SoftPrompt:
 
     def to_bytes(self) -> bytes:
         """The content of `soft_prompt.safetensors`."""
-        return tensor_bytes({_OWN: self.vectors.float()})
+        return tensor_bytes({_NATIVE: self.vectors.float()})
 
 
 def stand_ins(count: int) -> tuple[int, ...]:
@@ -73,8 +73,8 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
     weight = model.embedding.weight.detach()
     scales = model.spec.main.scales
     scale = 1.0 if scales is None else scales.embedding
-    found = weight[torch.tensor(chosen, device=weight.device)] * scale
-    return found.to(torch.promote_types(found.dtype, torch.float32), copy=True)
+    vectors = weight[torch.tensor(chosen, device=weight.device)] * scale
+    return vectors.to(torch.promote_types(vectors.dtype, torch.float32), copy=True)
 
 
 @contextmanager
@@ -86,12 +86,12 @@ def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
     """
     count = len(vectors)
 
-    def given(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
-        inputs, *others = args
+    def insert_vectors(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
+        inputs, *extra_args = args
         own_BTD = F.embedding((inputs.tokens + count).clamp(0, count - 1), vectors)
-        return replace(inputs, vectors=own_BTD, given=inputs.tokens < 0), *others
+        return replace(inputs, vectors=own_BTD, vector_mask=inputs.tokens < 0), *extra_args
 
-    hook = model.register_forward_pre_hook(given)
+    hook = model.register_forward_pre_hook(insert_vectors)
     try:
         yield
     finally:
@@ -100,7 +100,7 @@ def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:
     """Read `soft_prompt.safetensors`. SkinError when it is corrupt, a link, or holds anything else."""
-    return SoftPrompt(_only(read_tensors(path, content), _OWN, path))
+    return SoftPrompt(_only(read_tensors(path, content), _NATIVE, path))
 
 
 def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> dict[str, bytes]:
@@ -136,10 +136,10 @@ def read_peft_prompt(directory: Path) -> SoftPrompt:
             f"{config_path}: a soft prompt for {fields['num_transformer_submodules']} stacks; one is served"
         )
     prompt = SoftPrompt(_only(read_tensors(tensors_path), _PEFT, tensors_path))
-    said = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
-    if said[0] != len(prompt) or said[1] not in {None, prompt.size}:
+    declared = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
+    if declared[0] != len(prompt) or declared[1] not in {None, prompt.size}:
         raise SkinError(
-            f"{directory}: the configuration says [{said[0]}, {said[1]}], the vectors are {prompt.vectors.shape}"
+            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are {prompt.vectors.shape}"
         )
     return prompt
 

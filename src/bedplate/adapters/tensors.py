@@ -21,8 +21,8 @@ MAX_JSON_BYTES = 16 * 1024**2
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """The bytes of a safetensors file: the same for the same tensors, whatever their order."""
-    own = {name: t.detach().to("cpu").contiguous().clone() for name, t in sorted(tensors.items())}
-    data = safetensors.torch.save(own, metadata={"format": "pt", **(metadata or {})})
+    cpu_tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in sorted(tensors.items())}
+    data = safetensors.torch.save(cpu_tensors, metadata={"format": "pt", **(metadata or {})})
     if not metadata:
         return data
     # The library writes several metadata in any order.
@@ -59,10 +59,10 @@ def read_tensors(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise SkinError(f"{path}: tensor {name!r} has dtype {tensor.dtype}; a floating-point type is needed")
-        wide = tensor.to(torch.float32)
-        if not bool(torch.isfinite(wide).all()):
+        values = tensor.to(torch.float32)
+        if not bool(torch.isfinite(values).all()):
             raise SkinError(f"{path}: tensor {name!r} holds NaN or infinity; the file is refused")
-        read[name] = wide
+        read[name] = values
     return read
 
 

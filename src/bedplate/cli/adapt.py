@@ -12,13 +12,13 @@ import typer
 
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide, program
+from bedplate.cli.options import Overrides, AllColumns, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
-from bedplate.report.said import costs, said
+from bedplate.report.said import costs, shown_estimate
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
@@ -67,7 +67,7 @@ def adapt(
         typer.Option(
             help="A skin that the new ones take over from, on newer data: a directory, or a name or id.",
             show_default=False,
-            callback=paths.known,
+            callback=paths.catalog_target,
         ),
     ] = None,
     dtype: Annotated[
@@ -98,7 +98,7 @@ def adapt(
         int | None,
         typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.", show_default=False),
     ] = None,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
     """Find the cheapest adaptation of a base that provably meets the bar.
@@ -156,13 +156,13 @@ def adapt(
     long as there is none.
     """
     options = {"dtype": dtype, "weights": weights, "kernel": kernel}
-    held = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
+    option_overrides = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
     seconds = None if budget is None else parse_seconds("--budget", budget)
-    wanted = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
+    rung_names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
     sizes = () if curve is None else _sizes(curve)
     from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
 
-    spec = look(task_file, [*(overrides or ()), *held], wanted)
+    spec = look(task_file, [*(overrides or ()), *option_overrides], rung_names)
     minutes = spec.budget.train_minutes
     limit = seconds if seconds is not None else None if minutes is None else minutes * 60
     if label_budget is not None and (curve is not None or parent is not None):
@@ -172,33 +172,37 @@ def adapt(
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    known: _Common = {
-        "rungs": wanted,
+    common: _Common = {
+        "rungs": rung_names,
         "budget": seconds,
         "seed": seed,
-        "overrides": [*(overrides or ()), *held],
+        "overrides": [*(overrides or ()), *option_overrides],
         "exhaustive": exhaustive,
     }
-    says, file = tuple[str, ...](), None
+    messages, file = tuple[str, ...](), None
     with Countdown("adapt: time limit", None if exhaustive else limit):
         if label_budget is None:
             from bedplate.adaptation.ladder import adapt as climb
 
-            report = climb(task_file, out, **known, curve=sizes, parent=None if parent is None else _directory(parent))
+            report = climb(task_file, out, **common, curve=sizes, parent=None if parent is None else _directory(parent))
         else:
             from bedplate.adaptation.label_budget import adapt_with_labels
 
-            step = adapt_with_labels(task_file, out, label_budget, **known)
-            report, says, file = step.report, step.says, step.file
+            step = adapt_with_labels(task_file, out, label_budget, **common)
+            report, messages, file = step.report, step.messages, step.file
     if report is None:
-        print(json.dumps({"verdict": None, "file": file and str(file), "says": says}) if as_json else "\n".join(says))
+        print(
+            json.dumps({"verdict": None, "file": file and str(file), "says": messages})
+            if as_json
+            else "\n".join(messages)
+        )
         return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
     else:
         show(report, task_file.parent)
-        print("\n".join(says), end="\n" if says else "")
+        print("\n".join(messages), end="\n" if messages else "")
     return EXIT_CODES[report.verdict["status"]]
 
 
@@ -249,45 +253,45 @@ def show(report: Report, directory: Path = Path()) -> None:
     for row in report.rungs:
         if row["status"] != "done":
             screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}")
-    for one in data["not_tried"]:
-        if one["what"] == "part":
-            screen.print(f"{one['rung']}: {escape(one['reason'])}")
-    for rung, found in (data.get("requirements") or {}).items():
-        for one in found:
-            held = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[one["holds"]]
-            screen.print(f"{rung}: a requirement {held}: {escape(one['reason'])}")
+    for omission in data["not_tried"]:
+        if omission["what"] == "part":
+            screen.print(f"{omission['rung']}: {escape(omission['reason'])}")
+    for rung, checks in (data.get("requirements") or {}).items():
+        for check in checks:
+            status = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[check["holds"]]
+            screen.print(f"{rung}: a requirement {status}: {escape(check['reason'])}")
     for rung, guards in data["guards"].items():
         for guard in guards:
-            held = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
-            screen.print(f"{rung}: the {guard['guard']} guard {held}: {escape(guard['reason'])}")
-    for rung, found in data["formats"].items():
-        stays = "keeps its own weights" if found["weights"] is None else f"stays in {found['weights']}"
-        served = f"is served in {found['kept']} instead of {found['weights']}" if found["kept"] else stays
-        screen.print(f"{rung} {served}: {escape(found['reason'])}")
+            status = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
+            screen.print(f"{rung}: the {guard['guard']} guard {status}: {escape(guard['reason'])}")
+    for rung, chosen in data["formats"].items():
+        stays = "keeps its own weights" if chosen["weights"] is None else f"stays in {chosen['weights']}"
+        served = f"is served in {chosen['kept']} instead of {chosen['weights']}" if chosen["kept"] else stays
+        screen.print(f"{rung} {served}: {escape(chosen['reason'])}")
     for line in groups_said(data["data"]):
         screen.print(escape(line))
     for note in (data["ledger"] or {}).get("notes", ()):
         screen.print(f"note: {escape(note)}")
-    for one in data["predictions"]:
+    for prediction in data["predictions"]:
         outcomes = {
             "true": "held",
             "false": "did not hold",
             "undecided": "undecided",
             "not_tested": "not tested",
         }
-        how = outcomes[one["held"]]
-        screen.print(f"rule of thumb ({one['rule']}), that {escape(one['prediction'])}: {how}")
+        how = outcomes[prediction["held"]]
+        screen.print(f"rule of thumb ({prediction['rule']}), that {escape(prediction['prediction'])}: {how}")
     if data["data"].get("second_labels"):
         screen.print(escape(data["data"]["second_labels"]["said"]))
     spread = [row for row in report.rungs if len(row["seeds"]) > 1]
     for row in spread:
-        values = ", ".join(said(data, seed["estimate"]) for seed in row["seeds"])
+        values = ", ".join(shown_estimate(data, seed["estimate"]) for seed in row["seeds"])
         screen.print(f"{row['rung']}: seeds on valid {values}")
     if report.comparison is not None:
         c = report.comparison
         digits = 4 if costs(data) else 3
-        apart, low, high = (f"{value:+.{digits}f}" for value in (c["difference"], *c["interval"]))
-        screen.print(f"on test, {c['a']} minus {c['b']}: {apart} ({low} to {high}), p = {c['p_value']:.2g}")
+        difference, low, high = (f"{value:+.{digits}f}" for value in (c["difference"], *c["interval"]))
+        screen.print(f"on test, {c['a']} minus {c['b']}: {difference} ({low} to {high}), p = {c['p_value']:.2g}")
     if data["curve"] is not None:
         show_curve(data)
     screen.print()
@@ -303,10 +307,10 @@ def groups_said(data: Mapping[str, Any]) -> list[str]:
     columns = " or ".join(grouping["columns"])
     because = f"rows are independent, as the task file says: {grouping['ungrouped_because']}"
     lines = [f"groups: rows of one {columns} stay together" if columns else f"groups: {because}"]
-    for one in grouping["found"]:
-        answer = "" if one["answer"] is None else f"; not a group, as the task file says: {one['answer']}"
-        if one["kind"] != "column" or one["design_effect"] > 1 or answer:
-            lines.append(f"groups: {one['says']}{answer}")
+    for finding in grouping["found"]:
+        answer = "" if finding["answer"] is None else f"; not a group, as the task file says: {finding['answer']}"
+        if finding["kind"] != "column" or finding["design_effect"] > 1 or answer:
+            lines.append(f"groups: {finding['says']}{answer}")
     return lines
 
 
@@ -317,8 +321,8 @@ def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]
     return (
         row["rung"],
         row["split"],
-        said(report, row["estimate"]),
-        f"{said(report, low)}-{said(report, high)}",
+        shown_estimate(report, row["estimate"]),
+        f"{shown_estimate(report, low)}-{shown_estimate(report, high)}",
         str(row["n"]),
         str(row["groups"]),
         *(
@@ -336,18 +340,18 @@ def show_curve(report: Mapping[str, Any]) -> None:
     sizes = sorted({point["size"] for point in curve["points"]})
     cells: dict[str, dict[int, str]] = {}
     for point in curve["points"]:
-        cells.setdefault(point["rung"], {})[point["size"]] = _between(report, point)
+        cells.setdefault(point["rung"], {})[point["size"]] = _with_interval(report, point)
     for flat in curve["flat"]:
-        cells[flat["rung"]] = dict.fromkeys(sizes, _between(report, flat))
-    rows = [(rung, *(found.get(size, "") for size in sizes)) for rung, found in cells.items()]
+        cells[flat["rung"]] = dict.fromkeys(sizes, _with_interval(report, flat))
+    rows = [(rung, *(by_size.get(size, "") for size in sizes)) for rung, by_size in cells.items()]
     screen.print()
     table(("rung", *numbers(*(f"{size:,}" for size in sizes))), rows, title=f"{curve['metric']} on valid, by labels")
     for line in (*curve["left_out"], *curve["says"]):
         screen.print(escape(line))
 
 
-def _between(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
-    estimate, low, high = (said(report, value) for value in (point["estimate"], *point["interval"]))
+def _with_interval(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:
+    estimate, low, high = (shown_estimate(report, value) for value in (point["estimate"], *point["interval"]))
     return f"{estimate} ({low}-{high})"
 
 
@@ -367,6 +371,8 @@ def _next(report: Report, directory: Path) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        names = [one["name"] for one in data["lineage"]["bases"]]  # a server holds one, also for a skin that needs none
+        names = [
+            record["name"] for record in data["lineage"]["bases"]
+        ]  # a server holds one, also for a skin that needs none
         base = _from_here(row["base"] if row["base"] in names else names[0], directory)
         print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")

@@ -40,12 +40,12 @@ class _Place:
 def _places(table: Mapping[str, tuple[str, str]], path: tuple[str, ...] = ()) -> Iterator[_Place]:
     yield _Place(path, {verb: line for verb, (_, line) in table.items()}, {"--help": "Show this text."}, {})
     for verb, (module, line) in table.items():
-        found = importlib.import_module(module)
-        actions = getattr(found, "ACTIONS", None)
+        command_module = importlib.import_module(module)
+        actions = getattr(command_module, "ACTIONS", None)
         if actions is not None:
             yield from _places(actions, (*path, verb))
         else:
-            yield _command((*path, verb), getattr(found, verb.replace("-", "_")), line)
+            yield _command((*path, verb), getattr(command_module, verb.replace("-", "_")), line)
 
 
 def _command(path: tuple[str, ...], function: Any, line: str) -> _Place:
@@ -55,13 +55,13 @@ def _command(path: tuple[str, ...], function: Any, line: str) -> _Place:
     values: dict[str, tuple[str, ...]] = {}
     words: dict[str, str] = {}
     hints = typing.get_type_hints(function)
-    for one in command_of(function, line, path[-1]).params:
-        choices = _choices(hints.get(one.name))
-        names = [*one.opts, *one.secondary_opts]
-        if getattr(one, "hidden", False):
+    for parameter in command_of(function, line, path[-1]).params:
+        choices = _choices(hints.get(parameter.name))
+        names = [*parameter.opts, *parameter.secondary_opts]
+        if getattr(parameter, "hidden", False):
             continue
-        if one.param_type_name == "option":
-            options.update(dict.fromkeys(names, (one.help or "").partition(". ")[0]))
+        if parameter.param_type_name == "option":
+            options.update(dict.fromkeys(names, (parameter.help or "").partition(". ")[0]))
             values.update(dict.fromkeys(names, choices) if choices else {})
         else:
             words.update(dict.fromkeys(choices, ""))
@@ -77,12 +77,12 @@ def _choices(hint: Any) -> tuple[str, ...]:
 
 def _bash(places: list[_Place], *, zsh: bool) -> str:
     paths, words, values = [], [], []
-    for one in places:
-        path = " ".join(one.path)
+    for place in places:
+        path = " ".join(place.path)
         if path:
             paths.append(f'      "{path}") path="{path}" ;;')
-        words.append(f'    "{path}") words="{" ".join((*one.verbs, *one.options))}" ;;')
-        values += [f'    "{path} {name}") words="{" ".join(known)}" ;;' for name, known in one.values.items()]
+        words.append(f'    "{path}") words="{" ".join((*place.verbs, *place.options))}" ;;')
+        values += [f'    "{path} {name}") words="{" ".join(choices)}" ;;' for name, choices in place.values.items()]
     before = ["autoload -U +X bashcompinit && bashcompinit"] if zsh else []
     return "\n".join(
         [
@@ -110,17 +110,21 @@ def _bash(places: list[_Place], *, zsh: bool) -> str:
 
 def _fish(places: list[_Place]) -> str:
     lines: list[str] = []
-    for one in places:
-        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in one.path)
-        first = "__fish_use_subcommand" if not one.path else seen
-        others = "" if not one.path or not one.verbs else f"; and not __fish_seen_subcommand_from {' '.join(one.verbs)}"
-        for verb, line in one.verbs.items():
-            lines.append(f"complete -c bedplate -f -n '{first}{others}' -a {verb} -d {_quoted(line)}")
-        for name, line in one.options.items():
-            known = one.values.get(name)
-            value = f" -x -a '{' '.join(known)}'" if known else ""
-            what = "-l " + name[2:] if name.startswith("--") else "-s " + name[1:]
-            lines.append(f"complete -c bedplate -n '{first}' {what}{value} -d {_quoted(line)}")
+    for place in places:
+        condition = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in place.path)
+        first = "__fish_use_subcommand" if not place.path else condition
+        exclusion = (
+            ""
+            if not place.path or not place.verbs
+            else f"; and not __fish_seen_subcommand_from {' '.join(place.verbs)}"
+        )
+        for verb, line in place.verbs.items():
+            lines.append(f"complete -c bedplate -f -n '{first}{exclusion}' -a {verb} -d {_quoted(line)}")
+        for name, line in place.options.items():
+            choices = place.values.get(name)
+            value = f" -x -a '{' '.join(choices)}'" if choices else ""
+            flag = "-l " + name[2:] if name.startswith("--") else "-s " + name[1:]
+            lines.append(f"complete -c bedplate -n '{first}' {flag}{value} -d {_quoted(line)}")
     return "\n".join(lines)
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide
+from bedplate.cli.options import AllColumns
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.inference.measure.doctor import Findings, Reading
+    from bedplate.inference.measure.doctor import Findings, PlanSpeeds
 
 
 def doctor(
@@ -24,7 +24,7 @@ def doctor(
             callback=paths.base,
         ),
     ] = None,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Say what this machine can do with a base, what each way of running it gives, and which one is chosen.
@@ -47,42 +47,46 @@ def doctor(
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    found = examine(base)
+    findings = examine(base)
     if as_json:
-        print(json.dumps(found.to_json(), allow_nan=False))
+        print(json.dumps(findings.to_json(), allow_nan=False))
         return
-    _show(found)
+    _show(findings)
 
 
-def _show(found: Findings) -> None:
+def _show(findings: Findings) -> None:
     from rich.markup import escape
 
     screen = console()
-    for line in (*_machine(found), *_kernel(found), *_roofs(found)):
+    for line in (*_machine(findings), *_kernel(findings), *_roofs(findings)):
         screen.print(escape(line))
     screen.print()
     columns = ("way", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
-    rows = [(str(one.way), *_cells(one), _note(one, found)) for one in found.readings]
-    show(columns, rows, title=f"{found.base}, stored as {' and '.join(found.stored)}")
+    rows = [(str(reading.backend), *_cells(reading), _note(reading, findings)) for reading in findings.readings]
+    show(columns, rows, title=f"{findings.base}, stored as {' and '.join(findings.stored)}")
     screen.print()
-    screen.print(f"[bold]chosen: {found.chosen}[/bold]: {escape(found.why)}")
+    screen.print(f"[bold]chosen: {findings.chosen}[/bold]: {escape(findings.why)}")
 
 
-def _machine(found: Findings) -> list[str]:
-    one = found.processor
-    cores = f"{one.cores} core{'s' if one.cores > 1 else ''} on {one.allowed} of {one.online} logical processors"
-    places = f", {one.sockets} sockets, {one.nodes} NUMA nodes" if max(one.sockets, one.nodes) > 1 else ""
-    quota = "no quota" if one.quota is None else f"a quota of {one.quota:g} cores"
-    busy = "" if one.load is None else f", load {one.load:.2f}"
-    native, torch = found.threads
-    said = " (as the environment says)" if found.threads_said else ""
+def _machine(findings: Findings) -> list[str]:
+    processor = findings.processor
+    cores = f"{processor.cores} core{'s' if processor.cores > 1 else ''} on {processor.allowed} of {processor.online} logical processors"
+    places = (
+        f", {processor.sockets} sockets, {processor.nodes} NUMA nodes"
+        if max(processor.sockets, processor.nodes) > 1
+        else ""
+    )
+    quota = "no quota" if processor.quota is None else f"a quota of {processor.quota:g} cores"
+    busy = "" if processor.load is None else f", load {processor.load:.2f}"
+    native, torch = findings.threads
+    threads_note = " (as the environment says)" if findings.threads_said else ""
     lines = [
-        f"processor  {one.name} ({one.architecture}): {cores}{places}, {quota}{busy}",
-        f"threads    {native} of the kernel, {torch} of torch{said}",
+        f"processor  {processor.name} ({processor.architecture}): {cores}{places}, {quota}{busy}",
+        f"threads    {native} of the kernel, {torch} of torch{threads_note}",
     ]
-    if one.caches:
-        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in one.caches.items()))
-    if one.load is not None and one.load > one.cores:
+    if processor.caches:
+        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in processor.caches.items()))
+    if processor.load is not None and processor.load > processor.cores:
         lines.append("note       other work is running: times below are too long, and may choose wrongly")
     return lines
 
@@ -91,35 +95,35 @@ def _size(size: int) -> str:
     return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
 
 
-def _kernel(found: Findings) -> list[str]:
-    kernel = found.kernel
+def _kernel(findings: Findings) -> list[str]:
+    kernel = findings.kernel
     if kernel.reason is not None:
         return [f"kernel     none: {kernel.reason}; torch computes, and in 8 or 4 bits only if asked for"]
-    others = [level for level in kernel.levels if level != kernel.level]
-    also = f"; it also has {', '.join(others)}" if others else ""
+    extra_levels = [level for level in kernel.levels if level != kernel.level]
+    levels_note = f"; it also has {', '.join(extra_levels)}" if extra_levels else ""
     compiler = "no compiler" if kernel.compiler is None else f"compiler {kernel.compiler}"
-    return [f"kernel     {kernel.level}{also} (build {(kernel.digest or '')[:12]}; {compiler})"]
+    return [f"kernel     {kernel.level}{levels_note} (build {(kernel.digest or '')[:12]}; {compiler})"]
 
 
-def _roofs(found: Findings) -> list[str]:
-    machine = found.machine
+def _roofs(findings: Findings) -> list[str]:
+    machine = findings.machine
     products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in machine.flops_per_second.items())
     reads = machine.bandwidth_bytes_per_second / 1e9
     return [f"roofs      memory reads {reads:.1f} GB/s; products in GFLOP/s: {products}"]
 
 
-def _cells(one: Reading) -> list[str]:
+def _cells(reading: PlanSpeeds) -> list[str]:
     cells: list[str] = []
     for of in ("decode_1", "decode_16", "prefill"):
-        known = of in one.rates
-        cells.append(f"{one.rates[of]:,.0f} ({one.of_roof[of]:.0%})" if known else "–")
+        measured = of in reading.rates
+        cells.append(f"{reading.rates[of]:,.0f} ({reading.of_roof[of]:.0%})" if measured else "–")
     return cells
 
 
-def _note(one: Reading, found: Findings) -> str:
-    if one.reason is not None:
-        return one.reason
-    if one.way == found.chosen:
+def _note(reading: PlanSpeeds, findings: Findings) -> str:
+    if reading.reason is not None:
+        return reading.reason
+    if reading.backend == findings.chosen:
         return "chosen"
-    notes = [] if one.own else ["does not keep what is stored"]
-    return ", ".join([*notes, "measured once, far behind"] if one.stopped else notes)
+    notes = [] if reading.preserves_stored else ["does not keep what is stored"]
+    return ", ".join([*notes, "measured once, far behind"] if reading.stopped else notes)

@@ -18,7 +18,7 @@ from bedplate.cli.options import (
     JudgedWeights,
     Overrides,
     Overwrite,
-    Wide,
+    AllColumns,
     whole,
 )
 from bedplate.core.errors import UsageError
@@ -68,7 +68,7 @@ def evaluate(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Of a task: also rows that the skin was trained on or chosen by.")
     ] = False,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
@@ -151,29 +151,40 @@ def _on_split(
 
 
 def _on_suites(
-    base: str, names: Sequence[str], limit: int | None, way: tuple[Any, Any, Any], out: Path | None, as_json: bool
+    base: str,
+    names: Sequence[str],
+    limit: int | None,
+    engine_options: tuple[Any, Any, Any],
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     from bedplate.evaluation.suites import suites_of
 
-    wanted = suites_of(names)  # before anything heavy is imported
+    suite_names = suites_of(names)  # before anything heavy is imported
     from bedplate.evaluation.suites.suite_scores import run_suite
-    from bedplate.inference.predict.opening import Asked, open_base
+    from bedplate.inference.predict.opening import OpenOptions, open_base
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    with open_base(base, Asked(*way)).model() as model:
-        found = {name: run_suite(model, name, limit) for name in wanted}
-        held = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
-    report: dict[str, Any] = held | {"suites": {name: one.to_json() for name, one in found.items()}}
+    with open_base(base, OpenOptions(*engine_options)).model() as model:
+        results = {name: run_suite(model, name, limit) for name in suite_names}
+        base_facts = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
+    report: dict[str, Any] = base_facts | {
+        "suites": {name: suite_result.to_json() for name, suite_result in results.items()}
+    }
     _write(report, out)
     if as_json:
         print(json.dumps(report, allow_nan=False))
         return
     rows: list[tuple[str, ...]] = []
-    for name, result in found.items():
-        for measure, one in result.measures.items():
-            between = "" if one.interval is None else f"{one.interval[0]:.3f}-{one.interval[1]:.3f}"
-            rows.append((name, measure, f"{one.value:.3f}", between, str(one.n), str(one.groups)))
+    for name, result in results.items():
+        for measure, measurement in result.measures.items():
+            interval_text = (
+                "" if measurement.interval is None else f"{measurement.interval[0]:.3f}-{measurement.interval[1]:.3f}"
+            )
+            rows.append(
+                (name, measure, f"{measurement.value:.3f}", interval_text, str(measurement.n), str(measurement.groups))
+            )
     show(("suite", "measure", *numbers("value", "95% interval", "n", "groups")), rows)
     if out is not None:
         print(f"written to {out}")
@@ -186,15 +197,15 @@ def _on_new_rows(
     from bedplate.inference.ways.threads import use_cores
 
     use_cores()
-    found = drift(skin, rows, task_file=task, **loading)
-    report = found.to_json()
+    result = drift(skin, rows, task_file=task, **loading)
+    report = result.to_json()
     _write(report, out)
     if as_json:
         if report["evaluation"] is not None:
             del report["evaluation"]["rows"]
         print(json.dumps(report, allow_nan=False))
         return
-    _show_drift(found)
+    _show_drift(result)
     if out is not None:
         print(f"written to {out}")
 
@@ -206,42 +217,42 @@ def _write(report: dict[str, Any], out: Path | None) -> None:
         atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def _show_drift(found: Drift) -> None:
-    compared = f" against {found.old_rows:,} that the skin was made from" if found.shifts else ""
-    print(f"{found.new_rows:,} new rows{compared}; look {found.look} at this skin", end="; ")
-    print(f"all looks together are wrong with {found.alpha:.0%}")
+def _show_drift(result: Drift) -> None:
+    compared = f" against {result.old_rows:,} that the skin was made from" if result.shifts else ""
+    print(f"{result.new_rows:,} new rows{compared}; look {result.look} at this skin", end="; ")
+    print(f"all looks together are wrong with {result.alpha:.0%}")
     rows: list[tuple[str, ...]] = []
-    for one in found.shifts:
-        cells = ("yes" if one.differs else "no", f"{one.evidence.value:.3g}", f"{one.enough:.3g}")
-        rows.append((one.what, *cells, one.says))
-    if found.shifts:
+    for shift in result.shifts:
+        cells = ("yes" if shift.differs else "no", f"{shift.evidence.value:.3g}", f"{shift.enough:.3g}")
+        rows.append((shift.aspect, *cells, shift.explanation))
+    if result.shifts:
         show(("compared", "differs", *numbers("evidence", "enough"), Column("what", prose=True)), rows)
-    for one in found.shifts:
-        if one.differs and any(one.words):
-            came, went = (", ".join(words) or "none" for words in one.words)
-            print(f"words that are more frequent now: {came}; less frequent: {went}")
-    if found.quality is not None:
-        print(_quality(found.quality))
-    for note in found.notes:
+    for shift in result.shifts:
+        if shift.differs and any(shift.words):
+            gained_words, lost_words = (", ".join(words) or "none" for words in shift.words)
+            print(f"words that are more frequent now: {gained_words}; less frequent: {lost_words}")
+    if result.quality is not None:
+        print(_quality(result.quality))
+    for note in result.notes:
         print(f"note: {note}")
-    print(found.sentence)
+    print(result.sentence)
 
 
-def _quality(found: Quality) -> str:
-    said = f"{found.metric} {found.estimate:.3f}"
-    if found.bounds is not None:
-        said += f", {1 - 2 * found.level:.1%} interval {found.bounds[0]:.3f}-{found.bounds[1]:.3f}"
-    if found.promise is None:
-        return said
-    promise = found.promise
+def _quality(quality: Quality) -> str:
+    summary = f"{quality.metric} {quality.estimate:.3f}"
+    if quality.bounds is not None:
+        summary += f", {1 - 2 * quality.level:.1%} interval {quality.bounds[0]:.3f}-{quality.bounds[1]:.3f}"
+    if quality.promise is None:
+        return summary
+    promise = quality.promise
     by = "verdict" if promise.by_verdict else f"{promise.split} interval"
-    said += f"; the skin's report promises at least {promise.floor:.3f} ({promise.confidence:.1%}, by its {by})"
-    if found.worse_evidence is not None:
-        said += f"; evidence of less {found.worse_evidence.value:.3g}"
-        if found.bar_evidence is not None:
-            said += f", of less than the bar {found.bar_evidence.value:.3g}"
-        said += f"; enough is {1 / found.level:.0f}"
-    return said
+    summary += f"; the skin's report promises at least {promise.floor:.3f} ({promise.confidence:.1%}, by its {by})"
+    if quality.worse_evidence is not None:
+        summary += f"; evidence of less {quality.worse_evidence.value:.3g}"
+        if quality.bar_evidence is not None:
+            summary += f", of less than the bar {quality.bar_evidence.value:.3g}"
+        summary += f"; enough is {1 / quality.level:.0f}"
+    return summary
 
 
 def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
@@ -260,45 +271,54 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
     }
 
 
-def _seen(result: Evaluation) -> str:
-    from bedplate.evaluation.leaks.seen import said
+def _overlap_note(result: Evaluation) -> str:
+    from bedplate.evaluation.leaks.seen import describe_counts
 
     total = result.n + result.left_out
-    found = f"of {total:,} rows of {result.split}, the run that made the skin had {said(result.seen or {})}"
+    overlap = (
+        f"of {total:,} rows of {result.split}, the run that made the skin had {describe_counts(result.seen or {})}"
+    )
     if result.left_out:
-        return f"{found}; {result.left_out:,} that it was trained on or chosen by are left out"
-    return f"{found}; all are counted"
+        return f"{overlap}; {result.left_out:,} that it was trained on or chosen by are left out"
+    return f"{overlap}; all are counted"
 
 
 def _show(result: Evaluation, data: TaskData) -> None:
     from bedplate.evaluation.slices import calibration, slices
 
-    said, scale = result.scale.said, result.scale
+    format_score, scale = result.scale.format_score, result.scale
     low, high = sorted(result.interval, key=scale.value)
     percent = f"{result.confidence:.0%}"
-    print(f"{result.task}: {result.metric} {said(result.estimate)} on {result.split}", end="")
-    print(f", {percent} interval {said(low)}-{said(high)}")
+    print(f"{result.task}: {result.metric} {format_score(result.estimate)} on {result.split}", end="")
+    print(f", {percent} interval {format_score(low)}-{format_score(high)}")
     bound = result.reason
     if result.lower_bound is not None:
-        bound = f"one-sided {percent} {scale.lower_bound} {said(result.lower_bound)}"
+        bound = f"one-sided {percent} {scale.lower_bound} {format_score(result.lower_bound)}"
     if scale.lower_is_better:
         print("US dollars of a call by its answers; the price of the call itself is not in them")
     groups = f"{result.n} rows" + (f" in {result.groups} groups" if result.groups < result.n else "")
     print(f"{bound}; {groups}" + (f"; {result.unparsed} answers could not be parsed" if result.unparsed else ""))
     if result.coverage < 1:
-        among = "" if result.answered is None else f"; row score among them {said(result.answered)}"
-        print(f"answered {result.coverage:.1%} of the rows and abstained on the rest{among}")
+        answered_note = "" if result.answered is None else f"; row score among them {format_score(result.answered)}"
+        print(f"answered {result.coverage:.1%} of the rows and abstained on the rest{answered_note}")
     measured = calibration(result)
     if measured is not None:
         print(f"expected calibration error {measured.error:.3f}")
     for note in (*data.notes, *data.test.notes):
         print(f"note: {note}")
     if result.seen is not None and any(result.seen.values()):
-        print(f"note: {_seen(result)}")
+        print(f"note: {_overlap_note(result)}")
     if result.split == "test":
         print("note: the ledger now has these test rows as opened; a later verdict of `adapt` on them is exploratory")
     rows: list[tuple[str, ...]] = []
     for part in slices(result):
         low, high = sorted(part.interval, key=scale.value)
-        rows.append((f"{part.by} {part.value}", str(part.n), said(part.estimate), f"{said(low)}-{said(high)}"))
+        rows.append(
+            (
+                f"{part.by} {part.value}",
+                str(part.n),
+                format_score(part.estimate),
+                f"{format_score(low)}-{format_score(high)}",
+            )
+        )
     show(("slice", *numbers("n", "row score", f"{percent} interval")), rows)

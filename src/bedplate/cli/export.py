@@ -105,7 +105,7 @@ def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:
 
     files = [out] if out.is_file() else sorted(path for path in out.iterdir() if path.is_file())
     identity = written.identity
-    same = identity.weights_id == source.identity.weights_id
+    unchanged = identity.weights_id == source.identity.weights_id
     return {
         "out": str(out),
         "format": written.family.key[0],
@@ -118,6 +118,6 @@ def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:
         "tokenizer_id": identity.tokenizer_id,
         "template_id": identity.template_id,
         "equivalent_of": identity.equivalent_of,
-        "same_values": same,
-        "largest_change": 0.0 if same else largest_change(source.model, written.model),
+        "same_values": unchanged,
+        "largest_change": 0.0 if unchanged else largest_change(source.model, written.model),
     }

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bedplate.cli.options import Wide
+from bedplate.cli.options import AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import progress
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
-    from bedplate.inference.measure.parity import Reading
+    from bedplate.inference.measure.parity import ParityCheck
 
 _SEEDS = 3
 
@@ -28,7 +28,7 @@ def families(
         typer.Argument(metavar="NAME", help="Families, by the model_type of their config.json; none: all."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Prove them against transformers.")] = False,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the families of models whose checkpoints can be loaded, and what can be done with each.
@@ -46,49 +46,57 @@ def families(
     """
     from bedplate.models.families import FAMILIES
 
-    known = [name for format_, name in FAMILIES if format_ == "hf"]
+    family_names = [name for format_, name in FAMILIES if format_ == "hf"]
     for name in names or ():
-        if name not in known:
-            hint = did_you_mean(nearest(name, known)) or f"the families are {', '.join(known)}"
+        if name not in family_names:
+            hint = did_you_mean(nearest(name, family_names)) or f"the families are {', '.join(family_names)}"
             raise UsageError(f"there is no family {name!r}; {hint}")
-    wanted = names or known
+    selected = names or family_names
     if check:
-        _check(wanted, as_json)
+        _check(selected, as_json)
     else:
-        _list(wanted, as_json)
+        _list(selected, as_json)
 
 
-def _list(wanted: Sequence[str], as_json: bool) -> None:
+def _list(selected: Sequence[str], as_json: bool) -> None:
     from bedplate.inference.measure.support import supported
 
-    found = [one for one in supported() if one.family in wanted]
+    selected_families = [family for family in supported() if family.family in selected]
     if as_json:
-        print(json.dumps([asdict(one) for one in found]))
+        print(json.dumps([asdict(family) for family in selected_families]))
         return
     rows: list[tuple[str, ...]] = []
-    for one in found:
-        kernel = "yes" if one.kernel is None else f"no: {one.kernel}"
-        can, adapters, text_of = (", ".join(names) for names in (one.can, one.adapters, one.text_of))
-        rows.append((one.family, one.kind, can, adapters, kernel, one.gguf or "", text_of))
+    for family in selected_families:
+        kernel = "yes" if family.kernel is None else f"no: {family.kernel}"
+        can, adapters, text_of = (", ".join(names) for names in (family.can, family.adapters, family.text_of))
+        rows.append((family.family, family.kind, can, adapters, kernel, family.gguf or "", text_of))
     can, adapters = Column("can", prose=True), Column("adapters", prose=True)
     kernel, text_of = Column("kernel", prose=True), Column("text of", prose=True, extra=True)
     show(("family", "kind", can, adapters, kernel, Column("gguf", extra=True), text_of), rows)
 
 
-def _check(wanted: Sequence[str], as_json: bool) -> None:
+def _check(selected: Sequence[str], as_json: bool) -> None:
     import warnings
 
     warnings.filterwarnings("ignore", module="transformers")
-    found = {name: list(progress(_readings(name), f"checking {name}")) for name in wanted}
+    readings_by_family = {name: list(progress(_readings(name), f"checking {name}")) for name in selected}
     if as_json:
-        print(json.dumps([asdict(one) | {"holds": one.holds} for readings in found.values() for one in readings]))
+        print(
+            json.dumps(
+                [
+                    asdict(reading) | {"holds": reading.passes}
+                    for readings in readings_by_family.values()
+                    for reading in readings
+                ]
+            )
+        )
     else:
-        _show_check(found)
-    if not all(one.holds for readings in found.values() for one in readings):
+        _show_check(readings_by_family)
+    if not all(reading.passes for readings in readings_by_family.values() for reading in readings):
         sys.exit(1)
 
 
-def _readings(name: str) -> Iterator[Reading]:
+def _readings(name: str) -> Iterator[ParityCheck]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -104,13 +112,13 @@ def _readings(name: str) -> Iterator[Reading]:
                     yield from read(family, Path(scratch) / f"{example}-{seed}-{dtype}", example, seed, dtype)
 
 
-def _show_check(found: dict[str, list[Reading]]) -> None:
+def _show_check(readings_by_family: dict[str, list[ParityCheck]]) -> None:
     rows: list[tuple[str, ...]] = []
-    for name, readings in found.items():
-        for what in dict.fromkeys((one.what, one.dtype) for one in readings):
-            alike = [one for one in readings if (one.what, one.dtype) == what]
-            worst = max(alike, key=lambda one: one.difference)
-            said = "holds" if all(one.holds for one in alike) else "DIFFERS"
-            numbers = (str(len(alike)), f"{worst.difference:.1g}", f"{worst.bound:.0g}")
-            rows.append((name, f"{what[0]}, {what[1]}", *numbers, said))
+    for name, readings in readings_by_family.items():
+        for comparison in dict.fromkeys((reading.what, reading.dtype) for reading in readings):
+            matching = [reading for reading in readings if (reading.what, reading.dtype) == comparison]
+            worst = max(matching, key=lambda reading: reading.difference)
+            verdict = "holds" if all(reading.passes for reading in matching) else "DIFFERS"
+            numbers = (str(len(matching)), f"{worst.difference:.1g}", f"{worst.bound:.0g}")
+            rows.append((name, f"{comparison[0]}, {comparison[1]}", *numbers, verdict))
     show(("family", "compared", "times", "largest difference", "at most", "result"), rows)

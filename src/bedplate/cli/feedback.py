@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, Wide
+from bedplate.cli.options import Overwrite, AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.tables import numbers, show
@@ -42,7 +42,7 @@ def feedback(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
@@ -67,18 +67,18 @@ def feedback(
 
 
 def _list(store: FeedbackStore, as_json: bool) -> None:
-    found = store.summary()
+    summary = store.summary()
     if as_json:
-        print(json.dumps({"models": found}))
+        print(json.dumps({"models": summary}))
         return
     columns = ("model", *numbers("replies", "with texts", "feedback", "corrections"))
-    show(columns, [tuple(map(str, row.values())) for row in found])
+    show(columns, [tuple(map(str, row.values())) for row in summary])
 
 
 def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:
     if skin not in store.models():
-        known = ", ".join(store.models()) or "none"
-        raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {known}")
+        served_models = ", ".join(store.models()) or "none"
+        raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {served_models}")
     columns: dict[str, str] | None = None
     group: str | None = None
     if task is not None:
@@ -110,10 +110,10 @@ def _purge(
         raise UsageError("say what to purge: --id of a reply, --tenant, or --everything of a skin")
     if everything and skin is None:
         raise UsageError("--everything needs the name of the skin")
-    plain = {given: plain_id(given) for given in ids}
-    wrong = next((given for given, found in plain.items() if found is None), None)
+    plain = {reply_id: plain_id(reply_id) for reply_id in ids}
+    wrong = next((reply_id for reply_id, parsed_id in plain.items() if parsed_id is None), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is not a reply's id; it ends in 32 hexadecimal digits")
-    known = {found for found in plain.values() if found is not None}
-    gone = store.purge(known, set(tenants), () if skin is None else (skin,), everything=everything)
-    print(json.dumps({"lines": gone}) if as_json else f"{gone} lines are gone")
+    valid_ids = {parsed_id for parsed_id in plain.values() if parsed_id is not None}
+    purged = store.purge(valid_ids, set(tenants), () if skin is None else (skin,), everything=everything)
+    print(json.dumps({"lines": purged}) if as_json else f"{purged} lines are gone")

@@ -52,7 +52,7 @@ def generate(
         for name in WITHOUT_TORCH:
             importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
-        from bedplate.inference.predict.opening import Asked, open_base
+        from bedplate.inference.predict.opening import OpenOptions, open_base
         from bedplate.inference.ways.threads import use_cores
         from bedplate.models.precision import resolve_device
 
@@ -69,7 +69,7 @@ def generate(
             seed=seed,
             stop=tuple(stop or ()),
         )
-        opened = open_base(base, Asked(dtype, weights, kernel), target).model()
+        opened = open_base(base, OpenOptions(dtype, weights, kernel), target).model()
     with opened as model:
         if chat:
             messages = [{"role": "user", "content": text}]

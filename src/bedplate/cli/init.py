@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, Wide, duration, program
+from bedplate.cli.options import Overwrite, AllColumns, duration, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.adaptation.task.draft import Draft
+    from bedplate.adaptation.task.draft import TaskDraft
     from bedplate.data.profile import Profile
-    from bedplate.data.rows import Rows
+    from bedplate.data.rows import SourceRows
     from bedplate.evaluation.examples import TaskData
 
 
@@ -65,7 +65,7 @@ def init(
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,
     overwrite: Overwrite = False,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; asks nothing.")] = False,
 ) -> None:
     """Look at a file of rows (columns, labels, groups, duplicates, lengths) and write a commented task file for it.
@@ -84,37 +84,37 @@ def init(
     if not budget > 0:
         raise UsageError("--budget must be above 0")
     chosen = bases or ["smollm2-135m"]
-    for one in chosen:
-        paths.base(one)
+    for base in chosen:
+        paths.base(base)
     from bedplate.adaptation.task.draft import draft, guess_group, guess_inputs, guess_target, task_text
     from bedplate.core.files import atomic_write
     from bedplate.data.profile import profiles
     from bedplate.data.sources import read_rows
 
     rows = read_rows(str(data.absolute()))
-    found = profiles(rows)
-    asks = not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
+    columns = profiles(rows)
+    interactive = not yes and not as_json and sys.stdin.isatty() and sys.stdout.isatty()
     if not as_json:
-        _show_columns(rows, found, data)
+        _show_columns(rows, columns, data)
     inputs, grouped = list(text or ()), group != "none"
     group = group if grouped else None
-    if asks:
+    if interactive:
         if target is None:
-            target = _ask("Which column is the answer?", guess_target(found, inputs), found)
+            target = _prompt_column("Which column is the answer?", guess_target(columns, inputs), columns)
         if not inputs:
-            guessed = guess_inputs(found, target or "", group)
-            inputs = [_ask("Which column is it asked with?", guessed[0] if guessed else None, found) or ""]
+            guessed = guess_inputs(columns, target or "", group)
+            inputs = [_prompt_column("Which column is it asked with?", guessed[0] if guessed else None, columns) or ""]
         if group is None and grouped:
-            guess = guess_group(found, (*inputs, target or ""))
-            group = _ask("Which column says what rows belong together (none)?", guess, found, optional=True)
+            guess = guess_group(columns, (*inputs, target or ""))
+            group = _prompt_column("Which column says what rows belong together (none)?", guess, columns, optional=True)
             grouped = group is not None
-    made = draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
-    if asks and instructions is None:
+    task_draft = draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
+    if interactive and instructions is None:
         from bedplate.adaptation.task.draft import default_instructions
 
-        instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(made))
+        instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(task_draft))
     content = task_text(
-        made,
+        task_draft,
         name=name or re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "task",
         source=_from(data, out),
         instructions=instructions,
@@ -124,24 +124,26 @@ def init(
         usd_per_hour=usd_per_hour,
         today=datetime.date.today(),
     )
-    split, seen = _checked(content, data, out)
-    made = replace(made, notes=(*made.notes, *seen))
+    split, group_notes = _checked(content, data, out)
+    task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes))
     atomic_write(out, content)
     if as_json:
-        print(json.dumps(_values(made, split, out), ensure_ascii=False))
+        print(json.dumps(_values(task_draft, split, out), ensure_ascii=False))
         return
-    _show(made, split, out)
+    _show(task_draft, split, out)
 
 
-def _ask(question: str, guess: str | None, found: Mapping[str, Profile], *, optional: bool = False) -> str | None:
+def _prompt_column(
+    question: str, guess: str | None, columns: Mapping[str, Profile], *, optional: bool = False
+) -> str | None:
     """A column's name, asked for until it is one."""
     while True:
-        said = typer.prompt(question, default=guess or ("none" if optional else None)).strip()
-        if said in found:
-            return said
-        if optional and said in ("none", ""):
+        reply = typer.prompt(question, default=guess or ("none" if optional else None)).strip()
+        if reply in columns:
+            return reply
+        if optional and reply in ("none", ""):
             return None
-        print(f"There is no column {said!r}; the columns are {', '.join(found)}")
+        print(f"There is no column {reply!r}; the columns are {', '.join(columns)}")
 
 
 def _from(data: Path, out: Path) -> str:
@@ -162,37 +164,40 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     # beside the task file there may be no directory yet
     task = parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"])
     sources = sources_of(task)
-    found, _ = hidden_groups(table_of(task, sources))
-    seen = [f"`adapt` will ask: {one.says}." for one in found if one.strong]
-    return load_examples(task, given=sources), seen
+    hidden, _ = hidden_groups(table_of(task, sources))
+    group_notes = [f"`adapt` will ask: {finding.says}." for finding in hidden if finding.strong]
+    return load_examples(task, loaded_rows=sources), group_notes
 
 
-def _values(made: Draft, split: TaskData, out: Path) -> dict[str, Any]:
+def _values(task_draft: TaskDraft, split: TaskData, out: Path) -> dict[str, Any]:
     return {
         "task_file": str(out),
-        "inputs": list(made.inputs),
-        "target": made.target,
-        "group": made.group,
-        "kind": made.kind,
-        "labels": list(made.labels),
-        "metric": made.metric,
-        "bar": made.bar,
-        "rows": made.rows,
-        "usable": made.usable,
+        "inputs": list(task_draft.inputs),
+        "target": task_draft.target,
+        "group": task_draft.group,
+        "kind": task_draft.kind,
+        "labels": list(task_draft.labels),
+        "metric": task_draft.metric,
+        "bar": task_draft.bar,
+        "rows": task_draft.rows,
+        "usable": task_draft.usable,
         "splits": {"train": len(split.train), "valid": len(split.valid), "test": split.test.n},
-        "notes": list(made.notes),
+        "notes": list(task_draft.notes),
     }
 
 
-def _show_columns(rows: Rows, found: Mapping[str, Profile], data: Path) -> None:
+def _show_columns(rows: SourceRows, columns: Mapping[str, Profile], data: Path) -> None:
     cells: list[tuple[str, ...]] = []
-    for one in found.values():
-        median, most, longest = one.characters
+    for profile in columns.values():
+        median, p95, longest = profile.characters
         values = ", ".join(
-            f"{_shortened(value)} ({count:,})" if count > 1 else _shortened(value) for value, count in one.commonest[:4]
+            f"{_shortened(value)} ({count:,})" if count > 1 else _shortened(value)
+            for value, count in profile.commonest[:4]
         )
-        lengths = f"{median:,} / {most:,} / {longest:,}"
-        cells.append((one.name, one.kind, f"{one.distinct:,}", f"{one.empty:,}", lengths, values))
+        lengths = f"{median:,} / {p95:,} / {longest:,}"
+        cells.append(
+            (profile.name, profile.column_type, f"{profile.distinct:,}", f"{profile.empty:,}", lengths, values)
+        )
     counts = numbers("different", "empty")
     lengths = Column("characters, median / 95% / most", right=True, extra=True)
     show(
@@ -208,15 +213,17 @@ def _shortened(value: str) -> str:
     return text if len(text) <= 30 else text[:30].rpartition(" ")[0] + " …" if " " in text[:30] else text[:29] + "…"
 
 
-def _show(made: Draft, split: TaskData, out: Path) -> None:
+def _show(task_draft: TaskDraft, split: TaskData, out: Path) -> None:
     screen = console()
-    answers = f"one of {len(made.labels)} labels" if made.kind == "label" else made.kind
-    screen.print(f"\nasked with {', '.join(made.inputs)}; the answer is {made.target} ({answers})", markup=False)
+    answers = f"one of {len(task_draft.labels)} labels" if task_draft.kind == "label" else task_draft.kind
+    screen.print(
+        f"\nasked with {', '.join(task_draft.inputs)}; the answer is {task_draft.target} ({answers})", markup=False
+    )
     counts = f"{len(split.train):,} train, {len(split.valid):,} valid, {split.test.n:,} test"
-    screen.print(f"{made.usable:,} of {made.rows:,} rows can be used: {counts}", markup=False)
-    for note in made.notes:
+    screen.print(f"{task_draft.usable:,} of {task_draft.rows:,} rows can be used: {counts}", markup=False)
+    for note in task_draft.notes:
         screen.print(f"- {note}", markup=False)
-    read = f"read it through, above all the instructions and the bar ({made.metric} {made.bar:g})"
+    read = f"read it through, above all the instructions and the bar ({task_draft.metric} {task_draft.bar:g})"
     screen.print(f"\nwritten to {out}; {read}", markup=False)
     print(f"next: {program()} adapt {out} --out runs/{_name(out)}")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide, count, moved, whole
+from bedplate.cli.options import AllColumns, count, moved, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
@@ -35,7 +35,7 @@ def keys(
     tenant: Annotated[
         str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
     ] = None,
-    model: Annotated[str | None, moved("--model", now="bedplate keys create NAME MODEL...")] = None,
+    model: Annotated[str | None, moved("--model", replacement="bedplate keys create NAME MODEL...")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
     requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
     tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
@@ -45,7 +45,7 @@ def keys(
     tokens_per_day: Annotated[int | None, whole(help="create: tokens a day, such as 2M.")] = None,
     tokens_per_month: Annotated[int | None, whole(help="create: tokens a month.")] = None,
     expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
@@ -67,7 +67,7 @@ def keys(
     if which is None:
         raise UsageError(f"`bedplate keys {action}` needs {'a name' if action == 'create' else 'the id of a key'}")
     if action == "create":
-        given: dict[str, Any] = {
+        key_fields: dict[str, Any] = {
             "name": which,
             "tenant": tenant,
             "models": tuple(models) if models else "all",
@@ -85,14 +85,14 @@ def keys(
             },
             "expires": expires,
         }
-        id_, secret = _create(path, given)
+        id_, secret = _create(path, key_fields)
     elif action == "revoke":
-        change_keys(path, lambda found: replace_key(found, which, disabled=True))
+        change_keys(path, lambda keys_file: replace_key(keys_file, which, disabled=True))
         print(json.dumps({"id": which, "disabled": True}) if as_json else f"{which} is revoked")
         return
     else:
         id_, secret, hash_ = new_secret(which)
-        change_keys(path, lambda found: replace_key(found, which, hash=hash_))
+        change_keys(path, lambda keys_file: replace_key(keys_file, which, hash=hash_))
     if as_json:
         print(json.dumps({"id": id_, "key": secret, "file": str(path)}))
     else:
@@ -100,7 +100,7 @@ def keys(
         print(f"a server asks for keys with `bedplate serve … --keys {path}`, or `keys: {path}` in its file")
 
 
-def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
+def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
     """Adds a key; its id and the key itself."""
     from datetime import UTC, datetime
 
@@ -108,16 +108,16 @@ def _create(path: Path, given: dict[str, Any]) -> tuple[str, str]:
 
     from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
 
-    if given["expires"] is not None:
-        given = {**given, "expires": _moment(given["expires"])}
+    if fields["expires"] is not None:
+        fields = {**fields, "expires": _moment(fields["expires"])}
     id_, secret, hash_ = new_secret()
-    now = datetime.now(UTC).replace(microsecond=0)
+    created = datetime.now(UTC).replace(microsecond=0)
     try:
-        key = Key.model_validate({**given, "id": id_, "hash": hash_, "created": now})
+        key = Key.model_validate({**fields, "id": id_, "hash": hash_, "created": created})
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    change_keys(path, lambda found: KeysFile(keys=(*found.keys, key)))
+    change_keys(path, lambda keys_file: KeysFile(keys=(*keys_file.keys, key)))
     return id_, secret
 
 
@@ -135,17 +135,22 @@ def _moment(text: str) -> datetime:
     return moment
 
 
-def _list(found: KeysFile, as_json: bool) -> None:
+def _list(keys_file: KeysFile, as_json: bool) -> None:
     from datetime import UTC, datetime
 
-    now = datetime.now(UTC)
+    current_time = datetime.now(UTC)
     if as_json:
-        rows = [{**key.model_dump(mode="json", exclude={"hash"}), "state": key.state(now)} for key in found.keys]
+        rows = [
+            {**key.model_dump(mode="json", exclude={"hash"}), "state": key.state(current_time)}
+            for key in keys_file.keys
+        ]
         print(json.dumps({"keys": rows}))
         return
     names = ("id", "name", "state", "tenant", Column("models", prose=True), "admin")
-    rest = (Column("limits", prose=True), Column("quota", prose=True), "expires")
-    show((*names, *rest), [(key.id, key.name, key.state(now), *_rights(key)) for key in found.keys])
+    limit_columns = (Column("limits", prose=True), Column("quota", prose=True), "expires")
+    show(
+        (*names, *limit_columns), [(key.id, key.name, key.state(current_time), *_rights(key)) for key in keys_file.keys]
+    )
 
 
 def _rights(key: Key) -> tuple[str, ...]:

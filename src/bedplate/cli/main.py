@@ -79,9 +79,9 @@ def _run_verb(table: Mapping[str, tuple[str, str]], arguments: list[str], progra
     """Run the verb that `arguments` begin with; `program` is what stands before it on the command line."""
     verb = arguments[0]
     if verb not in table:
-        what = "option" if verb.startswith("-") else "verb"
+        noun = "option" if verb.startswith("-") else "verb"
         hint = did_you_mean(nearest(verb, table)) or f"the verbs are {', '.join(table)}"
-        raise UsageError(f"there is no {what} {verb!r}; {hint} (`{program} --help`)")
+        raise UsageError(f"there is no {noun} {verb!r}; {hint} (`{program} --help`)")
     name, line = table[verb]
     module = importlib.import_module(name)
     actions: Mapping[str, tuple[str, str]] | None = getattr(module, "ACTIONS", None)
@@ -109,8 +109,8 @@ def _run_command(function: Callable[..., object], line: str, program: str, argum
         command = command_of(function, line, program.rpartition(" ")[2])
         result = command.main(arguments, prog_name=program, standalone_mode=False)
     except usage_error as error:
-        said = error.format_message().replace("Value error, ", "")  # pydantic's words, which newer typers pass on
-        raise UsageError(f"{said} (`{program} --help`)") from error
+        message = error.format_message().replace("Value error, ", "")  # pydantic's words, which newer typers pass on
+        raise UsageError(f"{message} (`{program} --help`)") from error
     except typer.Abort:
         raise KeyboardInterrupt from None
     if result == _INTERRUPTED:  # newer versions of typer answer Ctrl-C with this code, older ones with Abort

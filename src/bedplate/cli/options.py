@@ -74,24 +74,26 @@ Formulas = Annotated[bool, typer.Option("--formulas", help="Also how each figure
 def show_formulas(formulas: Mapping[str, tuple[str, str]]) -> None:
     """By figure: the formula, and where it is from."""
     columns = ("figure", Column("formula", prose=True), Column("source", prose=True))
-    show(columns, [(name.replace("_", " "), *both) for name, both in formulas.items()])
+    show(columns, [(name.replace("_", " "), *cells) for name, cells in formulas.items()])
 
 
-def _wide(wanted: bool) -> bool:
-    show_wide(wanted)
-    return wanted
+def _show_all_columns(enabled: bool) -> bool:
+    show_wide(enabled)
+    return enabled
 
 
-Wide = Annotated[
+AllColumns = Annotated[
     bool,
-    typer.Option("--wide", help="Show every column of a table, however narrow the terminal is.", callback=_wide),
+    typer.Option(
+        "--wide", help="Show every column of a table, however narrow the terminal is.", callback=_show_all_columns
+    ),
 ]
 
 
-def _counted(given: str | float) -> float:
-    value = count_of(given) if isinstance(given, str) else given
+def _counted(raw: str | float) -> float:
+    value = count_of(raw) if isinstance(raw, str) else raw
     if value is None:
-        raise typer.BadParameter(f"{given!r} is not a number; write for example 300, 50k or 1.5M")
+        raise typer.BadParameter(f"{raw!r} is not a number; write for example 300, 50k or 1.5M")
     return value
 
 
@@ -100,15 +102,15 @@ def count(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, parser=_counted, metavar="COUNT")
 
 
-def whole(*names: str, help: str, least: int = 1, shown: bool = False) -> Any:
-    """An option for a whole number, not below `least`, written as with `count`; a parameter of type int. shown:
+def whole(*names: str, help: str, minimum: int = 1, shown: bool = False) -> Any:
+    """An option for a whole number, not below `minimum`, written as with `count`; a parameter of type int. shown:
     whether the help adds the default."""
 
-    def parsed(given: str | int) -> int:
-        value = _counted(given)
-        if value < least or not float(value).is_integer():
-            above = "above 0" if least == 1 else f"from {least:,} on"
-            raise typer.BadParameter(f"{given!r} is not a whole number {above}")
+    def parsed(raw: str | int) -> int:
+        value = _counted(raw)
+        if value < minimum or not float(value).is_integer():
+            bound = "above 0" if minimum == 1 else f"from {minimum:,} on"
+            raise typer.BadParameter(f"{raw!r} is not a whole number {bound}")
         return int(value)
 
     return typer.Option(*names, help=help, parser=parsed, metavar="COUNT", show_default=shown)
@@ -117,10 +119,10 @@ def whole(*names: str, help: str, least: int = 1, shown: bool = False) -> Any:
 def milliseconds(*names: str, help: str) -> Any:
     """An option for a short time, a number of ms or such as 0.5s; a parameter of type float, in milliseconds."""
 
-    def parsed(given: str | float) -> float:
-        value = seconds_of(given, "ms") if isinstance(given, str) else given / 1000
+    def parsed(raw: str | float) -> float:
+        value = seconds_of(raw, "ms") if isinstance(raw, str) else raw / 1000
         if value is None or not 0 < value < math.inf:
-            raise typer.BadParameter(f"{given!r} is not a length of time above 0; write for example 500, 500ms or 0.5s")
+            raise typer.BadParameter(f"{raw!r} is not a length of time above 0; write for example 500, 500ms or 0.5s")
         return value * 1000
 
     return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
@@ -130,22 +132,22 @@ def duration(*names: str, help: str) -> Any:
     """An option for a length of time, such as 90s or 10m; a parameter of type float, in seconds.
     The help says the default."""
 
-    def parsed(given: str | float) -> float:
-        value = seconds_of(given, "s") if isinstance(given, str) else given
+    def parsed(raw: str | float) -> float:
+        value = seconds_of(raw, "s") if isinstance(raw, str) else raw
         if value is None or not 0 <= value < math.inf:
-            raise typer.BadParameter(f"{given!r} is not a length of time; write for example 90s, 10m or 1.5h")
+            raise typer.BadParameter(f"{raw!r} is not a length of time; write for example 90s, 10m or 1.5h")
         return value
 
     return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
 
 
-def moved(*names: str, now: str) -> Any:
-    """A hidden option of an earlier version, which teaches how it is written `now`; a parameter of type str | None."""
+def moved(*names: str, replacement: str) -> Any:
+    """A hidden option of an earlier version, which teaches how it is written `replacement`; a parameter of type str | None."""
 
-    def refused(given: str | None) -> str | None:
-        if given is not None:
-            raise UsageError(f"{names[0]} is no longer an option; write {now}")
-        return given
+    def refused(value: str | None) -> str | None:
+        if value is not None:
+            raise UsageError(f"{names[0]} is no longer an option; write {replacement}")
+        return value
 
     return typer.Option(*names, hidden=True, callback=refused)
 
@@ -194,8 +196,8 @@ def as_given(context: typer.Context, without: Collection[str] = ()) -> list[str]
 
 
 def _words(parameter: Any, value: Any) -> Iterator[str]:
-    for one in value if isinstance(value, list | tuple) else (value,):
+    for word in value if isinstance(value, list | tuple) else (value,):
         if parameter.param_type_name == "option":
             yield parameter.opts[0]
-        if one is not True:
-            yield str(one)
+        if word is not True:
+            yield str(word)

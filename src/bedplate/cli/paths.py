@@ -53,8 +53,8 @@ def free(path: Path | None, overwrite: bool, holding: str | None = None) -> None
     if not overwrite:
         raise UsageError(f"{path} exists already; choose another name, or replace it with --overwrite")
     if path.is_dir() and (holding is None or not (path / holding).is_file()):
-        what = "a directory" if holding is None else f"a directory without {holding}"
-        raise UsageError(f"{path} is {what}, and --overwrite does not replace that; choose another name")
+        description = "a directory" if holding is None else f"a directory without {holding}"
+        raise UsageError(f"{path} is {description}, and --overwrite does not replace that; choose another name")
 
 
 def base(source: str | None) -> str | None:
@@ -74,8 +74,8 @@ def skin_or_base(source: str | None) -> str | None:
 def skin_directory(path: Path | str) -> Path | str:
     """A skin's directory."""
     if not (Path(path) / "skin.json").is_file():
-        what = "has no skin.json" if Path(path).is_dir() else "does not exist"
-        raise SkinError(f"{path} is not a skin: it {what}; `bedplate adapt` makes skins")
+        problem = "has no skin.json" if Path(path).is_dir() else "does not exist"
+        raise SkinError(f"{path} is not a skin: it {problem}; `bedplate adapt` makes skins")
     return path
 
 
@@ -100,7 +100,7 @@ def existing_directory(path: Path | None) -> Path | None:
     return path
 
 
-def known(target: str | None) -> str | None:
+def catalog_target(target: str | None) -> str | None:
     """A directory, or a name or id of the catalogue: of what is written as a path, that it is there."""
     if target is not None and ("/" in target or target.startswith(".")) and not Path(target).exists():
         raise UsageError(f"{target} does not exist; give a directory, or a name or id of `bedplate skins list`")

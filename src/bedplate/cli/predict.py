@@ -89,10 +89,10 @@ def predict(
     try:
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        counts = _Run(loaded, rows, out, format, keep_going, overwrite, batch).made()
+        counts = _Run(loaded, rows, out, format, keep_going, overwrite, batch).predict()
     finally:
         loaded.close()
-    _say(counts, out, time.perf_counter() - start, as_json)
+    _print_counts(counts, out, time.perf_counter() - start, as_json)
     return 1 if counts.failed else 0
 
 
@@ -107,8 +107,10 @@ def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool,
             raise UsageError("Parquet cannot be read from stdin, as its end is read first; give a file")
     elif not Path(rows).is_file():
         raise UsageError(f"{rows}: no such file")
-    elif format is None and Path(rows).suffix.lower() not in (known := [f".{one}" for one in get_args(Format)]):
-        raise UsageError(f"{rows}: rows are read from files that end in {', '.join(known)}; or say their --format")
+    elif format is None and Path(rows).suffix.lower() not in (
+        suffixes := [f".{extension}" for extension in get_args(Format)]
+    ):
+        raise UsageError(f"{rows}: rows are read from files that end in {', '.join(suffixes)}; or say their --format")
     paths.new_file(Path(out))
     paths.free(Path(out), overwrite)
     if "-" not in (out, rows) and Path(out).exists() and Path(out).samefile(rows):
@@ -125,17 +127,17 @@ class _Run:
     overwrite: bool
     batch: int
 
-    def made(self) -> Counts:
-        from bedplate.inference.predict.bulk import Source, predict_file, whole_file, write_stream
+    def predict(self) -> Counts:
+        from bedplate.inference.predict.bulk import RowSource, predict_file, whole_file, write_stream
 
         inputs = list(self.predictor.skin.inputs)
         if self.rows == "-":
-            source = Source(inputs, Path("stdin"), self.format or "jsonl", self.keep_going)
+            source = RowSource(inputs, Path("stdin"), self.format or "jsonl", self.keep_going)
             if self.out == "-":
                 return write_stream(self.predictor, source, sys.stdin.buffer, _to_stdout, batch=self.batch)
             with whole_file(Path(self.out)) as file:
                 return write_stream(self.predictor, source, sys.stdin.buffer, file.write, batch=self.batch)
-        source = Source(inputs, Path(self.rows), self.format, self.keep_going)
+        source = RowSource(inputs, Path(self.rows), self.format, self.keep_going)
         survey = source.survey()
         if survey.unused:
             print(f"note: columns that the skin does not use: {', '.join(survey.unused)}", file=sys.stderr)
@@ -159,7 +161,7 @@ def _to_stdout(content: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def _say(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
+def _print_counts(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
     if as_json:
         fields = {"rows": counts.rows, "failed": counts.failed, "resumed": counts.resumed, "out": out}
         print(json.dumps(fields | {"seconds": round(seconds, 3)}))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, AllColumns
 from bedplate.core.errors import RankError
 from bedplate.core.tables import numbers, show
 
@@ -34,7 +34,7 @@ def pretrain(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")
     ] = False,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Train a base: from texts or a corpus, from nothing or further from a base (`base:` in the file).
@@ -54,12 +54,12 @@ def pretrain(
     look(run, overrides or (), reads_data=not dry_run)
     from bedplate.pretraining.runfile.file import load_run
 
-    found = load_run(run, overrides or ())
+    run_config = load_run(run, overrides or ())
     if dry_run:
         from bedplate.pretraining.plan.dry_run import plan_run
         from bedplate.pretraining.plan.shown import show_plan
 
-        plan = plan_run(found)
+        plan = plan_run(run_config)
         print(json.dumps(plan, allow_nan=False)) if as_json else show_plan(plan)
         return
     from bedplate.inference.ways.threads import use_cores
@@ -68,48 +68,52 @@ def pretrain(
 
     use_cores()
     try:
-        done = runs.pretrain(found, out)
+        pretrained = runs.pretrain(run_config, out)
     except RankError as error:
-        if error.said:
+        if error.reported:
             raise typer.Exit(error.exit_code) from error
         raise
     if process_of(os.environ).rank:
         return  # the first process says it
     if as_json:
-        print(json.dumps(_values(done), allow_nan=False))
+        print(json.dumps(_values(pretrained), allow_nan=False))
         return
-    _show(done)
+    _show(pretrained)
 
 
-def _values(done: Pretrained) -> dict[str, Any]:
-    result = done.result
+def _values(pretrained: Pretrained) -> dict[str, Any]:
+    result = pretrained.result
     return {
-        "directory": str(done.directory),
-        "base": str(done.base),
+        "directory": str(pretrained.directory),
+        "base": str(pretrained.base),
         "steps": result.steps,
-        "tokens": done.judged["tokens"],
+        "tokens": pretrained.judged["tokens"],
         "seconds": result.seconds,
         "resumed_at": result.resumed_at,
-        "held_out": done.judged["held_out"],
-        "suites": done.judged["suites"],
-        "baselines": done.baselines,
+        "held_out": pretrained.judged["held_out"],
+        "suites": pretrained.judged["suites"],
+        "baselines": pretrained.baselines,
     }
 
 
-def _show(done: Pretrained) -> None:
+def _show(pretrained: Pretrained) -> None:
     from bedplate.pretraining.measure import measure_of
 
-    result = done.result
-    print(f"{done.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training")
-    names = list(dict.fromkeys(name for found in done.baselines.values() for name in found))
+    result = pretrained.result
+    print(
+        f"{pretrained.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training"
+    )
+    names = list(dict.fromkeys(name for scores in pretrained.baselines.values() for name in scores))
     rows: list[tuple[str, ...]] = []
     measure = ""
-    for name, held in done.judged["held_out"].items():
-        others = (f"{done.baselines[name][other]:.3f}" if name in done.baselines else "" for other in names)
-        measure, value = measure_of(held)
-        rows.append((name, f"{value:.3f}", *others))
+    for name, evaluation in pretrained.judged["held_out"].items():
+        baseline_cells = (
+            f"{pretrained.baselines[name][baseline]:.3f}" if name in pretrained.baselines else "" for baseline in names
+        )
+        measure, value = measure_of(evaluation)
+        rows.append((name, f"{value:.3f}", *baseline_cells))
     show(("held out", *numbers(measure, *names)), rows)
-    for name, one in done.judged["suites"].items():
-        print(f"{name}: {one['measure']} {one['value']:.3f} of {one['n']} items")
-    print(f"base: {done.base}")
-    print(f"page: {done.directory / 'page.html'}")
+    for name, suite in pretrained.judged["suites"].items():
+        print(f"{name}: {suite['measure']} {suite['value']:.3f} of {suite['n']} items")
+    print(f"base: {pretrained.base}")
+    print(f"page: {pretrained.directory / 'page.html'}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.options import Wide
+from bedplate.cli.options import AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
@@ -20,7 +20,7 @@ def pull(
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="You accept the item's licence, where it asks for that.")
     ] = False,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fetch a base, an encoder or data, check its hash, and show where it lies and under which licence."""
@@ -59,26 +59,35 @@ def _show_list(as_json: bool) -> None:
 
     rows = [
         {
-            "name": item.name,
-            "kind": item.kind,
-            "download_bytes": item.download_bytes,
-            "licence": item.licence,
-            "accepted": is_accepted(item),
-            "part_licences": dict(item.part_licences),
-            "description": item.description,
-            "sha256": item.sha256,
-            "path": str(content_path(item)) if is_cached(item) else None,
+            "name": artifact.name,
+            "kind": artifact.artifact_type,
+            "download_bytes": artifact.download_bytes,
+            "licence": artifact.licence,
+            "accepted": is_accepted(artifact),
+            "part_licences": dict(artifact.part_licences),
+            "description": artifact.description,
+            "sha256": artifact.sha256,
+            "path": str(content_path(artifact)) if is_cached(artifact) else None,
         }
-        for item in CATALOG.values()
+        for artifact in CATALOG.values()
     ]
     if as_json:
         print(json.dumps(rows))
         return
     cells: list[tuple[str, ...]] = []
-    for item, row in zip(CATALOG.values(), rows, strict=True):
-        here = "yes" if row["path"] else ""
-        licence = item.licence if row["accepted"] else f"{item.licence} (to be accepted)"
-        cells.append((item.name, item.kind, _megabytes(item.download_bytes), here, licence, item.description))
+    for artifact, row in zip(CATALOG.values(), rows, strict=True):
+        cached = "yes" if row["path"] else ""
+        licence = artifact.licence if row["accepted"] else f"{artifact.licence} (to be accepted)"
+        cells.append(
+            (
+                artifact.name,
+                artifact.artifact_type,
+                _megabytes(artifact.download_bytes),
+                cached,
+                licence,
+                artifact.description,
+            )
+        )
     licence, about = Column("licence", prose=True), Column("description", prose=True, extra=True)
     show(("name", "kind", Column("download", right=True), "here", licence, about), cells)
 

@@ -85,7 +85,7 @@ def serve(
     max_rows: Annotated[int, whole(help="Generations that run at once.", shown=True)] = 16,
     max_waiting: Annotated[int, whole(help="Queued requests; more are refused with status 429.", shown=True)] = 256,
     max_body_bytes: Annotated[
-        int, whole(help="Larger requests are refused with status 413.", least=1024, shown=True)
+        int, whole(help="Larger requests are refused with status 413.", minimum=1024, shown=True)
     ] = 2 * 1024 * 1024,
     grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
@@ -109,13 +109,13 @@ def serve(
     from bedplate.core.config import load_config
     from bedplate.serving.settings.config import ServerConfig
 
-    words = [one for one in (base, *(more or ())) if one is not None]
-    overrides = [one for one in words if "=" in one and not Path(one).exists()]
-    bases = [one for one in words if one not in overrides]
+    words = [word for word in (base, *(more or ())) if word is not None]
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    bases = [word for word in words if word not in overrides]
     if bool(bases) == (config is not None):
         raise UsageError("give a base to serve, or a server's file with --config, and not both")
-    for one in bases:
-        paths.base(one)
+    for source in bases:
+        paths.base(source)
     settings = None
     if config is not None:
         _only_with_base(context)
@@ -161,8 +161,8 @@ def serve(
         if as_json:
             print(json.dumps({"url": url, "models": models}), flush=True)
         else:
-            more = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
-            print(f"serving {', '.join(models[:SHOWN])}{more} at {url}", flush=True)
+            remainder = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
+            print(f"serving {', '.join(models[:SHOWN])}{remainder} at {url}", flush=True)
 
     with starting:
         # a look through all that was loaded stops every call for a third of a second
@@ -180,7 +180,7 @@ def _check_places(settings: ServerConfig) -> None:
     """What a server's file names is there, as far as that can be said without loading anything."""
     for base in settings.bases:
         paths.base(base.source)
-    paths.skin_directories([str(one.source) for one in settings.skins])
+    paths.skin_directories([str(skin.source) for skin in settings.skins])
     paths.existing_directory(settings.skins_directory)
     paths.existing(settings.keys)
 

@@ -23,7 +23,7 @@ def api_address(url: str) -> str:
         )
     if not valid or parts.query or parts.fragment:
         shown = url.partition("?")[0].partition("#")[0]
-        more = " with what follows the ? or #" if shown != url else ""
-        raise UsageError(f"{shown!r}{more} is not a server's address; give one such as http://127.0.0.1:8000")
+        explanation = " with what follows the ? or #" if shown != url else ""
+        raise UsageError(f"{shown!r}{explanation} is not a server's address; give one such as http://127.0.0.1:8000")
     path = parts.path.rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path or '/v1'}"

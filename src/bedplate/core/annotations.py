@@ -12,14 +12,14 @@ import pydantic
 
 def field_names(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> set[str]:
     """The valid keys at `location`, over every union member that could be meant there."""
-    here: list[Any] = [model]
+    candidates: list[Any] = [model]
     for part in location:
-        inner = [annotation for each in here for annotation in _inside(each, part)]
-        here = inner or here  # a union member's name, not a key
+        inner = [annotation for candidate in candidates for annotation in _inside(candidate, part)]
+        candidates = inner or candidates  # a union member's name, not a key
     names: set[str] = set()
-    for each in [m for annotation in here for m in _members(annotation)]:
-        if _is_model(each):
-            names.update(field.alias or name for name, field in each.model_fields.items())
+    for member in [m for annotation in candidates for m in _members(annotation)]:
+        if _is_model(member):
+            names.update(field.alias or name for name, field in member.model_fields.items())
     return names
 
 
@@ -30,23 +30,23 @@ def _members(annotation: Any) -> list[Any]:
     if origin is typing.Annotated:
         return _members(typing.get_args(annotation)[0])
     if origin is typing.Union or origin is types.UnionType:
-        return [m for each in typing.get_args(annotation) for m in _members(each)]
+        return [m for argument in typing.get_args(annotation) for m in _members(argument)]
     return [annotation]
 
 
 def _inside(annotation: Any, part: str | int) -> list[Any]:
     """What one step into `annotation` by a key or an index is annotated as."""
-    found: list[Any] = []
+    inner_types: list[Any] = []
     tagged = [m for m in _members(annotation) if _is_model(m) and _has_tag(m, part)]
     if tagged:
         return tagged
-    for each in _members(annotation):
-        arguments = [a for a in typing.get_args(each) if a is not Ellipsis]
-        if _is_model(each):
-            found += [f.annotation for name, f in each.model_fields.items() if part in {name, f.alias}]
-        elif arguments and typing.get_origin(each) is not typing.Literal:
-            found.append(arguments[-1])  # dict[K, V] → V; list[X], tuple[X, ...] → X
-    return found
+    for member in _members(annotation):
+        arguments = [a for a in typing.get_args(member) if a is not Ellipsis]
+        if _is_model(member):
+            inner_types += [f.annotation for name, f in member.model_fields.items() if part in {name, f.alias}]
+        elif arguments and typing.get_origin(member) is not typing.Literal:
+            inner_types.append(arguments[-1])  # dict[K, V] → V; list[X], tuple[X, ...] → X
+    return inner_types
 
 
 def _is_model(annotation: Any) -> TypeGuard[type[pydantic.BaseModel]]:

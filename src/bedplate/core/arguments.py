@@ -41,10 +41,10 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            given = signature.bind_partial(*args, **kwargs).arguments
+            arguments = signature.bind_partial(*args, **kwargs).arguments
         except TypeError:  # too many, or unknown ones: Python says so itself
             return function(*args, **kwargs)
-        for name, value in given.items():
+        for name, value in arguments.items():
             parameter = signature.parameters[name]
             if name not in hints:
                 hints[name] = _hint(parameter.annotation, function)
@@ -58,14 +58,14 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 def need(name: str, value: object, hint: Any) -> None:
     """UsageError where the value of the argument `name` is not of the type `hint`."""
     if not fits(value, hint):
-        raise UsageError(f"{name} is {_said(value)}; give {wanted(hint)}")
+        raise UsageError(f"{name} is {_describe_value(value)}; give {describe_type(hint)}")
 
 
-def need_fields(one: Any) -> None:
+def need_fields(instance: Any) -> None:
     """UsageError for the first field of a dataclass whose value is not of its type."""
-    hints = get_type_hints(type(one))
-    for field in dataclasses.fields(one):
-        need(field.name, getattr(one, field.name), hints[field.name])
+    hints = get_type_hints(type(instance))
+    for field in dataclasses.fields(instance):
+        need(field.name, getattr(instance, field.name), hints[field.name])
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -73,7 +73,7 @@ def fits(value: Any, hint: Any) -> bool:
     is none, and a text is no list."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return any(fits(value, one) for one in inner)
+        return any(fits(value, member) for member in inner)
     if origin is Annotated:
         return fits(value, inner[0])
     if origin is Literal:
@@ -81,71 +81,75 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is None or hint is Any:
         return hint is Any or value is None
     if hint in (int, float):
-        kind = numbers.Integral if hint is int else numbers.Real
-        return not isinstance(value, bool) and isinstance(value, kind)
-    kind = origin or hint
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        base_type = numbers.Integral if hint is int else numbers.Real
+        return not isinstance(value, bool) and isinstance(value, base_type)
+    base_type = origin or hint
+    if not isinstance(base_type, type) or getattr(base_type, "_is_protocol", False):
         return True  # what a protocol asks for, its user says best
-    if issubclass(kind, PurePath):
+    if issubclass(base_type, PurePath):
         return isinstance(value, os.PathLike)
-    if kind is not str and issubclass(kind, Collection) and isinstance(value, str | bytes):
+    if base_type is not str and issubclass(base_type, Collection) and isinstance(value, str | bytes):
         return False
-    return _is_instance(value, kind) and _holds(value, kind, inner)
+    return _is_instance(value, base_type) and _members_fit(value, base_type, inner)
 
 
-def _is_instance(value: Any, kind: type) -> bool:
-    if isinstance(value, kind):
+def _is_instance(value: Any, base_type: type) -> bool:
+    if isinstance(value, base_type):
         return True
     # arrays and columns of tables are sequences in all but name
-    alike = kind.__module__ == "collections.abc" and issubclass(kind, Collection) and not issubclass(kind, Mapping)
-    return alike and all(hasattr(value, name) for name in ("__len__", "__getitem__", "tolist"))
+    is_sequence = (
+        base_type.__module__ == "collections.abc"
+        and issubclass(base_type, Collection)
+        and not issubclass(base_type, Mapping)
+    )
+    return is_sequence and all(hasattr(value, name) for name in ("__len__", "__getitem__", "tolist"))
 
 
-def _holds(value: Any, kind: type, inner: tuple[Any, ...]) -> bool:
+def _members_fit(value: Any, base_type: type, inner: tuple[Any, ...]) -> bool:
     """Whether what a list or a tuple holds is of its type; others are not looked into."""
-    if not isinstance(value, list | tuple) or not inner or not issubclass(kind, Collection):
+    if not isinstance(value, list | tuple) or not inner or not issubclass(base_type, Collection):
         return True
-    if kind is tuple and inner[-1] is not Ellipsis:
+    if base_type is tuple and inner[-1] is not Ellipsis:
         return len(value) == len(inner) and all(map(fits, value, inner))
-    return all(fits(one, inner[0]) for one in value)
+    return all(fits(member, inner[0]) for member in value)
 
 
-def wanted(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """A type in words. A class may say in MADE_BY which call gives one."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        words = list(dict.fromkeys(wanted(one) for one in inner))
+        words = list(dict.fromkeys(describe_type(member) for member in inner))
         return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     if origin is Annotated:
-        return wanted(inner[0])
+        return describe_type(inner[0])
     if origin is Literal:
         return f"one of {', '.join(map(repr, inner))}"
     if hint in _WORDS or hint is None:
         return _WORDS[type(None) if hint is None else hint][0]
-    kind = origin or hint
-    if not isinstance(kind, type):
+    base_type = origin or hint
+    if not isinstance(base_type, type):
         return str(hint)
-    if issubclass(kind, PurePath):
+    if issubclass(base_type, PurePath):
         return "a path"
-    if issubclass(kind, Mapping):
+    if issubclass(base_type, Mapping):
         return "a mapping"
-    if issubclass(kind, Collection):
+    if issubclass(base_type, Collection):
         several = _WORDS.get(inner[0]) if inner else None
         return f"a list of {several[1]}" if several else "a list"
-    if kind.__name__ == "Callable":
+    if base_type.__name__ == "Callable":
         return "a function"
-    maker = getattr(kind, "MADE_BY", "")
-    words = f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+    maker = getattr(base_type, "MADE_BY", "")
+    words = f"{'an' if base_type.__name__[0] in 'AEIO' else 'a'} {base_type.__name__}"
     return f"{words}, as {maker} gives one" if maker else words
 
 
-def _said(value: object) -> str:
-    kind = type(value).__name__
+def _describe_value(value: object) -> str:
+    type_name = type(value).__name__
     if isinstance(value, str):
         return f"the text {shortened(value, 60)!r}"
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
-    return f"of type {kind}"
+    return f"of type {type_name}"
 
 
 def _hint(annotation: Any, function: Callable[..., object]) -> Any:

@@ -70,8 +70,8 @@ class Grown(Strict):
     @pydantic.model_serializer(mode="wrap")
     def _as_ever(self, serialise: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = serialise(self)
-        known = type(self).model_fields
-        return {k: v for k, v in fields.items() if k not in self.LATE or getattr(self, k) != known[k].default}
+        model_fields = type(self).model_fields
+        return {k: v for k, v in fields.items() if k not in self.LATE or getattr(self, k) != model_fields[k].default}
 
 
 def load_config(path: Path | str, model: type[M], overrides: Sequence[str] = ()) -> M:
@@ -81,8 +81,8 @@ def load_config(path: Path | str, model: type[M], overrides: Sequence[str] = ())
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a directory, not a file" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{path}: the config file {what}; give the path of a YAML file")
+        problem = "is a directory, not a file" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path}: the config file {problem}; give the path of a YAML file")
     try:
         text = read_text(path)
     except DataError as error:
@@ -101,15 +101,19 @@ def parse_config(text: str, model: type[M], source: str, overrides: Sequence[str
     try:
         return model.model_validate(data)
     except pydantic.ValidationError as error:
-        every = error.errors(include_url=False)
-        inner = [e["loc"] for e in every]
+        problems = error.errors(include_url=False)
+        inner = [e["loc"] for e in problems]
         # a list of which no item is valid counts as empty; what is wrong with the items is said already
-        said = [e for e in every if e["type"] != "too_short" or not any(_within(e["loc"], one) for one in inner)]
-        lines = [_explain(e, model, data, root, source, overridden) for e in said]
+        reported = [
+            e
+            for e in problems
+            if e["type"] != "too_short" or not any(_is_inside(e["loc"], location) for location in inner)
+        ]
+        lines = [_explain(e, model, data, root, source, overridden) for e in reported]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
-def _within(place: Sequence[str | int], inner: Sequence[str | int]) -> bool:
+def _is_inside(place: Sequence[str | int], inner: Sequence[str | int]) -> bool:
     return len(inner) > len(place) and tuple(inner[: len(place)]) == tuple(place)
 
 
@@ -132,19 +136,21 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
+        line_by_key: dict[Any, int] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
             line = key_node.start_mark.line + 1
             try:
-                duplicate = key in seen
+                duplicate = key in line_by_key
             except TypeError:
                 break  # an unhashable key: super() below reports it with its place
             if duplicate:
-                raise ConfigError(f"line {line}: the key {key!r} appears twice (first on line {seen[key]}); keep one")
-            seen[key] = line
+                raise ConfigError(
+                    f"line {line}: the key {key!r} appears twice (first on line {line_by_key[key]}); keep one"
+                )
+            line_by_key[key] = line
         return super().construct_mapping(node, deep)
 
 
@@ -205,17 +211,17 @@ def _locate(root: yaml.Node | None, keys: Sequence[str | int]) -> tuple[yaml.Nod
     """The deepest node along `keys` and its 1-based line; (None, None) if there is no file behind it."""
     node, line = root, None
     for key in keys:
-        found = None
+        child = None
         if isinstance(node, yaml.MappingNode):
             for key_node, value_node in node.value:
                 if key_node.value == str(key):
-                    found, line = value_node, key_node.start_mark.line + 1
+                    child, line = value_node, key_node.start_mark.line + 1
         elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            found = node.value[key]
-            line = found.start_mark.line + 1
-        if found is None:
+            child = node.value[key]
+            line = child.start_mark.line + 1
+        if child is None:
             break
-        node = found
+        node = child
     return node, line
 
 
@@ -248,12 +254,12 @@ def _parse_override(override: str) -> tuple[tuple[str | int, ...], Any]:
     keys: list[str | int] = []
     at, ending = 0, "."
     while ending == ".":
-        found = _KEY.match(override, at)
-        if found is None:
+        match = _KEY.match(override, at)
+        if match is None:
             raise ConfigError(f"override {override!r}: {_HOW}")
-        double, single, bare, ending = found.groups()
+        double, single, bare, ending = match.groups()
         keys.append(int(bare) if bare and _INDEX.fullmatch(bare) else double or single or bare or "")
-        at = found.end()
+        at = match.end()
     try:
         value = _Loader(override[at:]).get_single_data()
     except (ConfigError, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -266,37 +272,37 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
 
     What is on the way is copied first: under a YAML alias it is the same object as where its anchor stands.
     """
-    here: Any = data
+    container: Any = data
     for depth, key in enumerate(keys):
         last = depth == len(keys) - 1
         place = key_path(keys[:depth]) or "the file"
-        if isinstance(here, list):
-            items = cast("list[Any]", here)
-            if not isinstance(key, int) or key >= len(items):
+        if isinstance(container, list):
+            sequence = cast("list[Any]", container)
+            if not isinstance(key, int) or key >= len(sequence):
                 raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(items)}; {key!r} is not an index of it"
+                    f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is not an index of it"
                 )
-            here = items
-        elif isinstance(here, dict):
-            mapping = cast("dict[Any, Any]", here)
+            container = sequence
+        elif isinstance(container, dict):
+            mapping = cast("dict[Any, Any]", container)
             key = _key_of(mapping, keys, depth, override)  # noqa: PLW2901
             if not last and mapping.get(key) is None:
                 mapping[key] = {}
-            here = mapping
+            container = mapping
         else:
-            raise ConfigError(f"override {override!r}: {place} is {here!r}; it has no {key!r} inside")
+            raise ConfigError(f"override {override!r}: {place} is {container!r}; it has no {key!r} inside")
         if last:
-            here[key] = value
+            container[key] = value
         else:
-            here[key] = copy.copy(here[key])
-            here = here[key]
+            container[key] = copy.copy(container[key])
+            container = container[key]
 
 
 def _key_of(mapping: Mapping[Any, Any], keys: tuple[str | int, ...], depth: int, override: str) -> Any:
     """The mapping's own key that is meant; where the rest of an override only fits a key with dots in it, an error."""
-    own = next((key for key in (keys[depth], str(keys[depth])) if key in mapping), None)
-    if own is not None:
-        return own
+    matching_key = next((key for key in (keys[depth], str(keys[depth])) if key in mapping), None)
+    if matching_key is not None:
+        return matching_key
     for end in range(len(keys), depth + 1, -1):
         dotted = ".".join(map(str, keys[depth:end]))
         if dotted in mapping:
@@ -327,20 +333,20 @@ def _explain(
 
 
 def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int, ...], node: yaml.Node | None) -> str:
-    kind, value = error["type"], error["input"]
-    if kind == "extra_forbidden":
+    error_type, value = error["type"], error["input"]
+    if error_type == "extra_forbidden":
         valid = sorted(field_names(model, error["loc"][:-1]))
         hint = did_you_mean(nearest(str(keys[-1]), valid)) or f"the keys here are {', '.join(valid) or 'none'}"
         return f"unknown key {str(keys[-1])!r}; {hint}"
-    if kind == "missing":
+    if error_type == "missing":
         return "this key is required and missing"
-    if kind in {"string_type", "literal_error", "enum"} and isinstance(value, bool | int | float):
+    if error_type in {"string_type", "literal_error", "enum"} and isinstance(value, bool | int | float):
         read_as = str(value).lower() if isinstance(value, bool) else repr(value)
         written = node.value if isinstance(node, yaml.ScalarNode) else read_as
         was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
         return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = "" if kind in {"value_error", "assertion_error"} else f" (got {_shorten(value)})"
+    shown = "" if error_type in {"value_error", "assertion_error"} else f" (got {_shorten(value)})"
     return f"{message[:1].lower()}{message[1:]}{shown}"
 
 
@@ -351,20 +357,20 @@ def _covers(path: Sequence[str | int], keys: Sequence[str | int]) -> bool:
 def _data_keys(location: Sequence[str | int], data: Any, missing: bool) -> tuple[str | int, ...]:
     """The part of pydantic's location that is keys of the data; the names of union members in it are left out."""
     keys: list[str | int] = []
-    here = data
+    container = data
     for depth, part in enumerate(location):
-        if isinstance(here, Mapping):
-            mapping = cast("Mapping[Any, Any]", here)
+        if isinstance(container, Mapping):
+            mapping = cast("Mapping[Any, Any]", container)
             if part in mapping:
                 keys.append(part)
-                here = mapping[part]
+                container = mapping[part]
             elif missing and depth == len(location) - 1:
                 keys.append(part)
             elif part == "[key]" or depth == len(location) - 1:
                 continue
-        elif isinstance(here, list) and isinstance(part, int) and part < len(cast("list[Any]", here)):
+        elif isinstance(container, list) and isinstance(part, int) and part < len(cast("list[Any]", container)):
             keys.append(part)
-            here = here[part]
+            container = container[part]
     return tuple(keys)
 
 

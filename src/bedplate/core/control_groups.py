@@ -13,24 +13,24 @@ from typing import Literal, NamedTuple
 _MOUNT = Path("sys/fs/cgroup")
 
 
-class Group(NamedTuple):
+class ControlGroup(NamedTuple):
     """One group, by the version of the interface, in whose directory its files are."""
 
     version: Literal[1, 2]
     directory: Path
 
 
-def own_groups(controller: str, root: Path = Path("/")) -> Iterator[Group]:
+def own_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGroup]:
     """This process's group of a controller ("cpu", "memory") and all above it, in both versions."""
     for line in lines(root / "proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        number, _, remainder = line.partition(":")
+        controllers, _, path = remainder.partition(":")
         if number == "0" and not controllers:
             for mount in (_MOUNT, _MOUNT / "unified"):  # the second where both versions are mounted
-                yield from (Group(2, directory) for directory in _upwards(root / mount, path))
+                yield from (ControlGroup(2, directory) for directory in _upwards(root / mount, path))
         elif controller in controllers.split(","):
             for mount in sorted({controllers, controller, "cpu,cpuacct"} if controller == "cpu" else {controllers}):
-                yield from (Group(1, directory) for directory in _upwards(root / _MOUNT / mount, path))
+                yield from (ControlGroup(1, directory) for directory in _upwards(root / _MOUNT / mount, path))
 
 
 def _upwards(mount: Path, path: str) -> Iterator[Path]:

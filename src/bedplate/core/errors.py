@@ -108,11 +108,11 @@ class TrainingError(BedplateError, code="training_error"):
 
 
 class RankError(TrainingError):
-    """Another process of the run has ended. said: whether it has told this one why, and so says it itself."""
+    """Another process of the run has ended. reported: whether it has told this one why, and so says it itself."""
 
-    def __init__(self, message: str, said: bool = False) -> None:
+    def __init__(self, message: str, reported: bool = False) -> None:
         super().__init__(message)
-        self.said = said
+        self.reported = reported
 
 
 class RequestError(BedplateError, exit_code=2, status=400, code="invalid_request"):

@@ -34,13 +34,15 @@ class Job:
     def from_json(cls, values: Mapping[str, Any]) -> Job:
         return cls(values["name"], values["function"], values["arguments"], tuple(values["needs"]))
 
-    def call(self, here: Mapping[str, Any]) -> Any:
+    def call(self, resources: Mapping[str, Any]) -> Any:
         """What the function returns. UsageError where something that it needs is not here."""
-        missing = [name for name in self.needs if name not in here]
+        missing = [name for name in self.needs if name not in resources]
         if missing:
             raise UsageError(f"the job {self.name} cannot run here: it needs {', '.join(missing)}")
         module, _, function = self.function.partition(":")
-        return getattr(import_module(module), function)(**self.arguments, **{name: here[name] for name in self.needs})
+        return getattr(import_module(module), function)(
+            **self.arguments, **{name: resources[name] for name in self.needs}
+        )
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,10 @@ class Executor(Protocol):
 
 
 class LocalExecutor:
-    """Runs jobs in this process; each outcome is yielded before the next job starts. here: what jobs may need."""
+    """Runs jobs in this process; each outcome is yielded before the next job starts. resources: what jobs may need."""
 
-    def __init__(self, here: Mapping[str, Any] | None = None) -> None:
-        self.here = here or {}
+    def __init__(self, resources: Mapping[str, Any] | None = None) -> None:
+        self.resources = resources or {}
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """An exception becomes the outcome's error; KeyboardInterrupt and SystemExit pass through."""
@@ -72,7 +74,7 @@ class LocalExecutor:
             value, error = None, None
             try:
                 with Progress(job.name, unit=""):
-                    value = job.call(self.here)
+                    value = job.call(self.resources)
             except Exception as caught:
                 if is_interrupt(caught):
                     raise KeyboardInterrupt from caught

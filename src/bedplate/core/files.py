@@ -88,7 +88,7 @@ def atomic_write(path: Path | str, content: str | bytes, *, durable: bool = True
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    temporary = _beside(path)
+    temporary = _temporary_path(path)
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -157,7 +157,7 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[None]:
         yield
 
 
-def _beside(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
@@ -172,20 +172,20 @@ def writable(path: Path) -> Generator[None]:
 
 def unwritable(path: Path, error: OSError) -> UsageError:
     """The operating system's refusal to write there, as what is said of it."""
-    what = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
-    return UsageError(f"cannot write {path}: {error.strerror or error}; {what}")
+    advice = "make room there" if error.errno in DISK_FULL else "choose a place that can be written"
+    return UsageError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
 def check_writable(path: Path | str) -> None:
     """UsageError where something to be written as `path` has no directory above it that can be written."""
     place = Path(path).absolute()
-    above = place.parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir():
-        raise UsageError(f"cannot write {path}: {above} is not a directory; choose a place that can be written")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write {path}: {above} does not allow it; choose a place that can be written")
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise UsageError(f"cannot write {path}: {parent} is not a directory; choose a place that can be written")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {parent} does not allow it; choose a place that can be written")
 
 
 def _sync_directory(path: Path) -> None:
@@ -201,7 +201,7 @@ def _sync_directory(path: Path) -> None:
 def _make_locked(path: Path) -> tuple[Path, int]:
     """A new temporary directory and a locked descriptor of it; the lock tells others that its owner lives."""
     while True:
-        temporary = _beside(path)
+        temporary = _temporary_path(path)
         temporary.mkdir()
         descriptor = os.open(temporary, os.O_RDONLY)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -212,16 +212,16 @@ def _make_locked(path: Path) -> tuple[Path, int]:
 
 def _remove_abandoned(path: Path) -> None:
     """Remove the temporary directories of dead processes that were writing `path`."""
-    for left in path.parent.iterdir():
-        if not (left.name.startswith(f".{path.name}.") and left.name.endswith(".tmp") and left.is_dir()):
+    for candidate in path.parent.iterdir():
+        if not (candidate.name.startswith(f".{path.name}.") and candidate.name.endswith(".tmp") and candidate.is_dir()):
             continue
         try:
-            descriptor = os.open(left, os.O_RDONLY)
+            descriptor = os.open(candidate, os.O_RDONLY)
         except FileNotFoundError:
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(candidate, ignore_errors=True)
         except BlockingIOError:
             pass
         finally:
@@ -238,7 +238,7 @@ def _exchange(a: Path, b: Path) -> None:
         code = ctypes.get_errno()
         if code not in {errno.EINVAL, errno.ENOSYS}:
             raise OSError(code, os.strerror(code), str(b))
-    aside = _beside(b)
+    aside = _temporary_path(b)
     b.rename(aside)
     try:
         a.rename(b)
@@ -251,13 +251,13 @@ def _exchange(a: Path, b: Path) -> None:
 # --- reading
 
 
-def read_text(path: Path | str, most: int | None = None) -> str:
+def read_text(path: Path | str, max_bytes: int | None = None) -> str:
     """A UTF-8 file's text. Raises DataError naming the byte offset where it is not UTF-8, or why it cannot be read; and
-    for a file of more than `most` bytes, before it is read."""
+    for a file of more than `max_bytes` bytes, before it is read."""
     path = Path(path)
     try:
-        if most is not None and (size := path.stat().st_size) > most:
-            raise DataError(f"{path}: {size:,} bytes, where such a file has at most {most:,}; fetch it again")
+        if max_bytes is not None and (size := path.stat().st_size) > max_bytes:
+            raise DataError(f"{path}: {size:,} bytes, where such a file has at most {max_bytes:,}; fetch it again")
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
@@ -267,20 +267,20 @@ def read_text(path: Path | str, most: int | None = None) -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def on_closed(where: str = "") -> Callable[[OSError], None]:
-    """For `os.walk`: a folder that may not be read is a DataError, which begins with `where`, and not passed over."""
+def on_closed(prefix: str = "") -> Callable[[OSError], None]:
+    """For `os.walk`: a folder that may not be read is a DataError, which begins with `prefix`, and not passed over."""
 
     def refuse(error: OSError) -> None:
         raise DataError(
-            f"{where}{error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
+            f"{prefix}{error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
         ) from error
 
     return refuse
 
 
-def check_folders(root: Path, where: str = "") -> None:
+def check_folders(root: Path, prefix: str = "") -> None:
     """DataError as `on_closed` for a folder below `root` that may not be read, which pathlib passes over."""
-    for _ in os.walk(root, onerror=on_closed(where)):
+    for _ in os.walk(root, onerror=on_closed(prefix)):
         pass
 
 
@@ -332,9 +332,9 @@ def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
             end = _whole_end(file)
             file.truncate(end)
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[file.write(rest) :]
+                pending = memoryview(data)
+                while pending:
+                    pending = pending[file.write(pending) :]
                 os.fsync(file.fileno())
             except OSError:  # all rows or none: whoever appends knows then what is kept
                 with contextlib.suppress(OSError):

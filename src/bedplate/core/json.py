@@ -31,7 +31,7 @@ def load_json(
     try:
         value = json.loads(
             content if isinstance(content, str) else content.decode("utf-8"),
-            object_pairs_hook=None if repeated is None else partial(_once, repeated),
+            object_pairs_hook=None if repeated is None else partial(_without_duplicates, repeated),
             parse_constant=_no_constant,
             parse_float=number,
         )
@@ -52,12 +52,12 @@ def load_config(content: str) -> Any:
 
 
 def _agreeing(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    mapping: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found and found[key] != value:
+        if key in mapping and mapping[key] != value:
             raise JsonRuleError(f"a key has two values in one object: {key!r}", key)
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -67,19 +67,19 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: json.loads(json.dumps(value))}
 
 
-def brief(value: Any, most: int = 60) -> str:
+def brief(value: Any, max_chars: int = 60) -> str:
     """A value as JSON text of at most so many characters, for messages."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
-def _once(message: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise JsonRuleError(message.format(twice), twice)
-    return found
+def _without_duplicates(message: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        unique_keys: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in unique_keys or unique_keys.add(key))
+        raise JsonRuleError(message.format(duplicate), duplicate)
+    return mapping
 
 
 def _no_constant(name: str) -> None:
@@ -99,8 +99,8 @@ def deeper(value: Any, depth: int) -> bool:
     for _ in range(depth + 1):
         level = [
             child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
         ]
     return bool(level)

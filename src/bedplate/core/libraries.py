@@ -60,8 +60,8 @@ def torch_beside() -> threading.Thread | None:
 
 def _torch() -> Path | None:
     """Where torch lies; None where it was imported already, or is not there."""
-    found = None if "torch" in sys.modules else importlib.util.find_spec("torch")
-    return None if found is None or found.origin is None else Path(found.origin).parent
+    spec = None if "torch" in sys.modules else importlib.util.find_spec("torch")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _load(place: Path) -> None:
@@ -137,31 +137,31 @@ class _State:
         return True
 
     def _waits_for(self, me: int) -> bool:
-        frames, thread, seen = cast("Any", sys)._current_frames(), self.thread, set[int]()
-        while thread not in seen and thread != me:
-            seen.add(thread)
-            other, frame = self.waiting.get(thread), frames.get(thread)
-            if other is not None:
-                thread = other.thread
+        frames, thread, visited = cast("Any", sys)._current_frames(), self.thread, set[int]()
+        while thread not in visited and thread != me:
+            visited.add(thread)
+            awaited, frame = self.waiting.get(thread), frames.get(thread)
+            if awaited is not None:
+                thread = awaited.thread
             elif frame is not None and (frame.f_code.co_filename, frame.f_code.co_name) == _MODULE_LOCK:
                 thread = getattr(frame.f_locals.get("self"), "owner", None) or 0
         return thread == me
 
 
-class _Left(ModuleType):
+class _LazyModule(ModuleType):
     """A module that is executed when something of it is first asked for, by whichever thread: the others wait."""
 
     def __getattribute__(self, name: str) -> Any:
-        find = super().__getattribute__
+        get_attribute = super().__getattribute__
         if name not in ("__class__", "__file__", "__name__", "__spec__"):
-            spec = find("__spec__")
+            spec = get_attribute("__spec__")
             state = spec.loader_state
             if state.enter():
                 try:
                     _execute(self, spec, state)
                 finally:
                     state.lock.release()
-        return find(name)
+        return get_attribute(name)
 
 
 def _execute(module: ModuleType, spec: importlib.machinery.ModuleSpec, state: _State) -> None:
@@ -179,17 +179,17 @@ def _execute(module: ModuleType, spec: importlib.machinery.ModuleSpec, state: _S
 
 def _is_left(name: str) -> bool:
     module = sys.modules.get(name)
-    return type(module) is _Left and not cast("Any", module).__spec__.loader_state.begun
+    return type(module) is _LazyModule and not cast("Any", module).__spec__.loader_state.begun
 
 
 class _Around(Loader):
     """Does with a module what its own loader does, at another time."""
 
-    def __init__(self, own: Loader) -> None:
-        self._own = own
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._own.create_module(spec)
+        return self._loader.create_module(spec)
 
 
 class _Leaving(_Around):
@@ -199,9 +199,9 @@ class _Leaving(_Around):
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
         assert spec is not None  # the import system sets it
-        spec.loader = module.__loader__ = self._own
+        spec.loader = module.__loader__ = self._loader
         spec.loader_state = _State()
-        module.__class__ = _Left
+        module.__class__ = _LazyModule
 
 
 class _Following(_Around):
@@ -209,9 +209,9 @@ class _Following(_Around):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None  # the import system sets it
-        module.__spec__.loader = module.__loader__ = self._own
+        module.__spec__.loader = module.__loader__ = self._loader
         del sys.modules[module.__name__]
         vars(sys.modules[_REGISTRATIONS])
         if module.__name__ not in sys.modules:
             sys.modules[module.__name__] = module
-            self._own.exec_module(module)
+            self._loader.exec_module(module)

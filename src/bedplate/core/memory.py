@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from bedplate.core.control_groups import Group, lines, own_groups, text
+from bedplate.core.control_groups import ControlGroup, lines, own_groups, text
 
 HEAPS = 2
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
@@ -45,7 +45,7 @@ _keepers = _Keepers()
 
 def free_bytes(root: Path = Path("/")) -> int | None:
     """Memory that may still be taken, or None where the system does not say."""
-    return min(_left(root), default=None)
+    return min(_free_bytes(root), default=None)
 
 
 def give_back() -> None:
@@ -90,42 +90,42 @@ def _set(values: Iterable[tuple[int, int]]) -> None:
 
 
 @lru_cache
-def _glibc(name: str, *takes: type) -> Callable[..., int] | None:
+def _glibc(name: str, *argument_types: type) -> Callable[..., int] | None:
     """A function of the allocator that returns an int; None where the C library has none of this name."""
     try:
-        found = getattr(ctypes.CDLL(None), name)
+        function = getattr(ctypes.CDLL(None), name)
     except (OSError, TypeError, AttributeError):  # no glibc; Windows has no such handle
         return None
-    found.argtypes, found.restype = list(takes), ctypes.c_int
-    return found
+    function.argtypes, function.restype = list(argument_types), ctypes.c_int
+    return function
 
 
-def _left(root: Path) -> Iterator[int]:
+def _free_bytes(root: Path) -> Iterator[int]:
     available = _named(root / "proc/meminfo", "MemAvailable:")
     if available is not None:
         yield available * 1024
     for group in own_groups("memory", root):
-        left = _left_of(group)
-        if left is not None:
-            yield left
+        remaining = _left_of(group)
+        if remaining is not None:
+            yield remaining
 
 
-def _left_of(group: Group) -> int | None:
+def _left_of(group: ControlGroup) -> int | None:
     """What a group's limit leaves. Pages of files that are not in use are let go of before the limit is reached."""
     limit, used, unused = (
         ("memory.max", "memory.current", "inactive_file")
         if group.version == 2
         else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     )
-    most, now = (_number(text(group.directory / name)) for name in (limit, used))
-    if most is None or now is None:
+    max_bytes, used_bytes = (_number(text(group.directory / name)) for name in (limit, used))
+    if max_bytes is None or used_bytes is None:
         return None
-    return max(most - now + (_named(group.directory / "memory.stat", unused) or 0), 0)
+    return max(max_bytes - used_bytes + (_named(group.directory / "memory.stat", unused) or 0), 0)
 
 
 def _named(path: Path, name: str) -> int | None:
-    found = (line.split() for line in lines(path))
-    return next((_number(words[1]) for words in found if len(words) > 1 and words[0] == name), None)
+    rows = (line.split() for line in lines(path))
+    return next((_number(words[1]) for words in rows if len(words) > 1 and words[0] == name), None)
 
 
 def _number(value: str | None) -> int | None:

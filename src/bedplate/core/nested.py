@@ -14,19 +14,19 @@ def nested_size(value: Any, cap: int) -> int:
     total = 0
     stack: list[Any] = [value]
     while stack:
-        item = stack.pop()
+        node = stack.pop()
         total += 1
-        if isinstance(item, (str, bytes)):
-            total += len(item)
-        elif isinstance(item, int):
-            total += item.bit_length() // 3
-        elif isinstance(item, Mapping):
-            total += len(item) + _CONTAINER
-            stack.extend(item.keys())
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple, set, frozenset)):
+        if isinstance(node, (str, bytes)):
+            total += len(node)
+        elif isinstance(node, int):
+            total += node.bit_length() // 3
+        elif isinstance(node, Mapping):
+            total += len(node) + _CONTAINER
+            stack.extend(node.keys())
+            stack.extend(node.values())
+        elif isinstance(node, (list, tuple, set, frozenset)):
             total += _CONTAINER
-            stack.extend(item)
+            stack.extend(node)
         if total > cap or len(stack) > cap:
             return cap + 1
     return total

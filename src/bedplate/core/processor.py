@@ -195,31 +195,31 @@ def _nodes(root: Path, mask: Collection[int]) -> int:
 
 def cpu_list(text: str) -> set[int]:
     """The numbers of a list such as "0-3,8"; nothing for what is none."""
-    found: set[int] = set()
+    cpus: set[int] = set()
     for part in text.strip().split(","):
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if ends is None:
             return set()
-        found |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
-    return found
+        cpus |= set(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+    return cpus
 
 
 # --- caches
 
 
 def _caches(root: Path, cpu: int) -> dict[str, int]:
-    found: dict[str, int] = {}
+    cache_sizes: dict[str, int] = {}
     for index in _children(root / _CPUS / f"cpu{cpu}" / "cache"):
-        kind, level, size = (text(index / name) for name in ("type", "level", "size"))
+        cache_type, level, size = (text(index / name) for name in ("type", "level", "size"))
         bytes_ = _bytes(size or "")
-        if bytes_ and level and kind in ("Data", "Unified"):
-            found["L1d" if level == "1" else f"L{level}"] = bytes_
-    return dict(sorted(found.items()))
+        if bytes_ and level and cache_type in ("Data", "Unified"):
+            cache_sizes["L1d" if level == "1" else f"L{level}"] = bytes_
+    return dict(sorted(cache_sizes.items()))
 
 
 def _bytes(text: str) -> int | None:
-    found = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
-    return None if found is None else int(found[1]) * _UNITS.get(found[2], 1)
+    match = re.fullmatch(r"(\d+)([KMG]?)", text.strip())
+    return None if match is None else int(match[1]) * _UNITS.get(match[2], 1)
 
 
 # --- quotas
@@ -232,9 +232,9 @@ def _quota(root: Path) -> float | None:
 
 def _quotas(root: Path) -> Iterator[float]:
     for group in own_groups("cpu", root):
-        found = _limit_v2(group.directory) if group.version == 2 else _limit_v1(group.directory)
-        if found is not None:
-            yield found
+        quota = _limit_v2(group.directory) if group.version == 2 else _limit_v1(group.directory)
+        if quota is not None:
+            yield quota
 
 
 def _limit_v2(group: Path) -> float | None:

@@ -51,7 +51,7 @@ def _lines(text: rich.text.Text, width: int) -> Iterator[rich.text.Text]:
     import rich.text
 
     for line in text.split("\n", allow_blank=True):
-        words = [(one.start(), one.end()) for one in re.finditer(r"\S+", line.plain)]
+        words = [(match.start(), match.end()) for match in re.finditer(r"\S+", line.plain)]
         margin = len(_MARGIN.match(line.plain)[0])  # pyright: ignore[reportOptionalSubscript]
         start, before = 0, ""
         for at, end in words[1:]:
@@ -71,8 +71,8 @@ def progress(iterable: Iterable[T], description: str, total: float | None = None
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     with Progress(description, total, unit) as bar:
-        for item in iterable:
-            yield item
+        for value in iterable:
+            yield value
             bar.advance(1)
 
 
@@ -80,9 +80,9 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 @contextmanager
-def silent(wanted: bool = True) -> Generator[None]:
-    """No bars while it is open, where that is wanted: of several processes on one terminal one shows its own."""
-    before = _silent.set(wanted or _silent.get())
+def silent(enabled: bool = True) -> Generator[None]:
+    """No bars while it is open, where that is enabled: of several processes on one terminal one shows its own."""
+    before = _silent.set(enabled or _silent.get())
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._task is not None:
             _display.release(self._task)
@@ -141,12 +141,12 @@ class Countdown(Progress):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
-        super().__exit__(kind, error, trace)
+        super().__exit__(error_type, error, trace)
 
     def _run(self) -> None:
         while not self._ended.wait(1.0):
@@ -202,15 +202,15 @@ class _Display:
 
             def render(self, task: bars.Task) -> rich.text.Text:
                 passed = _time(task.finished_time if task.finished else task.elapsed or 0.0)
-                left = task.time_remaining
+                remaining = task.time_remaining
                 if task.fields["of_time"]:
-                    left = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
-                known = left is not None and task.total is not None and not task.finished
-                return rich.text.Text(f"{passed}, {_time(left or 0.0)} left" if known else passed)
+                    remaining = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
+                has_estimate = remaining is not None and task.total is not None and not task.finished
+                return rich.text.Text(f"{passed}, {_time(remaining or 0.0)} left" if has_estimate else passed)
 
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
-                return super().make_tasks_table([one for one in tasks if (one.elapsed or 0.0) >= _AFTER])
+                return super().make_tasks_table([task for task in tasks if (task.elapsed or 0.0) >= _AFTER])
 
         live = Bars(
             bars.TextColumn("{task.description}", markup=False),
@@ -232,9 +232,9 @@ class _Display:
 
 def _time(seconds: float | None) -> str:
     """As 0:07, 12:30 and 1:02:03."""
-    minutes, rest = divmod(round(seconds or 0.0), 60)
+    minutes, remainder = divmod(round(seconds or 0.0), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 _display = _Display()

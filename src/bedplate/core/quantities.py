@@ -23,17 +23,17 @@ _TIME = re.compile(rf"\s*({_NUMBER})\s*(ms|s|min|m|h|d|)\s*")
 
 def count_of(text: str) -> float | None:
     """The number that a text such as 1e12, 15.6T, 50k or 50_000 stands for; None where it is something else."""
-    found = _COUNT.fullmatch(text)
-    return None if found is None else _value(found[1]) * _SIZES[found[2].lower()]
+    match = _COUNT.fullmatch(text)
+    return None if match is None else _value(match[1]) * _SIZES[match[2].lower()]
 
 
 def seconds_of(text: str, unit: str | None = None) -> float | None:
     """The seconds that a text such as 90s, 10m or 1.5h stands for; None where it is something else. unit: that of a
     number without one, which is otherwise something else."""
-    found = _TIME.fullmatch(text)
-    if found is None or not (found[2] or unit):
+    match = _TIME.fullmatch(text)
+    if match is None or not (match[2] or unit):
         return None
-    return _value(found[1]) * SECONDS[found[2] or unit or ""]
+    return _value(match[1]) * SECONDS[match[2] or unit or ""]
 
 
 def parse_count(name: str, text: str) -> float:

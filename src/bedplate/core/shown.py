@@ -9,30 +9,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 
-MOST = 200
+MAX_CHARS = 200
 """Characters of a line."""
 
 
-def line(kind: str, *facts: object) -> str:
+def line(type_name: str, *facts: object) -> str:
     """`<kind fact, fact>`, shortened in its middle where it is long. A fact that is None or "" is left out."""
-    said = ", ".join(" ".join(str(fact).split()) for fact in facts if fact is not None and fact != "")
-    return f"<{kind} {shortened(said)}>"
+    summary = ", ".join(" ".join(str(fact).split()) for fact in facts if fact is not None and fact != "")
+    return f"<{type_name} {shortened(summary)}>"
 
 
-def shortened(text: str, most: int = MOST) -> str:
-    """The text without its middle where it is longer than `most` characters."""
-    if len(text) <= most:
+def shortened(text: str, max_chars: int = MAX_CHARS) -> str:
+    """The text without its middle where it is longer than `max_chars` characters."""
+    if len(text) <= max_chars:
         return text
-    head = most * 2 // 3
-    return f"{text[:head]} … {text[head + 3 - most :]}"
+    head = max_chars * 2 // 3
+    return f"{text[:head]} … {text[head + 3 - max_chars :]}"
 
 
-def _whole(parts: Sequence[str], most: int) -> str:
+def _whole(parts: Sequence[str], max_chars: int) -> str:
     """Parts with commas between them, those in their middle left out where all are too long: none of them is cut."""
-    if len(", ".join(parts)) <= most:
+    if len(", ".join(parts)) <= max_chars:
         return ", ".join(parts)
-    room, head = most, 0
-    while head < len(parts) and len(parts[head]) + 2 <= room - most // 3:
+    room, head = max_chars, 0
+    while head < len(parts) and len(parts[head]) + 2 <= room - max_chars // 3:
         room -= len(parts[head]) + 2
         head += 1
     tail = len(parts)
@@ -47,19 +47,19 @@ def chosen(value: float) -> str:
     return f"{value:.10g}" if math.isclose(round(value, 6), value, rel_tol=1e-12) else f"{value:.4g}"
 
 
-def few(names: Sequence[str], most: int = 5) -> str:
+def join_names(names: Sequence[str], max_names: int = 5) -> str:
     """Names with commas between them, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    remainder = f" and {len(names) - max_names} more" if len(names) > max_names else ""
+    return ", ".join(names[:max_names]) + remainder
 
 
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> str:
     """An HTML table below its title, for a notebook. Without a header the first cell of each row names it."""
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
     body = "".join(_row(row, named=not header) for row in rows)
-    said = f"<p>{_text(note)}</p>" if note else ""
+    note_html = f"<p>{_text(note)}</p>" if note else ""
     titled = f"<thead><tr>{head}</tr></thead>" if header else ""
-    return f"<div><strong>{_text(title)}</strong>{said}<table>{titled}<tbody>{body}</tbody></table></div>"
+    return f"<div><strong>{_text(title)}</strong>{note_html}<table>{titled}<tbody>{body}</tbody></table></div>"
 
 
 def _row(cells: Sequence[object], *, named: bool) -> str:
@@ -72,7 +72,7 @@ def _text(value: object) -> str:
     return "" if value is None else html.escape(str(value))
 
 
-class Told(ABC):
+class Displayable(ABC):
     """Something that says of itself what a person wants to know, in a few words each."""
 
     @property
@@ -90,14 +90,14 @@ class Brief:
     """A dataclass (with repr=False) of which a person sees the numbers and texts: long parts stand by their names."""
 
     def __repr__(self) -> str:
-        parts = [f"{name}={value}" for name, value in self._told()]
-        return f"<{type(self).__name__} {_whole(parts, 2 * MOST)}>"
+        parts = [f"{name}={value}" for name, value in self._facts()]
+        return f"<{type(self).__name__} {_whole(parts, 2 * MAX_CHARS)}>"
 
     def _repr_html_(self) -> str:
-        return table(type(self).__name__, (), self._told())
+        return table(type(self).__name__, (), self._facts())
 
-    def _told(self) -> list[tuple[str, str]]:
-        return [(name, told) for name, value in vars(self).items() if (told := _figure(value))]
+    def _facts(self) -> list[tuple[str, str]]:
+        return [(name, figure) for name, value in vars(self).items() if (figure := _figure(value))]
 
 
 def _figure(value: object) -> str:
@@ -106,8 +106,8 @@ def _figure(value: object) -> str:
         return str(value)
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, tuple) and 0 < len(value) <= 3 and all(isinstance(one, int | float) for one in value):
-        return " to ".join(f"{one:.4g}" for one in value)
+    if isinstance(value, tuple) and 0 < len(value) <= 3 and all(isinstance(number, int | float) for number in value):
+        return " to ".join(f"{number:.4g}" for number in value)
     ends = [getattr(value, name, None) for name in ("low", "central", "high")]
     if all(isinstance(end, int | float) for end in ends):
         return f"{ends[1]:.4g} ({ends[0]:.4g} to {ends[2]:.4g})"

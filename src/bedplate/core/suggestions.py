@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Callable, Iterable
 
 
-def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
+def nearest(name: str, candidates: Iterable[str], limit: int = 1) -> list[str]:
     """At most so many of the known names that look like this one, the likest first."""
-    return difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.5)
 
 
-def did_you_mean(names: Iterable[str], also: str = "", *, show: Callable[[str], str] = repr) -> str:
+def did_you_mean(names: Iterable[str], remark: str = "", *, show: Callable[[str], str] = repr) -> str:
     """ "did you mean 'a' or 'b'?", and what is also said; "" where there is neither. show: how a name is written."""
     shown = " or ".join(map(show, names))
-    return " ".join(filter(None, (f"did you mean {shown}?" if shown else "", also)))
+    return " ".join(filter(None, (f"did you mean {shown}?" if shown else "", remark)))

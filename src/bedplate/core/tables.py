@@ -22,7 +22,7 @@ _LEAST_PROSE = 24
 _PIPE_PROSE = 60
 """How wide prose is where there is no terminal."""
 
-_wide: ContextVar[bool] = ContextVar("wide", default=False)
+_all_columns: ContextVar[bool] = ContextVar("wide", default=False)
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ def numbers(*names: str, extra: bool = False) -> list[Column]:
     return [Column(name, right=True, extra=extra) for name in names]
 
 
-def show_wide(wanted: bool) -> None:
+def show_wide(enabled: bool) -> None:
     """Whether tables are printed as wide as they are, whatever the terminal's width."""
-    _wide.set(wanted)
+    _all_columns.set(enabled)
 
 
 def show(
@@ -55,8 +55,8 @@ def show(
 ) -> None:
     """Print a table on stdout, as wide as the terminal is. footer: a last row, of sums."""
     out = console()
-    free = _wide.get() or not (sys.stdout.isatty() or os.environ.get("COLUMNS"))
-    heads = [Column(one) if isinstance(one, str) else one for one in columns]
+    free = _all_columns.get() or not (sys.stdout.isatty() or os.environ.get("COLUMNS"))
+    heads = [Column(column) if isinstance(column, str) else column for column in columns]
     lines = laid_out(heads, rows, width=None if free else out.width, footer=footer)
     if title is not None:
         out.print(_styled(title, "italic"))
@@ -71,33 +71,33 @@ def laid_out(
 
     Raises ValueError for a row of another length than the columns.
     """
-    every = [list(row) for row in (*rows, *([footer] if footer else []))]
-    for row in every:
+    table_rows = [list(row) for row in (*rows, *([footer] if footer else []))]
+    for row in table_rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
-    shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in every)]
+    shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in table_rows)]
     heads = [columns[place] for place in shown]
-    every = [[row[place] for place in shown] for row in every]
+    table_rows = [[row[place] for place in shown] for row in table_rows]
     if width is None:
-        return _grid(heads, every, _widths(heads, every, _PIPE_PROSE))
-    for kept in _choices(heads):
-        some = [heads[place] for place in kept]
-        cells = [[row[place] for place in kept] for row in every]
-        widths = _fitting(some, cells, width)
+        return _grid(heads, table_rows, _widths(heads, table_rows, _PIPE_PROSE))
+    for visible in _choices(heads):
+        visible_heads = [heads[place] for place in visible]
+        cells = [[row[place] for place in visible] for row in table_rows]
+        widths = _fitting(visible_heads, cells, width)
         if widths is not None:
-            left = [column.name for place, column in enumerate(heads) if place not in kept]
-            note = _wrapped(f"(not shown: {', '.join(left)}; --wide shows all)", width) if left else []
-            return [*_grid(some, cells, widths), *note]
-    return _stacked(heads, every, width, footer=bool(footer))
+            hidden_names = [column.name for place, column in enumerate(heads) if place not in visible]
+            note = _wrapped(f"(not shown: {', '.join(hidden_names)}; --wide shows all)", width) if hidden_names else []
+            return [*_grid(visible_heads, cells, widths), *note]
+    return _stacked(heads, table_rows, width, footer=bool(footer))
 
 
 def _choices(columns: Sequence[Column]) -> list[list[int]]:
     """Which columns are shown: all, then one extra one less each time, the last first."""
-    kept = list(range(len(columns)))
-    choices = [kept]
+    visible = list(range(len(columns)))
+    choices = [visible]
     for place in reversed([place for place, column in enumerate(columns) if column.extra]):
-        kept = [one for one in kept if one != place]
-        choices.append(kept)
+        visible = [index for index in visible if index != place]
+        choices.append(visible)
     return choices
 
 
@@ -113,12 +113,12 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """The width of each column, that of prose made smaller so far as it has to be; None where even that is too wide."""
-    least = _widths(columns, rows, _LEAST_PROSE)
-    room = width - sum(least) - len(_GAP) * (len(columns) - 1)
+    min_widths = _widths(columns, rows, _LEAST_PROSE)
+    room = width - sum(min_widths) - len(_GAP) * (len(columns) - 1)
     if room < 0:
         return None
     widths: list[int] = []
-    for small, natural in zip(least, _widths(columns, rows), strict=True):
+    for small, natural in zip(min_widths, _widths(columns, rows), strict=True):
         widths.append(min(natural, small + room))
         room -= widths[-1] - small
     return widths
@@ -151,9 +151,9 @@ def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: in
         for column, cell in zip(columns[1:], row[1:], strict=True):
             if cell:
                 indent = "  " + _padded(column.name, inner, False) + "  "
-                first, *more = _wrapped(cell, max(width - _length(indent), 1))
+                first, *continuation = _wrapped(cell, max(width - _length(indent), 1))
                 lines.append((indent + first).rstrip())
-                lines += [(" " * _length(indent) + one).rstrip() for one in more]
+                lines += [(" " * _length(indent) + segment).rstrip() for segment in continuation]
     return lines
 
 

@@ -22,7 +22,7 @@ class Media:
 Value: TypeAlias = str | Media
 Values: TypeAlias = Mapping[str, Value]
 """A row's inputs, each by its name."""
-Given: TypeAlias = Value | Values
+TaskInput: TypeAlias = Value | Values
 """What is asked: inputs by name, or the only one."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import check_folders, read_text, sha256_bytes, sha256_json
-from bedplate.data.sources import Rows, read_rows
+from bedplate.data.sources import SourceRows, read_rows
 
 TEXT_SETS = frozenset({"shakespeare"})
 """Items of the catalogue that are directories of texts."""
@@ -85,25 +85,25 @@ def _place(source: str, relative_to: Path) -> Path:
 
 def _documents(texts: Iterable[tuple[str, str]], source: str, digest: str, limit: int | None) -> Documents:
     read = [Document(name, text) for name, text in texts]
-    found = tuple(one for one in read if one.text.strip())
-    if not found:
+    documents = tuple(document for document in read if document.text.strip())
+    if not documents:
         raise DataError(f"{source}: no document holds any text")
-    return Documents(found[:limit], source, digest, len(read) - len(found))
+    return Documents(documents[:limit], source, digest, len(read) - len(documents))
 
 
-def _files(place: Path, kinds: tuple[str, ...]) -> list[tuple[str, str]]:
+def _files(place: Path, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     """Name → text of a file, or of all such files below a directory, without a byte order mark. DataError for a folder
     in it that may not be read."""
     paths, root = [place], place.parent
     if place.is_dir():
         check_folders(place)
-        paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in kinds and p.is_file()), place
+        paths, root = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file()), place
         if not paths:
-            raise DataError(f"{place} holds no documents: it holds no text in files that end in {', '.join(kinds)}")
+            raise DataError(f"{place} holds no documents: it holds no text in files that end in {', '.join(suffixes)}")
     return [(path.relative_to(root).as_posix(), read_text(path).removeprefix("\ufeff")) for path in paths]
 
 
-def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -> Iterator[tuple[str, int, str]]:
+def _rows(rows: SourceRows, column: str, id: str | None, missing: str | None = None) -> Iterator[tuple[str, int, str]]:
     """Each row's name, its place among those of one name, and its text; missing: of a row without one."""
     for name in filter(None, (column, id)):
         if name not in rows.columns:
@@ -111,7 +111,7 @@ def _rows(rows: Rows, column: str, id: str | None, missing: str | None = None) -
     for row, line in zip(rows.rows, rows.lines, strict=True):
         text = row.get(column, missing)
         if not isinstance(text, str):
-            raise DataError(f"{rows.where(line)}: the document in {column!r} is not a text but {text!r}")
+            raise DataError(f"{rows.location(line)}: the document in {column!r} is not a text but {text!r}")
         number = int(row["sentence"]) if str(row.get("sentence", "")).isdigit() else line
         yield str(row.get(id or "", rows.name(line))), number, text
 

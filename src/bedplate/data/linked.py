@@ -16,34 +16,36 @@ from bedplate.data.rows import Row, blank
 def linked(rows: Sequence[Sequence[str]]) -> list[str]:
     """Of each row, by the values that it has (at least one), the name of its group: the least of the group's values, so
     that it does not depend on the order of the rows."""
-    above: dict[str, str] = {}
+    parents: dict[str, str] = {}
 
     def top(value: str) -> str:
-        while above.setdefault(value, value) != value:
-            above[value] = above[above[value]]
-            value = above[value]
+        while parents.setdefault(value, value) != value:
+            parents[value] = parents[parents[value]]
+            value = parents[value]
         return value
 
     for values in rows:
         for value in values[1:]:
-            one, other = sorted((top(values[0]), top(value)))
-            above[other] = one
+            root, merged_root = sorted((top(values[0]), top(value)))
+            parents[merged_root] = root
     return [top(values[0]) for values in rows]
 
 
-def links_of(row: Row, columns: Sequence[str], where: str) -> tuple[str, ...]:
+def links_of(row: Row, columns: Sequence[str], location: str) -> tuple[str, ...]:
     """What a row has of the columns that make groups, as `column=value`. Of several columns some may be empty: by these
-    it belongs to no other row. DataError, with `where`, for a row that has none."""
-    found: list[str] = []
+    it belongs to no other row. DataError, with `location`, for a row that has none."""
+    links: list[str] = []
     for column in columns:
         value = row.get(column)
         if blank(value):
             if len(columns) == 1:
-                raise DataError(f"{where}: the group ({column}) is {value!r}; every row needs one")
+                raise DataError(f"{location}: the group ({column}) is {value!r}; every row needs one")
         elif isinstance(value, str | int) and not isinstance(value, bool):
-            found.append(f"{column}={value}")
+            links.append(f"{column}={value}")
         else:
-            raise DataError(f"{where}: the group ({column}) is {value!r}; it must be a text or a whole number")
-    if columns and not found:
-        raise DataError(f"{where}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them")
-    return tuple(found)
+            raise DataError(f"{location}: the group ({column}) is {value!r}; it must be a text or a whole number")
+    if columns and not links:
+        raise DataError(
+            f"{location}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them"
+        )
+    return tuple(links)

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_json
 from bedplate.data.corpus.manifest import Split
-from bedplate.data.corpus.shards import Corpus, Documents
+from bedplate.data.corpus.shards import Corpus, ShardDocuments
 from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.data.packing import DocumentPiece
 from bedplate.data.permutation import Permutation
-from bedplate.data.row_table import Layout, Long, RowTable, row_table
+from bedplate.data.row_table import RowLayout, Long, RowTable, row_table
 
 
 class RowPlace(NamedTuple):
@@ -74,7 +74,7 @@ class CorpusLoader:
             raise DataError(f"{corpus.directory} has no documents to read in its {split} split")
         self.total = sum(rows.values()) if total is None else total
         self.mixture = Mixture(self.config, rows, self.total, seed, self._given_weights())
-        self._documents: dict[str, Documents] = {name: corpus.documents(name, split) for name in self._tables}
+        self._documents: dict[str, ShardDocuments] = {name: corpus.documents(name, split) for name in self._tables}
         self._orders: dict[tuple[str, int], Permutation] = {}
 
     def _given_weights(self) -> Mapping[str, float]:
@@ -96,7 +96,7 @@ class CorpusLoader:
         }
 
     @property
-    def layouts(self) -> Mapping[str, Layout]:
+    def layouts(self) -> Mapping[str, RowLayout]:
         """Of each source, what became of its documents."""
         return {name: table.layout for name, table in self._tables.items()}
 
@@ -104,20 +104,20 @@ class CorpusLoader:
         """Where row `index` of training comes from. IndexError past the end."""
         number, ordinal = self.mixture.row(index)
         source = self.mixture.names[number]
-        epoch, within = divmod(ordinal, len(self._tables[source]))
-        return RowPlace(source, epoch, int(self._order(source, epoch)(within)))
+        epoch, position = divmod(ordinal, len(self._tables[source]))
+        return RowPlace(source, epoch, int(self._order(source, epoch)(position)))
 
     def _order(self, source: str, epoch: int) -> Permutation:
-        found = self._orders.get((source, epoch))
-        if found is None:
-            self._orders = {key: one for key, one in self._orders.items() if key[0] != source}
-            found = Permutation(len(self._tables[source]), "rows", self.seed, source, epoch)
-            self._orders[source, epoch] = found
-        return found
+        order = self._orders.get((source, epoch))
+        if order is None:
+            self._orders = {key: permutation for key, permutation in self._orders.items() if key[0] != source}
+            order = Permutation(len(self._tables[source]), "rows", self.seed, source, epoch)
+            self._orders[source, epoch] = order
+        return order
 
     def read(self, indices: Sequence[int]) -> ReadRows:
         """These rows. DataError for an id that the vocabulary does not have, naming the shard."""
-        found = ReadRows([], [], [], [])
+        batch = ReadRows([], [], [], [])
         numbers: dict[tuple[str, int], int] = {}
         for index in indices:
             place = self.place(index)
@@ -125,18 +125,18 @@ class CorpusLoader:
             for piece in self._tables[place.source][place.row]:
                 key = place.source, piece.document
                 if key not in numbers:
-                    numbers[key] = len(found.documents)
-                    found.documents.append(self._documents[place.source][piece.document])
-                    found.names.append(f"{place.source}:{piece.document}")
-                ids = found.documents[numbers[key]][piece.start : piece.stop]
+                    numbers[key] = len(batch.documents)
+                    batch.documents.append(self._documents[place.source][piece.document])
+                    batch.names.append(f"{place.source}:{piece.document}")
+                ids = batch.documents[numbers[key]][piece.start : piece.stop]
                 if int(ids.max()) >= self.corpus.vocab_size:
                     self._documents[place.source].refuse(piece.document, int(ids.max()))
                 row.append(DocumentPiece(numbers[key], piece.start, piece.stop))
-            found.rows.append(row)
-            found.places.append(place)
-        return found
+            batch.rows.append(row)
+            batch.places.append(place)
+        return batch
 
-    def seen(self, index: int) -> Mapping[str, int]:
+    def drawn(self, index: int) -> Mapping[str, int]:
         """Rows of each source among the first `index`."""
         return self.mixture.drawn(index)
 

@@ -24,7 +24,7 @@ BLOCK = 1024
 Weight = Annotated[float, pydantic.Field(ge=0)]
 
 
-class Stage(Strict):
+class MixtureStage(Strict):
     """Weights from a point of training on, `at` from 0 to 1."""
 
     at: float = pydantic.Field(ge=0, le=1)
@@ -44,7 +44,7 @@ class MixtureConfig(Strict):
     weights: dict[str, Weight] | None = None
     temperature: float = pydantic.Field(default=1.0, gt=0)
     epochs: Annotated[float, pydantic.Field(gt=0)] | dict[str, Annotated[float, pydantic.Field(gt=0)]] | None = None
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[MixtureStage, ...] = ()
     blend: Literal["steps", "linear"] = "steps"
 
     @pydantic.model_validator(mode="after")
@@ -55,7 +55,7 @@ class MixtureConfig(Strict):
         return self
 
 
-class Drawn(NamedTuple):
+class MixtureDraw(NamedTuple):
     """A row's source, by its number, and its place among all rows of that source, from 0 and through the epochs."""
 
     source: int
@@ -76,36 +76,38 @@ class Mixture:
         rows: Mapping[str, int],
         total: int,
         seed: int,
-        given: Mapping[str, float] | None = None,
+        default_weights: Mapping[str, float] | None = None,
     ) -> None:
         self.names, self.total, self._seed = tuple(rows), total, seed
         self._linear = config.blend == "linear"
-        first = self._checked(dict(given or rows) if config.weights is None else config.weights, "weights", config)
+        first = self._checked(
+            dict(default_weights or rows) if config.weights is None else config.weights, "weights", config
+        )
         self._stages = [(0.0, first)]
         for stage in config.stages:
             weights = self._checked(stage.weights, f"the stage at {stage.at:g}", config)
-            self._stages = [one for one in self._stages if one[0] < stage.at] + [(stage.at, weights)]
+            self._stages = [earlier for earlier in self._stages if earlier[0] < stage.at] + [(stage.at, weights)]
         for number, (name, count) in enumerate(rows.items()):
             if count == 0 and any(weights[number] > 0 for _, weights in self._stages):
                 raise DataError(f"the source {name!r} has a weight, but no rows; give it the weight 0 or leave it out")
-        self._most = self._caps(config, rows)
+        self._row_caps = self._caps(config, rows)
         self._before: list[NDArray[np.int64]] = [np.zeros(len(self.names), np.int64)]
         self._owed = np.zeros(len(self.names))
         self._block: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
-    def _checked(self, weights: Mapping[str, float], where: str, config: MixtureConfig) -> NDArray[np.float64]:
+    def _checked(self, weights: Mapping[str, float], location: str, config: MixtureConfig) -> NDArray[np.float64]:
         for name in weights:
             if name not in self.names:
                 hint = did_you_mean(nearest(name, self.names)) or f"the sources are {', '.join(self.names)}"
-                raise ConfigError(f"mixture: {where}: there is no source {name!r}; {hint}")
+                raise ConfigError(f"mixture: {location}: there is no source {name!r}; {hint}")
         missing = [name for name in self.names if name not in weights]
         if missing:
-            raise ConfigError(f"mixture: {where}: no weight for {', '.join(missing)}; 0 leaves a source out")
-        found = np.array([weights[name] for name in self.names], np.float64)
-        if not found.sum() > 0:
-            raise ConfigError(f"mixture: {where}: no source has a weight above 0")
-        found = np.where(found > 0, (found / found.sum()) ** (1 / config.temperature), 0.0)
-        return found / found.sum()
+            raise ConfigError(f"mixture: {location}: no weight for {', '.join(missing)}; 0 leaves a source out")
+        shares = np.array([weights[name] for name in self.names], np.float64)
+        if not shares.sum() > 0:
+            raise ConfigError(f"mixture: {location}: no source has a weight above 0")
+        shares = np.where(shares > 0, (shares / shares.sum()) ** (1 / config.temperature), 0.0)
+        return shares / shares.sum()
 
     def _caps(self, config: MixtureConfig, rows: Mapping[str, int]) -> NDArray[np.int64]:
         caps = config.epochs
@@ -113,18 +115,18 @@ class Mixture:
             for name in caps:
                 if name not in self.names:
                     raise ConfigError(f"mixture: epochs: there is no source {name!r}; it knows {', '.join(self.names)}")
-        most = np.full(len(self.names), np.iinfo(np.int64).max)
+        row_caps = np.full(len(self.names), np.iinfo(np.int64).max)
         for number, (name, count) in enumerate(rows.items()):
             cap = caps.get(name) if isinstance(caps, dict) else caps
             if cap is not None:
-                most[number] = int(cap * count)
-        most[~np.any([weights > 0 for _, weights in self._stages], axis=0)] = 0
-        if most.max() < np.iinfo(np.int64).max and int(most.sum()) < self.total:
+                row_caps[number] = int(cap * count)
+        row_caps[~np.any([weights > 0 for _, weights in self._stages], axis=0)] = 0
+        if row_caps.max() < np.iinfo(np.int64).max and int(row_caps.sum()) < self.total:
             raise DataError(
-                f"mixture: {self.total} rows are asked for, but the epochs allowed give {int(most.sum())}; train on "
+                f"mixture: {self.total} rows are asked for, but the epochs allowed give {int(row_caps.sum())}; train on "
                 "fewer tokens or allow more epochs"
             )
-        return most
+        return row_caps
 
     def weights_at(self, part: float) -> Mapping[str, float]:
         """The shares at a point of training, from 0 to 1, before caps on epochs."""
@@ -139,28 +141,28 @@ class Mixture:
         share = (part - at) / (end - at)
         return weights * (1 - share) + later * share
 
-    def row(self, index: int) -> Drawn:
+    def row(self, index: int) -> MixtureDraw:
         """Where row `index` of training comes from. IndexError past the end."""
         if not 0 <= index < self.total:
             raise IndexError(f"there is no row {index} among {self.total}")
-        block, within = divmod(index, BLOCK)
+        block, offset = divmod(index, BLOCK)
         if self._block is None or self._block[0] != block:
             sources = self._dealt(block)
             ordinals = np.empty(len(sources), np.int64)
             for number in range(len(self.names)):
-                here = sources == number
-                ordinals[here] = self._before[block][number] + np.arange(int(here.sum()))
+                mask = sources == number
+                ordinals[mask] = self._before[block][number] + np.arange(int(mask.sum()))
             self._block = block, sources, ordinals
-        return Drawn(int(self._block[1][within]), int(self._block[2][within]))
+        return MixtureDraw(int(self._block[1][offset]), int(self._block[2][offset]))
 
     def drawn(self, index: int) -> Mapping[str, int]:
         """How many of the first `index` rows come from each source."""
-        block, within = divmod(min(index, self.total), BLOCK)
+        block, offset = divmod(min(index, self.total), BLOCK)
         self._reach(block)
-        found = self._before[block].copy()
-        if within:
-            found += np.bincount(self._dealt(block)[:within], minlength=len(self.names))
-        return dict(zip(self.names, found.tolist(), strict=True))
+        counts = self._before[block].copy()
+        if offset:
+            counts += np.bincount(self._dealt(block)[:offset], minlength=len(self.names))
+        return dict(zip(self.names, counts.tolist(), strict=True))
 
     def _dealt(self, block: int) -> NDArray[np.int64]:
         """The sources of a block's rows, in order."""
@@ -178,21 +180,21 @@ class Mixture:
 
     def _counts(self, start: int, size: int) -> NDArray[np.int64]:
         before = self._before[-1]
-        left = self._most - before
-        weights = self._weights((start + size / 2) / self.total) * (left > 0)
+        remaining = self._row_caps - before
+        weights = self._weights((start + size / 2) / self.total) * (remaining > 0)
         if not weights.sum() > 0:  # those of this stage are used up: what is left of the others
-            weights = (left > 0) * np.max([one for _, one in self._stages], axis=0)
+            weights = (remaining > 0) * np.max([stage_weights for _, stage_weights in self._stages], axis=0)
         self._owed += weights / weights.sum() * size
-        wanted = self._owed - before
-        counts = np.minimum(np.floor(np.maximum(wanted, 0)), left).astype(np.int64)
+        due = self._owed - before
+        counts = np.minimum(np.floor(np.maximum(due, 0)), remaining).astype(np.int64)
         while (missing := size - int(counts.sum())) != 0:
-            rest = wanted - counts
+            deficit = due - counts
             if missing < 0:
-                counts[np.argmin(np.where(counts > 0, rest, np.inf))] -= 1
+                counts[np.argmin(np.where(counts > 0, deficit, np.inf))] -= 1
                 continue
-            able = (counts < left) & (weights > 0)
+            able = (counts < remaining) & (weights > 0)
             if not able.any():
-                able = counts < left
-            number = int(np.argmax(np.where(able, rest, -np.inf)))
-            counts[number] += min(missing, int(left[number] - counts[number]), max(1, int(rest[number])))
+                able = counts < remaining
+            number = int(np.argmax(np.where(able, deficit, -np.inf)))
+            counts[number] += min(missing, int(remaining[number] - counts[number]), max(1, int(deficit[number])))
         return counts

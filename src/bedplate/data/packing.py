@@ -77,7 +77,7 @@ def pack_documents(
         tuple(tuple(row) for row in rows),
         row_length,
         len(lengths),
-        sum(one > 1 for one in count.values()),
+        sum(piece_count > 1 for piece_count in count.values()),
         sum(lengths),
         sum(lengths) - len(lengths),
     )
@@ -122,7 +122,7 @@ def _sequential(lengths: Sequence[int], row_length: int) -> list[list[DocumentPi
     return rows
 
 
-class Placed(NamedTuple):
+class PlacedPiece(NamedTuple):
     """Where a piece stands: its row, the places there, and its number in the row, from 1."""
 
     piece: DocumentPiece
@@ -132,12 +132,12 @@ class Placed(NamedTuple):
     segment: int
 
 
-def placed(rows: Sequence[Sequence[DocumentPiece]]) -> Iterator[Placed]:
+def placed(rows: Sequence[Sequence[DocumentPiece]]) -> Iterator[PlacedPiece]:
     """Every piece of the rows, one behind the other."""
     for r, row in enumerate(rows):
         at = 0
         for number, piece in enumerate(row, start=1):
-            yield Placed(piece, r, at, at + len(piece), number)
+            yield PlacedPiece(piece, r, at, at + len(piece), number)
             at += len(piece)
 
 

@@ -22,26 +22,26 @@ class Permutation:
         self._half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
         self._mask = np.uint64((1 << int(self._half)) - 1)
         digest = hashlib.sha256("\0".join(map(str, (n, *names))).encode()).digest()
-        more = hashlib.sha256(digest).digest()
-        self._keys = np.frombuffer(digest + more, dtype="<u8")[:_ROUNDS]
+        second_digest = hashlib.sha256(digest).digest()
+        self._keys = np.frombuffer(digest + second_digest, dtype="<u8")[:_ROUNDS]
 
     def __call__(self, numbers: NDArray[np.int64] | int) -> NDArray[np.int64]:
         """Where each number goes; of any shape. IndexError for one that is not below n."""
-        given = np.asarray(numbers)
-        if given.size and not 0 <= int(given.min()) <= int(given.max()) < self.n:
-            raise IndexError(f"{int(given.max())} is not below {self.n}")
-        found = self._walk(given.astype(np.uint64).reshape(-1))
-        return found.astype(np.int64).reshape(given.shape)
+        indices = np.asarray(numbers)
+        if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < self.n:
+            raise IndexError(f"{int(indices.max())} is not below {self.n}")
+        permuted = self._walk(indices.astype(np.uint64).reshape(-1))
+        return permuted.astype(np.int64).reshape(indices.shape)
 
     def _walk(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        found = self._once(numbers)
-        out = np.flatnonzero(found >= self.n)
+        permuted = self._feistel(numbers)
+        out = np.flatnonzero(permuted >= self.n)
         while out.size:
-            found[out] = self._once(found[out])
-            out = out[found[out] >= self.n]
-        return found
+            permuted[out] = self._feistel(permuted[out])
+            out = out[permuted[out] >= self.n]
+        return permuted
 
-    def _once(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    def _feistel(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = numbers >> self._half, numbers & self._mask
         for key in self._keys:
             left, right = right, left ^ (_mixed(right ^ key) & self._mask)

@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 
 _GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
-Kind = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
+ColumnType = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One column. kind: of the values that are not empty; a number may stand as text, as it does in .csv files.
+    """One column. column_type: of the values that are not empty; a number may stand as text, as it does in .csv files.
 
     rows: that have the column and a value in it; empty: that have none. distinct: different values. commonest: the most
     frequent values with their counts. characters: the median, 95th percentile and maximum of the values' lengths.
     """
 
     name: str
-    kind: Kind
+    column_type: ColumnType
     as_text: bool
     rows: int
     empty: int
@@ -39,7 +39,7 @@ class Profile:
         return self.rows / self.distinct if self.distinct else 0.0
 
 
-def profiles(rows: Rows, commonest: int = 200) -> dict[str, Profile]:
+def profiles(rows: SourceRows, commonest: int = 200) -> dict[str, Profile]:
     """Every column of the rows, by name. commonest: how many of its most frequent values are kept."""
     return {name: _profile(name, [row.get(name) for row in rows.rows], commonest) for name in rows.columns}
 
@@ -51,24 +51,24 @@ def is_group_name(name: str) -> bool:
 
 
 def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:
-    given = [value for value in values if not _empty(value)]
-    shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in given]
-    kinds: set[Kind] = {_kind(value) for value in given}
-    kind: Kind = "mixed" if kinds else "empty"
-    if len(kinds) == 1:
-        (kind,) = kinds
-    if kind == "text" and all(_is_number(text) for text in shown):
-        kind = "number"
+    present = [value for value in values if not _empty(value)]
+    shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in present]
+    value_types: set[ColumnType] = {_value_type(value) for value in present}
+    column_type: ColumnType = "mixed" if value_types else "empty"
+    if len(value_types) == 1:
+        (column_type,) = value_types
+    if column_type == "text" and all(_is_number(text) for text in shown):
+        column_type = "number"
     counts = Counter(shown)
     lengths = sorted(map(len, shown)) or [0]
     return Profile(
         name,
-        kind,
-        all(isinstance(value, str) for value in given),
-        len(given),
-        len(values) - len(given),
+        column_type,
+        all(isinstance(value, str) for value in present),
+        len(present),
+        len(values) - len(present),
         len(counts),
-        tuple(sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:commonest]),
+        tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:commonest]),
         (round(statistics.median(lengths)), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1]),
     )
 
@@ -77,7 +77,7 @@ def _empty(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _kind(value: Any) -> Kind:
+def _value_type(value: Any) -> ColumnType:
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):

@@ -31,7 +31,7 @@ _PIECE = np.dtype([("document", "<i8"), ("start", "<i8"), ("stop", "<i8")])
 
 
 @dataclass(frozen=True)
-class Layout:
+class RowLayout:
     """What became of a source's documents. tokens: those in rows; lost: cropped off, or of dropped documents."""
 
     rows: int
@@ -51,7 +51,7 @@ class RowTable:
     """The rows of a source's split, each a few pieces of documents."""
 
     def __init__(self, directory: Path) -> None:
-        self.layout = Layout(**json.loads((directory / "layout.json").read_text("utf-8")))
+        self.layout = RowLayout(**json.loads((directory / "layout.json").read_text("utf-8")))
         self._ends = _mapped(directory / "ends.bin", np.dtype("<i8"))
         self._pieces = _mapped(directory / "pieces.bin", _PIECE)
 
@@ -62,7 +62,7 @@ class RowTable:
         if not 0 <= row < len(self):
             raise IndexError(f"there is no row {row} among {len(self)}")
         start = int(self._ends[row - 1]) if row else 0
-        return [DocumentPiece(*one) for one in self._pieces[start : int(self._ends[row])].tolist()]
+        return [DocumentPiece(*piece) for piece in self._pieces[start : int(self._ends[row])].tolist()]
 
 
 def row_table(
@@ -116,7 +116,7 @@ def _lay_out(
             ends_file.write(ends.astype("<i8").tobytes())
             pieces_file.write(pieces[order].tobytes())
             bar.advance(len(numbers))
-    layout = Layout(rows, row_length, len(documents), long, longer, tokens, lost)
+    layout = RowLayout(rows, row_length, len(documents), long, longer, tokens, lost)
     atomic_write(directory / "layout.json", json.dumps(asdict(layout)) + "\n")
 
 
@@ -132,9 +132,9 @@ def _pieces(
 ) -> tuple[NDArray[Any], int]:
     """The pieces of some documents, and how many tokens are in none."""
     if long == "drop":
-        kept = lengths <= row_length
-        lost = int(lengths[~kept].sum())
-        numbers, lengths = numbers[kept], lengths[kept]
+        mask = lengths <= row_length
+        lost = int(lengths[~mask].sum())
+        numbers, lengths = numbers[mask], lengths[mask]
     elif long == "crop":
         lost = int(np.maximum(lengths - row_length, 0).sum())
         lengths = np.minimum(lengths, row_length)
@@ -143,8 +143,8 @@ def _pieces(
     counts = -(-lengths // row_length)
     pieces = np.empty(int(counts.sum()), _PIECE)
     pieces["document"] = np.repeat(numbers, counts)
-    within = np.arange(len(pieces)) - np.repeat(np.cumsum(counts) - counts, counts)
-    pieces["start"] = within * row_length
+    ordinals = np.arange(len(pieces)) - np.repeat(np.cumsum(counts) - counts, counts)
+    pieces["start"] = ordinals * row_length
     pieces["stop"] = np.minimum(pieces["start"] + row_length, np.repeat(lengths, counts))
     return pieces, lost
 

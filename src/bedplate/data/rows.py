@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Rows:
+class SourceRows:
     """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
 
     Every row has the same `columns` in .csv, .tsv and .parquet files and data sets; in .jsonl files `columns` is their
@@ -35,7 +35,7 @@ class Rows:
         """What a row is called that has no name of its own."""
         return f"{self.counted} {line}"
 
-    def where(self, line: int) -> str:
+    def location(self, line: int) -> str:
         """A row's place, for messages."""
         return f"{self.path}, {self.name(line)}"
 
@@ -45,15 +45,15 @@ def blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def text_of(row: Row, column: str, where: str) -> str:
-    """A column of a row that holds text, "" where it has none. DataError, with `where`, for anything else."""
+def text_of(row: Row, column: str, location: str) -> str:
+    """A column of a row that holds text, "" where it has none. DataError, with `location`, for anything else."""
     value: Any = row.get(column)
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise DataError(f"{where}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
+        raise DataError(f"{location}: column {column!r} holds {value!r}, which is {type(value).__name__}, not text")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{where}: column {column!r} holds half of a surrogate pair, which is not text") from None
+        raise DataError(f"{location}: column {column!r} holds half of a surrogate pair, which is not text") from None
     return value

@@ -13,14 +13,14 @@ from typing import Any
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.rows import Row, Rows
+from bedplate.data.rows import Row, SourceRows
 from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
 from bedplate.data.table_files import FORMATS, good
 
-__all__ = ["DATASETS", "FORMATS", "Row", "Rows", "read_rows"]
+__all__ = ["DATASETS", "FORMATS", "Row", "SourceRows", "read_rows"]
 
 
-def read_rows(source: str, relative_to: Path | str = ".") -> Rows:
+def read_rows(source: str, relative_to: Path | str = ".") -> SourceRows:
     """Rows of a data set by name (of the catalogue, pulled where it is not cached, or of this Python's own library) or
     of a file, its path taken from `relative_to`.
 
@@ -57,12 +57,14 @@ def is_file(source: str) -> bool:
 
 def _known_suffix(source: str) -> None:
     if Path(source).suffix.lower() not in FORMATS:
-        known = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
-        hint = did_you_mean(nearest(source, known), f"data sets: {', '.join(known)}; files end in {', '.join(FORMATS)}")
+        data_sets = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
+        hint = did_you_mean(
+            nearest(source, data_sets), f"data sets: {', '.join(data_sets)}; files end in {', '.join(FORMATS)}"
+        )
         raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
 
 
-def _suite_rows(source: str) -> Rows:
+def _suite_rows(source: str) -> SourceRows:
     """One set of a suite of the catalogue, under its own licence."""
     from bedplate.hub.catalog import CATALOG
     from bedplate.hub.pull import pull
@@ -76,17 +78,17 @@ def _suite_rows(source: str) -> Rows:
 Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
 
 
-def _read(path: Path, source: str, reader: Reader, licence: str | None) -> Rows:
+def _read(path: Path, source: str, reader: Reader, licence: str | None) -> SourceRows:
     content = _content(path)
     rows, lines, counts = reader(_decode(content, path), str(path))
     return _rows(rows, lines, counts, content, source, path, licence)
 
 
-def _read_table(path: Path, source: str, licence: str | None) -> Rows:
-    content, kind = _content(path), FORMATS[path.suffix.lower()]
-    found = list(good(kind.read(io.BytesIO(content), str(path))))
-    rows = _rows([one.value for one in found], [one.line for one in found], {}, content, source, path, licence)
-    return replace(rows, counted=kind.counted)
+def _read_table(path: Path, source: str, licence: str | None) -> SourceRows:
+    content, file_format = _content(path), FORMATS[path.suffix.lower()]
+    file_rows = list(good(file_format.read(io.BytesIO(content), str(path))))
+    rows = _rows([row.value for row in file_rows], [row.line for row in file_rows], {}, content, source, path, licence)
+    return replace(rows, counted=file_format.counted)
 
 
 def _content(path: Path) -> bytes:
@@ -106,11 +108,11 @@ def _rows(
     source: str,
     path: Path,
     licence: str | None,
-) -> Rows:
+) -> SourceRows:
     if not rows:
         raise DataError(f"{path}: no rows in the file")
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return Rows(
+    return SourceRows(
         tuple(MappingProxyType(row) for row in rows),
         tuple(lines),
         columns,
@@ -145,7 +147,7 @@ def _vader(group_column: str | None) -> Reader:
     a document of its own.
     """
 
-    def read(text: str, where: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
+    def read(text: str, location: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
         rows: list[dict[str, Any]] = []
         lines: list[int] = []
         neutral = 0
@@ -154,8 +156,8 @@ def _vader(group_column: str | None) -> Reader:
             if cells == [""]:
                 continue
             if len(cells) != 3:
-                raise DataError(f"{where}, line {number}: {len(cells)} fields, not 3 (id, mean rating, text)")
-            name, rating, sentence = cells[0], _rating(cells[1], where, number), cells[2].strip()
+                raise DataError(f"{location}, line {number}: {len(cells)} fields, not 3 (id, mean rating, text)")
+            name, rating, sentence = cells[0], _rating(cells[1], location, number), cells[2].strip()
             if abs(rating) <= NEUTRAL:
                 neutral += 1
                 continue
@@ -163,7 +165,7 @@ def _vader(group_column: str | None) -> Reader:
             row: dict[str, Any] = {"id": name, "document": document}
             if group_column is not None:
                 if not position:
-                    raise DataError(f"{where}, line {number}: the id {name!r} does not read document_sentence")
+                    raise DataError(f"{location}, line {number}: the id {name!r} does not read document_sentence")
                 row[group_column] = document
                 row["sentence"] = position
             row |= {"rating": rating, "text": sentence, "label": "positive" if rating > 0 else "negative"}
@@ -174,13 +176,13 @@ def _vader(group_column: str | None) -> Reader:
     return read
 
 
-def _rating(cell: str, where: str, number: int) -> float:
+def _rating(cell: str, location: str, number: int) -> float:
     try:
         rating = float(cell)
     except ValueError:
         rating = math.nan
     if not -4 <= rating <= 4:
-        raise DataError(f"{where}, line {number}: the mean rating {cell!r} is not a number from -4 to 4")
+        raise DataError(f"{location}, line {number}: the mean rating {cell!r} is not a number from -4 to 4")
     return rating
 
 

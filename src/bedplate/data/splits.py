@@ -32,7 +32,7 @@ def row_hash(inputs: Values) -> str:
 
 
 @dataclass(frozen=True)
-class Record:
+class SplitRecord:
     """What splitting looks at: the row's id, the hash of its inputs, its target, its group and its label (stratum).
     links: the row's `column=value` of each column that makes groups. Where several do, the name of a group changes with
     the rows that come, and these do not."""
@@ -52,7 +52,7 @@ class Assigned:
     rows: Mapping[str, str]
     groups: Mapping[str, str]
 
-    def splits_of(self, record: Record) -> set[str]:
+    def splits_of(self, record: SplitRecord) -> set[str]:
         """The split that a row is in, or all those that have rows of its group; none of a row that is new."""
         if record.row_hash in self.rows:
             return {self.rows[record.row_hash]}
@@ -63,32 +63,32 @@ class Assigned:
 class Deduplicated:
     """`records` sorted by row hash; how many repeats were dropped; and the rows whose copies disagree, dropped too."""
 
-    records: tuple[Record, ...]
+    records: tuple[SplitRecord, ...]
     duplicates: int
     contradictory: int
-    contradictions: tuple[tuple[Record, ...], ...]
+    contradictions: tuple[tuple[SplitRecord, ...], ...]
 
 
-def deduplicate(records: Sequence[Record]) -> Deduplicated:
+def deduplicate(records: Sequence[SplitRecord]) -> Deduplicated:
     """One record of each row hash. Copies with different targets are all dropped: nobody knows which one is right."""
-    same: dict[str, list[Record]] = defaultdict(list)
+    records_by_hash: dict[str, list[SplitRecord]] = defaultdict(list)
     for record in records:
-        same[record.row_hash].append(record)
-    kept: list[Record] = []
-    contradictions: list[tuple[Record, ...]] = []
-    for key in sorted(same):
-        copies = sorted(same[key], key=lambda r: (r.group, r.id, r.target))
+        records_by_hash[record.row_hash].append(record)
+    unique: list[SplitRecord] = []
+    contradictions: list[tuple[SplitRecord, ...]] = []
+    for key in sorted(records_by_hash):
+        copies = sorted(records_by_hash[key], key=lambda r: (r.group, r.id, r.target))
         if len({copy.target for copy in copies}) > 1:
             contradictions.append(tuple(copies))
         else:
-            kept.append(copies[0])
+            unique.append(copies[0])
     contradictory = sum(len(copies) for copies in contradictions)
-    return Deduplicated(tuple(kept), len(records) - len(kept) - contradictory, contradictory, tuple(contradictions))
+    return Deduplicated(tuple(unique), len(records) - len(unique) - contradictory, contradictory, tuple(contradictions))
 
 
 def split(
-    records: Sequence[Record], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
-) -> dict[str, tuple[Record, ...]]:
+    records: Sequence[SplitRecord], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
+) -> dict[str, tuple[SplitRecord, ...]]:
     """Assign whole groups to the named splits, near their `fractions` of every stratum (they sum to 1).
 
     assigned: groups with a row that is in a split already go there first. Each split's records come sorted by row hash.
@@ -98,19 +98,19 @@ def split(
     """
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
-    groups: dict[str, list[Record]] = defaultdict(list)
+    groups: dict[str, list[SplitRecord]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
     totals = Counter(record.stratum for record in records)
     filled: dict[str, Counter[str]] = {name: Counter() for name in fractions}
-    result: dict[str, list[Record]] = {name: [] for name in fractions}
+    result: dict[str, list[SplitRecord]] = {name: [] for name in fractions}
     fixed = {} if assigned is None else {group: _fixed(group, rows, assigned) for group, rows in groups.items()}
     order = sorted(groups, key=lambda g: (fixed.get(g) is None, -len(groups[g]), _shuffle_key(seed, g)))
-    least = _drawn_above([len(groups[group]) for group in order if fixed.get(group) is None])
+    draw_threshold = _drawn_above([len(groups[group]) for group in order if fixed.get(group) is None])
     for group in order:
         counts = Counter(record.stratum for record in groups[group])
         name = fixed.get(group)
-        if name is None and counts.total() > least:
+        if name is None and counts.total() > draw_threshold:
             name = _drawn(counts, filled, totals, fractions, _shuffle_key(seed, f"to {group}"))
         if name is None:
             distances = {s: _added_distance(counts, filled[s], totals, fractions[s]) for s in fractions}
@@ -120,7 +120,7 @@ def split(
     return {name: tuple(sorted(rows, key=lambda r: (r.row_hash, r.id))) for name, rows in result.items()}
 
 
-def _fixed(group: str, records: Sequence[Record], assigned: Assigned) -> str | None:
+def _fixed(group: str, records: Sequence[SplitRecord], assigned: Assigned) -> str | None:
     names = sorted(set[str]().union(*(assigned.splits_of(record) for record in records)))
     if len(names) > 1:
         raise DataError(
@@ -150,12 +150,12 @@ def _drawn(
 ) -> str | None:
     """Where a group with these labels goes: drawn in proportion to the room for them, by the digits of `key` (hex).
     None where it fits nowhere."""
-    size, left = counts.total(), totals - sum(filled.values(), Counter[str]())
+    size, remaining = counts.total(), totals - sum(filled.values(), Counter[str]())
     chances: dict[str, float] = {}
     for name, fraction in fractions.items():
         room = {label: fraction * totals[label] - filled[name][label] for label in totals}
         fits = 2 * sum(room.values()) >= size
-        share = sum(added / size * max(room[label], 0.0) / left[label] for label, added in counts.items())
+        share = sum(added / size * max(room[label], 0.0) / remaining[label] for label, added in counts.items())
         chances[name] = share if fits else 0.0
     place = int(key[:13], 16) / 16**13 * sum(chances.values())
     for name, chance in chances.items():
@@ -170,75 +170,77 @@ def _added_distance(counts: Counter[str], filled: Counter[str], totals: Counter[
     grown = 0.0
     for label, added in [*counts.items(), (None, counts.total())]:
         have, total = (filled.total(), totals.total()) if label is None else (filled[label], totals[label])
-        wanted = fraction * total
-        grown += ((have + added - wanted) ** 2 - (have - wanted) ** 2) / wanted
+        expected = fraction * total
+        grown += ((have + added - expected) ** 2 - (have - expected) ** 2) / expected
     return round(grown, 9)  # so that ties are ties on every platform
 
 
-def take(records: Sequence[Record], limit: int, seed: int) -> tuple[Record, ...]:
+def subsample(records: Sequence[SplitRecord], limit: int, seed: int) -> tuple[SplitRecord, ...]:
     """At most `limit` records, whole groups in an order drawn by `seed`; groups that no longer fit are passed over."""
-    groups: dict[str, list[Record]] = defaultdict(list)
+    groups: dict[str, list[SplitRecord]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
-    kept: list[Record] = []
+    selected: list[SplitRecord] = []
     for group in sorted(groups, key=lambda g: _shuffle_key(seed, g)):
-        if len(kept) + len(groups[group]) <= limit:
-            kept += groups[group]
-    return tuple(sorted(kept, key=lambda r: (r.row_hash, r.id)))
+        if len(selected) + len(groups[group]) <= limit:
+            selected += groups[group]
+    return tuple(sorted(selected, key=lambda r: (r.row_hash, r.id)))
 
 
-def nested(records: Sequence[Record], sizes: Sequence[int], seed: int) -> list[tuple[Record, ...]]:
+def nested(records: Sequence[SplitRecord], sizes: Sequence[int], seed: int) -> list[tuple[SplitRecord, ...]]:
     """For each of `sizes` (ascending) at most so many records, each set within the next: whole groups in an order drawn
     by `seed`; one that does not fit is passed over until it does."""
-    groups: dict[str, list[Record]] = defaultdict(list)
+    groups: dict[str, list[SplitRecord]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
     waiting = sorted(groups, key=lambda g: _shuffle_key(seed, g))
-    kept: list[Record] = []
-    found: list[tuple[Record, ...]] = []
+    selected: list[SplitRecord] = []
+    subsets: list[tuple[SplitRecord, ...]] = []
     for size in sizes:
-        left: list[str] = []
+        skipped: list[str] = []
         for group in waiting:
-            if len(kept) + len(groups[group]) <= size:
-                kept += groups[group]
+            if len(selected) + len(groups[group]) <= size:
+                selected += groups[group]
             else:
-                left.append(group)
-        waiting = left
-        found.append(tuple(sorted(kept, key=lambda r: (r.row_hash, r.id))))
-    return found
+                skipped.append(group)
+        waiting = skipped
+        subsets.append(tuple(sorted(selected, key=lambda r: (r.row_hash, r.id))))
+    return subsets
 
 
 def _shuffle_key(seed: int, group: str) -> str:
     return sha256_bytes(f"{seed}\0{group}".encode("utf-8", "surrogatepass"))
 
 
-def split_hash(records: Sequence[Record]) -> str:
+def split_hash(records: Sequence[SplitRecord]) -> str:
     """sha256 (hex) of a split: its rows, targets and groups, whatever their order."""
     return sha256_json(sorted([r.row_hash, r.target, r.group] for r in records))
 
 
-def check_leaks(splits: Mapping[str, Sequence[Record]], *, groups: bool = True) -> None:
+def check_leaks(splits: Mapping[str, Sequence[SplitRecord]], *, groups: bool = True) -> None:
     """Raise DataError where two splits share a text (after normalisation) or, with `groups`, a group."""
-    owners: dict[tuple[str, str], tuple[str, Record]] = {}
+    owners: dict[tuple[str, str], tuple[str, SplitRecord]] = {}
     for name, records in splits.items():
         for record in records:
             keys = [("text", record.row_hash), ("group", record.group)] if groups else [("text", record.row_hash)]
-            for kind, value in keys:
-                other, first = owners.setdefault((kind, value), (name, record))
-                if other != name:
-                    what = "the same text" if kind == "text" else f"the group {value!r}"
+            for key_type, value in keys:
+                owner, first = owners.setdefault((key_type, value), (name, record))
+                if owner != name:
+                    overlap = "the same text" if key_type == "text" else f"the group {value!r}"
                     raise DataError(
-                        f"{what} stands in {other} (row {first.id}) and in {name} (row {record.id}): "
+                        f"{overlap} stands in {owner} (row {first.id}) and in {name} (row {record.id}): "
                         "the score would be read off rows that were trained on; remove it from one of them"
                     )
 
 
-def check_unseen(parts: Mapping[str, Sequence[Record]], assigned: Assigned) -> None:
+def check_unseen(parts: Mapping[str, Sequence[SplitRecord]], assigned: Assigned) -> None:
     """What was learned from is not judged by, where files say what is in which split. parts: from what is learned from
     first to what is judged by. DataError."""
     for place, name in enumerate(parts):
         for record in parts[name]:
-            before = next((one for one in list(parts)[:place] if one in assigned.splits_of(record)), None)
+            before = next(
+                (split_name for split_name in list(parts)[:place] if split_name in assigned.splits_of(record)), None
+            )
             if before is not None:
                 raise DataError(
                     f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "

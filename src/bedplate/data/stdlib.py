@@ -23,14 +23,14 @@ from typing import Any
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.progress import Progress
-from bedplate.data.rows import Row, Rows
+from bedplate.data.rows import Row, SourceRows
 
 LICENCE = "PSF-2.0"
 CONTEXT_LINES, CONTEXT_CHARACTERS = 12, 800
 LINE_CHARACTERS = (8, 80)
 FUNCTION_LINES, FUNCTION_CHARACTERS = (4, 24), 900
 SAYS_CHARACTERS, SEARCHED_CHARACTERS = (25, 200), 700
-EACH = 3
+FUNCTIONS_PER_MODULE = 3
 """At most so many rows of one module: functions of a module are alike, and what is judged by groups needs many."""
 RETRIES = 3
 
@@ -42,7 +42,7 @@ _LEFT_OUT = frozenset(
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def read_stdlib(source: str) -> Rows:
+def read_stdlib(source: str) -> SourceRows:
     """The rows of STDLIB_SETS by name, in the order of module and line. DataError where the library has no source."""
     root = _root()
     rows: list[Row] = []
@@ -71,7 +71,9 @@ def read_stdlib(source: str) -> Rows:
     note = f"{source}: {files} modules of the standard library of Python {platform.python_version()}"
     counts = {"read": len(rows)}
     notes = (note + (f"; {unread} files could not be parsed" if unread else ""),)
-    return Rows(tuple(rows), tuple(lines), tuple(rows[0]), counts, digest.hexdigest(), source, root, LICENCE, notes)
+    return SourceRows(
+        tuple(rows), tuple(lines), tuple(rows[0]), counts, digest.hexdigest(), source, root, LICENCE, notes
+    )
 
 
 def read_modules() -> Iterator[tuple[str, str]]:
@@ -106,21 +108,21 @@ def _parsed(content: bytes) -> tuple[str, ast.Module]:
         return text, ast.parse(text)
 
 
-def _rows_of(module: str, text: str, tree: ast.Module, make: Maker) -> Iterator[tuple[dict[str, Any], int]]:
+def _rows_of(module: str, text: str, tree: ast.Module, build_row: Maker) -> Iterator[tuple[dict[str, Any], int]]:
     """A module's rows: those of a drawn part of its functions, in their order."""
     lines = text.split("\n")
-    made: list[tuple[str, dict[str, Any], int]] = []
-    seen: set[str] = set()
+    candidates: list[tuple[str, dict[str, Any], int]] = []
+    visited: set[str] = set()
     for name, node in _functions(tree):
-        if name in seen:  # defined again under a condition
+        if name in visited:  # defined again under a condition
             continue
-        seen.add(name)
-        found = make(lines, node, sha256_bytes(f"{module}/{name}".encode()))
-        if found is not None:
-            row, line = found
-            made.append((f"{module}.{name}", {"id": f"{module}.{name}", "module": module, **row}, line))
-    drawn = sorted(made, key=lambda one: sha256_bytes(one[0].encode()))[:EACH]
-    return ((row, line) for _, row, line in sorted(drawn, key=lambda one: one[2]))
+        visited.add(name)
+        row_line = build_row(lines, node, sha256_bytes(f"{module}/{name}".encode()))
+        if row_line is not None:
+            row, line = row_line
+            candidates.append((f"{module}.{name}", {"id": f"{module}.{name}", "module": module, **row}, line))
+    drawn = sorted(candidates, key=lambda candidate: sha256_bytes(candidate[0].encode()))[:FUNCTIONS_PER_MODULE]
+    return ((row, line) for _, row, line in sorted(drawn, key=lambda candidate: candidate[2]))
 
 
 def _functions(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
@@ -172,57 +174,59 @@ def _signature(lines: list[str], node: Function, digest: str) -> tuple[dict[str,
     """The function's text, and its name, parameters, exceptions that it raises by name, whether it gives a value."""
     last = node.end_lineno or node.lineno
     body = lines[node.lineno - 1 : last]
-    least, most = FUNCTION_LINES
+    min_lines, max_lines = FUNCTION_LINES
     code = "\n".join(line[node.col_offset :] if line[: node.col_offset].isspace() else line for line in body)
-    if not least <= len(body) <= most or len(code) > FUNCTION_CHARACTERS:
+    if not min_lines <= len(body) <= max_lines or len(code) > FUNCTION_CHARACTERS:
         return None
-    given = node.args
-    every = [*given.posonlyargs, *given.args, *filter(None, [given.vararg]), *given.kwonlyargs]
-    names = [one.arg for one in (*every, *filter(None, [given.kwarg]))]
-    raised, gives = _outcome(node)
+    arguments = node.args
+    parameters = [*arguments.posonlyargs, *arguments.args, *filter(None, [arguments.vararg]), *arguments.kwonlyargs]
+    names = [parameter.arg for parameter in (*parameters, *filter(None, [arguments.kwarg]))]
+    raised, returns_value = _outcome(node)
     row = {
         "name": node.name,
         "parameters": [name for name in names if name not in ("self", "cls")],
         "raises": raised,
-        "returns_value": gives,
+        "returns_value": returns_value,
     }
     return {"code": code, "signature": row}, node.lineno
 
 
 def _described(lines: list[str], node: Function, digest: str) -> tuple[dict[str, Any], int] | None:
     """The first paragraph of the docstring on one line, and the function's text without the docstring."""
-    says = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
+    summary = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
     last, body = node.end_lineno or node.lineno, _body_start(node)
-    least, most = SAYS_CHARACTERS
+    min_chars, max_chars = SAYS_CHARACTERS
     doc = node.body[0]
-    named = f"{node.name}(" in says  # that would be a search for a word
-    if named or not least <= len(says) <= most or len(node.body) < 2 or not node.lineno < doc.lineno < body:
+    named = f"{node.name}(" in summary  # that would be a search for a word
+    if named or not min_chars <= len(summary) <= max_chars or len(node.body) < 2 or not node.lineno < doc.lineno < body:
         return None
-    kept = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno or doc.lineno : last]]
-    code = "\n".join(line[node.col_offset :] if line[: node.col_offset].isspace() else line for line in kept)
-    return None if len(code) > SEARCHED_CHARACTERS else ({"says": says, "code": code}, node.lineno)
+    code_lines = [*lines[node.lineno - 1 : doc.lineno - 1], *lines[doc.end_lineno or doc.lineno : last]]
+    code = "\n".join(line[node.col_offset :] if line[: node.col_offset].isspace() else line for line in code_lines)
+    return None if len(code) > SEARCHED_CHARACTERS else ({"says": summary, "code": code}, node.lineno)
 
 
 def _outcome(node: Function) -> tuple[list[str], bool]:
     """Names in the function's own `raise` statements, each once in order; whether it returns or yields a value."""
     raised: dict[str, None] = {}
-    gives = False
+    returns_value = False
     waiting: list[ast.AST] = list(reversed(node.body))
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, Function | ast.ClassDef | ast.Lambda):
+        current = waiting.pop()
+        if isinstance(current, Function | ast.ClassDef | ast.Lambda):
             continue  # what an inner function does is its own
-        if isinstance(one, ast.Raise) and one.exc is not None:
-            called = one.exc.func if isinstance(one.exc, ast.Call) else one.exc
+        if isinstance(current, ast.Raise) and current.exc is not None:
+            called = current.exc.func if isinstance(current.exc, ast.Call) else current.exc
             name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", None)
             if isinstance(name, str) and name[:1].isupper():  # a class: a variable is named in lower case
                 raised[name] = None
-        if isinstance(one, ast.Yield | ast.YieldFrom):
-            gives = True
-        if isinstance(one, ast.Return) and one.value is not None:
-            gives = gives or not (isinstance(one.value, ast.Constant) and one.value.value is None)
-        waiting.extend(reversed(list(ast.iter_child_nodes(one))))
-    return list(raised), gives
+        if isinstance(current, ast.Yield | ast.YieldFrom):
+            returns_value = True
+        if isinstance(current, ast.Return) and current.value is not None:
+            returns_value = returns_value or not (
+                isinstance(current.value, ast.Constant) and current.value.value is None
+            )
+        waiting.extend(reversed(list(ast.iter_child_nodes(current))))
+    return list(raised), returns_value
 
 
 STDLIB_SETS: dict[str, Maker] = {

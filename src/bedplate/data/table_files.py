@@ -84,11 +84,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(member) for key, member in value.items()}
     if hasattr(value, "tolist"):  # arrays and numbers of numpy
         return plain(value.tolist())
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [plain(member) for member in value]
     raise DataError(f"a value is {type(value).__name__}, which is not text, a number, a date or a list of these")
 
 
@@ -101,7 +101,7 @@ def _number(value: float) -> float | None:
 # --- JSON lines
 
 
-def _json_lines(stream: IO[bytes], where: str) -> Reading:
+def _json_lines(stream: IO[bytes], location: str) -> Reading:
     at = 0
     for number, line in enumerate(stream, start=1):  # by \n alone: U+2028 may stand inside a string
         begin, at = at, at + len(line)
@@ -111,71 +111,73 @@ def _json_lines(stream: IO[bytes], where: str) -> Reading:
         try:
             value = load_json(content, repeated="the key {!r} appears twice")
         except UnicodeDecodeError as error:
-            yield BadRow(number, _not_utf8(error, begin + len(line) - len(content), where, number))
+            yield BadRow(number, _not_utf8(error, begin + len(line) - len(content), location, number))
         except JsonRuleError as error:
-            yield BadRow(number, f"{where}, line {number}: {error}")
+            yield BadRow(number, f"{location}, line {number}: {error}")
         except ValueError as error:
-            yield BadRow(number, f"{where}, line {number}: not a JSON object: {error}")
+            yield BadRow(number, f"{location}, line {number}: not a JSON object: {error}")
         else:
             if isinstance(value, dict):
                 yield FileRow(number, value)
             else:
-                said = f"each line must be a JSON object, not {type(value).__name__}"
-                yield BadRow(number, f"{where}, line {number}: {said}")
+                problem = f"each line must be a JSON object, not {type(value).__name__}"
+                yield BadRow(number, f"{location}, line {number}: {problem}")
 
 
-def _not_utf8(error: UnicodeDecodeError, begin: int, where: str, line: int) -> str:
+def _not_utf8(error: UnicodeDecodeError, begin: int, location: str, line: int) -> str:
     at = begin + error.start
-    return f"{where}, line {line}: byte {at} (0x{error.object[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+    return (
+        f"{location}, line {line}: byte {at} (0x{error.object[error.start]:02x}) is not UTF-8; save the file as UTF-8"
+    )
 
 
 # --- values with a separator between them
 
 
 def _separated(delimiter: str) -> Callable[[IO[bytes], str], Reading]:
-    def read(stream: IO[bytes], where: str) -> Reading:
+    def read(stream: IO[bytes], location: str) -> Reading:
         unreadable: dict[int, str] = {}
-        reader = csv.reader(_text_lines(stream, where, unreadable), delimiter=delimiter, strict=True)
+        reader = csv.reader(_text_lines(stream, location, unreadable), delimiter=delimiter, strict=True)
         header: list[str] | None = None
-        for start, parsed in _records(reader, where):
+        for start, parsed in _records(reader, location):
             damaged = min((line for line in unreadable if line >= start), default=None)
             cells = parsed if damaged is None else unreadable.pop(damaged)
             if header is None:
                 if isinstance(cells, str):
                     raise DataError(cells)
                 header = [cell.strip() for cell in cells]
-                _check_header(header, where)
+                _check_header(header, location)
             elif isinstance(cells, str):
                 yield BadRow(start, cells)
             elif len(cells) != len(header):
                 fields = f"{len(cells)} fields where the header has {len(header)}"
                 advice = "put quotes around a field that holds the separator or a line break"
-                yield BadRow(start, f"{where}, line {start}: {fields}; {advice}")
+                yield BadRow(start, f"{location}, line {start}: {fields}; {advice}")
             else:
                 yield FileRow(start, dict(zip(header, cells, strict=True)))
 
     return read
 
 
-def _text_lines(stream: Iterable[bytes], where: str, unreadable: dict[int, str]) -> Iterator[str]:
+def _text_lines(stream: Iterable[bytes], location: str, unreadable: dict[int, str]) -> Iterator[str]:
     """The lines as text, in the ends they have. One that is not UTF-8 is named in `unreadable`, by its number."""
     at = number = 0
     for line in stream:
         begin, at = at, at + len(line)
         content = line if begin else line.removeprefix(codecs.BOM_UTF8)
         try:
-            text, said = content.decode("utf-8"), None
+            text, problem = content.decode("utf-8"), None
         except UnicodeDecodeError as error:
             text = content.decode("utf-8", "replace")
-            said = _not_utf8(error, begin + len(line) - len(content), where, number + 1)
+            problem = _not_utf8(error, begin + len(line) - len(content), location, number + 1)
         for part in io.StringIO(text, newline=""):  # a line may also end with \r
             number += 1
-            if said is not None:
-                unreadable[number], said = said, None
+            if problem is not None:
+                unreadable[number], problem = problem, None
             yield part
 
 
-def _records(reader: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
+def _records(reader: Any, location: str) -> Iterator[tuple[int, list[str] | str]]:
     """Each record with the line it begins at; or what is wrong with it."""
     while True:
         start = int(reader.line_num) + 1
@@ -184,49 +186,49 @@ def _records(reader: Any, where: str) -> Iterator[tuple[int, list[str] | str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield start, f"{where}, line {start}: malformed row: {error}"
+            yield start, f"{location}, line {start}: malformed row: {error}"
             continue
         if cells:
             yield start, cells
 
 
-def _check_header(header: list[str], where: str) -> None:
+def _check_header(header: list[str], location: str) -> None:
     for name in header:
         if not name:
-            raise DataError(f"{where}, line 1: a column without a name; the first line must name the columns")
+            raise DataError(f"{location}, line 1: a column without a name; the first line must name the columns")
         if header.count(name) > 1:
-            raise DataError(f"{where}, line 1: two columns are named {name!r}")
+            raise DataError(f"{location}, line 1: two columns are named {name!r}")
 
 
 # --- Parquet
 
 
-def _parquet(stream: IO[bytes], where: str) -> Reading:
+def _parquet(stream: IO[bytes], location: str) -> Reading:
     library = arrow()
     try:
         file = library.ParquetFile(stream)
         names: list[str] = file.schema_arrow.names
         batches = file.iter_batches(batch_size=AT_ONCE)
     except Exception as error:  # pyarrow's own errors have no common base but this
-        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"{where}: two columns are named {twice!r}")
+        raise DataError(f"{location} is not a readable Parquet file: {error}") from error
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise DataError(f"{location}: two columns are named {duplicate!r}")
     number = 0
-    while (batch := _next(batches, where)) is not None:
+    while (batch := _next(batches, location)) is not None:
         for value in batch.to_pylist():
             number += 1
             try:
-                yield FileRow(number, {name: plain(one) for name, one in value.items()})
+                yield FileRow(number, {name: plain(cell) for name, cell in value.items()})
             except DataError as error:
-                yield BadRow(number, f"{where}, row {number}: {error.message}")
+                yield BadRow(number, f"{location}, row {number}: {error.message}")
 
 
-def _next(batches: Iterator[Any], where: str) -> Any:
+def _next(batches: Iterator[Any], location: str) -> Any:
     try:
         return next(batches, None)
     except Exception as error:  # as above
-        raise DataError(f"{where} is not a readable Parquet file: {error}") from error
+        raise DataError(f"{location} is not a readable Parquet file: {error}") from error
 
 
 FORMATS: dict[str, FileFormat] = {

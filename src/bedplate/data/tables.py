@@ -12,10 +12,10 @@ from typing import Any, TypeGuard
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_bytes
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 from bedplate.data.table_files import plain
 
-KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
+TABLE_CLASSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("pandas", ("DataFrame",)),
     ("polars", ("DataFrame", "LazyFrame")),
     ("datasets", ("Dataset", "IterableDataset")),
@@ -45,13 +45,13 @@ def records(table: Any, name: str = "data") -> Iterator[dict[str, Any]]:
         odd = next((key for key in row if not isinstance(key, str)), None)
         if odd is not None:
             raise UsageError(f"{name}: a column is named {odd!r}; names of columns are texts")
-        found: dict[str, Any] = {}
+        cells: dict[str, Any] = {}
         for key, value in row.items():
             try:
-                found[key] = plain(value)
+                cells[key] = plain(value)
             except DataError as error:
                 raise DataError(f"{name}, row {number}, column {key!r}: {error.message}") from None
-        yield found
+        yield cells
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -60,13 +60,13 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def table_rows(table: Any, source: str, name: str = "data") -> Rows:
+def table_rows(table: Any, source: str, name: str = "data") -> SourceRows:
     """A table as the rows of a source, which is called `source`. DataError for a table without rows."""
     rows = list(records(table, name))
     if not rows:
         raise DataError(f"{name}: the table has no rows")
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
-    return Rows(
+    return SourceRows(
         tuple(MappingProxyType(row) for row in rows),
         tuple(range(1, len(rows) + 1)),
         columns,
@@ -85,18 +85,20 @@ def split_tables(data: Any, name: str = "data") -> dict[str, Any]:
     """
     if not is_splits(data):
         return {"": data}
-    found = {"valid" if split == "validation" else split: table for split, table in data.items()}
-    if set(found) != set(SPLITS) or len(found) != len(data):
-        given = ", ".join(map(repr, data)) or "nothing"
-        raise UsageError(f"{name} has the splits {given}; give 'train', 'valid' and 'test', or one table")
-    return found
+    tables = {"valid" if split == "validation" else split: table for split, table in data.items()}
+    if set(tables) != set(SPLITS) or len(tables) != len(data):
+        split_names = ", ".join(map(repr, data)) or "nothing"
+        raise UsageError(f"{name} has the splits {split_names}; give 'train', 'valid' and 'test', or one table")
+    return tables
 
 
 def _library(value: object) -> str | None:
-    for library, classes in KINDS:
+    for library, classes in TABLE_CLASSES:
         module = sys.modules.get(library)
-        kinds = tuple(kind for one in classes if isinstance(kind := getattr(module, one, None), type))
-        if kinds and isinstance(value, kinds):
+        table_types = tuple(
+            table_type for class_name in classes if isinstance(table_type := getattr(module, class_name, None), type)
+        )
+        if table_types and isinstance(value, table_types):
             return library
     return None
 
@@ -106,9 +108,9 @@ def _raw(table: Any, name: str) -> Iterable[Any]:
     library = _library(table)
     if library == "pandas":
         columns = list(table.columns)
-        twice = next((one for one in columns if columns.count(one) > 1), None)
-        if twice is not None:
-            raise UsageError(f"{name}: two columns are named {twice!r}")
+        duplicate = next((column for column in columns if columns.count(column) > 1), None)
+        if duplicate is not None:
+            raise UsageError(f"{name}: two columns are named {duplicate!r}")
         return (dict(zip(columns, cells, strict=True)) for cells in table.itertuples(index=False, name=None))
     if library == "polars":
         return (table.collect() if hasattr(table, "collect") else table).iter_rows(named=True)

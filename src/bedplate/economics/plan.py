@@ -17,9 +17,9 @@ from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.file import find_device_in
 from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.cases import plan_cases, replicas_of
-from bedplate.economics.serving.replica import Engine
-from bedplate.economics.serving.serving_cost import ServingPlan, Target
-from bedplate.economics.serving.traffic import Lengths, Traffic, parse_lengths
+from bedplate.economics.serving.replica import ReplicaEngine
+from bedplate.economics.serving.serving_cost import ServingPlan, LatencyTarget
+from bedplate.economics.serving.traffic import TokenLengths, Traffic, parse_lengths
 from bedplate.economics.training.budget import BudgetPlan, plan_budget
 from bedplate.economics.training.training_cost import TrainingPlan, plan_training
 from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
@@ -27,10 +27,10 @@ from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
 __all__ = [
     "BudgetPlan",
     "Device",
-    "Engine",
-    "Lengths",
+    "ReplicaEngine",
+    "TokenLengths",
     "ServingPlan",
-    "Target",
+    "LatencyTarget",
     "Traffic",
     "TrainingPlan",
     "TuningPlan",
@@ -60,7 +60,7 @@ def device(name: str, hardware: Path | str | None = None) -> Device:
 
 
 @checked
-def lengths(text: str) -> Lengths:
+def lengths(text: str) -> TokenLengths:
     """Tokens: `300` (each call), `100-500` (evenly), `250~900` (median and 95th percentile), `@FILE` (one a line)."""
     return parse_lengths(text, "the length")
 
@@ -74,8 +74,8 @@ def serve(
     devices: int = 1,
     *,
     weights: WeightFormat | None = None,
-    engine: Engine | None = None,
-    target: Target | None = None,
+    engine: ReplicaEngine | None = None,
+    target: LatencyTarget | None = None,
     peak_factor: float = 3.0,
     spare: int = 0,
     usd_per_hour: float | None = None,

@@ -15,11 +15,11 @@ from bedplate.core.statistics import InsufficientGroups, enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """`a` minus `b` on the same rows: two-sided interval at `confidence`, and a two-sided p-value by `test`, which has
     to exclude 0 for the interval to leave it out."""
 
@@ -40,7 +40,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.95) -> Comparison:
+def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.95) -> PairedComparison:
     """Paired comparison of two evaluations of one metric on the same rows (matched by hash, in any order).
 
     Means of rows: exact McNemar where rows are independent and 0/1, otherwise the clustered sign-flip. Statistics of
@@ -64,12 +64,12 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
         difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
         interval = statistics.agreeing(interval, p_value, confidence)
         test = "clustered_swap" if a.groups < a.n else "swap"
-    return Comparison(
+    return PairedComparison(
         a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
     )
 
 
-def _paired(a: Evaluation, b: Evaluation) -> list[RowResult]:
+def _paired(a: Evaluation, b: Evaluation) -> list[GradedRow]:
     """The rows of `b` in the order of those of `a`."""
     if (a.metric, a.split_hash) != (b.metric, b.split_hash):
         raise UsageError(
@@ -109,8 +109,8 @@ def independent_rows(evaluation: Evaluation) -> float:
     `effective_n_bound`); of a mean over labels, what those of the rarest label are worth."""
     rows = float(evaluation.n)
     if evaluation.scoring == "counts" and METRICS[evaluation.metric].per_label:
-        wanted = [label for row in evaluation.rows for label in evaluation.labels_of(row.target)]
-        rows = float(max(min(wanted.count(label) for label in evaluation.labels), 1))
+        target_labels = [label for row in evaluation.rows for label in evaluation.labels_of(row.target)]
+        rows = float(max(min(target_labels.count(label) for label in evaluation.labels), 1))
     return max(rows / max(evaluation.design_effect, 1.0), 1.0)
 
 
@@ -124,10 +124,10 @@ def _compare_statistic(
     a: Evaluation, b: Evaluation, groups: list[str], seed: int, confidence: float
 ) -> tuple[float, tuple[float, float], float]:
     ours, theirs = a.parts, b.parts
-    between = theirs - ours
+    differences = theirs - ours
 
     def swapped(swap: NDArray[np.bool_]) -> float:
-        moved = swap.astype(float) @ between
+        moved = swap.astype(float) @ differences
         return float(a.of_sums(ours.sum(0) + moved) - a.of_sums(theirs.sum(0) - moved))
 
     def difference_of(sums: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,7 +20,7 @@ from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.label_counts import check_labels, label_groups, unseen_macro_f1
 from bedplate.evaluation.metrics import METRICS, Scoring
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +52,7 @@ class Evaluation(shown.Brief):
     design_effect: float
     unparsed: int
     seed: int
-    rows: tuple[RowResult, ...]
+    rows: tuple[GradedRow, ...]
     output: str
     scoring: Scoring
     worst_usd: float | None = None
@@ -84,12 +84,12 @@ class Evaluation(shown.Brief):
 
     def bootstrap(self, confidence: float, minimum_groups: int = statistics.MINIMUM_GROUPS) -> statistics.Bootstrap:
         """Bounds of a metric that is no proportion. Raises InsufficientGroups."""
-        seen = self._label_groups
+        group_counts = self._label_groups
 
         def ends(a: float) -> tuple[float, float]:
-            assert seen is not None
+            assert group_counts is not None
             counts = self.parts.sum(0).reshape(3, len(self.labels))
-            return unseen_macro_f1(counts, seen, a)
+            return unseen_macro_f1(counts, group_counts, a)
 
         return statistics.bca_of_sums(
             self.parts,
@@ -97,7 +97,7 @@ class Evaluation(shown.Brief):
             self._groups,
             confidence,
             seed=self.seed,
-            unseen=True if seen is None else ends,
+            unseen=True if group_counts is None else ends,
             minimum_groups=minimum_groups,
             weights=self.weights,
         )
@@ -107,9 +107,9 @@ class Evaluation(shown.Brief):
         """Scores, groups and weights of the rows that the metric is a mean of: all, or those that were answered."""
         if self.scoring != "answered":
             return self._scores, self._groups, self.weights
-        kept = self.judged_rows
-        weights = None if self.weights is None else self.weights[kept]
-        return self._scores[kept], [self._groups[row] for row in kept.tolist()], weights
+        row_indices = self.judged_rows
+        weights = None if self.weights is None else self.weights[row_indices]
+        return self._scores[row_indices], [self._groups[row] for row in row_indices.tolist()], weights
 
     @property
     def judged_rows(self) -> NDArray[np.int64]:
@@ -119,8 +119,8 @@ class Evaluation(shown.Brief):
     @cached_property
     def weights(self) -> NDArray[np.float64] | None:
         """How much of the traffic each row stands for [n]; None where all weigh alike."""
-        found = np.array([row.weight for row in self.rows])
-        return found if found.size and float(np.ptp(found)) > 0 else None
+        row_weights = np.array([row.weight for row in self.rows])
+        return row_weights if row_weights.size and float(np.ptp(row_weights)) > 0 else None
 
     def statistic(self, rows: NDArray[np.int64]) -> float:
         """The metric over some of the rows, given by number (repeats allowed)."""
@@ -139,8 +139,8 @@ class Evaluation(shown.Brief):
     @cached_property
     def parts(self) -> NDArray[np.float64]:
         """What each row adds to the sums that the metric is made of [n, d], its weight in it."""
-        found = self._unweighted
-        return found if self.weights is None else found * self.weights[:, None]
+        unweighted = self._unweighted
+        return unweighted if self.weights is None else unweighted * self.weights[:, None]
 
     @property
     def _unweighted(self) -> NDArray[np.float64]:
@@ -148,8 +148,11 @@ class Evaluation(shown.Brief):
             return np.stack([self._scores, 1.0 - self.abstained], axis=1)
         if self.scoring != "counts":
             return np.stack([self._scores, np.ones(self.n)], axis=1)
-        wanted, given = self._marks([r.target for r in self.rows]), self._marks([r.prediction for r in self.rows])
-        return np.concatenate([wanted * given, wanted, given], axis=1)
+        targets, predictions = (
+            self._marks([r.target for r in self.rows]),
+            self._marks([r.prediction for r in self.rows]),
+        )
+        return np.concatenate([targets * predictions, targets, predictions], axis=1)
 
     def of_sums(self, sums: NDArray[np.float64]) -> NDArray[np.float64]:
         """The metric from sums of `parts` [..., d] → [...]."""
@@ -178,16 +181,16 @@ class Evaluation(shown.Brief):
     @property
     def answered(self) -> float | None:
         """Mean row score among the answered rows; None where there is none."""
-        kept = np.flatnonzero(self.abstained == 0)
-        weights = None if self.weights is None else self.weights[kept]
-        return float(np.average(self._scores[kept], weights=weights)) if len(kept) else None
+        answered_rows = np.flatnonzero(self.abstained == 0)
+        weights = None if self.weights is None else self.weights[answered_rows]
+        return float(np.average(self._scores[answered_rows], weights=weights)) if len(answered_rows) else None
 
     def __repr__(self) -> str:
         low, high = sorted(self.interval, key=self.scale.value)
         groups = f" in {self.groups:,} groups" if self.groups < self.n else ""
-        said = self.scale.said
-        found = f"{self.metric} {said(self.estimate)} ({said(low)} to {said(high)})"
-        return shown.line("evaluation", self.task, found, f"{self.n:,} rows of {self.split}{groups}")
+        format_score = self.scale.format_score
+        estimate_text = f"{self.metric} {format_score(self.estimate)} ({format_score(low)} to {format_score(high)})"
+        return shown.line("evaluation", self.task, estimate_text, f"{self.n:,} rows of {self.split}{groups}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""
@@ -199,7 +202,7 @@ class Evaluation(shown.Brief):
         plain: dict[str, Any] = dict(values)
         plain["interval"] = tuple(values["interval"])
         plain["labels"] = tuple(values["labels"])
-        plain["rows"] = tuple(RowResult(**row) for row in values["rows"])
+        plain["rows"] = tuple(GradedRow(**row) for row in values["rows"])
         if "scoring" not in plain:  # from before there were several labels and scores between 0 and 1
             plain["output"] = "label" if plain["labels"] else "text"
             plain["scoring"] = METRICS[plain["metric"]].scoring

@@ -15,17 +15,17 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
 from bedplate.data.linked import linked, links_of
 from bedplate.data.rows import blank, text_of
-from bedplate.data.sources import Row, Rows, read_rows
+from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
     Assigned,
-    Record,
+    SplitRecord,
     check_leaks,
     check_unseen,
     deduplicate,
     row_hash,
     split,
     split_hash,
-    take,
+    subsample,
 )
 from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.metrics import METRICS
@@ -138,8 +138,10 @@ class TaskData:
         raise UsageError(f"no split {split!r}; there are {', '.join(SPLITS)}")
 
 
-def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[str, Rows] | None = None) -> TaskData:
-    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there. given: rows
+def load_examples(
+    task: Task, assigned: Assigned | None = None, loaded_rows: Mapping[str, SourceRows] | None = None
+) -> TaskData:
+    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there. loaded_rows: rows
     that are in memory, by their source's prefix, so that no file is read.
 
     Raises DataError naming the file, line and value: a column or label that is not there, a split that is empty or too
@@ -153,19 +155,19 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
     if task.output.documents is not None:
         documents, digest = task.output.documents.read(task.directory)
         searched = {f"file:{task.output.documents.source}": digest}
-    sources = given or {p: read_rows(source, task.directory) for p, source in task.data.by_prefix.items()}
+    sources = loaded_rows or {p: read_rows(source, task.directory) for p, source in task.data.by_prefix.items()}
     parsed = parsed_rows(task, sources, documents, counts, notes)
     if files is None:
         records = _records(task, sources, parsed, examples, counts, notes)
         if task.data.limit is not None:
-            kept = take(records, task.data.limit, task.data.seed)
-            counts["over_limit"] += len(records) - len(kept)
-            records = kept
+            limited = subsample(records, task.data.limit, task.data.seed)
+            counts["over_limit"] += len(records) - len(limited)
+            records = limited
         fractions = task.data.split.fractions
         assert fractions is not None
         parts = split(records, fractions, task.data.seed, assigned)
     else:
-        parts: dict[str, tuple[Record, ...]] = {}
+        parts: dict[str, tuple[SplitRecord, ...]] = {}
         for name in files:
             part = {f"{name}/": sources[f"{name}/"]}
             parts[name] = _records(task, part, parsed, examples, counts, notes)
@@ -179,7 +181,7 @@ def load_examples(task: Task, assigned: Assigned | None = None, given: Mapping[s
 
 def task_data(
     task: Task,
-    parts: Mapping[str, Sequence[Record]],
+    parts: Mapping[str, Sequence[SplitRecord]],
     examples: Mapping[str, Example],
     counts: Mapping[str, int],
     files: Mapping[str, str],
@@ -188,15 +190,27 @@ def task_data(
     documents: Mapping[str, str] | None,
 ) -> TaskData:
     """The examples (by id) of three splits, checked. files: their hashes. DataError for a split that is too small."""
-    found = check_splits(task, parts)
-    done = {name: weighted(task, name, [examples[r.id] for r in part], found) for name, part in parts.items()}
+    split_notes = check_splits(task, parts)
+    weighted_splits = {
+        name: weighted(task, name, [examples[r.id] for r in part], split_notes) for name, part in parts.items()
+    }
     hashes = {**files, **{name: split_hash(part) for name, part in parts.items()}}
-    test = done["test"]
+    test = weighted_splits["test"]
     groups = len({example.group for example in test})
-    handle = TestHandle(len(test), groups, tuple(one.row_hash for one in test), hashes["test"], test)
+    handle = TestHandle(len(test), groups, tuple(test_example.row_hash for test_example in test), hashes["test"], test)
     sizes = {**counts, **{name: len(part) for name, part in parts.items()}}
-    both = agreed_of(task, [example for name in SPLITS for example in done[name]])
-    return TaskData(done["train"], done["valid"], handle, sizes, hashes, (*notes, *found), licences, documents, both)
+    agreements = agreed_of(task, [example for name in SPLITS for example in weighted_splits[name]])
+    return TaskData(
+        weighted_splits["train"],
+        weighted_splits["valid"],
+        handle,
+        sizes,
+        hashes,
+        (*notes, *split_notes),
+        licences,
+        documents,
+        agreements,
+    )
 
 
 def agreed_of(task: Task, examples: Sequence[Example]) -> tuple[tuple[bool, str, float], ...]:
@@ -204,13 +218,15 @@ def agreed_of(task: Task, examples: Sequence[Example]) -> tuple[tuple[bool, str,
     for a right answer, where it is one of right and wrong: else the ceiling would be that of another metric."""
     metric = METRICS[task.metric] if isinstance(task.metric, str) else None
     right = metric.row if metric is not None and metric.scoring == "binary" else METRICS["exact_match"].row
-    both = [(one, one.second) for one in examples if one.second is not None]
-    return tuple((right(one.target, second) == 1, one.group, one.weight) for one, second in both)
+    double_labeled = [(example, example.second) for example in examples if example.second is not None]
+    return tuple(
+        (right(example.target, second) == 1, example.group, example.weight) for example, second in double_labeled
+    )
 
 
 def parsed_rows(
     task: Task,
-    sources: Mapping[str, Rows],
+    sources: Mapping[str, SourceRows],
     documents: Mapping[str, str] | None,
     counts: Counter[str],
     notes: list[str],
@@ -218,11 +234,13 @@ def parsed_rows(
     gaps: bool = False,
 ) -> dict[str, list[Example]]:
     """The rows of every source, by the prefix of their ids. Groups by several columns go over all of them."""
-    found = {p: parse_rows(task, rows, documents, counts, notes, prefix=p, gaps=gaps) for p, rows in sources.items()}
-    if len(task.data.group_columns) > 1 and len(found) > 1:
-        whole = iter(_linked([example for part in found.values() for example in part]))
-        found = {prefix: [next(whole) for _ in part] for prefix, part in found.items()}
-    return found
+    examples_by_prefix = {
+        p: parse_rows(task, rows, documents, counts, notes, prefix=p, gaps=gaps) for p, rows in sources.items()
+    }
+    if len(task.data.group_columns) > 1 and len(examples_by_prefix) > 1:
+        whole = iter(_linked([example for part in examples_by_prefix.values() for example in part]))
+        examples_by_prefix = {prefix: [next(whole) for _ in part] for prefix, part in examples_by_prefix.items()}
+    return examples_by_prefix
 
 
 def _linked(examples: Sequence[Example]) -> list[Example]:
@@ -232,24 +250,26 @@ def _linked(examples: Sequence[Example]) -> list[Example]:
 
 def _records(
     task: Task,
-    sources: Mapping[str, Rows],
-    every: Mapping[str, Sequence[Example]],
+    sources: Mapping[str, SourceRows],
+    parsed_by_prefix: Mapping[str, Sequence[Example]],
     examples: dict[str, Example],
     counts: Counter[str],
     notes: list[str],
-) -> tuple[Record, ...]:
+) -> tuple[SplitRecord, ...]:
     """The rows of these sources (by the prefix of their ids), deduplicated together; adds to `examples` (by id),
     `counts` and `notes`."""
-    parsed = [example for prefix in sources for example in every[prefix]]
-    found, records = distinct(task, parsed, " and ".join(rows.source for rows in sources.values()), counts, notes)
-    examples.update(found)
+    parsed = [example for prefix in sources for example in parsed_by_prefix[prefix]]
+    distinct_examples, records = distinct(
+        task, parsed, " and ".join(rows.source for rows in sources.values()), counts, notes
+    )
+    examples.update(distinct_examples)
     notes += [note for rows in sources.values() for note in rows.notes]
     return records
 
 
 def parse_rows(
     task: Task,
-    rows: Rows,
+    rows: SourceRows,
     documents: Mapping[str, str] | None,
     counts: Counter[str],
     notes: list[str],
@@ -280,9 +300,9 @@ def parse_rows(
     if empty:
         notes.append(f"{rows.source}: {empty} rows without text were dropped")
     if len({example.id for example in parsed}) < len(parsed):
-        again = next(name for name, count in Counter(e.id for e in parsed).items() if count > 1)
+        duplicate_id = next(name for name, count in Counter(e.id for e in parsed).items() if count > 1)
         raise DataError(
-            f"{rows.path}: the id {again!r} is on more than one row; "
+            f"{rows.path}: the id {duplicate_id!r} is on more than one row; "
             "make the column `id` name one row each, or give it another name"
         )
     counts["empty_text"] += empty
@@ -293,19 +313,21 @@ def parse_rows(
 
 def distinct(
     task: Task, parsed: Sequence[Example], source: str, counts: Counter[str], notes: list[str]
-) -> tuple[dict[str, Example], tuple[Record, ...]]:
+) -> tuple[dict[str, Example], tuple[SplitRecord, ...]]:
     """One row of each text, by id and as records in the order of their hashes; none of a text with several targets."""
-    found = {example.id: example for example in counted(task, parsed)}
+    examples_by_id = {example.id: example for example in counted(task, parsed)}
     strata = _strata(task, [e.target for e in parsed])
-    made = zip(parsed, strata, strict=True)
-    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group, stratum, e.links) for e, stratum in made])
+    stratified = zip(parsed, strata, strict=True)
+    result = deduplicate(
+        [SplitRecord(e.id, e.row_hash, e.target, e.group, stratum, e.links) for e, stratum in stratified]
+    )
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
     for copies in result.contradictions[:3]:
         answers = ", ".join(f"{copy.id}: {copy.target!r}" for copy in copies)
         notes.append(f"{source}: one text with different targets, all copies dropped ({answers})")
     if len(result.contradictions) > 3:
         notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
-    return {record.id: found[record.id] for record in result.records}, result.records
+    return {record.id: examples_by_id[record.id] for record in result.records}, result.records
 
 
 def counted(task: Task, parsed: Sequence[Example]) -> list[Example]:
@@ -318,8 +340,8 @@ def counted(task: Task, parsed: Sequence[Example]) -> list[Example]:
 
 def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[str]) -> tuple[Example, ...]:
     """A split's examples with their weights in it; adds to `notes`."""
-    weights, said = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
-    notes += said
+    weights, weight_notes = weights_of(task, split, [e.weight for e in examples], [e.slices for e in examples])
+    notes += weight_notes
     return tuple(replace(example, weight=weight) for example, weight in zip(examples, weights, strict=True))
 
 
@@ -333,57 +355,61 @@ def _strata(task: Task, targets: Sequence[str]) -> list[str]:
 
 
 def _example(
-    task: Task, row: Row, line: int, rows: Rows, documents: Mapping[str, str] | None, labelled: bool, gaps: bool
+    task: Task, row: Row, line: int, rows: SourceRows, documents: Mapping[str, str] | None, labelled: bool, gaps: bool
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
-    where = rows.where(line)
-    inputs = {name: text_of(row, spec.column, where) for name, spec in task.inputs.items()}
+    location = rows.location(line)
+    inputs = {name: text_of(row, spec.column, location) for name, spec in task.inputs.items()}
     if not any(text.strip() for text in inputs.values()):
         return None
-    known = labelled and not (gaps and blank(row.get(task.data.target)))
-    target = target_of(task, row, where, documents, task.data.target) if known else ""
-    other = task.data.second_label if labelled else None
-    second = None if other is None or blank(row.get(other)) else target_of(task, row, where, documents, other)
+    has_target = labelled and not (gaps and blank(row.get(task.data.target)))
+    target = target_of(task, row, location, documents, task.data.target) if has_target else ""
+    second_column = task.data.second_label if labelled else None
+    second = (
+        None
+        if second_column is None or blank(row.get(second_column))
+        else target_of(task, row, location, documents, second_column)
+    )
     digest = row_hash(inputs)
-    group, links = digest, links_of(row, task.data.group_columns, where)
+    group, links = digest, links_of(row, task.data.group_columns, location)
     if links:
         group = links[0] if len(task.data.group_columns) > 1 else links[0].partition("=")[2]
-    given = row.get("id")
-    has_id = isinstance(given, str | int) and not isinstance(given, bool) and str(given).strip()
+    row_id = row.get("id")
+    has_id = isinstance(row_id, str | int) and not isinstance(row_id, bool) and str(row_id).strip()
     # without an id a row is named by its line, which is all that tells copies of one text apart
-    name = str(given) if has_id else rows.name(line)
+    name = str(row_id) if has_id else rows.name(line)
     if not labelled:
         return Example(name, inputs, target, group, digest, links=links)
-    current, slices = recorded(task, row, where), slices_of(task, row, where)
+    current, slices = recorded(task, row, location), slices_of(task, row, location)
     return Example(name, inputs, target, group, digest, current, slices, second=second, links=links)
 
 
-def target_of(task: Task, row: Row, where: str, documents: Mapping[str, str] | None, column: str) -> str:
+def target_of(task: Task, row: Row, location: str, documents: Mapping[str, str] | None, column: str) -> str:
     value: Any = row.get(column)
     if task.output.kind in ("json", "labels", "embedding"):
         if column not in row:
-            raise DataError(f"{where}: the target ({column}) is missing")
+            raise DataError(f"{location}: the target ({column}) is missing")
         try:
             if documents is not None:
                 return relevant(value, task.output.separator, documents)
             return task.output.canonical(_as_json(task.output, value))
         except RequestError as error:
-            raise DataError(f"{where}: the target ({column}): {error.message}") from error
+            raise DataError(f"{location}: the target ({column}): {error.message}") from error
     if not task.labels:
-        text = text_of(row, column, where)
+        text = text_of(row, column, location)
         if not text.strip():
-            raise DataError(f"{where}: the target ({column}) is empty")
+            raise DataError(f"{location}: the target ({column}) is empty")
         return text
     if isinstance(value, str) and value in task.labels:
         return value
     if blank(value):
         raise DataError(
-            f"{where}: the label in column {column!r} is empty; fill it in or take the row out (only "
+            f"{location}: the label in column {column!r} is empty; fill it in or take the row out (only "
             "`bedplate adapt --label-budget` takes rows without a label)"
         )
     hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
-    what = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
-    raise DataError(f"{where}: the label {what} in column {column!r} is not one of the task's labels; {hint}")
+    description = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
+    raise DataError(f"{location}: the label {description} in column {column!r} is not one of the task's labels; {hint}")
 
 
 def _as_json(output: OutputSpec, value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bedplate.core.errors import DataError
 from bedplate.data.sources import read_rows
-from bedplate.data.splits import Record, split_hash
+from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example, distinct, parse_rows, parsed_rows
 from bedplate.evaluation.production.spec import TrafficSpec
 from bedplate.evaluation.task import Task
@@ -17,11 +17,11 @@ from bedplate.evaluation.task import Task
 
 @dataclass(frozen=True)
 class FreshRows:
-    """`examples`: one row of each text. every: all rows, copies among them. labelled: whether they have targets;
+    """`examples`: one row of each text. all_examples: all rows, copies among them. labelled: whether they have targets;
     without, every target is "". grouped: whether they have the task's groups, or it has none."""
 
     examples: tuple[Example, ...]
-    every: tuple[Example, ...]
+    all_examples: tuple[Example, ...]
     labelled: bool
     grouped: bool
     counts: Mapping[str, int]
@@ -31,7 +31,7 @@ class FreshRows:
     @property
     def hash(self) -> str:
         """Of texts, targets and groups, whatever their order and their file."""
-        return split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in self.every])
+        return split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in self.all_examples])
 
 
 def fresh_rows(task: Task, source: Path | str) -> FreshRows:
@@ -55,10 +55,10 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
     task = task.model_copy(update={"data": task.data.model_copy(update=unasked)})
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     parsed = parse_rows(task, rows, documents, counts, notes, labelled=labelled)
-    found, records = distinct(task, parsed, rows.source, counts, notes)
+    examples_by_id, records = distinct(task, parsed, rows.source, counts, notes)
     if not records:
         raise DataError(f"{source}: no usable row is left")
-    examples = tuple(found[record.id] for record in records)
+    examples = tuple(examples_by_id[record.id] for record in records)
     return FreshRows(examples, tuple(parsed), labelled, grouped, dict(counts), (*notes, *rows.notes), str(source))
 
 
@@ -66,4 +66,4 @@ def every_row(task: Task) -> list[Example]:
     """All rows of a task's own files, before copies are dropped and rows are split. DataError."""
     documents = None if task.output.documents is None else task.output.documents.read(task.directory)[0]
     sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
-    return [one for part in parsed_rows(task, sources, documents, Counter(), []).values() for one in part]
+    return [example for part in parsed_rows(task, sources, documents, Counter(), []).values() for example in part]

@@ -32,26 +32,29 @@ class Gradable(Protocol[Model_contra, Asked_co, Answer_contra, Grade_co]):
 
 
 def graded(
-    items: Iterable[Gradable[M, Q, A, G]], model: M, ask: Callable[[list[Q]], Iterable[tuple[int, A]]], at_once: int
+    gradables: Iterable[Gradable[M, Q, A, G]],
+    model: M,
+    answer_requests: Callable[[list[Q]], Iterable[tuple[int, A]]],
+    at_once: int,
 ) -> Iterator[G]:
-    """The items' grades, in the items' order. ask: the answers to some requests, each with its request's place among
+    """The items' grades, in the items' order. answer_requests: the answers to some requests, each with its request's place among
     them, in whatever order they come. at_once: how many requests (or items without any) are asked together; those of
     one item are never parted."""
     window: list[tuple[Gradable[M, Q, A, G], int]] = []
     requests: list[Q] = []
-    for item in items:
-        own = item.requests(model)
-        window.append((item, len(own)))
-        requests += own
+    for gradable in gradables:
+        new_requests = gradable.requests(model)
+        window.append((gradable, len(new_requests)))
+        requests += new_requests
         if max(len(window), len(requests)) >= at_once:
-            yield from _of_window(window, dict(ask(requests)))
+            yield from _of_window(window, dict(answer_requests(requests)))
             window, requests = [], []
     if window:
-        yield from _of_window(window, dict(ask(requests)))
+        yield from _of_window(window, dict(answer_requests(requests)))
 
 
 def _of_window(window: Sequence[tuple[Gradable[M, Q, A, G], int]], answers: dict[int, A]) -> Iterator[G]:
     first = 0
-    for item, count in window:
-        yield item.grade([answers[place] for place in range(first, first + count)])
+    for gradable, count in window:
+        yield gradable.grade([answers[place] for place in range(first, first + count)])
         first += count

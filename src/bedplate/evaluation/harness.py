@@ -15,7 +15,7 @@ from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values
-from bedplate.data.splits import Record, split_hash
+from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.examples import Example, TaskData, load_examples, weighted
 from bedplate.evaluation.given import by_hash, given_rows, task_of
@@ -24,7 +24,7 @@ from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
-from bedplate.evaluation.task_row import PredictionLike, RowResult, TaskRow
+from bedplate.evaluation.task_row import PredictionLike, GradedRow, TaskRow
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.loaded import Loaded
@@ -53,12 +53,12 @@ def evaluate_predictions(
     """Score `predictions`, one for each example in order; plain strings (or None) will do where there are no scores."""
     if len(examples) != len(predictions):
         raise UsageError(f"{len(predictions)} predictions for {len(examples)} examples: give one for each, in order")
-    drafts = [TaskRow(task, e).grade([given]) for e, given in zip(examples, predictions, strict=True)]
+    drafts = [TaskRow(task, e).grade([prediction]) for e, prediction in zip(examples, predictions, strict=True)]
     return _evaluation(task, examples, drafts, split, confidence, seed)
 
 
 def _evaluation(
-    task: Task, examples: Sequence[Example], drafts: Sequence[RowResult], split: str, confidence: float, seed: int
+    task: Task, examples: Sequence[Example], drafts: Sequence[GradedRow], split: str, confidence: float, seed: int
 ) -> Evaluation:
     """The drafts scored, and what all of them together say."""
     if not examples:
@@ -70,7 +70,7 @@ def _evaluation(
         task=task.task,
         task_hash=task.hash,
         split=split,
-        split_hash=split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples]),
+        split_hash=split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in examples]),
         metric=scorer.name,
         labels=task.output.labels or (),
         estimate=math.nan,
@@ -115,19 +115,19 @@ def evaluate(
     """
     from bedplate.evaluation.leaks.seen import judged_by  # late, as reading skins loads torch
 
-    given = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
-    if given is not None:
-        task = task_of(task, given)
+    source_rows = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
+    if source_rows is not None:
+        task = task_of(task, source_rows)
     elif not isinstance(task, Task):
         task = load_task(task)
     task.scorer.ready()
     if not isinstance(data, TaskData):
-        data = load_examples(task, given=given)
+        data = load_examples(task, loaded_rows=source_rows)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     with ExitStack() as opened:
         if isinstance(model, str | Path):
             model = opened.enter_context(closing(load_predictor(model)))
-        predictor = _asked(model, data, name)
+        predictor = _row_predictor(model, data, name)
         reason = f"evaluate {task.task}"
         # first, so that a call that fails here is no look in the ledger
         judged = judged_by(model, task, split, data.examples(split, reason), include_seen=include_seen)
@@ -142,15 +142,15 @@ def evaluate(
             data.test.notes.extend(opening.notes)
         rows = (TaskRow(task, example) for example in examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
-    found = _evaluation(task, examples, drafts, split, confidence, seed=0)
-    return replace(found, seen=judged.seen, left_out=judged.left_out)
+    evaluation = _evaluation(task, examples, drafts, split, confidence, seed=0)
+    return replace(evaluation, seen=judged.split_counts, left_out=judged.left_out)
 
 
 def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int, PredictionLike | str]]:
-    found = predictor.predict(rows)
-    if len(found) != len(rows):
-        raise UsageError(f"{len(found)} predictions for {len(rows)} examples: give one for each, in order")
-    return enumerate(found)
+    predictions = predictor.predict(rows)
+    if len(predictions) != len(rows):
+        raise UsageError(f"{len(predictions)} predictions for {len(rows)} examples: give one for each, in order")
+    return enumerate(predictions)
 
 
 def _identity(model: object) -> str:
@@ -172,7 +172,7 @@ def load_predictor(skin: Path | str, **how: Any) -> Loaded:
     return load(skin, **how)
 
 
-def _asked(model: object, data: TaskData, name: str) -> Predicts:
+def _row_predictor(model: object, data: TaskData, name: str) -> Predicts:
     """What answers the task's rows. UsageError where the model cannot."""
     if data.documents is not None and isinstance(model, Embeds):
         return Ranker(model, data.documents)

@@ -32,39 +32,41 @@ class RareLabel(InsufficientGroups):
         )
 
 
-def label_groups(wanted: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.int64]:
+def label_groups(targets: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.int64]:
     """In how many groups each label is a target [L], from 0/1 rows [n, L]."""
-    rows, labels = np.nonzero(wanted)
-    seen = {(groups[row], label) for row, label in zip(rows.tolist(), labels.tolist(), strict=True)}
-    return np.bincount([label for _, label in seen], minlength=wanted.shape[1])
+    rows, labels = np.nonzero(targets)
+    group_labels = {(groups[row], label) for row, label in zip(rows.tolist(), labels.tolist(), strict=True)}
+    return np.bincount([label for _, label in group_labels], minlength=targets.shape[1])
 
 
-def check_labels(labels: Sequence[str], seen: NDArray[np.int64]) -> None:
+def check_labels(labels: Sequence[str], group_counts: NDArray[np.int64]) -> None:
     """Raises RareLabel for the rarest label with under `MINIMUM_LABEL_GROUPS` groups [L]."""
-    rarest = int(np.argmin(seen))
-    if seen[rarest] < MINIMUM_LABEL_GROUPS:
-        raise RareLabel(labels[rarest], int(seen[rarest]), MINIMUM_LABEL_GROUPS)
+    rarest = int(np.argmin(group_counts))
+    if group_counts[rarest] < MINIMUM_LABEL_GROUPS:
+        raise RareLabel(labels[rarest], int(group_counts[rarest]), MINIMUM_LABEL_GROUPS)
 
 
-def unseen_macro_f1(counts: Counts, seen: NDArray[np.int64], a: float) -> tuple[float, float]:
-    """The least and the most that macro-F1 of counts [3, L] would be if, of one label's groups (`seen` of them [L]),
+def unseen_macro_f1(counts: Counts, group_counts: NDArray[np.int64], a: float) -> tuple[float, float]:
+    """The least and the most that macro-F1 of counts [3, L] would be if, of one label's groups (`group_counts` of them [L]),
     the share 1 - a^(1/seen) that may be of a kind that was not seen were wrong throughout, or right throughout.
 
     What is wrong is given to the label that this harms most, or to none.
     """
-    right, wanted, given = counts
-    share = 1 - a ** (1 / np.maximum(seen, 1))
-    now = _f1(right, wanted + given)
-    occurs = wanted + given > 0
+    right, target_counts, predicted_counts = counts
+    share = 1 - a ** (1 / np.maximum(group_counts, 1))
+    current_f1 = _f1(right, target_counts + predicted_counts)
+    occurs = target_counts + predicted_counts > 0
 
     def end(moved: NDArray[np.float64], pick: Callable[..., Any]) -> float:
         """Where so many rows of a label become right (or, below 0, cease to be), for the one that `pick` takes."""
-        own = _f1(right + moved, wanted + given + moved) - now
-        to = np.maximum(given - moved[:, None], right)  # [label, other]: how often the other is then given
-        other = np.where(np.eye(len(now), dtype=bool) | ~occurs, 0.0, _f1(right, wanted + to) - now)
-        return float(now.sum() + pick(own + pick(other, axis=1))) / max(int(occurs.sum()), 1)
+        label_delta = _f1(right + moved, target_counts + predicted_counts + moved) - current_f1
+        to = np.maximum(predicted_counts - moved[:, None], right)  # [label, other]: how often the other is then given
+        confusion_delta = np.where(
+            np.eye(len(current_f1), dtype=bool) | ~occurs, 0.0, _f1(right, target_counts + to) - current_f1
+        )
+        return float(current_f1.sum() + pick(label_delta + pick(confusion_delta, axis=1))) / max(int(occurs.sum()), 1)
 
-    return end(-right * share, np.min), end((wanted - right) * share, np.max)
+    return end(-right * share, np.min), end((target_counts - right) * share, np.max)
 
 
 def _f1(right: NDArray[np.float64], total: NDArray[np.float64]) -> NDArray[np.float64]:

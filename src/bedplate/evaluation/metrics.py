@@ -84,7 +84,7 @@ class Metric:
         return [self.row(row.target, row.prediction) for row in rows]
 
 
-def _same(target: str, prediction: str | None) -> float:
+def _exact_match(target: str, prediction: str | None) -> float:
     """Equal as they are: labels, and JSON in its canonical form."""
     return float(target == prediction)
 
@@ -98,8 +98,8 @@ def macro_f1(counts: Counts) -> NDArray[np.float64]:
     """Mean of the labels' F1 = 2tp / (2tp + fp + fn), over the labels that occur as a target or a prediction."""
     right, total = counts[..., 0, :], counts[..., 1, :] + counts[..., 2, :]
     occurs = total > 0
-    each = np.divide(2 * right, total, out=np.zeros_like(right), where=occurs)
-    return each.sum(-1) / np.maximum(occurs.sum(-1), 1)
+    label_f1 = np.divide(2 * right, total, out=np.zeros_like(right), where=occurs)
+    return label_f1.sum(-1) / np.maximum(occurs.sum(-1), 1)
 
 
 def micro_f1(counts: Counts) -> NDArray[np.float64]:
@@ -112,18 +112,22 @@ def example_f1(target: str, prediction: str | None) -> float:
     """F1 of one row's set of labels: 1 where none is wanted and none is given."""
     if prediction is None:
         return 0.0
-    wanted, given = set(json.loads(target)), set(json.loads(prediction))
-    return 2 * len(wanted & given) / (len(wanted) + len(given)) if wanted or given else 1.0
+    target_labels, predicted_labels = set(json.loads(target)), set(json.loads(prediction))
+    return (
+        2 * len(target_labels & predicted_labels) / (len(target_labels) + len(predicted_labels))
+        if target_labels or predicted_labels
+        else 1.0
+    )
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", ("label",), _same),
-    "macro_f1": Metric("macro_f1", ("label", "labels"), _same, statistic=macro_f1, per_label=True),
-    "selective_accuracy": Metric("selective_accuracy", ("label",), _same, selective=True),
-    "micro_f1": Metric("micro_f1", ("labels",), _same, statistic=micro_f1),
-    "labels_match": Metric("labels_match", ("labels",), _same),
+    "accuracy": Metric("accuracy", ("label",), _exact_match),
+    "macro_f1": Metric("macro_f1", ("label", "labels"), _exact_match, statistic=macro_f1, per_label=True),
+    "selective_accuracy": Metric("selective_accuracy", ("label",), _exact_match, selective=True),
+    "micro_f1": Metric("micro_f1", ("labels",), _exact_match, statistic=micro_f1),
+    "labels_match": Metric("labels_match", ("labels",), _exact_match),
     "example_f1": Metric("example_f1", ("labels",), example_f1, real=True),
-    "json_match": Metric("json_match", ("json",), _same),
+    "json_match": Metric("json_match", ("json",), _exact_match),
     "json_fields": Metric("json_fields", ("json",), json_fields, real=True),
     "exact_match": Metric("exact_match", ("text", "label"), _same_normalised),
     "squad_exact": Metric("squad_exact", ("text",), squad_exact),

@@ -19,20 +19,23 @@ def json_fields(target: str, prediction: str | None) -> float:
     """
     if prediction is None:
         return 0.0
-    wanted, given = _fields(json.loads(target)), _fields(json.loads(prediction))
-    scores = [_agreement(wanted[name], given[name]) for name in wanted.keys() | given.keys()]
+    target_fields, predicted_fields = _fields(json.loads(target)), _fields(json.loads(prediction))
+    scores = [
+        _agreement(target_fields[name], predicted_fields[name])
+        for name in target_fields.keys() | predicted_fields.keys()
+    ]
     return sum(scores) / len(scores)
 
 
-def _agreement(wanted: Counter[Hashable], given: Counter[Hashable]) -> float:
-    return (wanted & given).total() / max(wanted.total(), given.total())
+def _agreement(target_values: Counter[Hashable], predicted_values: Counter[Hashable]) -> float:
+    return (target_values & predicted_values).total() / max(target_values.total(), predicted_values.total())
 
 
 def _fields(value: Any) -> defaultdict[tuple[str, ...], Counter[Hashable]]:
-    found: defaultdict[tuple[str, ...], Counter[Hashable]] = defaultdict(Counter)
+    fields: defaultdict[tuple[str, ...], Counter[Hashable]] = defaultdict(Counter)
     for name, leaf in _leaves(value, ()):
-        found[name][leaf] += 1
-    return found
+        fields[name][leaf] += 1
+    return fields
 
 
 def _leaves(value: Any, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Hashable]]:
@@ -41,8 +44,8 @@ def _leaves(value: Any, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
         for key, inner in value.items():
             yield from _leaves(inner, (*name, key))
     elif isinstance(value, list) and value:
-        for item in value:
-            yield from _leaves(item, name)
+        for child in value:
+            yield from _leaves(child, name)
     elif isinstance(value, str):
         yield name, ("text", normalise(value))
     elif isinstance(value, int | float) and not isinstance(value, bool):

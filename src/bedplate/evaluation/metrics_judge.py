@@ -20,26 +20,28 @@ from bedplate.core.values import Value, Values
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
 from bedplate.evaluation.metrics_spec import JudgeSpec
 from bedplate.inference.predict.hosted import HostedPredictor, api_key
-from bedplate.inference.remote.account import Account, Price
+from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin
 
-GIVEN = ("target", "prediction")
+RUBRIC_FIELDS = ("target", "prediction")
 _NUMBER = re.compile(
     r"""[\s*_`"'#>]*(?:[^\W\d][^:=\d]{0,30}[:=][\s*_`]*)?([-+]?(?:\d+(?:\.\d+)?|\.\d+))[\s*_`"'.]*"""
 )  # alone on its line but for emphasis, quotes, and a word such as "Score:" before it
-_ASK = "\n\nEnd with a line that holds one number from {low:g} to {high:g} and nothing else."
-_AGAIN = "\n\nYou answered:\n{{{{ answer }}}}\n\nAnswer now with one number from {low:g} to {high:g} and nothing else."
+_SCORE_PROMPT = "\n\nEnd with a line that holds one number from {low:g} to {high:g} and nothing else."
+_RETRY_PROMPT = (
+    "\n\nYou answered:\n{{{{ answer }}}}\n\nAnswer now with one number from {low:g} to {high:g} and nothing else."
+)
 
 
 def _reference(spec: JudgeSpec) -> EndpointReference:
-    asked = spec.model_dump(include=set(EndpointSpec.model_fields))
-    return EndpointReference(url=spec.endpoint, logprobs=False, **asked)
+    endpoint_fields = spec.model_dump(include=set(EndpointSpec.model_fields))
+    return EndpointReference(url=spec.endpoint, logprobs=False, **endpoint_fields)
 
 
 @lru_cache(maxsize=8)
-def _account(path: Path, price: Price | None, max_usd: float | None) -> Account:
+def _account(path: Path, price: TokenPrices | None, max_usd: float | None) -> Account:
     return Account(path, price=price, max_usd=max_usd)
 
 
@@ -63,11 +65,13 @@ class JudgeMetric:
         """EndpointError, DeadlineError, BusyError, RequestError where the judge fails; EndpointError naming the row for
         an answer, asked for twice, without a number on the scale. What was answered before is kept."""
         shown = {_key(row): _inputs(row) for row in rows if row.prediction is not None}
-        said = dict(zip(shown, self._ask(_ASK, list(shown.values()), self.fields), strict=True))
-        unclear = [key for key, answer in said.items() if self._number(answer) is None]
-        reminded = [{**shown[key], "answer": said[key]} for key in unclear]
-        said |= zip(unclear, self._ask(_ASK + _AGAIN, reminded, (*self.fields, "answer")), strict=True)
-        return [0.0 if row.prediction is None else self._score(row, said[_key(row)]) for row in rows]
+        answers = dict(zip(shown, self._query_judge(_SCORE_PROMPT, list(shown.values()), self.fields), strict=True))
+        unclear = [key for key, answer in answers.items() if self._number(answer) is None]
+        reminded = [{**shown[key], "answer": answers[key]} for key in unclear]
+        answers |= zip(
+            unclear, self._query_judge(_SCORE_PROMPT + _RETRY_PROMPT, reminded, (*self.fields, "answer")), strict=True
+        )
+        return [0.0 if row.prediction is None else self._score(row, answers[_key(row)]) for row in rows]
 
     def _score(self, row: AnsweredRow, answer: str) -> float:
         number = self._number(answer)
@@ -79,7 +83,7 @@ class JudgeMetric:
             )
         return number
 
-    def _ask(self, form: str, rows: Sequence[Values], fields: Sequence[str]) -> list[str]:
+    def _query_judge(self, form: str, rows: Sequence[Values], fields: Sequence[str]) -> list[str]:
         if not rows:
             return []
         with HostedPredictor(self.skin(form, fields), account=self._account) as judge:
@@ -93,18 +97,18 @@ class JudgeMetric:
         return Skin(
             name="judge",
             bases={"main": _reference(self.spec)},
-            inputs={name: InputField() for name in (*fields, *GIVEN)},
+            inputs={name: InputField() for name in (*fields, *RUBRIC_FIELDS)},
             output=TextOutput(max_tokens=self.spec.max_tokens),
             prompt=Prompt(self.spec.rubric.rstrip() + form.format(low=low, high=high), format="chat"),
         )
 
     @property
     def _account(self) -> Account:
-        given = self.spec.price
+        price_spec = self.spec.price
         price = None
-        if given is not None:
-            cached = given.input if given.cached_input is None else given.cached_input
-            price = Price(given.input, cached, given.output)
+        if price_spec is not None:
+            cached = price_spec.input if price_spec.cached_input is None else price_spec.cached_input
+            price = TokenPrices(price_spec.input, cached, price_spec.output)
         return _account(bedplate_home() / "judged" / f"{self.spec.identity}.jsonl", price, self.spec.max_usd)
 
     def _number(self, answer: str) -> float | None:
@@ -120,14 +124,14 @@ class JudgeMetric:
 def judge_metric(spec: JudgeSpec, fields: Sequence[str]) -> JudgeMetric:
     """The judge of a task with these inputs. ConfigError for a rubric that is no template, or that reads what is not
     there or cannot see the prediction."""
-    taken = next((name for name in fields if name in (*GIVEN, "answer")), None)
-    if taken is not None:
+    reserved = next((name for name in fields if name in (*RUBRIC_FIELDS, "answer")), None)
+    if reserved is not None:
         raise ConfigError(
-            f"metric: the judge's rubric calls the row's {taken} so; give the input {taken!r} another name"
+            f"metric: the judge's rubric calls the row's {reserved} so; give the input {reserved!r} another name"
         )
     metric = JudgeMetric(spec, tuple(fields))
     try:
-        metric.skin(_ASK, fields)
+        metric.skin(_SCORE_PROMPT, fields)
         reads = Prompt(spec.rubric, format="chat").variables
     except BedplateError as error:
         raise ConfigError(f"metric: the judge's rubric: {error.message}") from error

@@ -53,15 +53,15 @@ class PythonMetric:
         assert row.prediction is not None
         read: Callable[[str], Any] = json.loads if self.values else str
         try:
-            found = self.function(read(row.target), read(row.prediction))
+            score = self.function(read(row.target), read(row.prediction))
         except Exception as error:
             raise DataError(
                 f"the metric {self.name} fails on row {row.id} ({type(error).__name__}: {error}); "
                 f"its prediction is {row.prediction[:200]!r}"
             ) from error
-        if not isinstance(found, numbers.Real):
-            raise DataError(f"the metric {self.name} gives {found!r} for row {row.id}; a score must be a number")
-        return float(found)
+        if not isinstance(score, numbers.Real):
+            raise DataError(f"the metric {self.name} gives {score!r} for row {row.id}; a score must be a number")
+        return float(score)
 
 
 def python_metric(reference: str, directory: Path, *, values: bool) -> PythonMetric:

@@ -17,9 +17,9 @@ def ndcg_at(k: int) -> RowScore:
 
     def row(target: str, prediction: str | None) -> float:
         relevant, ranked = _read(target, prediction)
-        found = sum(1 / math.log2(place + 2) for place, one in enumerate(ranked[:k]) if one in relevant)
+        gain = sum(1 / math.log2(place + 2) for place, document in enumerate(ranked[:k]) if document in relevant)
         best = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
-        return found / best if best else 0.0
+        return gain / best if best else 0.0
 
     return row
 
@@ -39,7 +39,7 @@ def reciprocal_rank_at(k: int) -> RowScore:
 
     def row(target: str, prediction: str | None) -> float:
         relevant, ranked = _read(target, prediction)
-        return next((1 / (place + 1) for place, one in enumerate(ranked[:k]) if one in relevant), 0.0)
+        return next((1 / (place + 1) for place, document in enumerate(ranked[:k]) if document in relevant), 0.0)
 
     return row
 

@@ -71,8 +71,8 @@ class MetricSpec(Grown):
     worst_usd: Annotated[float, Field(gt=0)] | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> MetricSpec:
-        if sum(one is not None for one in (self.python, self.judge, self.costs, self.cost)) != 1:
+    def _check_exclusive(self) -> MetricSpec:
+        if sum(option is not None for option in (self.python, self.judge, self.costs, self.cost)) != 1:
             raise ValueError(
                 "give one of `python: path/to/file.py:function`, `judge: {…}`, `costs: {right: {given: dollars}}` and "
                 "`cost: path/to/file.py:function`"

@@ -32,10 +32,10 @@ def token_f1(target: str, prediction: str | None) -> float:
     """F1 of the words that both have, repeats counted. Where either has no words: 1 if neither has, else 0."""
     if prediction is None:
         return 0.0
-    wanted, given = squad_words(target), squad_words(prediction)
-    if not wanted or not given:
-        return float(wanted == given)
-    return _f1(_shared(wanted, given), len(wanted), len(given))
+    target_words, predicted_words = squad_words(target), squad_words(prediction)
+    if not target_words or not predicted_words:
+        return float(target_words == predicted_words)
+    return _f1(_shared(target_words, predicted_words), len(target_words), len(predicted_words))
 
 
 def rouge_1(target: str, prediction: str | None) -> float:
@@ -50,8 +50,8 @@ def rouge_2(target: str, prediction: str | None) -> float:
 
 def rouge_l(target: str, prediction: str | None) -> float:
     """F1 of the longest common subsequence of words, over the whole text as one sequence."""
-    wanted, given = rouge_words(target), rouge_words(prediction or "")
-    return _f1(_longest_common(wanted, given), len(wanted), len(given))
+    target_words, predicted_words = rouge_words(target), rouge_words(prediction or "")
+    return _f1(_longest_common(target_words, predicted_words), len(target_words), len(predicted_words))
 
 
 def rouge_words(text: str) -> list[str]:
@@ -61,13 +61,13 @@ def rouge_words(text: str) -> list[str]:
 
 def chrf(target: str, prediction: str | None) -> float:
     """Character n-gram F-score of one row; white space does not count."""
-    wanted, given = "".join(target.split()), "".join((prediction or "").split())
+    target_text, predicted_text = "".join(target.split()), "".join((prediction or "").split())
     precision = recall = 0.0
-    orders = min(CHRF_ORDER, len(wanted), len(given))  # only orders of which both have n-grams
+    orders = min(CHRF_ORDER, len(target_text), len(predicted_text))  # only orders of which both have n-grams
     for n in range(1, orders + 1):
-        hits = _shared(_grams(wanted, n), _grams(given, n))
-        precision += hits / (len(given) - n + 1) / orders
-        recall += hits / (len(wanted) - n + 1) / orders
+        hits = _shared(_grams(target_text, n), _grams(predicted_text, n))
+        precision += hits / (len(predicted_text) - n + 1) / orders
+        recall += hits / (len(target_text) - n + 1) / orders
     if precision + recall == 0:
         return 0.0
     weight = CHRF_BETA**2
@@ -75,16 +75,16 @@ def chrf(target: str, prediction: str | None) -> float:
 
 
 def _rouge_n(target: str, prediction: str | None, n: int) -> float:
-    wanted, given = _grams(rouge_words(target), n), _grams(rouge_words(prediction or ""), n)
-    return _f1(_shared(wanted, given), len(wanted), len(given))
+    target_grams, predicted_grams = _grams(rouge_words(target), n), _grams(rouge_words(prediction or ""), n)
+    return _f1(_shared(target_grams, predicted_grams), len(target_grams), len(predicted_grams))
 
 
-def _f1(hits: int, wanted: int, given: int) -> float:
-    return 2 * hits / (wanted + given) if hits else 0.0
+def _f1(hits: int, target_count: int, predicted_count: int) -> float:
+    return 2 * hits / (target_count + predicted_count) if hits else 0.0
 
 
-def _grams(items: Sequence[str], n: int) -> list[Hashable]:
-    whole = items if isinstance(items, str) else tuple(items)
+def _grams(tokens: Sequence[str], n: int) -> list[Hashable]:
+    whole = tokens if isinstance(tokens, str) else tuple(tokens)
     return [whole[i : i + n] for i in range(len(whole) - n + 1)]
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.data.sources import read_rows
-from bedplate.data.splits import Record, deduplicate, split, take
+from bedplate.data.splits import SplitRecord, deduplicate, split, subsample
 from bedplate.evaluation.examples import Example, TaskData, TestHandle, counted, parsed_rows, task_data
 from bedplate.evaluation.task import Task
 
 
 @dataclass(frozen=True)
-class Pool:
+class LabelPool:
     """parts: the rows of each split in the order in which they are drawn, with "" for a target that nobody knows."""
 
     task: Task
@@ -34,26 +34,28 @@ class Pool:
     @property
     def hash(self) -> str:
         """Of the rows and their splits, whatever their labels."""
-        return sha256_json({name: sorted(one.row_hash for one in part) for name, part in self.parts.items()})
+        return sha256_json({name: sorted(example.row_hash for example in part) for name, part in self.parts.items()})
 
     @property
     def splits(self) -> dict[str, str]:
         """Row hash → split."""
-        return {one.row_hash: name for name, part in self.parts.items() for one in part}
+        return {example.row_hash: name for name, part in self.parts.items() for example in part}
 
     @property
     def test(self) -> TestHandle:
         """All test rows, by a hash in which their labels have no part."""
         rows = self.parts["test"]
-        groups = len({one.group for one in rows})
-        known = sha256_json(["drawn in turn", self.hash])
-        return TestHandle(len(rows), groups, tuple(one.row_hash for one in rows), known, rows)
+        groups = len({example.group for example in rows})
+        pool_hash = sha256_json(["drawn in turn", self.hash])
+        return TestHandle(len(rows), groups, tuple(example.row_hash for example in rows), pool_hash, rows)
 
-    def labelled(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> Pool:
+    def labelled(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> LabelPool:
         """The same with these targets (by row hash), and without rows that nobody can label."""
         parts = {
             name: tuple(
-                replace(one, target=labels.get(one.row_hash, one.target)) for one in part if one.row_hash not in skipped
+                replace(example, target=labels.get(example.row_hash, example.target))
+                for example in part
+                if example.row_hash not in skipped
             )
             for name, part in self.parts.items()
         }
@@ -62,59 +64,73 @@ class Pool:
     def drawn(self, name: str) -> tuple[Example, ...]:
         """The rows of a split up to the first without a label."""
         part = self.parts[name]
-        return part[: next((i for i, one in enumerate(part) if not one.target), len(part))]
+        return part[: next((i for i, example in enumerate(part) if not example.target), len(part))]
 
     def data(self) -> TaskData:
         """Train and valid as far as they have labels, test as far as it was drawn. DataError for a split that is too
         small."""
-        rows = {name: [one for one in part if one.target] for name, part in self.parts.items() if name != "test"}
+        rows = {
+            name: [example for example in part if example.target] for name, part in self.parts.items() if name != "test"
+        }
         rows["test"] = list(self.drawn("test"))
-        records = {name: [Record(e.id, e.row_hash, e.target, e.group) for e in part] for name, part in rows.items()}
+        records = {
+            name: [SplitRecord(e.id, e.row_hash, e.target, e.group) for e in part] for name, part in rows.items()
+        }
         examples = {example.id: example for part in rows.values() for example in part}
-        counts = {**self.counts, "unlabelled": sum(not one.target for part in self.parts.values() for one in part)}
+        counts = {
+            **self.counts,
+            "unlabelled": sum(not example.target for part in self.parts.values() for example in part),
+        }
         return task_data(self.task, records, examples, counts, self.files, self.notes, self.licences, None)
 
 
-def load_pool(task: Task) -> Pool:
+def load_pool(task: Task) -> LabelPool:
     """The rows of a task's source, with or without targets. DataError as `load_examples`; UsageError for a task whose
     splits are files, or that searches documents."""
     fractions = task.data.split.fractions
     if fractions is None or task.output.documents is not None:
-        what = "data.split names files" if fractions is None else "outputs of kind embedding have no ladder"
+        reason = "data.split names files" if fractions is None else "outputs of kind embedding have no ladder"
         raise UsageError(
             f"{task.path}: labels are bought for one source that `data.split` cuts by fractions (train, valid and test "
-            f"get their shares of the budget); {what}"
+            f"get their shares of the budget); {reason}"
         )
     counts: Counter[str] = Counter()
     notes: list[str] = []
     sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
-    parsed = [one for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for one in part]
+    parsed = [
+        example for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for example in part
+    ]
     files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
     notes += [note for rows in sources.values() for note in rows.notes]
     licences = [rows.licence for rows in sources.values() if rows.licence]
-    known: dict[str, set[str]] = defaultdict(set)
-    for one in parsed:
-        known[one.row_hash].update([one.target] if one.target else [])
-    filled = {one.id: replace(one, target=_shared(known[one.row_hash], one.target)) for one in counted(task, parsed)}
+    targets_by_hash: dict[str, set[str]] = defaultdict(set)
+    for example in parsed:
+        targets_by_hash[example.row_hash].update([example.target] if example.target else [])
+    filled = {
+        example.id: replace(example, target=_shared(targets_by_hash[example.row_hash], example.target))
+        for example in counted(task, parsed)
+    }
     # no stratum: where labels decided on the splits, these would change with every label that comes in
-    result = deduplicate([Record(e.id, e.row_hash, e.target, e.group) for e in filled.values()])
+    result = deduplicate([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in filled.values()])
     counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
     records = result.records
     if task.data.limit is not None:
-        kept = take(records, task.data.limit, task.data.seed)
-        counts["over_limit"] += len(records) - len(kept)
-        records = kept
+        limited = subsample(records, task.data.limit, task.data.seed)
+        counts["over_limit"] += len(records) - len(limited)
+        records = limited
     parts = split(records, fractions, task.data.seed)
     drawn = {
-        name: tuple(sorted((filled[one.id] for one in part), key=lambda one: _turn(task.data.seed, one.row_hash)))
+        name: tuple(
+            sorted((filled[record.id] for record in part), key=lambda example: _turn(task.data.seed, example.row_hash))
+        )
         for name, part in parts.items()
     }
-    return Pool(task, drawn, dict(counts), files, tuple(notes), tuple(dict.fromkeys(licences)))
+    return LabelPool(task, drawn, dict(counts), files, tuple(notes), tuple(dict.fromkeys(licences)))
 
 
-def _shared(targets: set[str], own: str) -> str:
+def _shared(targets: set[str], target: str) -> str:
     """A copy without a label has that of the others, where they agree."""
-    return next(iter(targets)) if len(targets) == 1 else own
+    return next(iter(targets)) if len(targets) == 1 else target
 
 
 def _turn(seed: int, row_hash: str) -> str:

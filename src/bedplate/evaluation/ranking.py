@@ -40,10 +40,10 @@ class RankedDocuments(Strict):
         for row, line in zip(rows.rows, rows.lines, strict=True):
             name, text = as_id(row.get(self.id)), row.get(self.column)
             if name is None or not isinstance(text, str) or not text.strip():
-                what = f"the id ({self.id})" if name is None else f"the text ({self.column})"
-                raise DataError(f"{rows.where(line)}: {what} of the document is missing")
+                missing = f"the id ({self.id})" if name is None else f"the text ({self.column})"
+                raise DataError(f"{rows.location(line)}: {missing} of the document is missing")
             if name in texts:
-                raise DataError(f"{rows.where(line)}: the id {name!r} is on more than one document")
+                raise DataError(f"{rows.location(line)}: the id {name!r} is on more than one document")
             texts[name] = text
         return texts, rows.sha256
 
@@ -55,15 +55,15 @@ def as_id(value: Any) -> str | None:
     return str(value).strip()
 
 
-def relevant(value: Any, separator: str | None, known: Mapping[str, str]) -> str:
+def relevant(value: Any, separator: str | None, documents: Mapping[str, str]) -> str:
     """A target as a JSON list of ids: one id, a list of them, or a text of several. RequestError for an unknown one."""
     if isinstance(value, str) and separator is not None:
         value = [part for part in value.split(separator) if part.strip()]
-    names = [as_id(one) for one in (value if isinstance(value, list) else [value])]
+    names = [as_id(document_id) for document_id in (value if isinstance(value, list) else [value])]
     if not names:
         raise RequestError("names no relevant document; a query needs at least one")
     for name in names:
-        if name is None or name not in known:
+        if name is None or name not in documents:
             raise RequestError(f"names the document {name!r}, which is not among the documents")
     return json.dumps(sorted({str(name) for name in names}), ensure_ascii=False)
 
@@ -98,16 +98,16 @@ class Ranker:
     def predict(self, rows: Sequence[Values]) -> list[str]:
         """One list for each row; a row has one input."""
         vectors_QE = self._embed([as_text(value) for row in rows for value in row.values()], "embedding queries")
-        found: list[str] = []
+        rankings: list[str] = []
         for query_E in vectors_QE:
             order = np.argsort(-(self._vectors_DE @ query_E), kind="stable")[:DEPTH]
-            found.append(json.dumps([self._names[i] for i in order], ensure_ascii=False))
-        return found
+            rankings.append(json.dumps([self._names[i] for i in order], ensure_ascii=False))
+        return rankings
 
-    def _embed(self, texts: Sequence[str], what: str) -> NDArray[np.float32]:
+    def _embed(self, texts: Sequence[str], description: str) -> NDArray[np.float32]:
         """Vectors of unit length [N, E]."""
         parts: list[NDArray[np.float32]] = []
-        with Progress(what, len(texts), "texts", quiet=len(texts) < _AT_ONCE) as bar:
+        with Progress(description, len(texts), "texts", quiet=len(texts) < _AT_ONCE) as bar:
             for start in range(0, len(texts), _AT_ONCE):
                 batch = texts[start : start + _AT_ONCE]
                 parts.append(np.asarray(self._model.embed(batch), dtype=np.float32))

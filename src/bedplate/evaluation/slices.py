@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
 from bedplate.evaluation.harness import Evaluation
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema_look import Calibration, CalibrationBin, Confusion, Slice
 
 
@@ -37,18 +37,20 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
     right = np.array([r.target == r.prediction for r in rows], dtype=float)
     place = bins_of(confidence, bins)
     weights = np.array([row.weight for row in rows])
-    found: list[CalibrationBin] = []
+    filled_bins: list[CalibrationBin] = []
     error = 0.0
     for index in np.unique(place):
-        here = place == index
-        mean, accuracy = (float(np.average(one[here], weights=weights[here])) for one in (confidence, right))
-        error += abs(mean - accuracy) * float(weights[here].sum() / weights.sum())
-        interval = _interval([rows[i] for i in np.flatnonzero(here)], right[here], evaluation, real=False)
+        in_bin = place == index
+        mean, accuracy = (float(np.average(values[in_bin], weights=weights[in_bin])) for values in (confidence, right))
+        error += abs(mean - accuracy) * float(weights[in_bin].sum() / weights.sum())
+        interval = _interval([rows[i] for i in np.flatnonzero(in_bin)], right[in_bin], evaluation, real=False)
         low, high = float(index / bins), float((index + 1) / bins)
-        found.append(
-            CalibrationBin(low=low, high=high, n=int(here.sum()), confidence=mean, accuracy=accuracy, interval=interval)
+        filled_bins.append(
+            CalibrationBin(
+                low=low, high=high, n=int(in_bin.sum()), confidence=mean, accuracy=accuracy, interval=interval
+            )
         )
-    return Calibration(bins=tuple(found), of=bins, error=error, n=len(rows))
+    return Calibration(bins=tuple(filled_bins), of=bins, error=error, n=len(rows))
 
 
 def bins_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -70,24 +72,24 @@ def confusion(evaluation: Evaluation) -> Confusion | None:
 def slices(evaluation: Evaluation) -> tuple[Slice, ...]:
     """Mean row score by target label (where there are labels), by the columns that the task looks at, and by quartile
     of input length in characters."""
-    wanted = [evaluation.labels_of(row.target) for row in evaluation.rows]
-    found = [
+    target_labels = [evaluation.labels_of(row.target) for row in evaluation.rows]
+    slice_scores = [
         _slice("label", label, rows, evaluation)
         for label in evaluation.labels
-        if (rows := [row for row, labels in zip(evaluation.rows, wanted, strict=True) if label in labels])
+        if (rows := [row for row, labels in zip(evaluation.rows, target_labels, strict=True) if label in labels])
     ]
     for column in dict.fromkeys(name for row in evaluation.rows for name in row.slices or ()):
         for value in values_of(evaluation, column):
             rows = [row for row in evaluation.rows if (row.slices or {}).get(column) == value]
-            found.append(_slice(column, value or "(none)", rows, evaluation))
+            slice_scores.append(_slice(column, value or "(none)", rows, evaluation))
     lengths = np.array([row.length for row in evaluation.rows])
     edges = np.quantile(lengths, [0.25, 0.5, 0.75])
     quarter = np.searchsorted(edges, lengths, side="left")
     for index in np.unique(quarter):
         rows = [row for row, q in zip(evaluation.rows, quarter, strict=True) if q == index]
         low, high = min(row.length for row in rows), max(row.length for row in rows)
-        found.append(_slice("length", f"{low}-{high} characters", rows, evaluation))
-    return tuple(found)
+        slice_scores.append(_slice("length", f"{low}-{high} characters", rows, evaluation))
+    return tuple(slice_scores)
 
 
 def values_of(evaluation: Evaluation, column: str) -> list[str]:
@@ -95,7 +97,7 @@ def values_of(evaluation: Evaluation, column: str) -> list[str]:
     return sorted({row.slices[column] for row in evaluation.rows if row.slices and column in row.slices})
 
 
-def _slice(by: str, value: str, rows: Sequence[RowResult], evaluation: Evaluation) -> Slice:
+def _slice(by: str, value: str, rows: Sequence[GradedRow], evaluation: Evaluation) -> Slice:
     scores = np.array([row.score for row in rows])
     interval = _interval(rows, scores, evaluation, real=evaluation.scoring == "real")
     groups, mean = len({row.group for row in rows}), float(np.average(scores, weights=[row.weight for row in rows]))
@@ -103,7 +105,7 @@ def _slice(by: str, value: str, rows: Sequence[RowResult], evaluation: Evaluatio
 
 
 def _interval(
-    rows: Sequence[RowResult], scores: NDArray[np.float64], evaluation: Evaluation, *, real: bool
+    rows: Sequence[GradedRow], scores: NDArray[np.float64], evaluation: Evaluation, *, real: bool
 ) -> tuple[float, float]:
     """Of the mean of `scores` [n], one for each row; several rows of one group say nothing about others."""
     groups = [row.group for row in rows]

@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 
 from bedplate.core.errors import DataError
-from bedplate.data.splits import Record
+from bedplate.data.splits import SplitRecord
 from bedplate.evaluation.task import OutputSpec, Task
 
 SPLITS = ("train", "valid", "test")
 
 
-def check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]:
+def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list[str]:
     """Sentences about labels that valid or test lack. DataError where a split is empty or too small, or train lacks a
     label."""
     notes: list[str] = []
@@ -41,16 +41,16 @@ def check_splits(task: Task, parts: Mapping[str, Sequence[Record]]) -> list[str]
     return notes
 
 
-def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[Record]]) -> list[str]:
+def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[SplitRecord]]) -> list[str]:
     """A label of several may be rare, so a split without it is a note; one that no row has is an error."""
     present = {name: {label for r in parts[name] for label in json.loads(r.target)} for name in SPLITS}
     everywhere = set[str]().union(*present.values())
     nowhere = next((label for label in output.labels or () if label not in everywhere), None)
     if nowhere is not None:
         raise DataError(f"no row has the label {nowhere!r}; add such rows or take it off the list")
-    found: list[str] = []
+    notes: list[str] = []
     for name in SPLITS:
         absent = [label for label in output.labels or () if label not in present[name]]
         if absent:
-            found.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    return found
+            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    return notes

@@ -34,12 +34,12 @@ class SplitSpec(Strict):
     def fractions(self) -> dict[str, float] | None:
         """Split name → fraction, or None where the splits are files."""
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        found = {name: part for name, part in parts.items() if isinstance(part, float)}
-        return found or None
+        shares = {name: part for name, part in parts.items() if isinstance(part, float)}
+        return shares or None
 
     @property
     def files(self) -> dict[str, str] | None:
         """Split name → file, or None where the splits are fractions."""
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
-        found = {name: part for name, part in parts.items() if isinstance(part, str)}
-        return found or None
+        paths = {name: part for name, part in parts.items() if isinstance(part, str)}
+        return paths or None

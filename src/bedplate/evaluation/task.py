@@ -52,12 +52,12 @@ _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
 _LATER = {"input": ("image", "audio"), "output": ("image",)}
 
 
-def _known_kind(kind: str, supported: Sequence[str], what: str) -> str:
-    if kind in supported:
-        return kind
-    if kind in _LATER[what]:
-        raise ValueError(f"{what} kind {kind!r} is not supported yet; supported: {', '.join(supported)}")
-    raise ValueError(f"no {what} kind {kind!r}; supported: {', '.join(supported)}")
+def _known_kind(io_type: str, supported: Sequence[str], direction: str) -> str:
+    if io_type in supported:
+        return io_type
+    if io_type in _LATER[direction]:
+        raise ValueError(f"{direction} kind {io_type!r} is not supported yet; supported: {', '.join(supported)}")
+    raise ValueError(f"no {direction} kind {io_type!r}; supported: {', '.join(supported)}")
 
 
 class InputSpec(Strict):
@@ -68,8 +68,8 @@ class InputSpec(Strict):
 
     @field_validator("kind")
     @classmethod
-    def _kind(cls, kind: str) -> str:
-        return _known_kind(kind, INPUT_KINDS, "input")
+    def _check_type(cls, input_type: str) -> str:
+        return _known_kind(input_type, INPUT_KINDS, "input")
 
 
 class AbstainSpec(Strict):
@@ -81,7 +81,7 @@ class AbstainSpec(Strict):
     answer: Annotated[str, Field(min_length=1)] = "abstain"
 
     @model_validator(mode="after")
-    def _one(self) -> AbstainSpec:
+    def _check_exclusive(self) -> AbstainSpec:
         if (self.min_confidence is None) == (self.coverage is None):
             raise ValueError("give either `min_confidence` or `coverage`")
         return self
@@ -110,8 +110,8 @@ class OutputSpec(Grown):
 
     @field_validator("kind")
     @classmethod
-    def _kind(cls, kind: str) -> str:
-        return _known_kind(kind, tuple(OUTPUT_KINDS), "output")
+    def _check_type(cls, output_type: str) -> str:
+        return _known_kind(output_type, tuple(OUTPUT_KINDS), "output")
 
     @field_validator("labels")
     @classmethod
@@ -129,9 +129,9 @@ class OutputSpec(Grown):
             raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
         if (self.documents is None) == (self.kind == "embedding"):
             raise ValueError("`documents`, what is searched, belong to outputs of kind embedding, and to no other")
-        for name, kinds in _KINDS_WITH.items():
-            if getattr(self, name) is not None and self.kind not in kinds:
-                listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+        for name, output_types in _KINDS_WITH.items():
+            if getattr(self, name) is not None and self.kind not in output_types:
+                listed = " or ".join(filter(None, (", ".join(output_types[:-1]), output_types[-1])))
                 raise ValueError(f"`{name}` belongs to outputs of kind {listed}, not {self.kind}")
         if self.abstain is not None and self.abstain.answer in (self.labels or ()):
             raise ValueError(f"{self.abstain.answer!r} is a label; give `abstain` another `answer`")
@@ -146,9 +146,11 @@ class OutputSpec(Grown):
     @cached_property
     def form(self) -> Output:
         """What a skin of the task answers with, as far as the task says it."""
-        kind = OUTPUT_KINDS[self.kind]
-        said = {name: getattr(self, name) for name in _KINDS_WITH.keys() & kind.model_fields.keys() - {"abstain"}}
-        return kind(**{name: value for name, value in said.items() if value is not None})
+        output_class = OUTPUT_KINDS[self.kind]
+        settings = {
+            name: getattr(self, name) for name in _KINDS_WITH.keys() & output_class.model_fields.keys() - {"abstain"}
+        }
+        return output_class(**{name: value for name, value in settings.items() if value is not None})
 
     def canonical(self, text: str) -> str:
         """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
@@ -210,9 +212,9 @@ class DataSpec(Grown):
             raise ValueError("`group_by` names a column twice")
         if self.group_by is not None and self.ungrouped_because is not None:
             raise ValueError("`ungrouped_because` goes with `group_by: null`; take one of the two out")
-        both = next((name for name in self.group_columns if name in self.not_groups), None)
-        if both is not None:
-            raise ValueError(f"{both!r} stands under `group_by` and under `not_groups`; take it out of one of them")
+        conflict = next((name for name in self.group_columns if name in self.not_groups), None)
+        if conflict is not None:
+            raise ValueError(f"{conflict!r} stands under `group_by` and under `not_groups`; take it out of one of them")
         return self
 
     @property
@@ -272,9 +274,9 @@ class Task(Strict):
 
     @field_validator("metric")
     @classmethod
-    def _metric(cls, metric: str | MetricSpec, info: ValidationInfo) -> str | MetricSpec:
+    def _metric(cls, metric: str | MetricSpec, validation: ValidationInfo) -> str | MetricSpec:
         if isinstance(metric, MetricSpec):
-            described: OutputSpec | None = info.data.get("output")
+            described: OutputSpec | None = validation.data.get("output")
             if described is not None and metric.costs is not None:
                 if described.kind != "label":
                     raise ValueError("costs by label are for outputs of kind label; give a function: `cost`")
@@ -283,7 +285,7 @@ class Task(Strict):
         if metric not in METRICS:
             hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
             raise ValueError(f"no metric {metric!r}; {hint}")
-        output: OutputSpec | None = info.data.get("output")
+        output: OutputSpec | None = validation.data.get("output")
         if output is not None and output.kind not in METRICS[metric].outputs:
             fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]
             raise ValueError(f"{metric!r} does not fit an output of kind {output.kind}; {', '.join(fitting)} would")
@@ -298,10 +300,10 @@ class Task(Strict):
         return self
 
     def __repr__(self) -> str:
-        inputs, labels = shown.few(list(self.inputs)), self.output.labels
-        made = self.output.kind if labels is None else f"{self.output.kind} ({shown.few(labels)})"
+        inputs, labels = shown.join_names(list(self.inputs)), self.output.labels
+        output_summary = self.output.kind if labels is None else f"{self.output.kind} ({shown.join_names(labels)})"
         metric = self.metric if isinstance(self.metric, str) else "a metric of its own"
-        return shown.line("task", self.task, f"{inputs} → {made}", metric, self._path)
+        return shown.line("task", self.task, f"{inputs} → {output_summary}", metric, self._path)
 
     @property
     def path(self) -> Path | None:
@@ -331,8 +333,8 @@ class Task(Strict):
         if self.metric.costs is not None:
             return matrix_metric(self.metric.costs)
         values = self.output.kind in ("json", "labels")
-        found = python_metric(self.metric.python or self.metric.cost or "", self.directory, values=values)
-        return found if self.metric.worst_usd is None else function_metric(found, self.metric.worst_usd)
+        metric = python_metric(self.metric.python or self.metric.cost or "", self.directory, values=values)
+        return metric if self.metric.worst_usd is None else function_metric(metric, self.metric.worst_usd)
 
     @property
     def scale(self) -> Scale:
@@ -359,11 +361,11 @@ class Task(Strict):
         return sha256_json(values)
 
 
-def load_task(path: Path | str, overrides: Sequence[str] = (), *, beside: Path | None = None) -> Task:
-    """Read a task file, with `key=value` overrides. beside: the file whose directory relative paths start from, where
+def load_task(path: Path | str, overrides: Sequence[str] = (), *, relative_to: Path | None = None) -> Task:
+    """Read a task file, with `key=value` overrides. relative_to: the file whose directory relative paths start from, where
     it is not this one. Raises ConfigError naming file, line, key and what is allowed."""
     task = load_config(path, Task, overrides)
-    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
+    task._path = Path(path) if relative_to is None else relative_to  # pyright: ignore[reportPrivateUsage]
     try:
         _ = task.scorer  # a function or a rubric that cannot be used is told before anything is asked
     except ConfigError as error:

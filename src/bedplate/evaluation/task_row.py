@@ -24,7 +24,7 @@ class PredictionLike(Protocol):
 
 
 @dataclass(frozen=True)
-class RowResult:
+class GradedRow:
     """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
     Several labels, and JSON, stand in `target` and `prediction` as canonical JSON. `weight`: how much of the traffic it
     stands for, 1 on average. `slices`: column → value, of the columns that the task looks at."""
@@ -53,15 +53,15 @@ class TaskRow:
         """Its inputs."""
         return [self.example.inputs]
 
-    def grade(self, answers: Sequence[PredictionLike | str | None]) -> RowResult:
+    def grade(self, answers: Sequence[PredictionLike | str | None]) -> GradedRow:
         """The answer in canonical form, None where it is none; its score is set when all rows are there."""
-        (given,), task, example = answers, self.task, self.example
+        (answer,), task, example = answers, self.task, self.example
         scores = seconds = None
-        if given is None or isinstance(given, str):
-            output: Any = given
+        if answer is None or isinstance(answer, str):
+            output: Any = answer
         else:
-            output, seconds = given.output, given.seconds
-            scores = None if given.scores is None else dict(given.scores)
+            output, seconds = answer.output, answer.seconds
+            scores = None if answer.scores is None else dict(answer.scores)
         prediction = None if output is None else str(output)
         abstained = task.output.abstain is not None and prediction == task.output.abstain.answer
         if task.labels and prediction not in task.labels and not abstained:
@@ -72,7 +72,7 @@ class TaskRow:
             except RequestError:  # cut off, or not of the schema
                 prediction = None
         length = sum(len(text) for text in example.texts.values())
-        return RowResult(
+        return GradedRow(
             example.id,
             example.row_hash,
             example.group,

@@ -26,9 +26,9 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
     """
     folders = [m for m in members if m.endswith("/")]
     written: list[Path] = []
-    found: set[str] = set()
+    matched_members: set[str] = set()
     try:
-        for name, stream in files(archive, lambda name: _wanted(name, members)):
+        for name, stream in files(archive, lambda name: _is_member(name, members)):
             if stream is None:
                 raise HubError(
                     f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are "
@@ -43,38 +43,38 @@ def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Pa
             with target.open("xb") as out:
                 shutil.copyfileobj(stream, out, 1 << 20)
             written.append(target)
-            found.add(member)
+            matched_members.add(member)
     except (*DAMAGED, DataError, FileExistsError) as error:
         raise HubError(f"{archive.name}: cannot be unpacked: {error}") from error
-    missing = [m for m in members if m not in found]
+    missing = [m for m in members if m not in matched_members]
     if missing:
         raise HubError(f"{archive.name}: has no {', '.join(missing)}; the catalogue row and the file do not fit")
     return written
 
 
-def _wanted(name: str, members: Sequence[str]) -> bool:
+def _is_member(name: str, members: Sequence[str]) -> bool:
     return any(name == m or (m.endswith("/") and name.startswith(m) and not name.endswith("/")) for m in members)
 
 
-def files(archive: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes] | None]]:
+def files(archive: Path, selects: Callable[[str], bool]) -> Iterator[tuple[str, IO[bytes] | None]]:
     """What an archive holds under the names that are wanted, in its order, without folders: each with a stream of its
     content, until the next is asked for; None for a link or a device. Raises one of DAMAGED, or OSError."""
     if archive.suffix in {".whl", ".zip"}:
         with zipfile.ZipFile(archive) as zipped:
-            for info in zipped.infolist():
-                if info.is_dir() or not wanted(info.filename):
+            for zip_member in zipped.infolist():
+                if zip_member.is_dir() or not selects(zip_member.filename):
                     continue
-                if (info.external_attr >> 16) & 0o170000 == 0o120000:
-                    yield info.filename, None
+                if (zip_member.external_attr >> 16) & 0o170000 == 0o120000:
+                    yield zip_member.filename, None
                     continue
-                with zipped.open(info) as stream:
-                    yield info.filename, stream
+                with zipped.open(zip_member) as stream:
+                    yield zip_member.filename, stream
         return
     with tarfile.open(archive, "r:*") as tarred:
-        for entry in tarred:
-            if entry.isdir() or not wanted(entry.name):
+        for tar_member in tarred:
+            if tar_member.isdir() or not selects(tar_member.name):
                 continue
-            stream = tarred.extractfile(entry) if entry.isfile() else None
-            yield entry.name, stream
+            stream = tarred.extractfile(tar_member) if tar_member.isfile() else None
+            yield tar_member.name, stream
             if stream is not None:
                 stream.close()

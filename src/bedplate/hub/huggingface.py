@@ -65,17 +65,17 @@ def snapshot(source: str, *, quiet: bool = False) -> Path:
 
 
 @contextlib.contextmanager
-def answering(source: str, what: str, revision: str | None) -> Generator[None]:
-    """What the Hub or the way to it raises, as errors of ours: UnknownItemError, UnreachableError, HubError. what: what
+def answering(source: str, repo_type: str, revision: str | None) -> Generator[None]:
+    """What the Hub or the way to it raises, as errors of ours: UnknownItemError, UnreachableError, HubError. repo_type: what
     the source is of, for messages."""
     try:
         yield
     except errors.GatedRepoError as error:
-        raise HubError(f"{source}: the {what} is gated; accept its terms on its page and log in") from error
+        raise HubError(f"{source}: the {repo_type} is gated; accept its terms on its page and log in") from error
     except errors.RevisionNotFoundError as error:
-        raise UnknownItemError(f"{source}: the {what} has no revision {revision!r}") from error
+        raise UnknownItemError(f"{source}: the {repo_type} has no revision {revision!r}") from error
     except errors.RepositoryNotFoundError as error:
-        raise UnknownItemError(f"{source}: no such {what} (or it is private and no token is set)") from error
+        raise UnknownItemError(f"{source}: no such {repo_type} (or it is private and no token is set)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         why = (
             "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "it is not in the cache"
@@ -128,12 +128,12 @@ def _file_sha256(path: Path) -> str:
 def _gguf_files(reference: Reference) -> list[str]:
     """The GGUF files worth fetching: the named or only one; several are an error."""
     try:
-        info = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision)
+        model = huggingface_hub.HfApi().model_info(reference.repo, revision=reference.revision)
     except errors.HfHubHTTPError:
         raise
     except _TRANSPORT_ERROR:
         return []  # no network: the snapshot is looked for in the cache
-    names = [s.rfilename for s in info.siblings or []]
+    names = [s.rfilename for s in model.siblings or []]
     files = [n for n in names if n.endswith(".gguf")]
     if reference.file is not None:
         if reference.file not in files:

@@ -60,9 +60,9 @@ def pip_settings() -> IndexSettings:
 def _pip_files() -> Mapping[str, Mapping[str, str]]:
     """`pip config list` by section; empty where there is no pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     sections: dict[str, dict[str, str]] = {}
-    for line in done.stdout.splitlines():
+    for line in process.stdout.splitlines():
         name, equals, value = line.partition("=")
         section, dot, key = name.partition(".")
         if equals and dot and not name.startswith(":env:"):
@@ -97,7 +97,7 @@ def fetch(
                 write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
             return
     with session(settings) as client:
-        url = _find(client, settings, requirement, filename)
+        url = _file_url(client, settings, requirement, filename)
         download(client, url, destination, filename, sha256=sha256, size_bytes=size_bytes, quiet=quiet)
 
 
@@ -129,17 +129,17 @@ def download(
 
 def session(settings: IndexSettings) -> requests.Session:
     """For one or more requests to the indexes."""
-    made = requests.Session()
+    client = requests.Session()
     # a dropped connection is tried again; an index that is not there fails within seconds
     retry = urllib3.Retry(total=2, backoff_factor=0.3, status_forcelist=(429, 502, 503, 504))
     for scheme in ("https://", "http://"):
-        made.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
+        client.mount(scheme, requests.adapters.HTTPAdapter(max_retries=retry))
     if settings.certificates:
-        made.verify = settings.certificates
-    return made
+        client.verify = settings.certificates
+    return client
 
 
-def _find(client: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
+def _file_url(client: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
     """The address of the file in the first index that offers it."""
     project, _, version = requirement.partition("==")
     offered: list[str] = []
@@ -150,8 +150,8 @@ def _find(client: requests.Session, settings: IndexSettings, requirement: str, f
         offered += sorted({p.version for p in page if p.version})
     if not settings.indexes:
         raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
-    there = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
-    raise HubError(f"the configured package index has no {filename} ({project} {version}): {there}")
+    availability = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
+    raise HubError(f"the configured package index has no {filename} ({project} {version}): {availability}")
 
 
 def pages(

@@ -38,11 +38,11 @@ def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = Fals
     """
     name = str(source)
     if isinstance(source, str) and name in CATALOG:
-        item = CATALOG[name]
+        artifact = CATALOG[name]
         if accept_licence:
-            licences.accept(item)
-        path = cache.ensure(item, quiet=quiet, check_hashes=True)
-        return Pulled(name, path, item.licence, item.sha256, item.source, _size(path))
+            licences.accept(artifact)
+        path = cache.ensure(artifact, quiet=quiet, check_hashes=True)
+        return Pulled(name, path, artifact.licence, artifact.sha256, artifact.source, _size(path))
     from bedplate.hub import huggingface
 
     path = resolve(source, quiet=quiet)

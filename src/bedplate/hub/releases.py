@@ -14,7 +14,7 @@ from bedplate.hub import index
 from bedplate.hub.archive import DAMAGED, files
 from bedplate.hub.cache import cache_directory
 
-_KINDS = (".tar.gz", ".zip", "-none-any.whl", ".whl")
+_SUFFIXES = (".tar.gz", ".zip", "-none-any.whl", ".whl")
 """Ends of names, best first: sources, then what is for any machine."""
 
 
@@ -27,29 +27,33 @@ def release(requirement: str, *, quiet: bool = False) -> Path:
     project, _, version = requirement.partition("==")
     folder = cache_directory() / "releases" / f"{_normal(project)}-{version}"
     with file_lock(folder.parent / f".{folder.name}.lock"):
-        done = _best([path for path in folder.glob("*") if not path.name.endswith(".part")])
-        if done is None:
+        archive = _best([path for path in folder.glob("*") if not path.name.endswith(".part")])
+        if archive is None:
             folder.mkdir(exist_ok=True)
-            done = _fetch(project, version, folder, quiet)
-    return done
+            archive = _fetch(project, version, folder, quiet)
+    return archive
 
 
 def _fetch(project: str, version: str, folder: Path, quiet: bool) -> Path:
     settings = index.pip_settings()
     for place in settings.folders:
         names = [path for path in place.glob("*") if _is_of(path.name, project, version)] if place.is_dir() else []
-        found = _best(names)
-        if found is not None:
-            return found
+        archive = _best(names)
+        if archive is not None:
+            return archive
     with index.session(settings) as session:
         offered: list[pypi_simple.DistributionPackage] = []
         for page in index.pages(session, settings, project, version):
-            offered = [one for one in page if one.version == version and one.filename.endswith(_KINDS)]
+            offered = [
+                candidate
+                for candidate in page
+                if candidate.version == version and candidate.filename.endswith(_SUFFIXES)
+            ]
             if offered:
                 break
         if not offered:
             raise HubError(f"the configured package index has no archive of {project} {version}; give another version")
-        package = min(offered, key=lambda one: (_rank(one.filename), one.filename))
+        package = min(offered, key=lambda candidate: (_rank(candidate.filename), candidate.filename))
         sha256 = (package.digests or {}).get("sha256")
         if sha256 is None:
             raise HubError(f"{package.filename}: the index gives no sha256, so it cannot be checked; it is not used")
@@ -70,12 +74,12 @@ def _is_of(filename: str, project: str, version: str) -> bool:
 
 
 def _rank(filename: str) -> int:
-    return next((rank for rank, kind in enumerate(_KINDS) if filename.endswith(kind)), len(_KINDS))
+    return next((rank for rank, suffix in enumerate(_SUFFIXES) if filename.endswith(suffix)), len(_SUFFIXES))
 
 
 def _best(paths: list[Path]) -> Path | None:
-    known = [path for path in paths if path.name.endswith(_KINDS)]
-    return min(known, key=lambda path: (_rank(path.name), path.name)) if known else None
+    archives = [path for path in paths if path.name.endswith(_SUFFIXES)]
+    return min(archives, key=lambda path: (_rank(path.name), path.name)) if archives else None
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:

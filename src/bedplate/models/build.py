@@ -57,8 +57,8 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
         raise UnsupportedModelError("an encoder–decoder that hears cannot be built yet, only counted and priced")
     for side in (spec.encoder, spec.decoder):
         if side.norm_placement not in ("pre", "post") or side.parallel:
-            what = "parallel" if side.parallel else f"norm_placement = {side.norm_placement!r}"
-            raise UnsupportedModelError(f"a side of an encoder–decoder with {what} cannot be built yet")
+            feature = "parallel" if side.parallel else f"norm_placement = {side.norm_placement!r}"
+            raise UnsupportedModelError(f"a side of an encoder–decoder with {feature} cannot be built yet")
         _check(side, _SIDE)
 
 
@@ -83,9 +83,9 @@ def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
         "experts": any(spec.feedforward(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
     }
-    found = next((name for name, is_wrong in wrong.items() if is_wrong), None)
-    if found is not None:
-        return found
+    wrong_field = next((name for name, is_wrong in wrong.items() if is_wrong), None)
+    if wrong_field is not None:
+        return wrong_field
     later = (field for field in fields(spec) if field.name not in read | wrong.keys())
     return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
 

@@ -17,7 +17,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
 from bedplate.models.layers.routing import listening
-from bedplate.models.model import Embedding, Model
+from bedplate.models.model import EmbeddingTable, Model
 from bedplate.models.prediction import PredictionModule
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -36,9 +36,9 @@ class Decoder(Model):
     ) -> None:
         super().__init__()
         self.spec, self.scales = spec, spec.scales or Scales()
-        self.embedding = Embedding(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
+        self.embedding = EmbeddingTable(spec.vocab_size, spec.hidden_size, device=device, dtype=dtype)
         self.position_embedding = (
-            Embedding(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
+            EmbeddingTable(spec.positions, spec.hidden_size, device=device, dtype=dtype) if spec.positions else None
         )
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
         self.layer_inputs = LayerInputs(spec, device, dtype) if spec.layer_input_size else None
@@ -71,12 +71,12 @@ class Decoder(Model):
         by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         attend = inputs.layout(causal=True) if cache is None else cache
         attend = SharingAttend(attend, self._shared) if self._shared else attend
-        given = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
+        layer_inputs = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
         with listening() as routings:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth, given)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth, layer_inputs)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
-    def further(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
+    def predict_ahead(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
         """Of each prediction module, the states [B, T, D] from which `head` predicts the token two, three, … places on;
         of a document's last ones, after which there are not so many, they say nothing (the last one stands for those).
 
@@ -89,11 +89,11 @@ class Decoder(Model):
         positions_BT = inputs.resolved_positions()
         by = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.known_last)[-1]
         attend = inputs.layout(causal=True) if cache is None else cache
-        x_BTD, found = self._embedded(inputs, positions_BT), [hidden_BTD]
+        x_BTD, states = self._embedded(inputs, positions_BT), [hidden_BTD]
         for module in self.predictions:
             x_BTD = _following(x_BTD, inputs.segments)
-            found.append(module(found[-1], x_BTD, by, attend))
-        return tuple(found[1:])
+            states.append(module(states[-1], x_BTD, by, attend))
+        return tuple(states[1:])
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""

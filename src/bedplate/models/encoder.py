@@ -16,7 +16,7 @@ from bedplate.models.layers.classifier import ClassifierHead, TokenHead
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
-from bedplate.models.model import Embedding, Model
+from bedplate.models.model import EmbeddingTable, Model
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
@@ -44,9 +44,9 @@ class Encoder(Model):
         hidden = spec.hidden_size
 
         def table(rows: int) -> nn.Embedding | None:
-            return Embedding(rows, hidden, device=device, dtype=dtype) if rows else None
+            return EmbeddingTable(rows, hidden, device=device, dtype=dtype) if rows else None
 
-        self.embedding = Embedding(spec.vocab_size, hidden, device=device, dtype=dtype)
+        self.embedding = EmbeddingTable(spec.vocab_size, hidden, device=device, dtype=dtype)
         self.position_embedding = table(spec.positions)
         self.token_type_embedding = table(spec.token_types)
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else nn.Identity()

@@ -18,7 +18,7 @@ from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations, sinusoids
 from bedplate.models.layers.relative import RelativePositions
 from bedplate.models.model import Model
-from bedplate.models.packed.across import FromStates
+from bedplate.models.packed.across import EncoderStatesLayout
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -99,8 +99,8 @@ class EncoderDecoder(Model):
         self.spec, hidden, words = spec, spec.decoder.hidden_size, spec.vocab_size
         self.scales = spec.decoder.scales or Scales()
         self.embedding = nn.Embedding(spec.source_vocab_size, spec.hidden_size, device=device, dtype=dtype)
-        apart = not spec.shared_embedding
-        self.target_embedding = nn.Embedding(words, hidden, device=device, dtype=dtype) if apart else None
+        separate_tables = not spec.shared_embedding
+        self.target_embedding = nn.Embedding(words, hidden, device=device, dtype=dtype) if separate_tables else None
         self.encoder = Side(spec.stack, device, dtype)
         self.decoder = Side(spec.decoder, device, dtype)
         self.lm_head = None if spec.decoder.tied_head else Linear(hidden, words, False, device, dtype)
@@ -127,7 +127,7 @@ class EncoderDecoder(Model):
         attend = inputs.layout(causal=False) if attend is None else attend
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
-    def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each of the decoder's layers, the keys and values [B, S, G, D] of the encoder's states."""
         for block in self.decoder.blocks():
             if block.cross is not None:
@@ -143,9 +143,9 @@ class EncoderDecoder(Model):
         """The decoder's states [B, T, D], where the encoder reads `inputs.encoder` or a `cache` has read it before."""
         attend = cache
         if inputs.encoder is not None:
-            own = inputs.layout(causal=True) if cache is None else cache
+            self_attend = inputs.layout(causal=True) if cache is None else cache
             states_BSD = self.encode(inputs.encoder).hidden
-            attend = FromStates(own, states_BSD, inputs.placed(), inputs.encoder.placed())
+            attend = EncoderStatesLayout(self_attend, states_BSD, inputs.placed(), inputs.encoder.placed())
         if attend is None:
             raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
         return self.decoder(inputs, self.written, attend, capture, depth)

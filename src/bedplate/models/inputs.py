@@ -30,14 +30,14 @@ class Inputs:
     encoder: of an encoder–decoder, what its encoder reads, while `tokens` are the decoder's: as many rows, and where
         these hold several documents, as many of them under the same segments.
     vectors: [B, T, D], features that stand in the place of tokens' embeddings, scaled as those are where the model
-        scales them, where `given`, bool [B, T], is true.
+        scales them, where `vector_mask`, bool [B, T], is true.
     """
 
     tokens: Tensor
     positions: Tensor | None = None
     segments: Tensor | None = None
     vectors: Tensor | None = None
-    given: Tensor | None = None
+    vector_mask: Tensor | None = None
     types: Tensor | None = None
     encoder: Inputs | None = None
     placement: Placement | None = None
@@ -46,11 +46,11 @@ class Inputs:
     def embedded(self, table: nn.Embedding, scale: float = 1.0) -> Tensor:
         """Features [B, T, D] in the table's dtype: tokens' rows of the table times `scale`, and the vectors where they
         are given. The scale is rounded to the table's dtype first, as Gemma's is."""
-        rows = table(self.tokens if self.given is None else self.tokens.masked_fill(self.given, 0))
+        rows = table(self.tokens if self.vector_mask is None else self.tokens.masked_fill(self.vector_mask, 0))
         rows = rows if scale == 1 else rows * rounded(scale, rows.dtype)
-        if self.vectors is None or self.given is None:
+        if self.vectors is None or self.vector_mask is None:
             return rows
-        return torch.where(self.given[..., None], self.vectors.to(rows.dtype), rows)
+        return torch.where(self.vector_mask[..., None], self.vectors.to(rows.dtype), rows)
 
     def resolved_positions(self) -> Tensor:
         """`positions`, or the default ones, int64 [B, T]."""
@@ -68,8 +68,8 @@ class Inputs:
 
     def last_position(self) -> int:
         """The largest of the positions, which are read where it is not known; −1 where there is none."""
-        known = self.known_last
-        return int(self.resolved_positions().max()) if known is None else known
+        last = self.known_last
+        return int(self.resolved_positions().max()) if last is None else last
 
     def placed(self) -> Placement | None:
         """`placement`, or what the segments say, which are read then; None where each row is one document."""

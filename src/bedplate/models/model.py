@@ -16,7 +16,7 @@ from bedplate.models.specs import TextSpec
 Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcribe", "encode"]
 
 
-class Embedding(nn.Embedding):
+class EmbeddingTable(nn.Embedding):
     """A table of vectors by token or position. On device "meta" there are no values to draw: drawing them there loads
     torch's compiler first, which takes about as long as torch itself."""
 
@@ -53,7 +53,7 @@ class Model(nn.Module, ABC):
         where that is not for `inputs.segments` to say."""
         return self(inputs, attend, capture, depth)
 
-    def across(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of each of a decoder's layers, the keys and values of an encoder's states. UsageError without an encoder."""
         raise UsageError(f"this {self.spec.kind} has no encoder whose states it attends to")
 

@@ -34,12 +34,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"device {device!r} is not known; use auto, cpu or cuda") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
+    if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {device!r} was asked for, but this machine has no usable CUDA device; use cpu")
-    return found
+    return resolved
 
 
 def resolve_dtype(dtype: str | torch.dtype, stored: torch.dtype | None) -> torch.dtype:

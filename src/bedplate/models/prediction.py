@@ -34,5 +34,5 @@ class PredictionModule(nn.Module):
 
     def forward(self, state_BTD: Tensor, token_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
         """From the states before it and the embeddings of the tokens that are known by now."""
-        both = torch.cat((self.token_norm(token_BTD), self.state_norm(state_BTD)), dim=-1)
-        return self.norm(self.block(self.join(both), by, attend))
+        joined = torch.cat((self.token_norm(token_BTD), self.state_norm(state_BTD)), dim=-1)
+        return self.norm(self.block(self.join(joined), by, attend))

@@ -43,16 +43,16 @@ def run_blocks(
             captured[f"layers.{i}"] = x_BTD
         if i == depth:
             break
-        block, told = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
+        block, extra_inputs = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
         if isinstance(block, Block) and not torch.is_grad_enabled():
-            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *told)
+            x_BTD, late = block.unsummed(x_BTD, late, by[i], attend, *extra_inputs)
         else:
-            x_BTD = _run(block, x_BTD, by[i], attend, *told)
+            x_BTD = _run(block, x_BTD, by[i], attend, *extra_inputs)
     return x_BTD, captured
 
 
-def _run(block: nn.Module, x_BTD: Tensor, by: Rotation | None, attend: Attend, *told: Tensor) -> Tensor:
+def _run(block: nn.Module, x_BTD: Tensor, by: Rotation | None, attend: Attend, *extra_inputs: Tensor) -> Tensor:
     if not runs_again():
-        return block(x_BTD, by, attend, *told)
+        return block(x_BTD, by, attend, *extra_inputs)
     # What is random in it is drawn again as it was.
-    return checkpoint(block, x_BTD, by, attend, *told, use_reentrant=False, preserve_rng_state=True)
+    return checkpoint(block, x_BTD, by, attend, *extra_inputs, use_reentrant=False, preserve_rng_state=True)

@@ -27,8 +27,8 @@ _EMBEDS = ("feature-extraction", "It makes a vector of a text, near those of tex
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
     """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
     sources = record["data"]["sources"]
-    licences = {one["licence"] for one in sources.values()}
-    task, does = _EMBEDS if _target(last) == "pair" else _TASKS[record["kind"]]
+    licences = {source["licence"] for source in sources.values()}
+    task, capability = _EMBEDS if _target(last) == "pair" else _TASKS[record["kind"]]
     head: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
@@ -50,13 +50,13 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
             (
                 (
                     name,
-                    one["documents"],
-                    one["tokens"],
+                    source_record["documents"],
+                    source_record["tokens"],
                     record["seen"].get(name, 0),
-                    one["licence"] or "not stated",
-                    one["sha256"][:12],
+                    source_record["licence"] or "not stated",
+                    source_record["sha256"][:12],
                 )
-                for name, one in sources.items()
+                for name, source_record in sources.items()
             ),
         ),
         "",
@@ -75,7 +75,7 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
         "",
         "## Limitations",
         "",
-        f"{does}; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
+        f"{capability}; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
         "repeats what its sources say, their mistakes and views included. Nothing but what stands above was measured.",
         "",
     ]
@@ -84,20 +84,20 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
 
 def _target(last: Mapping[str, Any] | None) -> str:
     """What the run's losses were counted by."""
-    return next((target_of(one) for one in (last or {"held_out": {}})["held_out"].values()), "token")
+    return next((target_of(score) for score in (last or {"held_out": {}})["held_out"].values()), "token")
 
 
 def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
     if last is None or not last["held_out"]:
         return []
     baselines = record.get("baselines") or {}
-    names = list(dict.fromkeys(name for found in baselines.values() for name in found))
+    names = list(dict.fromkeys(name for scores in baselines.values() for name in scores))
     rows = [
         (
-            *(name, one["documents"], _bits(one), f"{one['nats_per_token']:.3f}"),
-            *(f"{baselines[name][other]:.3f}" if name in baselines else "–" for other in names),
+            *(name, score["documents"], _bits(score), f"{score['nats_per_token']:.3f}"),
+            *(f"{baselines[name][baseline]:.3f}" if name in baselines else "–" for baseline in names),
         )
-        for name, one in last["held_out"].items()
+        for name, score in last["held_out"].items()
     ]
     lines = [
         "## On texts that were kept from it",
@@ -106,10 +106,12 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
         "",
     ]
     if last["suites"]:
-        suites = ((name, one["measure"], f"{one['value']:.3f}", one["n"]) for name, one in last["suites"].items())
+        suites = (
+            (name, suite["measure"], f"{suite['value']:.3f}", suite["n"]) for name, suite in last["suites"].items()
+        )
         lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
     return lines
 
 
-def _bits(held: Mapping[str, Any]) -> str:
-    return "–" if held["bits_per_byte"] is None else f"{held['bits_per_byte']:.3f}"
+def _bits(score: Mapping[str, Any]) -> str:
+    return "–" if score["bits_per_byte"] is None else f"{score['bits_per_byte']:.3f}"

@@ -14,12 +14,12 @@ MEASURES = ("acc", "score", "nats_per_token")
 """Which measure of a suite makes its curve: the first that it has."""
 
 
-def suite_rows(model: LocalModel, names: Sequence[str], items: int) -> dict[str, dict[str, Any]]:
+def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
     """Of each suite the measure that makes its curve, its value and interval, and of how many items."""
-    return {name: _row(run_suite(model, name, items).to_json()["measures"]) for name in names}
+    return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
 
 
 def _row(measures: Mapping[str, Any]) -> dict[str, Any]:
     measure = next((name for name in MEASURES if name in measures), next(iter(measures)))
-    found = measures[measure]
-    return {"measure": measure, "value": found["value"], "interval": found["interval"], "n": found["n"]}
+    estimate = measures[measure]
+    return {"measure": measure, "value": estimate["value"], "interval": estimate["interval"], "n": estimate["n"]}

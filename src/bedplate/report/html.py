@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from bedplate.report.pages import page
-from bedplate.report.said import costs, said, shown_bar
+from bedplate.report.said import costs, shown_estimate, shown_bar
 
 SECTIONS = {
     "rungs": "Quality against cost",
@@ -36,11 +36,11 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         plots=drawn,
         contents=list(_contents(report)),
         headline=headline(report),
-        said=partial(said, report),
+        said=partial(shown_estimate, report),
         bar=shown_bar(report),
         costs=costs(report),
         climbed=_climbed(report),
-        bounds={one["rung"]: one for one in report["nominees"]["confirmations"]},
+        bounds={confirmation["rung"]: confirmation for confirmation in report["nominees"]["confirmations"]},
         confusions=confusions(report),
     )
 
@@ -65,7 +65,7 @@ def headline(report: Mapping[str, Any]) -> str:
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {said(report, won['estimate'])} on {row['n']} test "
+            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on {row['n']} test "
             f"rows, {_bounded(report, won)} confidence, at "
             f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
@@ -78,48 +78,54 @@ def headline(report: Mapping[str, Any]) -> str:
     if not by_rung:
         return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
     best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
-    seen = f"the best, {best['rung']}, scores {said(report, best['estimate'])} on test"
+    best_score = f"the best, {best['rung']}, scores {shown_estimate(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
-        return f"No adaptation reaches {metric} {bar}: {seen}."
-    return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {seen}."
+        return f"No adaptation reaches {metric} {bar}: {best_score}."
+    return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {best_score}."
 
 
 def _bounded(report: Mapping[str, Any], won: Mapping[str, Any]) -> str:
     side = "upper" if costs(report) else "lower"
     word = "at most" if costs(report) else "at least"
-    return f"{word} {said(report, won[side])} with {won[f'{side}_confidence']:.1%}"
+    return f"{word} {shown_estimate(report, won[side])} with {won[f'{side}_confidence']:.1%}"
 
 
 def _untried(report: Mapping[str, Any]) -> str:
     """What a budget or a rule of thumb left out: the cheapest of those that were tried need not be the cheapest."""
-    names = [one["rung"] for one in report["not_tried"] if one["what"] == "rung" and one["kind"] != "impossible"]
+    names = [
+        omission["rung"]
+        for omission in report["not_tried"]
+        if omission["what"] == "rung" and omission["kind"] != "impossible"
+    ]
     return f" (not tried: {', '.join(names)})" if names else ""
 
 
 def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, float]]:
     """(wanted, answered, rows, share of the wanted rows), most frequent first; answered None: nothing usable."""
-    found = None if report["focus"] is None else report["focus"]["confusion"]
-    if found is None:
+    matrix = None if report["focus"] is None else report["focus"]["confusion"]
+    if matrix is None:
         return []
-    answers = [*found["labels"], None]
+    answers = [*matrix["labels"], None]
     pairs = [
-        (wanted, answered, count, count / max(1, sum(line)))
-        for wanted, line in zip(found["labels"], found["counts"], strict=True)
+        (label, answered, count, count / max(1, sum(line)))
+        for label, line in zip(matrix["labels"], matrix["counts"], strict=True)
         for answered, count in zip(answers, line, strict=True)
-        if count and wanted != answered
+        if count and label != answered
     ]
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1] or ""))
 
 
 def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each rung in turn: what became of it, why, what it was expected to take and took, what it tried and left out."""
-    forecasts = {one["rung"]: one for one in report["forecasts"]}
+    forecasts = {forecast["rung"]: forecast for forecast in report["forecasts"]}
     return [
         {
             **{key: row[key] for key in ("rung", "status", "reason")},
             "forecast": forecasts.get(row["rung"]),
             "left_out": [
-                one["reason"] for one in report["not_tried"] if one["rung"] == row["rung"] and one["what"] == "part"
+                omission["reason"]
+                for omission in report["not_tried"]
+                if omission["rung"] == row["rung"] and omission["what"] == "part"
             ],
             "export": report["export"].get(row["rung"]),
             "tried": [{"failure": None, "estimate": None, **tried} for tried in report["search"].get(row["rung"], [])],
@@ -134,7 +140,7 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
 
     rows: dict[str, dict[str, Any]] = {}
     side = "upper" if costs(report) else "lower"
-    confirmed = {one["rung"]: one[side] for one in report["nominees"]["confirmations"]}
+    confirmed = {confirmation["rung"]: confirmation[side] for confirmation in report["nominees"]["confirmations"]}
     for row in report["rungs"]:  # a test row replaces the rung's valid row
         if row["status"] == "done":
             bound = confirmed.get(row["rung"]) if row["split"] == "test" else None
@@ -148,6 +154,8 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
         ),
         "seeds": plots.seed_spread(seeds, target["metric"]),
         "calibration": None if calibration is None else plots.reliability(calibration["bins"]),
-        "lengths": plots.lengths({name: one["deciles"] for name, one in report["data"]["card"]["lengths"].items()}),
+        "lengths": plots.lengths(
+            {name: column["deciles"] for name, column in report["data"]["card"]["lengths"].items()}
+        ),
         "curve": None if curve is None else plots_curve.learning_curve(curve, target["value"]),
     }

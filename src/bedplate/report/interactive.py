@@ -27,12 +27,12 @@ def interactive_page(title: str, scripts: Sequence[Traversable], data: Mapping[s
     import jinja2
     from markupsafe import Markup
 
-    own = files("bedplate.report") / "assets"
-    parts = [own / name for name in _SCRIPTS]
+    assets = files("bedplate.report") / "assets"
+    parts = [assets / name for name in _SCRIPTS]
     script = "\n" + "\n".join(part.read_text(encoding="utf-8") for part in (*parts, *scripts))
-    style = "\n" + (own / "page.css").read_text(encoding="utf-8")
+    style = "\n" + (assets / "page.css").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string((own / "page.html").read_text(encoding="utf-8")).render(
+    return environment.from_string((assets / "page.html").read_text(encoding="utf-8")).render(
         title=title,
         script=Markup(script),
         style=Markup(style),

@@ -26,12 +26,14 @@ def junit(report: Mapping[str, Any]) -> str:
     }
     suites = ET.Element("testsuites", {"name": "bedplate adapt", **counts})
     suite = ET.SubElement(suites, "testsuite", {"name": _text(task), **counts})
-    found = _case(suite, task, "verdict", sum(timing["tests"].values()))
+    verdict_case = _case(suite, task, "verdict", sum(timing["tests"].values()))
     if verdict["status"] != "PASS":
-        failure = ET.SubElement(found, "failure", {"type": verdict["status"], "message": _text(verdict["reason"])})
+        failure = ET.SubElement(
+            verdict_case, "failure", {"type": verdict["status"], "message": _text(verdict["reason"])}
+        )
         failure.text = _text(verdict["reason"])
     else:
-        ET.SubElement(found, "system-out").text = _text(verdict["reason"])
+        ET.SubElement(verdict_case, "system-out").text = _text(verdict["reason"])
     for row in climbed:
         case = _case(suite, task, row["rung"], timing["rungs"].get(row["rung"], 0.0))
         if row["status"] == "done":

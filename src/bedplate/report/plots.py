@@ -107,12 +107,12 @@ def quality_against_cost(
 
 def pareto(rows: Sequence[Mapping[str, Any]], *, lower_is_better: bool = False) -> list[Mapping[str, Any]]:
     """The rows that no row which costs as much or less beats, cheapest first."""
-    found: list[Mapping[str, Any]] = []
+    front: list[Mapping[str, Any]] = []
     good = -1 if lower_is_better else 1
     for row in sorted(rows, key=lambda r: (r["usd_per_1k_calls"], -good * r["estimate"])):
-        if not found or good * row["estimate"] > good * found[-1]["estimate"]:
-            found.append(row)
-    return found
+        if not front or good * row["estimate"] > good * front[-1]["estimate"]:
+            front.append(row)
+    return front
 
 
 def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -> str | None:
@@ -217,7 +217,7 @@ def svg_of(figure: Figure, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{label.replace(' ', '-')}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, f"var({variable})")

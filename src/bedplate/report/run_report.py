@@ -11,7 +11,7 @@ from bedplate.core import shown
 from bedplate.core.arguments import checked
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
-from bedplate.report.said import said
+from bedplate.report.said import shown_estimate
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.report.schema_curve import Curve
 
@@ -40,8 +40,8 @@ class Report:
     @property
     def skin(self) -> Path | None:
         """The directory of the skin that passed."""
-        found = self.verdict["skin"]
-        return None if found is None else self.directory / found
+        path = self.verdict["skin"]
+        return None if path is None else self.directory / path
 
     @property
     def page(self) -> Path:
@@ -67,10 +67,10 @@ class Report:
         return self.data
 
     def __repr__(self) -> str:
-        made = len({row["rung"] for row in self.rungs if row["status"] == "done"})
+        count = len({row["rung"] for row in self.rungs if row["status"] == "done"})
         rung = self.verdict["rung"]
         verdict = f"{self.verdict['status']}{'' if rung is None else f' with {rung}'}"
-        return shown.line("report", self.data["task"], verdict, f"{made} rungs made", self.directory)
+        return shown.line("report", self.data["task"], verdict, f"{count} rungs made", self.directory)
 
     def _repr_html_(self) -> str:
         metric = self.data["target"]["metric"]
@@ -82,7 +82,7 @@ class Report:
     def _cells(self, row: dict[str, Any]) -> tuple[object, ...]:
         if row["estimate"] is None:
             return (row["rung"], row["status"], row["reason"], "", "", "")
-        estimate, low, high = (said(self.data, value) for value in (row["estimate"], *row["interval"]))
+        estimate, low, high = (shown_estimate(self.data, value) for value in (row["estimate"], *row["interval"]))
         price = "" if row["usd_per_1k_calls"] is None else f"{row['usd_per_1k_calls']:.5f}"
         slowest = "" if row["p95_ms"] is None else f"{row['p95_ms']:.0f}"
         return (row["rung"], row["split"], f"{estimate} ({low} to {high})", row["n"], price, slowest)

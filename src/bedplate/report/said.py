@@ -13,7 +13,7 @@ def costs(report: Mapping[str, Any]) -> bool:
     return bool(report["target"].get("lower_is_better"))
 
 
-def said(report: Mapping[str, Any], value: float) -> str:
+def shown_estimate(report: Mapping[str, Any], value: float) -> str:
     """An estimate, or an end of its interval."""
     return f"${value:.4f}" if costs(report) else f"{value:.3f}"
 
@@ -24,7 +24,7 @@ def shown_bar(report: Mapping[str, Any]) -> str:
     bar = f"${chosen(target['value'])}" if costs(report) else chosen(target["value"])
     if target.get("against") is None:
         return bar
-    margin, more = target.get("margin"), target.get("better_by")
-    asked = f"worse by less than {margin:g} than" if margin is not None else f"better by {more:g} than"
-    asked = asked if more != 0 else "better than"
-    return f"{bar} ({asked} {target['against']})"
+    margin, better_by = target.get("margin"), target.get("better_by")
+    comparison = f"worse by less than {margin:g} than" if margin is not None else f"better by {better_by:g} than"
+    comparison = comparison if better_by != 0 else "better than"
+    return f"{bar} ({comparison} {target['against']})"

@@ -17,7 +17,17 @@ from bedplate.report.schema_groups import Grouping
 from bedplate.report.schema_labels import LabelBudget, SecondLabels
 from bedplate.report.schema_look import Examples, Focus
 from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
-from bedplate.report.schema_plan import Forecast, Formats, Guard, GuardRow, Limit, Machine, NotTried, Prediction, Timing
+from bedplate.report.schema_plan import (
+    Forecast,
+    Formats,
+    Guard,
+    GuardRow,
+    Limit,
+    Machine,
+    NotTried,
+    RulePrediction,
+    Timing,
+)
 
 SCHEMA_VERSION: Literal[2] = 2
 
@@ -355,7 +365,7 @@ class ReportFile(Part):
     nominees: Nominees
     comparisons: tuple[Comparison, ...]
     target: Target
-    predictions: tuple[Prediction, ...]
+    predictions: tuple[RulePrediction, ...]
     """Made before the climb; they order it and decide nothing."""
     requirements: dict[str, tuple[Requirement, ...]] = Field(default_factory=dict[str, tuple[Requirement, ...]])
     """Of nominees: what the target asks for beside its bar."""

@@ -51,4 +51,4 @@ class Grouping(Part):
     @property
     def unanswered(self) -> tuple[HiddenGroups, ...]:
         """Strong findings that the task file says nothing of."""
-        return tuple(one for one in self.found if one.strong and one.answer is None)
+        return tuple(finding for finding in self.found if finding.strong and finding.answer is None)

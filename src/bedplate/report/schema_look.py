@@ -60,7 +60,7 @@ class Focus(Part):
     """Worst first."""
 
 
-class Shown(Part):
+class ExampleRow(Part):
     """A valid row with its text and what every rung answered."""
 
     id: str
@@ -79,6 +79,6 @@ class Examples(Part):
     """The judged rung."""
     split: Literal["valid"]
     """Test texts stay closed."""
-    rows: tuple[Shown, ...]
+    rows: tuple[ExampleRow, ...]
     disagreeing: Count
     """Valid rows on which not all rungs have the same score; the first of them are shown."""

@@ -13,7 +13,7 @@ Dollars = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
 
 
-class Prediction(Part):
+class RulePrediction(Part):
     """What a rule of thumb said before the climb, and whether it held on this task."""
 
     rule: str

@@ -7,7 +7,7 @@ from typing import Any
 
 from bedplate.report.html import headline
 from bedplate.report.markdown import cell, table
-from bedplate.report.said import said
+from bedplate.report.said import shown_estimate
 
 
 def summary(report: Mapping[str, Any]) -> str:
@@ -23,28 +23,38 @@ def summary(report: Mapping[str, Any]) -> str:
         "",
     ]
     second = report["data"].get("second_labels")
-    beside = [one["said"] for one in (report.get("labels"), second) if one]
-    lines += [line for text in beside for line in (cell(text), "")]
+    label_notes = [labels["said"] for labels in (report.get("labels"), second) if labels]
+    lines += [line for text in label_notes for line in (cell(text), "")]
     kept_out = verdict.get("kept_out", ())
     if kept_out:
         head = ("would be admitted", "key of `budget`", "given", "would do", f"{target['metric']} on valid")
         rows = [
-            (one["rung"], f"`{one['key']}`", f"{one['given']:g}", f"{one['needed']:g}", _seen(report, one["estimate"]))
-            for one in kept_out
+            (
+                exclusion["rung"],
+                f"`{exclusion['key']}`",
+                f"{exclusion['given']:g}",
+                f"{exclusion['needed']:g}",
+                _shown_score(report, exclusion["estimate"]),
+            )
+            for exclusion in kept_out
         ]
         lines += ["### Kept out by the budget", "", *table(head, rows), ""]
     head = ("rung", "split", target["metric"], "95% interval", "rows", "USD per 1,000 calls", "p95 ms")
-    done = [row for row in report["rungs"] if row["status"] == "done"]
-    lines += [*table(head, [_row(report, row) for row in done]), ""]
+    finished = [row for row in report["rungs"] if row["status"] == "done"]
+    lines += [*table(head, [_row(report, row) for row in finished]), ""]
     required = report.get("requirements") or {}
     if required:
-        held = {True: "yes", False: "no", None: "undecided"}
-        made = [(name, held[one["holds"]], cell(one["reason"])) for name, found in required.items() for one in found]
-        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), made), ""]
+        answers = {True: "yes", False: "no", None: "undecided"}
+        requirement_rows = [
+            (name, answers[check["holds"]], cell(check["reason"]))
+            for name, checks in required.items()
+            for check in checks
+        ]
+        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), requirement_rows), ""]
     missing = report["not_tried"]
     if missing:
         lines += ["### Not tried", ""]
-        lines += [f"- {cell(one['rung'])}: {cell(one['reason'])}" for one in missing]
+        lines += [f"- {cell(omission['rung'])}: {cell(omission['reason'])}" for omission in missing]
         lines += [""]
     seconds, budget = report["timing"]["seconds"], report["settings"]["budget_seconds"]
     of = "" if budget is None else f" of {budget:,.0f}"
@@ -58,13 +68,13 @@ def _row(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         row["rung"],
         row["split"],
-        said(report, row["estimate"]),
-        f"{said(report, low)} to {said(report, high)}",
+        shown_estimate(report, row["estimate"]),
+        f"{shown_estimate(report, low)} to {shown_estimate(report, high)}",
         f"{row['n']:,}",
         "" if usd is None else f"{usd:.5f}",
         "" if slowest is None else f"{slowest:.1f}",
     )
 
 
-def _seen(report: Mapping[str, Any], value: float | None) -> str:
-    return "not tried" if value is None else said(report, value)
+def _shown_score(report: Mapping[str, Any], value: float | None) -> str:
+    return "not tried" if value is None else shown_estimate(report, value)

@@ -121,6 +121,6 @@ def skin_directories(root: Path) -> Iterator[Path]:
     if (root / SKIN_FILE).is_file():
         yield root
         return
-    for entry in sorted(root.iterdir()):
-        if entry.is_dir() and not entry.is_symlink() and not entry.name.startswith("."):
-            yield from skin_directories(entry)
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from skin_directories(child)

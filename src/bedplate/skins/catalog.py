@@ -22,10 +22,10 @@ from bedplate.core.files import bedplate_home, file_lock, sha256_file
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins import records
 from bedplate.skins.manifest import SKIN_FILE
-from bedplate.skins.records import Record, What
+from bedplate.skins.records import CatalogRecord, ArtifactType
 from bedplate.skins.skin import Skin
 
-TABLES: dict[What, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports", "data": "data"}
+TABLES: dict[ArtifactType, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports", "data": "data"}
 WAIT_SECONDS = 60.0
 _VERSION = 2
 
@@ -40,11 +40,11 @@ _SCHEMA = "".join(
 
 
 @dataclass(frozen=True)
-class Entry:
+class Artifact:
     """One base, skin, run, report, or data (a file or a split, by its hash). `path` is where it lay when it was
     recorded."""
 
-    what: What
+    artifact_type: ArtifactType
     id: str
     name: str
     path: str | None
@@ -53,16 +53,16 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """What it is, where it is, and its details beside."""
-        return {"what": self.what, "id": self.id, "name": self.name, "path": self.path, **self.details}
+        return {"what": self.artifact_type, "id": self.id, "name": self.name, "path": self.path, **self.details}
 
 
 @dataclass(frozen=True)
-class Lineage:
+class CatalogLineage:
     """What something came from and what came from it, nearest first. Ids without an entry are in `unknown`."""
 
-    entry: Entry
-    ancestors: tuple[Entry, ...]
-    descendants: tuple[Entry, ...]
+    artifact: Artifact
+    ancestors: tuple[Artifact, ...]
+    descendants: tuple[Artifact, ...]
     unknown: tuple[str, ...]
 
 
@@ -133,17 +133,17 @@ class Catalog(Closing):
             "equivalent_of": identity.equivalent_of,
         }
         with self._transaction():
-            return self._put(Record("base", identity.weights_id, name, path, details, tuple(parents)))
+            return self._record(CatalogRecord("base", identity.weights_id, name, path, details, tuple(parents)))
 
     def record_skin(self, skin: Skin, path: Path | str | None = None) -> str:
         """Record a skin, the data, bases, run and skins that it was made from, and its report. Returns its id."""
         with self._transaction():
-            return self._put(*records.of_skin(skin, skin.directory if path is None else path))
+            return self._record(*records.of_skin(skin, skin.directory if path is None else path))
 
     def record_run_of(self, directory: Path | str) -> str:
         """Record the run whose run.json lies there, and what it read. Returns its id."""
         with self._transaction():
-            return self._put(*records.of_run(Path(directory)))
+            return self._record(*records.of_run(Path(directory)))
 
     def record_run(
         self,
@@ -155,97 +155,99 @@ class Catalog(Closing):
     ) -> str:
         """Record a run (adapting, training, evaluating) and what it read. Returns its id."""
         with self._transaction():
-            return self._put(Record("run", run_id, name, path, details or {}, tuple(parents)))
+            return self._record(CatalogRecord("run", run_id, name, path, details or {}, tuple(parents)))
 
     def record_report(
         self, path: Path | str, name: str, details: Mapping[str, Any] | None = None, parents: Iterable[str] = ()
     ) -> str:
         """Record a report file under its sha256, which is returned."""
         with self._transaction():
-            return self._put(Record("report", sha256_file(path), name, path, details or {}, tuple(parents)))
+            return self._record(CatalogRecord("report", sha256_file(path), name, path, details or {}, tuple(parents)))
 
     def rebuild(self, directories: Iterable[Path | str]) -> Rebuilt:
         """Forget everything, then record every base, skin and report found below `directories`, in one transaction."""
-        found = Rebuilt()
+        rebuilt = Rebuilt()
         with self._transaction():
             for table in (*TABLES.values(), "parents"):
                 self._connection.execute(f"DELETE FROM {table}")
-            self._scan(directories, found)
-        return found
+            self._scan(directories, rebuilt)
+        return rebuilt
 
     def add(self, directories: Iterable[Path | str]) -> Rebuilt:
         """Record every base, skin and report found below `directories`, besides what is known."""
-        found = Rebuilt()
+        rebuilt = Rebuilt()
         with self._transaction():
-            self._scan(directories, found)
-        return found
+            self._scan(directories, rebuilt)
+        return rebuilt
 
     # --- asking
 
-    def entries(self, what: What) -> list[Entry]:
+    def entries(self, artifact_type: ArtifactType) -> list[Artifact]:
         """Everything of one kind, the oldest record first."""
-        rows = self._connection.execute(f"SELECT * FROM {TABLES[what]} ORDER BY recorded_at, id").fetchall()
-        return [_entry(what, row) for row in rows]
+        rows = self._connection.execute(f"SELECT * FROM {TABLES[artifact_type]} ORDER BY recorded_at, id").fetchall()
+        return [_artifact_of(artifact_type, row) for row in rows]
 
-    def find(self, wanted: str) -> Entry:
+    def resolve(self, reference: str) -> Artifact:
         """The entry with this id, the beginning of one (at least 6 characters), or this name (the newest).
 
         UnknownItemError when there is none, UsageError when a beginning fits several.
         """
-        found: list[Entry] = []
-        for what, table in TABLES.items():
+        matches: list[Artifact] = []
+        for artifact_type, table in TABLES.items():
             rows = self._connection.execute(
                 f"SELECT * FROM {table} WHERE id = ?1 OR name = ?1"
                 " OR (length(?1) >= 6 AND substr(id, 1, length(?1)) = ?1) ORDER BY recorded_at DESC, id",
-                (wanted,),
+                (reference,),
             )
-            found += [_entry(what, row) for row in rows.fetchall()]
-        exact = [e for e in found if e.id == wanted] or [e for e in found if e.name == wanted]
+            matches += [_artifact_of(artifact_type, row) for row in rows.fetchall()]
+        exact = [e for e in matches if e.id == reference] or [e for e in matches if e.name == reference]
         if exact:
             return exact[0]
-        if not found:
-            raise UnknownItemError(f"the catalogue {self.path} knows nothing by the id or name {wanted!r}")
-        if len(found) > 1:
-            raise UsageError(f"{wanted!r} begins {len(found)} ids: {', '.join(e.id[:12] for e in found)}; write more")
-        return found[0]
+        if not matches:
+            raise UnknownItemError(f"the catalogue {self.path} knows nothing by the id or name {reference!r}")
+        if len(matches) > 1:
+            raise UsageError(
+                f"{reference!r} begins {len(matches)} ids: {', '.join(e.id[:12] for e in matches)}; write more"
+            )
+        return matches[0]
 
     def skin_directory(self, target: str | Path) -> Path:
         """Where a skin lies, given as its directory or by name or id. UnknownItemError, UsageError."""
         if Path(target).is_dir():
             return Path(target)
-        entry = self.find(str(target))
-        if entry.what != "skin" or entry.path is None:
-            raise UsageError(f"{str(target)!r} is a {entry.what}, not a skin with a directory")
-        return Path(entry.path)
+        artifact = self.resolve(str(target))
+        if artifact.artifact_type != "skin" or artifact.path is None:
+            raise UsageError(f"{str(target)!r} is a {artifact.artifact_type}, not a skin with a directory")
+        return Path(artifact.path)
 
-    def lineage(self, wanted: str) -> Lineage:
+    def lineage(self, reference: str) -> CatalogLineage:
         """Everything that an entry came from, and everything that came from it."""
         with self._transaction("DEFERRED"):
-            entry = self.find(wanted)
-            above, below = self._walk(entry.id, "child", "parent"), self._walk(entry.id, "parent", "child")
-            known = {i: self.get(i) for i in (*above, *below)}
-        return Lineage(
-            entry,
-            tuple(e for i in above if (e := known[i]) is not None),
-            tuple(e for i in below if (e := known[i]) is not None),
-            tuple(i for i, e in known.items() if e is None),
+            artifact = self.resolve(reference)
+            ancestors, below = self._walk(artifact.id, "child", "parent"), self._walk(artifact.id, "parent", "child")
+            artifacts_by_id = {i: self.get(i) for i in (*ancestors, *below)}
+        return CatalogLineage(
+            artifact,
+            tuple(e for i in ancestors if (e := artifacts_by_id[i]) is not None),
+            tuple(e for i in below if (e := artifacts_by_id[i]) is not None),
+            tuple(i for i, e in artifacts_by_id.items() if e is None),
         )
 
-    def get(self, id_: str) -> Entry | None:
+    def get(self, id_: str) -> Artifact | None:
         """The entry with exactly this id."""
-        for what, table in TABLES.items():
+        for artifact_type, table in TABLES.items():
             row = self._connection.execute(f"SELECT * FROM {table} WHERE id = ?", (id_,)).fetchone()
             if row is not None:
-                return _entry(what, row)
+                return _artifact_of(artifact_type, row)
         return None
 
-    def lying_at(self, path: Path | str) -> Entry | None:
+    def lying_at(self, path: Path | str) -> Artifact | None:
         """What lay there when it was recorded, the latest."""
-        for what, table in TABLES.items():
+        for artifact_type, table in TABLES.items():
             statement = f"SELECT * FROM {table} WHERE path = ? ORDER BY recorded_at DESC"
             row = self._connection.execute(statement, (str(Path(path).absolute()),)).fetchone()
             if row is not None:
-                return _entry(what, row)
+                return _artifact_of(artifact_type, row)
         return None
 
     def parents(self, id_: str) -> list[str]:
@@ -269,29 +271,29 @@ class Catalog(Closing):
             raise
         self._connection.execute("COMMIT")
 
-    def _put(self, *made: Record) -> str:
+    def _record(self, *new_records: CatalogRecord) -> str:
         """Record them; returns the id of the last."""
-        now = datetime.now(UTC).isoformat()
-        for one in made:
-            place = None if one.path is None else str(Path(one.path).absolute())
-            text = json.dumps(dict(one.details), sort_keys=True, allow_nan=False)
-            known = (
+        recorded_at = datetime.now(UTC).isoformat()
+        for record in new_records:
+            place = None if record.path is None else str(Path(record.path).absolute())
+            text = json.dumps(dict(record.details), sort_keys=True, allow_nan=False)
+            conflict_action = (
                 "NOTHING"
-                if one.hearsay
+                if record.hearsay
                 else "UPDATE SET name = excluded.name, path = coalesce(excluded.path, path), details = excluded.details"
             )
             self._connection.execute(
-                f"INSERT INTO {TABLES[one.what]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
-                f" ON CONFLICT (id) DO {known}",
-                (one.id, one.name, place, text, now),
+                f"INSERT INTO {TABLES[record.artifact_type]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
+                f" ON CONFLICT (id) DO {conflict_action}",
+                (record.id, record.name, place, text, recorded_at),
             )
-            rows = [(one.id, parent) for parent in one.parents]
+            rows = [(record.id, parent) for parent in record.parents]
             self._connection.executemany("INSERT OR IGNORE INTO parents (child, parent) VALUES (?, ?)", rows)
-        return made[-1].id
+        return new_records[-1].id
 
-    def _scan(self, directories: Iterable[Path | str], found: Rebuilt) -> None:
-        for given in directories:
-            root = Path(given)
+    def _scan(self, directories: Iterable[Path | str], rebuilt: Rebuilt) -> None:
+        for directory in directories:
+            root = Path(directory)
             if not root.is_dir():
                 raise UsageError(f"{root} is not a directory")
             for path in sorted([root, *(p for p in root.rglob("*") if p.is_dir() and not p.is_symlink())]):
@@ -299,29 +301,29 @@ class Catalog(Closing):
                     continue
                 for file in records.files_of(path):
                     try:
-                        made = records.of_file(file)
+                        file_records = records.of_file(file)
                     except (BedplateError, OSError, ValueError) as error:
-                        found.problems.append(f"{file}: {error}")
+                        rebuilt.problems.append(f"{file}: {error}")
                     else:
-                        self._put(*made)
-                        what = made[-1].what
-                        found.counts[what] = found.counts.get(what, 0) + 1
+                        self._record(*file_records)
+                        artifact_type = file_records[-1].artifact_type
+                        rebuilt.counts[artifact_type] = rebuilt.counts.get(artifact_type, 0) + 1
 
-    def _next(self, id_: str, here: str, there: str) -> list[str]:
-        rows = self._connection.execute(f"SELECT {there} FROM parents WHERE {here} = ? ORDER BY 1", (id_,))
-        return [found for (found,) in rows.fetchall()]
+    def _next(self, id_: str, from_column: str, to_column: str) -> list[str]:
+        rows = self._connection.execute(f"SELECT {to_column} FROM parents WHERE {from_column} = ? ORDER BY 1", (id_,))
+        return [linked_id for (linked_id,) in rows.fetchall()]
 
-    def _walk(self, start: str, here: str, there: str) -> list[str]:
-        """Ids reached by edges from `here` to `there`, breadth first; a cycle ends where it closes."""
-        seen, order = {start}, [start]
+    def _walk(self, start: str, from_column: str, to_column: str) -> list[str]:
+        """Ids reached by edges from `from_column` to `to_column`, breadth first; a cycle ends where it closes."""
+        visited, order = {start}, [start]
         for id_ in order:
-            for following in self._next(id_, here, there):
-                if following not in seen:
-                    seen.add(following)
+            for following in self._next(id_, from_column, to_column):
+                if following not in visited:
+                    visited.add(following)
                     order.append(following)
         return order[1:]
 
 
-def _entry(what: What, row: tuple[Any, ...]) -> Entry:
+def _artifact_of(artifact_type: ArtifactType, row: tuple[Any, ...]) -> Artifact:
     id_, name, path, details, recorded_at = row
-    return Entry(what, id_, name, path, json.loads(details), recorded_at)
+    return Artifact(artifact_type, id_, name, path, json.loads(details), recorded_at)

@@ -92,20 +92,20 @@ class Classical:
     def features(self, words: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """The terms of a text's words by number, ascending, and what each weighs; together of unit length, where there
         are any."""
-        counts = Counter(self._known(words))
+        counts = Counter(self._term_columns(words))
         columns = np.fromiter(sorted(counts), np.intp, len(counts))
-        values = np.fromiter((counts[one] for one in columns.tolist()), np.float64, len(counts))
+        values = np.fromiter((counts[column] for column in columns.tolist()), np.float64, len(counts))
         values = (1.0 + np.log(values) if self.sublinear else values) * self.idf[columns]
         length = float(np.sqrt(values @ values))
         return columns, values / length if length > 0 else values
 
-    def _known(self, words: Sequence[str]) -> list[int]:
+    def _term_columns(self, words: Sequence[str]) -> list[int]:
         low, high = self.words
-        place, found = self._place, list[int]()
+        place, columns = self._place, list[int]()
         for size in range(low, high + 1):
             terms = words if size == 1 else map(" ".join, zip(*(words[i:] for i in range(size)), strict=False))
-            found += [place[term] for term in terms if term in place]
-        return found
+            columns += [place[term] for term in terms if term in place]
+        return columns
 
     @cached_property
     def _place(self) -> dict[str, int]:
@@ -122,10 +122,14 @@ class Classical:
 
     def files(self) -> dict[str, bytes]:
         """File name → content: idf, weight and bias; and the terms in their order."""
-        own = {"idf": torch.from_numpy(self.idf), "weight": self.head.weight.float(), "bias": self.head.bias.float()}
+        tensors = {
+            "idf": torch.from_numpy(self.idf),
+            "weight": self.head.weight.float(),
+            "bias": self.head.bias.float(),
+        }
         # half a surrogate pair, which is no UTF-8, is a word too: JSON has an escape for it
         terms = json.dumps({"terms": self.terms}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        return {CLASSICAL_FILE: tensor_bytes(own), VOCABULARY_FILE: terms + b"\n"}
+        return {CLASSICAL_FILE: tensor_bytes(tensors), VOCABULARY_FILE: terms + b"\n"}
 
 
 def words_of(text: str) -> list[str]:
@@ -163,10 +167,10 @@ def read_classical(
     check_size(len(listed), max(len(labels), 1))
     if not all(type(term) is str for term in listed):
         raise SkinError(f"{vocabulary} must hold 'terms', a list of texts, and nothing else")
-    most = 4 * (len(listed) * (len(labels) + 1) + len(labels)) + _HEADER_BYTES
-    if len(contents[0]) > most:  # before anything of it takes memory
+    max_bytes = 4 * (len(listed) * (len(labels) + 1) + len(labels)) + _HEADER_BYTES
+    if len(contents[0]) > max_bytes:  # before anything of it takes memory
         raise SkinError(
-            f"{weights} has {len(contents[0]):,} bytes, more than the {most:,} that {len(listed):,} terms and "
+            f"{weights} has {len(contents[0]):,} bytes, more than the {max_bytes:,} that {len(listed):,} terms and "
             f"{len(labels)} labels need"
         )
     tensors = read_tensors(weights, contents[0])

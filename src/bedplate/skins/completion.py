@@ -47,19 +47,19 @@ def completion_tokens(
     encoder–decoder's answer is a text of its own. chat: as the template writes an answer. ContextLengthExceeded for
     more than `limit` in all, TemplateError where the chat template writes the prompt differently before an answer.
     """
-    found = prompt.text(inputs, demonstrations)
-    if isinstance(found, str) and tokenizer.answers_apart:
+    rendered = prompt.text(inputs, demonstrations)
+    if isinstance(rendered, str) and tokenizer.answers_apart:
         return prompt.tokens(tokenizer, inputs, demonstrations, limit=limit), tokenizer.encode_answer(answer)
-    if isinstance(found, str):
+    if isinstance(rendered, str):
         ids = prompt.tokens(tokenizer, inputs, demonstrations)
         start = len(tokenizer.prompt_start)
-        joined = tokenizer.encode(found + answer, parse_special=False)
-        same = joined[: len(ids) - start] == ids[start:]
-        answer_ids = joined[len(ids) - start :] if same else tokenizer.encode(answer, parse_special=False)
+        joined = tokenizer.encode(rendered + answer, parse_special=False)
+        shares_prefix = joined[: len(ids) - start] == ids[start:]
+        answer_ids = joined[len(ids) - start :] if shares_prefix else tokenizer.encode(answer, parse_special=False)
         ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
         answer_ids = [*answer_ids, *ends]
     else:
-        whole = tokenizer.encode_conversation([*found, {"role": "assistant", "content": answer}])
+        whole = tokenizer.encode_conversation([*rendered, {"role": "assistant", "content": answer}])
         start, end = whole.spans[-1]
         ids, answer_ids = whole.ids[:start], whole.ids[start:end]
     if limit is not None and len(ids) + len(answer_ids) > limit:

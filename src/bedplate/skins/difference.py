@@ -16,7 +16,7 @@ from bedplate.core.files import sha256_file
 from bedplate.skins.manifest import EXTRAS, SKIN_FILE
 from bedplate.skins.skin import BaseReference, Skin
 
-_APART = {
+_IGNORED_KEYS = {
     SKIN_FILE: ("files", "provenance", "bases", "cascade.first", "cascade.second"),
     "adapter_config.json": ("base_model_name_or_path",),
 }
@@ -25,7 +25,7 @@ ids, and where a base lies is no part of what a skin does."""
 
 
 @dataclass(frozen=True)
-class Part:
+class FileDifference:
     """One file of both skins, or the weights of a base. largest: the largest difference of a number, where nothing but
     numbers differs; None where they cannot be set against each other."""
 
@@ -34,7 +34,7 @@ class Part:
     largest: float | None = None
 
 
-def compare_skins(old: Skin, new: Skin) -> tuple[Part, ...]:
+def compare_skins(old: Skin, new: Skin) -> tuple[FileDifference, ...]:
     """Every file of two skins that were read from disk, their reports apart, and the bases that they stand on."""
     assert old.directory is not None
     assert new.directory is not None
@@ -46,32 +46,32 @@ def compare_skins(old: Skin, new: Skin) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def compare_files(name: str, old: Path, new: Path) -> Part:
+def compare_files(name: str, old: Path, new: Path) -> FileDifference:
     """One file in two places."""
     if not old.is_file() or not new.is_file():
-        return Part(f"{name} (only one has it)", False)
+        return FileDifference(f"{name} (only one has it)", False)
     if sha256_file(old) == sha256_file(new):
-        return Part(name, True, 0.0)
+        return FileDifference(name, True, 0.0)
     if name.endswith(".safetensors"):
-        return Part(name, False, _of_tensors(old, new))
+        return FileDifference(name, False, _of_tensors(old, new))
     if name.endswith(".json"):
         return _of_json(name, old, new)
-    return Part(name, False)
+    return FileDifference(name, False)
 
 
-def _bases(role: str, old: Any, new: Any) -> list[Part]:
+def _bases(role: str, old: Any, new: Any) -> list[FileDifference]:
     if not isinstance(old, BaseReference) or not isinstance(new, BaseReference):
-        return [Part(f"the {role} base", old == new)]
-    same = ("family", "tokenizer_id", "template_id")
-    if any(getattr(old, key) != getattr(new, key) for key in same):
-        return [Part(f"the {role} base", False)]
+        return [FileDifference(f"the {role} base", old == new)]
+    identity_keys = ("family", "tokenizer_id", "template_id")
+    if any(getattr(old, key) != getattr(new, key) for key in identity_keys):
+        return [FileDifference(f"the {role} base", False)]
     if old.weights_id == new.weights_id:
-        return [Part(f"the {role} base", True, 0.0)]
+        return [FileDifference(f"the {role} base", True, 0.0)]
     a, b = Path(old.name), Path(new.name)
     names = sorted({p.name for place in (a, b) if place.is_dir() for p in place.glob("*.safetensors")})
-    found = [compare_files(name, a / name, b / name) for name in names]
-    return [Part(f"the {role} base: {one.name}", one.equal, one.largest) for one in found] or [
-        Part(f"the {role} base", False)
+    parts = [compare_files(name, a / name, b / name) for name in names]
+    return [FileDifference(f"the {role} base: {part.name}", part.equal, part.largest) for part in parts] or [
+        FileDifference(f"the {role} base", False)
     ]
 
 
@@ -90,18 +90,18 @@ def _of_tensors(old: Path, new: Path) -> float | None:
     return largest if math.isfinite(largest) else None
 
 
-def _of_json(name: str, old: Path, new: Path) -> Part:
-    apart = _APART.get(Path(name).name, ())
+def _of_json(name: str, old: Path, new: Path) -> FileDifference:
+    ignored_keys = _IGNORED_KEYS.get(Path(name).name, ())
     a, b = (dict(_leaves(json.loads(path.read_bytes()))) for path in (old, new))
-    a, b = ({key: value for key, value in one.items() if not _within(key, apart)} for one in (a, b))
+    a, b = ({key: value for key, value in leaves.items() if not _is_under(key, ignored_keys)} for leaves in (a, b))
     if a == b:
-        return Part(name, True, 0.0)
+        return FileDifference(name, True, 0.0)
     if a.keys() != b.keys():
-        return Part(name, False)
+        return FileDifference(name, False)
     differ = [(a[key], b[key]) for key in a if a[key] != b[key]]
-    if not all(isinstance(one, float) and isinstance(other, float) for one, other in differ):
-        return Part(name, False)
-    return Part(name, False, max(abs(one - other) for one, other in differ))
+    if not all(isinstance(old_value, float) and isinstance(new_value, float) for old_value, new_value in differ):
+        return FileDifference(name, False)
+    return FileDifference(name, False, max(abs(old_value - new_value) for old_value, new_value in differ))
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -115,5 +115,5 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-def _within(path: str, apart: tuple[str, ...]) -> bool:
-    return any(path == one or path.startswith(f"{one}.") for one in apart)
+def _is_under(path: str, ignored_keys: tuple[str, ...]) -> bool:
+    return any(path == key or path.startswith(f"{key}.") for key in ignored_keys)

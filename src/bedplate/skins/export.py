@@ -34,9 +34,9 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None, replac
             f"skin {skin.name!r} is a cascade: export its two skins, the directories first and second in it"
         )
     if skin.index is not None:
-        what = "demonstrations" if skin.passages is None else "passages"
+        retrieved = "demonstrations" if skin.passages is None else "passages"
         raise UsageError(
-            f"skin {skin.name!r} chooses its {what} for each call, for which other programs have no form; "
+            f"skin {skin.name!r} chooses its {retrieved} for each call, for which other programs have no form; "
             "its index/ holds their vectors and texts"
         )
     if skin.lora is not None and skin.soft_prompt is not None:
@@ -46,8 +46,8 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None, replac
         )
     files = {PROMPT_JSON: (json.dumps(prompt_fields(skin), indent=2, ensure_ascii=False) + "\n").encode()}
     if skin.lora is not None:
-        own = skin_files(skin)
-        files |= {name: own[name] for name in ADAPTERS["lora"].files}
+        contents = skin_files(skin)
+        files |= {name: contents[name] for name in ADAPTERS["lora"].files}
     if skin.soft_prompt is not None:
         loaded = load_base(base or skin.base.name, device="cpu")
         verify_skin(skin, loaded, allow_other_weights=True)
@@ -72,7 +72,9 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
         "format": prompt.format,
         "system": prompt.system,
         "template": prompt.template,
-        "demonstrations": [{"inputs": dict(one.inputs), "answer": one.answer} for one in skin.demonstrations],
+        "demonstrations": [
+            {"inputs": dict(example.inputs), "answer": example.answer} for example in skin.demonstrations
+        ],
         "output": skin.output.model_dump(mode="json"),
         "generation": dict(skin.generation),
     }
@@ -80,9 +82,9 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
         fields["head"] = head_fields(skin)
     if prompt.format == "chat":
         before = [] if prompt.system is None else [{"role": "system", "content": prompt.system}]
-        for one in skin.demonstrations:
+        for demonstration in skin.demonstrations:
             # The last message of a demonstration's own conversation is its input as the template writes it.
-            asked = prompt.text(one.inputs)[-1]
-            before += [asked, {"role": "assistant", "content": one.answer}]
+            user_message = prompt.text(demonstration.inputs)[-1]
+            before += [user_message, {"role": "assistant", "content": demonstration.answer}]
         fields["messages"] = [*before, {"role": "user", "content": prompt.template}]
     return fields

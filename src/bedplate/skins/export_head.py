@@ -38,21 +38,21 @@ def head_files(skin: Skin) -> dict[str, bytes]:
     arrays = _arrays(head, skin.output) | ({} if model is None else {"idf": model.idf})
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
-    found = {
+    contents = {
         ONNX_FILE: _graph(skin, arrays),
         WEIGHTS_FILE: packed.getvalue(),
         RECIPE_FILE: _recipe(recipe),
     }
-    return found | ({} if model is None else {VOCABULARY_FILE: model.files()[VOCABULARY_FILE]})
+    return contents | ({} if model is None else {VOCABULARY_FILE: model.files()[VOCABULARY_FILE]})
 
 
 def _recipe(name: str) -> bytes:
     """A recipe as it is exported: what it imports of Bedplate stands in it, before its own functions."""
     folder = files("bedplate.skins.recipes")
-    own, shared = ((folder / one).read_text("utf-8") for one in (name, "labels.py"))
+    source, shared = ((folder / filename).read_text("utf-8") for filename in (name, "labels.py"))
     functions = shared[shared.index("def ") :].strip()
-    own = re.sub(r"^from bedplate\..*\n\n", "", own, flags=re.MULTILINE)
-    return own.replace("\n\n\ndef ", f"\n\n\n{functions}\n\n\ndef ", 1).encode()
+    source = re.sub(r"^from bedplate\..*\n\n", "", source, flags=re.MULTILINE)
+    return source.replace("\n\n\ndef ", f"\n\n\n{functions}\n\n\ndef ", 1).encode()
 
 
 def head_fields(skin: Skin) -> dict[str, Any]:
@@ -79,10 +79,10 @@ def _graph(skin: Skin, arrays: dict[str, NDArray[np.float32]]) -> bytes:
         raise UsageError("writing ONNX needs the package onnx: pip install 'bedplate[onnx]'") from None
     graph = _Graph(onnx)
     if skin.classical is None:
-        given = graph.given("features", "FLOAT", ["N", arrays["weight"].shape[1]])
+        features = graph.add_input("features", "FLOAT", ["N", arrays["weight"].shape[1]])
     else:
-        given = _tfidf(graph, graph.given("lower_case_text", "STRING", ["N"]), skin.classical)
-    logits = graph.add("Gemm", given, graph.constant(arrays["weight"]), graph.constant(arrays["bias"]), transB=1)
+        features = _tfidf(graph, graph.add_input("lower_case_text", "STRING", ["N"]), skin.classical)
+    logits = graph.add("Gemm", features, graph.constant(arrays["weight"]), graph.constant(arrays["bias"]), transB=1)
     _outputs(graph, logits, skin.output)
     return graph.model(skin.name, _described(skin))
 
@@ -110,8 +110,8 @@ def _tfidf(graph: _Graph, text: str, model: Classical) -> str:
         pool_strings=[word for n in sizes for _, several in by_size[n] for word in several],
     )
     if model.sublinear:  # 1 + log n, and 0 where n is 0
-        one = graph.constant(np.float32(1))
-        counts = graph.add("Add", graph.add("Log", graph.add("Max", counts, one)), graph.add("Min", counts, one))
+        unit = graph.constant(np.float32(1))
+        counts = graph.add("Add", graph.add("Log", graph.add("Max", counts, unit)), graph.add("Min", counts, unit))
     weighed = graph.add("Mul", counts, graph.constant(model.idf))
     length = graph.add("ReduceL2", weighed, axes=[1], keepdims=1)
     return graph.add("Div", weighed, graph.add("Max", length, graph.constant(np.float32(1e-30))))
@@ -124,7 +124,7 @@ def _outputs(graph: _Graph, logits: str, output: Any) -> None:
         assert output.threshold is not None
         scores = graph.add("Neg", graph.add("Softplus", graph.add("Neg", logits)))
         chosen = graph.add("GreaterOrEqual", scores, graph.constant(np.float32(np.log(output.threshold))))
-        graph.taken(chosen, "chosen", "BOOL", ["N", len(labels)])
+        graph.add_output(chosen, "chosen", "BOOL", ["N", len(labels)])
     else:
         scores = graph.add("LogSoftmax", logits, axis=1)
         best = graph.add("ArgMax", logits, axis=1, keepdims=0)
@@ -133,8 +133,8 @@ def _outputs(graph: _Graph, logits: str, output: Any) -> None:
             sure = graph.add("ReduceMax", scores, axes=[1], keepdims=0)
             unsure = graph.add("Less", sure, graph.constant(np.float32(np.log(output.abstain.below))))
             label = graph.add("Where", unsure, graph.constant(np.array([output.abstain.answer], dtype=object)), label)
-        graph.taken(label, "label", "STRING", ["N"])
-    graph.taken(scores, "log_probabilities", "FLOAT", ["N", len(labels)])
+        graph.add_output(label, "label", "STRING", ["N"])
+    graph.add_output(scores, "log_probabilities", "FLOAT", ["N", len(labels)])
 
 
 def _described(skin: Skin) -> dict[str, str]:
@@ -156,8 +156,8 @@ class _Graph:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
 
-    def given(self, name: str, dtype: str, shape: list[int | str]) -> str:
-        self._inputs.append(self._info(name, dtype, shape))
+    def add_input(self, name: str, dtype: str, shape: list[int | str]) -> str:
+        self._inputs.append(self._value_info(name, dtype, shape))
         return name
 
     def constant(self, value: Any) -> str:
@@ -165,8 +165,8 @@ class _Graph:
         name, array = f"constant_{len(self._constants)}", np.asarray(value)
         if array.dtype == object:
             texts = [text.encode() for text in array.tolist()]
-            kind = self._onnx.TensorProto.STRING
-            self._constants.append(self._onnx.helper.make_tensor(name, kind, array.shape, texts))
+            data_type = self._onnx.TensorProto.STRING
+            self._constants.append(self._onnx.helper.make_tensor(name, data_type, array.shape, texts))
         else:
             self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -177,19 +177,19 @@ class _Graph:
         self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], **attributes))
         return name
 
-    def taken(self, name: str, called: str, dtype: str, shape: list[int | str]) -> None:
+    def add_output(self, name: str, called: str, dtype: str, shape: list[int | str]) -> None:
         self._nodes.append(self._onnx.helper.make_node("Identity", [name], [called]))
-        self._outputs.append(self._info(called, dtype, shape))
+        self._outputs.append(self._value_info(called, dtype, shape))
 
     def model(self, name: str, facts: dict[str, str]) -> bytes:
         helper = self._onnx.helper
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
         sets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        made = helper.make_model(
+        proto = helper.make_model(
             graph, opset_imports=sets, ir_version=IR, producer_name="bedplate", producer_version=__version__
         )
-        helper.set_model_props(made, facts)
-        return made.SerializeToString(deterministic=True)
+        helper.set_model_props(proto, facts)
+        return proto.SerializeToString(deterministic=True)
 
-    def _info(self, name: str, dtype: str, shape: list[int | str]) -> Any:
+    def _value_info(self, name: str, dtype: str, shape: list[int | str]) -> Any:
         return self._onnx.helper.make_tensor_value_info(name, getattr(self._onnx.TensorProto, dtype), shape)

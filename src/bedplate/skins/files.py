@@ -37,7 +37,7 @@ from bedplate.skins.manifest import (
     CascadeFields,
     ClassicalFields,
     DemonstrationRow,
-    Manifest,
+    SkinManifest,
     ProbeFields,
     PromptFields,
     manifest_bytes,
@@ -64,7 +64,7 @@ _OF_PART = {
     "classical": (CLASSICAL_FILE, VOCABULARY_FILE),
 }
 """The files of a part, all of which are there where it is."""
-_KNOWN = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_iterable(_OF_PART.values())))
+_FILE_NAMES = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_iterable(_OF_PART.values())))
 CASCADED = ("first", "second")
 """Directories of a cascade's two skins."""
 _LIMITS = {
@@ -107,7 +107,7 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         if name not in EXTRAS:
             raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
         files[name] = content
-    manifest = Manifest(
+    manifest = SkinManifest(
         schema_version=SCHEMA_VERSION,
         name=skin.name,
         kind=skin.kind,
@@ -188,28 +188,30 @@ def read_identified(directory: Path | str) -> tuple[str, Skin]:
 def family_of(name: str) -> Family:
     family = FAMILIES.get(("hf", name))
     if family is None:
-        known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == "hf"))
-        raise SkinError(f"the skin's base is of the family {name!r}, which is not known here; known are: {known}")
+        family_names = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == "hf"))
+        raise SkinError(
+            f"the skin's base is of the family {name!r}, which is not known here; known are: {family_names}"
+        )
     return family
 
 
-def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
+def _read_listed(directory: Path, manifest: SkinManifest) -> dict[str, bytes]:
     """The listed files' bytes, read once, so that what was hashed is what is used."""
     for name in manifest.files:
         if not _is_known(name):
             raise SkinError(
                 f"{directory / SKIN_FILE} lists the file {name!r}, which is not a part of a skin "
-                f"(paths are plain names; known are {', '.join(sorted(_KNOWN))})"
+                f"(paths are plain names; known are {', '.join(sorted(_FILE_NAMES))})"
             )
-    for entry in _entries(directory):
-        name = entry.relative_to(directory).as_posix()
+    for path in _entries(directory):
+        name = path.relative_to(directory).as_posix()
         if name != SKIN_FILE and name not in manifest.files:
-            raise SkinError(f"{entry} is not listed in {SKIN_FILE}; remove it, or write the skin again")
+            raise SkinError(f"{path} is not listed in {SKIN_FILE}; remove it, or write the skin again")
     contents: dict[str, bytes] = {}
     for name, digest in manifest.files.items():
         limit = MAX_TENSOR_BYTES if name.endswith(".safetensors") else MAX_JSON_BYTES
-        own = name.partition("/")[2] if name.partition("/")[0] in CASCADED else name
-        content = read_bytes(directory / name, _LIMITS.get(own, limit))
+        inner_name = name.partition("/")[2] if name.partition("/")[0] in CASCADED else name
+        content = read_bytes(directory / name, _LIMITS.get(inner_name, limit))
         if sha256_bytes(content) != digest:
             raise SkinError(f"{directory / name} is not the file that {SKIN_FILE} lists: its sha256 differs")
         contents[name] = content
@@ -218,29 +220,31 @@ def _read_listed(directory: Path, manifest: Manifest) -> dict[str, bytes]:
 
 def _is_known(name: str) -> bool:
     """Whether a skin can have such a file; the skins in a cascade have no extras."""
-    place, _, rest = name.partition("/")
-    return rest == SKIN_FILE or rest in _KNOWN - set(EXTRAS) if place in CASCADED else name in _KNOWN
+    place, _, inner_name = name.partition("/")
+    return (
+        inner_name == SKIN_FILE or inner_name in _FILE_NAMES - set(EXTRAS) if place in CASCADED else name in _FILE_NAMES
+    )
 
 
 def _entries(directory: Path, inner: Sequence[str] = (INDEX_DIRECTORY, *CASCADED)) -> list[Path]:
     """What lies in a skin's directory and in those within it, which must be directories and no links to some."""
     entries: list[Path] = []
-    for entry in sorted(directory.iterdir()):
-        if entry.name in inner and entry.is_dir() and not entry.is_symlink():
-            entries += _entries(entry, (INDEX_DIRECTORY,) if entry.name in CASCADED else ())
+    for path in sorted(directory.iterdir()):
+        if path.name in inner and path.is_dir() and not path.is_symlink():
+            entries += _entries(path, (INDEX_DIRECTORY,) if path.name in CASCADED else ())
         else:
-            entries.append(entry)
+            entries.append(path)
     return entries
 
 
-def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Skin:
+def _assemble(directory: Path, manifest: SkinManifest, contents: Mapping[str, bytes]) -> Skin:
     cascade = None if manifest.cascade is None else _cascade(directory, manifest.cascade, contents)
     if cascade is not None:
         contents = {name: content for name, content in contents.items() if name.partition("/")[0] not in CASCADED}
-    wanted = {PROMPT_FILE, *chain.from_iterable(_OF_PART.get(part, ()) for part in manifest.parts)}
+    required = {PROMPT_FILE, *chain.from_iterable(_OF_PART.get(part, ()) for part in manifest.parts)}
     optional = {DEMONSTRATIONS_FILE, *EXTRAS}
-    if not wanted <= contents.keys() or not contents.keys() <= wanted | optional:
-        odd = sorted((wanted - contents.keys()) | (contents.keys() - wanted - optional))
+    if not required <= contents.keys() or not contents.keys() <= required | optional:
+        odd = sorted((required - contents.keys()) | (contents.keys() - required - optional))
         raise SkinError(f"{directory}: {odd[0]} does not fit a skin of kind {manifest.kind!r}")
     embedded = manifest.knn or manifest.retrieval
     return Skin(
@@ -253,7 +257,7 @@ def _assemble(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]
         lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
         probe=_probe(directory, manifest, contents),
         soft_prompt=None
-        if SOFT_PROMPT_FILE not in wanted
+        if SOFT_PROMPT_FILE not in required
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
         neighbours=read_neighbours(directory, manifest.knn, contents),
         passages=read_passages(directory, manifest.retrieval, contents),
@@ -271,11 +275,11 @@ def _cascade(directory: Path, fields: CascadeFields, contents: Mapping[str, byte
     parts: list[Skin] = []
     for place, digest in zip(CASCADED, (fields.first, fields.second), strict=True):
         path = directory / place / SKIN_FILE
-        files = {name.partition("/")[2]: one for name, one in contents.items() if name.startswith(f"{place}/")}
-        own = files.pop(SKIN_FILE, None)
-        if own is None:
+        files = {name.partition("/")[2]: content for name, content in contents.items() if name.startswith(f"{place}/")}
+        raw_manifest = files.pop(SKIN_FILE, None)
+        if raw_manifest is None:
             raise SkinError(f"{path} is missing: it is one of the two skins of a cascade")
-        manifest = parse_manifest(path, read_json_object(path, own))
+        manifest = parse_manifest(path, read_json_object(path, raw_manifest))
         if manifest_id(manifest) != digest or manifest.files != {k: sha256_bytes(v) for k, v in files.items()}:
             raise SkinError(f"{path.parent} is not the skin that {directory / SKIN_FILE} names: it was exchanged")
         parts.append(_assemble(path.parent, manifest, files))
@@ -297,7 +301,7 @@ def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstr
     return tuple(Demonstration(row.inputs, row.answer) for row in rows)
 
 
-def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
+def _lora(directory: Path, manifest: SkinManifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
     main = cast(BaseReference, manifest.bases["main"])  # of no endpoint: its manifest says so
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
@@ -308,7 +312,7 @@ def _lora(directory: Path, manifest: Manifest, config: LoraConfig, contents: Map
     return LoraPart(config, tensors, read_spec(directory, contents))
 
 
-def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> ProbePart | None:
+def _probe(directory: Path, manifest: SkinManifest, contents: Mapping[str, bytes]) -> ProbePart | None:
     if manifest.probe is None:
         return None
     labels = _told_apart(directory, manifest, "a probe")
@@ -316,22 +320,22 @@ def _probe(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -
     return ProbePart(head, manifest.probe.layer, manifest.probe.pooling)
 
 
-def _classical(directory: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Classical | None:
+def _classical(directory: Path, manifest: SkinManifest, contents: Mapping[str, bytes]) -> Classical | None:
     fields = manifest.classical
     if fields is None:
         return None
     labels = _told_apart(directory, manifest, "a classical model")
-    both = contents[CLASSICAL_FILE], contents[VOCABULARY_FILE]
+    weights_and_terms = contents[CLASSICAL_FILE], contents[VOCABULARY_FILE]
     places = directory / CLASSICAL_FILE, directory / VOCABULARY_FILE
-    return read_classical(*places, labels, fields.words, fields.sublinear, both)
+    return read_classical(*places, labels, fields.words, fields.sublinear, weights_and_terms)
 
 
-def _told_apart(directory: Path, manifest: Manifest, what: str) -> tuple[str, ...]:
+def _told_apart(directory: Path, manifest: SkinManifest, part_name: str) -> tuple[str, ...]:
     """The labels that a head scores. SkinError where the output has none."""
     labels = labels_by_score(manifest.output)
     if not labels:
         raise SkinError(
-            f"{directory / SKIN_FILE}: {what}'s output must be a label, or labels with a threshold, not the "
+            f"{directory / SKIN_FILE}: {part_name}'s output must be a label, or labels with a threshold, not the "
             f"{manifest.output.kind} that it names"
         )
     return labels

@@ -83,7 +83,7 @@ class DemonstrationRow(Strict):
     answer: str
 
 
-class Manifest(Strict):
+class SkinManifest(Strict):
     """`skin.json`. Its kind is the names of its parts; of a soft prompt nothing else tells here."""
 
     schema_version: int
@@ -106,7 +106,7 @@ class Manifest(Strict):
     files: dict[str, Digest] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _kind_of_the_parts(self) -> Manifest:
+    def _kind_of_the_parts(self) -> SkinManifest:
         if self.kind != kind_of(self.parts):
             raise ValueError(f"the kind {self.kind!r} does not fit the parts, which are of a {kind_of(self.parts)!r}")
         check_parts(self.name, self.bases, self.parts)
@@ -128,7 +128,7 @@ class Manifest(Strict):
         )
 
 
-def manifest_bytes(manifest: Manifest) -> bytes:
+def manifest_bytes(manifest: SkinManifest) -> bytes:
     # "inputs" keeps its order, which is the order of the fields in the prompt; the order of keys is fixed otherwise
     fields = manifest.model_dump(mode="json")
     for name in ("knn", "retrieval", "cascade", "classical"):  # skins from before there were such parts keep their id
@@ -137,13 +137,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def manifest_id(manifest: Manifest) -> str:
+def manifest_id(manifest: SkinManifest) -> str:
     """The `skin_id` of the skin that this `skin.json` belongs to, from the hashes that it lists."""
     files = {name: digest for name, digest in manifest.files.items() if name not in EXTRAS}
     return sha256_bytes(manifest_bytes(manifest.model_copy(update={"files": files})))
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> SkinManifest:
     """`skin.json` alone: what the skin says of itself. SkinError where it is missing, a link, or not valid."""
     if not directory.is_dir():
         raise SkinError(f"{directory} is not a directory; a skin is a directory with a {SKIN_FILE}")
@@ -153,7 +153,7 @@ def read_manifest(directory: Path) -> Manifest:
     return parse_manifest(path, read_json_object(path))
 
 
-def parse_manifest(path: Path, fields: dict[str, Any]) -> Manifest:
+def parse_manifest(path: Path, fields: dict[str, Any]) -> SkinManifest:
     version = fields.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise SkinError(f"{path}: schema_version must be a positive number, got {version!r}")
@@ -161,7 +161,7 @@ def parse_manifest(path: Path, fields: dict[str, Any]) -> Manifest:
         raise SkinError(
             f"{path} has schema version {version}, this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
         )
-    return validate(Manifest, fields, path)
+    return validate(SkinManifest, fields, path)
 
 
 def validate(model: type[M], fields: Any, path: Path) -> M:
@@ -169,7 +169,7 @@ def validate(model: type[M], fields: Any, path: Path) -> M:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the object"
-        raise SkinError(f"{path}: {where}: {first['msg']}") from error
+        field_path = ".".join(map(str, first["loc"])) or "the object"
+        raise SkinError(f"{path}: {field_path}: {first['msg']}") from error
     except UsageError as error:  # of an endpoint's address
         raise SkinError(f"{path}: {error.message}") from error

@@ -100,22 +100,24 @@ def merge_skin(
 
 def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     """The skin's own prompt around each of TEXTS; the end of it where the context is shorter."""
-    tokenizer, given = base.need_tokenizer(), [dict.fromkeys(skin.inputs, text) for text in TEXTS]
+    tokenizer, input_values = base.need_tokenizer(), [dict.fromkeys(skin.inputs, text) for text in TEXTS]
     if "generate" in base.can:
-        found = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in given]
+        encoded_prompts = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in input_values]
     else:
-        found = [tokenizer.encode(str(skin.prompt.text(inputs)), add_special_tokens=True) for inputs in given]
-    return [tokens[-base.spec.context_length :] for tokens in found]
+        encoded_prompts = [
+            tokenizer.encode(str(skin.prompt.text(inputs)), add_special_tokens=True) for inputs in input_values
+        ]
+    return [tokens[-base.spec.context_length :] for tokens in encoded_prompts]
 
 
 def _distributions(skin: Skin, base: Base, prompts: list[list[int]]) -> list[tuple[Tensor, Tensor]]:
     """Logits, and log-probabilities in float64, [T, V] of each prompt."""
-    found: list[tuple[Tensor, Tensor]] = []
+    distributions: list[tuple[Tensor, Tensor]] = []
     for tokens in prompts:
         logits = _logits(skin, base, torch.tensor([tokens]))
         # Divergences this small vanish in the rounding of float32 sums.
-        found.append((logits, logits.double().log_softmax(-1)))
-    return found
+        distributions.append((logits, logits.double().log_softmax(-1)))
+    return distributions
 
 
 def _logits(skin: Skin, base: Base, tokens_1T: Tensor) -> Tensor:
@@ -129,12 +131,12 @@ def _logits(skin: Skin, base: Base, tokens_1T: Tensor) -> Tensor:
     return states_TD if skin.probe is None else skin.probe.head(states_TD)
 
 
-def _drift(expected: list[tuple[Tensor, Tensor]], found: list[tuple[Tensor, Tensor]]) -> MergeDrift:
-    tokens, same = 0, 0
+def _drift(expected: list[tuple[Tensor, Tensor]], actual: list[tuple[Tensor, Tensor]]) -> MergeDrift:
+    tokens, agreements = 0, 0
     logit = kl = 0.0
-    for (logits, wanted), (theirs, got) in zip(expected, found, strict=True):
-        tokens += len(wanted)
-        same += int((wanted.argmax(-1) == got.argmax(-1)).sum())
+    for (logits, expected_logprobs), (theirs, actual_logprobs) in zip(expected, actual, strict=True):
+        tokens += len(expected_logprobs)
+        agreements += int((expected_logprobs.argmax(-1) == actual_logprobs.argmax(-1)).sum())
         logit = max(logit, float((logits - theirs).abs().max()))
-        kl += float((wanted.exp() * (wanted - got)).sum())
-    return MergeDrift(tokens, logit, kl / tokens, same / tokens)
+        kl += float((expected_logprobs.exp() * (expected_logprobs - actual_logprobs)).sum())
+    return MergeDrift(tokens, logit, kl / tokens, agreements / tokens)

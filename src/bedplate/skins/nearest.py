@@ -23,23 +23,23 @@ PoolPooling = Literal["mean", "first", "own"]
 """How texts of an index are pooled; own: as the base's own library makes vectors of them."""
 
 
-def check_vectors(vectors: np.ndarray, count: int, k: int, what: str) -> None:
-    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken. what:
+def check_vectors(vectors: np.ndarray, count: int, k: int, index_name: str) -> None:
+    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken. index_name:
     the name of what holds them, for messages."""
     shape = vectors.shape
     if vectors.dtype != np.float32 or len(shape) != 2 or not vectors.size:
-        raise SkinError(f"a {what}'s vectors are float32 [N, D], got {vectors.dtype} {list(shape)}")
+        raise SkinError(f"a {index_name}'s vectors are float32 [N, D], got {vectors.dtype} {list(shape)}")
     if shape[0] != count:
-        raise SkinError(f"the {what} has {count:,} rows and {shape[0]:,} vectors; each row needs one")
+        raise SkinError(f"the {index_name} has {count:,} rows and {shape[0]:,} vectors; each row needs one")
     if not 1 <= k <= count:
-        raise SkinError(f"k is {k}; it must be between 1 and the {what}'s {count:,} rows")
+        raise SkinError(f"k is {k}; it must be between 1 and the {index_name}'s {count:,} rows")
     # in 64 bits, so that no finite vector overflows
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     if not bool(np.isfinite(lengths).all()):
-        raise SkinError(f"the {what}'s vectors hold NaN or infinity")
+        raise SkinError(f"the {index_name}'s vectors hold NaN or infinity")
     wrong = int(np.argmax(np.abs(lengths - 1.0)))
     if abs(lengths[wrong] - 1.0) > _UNIT:
-        raise SkinError(f"vector {wrong} of the {what} has length {lengths[wrong]:.4g}, not 1")
+        raise SkinError(f"vector {wrong} of the {index_name} has length {lengths[wrong]:.4g}, not 1")
 
 
 def nearest(vectors: np.ndarray, query_D: np.ndarray, k: int) -> list[int]:
@@ -52,13 +52,13 @@ def nearest(vectors: np.ndarray, query_D: np.ndarray, k: int) -> list[int]:
         raise RequestError(f"the query must be {size} finite numbers, got {list(query_D.shape)}")
     scores_N = vectors @ query_D.astype(np.float32, copy=False)
     if k == count:
-        found = np.arange(count)
+        candidates = np.arange(count)
     else:
         chosen = np.argpartition(scores_N, count - k)[count - k :]
         # the partition takes any of equals at its edge: all of them are looked at again
-        found = np.flatnonzero(scores_N >= scores_N[chosen].min())
-    order = np.lexsort((found, -scores_N[found]))
-    return found[order][:k].tolist()
+        candidates = np.flatnonzero(scores_N >= scores_N[chosen].min())
+    order = np.lexsort((candidates, -scores_N[candidates]))
+    return candidates[order][:k].tolist()
 
 
 def vector_bytes(vectors: np.ndarray) -> bytes:

@@ -57,8 +57,8 @@ class Neighbours:
 
     def demonstrations(self, query_D: np.ndarray) -> tuple[Demonstration, ...]:
         """What is shown for a call whose inputs have this vector, in the order of the prompt."""
-        found = self.nearest(query_D)
-        return tuple(self.rows[i] for i in (found if self.order == "nearest_first" else found[::-1]))
+        indices = self.nearest(query_D)
+        return tuple(self.rows[i] for i in (indices if self.order == "nearest_first" else indices[::-1]))
 
     def files(self) -> dict[str, bytes]:
         """File name → content of `index/`."""

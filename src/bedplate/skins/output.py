@@ -126,11 +126,11 @@ class EmbeddingOutput(Strict):
         """The vector as this output wants it, from the whole pooled one. RequestError when it is not finite."""
         if not all(map(math.isfinite, vector)):
             raise RequestError("the model's vector for the text is not finite")
-        kept = tuple(vector[: self.dimensions])
+        truncated = tuple(vector[: self.dimensions])
         if not self.normalise:
-            return kept
-        length = math.sqrt(sum(number * number for number in kept)) or 1.0
-        return tuple(number / length for number in kept)
+            return truncated
+        length = math.sqrt(sum(number * number for number in truncated)) or 1.0
+        return tuple(number / length for number in truncated)
 
 
 class JsonOutput(Strict):
@@ -207,8 +207,10 @@ class LabelsOutput(Grown):
         assert self.threshold is not None
         if len(logits) != len(self.labels) or any(math.isnan(logit) for logit in logits):
             raise RequestError(f"the head's scores are not one number for each of {len(self.labels)} labels")
-        told = {name: -_softplus(-logit) for name, logit in zip(self.labels, logits, strict=True)}
-        return self.canonical(name for name, one in told.items() if one >= math.log(self.threshold)), told
+        log_probabilities = {name: -_softplus(-logit) for name, logit in zip(self.labels, logits, strict=True)}
+        return self.canonical(
+            name for name, log_probability in log_probabilities.items() if log_probability >= math.log(self.threshold)
+        ), log_probabilities
 
 
 def _softplus(x: float) -> float:

@@ -60,13 +60,13 @@ class Passages:
         """Names the chunks and their order."""
         return sha256_json([[chunk.document, chunk.start, chunk.text] for chunk in self.chunks])
 
-    def given(self, query_D: np.ndarray) -> tuple[Passage, ...]:
+    def retrieve(self, query_D: np.ndarray) -> tuple[Passage, ...]:
         """What goes into the prompt of a call whose inputs have this vector, numbered from 1. RequestError for a query
         of another size, or that is not finite."""
-        found = nearest(self.vectors, query_D, self.k)
+        indices = nearest(self.vectors, query_D, self.k)
         return tuple(
             Passage(number, self.chunks[i].text, self.chunks[i].document, self.chunks[i].start)
-            for number, i in enumerate(found, start=1)
+            for number, i in enumerate(indices, start=1)
         )
 
     def files(self) -> dict[str, bytes]:
@@ -83,7 +83,7 @@ class Passages:
 
 def read_chunks(path: Path, content: bytes) -> tuple[Chunk, ...]:
     """The rows of `index/passages.jsonl`. SkinError naming the line."""
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line:
             continue
@@ -91,5 +91,5 @@ def read_chunks(path: Path, content: bytes) -> tuple[Chunk, ...]:
         document, start, text = row.get("document"), row.get("start"), row.get("text")
         if len(row) != 3 or type(document) is not str or type(start) is not int or type(text) is not str or start < 0:
             raise SkinError(f"{path}, line {number}: a passage is its document, its start there and its text")
-        found.append(Chunk(document, start, text))
-    return tuple(found)
+        chunks.append(Chunk(document, start, text))
+    return tuple(chunks)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from bedplate.core.errors import UsageError
-from bedplate.skins.prompt import GIVEN, Format, Prompt
+from bedplate.skins.prompt import RESERVED_VARIABLES, Format, Prompt
 from bedplate.text.json_form import schema_fields, type_words
 from bedplate.text.json_schema import Schema
 
@@ -47,17 +47,17 @@ def default_prompt(
     """
     if phrasing not in PHRASINGS:
         raise UsageError(f"there is no phrasing {phrasing!r}; there are: {', '.join(PHRASINGS)}")
-    said = _literal(instructions.strip())
+    instruction_text = _literal(instructions.strip())
     if format == "chat":
         choice = _literal(", ".join(labels))
-        return Prompt(f"{said}\nAnswer with one of: {choice}.\n\n{_form(inputs, None)}", "chat")
-    opens, asks = PHRASINGS[phrasing]
-    asked = asks.replace("{cue}", _literal(_cue(task_name))).replace("{instructions}", said)
+        return Prompt(f"{instruction_text}\nAnswer with one of: {choice}.\n\n{_form(inputs, None)}", "chat")
+    opens, cue_template = PHRASINGS[phrasing]
+    cue = cue_template.replace("{cue}", _literal(_cue(task_name))).replace("{instructions}", instruction_text)
 
     def form(owner: str | None) -> str:
-        return f"{_form(inputs, owner)}\n{asked}"
+        return f"{_form(inputs, owner)}\n{cue}"
 
-    opening = f"{said}\n\n" if opens and said else ""
+    opening = f"{instruction_text}\n\n" if opens and instruction_text else ""
     loop = f"{{% for shown in demonstrations %}}\n{form('shown')}{{{{ shown.answer }}}}\n\n{{% endfor %}}\n"
     return Prompt(f"{opening}{loop}{form(None)}", "plain")
 
@@ -83,19 +83,21 @@ def generation_prompt(
         raise UsageError(
             f"there is no phrasing {phrasing!r} for this task; there are: {names} (of one input, continued as text)"
         )
-    said = _literal("\n".join(filter(None, [instructions.strip(), "" if schema is None else _fields_line(schema)])))
-    if format == "chat":
-        return Prompt(f"{said}\n\n{_form(inputs, None)}" if said else _form(inputs, None), "chat")
-    opens, asks = PHRASINGS["form" if phrasing == BELOW else phrasing]
-    asked = asks.replace("{cue}", "JSON" if schema is not None else _literal(_cue(task_name)))
-    asked = asked.replace("{instructions}", _literal(instructions.strip()))
-    if schema is not None or phrasing == BELOW:
-        asked += '{{ "\\n" }}'  # written so, because a template's last line break is dropped
-    opening = f"{said}\n\n" if opens and said else ""
-    shown = f"{_form(inputs, 'shown')}\n{asked}{{{{ shown.answer }}}}"
-    return Prompt(
-        f"{opening}{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_form(inputs, None)}\n{asked}"
+    instruction_text = _literal(
+        "\n".join(filter(None, [instructions.strip(), "" if schema is None else _fields_line(schema)]))
     )
+    if format == "chat":
+        return Prompt(
+            f"{instruction_text}\n\n{_form(inputs, None)}" if instruction_text else _form(inputs, None), "chat"
+        )
+    opens, cue_template = PHRASINGS["form" if phrasing == BELOW else phrasing]
+    cue = cue_template.replace("{cue}", "JSON" if schema is not None else _literal(_cue(task_name)))
+    cue = cue.replace("{instructions}", _literal(instructions.strip()))
+    if schema is not None or phrasing == BELOW:
+        cue += '{{ "\\n" }}'  # written so, because a template's last line break is dropped
+    opening = f"{instruction_text}\n\n" if opens and instruction_text else ""
+    shown = f"{_form(inputs, 'shown')}\n{cue}{{{{ shown.answer }}}}"
+    return Prompt(f"{opening}{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_form(inputs, None)}\n{cue}")
 
 
 def _fields_line(schema: Schema) -> str:
@@ -103,7 +105,9 @@ def _fields_line(schema: Schema) -> str:
     fields = schema_fields(schema)
     if not fields:
         return f"Answer as JSON: {type_words(schema, schema)}."
-    named = [f"{name} ({kind}{f': {said}' if said else ''})" for name, kind, said in fields]
+    named = [
+        f"{name} ({type_text}{f': {description}' if description else ''})" for name, type_text, description in fields
+    ]
     return f"Answer as JSON with the field{'s' if len(named) > 1 else ''}: {', '.join(named)}."
 
 
@@ -141,7 +145,7 @@ def _cue(task_name: str) -> str:
 
 
 def _field(name: str, owner: str | None) -> str:
-    reserved = GIVEN | {"shown"} | _KEYWORDS
+    reserved = RESERVED_VARIABLES | {"shown"} | _KEYWORDS
     if owner is None and name.isascii() and name.isidentifier() and name not in reserved:
         return f"{{{{ {name} }}}}"
     place = "inputs" if owner is None else f"{owner}.inputs"

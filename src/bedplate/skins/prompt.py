@@ -26,7 +26,7 @@ Messages = list[dict[str, str]]
 
 TEMPLATE_BYTES = 256 * 1024
 RENDER_SECONDS = 5.0
-GIVEN = frozenset(("inputs", "demonstrations", "passages"))
+RESERVED_VARIABLES = frozenset(("inputs", "demonstrations", "passages"))
 # Two inputs differ in their first character whatever they are: the common prefix of these prompts is constant.
 _PROBES = ("a", "7", " The", "\n", "中", "<", "…", "zebra zebra", "")
 
@@ -80,7 +80,7 @@ class Prompt:
 
     def check(self, fields: Sequence[str], demonstrations: Sequence[Demonstration] = ()) -> None:
         """Raise SkinError when the template reads something that is no input field, or ignores demonstrations."""
-        unknown = sorted(self.variables - set(fields) - GIVEN)
+        unknown = sorted(self.variables - set(fields) - RESERVED_VARIABLES)
         if unknown:
             raise SkinError(
                 f"the prompt template reads {unknown[0]!r}, which is not an input; the inputs are: {', '.join(fields)}"
@@ -123,9 +123,9 @@ class Prompt:
         limit: int | None = None,
     ) -> list[int]:
         """Token ids of the prompt of one input. ContextLengthExceeded when there are more than `limit`."""
-        found = self.text(inputs, demonstrations, passages)
-        ids = self._encode(tokenizer, found)
-        return _within(ids, 0, limit)
+        rendered = self.text(inputs, demonstrations, passages)
+        ids = self._encode(tokenizer, rendered)
+        return _check_limit(ids, 0, limit)
 
     def label_tokens(
         self,
@@ -144,18 +144,20 @@ class Prompt:
         its own, with the token that ends it. ContextLengthExceeded when the prompt with the longest
         continuation has more than `limit` tokens.
         """
-        found = self.text(inputs, demonstrations, passages)
+        rendered = self.text(inputs, demonstrations, passages)
         if not output.continuations:
             raise SkinError("this output names no text to score for its labels; give it continuations")
-        if isinstance(found, str):
+        if isinstance(rendered, str):
             if tokenizer.answers_apart:
-                prompt = self._encode(tokenizer, found)
-                return _within(prompt, 0, limit), tuple(tuple(tokenizer.encode_answer(c)) for c in output.continuations)
+                prompt = self._encode(tokenizer, rendered)
+                return _check_limit(prompt, 0, limit), tuple(
+                    tuple(tokenizer.encode_answer(c)) for c in output.continuations
+                )
             self.check_continuations(output.continuations)
-            prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), found, output.continuations)
+            prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), rendered, output.continuations)
         else:
-            prompt, answers = _split_chat(tokenizer, found, output.continuations)
-        return _within(prompt, max(map(len, answers)), limit), answers
+            prompt, answers = _split_chat(tokenizer, rendered, output.continuations)
+        return _check_limit(prompt, max(map(len, answers)), limit), answers
 
     def constant_prefix(
         self,
@@ -170,22 +172,22 @@ class Prompt:
         """
         if tokenizer.answers_apart:  # what an encoder reads has no beginning that stays the same
             return []
-        names = sorted(self.variables - GIVEN) if fields is None else list(fields)
+        names = sorted(self.variables - RESERVED_VARIABLES) if fields is None else list(fields)
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
         prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
         first, last = min(prompts), max(prompts)
-        same = next(
+        common_length = next(
             (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
         )
-        return first[: max(same - 1, 0)]
+        return first[: max(common_length - 1, 0)]
 
     def _render(
         self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()
     ) -> str:
         shown = [{"inputs": _texts(d.inputs), "answer": d.answer} for d in demonstrations]
         texts = _texts(inputs)
-        given = [{"number": p.number, "text": p.text, "document": p.document} for p in passages]
-        variables = {"passages": given, **texts, "inputs": texts, "demonstrations": shown}
+        passage_fields = [{"number": p.number, "text": p.text, "document": p.document} for p in passages]
+        variables = {"passages": passage_fields, **texts, "inputs": texts, "demonstrations": shown}
         # in a context of its own, so that one rendering's budget is not another's
         return copy_context().run(_render, self.template, variables)
 
@@ -240,10 +242,10 @@ def _split_chat(
     return prompt, tuple(answers)
 
 
-def _within(ids: list[int], more: int, limit: int | None) -> list[int]:
-    if limit is not None and len(ids) + more > limit:
+def _check_limit(ids: list[int], answer_tokens: int, limit: int | None) -> list[int]:
+    if limit is not None and len(ids) + answer_tokens > limit:
         raise ContextLengthExceeded(
-            f"the prompt has {len(ids):,} tokens{f' and its answer up to {more:,}' if more else ''}, more than the "
+            f"the prompt has {len(ids):,} tokens{f' and its answer up to {answer_tokens:,}' if answer_tokens else ''}, more than the "
             f"{limit:,} that fit; shorten the input or show fewer examples (nothing is cut off silently)",
             param="input",
         )
@@ -253,10 +255,12 @@ def _within(ids: list[int], more: int, limit: int | None) -> list[int]:
 @lru_cache(maxsize=256)
 def _refuse_control_tokens(tokenizer: Tokenizer, template: str) -> None:
     """A plain prompt is encoded as user text: control tokens written into it would silently become mere characters."""
-    found = [i for i in tokenizer.encode(template) if i in tokenizer.special_ids]
-    if found and found != [i for i in tokenizer.encode(template, parse_special=False) if i in tokenizer.special_ids]:
+    control_ids = [i for i in tokenizer.encode(template) if i in tokenizer.special_ids]
+    if control_ids and control_ids != [
+        i for i in tokenizer.encode(template, parse_special=False) if i in tokenizer.special_ids
+    ]:
         raise TemplateError(
-            f"the plain prompt template contains the control token {tokenizer.id_to_token(found[0])!r}; "
+            f"the plain prompt template contains the control token {tokenizer.id_to_token(control_ids[0])!r}; "
             "use format: chat, which places control tokens itself"
         )
 

@@ -16,15 +16,15 @@ from bedplate.skins.manifest import SKIN_FILE
 from bedplate.skins.run import REPORT_FILE, RUN_FILE, SPLIT_NAMES, Run, run_above
 from bedplate.skins.skin import BaseReference, Skin
 
-What = Literal["base", "skin", "run", "report", "data"]
+ArtifactType = Literal["base", "skin", "run", "report", "data"]
 _BASE_DETAILS = ("family", "tokenizer_id", "template_id", "equivalent_of")
 
 
 @dataclass(frozen=True)
-class Record:
+class CatalogRecord:
     """One thing, and the ids of what it was made from."""
 
-    what: What
+    artifact_type: ArtifactType
     id: str
     name: str
     path: Path | str | None = None
@@ -40,7 +40,7 @@ def files_of(directory: Path) -> list[Path]:
     return [directory / name for name in names if (directory / name).is_file()]
 
 
-def of_file(path: Path) -> list[Record]:
+def of_file(path: Path) -> list[CatalogRecord]:
     """What such a file is about, last, after what it was made from. BedplateError, OSError, ValueError."""
     if path.name == SKIN_FILE:
         return of_skin(read_skin(path.parent), path.parent)
@@ -49,31 +49,31 @@ def of_file(path: Path) -> list[Record]:
     return [of_base(path) if path.name == BASE_FILE else of_report(path)]
 
 
-def of_skin(skin: Skin, path: Path | str | None) -> list[Record]:
+def of_skin(skin: Skin, path: Path | str | None) -> list[CatalogRecord]:
     """A skin, last, after its bases, data and run. Its parents are the bases, data, skins and report that it names, and
     the run above its directory."""
     origin = skin.provenance
     data = list(_data({**origin.data, **origin.splits}, origin.task))
     place = None if path is None else run_above(Path(path), origin.splits)
     run = [] if place is None else of_run(place)
-    bases = [_referred(one) for one in skin.bases.values() if isinstance(one, BaseReference)]
-    parents = [one.id for one in (*bases, *data, *run[-1:])]
+    bases = [_referred(base) for base in skin.bases.values() if isinstance(base, BaseReference)]
+    parents = [record.id for record in (*bases, *data, *run[-1:])]
     parents += [*origin.parents, *([] if origin.report is None else [origin.report])]
     main = skin.bases.get("main")
     details = {"kind": skin.kind, "base": None if main is None else main.name, "task": origin.task, "rung": origin.rung}
-    return [*bases, *data, *run, Record("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
+    return [*bases, *data, *run, CatalogRecord("skin", skin_id(skin), skin.name, path, details, tuple(parents))]
 
 
-def of_run(directory: Path) -> list[Record]:
+def of_run(directory: Path) -> list[CatalogRecord]:
     """A run, last, after the data that it read."""
     run = Run.read(directory)
     data = list(_data(run.data, run.task))
-    parents = (*run.bases, *(one.id for one in data), *([] if run.parent_id is None else [run.parent_id]))
+    parents = (*run.bases, *(record.id for record in data), *([] if run.parent_id is None else [run.parent_id]))
     details = {"task": run.task, "seed": run.seed}
-    return [*data, Record("run", run.id, f"adapt {run.task}", directory, details, parents)]
+    return [*data, CatalogRecord("run", run.id, f"adapt {run.task}", directory, details, parents)]
 
 
-def of_base(path: Path) -> Record:
+def of_base(path: Path) -> CatalogRecord:
     """A base, of its base.json."""
     fields = read_json_object(path)
     weights_id = fields.get("weights_id")
@@ -83,42 +83,45 @@ def of_base(path: Path) -> Record:
     lineage = fields.get("lineage")
     parents: list[Any] = []
     if isinstance(lineage, dict):
-        several, one = lineage.get("parents"), lineage.get("parent")
-        parents = [*(several if isinstance(several, list) else ()), one if one != weights_id else None]
-    named = tuple(one for one in parents if isinstance(one, str))
-    return Record("base", weights_id, path.parent.name, path.parent, details, named)
+        several, single_parent = lineage.get("parents"), lineage.get("parent")
+        parents = [
+            *(several if isinstance(several, list) else ()),
+            single_parent if single_parent != weights_id else None,
+        ]
+    named = tuple(parent for parent in parents if isinstance(parent, str))
+    return CatalogRecord("base", weights_id, path.parent.name, path.parent, details, named)
 
 
-def of_report(path: Path) -> Record:
+def of_report(path: Path) -> CatalogRecord:
     """A report, whose parents are the bases and skins that it is about."""
     fields = read_json_object(path)
     details = {key: fields.get(key) for key in ("task", "verdict")}
     details["opened"] = opened_by(fields)
     task = fields.get("task")
     name = task if isinstance(task, str) else path.parent.name
-    return Record("report", sha256_file(path), name, path, details, _judged(fields.get("lineage")))
+    return CatalogRecord("report", sha256_file(path), name, path, details, _judged(fields.get("lineage")))
 
 
 def opened_by(report: Mapping[str, Any]) -> str | None:
     """The verdict that a report's test rows were opened for, by its id in the ledger; None where they were not."""
     ledger = report.get("ledger")
-    found = ledger.get("verdict_id") if isinstance(ledger, Mapping) else None
-    return found if isinstance(found, str) else None
+    verdict_id = ledger.get("verdict_id") if isinstance(ledger, Mapping) else None
+    return verdict_id if isinstance(verdict_id, str) else None
 
 
-def _referred(base: BaseReference) -> Record:
+def _referred(base: BaseReference) -> CatalogRecord:
     place = Path(base.name) if Path(base.name).is_absolute() else None
     details = {key: getattr(base, key) for key in _BASE_DETAILS}
-    return Record("base", base.weights_id, Path(base.name).name, place, details, hearsay=True)
+    return CatalogRecord("base", base.weights_id, Path(base.name).name, place, details, hearsay=True)
 
 
-def _data(hashes: Mapping[str, str], task: str | None) -> Iterator[Record]:
+def _data(hashes: Mapping[str, str], task: str | None) -> Iterator[CatalogRecord]:
     """Files (`file:…`) and splits."""
     for key, digest in hashes.items():
         if key in SPLIT_NAMES:
-            yield Record("data", digest, f"{key} of {task}", None, {"kind": "split", "task": task})
+            yield CatalogRecord("data", digest, f"{key} of {task}", None, {"kind": "split", "task": task})
         else:
-            yield Record("data", digest, key.removeprefix("file:"), None, {"kind": "file"})
+            yield CatalogRecord("data", digest, key.removeprefix("file:"), None, {"kind": "file"})
 
 
 def _judged(lineage: Any) -> tuple[str, ...]:
@@ -126,7 +129,7 @@ def _judged(lineage: Any) -> tuple[str, ...]:
         return ()
     bases: Any = lineage.get("bases")
     skins: Any = lineage.get("skins")
-    named: list[tuple[Any, str]] = [(one, "weights_id") for one in (bases if isinstance(bases, list) else ())]
-    named += [(one, "skin_id") for one in (skins.values() if isinstance(skins, dict) else ())]
-    found = [one.get(key) for one, key in named if isinstance(one, dict)]
-    return tuple(id_ for id_ in found if isinstance(id_, str))
+    named: list[tuple[Any, str]] = [(base, "weights_id") for base in (bases if isinstance(bases, list) else ())]
+    named += [(skin, "skin_id") for skin in (skins.values() if isinstance(skins, dict) else ())]
+    ids = [reference.get(key) for reference, key in named if isinstance(reference, dict)]
+    return tuple(id_ for id_ in ids if isinstance(id_, str))

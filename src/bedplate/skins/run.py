@@ -51,6 +51,6 @@ class Run(Strict):
 
 def run_above(directory: Path, splits: Mapping[str, str]) -> Path | None:
     """The directory of the run that a skin was made in: the nearest one above it, if that judged by the same rows."""
-    place = next((one for one in directory.absolute().parents if (one / RUN_FILE).is_file()), None)
+    place = next((parent for parent in directory.absolute().parents if (parent / RUN_FILE).is_file()), None)
     judged_by = {name: splits[name] for name in ("valid", "test") if name in splits}
     return None if place is None or not judged_by.items() <= Run.read(place).data.items() else place

@@ -30,7 +30,7 @@ PARTS = ("cascade", "hosted", "classical", "lora", "soft_prompt", "knn", "retrie
 """What a skin may have besides its prompt, in the order in which its kind names them."""
 ADAPTED = frozenset(("lora", "soft_prompt"))
 """Parts with weights that an engine holds under a key."""
-_APART = (
+_EXCLUSIONS = (
     ("cascade", PARTS, "its two skins have parts, and it has none of its own"),
     ("hosted", PARTS, "an endpoint is given a prompt, and nothing besides"),
     ("classical", PARTS, "a bag-of-words model answers alone, without a base"),
@@ -156,10 +156,10 @@ class CascadePart:
 
 
 def name_parts(
-    bases: Mapping[str, BaseReference | EndpointReference], output: Output, **held: object | None
+    bases: Mapping[str, BaseReference | EndpointReference], output: Output, **parts: object | None
 ) -> tuple[str, ...]:
-    """Names out of PARTS: what of `held` there is, and what bases and output say."""
-    has = {name: part is not None for name, part in held.items()}
+    """Names out of PARTS: what of `parts` there is, and what bases and output say."""
+    has = {name: part is not None for name, part in parts.items()}
     has["hosted"] = not has["cascade"] and isinstance(bases.get("main"), EndpointReference)
     has["embed"] = isinstance(output, EmbeddingOutput)
     return tuple(part for part in PARTS if has[part])
@@ -176,14 +176,14 @@ def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) ->
         raise SkinError(f"skin {name!r} is a bag-of-words model, which has no use for a base {min(bases)!r}")
     if "main" not in bases and not {"classical", "cascade"} & set(parts):
         raise SkinError(f"skin {name!r} names no main base")
-    for part, others, why in _APART:
-        odd = [other for other in parts if other in others and other != part]
+    for part, excluded, why in _EXCLUSIONS:
+        odd = [candidate for candidate in parts if candidate in excluded and candidate != part]
         if part in parts and odd:
             raise SkinError(f"skin {name!r} cannot have {part} together with {' and '.join(odd)}: {why}")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Skin(shown.Told):
+class Skin(shown.Displayable):
     """One product feature on one base, a remote model, or none: a prompt, and what else it has, alone or together.
 
     demonstrations: examples in the prompt. lora: adapter weights. soft_prompt: vectors before the prompt. probe: a head
@@ -229,10 +229,10 @@ class Skin(shown.Told):
         self._check_pool()
         self._check_cascade()
         self.prompt.check(list(self.inputs), self.demonstrations)
-        for number, one in enumerate(self.demonstrations):
-            if one.inputs.keys() != self.inputs.keys():
+        for number, demonstration in enumerate(self.demonstrations):
+            if demonstration.inputs.keys() != self.inputs.keys():
                 raise SkinError(
-                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(one.inputs)}, "
+                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(demonstration.inputs)}, "
                     f"the skin has {sorted(self.inputs)}"
                 )
 
@@ -339,20 +339,20 @@ class Skin(shown.Told):
     @property
     def base(self) -> BaseReference:
         """The main base. SkinError where a remote model answers, or none has to be asked."""
-        found = self.bases.get("main")
-        if found is None:
+        reference = self.bases.get("main")
+        if reference is None:
             raise SkinError(
                 f"skin {self.name!r} of kind {self.kind!r} answers without a base: it fits none, and needs none"
             )
-        if isinstance(found, EndpointReference):
-            raise SkinError(f"skin {self.name!r} is answered by {found.name}: it has no base on this machine")
-        return found
+        if isinstance(reference, EndpointReference):
+            raise SkinError(f"skin {self.name!r} is answered by {reference.name}: it has no base on this machine")
+        return reference
 
     @property
     def embedder(self) -> BaseReference | None:
         """The base that embeds, where it is another than the main one."""
-        found = self.bases.get("embedder")
-        return found if isinstance(found, BaseReference) else None
+        reference = self.bases.get("embedder")
+        return reference if isinstance(reference, BaseReference) else None
 
     @property
     def is_remote(self) -> bool:
@@ -362,14 +362,14 @@ class Skin(shown.Told):
     @property
     def facts(self) -> dict[str, str]:
         """What it is, in a few words each: for people."""
-        made, output = self.output.kind, self.output
+        answer_form, output = self.output.kind, self.output
         if isinstance(output, LabelOutput | LabelsOutput):
-            made = f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {shown.few(output.labels)}"
+            answer_form = f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {shown.join_names(output.labels)}"
         return {
             "name": self.name,
             "kind": self.kind,
             "bases": ", ".join(base.name for base in self.bases.values()) or "no base",
-            "answers": f"{shown.few(list(self.inputs))} → {made}",
+            "answers": f"{shown.join_names(list(self.inputs))} → {answer_form}",
         }
 
     def without_weights(self) -> Skin:

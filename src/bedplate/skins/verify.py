@@ -49,8 +49,10 @@ def verify_skin(
     """
     check_base(skin.name, skin.base, skin.prompt.format, base)
     _check_parts(skin, base)
-    held = weights or dtype_name(base.dtype)
-    return check_judged(skin.name, skin.evaluated_with, held, kernel, allow_other_weights, dtype_name(base.dtype))
+    weights_name = weights or dtype_name(base.dtype)
+    return check_judged(
+        skin.name, skin.evaluated_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
+    )
 
 
 def verify_embedder(
@@ -65,8 +67,10 @@ def verify_embedder(
     assert skin.embedder is not None
     check_base(skin.name, skin.embedder, "plain", base)
     _check_pool(skin, base)
-    held = weights or dtype_name(base.dtype)
-    return check_judged(skin.name, skin.embedded_with, held, kernel, allow_other_weights, dtype_name(base.dtype))
+    weights_name = weights or dtype_name(base.dtype)
+    return check_judged(
+        skin.name, skin.embedded_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
+    )
 
 
 def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBase) -> None:
@@ -143,8 +147,8 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
         _check_pool(skin, base)
     if isinstance(skin.output, EmbeddingOutput):
         _check_depth(skin.name, skin.output.depth or 0, spec)
-        own = skin.output.pooling is None and skin.output.depth is None
-        size = base.embedding_size if own else spec.hidden_size
+        default_pooling = skin.output.pooling is None and skin.output.depth is None
+        size = base.embedding_size if default_pooling else spec.hidden_size
         if (skin.output.dimensions or 0) > size:
             raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", size)
 
@@ -164,5 +168,5 @@ def _check_depth(name: str, depth: int, spec: TextSpec) -> None:
         raise SkinError(f"skin {name!r} reads layers.{depth}, the base has {spec.layers} layers")
 
 
-def _sizes(name: str, what: str, size: int) -> SkinError:
-    return SkinError(f"skin {name!r} has {what}, the base's features have size {size}")
+def _sizes(name: str, description: str, size: int) -> SkinError:
+    return SkinError(f"skin {name!r} has {description}, the base's features have size {size}")

@@ -38,7 +38,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, source: str, special: Seque
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[AddedToken(one, special=True, normalized=False) for one in controls],
+        special_tokens=[AddedToken(control, special=True, normalized=False) for control in controls],
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)

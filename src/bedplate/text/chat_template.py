@@ -36,12 +36,12 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain(key): plain(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    for kind in (str, int, float):
-        if isinstance(value, kind):
-            return kind(value)
+        return [plain(child) for child in value]
+    for base_type in (str, int, float):
+        if isinstance(value, base_type):
+            return base_type(value)
     raise TemplateError(
         f"a conversation holds a {type(value).__name__}; messages and tools are made of strings, numbers, lists and "
         "dictionaries"
@@ -51,13 +51,13 @@ def plain(value: Any) -> Any:
 def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as plain data. Keys whose value is None are left out, as transformers does: clients send
     `content: null` beside tool calls, and templates would print the word None."""
-    given: Any = messages
-    if isinstance(given, (str, bytes, Mapping)):
+    turns: Any = messages
+    if isinstance(turns, (str, bytes, Mapping)):
         raise TemplateError("a conversation is a list of messages such as {'role': 'user', 'content': '…'}")
     if not messages:
         raise TemplateError("the conversation is empty; give at least one message")
     result: list[dict[str, Any]] = []
-    for position, message in enumerate(given):
+    for position, message in enumerate(turns):
         if not isinstance(message, Mapping):
             raise TemplateError(
                 f"message {position} is a {type(message).__name__}, not a dictionary with role and content"

@@ -13,7 +13,7 @@ _BORDERS = (re.compile(r"\n\s*\n\s*"), re.compile(r"(?<=[.!?…])[\"'”’)\]]*
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextChunk:
     """Characters `start` to `end` of a text. fresh: where what the piece before it does not have begins."""
 
     start: int
@@ -21,7 +21,7 @@ class Piece:
     fresh: int
 
 
-def pieces(text: str, size: int, overlap: int, count: Callable[[str], int]) -> list[Piece]:
+def pieces(text: str, size: int, overlap: int, count: Callable[[str], int]) -> list[TextChunk]:
     """The text's pieces, in order; together they hold every character of it.
 
     count: tokens of a text. A piece has at most `size` of them, unless a single character has more, and begins with at
@@ -31,17 +31,17 @@ def pieces(text: str, size: int, overlap: int, count: Callable[[str], int]) -> l
     if size < 1 or not 0 <= overlap < size:
         raise UsageError(f"passages of {size} tokens with {overlap} of overlap cannot be: 0 ≤ overlap < size")
     atoms = list(_atoms(text, 0, len(text), size, count, 0))
-    found: list[Piece] = []
+    chunks: list[TextChunk] = []
     first = 0
     while first < len(atoms):
-        start = atoms[first][0] if not found else _overlapping(text, atoms, first, size, overlap, count)
+        start = atoms[first][0] if not chunks else _overlapping(text, atoms, first, size, overlap, count)
         last = first
         while last + 1 < len(atoms) and count(text[start : atoms[last + 1][1]]) <= size:
             last += 1
         last = _better(text, atoms, first, last)
-        found.append(Piece(start, atoms[last][1], atoms[first][0]))
+        chunks.append(TextChunk(start, atoms[last][1], atoms[first][0]))
         first = last + 1
-    return found
+    return chunks
 
 
 def _atoms(

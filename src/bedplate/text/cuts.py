@@ -22,41 +22,41 @@ _WINDOW = 1 << 15
 """Tokens at once, so that what is computed of them stays in the processor's cache."""
 
 
-def cuts(known: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
-    """The pairs of known tokens that join to the tokens of `order` (places in `known`), token by token in that order;
+def cuts(vocabulary: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
+    """The pairs of known tokens that join to the tokens of `order` (places in `vocabulary`), token by token in that order;
     of one token's the one with the longer left part first. The known ones are all different."""
-    hashed = _Hashed.of(known)
+    hashed = _Hashed.of(vocabulary)
     table = _Table.of(hashed.whole)
-    found: list[tuple[str, str]] = []
+    all_pairs: list[tuple[str, str]] = []
     for begin in range(0, len(order), _WINDOW):
         window = order[begin : begin + _WINDOW]
-        pairs = _looked_up(known, np.array(window, np.int64), hashed, table)
-        found += _one_by_one(known, window) if pairs is None else pairs
-    return found
+        pairs = _looked_up(vocabulary, np.array(window, np.int64), hashed, table)
+        all_pairs += _one_by_one(vocabulary, window) if pairs is None else pairs
+    return all_pairs
 
 
-def _one_by_one(known: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
-    among = set(known)
-    tokens = (known[index] for index in order)
+def _one_by_one(vocabulary: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
+    token_set = set(vocabulary)
+    tokens = (vocabulary[index] for index in order)
     pairs = ((token[:cut], token[cut:]) for token in tokens for cut in range(len(token) - 1, 0, -1))
-    return [pair for pair in pairs if among.issuperset(pair)]
+    return [pair for pair in pairs if token_set.issuperset(pair)]
 
 
 def _looked_up(
-    known: Sequence[str], order: NDArray[np.int64], hashed: _Hashed, table: _Table
+    vocabulary: Sequence[str], order: NDArray[np.int64], hashed: _Hashed, table: _Table
 ) -> list[tuple[str, str]] | None:
     """None where a part was taken for another one of the same hash."""
-    ways = np.maximum(hashed.lengths[order] - 1, 0)
-    whole = np.repeat(order, ways)
-    cut = np.repeat(np.cumsum(ways), ways) - np.arange(len(whole))
-    left = table.find(hashed.left(whole, cut))
+    cut_counts = np.maximum(hashed.lengths[order] - 1, 0)
+    whole = np.repeat(order, cut_counts)
+    cut = np.repeat(np.cumsum(cut_counts), cut_counts) - np.arange(len(whole))
+    left = table.lookup(hashed.left(whole, cut))
     whole, cut, left = (values[left >= 0] for values in (whole, cut, left))
-    right = table.find(hashed.right(whole, cut))
+    right = table.lookup(hashed.right(whole, cut))
     whole, cut, left, right = (values[right >= 0] for values in (whole, cut, left, right))
-    rest = hashed.lengths[whole] - cut
-    if not (hashed.same(left, whole, 0 * cut, cut) and hashed.same(right, whole, cut, rest)):
+    right_length = hashed.lengths[whole] - cut
+    if not (hashed.equals(left, whole, 0 * cut, cut) and hashed.equals(right, whole, cut, right_length)):
         return None
-    tokens = map(known.__getitem__, whole.tolist())
+    tokens = map(vocabulary.__getitem__, whole.tolist())
     return [(token[:at], token[at:]) for token, at in zip(tokens, cut.tolist(), strict=True)]
 
 
@@ -96,15 +96,15 @@ class _Hashed:
         starts = self.starts[texts]
         return (self.sums[starts + self.lengths[texts]] - self.sums[starts + cut]) * self.back[cut]
 
-    def same(
-        self, texts: NDArray[np.int64], others: NDArray[np.int64], begin: NDArray[np.int64], count: NDArray[np.int64]
+    def equals(
+        self, texts: NDArray[np.int64], wholes: NDArray[np.int64], begin: NDArray[np.int64], count: NDArray[np.int64]
     ) -> bool:
         """Whether each text is the `count` characters of the other one from its `begin` on."""
         if not np.array_equal(self.lengths[texts], count):
             return False
         inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
         ours = self.characters[np.repeat(self.starts[texts], count) + inside]
-        return np.array_equal(ours, self.characters[np.repeat(self.starts[others] + begin, count) + inside])
+        return np.array_equal(ours, self.characters[np.repeat(self.starts[wholes] + begin, count) + inside])
 
 
 def _powers(base: int, count: int) -> NDArray[np.uint64]:
@@ -117,7 +117,7 @@ class _Table:
     """Hashes, found again by open addressing (linear probing), many at a time."""
 
     hashes: NDArray[np.uint64]
-    taken: NDArray[np.int32]
+    slots: NDArray[np.int32]
     """By place: which hash stands there, -1 for none. At most a quarter of the places are taken."""
 
     @classmethod
@@ -125,29 +125,29 @@ class _Table:
         table = cls(hashes, np.full(1 << (4 * len(hashes)).bit_length(), -1, np.int32))
         places, waiting = table._places(hashes), np.arange(len(hashes))
         while len(waiting):
-            free = waiting[table.taken[places[waiting]] < 0]
-            table.taken[places[free]] = free  # of several at one place, one stays
-            waiting = waiting[table.taken[places[waiting]] != waiting]
+            free = waiting[table.slots[places[waiting]] < 0]
+            table.slots[places[free]] = free  # of several at one place, one stays
+            waiting = waiting[table.slots[places[waiting]] != waiting]
             table._step(places, waiting)
         return table
 
-    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    def lookup(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The number of each in the table; -1 where there is none."""
-        found = np.full(len(hashes), -1, np.int64)
-        places, asked = self._places(hashes), np.arange(len(hashes))
-        while len(asked):
-            here = self.taken[places[asked]]
-            asked, here = asked[here >= 0], here[here >= 0]
-            same = self.hashes[here] == hashes[asked]
-            found[asked[same]] = here[same]
-            asked = asked[~same]
-            self._step(places, asked)
-        return found
+        indices = np.full(len(hashes), -1, np.int64)
+        places, queries = self._places(hashes), np.arange(len(hashes))
+        while len(queries):
+            occupants = self.slots[places[queries]]
+            queries, occupants = queries[occupants >= 0], occupants[occupants >= 0]
+            is_match = self.hashes[occupants] == hashes[queries]
+            indices[queries[is_match]] = occupants[is_match]
+            queries = queries[~is_match]
+            self._step(places, queries)
+        return indices
 
     def _places(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
-        bits = len(self.taken).bit_length() - 1
+        bits = len(self.slots).bit_length() - 1
         # of a table of one place there are no high bits to take
-        return ((hashes * _SPREAD) >> np.uint64(min(64 - bits, 63))).astype(np.int64) & (len(self.taken) - 1)
+        return ((hashes * _SPREAD) >> np.uint64(min(64 - bits, 63))).astype(np.int64) & (len(self.slots) - 1)
 
-    def _step(self, places: NDArray[np.int64], which: NDArray[np.int64]) -> None:
-        places[which] = (places[which] + 1) & (len(self.taken) - 1)
+    def _step(self, places: NDArray[np.int64], queries: NDArray[np.int64]) -> None:
+        places[queries] = (places[queries] + 1) & (len(self.slots) - 1)

@@ -23,14 +23,14 @@ from typing import Any, Literal
 
 import tokenizers
 
-Kind = Literal["byte_level", "byte_fallback", "words", "whole"]
+DecoderType = Literal["byte_level", "byte_fallback", "words", "whole"]
 
 
 def byte_alphabet() -> dict[int, str]:
     """GPT-2's map from bytes to printable characters: printable Latin-1 stays, the other 68 follow from U+0100."""
-    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in set(kept)]
-    return {byte: chr(byte) for byte in kept} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    unprintable = [byte for byte in range(256) if byte not in set(printable)]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(unprintable)}
 
 
 BYTE_OF = {character: byte for byte, character in byte_alphabet().items()}
@@ -41,7 +41,7 @@ def state(step: Any) -> Any:
     return None if step is None else json.loads(step.__getstate__())
 
 
-def _kind(decoder: dict[str, Any] | None) -> tuple[Kind, int]:
+def _decoder_type(decoder: dict[str, Any] | None) -> tuple[DecoderType, int]:
     """The kind, and how many leading spaces of a text are stripped."""
     if decoder is None:
         return "words", 0
@@ -65,48 +65,48 @@ class Decoding:
         self._backend = backend
         self._added = dict(backend.get_added_tokens_decoder())
         self.special = frozenset(index for index, token in self._added.items() if token.special)
-        self.kind, self.strip = _kind(state(backend.decoder))
+        self.decoder_type, self.strip = _decoder_type(state(backend.decoder))
         step = state(backend.decoder)
         metaspace = step if step is not None and step["type"] == "Metaspace" and step["replacement"] == "▁" else None
-        self.exact = self.kind in {"byte_level", "byte_fallback"} or metaspace is not None
+        self.exact = self.decoder_type in {"byte_level", "byte_fallback"} or metaspace is not None
         """Whether a text is the bytes of its tokens one after the other, but for the space that it may begin with."""
         self.drops_space = self.strip == 1 or (metaspace is not None and metaspace.get("prepend_scheme") != "never")
         """Whether the space is dropped that tokens of a text begin with."""
         self._pieces: dict[tuple[int, bool], bytes] = {}
-        self._anchor = self._anchor_id() if self.kind == "words" else 0
+        self._anchor = self._anchor_id() if self.decoder_type == "words" else 0
 
     def piece(self, index: int, first: bool) -> bytes:
         """The bytes that a token adds to a text, at its start or later."""
         key = (index, first)
-        found = self._pieces.get(key)
-        if found is None:
-            found = self._pieces[key] = self._make(index, first)
-        return found
+        content = self._pieces.get(key)
+        if content is None:
+            content = self._pieces[key] = self._token_bytes(index, first)
+        return content
 
     def text(self, ids: Iterable[int], skip_special_tokens: bool, marks: frozenset[int] = frozenset()) -> str:
         skipped = self.special - marks if skip_special_tokens else frozenset[int]()
-        kept = [index for index in ids if index not in skipped]
-        if self.kind == "whole":
-            return self._backend.decode(kept, skip_special_tokens=False)
-        joined = b"".join(self.piece(index, position == 0) for position, index in enumerate(kept))
+        visible_ids = [index for index in ids if index not in skipped]
+        if self.decoder_type == "whole":
+            return self._backend.decode(visible_ids, skip_special_tokens=False)
+        joined = b"".join(self.piece(index, position == 0) for position, index in enumerate(visible_ids))
         for _ in range(self.strip):
             joined = joined.removeprefix(b" ")
         return joined.decode("utf-8", errors="replace")
 
-    def _make(self, index: int, first: bool) -> bytes:
+    def _token_bytes(self, index: int, first: bool) -> bytes:
         added = self._added.get(index)
-        if added is not None and self.kind != "words":
+        if added is not None and self.decoder_type != "words":
             return added.content.encode("utf-8")
         token = self._backend.id_to_token(index)
         if token is None:
             return b""
-        if self.kind == "byte_level" and all(character in BYTE_OF for character in token):
+        if self.decoder_type == "byte_level" and all(character in BYTE_OF for character in token):
             return bytes(BYTE_OF[character] for character in token)
-        if self.kind == "byte_fallback":
+        if self.decoder_type == "byte_fallback":
             if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
                 return bytes.fromhex(token[3:5])
             return token.replace("▁", " ").encode("utf-8")
-        if self.kind == "words":
+        if self.decoder_type == "words":
             decode = self._backend.decode
             if first:
                 return decode([index], skip_special_tokens=False).encode("utf-8")
@@ -117,8 +117,8 @@ class Decoding:
     def spelled(self, text: str) -> list[int] | None:
         """Tokens whose bytes are the text's, in the midst of one: nothing is normalised, no space put before it. None
         where there are none such. For vocabularies in which `▁` is a space."""
-        found = [token.id for token in self._backend.model.tokenize(text.replace(" ", "▁"))]
-        return found if b"".join(self.piece(index, first=False) for index in found) == text.encode() else None
+        ids = [token.id for token in self._backend.model.tokenize(text.replace(" ", "▁"))]
+        return ids if b"".join(self.piece(index, first=False) for index in ids) == text.encode() else None
 
     def _anchor_id(self) -> int:
         """A token with text of its own, to see what another adds behind it."""
@@ -140,14 +140,14 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._first = True
         self._strip = decoding.strip
-        self._held: list[int] = []
+        self._pending: list[int] = []
 
     def push(self, index: int) -> str:
         """The text that this token completes; often empty in the middle of a character."""
         if index in self._skipped:
             return ""
-        if self._decoding.kind == "whole":
-            self._held.append(index)
+        if self._decoding.decoder_type == "whole":
+            self._pending.append(index)
             return ""
         piece = self._decoding.piece(index, self._first)
         self._first = False
@@ -161,9 +161,9 @@ class StreamDecoder:
 
     def flush(self) -> str:
         """The rest: an incomplete character becomes U+FFFD. The decoder can then be used for a new text."""
-        rest = self._utf8.decode(b"", final=True)
-        if self._held:
-            rest += self._decoding.text(self._held, skip_special_tokens=False)
+        remainder = self._utf8.decode(b"", final=True)
+        if self._pending:
+            remainder += self._decoding.text(self._pending, skip_special_tokens=False)
         self._utf8.reset()
-        self._first, self._strip, self._held = True, self._decoding.strip, []
-        return rest
+        self._first, self._strip, self._pending = True, self._decoding.strip, []
+        return remainder

@@ -23,7 +23,7 @@ it; Marian's own files call the pieces `target_vocab.json`.)"""
 
 _VOCABULARY_BYTES = 256 << 20
 """Of tokenizer.json; those of 262,144 tokens have 33 MB."""
-_KEPT = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
+_CONFIG_KEYS = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 
 
 def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
@@ -33,8 +33,12 @@ def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
     Truncation and padding that tokenizer.json asks for are turned off: nothing is cut silently."""
     path = directory / file
     if not path.is_file():
-        other = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
-        hint = f" ({', '.join(other)} is there; convert it with transformers' save_pretrained)" if other else ""
+        alternatives = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
+        hint = (
+            f" ({', '.join(alternatives)} is there; convert it with transformers' save_pretrained)"
+            if alternatives
+            else ""
+        )
         raise TokenizerError(f"{directory} has no {file}{hint}")
     try:
         backend = tokenizers.Tokenizer.from_str(_read(path, _VOCABULARY_BYTES))
@@ -62,12 +66,12 @@ def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
         eos_ids=(),
         template=_template(directory, config),
         source=str(path),
-        config=_kept(config, path),
+        config=_config_subset(config, path),
     )
     check_roles(parts)
     ends = _eos_ids(_read_object(directory / "generation_config.json"), directory)
-    own = parts.role_id("eos_token")
-    return replace(parts, eos_ids=ends or (() if own is None else (own,)))
+    eos_id = parts.role_id("eos_token")
+    return replace(parts, eos_ids=ends or (() if eos_id is None else (eos_id,)))
 
 
 def save_target(parts: TokenizerParts, directory: Path) -> None:
@@ -91,9 +95,9 @@ def save_parts(parts: TokenizerParts, directory: Path, types: bool = False) -> N
     atomic_write(directory / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
 
 
-def _read(path: Path, most: int = MODEL_JSON_BYTES) -> str:
+def _read(path: Path, max_bytes: int = MODEL_JSON_BYTES) -> str:
     try:
-        return read_text(path, most)
+        return read_text(path, max_bytes)
     except DataError as error:
         raise TokenizerError(str(error)) from error
     except OSError as error:
@@ -125,30 +129,34 @@ def _content(token: Any) -> str | None:
 def _roles(config: Mapping[str, Any], special: Mapping[str, Any], path: Path) -> dict[str, str]:
     roles: dict[str, str] = {}
     for role in ROLES:
-        given = config.get(role) if config.get(role) is not None else special.get(role)
-        token = _content(given)
+        declared = config.get(role) if config.get(role) is not None else special.get(role)
+        token = _content(declared)
         if token is not None:
             roles[role] = token
-        elif given not in (None, ""):
-            raise TokenizerError(f"{path.parent}: {role} is {given!r}, neither text nor an object with content")
+        elif declared not in (None, ""):
+            raise TokenizerError(f"{path.parent}: {role} is {declared!r}, neither text nor an object with content")
     return roles
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles: Mapping[str, str]) -> None:
     """Tokens that the config names are matched whole, as transformers does, if tokenizer.json does not say so."""
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for key, entry in _declared(config):
-        if entry["content"] in added:
+    for key, token_fields in _declared(config):
+        if token_fields["content"] in added:
             continue
-        flags = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
-        token = tokenizers.AddedToken(entry["content"], special=bool(entry.get("special", False)), **flags)
+        flags = {
+            name: bool(token_fields.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")
+        }
+        token = tokenizers.AddedToken(
+            token_fields["content"], special=bool(token_fields.get("special", False)), **flags
+        )
         backend.add_tokens([token])
-        if backend.token_to_id(entry["content"]) != key:
+        if backend.token_to_id(token_fields["content"]) != key:
             raise TokenizerError(
-                f"tokenizer_config.json gives {entry['content']!r} the id {key}, but it would be "
-                f"{backend.token_to_id(entry['content'])} in tokenizer.json's; the files do not belong together"
+                f"tokenizer_config.json gives {token_fields['content']!r} the id {key}, but it would be "
+                f"{backend.token_to_id(token_fields['content'])} in tokenizer.json's; the files do not belong together"
             )
-        added.add(entry["content"])
+        added.add(token_fields["content"])
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     if not isinstance(listed, list | Mapping):
         raise TokenizerError(f"tokenizer_config.json: its list of special tokens is a {type(listed).__name__}")
@@ -157,59 +165,71 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles:
         raise TokenizerError("tokenizer_config.json: its list of special tokens holds something that is no token")
     named = [token for token in (*roles.values(), *extra) if token is not None]
     missing = [token for token in dict.fromkeys(named) if token not in added]
-    known = [token for token in missing if backend.token_to_id(token) is not None]
-    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in known])
+    existing = [token for token in missing if backend.token_to_id(token) is not None]
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in existing])
 
 
 def _declared(config: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
     """The config's tokens by their ids, in order."""
-    given = config.get("added_tokens_decoder") or {}
-    if not isinstance(given, Mapping):
-        raise TokenizerError(f"tokenizer_config.json: added_tokens_decoder is a {type(given).__name__}, not an object")
-    for key, entry in given.items():
-        if not key.isdecimal() or not isinstance(entry, Mapping) or not isinstance(entry.get("content"), str):
+    decoder = config.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, Mapping):
+        raise TokenizerError(
+            f"tokenizer_config.json: added_tokens_decoder is a {type(decoder).__name__}, not an object"
+        )
+    for key, token_fields in decoder.items():
+        if (
+            not key.isdecimal()
+            or not isinstance(token_fields, Mapping)
+            or not isinstance(token_fields.get("content"), str)
+        ):
             raise TokenizerError(
-                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(entry)} under {reprlib.repr(key)}, "
+                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(token_fields)} under {reprlib.repr(key)}, "
                 "where an id and a token with its content are wanted"
             )
-    return [(int(key), given[key]) for key in sorted(given, key=int)]
+    return [(int(key), decoder[key]) for key in sorted(decoder, key=int)]
 
 
-def _kept(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _config_subset(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """What of tokenizer_config.json is kept as it is. TokenizerError for values that mean nothing."""
-    found = {key: config[key] for key in _KEPT if config.get(key) is not None}
-    longest, names = found.get("model_max_length", 1), found.get("model_input_names", [])
+    settings = {key: config[key] for key in _CONFIG_KEYS if config.get(key) is not None}
+    longest, names = settings.get("model_max_length", 1), settings.get("model_input_names", [])
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise TokenizerError(f"{path.parent}: model_max_length is {reprlib.repr(longest)}, not a number of tokens")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise TokenizerError(f"{path.parent}: model_input_names is {reprlib.repr(names)}, not a list of names")
-    return found
+    return settings
 
 
 def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
     path = directory / "chat_template.jinja"
     if path.is_file():
         return _read(path)
-    found = config.get("chat_template")
+    template = config.get("chat_template")
     path = directory / "chat_template.json"  # of processors saved by transformers before its version 4.50
-    if found is None and path.is_file():
-        found = _read_object(path).get("chat_template")
-    if isinstance(found, list):
-        named = {entry.get("name"): entry.get("template") for entry in found if isinstance(entry, Mapping)}
+    if template is None and path.is_file():
+        template = _read_object(path).get("chat_template")
+    if isinstance(template, list):
+        named = {
+            named_template.get("name"): named_template.get("template")
+            for named_template in template
+            if isinstance(named_template, Mapping)
+        }
         if "default" not in named:
             raise TokenizerError(
                 f"{directory}: chat_template is a list, of {', '.join(map(str, named))}, without 'default'; "
                 "write the one to use into chat_template.jinja"
             )
-        found = named["default"]
-    if found is None or isinstance(found, str):
-        return found
-    raise TokenizerError(f"{directory}: chat_template is a {type(found).__name__}, not text")
+        template = named["default"]
+    if template is None or isinstance(template, str):
+        return template
+    raise TokenizerError(f"{directory}: chat_template is a {type(template).__name__}, not text")
 
 
 def _eos_ids(generation: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
-    found = generation.get("eos_token_id")
-    ids = found if isinstance(found, list) else [] if found is None else [found]
+    declared = generation.get("eos_token_id")
+    ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
     if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
-        raise TokenizerError(f"{directory / 'generation_config.json'}: eos_token_id is {found!r}, not one or more ids")
+        raise TokenizerError(
+            f"{directory / 'generation_config.json'}: eos_token_id is {declared!r}, not one or more ids"
+        )
     return tuple(ids)

@@ -27,32 +27,32 @@ def encoder_input(encoding: Any, is_pair: bool, limit: int | None) -> EncoderInp
         return EncoderInput(tuple(ids), tuple(types))
     owners = encoding.sequence_ids
     counts = [owners.count(0), owners.count(1)]
-    left = limit - (len(ids) - sum(counts))
-    if left < 1:
-        raise UsageError(f"a limit of {limit} tokens leaves no room beside {limit - left} special ones")
-    kept = _kept(counts, left)
-    keep: list[int] = []
-    seen = [0, 0]
+    budget = limit - (len(ids) - sum(counts))
+    if budget < 1:
+        raise UsageError(f"a limit of {limit} tokens leaves no room beside {limit - budget} special ones")
+    quotas = _quotas(counts, budget)
+    positions: list[int] = []
+    used = [0, 0]
     for number, owner in enumerate(owners):
         if owner is not None:
-            seen[owner] += 1
-            if seen[owner] > kept[owner]:
+            used[owner] += 1
+            if used[owner] > quotas[owner]:
                 continue
-        keep.append(number)
+        positions.append(number)
     return EncoderInput(
-        tuple(ids[number] for number in keep),
-        tuple(types[number] for number in keep) if is_pair else (),
-        len(ids) - len(keep),
+        tuple(ids[number] for number in positions),
+        tuple(types[number] for number in positions) if is_pair else (),
+        len(ids) - len(positions),
     )
 
 
-def _kept(counts: Sequence[int], left: int) -> tuple[int, int]:
-    """How many tokens of each text stay of `left`: what the longer one has over the shorter goes first, then half
+def _quotas(counts: Sequence[int], budget: int) -> tuple[int, int]:
+    """How many tokens of each text stay of `budget`: what the longer one has over the shorter goes first, then half
     each, the odd one to the longer (to the second of two equals)."""
     short, long = min(counts), max(counts)
-    if short + long > left:
-        long = max(short, left - short)
-        if short + long > left:
-            short = left // 2
-            long = left - short
+    if short + long > budget:
+        long = max(short, budget - short)
+        if short + long > budget:
+            short = budget // 2
+            long = budget - short
     return (long, short) if counts[0] > counts[1] else (short, long)

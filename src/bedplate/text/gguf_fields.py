@@ -68,8 +68,8 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     template = fields.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise TokenizerError(f"{source}: tokenizer.chat_template is a {type(template).__name__}, not text")
-    further = ((key, fields.get(f"tokenizer.ggml.{key}")) for key in _FURTHER_ENDS)
-    ends = [_token_id(value, key, len(tokens), source) for key, value in further if value is not None]
+    extra_ends = ((key, fields.get(f"tokenizer.ggml.{key}")) for key in _FURTHER_ENDS)
+    ends = [_token_id(value, key, len(tokens), source) for key, value in extra_ends if value is not None]
     ends = [ids["eos_token"], *ends] if "eos_token" in ids else ends
     return TokenizerParts(
         backend=backend,
@@ -81,22 +81,26 @@ def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") 
     )
 
 
-def _field(fields: Mapping[str, Any], key: str, kind: type, source: str) -> Any:
+def _field(fields: Mapping[str, Any], key: str, expected_type: type, source: str) -> Any:
     value = fields.get(f"tokenizer.ggml.{key}")
     if value is None:
         raise TokenizerError(f"{source}: tokenizer.ggml.{key} is missing, so it holds no complete tokenizer")
-    wanted = Sequence if kind is list else kind
-    if kind is list and hasattr(value, "tolist"):
+    accepted_type = Sequence if expected_type is list else expected_type
+    if expected_type is list and hasattr(value, "tolist"):
         value = value.tolist()
-    if not isinstance(value, wanted) or (kind is list and isinstance(value, str)):
-        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {kind.__name__}")
+    if not isinstance(value, accepted_type) or (expected_type is list and isinstance(value, str)):
+        raise TokenizerError(
+            f"{source}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {expected_type.__name__}"
+        )
     return value
 
 
 def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int]]:
     tokens = [str(token) for token in _field(fields, "tokens", list, source)]
     types: list[Any] = list(_field(fields, "token_type", list, source))
-    odd = next((kind for kind in types if not isinstance(kind, int) or not 0 <= kind <= BYTE), None)
+    odd = next(
+        (token_type for token_type in types if not isinstance(token_type, int) or not 0 <= token_type <= BYTE), None
+    )
     if odd is not None:
         raise TokenizerError(
             f"{source}: tokenizer.ggml.token_type holds {reprlib.repr(odd)}, which is no type of tokens"
@@ -108,8 +112,8 @@ def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int
         tokens.pop()
         types.pop()
     if len(set(tokens)) != len(tokens):
-        twice = next(token for token, count in Counter(tokens).items() if count > 1)
-        raise TokenizerError(f"{source}: the token {twice!r} is in the vocabulary twice; the file is inconsistent")
+        duplicate = next(token for token, count in Counter(tokens).items() if count > 1)
+        raise TokenizerError(f"{source}: the token {duplicate!r} is in the vocabulary twice; the file is inconsistent")
     return tokens, types
 
 
@@ -121,14 +125,14 @@ def _filler(index: int) -> str:
 def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The metadata with a token for each of a model's rows."""
     tokens = fields["tokenizer.ggml.tokens"]
-    more = range(len(tokens), rows)
-    found = {
-        "tokenizer.ggml.tokens": [*tokens, *map(_filler, more)],
-        "tokenizer.ggml.token_type": [*fields["tokenizer.ggml.token_type"], *(UNUSED for _ in more)],
+    padding_rows = range(len(tokens), rows)
+    extended = {
+        "tokenizer.ggml.tokens": [*tokens, *map(_filler, padding_rows)],
+        "tokenizer.ggml.token_type": [*fields["tokenizer.ggml.token_type"], *(UNUSED for _ in padding_rows)],
     }
     if "tokenizer.ggml.scores" in fields:
-        found["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *(0.0 for _ in more)]
-    return {**fields, **found} if more else dict(fields)
+        extended["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *(0.0 for _ in padding_rows)]
+    return {**fields, **extended} if padding_rows else dict(fields)
 
 
 def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
@@ -137,8 +141,8 @@ def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
     for position, merge in enumerate(map(str, _field(fields, "merges", list, source))):
         left, space, right = merge.partition(" ")
         if not left:  # llama.cpp looks for the separating space from the second character on
-            rest, space, right = merge[1:].partition(" ")
-            left = merge[:1] + rest
+            remainder, space, right = merge[1:].partition(" ")
+            left = merge[:1] + remainder
         if not space:
             raise _no_merge(position, merge, source)
         merges.append((left, right))
@@ -157,22 +161,22 @@ def _built(build: Callable[[list[tuple[str, str]]], Tokenizer], fields: Mapping[
     try:
         return build(merges)
     except Exception as error:  # the library's own kind for a part that is no token
-        known = set(_field(fields, "tokens", list, source))
+        vocabulary = set(_field(fields, "tokens", list, source))
         for position, (left, right) in enumerate(merges):
-            if not {left, right, left + right} <= known:
+            if not {left, right, left + right} <= vocabulary:
                 raise _no_merge(position, f"{left} {right}", source) from error
         raise
 
 
 def _pre_tokenizer(fields: Mapping[str, Any], source: str) -> PreTokenizer:
     name = str(fields.get("tokenizer.ggml.pre", "default"))
-    found = PRE_TOKENIZERS.get(name)
-    if found is None:
+    pre_tokenizer = PRE_TOKENIZERS.get(name)
+    if pre_tokenizer is None:
         raise TokenizerError(
             f"{source}: the pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}. Load the model's "
             "Hugging Face directory with its tokenizer.json instead"
         )
-    return found
+    return pre_tokenizer
 
 
 def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_tokenizer: PreTokenizer) -> Tokenizer:
@@ -207,19 +211,19 @@ def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[i
 def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
     scores = _scores(fields, tokens, source)
     _check_bytes(tokens, source)
-    joined = [index for index, kind in enumerate(types) if kind in (NORMAL, USER_DEFINED, UNUSED)]
+    joined = [index for index, token_type in enumerate(types) if token_type in (NORMAL, USER_DEFINED, UNUSED)]
     prefix = _flag(fields, "add_space_prefix", True, source)
     return sentencepiece.build(tokens, scores, joined, _unknown(tokens, types), prefix)
 
 
 def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
-    return next((token for token, kind in zip(tokens, types, strict=True) if kind == UNKNOWN), None)
+    return next((token for token, token_type in zip(tokens, types, strict=True) if token_type == UNKNOWN), None)
 
 
 def _check_bytes(tokens: Sequence[str], source: str) -> None:
     """TokenizerError where a byte has no token."""
-    known = set(tokens)
-    missing = [token for token in sentencepiece.byte_tokens() if token not in known]
+    vocabulary = set(tokens)
+    missing = [token for token in sentencepiece.byte_tokens() if token not in vocabulary]
     if missing:
         raise TokenizerError(
             f"{source}: the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does "
@@ -232,9 +236,11 @@ def _add_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int],
     swallows = any(part in name.lower() for part in ("phi-3", "phi3"))
     backend.add_tokens(
         [
-            AddedToken(token, special=kind != USER_DEFINED, normalized=False, rstrip=swallows and _swallows(token))
-            for token, kind in zip(tokens, types, strict=True)
-            if token and kind in (CONTROL, UNKNOWN, USER_DEFINED)
+            AddedToken(
+                token, special=token_type != USER_DEFINED, normalized=False, rstrip=swallows and _swallows(token)
+            )
+            for token, token_type in zip(tokens, types, strict=True)
+            if token and token_type in (CONTROL, UNKNOWN, USER_DEFINED)
         ]
     )
 
@@ -281,12 +287,12 @@ def _add_ends(
     eos = _flag(fields, "add_eos_token", False, source)
     pieces: list[str] = []
     named: list[tuple[str, int]] = []
-    for wanted, role in ((bos, "bos_token"), (eos, "eos_token")):
-        if wanted and role not in ids:
+    for is_added, role in ((bos, "bos_token"), (eos, "eos_token")):
+        if is_added and role not in ids:
             raise TokenizerError(f"{source}: it asks for a {role} at the end of texts but names none")
-        if wanted:
+        if is_added:
             named.append((tokens[ids[role]], ids[role]))
-        pieces.extend([tokens[ids[role]]] if wanted else [])
+        pieces.extend([tokens[ids[role]]] if is_added else [])
         pieces.extend(["$A"] if role == "bos_token" else [])
     if named:
         backend.post_processor = processors.TemplateProcessing(
@@ -306,17 +312,22 @@ def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
         bytes_ = set(sentencepiece.byte_tokens())
         unknown = content["model"]["unk_token"]
         named = {**dict.fromkeys(bytes_, BYTE), unknown: UNKNOWN}
-        types = [named.get(token, kind) for token, kind in zip(tokens, types, strict=True)]
-        own = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+        types = [named.get(token, token_type) for token, token_type in zip(tokens, types, strict=True)]
+        model_fields = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
     elif unigram.is_one(content):
-        own = unigram.fields_of(content, parts.source)
+        model_fields = unigram.fields_of(content, parts.source)
         pieces = content["model"]["vocab"]
-        own["scores"] = [pieces[index][1] if index < len(pieces) else 0.0 for index in range(len(tokens))]
-        types[own["unknown_token_id"]] = UNKNOWN
+        model_fields["scores"] = [pieces[index][1] if index < len(pieces) else 0.0 for index in range(len(tokens))]
+        types[model_fields["unknown_token_id"]] = UNKNOWN
     else:
         merges = [" ".join(pair) for pair in content["model"].get("merges", ())]
-        own = {"model": "gpt2", "pre": _known_name(content, parts.source), "merges": merges, "add_space_prefix": False}
-    fields: dict[str, Any] = {**own, "tokens": tokens, "token_type": types, **_written_ends(parts, content)}
+        model_fields = {
+            "model": "gpt2",
+            "pre": _known_name(content, parts.source),
+            "merges": merges,
+            "add_space_prefix": False,
+        }
+    fields: dict[str, Any] = {**model_fields, "tokens": tokens, "token_type": types, **_written_ends(parts, content)}
     for role, key in _ROLE_KEYS.items():
         if (index := parts.role_id(role)) is not None:
             fields[key] = index
@@ -336,8 +347,8 @@ def _written_tokens(parts: TokenizerParts) -> tuple[list[str], list[int]]:
     types: list[int] = []
     for index in range(max(by_id) + 1):
         tokens.append(by_id.get(index, _filler(index)))
-        kind = UNUSED if index not in by_id else NORMAL
-        types.append((CONTROL if added[index].special else USER_DEFINED) if index in added else kind)
+        default_type = UNUSED if index not in by_id else NORMAL
+        types.append((CONTROL if added[index].special else USER_DEFINED) if index in added else default_type)
     return tokens, types
 
 
@@ -374,10 +385,10 @@ def _known_name(content: Mapping[str, Any], source: str) -> str:
 
 
 def _pre_tokenizer_name(content: Mapping[str, Any]) -> str | None:
-    for name, known in PRE_TOKENIZERS.items():
+    for name, candidate in PRE_TOKENIZERS.items():
         probe = Tokenizer(models.BPE())
-        probe.pre_tokenizer = known.build()
-        same = state(probe.pre_tokenizer) == content["pre_tokenizer"]
-        if same and content["model"].get("ignore_merges", False) == known.whole_words:
+        probe.pre_tokenizer = candidate.build()
+        matches = state(probe.pre_tokenizer) == content["pre_tokenizer"]
+        if matches and content["model"].get("ignore_merges", False) == candidate.whole_words:
             return name
     return None

@@ -25,12 +25,12 @@ def schema_form(schema: Schema, value: Any) -> str:
 
 def schema_fields(schema: Schema) -> list[tuple[str, str, str]]:
     """The properties of an object's schema: name, type in a few words, description (may be empty). [] for others."""
-    found: list[tuple[str, str, str]] = []
+    fields: list[tuple[str, str, str]] = []
     for name, inner in _properties(schema, schema).items():
         node = resolved(schema, inner)
         description = "" if isinstance(node, bool) else str(node.get("description", ""))
-        found.append((name, type_words(schema, inner), description))
-    return found
+        fields.append((name, type_words(schema, inner), description))
+    return fields
 
 
 def type_words(root: Schema, schema: Schema) -> str:
@@ -50,19 +50,21 @@ def _words(root: Schema, schema: Schema, around: tuple[int, ...]) -> str:
     if "const" in node:
         return json.dumps(node["const"], ensure_ascii=False)
     if "enum" in node:
-        return "one of " + ", ".join(json.dumps(one, ensure_ascii=False) for one in node["enum"])
+        return "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in node["enum"])
     for word in ("anyOf", "oneOf"):
         if word in node:
-            return " or ".join(dict.fromkeys(_words(root, one, around) for one in node[word]))
-    kind: Any = node.get("type", "object" if "properties" in node else "any value")
-    if isinstance(kind, list):
-        kinds = cast("list[str]", kind)
-        return " or ".join(_words(root, {**node, "type": one}, around) for one in kinds)
-    if kind == "array" and "items" in node:
+            return " or ".join(dict.fromkeys(_words(root, branch, around) for branch in node[word]))
+    declared_type: Any = node.get("type", "object" if "properties" in node else "any value")
+    if isinstance(declared_type, list):
+        type_names = cast("list[str]", declared_type)
+        return " or ".join(_words(root, {**node, "type": type_name}, around) for type_name in type_names)
+    if declared_type == "array" and "items" in node:
         return f"list of {_plural(_words(root, node['items'], around))}"
-    if kind == "object" and node.get("properties"):
+    if declared_type == "object" and node.get("properties"):
         return "object with " + ", ".join(node["properties"])
-    return {"array": "list", "number": "number", "integer": "whole number", "boolean": "true or false"}.get(kind, kind)
+    return {"array": "list", "number": "number", "integer": "whole number", "boolean": "true or false"}.get(
+        declared_type, declared_type
+    )
 
 
 def labels_rules(labels: Sequence[str]) -> str:
@@ -88,12 +90,12 @@ def _ordered(root: Schema, schema: Schema, value: Any) -> Any:
         properties = _properties(root, node)
         names = [name for name in properties if name in value]
         names += [name for name in value if name not in properties]
-        rest = True if isinstance(node, bool) else node.get("additionalProperties", True)
-        return {name: _ordered(root, properties.get(name, rest), value[name]) for name in names}
+        default_schema = True if isinstance(node, bool) else node.get("additionalProperties", True)
+        return {name: _ordered(root, properties.get(name, default_schema), value[name]) for name in names}
     if isinstance(value, Sequence) and not isinstance(value, str):
         first = [] if isinstance(node, bool) else node.get("prefixItems", [])
-        rest = True if isinstance(node, bool) else node.get("items", True)
-        return [_ordered(root, first[i] if i < len(first) else rest, one) for i, one in enumerate(value)]
+        default_schema = True if isinstance(node, bool) else node.get("items", True)
+        return [_ordered(root, first[i] if i < len(first) else default_schema, child) for i, child in enumerate(value)]
     return value
 
 
@@ -101,10 +103,10 @@ def _properties(root: Schema, schema: Schema) -> Mapping[str, Schema]:
     node = resolved(root, schema)
     if isinstance(node, bool):
         return {}
-    found: dict[str, Schema] = dict(node.get("properties", {}))
+    properties: dict[str, Schema] = dict(node.get("properties", {}))
     for part in node.get("allOf", ()):
-        found |= _properties(root, part)
-    return found
+        properties |= _properties(root, part)
+    return properties
 
 
 def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
@@ -115,10 +117,10 @@ def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
     if isinstance(node, bool):
         return node
     for word in ("anyOf", "oneOf"):
-        for one in node.get(word, ()):
+        for branch in node.get(word, ()):
             # references in the branch point into the whole schema
-            if Draft202012Validator(root).evolve(schema=one).is_valid(value):
-                return _chosen(root, one, value)
+            if Draft202012Validator(root).evolve(schema=branch).is_valid(value):
+                return _chosen(root, branch, value)
     return node
 
 

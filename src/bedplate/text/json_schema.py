@@ -49,13 +49,15 @@ ANNOTATIONS = frozenset(
     )
 )
 _IN_PLACE = ("anyOf", "oneOf", "allOf")
-_ONE = ("items", "additionalProperties")
+_SINGLE_SCHEMAS = ("items", "additionalProperties")
 _LISTS = (*_IN_PLACE, "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _TEXTS = ("pattern", "format", "$ref")
-_ENFORCED = frozenset((*_ONE, *_LISTS, *_MAPS, *_COUNTS, *_NUMBERS, *_TEXTS, "type", "enum", "const", "required"))
+_ENFORCED = frozenset(
+    (*_SINGLE_SCHEMAS, *_LISTS, *_MAPS, *_COUNTS, *_NUMBERS, *_TEXTS, "type", "enum", "const", "required")
+)
 
 Schema = Mapping[str, Any] | bool
 
@@ -80,8 +82,8 @@ def check_schema(schema: Any) -> None:
     it, uses a keyword that is not enforced, that no finite value satisfies, or that asks of a value what it asks
     without end (2020-12 core, 9.4.1)."""
     multiples, targets, places = Decimal(0), dict[str, Any](), set[int]()
-    same = dict[int, list[Any]]()
-    for number, (where, node, depth) in enumerate(_nodes(schema)):
+    in_place_schemas = dict[int, list[Any]]()
+    for number, (location, node, depth) in enumerate(_nodes(schema)):
         if number >= NODES:
             raise _error(f"the JSON schema has more than {NODES:,} subschemas")
         if depth > DEPTH:
@@ -90,23 +92,23 @@ def check_schema(schema: Any) -> None:
         if isinstance(node, bool):
             continue
         if not isinstance(node, Mapping):
-            raise _error(f"{_at(where)} must be a schema (an object or a boolean), not {_kind(node)}")
-        _check_keywords(node, where)
+            raise _error(f"{_at(location)} must be a schema (an object or a boolean), not {_type_text(node)}")
+        _check_keywords(node, location)
         if "multipleOf" in node:
             multiples += _digits(node["multipleOf"])
         if "$ref" in node:
-            targets[node["$ref"]] = _target(schema, node["$ref"], where)
-        same[id(node)] = [one for key in _IN_PLACE for one in node.get(key, ())]
-        same[id(node)] += [targets[node["$ref"]]] if "$ref" in node else []
+            targets[node["$ref"]] = _target(schema, node["$ref"], location)
+        in_place_schemas[id(node)] = [subschema for key in _IN_PLACE for subschema in node.get(key, ())]
+        in_place_schemas[id(node)] += [targets[node["$ref"]]] if "$ref" in node else []
     stray = next((reference for reference, node in targets.items() if id(node) not in places), None)
     if stray is not None:
         raise _error(f"$ref {stray[:100]!r} points at what is not a schema")
     if multiples > MULTIPLES:
         raise _error(f"the multipleOf values of the JSON schema add up to more than {MULTIPLES:,}; that is too costly")
-    if not _Finite(targets).holds(schema):
+    if not _Finite(targets).is_satisfiable(schema):
         raise _error("no finite value satisfies the JSON schema: what it requires contains itself without end")
     try:
-        TopologicalSorter({place: map(id, asked) for place, asked in same.items()}).prepare()
+        TopologicalSorter({place: map(id, subschemas) for place, subschemas in in_place_schemas.items()}).prepare()
     except CycleError:
         raise _error(
             "a $ref of the JSON schema leads back to itself for the same value; checking would not end"
@@ -117,23 +119,23 @@ def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
     """Every subschema with its place and depth; stops going down where a node is no object."""
     waiting: list[tuple[str, Any, int]] = [("", schema, 0)]
     while waiting:
-        where, node, depth = waiting.pop()
-        yield where, node, depth
+        location, node, depth = waiting.pop()
+        yield location, node, depth
         if not isinstance(node, Mapping) or depth > DEPTH:
             continue
         for key, value in node.items():
-            inner = _below(where, key)
-            if key in _ONE:
+            inner = _below(location, key)
+            if key in _SINGLE_SCHEMAS:
                 waiting.append((inner, value, depth + 1))
             elif key in _LISTS and isinstance(value, list):
-                waiting += [(f"{inner}[{i}]", one, depth + 1) for i, one in enumerate(value)]
+                waiting += [(f"{inner}[{i}]", subschema, depth + 1) for i, subschema in enumerate(value)]
             elif key in _MAPS and isinstance(value, Mapping):
-                waiting += [(_below(inner, name), one, depth + 1) for name, one in value.items()]
+                waiting += [(_below(inner, name), subschema, depth + 1) for name, subschema in value.items()]
 
 
-def _check_keywords(node: Mapping[str, Any], where: str) -> None:
+def _check_keywords(node: Mapping[str, Any], location: str) -> None:
     for key, value in node.items():
-        place = _at(f"{where}.{key}" if where else key)
+        place = _at(f"{location}.{key}" if location else key)
         if key in ANNOTATIONS:
             continue
         if key not in _ENFORCED:
@@ -141,9 +143,9 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
         if key in _LISTS and not (isinstance(value, list) and value):
             raise _error(f"{place} must be a list of at least one schema")
         if key in _MAPS and not isinstance(value, Mapping):
-            raise _error(f"{place} must be an object of schemas, not {_kind(value)}")
+            raise _error(f"{place} must be an object of schemas, not {_type_text(value)}")
         if key in _TEXTS and not isinstance(value, str):
-            raise _error(f"{place} must be a string, not {_kind(value)}")
+            raise _error(f"{place} must be a string, not {_type_text(value)}")
         if key == "pattern" and isinstance(value, str):
             check_pattern(value, place)
         if key == "properties" and len(value) > PROPERTIES:
@@ -154,7 +156,7 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
             raise _error(f"{place} must be a whole number of at least 0, not {repr(value)[:SHOWN]}")
         if key in _NUMBERS:
             if not _is_number(value):
-                raise _error(f"{place} must be a number, not {_kind(value)}")
+                raise _error(f"{place} must be a number, not {_type_text(value)}")
             if not math.isfinite(_as_float(value)):
                 raise _error(f"{place} is larger than any number that a 64-bit float holds")
             if key == "multipleOf" and value <= 0:
@@ -169,23 +171,23 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
             raise _error(f"{place} must be a list of property names")
 
 
-def _target(root: Any, reference: str, where: str) -> Any:
+def _target(root: Any, reference: str, location: str) -> Any:
     """What a `$ref` points at."""
     if reference != "#" and not reference.startswith("#/"):
         raise _error(
-            f"{_at(where)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' and "
+            f"{_at(location)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' and "
             "'#/…' are supported"
         )
-    found = root
+    node = root
     for part in reference[2:].split("/") if len(reference) > 1 else ():
         name = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and name in found:
-            found = found[name]
-        elif isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-            found = found[int(name)]
+        if isinstance(node, Mapping) and name in node:
+            node = node[name]
+        elif isinstance(node, list) and name.isdecimal() and int(name) < len(node):
+            node = node[int(name)]
         else:
-            raise _error(f"{_at(where)}: $ref {reference[:100]!r} points at nothing")
-    return found
+            raise _error(f"{_at(location)}: $ref {reference[:100]!r} points at nothing")
+    return node
 
 
 def check_pattern(pattern: str, place: str) -> None:
@@ -220,60 +222,60 @@ class _Finite:
 
     def __init__(self, targets: Mapping[str, Any]) -> None:
         self._targets = targets
-        self._found: set[int] = set()
-        self._seen: dict[int, bool] = {}
+        self._finite_ids: set[int] = set()
+        self._verdicts: dict[int, bool] = {}
 
-    def holds(self, schema: Any) -> bool:
+    def is_satisfiable(self, schema: Any) -> bool:
         for _ in range(ROUNDS):
-            known = len(self._found)
-            self._seen.clear()
+            previous_count = len(self._finite_ids)
+            self._verdicts.clear()
             try:
                 if self._node(schema):
                     return True
             except RecursionError:
                 break
-            if len(self._found) == known:
+            if len(self._finite_ids) == previous_count:
                 return False
         raise _error("the references of the JSON schema are too entangled to check")
 
     def _node(self, node: Any) -> bool:
         """Schemas that are being looked at count as having no value: what needs them to be finite is not."""
         place = id(node)
-        if place in self._found:
+        if place in self._finite_ids:
             return True
-        if place not in self._seen:
-            self._seen[place] = False
-            self._seen[place] = self._look(node)
-            if self._seen[place]:
-                self._found.add(place)
-        return self._seen[place]
+        if place not in self._verdicts:
+            self._verdicts[place] = False
+            self._verdicts[place] = self._look(node)
+            if self._verdicts[place]:
+                self._finite_ids.add(place)
+        return self._verdicts[place]
 
     def _look(self, node: Any) -> bool:
         if not isinstance(node, Mapping) or "enum" in node or "const" in node:
             return True
         if "$ref" in node and not self._node(self._targets[node["$ref"]]):
             return False
-        if not all(self._node(one) for one in node.get("allOf", ())):
+        if not all(self._node(subschema) for subschema in node.get("allOf", ())):
             return False
         for key in ("anyOf", "oneOf"):
-            if key in node and not any(self._node(one) for one in node[key]):
+            if key in node and not any(self._node(subschema) for subschema in node[key]):
                 return False
         types = node.get("type", _TYPES)
         types = (types,) if isinstance(types, str) else types
         if any(name not in {"array", "object"} for name in types):
             return True
-        if "array" in types and all(self._node(one) for one in _first_items(node)):
+        if "array" in types and all(self._node(subschema) for subschema in _first_items(node)):
             return True
         properties = node.get("properties", {})
         needed = [properties[name] for name in node.get("required", ()) if name in properties]
-        return "object" in types and all(self._node(one) for one in needed)
+        return "object" in types and all(self._node(subschema) for subschema in needed)
 
 
 def _first_items(node: Mapping[str, Any]) -> list[Any]:
     """The schemas of the items that an array must have, each once."""
-    least, first = node.get("minItems", 0), node.get("prefixItems", [])
-    rest = [node["items"]] if least > len(first) and "items" in node else []
-    return [*first[:least], *rest]
+    min_items, first = node.get("minItems", 0), node.get("prefixItems", [])
+    additional = [node["items"]] if min_items > len(first) and "items" in node else []
+    return [*first[:min_items], *additional]
 
 
 def _digits(value: float) -> Decimal:
@@ -297,19 +299,19 @@ def _as_float(value: int | float) -> float:
         return math.inf
 
 
-def _kind(value: Any) -> str:
+def _type_text(value: Any) -> str:
     return {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )
 
 
-def _below(where: str, key: str) -> str:
+def _below(location: str, key: str) -> str:
     """A place's name, no longer than it is shown: there are thousands of places, and keys of any length."""
-    return (f"{where}.{key[: SHOWN + 1]}" if where else key)[: SHOWN + 1]
+    return (f"{location}.{key[: SHOWN + 1]}" if location else key)[: SHOWN + 1]
 
 
-def _at(where: str) -> str:
-    return (where if len(where) <= SHOWN else where[:SHOWN] + "…") or "the JSON schema"
+def _at(location: str) -> str:
+    return (location if len(location) <= SHOWN else location[:SHOWN] + "…") or "the JSON schema"
 
 
 def _error(message: str) -> RequestError:

@@ -61,9 +61,9 @@ class ControlTokens:
     """The added tokens of a tokenizer, to be found in text. `special`: control tokens by text; `others`: further added
     tokens, which are matched in user text as everywhere."""
 
-    def __init__(self, special: Mapping[str, int], others: Iterable[str]) -> None:
+    def __init__(self, special: Mapping[str, int], ordinary_tokens: Iterable[str]) -> None:
         self._special = dict(special)
-        self._all = sorted({*special, *others}, key=len, reverse=True)
+        self._all = sorted({*special, *ordinary_tokens}, key=len, reverse=True)
         self._starts = {token[:end] for token in special for end in range(1, len(token))}
         self._ends = {token[start:] for token in special for start in range(1, len(token))}
         self._longest = max(map(len, special), default=1)
@@ -73,12 +73,12 @@ class ControlTokens:
     def choose_mark(self, *inputs: Any) -> str:
         """A private-use character that neither the inputs nor the tokens hold, also not as a `\\u` escape."""
         text = json.dumps([inputs, self._all], ensure_ascii=False)
-        held, escaped = set(text), {found[1].lower() for found in _ESCAPED.finditer(text)}
+        characters, escaped = set(text), {match[1].lower() for match in _ESCAPED.finditer(text)}
         for code in range(0xE000, 0xF900):
-            if chr(code) not in held and f"{code:04x}" not in escaped:
+            if chr(code) not in characters and f"{code:04x}" not in escaped:
                 return chr(code)
         # 6,400 characters all in use: the planes beyond have 131,068 more
-        free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in held)
+        free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in characters)
         mark = next(free, None)
         if mark is None:
             raise DataError(
@@ -91,9 +91,9 @@ class ControlTokens:
         if isinstance(value, str):
             return self._mark_text(value, mark)
         if isinstance(value, Mapping):
-            return {self.mark(key, mark): self.mark(item, mark) for key, item in value.items()}
+            return {self.mark(key, mark): self.mark(child, mark) for key, child in value.items()}
         if isinstance(value, Sequence):
-            return [self.mark(item, mark) for item in value]
+            return [self.mark(child, mark) for child in value]
         return value
 
     def _mark_text(self, text: str, mark: str) -> str:
@@ -117,13 +117,13 @@ class ControlTokens:
         special = self._special
 
         def name(match: re.Match[str]) -> str:
-            found = match.group()
-            return secret_name(special[found], nonce) if found in special else found
+            token = match.group()
+            return secret_name(special[token], nonce) if token in special else token
 
         return _unbroken(tuple(self._all), mark).sub(name, rendered).replace(mark, "")
 
 
-class OwnText:
+class TemplateText:
     """Spells the texts that this program writes into one conversation: their control tokens are read as such. For what
     a caller has written it is never used."""
 

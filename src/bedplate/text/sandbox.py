@@ -65,7 +65,7 @@ class Budget:
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.steps = 0
-        self.made = 0
+        self.allocated_bytes = 0
 
     def step(self) -> None:
         self.steps += 1
@@ -74,9 +74,9 @@ class Budget:
         if self.steps % 16 == 0 and time.monotonic() > self.deadline:
             raise Overrun(f"it took more than {self.seconds:g} seconds")
 
-    def make(self, size: int) -> None:
-        self.made += size
-        if self.made > MADE_BYTES:
+    def allocate(self, size: int) -> None:
+        self.allocated_bytes += size
+        if self.allocated_bytes > MADE_BYTES:
             raise Overrun(f"it made more than {MADE_BYTES:,} bytes of text and lists on its way")
 
 
@@ -89,17 +89,17 @@ def tick(written: int = 0) -> None:
     budget = BUDGET.get()
     if budget is not None:
         budget.step()
-        budget.make(written)
+        budget.allocate(written)
 
 
-def made(value: Any, *, of_text: bool = False) -> Any:
+def charged(value: Any, *, of_text: bool = False) -> Any:
     """The value itself, counted as one that was just made. of_text: the texts in it were made with it; otherwise it
     only holds what was there."""
     budget = BUDGET.get()
     if budget is not None and isinstance(value, (str, bytes, list, tuple, dict)):
-        budget.make(sys.getsizeof(value))
+        budget.allocate(sys.getsizeof(value))
         if isinstance(value, (list, tuple)):
-            budget.make(sum(sys.getsizeof(one) for one in value if of_text or isinstance(one, (list, tuple))))
+            budget.allocate(sum(sys.getsizeof(part) for part in value if of_text or isinstance(part, (list, tuple))))
     return value
 
 
@@ -146,13 +146,13 @@ def _exactly(name: str, arguments: Sequence[Any]) -> int | None:
         case "replace", str(text), str(old), str(new), *_:
             count = text.count(old) if old else len(text) + 1
             return len(text) + count * max(len(new) - len(old), 0)
-        case ("join", str(between), list(parts) | tuple(parts), *_) | (
+        case ("join", str(separator), list(parts) | tuple(parts), *_) | (
             "join",
             list(parts) | tuple(parts),
-            str(between),
+            str(separator),
             *_,
         ):
-            return weigh(parts) + len(between) * len(parts)
+            return weigh(parts) + len(separator) * len(parts)
         case "indent", str(text), int(width), *_:
             return len(text) + (text.count("\n") + 1) * abs(width)
         case "center" | "ljust" | "rjust" | "zfill", str(text), int(width), *_:
@@ -172,8 +172,8 @@ def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if name == "format" and _WIDE_PERCENT.search(str(args[skip])):
             raise Overrun("a format with a very wide field")
         _check_call(name, (*args[skip:], *kwargs.values()))
-        found = function(*args, **kwargs)
-        return found if found is args[skip] else made(found, of_text=isinstance(args[skip], str))
+        result = function(*args, **kwargs)
+        return result if result is args[skip] else charged(result, of_text=isinstance(args[skip], str))
 
     return guarded
 
@@ -182,15 +182,15 @@ def _finite(value: Any) -> Any:
     """Lazy iterables are counted while they are read, so that their weight is known before it is multiplied."""
     if not hasattr(value, "__next__") and not isinstance(value, (range, Mapping)):
         return value
-    items: list[Any] = []
+    collected: list[Any] = []
     weight = 0
-    for item in value:
+    for member in value:
         tick()
-        weight += weigh(item)
+        weight += weigh(member)
         if weight > OUTPUT_CHARACTERS:
             raise Overrun(f"a sequence of more than {OUTPUT_CHARACTERS:,} characters")
-        items.append(item)
-    return items
+        collected.append(member)
+    return collected
 
 
 def _literal_bytes(block: Iterable[nodes.Node]) -> int:
@@ -268,10 +268,10 @@ class _Namespace(Namespace):
     """`namespace()` that takes no underscore names."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # pyright: ignore[reportSelfClsParameterName]
-        self, given = args[0], dict(*args[1:], **kwargs)
-        for name in given:
+        self, attributes = args[0], dict(*args[1:], **kwargs)
+        for name in attributes:
             _Namespace._check(name)
-        Namespace.__init__(self, given)
+        Namespace.__init__(self, attributes)
 
     def __setitem__(self, name: str, value: Any) -> None:
         _Namespace._check(name)
@@ -309,11 +309,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise_exception=raise_exception, strftime_now=strftime_now, dict=_DictType(), namespace=_Namespace
         )
 
-    tick, checked, made = staticmethod(tick), staticmethod(checked), staticmethod(made)
+    tick, checked, made = staticmethod(tick), staticmethod(checked), staticmethod(charged)
 
     def concatenated(self, parts: tuple[Any, ...]) -> str:
         checked(parts)
-        return made(runtime.str_join(parts))
+        return charged(runtime.str_join(parts))
 
     def call_binop(self, context: runtime.Context, operator: str, left: Any, right: Any) -> Any:
         tick()
@@ -333,7 +333,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             raise Overrun("a format with a very wide field")
         if size > OUTPUT_CHARACTERS:
             raise Overrun(f"`{operator}` would make more than {OUTPUT_CHARACTERS:,} characters")
-        return made(checked(super().call_binop(context, operator, left, right)))
+        return charged(checked(super().call_binop(context, operator, left, right)))
 
     def call(self, _context: runtime.Context, _function: Any, *args: Any, **kwargs: Any) -> Any:
         """Every call in a template. A method's receiver counts as its first argument. (Named as jinja's callers pass
@@ -343,11 +343,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
             if args and _function.__name__ == "join":
                 args = (_finite(args[0]), *args[1:])
             _check_call(str(_function.__name__), (receiver, *args, *kwargs.values()))
-            found = checked(super().call(_context, _function, *args, **kwargs))
-            return found if found is receiver else made(found, of_text=isinstance(receiver, (str, bytes)))
+            result = checked(super().call(_context, _function, *args, **kwargs))
+            return result if result is receiver else charged(result, of_text=isinstance(receiver, (str, bytes)))
         _check_call("call", (*args, *kwargs.values()))
-        found = super().call(_context, _function, *args, **kwargs)
-        return found if isinstance(found, str) else made(found)  # a macro's text was counted as it was written
+        result = super().call(_context, _function, *args, **kwargs)
+        return result if isinstance(result, str) else charged(result)  # a macro's text was counted as it was written
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
@@ -391,7 +391,7 @@ def tojson(
 def _indented(value: Any, indent: int, depth: int = 1) -> int:
     """Characters of the white space that indents a nested value."""
     inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return sum(indent * depth + 1 + _indented(one, indent, depth + 1) for one in inner)
+    return sum(indent * depth + 1 + _indented(child, indent, depth + 1) for child in inner)
 
 
 MARK_VARIABLE = "_bedplate_mark"

@@ -45,7 +45,7 @@ def build_merged(tokens: Sequence[str], merges: Sequence[tuple[str, str]], unkno
     vocabulary = {token: index for index, token in enumerate(tokens)}
     runs = [token for token in tokens if token and not token.strip("\n")]
 
-    def made(whole: bool) -> Tokenizer:
+    def assemble(whole: bool) -> Tokenizer:
         model = models.BPE(
             vocabulary, list(merges), unk_token=unknown, fuse_unk=True, byte_fallback=True, ignore_merges=whole
         )
@@ -55,18 +55,18 @@ def build_merged(tokens: Sequence[str], merges: Sequence[tuple[str, str]], unkno
         backend.decoder = decoders.Sequence(_decoding())
         return backend
 
-    plain = made(False)
+    plain = assemble(False)
     # Where merges do not lead to every run, words that are tokens are taken whole: lines too, which merges lead to.
-    return plain if all(plain.encode(run).ids == [vocabulary[run]] for run in runs) else made(True)
+    return plain if all(plain.encode(run).ids == [vocabulary[run]] for run in runs) else assemble(True)
 
 
 def _decoding() -> list[Any]:
     return [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
 
 
-def _merges(known: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _merges(vocabulary: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
     """Of the known tokens the first have scores. Tokens that share a score keep their order."""
-    return cuts(known, sorted(range(len(scores)), key=lambda index: -scores[index]))
+    return cuts(vocabulary, sorted(range(len(scores)), key=lambda index: -scores[index]))
 
 
 def byte_tokens() -> list[str]:
@@ -99,8 +99,8 @@ def scores_of(content: Mapping[str, Any], tokens: Sequence[str], source: str) ->
     for left, right in merges:
         ranks.setdefault(left + right, len(ranks))
     scores = [float(-ranks[token]) if token in ranks else 0.0 for token in tokens]
-    known = list(dict.fromkeys((*ranks, *chain.from_iterable(merges))))
-    if _merges(known, [-float(rank) for rank in ranks.values()]) != merges:
+    vocabulary = list(dict.fromkeys((*ranks, *chain.from_iterable(merges))))
+    if _merges(vocabulary, [-float(rank) for rank in ranks.values()]) != merges:
         raise TokenizerError(
             f"{source}: its merges do not follow from a score of each token, which is all that a SentencePiece "
             "vocabulary in GGUF can say; export a Hugging Face directory instead"

@@ -115,8 +115,8 @@ class Tokenizer:
     @cached_property
     def identity(self) -> str:
         """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
-        own = tokenizer_parts.identity(self._parts)
-        return own if self._source is None else sha256_json([self._source.identity, own])
+        parts_identity = tokenizer_parts.identity(self._parts)
+        return parts_identity if self._source is None else sha256_json([self._source.identity, parts_identity])
 
     # --- vocabulary
 
@@ -130,9 +130,9 @@ class Tokenizer:
     @property
     def max_length(self) -> int | None:
         """How many tokens its files say a text should have at most."""
-        found = self._parts.config.get("model_max_length")
+        declared = self._parts.config.get("model_max_length")
         # Where there is no limit, transformers writes one of 10³⁰.
-        return int(found) if isinstance(found, int | float) and found < 10**9 else None
+        return int(declared) if isinstance(declared, int | float) and declared < 10**9 else None
 
     def token_to_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
@@ -143,7 +143,7 @@ class Tokenizer:
     def token_bytes(self, index: int) -> bytes:
         """The bytes that the token adds to a text, not at its start. See `bedplate.text.decoding` for what that means:
         exact for byte-level and byte-fallback vocabularies; WordPiece word starts carry the space before them."""
-        return self._decoding.piece(self._known(index), first=False)
+        return self._decoding.piece(self._check_id(index), first=False)
 
     @property
     def exact_bytes(self) -> bool:
@@ -209,26 +209,26 @@ class Tokenizer:
         backend = self._backend if parse_special else self._user_backend
         valid = [_valid(text) for text in texts]
         try:
-            found = backend.encode_batch(valid, add_special_tokens=add_special_tokens)
+            encodings = backend.encode_batch(valid, add_special_tokens=add_special_tokens)
         except BaseException as error:
             raise self._failed(error) from error
-        return [encoding.ids for encoding in found]
+        return [encoding.ids for encoding in encodings]
 
     def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:
         """Texts, or pairs of texts, as an encoder reads them, in parallel threads: with the special tokens that are set
         around them; control tokens in a text are the characters they are written with. limit: cut to so many tokens."""
         if self._source is not None:
             return self._source.encoder_inputs(inputs, limit)
-        for one in inputs:
-            for text in (one,) if isinstance(one, str) else one:
+        for text_or_pair in inputs:
+            for text in (text_or_pair,) if isinstance(text_or_pair, str) else text_or_pair:
                 _valid(text)
         try:
-            found = self._user_backend.encode_batch_fast(list(inputs), add_special_tokens=True)
+            encodings = self._user_backend.encode_batch_fast(list(inputs), add_special_tokens=True)
         except BaseException as error:
             raise self._failed(error) from error
         return [
-            encoder_input(encoding, not isinstance(one, str) and self._tells_types, limit)
-            for one, encoding in zip(inputs, found, strict=True)
+            encoder_input(encoding, not isinstance(encoder_text, str) and self._tells_types, limit)
+            for encoder_text, encoding in zip(inputs, encodings, strict=True)
         ]
 
     @cached_property
@@ -244,19 +244,19 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         begun: str = "",
-        own: marks.OwnText | None = None,
+        trusted_text: marks.TemplateText | None = None,
         **extra: Any,
     ) -> list[int]:
         """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
-        say. BOS is there if the template writes it; none is added. begun: how the answer begins. own: of `own_text`,
+        say. BOS is there if the template writes it; none is added. begun: how the answer begins. trusted_text: of `own_text`,
         what spelled texts in the messages whose control tokens are read as such too."""
         if self.chat is None:
             raise TokenizerError(f"{self._parts.source}: it has no chat template; give the prompt as plain text")
-        given = (plain_messages(messages), plain(tools), plain(extra), begun)
-        mark = self._control_tokens.choose_mark(given, self.chat.source)
-        marked = tuple(self._control_tokens.mark(given, mark))
+        originals = (plain_messages(messages), plain(tools), plain(extra), begun)
+        mark = self._control_tokens.choose_mark(originals, self.chat.source)
+        marked = tuple(self._control_tokens.mark(originals, mark))
         marked_messages, marked_tools, marked_extra, marked_begun = marked
-        clean = given == marked and (own is None or not own.used)
+        clean = originals == marked and (trusted_text is None or not trusted_text.used)
         variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
         rendered = self.chat.render(
             marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
@@ -265,12 +265,12 @@ class Tokenizer:
         if clean:
             return self.encode(rendered)
         named = self._control_tokens.rename(rendered, mark)
-        return self.encode(named if own is None else own.named(named), parse_special=False)
+        return self.encode(named if trusted_text is None else trusted_text.named(named), parse_special=False)
 
-    def own_text(self) -> marks.OwnText:
+    def own_text(self) -> marks.TemplateText:
         """For one conversation: what spells the texts that this program itself writes into its contents, for
         `encode_chat`."""
-        return marks.OwnText(self._control_tokens)
+        return marks.TemplateText(self._control_tokens)
 
     def encode_conversation(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
@@ -278,8 +278,8 @@ class Tokenizer:
         """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
         the ids that training would see are not those of inference."""
 
-        def encode(some: Sequence[Message], prompt: bool) -> list[int]:
-            return self.encode_chat(some, add_generation_prompt=prompt, tools=tools, **extra)
+        def encode(turns: Sequence[Message], prompt: bool) -> list[int]:
+            return self.encode_chat(turns, add_generation_prompt=prompt, tools=tools, **extra)
 
         def is_blank(ids: Sequence[int]) -> bool:
             return not self.decode(ids, skip_special_tokens=False).strip()
@@ -290,7 +290,7 @@ class Tokenizer:
         """The characters of a text, each once, that a byte-level vocabulary drops because it has no token for one of
         their bytes (a few control characters in some vocabularies). Dropping them is what every implementation of
         such a vocabulary does; this is how to know."""
-        if self._decoding.kind != "byte_level":
+        if self._decoding.decoder_type != "byte_level":
             return ""
         return "".join(c for c in dict.fromkeys(text) if not self._missing_bytes.isdisjoint(c.encode("utf-8")))
 
@@ -301,7 +301,7 @@ class Tokenizer:
     ) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up. marks: special tokens that are
         not skipped."""
-        return self._decoding.text([self._known(index) for index in ids], skip_special_tokens, marks)
+        return self._decoding.text([self._check_id(index) for index in ids], skip_special_tokens, marks)
 
     def stream(self, *, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()) -> StreamDecoder:
         """A decoder for ids that come one at a time. marks: special tokens that are not skipped."""
@@ -330,7 +330,7 @@ class Tokenizer:
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
         return frozenset(byte for character, byte in BYTE_OF.items() if character not in vocabulary)
 
-    def _known(self, index: int) -> int:
+    def _check_id(self, index: int) -> int:
         if not 0 <= index < self.vocab_size:
             raise TokenizerError(f"there is no token {index}; the vocabulary has {self.vocab_size} ids")
         return index

@@ -65,7 +65,9 @@ def unneeded(parts: TokenizerParts, size: int) -> tuple[str, ...]:
 def without(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
     """The same without some of its control tokens, which are then the characters that they are written with."""
     content = json.loads(parts.backend.to_str())
-    content["added_tokens"] = [one for one in content["added_tokens"] if one["content"] not in tokens]
+    content["added_tokens"] = [
+        added_token for added_token in content["added_tokens"] if added_token["content"] not in tokens
+    ]
     model = content["model"]  # whose vocabulary may list them too
     if isinstance(model["vocab"], dict):
         model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in tokens}
@@ -84,7 +86,10 @@ def identity(parts: TokenizerParts) -> str:
     vocabulary = model.pop("vocab")
     if isinstance(vocabulary, list):  # Unigram: pieces and scores
         model["pieces"] = [[piece, repr(score)] for piece, score in vocabulary]
-    tokens = sorted(parts.backend.get_vocab(with_added_tokens=True).items(), key=lambda item: (item[1], item[0]))
+    tokens = sorted(
+        parts.backend.get_vocab(with_added_tokens=True).items(),
+        key=lambda token_and_id: (token_and_id[1], token_and_id[0]),
+    )
     return sha256_json(
         {
             "model": model,
@@ -104,13 +109,13 @@ def _post_processor(step: Any) -> Any:
         return None
     if step["type"] != "Sequence":
         return _without_offsets(step)
-    kept = [part for part in map(_post_processor, step["processors"]) if part is not None]
-    return kept[0] if len(kept) == 1 else (kept or None)
+    steps = [part for part in map(_post_processor, step["processors"]) if part is not None]
+    return steps[0] if len(steps) == 1 else (steps or None)
 
 
 def _without_offsets(step: Any) -> Any:
     if isinstance(step, dict):
         return {key: _without_offsets(value) for key, value in step.items() if key != "trim_offsets"}
     if isinstance(step, list):
-        return [_without_offsets(item) for item in step]
+        return [_without_offsets(child) for child in step]
     return step

@@ -48,9 +48,9 @@ def fields_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     vocabulary keep a space at the end of a text, which SentencePiece itself drops; the file means SentencePiece.)"""
     steps = content["normalizer"]
     steps = [] if steps is None else steps["normalizers"] if steps["type"] == "Sequence" else [steps]
-    tables = [one["precompiled_charsmap"] for one in steps if one["type"] == "Precompiled"]
-    spaces = [one for one in steps if one in _SPACES]
-    ends = [one for one in steps if one == _END]
+    tables = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
+    spaces = [step for step in steps if step in _SPACES]
+    ends = [step for step in steps if step == _END]
     before = content["pre_tokenizer"] or {}
     scheme = before.get("prepend_scheme")
     if (
@@ -65,17 +65,17 @@ def fields_of(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             f"{source}: of Unigram tokenizers only those can be written into a GGUF file that replace characters by a "
             "compiled table, join spaces and mark them as SentencePiece does; export a Hugging Face directory instead"
         )
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "model": "t5",
         "pre": "default",
         "add_space_prefix": scheme == "always",
         "remove_extra_whitespaces": bool(spaces),
         "unknown_token_id": content["model"]["unk_id"],
     }
-    return found | ({"precompiled_charsmap": base64.b64decode(tables[0])} if tables else {})
+    return fields | ({"precompiled_charsmap": base64.b64decode(tables[0])} if tables else {})
 
 
 def table_of(value: Any) -> bytes:
     """The compiled table out of a file's array, whose numbers may have signs."""
-    given = value.tolist() if hasattr(value, "tolist") else value
-    return bytes(int(one) & 0xFF for one in given or ())
+    numbers = value.tolist() if hasattr(value, "tolist") else value
+    return bytes(int(number) & 0xFF for number in numbers or ())

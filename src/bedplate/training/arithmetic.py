@@ -28,7 +28,7 @@ from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.training.batch import TrainingExample
-from bedplate.training.config import Asked
+from bedplate.training.config import DtypeChoice
 from bedplate.training.objectives import AnyModel, Sft
 from bedplate.training.packing import pack_examples
 
@@ -41,7 +41,7 @@ CLEARLY = 1.05
 """Another arithmetic than the base's own must be faster by so much."""
 _MOST_BLOCK_WEIGHTS = 50_000_000
 _TURNS, _LEAST_TURNS, _SECONDS, _HOPELESS = 12, 3, 2.0, 2.5
-_DOCUMENTS, _PREFIX, _OWN, _VOCABULARY = 12, 16, 32, 64
+_DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64
 
 
 @dataclass(frozen=True)
@@ -72,40 +72,40 @@ class Arithmetic:
         return cls(dtype, products)
 
 
-def held(model: AnyModel) -> Arithmetic:
+def native_arithmetic(model: AnyModel) -> Arithmetic:
     """The arithmetic that the model's own dtype gives, without any change."""
     return Arithmetic(dtype_name(next(model.parameters()).dtype))
 
 
-def candidates(own: Arithmetic, device: torch.device, trained: TrainedPart) -> list[Arithmetic]:
+def candidates(native: Arithmetic, device: torch.device, trained: TrainedPart) -> list[Arithmetic]:
     """All that a base of this arithmetic may be trained in, its own first."""
-    if device.type != "cpu" or own.dtype not in ("bfloat16", "float32"):
-        return [own]
-    found = [own, Arithmetic("float32" if own.dtype == "bfloat16" else "bfloat16")]
+    if device.type != "cpu" or native.dtype not in ("bfloat16", "float32"):
+        return [native]
+    arithmetics = [native, Arithmetic("float32" if native.dtype == "bfloat16" else "bfloat16")]
     # in bfloat16 torch's usual call is oneDNN's already
-    return [*found, Arithmetic("float32", "onednn")] if has_onednn() else found
+    return [*arithmetics, Arithmetic("float32", "onednn")] if has_onednn() else arithmetics
 
 
-def choose(model: AnyModel, trained: TrainedPart, asked: Asked = "auto") -> Arithmetic:
-    """The fastest arithmetic for training this base here, of the dtype that is `asked` for.
+def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -> Arithmetic:
+    """The fastest arithmetic for training this base here, of the dtype that is `dtype` for.
 
     The base's own unless another is clearly faster; no measurement for models that are no decoders, other devices than
     CPUs, dtypes beside bfloat16 and float32, and bases so small that a step is no arithmetic. Raises UsageError where
     what is asked for cannot be.
     """
-    own = held(model)
-    if asked != "auto" and own.dtype not in ("bfloat16", "float32"):
-        raise UsageError(f"training in {asked} is for bases in bfloat16 or float32, and this one is {own.dtype}")
-    ways = candidates(own, next(model.parameters()).device, trained)
-    of_these = [way for way in ways if asked in ("auto", way.dtype)] or [Arithmetic(asked)]
+    native = native_arithmetic(model)
+    if dtype != "auto" and native.dtype not in ("bfloat16", "float32"):
+        raise UsageError(f"training in {dtype} is for bases in bfloat16 or float32, and this one is {native.dtype}")
+    arithmetics = candidates(native, next(model.parameters()).device, trained)
+    of_these = [arithmetic for arithmetic in arithmetics if dtype in ("auto", arithmetic.dtype)] or [Arithmetic(dtype)]
     if len(of_these) == 1 or not _worth_measuring(model):
         return of_these[0]
-    return _best(measured(model.spec.main, trained, ways), of_these)
+    return _best(measured(model.spec.main, trained, arithmetics), of_these)
 
 
-def _best(seconds: dict[Arithmetic, float], ways: Sequence[Arithmetic]) -> Arithmetic:
+def _best(seconds: dict[Arithmetic, float], arithmetics: Sequence[Arithmetic]) -> Arithmetic:
     """The fastest of these ways; the first of them unless another is clearly faster."""
-    best, first = min(ways, key=lambda way: seconds.get(way, float("inf"))), ways[0]
+    best, first = min(arithmetics, key=lambda arithmetic: seconds.get(arithmetic, float("inf"))), arithmetics[0]
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
 
 
@@ -115,22 +115,22 @@ def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
     return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
 
 
-def token_seconds(model: Model, asked: Asked = "auto") -> float | None:
+def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
     """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
     of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
-    ways = candidates(held(model), model.embedding.weight.device, "adapters")
-    if len(ways) == 1 or not _worth_measuring(model):
+    arithmetics = candidates(native_arithmetic(model), model.embedding.weight.device, "adapters")
+    if len(arithmetics) == 1 or not _worth_measuring(model):
         return None
     spec = model.spec.main
-    seconds, way = measured(spec, "adapters", ways), choose(model, "adapters", asked)
-    if way not in seconds:
+    seconds, fastest = measured(spec, "adapters", arithmetics), choose(model, "adapters", dtype)
+    if fastest not in seconds:
         return None
     length, prefix = _lengths(spec)
     tokens = prefix + _DOCUMENTS * (length - prefix)
-    return seconds[way] / tokens * spec.layers / _blocks(spec)
+    return seconds[fastest] / tokens * spec.layers / _blocks(spec)
 
 
-def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
     left out."""
     key = {
@@ -141,27 +141,31 @@ def measured(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithme
         "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # which mask it
         "spec": spec.key(),
         "trained": trained,
-        "ways": [way.to_json() for way in ways],
+        "ways": [arithmetic.to_json() for arithmetic in arithmetics],
     }
 
-    def to_json(found: dict[Arithmetic, float]) -> Any:
-        return [[way.to_json(), seconds] for way, seconds in found.items()]
+    def to_json(seconds_by_arithmetic: dict[Arithmetic, float]) -> Any:
+        return [[arithmetic.to_json(), seconds] for arithmetic, seconds in seconds_by_arithmetic.items()]
 
     def from_json(record: Any) -> dict[Arithmetic, float]:
-        found = {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
-        if not found or not set(found) <= set(ways) or not all(0 < seconds < 1e6 for seconds in found.values()):
+        seconds_by_arithmetic = {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
+        if (
+            not seconds_by_arithmetic
+            or not set(seconds_by_arithmetic) <= set(arithmetics)
+            or not all(0 < seconds < 1e6 for seconds in seconds_by_arithmetic.values())
+        ):
             raise ValueError("times that cannot be")
-        return found
+        return seconds_by_arithmetic
 
-    return measured_once("training", key, lambda: measure(spec, trained, ways), to_json, from_json)
+    return measured_once("training", key, lambda: measure(spec, trained, arithmetics), to_json, from_json)
 
 
-def measure(spec: TransformerSpec, trained: TrainedPart, ways: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
+def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Measures now, in a second or two, and leaves no trace in the process. Raises UsageError if nothing can run."""
     # Memory as a run has it: without, each way is measured by what the system takes to clear pages.
     with keeping(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
-        steps = {way: _step_of(spec, trained, way) for way in ways}
+        steps = {arithmetic: _step_of(spec, trained, arithmetic) for arithmetic in arithmetics}
         return by_turns(steps, time.perf_counter)
 
 
@@ -173,19 +177,21 @@ def by_turns(
     best: dict[Arithmetic, float] = {}
     running, failures, until = dict(steps), list[str](), clock() + seconds
     for turn in range(_TURNS + 1):
-        for way, step in list(running.items()):
+        for arithmetic, step in list(running.items()):
             start = clock()
             try:
                 step()
             except RuntimeError as error:  # how torch says that this processor lacks a product
-                failures.append(f"{way.name}: {error}")
-                del running[way]
-                best.pop(way, None)
+                failures.append(f"{arithmetic.name}: {error}")
+                del running[arithmetic]
+                best.pop(arithmetic, None)
                 continue
             if turn:  # the first warms everything up
-                best[way] = min(best.get(way, float("inf")), clock() - start)
+                best[arithmetic] = min(best.get(arithmetic, float("inf")), clock() - start)
         fastest = min(best.values(), default=float("inf"))
-        running = {way: step for way, step in running.items() if best.get(way, 0.0) <= _HOPELESS * fastest}
+        running = {
+            candidate: step for candidate, step in running.items() if best.get(candidate, 0.0) <= _HOPELESS * fastest
+        }
         if turn >= _LEAST_TURNS and clock() > until:
             break
     if not best:
@@ -193,10 +199,10 @@ def by_turns(
     return best
 
 
-def _step_of(spec: TransformerSpec, trained: TrainedPart, way: Arithmetic) -> Callable[[], None]:
+def _step_of(spec: TransformerSpec, trained: TrainedPart, arithmetic: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
-    model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(way.torch_dtype).train()
-    set_products(model, way.products)
+    model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(arithmetic.torch_dtype).train()
+    set_products(model, arithmetic.products)
     parameters = list(model.parameters())
     if trained == "adapters":
         model.requires_grad_(False)
@@ -223,13 +229,13 @@ def _step_of(spec: TransformerSpec, trained: TrainedPart, way: Arithmetic) -> Ca
 
 def _lengths(spec: TransformerSpec) -> tuple[int, int]:
     """Tokens of a document, and how many of them all documents share."""
-    length = min(_PREFIX + _OWN, spec.context_length)
+    length = min(_PREFIX + _SUFFIX, spec.context_length)
     return length, min(_PREFIX, length // 2)
 
 
 def _blocks(spec: TransformerSpec) -> int:
-    one = Decoder(spec.with_(layers=1, vocab_size=_VOCABULARY), "meta").layers
-    large = sum(p.numel() for p in one.parameters()) > _MOST_BLOCK_WEIGHTS
+    first_block = Decoder(spec.with_(layers=1, vocab_size=_VOCABULARY), "meta").layers
+    large = sum(p.numel() for p in first_block.parameters()) > _MOST_BLOCK_WEIGHTS
     return 1 if large else min(2, spec.layers)
 
 

@@ -109,8 +109,8 @@ class PackedBatch:
         """From what the rows hold, on the CPU: positions, and where the targets are, follow from it."""
         learned = (targets.reshape(-1) != NO_TARGET).nonzero().squeeze(1)
         positions = segment_positions(segments)
-        prefix = sum(document.own for document in placement.documents if not document.segment)
-        lengths = (prefix, *(document.own for document in placement.documents if document.segment))
+        prefix = sum(document.token_count for document in placement.documents if not document.segment)
+        lengths = (prefix, *(document.token_count for document in placement.documents if document.segment))
         return cls(tokens, segments, positions, targets, learned, tuple(ids), lengths, tuple(losses), placement)
 
     @property
@@ -133,10 +133,16 @@ class PackedBatch:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        read = 0 if self.source_placement is None else sum(one.own for one in self.source_placement.documents)
+        read = (
+            0
+            if self.source_placement is None
+            else sum(document.token_count for document in self.source_placement.documents)
+        )
         return {"tokens": self.token_count + read, "targets": self.target_count}
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, its subclasses' tensors as well."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: sent(value, device) for name, value in own.items() if isinstance(value, Tensor)})
+        field_values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(
+            self, **{name: sent(value, device) for name, value in field_values.items() if isinstance(value, Tensor)}
+        )

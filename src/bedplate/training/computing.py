@@ -22,10 +22,10 @@ from bedplate.core.memory import free_bytes
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import Products
-from bedplate.models.packed.across import FromStates
+from bedplate.models.packed.across import EncoderStatesLayout
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.precision import dtype_name
-from bedplate.training.arithmetic import Arithmetic, choose, held
+from bedplate.training.arithmetic import Arithmetic, choose, native_arithmetic
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives import AnyModel, Models
 from bedplate.training.optimizers import Optimization
@@ -34,7 +34,7 @@ from bedplate.training.ranks import Ranks
 logger = logging.getLogger("bedplate.training")
 ROOM = 1.1
 """Of the memory that the weights take, which must be free."""
-_taken: set[int] = set()
+_claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
 _taking = threading.Lock()
 
@@ -55,37 +55,37 @@ def run_arithmetic(
     """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows; of models
     that were given out to ranks, what they were given out with."""
     policy = policy_of(roles)
-    own = held(policy)
+    native = native_arithmetic(policy)
     if ranks.world > 1:
-        own = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
-        before = own.dtype if saved is None else saved.get("arithmetic", own.to_json()).get("dtype")
-        if before != own.dtype:
+        native = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
+        before = native.dtype if saved is None else saved.get("arithmetic", native.to_json()).get("dtype")
+        if before != native.dtype:
             raise TrainingError(
-                f"{store}: this run computes in {before}, and the ranks were given models in {own.dtype}"
+                f"{store}: this run computes in {before}, and the ranks were given models in {native.dtype}"
             )
-        if config.dtype not in ("auto", own.dtype):
+        if config.dtype not in ("auto", native.dtype):
             raise UsageError(
-                f"dtype is {config.dtype}, but the ranks were given models in {own.dtype}; give dtype to `parallelised`"
+                f"dtype is {config.dtype}, but the ranks were given models in {native.dtype}; give dtype to `parallelised`"
             )
-        return own
+        return native
     if saved is not None:
         try:
             # runs of earlier versions computed in what their models were held in
-            return Arithmetic.of_json(saved.get("arithmetic", own.to_json()))
+            return Arithmetic.of_json(saved.get("arithmetic", native.to_json()))
         except (KeyError, ValueError, TypeError) as error:
             raise TrainingError(
                 f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
             ) from error
     if not of_one_dtype(roles):
-        return own
+        return native
     weights = {id(p) for model in roles.values() for p in model.parameters()}
-    kind = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
-    found = choose(policy, kind, config.dtype)
-    reason = lacks_room(roles, found)
+    trained_part = "weights" if any(id(p) in weights for p in trained.values()) else "adapters"
+    fastest = choose(policy, trained_part, config.dtype)
+    reason = lacks_room(roles, fastest)
     if reason is None or config.dtype != "auto":
-        return found
-    logger.warning("training in %s is faster here, but %s; training in %s instead", found.dtype, reason, own.dtype)
-    return own
+        return fastest
+    logger.warning("training in %s is faster here, but %s; training in %s instead", fastest.dtype, reason, native.dtype)
+    return native
 
 
 def extra_bytes(models: Models, arithmetic: Arithmetic) -> int:
@@ -118,19 +118,19 @@ def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Ten
 
 @contextmanager
 def _taken_alone(models: Models) -> Generator[None]:
-    own = {id(p) for model in models.values() for p in model.parameters()}
+    weight_ids = {id(p) for model in models.values() for p in model.parameters()}
     with _taking:
-        if _taken & own:
+        if _claimed_weights & weight_ids:
             raise TrainingError(
                 "another run of this process computes with these weights, and may change their dtype and "
                 "values at any moment; wait until it has ended, or load the base a second time"
             )
-        _taken.update(own)
+        _claimed_weights.update(weight_ids)
     try:
         yield
     finally:
         with _taking:
-            _taken.difference_update(own)
+            _claimed_weights.difference_update(weight_ids)
 
 
 def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
@@ -151,8 +151,8 @@ def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Te
         for parameter, original in before:
             parameter.grad = None  # of the other dtype
             parameter.data = original
-        for linear, own in zip(linears, products, strict=True):
-            linear.products = own
+        for linear, product in zip(linears, products, strict=True):
+            linear.products = product
 
 
 def of_one_dtype(models: Models) -> bool:
@@ -160,21 +160,21 @@ def of_one_dtype(models: Models) -> bool:
     return len({p.dtype for model in models.values() for p in model.parameters()}) == 1
 
 
-def _changed(models: Models, wanted: torch.dtype) -> list[nn.Parameter]:
-    every = {id(p): p for model in models.values() for p in model.parameters()}
-    return [p for p in every.values() if p.dtype != wanted] if of_one_dtype(models) else []
+def _changed(models: Models, dtype: torch.dtype) -> list[nn.Parameter]:
+    parameters_by_id = {id(p): p for model in models.values() for p in model.parameters()}
+    return [p for p in parameters_by_id.values() if p.dtype != dtype] if of_one_dtype(models) else []
 
 
 @contextmanager
 def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
     """Gradients on exactly the trained parameters, the policy in training mode; all as before afterwards."""
-    every = {id(p): p for model in models.values() for p in model.parameters()}
-    every |= {id(p): p for p in optimization.parameters.values()}
-    before = [(p, p.requires_grad) for p in every.values()]
+    parameters_by_id = {id(p): p for model in models.values() for p in model.parameters()}
+    parameters_by_id |= {id(p): p for p in optimization.parameters.values()}
+    before = [(p, p.requires_grad) for p in parameters_by_id.values()]
     modes = [(m, m.training) for model in models.values() for m in model.modules()]
     trained = {id(p) for p in optimization.parameters.values()}
     try:
-        for p in every.values():
+        for p in parameters_by_id.values():
             p.requires_grad_(id(p) in trained)
         for role, model in models.items():
             model.train(role == "policy")
@@ -188,10 +188,10 @@ def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
 
 
 @contextmanager
-def compiled(model: AnyModel, wanted: bool) -> Generator[None]:
+def compiled(model: AnyModel, enabled: bool) -> Generator[None]:
     """Each block of the model runs compiled while it is open, where that is wanted; its attention over packed rows does
     not (on devices that have a kernel for it, that kernel runs)."""
-    if not wanted:
+    if not enabled:
         yield
         return
     blocks = [module for module in model.modules() if isinstance(module, Block)]
@@ -200,16 +200,16 @@ def compiled(model: AnyModel, wanted: bool) -> Generator[None]:
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         warnings.filterwarnings("ignore", ".*torch.autograd.function.Function.*should not be instantiated")
         # Where documents stand is another thing in each batch, for which all of a block would be compiled anew.
-        apart = ((BlockAttention, "__call__"), (FromStates, "across"))
-        calls = [getattr(owner, name) for owner, name in apart]
+        uncompiled = ((BlockAttention, "__call__"), (EncoderStatesLayout, "cross_attend"))
+        calls = [getattr(owner, name) for owner, name in uncompiled]
         try:
-            for (owner, name), call in zip(apart, calls, strict=True):
+            for (owner, name), call in zip(uncompiled, calls, strict=True):
                 setattr(owner, name, torch.compiler.disable(call))
             for block in blocks:
                 block.compile()
             yield
         finally:
-            for (owner, name), call in zip(apart, calls, strict=True):
+            for (owner, name), call in zip(uncompiled, calls, strict=True):
                 setattr(owner, name, call)
             for block in blocks:
                 block._compiled_call_impl = None  # pyright: ignore[reportPrivateUsage]  # there is no public way back

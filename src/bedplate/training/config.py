@@ -10,7 +10,7 @@ from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
 from bedplate.training.schedules import SCHEDULES, ScheduleName
 
-Asked = Literal["auto", "bfloat16", "float32"]
+DtypeChoice = Literal["auto", "bfloat16", "float32"]
 """The arithmetic that training is to use."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -76,7 +76,7 @@ class GuardConfig(Strict):
     allowed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _said(self) -> Self:
+    def _check_allowed(self) -> Self:
         if self.sigmas is not None and "allowed" not in self.model_fields_set:
             raise ValueError(
                 "with `sigmas` steps are skipped; say how many of the last `window` may be (`allowed`; 0: the first "
@@ -122,7 +122,7 @@ class TrainConfig(Grown):
     save_steps: Annotated[int, Field(ge=1)] | None = None
     save_seconds: Annotated[float, Field(gt=0)] | None = 60.0
     log_steps: Annotated[int, Field(ge=1)] = 1
-    dtype: Asked = "auto"
+    dtype: DtypeChoice = "auto"
     router: RouterConfig = RouterConfig()
     recompute: Recompute = "none"
     optimizer: OptimizerName = "adamw"

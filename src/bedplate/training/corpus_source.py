@@ -62,9 +62,9 @@ class CorpusSource:
         return replace(batch, rows=tuple(indices))
 
     @property
-    def seen(self) -> Mapping[str, int]:
+    def rows_by_source(self) -> Mapping[str, int]:
         """Rows of each source so far."""
-        return self.loader.seen(self._drawn)
+        return self.loader.drawn(self._drawn)
 
     def state(self) -> dict[str, Any]:
         return {"rows": self._drawn}

@@ -16,7 +16,7 @@ from bedplate.training.config import GuardConfig
 _STATE = "guard/"
 
 
-class Guard:
+class StepGuard:
     """Sees every step once, in their order. Rings of the last `window` steps are numbered by the step."""
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
@@ -46,24 +46,26 @@ class Guard:
         return torch.maximum(bad.to(self._stopped.dtype), self._stopped), self._stopped.clone()
 
     @property
-    def _kept(self) -> Mapping[str, Tensor]:
+    def _state_tensors(self) -> Mapping[str, Tensor]:
         return {**{f"{_STATE}{name}": ring for name, ring in self._rings.items()}, f"{_STATE}skipped": self._skipped}
 
     def tensors(self) -> dict[str, Tensor]:
         """What a run that goes on needs again: nothing, where it stops at the first."""
-        return {name: ring.clone() for name, ring in self._kept.items()} if self._config != GuardConfig() else {}
+        return (
+            {name: ring.clone() for name, ring in self._state_tensors.items()} if self._config != GuardConfig() else {}
+        )
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `tensors` gave."""
-        for name, ring in self._kept.items():
+        for name, ring in self._state_tensors.items():
             if name in tensors:
                 ring.copy_(tensors[name])
 
 
 def _is_far(ring: Tensor, value: Tensor, sigmas: float) -> Tensor:
     """Whether it is above what the ring's numbers allow; NaN stands for none."""
-    seen = ring.isfinite()
-    count = seen.sum()
-    mean = torch.where(seen, ring, 0).sum() / count
-    spread = (torch.where(seen, ring - mean, 0).square().sum() / (count - 1)).sqrt()
+    finite = ring.isfinite()
+    count = finite.sum()
+    mean = torch.where(finite, ring, 0).sum() / count
+    spread = (torch.where(finite, ring - mean, 0).square().sum() / (count - 1)).sqrt()
     return (count >= len(ring) // 2) & (value > mean + sigmas * spread)

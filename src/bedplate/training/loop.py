@@ -17,11 +17,11 @@ from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
 from bedplate.models.layers.kept import recomputing
 from bedplate.models.layers.routing import listening
-from bedplate.training.arithmetic import Arithmetic, held
+from bedplate.training.arithmetic import Arithmetic, native_arithmetic
 from bedplate.training.batch import MicroBatch
 from bedplate.training.computing import compiled, computing, only_trained, policy_of, run_arithmetic
 from bedplate.training.config import TrainConfig
-from bedplate.training.guard import Guard
+from bedplate.training.guard import StepGuard
 from bedplate.training.interrupts import Interrupts
 from bedplate.training.losses import evaluate_loss
 from bedplate.training.metrics_log import MetricsLog
@@ -116,13 +116,24 @@ def train(
         last = store.latest()
         arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)
         # Models that were given out to ranks compute in another dtype than theirs without being changed.
-        with computing(roles, arithmetic if ranks.world == 1 else held(policy_of(roles))) as originals:
-            kinds = kinds_of(policy_of(roles).modules())
-            optimization = Optimization(trained.items(), config, originals, kinds, ranks)
+        with computing(roles, arithmetic if ranks.world == 1 else native_arithmetic(policy_of(roles))) as originals:
+            parameter_roles = kinds_of(policy_of(roles).modules())
+            optimization = Optimization(trained.items(), config, originals, parameter_roles, ranks)
             with only_trained(roles, optimization), compiled(policy_of(roles), config.compile), seeded(config.seed):
                 routers = Routers.of(policy_of(roles), config.router, trained.values(), ranks)
-                made = (config, out, store, optimization, on_checkpoint, about, arithmetic, ranks, routers, utilisation)
-                run = _Run(roles, source, objective, *made)
+                arguments = (
+                    config,
+                    out,
+                    store,
+                    optimization,
+                    on_checkpoint,
+                    about,
+                    arithmetic,
+                    ranks,
+                    routers,
+                    utilisation,
+                )
+                run = _Run(roles, source, objective, *arguments)
                 if last is not None:
                     run.restore(last)
                 try:
@@ -157,7 +168,7 @@ class _Run(Generic[B]):
         self.tally = _Tally()
         self.unread: list[UnreadStep] = []
         self.unread_seconds = 0.0
-        self.guard = Guard(config.guard, self.device)
+        self.guard = StepGuard(config.guard, self.device)
         self.skipped = Skipped(config.guard)
         self.spare: B | None = None
         """For passes in which this rank has nothing to do, and the others wait for it."""
@@ -170,14 +181,14 @@ class _Run(Generic[B]):
         return {"objective": self.objective.name, "config": config, "source": dict(source), **self.about}
 
     def _total_steps(self) -> int:
-        available, asked = self.source.steps, self.config.steps
-        if available is None and asked is None:
+        available, requested = self.source.steps, self.config.steps
+        if available is None and requested is None:
             raise UsageError("this source has no end: say how many steps to train (steps)")
-        if available is not None and asked is not None and asked > available:
+        if available is not None and requested is not None and requested > available:
             raise UsageError(
-                f"{asked} steps are asked for, but the source holds {available}; add epochs or lower steps"
+                f"{requested} steps are asked for, but the source holds {available}; add epochs or lower steps"
             )
-        total = asked if asked is not None else available
+        total = requested if requested is not None else available
         assert total is not None
         return total
 
@@ -190,25 +201,25 @@ class _Run(Generic[B]):
         ):
             bar.advance(self.tally.step)
             self._steps(log, bar, interrupts)
-        done = self.tally
+        tally = self.tally
         return TrainResult(
-            done.step,
-            done.examples,
-            done.tokens,
-            done.seconds,
-            done.losses,
+            tally.step,
+            tally.examples,
+            tally.tokens,
+            tally.seconds,
+            tally.losses,
             self.resumed_at,
             self.out / METRICS_FILE,
             self.arithmetic,
         )
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
-        every, seconds = self.config.save_steps, self.config.save_seconds
+        save_steps, seconds = self.config.save_steps, self.config.save_seconds
         saved_at = time.monotonic()
         batches = iter(self.source)
         while self.tally.step < self.total:
             number = self._step(next(batches))
-            planned = number == self.total or (every is not None and number % every == 0)
+            planned = number == self.total or (save_steps is not None and number % save_steps == 0)
             late = seconds is not None and self.ranks.main and time.monotonic() - saved_at >= seconds
             due, stopped = self.ranks.agreed(late, interrupts.requested)
             saving = planned or due or stopped
@@ -220,9 +231,9 @@ class _Run(Generic[B]):
             if stopped or number == self.total:
                 self.store.settle()
             if planned and self.on_checkpoint is not None:
-                kept = random_states()
+                rng_states = random_states()
                 self.on_checkpoint(number, self.models)
-                set_random_states(*kept)
+                set_random_states(*rng_states)
             # What comes while the last state is written is not lost either: there is no later step to look at it.
             if stopped or (number == self.total and interrupts.requested):
                 raise KeyboardInterrupt
@@ -236,10 +247,15 @@ class _Run(Generic[B]):
             for name, count in batch.counts.items():
                 counts[name] = counts.get(name, 0) + count
         counts["examples"] = sum(len(batch.ids) for batch in batches)
-        weights, passes = self._weights(number, batches), self.ranks.most(len(batches))
+        weights, passes = self._weights(number, batches), self.ranks.maximum(len(batches))
         if self.ranks.agreed(not batches and self.spare is None)[0]:  # at the first step of this process
             self.spare = next(
-                (one for one in self.ranks.every(batches[-1] if batches else None) if one is not None), None
+                (
+                    candidate
+                    for candidate in self.ranks.gather(batches[-1] if batches else None)
+                    if candidate is not None
+                ),
+                None,
             )
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
@@ -274,12 +290,14 @@ class _Run(Generic[B]):
 
     def _weights(self, number: int, batches: Sequence[B]) -> Mapping[str, float]:
         """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
-        own: dict[str, float] = {}
+        local_weights: dict[str, float] = {}
         for batch in batches:
-            found = self.objective.weights(batch)
-            for name, weight in (found if self.routers is None else {**found, **self.routers.weights(batch)}).items():
-                own[name] = own.get(name, 0.0) + weight
-        weights = self.ranks.sums(own)
+            batch_weights = self.objective.weights(batch)
+            for name, weight in (
+                batch_weights if self.routers is None else {**batch_weights, **self.routers.weights(batch)}
+            ).items():
+                local_weights[name] = local_weights.get(name, 0.0) + weight
+        weights = self.ranks.sums(local_weights)
         for name, weight in weights.items():
             if weight <= 0:
                 raise TrainingError(f"step {number}: nothing carries weight in the term {name!r}")
@@ -299,24 +317,24 @@ class _Run(Generic[B]):
         if loss.requires_grad:  # else nothing trainable took part, which `clip` reports
             loss.backward()
         self.optimization.collect()
-        found = {f"{LOSS}{name}": share.detach() for name, share in shares.items()}
+        metrics = {f"{LOSS}{name}": share.detach() for name, share in shares.items()}
         for name, term in terms.items():
-            found |= {f"{name}/{metric}": value.detach() / weights[name] for metric, value in term.metrics.items()}
-        return found
+            metrics |= {f"{name}/{metric}": value.detach() / weights[name] for metric, value in term.metrics.items()}
+        return metrics
 
     def _read(self, log: MetricsLog, bar: Progress) -> None:
         """Reads what the steps since the last time left, and writes it; each took its share of the time."""
         started = time.perf_counter()
         read = read_steps(self.unread)
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
-        for step, found in zip(self.unread, read, strict=True):
-            about = self.skipped.add(step.number, found, self.ranks) if found.skipped else {}
-            if found.stops:
+        for step, reading in zip(self.unread, read, strict=True):
+            about = self.skipped.add(step.number, reading, self.ranks) if reading.skipped else {}
+            if reading.stops:
                 raise self.skipped.error()
-            sums = self.ranks.sums({**found.values, **step.counts})
+            sums = self.ranks.sums({**reading.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
             # of all ranks: this one may have had no share of the step
-            named = {name for one in self.ranks.every(list(step.counts)) for name in one}
+            named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
             counts = {name: int(value) for name, value in sums.items() if name in named}
             several = {
                 name: value
@@ -328,7 +346,7 @@ class _Run(Generic[B]):
                 "loss": sum(losses.values()),
                 **several,
                 "learning_rate": step.learning_rate,
-                "gradient_norm": found.norm,
+                "gradient_norm": reading.norm,
                 **counts,
                 "tokens_per_second": counts["tokens"] / seconds,
                 "examples_per_second": counts["examples"] / seconds,
@@ -343,7 +361,7 @@ class _Run(Generic[B]):
                 before.examples + counts["examples"],
                 before.tokens + counts["tokens"],
                 before.seconds + seconds,
-                before.losses if found.skipped else losses,
+                before.losses if reading.skipped else losses,
             )
         self.unread, self.unread_seconds = [], 0.0
 
@@ -363,14 +381,14 @@ class _Run(Generic[B]):
         self.store.save(self.tally.step, RunState(self._tensors() | random_tensors, values))
 
     def _tensors(self) -> dict[str, Tensor]:
-        own = {} if self.routers is None else self.routers.tensors()
-        return self.optimization.tensors() | own | self.guard.tensors()
+        router_tensors = {} if self.routers is None else self.routers.tensors()
+        return self.optimization.tensors() | router_tensors | self.guard.tensors()
 
     def restore(self, step: int) -> None:
         """Everything as it was when the state after this step was written."""
         before = self.store.values(step)["fingerprint"]
-        wanted = self._fingerprint(self.source.identity_like(before["source"]))
-        check_fingerprint(self.out, self.store, before, wanted)
+        fingerprint = self._fingerprint(self.source.identity_like(before["source"]))
+        check_fingerprint(self.out, self.store, before, fingerprint)
         saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
         if self.routers is not None:

@@ -33,4 +33,4 @@ def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Ob
     finally:
         for module, mode in modes:
             module.training = mode
-    return {name: sum(torch.stack(found).tolist()) / weights[name] for name, found in totals.items()}
+    return {name: sum(torch.stack(term_totals).tolist()) / weights[name] for name, term_totals in totals.items()}

@@ -70,8 +70,8 @@ def pack_examples(
     for number, example in enumerate(examples, start=1):
         tokens += example.ids[prefix : example.last_loss]
         segments += [number] * (example.last_loss - prefix)
-        own = slice(prefix + 1, example.last_loss + 1)
-        following = zip(example.ids[own], example.loss[own], strict=True)
+        predicted = slice(prefix + 1, example.last_loss + 1)
+        following = zip(example.ids[predicted], example.loss[predicted], strict=True)
         targets += [token if learned else NO_TARGET for token, learned in following]
     batch = PackedBatch.of(
         torch.tensor([tokens]),
@@ -86,8 +86,8 @@ def pack_examples(
     if not all(sources):
         missing = next(example.id for example in examples if not example.source)
         raise DataError(f"example {missing!r} has no text for the encoder, but others of its batch do")
-    numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(one) for one in sources]))
-    read = torch.tensor([[token for one in sources for token in one]])
+    numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(source) for source in sources]))
+    read = torch.tensor([[token for source in sources for token in source]])
     placement = Placement.of_lengths([0, *map(len, sources)])
     return replace(batch, sources=read, source_segments=numbers[None], source_placement=placement)
 

@@ -31,8 +31,8 @@ def set_random_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> Non
     """The inverse of `random_states`."""
     torch.set_rng_state(tensors["rng/torch"])
     if torch.cuda.is_available():
-        found = [tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors]
-        torch.cuda.set_rng_state_all(found)
+        cuda_states = [tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors]
+        torch.cuda.set_rng_state_all(cuda_states)
     version, numbers, gauss = values["python"]
     random.setstate((version, tuple(numbers), gauss))
     if "numpy" in values:

@@ -22,29 +22,29 @@ class Ranks:
     shard: tuple[int, int] = (0, 1)
     """Which share of each step's data is this rank's, as sources take it."""
 
-    def sums(self, own: Mapping[str, float]) -> Mapping[str, float]:
+    def sums(self, local_sums: Mapping[str, float]) -> Mapping[str, float]:
         """What ranks with different data counted, added up: known to the host."""
-        return own
+        return local_sums
 
-    def total(self, own: Tensor) -> Tensor:
+    def total(self, local: Tensor) -> Tensor:
         """The same of numbers on the device, which are not read."""
-        return own
+        return local
 
-    def worst(self, own: Tensor) -> Tensor:
+    def worst(self, local: Tensor) -> Tensor:
         """The largest of every rank's, on the device."""
-        return own
+        return local
 
-    def agreed(self, *own: bool) -> tuple[bool, ...]:
+    def agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Of each question, whether any rank says yes."""
-        return own
+        return flags
 
-    def most(self, own: int) -> int:
+    def maximum(self, local: int) -> int:
         """The largest of every rank's."""
-        return own
+        return local
 
-    def every(self, own: Any) -> Sequence[Any]:
+    def gather(self, local: Any) -> Sequence[Any]:
         """What each rank with different data has to say, as JSON values."""
-        return [own]
+        return [local]
 
     def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
         """The rows of all ranks with different data, and where this one's begin among them. Gradients reach the ranks
@@ -64,7 +64,7 @@ class Ranks:
         """The dtype of the products with it."""
         return parameter.dtype
 
-    def own(self, parameter: Tensor) -> Tensor:
+    def local_part(self, parameter: Tensor) -> Tensor:
         """What is held here of a parameter: shares its memory, records no gradients."""
         return parameter.detach()
 
@@ -80,20 +80,20 @@ class Ranks:
         """Of the whole gradient, from what is held here of it: a scalar that is not read."""
         return nn.utils.get_total_norm(list(grads.values()))
 
-    def matrices(self, parameter: Tensor, own: Tensor) -> Tensor:
-        """Whole matrices [..., O, I], where `own` is held here of what lies as the parameter does."""
-        return own
+    def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:
+        """Whole matrices [..., O, I], where `local` is held here of what lies as the parameter does."""
+        return local
 
     def part(self, parameter: Tensor, matrices: Tensor) -> Tensor:
         """What is held here of what `matrices` gave."""
         return matrices
 
-    def placed(self, parameter: Tensor, own: Tensor) -> Tensor:
+    def placed(self, parameter: Tensor, local: Tensor) -> Tensor:
         """What is held here, as a state's store takes it: with where it belongs."""
-        return own
+        return local
 
     @torch.no_grad()
-    def taken(self, parameter: Tensor, stored: Tensor) -> Tensor:
+    def local_slice(self, parameter: Tensor, stored: Tensor) -> Tensor:
         """The inverse of `placed`, or what is to be held here of a whole tensor."""
         return stored
 

@@ -29,48 +29,48 @@ class EncodedText:
     texts: of the latter, as they were."""
 
     learned: dict[str, np.ndarray]
-    held: dict[str, np.ndarray]
+    heldout: dict[str, np.ndarray]
     texts: dict[str, str]
 
 
-def encode_text(documents: Sequence[Document], tokenizer: Tokenizer, seed: int, held: float) -> EncodedText:
-    """The documents in an order that `seed` draws, of which the first `held` (a share) are kept apart. What the
+def encode_text(documents: Sequence[Document], tokenizer: Tokenizer, seed: int, heldout_share: float) -> EncodedText:
+    """The documents in an order that `seed` draws, of which the first `heldout_share` (a share) are kept apart. What the
     tokenizer sets before a text stands there, control tokens in it are the characters they are written with."""
     ordered = sorted(documents, key=lambda d: sha256_bytes(f"{seed}/text/{d.id}\0{d.text}".encode()))
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    found: dict[str, np.ndarray] = {}
+    ids_by_document: dict[str, np.ndarray] = {}
     for start in range(0, len(ordered), _AT_ONCE):
-        some = ordered[start : start + _AT_ONCE]
-        encoded = tokenizer.encode_batch([d.text for d in some], parse_special=False)
-        for document, ids in zip(some, encoded, strict=True):
+        chunk = ordered[start : start + _AT_ONCE]
+        encoded = tokenizer.encode_batch([d.text for d in chunk], parse_special=False)
+        for document, ids in zip(chunk, encoded, strict=True):
             if ids:
-                found[document.id] = np.array([*tokenizer.prompt_start, *ids, *end], dtype=np.int32)
-    names = list(found)
-    kept = round(len(names) * held)
+                ids_by_document[document.id] = np.array([*tokenizer.prompt_start, *ids, *end], dtype=np.int32)
+    names = list(ids_by_document)
+    heldout_count = round(len(names) * heldout_share)
     texts = {d.id: d.text for d in ordered}
     return EncodedText(
-        {name: found[name] for name in names[kept:]},
-        {name: found[name] for name in names[:kept]},
-        {name: texts[name] for name in names[:kept]},
+        {name: ids_by_document[name] for name in names[heldout_count:]},
+        {name: ids_by_document[name] for name in names[:heldout_count]},
+        {name: texts[name] for name in names[:heldout_count]},
     )
 
 
 def first_tokens(documents: Mapping[str, np.ndarray], tokens: int) -> dict[str, np.ndarray]:
     """The first documents of so many tokens together; the last one is cut where they end."""
-    found: dict[str, np.ndarray] = {}
+    selected: dict[str, np.ndarray] = {}
     for name, ids in documents.items():
         if tokens < 2:
             break
-        found[name] = ids[:tokens]
+        selected[name] = ids[:tokens]
         tokens -= len(ids)
-    return found
+    return selected
 
 
-def held_batches(held: Mapping[str, np.ndarray], row: int, micro_rows: int) -> list[PackedBatch]:
+def held_batches(heldout: Mapping[str, np.ndarray], row: int, micro_rows: int) -> list[PackedBatch]:
     """Kept documents in rows of `row` tokens, so many at a time; none where there are no documents."""
-    if not held:
+    if not heldout:
         return []
-    return [batch for step in DocumentSource(list(held.values()), row, micro_rows) for batch in step]
+    return [batch for step in DocumentSource(list(heldout.values()), row, micro_rows) for batch in step]
 
 
 def held_loss(model: AnyModel, batches: Sequence[PackedBatch]) -> float | None:

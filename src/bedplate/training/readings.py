@@ -35,8 +35,8 @@ class UnreadStep:
 
     def loss(self) -> Tensor:
         """The step's, of this rank: a scalar that is not read."""
-        own = [value for _, values in self.parts for name, value in values.items() if name.startswith(LOSS)]
-        return torch.stack(own).sum() if own else torch.zeros_like(self.norm)
+        losses = [value for _, values in self.parts for name, value in values.items() if name.startswith(LOSS)]
+        return torch.stack(losses).sum() if losses else torch.zeros_like(self.norm)
 
     def unsound(self) -> Tensor:
         """1 where not all of it is finite: a scalar that is not read."""
@@ -66,11 +66,11 @@ def _read(step: UnreadStep, numbers: Iterator[float]) -> ReadStep:
     values: dict[str, float] = {}
     broken: list[tuple[Sequence[str], str]] = []
     for ids, part in step.parts:
-        found = {name: next(numbers) for name in part}
-        if not all(map(math.isfinite, found.values())):
-            broken.append((ids, f"the loss is {found}"))
-        for name, value in found.items():
+        part_values = {name: next(numbers) for name in part}
+        if not all(map(math.isfinite, part_values.values())):
+            broken.append((ids, f"the loss is {part_values}"))
+        for name, value in part_values.items():
             values[name] = values.get(name, 0.0) + value
     norm, skipped, stops = (next(numbers) for _ in range(3))
-    every = [id for ids, _ in step.parts for id in ids]
-    return ReadStep(values, norm, bool(skipped), bool(stops), every, broken)
+    example_ids = [id for ids, _ in step.parts for id in ids]
+    return ReadStep(values, norm, bool(skipped), bool(stops), example_ids, broken)

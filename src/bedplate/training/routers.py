@@ -57,42 +57,42 @@ class Routers:
                 raise UsageError("router is for models with experts, and this one has none; leave it out")
             return None
         if config.bias_rate:
-            own = {id(parameter) for parameter in model.parameters()}
+            base_ids = {id(parameter) for parameter in model.parameters()}
             if any(router.selection_bias is None for router in routers):
                 raise UsageError("router.bias_rate needs routers with a selection bias; use router.balance instead")
-            if not any(id(parameter) in own for parameter in trained):
+            if not any(id(parameter) in base_ids for parameter in trained):
                 raise UsageError("router.bias_rate changes the base, of which this run trains nothing; leave it out")
         return cls(routers, config, ranks)
 
     def weights(self, batch: MicroBatch) -> dict[str, float]:
         """The number of tokens, those of a shared prefix once for each document that begins with it. Reads the batch,
         which is on the CPU then."""
-        self._weights[batch.ids] = found = float(Documents(batch.inputs, len(batch.ids)).counts_N.sum())
-        return {TERM: found}
+        self._weights[batch.ids] = token_count = float(RoutedDocuments(batch.inputs, len(batch.ids)).counts_N.sum())
+        return {TERM: token_count}
 
     def terms(self, routings: Sequence[Routing], batch: MicroBatch) -> dict[str, Term]:
         """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` as a share of the
         largest, and each expert's share of the choices, `load/e`; means over layers."""
-        by_router = {one.router: one for one in routings}
+        by_router = {routing.router: routing for routing in routings}
         heard = [by_router[router] for router in self._routers if router in by_router]
-        inside = Documents(batch.inputs, len(batch.ids))
-        if not heard or any(len(one.logits_NE) != len(inside.counts_N) for one in heard):
+        inside = RoutedDocuments(batch.inputs, len(batch.ids))
+        if not heard or any(len(routing.logits_NE) != len(inside.counts_N) for routing in heard):
             raise TrainingError("router losses are of one pass over the batch's tokens, which this objective lacks")
         self._count(heard, inside.counts_N)
-        found = _statistics(heard, inside)
-        loss = self._config.balance * found["balance"] + self._config.z * found["z"]
-        metrics = {name: one.detach() for name, one in found.items()}
+        statistics = _statistics(heard, inside)
+        loss = self._config.balance * statistics["balance"] + self._config.z * statistics["z"]
+        metrics = {name: statistic.detach() for name, statistic in statistics.items()}
         return {TERM: Term(loss, self._weights.pop(batch.ids), metrics)}
 
     @torch.no_grad()
     def _count(self, heard: Sequence[Routing], counts_N: Tensor) -> None:
         if not self._config.bias_rate:
             return
-        for one in heard:
-            load_E = torch.zeros_like(one.logits_NE[0])
-            each_M = counts_N.to(load_E.dtype).repeat_interleave(one.chosen_Nk.shape[1])
-            load_E.scatter_add_(0, one.chosen_Nk.reshape(-1), each_M)
-            self._load[one.router] = self._load.get(one.router, 0) + load_E
+        for routing in heard:
+            load_E = torch.zeros_like(routing.logits_NE[0])
+            each_M = counts_N.to(load_E.dtype).repeat_interleave(routing.chosen_Nk.shape[1])
+            load_E.scatter_add_(0, routing.chosen_Nk.reshape(-1), each_M)
+            self._load[routing.router] = self._load.get(routing.router, 0) + load_E
 
     @torch.no_grad()
     def step(self, void: Tensor) -> None:
@@ -107,8 +107,8 @@ class Routers:
 
     def tensors(self) -> dict[str, Tensor]:
         """The selection biases, which a run that goes on needs again."""
-        found = {f"{_STATE}{router.layer}": router.selection_bias for router in self._routers}
-        return {name: bias.clone() for name, bias in found.items() if bias is not None}
+        biases = {f"{_STATE}{router.layer}": router.selection_bias for router in self._routers}
+        return {name: bias.clone() for name, bias in biases.items() if bias is not None}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `tensors` gave."""
@@ -117,14 +117,14 @@ class Routers:
                 router.selection_bias.copy_(tensors[f"{_STATE}{router.layer}"])
 
 
-class Documents:
+class RoutedDocuments:
     """The documents of a micro-batch's rows, as sums over them see them: each with the prefix of its row, if there is
     one, as if it stood by itself. Nothing is read.
 
     counts_N: how many documents each token of the flattened rows belongs to; 0: padding. most: examples in the batch.
     """
 
-    def __init__(self, inputs: Inputs, most: int) -> None:
+    def __init__(self, inputs: Inputs, max_documents: int) -> None:
         tokens, segments = inputs.tokens, inputs.segments
         B, T = tokens.shape
         segments_BT = torch.ones_like(tokens) if segments is None else segments
@@ -132,7 +132,7 @@ class Documents:
         starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
         self._run_N = starts_BT.reshape(-1).cumsum(0) - 1
         # Runs of one segment: documents, and of each row its prefix, and padding before or behind them.
-        self._runs, self._rows = most + 3 * B, B
+        self._runs, self._rows = max_documents + 3 * B, B
         segment_N, row_N = segments_BT.reshape(-1), torch.arange(B, device=tokens.device).repeat_interleave(T)
         segment_S = self._of_runs(segment_N, -1)
         self._row_S = self._of_runs(row_N, 0)
@@ -143,8 +143,8 @@ class Documents:
         belongs_N = torch.where(segment_N == 0, documents_B[row_N], torch.ones_like(segment_N))
         self.counts_N = torch.where(segment_N < 0, torch.zeros_like(segment_N), belongs_N)
 
-    def _of_runs(self, values_N: Tensor, other: int) -> Tensor:
-        return torch.full((self._runs,), other, device=values_N.device).scatter(0, self._run_N, values_N)
+    def _of_runs(self, values_N: Tensor, fill_value: int) -> Tensor:
+        return torch.full((self._runs,), fill_value, device=values_N.device).scatter(0, self._run_N, values_N)
 
     def sums(self, values_LNE: Tensor) -> Tensor:
         """Of each document's tokens, [L, S, E]; zeros in the places of what is no document."""
@@ -156,12 +156,12 @@ class Documents:
         return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
 
 
-def _statistics(heard: Sequence[Routing], inside: Documents) -> dict[str, Tensor]:
+def _statistics(heard: Sequence[Routing], inside: RoutedDocuments) -> dict[str, Tensor]:
     """Sums over tokens of what `Routers.terms` names."""
-    logits_LNE = torch.stack([one.logits_NE for one in heard])
-    scores_LNE = torch.stack([one.scores_NE for one in heard])
+    logits_LNE = torch.stack([routing.logits_NE for routing in heard])
+    scores_LNE = torch.stack([routing.scores_NE for routing in heard])
     scores_LNE = scores_LNE / scores_LNE.sum(-1, keepdim=True)
-    (L, N, E), chosen_LNk = scores_LNE.shape, torch.stack([one.chosen_Nk for one in heard])
+    (L, N, E), chosen_LNk = scores_LNE.shape, torch.stack([routing.chosen_Nk for routing in heard])
     counts_N = inside.counts_N.to(scores_LNE.dtype)
     falls_LNE = torch.zeros_like(scores_LNE).scatter_(2, chosen_LNk, 1.0)
     tokens_1S1 = inside.sums(scores_LNE.new_ones(1, N, 1)).clamp(min=1)
@@ -172,6 +172,6 @@ def _statistics(heard: Sequence[Routing], inside: Documents) -> dict[str, Tensor
         "balance": balance_L.mean(),
         "z": (logits_LNE.logsumexp(-1).square() * counts_N).sum() / L,
         "entropy": entropy_LN.sum() / (L * math.log(max(E, 2))),
-        **{f"balance/{one.router.layer}": balance for one, balance in zip(heard, balance_L, strict=True)},
+        **{f"balance/{routing.router.layer}": balance for routing, balance in zip(heard, balance_L, strict=True)},
         **{f"load/{e}": load for e, load in enumerate(load_E.unbind())},
     }

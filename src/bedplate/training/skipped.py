@@ -21,25 +21,25 @@ class Skipped:
         self._guard = guard
         self._steps: list[tuple[int, str]] = []
 
-    def add(self, number: int, found: ReadStep, ranks: Ranks) -> dict[str, Any]:
+    def add(self, number: int, reading: ReadStep, ranks: Ranks) -> dict[str, Any]:
         """What the step's line says: why it was not applied, and the examples in it, of all ranks."""
-        own = {"broken": [[list(ids), what] for ids, what in found.broken], "ids": list(found.ids)}
-        everyone = ranks.every(own)
-        broken = [(ids, what) for one in everyone for ids, what in one["broken"]]
-        ids = [id for one in everyone for id in one["ids"]]
+        local_report = {"broken": [[list(ids), problem] for ids, problem in reading.broken], "ids": list(reading.ids)}
+        everyone = ranks.gather(local_report)
+        broken = [(ids, problem) for report in everyone for ids, problem in report["broken"]]
+        ids = [id for report in everyone for id in report["ids"]]
         if broken:
             ids, why = broken[0]
-        elif not math.isfinite(found.norm):
-            why = f"the gradient's norm is {found.norm}"
+        elif not math.isfinite(reading.norm):
+            why = f"the gradient's norm is {reading.norm}"
         else:
-            why = f"a spike of the loss or of the gradient, whose norm is {found.norm:.4g}"
+            why = f"a spike of the loss or of the gradient, whose norm is {reading.norm:.4g}"
         self._steps.append((number, f"step {number}: {why}, on the examples {_shown(ids)}"))
         return {"skipped": why, "skipped_examples": ids}
 
     def error(self) -> TrainingError:
         """Of the last one, after which the run stops, and those shortly before it."""
         guard, last = self._guard, self._steps[-1][0]
-        recent = [what for number, what in self._steps if number > last - guard.window]
+        recent = [message for number, message in self._steps if number > last - guard.window]
         allowed = f" {guard.allowed} such steps are allowed among {guard.window}." if guard.allowed else ""
         return TrainingError(
             f"{'; '.join(recent[-_SHOWN_STEPS:])}.{allowed} The state before this step is kept; "
@@ -48,5 +48,5 @@ class Skipped:
 
 
 def _shown(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
-    return ", ".join(ids[:_SHOWN_IDS]) + more
+    remainder = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
+    return ", ".join(ids[:_SHOWN_IDS]) + remainder

@@ -82,8 +82,8 @@ class EpochSource(ABC, Generic[B]):
 
     def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
         """Earlier versions named every content by the hash of its tokens, which is computed for their runs alone."""
-        same = saved.get(self.made_of) == self.identity[self.made_of]
-        return self.identity if same else {**self.identity, self.made_of: self._tokens_hash}
+        is_unchanged = saved.get(self.made_of) == self.identity[self.made_of]
+        return self.identity if is_unchanged else {**self.identity, self.made_of: self._tokens_hash}
 
     @property
     def steps(self) -> int | None:
@@ -157,7 +157,7 @@ class _ExampleSource(EpochSource[B], Generic[E, B]):
         self._examples, self._seed, self._shuffling = examples, seed, order
         self._micro_tokens, self._context_length = micro_tokens, context_length
         self._lengths = _checked_lengths(examples, context_length)
-        every = {
+        all_settings = {
             "batch_size": batch_size,
             "epochs": epochs,
             "seed": seed,
@@ -165,7 +165,7 @@ class _ExampleSource(EpochSource[B], Generic[E, B]):
             "micro_tokens": micro_tokens,
             **(settings or {}),
         }
-        super().__init__(len(examples), batch_size, epochs, shard, content, every)
+        super().__init__(len(examples), batch_size, epochs, shard, content, all_settings)
 
     def _steps(self, epoch: int) -> list[list[int]]:
         size, order = self._step_size, list(range(len(self._examples)))
@@ -233,32 +233,32 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
         return pack_examples(chosen, share_prefix=self._share_prefix, context_length=self._context_length)
 
 
-class TextSource(_ExampleSource[LabelledText, TextBatch]):
+class LabelledTextSource(_ExampleSource[LabelledText, TextBatch]):
     """Batches of texts with their labels, packed; as every source of examples otherwise."""
 
     made_of = "texts"
 
     def _everything(self) -> Any:
-        return [[one.id, list(one.ids), list(one.wanted)] for one in self._examples]
+        return [[example.id, list(example.ids), list(example.targets)] for example in self._examples]
 
     def _packed(self, chosen: list[LabelledText]) -> TextBatch:
         return pack_texts(chosen)
 
 
 def _checked_lengths(examples: Iterable[TrainingExample | LabelledText], context_length: int | None) -> list[int]:
-    seen: set[str] = set()
+    ids: set[str] = set()
     lengths: list[int] = []
     for example in examples:
         check_length(example, context_length)
-        if example.id in seen:
+        if example.id in ids:
             raise DataError(f"two examples have the id {example.id!r}; ids must differ, so that errors can name one")
-        seen.add(example.id)
+        ids.add(example.id)
         lengths.append(len(example.ids))
     return lengths
 
 
-def _chunks(items: list[int], size: int) -> list[list[int]]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
+def _chunks(indices: list[int], size: int) -> list[list[int]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> list[list[int]]:

@@ -49,10 +49,10 @@ class StateStore(Protocol):
         """What is not tensors of the state that was saved at this step. TrainingError where it cannot be read."""
         ...
 
-    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
+    def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
         """The state that was saved at this step. TrainingError where it cannot be read.
 
-        like: tensors of the state as they are to lie among ranks; what is read may be put into them. Without, and of
+        templates: tensors of the state as they are to lie among ranks; what is read may be put into them. Without, and of
         those that it does not name, tensors are whole.
         """
         ...
@@ -106,7 +106,7 @@ class StateFile:
         if values["tally"]["step"] != step:
             raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
 
-    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
+    def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
         with self._opened() as (file, values):
             self._check_step(values, step)
             return RunState({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
@@ -129,13 +129,13 @@ class StateFile:
             ) from error
 
 
-def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises TrainingError naming the fields in which the run saved in `out` and the one asked for differ."""
-    before, now = flat(saved), flat(wanted)
+    before, current_fields = flat(saved), flat(current)
     changed = [
-        f"{key}: saved {brief(before.get(key))}, now {brief(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        f"{key}: saved {brief(before.get(key))}, now {brief(current_fields.get(key))}"
+        for key in sorted(before.keys() | current_fields.keys())
+        if before.get(key) != current_fields.get(key)
     ]
     if changed:
         raise TrainingError(

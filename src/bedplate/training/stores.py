@@ -12,7 +12,7 @@ def store_of(out: Path, ranks: Ranks) -> StateStore:
     """Of the run in this directory, which other processes than these may have begun."""
     if ranks.world > 1 or (out / SHARDS).exists():
         # torch's parts for several processes take a second to import.
-        from bedplate.training.parallel.states import States
+        from bedplate.training.parallel.states import DistributedStates
 
-        return States(out, ranks)
+        return DistributedStates(out, ranks)
     return StateFile(out)

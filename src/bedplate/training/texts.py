@@ -22,7 +22,7 @@ class LabelledText:
     """A text's token ids, and of each label 1 where it is right, else 0. DataError for a text without tokens."""
 
     ids: tuple[int, ...]
-    wanted: tuple[float, ...]
+    targets: tuple[float, ...]
     id: str
 
     def __post_init__(self) -> None:
@@ -48,15 +48,15 @@ class Texts:
         return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
 
     def to(self, device: torch.device) -> Self:
-        own = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return replace(self, **{name: sent(one, device) for name, one in own if isinstance(one, Tensor)})
+        field_values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: sent(value, device) for name, value in field_values if isinstance(value, Tensor)})
 
 
 @dataclass(frozen=True)
 class TextBatch(Texts):
-    """wanted: float32 [N, C]."""
+    """targets: float32 [N, C]."""
 
-    wanted: Tensor
+    targets: Tensor
 
 
 def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
@@ -64,24 +64,24 @@ def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
     if not texts:
         raise DataError("a batch needs at least one example")
     return TextBatch(
-        *in_one_row([one.ids for one in texts]),
-        tuple(one.id for one in texts),
-        torch.tensor([one.wanted for one in texts], dtype=torch.float32),
+        *in_one_row([text.ids for text in texts]),
+        tuple(text.id for text in texts),
+        torch.tensor([text.targets for text in texts], dtype=torch.float32),
     )
 
 
 def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Tokens and segments of a micro-batch."""
-    lengths = torch.tensor([len(one) for one in texts])
-    tokens = torch.tensor([[token for one in texts for token in one]])
+    lengths = torch.tensor([len(text) for text in texts])
+    tokens = torch.tensor([[token for text in texts for token in text]])
     return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]
 
 
 def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:
     """Of each text the mean of its tokens' states, or the first token's: float32 or wider [N, D]."""
-    wide = states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
+    upcast = states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
     counts_N = torch.bincount(segments_T - 1, minlength=texts)
     if pooling == "first":
-        return wide.index_select(0, counts_N.cumsum(0) - counts_N)
-    sums_ND = wide.new_zeros(texts, wide.shape[1]).index_add(0, segments_T - 1, wide)
+        return upcast.index_select(0, counts_N.cumsum(0) - counts_N)
+    sums_ND = upcast.new_zeros(texts, upcast.shape[1]).index_add(0, segments_T - 1, upcast)
     return sums_ND / counts_N[:, None]

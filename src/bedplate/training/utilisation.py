@@ -42,7 +42,7 @@ class Utilisation:
 def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
     """Of training on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where it is not known yet: of the faster
     one that training may choose."""
-    peak, source = max(peak_of(device, one) for one in (_AUTO if dtype == "auto" else (dtype,)))
+    peak, source = max(peak_of(device, candidate) for candidate in (_AUTO if dtype == "auto" else (dtype,)))
     return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
 
 
@@ -51,8 +51,10 @@ def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         try:
-            known = find_device(name)
-            return known.peak(_NUMBERS.get(dtype, dtype)), f"{known.title}'s peak in {dtype} ({known.source})"
+            device_spec = find_device(name)
+            return device_spec.peak(
+                _NUMBERS.get(dtype, dtype)
+            ), f"{device_spec.title}'s peak in {dtype} ({device_spec.source})"
         except UsageError:
             return _measured(device, dtype, name)
     return _measured(device, dtype, processor_kind())
@@ -84,7 +86,7 @@ def measure_peak(device: torch.device, dtype: str) -> float:
     return 2 * side**3 / best
 
 
-def _rate(found: object) -> float:
-    if not isinstance(found, int | float) or not found > 0:
+def _rate(rate: object) -> float:
+    if not isinstance(rate, int | float) or not rate > 0:
         raise ValueError("not a rate")
-    return float(found)
+    return float(rate)

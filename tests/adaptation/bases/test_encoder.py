@@ -64,8 +64,8 @@ def test_low_rank_weights_with_a_head(reader: Path, tmp_path: Path, monkeypatch:
     assert merge_skin(read_skin(place), tmp_path / "merged").drift.logit < 1e-5
     merged = transformers.AutoModel.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
-        given = tokenizer(TEXTS[0], return_tensors="pt")
-        assert_near(merged(**given).last_hidden_state, model(**given).last_hidden_state, 1e-5)
+        encoding = tokenizer(TEXTS[0], return_tensors="pt")
+        assert_near(merged(**encoding).last_hidden_state, model(**encoding).last_hidden_state, 1e-5)
     with loaded_server(server_config(reader), [place]) as state, running(state) as url:
         server = Server(url, state, {})
         for text, answer in zip(TEXTS, answers, strict=True):
@@ -81,6 +81,6 @@ def test_any_number_of_labels(reader: Path, tmp_path: Path, monkeypatch: pytest.
     place = tmp_path / "out" / report.row("lora")["skin"]
     with load(place) as skin:
         assert isinstance(skin, LoadedSkin)
-        [one] = skin.predict(["figs and plums"])
-    assert set(json.loads(one.output)) <= {"apples", "pears", "plums", "figs"}
-    assert set(one.scores) == {"apples", "pears", "plums", "figs"}
+        [prediction] = skin.predict(["figs and plums"])
+    assert set(json.loads(prediction.output)) <= {"apples", "pears", "plums", "figs"}
+    assert set(prediction.scores) == {"apples", "pears", "plums", "figs"}

@@ -38,10 +38,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tiny_t5(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> Path:
-    found = [json.loads(line) for line in rows.read_text().splitlines()]
-    texts = [one[name] for one in found for name in ("text", "answer")]
-    asked = "Say which fruit it is and how many there are. note: Answer: Note answer positive negative"
-    return write_tiny_t5(tmp_path_factory.mktemp("base") / "t5", [*texts, *[asked] * 8])
+    examples = [json.loads(line) for line in rows.read_text().splitlines()]
+    texts = [example[name] for example in examples for name in ("text", "answer")]
+    instructions = "Say which fruit it is and how many there are. note: Answer: Note answer positive negative"
+    return write_tiny_t5(tmp_path_factory.mktemp("base") / "t5", [*texts, *[instructions] * 8])
 
 
 def test_what_is_read_and_written_is_tokenised_as_transformers_does(tiny_t5: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_is_read_and_written_is_tokenised_as_transformers_does(tiny_t5: Pat
     assert answer == theirs(text_target="figs: 4").input_ids
     output = LabelOutput(labels=("a", "b"), continuations=(" positive", " negative"))
     ids, answers = prompt.label_tokens(tokenizer, {"note": "4 figs"}, (), output)
-    assert [list(one) for one in answers] == theirs(text_target=["positive", "negative"]).input_ids
+    assert [list(tokens) for tokens in answers] == theirs(text_target=["positive", "negative"]).input_ids
     assert tokenizer.decode(answers[0]) == "positive"
     with LocalModel(base) as model:
         whole = model.score("4 figs", ["positive"])
@@ -75,22 +75,22 @@ def test_a_ladder_on_an_encoder_decoder(
     monkeypatch.setenv("BEDPLATE_HOME", str(new_home(tmp_path / "home")))
     monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)
     report = adapt(write_task(tmp_path / "task", tiny_t5, "text", rows=rows), tmp_path / "out", rungs=RUNGS)
-    found = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
-    status = {one["rung"]: one["status"] for one in found["rungs"]}
+    saved_report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    status = {row["rung"]: row["status"] for row in saved_report["rungs"]}
     assert status == dict.fromkeys(RUNGS, "done") | {"soft_prompt": "skipped"}
     assert report
     directory = tmp_path / "out" / "skins" / "lora"
     assert json.loads((directory / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
     with load(directory) as skin:
         assert isinstance(skin, LoadedSkin)
-        [one] = skin.predict(["3 plums 1 1"])
+        [prediction] = skin.predict(["3 plums 1 1"])
         request = skin.request("3 plums 1 1")
         plain = cast(Generation, skin.engine.run([request])[0])
-    assert one.text == plain.text
+    assert prediction.text == plain.text
     with loaded_server(server_config(tiny_t5), [directory]) as state, running(state) as url:
         message = {"role": "user", "content": "3 plums 1 1"}
         body = Server(url, state, {}).chat(model=read_skin(directory).name, messages=[message]).json()
-    assert body["choices"][0]["message"]["content"] == one.output
+    assert body["choices"][0]["message"]["content"] == prediction.output
     merged = merge_skin(read_skin(directory), tmp_path / "merged")
     assert merged.drift.same_top == 1.0
     assert merged.drift.logit < 1e-4
@@ -109,7 +109,7 @@ def test_the_loss_of_a_text_is_of_its_second_half(tiny_t5: Path) -> None:
     with torch.no_grad():
         expected = theirs(input_ids=torch.tensor([[*ids[:half], 1]]), labels=torch.tensor([ids[half:]])).loss
     with LocalModel(load_base(tiny_t5)) as model:
-        one = GeneralText("a", text)
-        found = one.grade(model.engine.run(one.requests(model)))
-    assert found.tokens == len(ids) - half
-    assert found.total / found.tokens == pytest.approx(float(expected), rel=1e-5)
+        general_text = GeneralText("a", text)
+        grade = general_text.grade(model.engine.run(general_text.requests(model)))
+    assert grade.tokens == len(ids) - half
+    assert grade.total / grade.tokens == pytest.approx(float(expected), rel=1e-5)

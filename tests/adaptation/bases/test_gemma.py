@@ -57,7 +57,9 @@ def write_gemma(directory: Path) -> Path:
     return export_gguf(load_base(directory / "hf", dtype="float32"), directory / "gemma.gguf", "f32")
 
 
-def asked(base: Path, skin: Path, texts: Sequence[str], **settings: Any) -> tuple[str, list[tuple[str, dict]]]:
+def answers_over_http(
+    base: Path, skin: Path, texts: Sequence[str], **settings: Any
+) -> tuple[str, list[tuple[str, dict]]]:
     """Over HTTP: what the base writes after the first text, and of each the skin's label with its labels' scores."""
     with loaded_server(server_config(base, name="gemma", **settings), [skin]) as state, running(state) as url:
         server = Server(url, state, {})
@@ -81,8 +83,8 @@ def label_scores(model: Any, skin: Skin, tokenizer: Tokenizer, field: str, text:
     for label in labels:
         ids = torch.tensor([[*prompt, *label]])
         with torch.no_grad():
-            found = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        totals.append(found.gather(1, ids[0, len(prompt) :, None]).sum())
+            log_probs = model(ids).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+        totals.append(log_probs.gather(1, ids[0, len(prompt) :, None]).sum())
     scores = torch.stack(totals).log_softmax(0)
     return dict(zip(output.labels, scores.tolist(), strict=True))
 
@@ -103,7 +105,7 @@ def test_a_ladder_on_a_gemma_from_its_file(tmp_path: Path, monkeypatch: pytest.M
     report = adapt(write_task(tmp_path / "task", base, rows=rows, rungs=RUNGS), tmp_path / "out")
     assert {row["rung"]: row["status"] for row in report.rungs} == dict.fromkeys(RUNGS, "done")
     place = tmp_path / "out" / report.row("lora")["skin"]
-    written, answers = asked(base, place, TEXTS)
+    written, answers = answers_over_http(base, place, TEXTS)
 
     theirs, tuned, tokenizer = read_elsewhere(base, place, tmp_path / "exported")
     ids = torch.tensor([tokenizer.encode_prompt(TEXTS[0])])
@@ -113,10 +115,10 @@ def test_a_ladder_on_a_gemma_from_its_file(tmp_path: Path, monkeypatch: pytest.M
     before = [label_scores(theirs, skin, tokenizer, "review", text) for text in TEXTS]
     model = tuned()
     for text, plain, (label, scores) in zip(TEXTS, before, answers, strict=True):
-        found = label_scores(model, skin, tokenizer, "review", text)
-        assert label == max(found, key=lambda name: found[name])
-        assert_near([scores[name] for name in found], list(found.values()), 1e-4)
-        assert abs(found["positive"] - plain["positive"]) > 0.01  # what it learnt takes part
+        expected_scores = label_scores(model, skin, tokenizer, "review", text)
+        assert label == max(expected_scores, key=lambda name: expected_scores[name])
+        assert_near([scores[name] for name in expected_scores], list(expected_scores.values()), 1e-4)
+        assert abs(expected_scores["positive"] - plain["positive"]) > 0.01  # what it learnt takes part
 
 
 @pytest.mark.slow
@@ -126,9 +128,9 @@ def test_gemma3_270m_is_adapted_and_served(gemma3_gguf: Path, vader_amazon: Path
     """On the reviews of the demo. peft computes in float32 what is served in bfloat16 or from integers: labels are the
     same where they are not close, and scores are near."""
     report = adapt(REVIEWS, tmp_path / "out", rungs=RUNGS, budget=600, overrides=[f"adapt.bases=[{gemma3_gguf}]"])
-    seen = {row["rung"]: row["estimate"] for row in report.rungs if row["split"] == "valid"}
-    assert seen["lora"] > seen["zero_shot"]
-    assert seen["lora"] > 0.85  # by hand: 0.932, zero-shot 0.831
+    estimates = {row["rung"]: row["estimate"] for row in report.rungs if row["split"] == "valid"}
+    assert estimates["lora"] > estimates["zero_shot"]
+    assert estimates["lora"] > 0.85  # by hand: 0.932, zero-shot 0.831
     place = tmp_path / "out" / report.row("lora")["skin"]
     texts = (
         "It broke after a day.",
@@ -136,12 +138,12 @@ def test_gemma3_270m_is_adapted_and_served(gemma3_gguf: Path, vader_amazon: Path
         "The sound is terrible, sadly.",
         "Works well.",
     )
-    _, answers = asked(gemma3_gguf, place, texts)
+    _, answers = answers_over_http(gemma3_gguf, place, texts)
     _, tuned, tokenizer = read_elsewhere(gemma3_gguf, place, tmp_path / "exported")
     skin, model = read_skin(place), tuned()
     assert [label for label, _ in answers] == ["negative", "positive", "negative", "positive"]
     for text, (label, scores) in zip(texts, answers, strict=True):
-        found = label_scores(model, skin, tokenizer, "review", text)
-        assert label == max(found, key=lambda name: found[name])
-        for name, value in found.items():
+        expected_scores = label_scores(model, skin, tokenizer, "review", text)
+        assert label == max(expected_scores, key=lambda name: expected_scores[name])
+        for name, value in expected_scores.items():
             assert scores[name] == pytest.approx(value, abs=0.05 + 0.1 * abs(value))

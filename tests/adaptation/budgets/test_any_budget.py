@@ -36,60 +36,60 @@ class Machine:
 
     def __init__(self, token: float, call: float, busy: float = 0.0) -> None:
         self.token, self.call, self.busy = token, call, busy
-        self.now, self.row = 1000.0, math.inf
-        self.start = self.now
+        self.clock_time, self.row = 1000.0, math.inf
+        self.start = self.clock_time
         self.climbed: list[str] = []
 
     def works(self, tokens: float, calls: int = 1) -> None:
         seconds = tokens * self.token + calls * self.call
-        busy = min(seconds, max(0.0, self.busy - (self.now - self.start)) / 3)
-        self.now += 3 * busy + (seconds - busy)
+        busy = min(seconds, max(0.0, self.busy - (self.clock_time - self.start)) / 3)
+        self.clock_time += 3 * busy + (seconds - busy)
 
     @property
     def time(self) -> Any:
         def read() -> float:
-            return self.now
+            return self.clock_time
 
         return SimpleNamespace(monotonic=read, perf_counter=read, process_time=read, time=read)
 
 
 def _modules() -> Iterator[ModuleType]:
-    for found in pkgutil.walk_packages(bedplate.adaptation.__path__, "bedplate.adaptation."):
-        yield importlib.import_module(found.name)
+    for module_info in pkgutil.walk_packages(bedplate.adaptation.__path__, "bedplate.adaptation."):
+        yield importlib.import_module(module_info.name)
     yield from (executor, predictor)
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    made = Machine(token=1e-3, call=0.02)
+    fake_machine = Machine(token=1e-3, call=0.02)
     for module in _modules():
         if getattr(module, "time", None) is time:
-            monkeypatch.setattr(module, "time", made.time)
+            monkeypatch.setattr(module, "time", fake_machine.time)
     run, features_on, train = Engine.run, probe.features_on, lora.train
 
-    def running(self: Engine, requests: Any, *rest: Any, **more: Any) -> Any:
-        results = run(self, requests, *rest, **more)
-        tokens = [one.usage.prompt_tokens - one.usage.cached_tokens for one in results]
+    def running(self: Engine, requests: Any, *args: Any, **kwargs: Any) -> Any:
+        results = run(self, requests, *args, **kwargs)
+        tokens = [result.usage.prompt_tokens - result.usage.cached_tokens for result in results]
         if len(tokens) > 3:
-            made.row = min(made.row, max(1.0, sum(tokens) / len(tokens)))
-        made.works(sum(tokens))
+            fake_machine.row = min(fake_machine.row, max(1.0, sum(tokens) / len(tokens)))
+        fake_machine.works(sum(tokens))
         return results
 
-    def reading(context: Any, base: Any, examples: Any, *rest: Any) -> Any:
-        found = features_on(context, base, examples, *rest)
-        made.works(len(examples) * made.row * DEPTH)
-        return found
+    def reading(context: Any, base: Any, examples: Any, *args: Any) -> Any:
+        features = features_on(context, base, examples, *args)
+        fake_machine.works(len(examples) * fake_machine.row * DEPTH)
+        return features
 
-    def training(*arguments: Any, **more: Any) -> Any:
-        result = train(*arguments, **more)
-        made.works(result.examples * made.row * TRAINED)
+    def training(*arguments: Any, **kwargs: Any) -> Any:
+        result = train(*arguments, **kwargs)
+        fake_machine.works(result.examples * fake_machine.row * TRAINED)
         return result
 
     monkeypatch.setattr(Engine, "run", running)
     monkeypatch.setattr(probe, "features_on", reading)
     monkeypatch.setattr(lora, "train", training)
-    monkeypatch.setattr(ascent, "_say", lambda outcome: made.climbed.append(outcome.rung))
-    return made
+    monkeypatch.setattr(ascent, "_print_outcome", lambda outcome: fake_machine.climbed.append(outcome.rung))
+    return fake_machine
 
 
 def climb(base: Path, tmp_path: Path, seconds: float, rungs: Sequence[str] = RUNGS, groups: int = 240) -> Report:
@@ -100,11 +100,13 @@ def climb(base: Path, tmp_path: Path, seconds: float, rungs: Sequence[str] = RUN
 
 def check(report: Report, machine: Machine, seconds: float) -> None:
     timing, verdict = report.data["timing"], report.verdict
-    left_out = [one for one in report.data["not_tried"] if one["kind"] == "budget"]
+    left_out = [omission for omission in report.data["not_tried"] if omission["kind"] == "budget"]
     assert timing["seconds"] <= 1.1 * seconds + 1
     assert timing["seconds"] >= 0.85 * seconds or not left_out, left_out
-    made = [name for name in machine.climbed if report.row(name)["skin"] is not None and report.row(name)["base"]]
-    assert made[0] == "probe"
+    rungs_with_skin = [
+        name for name in machine.climbed if report.row(name)["skin"] is not None and report.row(name)["base"]
+    ]
+    assert rungs_with_skin[0] == "probe"
     assert verdict["status"] in ("PASS", "FAIL", "INSUFFICIENT_DATA")
     assert report.data["nominees"]["nominees"]
     tests = sum(timing["tests"].values())
@@ -126,9 +128,9 @@ def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base
     machine.token = 0.03
     report = climb(tiny_base, tmp_path, 10, [name for name in RUNGS if name != "from_scratch"])  # it needs no time
     assert report.verdict["status"] == "OUT_OF_BUDGET"
-    needed = {one["rung"]: one["needed"] for one in report.verdict["kept_out"]}
+    needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
     assert f"train_minutes: {10 / 60:g} → {min(needed.values()):g} would admit" in report.verdict["reason"]
-    assert machine.now - machine.start < 15
+    assert machine.clock_time - machine.start < 15
 
 
 @pytest.mark.slow
@@ -139,7 +141,7 @@ def test_what_a_busy_beginning_leaves_unused_goes_to_a_larger_fit(machine: Machi
     check(report, machine, 240)
     assert machine.climbed.count("lora") == 2
     assert "a smaller fit before scored" in report.row("lora")["reason"]
-    again = climb(tiny_base, tmp_path, 240)
+    rerun = climb(tiny_base, tmp_path, 240)
     for key in report.data:
         if key != "timing":
-            assert again.data[key] == report.data[key], key
+            assert rerun.data[key] == report.data[key], key

@@ -15,11 +15,11 @@ import pytest
 from bedplate.adaptation.climb import pacing
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, Skip, no_time
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.rungs import RUNGS
 
-Planned = Callable[..., tuple[Plan | Skip, int]]
+Planned = Callable[..., tuple[RungPlan | Skip, int]]
 
 
 @pytest.fixture
@@ -30,38 +30,40 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     monkeypatch.setattr(pacing.time, "monotonic", lambda: 1000.0)
     monkeypatch.setattr(pacing, "load_average", lambda: 9.5)
 
-    def plan(context: Any, rung: Any) -> Plan | Skip:
+    def plan(context: Any, rung: Any) -> RungPlan | Skip:
         rows = min(400, int(context.left / context.slower))
-        return no_time(10 * context.slower, context.left) if rows < 10 else Plan({"rows": rows}, rows * context.slower)
+        return (
+            no_time(10 * context.slower, context.left) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
+        )
 
     monkeypatch.setattr(pacing.planner, "planned", plan)
 
-    def made(left: float, call: float = 0.1, age: float = 60.0, name: str = "lora", **more: Any) -> Any:
+    def plan_rung(left: float, call: float = 0.1, age: float = 60.0, name: str = "lora", **context_fields: Any) -> Any:
         timed.clear()
         monkeypatch.setattr(pacing, "calls_now", lambda _: timed.append(call) or call)
-        speed = replace(Throughput(1e-3, 0.12, 40.0, few=0.1), at=1000.0 - age)
-        context: Any = SimpleNamespace(left=left, slower=1.0, throughput=speed, within=None, settled=False)
-        context.__dict__.update(more)
-        found = pacing.planned_now(context, RUNGS[name])
+        speed = replace(Throughput(1e-3, 0.12, 40.0, first_calls=0.1), at=1000.0 - age)
+        context: Any = SimpleNamespace(seconds_left=left, slower=1.0, throughput=speed, outer_clock=None, settled=False)
+        context.__dict__.update(context_fields)
+        outcome = pacing.planned_now(context, RUNGS[name])
         assert context.slower == 1.0
-        return found, len(timed)
+        return outcome, len(timed)
 
-    return made
+    return plan_rung
 
 
 def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) -> None:
     plan, timed = planned(300.0, call=0.3)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, RungPlan)
     assert (plan.settings, plan.seconds, timed) == ({"rows": 100}, pytest.approx(300.0), 1)
     assert plan.left_out[-1] == (
         "the machine is 3.0 times slower than when the base's speed was measured (load average 9.5)"
     )
     hardly, timed = planned(300.0, call=0.11)
-    assert (hardly, timed) == (Plan({"rows": 300}, 300.0), 1)
+    assert (hardly, timed) == (RungPlan({"rows": 300}, 300.0), 1)
     faster, _ = planned(300.0, call=0.03)  # what is left in the end goes to a larger fit
-    assert faster == Plan({"rows": 300}, 300.0)
+    assert faster == RungPlan({"rows": 300}, 300.0)
     wild, _ = planned(300.0, call=50.0)  # a few calls are not believed beyond bounds
-    assert isinstance(wild, Plan)
+    assert isinstance(wild, RungPlan)
     assert wild.settings == {"rows": 75}
     whole, _ = planned(4000.0, call=0.2)  # all rows fit nevertheless: nothing is left out
     assert (whole.settings, whole.left_out) == ({"rows": 400}, ())  # type: ignore[union-attr]
@@ -71,7 +73,7 @@ def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) 
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         {"left": 15.0},
         {"left": 300.0, "age": 5.0},
@@ -81,9 +83,9 @@ def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) 
     ],
     ids=" ".join,
 )
-def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, given: dict[str, Any]) -> None:
-    plan, timed = planned(call=9.0, **given)
-    assert isinstance(plan, Plan)
+def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, arguments: dict[str, Any]) -> None:
+    plan, timed = planned(call=9.0, **arguments)
+    assert isinstance(plan, RungPlan)
     assert (plan.left_out, timed) == ((), 0)
     assert not math.isinf(plan.seconds)
 
@@ -99,7 +101,9 @@ def test_calls_that_something_short_disturbed_change_no_plan(
     """A tenth of a second of calls says nothing of minutes: they are timed again, for a tenant that nothing is cached
     for, until they are as they were, or a few times."""
     monkeypatch.setattr(pacing.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(pacing.planner, "planned", lambda context, _: Plan({"rows": int(100 / context.slower)}, 100.0))
+    monkeypatch.setattr(
+        pacing.planner, "planned", lambda context, _: RungPlan({"rows": int(100 / context.slower)}, 100.0)
+    )
     tenants: list[str] = []
 
     def predict(rows: list[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Any]:
@@ -110,12 +114,12 @@ def test_calls_that_something_short_disturbed_change_no_plan(
 
     context: Any = SimpleNamespace(
         is_encoder=False,
-        left=300.0,
+        seconds_left=300.0,
         slower=1.0,
-        within=None,
+        outer_clock=None,
         settled=False,
         valid=(),
-        throughput=replace(Throughput(1e-3, 0.12, 40.0, few=0.1), at=900.0),
+        throughput=replace(Throughput(1e-3, 0.12, 40.0, first_calls=0.1), at=900.0),
         clock=Clock(None),
         model=SimpleNamespace(predictor=lambda _: nullcontext(SimpleNamespace(predict=predict))),
         ordered=lambda *_: [SimpleNamespace(inputs={"text": str(i)}) for i in range(20)],
@@ -123,8 +127,8 @@ def test_calls_that_something_short_disturbed_change_no_plan(
         skin=lambda *_: None,
     )
     context.calls = partial(Context.calls, context)
-    found = pacing.planned_now(context, RUNGS["lora"])
-    assert isinstance(found, Plan)
-    assert found.settings == {"rows": 100 if slower is None else int(100 / slower)}
-    assert bool(found.left_out) == (slower is not None)
+    plan = pacing.planned_now(context, RUNGS["lora"])
+    assert isinstance(plan, RungPlan)
+    assert plan.settings == {"rows": 100 if slower is None else int(100 / slower)}
+    assert bool(plan.left_out) == (slower is not None)
     assert len(tenants) == len(set(tenants)) == len(medians)

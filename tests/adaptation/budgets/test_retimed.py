@@ -30,7 +30,9 @@ def test_a_cascade_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(retimed_module, "config_of", lambda *_: "configuration")
     opened = TwoSkins()
     rung = SimpleNamespace(name="cascade", predictor=lambda *_: opened)
-    candidate: Any = SimpleNamespace(rung=rung, context=SimpleNamespace(out=tmp_path), own=lambda result: result)
+    candidate: Any = SimpleNamespace(
+        rung=rung, context=SimpleNamespace(out=tmp_path), rung_result=lambda result: result
+    )
     result: Any = SimpleNamespace(skin_id="skin")
     assert retimed_module.retimed(candidate, result) is result
     assert not opened.open

@@ -18,19 +18,19 @@ from bedplate.adaptation.climb import schedule as schedule_module
 from bedplate.adaptation.climb.larger import GROWTH_FILE, again_of, make_way, wants_more
 from bedplate.adaptation.climb.schedule import Schedule
 from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
-from bedplate.adaptation.context.outcome import Plan, RungOutcome, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungOutcome, no_time
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.rungs import RUNGS
 
 NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
-LEAST = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}
+MIN_SECONDS = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}
 
 
 class FakeContext:
     """As much of a context as time is given out by. Rungs take their least, or what they have if they are trained."""
 
-    def __init__(self, left: float, suffix: str = "") -> None:
-        self.clock = SimpleNamespace(used=0.0, left=left)
+    def __init__(self, remaining: float, suffix: str = "") -> None:
+        self.clock = SimpleNamespace(used=0.0, seconds_left=remaining)
         self.until, self.test_reserve, self.exhaustive, self.suffix = math.inf, 0.0, False, suffix
         self.chosen = SimpleNamespace(prompt=None)
 
@@ -42,20 +42,20 @@ class FakeContext:
 @pytest.fixture(scope="module", autouse=True)
 def planning() -> Iterator[None]:
     def planned(context: Any, rung: Any) -> Any:
-        least = LEAST.get(rung.name, 0.0)
-        if least > context.left:
-            return no_time(least, context.left)
-        return Plan({}, max(least, context.left) if rung.traits.trained and context.left < math.inf else least)
+        needed = MIN_SECONDS.get(rung.name, 0.0)
+        if needed > context.left:
+            return no_time(needed, context.left)
+        return RungPlan({}, max(needed, context.left) if rung.traits.trained and context.left < math.inf else needed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule_module.planner, "planned", planned)
         yield
 
 
-def ladder(left: float, names: list[str] = NAMES, bases: int = 1) -> tuple[Schedule, dict[str, RungOutcome]]:
-    contexts = [FakeContext(left, "" if i == 0 else f"b{i}") for i in range(bases)]
-    for one in contexts[1:]:
-        one.clock = contexts[0].clock
+def ladder(remaining: float, names: list[str] = NAMES, bases: int = 1) -> tuple[Schedule, dict[str, RungOutcome]]:
+    contexts = [FakeContext(remaining, "" if i == 0 else f"b{i}") for i in range(bases)]
+    for extra_context in contexts[1:]:
+        extra_context.clock = contexts[0].clock
     candidates: dict[str, Any] = {}
     for context in contexts:
         for name in names:
@@ -72,30 +72,30 @@ def ladder(left: float, names: list[str] = NAMES, bases: int = 1) -> tuple[Sched
     return Schedule(candidates, outcomes, "weights"), outcomes
 
 
-def climbed(left: float, **more: Any) -> list[tuple[str, float]]:
+def climbed(remaining: float, **kwargs: Any) -> list[tuple[str, float]]:
     """Names in order, each with the seconds that it had; each takes them if it is trained, or its least."""
-    schedule, outcomes = ladder(left, **more)
-    found: list[tuple[str, float]] = []
-    for one in iter(schedule.next, None):
-        context: Any = one.context
+    schedule, outcomes = ladder(remaining, **kwargs)
+    allotments: list[tuple[str, float]] = []
+    for candidate in iter(schedule.next, None):
+        context: Any = candidate.context
         had = context.left
-        found.append((one.name, had))
-        least = LEAST.get(one.rung.name, 0.0)
-        took = 0.0 if least > had else (had if one.traits.trained and had < math.inf else least)
+        allotments.append((candidate.name, had))
+        needed = MIN_SECONDS.get(candidate.rung.name, 0.0)
+        took = 0.0 if needed > had else (had if candidate.traits.trained and had < math.inf else needed)
         context.clock.used += took
         context.clock.left -= took
-        done = SimpleNamespace(evaluation=None) if least <= had else None
-        status = "skipped" if done is None else "done"
-        outcomes[one.name] = RungOutcome(one.name, status, "", done)  # type: ignore[arg-type]
-    return found
+        result = SimpleNamespace(evaluation=None) if needed <= had else None
+        status = "skipped" if result is None else "done"
+        outcomes[candidate.name] = RungOutcome(candidate.name, status, "", result)  # type: ignore[arg-type]
+    return allotments
 
 
 def test_something_servable_comes_first_and_trained_rungs_have_what_the_others_leave():
-    found = climbed(100.0)
-    names = [name for name, _ in found]
+    allotments = climbed(100.0)
+    names = [name for name, _ in allotments]
     assert names[:2] == ["majority", "probe"]
     assert names.index("zero_shot") < min(names.index("few_shot"), names.index("lora"))
-    had = dict(found)
+    had = dict(allotments)
     if names.index("lora") < names.index("few_shot"):
         assert had["lora"] == pytest.approx(100 - 6 - 5 - 8)  # the least of few_shot is kept
     assert had["few_shot"] >= 8
@@ -110,49 +110,49 @@ def test_a_cheap_servable_skin_is_made_whole_before_others_have_their_least():
 
 
 @given(st.floats(1, 500), st.integers(1, 3))
-def test_no_rung_takes_what_another_needs_while_there_is_enough(left: float, bases: int):
+def test_no_rung_takes_what_another_needs_while_there_is_enough(remaining: float, bases: int):
     names = ["zero_shot", "few_shot", "probe", "lora"]
-    found = climbed(left, names=names, bases=bases)
-    assert len(found) == len({name for name, _ in found}) == 4 * bases
-    if left >= bases * sum(LEAST[name] for name in names):
-        assert all(had >= LEAST[name.partition("@")[0]] - 1e-6 for name, had in found)
-        tuned = [had for name, had in found if name.startswith("lora")]
-        assert max(tuned) - min(tuned) <= 0.5 * left + 1e-6 if bases == 2 else True
+    allotments = climbed(remaining, names=names, bases=bases)
+    assert len(allotments) == len({name for name, _ in allotments}) == 4 * bases
+    if remaining >= bases * sum(MIN_SECONDS[name] for name in names):
+        assert all(had >= MIN_SECONDS[name.partition("@")[0]] - 1e-6 for name, had in allotments)
+        tuned = [had for name, had in allotments if name.startswith("lora")]
+        assert max(tuned) - min(tuned) <= 0.5 * remaining + 1e-6 if bases == 2 else True
 
 
 def test_two_bases_share_what_is_left_for_training():
-    found = dict(climbed(200.0, names=["zero_shot", "probe", "lora"], bases=2))
+    seconds_by_rung = dict(climbed(200.0, names=["zero_shot", "probe", "lora"], bases=2))
     spare = 200 - 2 * (5 + 6)
-    first, second = sorted((found["lora"], found["lora@b1"]))
+    first, second = sorted((seconds_by_rung["lora"], seconds_by_rung["lora@b1"]))
     assert first == pytest.approx(spare / 2, rel=0.05)
     assert second == pytest.approx(spare / 2, rel=0.05)
 
 
 def test_what_trains_is_planned_at_the_pace_that_training_was_seen_to_have():
     schedule, outcomes = ladder(500.0, names=["zero_shot", "lora", "dora"], bases=2)
-    done: Any = SimpleNamespace(evaluation=None)
-    least = schedule.least(schedule.candidates["dora"])
-    outcomes["zero_shot"] = RungOutcome("zero_shot", "done", "", done, 50.0, Plan({}, 5.0))
-    assert schedule.least(schedule.candidates["dora"]) == least  # answering is no training
-    outcomes["lora@b1"] = RungOutcome("lora@b1", "done", "", done, 30.0, Plan({}, 10.0))
-    assert schedule.least(schedule.candidates["dora"]) == pytest.approx(3 * least)
-    outcomes["lora"] = RungOutcome("lora", "done", "", done, 30.0, Plan({}, 20.0))
-    assert schedule.least(schedule.candidates["dora"]) == pytest.approx(1.5 * least)  # its own base's
-    assert schedule.least(schedule.candidates["dora@b1"]) == pytest.approx(3 * least)
-    found = schedule.next()
-    while found is not None and found.rung.name != "dora":
-        outcomes[found.name] = RungOutcome(found.name, "skipped", "")
-        found = schedule.next()
-    assert found is not None
-    assert found.context.pace == pytest.approx(1.5 if found.name == "dora" else 3.0)
+    result: Any = SimpleNamespace(evaluation=None)
+    min_seconds = schedule.minimum_seconds(schedule.candidates["dora"])
+    outcomes["zero_shot"] = RungOutcome("zero_shot", "done", "", result, 50.0, RungPlan({}, 5.0))
+    assert schedule.minimum_seconds(schedule.candidates["dora"]) == min_seconds  # answering is no training
+    outcomes["lora@b1"] = RungOutcome("lora@b1", "done", "", result, 30.0, RungPlan({}, 10.0))
+    assert schedule.minimum_seconds(schedule.candidates["dora"]) == pytest.approx(3 * min_seconds)
+    outcomes["lora"] = RungOutcome("lora", "done", "", result, 30.0, RungPlan({}, 20.0))
+    assert schedule.minimum_seconds(schedule.candidates["dora"]) == pytest.approx(1.5 * min_seconds)  # its own base's
+    assert schedule.minimum_seconds(schedule.candidates["dora@b1"]) == pytest.approx(3 * min_seconds)
+    candidate = schedule.next()
+    while candidate is not None and candidate.rung.name != "dora":
+        outcomes[candidate.name] = RungOutcome(candidate.name, "skipped", "")
+        candidate = schedule.next()
+    assert candidate is not None
+    assert candidate.context.pace == pytest.approx(1.5 if candidate.name == "dora" else 3.0)
 
 
 def test_a_pace_tells_what_a_rung_itself_had_expected():
-    done: Any = SimpleNamespace(evaluation=None)
-    assert RungOutcome("lora", "done", "", done, 30.0, Plan({}, 20.0, pace=2.0)).pace == 3.0
-    assert RungOutcome("lora", "done", "", done, 1e4, Plan({}, 20.0)).pace == 4.0  # bounded
-    assert RungOutcome("lora", "failed", "", None, 30.0, Plan({}, 20.0)).pace is None
-    assert RungOutcome("lora", "done", "", done, 30.0).pace is None
+    result: Any = SimpleNamespace(evaluation=None)
+    assert RungOutcome("lora", "done", "", result, 30.0, RungPlan({}, 20.0, pace=2.0)).pace == 3.0
+    assert RungOutcome("lora", "done", "", result, 1e4, RungPlan({}, 20.0)).pace == 4.0  # bounded
+    assert RungOutcome("lora", "failed", "", None, 30.0, RungPlan({}, 20.0)).pace is None
+    assert RungOutcome("lora", "done", "", result, 30.0).pace is None
 
 
 def test_without_a_limit_the_order_is_the_tables_with_a_servable_skin_in_front():
@@ -161,20 +161,20 @@ def test_without_a_limit_the_order_is_the_tables_with_a_servable_skin_in_front()
 
 
 def test_what_is_kept_for_test_follows_the_skins_there_are():
-    def made(call: float, share: float) -> Any:
+    def fake_result(call: float, share: float) -> Any:
         rows = [SimpleNamespace(seconds=share)] * 10
         return SimpleNamespace(evaluation=SimpleNamespace(rows=rows), latency=SimpleNamespace(mean=call))
 
-    quick, slow = made(0.1, 0.01), made(1.0, 0.2)
+    quick, slow = fake_result(0.1, 0.01), fake_result(1.0, 0.2)
     assert seconds_on_test([], 100, 20, 30.0) == 30.0
     assert seconds_on_test([quick], 100, 20, None) == pytest.approx(21 * 0.1 + 80 * 0.01)
     assert seconds_on_test([quick, slow], 100, 20, 30.0) == pytest.approx(2.9 + 21 * 1.0 + 80 * 0.2 + 30)
     assert seconds_on_test([quick] * 3, 100, 20, 30.0) == pytest.approx(3 * 2.9)
-    assert seconds_on_test([made(0.1, 5.0)], 100, 100, None) == pytest.approx(10.1)
+    assert seconds_on_test([fake_result(0.1, 5.0)], 100, 100, None) == pytest.approx(10.1)
 
 
-def _outcome(**more: Any) -> RungOutcome:
-    return RungOutcome("lora", "skipped", "", skip="budget", **more)
+def _outcome(**fields: Any) -> RungOutcome:
+    return RungOutcome("lora", "skipped", "", skip="budget", **fields)
 
 
 def test_only_what_time_kept_small_is_climbed_again():
@@ -182,12 +182,12 @@ def test_only_what_time_kept_small_is_climbed_again():
     assert wants_more(candidate, _outcome(needs={"train_minutes": 3.0}))
     assert not wants_more(candidate, _outcome(needs={"p95_ms": 640.0}))
     assert not wants_more(candidate, RungOutcome("lora", "skipped", "", skip="impossible"))
-    done: Any = SimpleNamespace(left_out=("20 rows",))
+    partial_result: Any = SimpleNamespace(left_out=("20 rows",))
     whole: Any = SimpleNamespace(left_out=())
-    assert wants_more(candidate, RungOutcome("lora", "done", "", done))
+    assert wants_more(candidate, RungOutcome("lora", "done", "", partial_result))
     assert not wants_more(candidate, RungOutcome("lora", "done", "", whole))
     full: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS["full"].traits)
-    assert not wants_more(full, RungOutcome("full", "done", "", done))  # its guards would be asked again
+    assert not wants_more(full, RungOutcome("full", "done", "", partial_result))  # its guards would be asked again
 
 
 @dataclass
@@ -206,14 +206,14 @@ class Timed:
 
 def test_what_was_left_out_is_planned_again_at_the_pace_that_training_has(tmp_path: Path):
     @dataclass(frozen=True)
-    class One:
+    class Candidate:
         context: Any
 
-    candidate: Any = One(Timed(tmp_path))
+    candidate: Any = Candidate(Timed(tmp_path))
     assert again_of(candidate, _outcome(), 1.4).context.pace == 1.4
-    done: Any = SimpleNamespace(left_out=("20 rows",))
-    seen = RungOutcome("lora", "done", "", done, 30.0, Plan({}, 10.0))
-    assert again_of(candidate, seen, 1.4).context.pace == 3.0
+    partial_result: Any = SimpleNamespace(left_out=("20 rows",))
+    outcome = RungOutcome("lora", "done", "", partial_result, 30.0, RungPlan({}, 10.0))
+    assert again_of(candidate, outcome, 1.4).context.pace == 3.0
 
 
 @pytest.mark.parametrize("stopped_after", [0, 1, 2])
@@ -242,9 +242,9 @@ def test_the_bare_prompt_is_kept_unless_it_loses_score(fits: list[tuple[str, flo
         SimpleNamespace(prompt=prompt, seed=seed, evaluation=SimpleNamespace(estimate=estimate))
         for seed, (prompt, estimate) in enumerate(fits)
     ]
-    found = best_of(trained)
+    best = best_of(trained)
     tops = {name: max(e for p, e in fits if p == name) for name in {p for p, _ in fits}}
-    assert found.evaluation.estimate == tops[found.prompt]
-    assert found.evaluation.estimate >= max(tops.values()) - KEPT_WITHIN
+    assert best.evaluation.estimate == tops[best.prompt]
+    assert best.evaluation.estimate >= max(tops.values()) - KEPT_WITHIN
     if "bare" in tops and tops["bare"] >= max(tops.values()) - KEPT_WITHIN:
-        assert found.prompt == "bare"
+        assert best.prompt == "bare"

@@ -47,36 +47,47 @@ def without_source(task: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["pandas", "polars", "datasets", "mappings"])
+@pytest.mark.parametrize("table_type", ["pandas", "polars", "datasets", "mappings"])
 def test_a_table_is_scored_as_the_file_with_the_same_rows(
-    task: Path, without_source: Path, frame: pd.DataFrame, kind: str
+    task: Path, without_source: Path, frame: pd.DataFrame, table_type: str
 ) -> None:
     table = {
         "pandas": frame,
         "polars": pl.DataFrame(frame.to_dict("list")),
         "datasets": datasets.Dataset.from_pandas(frame),
         "mappings": frame.to_dict("records"),
-    }[kind]
+    }[table_type]
     for split in ("valid", "test"):
         expected = bedplate.evaluate(ByWord(), task, split=split)
-        for asked in (without_source, task, load_task(task)):
-            found = bedplate.evaluate(ByWord(), asked, split=split, data=table)
-            assert (found.estimate, found.interval, found.rows) == (expected.estimate, expected.interval, expected.rows)
-            assert found.split_hash == expected.split_hash
+        for task_spec in (without_source, task, load_task(task)):
+            evaluation = bedplate.evaluate(ByWord(), task_spec, split=split, data=table)
+            assert (evaluation.estimate, evaluation.interval, evaluation.rows) == (
+                expected.estimate,
+                expected.interval,
+                expected.rows,
+            )
+            assert evaluation.split_hash == expected.split_hash
 
 
 def test_a_table_for_each_split(task: Path, frame: pd.DataFrame) -> None:
     data = load_examples(load_task(task))
     parts = {"train": data.train, "valid": data.valid, "test": data.test.open("to compare")}
-    tables = {name: frame[frame["id"].isin([one.id for one in part])] for name, part in parts.items()}
+    tables = {name: frame[frame["id"].isin([example.id for example in part])] for name, part in parts.items()}
     expected = bedplate.evaluate(ByWord(), task, split="valid")
-    given = datasets.DatasetDict(
-        {"validation" if name == "valid" else name: datasets.Dataset.from_pandas(one) for name, one in tables.items()}
+    hf_splits = datasets.DatasetDict(
+        {
+            "validation" if name == "valid" else name: datasets.Dataset.from_pandas(table)
+            for name, table in tables.items()
+        }
     )
-    for splits in (tables, given):
-        found = bedplate.evaluate(ByWord(), task, split="valid", data=splits)
-        assert (found.n, found.estimate, found.lower_bound) == (expected.n, expected.estimate, expected.lower_bound)
-        assert {row.id.removeprefix("valid/") for row in found.rows} == {row.id for row in expected.rows}
+    for splits in (tables, hf_splits):
+        evaluation = bedplate.evaluate(ByWord(), task, split="valid", data=splits)
+        assert (evaluation.n, evaluation.estimate, evaluation.lower_bound) == (
+            expected.n,
+            expected.estimate,
+            expected.lower_bound,
+        )
+        assert {row.id.removeprefix("valid/") for row in evaluation.rows} == {row.id for row in expected.rows}
 
 
 def test_what_does_not_go_is_named(task: Path, frame: pd.DataFrame) -> None:
@@ -90,9 +101,9 @@ def test_what_does_not_go_is_named(task: Path, frame: pd.DataFrame) -> None:
     values = yaml.safe_load(task.read_text())
     values["data"] = {"target": "label", "split": {name: f"{name}.csv" for name in ("train", "valid", "test")}}
     task.write_text(yaml.safe_dump(values))
-    for asked in (task, load_task(task)):
+    for task_spec in (task, load_task(task)):
         with pytest.raises(ConfigError, match="do not go with files under `split`"):
-            bedplate.evaluate(ByWord(), asked, data=frame)
+            bedplate.evaluate(ByWord(), task_spec, data=frame)
 
 
 def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
@@ -104,15 +115,15 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     for name in rungs:
         ours, theirs = report.row(name), expected.row(name)
         assert (ours["estimate"], ours["interval"]) == (theirs["estimate"], theirs["interval"])
-    kept = load_task(out / "task.yaml", beside=without_source)
-    assert (kept.directory / str(kept.data.source)).resolve() == (out / "rows.jsonl").resolve()
-    assert load_examples(kept).hashes["test"] == Run.read(out).data["test"]
-    again = bedplate.adapt(without_source, out, rungs=rungs, data=frame)
-    assert again.data["timing"]["resumed"]
+    saved_task = load_task(out / "task.yaml", relative_to=without_source)
+    assert (saved_task.directory / str(saved_task.data.source)).resolve() == (out / "rows.jsonl").resolve()
+    assert load_examples(saved_task).hashes["test"] == Run.read(out).data["test"]
+    rerun = bedplate.adapt(without_source, out, rungs=rungs, data=frame)
+    assert rerun.data["timing"]["resumed"]
 
     read = bedplate.load_report(out)
-    assert read.data == again.data
-    assert read.verdict == again.verdict
+    assert read.data == rerun.data
+    assert read.verdict == rerun.verdict
     assert bedplate.load_report(out / "report.json").data == read.data
     assert len(json.dumps(read.data)) > 10_000
     assert len(repr(read)) < 300
@@ -121,7 +132,7 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     assert "majority" in page
 
     write_rows(tmp_path / "more.jsonl", groups=60, seed=1)
-    other = bedplate.adapt(
+    fresh_report = bedplate.adapt(
         without_source, out, rungs=["majority"], data=pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
     )
-    assert not other.data["timing"]["resumed"]
+    assert not fresh_report.data["timing"]["resumed"]

@@ -49,20 +49,20 @@ def test_a_ladder_does_not_start_until_its_groups_are_said(task: Path, tmp_path:
 
     declined = adapt(task, out, overrides=[*alone, "data.not_groups={shop: shops do not write}"])
     grouping = declined.data["data"]["grouping"]
-    (found,) = (one for one in grouping["found"] if one["name"] == "shop")
-    assert (found["strong"], found["answer"]) == (True, "shops do not write")
-    assert found["effective_rows"] < 80
-    assert found["wider"] == pytest.approx(found["design_effect"] ** 0.5)
-    said = groups_said(declined.data["data"])
-    assert said[0] == "groups: rows are independent, as the task file says: each is another buyer"
-    assert any("not a group, as the task file says: shops do not write" in line for line in said)
+    (shop,) = (column for column in grouping["found"] if column["name"] == "shop")
+    assert (shop["strong"], shop["answer"]) == (True, "shops do not write")
+    assert shop["effective_rows"] < 80
+    assert shop["wider"] == pytest.approx(shop["design_effect"] ** 0.5)
+    sentences = groups_said(declined.data["data"])
+    assert sentences[0] == "groups: rows are independent, as the task file says: each is another buyer"
+    assert any("not a group, as the task file says: shops do not write" in line for line in sentences)
     page = (out / "report.html").read_text("utf-8")
     assert "Rows that belong together" in page
     assert "shops do not write" in page
 
     declared = adapt(task, tmp_path / "declared", overrides=["data.group_by=shop"])
     assert declared.data["data"]["grouping"]["columns"] == ["shop"]
-    assert not any(one["strong"] for one in declared.data["data"]["grouping"]["found"])
-    counted = [one.row("majority") for one in (declared, declined)]
+    assert not any(column["strong"] for column in declared.data["data"]["grouping"]["found"])
+    counted = [report.row("majority") for report in (declared, declined)]
     assert None not in counted
     assert [row["groups"] for row in counted if row is not None] == [10, 40]

@@ -18,11 +18,11 @@ def unlabelled(tmp_path: Path, tiny_base: Path) -> tuple[Path, Fill]:
     """A task file whose rows have no labels, and an annotator who writes them into a file; how many it says."""
     directory = tmp_path / "task"
     directory.mkdir()
-    rows = write_rows(directory / "whole.jsonl", groups=320, each=1, noise=0.03)
-    known = [json.loads(line) for line in rows.read_text().splitlines()]
-    truth = {row["id"]: row["label"] for row in known}
+    rows = write_rows(directory / "whole.jsonl", groups=320, rows_per_group=1, noise=0.03)
+    labeled_rows = [json.loads(line) for line in rows.read_text().splitlines()]
+    truth = {row["id"]: row["label"] for row in labeled_rows}
     open_rows = directory / "rows.jsonl"
-    open_rows.write_text("".join(json.dumps({**row, "label": None}) + "\n" for row in known))
+    open_rows.write_text("".join(json.dumps({**row, "label": None}) + "\n" for row in labeled_rows))
     task = write_task(directory, tiny_base, rows=open_rows)
 
     def fill(path: Path) -> int:

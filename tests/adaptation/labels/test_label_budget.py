@@ -12,12 +12,12 @@ import pytest
 from scipy import stats
 from tests.adaptation.labels.conftest import Fill
 from tests.adaptation.test_gate import evaluation, rate
-from tests.adaptation.test_monitor import said
+from tests.adaptation.test_monitor import run_cli
 
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
 from bedplate.adaptation.labels.choosing import least_sure
-from bedplate.adaptation.labels.looking import LookedAt, Looking
+from bedplate.adaptation.labels.looking import SequentialVerdict, Looking
 from bedplate.adaptation.labels.plan import LOOKS, can_be_judged, look_at, next_rows, planned
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
@@ -62,7 +62,7 @@ def test_labels_are_asked_for_until_there_is_a_verdict(unlabelled: tuple[Path, F
     assert labels["looks"][-1]["level"] == pytest.approx(level)
     assert confirmation["lower"] == pytest.approx(stats.beta.ppf(level, right, n - right + 1))
     entries = read_jsonl(bedplate_home() / "ledger" / "test-openings.jsonl")
-    assert [entry["number"] for entry in entries] == [1]  # however many looks were taken
+    assert [opening["number"] for opening in entries] == [1]  # however many looks were taken
     assert adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS).report is not None  # and again, the same
 
 
@@ -83,7 +83,7 @@ def test_a_bar_that_is_not_reached_spends_the_budget_and_says_so(unlabelled: tup
     labels = step.report.data["labels"]
     assert sum(labels["bought"].values()) == 100
     assert [look["share"] for look in labels["looks"]] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-    assert "the budget is spent" in step.says[-1]
+    assert "the budget is spent" in step.messages[-1]
     assert "They cost $5.00; the budget $5.00, all rows $16.00." in labels["said"]
     assert len(nominations) == LOOKS
     assert all(names == nominations[0] for names in nominations)
@@ -103,19 +103,19 @@ def test_the_command_names_the_file_and_exits_as_without_a_verdict(
     out = tmp_path / "out"
     words = ("adapt", task, "--out", out, "--label-budget", "240", "--rungs", ",".join(RUNGS))
     path = out / "labels" / "round-1.csv"
-    code, printed, _ = said(capsys, *words)
+    code, printed, _ = run_cli(capsys, *words)
     assert (code, str(path) in printed) == (4, True)
-    code, printed, _ = said(capsys, *words)
+    code, printed, _ = run_cli(capsys, *words)
     assert (code, "have no label yet" in printed) == (4, True)
     fill(path)
-    code, printed, _ = said(capsys, *words, "--json")
+    code, printed, _ = run_cli(capsys, *words, "--json")
     assert code == 4
     waiting = json.loads(printed)
     assert (waiting["verdict"], waiting["file"]) == (None, str(out / "labels" / "round-2.csv"))
     fill(out / "labels" / "round-2.csv")
-    code, printed, _ = said(capsys, *words)
+    code, printed, _ = run_cli(capsys, *words)
     assert (code in (0, 4), "labels were bought" in printed) == (True, True)
-    assert said(capsys, *words, "--curve", "10,20")[0] == 2
+    assert run_cli(capsys, *words, "--curve", "10,20")[0] == 2
 
 
 def rewritten(path: Path, change: object) -> None:
@@ -166,17 +166,17 @@ def test_the_budget_is_given_out_before_anything_is_asked(unlabelled: tuple[Path
     assert (plan.train, plan.valid, plan.test) == (120, 60, 60)
     none = dict.fromkeys(pool.parts, 0)
     rows, chosen = next_rows(plan, pool, none)
-    splits = [pool.splits[one.row_hash] for one in rows]
+    splits = [pool.splits[row.row_hash] for row in rows]
     assert (splits.count("train"), splits.count("valid"), splits.count("test")) == (60, 60, 0)
     assert chosen == "at random"
-    asked = plan.model_copy(update={"asked": (tuple(one.row_hash for one in rows),)})
-    now = pool.labelled({one.row_hash: "positive" for one in rows})
-    second, chosen = next_rows(asked, now, {"train": 60, "valid": 60, "test": 0})
-    splits = [pool.splits[one.row_hash] for one in second]
+    requested_plan = plan.model_copy(update={"asked": (tuple(row.row_hash for row in rows),)})
+    labeled_pool = pool.labelled({row.row_hash: "positive" for row in rows})
+    second, chosen = next_rows(requested_plan, labeled_pool, {"train": 60, "valid": 60, "test": 0})
+    splits = [pool.splits[row.row_hash] for row in second]
     assert (splits.count("train"), splits.count("valid"), splits.count("test")) == (60, 0, 12)
     assert "1 labels have fewer than 2 rows" in chosen  # no negative one has come in
-    first = [one.row_hash for one in pool.parts["test"][:12]]
-    assert {one.row_hash for one in second if pool.splits[one.row_hash] == "test"} == set(first)
+    first = [row.row_hash for row in pool.parts["test"][:12]]
+    assert {row.row_hash for row in second if pool.splits[row.row_hash] == "test"} == set(first)
     with pytest.raises(UsageError, match="leaves 2 for valid"):
         planned(pool, 10)
     with pytest.raises(UsageError, match="every row has a label"):
@@ -186,17 +186,17 @@ def test_the_budget_is_given_out_before_anything_is_asked(unlabelled: tuple[Path
 def test_train_rows_are_those_that_a_first_model_doubts(unlabelled: tuple[Path, Fill]) -> None:
     pool = load_pool(load_task(unlabelled[0]))
     labels = {
-        one.row_hash: "positive"
-        if any(word in one.texts["review"] for word in ("great", "works", "well"))
+        row.row_hash: "positive"
+        if any(word in row.texts["review"] for word in ("great", "works", "well"))
         else "negative"
-        for one in pool.parts["train"][:40]
+        for row in pool.parts["train"][:40]
     }
-    now = pool.labelled(labels)
-    known = [one for one in now.parts["train"] if one.target]
-    waiting = [one for one in now.parts["train"] if not one.target]
+    labeled_pool = pool.labelled(labels)
+    labeled = [row for row in labeled_pool.parts["train"] if row.target]
+    waiting = [row for row in labeled_pool.parts["train"] if not row.target]
     odd = next(iter(waiting))
     strange = type(odd)(odd.id, {"review": "nothing of the kind"}, "", odd.group, odd.row_hash)
-    chosen, how = least_sure(pool.task, known, [*waiting[1:], strange], 5)
+    chosen, how = least_sure(pool.task, labeled, [*waiting[1:], strange], 5)
     assert strange in chosen  # whose words were never seen
     assert "fitted on 40 rows" in how
 
@@ -205,12 +205,12 @@ def test_a_look_is_taken_once_and_the_last_one_has_the_whole_share(unlabelled: t
     pool = load_pool(load_task(unlabelled[0]))
     plan = planned(pool, 240)
     part = pool.parts["test"]
-    some = pool.labelled({one.row_hash: "positive" for one in part[:12]})
-    looked, whole = look_at(plan, some, {"train": 120, "valid": 60, "test": 12})
+    partial_pool = pool.labelled({row.row_hash: "positive" for row in part[:12]})
+    looked, whole = look_at(plan, partial_pool, {"train": 120, "valid": 60, "test": 12})
     assert (whole, looked.looks[0].labels, looked.looks[0].share) == (60, 12, 0.2)
-    assert look_at(looked, some, {"train": 120, "valid": 60, "test": 12})[0] == looked
-    every = pool.labelled({one.row_hash: "positive" for one in part[:60]})
-    assert look_at(looked, every, {"train": 120, "valid": 60, "test": 60})[0].looks[1].share == 1.0
+    assert look_at(looked, partial_pool, {"train": 120, "valid": 60, "test": 12})[0] == looked
+    full_pool = pool.labelled({row.row_hash: "positive" for row in part[:60]})
+    assert look_at(looked, full_pool, {"train": 120, "valid": 60, "test": 60})[0].looks[1].share == 1.0
 
 
 def test_a_first_look_has_as_many_rows_as_there_are_labels(unlabelled: tuple[Path, Fill], tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_rows_are_judged_once_every_value_that_has_a_share_is_among_them(
     unlabelled: tuple[Path, Fill], tmp_path: Path
 ) -> None:
     rows = tmp_path / "task" / "rows.jsonl"
-    known = [json.loads(line) for line in rows.read_text().splitlines()]
-    rows.write_text("".join(json.dumps({**row, "language": "en"}) + "\n" for row in known))
+    original_rows = [json.loads(line) for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps({**row, "language": "en"}) + "\n" for row in original_rows))
     task = load_task(unlabelled[0], ["data.traffic.shares={language: {en: 0.9, fr: 0.1}}"])
     pool = load_pool(task)
-    labels = {one.row_hash: "positive" for one in pool.parts["test"][:12]}
+    labels = {row.row_hash: "positive" for row in pool.parts["test"][:12]}
     assert not can_be_judged(pool.labelled(labels))
     third = pool.parts["test"][2].id
-    changed = [{**row, "language": "fr" if row["id"] == third else "en"} for row in known]
+    changed = [{**row, "language": "fr" if row["id"] == third else "en"} for row in original_rows]
     rows.write_text("".join(json.dumps(row) + "\n" for row in changed))
     pool = load_pool(task)
     assert can_be_judged(pool.labelled(labels))
@@ -242,7 +242,7 @@ def test_rows_are_judged_once_every_value_that_has_a_share_is_among_them(
 def test_a_label_that_comes_after_the_last_look_is_not_judged(unlabelled: tuple[Path, Fill]) -> None:
     pool = load_pool(load_task(unlabelled[0]))
     plan, part = planned(pool, 240), pool.parts["test"]
-    labels = {one.row_hash: "positive" for one in part[:60]}
+    labels = {row.row_hash: "positive" for row in part[:60]}
     last, whole = look_at(plan, pool.labelled(labels), {"train": 120, "valid": 60, "test": 60})
     assert (whole, last.looks[-1].share) == (60, 1.0)
     labels[part[60].row_hash] = "positive"  # it could not be labelled at first
@@ -261,8 +261,8 @@ def test_a_look_s_level_is_of_the_error_that_the_verdict_may_spend(unlabelled: t
     data: Any = None
     for number in (1, 2):
         alpha = spent_alpha(0.1, number)
-        found = Looking(data, record, pool.test, first=True).record_at(alpha)
-        assert [one.level for one in found.looks] == list(look_levels(alpha, (0.2, 0.4)))
+        adjusted = Looking(data, record, pool.test, first=True).record_at(alpha)
+        assert [look.level for look in adjusted.looks] == list(look_levels(alpha, (0.2, 0.4)))
 
 
 def test_labels_are_not_written_over_where_the_plan_is_gone(unlabelled: tuple[Path, Fill], tmp_path: Path) -> None:
@@ -286,15 +286,15 @@ def test_bounds_of_all_looks_hold_together_for_several_nominees() -> None:
     ends = [30, 60, 90, 120, 150]
     right = np.sqrt(0.6) * rng.standard_normal((runs, 1, n)) + np.sqrt(0.4) * rng.standard_normal((runs, 3, n))
     passed = 0
-    for one in right < stats.norm.ppf(bar):
+    for outcomes in right < stats.norm.ppf(bar):
         for k, end in enumerate(ends):
             shares = tuple(e / n for e in ends[: k + 1])
             tested = [
-                (str(c), LookedAt(_Right(one[c, :end].astype(float)), shares))  # pyright: ignore[reportArgumentType]
+                (str(c), SequentialVerdict(_Right(outcomes[c, :end].astype(float)), shares))  # pyright: ignore[reportArgumentType]
                 for c in range(3)
             ]
-            found = gate.confirm(tested, dict(tested), target=bar, alpha=0.05)
-            if any(each.passed for each in found):
+            confirmations = gate.confirm(tested, dict(tested), target=bar, alpha=0.05)
+            if any(confirmation.passed for confirmation in confirmations):
                 passed += 1
                 break
     assert 0 < passed / runs <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / runs)
@@ -319,12 +319,12 @@ class _Right:
 
 def test_an_evaluation_at_a_look_is_bounded_at_that_look_s_level() -> None:
     whole = evaluation(rate(90, 100))
-    at = LookedAt(whole, (0.2, 0.4))
+    at = SequentialVerdict(whole, (0.2, 0.4))
     level = look_levels(0.05, (0.2, 0.4))[-1]
     assert level < 0.05
     assert at.bound(0.95) == pytest.approx(stats.beta.ppf(level, 90, 11))
     assert at.bound(0.95, "upper") == pytest.approx(stats.beta.ppf(1 - level, 91, 10))
-    assert LookedAt(whole, (1.0,)).bound(0.95) == pytest.approx(whole.bound(0.95))
+    assert SequentialVerdict(whole, (1.0,)).bound(0.95) == pytest.approx(whole.bound(0.95))
 
 
 @pytest.mark.parametrize("column", ["text", "id"])
@@ -332,13 +332,13 @@ def test_rows_may_be_grouped_by_a_column_that_the_file_has_anyway(
     unlabelled: tuple[Path, Fill], tmp_path: Path, column: str
 ) -> None:
     task, fill = unlabelled
-    given = [f"data.group_by={column}"]
-    step = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=given)
+    overrides = [f"data.group_by={column}"]
+    step = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=overrides)
     assert step.file is not None
     with step.file.open(newline="") as file:
         assert next(csv.reader(file)) == ["row_key", "id", "text", "label", "cannot_label"]
     fill(step.file)
-    second = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=given)
+    second = adapt_with_labels(task, tmp_path / "out", 240, rungs=RUNGS, overrides=overrides)
     assert second.file is not None
     assert second.file.name == "round-2.csv"
 
@@ -351,7 +351,9 @@ def test_where_nothing_is_left_to_ask_for_no_file_is_named(
 ) -> None:
     none = LabelStep(None, None, ("No more labels are asked for.",))
     monkeypatch.setattr("bedplate.adaptation.label_budget.adapt_with_labels", lambda *_, **__: none)
-    code, printed, _ = said(capsys, "adapt", unlabelled[0], "--out", tmp_path / "o", "--label-budget", "240", "--json")
+    code, printed, _ = run_cli(
+        capsys, "adapt", unlabelled[0], "--out", tmp_path / "o", "--label-budget", "240", "--json"
+    )
     assert (code, json.loads(printed)["file"]) == (4, None)
 
 

@@ -41,19 +41,19 @@ def test_agreement_and_ceiling_are_those_of_the_rows(tmp_path: Path, tiny_base: 
     data = load_examples(task)
     assert data.test.openings == []
     rows = [json.loads(line) for line in (path.parent / "rows.jsonl").read_text().splitlines()]
-    both = [row["label"] == row["other"] for row in rows if row["other"]]
-    found = second_labels(task, data, 0.95)
-    assert found is not None
-    assert (found.n, found.of) == (len(both), len(rows))
-    assert found.agreement == pytest.approx(sum(both) / len(both))
-    assert found.ceiling == pytest.approx(ceiling(sum(both) / len(both), 2))
-    assert found.highest is not None
-    assert found.said is not None
-    assert "none more than" in found.said
+    agreements = [row["label"] == row["other"] for row in rows if row["other"]]
+    comparison = second_labels(task, data, 0.95)
+    assert comparison is not None
+    assert (comparison.n, comparison.of) == (len(agreements), len(rows))
+    assert comparison.agreement == pytest.approx(sum(agreements) / len(agreements))
+    assert comparison.ceiling == pytest.approx(ceiling(sum(agreements) / len(agreements), 2))
+    assert comparison.highest is not None
+    assert comparison.said is not None
+    assert "none more than" in comparison.said
     macro = second_labels(load_task(path, [*SECOND, "metric=macro_f1"]), data, 0.95)
     assert macro is not None
     assert macro.ceiling is None
-    assert macro.agreement == found.agreement
+    assert macro.agreement == comparison.agreement
     assert second_labels(load_task(path), load_examples(load_task(path)), 0.95) is None
 
 
@@ -65,12 +65,12 @@ def test_labels_agree_where_the_metric_takes_one_for_the_other(tmp_path: Path) -
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def agreement(metric: str, kind: dict[str, object]) -> float | None:
+    def agreement(metric: str, output: dict[str, object]) -> float | None:
         task = Task.model_validate(
             {
                 "task": "t",
                 "inputs": {"x": {"column": "text"}},
-                "output": kind,
+                "output": output,
                 "data": {
                     "source": str(tmp_path / "rows.jsonl"),
                     "target": "answer",
@@ -82,9 +82,9 @@ def test_labels_agree_where_the_metric_takes_one_for_the_other(tmp_path: Path) -
                 "metric": metric,
             }
         )
-        found = second_labels(task, load_examples(task), 0.95)
-        assert found is not None
-        return found.agreement
+        comparison = second_labels(task, load_examples(task), 0.95)
+        assert comparison is not None
+        return comparison.agreement
 
     assert agreement("squad_exact", {"kind": "text"}) == 1.0
     assert agreement("exact_match", {"kind": "text"}) == 0.0
@@ -96,13 +96,15 @@ def test_rows_count_by_how_often_their_text_came(tmp_path: Path, tiny_base: Path
     copies = [{**row, "id": f"{row['id']}-again"} for row in rows if row["other"] == row["label"]]
     (path.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *copies]))
     task = load_task(path, [*SECOND, "data.traffic.duplicates=true"])
-    found = second_labels(task, load_examples(task), 0.95)
+    comparison = second_labels(task, load_examples(task), 0.95)
     plain = second_labels(load_task(path, SECOND), load_examples(load_task(path, SECOND)), 0.95)
-    assert found is not None
+    assert comparison is not None
     assert plain is not None
     assert plain.agreement is not None
     agreed = 2 * plain.agreement
-    assert found.agreement == pytest.approx(agreed / (agreed + 1 - plain.agreement), abs=0.01)  # weights are by split
+    assert comparison.agreement == pytest.approx(
+        agreed / (agreed + 1 - plain.agreement), abs=0.01
+    )  # weights are by split
 
 
 def test_a_bar_above_it_is_refused_with_the_number_before_anything_is_asked(tmp_path: Path, tiny_base: Path) -> None:
@@ -115,10 +117,10 @@ def test_a_bar_above_it_is_refused_with_the_number_before_anything_is_asked(tmp_
 def test_the_report_says_it(tmp_path: Path, tiny_base: Path) -> None:
     path = doubly(tmp_path / "task", tiny_base, 0.1)
     report = adapt(path, tmp_path / "out", rungs=["majority", "from_scratch"], overrides=SECOND)
-    found = report.data["data"]["second_labels"]
-    assert found["column"] == "other"
-    assert "a perfect model would read about" in found["said"]
-    assert found["said"][1:] in (tmp_path / "out" / "report.html").read_text()
+    comparison = report.data["data"]["second_labels"]
+    assert comparison["column"] == "other"
+    assert "a perfect model would read about" in comparison["said"]
+    assert comparison["said"][1:] in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_column_that_is_none_and_a_label_that_is_none_are_named(tmp_path: Path, tiny_base: Path) -> None:

@@ -17,25 +17,33 @@ BAR, ALPHA = 0.8, 0.05
 
 def passed(counts: list[int], n: int, *, order: list[int] | None, alpha: float = ALPHA) -> list[bool]:
     bounds = [lambda level, k=k: binomial_lower(k, n, level) for k in counts]
-    found = (
+    decisions = (
         holm_bounds(bounds, BAR, 1 - alpha) if order is None else sequence_bounds(bounds, BAR, 1 - alpha, None, order)
     )
-    return [one.passed for one in found]
+    return [decision.passed for decision in decisions]
 
 
 def test_each_has_the_whole_error_until_one_fails() -> None:
     n = 400
-    least = next(k for k in range(n + 1) if stats.binomtest(k, n, BAR, alternative="greater").pvalue < ALPHA)
-    assert passed([least, least, least], n, order=[0, 1, 2]) == [True, True, True]
-    assert passed([least, least, least], n, order=None) == [False, False, False]  # Holm begins at a third of the error
-    assert passed([least, least - 1, n], n, order=[0, 1, 2]) == [True, False, False]
-    assert passed([least, least - 1, n], n, order=[2, 0, 1]) == [True, False, True]
+    min_passing = next(k for k in range(n + 1) if stats.binomtest(k, n, BAR, alternative="greater").pvalue < ALPHA)
+    assert passed([min_passing, min_passing, min_passing], n, order=[0, 1, 2]) == [True, True, True]
+    assert passed([min_passing, min_passing, min_passing], n, order=None) == [
+        False,
+        False,
+        False,
+    ]  # Holm begins at a third of the error
+    assert passed([min_passing, min_passing - 1, n], n, order=[0, 1, 2]) == [True, False, False]
+    assert passed([min_passing, min_passing - 1, n], n, order=[2, 0, 1]) == [True, False, True]
 
 
 def test_what_else_has_to_hold_stops_the_order_as_a_bound_does() -> None:
     bounds = [lambda level: 0.9] * 3
-    found = sequence_bounds(bounds, BAR, 0.95, [lambda level: True, lambda level: False, lambda level: True])
-    assert [(one.passed, one.reached) for one in found] == [(True, True), (True, True), (False, False)]
+    decisions = sequence_bounds(bounds, BAR, 0.95, [lambda level: True, lambda level: False, lambda level: True])
+    assert [(decision.passed, decision.reached) for decision in decisions] == [
+        (True, True),
+        (True, True),
+        (False, False),
+    ]
     with pytest.raises(UsageError, match="each of 3 nominees once"):
         sequence_bounds(bounds, BAR, 0.95, order=[0, 0, 1])
 
@@ -58,9 +66,9 @@ def confirmed(testing: str, right: dict[str, int]) -> tuple[gate.GateDecision, d
     tested = {name: evaluation(rate(count, 400)) for name, count in right.items()}
     nomination = gate.Nomination(tuple(tested), max(right, key=lambda name: right[name]), None, {})
     order = gate.order_of(testing, nomination, tested)  # pyright: ignore[reportArgumentType]
-    found = gate.confirm(list(tested.items()), tested, target=BAR, alpha=ALPHA, order=order)
-    decision = gate.decide(nomination, found, metric="accuracy", target=BAR, n=400, groups=400)
-    return decision, {one.rung: one.reached for one in found}
+    confirmations = gate.confirm(list(tested.items()), tested, target=BAR, alpha=ALPHA, order=order)
+    decision = gate.decide(nomination, confirmations, metric="accuracy", target=BAR, n=400, groups=400)
+    return decision, {confirmation.rung: confirmation.reached for confirmation in confirmations}
 
 
 def test_the_cheapest_that_passed_is_the_verdict_and_what_was_not_reached_is_said() -> None:

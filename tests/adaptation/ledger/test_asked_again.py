@@ -26,8 +26,8 @@ def test_a_renamed_column_and_full_stops_at_another_home_are_the_second_verdict(
     ledger_for(task).open("an earlier one", data.test.keys, task=task.task, reason="test")
 
     rows = tmp_path / "task" / "rows.jsonl"
-    found = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
-    changed = [{**{k: v for k, v in row.items() if k != "text"}, "body": row["text"] + "."} for row in found]
+    records = [json.loads(line) for line in rows.read_text("utf-8").splitlines()]
+    changed = [{**{k: v for k, v in row.items() if k != "text"}, "body": row["text"] + "."} for row in records]
     rows.write_text("".join(json.dumps(row) + "\n" for row in reversed(changed)), "utf-8")
     values = yaml.safe_load(path.read_text("utf-8"))
     path.write_text(yaml.safe_dump({**values, "inputs": {"comment": {"column": "body"}}}), "utf-8")

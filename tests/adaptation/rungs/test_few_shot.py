@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.context.outcome import RungPlan
 from bedplate.adaptation.rungs.few_shot import SETS, FewShot
 
 
-def planned(monkeypatch: pytest.MonkeyPatch, fitting: set[int], room: float) -> Plan:
+def planned(monkeypatch: pytest.MonkeyPatch, fitting: set[int], room: float) -> RungPlan:
     """Of written answers whose sets have two demonstrations: those of these numbers fit."""
     monkeypatch.setattr(FewShot, "_sizes", lambda self, context: [2])
-    monkeypatch.setattr(FewShot, "_variant", lambda self, context, kind, size, number: number)
+    monkeypatch.setattr(FewShot, "_variant", lambda self, context, form, size, number: number)
     monkeypatch.setattr(FewShot, "_fits", lambda self, context, variant: variant in fitting)
     context: Any = SimpleNamespace(
         labels=(),
@@ -26,11 +26,11 @@ def planned(monkeypatch: pytest.MonkeyPatch, fitting: set[int], room: float) -> 
         room=lambda share: room,
         throughput=SimpleNamespace(rows=float, passes=float),
         timing=0.0,
-        left=1000.0,
+        seconds_left=1000.0,
     )
-    found = FewShot().plan(context)
-    assert isinstance(found, Plan)
-    return found
+    plan = FewShot().plan(context)
+    assert isinstance(plan, RungPlan)
+    return plan
 
 
 @pytest.mark.parametrize("fitting", [{5}, {1, 3}, set(range(SETS))])

@@ -36,7 +36,7 @@ SKIN = "skins/from_scratch"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path]:
+def ladder_run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Report, Path]:
     """A ladder with enough test rows for a verdict."""
     place = tmp_path_factory.mktemp("classical")
     with pytest.MonkeyPatch.context() as patch:
@@ -46,8 +46,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Rep
     return report, place
 
 
-def test_it_passes_as_the_cheapest_nominee(made: tuple[Report, Path]) -> None:
-    report, place = made
+def test_it_passes_as_the_cheapest_nominee(ladder_run: tuple[Report, Path]) -> None:
+    report, place = ladder_run
     rows = {split: report.row("from_scratch", split) for split in ("valid", "test")}
     assert report.verdict["status"] == "PASS"
     assert (report.verdict["rung"], report.verdict["skin"]) == ("from_scratch", SKIN)
@@ -58,7 +58,9 @@ def test_it_passes_as_the_cheapest_nominee(made: tuple[Report, Path]) -> None:
         assert row is not None
         assert (row["skin"], row["base"], row["weights"], row["kernel"]) == (SKIN, None, None, None)
         assert row["usd_per_1k_calls"] > 0
-    timed = [one["seconds"] for one in report.data["rows"]["test"]["from_scratch"] if one["seconds"] is not None]
+    timed = [
+        answer["seconds"] for answer in report.data["rows"]["test"]["from_scratch"] if answer["seconds"] is not None
+    ]
     assert rows["test"]["usd_per_1k_calls"] == pytest.approx(np.mean(timed) * 0.1 / 3.6)
     assert report.data["lineage"]["skins"]["from_scratch"]["bases"] == {}
     assert report.data["export"]["from_scratch"]["difference"] == 0.0
@@ -75,9 +77,9 @@ def test_it_passes_as_the_cheapest_nominee(made: tuple[Report, Path]) -> None:
     assert "toy-sentiment" in page
 
 
-def test_it_answers_as_a_pipeline_of_scikit_learn_does(made: tuple[Report, Path]) -> None:
+def test_it_answers_as_a_pipeline_of_scikit_learn_does(ladder_run: tuple[Report, Path]) -> None:
     """Fitted here on the same rows, with the regularisation that was chosen."""
-    report, place = made
+    report, place = ladder_run
     data = load_examples(load_task(place / "task.yaml"))
     pipeline = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"),
@@ -87,30 +89,38 @@ def test_it_answers_as_a_pipeline_of_scikit_learn_does(made: tuple[Report, Path]
     ).fit([e.inputs["review"] for e in data.train], [e.target for e in data.train])
     with load(place / "out" / SKIN) as skin:
         assert isinstance(skin, ClassicalPredictor)
-        found = skin.predict([e.inputs for e in data.valid])
+        predictions = skin.predict([e.inputs for e in data.valid])
     assert list(pipeline.classes_) == ["negative", "positive"]
-    wanted = pipeline.predict_log_proba([e.inputs["review"] for e in data.valid])
-    np.testing.assert_allclose([list(one.scores.values()) for one in found], wanted, atol=1e-5)
-    told = [row["prediction"] for row in report.data["rows"]["valid"]["from_scratch"]]
-    assert sorted(told) == sorted(pipeline.predict([e.inputs["review"] for e in data.valid]))
+    expected_log_probs = pipeline.predict_log_proba([e.inputs["review"] for e in data.valid])
+    np.testing.assert_allclose(
+        [list(prediction.scores.values()) for prediction in predictions], expected_log_probs, atol=1e-5
+    )
+    reported = [row["prediction"] for row in report.data["rows"]["valid"]["from_scratch"]]
+    assert sorted(reported) == sorted(pipeline.predict([e.inputs["review"] for e in data.valid]))
 
 
 def test_the_same_command_takes_it_over_and_it_is_made_again_bit_for_bit(
-    made: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ladder_run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report, place = made
+    report, place = ladder_run
     monkeypatch.setenv("BEDPLATE_HOME", str(place / "home"))
-    found = reproduce(place / "out" / SKIN, tmp_path / "again")
-    assert found.status == "identical"
-    assert (found.equal_answers, found.rows) == (found.rows, report.row("from_scratch")["n"])  # type: ignore[index]
+    reproduction = reproduce(place / "out" / SKIN, tmp_path / "again")
+    assert reproduction.status == "identical"
+    assert (reproduction.equal_answers, reproduction.rows) == (reproduction.rows, report.row("from_scratch")["n"])  # type: ignore[index]
     with Catalog.open() as catalog:
         catalog.add([place / "out"])
-        (entry,) = (one for one in catalog.entries("skin") if one.name == "toy-sentiment-from-scratch" and one.path)
-    assert (entry.details["kind"], entry.details["base"]) == ("classical", None)
+        (catalog_entry,) = (
+            candidate
+            for candidate in catalog.entries("skin")
+            if candidate.name == "toy-sentiment-from-scratch" and candidate.path
+        )
+    assert (catalog_entry.details["kind"], catalog_entry.details["base"]) == ("classical", None)
 
 
-def test_it_is_evaluated_predicted_with_compared_and_looked_after(made: tuple[Report, Path], tmp_path: Path) -> None:
-    report, place = made
+def test_it_is_evaluated_predicted_with_compared_and_looked_after(
+    ladder_run: tuple[Report, Path], tmp_path: Path
+) -> None:
+    report, place = ladder_run
     task = load_task(place / "task.yaml")
     with load(place / "out" / SKIN) as skin:
         valid = report.row("from_scratch")
@@ -122,29 +132,29 @@ def test_it_is_evaluated_predicted_with_compared_and_looked_after(made: tuple[Re
         main(["predict", str(place / "out" / SKIN), str(rows), "--out", str(tmp_path / "out.jsonl")])
     assert not stopped.value.code
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [one["output"] for one in answers] == ["positive", "negative"]
+    assert [answer["output"] for answer in answers] == ["positive", "negative"]
     fresh = write_rows(tmp_path / "fresh.jsonl", groups=60, seed=77)
-    found = side_by_side(place / "out" / SKIN, place / "out" / "skins" / "probe", fresh, usd_per_hour=1.0)
-    assert found.a.evaluation.estimate > 0.85
-    assert found.a.usd_per_1k_calls > 0  # type: ignore[operator]
+    comparison = side_by_side(place / "out" / SKIN, place / "out" / "skins" / "probe", fresh, usd_per_hour=1.0)
+    assert comparison.a.evaluation.estimate > 0.85
+    assert comparison.a.usd_per_1k_calls > 0  # type: ignore[operator]
     watched = drift(place / "out" / SKIN, fresh)
     assert any("compared by their words" in note for note in watched.notes)
     assert watched.quality is not None
 
 
-def test_a_cascade_begins_with_it(made: tuple[Report, Path], tmp_path: Path) -> None:
-    _, place = made
+def test_a_cascade_begins_with_it(ladder_run: tuple[Report, Path], tmp_path: Path) -> None:
+    _, place = ladder_run
     first, second = (read_skin(place / "out" / "skins" / rung) for rung in ("from_scratch", "probe"))
     texts = ["great works", "it broke", "nothing known", "terrible great", "quality"]
-    with load(place / "out" / SKIN) as one, load(place / "out" / "skins" / "probe") as two:
-        alone = [one.predict(texts), two.predict(texts)]  # type: ignore[union-attr]
+    with load(place / "out" / SKIN) as classical, load(place / "out" / "skins" / "probe") as two:
+        alone = [classical.predict(texts), two.predict(texts)]  # type: ignore[union-attr]
     sure = sorted(math.exp(p.scores[p.output]) for p in alone[0])
     threshold = (sure[1] + sure[2]) / 2
-    both = cascaded("both", first, second, threshold)
-    with load(write_skin(both, tmp_path / "both")) as loaded:
+    cascade = cascaded("both", first, second, threshold)
+    with load(write_skin(cascade, tmp_path / "both")) as loaded:
         assert isinstance(loaded, LoadedCascade)
-        found = loaded.predict(texts)
-    for a, b, answer in zip(*alone, found, strict=True):
+        predictions = loaded.predict(texts)
+    for a, b, answer in zip(*alone, predictions, strict=True):
         unsure = math.exp(a.scores[a.output]) < threshold
         assert (answer.passed_on, answer.output) == (unsure, (b if unsure else a).output)
 

@@ -8,7 +8,7 @@ from bedplate.adaptation.rungs.heads import one_thread
 
 
 def threads() -> set[int]:
-    return {one["num_threads"] for one in threadpool_info()}
+    return {pool["num_threads"] for pool in threadpool_info()}
 
 
 def test_fits_take_one_thread_of_every_pool_and_leave_others_what_they_had():

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 from tests.adaptation.written import write_task
 
-from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.context.outcome import RungPlan
 from bedplate.adaptation.rungs.zero_shot import ZeroShot
 from bedplate.evaluation.task import load_task
 
 
 @pytest.mark.parametrize(
-    ("kind", "chat", "kept"), [("text", True, "chat"), ("json", True, "chat"), ("text", False, "plain/")]
+    ("output_type", "chat", "prefix"), [("text", True, "chat"), ("json", True, "chat"), ("text", False, "plain/")]
 )
-def test_written_answers_are_asked_for_through_the_chat_template(tmp_path: Path, kind: str, chat: bool, kept: str):
+def test_written_answers_are_asked_for_through_the_chat_template(
+    tmp_path: Path, output_type: str, chat: bool, prefix: str
+):
     """A base that was tuned for chat ends its answers there; where it has no template, a plain form is left."""
-    task = load_task(write_task(tmp_path, Path("nowhere"), kind))
+    task = load_task(write_task(tmp_path, Path("nowhere"), output_type))
     tokenizer = SimpleNamespace(chat=object() if chat else None)
     context: Any = SimpleNamespace(
         task=task,
@@ -29,10 +31,10 @@ def test_written_answers_are_asked_for_through_the_chat_template(tmp_path: Path,
         room=lambda share: 1.0,
         throughput=SimpleNamespace(rows=float),
         timing=0.0,
-        left=1000.0,
+        seconds_left=1000.0,
     )
     plan = ZeroShot().plan(context)
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, RungPlan)
     (only,) = plan.settings["variants"]
-    assert only.startswith(kept)
+    assert only.startswith(prefix)
     assert all(part.endswith("was not tried: no time") for part in plan.left_out)

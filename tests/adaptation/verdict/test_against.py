@@ -25,12 +25,12 @@ def task_file(directory: Path, base: Path, target: dict[str, Any], **changes: An
     """The toy task, whose running system is wrong on every fourth row, and gives no usable answer on some of them."""
     directory.mkdir()
     rows = write_rows(directory / "rows.jsonl", 240, noise=0.02)
-    made = [json.loads(line) for line in rows.read_text().splitlines()]
-    other = {"positive": "negative", "negative": "positive"}
-    for i, row in enumerate(made):
-        row["now"] = "sorry" if i % 24 == 0 else other[row["label"]] if i % 4 == 0 else row["label"]
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
+    opposite = {"positive": "negative", "negative": "positive"}
+    for i, row in enumerate(records):
+        row["now"] = "sorry" if i % 24 == 0 else opposite[row["label"]] if i % 4 == 0 else row["label"]
         row["language"] = "de" if i % 3 == 0 else "en"
-    rows.write_text("\n".join(map(json.dumps, made)) + "\n")
+    rows.write_text("\n".join(map(json.dumps, records)) + "\n")
     path = write_task(directory, base, rows=rows, target=target)
     values = yaml.safe_load(path.read_text())
     values["data"] |= {"current": {"column": "now", "usd_per_1k_calls": 0.9}, "slices": ["language"]}
@@ -56,26 +56,26 @@ def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny
         name: np.array([row["target"] == row["prediction"] for row in data["rows"]["test"][name]])
         for name in ("current", "from_scratch")
     }
-    now = row_of(data, "current", "test")
-    assert now["estimate"] == pytest.approx(scores["current"].mean())
-    assert (now["usd_per_1k_calls"], now["p95_ms"], now["skin"]) == (0.9, None, None)
-    assert "rows without a usable answer count as wrong" in now["reason"]
+    current_row = row_of(data, "current", "test")
+    assert current_row["estimate"] == pytest.approx(scores["current"].mean())
+    assert (current_row["usd_per_1k_calls"], current_row["p95_ms"], current_row["skin"]) == (0.9, None, None)
+    assert "rows without a usable answer count as wrong" in current_row["reason"]
     assert data["nominees"]["nominees"] == ["from_scratch"]
     against, *languages = data["requirements"]["from_scratch"]
     assert against["value"] == pytest.approx((scores["from_scratch"] * 1.0 - scores["current"]).mean())
-    assert [one["slice"] for one in languages] == ["language: de", "language: en"]
-    assert data["target"]["value"] == pytest.approx(now["estimate"])
+    assert [requirement["slice"] for requirement in languages] == ["language: de", "language: en"]
+    assert data["target"]["value"] == pytest.approx(current_row["estimate"])
     assert report.verdict["status"] == "PASS", report.verdict["reason"]
     (confirmed,) = data["nominees"]["confirmations"]
-    assert confirmed["lower"] - now["estimate"] == pytest.approx(against["lower"])
+    assert confirmed["lower"] - current_row["estimate"] == pytest.approx(against["lower"])
     assert data["target"]["value_given"] is False  # that bound is one of a difference, and no promise for other rows
-    held = promise_of(origin_of(tmp_path / "out" / "skins" / "from_scratch", None))
-    assert held is not None
-    assert (held.target, held.by_verdict) == (None, False)
-    assert held.floor == pytest.approx(held.interval[0])
+    promise = promise_of(origin_of(tmp_path / "out" / "skins" / "from_scratch", None))
+    assert promise is not None
+    assert (promise.target, promise.by_verdict) == (None, False)
+    assert promise.floor == pytest.approx(promise.interval[0])
     assert "better than current: +0." in report.verdict["reason"]
-    said = f"target {now['estimate']:.4g}. "  # computed, so that it has digits without end
-    assert said in report.verdict["reason"]
+    sentence = f"target {current_row['estimate']:.4g}. "  # computed, so that it has digits without end
+    assert sentence in report.verdict["reason"]
     page = adaptation_page(report.data)
     assert "the system that runs today" in summary(report.data) + page
     assert "(better than current)" in headline(report.data)
@@ -121,9 +121,9 @@ def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
 ) -> None:
     path = task_file(tmp_path / "task", tiny_base, {"against": "current", "better_by": 0})
     rows = tmp_path / "task" / "rows.jsonl"
-    made = [json.loads(line) for line in rows.read_text().splitlines()]
+    records = [json.loads(line) for line in rows.read_text().splitlines()]
     for answer, message in (("POSITIVE", r"\(but 'POSITIVE', for one\)"), ("", "column 'now' is empty in all")):
-        rows.write_text("".join(json.dumps({**row, "now": answer}) + "\n" for row in made))
+        rows.write_text("".join(json.dumps({**row, "now": answer}) + "\n" for row in records))
         with pytest.raises(DataError, match=message):
             adapt(path, tmp_path / "out", rungs=RUNGS)
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score
 
-from bedplate.adaptation.context.outcome import Latency, Result
+from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.bar import Bar
 from bedplate.adaptation.verdict.hurdles import OnTest
-from bedplate.adaptation.verdict.measured import Price, Priced
-from bedplate.adaptation.verdict.requirements import Shown, requirements_of
+from bedplate.adaptation.verdict.measured import CallPrice, Priced
+from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
 from bedplate.core.statistics import binomial_lower, binomial_upper
 from bedplate.evaluation.evaluated import Evaluation
@@ -51,11 +51,12 @@ def evaluated(
         )
         for i in range(len(right))
     ]
-    answers: list[Any] = ["ab"[(i + (not one)) % 2] for i, one in enumerate(right)]
+    answers: list[Any] = ["ab"[(i + (not is_right)) % 2] for i, is_right in enumerate(right)]
     if sure is not None:
-        other = float(np.log1p(-sure))
+        other_logprob = float(np.log1p(-sure))
         answers = [
-            Prediction(one, one, {one: float(np.log(sure)), "b" if one == "a" else "a": other}) for one in answers
+            Prediction(label, label, {label: float(np.log(sure)), "b" if label == "a" else "a": other_logprob})
+            for label in answers
         ]
     return evaluate_predictions(of or task(), examples, answers, split=split)
 
@@ -64,24 +65,24 @@ def wrong_every(k: int, n: int = 400) -> list[bool]:
     return [i % k != 1 for i in range(n)]
 
 
-def only(target: dict[str, Any], evaluation: Evaluation, **more: Any) -> Shown:
-    (found,) = requirements_of(TargetSpec.model_validate(target), evaluation, **more)
-    return found
+def only(target: dict[str, Any], evaluation: Evaluation, **kwargs: Any) -> RequirementResult:
+    (shown,) = requirements_of(TargetSpec.model_validate(target), evaluation, **kwargs)
+    return shown
 
 
 def test_a_slice_has_a_bar_of_its_own_with_the_rows_that_would_decide() -> None:
     evaluation = evaluated([i % 40 != 0 for i in range(400)])  # 10 of the 40 German rows are wrong
-    asked = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.7}]}
-    found = only(asked, evaluation).at(0.95)
-    assert (found.value, found.n, found.slice) == (0.75, 40, "language: de")
-    assert found.lower == pytest.approx(binomial_lower(30, 40, 0.95))
-    assert found.upper == pytest.approx(binomial_upper(30, 40, 0.95))
-    assert found.holds is None
-    assert found.needed_n is not None
-    assert found.needed_n > 10 * 400 * 0.5  # a tenth of the test rows are German
-    assert f"about {found.needed_n:,} test rows in all would" in found.reason
-    held = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.5}]}, evaluation).at(0.95)
-    assert (held.holds, held.needed_n) == (True, None)
+    target = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.7}]}
+    requirement = only(target, evaluation).at(0.95)
+    assert (requirement.value, requirement.n, requirement.slice) == (0.75, 40, "language: de")
+    assert requirement.lower == pytest.approx(binomial_lower(30, 40, 0.95))
+    assert requirement.upper == pytest.approx(binomial_upper(30, 40, 0.95))
+    assert requirement.holds is None
+    assert requirement.needed_n is not None
+    assert requirement.needed_n > 10 * 400 * 0.5  # a tenth of the test rows are German
+    assert f"about {requirement.needed_n:,} test rows in all would" in requirement.reason
+    satisfied = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.5}]}, evaluation).at(0.95)
+    assert (satisfied.holds, satisfied.needed_n) == (True, None)
     broken = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": 0.95}]}, evaluation).at(0.95)
     assert broken.holds is False
     missing = only({"value": 0.8, "all_of": [{"where": {"language": "fr"}, "at_least": 0.5}]}, evaluation).at(0.95)
@@ -92,25 +93,25 @@ def test_a_slice_has_a_bar_of_its_own_with_the_rows_that_would_decide() -> None:
 def test_every_label_and_every_value_of_a_column_is_one_requirement() -> None:
     evaluation = evaluated(wrong_every(8))  # every fourth row of label b is wrong
     target = TargetSpec.model_validate({"value": 0.8, "all_of": [{"every": "label", "at_least": 0.6}]})
-    a, b = (one.at(0.95) for one in requirements_of(target, evaluation))
+    a, b = (shown.at(0.95) for shown in requirements_of(target, evaluation))
     assert (a.slice, a.value, b.slice, b.value) == ("label: a", 1.0, "label: b", 0.75)
     target = TargetSpec.model_validate({"value": 0.8, "all_of": [{"every": "language", "at_least": 0.6}]})
-    assert [one.slice for one in requirements_of(target, evaluation)] == ["language: de", "language: en"]
+    assert [shown.slice for shown in requirements_of(target, evaluation)] == ["language: de", "language: en"]
 
 
 def test_another_metric_and_the_calibration_error_are_bounded_on_the_same_rows() -> None:
     evaluation = evaluated(wrong_every(8), sure=0.9)
-    found = only({"value": 0.8, "all_of": [{"metric": "macro_f1", "at_least": 0.8}]}, evaluation).at(0.95)
-    assert found.value == pytest.approx((2 * 200 / (400 + 50) + 2 * 150 / (300 + 50)) / 2)
-    asked = {"value": 0.8, "all_of": [{"metric": "calibration_error", "at_most": 0.1}]}
-    error = only(asked, evaluation).at(0.95)
+    requirement = only({"value": 0.8, "all_of": [{"metric": "macro_f1", "at_least": 0.8}]}, evaluation).at(0.95)
+    assert requirement.value == pytest.approx((2 * 200 / (400 + 50) + 2 * 150 / (300 + 50)) / 2)
+    target = {"value": 0.8, "all_of": [{"metric": "calibration_error", "at_most": 0.1}]}
+    error = only(target, evaluation).at(0.95)
     assert (error.direction, error.value) == ("at_most", pytest.approx(0.9 - 0.875))
     assert error.holds is True
     assert error.lower is not None
     assert error.upper is not None
     assert error.lower < 0.025 < error.upper < 0.1
     assert "at most" in error.reason
-    silent = only(asked, evaluated(wrong_every(8))).at(0.95)
+    silent = only(target, evaluated(wrong_every(8))).at(0.95)
     assert (silent.holds, silent.value) == (None, None)
     assert "carry no probabilities" in silent.reason
 
@@ -120,78 +121,84 @@ def test_a_slice_has_the_metric_that_is_named_whatever_the_task_is_judged_by() -
     for metric in ("accuracy", "macro_f1"):
         evaluation = evaluated(right, task(metric), german=3)
         german = [row for row in evaluation.rows if (row.slices or {})["language"] == "de"]
-        wanted, given = [row.target for row in german], [row.prediction for row in german]
-        where = {"where": {"language": "de"}, "at_least": 0.5}
-        named = only({"value": 0.8, "all_of": [{"metric": "macro_f1", **where}]}, evaluation)
-        assert named.at(0.95).value == pytest.approx(f1_score(wanted, given, average="macro"))
+        targets, predictions = [row.target for row in german], [row.prediction for row in german]
+        condition = {"where": {"language": "de"}, "at_least": 0.5}
+        named = only({"value": 0.8, "all_of": [{"metric": "macro_f1", **condition}]}, evaluation)
+        assert named.at(0.95).value == pytest.approx(f1_score(targets, predictions, average="macro"))
         assert named.words == "macro f1 where language: de at least 0.5"
-        plain = only({"value": 0.8, "all_of": [where]}, evaluation)
-        assert plain.at(0.95).value == pytest.approx(accuracy_score(wanted, given))
+        plain = only({"value": 0.8, "all_of": [condition]}, evaluation)
+        assert plain.at(0.95).value == pytest.approx(accuracy_score(targets, predictions))
         assert plain.words.startswith("accuracy where" if metric == "accuracy" else "row score where")
 
 
 def test_a_skin_is_held_against_what_runs_today() -> None:
-    now, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
-    other = Priced(now)
-    close = only({"against": "current", "margin": 0.05}, new, other=other).at(0.95)
-    assert close.value == pytest.approx(new.estimate - now.estimate)
+    current, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
+    baseline = Priced(current)
+    close = only({"against": "current", "margin": 0.05}, new, other=baseline).at(0.95)
+    assert close.value == pytest.approx(new.estimate - current.estimate)
     assert close.lower is not None
-    gap = np.array([a.score - b.score for a, b in zip(new.rows, now.rows, strict=True)])
+    gap = np.array([a.score - b.score for a, b in zip(new.rows, current.rows, strict=True)])
     by_t = gap.mean() - stats.t.ppf(0.95, 399) * gap.std(ddof=1) / 20
     assert close.lower == pytest.approx(by_t, abs=0.002)  # further out by the side that the changes lean to
     assert close.holds is None
     assert close.needed_n is not None
-    better = only({"against": "current", "better_by": 0}, evaluated([True] * 400), other=other).at(0.95)
+    better = only({"against": "current", "better_by": 0}, evaluated([True] * 400), other=baseline).at(0.95)
     assert (better.holds, better.requirement) == (True, "better than current")
-    worse = only({"against": "current", "margin": 0.02}, evaluated(wrong_every(3)), other=other).at(0.95)
+    worse = only({"against": "current", "margin": 0.02}, evaluated(wrong_every(3)), other=baseline).at(0.95)
     assert worse.holds is False
 
 
 def test_without_a_value_the_bar_is_what_runs_today_less_the_margin() -> None:
     target = TargetSpec.model_validate({"against": "current", "margin": 0.05})
-    now, new = evaluated(wrong_every(8)), evaluated(wrong_every(20))
-    bar = Bar(target, task().scale, {"test": Priced(now)})
-    assert bar.score("test") == pytest.approx(now.estimate - 0.05)
+    current, new = evaluated(wrong_every(8)), evaluated(wrong_every(20))
+    bar = Bar(target, task().scale, {"test": Priced(current)})
+    assert bar.score("test") == pytest.approx(current.estimate - 0.05)
     judged = bar.judged(new)
     (shown,) = bar.requirements(new)
-    assert judged.bound(0.97) - now.estimate == pytest.approx(shown.at(0.97).lower)
-    found = gate.confirm([("x", judged)], {"x": judged}, target=bar.score("test"), alpha=0.05)
-    assert found[0].passed == shown.holds(found[0].lower_confidence)
+    assert judged.bound(0.97) - current.estimate == pytest.approx(shown.at(0.97).lower)
+    confirmations = gate.confirm([("x", judged)], {"x": judged}, target=bar.score("test"), alpha=0.05)
+    assert confirmations[0].passed == shown.is_shown(confirmations[0].lower_confidence)
 
 
 def test_the_price_of_a_call_is_in_what_is_compared() -> None:
     costs = task(COSTS)
-    new, now = evaluated(wrong_every(8), costs), evaluated(wrong_every(8), costs)
+    new, current = evaluated(wrong_every(8), costs), evaluated(wrong_every(8), costs)
     assert new.scale.value(new.estimate) == pytest.approx(50 * 4.0 / 400)
     bar = Bar(TargetSpec.model_validate({"value": 0.8}), costs.scale)
     calls = Latency(2.0, 2.0, 2.0, 4, (1.0, 2.0, 2.0, 3.0))
-    price = bar.price(Result("x", new, calls, 0.0, ""), calls, 36.0)  # a cent a second
+    price = bar.price(RungResult("x", new, calls, 0.0, ""), calls, 36.0)  # a cent a second
     assert bar.scale.value(Priced(new, price).estimate) == pytest.approx(0.5 + 0.02)
     assert bar.scale.value(Priced(new, price).bound(0.95)) > bar.scale.value(new.bound(0.95)) + 0.02
-    asked = {"against": "current", "better_by": 0}
-    dearer = only(asked, new, price=price, other=Priced(now, Price.known(0.01 / 4))).at(0.95)
+    target = {"against": "current", "better_by": 0}
+    dearer = only(target, new, price=price, other=Priced(current, CallPrice.fixed(0.01 / 4))).at(0.95)
     assert dearer.value == pytest.approx(0.01)  # in dollars of a call: the skin costs a cent more
     assert dearer.direction == "at_most"
     cheap = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_most": 0.8}]}, new, price=price).at(0.95)
     assert cheap.value == pytest.approx(new.scale.value(float(np.mean([r.score for r in new.rows[::10]]))) + 0.02)
 
 
-def verdict(shown: dict[str, list[Shown]], tested: dict[str, Evaluation], bar: float = 0.8) -> gate.GateDecision:
+def verdict(
+    shown: dict[str, list[RequirementResult]], tested: dict[str, Evaluation], bar: float = 0.8
+) -> gate.GateDecision:
     names = tuple(tested)
-    holds = {n: lambda level, n=n: all(one.holds(level) for one in shown[n]) for n in names}
+    checks = {n: lambda level, n=n: all(requirement.is_shown(level) for requirement in shown[n]) for n in names}
     claims = OnTest(bar, {}, shown).claims
-    found = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, holds=holds, claims=claims)
-    made = {c.rung: [one.at(c.lower_confidence) for one in shown[c.rung]] for c in found}
+    confirmations = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, checks=checks, claims=claims)
+    requirements = {
+        c.rung: [requirement.at(c.lower_confidence) for requirement in shown[c.rung]] for c in confirmations
+    }
     nomination = gate.Nomination(names, names[0], None, {})
-    return gate.decide(nomination, found, metric="accuracy", target=bar, n=400, groups=400, requirements=made)
+    return gate.decide(
+        nomination, confirmations, metric="accuracy", target=bar, n=400, groups=400, requirements=requirements
+    )
 
 
 def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
     evaluation = evaluated([i % 40 != 0 for i in range(400)])
 
     def decided(at_least: float) -> gate.GateDecision:
-        asked = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": at_least}]}
-        return verdict({"x": [only(asked, evaluation)]}, {"x": evaluation})
+        target = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": at_least}]}
+        return verdict({"x": [only(target, evaluation)]}, {"x": evaluation})
 
     passed, undecided, failed = decided(0.5), decided(0.7), decided(0.95)
     assert (passed.status, passed.rung) == ("PASS", "x")
@@ -213,8 +220,8 @@ def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() ->
     evaluation = evaluated(right)
     alone = verdict({"x": []}, {"x": evaluation}, 0.803)
     assert alone.status == "FAIL"
-    asked = TargetSpec.model_validate({"value": 0.803, "all_of": [{"every": "label", "at_least": 0.76}]})
-    shown = {"x": requirements_of(asked, evaluation)}
+    target = TargetSpec.model_validate({"value": 0.803, "all_of": [{"every": "label", "at_least": 0.76}]})
+    shown = {"x": requirements_of(target, evaluation)}
     assert verdict(shown, {"x": evaluation}, 0.803).status == "INSUFFICIENT_DATA"  # each of three claims has a third
     assert OnTest(0.803, {}, shown).claims == 3
     assert OnTest(0.803, {}, {}).claims == 1
@@ -223,23 +230,23 @@ def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() ->
 
 
 def test_rows_that_both_answer_alike_promise_no_verdict_from_one_row() -> None:
-    same = evaluated(wrong_every(8, 60))
+    evaluation = evaluated(wrong_every(8, 60))
     judged = Bar(
-        TargetSpec.model_validate({"against": "current", "margin": 0.02}), task().scale, {"test": Priced(same)}
+        TargetSpec.model_validate({"against": "current", "margin": 0.02}), task().scale, {"test": Priced(evaluation)}
     )
-    (found,) = gate.confirm(
-        [("x", judged.judged(same))], {"x": judged.judged(same)}, target=judged.score("test"), alpha=0.05
+    (confirmation,) = gate.confirm(
+        [("x", judged.judged(evaluation))], {"x": judged.judged(evaluation)}, target=judged.score("test"), alpha=0.05
     )
-    assert not found.passed
+    assert not confirmation.passed
     rows = np.log(0.05) / np.log(1 - 0.02)  # that many without any change show a share under 2%
-    assert found.needed_n is not None
-    assert found.needed_n > rows
+    assert confirmation.needed_n is not None
+    assert confirmation.needed_n > rows
 
 
 def test_a_pass_of_what_breaks_one_of_three_requirements_stays_within_the_level() -> None:
     """Two nominees clear the bar; of each, one slice is at its bar, and the others have room."""
     rng = np.random.default_rng(0)
-    asked = TargetSpec.model_validate(
+    target = TargetSpec.model_validate(
         {"value": 0.6, "all_of": [{"every": "language", "at_least": 0.7}, {"where": {"label": "a"}, "at_least": 0.6}]}
     )
     passed = 0
@@ -248,7 +255,10 @@ def test_a_pass_of_what_breaks_one_of_three_requirements_stays_within_the_level(
         for name in "xy":
             rate = np.where(np.arange(300) % 3 == 0, 0.7, 0.9)
             tested[name] = evaluated((rng.random(300) < rate).tolist(), german=3)
-        passed += verdict({n: requirements_of(asked, one) for n, one in tested.items()}, tested, 0.6).status == "PASS"
+        passed += (
+            verdict({n: requirements_of(target, evaluation) for n, evaluation in tested.items()}, tested, 0.6).status
+            == "PASS"
+        )
     assert passed / 50 <= 0.05 + 3 * (0.05 * 0.95 / 50) ** 0.5
 
 

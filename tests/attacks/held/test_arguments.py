@@ -46,7 +46,7 @@ def test_no_depth_of_arguments_is_a_fault(target):
 
 
 @pytest.mark.parametrize(
-    ("written", "given"),
+    ("written", "parsed"),
     [
         ('{"a": 9e9999, "b": -1e400, "c": 1.5}', {"a": "9e9999", "b": "-1e400", "c": 1.5}),
         ('{"a": NaN, "b": [Infinity]}', {"a": "NaN", "b": ["Infinity"]}),
@@ -56,9 +56,9 @@ def test_no_depth_of_arguments_is_a_fault(target):
         ('{"a": "cut o', {}),
     ],
 )
-def test_what_a_model_writes_as_arguments_can_be_sent(written, given):
+def test_what_a_model_writes_as_arguments_can_be_sent(written, parsed):
     block = _block(TurnBlock("call", 0, "1", "f", written))
-    assert block["input"] == given
+    assert block["input"] == parsed
     assert json.loads(dump_json(block)) == block
 
 

@@ -41,8 +41,8 @@ said.set()
 def heaps(how: str) -> int:
     environment = {"PYTHONPATH": ":".join(filter(None, sys.path))}
     line = [sys.executable, "-c", COUNT, how]
-    found = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=60, check=True)
-    return len(re.findall(r"<heap nr=", found.stdout))
+    process = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=60, check=True)
+    return len(re.findall(r"<heap nr=", process.stdout))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library shares its heaps in its own way")

@@ -23,33 +23,33 @@ class Clocks:
     """Seconds that pass, and seconds of processor that the loop's thread uses."""
 
     def __init__(self) -> None:
-        self.now = self.used = 0.0
+        self.wall_time = self.used = 0.0
 
     def pacing(self) -> Pacing:
-        return Pacing(lambda: self.now, lambda: self.used)
+        return Pacing(lambda: self.wall_time, lambda: self.used)
 
 
 usage = st.floats(0.001, 5.0)
 
 
 @given(usage, st.lists(usage, min_size=1, max_size=6))
-def test_who_has_had_more_than_its_part_waits_until_it_has_not(mine: float, others: list[float]) -> None:
+def test_who_has_had_more_than_its_part_waits_until_it_has_not(mine: float, rivals: list[float]) -> None:
     clocks = Clocks()
     pacing = clocks.pacing()
-    for number, seconds in enumerate(others):
+    for number, seconds in enumerate(rivals):
         pacing.spent(f"other-{number}", seconds)
     pacing.spent("mine", mine)
     wait = pacing.wait("mine")
-    mean = sum(others) / len(others)
-    if mine <= TIMES * mean or mine + sum(others) <= PART * SECONDS:
+    mean = sum(rivals) / len(rivals)
+    if mine <= TIMES * mean or mine + sum(rivals) <= PART * SECONDS:
         assert wait == 0.0
     elif mine > max(TIMES * mean, PART) + 0.001:
         assert wait > 0.0
-        left = mine * math.exp(-wait / SECONDS)
-        assert left >= TIMES * mean - 1e-6  # nobody is held back below that
+        decayed = mine * math.exp(-wait / SECONDS)
+        assert decayed >= TIMES * mean - 1e-6  # nobody is held back below that
         # ... nor below an equal part, what the others leave of theirs included.
-        assert left >= PART * SECONDS / (len(others) + 1) - 1e-5
-    clocks.now += 60.0
+        assert decayed >= PART * SECONDS / (len(rivals) + 1) - 1e-5
+    clocks.wall_time += 60.0
     pacing.wait("mine")
     pacing.spent("mine", mine)
     assert pacing.wait("mine") == 0.0  # the others have left
@@ -81,8 +81,8 @@ def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_c
 
     asyncio.run(calls())
     assert pacing.wait("answered") == 0.0
-    asked = pacing.wait("refused")
-    assert asked == pytest.approx(SECONDS * math.log(REFUSED * 0.2 / (TIMES * 0.2)))
+    wait_time = pacing.wait("refused")
+    assert wait_time == pytest.approx(SECONDS * math.log(REFUSED * 0.2 / (TIMES * 0.2)))
 
 
 def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
@@ -95,7 +95,7 @@ def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
     pacing.spent("us", 0.01)
 
     async def passing(seconds: float) -> None:
-        clocks.now += seconds
+        clocks.wall_time += seconds
 
     async def call(number: int) -> None:
         await pacing.turn("them")

@@ -18,9 +18,9 @@ ROWS, BATCHES = 4, 6
 def test_a_tenant_with_one_batch_has_every_second_row(files, tmp_path, monkeypatch):
     call, free, turns = batch_worker.self_call, threading.Event(), list[str]()
 
-    async def noted(app: Any, endpoint: str, body: bytes, caller: Any, *rest: Any) -> Any:
+    async def noted(app: Any, endpoint: str, body: bytes, caller: Any, *args: Any) -> Any:
         turns.append(caller.tenant)
-        return await call(app, endpoint, body, caller, *rest)
+        return await call(app, endpoint, body, caller, *args)
 
     monkeypatch.setattr(batch_worker, "self_call", noted)
     monkeypatch.setattr(ServerState, "has_free_rows", property(lambda _: free.is_set()))

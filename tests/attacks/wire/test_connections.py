@@ -23,7 +23,7 @@ from bedplate.serving.server import connections
 LARGE = 32 * 1024 * 1024
 BUFFER = 1024 * 1024
 """Of each end's socket: what lies between the two is far less than a quarter of a large reply, on any system."""
-UNREAD, TAKE = 7001.0, 7002.0
+UNREAD, TAKE_DELAY = 7001.0, 7002.0
 """In no other timer's delay, and longer than any test."""
 
 
@@ -45,18 +45,18 @@ class Timers:
 
     def run_out(self, delay: float) -> bool:
         """The next timer that was set has run out, unless it was stopped; whether it had not been."""
-        found, callback, handle = self.set.get(timeout=20)
-        assert found == delay
-        ran, done = [False], threading.Event()
+        timer_delay, callback, handle = self.set.get(timeout=20)
+        assert timer_delay == delay
+        ran, finished = [False], threading.Event()
 
         def run() -> None:
             if not handle.cancelled():
                 ran[0] = True
                 callback()
-            done.set()
+            finished.set()
 
         handle._loop.call_soon_threadsafe(run)
-        assert done.wait(20)
+        assert finished.wait(20)
         return ran[0]
 
 
@@ -64,12 +64,12 @@ class Timers:
 def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
     timers = Timers()
     monkeypatch.setattr(connections, "UNREAD_SECONDS", UNREAD)
-    monkeypatch.setattr(connections, "TAKE_SECONDS", TAKE)
+    monkeypatch.setattr(connections, "TAKE_SECONDS", TAKE_DELAY)
     original = asyncio.BaseEventLoop.call_later
 
-    def call_later(loop: Any, delay: float, callback: Callable[[], Any], *rest: Any, **more: Any) -> Any:
-        handle = original(loop, delay, callback, *rest, **more)
-        if delay in (UNREAD, TAKE):
+    def call_later(loop: Any, delay: float, callback: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
+        handle = original(loop, delay, callback, *args, **kwargs)
+        if delay in (UNREAD, TAKE_DELAY):
             timers.set.put((delay, callback, handle))
         return handle
 
@@ -102,12 +102,12 @@ def test_an_answer_reaches_a_client_that_is_still_sending_its_last_request(timer
     head = f"POST / HTTP/{version}\r\nhost: x\r\nconnection: close\r\ncontent-length: {LARGE}\r\n\r\n"
     with connect(timers) as connection:
         connection.sendall(head.encode())
-        found = connection.recv(12)  # it has been answered before its body comes
+        reply = connection.recv(12)  # it has been answered before its body comes
         connection.sendall(b"x" * LARGE)
         while part := connection.recv(4096):
-            found += part
-    assert found.startswith(b"HTTP/1.1 401")
-    assert found.endswith(b"\r\n\r\nxx")
+            reply += part
+    assert reply.startswith(b"HTTP/1.1 401")
+    assert reply.endswith(b"\r\n\r\nxx")
 
 
 def test_a_body_that_was_answered_unread_cannot_be_sent_for_ever_on_a_last_request_either(timers):
@@ -127,18 +127,18 @@ def asking_for_much(timers: Timers) -> socket.socket:
 
 
 def rest_of(connection: socket.socket) -> int:
-    got = 0
+    received = 0
     with contextlib.suppress(ConnectionError):
         while part := connection.recv(1 << 20):
-            got += len(part)
-    return got
+            received += len(part)
+    return received
 
 
 def test_a_reply_that_nobody_takes_is_dropped(timers):
     with asking_for_much(timers) as connection:
-        assert timers.run_out(TAKE)
+        assert timers.run_out(TAKE_DELAY)
         while not timers.set.empty():  # the system took something for the client since the timer was set
-            assert timers.run_out(TAKE)
+            assert timers.run_out(TAKE_DELAY)
         assert rest_of(connection) < LARGE
 
 
@@ -148,14 +148,14 @@ def test_a_reply_that_is_taken_slowly_is_not_dropped(timers):
         while timers.set.empty():  # until the system takes no more: a quarter is more than that
             assert time.monotonic() < end
             time.sleep(0.001)
-        got = 0
+        received = 0
         for quarter in (1, 2):
-            while got < quarter * LARGE // 4:
+            while received < quarter * LARGE // 4:
                 part = connection.recv(1 << 20)
                 assert part
-                got += len(part)
-            assert timers.run_out(TAKE)
-        assert got + rest_of(connection) > LARGE
+                received += len(part)
+            assert timers.run_out(TAKE_DELAY)
+        assert received + rest_of(connection) > LARGE
 
 
 @pytest.mark.parametrize("path", ["/", "/large"])
@@ -163,12 +163,12 @@ def test_what_is_no_http_behind_a_head_is_answered_once(timers, path, caplog):
     """The head is a request; what should be its body's first chunk is none."""
     with connect(timers) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n".encode())
-        found = b""
+        reply = b""
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(1 << 20):
-                found += part
-    assert found.startswith(b"HTTP/1.1 400")
-    assert found.count(b"HTTP/1.1") == 1
+                reply += part
+    assert reply.startswith(b"HTTP/1.1 400")
+    assert reply.count(b"HTTP/1.1") == 1
     assert "Exception in ASGI application" not in caplog.text
     assert "Fatal error" not in caplog.text
 
@@ -176,7 +176,7 @@ def test_what_is_no_http_behind_a_head_is_answered_once(timers, path, caplog):
 def test_a_client_that_has_gone_when_its_answer_ends_is_no_failure():
     closed: list[bool] = []
 
-    class Gone(asyncio.Transport):
+    class ClosedTransport(asyncio.Transport):
         def can_write_eof(self) -> bool:
             return True
 
@@ -190,5 +190,5 @@ def test_a_client_that_has_gone_when_its_answer_ends_is_no_failure():
             closed.append(True)
 
     conn: Any = SimpleNamespace(our_state=h11.CLOSED, their_state=h11.SEND_BODY)
-    connections._Answering(Gone(), conn).close()
+    connections._Answering(ClosedTransport(), conn).close()
     assert closed == [True]

@@ -16,7 +16,7 @@ from tests.attacks.conftest import listening
 
 from bedplate.serving.server import connections
 
-MOST = 8
+MAX_CONNECTIONS = 8
 
 
 @dataclass
@@ -24,18 +24,18 @@ class Door:
     """A server whose answers to `/held` wait until they are let go."""
 
     port: int = 0
-    held: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    started: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     go: threading.Event = field(default_factory=threading.Event)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/held":
-            self.held.release()
+            self.started.release()
             while not self.go.is_set():
                 await asyncio.sleep(0.002)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    def ask(self, path: str = "/") -> socket.socket:
+    def send_get(self, path: str = "/") -> socket.socket:
         connection = socket.create_connection(("127.0.0.1", self.port))
         connection.settimeout(20)
         connection.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
@@ -43,28 +43,28 @@ class Door:
 
     def answered(self) -> socket.socket:
         """A connection that has had its answer, and is left open."""
-        connection = self.ask()
-        assert said(connection).endswith(b"ok")
+        connection = self.send_get()
+        assert read_reply(connection).endswith(b"ok")
         return connection
 
     def working(self) -> socket.socket:
-        connection = self.ask("/held")
-        assert self.held.acquire(timeout=20)
+        connection = self.send_get("/held")
+        assert self.started.acquire(timeout=20)
         return connection
 
 
-def said(connection: socket.socket) -> bytes:
+def read_reply(connection: socket.socket) -> bytes:
     """All of an answer, or nothing where the connection was closed."""
-    found = b""
+    reply = b""
     with contextlib.suppress(ConnectionError):
-        while not found.endswith(b"ok") and (part := connection.recv(4096)):
-            found += part
-    return found
+        while not reply.endswith(b"ok") and (part := connection.recv(4096)):
+            reply += part
+    return reply
 
 
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", MOST)
+    monkeypatch.setattr(connections, "MOST_CONNECTIONS", MAX_CONNECTIONS)
     door = Door()
     with listening(door) as door.port:
         yield door
@@ -77,30 +77,30 @@ def test_a_new_client_takes_the_place_of_the_one_that_has_been_idle_longest(door
         begun = stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
         begun.settimeout(20)
         begun.sendall(b"GET / HTTP/1.1\r\nhost:")  # and never the rest
-        idle = [stack.enter_context(door.answered()) for _ in range(MOST - 2)]
+        idle = [stack.enter_context(door.answered()) for _ in range(MAX_CONNECTIONS - 2)]
         newcomer = stack.enter_context(door.answered())
-        assert said(begun) == b""
-        another = stack.enter_context(door.answered())
-        assert said(idle[0]) == b""
-        for one in (*idle[1:], newcomer, another):
-            one.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert said(one).endswith(b"ok")
+        assert read_reply(begun) == b""
+        latecomer = stack.enter_context(door.answered())
+        assert read_reply(idle[0]) == b""
+        for connection in (*idle[1:], newcomer, latecomer):
+            connection.sendall(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert read_reply(connection).endswith(b"ok")
         door.go.set()
-        assert said(working).endswith(b"ok")
+        assert read_reply(working).endswith(b"ok")
 
 
 def test_who_is_being_answered_is_not_sent_away(door):
     with contextlib.ExitStack() as stack:
-        working = [stack.enter_context(door.working()) for _ in range(MOST)]
+        working = [stack.enter_context(door.working()) for _ in range(MAX_CONNECTIONS)]
         with door.ask() as late:
-            assert said(late) == b""
+            assert read_reply(late) == b""
         door.go.set()
-        assert all(said(one).endswith(b"ok") for one in working)
+        assert all(read_reply(connection).endswith(b"ok") for connection in working)
         assert stack.enter_context(door.answered())
 
 
 @pytest.mark.parametrize(
-    ("soft", "hard", "raised", "most"),
+    ("soft", "hard", "raised", "expected"),
     [
         (1024, 2048, 2048, 512),
         (1024, 2**20, connections.MOST_CONNECTIONS + connections.OTHER_FILES, 512),
@@ -110,10 +110,10 @@ def test_who_is_being_answered_is_not_sent_away(door):
         (100, 100, 100, 1),
     ],
 )
-def test_files_are_left_for_everything_else(monkeypatch, soft, hard, raised, most):
-    asked: list[tuple[int, int]] = []
+def test_files_are_left_for_everything_else(monkeypatch, soft, hard, raised, expected):
+    requested_limits: list[tuple[int, int]] = []
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: asked.append(limits))
-    assert connections.most_connections() == most
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: requested_limits.append(limits))
+    assert connections.most_connections() == expected
     connections.allow_connections()
-    assert asked == ([] if raised is None else [(raised, hard)])
+    assert requested_limits == ([] if raised is None else [(raised, hard)])

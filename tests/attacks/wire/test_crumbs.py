@@ -14,12 +14,12 @@ from bedplate.serving.server.connections import CHUNK_BYTES, FEW_CHUNKS
 
 async def counting(scope: Any, receive: Any, send: Any) -> None:
     """200 with the body's length, or 401 at once."""
-    size, more = 0, scope["path"] == "/read"
-    while more:
+    size, more_body = 0, scope["path"] == "/read"
+    while more_body:
         message = await receive()
         if message["type"] == "http.disconnect":
             return
-        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+        size, more_body = size + len(message.get("body", b"")), message.get("more_body", False)
     body = str(size).encode()
     head = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200 if scope["path"] == "/read" else 401, "headers": head})
@@ -30,40 +30,40 @@ def answer(port: int, path: str, sizes: list[int]) -> bytes:
     """What is answered to a body in chunks of these sizes."""
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n".encode()
     chunks = b"".join(b"%x\r\n%b\r\n" % (size, b"x" * size) for size in [*sizes, 0])
-    found = b""
+    reply = b""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(20)
         with contextlib.suppress(ConnectionError):
             connection.sendall(head + chunks)
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(65536):
-                found += part
-    return found
+                reply += part
+    return reply
 
 
-FEW = [1] * (FEW_CHUNKS - 1)
+SMALL_CHUNKS = [1] * (FEW_CHUNKS - 1)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "taken"),
+    ("sizes", "accepted"),
     [
-        (FEW, True),
+        (SMALL_CHUNKS, True),
         ([CHUNK_BYTES] * 3 * FEW_CHUNKS, True),
-        ([1_000_000, *FEW, *FEW], True),
+        ([1_000_000, *SMALL_CHUNKS, *SMALL_CHUNKS], True),
         ([1] * 5 * FEW_CHUNKS, False),
-        ([*[CHUNK_BYTES] * FEW_CHUNKS, *FEW], False),
+        ([*[CHUNK_BYTES] * FEW_CHUNKS, *SMALL_CHUNKS], False),
     ],
     ids=["few", "not small", "few for all that they bring", "small", "small ones later"],
 )
-def test_a_body_in_crumbs_is_not_read(sizes, taken):
+def test_a_body_in_crumbs_is_not_read(sizes, accepted):
     with listening(counting) as port:
-        found = answer(port, "/read", sizes)
-        if taken:
-            assert found.startswith(b"HTTP/1.1 200")
-            assert found.endswith(b"\r\n\r\n%d" % sum(sizes))
+        reply = answer(port, "/read", sizes)
+        if accepted:
+            assert reply.startswith(b"HTTP/1.1 200")
+            assert reply.endswith(b"\r\n\r\n%d" % sum(sizes))
         else:
-            assert found.startswith(b"HTTP/1.1 400")
-        assert found.count(b"HTTP/1.1") == 1
+            assert reply.startswith(b"HTTP/1.1 400")
+        assert reply.count(b"HTTP/1.1") == 1
         assert answer(port, "/read", [5]).startswith(b"HTTP/1.1 200")  # the next is none of its fault
 
 
@@ -73,10 +73,10 @@ def test_crumbs_that_nobody_asked_for_end_the_connection():
     with listening(counting) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         connection.settimeout(20)
         connection.sendall(head)
-        found = b""
-        while not found.endswith(b"\r\n\r\n0"):
-            found += connection.recv(65536)
-        assert found.startswith(b"HTTP/1.1 401")
+        reply = b""
+        while not reply.endswith(b"\r\n\r\n0"):
+            reply += connection.recv(65536)
+        assert reply.startswith(b"HTTP/1.1 401")
         with contextlib.suppress(ConnectionError):
             connection.sendall(b"1\r\nx\r\n" * 2 * FEW_CHUNKS)  # and its end is never sent
         with contextlib.suppress(ConnectionError):

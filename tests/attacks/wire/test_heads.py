@@ -40,10 +40,10 @@ def loading() -> Iterator[int]:
         raise RuntimeError("the test is over")
         yield
 
-    def make(_: Any) -> Any:
+    def build_app(_: Any) -> Any:
         raise AssertionError
 
-    server = Server(load, make, lambda _: None, 0.0, HEAD_BYTES)
+    server = Server(load, build_app, lambda _: None, 0.0, HEAD_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.serve_until_stopped, args=(listener,))
         thread.start()
@@ -53,7 +53,7 @@ def loading() -> Iterator[int]:
     over.set()
 
 
-def asked(port: int, headers: dict[str, str]) -> tuple[int, bytes]:
+def get_health(port: int, headers: dict[str, str]) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with contextlib.closing(connection):
         connection.request("GET", "/health", headers=headers)
@@ -62,12 +62,12 @@ def asked(port: int, headers: dict[str, str]) -> tuple[int, bytes]:
 
 
 def test_a_client_that_would_change_to_web_sockets_is_answered_in_http(loading):
-    assert asked(loading, UPGRADE) == (200, b'{"status":"loading"}')
+    assert get_health(loading, UPGRADE) == (200, b'{"status":"loading"}')
 
 
 def test_a_head_of_many_lines_is_not_looked_through(loading):
-    few = {f"x-{number}": "y" for number in range(100)}
-    assert asked(loading, few)[0] == 200
+    headers = {f"x-{number}": "y" for number in range(100)}
+    assert get_health(loading, headers)[0] == 200
     with socket.create_connection(("127.0.0.1", loading)) as connection:
         connection.settimeout(20)
         with contextlib.suppress(ConnectionError):
@@ -80,29 +80,31 @@ def test_a_body_of_two_lengths_is_read_in_neither_way(target):
     """A proxy that goes by the other one would pass on, as one request, what is two here."""
     inner = b"0\r\n\r\nGET /v1/models HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(inner)}\r\n"
-    found = b""
+    reply = b""
     with socket.create_connection(("127.0.0.1", urlsplit(target.url).port)) as connection:
         connection.settimeout(20)
         connection.sendall(head.encode() + b"transfer-encoding: chunked\r\n\r\n" + inner)
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(65536):
-                found += part
-    assert found.startswith(b"HTTP/1.1 400")
-    assert b"ambiguous_length" in found
-    assert found.count(b"HTTP/1.1") == 1
+                reply += part
+    assert reply.startswith(b"HTTP/1.1 400")
+    assert b"ambiguous_length" in reply
+    assert reply.count(b"HTTP/1.1") == 1
 
 
 FORGED = "\x1b[2J203.0.113.9 GET /admin/skins 200 1.0ms id=forged"
 
 
-@pytest.mark.parametrize(("said", "shown"), [("203.0.113.7", "203.0.113.7"), (FORGED, '"\\u001b[2J203.0.113.9 GET')])
-def test_who_says_for_whom_it_asks_forges_no_line(target, caplog, said, shown):
+@pytest.mark.parametrize(
+    ("forwarded_for", "shown"), [("203.0.113.7", "203.0.113.7"), (FORGED, '"\\u001b[2J203.0.113.9 GET')]
+)
+def test_who_says_for_whom_it_asks_forges_no_line(target, caplog, forwarded_for, shown):
     caplog.set_level(logging.INFO, "bedplate.access")
     address = urlsplit(target.url)
-    assert asked(address.port, {"x-forwarded-for": said, "x-request-id": "looked-for"})[0] == 200
+    assert get_health(address.port, {"x-forwarded-for": forwarded_for, "x-request-id": "looked-for"})[0] == 200
     end, lines = time.monotonic() + 10, list[str]()
     while not lines and time.monotonic() < end:  # a request is told to the log when it is over
-        lines = [one.getMessage() for one in caplog.records if "id=looked-for" in one.getMessage()]
+        lines = [record.getMessage() for record in caplog.records if "id=looked-for" in record.getMessage()]
         time.sleep(0.005)
     [line] = lines
     assert line.startswith(shown)

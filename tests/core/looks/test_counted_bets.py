@@ -34,14 +34,14 @@ def test_no_gambler_gains_on_average_where_the_mean_is_what_is_bet_against() -> 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.9, 0.95, 0.99]))
 @settings(deadline=None, max_examples=60)
-def test_bounds_hold_the_mean_between_them_and_mirror_each_other(zero: int, half: int, one: int, level: float) -> None:
-    counts = {0.0: zero, 0.5: half, 1.0: one}
+def test_bounds_hold_the_mean_between_them_and_mirror_each_other(zero: int, half: int, full: int, level: float) -> None:
+    counts = {0.0: zero, 0.5: half, 1.0: full}
     low, high = lower_bound(counts, level), upper_bound(counts, level)
-    n = zero + half + one
-    mean = (half / 2 + one) / n if n else 0.5
+    n = zero + half + full
+    mean = (half / 2 + full) / n if n else 0.5
     assert 0 <= low <= mean + 1e-9
     assert mean - 1e-9 <= high <= 1
-    assert 1 - lower_bound({0.0: one, 0.5: half, 1.0: zero}, level) == pytest.approx(high)
+    assert 1 - lower_bound({0.0: full, 0.5: half, 1.0: zero}, level) == pytest.approx(high)
     if low > 0:
         assert capital(counts, low) == pytest.approx(-math.log(1 - level), abs=1e-3)
 
@@ -50,16 +50,16 @@ def test_a_stream_at_the_bar_is_called_better_at_any_moment_as_rarely_as_promise
     rng = np.random.default_rng(0)
     runs, n, bar = 1500, 3000, 0.9
     right = (rng.random((runs, n)) < bar).cumsum(1)
-    ever, once = 0, 0
+    ever, single_look = 0, 0
     at = np.unique(np.geomspace(5, n, 60).astype(int))
     parts = STAKES
     for stream in right:  # the logarithm of capital at many moments, all at once
-        ones, zeros = stream[at - 1], at - stream[at - 1]
-        growth = np.log1p(parts[:, None] * (1 / bar - 1)) * ones + np.log1p(-parts[:, None]) * zeros
+        successes, zeros = stream[at - 1], at - stream[at - 1]
+        growth = np.log1p(parts[:, None] * (1 / bar - 1)) * successes + np.log1p(-parts[:, None]) * zeros
         ever += bool((np.log(np.exp(growth).mean(0)) >= math.log(20)).any())
-        once += bool((stats.binom.sf(ones - 1, at, bar) <= 0.05).any())
+        single_look += bool((stats.binom.sf(successes - 1, at, bar) <= 0.05).any())
     assert ever / runs <= 0.05
-    assert once / runs > 0.15  # what looking each time as if it were the only one would do
+    assert single_look / runs > 0.15  # what looking each time as if it were the only one would do
 
 
 def test_a_real_difference_is_found_and_nothing_seen_says_nothing() -> None:

@@ -13,26 +13,26 @@ BINS = 10
 
 def drawn(rng: np.random.Generator, n: int, over: float) -> tuple[np.ndarray, np.ndarray, float]:
     """Gaps, bins, and the true error of answers whose probabilities are too high by `over` above 0.8."""
-    told = 0.5 + 0.499 * rng.beta(3, 1, n)
-    chance = told - np.where(told > 0.8, over, 0.0)
+    stated = 0.5 + 0.499 * rng.beta(3, 1, n)
+    chance = stated - np.where(stated > 0.8, over, 0.0)
     right = (rng.random(n) < chance).astype(float)
-    return told - right, np.ceil(told * BINS).astype(np.int64) - 1, over * (1 - ((0.8 - 0.5) / 0.499) ** 3)
+    return stated - right, np.ceil(stated * BINS).astype(np.int64) - 1, over * (1 - ((0.8 - 0.5) / 0.499) ** 3)
 
 
 def test_the_error_is_the_one_by_hand_and_one_sign_for_each_bin_bounds_it() -> None:
     gaps = np.array([0.2, 0.2, -0.1, -0.1] * 50)
     bins = np.array([1, 1, 2, 2] * 50)
-    found = calibration_bounds(gaps, bins, range(200))
-    assert found.error == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
-    assert found.lower <= found.error <= found.upper
+    bounds = calibration_bounds(gaps, bins, range(200))
+    assert bounds.error == pytest.approx(0.5 * 0.2 + 0.5 * 0.1)
+    assert bounds.lower <= bounds.error <= bounds.upper
     heavy = np.array([3.0, 3.0, 1.0, 1.0] * 50)
     assert calibration_bounds(gaps, bins, range(200), weights=heavy).error == pytest.approx(0.75 * 0.2 + 0.25 * 0.1)
 
 
 def test_rows_without_a_gap_may_hide_some() -> None:
-    found = calibration_bounds(np.zeros(100), np.zeros(100, dtype=np.int64), range(100))
-    assert (found.error, found.lower) == (0.0, 0.0)
-    assert found.upper == pytest.approx(1 - 0.05 ** (1 / 100))
+    bounds = calibration_bounds(np.zeros(100), np.zeros(100, dtype=np.int64), range(100))
+    assert (bounds.error, bounds.lower) == (0.0, 0.0)
+    assert bounds.upper == pytest.approx(1 - 0.05 ** (1 / 100))
     with pytest.raises(InsufficientGroups):
         calibration_bounds(np.zeros(30), np.zeros(30, dtype=np.int64), range(30))
 
@@ -40,12 +40,12 @@ def test_rows_without_a_gap_may_hide_some() -> None:
 @pytest.mark.parametrize(("n", "over"), [(200, 0.1), (500, 0.0)])
 def test_both_bounds_hold(n: int, over: float) -> None:
     rng = np.random.default_rng(n)
-    above = below = 0
+    too_high = below = 0
     for _ in range(120):
         gaps, bins, truth = drawn(rng, n, over)
-        found = calibration_bounds(gaps, bins, range(n), 0.95)
-        above += found.lower > truth
-        below += found.upper < truth
-    most = 0.05 + 3 * (0.05 * 0.95 / 120) ** 0.5
-    assert above / 120 <= most
-    assert below / 120 <= most
+        bounds = calibration_bounds(gaps, bins, range(n), 0.95)
+        too_high += bounds.lower > truth
+        below += bounds.upper < truth
+    max_rate = 0.05 + 3 * (0.05 * 0.95 / 120) ** 0.5
+    assert too_high / 120 <= max_rate
+    assert below / 120 <= max_rate

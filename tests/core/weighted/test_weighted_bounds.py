@@ -21,8 +21,8 @@ def test_the_mean_and_its_error_are_those_of_a_weighted_regression_with_clustere
     fit: Any = sm.WLS(x, np.ones(200), weights=weights).fit(  # pyright: ignore[reportArgumentType]
         cov_type="cluster", cov_kwds={"groups": groups}
     )
-    found = bs.robust_mean(x, groups, weights)
-    assert (found.mean, found.se) == pytest.approx((fit.params[0], fit.bse[0]))
+    estimate = bs.robust_mean(x, groups, weights)
+    assert (estimate.mean, estimate.se) == pytest.approx((fit.params[0], fit.bse[0]))
     drop = mean_drop(np.ones(200), x, groups.tolist(), weights=weights)
     assert (drop.value, drop.se) == pytest.approx((1 - fit.params[0], fit.bse[0]))
     difference = bs.paired_difference(x, np.ones(200), groups.tolist(), weights=weights)
@@ -48,10 +48,10 @@ def test_equal_weights_change_nothing() -> None:
     rng = np.random.default_rng(3)
     groups = np.repeat(np.arange(60), rng.integers(1, 9, 60))
     x = (rng.random(groups.size) < 0.8).astype(float)
-    same = np.full(groups.size, 2.5)
-    assert bs.effective_n_bound(x, groups, weights=same) == bs.effective_n_bound(x, groups)
-    assert bs.effective_n_bound(x, None, weights=same) == bs.effective_n_bound(x, None)
-    assert bs.robust_mean(x, groups, same) == bs.robust_mean(x, groups)
+    equal_weights = np.full(groups.size, 2.5)
+    assert bs.effective_n_bound(x, groups, weights=equal_weights) == bs.effective_n_bound(x, groups)
+    assert bs.effective_n_bound(x, None, weights=equal_weights) == bs.effective_n_bound(x, None)
+    assert bs.robust_mean(x, groups, equal_weights) == bs.robust_mean(x, groups)
 
 
 def test_few_heavy_rows_allow_no_bound_and_bad_weights_are_refused() -> None:

@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from bedplate.core.files import atomic_write
-from bedplate.data.corpus.manifest import Manifest, SourceEntry, TokenizerEntry
+from bedplate.data.corpus.manifest import CorpusManifest, SourceEntry, TokenizerEntry
 from bedplate.data.corpus.shards import ShardWriter
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tokenizer_parts import TokenizerParts
@@ -33,8 +33,10 @@ def write_corpus(
     """A corpus of texts, one token a byte. valid: so many last documents of each source; shards: of a train split."""
     tokenizer = byte_tokenizer()
     assert tokenizer.eos_id is not None
-    entry = TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-    made: list[SourceEntry] = []
+    tokenizer_entry = TokenizerEntry(
+        tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id
+    )
+    source_entries: list[SourceEntry] = []
     for name, texts in sources.items():
         splits: dict = {}
         for split, part, count in (
@@ -42,22 +44,24 @@ def write_corpus(
             ("valid", texts[len(texts) - valid :], 1),
         ):
             splits[split] = tuple(
-                _shard(directory, f"shards/{name}-{split}-{k:05}.ds", part[k::count], tokenizer, entry, dtype)
+                _shard(directory, f"shards/{name}-{split}-{k:05}.ds", part[k::count], tokenizer, tokenizer_entry, dtype)
                 for k in range(count)
                 if part
             )
-        every = [shard for shards_ in splits.values() for shard in shards_]
-        totals = {key: sum(getattr(shard, key) for shard in every) for key in ("documents", "tokens", "bytes")}
-        made.append(SourceEntry(name=name, splits=splits, **totals))
-    manifest = Manifest(recipe="0" * 64, tokenizer=entry, dtype=dtype, sources=tuple(made))  # pyright: ignore
+        all_shards = [shard for shards_ in splits.values() for shard in shards_]
+        totals = {key: sum(getattr(shard, key) for shard in all_shards) for key in ("documents", "tokens", "bytes")}
+        source_entries.append(SourceEntry(name=name, splits=splits, **totals))
+    manifest = CorpusManifest(recipe="0" * 64, tokenizer=tokenizer_entry, dtype=dtype, sources=tuple(source_entries))  # pyright: ignore
     tokenizer.save(directory)
     atomic_write(directory / "corpus.json", manifest.model_dump_json(indent=2))
     return directory
 
 
-def _shard(directory: Path, file: str, texts: Sequence[str], tokenizer: Tokenizer, entry: TokenizerEntry, dtype: str):
-    with ShardWriter(directory, file, entry, dtype) as writer:
+def _shard(
+    directory: Path, file: str, texts: Sequence[str], tokenizer: Tokenizer, tokenizer_entry: TokenizerEntry, dtype: str
+):
+    with ShardWriter(directory, file, tokenizer_entry, dtype) as writer:
         for text in texts:
             writer.write(tokenizer.encode(text), len(text.encode()))
-    assert writer.entry is not None
-    return writer.entry
+    assert writer.shard is not None
+    return writer.shard

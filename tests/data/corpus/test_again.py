@@ -19,10 +19,10 @@ from bedplate.core.executor import Job, LocalExecutor, Outcome
 from bedplate.core.processor import processor
 from bedplate.data.corpus import build as building
 from bedplate.data.corpus.arrays import save_array, save_arrays
-from bedplate.data.corpus.build import Built, build, processes_here
+from bedplate.data.corpus.build import BuiltCorpus, build, processes_here
 from bedplate.data.corpus.fates import fates_of, read_fates
 from bedplate.data.corpus.funnel import read_funnel
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import CorpusRecipe
 
 RECIPE = "corpus: c\npreset: none\nsources: [{name: a, kind: files, path: t}]\ntokenizer: {train: {vocab_size: 300}}\n"
 
@@ -35,8 +35,8 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(place: Path, text: str = RECIPE, out: str = "out", **settings: Any) -> Built:
-    return build(parse_config(text, Recipe, "recipe.yaml"), place, place / out, quiet=True, **settings)
+def build_corpus(place: Path, text: str = RECIPE, out: str = "out", **settings: Any) -> BuiltCorpus:
+    return build(parse_config(text, CorpusRecipe, "recipe.yaml"), place, place / out, quiet=True, **settings)
 
 
 def long(texts: Sequence[str]) -> list[float]:
@@ -60,15 +60,15 @@ def test_another_judge_is_another_build(place: Path, monkeypatch: pytest.MonkeyP
                 yield from super().run([job])
 
     monkeypatch.setattr(building, "ProcessExecutor", Elsewhere)
-    assert made(place, text, judges={"skin": long}, processes=3).new
+    assert build_corpus(place, text, judges={"skin": long}, processes=3).new
     assert set(used) == {"bedplate.data.corpus.encode:encode"}, "what needs no judge is done elsewhere"
     assert fates_of(place / "out", "a.txt")[0].rule == "judged"
-    assert not made(place, text, judges={"skin": long}).new
+    assert not build_corpus(place, text, judges={"skin": long}).new
     (place / "skin/skin.json").write_text('{"files": {"head.safetensors": "2"}}')
     with pytest.raises(UsageError, match="holds a corpus of another recipe, of other files"):
-        made(place, text, judges={"skin": long})
+        build_corpus(place, text, judges={"skin": long})
     (place / "out/corpus.json").unlink()
-    assert made(place, text, judges={"skin": lambda texts: [1.0] * len(texts)}, keep_work=True).new
+    assert build_corpus(place, text, judges={"skin": lambda texts: [1.0] * len(texts)}, keep_work=True).new
     assert fates_of(place / "out", "a.txt")[0].rule is None
 
 
@@ -85,7 +85,7 @@ class _Killed(LocalExecutor):
 def test_what_another_recipe_left_is_no_part_of_a_corpus(place: Path) -> None:
     out = place / "out"
     first = RECIPE.replace("name: a", "name: other") + "part_mb: 0.0001\n"
-    made(place, first)
+    build_corpus(place, first)
     assert len(list((out / "fates").iterdir())) > 1
     (out / "corpus.json").unlink()
     theirs = [out / name / "mine.txt" for name in ("rows", "shards", "fates")]
@@ -93,18 +93,18 @@ def test_what_another_recipe_left_is_no_part_of_a_corpus(place: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     with pytest.raises(KeyboardInterrupt):
-        made(place, first.replace("other", "third"), executor=_Killed())
-    corpus = made(place).corpus
+        build_corpus(place, first.replace("other", "third"), executor=_Killed())
+    corpus = build_corpus(place).corpus
     for path in theirs:
         path.unlink()  # which is there: only our own are removed
     fates = [fate for path in (out / "fates").iterdir() for fate in read_fates(path)]
     assert [fate.source for fate in fates] == ["a"] * 6
-    shards = {entry.file for _, _, entry in corpus.manifest.shards()}
-    assert {f"shards/{p.name}" for p in (out / "shards").iterdir()} == shards | {f"{one}.index" for one in shards}
+    shards = {shard.file for _, _, shard in corpus.manifest.shards()}
+    assert {f"shards/{p.name}" for p in (out / "shards").iterdir()} == shards | {f"{file}.index" for file in shards}
     assert not list((out / "rows").iterdir())
     assert not (out / ".work").exists()
     (out / ".work/parts").mkdir(parents=True)  # as of a build killed between its last two steps
-    assert not made(place).new
+    assert not build_corpus(place).new
     assert not (out / ".work").exists()
 
 
@@ -112,11 +112,11 @@ def test_of_copies_the_changed_text_counts_once(place: Path) -> None:
     lines = [json.dumps({"text": f"write to jane@example.net about the {word}"}) for word in ("mill", "mill", "river")]
     (place / "a.jsonl").write_text("\n".join([*lines, json.dumps({"text": "nothing to change, nothing to replace"})]))
     text = RECIPE.replace("kind: files, path: t", "kind: jsonl, path: a.jsonl") + "rules: {personal: {}}\n"
-    made(place, text)
+    build_corpus(place, text)
     funnel = read_funnel(place / "out")
     assert (funnel["kept"], funnel["changed"]) == (3, {"personal": 2})
     (place / "a.jsonl").write_text("\n".join([lines[0].replace("jane@example.net", "email@example.com"), *lines[:2]]))
-    made(place, text, "second")
+    build_corpus(place, text, "second")
     assert read_funnel(place / "second")["changed"] == {}
 
 
@@ -126,7 +126,7 @@ def test_rules_of_prose_are_not_for_the_code_of_a_mixed_recipe(place: Path) -> N
     (place / "t/page.md").write_text("A page with few words. It is short, and short it stays.\n")
     text = RECIPE.replace("kind: files", "kind: code").replace("preset: none", "preset: mixed")
     text += "rules: {language: null, repetition: null, gopher: {min_words: 40}}\n"
-    made(place, text + "split: {valid: 0}\n")
+    build_corpus(place, text + "split: {valid: 0}\n")
     fates = {name: fates_of(place / "out", name)[0] for name in ("code.py", "page.md")}
     assert (fates["code.py"].rule, fates["page.md"].rule) == (None, "gopher")
 

@@ -15,10 +15,10 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageErr
 from bedplate.core.executor import Job, LocalExecutor, Outcome
 from bedplate.core.files import file_lock, sha256_file
 from bedplate.data.corpus import sift as sifting
-from bedplate.data.corpus.build import Built, build
+from bedplate.data.corpus.build import BuiltCorpus, build
 from bedplate.data.corpus.fates import fates_of, read_fates
 from bedplate.data.corpus.funnel import read_funnel
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.text.tokenizer import Tokenizer
 
@@ -33,7 +33,7 @@ tokenizer: {train: {vocab_size: 400}}
 decontaminate: {against: [held.txt], words: 8}
 split: {valid: 0.2}
 """
-SAID = "the answer to the ultimate question of life is forty two"
+LEAKED_TEXT = "the answer to the ultimate question of life is forty two"
 
 
 def function(number: int) -> str:
@@ -52,7 +52,7 @@ def place(tmp_path: Path) -> Path:
     (tree / "copy.py").write_text(function(3).replace("\n", "\n\n"))
     (tree / "near.py").write_text(function(5) * 6 + "# more\n")
     (tree / "near_too.py").write_text(function(5) * 6 + "# less\n")
-    (tree / "leak.py").write_text(function(77) + f"# {SAID.upper()}!\n")
+    (tree / "leak.py").write_text(function(77) + f"# {LEAKED_TEXT.upper()}!\n")
     (tree / "short.py").write_text("x = 1\n")
     (tree / "latin.py").write_bytes(b"# caf\xe9\n" * 40)
     (tree / "data.bin").write_bytes(b"\0\1")
@@ -60,22 +60,22 @@ def place(tmp_path: Path) -> Path:
     lines = [json.dumps({"text": f"{function(100 + n)} mail me at a{n}@b.org"}) for n in range(30)]
     lines += ["{not json", json.dumps({"title": "no text"}), json.dumps({"text": "\ud800"}), json.dumps({"text": " "})]
     (tmp_path / "notes.jsonl").write_text("\n".join(lines) + "\n")
-    (tmp_path / "held.txt").write_text(f"Somewhere it is said: {SAID}.")
+    (tmp_path / "held.txt").write_text(f"Somewhere it is said: {LEAKED_TEXT}.")
     return tmp_path
 
 
-def made(place: Path, out: str = "out", text: str = RECIPE, **settings: Any) -> Built:
-    return build(parse_config(text, Recipe, "recipe.yaml"), place, place / out, quiet=True, **settings)
+def build_corpus(place: Path, out: str = "out", text: str = RECIPE, **settings: Any) -> BuiltCorpus:
+    return build(parse_config(text, CorpusRecipe, "recipe.yaml"), place, place / out, quiet=True, **settings)
 
 
 def test_every_document_has_a_fate_and_the_counts_agree(place: Path) -> None:
-    corpus = made(place).corpus
+    corpus = build_corpus(place).corpus
     out = place / "out"
-    wanted = {
+    expected_rules = {
         "module_00.py": None, "copy.py": "exact_duplicate", "near_too.py": "near_duplicate", "leak.py": "contaminated",
         "short.py": "code", "latin.py": "unreadable",
     }  # fmt: skip
-    for id, rule in wanted.items():
+    for id, rule in expected_rules.items():
         [fate] = fates_of(out, id)
         if id != "copy.py":  # which of two is first is the order of their names
             assert fate.rule == rule, id
@@ -105,7 +105,7 @@ def test_every_document_has_a_fate_and_the_counts_agree(place: Path) -> None:
 
 
 def test_the_shards_hold_the_texts_and_splits_share_nothing(place: Path) -> None:
-    made(place)
+    build_corpus(place)
     corpus = Corpus.open(place / "out", verify="hashes")
     tokenizer = Tokenizer.from_directory(place / "out")
     texts: dict[str, list[str]] = {
@@ -114,8 +114,8 @@ def test_the_shards_hold_the_texts_and_splits_share_nothing(place: Path) -> None
     }
     assert texts["valid"]
     assert not set(texts["train"]) & set(texts["valid"])
-    kept = [f for path in (place / "out/fates").glob("tree*") for f in read_fates(path) if f.rule is None]
-    files = sorted((place / "tree" / fate.id).read_text() for fate in kept)
+    retained = [f for path in (place / "out/fates").glob("tree*") for f in read_fates(path) if f.rule is None]
+    files = sorted((place / "tree" / fate.id).read_text() for fate in retained)
     assert sorted(texts["train"] + texts["valid"]) == files
     assert corpus.sources["tree"].bytes == sum(len(text.encode()) for text in files)
     train = corpus.documents("tree", "train")
@@ -123,21 +123,21 @@ def test_the_shards_hold_the_texts_and_splits_share_nothing(place: Path) -> None
 
 
 def test_the_same_again_is_nothing_to_do_and_another_recipe_is_refused(place: Path) -> None:
-    first = made(place)
-    again = made(place)
-    assert (first.new, again.new) == (True, False)
-    assert first.corpus.sha256 == again.corpus.sha256
+    first = build_corpus(place)
+    rebuilt = build_corpus(place)
+    assert (first.new, rebuilt.new) == (True, False)
+    assert first.corpus.sha256 == rebuilt.corpus.sha256
     with pytest.raises(UsageError, match="holds a corpus of another recipe"):
-        made(place, text=RECIPE + "shard_tokens: 9999999\n")
+        build_corpus(place, text=RECIPE + "shard_tokens: 9999999\n")
     (place / "tree" / "new.py").write_text(function(99))
     with pytest.raises(UsageError, match="of other files"):
-        made(place)
+        build_corpus(place)
     with pytest.raises(UsageError, match=r"tree holds other files \(copy\.py"):
-        made(place, "tree")
+        build_corpus(place, "tree")
     with pytest.raises(UsageError, match=r"held\.txt is a file"):
-        made(place, "held.txt")
+        build_corpus(place, "held.txt")
     with file_lock(place / "new/.lock"), pytest.raises(UsageError, match="in use by another process"):
-        made(place, "new")
+        build_corpus(place, "new")
 
 
 class _Killed(LocalExecutor):
@@ -145,25 +145,25 @@ class _Killed(LocalExecutor):
 
     def __init__(self, after: int) -> None:
         super().__init__({})
-        self.left, self.ran = after, list[tuple[str, str]]()
+        self.remaining, self.ran = after, list[tuple[str, str]]()
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         for job in jobs:
-            if self.left == 0:
+            if self.remaining == 0:
                 raise KeyboardInterrupt
-            self.left -= 1
+            self.remaining -= 1
             self.ran.append((job.function, job.name))
             yield from super().run([job])
 
 
 def test_a_killed_build_goes_on_and_ends_the_same(place: Path) -> None:
     counted = _Killed(1000)
-    whole = made(place, "whole", executor=counted).corpus
+    whole = build_corpus(place, "whole", executor=counted).corpus
     jobs: list[tuple[str, str]] = []
     for after in (2, 1, 3, 100):
         executor = _Killed(after)
         try:
-            made(place, executor=executor)
+            build_corpus(place, executor=executor)
         except KeyboardInterrupt:
             assert not (place / "out/corpus.json").exists()
         jobs += executor.ran
@@ -177,48 +177,55 @@ def test_a_killed_build_goes_on_and_ends_the_same(place: Path) -> None:
 
 
 def test_parts_do_not_change_what_is_in_it(place: Path) -> None:
-    many, one = made(place, "many").corpus, made(place, "one", RECIPE.replace("0.004", "32")).corpus
-    assert [s.sha256 for _, _, s in many.manifest.shards()] == [s.sha256 for _, _, s in one.manifest.shards()]
+    small_parts, single_part = (
+        build_corpus(place, "many").corpus,
+        build_corpus(place, "one", RECIPE.replace("0.004", "32")).corpus,
+    )
+    assert [s.sha256 for _, _, s in small_parts.manifest.shards()] == [
+        s.sha256 for _, _, s in single_part.manifest.shards()
+    ]
 
 
 class _Silent(LocalExecutor):
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         for job in jobs:
-            yield Outcome(job.name, job.name if self.here else None, None, 0.0)
+            yield Outcome(job.name, job.name if self.resources else None, None, 0.0)
 
 
 def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="tree-00000 ended without a result"):
-        made(place, executor=_Silent())
+        build_corpus(place, executor=_Silent())
     with pytest.raises(DataError, match=r"tree-00000, .*: the job ended, but wrote nothing"):
-        made(place, executor=_Silent({"x": 1}))
+        build_corpus(place, executor=_Silent({"x": 1}))
 
     def fails(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError("broken")
 
     monkeypatch.setattr(sifting._Sifter, "run", fails)
     with pytest.raises(DataError, match="sifting tree-00000 failed: ZeroDivisionError: broken"):
-        made(place)
+        build_corpus(place)
     monkeypatch.undo()
-    keep = sifting.Tally.keep
-    monkeypatch.setattr(sifting.Tally, "keep", lambda self, text: None if "def made" in text else keep(self, text))
+    original_keep = sifting.Tally.accept
+    monkeypatch.setattr(
+        sifting.Tally, "accept", lambda self, text: None if "def made" in text else original_keep(self, text)
+    )
     with pytest.raises(DataError, match=r"were read, but .* kept and .* dropped; the counts must agree"):
-        made(place)
+        build_corpus(place)
 
 
 def test_nothing_to_train_on_says_why(place: Path) -> None:
     dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
     why = r"source 'tree' has nothing left .* all 30 documents were dropped: length 29 \(short 29\); unreadable 1 \("
     with pytest.raises(DataError, match=why):
-        made(place, text=dropped)
+        build_corpus(place, text=dropped)
     copied = RECIPE.replace("path: notes.jsonl", "path: copied.jsonl")
     (place / "copied.jsonl").write_text(json.dumps({"text": function(3)}) + "\n")
     with pytest.raises(DataError, match=r"source 'notes' .* all 1 documents were dropped: copies 1; change"):
-        made(place, "copied", copied)
+        build_corpus(place, "copied", copied)
     (place / "empty.jsonl").write_text("")
     empty = "corpus: e\npreset: none\nsources: [{name: a, kind: jsonl, path: empty.jsonl}]\n"
     with pytest.raises(DataError, match="the corpus is empty"):
-        made(place, "e", empty)
+        build_corpus(place, "e", empty)
     for text, message in (
         (empty.replace("empty.jsonl", "gone.jsonl"), r"source 'a': .*gone.jsonl does not exist"),
         (empty.replace("kind: jsonl", "kind: code"), "empty.jsonl is not a folder"),
@@ -226,7 +233,7 @@ def test_nothing_to_train_on_says_why(place: Path) -> None:
         (RECIPE + "rules: {kode: {}}\n", "no rule 'kode'; did you mean 'code'"),
     ):
         with pytest.raises(BedplateError, match=message):
-            made(place, "f", text)
+            build_corpus(place, "f", text)
 
 
 def trained(settings: str) -> str:
@@ -249,22 +256,22 @@ def test_recipes_are_strict() -> None:
         (trained("vocab_size: 260, special: [a, b, c, d]"), "vocab_size is 260, but .* are 261 ids already"),
     ):
         with pytest.raises(ConfigError, match=message):
-            parse_config(f"corpus: x\n{change}\n", Recipe, "r.yaml")
+            parse_config(f"corpus: x\n{change}\n", CorpusRecipe, "r.yaml")
 
 
 def test_what_is_wrong_with_a_source_is_all_that_is_said() -> None:
     with pytest.raises(ConfigError) as refused:
-        parse_config("corpus: x\nsources: [{name: a, kind: files, pth: b, path: c}]\n", Recipe, "r.yaml")
+        parse_config("corpus: x\nsources: [{name: a, kind: files, pth: b, path: c}]\n", CorpusRecipe, "r.yaml")
     assert refused.value.message == "r.yaml, line 2: sources.0.pth: unknown key 'pth'; did you mean 'path'?"
 
 
 def test_a_limit_and_a_tokenizer_that_exists(place: Path) -> None:
-    made(place)
+    build_corpus(place)
     text = (
         "corpus: two\npreset: none\nsources: [{name: tree, kind: code, path: tree, limit: 6, weight: 2}]\n"
         f"tokenizer: {{use: {place / 'out'}}}\n"
     )
-    corpus = made(place, "two", text).corpus
+    corpus = build_corpus(place, "two", text).corpus
     assert read_funnel(place / "two")["documents"] == 6
     assert corpus.sources["tree"].weight == 2
     assert corpus.manifest.tokenizer == Corpus.open(place / "out").manifest.tokenizer

@@ -52,5 +52,5 @@ def test_killed_at_random_moments_and_in_any_number_of_processes(tmp_path: Path)
     assert interrupted > 1, "a build that nobody interrupts shows nothing"
     subprocess.run(command(tmp_path, "killed", 2), check=True, capture_output=True)
     assert Corpus.open(tmp_path / "killed", verify="hashes").sha256 == Corpus.open(tmp_path / "whole").sha256
-    left = [p.name for p in (tmp_path / "killed").rglob("*") if p.suffix == ".part"]
-    assert left == []
+    leftovers = [p.name for p in (tmp_path / "killed").rglob("*") if p.suffix == ".part"]
+    assert leftovers == []

@@ -19,37 +19,37 @@ from hypothesis import strategies as st
 
 from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError, DataError, HubError, UnknownItemError, UnreachableError
-from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread
+from bedplate.data.corpus.readers.part import SourcePart, RawDocument, Read, Unread
 from bedplate.data.corpus.readers.table import READERS
 from bedplate.data.corpus.readers.tables import json_lines
 from bedplate.data.corpus.readers.text import as_code
 from bedplate.data.corpus.readers.web import decoded
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.hub.datasets import files as data_files
 
 PAGE = """<html><head><title>A page</title><meta charset="utf-8"></head><body><nav><a href="/">Home</a></nav>
 <article><h1>On rivers</h1><p>{}</p><p>{}</p></article><footer>Imprint and cookies</footer></body></html>"""
 CLIENT: Any = importlib.import_module(
-    next(kind for kind in errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError").__module__
+    next(cls for cls in errors.HfHubHTTPError.__mro__ if cls.__name__ == "HTTPError").__module__
 )
 """What the Hub's client asks with, which has changed between versions."""
 LONG = "The river begins in the hills, where the rain of the winter gathers in small streams, and it ends in the sea. "
 
 
-def read(place: Path, source: str, part_bytes: int = 1 << 30) -> tuple[list[Read], list[Part]]:
-    recipe = parse_config(f"corpus: x\nsources: [{{name: a, {source}}}]", Recipe, "r.yaml")
-    one = recipe.sources[0]
-    parts = list(READERS[one.kind].plan(one, place, part_bytes))
-    assert [Part.from_json(json.loads(json.dumps(part.to_json()))) for part in parts] == parts
-    return [document for part in parts for document in READERS[one.kind].read(one, part)], parts
+def read(place: Path, source: str, part_bytes: int = 1 << 30) -> tuple[list[Read], list[SourcePart]]:
+    recipe = parse_config(f"corpus: x\nsources: [{{name: a, {source}}}]", CorpusRecipe, "r.yaml")
+    source_spec = recipe.sources[0]
+    parts = list(READERS[source_spec.kind].plan(source_spec, place, part_bytes))
+    assert [SourcePart.from_json(json.loads(json.dumps(part.to_json()))) for part in parts] == parts
+    return [document for part in parts for document in READERS[source_spec.kind].read(source_spec, part)], parts
 
 
-def texts(found: list[Read]) -> dict[str, str]:
-    return {one.id: one.text for one in found if isinstance(one, RawDocument)}
+def texts(documents: list[Read]) -> dict[str, str]:
+    return {document.id: document.text for document in documents if isinstance(document, RawDocument)}
 
 
-def refused(found: list[Read]) -> dict[str, str]:
-    return {one.id: one.why for one in found if isinstance(one, Unread)}
+def refused(documents: list[Read]) -> dict[str, str]:
+    return {document.id: document.why for document in documents if isinstance(document, Unread)}
 
 
 def test_text_files(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_text_files(tmp_path: Path) -> None:
     (tmp_path / "t/c.log").write_text("a log")
     (tmp_path / "t/d.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "t/link.txt").symlink_to(tmp_path / "t/b.txt")
-    found, parts = read(tmp_path, "kind: files, path: t", 10)
-    assert texts(found) == {"b.txt": "with a mark\nand two lines", "inner/a.md": "inner"}
-    assert refused(found) == {"d.txt": "not_utf8"}
+    documents, parts = read(tmp_path, "kind: files, path: t", 10)
+    assert texts(documents) == {"b.txt": "with a mark\nand two lines", "inner/a.md": "inner"}
+    assert refused(documents) == {"d.txt": "not_utf8"}
     assert len(parts) == 2
     assert texts(read(tmp_path, "kind: files, path: t, pattern: '*.log'")[0]) == {"c.log": "a log"}
     assert texts(read(tmp_path, "kind: files, path: t/c.log")[0]) == {"c.log": "a log"}
@@ -76,18 +76,20 @@ def test_trees_of_code(tmp_path: Path) -> None:
     }.items():  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    found, _ = read(tmp_path, "kind: code, path: .")
-    assert texts(found).keys() == {"src/a.py", "src/b.rs", "Makefile"}
-    assert "é" in texts(found)["src/a.py"]
-    assert refused(found) == {"src/d.c": "binary"}
-    assert {one.id: one.about for one in found if isinstance(one, RawDocument)}["src/b.rs"] == {"language": "Rust"}
+    documents, _ = read(tmp_path, "kind: code, path: .")
+    assert texts(documents).keys() == {"src/a.py", "src/b.rs", "Makefile"}
+    assert "é" in texts(documents)["src/a.py"]
+    assert refused(documents) == {"src/d.c": "binary"}
+    assert {document.id: document.about for document in documents if isinstance(document, RawDocument)}["src/b.rs"] == {
+        "language": "Rust"
+    }
     assert list(texts(read(tmp_path, "kind: code, path: ., languages: [Rust]")[0])) == ["src/b.rs"]
     with pytest.raises(ConfigError, match="no language 'Pyton' is known; did you mean 'Python'"):
         read(tmp_path, "kind: code, path: ., languages: [Pyton]")
 
 
 def test_the_standard_library(tmp_path: Path) -> None:
-    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib}]", Recipe, "r.yaml")
+    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib}]", CorpusRecipe, "r.yaml")
     parts = list(READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1_000_000))
     names = {piece.path for part in parts for piece in part.pieces}
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -98,12 +100,12 @@ def test_the_standard_library(tmp_path: Path) -> None:
 
 
 def test_the_whole_tree_of_the_standard_library(tmp_path: Path) -> None:
-    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib, everything: true}]", Recipe, "r.yaml")
+    recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib, everything: true}]", CorpusRecipe, "r.yaml")
     parts = READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1 << 40)
     root = Path(sysconfig.get_paths()["stdlib"])
     names = {Path(piece.path).relative_to(root).as_posix() for part in parts for piece in part.pieces}
-    every = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
-    assert names == {name for name in every if not {"site-packages", "dist-packages"} & set(Path(name).parts)}
+    library_files = {path.relative_to(root).as_posix() for path in root.rglob("*.py")}
+    assert names == {name for name in library_files if not {"site-packages", "dist-packages"} & set(Path(name).parts)}
     assert {"ast.py", "encodings/cp1252.py"} <= names
 
 
@@ -116,9 +118,9 @@ def test_every_line_is_in_one_stretch(rows: list[str], size: int, ended: bool) -
         list(json_lines(io.BytesIO(data), "f", "text", None, start, min(len(data), start + size)))
         for start in range(0, len(data), size)
     ]
-    found = [one for stretch in stretches for one in stretch]
-    assert found == list(json_lines(io.BytesIO(data), "f", "text", None))
-    assert len({one.id for one in found}) == len(found) == len(rows)
+    documents = [document for stretch in stretches for document in stretch]
+    assert documents == list(json_lines(io.BytesIO(data), "f", "text", None))
+    assert len({document.id for document in documents}) == len(documents) == len(rows)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
@@ -131,9 +133,9 @@ def test_json_lines(tmp_path: Path, suffix: str) -> None:
         library = pytest.importorskip("zstandard")
         data = library.compress(data[:700]) + library.compress(data[700:])  # as tools write that append
     (tmp_path / f"a.jsonl{suffix}").write_bytes(data)
-    found, parts = read(tmp_path, f"kind: jsonl, path: a.jsonl{suffix}, id: key", 500)
-    assert texts(found) == {f"a.jsonl{suffix}#k{n}": f"row {n}" for n in range(50)}
-    assert sorted(refused(found).values()) == ["no_text", "not_json"]
+    documents, parts = read(tmp_path, f"kind: jsonl, path: a.jsonl{suffix}, id: key", 500)
+    assert texts(documents) == {f"a.jsonl{suffix}#k{n}": f"row {n}" for n in range(50)}
+    assert sorted(refused(documents).values()) == ["no_text", "not_json"]
     assert (len(parts) > 3) == (not suffix)
     if suffix:
         (tmp_path / f"a.jsonl{suffix}").write_bytes(data[: len(data) // 2])
@@ -145,9 +147,9 @@ def test_parquet(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = arrow.table({"content": [f"row {n}" for n in range(25)] + [None], "n": list(range(26))})
     parquet.write_table(table, tmp_path / "a.parquet", row_group_size=10)
-    found, parts = read(tmp_path, "kind: parquet, path: a.parquet, text: content, id: n", 1)
-    assert texts(found) == {f"a.parquet#{n}": f"row {n}" for n in range(25)}
-    assert refused(found) == {"a.parquet#25": "no_text"}
+    documents, parts = read(tmp_path, "kind: parquet, path: a.parquet, text: content, id: n", 1)
+    assert texts(documents) == {f"a.parquet#{n}": f"row {n}" for n in range(25)}
+    assert refused(documents) == {"a.parquet#25": "no_text"}
     assert len(parts) == 3
     with pytest.raises(DataError, match="no column 'text'; the columns are content, n"):
         read(tmp_path, "kind: parquet, path: a.parquet")
@@ -171,27 +173,27 @@ def test_pages_and_web_archives(tmp_path: Path) -> None:
     (tmp_path / "p/a.html").write_text(page)
     (tmp_path / "p/b.html").write_bytes(page.replace("utf-8", "latin-1").encode("latin-1"))
     (tmp_path / "p/c.html").write_text("<html><body></body></html>")
-    found, _ = read(tmp_path, "kind: html, path: p")
-    assert refused(found) == {"c.html": "no_article"}
-    for text in texts(found).values():
+    documents, _ = read(tmp_path, "kind: html, path: p")
+    assert refused(documents) == {"c.html": "no_article"}
+    for text in texts(documents).values():
         assert "Fluß" in text
         assert "Home" not in text
         assert "Imprint" not in text
     with (tmp_path / "crawl.warc.gz").open("wb") as out:
         writer = warc.WARCWriter(out, gzip=True)
-        for url, status, kind, body in (
+        for url, status, content_type, body in (
             ("http://a/", "200 OK", "text/html; charset=utf-8", page.encode()),
             ("http://b/", "404 Not Found", "text/html", page.encode()),
             ("http://c/", "200 OK", "image/png", b"\x89PNG"),
         ):
-            answer = headers(status, [("Content-Type", kind)], protocol="HTTP/1.1")
+            answer = headers(status, [("Content-Type", content_type)], protocol="HTTP/1.1")
             writer.write_record(
                 writer.create_warc_record(url, "response", payload=io.BytesIO(body), http_headers=answer)
             )
             writer.write_record(writer.create_warc_record(url, "metadata", payload=io.BytesIO(b"a: b")))
-    found, _ = read(tmp_path, "kind: warc, path: crawl.warc.gz")
-    assert sorted(refused(found).values()) == ["no_page", "no_page"]
-    [article] = [one for one in found if isinstance(one, RawDocument)]
+    documents, _ = read(tmp_path, "kind: warc, path: crawl.warc.gz")
+    assert sorted(refused(documents).values()) == ["no_page", "no_page"]
+    [article] = [document for document in documents if isinstance(document, RawDocument)]
     assert article.about == {"url": "http://a/"}
     assert "winter gathers" in article.text
     whole = (tmp_path / "crawl.warc.gz").read_bytes()
@@ -203,12 +205,12 @@ def test_pages_and_web_archives(tmp_path: Path) -> None:
 
 def wet(count: int) -> bytes:
     """A web archive of texts, each record its own member, as Common Crawl has it."""
-    made = b""
+    archive = b""
     for number in range(count):
         text = f"text {number} " * (30 + 3 * number)
         head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Record-ID: <urn:{number}>\r\nContent-Length: {len(text)}"
-        made += gzip.compress(f"{head}\r\n\r\n{text}\r\n\r\n".encode(), mtime=0)
-    return made
+        archive += gzip.compress(f"{head}\r\n\r\n{text}\r\n\r\n".encode(), mtime=0)
+    return archive
 
 
 @pytest.mark.parametrize("name", ["a.wet.gz", "a.wet"])
@@ -247,9 +249,9 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with tarfile.open(tmp_path / "some_thing-1.0.tar.gz", "w:gz") as archive:
         for name, content in {"some_thing-1.0/a.py": b"x = 1\n", "some_thing-1.0/setup.cfg": b"[a]"}.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
         link = tarfile.TarInfo("some_thing-1.0/link.py")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
@@ -258,8 +260,8 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "other-2.1-py3-none-any.whl", "w") as archive:
         archive.writestr("other/b.py", "y = 2\n")
         archive.writestr("other/node_modules/c.js", "var a;")
-    found, parts = read(tmp_path, "kind: pypi, packages: [Some.Thing==1.0, other==2.1]")
-    assert texts(found) == {
+    documents, parts = read(tmp_path, "kind: pypi, packages: [Some.Thing==1.0, other==2.1]")
+    assert texts(documents) == {
         "Some.Thing==1.0/some_thing-1.0/a.py": "x = 1\n",
         "Some.Thing==1.0/some_thing-1.0/caf\\udce9.py": "",
         "other==2.1/other/b.py": "y = 2\n",
@@ -277,10 +279,10 @@ class _Breaks(io.BytesIO):
         self._error = error
 
     def read(self, size: int | None = -1, /) -> bytes:
-        found = super().read(size)
-        if not found:
+        chunk = super().read(size)
+        if not chunk:
             raise self._error
-        return found
+        return chunk
 
 
 def answer(status: int, **headers: str) -> Any:
@@ -305,10 +307,10 @@ def test_what_the_hub_answers_is_told_apart(
 ) -> None:
     import huggingface_hub
 
-    def info(*_: Any, **__: Any) -> None:
+    def dataset_info(*_: Any, **__: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     with pytest.raises(error, match=message):
         data_files("hf:owner/set@v1")
 
@@ -324,24 +326,24 @@ def test_a_data_set_of_the_hub_is_read_by_ranges(tmp_path: Path, monkeypatch: py
     (tmp_path / "README.md").write_text("# a card")
     files = [RepoSibling(rfilename=p.name, size=p.stat().st_size, blob_id=p.name) for p in tmp_path.iterdir()]
 
-    class Info:
+    class DatasetInfo:
         sha, siblings = "abc", files
 
-    asked: list[Any] = []
+    requests: list[Any] = []
 
-    def info(self: Any, repository: str, **settings: Any) -> Info:
-        asked.append((repository, settings["revision"]))
-        return Info()
+    def dataset_info(self: Any, repository: str, **settings: Any) -> DatasetInfo:
+        requests.append((repository, settings["revision"]))
+        return DatasetInfo()
 
     def opened(self: Any, path: str, mode: str) -> Any:
         assert path.startswith("datasets/owner/set@abc/")
         return (tmp_path / path.rpartition("/")[2]).open(mode)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", info)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", opened)
-    found, _ = read(tmp_path, "kind: hub, data: 'hf:owner/set@v1'")
-    assert texts(found) == {"a.jsonl.gz@0": "three", "b.parquet@0": "one", "b.parquet@1": "two"}
-    assert asked == [("owner/set", "v1")]
+    documents, _ = read(tmp_path, "kind: hub, data: 'hf:owner/set@v1'")
+    assert texts(documents) == {"a.jsonl.gz@0": "three", "b.parquet@0": "one", "b.parquet@1": "two"}
+    assert requests == [("owner/set", "v1")]
     broken = CLIENT.ReadTimeout("no answer")
     monkeypatch.setattr(huggingface_hub.HfFileSystem, "open", lambda *_: _Breaks(broken))
     with pytest.raises(UnreachableError, match=r"hf:owner/set: a.jsonl.gz: the download failed: no answer"):

@@ -16,7 +16,7 @@ from bedplate.data.corpus.curate import vocabulary
 from bedplate.data.corpus.recipe import Dedup, MinHashSettings
 from bedplate.data.corpus.repeated import words
 from bedplate.data.corpus.repeated.contamination import Contamination
-from bedplate.data.corpus.repeated.duplicates import EXACT, KEPT, NEAR, copies, text_hash
+from bedplate.data.corpus.repeated.duplicates import EXACT, UNIQUE, NEAR, copies, text_hash
 from bedplate.data.corpus.repeated.minhash import MinHash, clusters
 from bedplate.data.corpus.repeated.words import n_grams, simplified, word_hashes
 
@@ -35,7 +35,7 @@ def test_words_are_those_of_datatroves_simplified_text(text: str) -> None:
 
 
 def test_what_is_remembered_of_words_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_MOST", 40)
+    monkeypatch.setattr(words, "_CACHE_SIZE", 40)
     first = word_hashes("as it was " + "y" * 64)
     for number in range(300):
         word_hashes(f"{word(number)} {'x' * 65}{number} {'y' * 64}")
@@ -44,21 +44,21 @@ def test_what_is_remembered_of_words_has_an_end(monkeypatch: pytest.MonkeyPatch)
     assert np.array_equal(word_hashes("as it was " + "y" * 64), first)
 
 
-@pytest.mark.parametrize("apart", [True, False])
-def test_what_is_remembered_of_a_vocabulary_has_an_end(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+@pytest.mark.parametrize("spaced", [True, False])
+def test_what_is_remembered_of_a_vocabulary_has_an_end(monkeypatch: pytest.MonkeyPatch, spaced: bool) -> None:
     pytest.importorskip("datatrove")
-    monkeypatch.setattr(vocabulary, "_MOST", 40)
-    made = vocabulary.Vocabulary("en")
-    made._apart = apart  # as for a language without white space between its words
+    monkeypatch.setattr(vocabulary, "_CACHE_SIZE", 40)
+    vocab = vocabulary.WordTable("en")
+    vocab._splits_on_spaces = spaced  # as for a language without white space between its words
     for number in range(150):
         long = "".join(chr(97 + (number + place) % 26) for place in range(200))
-        own = f"x{word(number)}"
-        found = made.words(f"the {own} is {long} and {long}.")
-        assert found.length.tolist() == [3, len(own), 2, 200, 3, 200, 1]
-        assert found.hash[3] == found.hash[5]
-        assert len(set(found.hash.tolist())) == 6
-        assert max(len(made._numbers), len(made._remembered)) <= 50
-        assert max(map(len, made._numbers)) <= 64
+        unique_word = f"x{word(number)}"
+        tokens = vocab.words(f"the {unique_word} is {long} and {long}.")
+        assert tokens.length.tolist() == [3, len(unique_word), 2, 200, 3, 200, 1]
+        assert tokens.hash[3] == tokens.hash[5]
+        assert len(set(tokens.hash.tolist())) == 6
+        assert max(len(vocab._numbers), len(vocab._remembered)) <= 50
+        assert max(map(len, vocab._numbers)) <= 64
 
 
 def test_n_grams_tell_order_and_place_apart() -> None:
@@ -116,33 +116,33 @@ def _ours(texts: list[str], choice: Dedup) -> tuple[Any, Any]:
     signer = MinHash(choice.minhash or MinHashSettings())
     bands = [signer.bands(text) for text in texts]
     none = np.zeros(signer.settings.bands, np.uint64)
-    table = np.array([none if one is None else one for one in bands])
+    table = np.array([none if band is None else band for band in bands])
     hashes = np.array([text_hash(text) for text in texts], np.uint64)
-    return copies(choice, hashes, table, np.array([one is not None for one in bands]))
+    return copies(choice, hashes, table, np.array([band is not None for band in bands]))
 
 
 def test_a_pair_is_found_as_often_as_the_bands_say() -> None:
     """1 − (1 − s⁸)¹⁴ of pairs with similarity s (https://arxiv.org/abs/2406.17557)."""
-    draw, found, expected = random.Random(1), 0, 0.0
+    draw, matches, expected = random.Random(1), 0, 0.0
     signer = MinHash(MinHashSettings(words=1))
     for _ in range(150):
-        common, own = draw.randrange(60, 90), 100
-        words = [word(draw.randrange(10**9)) for _ in range(2 * own - common)]
-        a, b = words[:own], words[own - common :]
+        common, set_size = draw.randrange(60, 90), 100
+        words = [word(draw.randrange(10**9)) for _ in range(2 * set_size - common)]
+        a, b = words[:set_size], words[set_size - common :]
         similarity = common / len(words)
         expected += 1 - (1 - similarity**8) ** 14
-        one, two = signer.bands(" ".join(a)), signer.bands(" ".join(b))
-        assert one is not None
+        first_bands, two = signer.bands(" ".join(a)), signer.bands(" ".join(b))
+        assert first_bands is not None
         assert two is not None
-        found += bool((one == two).any())
-    assert abs(found - expected) < 4 * np.sqrt(150 * 0.25)
+        matches += bool((first_bands == two).any())
+    assert abs(matches - expected) < 4 * np.sqrt(150 * 0.25)
 
 
 def test_exact_copies_first_and_what_is_a_copy_of_a_copy() -> None:
     long = " ".join(word(i) for i in range(100))
     texts = ["short", long, "short", f"{long}  extra", long.replace(" ", "\n"), f"{long} extra", "other"]
     fate, of = _ours(texts, Dedup())
-    assert fate.tolist() == [KEPT, KEPT, EXACT, NEAR, EXACT, EXACT, KEPT]
+    assert fate.tolist() == [UNIQUE, UNIQUE, EXACT, NEAR, EXACT, EXACT, UNIQUE]
     assert of.tolist() == [0, 1, 0, 1, 1, 1, 6]
     fate, _ = _ours(texts, Dedup(exact=False, minhash=None))
     assert not fate.any()
@@ -157,12 +157,12 @@ def test_what_an_evaluation_says_is_found_and_named(tmp_path: Path) -> None:
     index = Contamination.of(["a.jsonl", "b.txt"], tmp_path, 13)
     index.save(tmp_path / "index.npz")
     index = Contamination.load(tmp_path / "index.npz")
-    said = "He asked: WHAT did the old man say -- to the boy, at the end of the day? Nothing."
-    assert index.found_in(said) == "a.jsonl: 3 runs of 13 words, the first from word 2"
+    quote = "He asked: WHAT did the old man say -- to the boy, at the end of the day? Nothing."
+    assert index.found_in(quote) == "a.jsonl: 3 runs of 13 words, the first from word 2"
     assert (index.found_in(sentence) or "").startswith("b.txt: 5 runs")
     assert index.found_in("What did the old man say to the girl at the end of the day?") is None
     assert index.found_in("") is None
-    assert Contamination.of([], tmp_path, 13).found_in(said) is None
+    assert Contamination.of([], tmp_path, 13).found_in(quote) is None
     deep = '{"a":' * 400 + f'["{sentence}"]' + "}" * 400
     (tmp_path / "deep.json").write_text(deep)
     assert (Contamination.of(["deep.json"], tmp_path, 13).found_in(sentence) or "").startswith("deep.json: 5 runs")

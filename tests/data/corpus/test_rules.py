@@ -12,7 +12,7 @@ import pytest
 
 from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.code import CodeSettings, code
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 from bedplate.data.corpus.curate.judged import JudgedSettings, judged
 from bedplate.data.corpus.curate.lines import C4Settings, c4
 from bedplate.data.corpus.curate.personal import PersonalSettings, personal
@@ -111,30 +111,30 @@ REASONS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "make", "rule", "settings"), CASES, ids=[case[2] for case in CASES])
+@pytest.mark.parametrize(("name", "build_rule", "rule", "settings"), CASES, ids=[case[2] for case in CASES])
 def test_the_outcome_and_the_reason_are_datatroves(
-    texts: list[str], name: str, make: Callable[[], Rule], rule: str, settings: dict[str, Any]
+    texts: list[str], name: str, build_rule: Callable[[], Rule], rule: str, settings: dict[str, Any]
 ) -> None:
     import importlib
 
     from datatrove.data import Document
 
-    module, _, kind = name.partition(".")
-    theirs = getattr(importlib.import_module(f"datatrove.pipeline.filters.{module}"), kind)(**settings)
-    ours = make()
-    seen: set[str | None] = set()
+    module, _, class_name = name.partition(".")
+    theirs = getattr(importlib.import_module(f"datatrove.pipeline.filters.{module}"), class_name)(**settings)
+    ours = build_rule()
+    reasons: set[str | None] = set()
     for text in texts:
         if not text.strip() and rule in {"gopher", "fineweb"}:
             continue  # theirs divides by no words
-        document, draft = Document(text=text, id="x"), Draft(text, {}, TOOLS)
-        found, reason = theirs.filter(document), ours(draft)
-        wanted = None if found is True else REASONS[found[1]] if isinstance(found, tuple) else "dropped"
-        assert (None if reason is None else reason.partition(":")[0]) == wanted, (text[:200], reason, found)
-        if wanted is None:
+        document, draft = Document(text=text, id="x"), DraftDocument(text, {}, TOOLS)
+        verdict, reason = theirs.filter(document), ours(draft)
+        expected = None if verdict is True else REASONS[verdict[1]] if isinstance(verdict, tuple) else "dropped"
+        assert (None if reason is None else reason.partition(":")[0]) == expected, (text[:200], reason, verdict)
+        if expected is None:
             assert draft.text == document.text
-        seen.add(wanted)
-    assert None in seen
-    assert len(seen) > 2
+        reasons.add(expected)
+    assert None in reasons
+    assert len(reasons) > 2
 
 
 def test_sentences_are_counted_as_datatrove_has_spacy_count_them(texts: list[str]) -> None:
@@ -158,7 +158,7 @@ def test_personal_data_is_replaced_as_datatrove_does(texts: list[str]) -> None:
              "v1.2.3.4 is not 999.1.1.1", "1.1.1.1 2.2.2.2 a@b.c d@[1.2.3.4]", *texts[-60:]]  # fmt: skip
     rule = personal(PersonalSettings(), TOOLS)
     for text in cases:
-        draft = Draft(text, {}, TOOLS)
+        draft = DraftDocument(text, {}, TOOLS)
         assert rule(draft) is None
         assert draft.text == PIIFormatter().format(text)
 
@@ -176,15 +176,15 @@ def test_personal_data_is_replaced_as_datatrove_does(texts: list[str]) -> None:
     ],
 )
 def test_rules_for_code(text: str, reason: str | None) -> None:
-    found = code(CodeSettings(), TOOLS)(Draft(text, {}, TOOLS))
-    assert (found or "").partition(":")[0] == (reason or "")
+    outcome = code(CodeSettings(), TOOLS)(DraftDocument(text, {}, TOOLS))
+    assert (outcome or "").partition(":")[0] == (reason or "")
 
 
 def test_a_judge_is_handed_in() -> None:
     tools = Tools(judges={"good": lambda texts: [len(text) / 10 for text in texts]})
     rule = judged(JudgedSettings(skin="good", label="yes", characters=8), tools)
-    assert rule(Draft("12345678901234", {}, tools)) is None
-    assert rule(Draft("123", {}, tools)) == "yes: 0.300"
+    assert rule(DraftDocument("12345678901234", {}, tools)) is None
+    assert rule(DraftDocument("123", {}, tools)) == "yes: 0.300"
     with pytest.raises(ConfigError, match="'other' was not loaded"):
         judged(JudgedSettings(skin="other", label="yes"), tools)
 
@@ -193,9 +193,9 @@ def test_settings_over_a_preset() -> None:
     assert [name for name, _ in rules_of("code", {}, TOOLS)] == ["length", "code", "personal"]
     chosen = rules_of("code", {"personal": None, "code": {"max_line": 5}, "gopher": {}}, TOOLS)
     assert [name for name, _ in chosen] == ["length", "gopher", "code"]
-    assert (chosen[2][1](Draft("x = 1000\n" * 30, {}, TOOLS)) or "").startswith("long_line")
-    others = rules_of("code", {"gopher": {}, "c4": {"min_sentences": 9}, "personal": None}, TOOLS, recipes=False)
-    assert [name for name, _ in others] == ["length", "code"], "settings of another preset's rules add none"
+    assert (chosen[2][1](DraftDocument("x = 1000\n" * 30, {}, TOOLS)) or "").startswith("long_line")
+    applied = rules_of("code", {"gopher": {}, "c4": {"min_sentences": 9}, "personal": None}, TOOLS, recipes=False)
+    assert [name for name, _ in applied] == ["length", "code"], "settings of another preset's rules add none"
     judging = Tools(judges={"s": lambda texts: [1.0 for _ in texts]})
     of_none = rules_of("code", {"judged": {"skin": "s", "label": "x"}}, judging, recipes=False)
     assert [name for name, _ in of_none] == ["length", "code", "judged", "personal"]

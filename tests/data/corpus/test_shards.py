@@ -16,7 +16,7 @@ from bedplate.data.corpus.manifest import TokenizerEntry
 from bedplate.data.corpus.shards import Corpus, ShardWriter
 
 TEXTS = ["one", "", "a longer document", "naïve €", "x" * 300, "last"]
-ENTRY = TokenizerEntry(tokenizer_id="0" * 64, vocab_size=70_000, eos_id=69_999)
+TOKENIZER_ENTRY = TokenizerEntry(tokenizer_id="0" * 64, vocab_size=70_000, eos_id=69_999)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("uint16", 2), ("uint32", 4)])
@@ -27,15 +27,15 @@ def test_datatroves_reader_sees_what_was_written(tmp_path: Path, dtype: str, siz
     read = dataset.DatatroveFileDataset(str(path), length, token_size=size, return_positions=True)
     whole = [id for text in TEXTS for id in [*text.encode(), 256]]
     ids = byte_tokenizer().encode("".join(TEXTS))
-    items = [read[i] for i in range(len(read))]  # past its end it begins again
-    seen = [one for item in items for one in item["input_ids"].tolist()]
+    windows = [read[i] for i in range(len(read))]  # past its end it begins again
+    token_ids = [token for window in windows for token in window["input_ids"].tolist()]
     documents = Corpus.open(tmp_path).documents("text", "train")
     ours = np.concatenate(list(documents))
     assert len(ours) == len(whole)
-    assert seen == ours[: len(seen)].tolist()
-    assert len(seen) == len(whole) // (length + 1) * (length + 1)
+    assert token_ids == ours[: len(token_ids)].tolist()
+    assert len(token_ids) == len(whole) // (length + 1) * (length + 1)
     assert ours[ours != 256].tolist() == ids
-    starts = [position == 0 for item in items for position in item["positions"].tolist()]
+    starts = [position == 0 for window in windows for position in window["positions"].tolist()]
     firsts = np.zeros(len(whole), bool)
     firsts[[0, *np.cumsum(documents.lengths())[:-1]]] = True
     inner = [i for i in range(len(starts)) if i % (length + 1)]  # its windows begin at 0 wherever they are cut
@@ -46,9 +46,9 @@ def test_datatroves_writer_writes_the_same_bytes(tmp_path: Path) -> None:
     tokens = pytest.importorskip("datatrove.pipeline.tokens.tokenizer")
     io = pytest.importorskip("datatrove.io")
     file = tokens.TokenizedFile(io.get_datafolder(str(tmp_path / "theirs")), "a.ds", token_size=4)
-    with ShardWriter(tmp_path, "a.ds", ENTRY, "uint32") as ours:
+    with ShardWriter(tmp_path, "a.ds", TOKENIZER_ENTRY, "uint32") as ours:
         for ids in ([1, 66_000, 3], [], [5]):
-            file.write([*ids, ENTRY.eos_id], None)
+            file.write([*ids, TOKENIZER_ENTRY.eos_id], None)
             ours.write(ids, 0)
     file.close()
     for name in ("a.ds", "a.ds.index"):
@@ -65,8 +65,8 @@ def test_documents_over_several_shards(tmp_path: Path) -> None:
     assert [decode(ids[:-1].tolist()) for ids in documents] == order
     assert all(ids[-1] == corpus.eos_id for ids in documents)
     assert documents.lengths().tolist() == [len(ids) for ids in documents]
-    some = np.array([38, 0, 12, 13, 14, 25])
-    assert documents.lengths(some).tolist() == [len(documents[int(i)]) for i in some]
+    indices = np.array([38, 0, 12, 13, 14, 25])
+    assert documents.lengths(indices).tolist() == [len(documents[int(i)]) for i in indices]
     assert corpus.tokens("a", "train") == int(documents.lengths().sum())
     assert decode(corpus.documents("b", "valid")[-1][:-1].tolist()) == "held"
     with pytest.raises(IndexError):
@@ -109,8 +109,8 @@ def test_another_tokenizer_or_manifest_is_refused(tmp_path: Path) -> None:
         (tmp_path / "corpus.json").write_text(json.dumps(changed))
         with pytest.raises(DataError, match=message):
             Corpus.open(tmp_path)
-    other = {**manifest, "tokenizer": {**manifest["tokenizer"], "vocab_size": 300}}
-    (tmp_path / "corpus.json").write_text(json.dumps(other))
+    changed_manifest = {**manifest, "tokenizer": {**manifest["tokenizer"], "vocab_size": 300}}
+    (tmp_path / "corpus.json").write_text(json.dumps(changed_manifest))
     with pytest.raises(TokenizerError, match=r"257 ids, corpus.json says .* with 300"):
         Corpus.open(tmp_path)
     (tmp_path / "corpus.json").write_text("{")
@@ -122,7 +122,7 @@ def test_another_tokenizer_or_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_ids_out_of_range_and_a_full_disk(tmp_path: Path) -> None:
     def write(file: str, ids: list[int], times: int) -> None:
-        with ShardWriter(tmp_path, file, ENTRY, "uint32") as writer:
+        with ShardWriter(tmp_path, file, TOKENIZER_ENTRY, "uint32") as writer:
             for _ in range(times):
                 writer.write(ids, 0)
 

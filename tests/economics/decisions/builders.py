@@ -56,8 +56,8 @@ def case_values(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def parsed(values: Mapping[str, Any], overrides: Sequence[str] = (), prices: str = PRICES) -> tuple[Case, Prices]:
-    of_prices = [one.removeprefix("prices.") for one in overrides if one.startswith("prices.")]
-    of_case = [one for one in overrides if not one.startswith("prices.")]
+    of_prices = [override.removeprefix("prices.") for override in overrides if override.startswith("prices.")]
+    of_case = [override for override in overrides if not override.startswith("prices.")]
     case = parse_config(yaml.safe_dump(dict(values), sort_keys=False), Case, "case.yaml", of_case)
     return case, parse_config(prices, Prices, "prices.yaml", of_prices)
 
@@ -72,14 +72,14 @@ def outcome(option: Mapping[str, Any], *overrides: str, prices: str = PRICES, **
 
 
 def bills(outcome: OptionOutcome) -> dict[str, float]:
-    return {what: usd for _, what, usd in outcome.lines}
+    return {label: usd for _, label, usd in outcome.lines}
 
 
 def answer_of(case: Case, prices: Prices) -> str:
     """The choice alone, from the files: no draws, no search."""
     resolver = Resolver(case, prices)
     options = resolver.options()
-    allowed = [one for one in options if not broken_constraints(one.option, case.constraints)]
+    allowed = [option for option in options if not broken_constraints(option.option, case.constraints)]
     return Chooser(allowed, case.value.usd_per_call is not None).choose(resolver.sheet.values)
 
 
@@ -87,4 +87,4 @@ def totals(options: Mapping[str, Any], *overrides: str, prices: str = PRICES) ->
     """Each option's total, without draws or a search."""
     resolver = Resolver(*parsed(case_values(options), overrides, prices))
     resolved, v = resolver.options(), resolver.sheet.values
-    return {one.name: one.bill(v).total_usd(one.case.volume(v)) for one in resolved}
+    return {option.name: option.bill(v).total_usd(option.case.volume(v)) for option in resolved}

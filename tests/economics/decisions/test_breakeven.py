@@ -39,69 +39,69 @@ def test_a_pair_that_names_no_option_is_refused() -> None:
 def test_tuning_never_pays_where_its_premium_is_more_than_the_spared_prompt() -> None:
     """480 tokens at their cached price are 240 in a million; half as much again on 1,400 is more."""
     assert by_hand() is None
-    found = decided({"prompt": HOSTED, "tuned": TUNED}).break_even("tuned", "prompt")
-    assert found is not None
-    assert (found.option, found.against) == ("tuned", "prompt")
-    assert found.calls_per_day is None
-    assert found.days is None
-    assert found.reason is not None
-    assert "saves $0.000235 on repeated prompt (the 480 prompt tokens it spares, at their price)" in found.reason
-    assert "does not cover the $0.0002 on input and $0.0005 on output that it adds" in found.reason
-    assert "never" in break_even(found)
+    crossing = decided({"prompt": HOSTED, "tuned": TUNED}).break_even("tuned", "prompt")
+    assert crossing is not None
+    assert (crossing.option, crossing.against) == ("tuned", "prompt")
+    assert crossing.calls_per_day is None
+    assert crossing.days is None
+    assert crossing.reason is not None
+    assert "saves $0.000235 on repeated prompt (the 480 prompt tokens it spares, at their price)" in crossing.reason
+    assert "does not cover the $0.0002 on input and $0.0005 on output that it adds" in crossing.reason
+    assert "never" in break_even(crossing)
 
 
 def test_tuning_pays_from_the_volume_that_earns_back_what_it_costs() -> None:
     prices = PRICES.replace("price_multiplier: 1.5", "price_multiplier: 1.05")
-    found = decided({"prompt": HOSTED, "tuned": TUNED}, "traffic.calls_per_day=9000", prices=prices).break_even(
+    crossing = decided({"prompt": HOSTED, "tuned": TUNED}, "traffic.calls_per_day=9000", prices=prices).break_even(
         "prompt", "tuned"
     )
-    assert found is not None
+    assert crossing is not None
     expected = by_hand(multiplier=1.05)
     assert expected is not None
-    assert found.calls_per_day == pytest.approx(expected)
-    assert found.interval is None  # no number has a range
+    assert crossing.calls_per_day == pytest.approx(expected)
+    assert crossing.interval is None  # no number has a range
     saving = EXTRA / expected / DAYS  # of a call
-    assert found.days == pytest.approx(EXTRA / (9000 * saving))
+    assert crossing.days == pytest.approx(EXTRA / (9000 * saving))
 
 
 def test_the_uncached_price_would_have_hidden_a_never() -> None:
     """At the full input price the same prompt seems to pay: the cached price is what decides."""
     uncached = PRICES.replace("    usd_per_million_cached_input: 0.5\n", "")
-    found = decided({"prompt": HOSTED, "tuned": TUNED}, prices=uncached).break_even("tuned", "prompt")
-    assert found is not None
-    assert found.calls_per_day is not None
+    crossing = decided({"prompt": HOSTED, "tuned": TUNED}, prices=uncached).break_even("tuned", "prompt")
+    assert crossing is not None
+    assert crossing.calls_per_day is not None
 
 
 @given(prefixes=st.tuples(st.floats(0, 1e5), st.floats(0, 1e5)), multiplier=st.floats(0.8, 3))
 @settings(deadline=None, max_examples=40)
 def test_with_fewer_spared_tokens_it_never_pays_earlier(prefixes: tuple[float, float], multiplier: float) -> None:
-    few, many = sorted(round(each, 6) for each in prefixes)
+    short_prefix, long_prefix = sorted(round(prefix, 6) for prefix in prefixes)
     prices = PRICES.replace("price_multiplier: 1.5", f"price_multiplier: {multiplier!r}")
-    found: list[float] = []
-    for examples in (few, many):
-        one = decided(
+    volumes: list[float] = []
+    for examples in (short_prefix, long_prefix):
+        crossing = decided(
             {"prompt": HOSTED, "tuned": TUNED}, f"text.examples={examples!r}", "text.instructions=0", prices=prices
         ).break_even("tuned", "prompt")
-        assert one is not None
+        assert crossing is not None
         expected = by_hand(examples, multiplier=multiplier)
-        assert one.calls_per_day == (None if expected is None else pytest.approx(expected, rel=1e-6))
-        found.append(math.inf if one.calls_per_day is None else one.calls_per_day)
-    assert found[0] >= found[1] * (1 - 1e-9)
+        assert crossing.calls_per_day == (None if expected is None else pytest.approx(expected, rel=1e-6))
+        volumes.append(math.inf if crossing.calls_per_day is None else crossing.calls_per_day)
+    assert volumes[0] >= volumes[1] * (1 - 1e-9)
 
 
 def test_what_is_cheaper_to_start_and_per_call_leaves_the_other_never() -> None:
-    found = decided({"a": HOSTED, "b": {**HOSTED, "setup": {"hours": 1}}}).break_even("a", "b")
-    assert found is not None
-    assert (found.option, found.calls_per_day) == ("b", None)
-    assert found.reason == "b costs more to start than a, and the same per call"
+    crossing = decided({"a": HOSTED, "b": {**HOSTED, "setup": {"hours": 1}}}).break_even("a", "b")
+    assert crossing is not None
+    assert (crossing.option, crossing.calls_per_day) == ("b", None)
+    assert crossing.reason == "b costs more to start than a, and the same per call"
 
 
 def test_equal_starts_break_even_at_any_volume() -> None:
-    found = decided({"dear": HOSTED, "cheap": {"model": "small"}}).break_even("dear", "cheap")
-    assert found is not None
+    crossing = decided({"dear": HOSTED, "cheap": {"model": "small"}}).break_even("dear", "cheap")
+    assert crossing is not None
     # neither costs anything at no volume: whichever is named, it is cheaper from the first call on, or never
-    assert found.calls_per_day in {0.0, None}
-    assert (found.calls_per_day == 0.0) == (found.option == "cheap")
+    assert crossing.calls_per_day in {0.0, None}
+    assert (crossing.calls_per_day == 0.0) == (crossing.option == "cheap")
 
 
 RESERVED = {
@@ -117,7 +117,9 @@ def brute(volumes: list[float], hosted_call: float, growth: float = 0.0, parts: 
     for volume in volumes:
         days = [(i + 0.5) / parts for i in range(DAYS * parts)]
         calls = [volume * (1 + growth) ** (day / 365) / parts for day in days]
-        reserved = 4000 + sum(48 / parts * max(1, math.ceil(each * parts / capacity - 1e-9)) for each in calls)
+        reserved = 4000 + sum(
+            48 / parts * max(1, math.ceil(daily_calls * parts / capacity - 1e-9)) for daily_calls in calls
+        )
         if reserved >= sum(calls) * hosted_call:
             last = volume
     return last
@@ -127,22 +129,22 @@ def brute(volumes: list[float], hosted_call: float, growth: float = 0.0, parts: 
 def test_whole_machines_make_steps_and_every_one_counts(price: float) -> None:
     prices = PRICES.replace("small: {usd_per_million_input: 1", f"small: {{usd_per_million_input: {price}")
     hosted_call = (600 * price + 50 * 3) / 1e6
-    found = decided({"hosted": {"model": "small"}, "open": RESERVED}, prices=prices).break_even("open", "hosted")
-    assert found is not None
+    crossing = decided({"hosted": {"model": "small"}, "open": RESERVED}, prices=prices).break_even("open", "hosted")
+    assert crossing is not None
     steps = [10 * 1.002**i for i in range(8000)]
     machine_call = 48 / (86_400 * 0.5 / 0.2)
     if hosted_call <= machine_call:
-        assert found.calls_per_day is None
+        assert crossing.calls_per_day is None
         return
-    assert found.calls_per_day == pytest.approx(brute(steps, hosted_call), rel=0.005)
+    assert crossing.calls_per_day == pytest.approx(brute(steps, hosted_call), rel=0.005)
 
 
 def test_a_window_that_closes_again_is_told_but_is_no_break_even() -> None:
     """The machine is cheaper until a second one is needed; in the end its calls cost more."""
     volume = Volume(1, 0.0, 10)
     machine = Bill((), (), (), Fleet(10.0, 100.0, 1))
-    other = Bill((("start", 95.0),), (), (("call", 0.06),))
-    calls, windows = cheaper_from(machine, other, volume)
+    hosted_bill = Bill((("start", 95.0),), (), (("call", 0.06),))
+    calls, windows = cheaper_from(machine, hosted_bill, volume)
     assert calls is None
     # 100 < 95 + 0.6 v from v = 8.33 to 100; 200 < 95 + 0.6 v from 175 to 200, and so on: 0.6 v < 95 + … never closes
     assert windows[0] == pytest.approx((5 / 0.6, 100))
@@ -156,34 +158,34 @@ def test_a_window_that_closes_again_is_told_but_is_no_break_even() -> None:
 def test_with_growth_machines_are_added_as_they_are_needed(growth: float, price: float) -> None:
     prices = PRICES.replace("small: {usd_per_million_input: 1", f"small: {{usd_per_million_input: {price}")
     hosted_call = (600 * price + 50 * 3) / 1e6
-    found = decided(
+    crossing = decided(
         {"hosted": {"model": "small"}, "open": RESERVED}, f"traffic.growth_per_year={growth}", prices=prices
     ).break_even("open", "hosted")
-    assert found is not None
+    assert crossing is not None
     steps = [2e5 * 1.004**i for i in range(700)]
-    assert found.calls_per_day == pytest.approx(brute(steps, hosted_call, growth, parts=8), rel=0.01)
+    assert crossing.calls_per_day == pytest.approx(brute(steps, hosted_call, growth, parts=8), rel=0.01)
 
 
 @given(
     growth=st.sampled_from([0.0, 0.6, -0.3]),
     setup=st.floats(1, 3000),
     call=st.floats(0.9, 1.5),
-    other=st.one_of(st.none(), st.floats(0.6, 2.0)),
+    price_ratio=st.one_of(st.none(), st.floats(0.6, 2.0)),
 )
 @settings(deadline=None, max_examples=40)
-def test_every_crossing_is_found(growth: float, setup: float, call: float, other: float | None) -> None:
+def test_every_crossing_is_found(growth: float, setup: float, call: float, price_ratio: float | None) -> None:
     """Against 6,000 volumes looked at one by one, near the machines' own cost of a call, where crossings are many."""
     volume, fleet = Volume(1, growth, 100), Fleet(50.0, 100_000.0, 1)
     dear = Bill((("setup", setup),), (), (), fleet)
-    if other is None:
+    if price_ratio is None:
         cheap = Bill((), (), (("call", call * 50 / 100_000),))
     else:  # both on machines, of different size
-        cheap = Bill((), (), (), Fleet(20.0, 20_000.0 * other, 1))
+        cheap = Bill((), (), (), Fleet(20.0, 20_000.0 * price_ratio, 1))
         setup_short = dear.idle_usd(volume) - cheap.idle_usd(volume)
         assert setup_short > 0
     start, windows = cheaper_from(dear, cheap, volume)
     # Of each fleet 300 steps are looked at, which growth brings nearer; beyond them there is a grid.
-    covered = 300 / 1.2 * min(100_000.0, math.inf if other is None else 20_000.0 * other)
+    covered = 300 / 1.2 * min(100_000.0, math.inf if price_ratio is None else 20_000.0 * price_ratio)
     looked = [v for i in range(1, 6000) if (v := 20 * i**2 / 6) < covered]
     inside = [any(low <= v < high for low, high in windows) or (start is not None and v >= start) for v in looked]
     truly = [dear.net_at(volume, v) < cheap.net_at(volume, v) for v in looked]
@@ -197,17 +199,17 @@ def test_every_crossing_is_found(growth: float, setup: float, call: float, other
 
 def test_intervals_hold_the_value_and_say_never_where_some_draws_do() -> None:
     prices = PRICES.replace("price_multiplier: 1.5", "price_multiplier: {value: 1.05, low: 1.0, high: 1.1}")
-    found = decided({"prompt": HOSTED, "tuned": TUNED}, prices=prices).break_even("tuned", "prompt")
-    assert found is not None
-    assert found.interval is not None
-    low, high = found.interval
+    crossing = decided({"prompt": HOSTED, "tuned": TUNED}, prices=prices).break_even("tuned", "prompt")
+    assert crossing is not None
+    assert crossing.interval is not None
+    low, high = crossing.interval
     assert low is not None
-    assert found.calls_per_day is not None
-    assert low < found.calls_per_day
-    assert high is None or high > found.calls_per_day
+    assert crossing.calls_per_day is not None
+    assert low < crossing.calls_per_day
+    assert high is None or high > crossing.calls_per_day
     # 1.17 is where the premium eats the saving: with a range beyond it, more than one draw in twenty never pays
-    wide = PRICES.replace("price_multiplier: 1.5", "price_multiplier: {value: 1.05, low: 1.0, high: 1.5}")
-    wider = decided({"prompt": HOSTED, "tuned": TUNED}, prices=wide).break_even("tuned", "prompt")
+    wide_prices = PRICES.replace("price_multiplier: 1.5", "price_multiplier: {value: 1.05, low: 1.0, high: 1.5}")
+    wider = decided({"prompt": HOSTED, "tuned": TUNED}, prices=wide_prices).break_even("tuned", "prompt")
     assert wider is not None
     assert wider.interval is not None
     assert wider.interval[1] is None
@@ -221,13 +223,13 @@ def test_a_plain_range_maps_onto_the_break_even() -> None:
         "price_multiplier: 1.5", "price_multiplier: 1.0"
     )
     tuned = {**TUNED, "tuning": {"labels": 0, "hours": 10}}
-    found = decided({"prompt": HOSTED, "tuned": tuned}, prices=prices).break_even("tuned", "prompt")
-    assert found is not None
-    assert found.interval is not None
+    crossing = decided({"prompt": HOSTED, "tuned": tuned}, prices=prices).break_even("tuned", "prompt")
+    assert crossing is not None
+    assert crossing.interval is not None
     saving = 480 * 0.5 / 1e6
     p5 = low + math.sqrt(0.05 * (high - low) * (mode - low))
     p95 = high - math.sqrt(0.05 * (high - low) * (high - mode))
-    assert found.interval == pytest.approx((10 * p5 / saving / DAYS, 10 * p95 / saving / DAYS), rel=0.02)
+    assert crossing.interval == pytest.approx((10 * p5 / saving / DAYS, 10 * p95 / saving / DAYS), rel=0.02)
 
 
 def test_days_come_from_the_whole_course_of_costs() -> None:
@@ -239,20 +241,20 @@ def test_days_come_from_the_whole_course_of_costs() -> None:
     }
     prices = PRICES.replace("price_multiplier: 1.5", "price_multiplier: 1.0")
     per_day = 1e5 * 500 * 0.5 / 1e6  # saved in a day
-    found = decided({"prompt": HOSTED, "tuned": tuned}, "traffic.calls_per_day=1e5", prices=prices).break_even(
+    crossing = decided({"prompt": HOSTED, "tuned": tuned}, "traffic.calls_per_day=1e5", prices=prices).break_even(
         "tuned", "prompt"
     )
-    assert found is not None
+    assert crossing is not None
 
     def behind(days: float) -> bool:
         return 1000 + 100 * max(0, math.ceil(days / 30) - 1) >= per_day * days
 
     last = max(day / 100 for day in range(1, 100_000) if behind(day / 100))
-    assert found.days == pytest.approx(last, abs=0.02)
+    assert crossing.days == pytest.approx(last, abs=0.02)
 
 
 def test_no_number_in_the_json_is_infinite() -> None:
-    wide = PRICES.replace("price_multiplier: 1.5", "price_multiplier: {value: 1.4, low: 1.0, high: 1.5}")
-    found = decided({"prompt": HOSTED, "tuned": TUNED, "open": RESERVED}, prices=wide)
-    text = json.dumps(as_values(found), allow_nan=False)
-    assert all(one["calls_per_day"] is not None or one["reason"] for one in json.loads(text)["break_evens"])
+    wide_prices = PRICES.replace("price_multiplier: 1.5", "price_multiplier: {value: 1.4, low: 1.0, high: 1.5}")
+    decision = decided({"prompt": HOSTED, "tuned": TUNED, "open": RESERVED}, prices=wide_prices)
+    text = json.dumps(as_values(decision), allow_nan=False)
+    assert all(row["calls_per_day"] is not None or row["reason"] for row in json.loads(text)["break_evens"])

@@ -20,19 +20,19 @@ CALLS = 100_000  # 1,000 a day for 100 days
 
 
 def test_a_hosted_prompt_pays_the_cached_price_for_what_repeats() -> None:
-    found = outcome(HOSTED)
+    result = outcome(HOSTED)
     per_call = (500 * 0.5 + 100 * 4 + 50 * 20) / 1e6
-    assert found.total_usd == pytest.approx(CALLS * per_call)
-    assert found.cost_per_call == pytest.approx(per_call)
-    assert bills(found) == pytest.approx({"repeated prompt": 25.0, "input": 40.0, "output": 100.0})
+    assert result.total_usd == pytest.approx(CALLS * per_call)
+    assert result.cost_per_call == pytest.approx(per_call)
+    assert bills(result) == pytest.approx({"repeated prompt": 25.0, "input": 40.0, "output": 100.0})
 
 
 def test_what_misses_the_cache_pays_the_price_of_writing_there() -> None:
     write = PRICES.replace(
         "usd_per_million_cached_input: 0.5", "usd_per_million_cached_input: 0.5\n    usd_per_million_cache_write: 6"
     )
-    found = outcome(HOSTED, "traffic.cached_share=0.7", prices=write)
-    assert bills(found)["repeated prompt"] == pytest.approx(CALLS * 500 * (0.7 * 0.5 + 0.3 * 6) / 1e6)
+    result = outcome(HOSTED, "traffic.cached_share=0.7", prices=write)
+    assert bills(result)["repeated prompt"] == pytest.approx(CALLS * 500 * (0.7 * 0.5 + 0.3 * 6) / 1e6)
     rare = outcome(HOSTED, "traffic.cached_share=0.1", prices=write)  # then nobody would cache
     assert bills(rare)["repeated prompt"] == pytest.approx(CALLS * 500 * 4 / 1e6)
 
@@ -54,13 +54,13 @@ def test_calls_that_wait_take_the_batch_price_where_it_is_cheaper() -> None:
     assert batch > live  # the long cached prefix is worth more than the discount here
     assert outcome(HOSTED, "traffic.waiting_share=0.4").cost_per_call == pytest.approx(live)
     live, batch = (100 * 4 + 50 * 20) / 1e6, 0.5 * (100 * 4 + 50 * 20) / 1e6
-    found = outcome(HOSTED, "traffic.waiting_share=0.4", "text.instructions=0", "text.examples=0")
-    assert found.cost_per_call == pytest.approx(0.6 * live + 0.4 * batch)
+    result = outcome(HOSTED, "traffic.waiting_share=0.4", "text.instructions=0", "text.examples=0")
+    assert result.cost_per_call == pytest.approx(0.6 * live + 0.4 * batch)
 
 
 def test_each_side_counts_the_same_text_with_its_own_tokenizer() -> None:
     words = {"unit": "words", "instructions": 100, "examples": 0, "input": 200, "output": 10}
-    found = decided(
+    decision = decided(
         {
             "a": {"model": "small", "tokens_per_unit": 1.3},
             "b": {"model": "small", "tokens_per_unit": 1.8},
@@ -71,10 +71,10 @@ def test_each_side_counts_the_same_text_with_its_own_tokenizer() -> None:
         },
         text=words,
     )
-    assert found.outcome("a").total_usd == pytest.approx(CALLS * 1.3 * (300 * 1 + 10 * 3) / 1e6)
-    assert found.outcome("b").total_usd == pytest.approx(CALLS * 1.8 * (300 * 1 + 10 * 3) / 1e6)
-    assert found.outcome("own").total_usd == pytest.approx(CALLS * (370 * 1 + 14 * 3) / 1e6)
-    assert found.ranking == ("own", "a", "b")
+    assert decision.outcome("a").total_usd == pytest.approx(CALLS * 1.3 * (300 * 1 + 10 * 3) / 1e6)
+    assert decision.outcome("b").total_usd == pytest.approx(CALLS * 1.8 * (300 * 1 + 10 * 3) / 1e6)
+    assert decision.outcome("own").total_usd == pytest.approx(CALLS * (370 * 1 + 14 * 3) / 1e6)
+    assert decision.ranking == ("own", "a", "b")
 
 
 def test_a_tuned_hosted_model_costs_labels_work_training_tokens_and_its_premium() -> None:
@@ -85,7 +85,7 @@ def test_a_tuned_hosted_model_costs_labels_work_training_tokens_and_its_premium(
         "upkeep": {"hours_per_month": 3, "usd_per_month": 5},
         "tuning": {"labels": 1000, "epochs": 2, "hours": 30, "refresh": {"every_days": 30, "labels": 100, "hours": 4}},
     }
-    found = outcome(tuned)
+    result = outcome(tuned)
     months = 100 / (365 / 12)
     compute = 1000 * 2 * (20 + 100 + 50) * 25 / 1e6
     expected = {
@@ -102,21 +102,21 @@ def test_a_tuned_hosted_model_costs_labels_work_training_tokens_and_its_premium(
         "input": CALLS * 100 * 4 * 1.5 / 1e6,
         "output": CALLS * 50 * 20 * 1.5 / 1e6,
     }
-    assert bills(found) == pytest.approx(expected)
-    assert found.total_usd == pytest.approx(sum(expected.values()))
+    assert bills(result) == pytest.approx(expected)
+    assert result.total_usd == pytest.approx(sum(expected.values()))
 
 
-@pytest.mark.parametrize(("every", "times"), [(100, 0), (99.9, 1), (50, 1), (33, 3), (7, 14), (400, 0)])
-def test_a_refresh_falls_before_the_horizon_ends(every: float, times: int) -> None:
-    tuned = {**HOSTED, "tuning": {"labels": 0, "refresh": {"every_days": every, "hours": 1}}}
+@pytest.mark.parametrize(("interval_days", "times"), [(100, 0), (99.9, 1), (50, 1), (33, 3), (7, 14), (400, 0)])
+def test_a_refresh_falls_before_the_horizon_ends(interval_days: float, times: int) -> None:
+    tuned = {**HOSTED, "tuning": {"labels": 0, "refresh": {"every_days": interval_days, "hours": 1}}}
     assert bills(outcome(tuned)).get("tuning again", 0.0) == pytest.approx(times * 100)
 
 
 def test_reserved_machines_are_paid_day_and_night() -> None:
-    found = outcome(MACHINE)  # 1,000 calls of 0.2 s are 200 s of 86,400
-    assert found.machines == 1
-    assert found.total_usd == pytest.approx(2 * 24 * 100)
-    assert found.busy == pytest.approx(200 / 86_400)
+    result = outcome(MACHINE)  # 1,000 calls of 0.2 s are 200 s of 86,400
+    assert result.machines == 1
+    assert result.total_usd == pytest.approx(2 * 24 * 100)
+    assert result.busy == pytest.approx(200 / 86_400)
 
 
 def test_utilisation_divides_what_a_machine_can_do() -> None:
@@ -143,8 +143,8 @@ def test_speeds_count_cached_tokens_as_nothing() -> None:
         "utilisation": 1,
         "paid": "by_use",
     }
-    found = outcome({"machine": use}, "traffic.cached_share=0.8")
-    assert found.cost_per_call == pytest.approx(2 / 3600 * ((0.2 * 500 + 100) / 1000 + 50 / 100))
+    result = outcome({"machine": use}, "traffic.cached_share=0.8")
+    assert result.cost_per_call == pytest.approx(2 / 3600 * ((0.2 * 500 + 100) / 1000 + 50 / 100))
 
 
 def test_retrieval_adds_passages_vectors_and_an_index() -> None:
@@ -163,11 +163,11 @@ def test_retrieval_adds_passages_vectors_and_an_index() -> None:
             "index": 40 * months,
         }
     )
-    own = {**MACHINE, "retrieval": {**retrieval, "embed_tokens_per_second": 1000}}
-    found = outcome(own)
+    machine_option = {**MACHINE, "retrieval": {**retrieval, "embed_tokens_per_second": 1000}}
+    result = outcome(machine_option)
     corpus = 2e6 / 1000 / 3600 * 2
-    assert bills(found)["embedding the corpus"] == pytest.approx(corpus)
-    assert found.busy == pytest.approx(1000 * (0.2 + 100 / 1000) / 86_400)
+    assert bills(result)["embedding the corpus"] == pytest.approx(corpus)
+    assert result.busy == pytest.approx(1000 * (0.2 + 100 / 1000) / 86_400)
 
 
 def test_tuning_on_a_machine_takes_its_hours_or_its_speed() -> None:
@@ -179,44 +179,44 @@ def test_tuning_on_a_machine_takes_its_hours_or_its_speed() -> None:
 
 def test_pretraining_is_shared_by_features() -> None:
     stated = {"usd": 90_000, "runs": 2, "data_usd": 30_000, "hours": 600, "features": 3}
-    found = bills(outcome({**MACHINE, "pretraining": stated}))
-    assert found["pretraining compute"] == pytest.approx(60_000)
-    assert found["pretraining data"] == pytest.approx(10_000)
-    assert found["pretraining work"] == pytest.approx(20_000)
+    bill = bills(outcome({**MACHINE, "pretraining": stated}))
+    assert bill["pretraining compute"] == pytest.approx(60_000)
+    assert bill["pretraining data"] == pytest.approx(10_000)
+    assert bill["pretraining work"] == pytest.approx(20_000)
 
 
 def test_a_planned_pretraining_run_costs_its_plan_at_the_files_price() -> None:
     run = {"model": "llama-3.2-1b", "tokens": 1e11, "machine": "node", "devices": 16}
-    found = outcome({**MACHINE, "pretraining": {"run": run}})
+    result = outcome({**MACHINE, "pretraining": {"run": run}})
     hours = plan_training("llama-3.2-1b", 1e11, find_device("h100"), 16).gpu_hours
-    assert bills(found)["pretraining compute"] == pytest.approx(hours.central * 16 / 8)
-    low, high = found.total_interval
+    assert bills(result)["pretraining compute"] == pytest.approx(hours.central * 16 / 8)
+    low, high = result.total_interval
     assert hours.low * 2 < low < hours.central * 2 + 4800 < high < hours.high * 2 + 4800 + 1
 
 
 def test_quality_prices_right_and_wrong_answers() -> None:
     option = {**HOSTED, "quality": 0.8}
-    found = outcome(option, value={"usd_per_wrong_answer": 0.05})
-    assert found.cost_per_right_answer == pytest.approx(found.cost_per_call / 0.8)
-    assert found.net_usd == pytest.approx(found.total_usd + CALLS * 0.2 * 0.05)
+    result = outcome(option, value={"usd_per_wrong_answer": 0.05})
+    assert result.cost_per_right_answer == pytest.approx(result.cost_per_call / 0.8)
+    assert result.net_usd == pytest.approx(result.total_usd + CALLS * 0.2 * 0.05)
 
 
 def test_profit_is_revenue_after_its_margin_less_cost() -> None:
     option = {**HOSTED, "quality": 0.8}
     value = {"usd_per_call": 0.01, "margin": 0.6}
-    found = outcome(option, value=value)
-    assert found.profit_usd == pytest.approx(CALLS * 0.006 - found.total_usd)
+    result = outcome(option, value=value)
+    assert result.profit_usd == pytest.approx(CALLS * 0.006 - result.total_usd)
     right = outcome(option, value={**value, "earned_by": "right_answer"})
-    assert right.profit_usd == pytest.approx(CALLS * 0.006 * 0.8 - found.total_usd)
+    assert right.profit_usd == pytest.approx(CALLS * 0.006 * 0.8 - result.total_usd)
     assert outcome(option).profit_usd is None
 
 
 @pytest.mark.parametrize("growth", [0.7, -0.4])
 def test_growth_compounds_over_the_horizon(growth: float) -> None:
-    found = decided({"it": HOSTED}, f"traffic.growth_per_year={growth}")
+    decision = decided({"it": HOSTED}, f"traffic.growth_per_year={growth}")
     steps = 200_000
     summed = sum((1 + growth) ** ((i + 0.5) * 100 / steps / 365) for i in range(steps)) * 100 / steps
-    assert found.calls == pytest.approx(1000 * summed, rel=1e-9)
+    assert decision.calls == pytest.approx(1000 * summed, rel=1e-9)
 
 
 @given(
@@ -229,19 +229,20 @@ def test_growth_compounds_over_the_horizon(growth: float) -> None:
         st.floats(-1e-6, -1e-9),
     ),
     days=st.floats(1, 2000),
-    each=st.floats(100, 1e7),
-    least=st.integers(1, 4),
+    calls_per_machine=st.floats(100, 1e7),
+    min_machines=st.integers(1, 4),
 )
 @settings(deadline=None, max_examples=60)
 def test_machine_days_are_the_integral_of_the_steps(
-    calls: float, growth: float, days: float, each: float, least: int
+    calls: float, growth: float, days: float, calls_per_machine: float, min_machines: int
 ) -> None:
-    ends = sorted(calls * (1 + growth) ** (day / 365) / each for day in (0, days))
+    ends = sorted(calls * (1 + growth) ** (day / 365) / calls_per_machine for day in (0, days))
     # Where machines are full all the time, but for less than is reckoned with, either count is right.
     assume(not growth or all(abs(end - round(end)) > 1e-9 * end for end in ends))
-    fleet, volume, parts = Fleet(1.0, each, least), Volume(calls, growth, days), 4000
+    fleet, volume, parts = Fleet(1.0, calls_per_machine, min_machines), Volume(calls, growth, days), 4000
     daily = [
-        max(least, math.ceil(calls * (1 + growth) ** ((i + 0.5) * days / parts / 365) / each)) for i in range(parts)
+        max(min_machines, math.ceil(calls * (1 + growth) ** ((i + 0.5) * days / parts / 365) / calls_per_machine))
+        for i in range(parts)
     ]
     changes = abs(daily[-1] - daily[0]) + 1  # each step may be misplaced by half a part
     expected = sum(daily) * days / parts
@@ -315,14 +316,14 @@ def test_the_ends_of_what_may_be_written_stay_finite(name: str, end: int) -> Non
     value = extremes.get(name, (4.0 if first else 1e-15, 1e15))[end]
     if name.endswith("cached_input"):
         value = (1e-15, 4.0)[end]
-    found = decided(OPTIONS, f"{name}={value!r}", "traffic.calls_per_day=5e4" if name == growth else "seed=1")
-    text = json.dumps(as_values(found), allow_nan=False)
-    assert found.answer in OPTIONS
-    assert all(each["text"] for each in json.loads(text)["break_evens"])
+    decision = decided(OPTIONS, f"{name}={value!r}", "traffic.calls_per_day=5e4" if name == growth else "seed=1")
+    text = json.dumps(as_values(decision), allow_nan=False)
+    assert decision.answer in OPTIONS
+    assert all(row["text"] for row in json.loads(text)["break_evens"])
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("text.input=1e16", "a number between 1e-15 and 1e+15 is wanted (got 1e+16)"),
         ("text.input=1e-16", "a number between 1e-15 and 1e+15 is wanted"),
@@ -360,8 +361,8 @@ def test_the_ends_of_what_may_be_written_stay_finite(name: str, end: int) -> Non
         ("options={}", "at least 1 item"),
     ],
 )
-def test_what_cannot_be_is_refused_where_it_stands(override: str, says: str) -> None:
+def test_what_cannot_be_is_refused_where_it_stands(override: str, message: str) -> None:
     with pytest.raises(BedplateError) as caught:
         outcome(MACHINE, override)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value) or override.startswith("options.it.machine.nam=")

@@ -53,22 +53,22 @@ def test_all_shows_every_bill_and_what_does_not_flip(capsys: pytest.CaptureFixtu
 def test_all_four_cases_are_answered_at_once_with_the_prices_among_them(capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted(EXAMPLES.glob("*.yaml"))
     assert EXAMPLES / "prices.yaml" in files
-    found = values(capsys, *files)
-    assert [one["answer"] for one in found["cases"]] == ["own-3b", "prompt-large", "tune-open", "retrieval-small"]
-    for one in found["cases"]:
-        assert one["reasons"]
-        assert one["flips"][0]["below"] or one["flips"][0]["above"]
+    output = values(capsys, *files)
+    assert [case["answer"] for case in output["cases"]] == ["own-3b", "prompt-large", "tune-open", "retrieval-small"]
+    for case in output["cases"]:
+        assert case["reasons"]
+        assert case["flips"][0]["below"] or case["flips"][0]["above"]
 
 
 def test_json_of_one_case_is_one_object_whose_lines_add_up(capsys: pytest.CaptureFixture[str]) -> None:
-    found = values(capsys, LOW)
-    assert (found["answer"], found["method"]) == ("prompt-large", "prompt a hosted model")
-    for option in found["options"]:
+    output = values(capsys, LOW)
+    assert (output["answer"], output["method"]) == ("prompt-large", "prompt a hosted model")
+    for option in output["options"]:
         assert sum(line["usd"] for line in option["lines"]) == pytest.approx(option["total_usd"])
         low, high = option["total_interval"]
         assert low <= option["total_usd"] <= high
-    assert {one["option"] for one in found["break_evens"]} >= {"tune-small", "tune-open"}
-    assert all(swing["lead_at_low_usd"] is not None for swing in found["tornado"])
+    assert {row["option"] for row in output["break_evens"]} >= {"tune-small", "tune-open"}
+    assert all(swing["lead_at_low_usd"] is not None for swing in output["tornado"])
 
 
 def test_overrides_reach_the_case_and_the_prices(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,17 +80,17 @@ def test_overrides_reach_the_case_and_the_prices(capsys: pytest.CaptureFixture[s
 def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     old = tmp_path / "ours.yaml"
     old.write_text((EXAMPLES / "prices.yaml").read_text().replace("2026-11-01", "2020-01-01"))
-    found = values(capsys, LOW, "--prices", old)
-    assert any("hosted.hosted-large: the price is of 2020-01-01" in line for line in found["warnings"])
+    output = values(capsys, LOW, "--prices", old)
+    assert any("hosted.hosted-large: the price is of 2020-01-01" in line for line in output["warnings"])
     assert "look it up again" in run(capsys, LOW, old)[1]
-    again = tmp_path / "again.yaml"
-    shutil.copy(old, again)
-    code, _, err = run(capsys, LOW, old, again)
+    second_file = tmp_path / "again.yaml"
+    shutil.copy(old, second_file)
+    code, _, err = run(capsys, LOW, old, second_file)
     assert (code, "there are two price files" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ([], "Missing argument"),
         (["none.yaml"], "none.yaml: the config file does not exist"),
@@ -103,11 +103,11 @@ def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[st
         ([LOW, "--prices", "none.yaml"], "none.yaml does not exist"),
     ],
 )
-def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[object], says: str) -> None:
+def test_what_is_wrong_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[object], message: str) -> None:
     code, out, err = run(capsys, *arguments)
     assert code == 2
     assert out == ""
-    assert says in err
+    assert message in err
     assert len(err.splitlines()) == 1
 
 
@@ -127,5 +127,5 @@ def test_no_torch_no_numpy() -> None:
         "heavy = {m.split('.')[0] for m in sys.modules} & {'torch', 'numpy', 'scipy', 'matplotlib'}\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr

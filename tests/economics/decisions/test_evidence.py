@@ -13,7 +13,7 @@ from tests.economics.decisions.builders import PRICES, TODAY, case_values
 from bedplate.core.errors import ConfigError
 from bedplate.economics.bills.decisions import Decision, decide, load_case
 from bedplate.economics.bills.decisions.words import answer, as_values, reasons
-from bedplate.economics.hardware.machine import EngineSpeed, Machine, SecondsCurve, StepShape, write_machine
+from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, SecondsCurve, StepShape, write_machine
 
 
 def row(rung: str, split: str = "valid", **changes: Any) -> dict[str, Any]:
@@ -87,62 +87,67 @@ LORA = {"machine": {"name": "box", "utilisation": 0.5}, "report": {"file": "repo
 
 def test_a_rung_gives_quality_latency_and_seconds_at_todays_price(tmp_path: Path) -> None:
     option = {**LORA, "tuning": {"labels": 1772}}
-    one = decided(write(tmp_path, REPORT, option)).outcome("it")
-    assert one.quality == 0.895  # what passed reads high
-    assert one.quality_interval == pytest.approx((0.868, 0.923))  # down to the verdict's own bound
-    assert one.p95_ms == 54.0
+    outcome = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert outcome.quality == 0.895  # what passed reads high
+    assert outcome.quality_interval == pytest.approx((0.868, 0.923))  # down to the verdict's own bound
+    assert outcome.p95_ms == 54.0
     seconds = 0.00095 / 1000 / (0.10 / 3600)  # measured seconds, at the report's own price
-    assert one.busy == pytest.approx(1000 * seconds / 86_400)
-    bill = {what: usd for _, what, usd in one.lines}
+    assert outcome.busy == pytest.approx(1000 * seconds / 86_400)
+    bill = {label: usd for _, label, usd in outcome.lines}
     assert bill["tuning compute"] == pytest.approx(240 / 3600 * 2)  # the price file's machine, not the report's
     assert bill["reserved machines"] == pytest.approx(4800)
-    assert one.notes == (
+    assert outcome.notes == (
         "the verdict of its report is PASS: quality at least 0.868 with 97.0% confidence (report.json, lora on test)",
         "it is tuned once and never again",
     )
-    assert one.doubts == ()
+    assert outcome.doubts == ()
 
 
 def test_valid_rows_are_said_to_be_what_choices_were_made_on(tmp_path: Path) -> None:
     option = {**LORA, "report": {**LORA["report"], "rung": "zero_shot"}}
-    one = decided(write(tmp_path, REPORT, option)).outcome("it")
-    assert one.quality == 0.82
-    assert one.notes == (
+    outcome = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert outcome.quality == 0.82
+    assert outcome.notes == (
         "its quality is an estimate on rows that choices were made on (report.json, zero_shot on valid)",
     )
     lora = {**LORA, "report": {**LORA["report"], "split": "valid"}}
     assert decided(write(tmp_path, REPORT, lora)).outcome("it").quality == 0.913
 
 
-def made(kind: str, main: str | None = "w" * 64, *parents: str) -> dict[str, Any]:
+def skin_entry(skin_type: str, main: str | None = "w" * 64, *parents: str) -> dict[str, Any]:
     """As adaptation/report/report.py writes it of a skin."""
-    return {"kind": kind, "skin_id": kind, "parents": list(parents), "bases": {} if main is None else {"main": main}}
+    return {
+        "kind": skin_type,
+        "skin_id": skin_type,
+        "parents": list(parents),
+        "bases": {} if main is None else {"main": main},
+    }
 
 
 @pytest.mark.parametrize(
     ("skin", "method", "in_short"),
     [
-        (made("probe"), "Tune open weights", "open, tuned"),
-        (made("lora+retrieval"), "Tune open weights with retrieval", "open, tuned, retrieval"),
-        (made("prompt", "c" * 64), "Tune open weights", "open, tuned"),  # on a base of its own
-        (made("cascade", None, "probe"), "Tune open weights", "open, tuned"),
-        (made("classical", None), "Train a classical model", "own, classical"),
-        (made("prompt"), "Prompt open weights", "open, prompted"),
-        (made("knn"), "Prompt open weights", "open, prompted"),
-        (made("cascade", None, "prompt"), "Prompt open weights", "open, prompted"),
-        (made("hosted", "model at address"), "Prompt open weights", "open, prompted"),
+        (skin_entry("probe"), "Tune open weights", "open, tuned"),
+        (skin_entry("lora+retrieval"), "Tune open weights with retrieval", "open, tuned, retrieval"),
+        (skin_entry("prompt", "c" * 64), "Tune open weights", "open, tuned"),  # on a base of its own
+        (skin_entry("cascade", None, "probe"), "Tune open weights", "open, tuned"),
+        (skin_entry("classical", None), "Train a classical model", "own, classical"),
+        (skin_entry("prompt"), "Prompt open weights", "open, prompted"),
+        (skin_entry("knn"), "Prompt open weights", "open, prompted"),
+        (skin_entry("cascade", None, "prompt"), "Prompt open weights", "open, prompted"),
+        (skin_entry("hosted", "model at address"), "Prompt open weights", "open, prompted"),
     ],
 )
 def test_what_was_done_is_what_the_skin_of_the_report_says(
     tmp_path: Path, skin: dict[str, Any], method: str, in_short: str
 ) -> None:
-    others = {"a": made("probe"), "b": made("prompt")}
-    lineage = {"bases": [{"weights_id": "w" * 64}], "skins": {**others, "lora": skin}}
-    found = decided(write(tmp_path, {**REPORT, "lineage": lineage}, LORA))
-    assert answer(found).startswith(f"{method}: it costs ")
-    one = found.outcome("it")
-    assert one.method_in_short == in_short
-    unpaid = [note for note in one.notes if "has no `tuning`" in note]
+    parent_skins = {"a": skin_entry("probe"), "b": skin_entry("prompt")}
+    lineage = {"bases": [{"weights_id": "w" * 64}], "skins": {**parent_skins, "lora": skin}}
+    decision = decided(write(tmp_path, {**REPORT, "lineage": lineage}, LORA))
+    assert answer(decision).startswith(f"{method}: it costs ")
+    outcome = decision.outcome("it")
+    assert outcome.method_in_short == in_short
+    unpaid = [note for note in outcome.notes if "has no `tuning`" in note]
     assert len(unpaid) == ("prompted" not in in_short)
     stated = decided(write(tmp_path, {**REPORT, "lineage": lineage}, {**LORA, "tuning": {"labels": 10}})).outcome("it")
     assert stated.method_in_short.startswith("open, tuned")
@@ -154,16 +159,16 @@ def test_options_of_one_bill_cost_as_much(tmp_path: Path) -> None:
     values = yaml.safe_load(case.read_text())
     values["options"]["same"] = {**LORA, "quality": 0.5}
     case.write_text(yaml.safe_dump(values))
-    found = decided(case)
-    assert answer(found).endswith("next is same, which costs as much.")
-    assert "same costs as much." in reasons(found)
+    decision = decided(case)
+    assert answer(decision).endswith("next is same, which costs as much.")
+    assert "same costs as much." in reasons(decision)
 
 
 def test_what_the_option_states_goes_before_the_report(tmp_path: Path) -> None:
     option = {**LORA, "quality": 0.7, "p95_ms": 300, "machine": {**LORA["machine"], "seconds_per_call": 2}}
-    one = decided(write(tmp_path, REPORT, option)).outcome("it")
-    assert (one.quality, one.p95_ms) == (0.7, 300)
-    assert one.busy == pytest.approx(2000 / 86_400)
+    outcome = decided(write(tmp_path, REPORT, option)).outcome("it")
+    assert (outcome.quality, outcome.p95_ms) == (0.7, 300)
+    assert outcome.busy == pytest.approx(2000 / 86_400)
 
 
 def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> None:
@@ -172,7 +177,7 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("report", "change", "says"),
+    ("report", "change", "message"),
     [
         (REPORT, {"rung": "loar"}, "there is no rung 'loar'; did you mean 'lora'?"),
         (REPORT, {"rung": "few_shot"}, "the rung 'few_shot' was skipped (prompt over the budget); choose another"),
@@ -191,11 +196,11 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
         ({**REPORT, "rungs": [row("lora")], "machine": []}, {}, "the report was made at a machine price of 0"),
     ],
 )
-def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[str, str], says: str) -> None:
+def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[str, str], message: str) -> None:
     option = {**LORA, "report": {**LORA["report"], **change}}
     with pytest.raises(ConfigError) as caught:
         decided(write(tmp_path, report, option))
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "case.yaml: options.it" in str(caught.value)
 
 
@@ -208,7 +213,7 @@ BROKEN = {"guard": "retention", "holds": False, "reason": "accuracy fell by 0.1"
 
 
 @pytest.mark.parametrize(
-    ("report", "says"),
+    ("report", "message"),
     [
         (FAILED, "the report's verdict is FAIL: Every upper bound lies below."),
         ({**FAILED, "verdict": {**FAILED["verdict"], "status": "INSUFFICIENT_DATA"}}, "verdict is INSUFFICIENT_DATA"),
@@ -219,17 +224,19 @@ BROKEN = {"guard": "retention", "holds": False, "reason": "accuracy fell by 0.1"
         ({**REPORT, "requirements": {"lora": [{**BROKEN, "holds": None}]}}, "a requirement of lora is undecided"),
     ],
 )
-def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(tmp_path: Path, report: Any, says: str) -> None:
+def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(
+    tmp_path: Path, report: Any, message: str
+) -> None:
     path = write(tmp_path, report, LORA)
     with pytest.raises(ConfigError, match=r"or say under report\.despite why") as caught:
         decided(path)
-    assert says in str(caught.value)
-    found = decided(path, "options.it.report.despite=nothing else is there")
-    assert says in found.outcome("it").doubts[0]
-    assert found.outcome("it").doubts[-1] == "used all the same: nothing else is there"
-    assert "on a report without a PASS that holds" in answer(found)
-    assert reasons(found)[0].startswith("it rests on no PASS: ")
-    assert as_values(found)["options"][0]["doubts"] == found.outcome("it").doubts
+    assert message in str(caught.value)
+    decision = decided(path, "options.it.report.despite=nothing else is there")
+    assert message in decision.outcome("it").doubts[0]
+    assert decision.outcome("it").doubts[-1] == "used all the same: nothing else is there"
+    assert "on a report without a PASS that holds" in answer(decision)
+    assert reasons(decision)[0].startswith("it rests on no PASS: ")
+    assert as_values(decision)["options"][0]["doubts"] == decision.outcome("it").doubts
 
 
 def test_the_bound_of_a_comparison_is_none_of_quality(tmp_path: Path) -> None:
@@ -238,11 +245,11 @@ def test_the_bound_of_a_comparison_is_none_of_quality(tmp_path: Path) -> None:
     target = {"value": 0.86, "value_given": False, "against": "current", "better_by": 0}
     report = {**REPORT, "target": target, "nominees": {"confirmations": [confirmed]}}
     path = write(tmp_path, report, LORA, bar={"quality": 0.88})
-    one = decided(path).outcome("it")
-    assert one.quality == 0.895
-    assert one.quality_interval == pytest.approx((0.872, 0.923))
-    assert not one.feasible
-    assert one.notes[0] == (
+    outcome = decided(path).outcome("it")
+    assert outcome.quality == 0.895
+    assert outcome.quality_interval == pytest.approx((0.872, 0.923))
+    assert not outcome.feasible
+    assert outcome.notes[0] == (
         "the verdict of its report is PASS, by a comparison with current, which bounds the difference alone: its "
         "quality is an estimate with its interval (report.json, lora on test)"
     )
@@ -261,8 +268,8 @@ def test_another_rung_of_a_report_that_passed_has_its_own_bound_or_none(tmp_path
     path = write(tmp_path, report, {**LORA, "report": {**LORA["report"], "rung": "probe"}})
     assert decided(path).outcome("it").notes[0].startswith("the verdict of its report is PASS of lora, not of probe: ")
     assert (decided(path).outcome("it").quality_interval or (0,))[0] == pytest.approx(0.79)
-    found = decided(path, "options.it.report.rung=majority").outcome("it")
-    assert "it was no nominee, so that no verdict bounds it" in found.notes[0]
+    outcome = decided(path, "options.it.report.rung=majority").outcome("it")
+    assert "it was no nominee, so that no verdict bounds it" in outcome.notes[0]
 
 
 def test_the_bounds_of_the_p95_are_its_range(tmp_path: Path) -> None:
@@ -289,7 +296,7 @@ def speed() -> EngineSpeed:
 
 def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
     write_machine(
-        Machine(
+        MeasuredMachine(
             cpu="test",
             threads=2,
             memory_bytes=1,
@@ -312,11 +319,11 @@ def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
     step = 0.010 + 0.002 + 1e-6 * 8 * 625
     expected = (prompt + 50 * step / 8) * 2 / 3600
     assert decided(path).outcome("it").cost_per_call == pytest.approx(expected, rel=1e-3)
-    for change, says in (
+    for change, message in (
         ({"base": "smollm"}, "smollm was not measured on this machine"),
         ({**measured, "weights": "int8"}, "smollm2-135m in int8 was not measured"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=message):
             decided(path, f"options.it.machine.measured={json.dumps(change)}")
     with pytest.raises(ConfigError, match="this machine was not measured yet"):
         decided(path, "prices.machines.box.measured=gone.json")
@@ -334,8 +341,8 @@ def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
     }
     path = write(tmp_path, REPORT, option)
     (tmp_path / "prices.yaml").write_text(PRICES.replace("devices: 8", "devices: 1"))
-    found = decided(path)
-    speeds = {each.input.name.rpartition(".")[2]: each.input for each in found.sensitivities}
+    decision = decided(path)
+    speeds = {sensitivity.input.name.rpartition(".")[2]: sensitivity.input for sensitivity in decision.sensitivities}
     prefill, decode = speeds["prefill_tokens_per_second"], speeds["decode_tokens_per_second"]
     # 100 tokens are fewer than it takes to be bound by products: the step reads 7.5 billion weights of two bytes
     read = 7.5e9 * 2 / 3.35e12
@@ -344,9 +351,9 @@ def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
     assert decode.value == pytest.approx(64 / ((7.5e9 * 2 + keys) / 3.35e12 / 0.75 + 1.5e-3), rel=0.03)
     assert prefill.low < prefill.value < prefill.high
     assert "planned: llama-3.1-8b in bfloat16, data sheet of NVIDIA H100" in prefill.source
-    low, high = found.outcome("it").total_interval
-    assert low < found.outcome("it").total_usd < high
-    for override, says in (
+    low, high = decision.outcome("it").total_interval
+    assert low < decision.outcome("it").total_usd < high
+    for override, message in (
         ("options.it.machine.planned.batch=9000", r"GB more than a machine holds; take smaller weights"),
         ("options.it.machine.planned.model=llama-3.1-9b", r"planned: .*llama-3\.1-8b"),
         ("options.it.machine.planned.model=bert-base", "decoder"),
@@ -354,5 +361,5 @@ def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
         ("options.it.machine.planned={model: a, batch: 0}", "greater than or equal to 1"),
         ("options.it.machine.seconds_per_call=1", "give one of seconds_per_call"),
     ):
-        with pytest.raises(ConfigError, match=says):
+        with pytest.raises(ConfigError, match=message):
             decided(path, override)

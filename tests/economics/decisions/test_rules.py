@@ -25,12 +25,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "own": {**MACHINE, "pretraining": {"usd": 1e6}},
     "own_retrieval": {**MACHINE, "pretraining": {"usd": 1e6}, **SENT_RETRIEVAL},
 }
-HERE = {"prompt_open", "tune_open", "retrieve_open", "own"}
+SELF_HOSTED = {"prompt_open", "tune_open", "retrieve_open", "own"}
 ALLOWED = {
     "regulatory_isolation": {"own"},
-    "data_may_not_leave": HERE,
-    "latency": HERE,
-    "highly_proprietary_data": {*HERE, "prompt_hosted"},
+    "data_may_not_leave": SELF_HOSTED,
+    "latency": SELF_HOSTED,
+    "highly_proprietary_data": {*SELF_HOSTED, "prompt_hosted"},
     "frontier_research": {"own", "own_retrieval"},
 }
 
@@ -41,30 +41,32 @@ def test_every_constraint_is_tested() -> None:
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_a_constraint_rules_out_what_it_says(name: str) -> None:
-    found = decided(OPTIONS, constraints={name: "because"})
-    assert {one.name for one in found.outcomes if not one.broken} == ALLOWED[name]
-    assert found.answer in ALLOWED[name]
-    assert found.unconstrained == "prompt_hosted"
-    why = "\n".join(reasons(found))
-    assert f"{name} (because): {RULES[name].says}" in why  # pyright: ignore[reportArgumentType]
-    out = found.outcome("tune_hosted")
+    decision = decided(OPTIONS, constraints={name: "because"})
+    assert {outcome.name for outcome in decision.outcomes if not outcome.broken} == ALLOWED[name]
+    assert decision.answer in ALLOWED[name]
+    assert decision.unconstrained == "prompt_hosted"
+    why = "\n".join(reasons(decision))
+    assert f"{name} (because): {RULES[name].explanation}" in why  # pyright: ignore[reportArgumentType]
+    out = decision.outcome("tune_hosted")
     assert out.broken == (name,)
     assert out.name in why
-    assert {one.option for one in found.break_evens} | {one.against for one in found.break_evens} <= ALLOWED[name]
+    assert {break_even.option for break_even in decision.break_evens} | {
+        break_even.against for break_even in decision.break_evens
+    } <= ALLOWED[name]
 
 
 def test_the_price_of_a_constraint_is_said() -> None:
-    found = decided(OPTIONS, constraints={"regulatory_isolation": "the supervisor"})
-    free, own = found.outcome("prompt_hosted"), found.outcome("own")
-    assert own.net_usd - free.net_usd == pytest.approx(1e6 + 4800 - 165)
-    line = next(one for one in reasons(found) if one.startswith("Without"))
+    decision = decided(OPTIONS, constraints={"regulatory_isolation": "the supervisor"})
+    free, own_outcome = decision.outcome("prompt_hosted"), decision.outcome("own")
+    assert own_outcome.net_usd - free.net_usd == pytest.approx(1e6 + 4800 - 165)
+    line = next(reason for reason in reasons(decision) if reason.startswith("Without"))
     assert line == (
         "Without regulatory_isolation it would be prompt_hosted at $165: regulatory_isolation costs $1.00 million."
     )
 
 
 @pytest.mark.parametrize(
-    ("quality", "feasible", "sure", "says"),
+    ("quality", "feasible", "sure", "message"),
     [
         ({"value": 0.92, "low": 0.90, "high": 0.94}, True, None, ""),
         ({"value": 0.92, "low": 0.89, "high": 0.94}, False, False, "only shown to be at least 0.89; 0.9 is wanted"),
@@ -74,24 +76,24 @@ def test_the_price_of_a_constraint_is_said() -> None:
     ],
 )
 def test_the_low_end_of_quality_must_clear_the_bar(
-    quality: object, feasible: bool, sure: bool | None, says: str
+    quality: object, feasible: bool, sure: bool | None, message: str
 ) -> None:
-    found = decided({"it": {**HOSTED, "quality": quality}}, bar={"quality": 0.9})
-    one = found.outcome("it")
-    assert one.feasible is feasible
-    assert [short.shown for short in one.short] == ([] if sure is None else [sure])
-    assert says in "".join(short.text for short in one.short)
-    assert (found.answer == NOTHING_FEASIBLE) is not feasible
+    decision = decided({"it": {**HOSTED, "quality": quality}}, bar={"quality": 0.9})
+    outcome = decision.outcome("it")
+    assert outcome.feasible is feasible
+    assert [short.shown for short in outcome.short] == ([] if sure is None else [sure])
+    assert message in "".join(short.text for short in outcome.short)
+    assert (decision.answer == NOTHING_FEASIBLE) is not feasible
 
 
 def test_an_unknown_latency_is_none_that_clears() -> None:
     bar = {"p95_ms": 100}
-    found = decided({"a": HOSTED, "b": {"model": "small", "p95_ms": {"value": 90, "low": 80, "high": 120}}}, bar=bar)
-    assert found.answer == NOTHING_FEASIBLE
-    assert answer(found) == (
+    decision = decided({"a": HOSTED, "b": {"model": "small", "p95_ms": {"value": 90, "low": 80, "high": 120}}}, bar=bar)
+    assert decision.answer == NOTHING_FEASIBLE
+    assert answer(decision) == (
         "None of the 2 options will do: a (its p95_ms is not known; at most 100 is wanted), "
         "b (its p95 latency is up to 120 ms; at most 100 is wanted)."
     )
-    latency = next(each for each in found.sensitivities if each.input.name == "bar.p95_ms")
+    latency = next(sensitivity for sensitivity in decision.sensitivities if sensitivity.input.name == "bar.p95_ms")
     assert latency.above is not None
     assert (latency.above.at, latency.above.to) == (pytest.approx(120), "b")

@@ -18,51 +18,51 @@ EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 CASES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml")
 
 
-def override(each: Sensitivity, value: float) -> str:
+def override(sensitivity: Sensitivity, value: float) -> str:
     """As written on a command line; a quality or latency keeps the width of its range."""
-    one = each.input
-    if one.name.endswith((".quality", ".p95_ms")) and not one.exact:
-        low, high = value - (one.value - one.low), value + (one.high - one.value)
-        return f"{one.name}=" + json.dumps({"value": value, "low": low, "high": high})
-    return f"{one.name}={value!r}"
+    quantity = sensitivity.input
+    if quantity.name.endswith((".quality", ".p95_ms")) and not quantity.exact:
+        low, high = value - (quantity.value - quantity.low), value + (quantity.high - quantity.value)
+        return f"{quantity.name}=" + json.dumps({"value": value, "low": low, "high": high})
+    return f"{quantity.name}={value!r}"
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_at_every_flipping_point_the_answer_really_changes(name: str) -> None:
-    found = decide(*load_case(EXAMPLES / name), TODAY)
+    decision = decide(*load_case(EXAMPLES / name), TODAY)
     looked_at = 0
-    for each in found.sensitivities:
-        for flip in (each.below, each.above):
-            if flip is None or each.input.name.endswith("device_hours_per_token"):
+    for sensitivity in decision.sensitivities:
+        for flip in (sensitivity.below, sensitivity.above):
+            if flip is None or sensitivity.input.name.endswith("device_hours_per_token"):
                 continue
             looked_at += 1
-            step = 1e-6 * (flip.at - each.input.value)
+            step = 1e-6 * (flip.at - sensitivity.input.value)
             beyond, before = (
-                answer_of(*load_case(EXAMPLES / name, None, [override(each, flip.at + sign * step)]))
+                answer_of(*load_case(EXAMPLES / name, None, [override(sensitivity, flip.at + sign * step)]))
                 for sign in (1, -1)
             )
-            if each.input.name.endswith(".quality") and flip.at + step > 1:
+            if sensitivity.input.name.endswith(".quality") and flip.at + step > 1:
                 continue
-            assert before == found.answer, each.input.name
-            assert beyond == flip.to, each.input.name
-            assert beyond != found.answer
+            assert before == decision.answer, sensitivity.input.name
+            assert beyond == flip.to, sensitivity.input.name
+            assert beyond != decision.answer
     assert looked_at >= 3
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_does_not_flip_does_not_at_the_ends_it_was_looked_for(name: str) -> None:
-    found = decide(*load_case(EXAMPLES / name), TODAY)
-    for each in found.sensitivities:
-        if each.flips or each.input.name.endswith(("device_hours_per_token", ".quality")):
+    decision = decide(*load_case(EXAMPLES / name), TODAY)
+    for sensitivity in decision.sensitivities:
+        if sensitivity.flips or sensitivity.input.name.endswith(("device_hours_per_token", ".quality")):
             continue
-        assert each.input.search is not None
-        for end in each.input.search:
+        assert sensitivity.input.search is not None
+        for end in sensitivity.input.search:
             try:
-                case, prices = load_case(EXAMPLES / name, None, [override(each, end)])
+                case, prices = load_case(EXAMPLES / name, None, [override(sensitivity, end)])
             except ConfigError:  # a file may not have cached input dearer than input, a range may
-                assert each.input.name.endswith(("million_input", "cached_input"))
+                assert sensitivity.input.name.endswith(("million_input", "cached_input"))
                 continue
-            assert answer_of(case, prices) == found.answer
+            assert answer_of(case, prices) == decision.answer
 
 
 RANGED = PRICES.replace(
@@ -80,26 +80,36 @@ def two(**changes: object) -> Decision:
 
 def test_a_flip_by_hand() -> None:
     """a: 750 a million per call; b: 1,400 and 50 USD. Dearer input makes b the answer."""
-    found = two()
-    assert found.answer == "a"
-    price = next(each for each in found.sensitivities if each.input.name.endswith("small.usd_per_million_input"))
+    decision = two()
+    assert decision.answer == "a"
+    price = next(
+        sensitivity
+        for sensitivity in decision.sensitivities
+        if sensitivity.input.name.endswith("small.usd_per_million_input")
+    )
     # 100,000 × (600 p + 150) / 10⁶ = 50 + 100,000 × 1,400 / 10⁶
     assert price.above is not None
     assert price.above.at == pytest.approx(((50 + 140) * 10 - 150) / 600)
     assert (price.above.to, price.below) == ("b", None)
     assert not price.above.within
     assert price.nearness == pytest.approx(price.above.at)
-    volume = next(each for each in found.sensitivities if each.input.name == "traffic.calls_per_day")
+    volume = next(
+        sensitivity for sensitivity in decision.sensitivities if sensitivity.input.name == "traffic.calls_per_day"
+    )
     assert not volume.flips  # b costs more to start and per call
 
 
 def test_ranges_say_whether_a_flip_lies_within() -> None:
-    found = decided(TWO, prices=RANGED)
-    price = next(each for each in found.sensitivities if each.input.name.endswith("small.usd_per_million_input"))
+    decision = decided(TWO, prices=RANGED)
+    price = next(
+        sensitivity
+        for sensitivity in decision.sensitivities
+        if sensitivity.input.name.endswith("small.usd_per_million_input")
+    )
     assert price.above is not None
     assert price.above.within
-    assert 0 < found.outcome("b").best_in < 0.5
-    assert found.outcome("a").best_in + found.outcome("b").best_in == pytest.approx(1)
+    assert 0 < decision.outcome("b").best_in < 0.5
+    assert decision.outcome("a").best_in + decision.outcome("b").best_in == pytest.approx(1)
 
 
 def test_share_of_draws_that_win_is_the_share_of_the_triangle() -> None:
@@ -110,32 +120,34 @@ def test_share_of_draws_that_win_is_the_share_of_the_triangle() -> None:
 
 def test_an_interval_is_the_triangles_percentiles_and_repeats_with_its_seed() -> None:
     option = {"it": {"model": "small", "setup": {"usd": {"value": 1000, "low": 400, "high": 2000}}}}
-    found = decided(option).outcome("it")
+    outcome = decided(option).outcome("it")
     calls = 100_000 * 750 / 1e6
     low = 400 + (0.05 * 1600 * 600) ** 0.5
     high = 2000 - (0.05 * 1600 * 1000) ** 0.5
-    assert found.total_interval == pytest.approx((low + calls, high + calls), rel=0.02)
-    assert decided(option).outcome("it").total_interval == found.total_interval
-    assert decided(option, "seed=1").outcome("it").total_interval != found.total_interval
+    assert outcome.total_interval == pytest.approx((low + calls, high + calls), rel=0.02)
+    assert decided(option).outcome("it").total_interval == outcome.total_interval
+    assert decided(option, "seed=1").outcome("it").total_interval != outcome.total_interval
 
 
 def test_none_that_pays_is_an_answer_and_revenue_can_flip_it() -> None:
     options = {"a": {"model": "small"}}
-    found = decided(options, value={"usd_per_call": 0.0005})
-    assert found.answer == NOTHING_PAYS
-    assert found.chosen is None
-    revenue = next(each for each in found.sensitivities if each.input.name == "value.usd_per_call")
+    decision = decided(options, value={"usd_per_call": 0.0005})
+    assert decision.answer == NOTHING_PAYS
+    assert decision.chosen is None
+    revenue = next(
+        sensitivity for sensitivity in decision.sensitivities if sensitivity.input.name == "value.usd_per_call"
+    )
     assert revenue.above is not None
     assert revenue.above.at == pytest.approx(750 / 1e6)
     assert revenue.above.to == "a"
 
 
 def test_the_tornado_is_the_lead_at_the_ends() -> None:
-    found = two()
+    decision = two()
     lead = 50 + 140 - 75
-    widest = found.tornado[0]
-    assert widest.width == max(swing.width for swing in found.tornado)
-    by_name = {swing.input.name: swing for swing in found.tornado}
+    widest = decision.tornado[0]
+    assert widest.width == max(swing.width for swing in decision.tornado)
+    by_name = {swing.input.name: swing for swing in decision.tornado}
     output = by_name["prices.hosted.large.usd_per_million_output"]
     assert output.assumed
     assert (output.low, output.high) == pytest.approx((16, 24))

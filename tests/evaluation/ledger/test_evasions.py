@@ -21,30 +21,30 @@ from bedplate.evaluation.task import load_task
 from bedplate.skins.catalog import Catalog
 
 VERBS = ("broke", "works", "arrived", "smells", "shines", "leaks", "sings", "burns")
-THINGS = [
+NOUNS = [
     f"{a}{b}" for a in ("tea", "sun", "rain", "book", "snow", "fire") for b in ("pot", "hat", "coat", "shelf", "light")
 ]
 Row = Mapping[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def data_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BEDPLATE_DATA_LEDGER")
 
 
 def rows(seed: int = 0, count: int = 120) -> list[Row]:
     draw = random.Random(seed)
-    made: list[Row] = []
+    records: list[Row] = []
     for number in range(count):
-        long = " ".join(draw.choices(THINGS, k=draw.choice((2, 5, 18))))
-        text = f"the {long} {draw.choice(VERBS)} {draw.choice(THINGS)} {draw.randrange(10**6)}"
-        made.append({"id": f"{seed}-{number}", "text": text, "label": "no" if number % 2 else "yes"})
-    return made
+        long = " ".join(draw.choices(NOUNS, k=draw.choice((2, 5, 18))))
+        text = f"the {long} {draw.choice(VERBS)} {draw.choice(NOUNS)} {draw.randrange(10**6)}"
+        records.append({"id": f"{seed}-{number}", "text": text, "label": "no" if number % 2 else "yes"})
+    return records
 
 
-def task(place: Path, found: list[Row], inputs: Mapping[str, str], name: str = "rows.jsonl") -> Path:
+def task(place: Path, records: list[Row], inputs: Mapping[str, str], name: str = "rows.jsonl") -> Path:
     place.mkdir(parents=True, exist_ok=True)
-    (place / name).write_text("".join(json.dumps(row) + "\n" for row in found), "utf-8")
+    (place / name).write_text("".join(json.dumps(row) + "\n" for row in records), "utf-8")
     values = {
         "task": "asked",
         "inputs": {field: {"column": column} for field, column in inputs.items()},
@@ -63,7 +63,7 @@ def opened(path: Path, verdict: str) -> Opening:
 
 
 def changed(change: Callable[[str], str]) -> Callable[[list[Row]], list[Row]]:
-    return lambda found: [{**row, "text": change(row["text"])} for row in found]
+    return lambda records: [{**row, "text": change(row["text"])} for row in records]
 
 
 def one_word(text: str) -> str:
@@ -72,32 +72,36 @@ def one_word(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("change", "inputs", "where"),
+    ("change", "inputs", "location"),
     [
-        (lambda found: [{**row, "body": row["text"]} for row in found], {"renamed": "body"}, "here"),
-        (lambda found: [{**row, "shop": "books"} for row in found], {"text": "text", "shop": "shop"}, "another home"),
+        (lambda records: [{**row, "body": row["text"]} for row in records], {"renamed": "body"}, "here"),
+        (
+            lambda records: [{**row, "shop": "books"} for row in records],
+            {"text": "text", "shop": "shop"},
+            "another home",
+        ),
         (changed(lambda text: text + "."), {"text": "text"}, "another place"),
         (changed(lambda text: text.replace("e", "e\u200b")), {"text": "text"}, "another home"),
-        (lambda found: found[::-1], {"text": "text"}, "another place"),
+        (lambda records: records[::-1], {"text": "text"}, "another place"),
         (changed(one_word), {"text": "text"}, "here"),
         (changed(one_word), {"words": "text"}, "another home"),
-        (lambda found: [{**row, "id": f"new{i}"} for i, row in enumerate(found)], {"text": "text"}, "here"),
+        (lambda records: [{**row, "id": f"new{i}"} for i, row in enumerate(records)], {"text": "text"}, "here"),
     ],
     ids=["renamed", "added", "full stop", "zero width", "order", "one word", "one word at another home", "ids"],
 )
 def test_the_same_rows_are_counted(
     change: Callable[[list[Row]], list[Row]],
     inputs: Mapping[str, str],
-    where: str,
+    location: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert opened(task(tmp_path / "data", rows(), {"text": "text"}), "first").number == 1
-    if where == "another home":
+    if location == "another home":
         monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "elsewhere"))
-    place = tmp_path / ("copied" if where == "another place" else "data")
-    found = opened(task(place, change(rows()), inputs, "mine.jsonl"), "second")
-    assert (found.number, found.exploratory) == (2, True)
+    place = tmp_path / ("copied" if location == "another place" else "data")
+    opening = opened(task(place, change(rows()), inputs, "mine.jsonl"), "second")
+    assert (opening.number, opening.exploratory) == (2, True)
     assert (
         opened(task(place, rows(1), {"text": "text"}, "fresh.jsonl"), "third").number == 1
     )  # rows of which none is known
@@ -110,16 +114,16 @@ def test_evaluate_writes_both_and_says_which_was_taken_away(tmp_path: Path) -> N
 
     path = task(tmp_path / "data", rows(), {"text": "text"})
     evaluate(Yes(), path, split="test")
-    beside = tmp_path / "data" / ".bedplate" / "test-openings.jsonl"
-    assert beside.is_file()
-    shutil.rmtree(beside.parent)
-    found = opened(path, "next")
-    assert found.number == 2
-    assert f"{beside}) is not there any more" in found.notes[0]
+    ledger_path = tmp_path / "data" / ".bedplate" / "test-openings.jsonl"
+    assert ledger_path.is_file()
+    shutil.rmtree(ledger_path.parent)
+    opening = opened(path, "next")
+    assert opening.number == 2
+    assert f"{ledger_path}) is not there any more" in opening.notes[0]
     shutil.rmtree(bedplate_home() / "ledger")
-    found = opened(path, "last")
-    assert found.number == 2  # of the first nobody knows any more; the second stands beside the data
-    assert "known from the ledger beside the data alone" in found.notes[0]
+    opening = opened(path, "last")
+    assert opening.number == 2  # of the first nobody knows any more; the second stands beside the data
+    assert "known from the ledger beside the data alone" in opening.notes[0]
 
 
 def judged(path: Path, out: Path, verdict: str) -> Path:
@@ -142,10 +146,10 @@ def test_what_every_ledger_has_lost_is_known_from_the_reports(tmp_path: Path) ->
     shutil.rmtree(bedplate_home() / "ledger")
     shutil.rmtree(tmp_path / "data" / ".bedplate")
     touched: list[Row] = [{"id": row["id"], "body": row["text"] + ".", "label": row["label"]} for row in rows()]
-    found = opened(task(tmp_path / "copy", touched, {"b": "body"}), "third")
-    assert found.number == 3
-    assert found.notes[0].startswith("2 earlier openings are known from reports alone (")
-    assert "is not there, though the catalogue beside it knows of 2 verdicts" in found.notes[1]
+    opening = opened(task(tmp_path / "copy", touched, {"b": "body"}), "third")
+    assert opening.number == 3
+    assert opening.notes[0].startswith("2 earlier openings are known from reports alone (")
+    assert "is not there, though the catalogue beside it knows of 2 verdicts" in opening.notes[1]
     assert opened(task(tmp_path / "other", rows(3), {"text": "text"}), "of others").number == 1
 
 
@@ -169,6 +173,6 @@ def test_the_first_verdict_of_a_home_says_so(tmp_path: Path) -> None:
 def test_rows_without_a_file_have_their_ledger_beside_the_task(tmp_path: Path) -> None:
     path = task(tmp_path / "data", rows(), {"text": "text"})
     read = load_task(path, ["data.source=vader-news"])
-    assert [one.parent.parent for one in ledger_for(read).beside] == [tmp_path / "data"]
-    assert ledger_for(load_task(path), leave=tmp_path / "data").beside == ledger_for(read).beside
-    assert ledger_for(None, tmp_path / "new.jsonl").beside[0].parent.parent == tmp_path
+    assert [ledger.parent.parent for ledger in ledger_for(read).data_ledgers] == [tmp_path / "data"]
+    assert ledger_for(load_task(path), leave=tmp_path / "data").data_ledgers == ledger_for(read).data_ledgers
+    assert ledger_for(None, tmp_path / "new.jsonl").data_ledgers[0].parent.parent == tmp_path

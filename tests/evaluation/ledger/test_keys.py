@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.ledger.keys import Keys, keys_of, known, words_of
+from bedplate.evaluation.ledger.keys import Keys, keys_of, matching_rows, words_of
 
 WORDS = [f"{a}{b}{c}" for a in "bdfglmnprst" for b in "aeiou" for c in ("nt", "rl", "sk", "m", "th")]
 Inputs = Mapping[str, str]
@@ -23,12 +23,12 @@ def keys(rows: Sequence[Inputs], ids: Sequence[str] | None = None) -> Keys:
     return keys_of(zip(ids or [f"line {i}" for i in range(len(rows))], rows, strict=True))
 
 
-def entry(made: Keys) -> dict[str, list[str]]:
-    return {"rows": [], "exact": made.all_exact, "like": made.all_weak}
+def ledger_line(row_keys: Keys) -> dict[str, list[str]]:
+    return {"rows": [], "exact": row_keys.all_exact, "like": row_keys.all_weak}
 
 
-def again(rows: Sequence[Inputs], before: Sequence[Inputs]) -> int:
-    return len(known(keys(rows), entry(keys(before))))
+def count_known(rows: Sequence[Inputs], before: Sequence[Inputs]) -> int:
+    return len(matching_rows(keys(rows), ledger_line(keys(before))))
 
 
 def test_marks_accents_case_and_what_does_not_show_are_left_aside() -> None:
@@ -55,8 +55,8 @@ def test_every_row_is_known_whatever_its_columns_and_marks_are(
 ) -> None:
     before = list({row["text"]: row for row in texts(80, 1, words)}.values())
     after = [change(row["text"]) for row in reversed(before)]
-    assert again(after, before) == len(before)
-    assert again(before, after) == len(before)
+    assert count_known(after, before) == len(before)
+    assert count_known(before, after) == len(before)
 
 
 def test_one_word_changed_is_nearly_the_same_text() -> None:
@@ -66,16 +66,18 @@ def test_one_word_changed_is_nearly_the_same_text() -> None:
         words = row["text"].split()
         words[len(words) // 2] = "zebra"
         after.append({"text": " ".join(words)})
-    assert again(after, before) >= 180
-    assert again(after[:4], before) >= 3
+    assert count_known(after, before) >= 180
+    assert count_known(after[:4], before) >= 3
 
 
 def test_an_id_is_a_key_of_a_text_that_says_something_like_it() -> None:
     ids = [f"r{i}" for i in range(60)]
     before = texts(60, 3, (3, 3))
     after = [{"text": f"{row['text'].split()[0]} {row['text'].split()[1]} zebra crossing"} for row in before]
-    assert len(known(keys(after, ids), entry(keys(before, ids)))) >= 30
-    assert not known(keys(texts(60, 4, (3, 3)), ids), entry(keys(before, ids)))  # ids that another file counts again
+    assert len(matching_rows(keys(after, ids), ledger_line(keys(before, ids)))) >= 30
+    assert not matching_rows(
+        keys(texts(60, 4, (3, 3)), ids), ledger_line(keys(before, ids))
+    )  # ids that another file counts again
 
 
 def cut(text: str) -> Inputs:
@@ -104,42 +106,44 @@ LOOKS = str.maketrans("aeopcxyi", "аеорсхуі")
 def test_a_row_is_known_by_what_a_reader_sees(change: Callable[[str], Inputs], words: tuple[int, int]) -> None:
     before = texts(24, 9, words)
     after = [change(row["text"]) for row in before]
-    assert again(after, before) == len(before)
-    assert again(before, after) == len(before)
+    assert count_known(after, before) == len(before)
+    assert count_known(before, after) == len(before)
     fresh = [change(row["text"]) for row in texts(24, 10, words)]
-    assert again(fresh, before) == again(fresh, after) == again(before, fresh) == 0
+    assert count_known(fresh, before) == count_known(fresh, after) == count_known(before, fresh) == 0
 
 
 @pytest.mark.parametrize("words", [(2, 3), (6, 14), (16, 60)])
 def test_fresh_rows_are_fresh(words: tuple[int, int]) -> None:
-    assert again(texts(300, 5, words), texts(300, 6, words)) == 0
+    assert count_known(texts(300, 5, words), texts(300, 6, words)) == 0
 
 
 def test_rows_of_one_template_are_told_apart() -> None:
-    said = "the parcel number {} was sent on day {} and the customer who asked for it still waits for an answer of ours"
-    first, second = ([{"text": said.format(n, n * 7)} for n in range(at, at + 50)] for at in (0, 50))
-    assert again(second, first) == 0
-    assert again(first[:20], first) == 20
+    template = (
+        "the parcel number {} was sent on day {} and the customer who asked for it still waits for an answer of ours"
+    )
+    first, second = ([{"text": template.format(n, n * 7)} for n in range(at, at + 50)] for at in (0, 50))
+    assert count_known(second, first) == 0
+    assert count_known(first[:20], first) == 20
 
 
 def test_a_text_that_many_rows_share_is_no_key_but_what_tells_them_apart_is() -> None:
     passage = "a passage that is long enough to be known by itself"
     first, second = ([{"passage": passage, "ask": f"why {n} then"} for n in range(at, at + 30)] for at in (0, 30))
-    assert again(second, first) == 0
-    assert again([{"q": row["ask"], "p": row["passage"]} for row in first], first) == 30
+    assert count_known(second, first) == 0
+    assert count_known([{"q": row["ask"], "p": row["passage"]} for row in first], first) == 30
 
 
 def test_short_texts_count_where_a_tenth_of_the_rows_agrees() -> None:
     before = [{"name": f"shop {n}", "kind": "food"} for n in range(100)]
     after = [{"name": f"shop {n}"} for n in range(97, 197)]
-    assert again(after, before) == 0
-    assert again([{"name": f"shop {n}"} for n in range(88, 188)], before) == 12
+    assert count_known(after, before) == 0
+    assert count_known([{"name": f"shop {n}"} for n in range(88, 188)], before) == 12
 
 
 def test_what_ledgers_knew_before_is_known() -> None:
     rows = texts(3, 7)
     old = {"rows": [row_hash(rows[1])]}
-    assert known(keys(rows), old) == {1}
+    assert matching_rows(keys(rows), old) == {1}
 
 
 def test_the_order_of_rows_does_not_change_what_is_kept() -> None:

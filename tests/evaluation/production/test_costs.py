@@ -26,30 +26,32 @@ DEAR = """
 def test_a_matrix_costs_what_its_confusions_cost(tmp_path: Path) -> None:
     task = load_task(write(tmp_path, {"costs": COSTS}, LABELS))
     rng = np.random.default_rng(0)
-    wanted, given = (rng.choice(["ham", "spam"], 300, p=[0.7, 0.3]) for _ in range(2))
-    found = evaluate_predictions(task, examples(*wanted), [str(one) for one in given])
-    by_hand = (confusion_matrix(wanted, given, labels=["ham", "spam"]) * [[0, 5.0], [0.4, 0]]).sum() / 300
-    assert found.scale.value(found.estimate) == pytest.approx(by_hand)
-    assert found.scoring == "real"
-    assert found.metric.startswith("usd_per_call (")
-    low, high = found.scale.ends(*found.interval)
+    targets, predictions = (rng.choice(["ham", "spam"], 300, p=[0.7, 0.3]) for _ in range(2))
+    evaluation = evaluate_predictions(task, examples(*targets), [str(label) for label in predictions])
+    by_hand = (confusion_matrix(targets, predictions, labels=["ham", "spam"]) * [[0, 5.0], [0.4, 0]]).sum() / 300
+    assert evaluation.scale.value(evaluation.estimate) == pytest.approx(by_hand)
+    assert evaluation.scoring == "real"
+    assert evaluation.metric.startswith("usd_per_call (")
+    low, high = evaluation.scale.ends(*evaluation.interval)
     assert 0 <= low < by_hand < high <= 5.0
-    assert f"${by_hand:.4f} (${low:.4f} to ${high:.4f})" in repr(found)
+    assert f"${by_hand:.4f} (${low:.4f} to ${high:.4f})" in repr(evaluation)
 
 
 def test_what_cannot_be_used_costs_the_worst_of_its_row_and_abstaining_what_it_is_said_to(tmp_path: Path) -> None:
     output: dict[str, Any] = {**LABELS, "abstain": {"coverage": 0.5, "answer": "ask"}}
     costs = {"ham": {"spam": 5.0, "ask": 0.2}, "spam": {"ham": 0.4, "ask": 0.1}}
     task = load_task(write(tmp_path, {"costs": costs}, output))
-    found = evaluate_predictions(task, examples("ham", "spam", "ham", "spam", "ham"), [None, None, "ask", "ask", "ham"])
-    assert [round(5 * (1 - row.score), 9) for row in found.rows] == [5.0, 0.4, 0.2, 0.1, 0.0]
+    evaluation = evaluate_predictions(
+        task, examples("ham", "spam", "ham", "spam", "ham"), [None, None, "ask", "ask", "ham"]
+    )
+    assert [round(5 * (1 - row.score), 9) for row in evaluation.rows] == [5.0, 0.4, 0.2, 0.1, 0.0]
 
 
 def test_a_function_costs_what_it_says(tmp_path: Path) -> None:
     metric = {"cost": "dear.py:usd", "worst_usd": 8}
     task = load_task(write(tmp_path, metric, dear=DEAR))
-    found = evaluate_predictions(task, examples("aa", "aaa", "a"), ["a", "aaa", None])
-    assert [8 * (1 - row.score) for row in found.rows] == [2.0, 0.0, 8.0]
+    evaluation = evaluate_predictions(task, examples("aa", "aaa", "a"), ["a", "aaa", None])
+    assert [8 * (1 - row.score) for row in evaluation.rows] == [2.0, 0.0, 8.0]
     with pytest.raises(DataError, match=r"is 18\.0 for row row-0; it must lie in 0 to worst_usd, \$8"):
         evaluate_predictions(task, examples("a"), ["a" * 10])
 
@@ -84,8 +86,8 @@ def test_a_scale_turns_scores_and_their_bounds_around() -> None:
     scale = Scale(4.0)
     assert (scale.value(0.75), scale.score(1.0), scale.difference(0.25)) == (1.0, 0.75, -1.0)
     assert scale.ends(0.5, 0.75) == (1.0, 2.0)
-    assert (scale.said(0.75), scale.bar(0.75), scale.least) == ("$1.0000", "$1", "at most")
+    assert (scale.format_score(0.75), scale.bar(0.75), scale.lower_phrase) == ("$1.0000", "$1", "at most")
     assert [Scale(20.0).bar(1 - usd / 20) for usd in (0.05, 0.0123, 1 / 3)] == ["$0.05", "$0.0123", "$0.3333"]
     plain = Scale()
     assert [plain.bar(share) for share in (0.8, 0.99995, 0.883765690376569)] == ["0.8", "0.99995", "0.8838"]
-    assert (plain.value(0.75), plain.ends(0.5, 0.75), plain.said(0.75)) == (0.75, (0.5, 0.75), "0.750")
+    assert (plain.value(0.75), plain.ends(0.5, 0.75), plain.format_score(0.75)) == (0.75, (0.5, 0.75), "0.750")

@@ -21,18 +21,18 @@ from bedplate.evaluation.task import Task, load_task
 
 def rows(n: int = 400) -> list[dict[str, Any]]:
     """Every text twice at the end of the first tenth; a fifth in German, which the running system gets wrong."""
-    made: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     for i in range(n):
         language = "de" if i % 5 == 0 else "en"
         label = "no" if i % 3 else "yes"
         wrong = "yes" if label == "no" else "no"
-        now = wrong if language == "de" else label
-        made.append({"text": f"row {i}", "label": label, "language": language, "now": now})
-    return made + made[: n // 10]
+        current_answer = wrong if language == "de" else label
+        records.append({"text": f"row {i}", "label": label, "language": language, "now": current_answer})
+    return records + records[: n // 10]
 
 
-def write(directory: Path, data: dict[str, Any], made: list[dict[str, Any]] | None = None, **more: Any) -> Path:
-    (directory / "rows.jsonl").write_text("\n".join(map(json.dumps, made or rows())), "utf-8")
+def write(directory: Path, data: dict[str, Any], records: list[dict[str, Any]] | None = None, **overrides: Any) -> Path:
+    (directory / "rows.jsonl").write_text("\n".join(map(json.dumps, records or rows())), "utf-8")
     task = {
         "task": "t",
         "inputs": {"text": {"column": "text"}},
@@ -44,7 +44,7 @@ def write(directory: Path, data: dict[str, Any], made: list[dict[str, Any]] | No
             **data,
         },
         "metric": "accuracy",
-        **more,
+        **overrides,
     }
     (directory / "task.yaml").write_text(json.dumps(task), "utf-8")
     return directory / "task.yaml"
@@ -57,23 +57,25 @@ def read(path: Path) -> tuple[Task, TaskData]:
 
 def answered(task: Task, data: TaskData, german: str = "right") -> Evaluation:
     """Right everywhere, or nowhere in German."""
-    other = {"no": "yes", "yes": "no"}
-    answers = [e.target if german == "right" or e.slices["language"] == "en" else other[e.target] for e in data.valid]
+    opposite = {"no": "yes", "yes": "no"}
+    answers = [
+        e.target if german == "right" or e.slices["language"] == "en" else opposite[e.target] for e in data.valid
+    ]
     return evaluate_predictions(task, data.valid, answers)
 
 
 def test_the_running_system_is_estimated_by_its_recorded_answers(tmp_path: Path) -> None:
     task, data = read(write(tmp_path, {"current": "now", "slices": ["language"]}))
     assert task.data.current is not None
-    found = evaluate_predictions(task, data.valid, [e.current for e in data.valid])
-    assert found.estimate == pytest.approx(np.mean([e.slices["language"] == "en" for e in data.valid]))
-    drop = drop_between(answered(task, data), found, 0.95)
-    assert drop.value == pytest.approx(1 - found.estimate)
+    evaluation = evaluate_predictions(task, data.valid, [e.current for e in data.valid])
+    assert evaluation.estimate == pytest.approx(np.mean([e.slices["language"] == "en" for e in data.valid]))
+    drop = drop_between(answered(task, data), evaluation, 0.95)
+    assert drop.value == pytest.approx(1 - evaluation.estimate)
 
 
 def test_what_it_did_not_answer_is_no_answer(tmp_path: Path) -> None:
-    made = [{**row, "now": None if i % 2 else " "} for i, row in enumerate(rows())]
-    assert {e.current for e in read(write(tmp_path, {"current": "now"}, made))[1].valid} == {None}
+    records = [{**row, "now": None if i % 2 else " "} for i, row in enumerate(rows())]
+    assert {e.current for e in read(write(tmp_path, {"current": "now"}, records))[1].valid} == {None}
     with pytest.raises(DataError, match=r"line 1: the recorded answer \(now\) is 7, not text"):
         read(write(tmp_path, {"current": "now"}, [{**rows()[0], "now": 7}, *rows()]))
     with pytest.raises(DataError, match="no column 'nov'"):
@@ -82,10 +84,10 @@ def test_what_it_did_not_answer_is_no_answer(tmp_path: Path) -> None:
 
 def test_copies_that_were_dropped_count_as_weights(tmp_path: Path) -> None:
     task, data = read(write(tmp_path, {"traffic": {"duplicates": True}}))
-    twice = {row["text"] for row in rows()[:40]}
+    duplicated = {row["text"] for row in rows()[:40]}
     weights = {e.inputs["text"]: e.weight for e in data.valid}
     assert np.mean(list(weights.values())) == pytest.approx(1.0)
-    ratio = {round(weight / min(weights.values())): text in twice for text, weight in weights.items()}
+    ratio = {round(weight / min(weights.values())): text in duplicated for text, weight in weights.items()}
     assert ratio == {1: False, 2: True}
     assert any("rows are weighted by the traffic and worth" in note for note in data.notes)
     plain = read(write(tmp_path, {}))[1]
@@ -97,19 +99,19 @@ def test_copies_that_were_dropped_count_as_weights(tmp_path: Path) -> None:
 def test_shares_of_a_slice_decide_what_it_weighs(tmp_path: Path) -> None:
     shares = {"shares": {"language": {"en": 0.3, "de": 0.7}}}
     task, data = read(write(tmp_path, {"traffic": shares}))
-    found = answered(task, data, german="wrong")
-    assert found.estimate == pytest.approx(0.3)
-    sizes = np.array([sum(e.slices["language"] == one for e in data.valid) for one in ("en", "de")])
+    evaluation = answered(task, data, german="wrong")
+    assert evaluation.estimate == pytest.approx(0.3)
+    sizes = np.array([sum(e.slices["language"] == language for e in data.valid) for language in ("en", "de")])
     kish = 1 / (np.array([0.3, 0.7]) ** 2 / sizes).sum()
     assert any(f"valid: {sizes.sum()} rows are weighted by the traffic and worth {kish:.0f}" in n for n in data.notes)
-    assert found.bound(0.95) < 0.3 < found.bound(0.95, "upper")
-    assert {(one.by, one.value): one.estimate for one in slices(found)}[("language", "de")] == 0.0
-    again = Evaluation.from_json(json.loads(json.dumps(found.to_json())))
-    assert again.bound(0.99) == found.bound(0.99)
-    better = compare(answered(task, data), found)
+    assert evaluation.bound(0.95) < 0.3 < evaluation.bound(0.95, "upper")
+    assert {(part.by, part.value): part.estimate for part in slices(evaluation)}[("language", "de")] == 0.0
+    restored = Evaluation.from_json(json.loads(json.dumps(evaluation.to_json())))
+    assert restored.bound(0.99) == evaluation.bound(0.99)
+    better = compare(answered(task, data), evaluation)
     assert better.difference == pytest.approx(0.7)
     assert better.test == "sign_flip"
-    assert calibration(found) is None
+    assert calibration(evaluation) is None
 
 
 def test_shares_that_do_not_fit_the_rows_say_so(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bedplate.evaluation.suites.text import GeneralText
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
-ITEMS = [
+QUESTIONS = [
     Question("0", "own", "Question: is this product great?\nAnswer:", ("yes", "no it is not", "terrible"), 0, "0"),
     Question("1", "own", "The answer is ", ("positive", "négative — ça alors", "日本"), 1, "1"),
     Question("2", "own", "it broke after a day", ("and was terrible quality", "well"), 1, "2"),
@@ -45,7 +45,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def harness(directory: Path, items: list[Question], tmp_path: Path) -> list[dict[str, Any]]:
+def harness(directory: Path, questions: list[Question], tmp_path: Path) -> list[dict[str, Any]]:
     """lm-eval's own log of samples, in order."""
     pytest.importorskip("lm_eval")
     with warnings.catch_warnings():
@@ -55,7 +55,9 @@ def harness(directory: Path, items: list[Question], tmp_path: Path) -> list[dict
         from lm_eval.models.huggingface import HFLM
 
         rows = tmp_path / "rows.jsonl"
-        rows.write_text("".join(json.dumps({"c": i.context, "o": list(i.choices), "g": i.gold}) + "\n" for i in items))
+        rows.write_text(
+            "".join(json.dumps({"c": i.context, "o": list(i.choices), "g": i.gold}) + "\n" for i in questions)
+        )
         task = ConfigurableTask(
             config={
                 "task": "own",
@@ -70,25 +72,25 @@ def harness(directory: Path, items: list[Question], tmp_path: Path) -> list[dict
             }
         )
         model = HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=1)
-        found = simple_evaluate(model, tasks=[task], log_samples=True, bootstrap_iters=0, cache_requests=False)
-    assert found is not None
-    return sorted(found["samples"]["own"], key=lambda sample: sample["doc_id"])
+        results = simple_evaluate(model, tasks=[task], log_samples=True, bootstrap_iters=0, cache_requests=False)
+    assert results is not None
+    return sorted(results["samples"]["own"], key=lambda sample: sample["doc_id"])
 
 
 def test_every_sample_agrees_with_the_harness(tiny: Path, tmp_path: Path) -> None:
-    theirs = harness(tiny, ITEMS, tmp_path)
+    theirs = harness(tiny, QUESTIONS, tmp_path)
     with LocalModel(load_base(tiny)) as model:
-        ours = list(grades(model, ITEMS, "multiple choice"))
+        ours = list(grades(model, QUESTIONS, "multiple choice"))
     assert len(theirs) == len(ours)
     for mine, sample in zip(ours, theirs, strict=True):
-        peer = [float(one[0][0]) for one in sample["resps"]]
-        assert mine.log_likelihoods == pytest.approx(peer, abs=1e-4), mine.item
+        peer = [float(response[0][0]) for response in sample["resps"]]
+        assert mine.log_likelihoods == pytest.approx(peer, abs=1e-4), mine.question
         assert (mine.acc, mine.acc_norm, mine.acc_bytes) == tuple(
             sample[name] for name in ("acc", "acc_norm", "acc_bytes")
         )
-    assert len({one.acc_norm for one in ours}) == 2  # both right and wrong ones were compared
-    assert [one.acc for one in ours] != [one.acc_norm for one in ours]
-    assert [one.acc_norm for one in ours] != [one.acc_bytes for one in ours]
+    assert len({grade.acc_norm for grade in ours}) == 2  # both right and wrong ones were compared
+    assert [grade.acc for grade in ours] != [grade.acc_norm for grade in ours]
+    assert [grade.acc_norm for grade in ours] != [grade.acc_bytes for grade in ours]
 
 
 def test_spaces_at_the_end_of_a_context_belong_to_the_choice(tiny: Path) -> None:
@@ -99,8 +101,8 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_choice(tiny: Path) -> None
 
 
 def test_a_tie_goes_to_the_first_choice() -> None:
-    item = Question("x", "own", "c", ("aa", "bb"), 1, "x")
-    assert judge(item, (-1.0, -1.0)).acc == 0.0
+    question = Question("x", "own", "c", ("aa", "bb"), 1, "x")
+    assert judge(question, (-1.0, -1.0)).acc == 0.0
 
 
 def test_an_item_that_does_not_fit_is_named(tiny: Path) -> None:
@@ -134,10 +136,10 @@ def write_package(root: Path) -> None:
             {"question": "is it not so", "passage": "It is.", "answer": "False"},
         ],
     }
-    for name, found in rows.items():
+    for name, file_rows in rows.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        path.write_text("".join(json.dumps(row) + "\n" for row in file_rows))
 
 
 def test_core_sets_are_read_worded_deduplicated_and_the_same_each_time(
@@ -149,16 +151,16 @@ def test_core_sets_are_read_worded_deduplicated_and_the_same_each_time(
         path, sha256 = tmp_path, "0" * 64
 
     monkeypatch.setattr(sets, "pull", lambda *_, **__: Pulled())
-    found = sets.core_items(5)
-    assert found.unusable == 2
-    by_set = {name: [i for i in found.items if i.suite == name] for name in sets.CORE}
-    assert {name: len(some) for name, some in by_set.items()} == {
+    questions = sets.core_items(5)
+    assert questions.unusable == 2
+    by_set = {name: [i for i in questions.samples if i.suite == name] for name in sets.CORE}
+    assert {name: len(subset) for name, subset in by_set.items()} == {
         "piqa": 5,
         "openbookqa": 1,
         "commonsenseqa": 1,
         "boolq": 2,
     }
-    assert found == sets.core_items(5)
+    assert questions == sets.core_items(5)
     piqa = by_set["piqa"][0]
     number = piqa.context.split()[2]
     assert (piqa.context, piqa.choices, piqa.gold) == (
@@ -199,7 +201,7 @@ def test_losses_are_those_of_transformers(tiny: Path) -> None:
     base = load_base(tiny)
     with LocalModel(base) as model:
         ours = list(grades(model, documents, "general text"))
-    for document, found in zip(documents, ours, strict=True):
+    for document, grade in zip(documents, ours, strict=True):
         ids = base.need_tokenizer().encode(document.text, parse_special=False)
         total, count = 0.0, 0
         for start in range(0, len(ids), 256):  # windows that do not overlap; their first token is only looked at
@@ -209,8 +211,8 @@ def test_losses_are_those_of_transformers(tiny: Path) -> None:
             with torch.no_grad():
                 total += float(peer(window, labels=window).loss) * (window.shape[1] - 1)
             count += window.shape[1] - 1
-        assert (found.document, found.tokens) == (document.id, count)
-        assert found.total == pytest.approx(total, rel=1e-4)
+        assert (grade.document, grade.tokens) == (document.id, count)
+        assert grade.total == pytest.approx(total, rel=1e-4)
 
 
 def test_rows_of_one_document_are_put_together_in_order(tmp_path: Path) -> None:
@@ -218,11 +220,11 @@ def test_rows_of_one_document_are_put_together_in_order(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text(
         "".join(json.dumps({"document": d, "sentence": str(s), "text": t}) + "\n" for d, s, t in rows)
     )
-    found = read_whole_documents("t.jsonl", tmp_path)
-    assert found.documents == (Document("x", "first second"), Document("y", "alone"))
+    corpus = read_whole_documents("t.jsonl", tmp_path)
+    assert corpus.documents == (Document("x", "first second"), Document("y", "alone"))
     assert read_whole_documents("t.jsonl", tmp_path, 1).documents == (Document("x", "first second"),)
     rows = [{"text": f"text {i}"} for i in range(1, 13)]
     (tmp_path / "u.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    few = read_whole_documents("u.jsonl", tmp_path, 3).documents
-    assert few == tuple(Document(f"line {i}", f"text {i}") for i in (1, 2, 3))
+    documents = read_whole_documents("u.jsonl", tmp_path, 3).documents
+    assert documents == tuple(Document(f"line {i}", f"text {i}") for i in (1, 2, 3))
     assert len(read_whole_documents("u.jsonl", tmp_path).documents) == 12

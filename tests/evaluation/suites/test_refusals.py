@@ -12,13 +12,13 @@ from bedplate.evaluation.suites.refusals import Detector, calibrate, is_refusal
 
 
 def test_the_detector_errs_and_says_how_often() -> None:
-    found = calibrate()
+    calibration = calibrate()
     missed = [reply for reply in REFUSED if not is_refusal(reply)]
-    assert found.sensitivity == 1 - len(missed) / len(REFUSED)
-    assert 0.6 < found.sensitivity < 1  # refusals without the usual words are missed, and counted
-    assert found.specificity >= 0.95
-    assert found.sensitivity_interval[0] < found.sensitivity < found.sensitivity_interval[1]
-    assert 0 < found.least_informedness < found.informedness
+    assert calibration.sensitivity == 1 - len(missed) / len(REFUSED)
+    assert 0.6 < calibration.sensitivity < 1  # refusals without the usual words are missed, and counted
+    assert calibration.specificity >= 0.95
+    assert calibration.sensitivity_interval[0] < calibration.sensitivity < calibration.sensitivity_interval[1]
+    assert 0 < calibration.least_informedness < calibration.informedness
 
 
 def test_words_of_refusal_inside_an_answer_are_none() -> None:

@@ -19,40 +19,40 @@ SKILLS = ("grammar", "facts", "arithmetic", "code")
 SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
 
-def items(name: str, limit: int | None = None) -> tuple[Question, ...]:
-    return SUITES[name](limit).items
+def suite_questions(name: str, limit: int | None = None) -> tuple[Question, ...]:
+    return SUITES[name](limit).samples
 
 
 @pytest.mark.parametrize("name", SKILLS)
 def test_items_are_whole_and_the_same_every_time(name: str) -> None:
-    every = items(name)
-    assert every == items(name)
-    assert items(name, 7) == every[:7]
-    assert len({one.id for one in every}) == len(every) >= 30
-    for one in every:
-        assert len(set(one.choices)) == len(one.choices) >= 2
-        assert 0 <= one.gold < len(one.choices)
-    places = [one.gold for one in every]
+    questions = suite_questions(name)
+    assert questions == suite_questions(name)
+    assert suite_questions(name, 7) == questions[:7]
+    assert len({question.id for question in questions}) == len(questions) >= 30
+    for question in questions:
+        assert len(set(question.choices)) == len(question.choices) >= 2
+        assert 0 <= question.gold < len(question.choices)
+    places = [question.gold for question in questions]
     assert max(places.count(place) for place in set(places)) < 0.75 * len(places)  # no place is always right
 
 
 def test_sums_are_right() -> None:
-    for one in items("arithmetic"):
-        a, sign, b, _ = one.context.split()
+    for question in suite_questions("arithmetic"):
+        a, sign, b, _ = question.context.split()
         right = SIGNS[sign](int(a), int(b))
-        assert [choice == str(right) for choice in one.choices].index(True) == one.gold
+        assert [choice == str(right) for choice in question.choices].index(True) == question.gold
 
 
 def test_right_code_is_code() -> None:
     """Where the line is whole with the right choice, Python parses it, and not with the wrong one."""
     parsed = 0
-    for one in items("code"):
-        texts = [f"{one.context} {choice}" for choice in one.choices]
+    for question in suite_questions("code"):
+        texts = [f"{question.context} {choice}" for choice in question.choices]
         whole = [_parses(text) for text in texts]
-        if whole[one.gold]:
+        if whole[question.gold]:
             parsed += 1
         elif any(whole):
-            raise AssertionError(f"{one.context!r}: only the wrong choice is Python")
+            raise AssertionError(f"{question.context!r}: only the wrong choice is Python")
     assert parsed >= 10
 
 
@@ -67,6 +67,6 @@ def _parses(text: str) -> bool:
 def test_a_base_is_asked(tmp_path: Path) -> None:
     with LocalModel(load_base(write_tiny_base(tmp_path / "base")), weights="float32", kernel="torch") as model:
         for name in SKILLS:
-            found = run_suite(model, name, 3)
-            assert found.measures["acc"].n == 3
-            assert 0 <= found.measures["acc"].value <= 1
+            result = run_suite(model, name, 3)
+            assert result.measures["acc"].n == 3
+            assert 0 <= result.measures["acc"].value <= 1

@@ -15,24 +15,24 @@ from tests.tiny import write_tiny_base
 from bedplate.cli.main import main
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.multiple_choice import Question, accuracies
-from bedplate.evaluation.suites.suite import Items, grades
+from bedplate.evaluation.suites.suite import SampleSet, grades
 from bedplate.evaluation.suites.text import GeneralText, text_items
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 
-def questions(limit: int | None = None) -> Items[Question]:
-    made = [
+def questions(limit: int | None = None) -> SampleSet[Question]:
+    samples = [
         Question(f"q{i}", "toy", f"number {i} is", (f"great {i}", f"terrible {i * 3}"), i % 2, f"g{i // 2}")
         for i in range(120)
     ]
-    return Items(tuple(made[:limit]), "this test", "0" * 64, 3, accuracies)
+    return SampleSet(tuple(samples[:limit]), "this test", "0" * 64, 3, accuracies)
 
 
-def texts(limit: int | None = None) -> Items[GeneralText]:
+def texts(limit: int | None = None) -> SampleSet[GeneralText]:
     rows = [f"the product number {i} is {'very ' * (i % 5)}great" for i in range(60)]
-    found = text_items.__globals__["_rate"]
-    return Items(tuple(GeneralText(f"d{i}", row) for i, row in enumerate(rows[:limit])), "here", "1" * 64, 0, found)
+    rate = text_items.__globals__["_rate"]
+    return SampleSet(tuple(GeneralText(f"d{i}", row) for i, row in enumerate(rows[:limit])), "here", "1" * 64, 0, rate)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -52,27 +52,27 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_measures_are_means_and_rates_of_the_grades_with_clustered_intervals(
     tiny: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    ways = ("--dtype", "float32", "--weights", "float32", "--kernel", "torch")
+    options = ("--dtype", "float32", "--weights", "float32", "--kernel", "torch")
     out = tmp_path / "suites.json"
     code, printed, _ = run(
-        capsys, str(tiny), "--suite", "toy", "--suite", "toy-text", "--json", "--out", str(out), *ways
+        capsys, str(tiny), "--suite", "toy", "--suite", "toy-text", "--json", "--out", str(out), *options
     )
     assert code == 0
-    found = json.loads(printed)
-    assert found == json.loads(out.read_text("utf-8"))
-    assert (found["weights"], found["suites"]["toy"]["unusable"]) == ("float32", 3)
+    report = json.loads(printed)
+    assert report == json.loads(out.read_text("utf-8"))
+    assert (report["weights"], report["suites"]["toy"]["unusable"]) == ("float32", 3)
     with LocalModel(load_base(tiny, dtype="float32")) as model:
-        right = [one.acc for one in grades(model, questions().items, "toy")]
-        losses = list(grades(model, texts().items, "text"))
-    acc = found["suites"]["toy"]["measures"]["acc"]
+        right = [grade.acc for grade in grades(model, questions().samples, "toy")]
+        losses = list(grades(model, texts().samples, "text"))
+    acc = report["suites"]["toy"]["measures"]["acc"]
     groups = np.repeat(np.arange(60), 2)
     fit = sm.OLS(right, np.ones(120)).fit(cov_type="cluster", cov_kwds={"groups": groups}, use_t=True)
     assert (acc["value"], acc["n"], acc["groups"]) == (pytest.approx(np.mean(right)), 120, 60)
-    below, above = ends(np.bincount(groups, weights=fit.resid), fit.bse[0], 59)
+    below, upper = ends(np.bincount(groups, weights=fit.resid), fit.bse[0], 59)
     unseen = 1 - 0.025 ** (1 / 60)  # never nearer than what groups that were not seen could hide
-    assert acc["interval"] == pytest.approx([np.mean(right) - max(below, unseen), np.mean(right) + max(above, unseen)])
-    loss = found["suites"]["toy-text"]["measures"]["nats_per_token"]
-    rates, tokens = [one.total / one.tokens for one in losses], [one.tokens for one in losses]
+    assert acc["interval"] == pytest.approx([np.mean(right) - max(below, unseen), np.mean(right) + max(upper, unseen)])
+    loss = report["suites"]["toy-text"]["measures"]["nats_per_token"]
+    rates, tokens = [grade.total / grade.tokens for grade in losses], [grade.tokens for grade in losses]
     weighted = sm.WLS(rates, np.ones(60), weights=np.array(tokens)).fit(
         cov_type="cluster", cov_kwds={"groups": np.arange(60)}, use_t=True
     )
@@ -80,21 +80,21 @@ def test_measures_are_means_and_rates_of_the_grades_with_clustered_intervals(
     # documents of unequal lengths: CR2's weights, and what a variance with them is expected to be, by matrices
     share = np.array(tokens) / sum(tokens)
     sums = weighted.resid * tokens
-    away = np.eye(60) - np.outer(share, np.ones(60))
-    product = away.T @ np.diag(1 / (1 - share)) @ away @ np.diag(np.array(tokens, float) ** 2)
-    seen = (sums**2 / (1 - share)).sum() * (np.array(tokens) ** 2).sum() / np.trace(product)
+    residual_maker = np.eye(60) - np.outer(share, np.ones(60))
+    product = residual_maker.T @ np.diag(1 / (1 - share)) @ residual_maker @ np.diag(np.array(tokens, float) ** 2)
+    variance = (sums**2 / (1 - share)).sum() * (np.array(tokens) ** 2).sum() / np.trace(product)
     freedom = np.trace(product) ** 2 / np.trace(product @ product)
-    below, above = ends(sums, np.sqrt(seen) / sum(tokens), freedom)
-    assert loss["interval"] == pytest.approx([loss["value"] - below, loss["value"] + above])
+    below, upper = ends(sums, np.sqrt(variance) / sum(tokens), freedom)
+    assert loss["interval"] == pytest.approx([loss["value"] - below, loss["value"] + upper])
     assert loss["interval"] == pytest.approx(weighted.conf_int()[0], rel=0.02)
     assert loss["value"] == pytest.approx(math.log(model.base.spec.vocab_size), rel=0.5)
 
 
 def ends(sums: np.ndarray, se: float, freedom: float) -> tuple[float, float]:
     """How far both ends of a 95% interval are off: t, further out on the side to which the sums of groups lean."""
-    far = stats.t.ppf(0.975, freedom)
-    lean = (sums**3).sum() / (sums**2).sum() ** 1.5 * (2 * far**2 + 1) / 6
-    return max(far, far - lean) * se, max(far, far + lean) * se
+    quantile = stats.t.ppf(0.975, freedom)
+    lean = (sums**3).sum() / (sums**2).sum() ** 1.5 * (2 * quantile**2 + 1) / 6
+    return max(quantile, quantile - lean) * se, max(quantile, quantile + lean) * se
 
 
 def test_a_table_for_people_and_one_line_for_wrong_words(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,6 +114,6 @@ def test_a_table_for_people_and_one_line_for_wrong_words(tiny: Path, capsys: pyt
         ("task.yaml", "--limit", "5"): "give a task file or new rows beside the skin",
         (): "give a task file or new rows beside the skin",
     }
-    for arguments, said in wrong.items():
+    for arguments, message in wrong.items():
         code, _, error = run(capsys, str(tiny), *arguments)
-        assert (code, said in error) == (2, True), error
+        assert (code, message in error) == (2, True), error

@@ -26,12 +26,12 @@ def acceptable(logits_V: torch.Tensor, row: RowState) -> set[int]:
         # The penalties of float32 may make a tie of what is none.
         return set(np.flatnonzero(penalised_V >= penalised_V.max() - 1e-5 * abs(penalised_V.max())).tolist())
     whole_V, number = softmax(penalised_V / settings.temperature), row.uniform()
-    found: set[int] = set()
+    tokens: set[int] = set()
     for share in (-ROUNDING, 0, ROUNDING):
         kept_V = filtered(whole_V, settings, 1 + share)
         for shift in (-ROUNDING, 0, ROUNDING):
-            found.add(draw(kept_V, number + shift))
-    return found
+            tokens.add(draw(kept_V, number + shift))
+    return tokens
 
 
 def softmax(logits_V: Row) -> Row:

@@ -62,12 +62,12 @@ def some_request(number: int) -> Request:
         "tenant": rng.choice(("", "t", "u")),
         "shared_tokens": rng.choice((0, 24)),
     }
-    kind = rng.random()
-    if kind < 0.08:
+    roll = rng.random()
+    if roll < 0.08:
         return Score(tokens, tuple(random_prompt(number + i, rng.randint(1, 5)) for i in range(3)), **of_all)
-    if kind < 0.14:
+    if roll < 0.14:
         return Embed(tokens, rng.choice(("mean", "last", "first")), **of_all)
-    if kind < 0.2:
+    if roll < 0.2:
         return Classify(tokens, HEAD, rng.randint(1, 2), **of_all)
     drawn: dict[str, Any] = {"temperature": 0.8, "seed": number, "top_k": rng.choice((0, 12))}
     sampling = Sampling(
@@ -97,10 +97,10 @@ def load_all(engine: Engine) -> None:
 
 def load_version(engine: Engine, key: str, version: int, under: str) -> None:
     """Waits for a slot: versions that were taken away keep theirs until their last request has ended."""
-    found, end = weights(engine.base.model, 10 + 2 * CHANGING.index(key) + version), time.monotonic() + 60
+    tensors, end = weights(engine.base.model, 10 + 2 * CHANGING.index(key) + version), time.monotonic() + 60
     while True:
         try:
-            return engine.load_adapter(under, CONFIG, found)
+            return engine.load_adapter(under, CONFIG, tensors)
         except UsageError:
             if time.monotonic() > end:
                 raise
@@ -116,19 +116,19 @@ class Alone:
         for key in CHANGING:
             for version in (0, 1):
                 load_version(self.engine, key, version, name_of(key, version))
-        self._found: dict[tuple[int, int], Result | None] = {}
+        self._results: dict[tuple[int, int], Result | None] = {}
 
     def __call__(self, number: int, version: int) -> Result | None:
         """None where there is no finite answer."""
         request = some_request(number)
         if request.adapter in CHANGING:
             request = replace(request, adapter=name_of(request.adapter, version))
-        if (number, version) not in self._found:
+        if (number, version) not in self._results:
             try:
-                self._found[number, version] = self.engine.run([request])[0]
+                self._results[number, version] = self.engine.run([request])[0]
             except NotFiniteError:
-                self._found[number, version] = None
-        return self._found[number, version]
+                self._results[number, version] = None
+        return self._results[number, version]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +141,8 @@ class Running:
 class Company:
     """Keeps forty requests in an engine, and does to them what callers do."""
 
-    def __init__(self, engine: Engine, kinds: int, seed: int) -> None:
-        self.engine, self.kinds, self.rng = engine, kinds, random.Random(seed)
+    def __init__(self, engine: Engine, variant_count: int, seed: int) -> None:
+        self.engine, self.variant_count, self.rng = engine, variant_count, random.Random(seed)
         self.versions = dict.fromkeys(CHANGING, 0)
         self.pool = ThreadPoolExecutor(2)
         self.ended: queue.SimpleQueue[Running] = queue.SimpleQueue()
@@ -150,29 +150,29 @@ class Company:
         for key in CHANGING:
             load_version(engine, key, 0, key)
 
-    def asked(self) -> Running:
-        number = self.rng.randrange(self.kinds)
+    def submit_next(self) -> Running:
+        number = self.rng.randrange(self.variant_count)
         request = some_request(number)
         if self.rng.random() < 0.08:
             request = replace(request, deadline=time.monotonic() + self.rng.random() * 0.05)
-        one = Running(number, self.versions.get(request.adapter or "", 0), self.engine.submit(request))
-        told: list[bool] = []
+        pending = Running(number, self.versions.get(request.adapter or "", 0), self.engine.submit(request))
+        notified: list[bool] = []
 
-        def tell() -> None:
-            if one.stream.done and not told:
-                told.append(True)
-                self.ended.put(one)
+        def notify() -> None:
+            if pending.stream.finished and not notified:
+                notified.append(True)
+                self.ended.put(pending)
 
-        one.stream.listen(tell)
-        return one
+        pending.stream.listen(notify)
+        return pending
 
     def run(self, count: int) -> list[Running]:
         running: dict[int, Running] = {}
-        done: list[Running] = []
-        while len(done) < count:
-            while len(running) < AT_ONCE and len(running) + len(done) < count:
-                one = self.asked()
-                running[id(one)] = one
+        finished: list[Running] = []
+        while len(finished) < count:
+            while len(running) < AT_ONCE and len(running) + len(finished) < count:
+                pending = self.submit_next()
+                running[id(pending)] = pending
             if self.rng.random() < 0.25:
                 victim = self.rng.choice(list(running.values())).stream
                 for _ in range(self.rng.randint(1, 3)):
@@ -182,11 +182,11 @@ class Company:
                 self.engine.unload_adapter(key, wait=self.rng.random() < 0.3)
                 self.versions[key] ^= 1
                 load_version(self.engine, key, self.versions[key], key)
-            one = self.ended.get(timeout=120)
-            if running.pop(id(one), None) is not None:
-                done.append(one)
+            pending = self.ended.get(timeout=120)
+            if running.pop(id(pending), None) is not None:
+                finished.append(pending)
         self.pool.shutdown()
-        return done
+        return finished
 
     def leave(self) -> None:
         """Nothing holds anything any more."""
@@ -201,46 +201,50 @@ class Company:
         assert not isinstance(cache, PagedCache) or cache.free_blocks == cache.blocks
 
 
-def outcome(one: Running, alone: Result | None) -> str:
+def outcome(finished: Running, alone: Result | None) -> str:
     """How a request ended, which is checked against its answer alone."""
-    stream, what = one.stream, f"request {one.number}, version {one.version}"
+    stream, label = finished.stream, f"request {finished.number}, version {finished.version}"
     steps, _ = stream.drain()
     try:
-        found = stream.result(0)
+        result = stream.result(0)
     except DeadlineError:
-        assert stream.request.deadline is not None, what
+        assert stream.request.deadline is not None, label
         return "deadline"
     except NotFiniteError:
-        assert alone is None, what
+        assert alone is None, label
         return "not finite"
     except RequestError:
-        assert stream.cancelled, what
+        assert stream.cancelled, label
         return "cancelled before"
-    assert alone is not None, what
-    if isinstance(found, Generation):
-        assert isinstance(alone, Generation), what
-        assert "".join(step.text for step in steps) == found.text, what
-        if found.finish_reason == "cancelled":
-            assert stream.cancelled, what
-            assert found.token_ids == alone.token_ids[: len(found.token_ids)], what
+    assert alone is not None, label
+    if isinstance(result, Generation):
+        assert isinstance(alone, Generation), label
+        assert "".join(step.text for step in steps) == result.text, label
+        if result.finish_reason == "cancelled":
+            assert stream.cancelled, label
+            assert result.token_ids == alone.token_ids[: len(result.token_ids)], label
             return "cancelled"
-        assert (found.token_ids, found.text, found.finish_reason) == (
+        assert (result.token_ids, result.text, result.finish_reason) == (
             alone.token_ids,
             alone.text,
             alone.finish_reason,
-        ), what
-    assert_near(numbers(found), numbers(alone), 2e-4, what)
+        ), label
+    assert_near(numbers(result), numbers(alone), 2e-4, label)
     return "answered"
 
 
 def check_variety(answered: list[Request]) -> None:
     """Whatever a request may have was there."""
-    texts = [one for one in answered if isinstance(one, Generate)]
-    assert {type(one) for one in answered} == {Generate, Score, Embed, Classify}
-    assert {one.adapter for one in texts} == {*STEADY, *CHANGING} - {"bad"}
-    assert {one.tenant for one in texts} == {"", "t", "u"}
-    assert {one.grammar for one in texts} == {None, *GRAMMARS}
-    assert {bool(one.sampling.stop) for one in texts} == {one.sampling.seed is None for one in texts} == {False, True}
+    texts = [request for request in answered if isinstance(request, Generate)]
+    assert {type(request) for request in answered} == {Generate, Score, Embed, Classify}
+    assert {request.adapter for request in texts} == {*STEADY, *CHANGING} - {"bad"}
+    assert {request.tenant for request in texts} == {"", "t", "u"}
+    assert {request.grammar for request in texts} == {None, *GRAMMARS}
+    assert (
+        {bool(request.sampling.stop) for request in texts}
+        == {request.sampling.seed is None for request in texts}
+        == {False, True}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +261,11 @@ def alone(base: Base) -> Any:
 
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize(
-    ("count", "kinds"), [(500, 120), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))]
+    ("count", "variant_count"),
+    [(500, 120), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],
 )
 def test_forty_at_once_are_answered_as_one_by_one(
-    base: Base, alone: Alone, paged: bool, count: int, kinds: int, monkeypatch: pytest.MonkeyPatch
+    base: Base, alone: Alone, paged: bool, count: int, variant_count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "HEADROOM", 0)
     scarce = (0 if paged else 340) * TOKEN  # blocks are shared with the prefix cache
@@ -276,16 +281,18 @@ def test_forty_at_once_are_answered_as_one_by_one(
         slot_bytes=scarce,
         cache_bytes=400 * TOKEN,
     ) as engine:
-        company = Company(engine, kinds, seed=count + paged)
-        done = company.run(count)
+        company = Company(engine, variant_count, seed=count + paged)
+        finished = company.run(count)
         stats = engine.stats()
         company.leave()
-    ends = [outcome(one, alone(one.number, one.version)) for one in done]
-    found = Counter(ends)
-    assert found.total() == count
-    check_variety([one.stream.request for one, end in zip(done, ends, strict=True) if end == "answered"])
-    print(f"{'pages' if paged else 'slots'}: {dict(found)}, {stats}")
-    assert min(found[what] for what in ("answered", "cancelled", "cancelled before", "deadline", "not finite")) > 0
+    ends = [outcome(run, alone(run.number, run.version)) for run in finished]
+    outcomes = Counter(ends)
+    assert outcomes.total() == count
+    check_variety([run.stream.request for run, end in zip(finished, ends, strict=True) if end == "answered"])
+    print(f"{'pages' if paged else 'slots'}: {dict(outcomes)}, {stats}")
+    assert (
+        min(outcomes[ending] for ending in ("answered", "cancelled", "cancelled before", "deadline", "not finite")) > 0
+    )
     assert stats.preemptions > 0
     assert stats.evictions > 0
     assert stats.prefix_hits > 0

@@ -38,7 +38,7 @@ def long(tokens: int = 300, adapter: str | None = None, prompt: tuple[int, ...] 
     return Generate(prompt, Sampling(max_tokens=tokens, ignore_eos=True), adapter=adapter)
 
 
-def said(engine: Engine, request: Generate) -> tuple[int, ...]:
+def generate_tokens(engine: Engine, request: Generate) -> tuple[int, ...]:
     return cast(Generation, engine.submit(request).result(timeout=60)).token_ids
 
 
@@ -48,7 +48,7 @@ def said(engine: Engine, request: Generate) -> tuple[int, ...]:
 def test_cancelling_twice_is_cancelling_once(base: Base) -> None:
     with Engine(base, adapters=1) as engine:
         engine.load_adapter("a", CONFIG, weights(base.model, 1))
-        expected = said(engine, long(adapter="a"))
+        expected = generate_tokens(engine, long(adapter="a"))
         with engine.exclusive():
             running, cancelled = engine.submit(long(adapter="a")), engine.submit(long(adapter="a"))
             for _ in range(3):
@@ -75,9 +75,9 @@ def test_an_idle_engine_rests_while_a_soft_prompt_holds_what_was_unloaded(base: 
     with Engine(base) as engine:
         engine.load_adapter("a", CONFIG, weights(base.model, 1))
         engine.load_soft_prompt("soft", torch.randn(3, 48), "a")
-        expected = said(engine, long(5, "soft"))
+        expected = generate_tokens(engine, long(5, "soft"))
         engine.unload_adapter("a")
-        assert said(engine, long(5, "soft")) == expected
+        assert generate_tokens(engine, long(5, "soft")) == expected
         before = engine.stats().steps
         time.sleep(0.05)
         assert engine.stats().steps - before <= 1
@@ -123,7 +123,9 @@ def test_a_closed_engine_is_gone_at_once(tiny_dir: Path, how: dict[str, Any]) ->
         engine.load_soft_prompt("soft", torch.randn(16, 48), "good")
         engine.pin(random_prompt(3, 40))
         engine.run(mixture(16))
-        streams = [engine.submit(one) for one in (long(8, "good"), long(8, "soft"), long(8, "bad"), Embed((5, 6)))]
+        streams = [
+            engine.submit(request) for request in (long(8, "good"), long(8, "soft"), long(8, "bad"), Embed((5, 6)))
+        ]
         errors: list[BaseException] = []
         for stream in streams:
             try:
@@ -132,23 +134,25 @@ def test_a_closed_engine_is_gone_at_once(tiny_dir: Path, how: dict[str, Any]) ->
                 errors.append(error)
         streams.append(engine.submit(long(500)))
         cache, model = engine._runner.cache, base.model
-        watched = [weakref.ref(one) for one in (engine, engine._runner, engine._tree, engine._forward, cache, model)]
-        buffers = [weakref.ref(one) for one in cast(SlotCache, cache)._data.values()]
+        watched = [
+            weakref.ref(target) for target in (engine, engine._runner, engine._tree, engine._forward, cache, model)
+        ]
+        buffers = [weakref.ref(buffer) for buffer in cast(SlotCache, cache)._data.values()]
         engine.close()
         engine.close()
-        assert [one() for one in buffers] == [None] * len(buffers)
+        assert [reference() for reference in buffers] == [None] * len(buffers)
         assert (engine.alive, engine.stats().cache_bytes, engine.stats().adapters) == (False, 0, 0)
         _refuses(engine)
         with pytest.raises(UsageError, match="the engine was closed before this request ended"):
             streams[-1].result(timeout=60)
         assert len(errors) == 1
         del engine, cache, model, base
-        assert [one() for one in watched] == [None] * len(watched)
+        assert [reference() for reference in watched] == [None] * len(watched)
 
 
 @pytest.mark.parametrize("how", [{"kernel": "torch"}, {"paged": True, "slot_bytes": 8 << 30}])
 def test_engines_one_after_the_other_take_the_memory_of_one(how: dict[str, Any]) -> None:
-    process, taken = psutil.Process(), list[int]()
+    process, resident = psutil.Process(), list[int]()
     base = made_base(tiny_spec(layers=1, kv_heads=6, head_dim=64, context_length=4096))
     with no_collector():
         for number in range(20):
@@ -165,8 +169,8 @@ def test_engines_one_after_the_other_take_the_memory_of_one(how: dict[str, Any])
             engine.close()
             del engine
             if number >= 3:
-                taken.append(process.memory_info().rss)
-    assert max(taken) - taken[0] < 32 << 20
+                resident.append(process.memory_info().rss)
+    assert max(resident) - resident[0] < 32 << 20
 
 
 def test_closing_lets_nobody_wait(base: Base) -> None:
@@ -176,23 +180,23 @@ def test_closing_lets_nobody_wait(base: Base) -> None:
     next(iter(begun))
     answers: list[str] = []
 
-    def note(what: str, do: Callable[[], object]) -> None:
+    def note(label: str, do: Callable[[], object]) -> None:
         try:
             do()
-            answers.append(what)
+            answers.append(label)
         except UsageError as error:
-            answers.append(f"{what}: {error}")
+            answers.append(f"{label}: {error}")
 
-    def asks() -> None:
+    def submit_forever() -> None:
         while True:
             engine.submit(long(2))
 
     doing: list[tuple[str, Callable[[], object]]] = [
         ("unloaded", lambda: engine.unload_adapter("a", wait=True)),
         ("waiting", lambda: engine.submit(long(5)).result(timeout=60)),
-        ("asking", asks),
+        ("asking", submit_forever),
     ]
-    threads = [threading.Thread(target=note, args=one) for one in doing]
+    threads = [threading.Thread(target=note, args=job) for job in doing]
     for thread in threads:
         thread.start()
     while engine.waiting < 2:
@@ -217,8 +221,8 @@ def test_a_forked_process_is_told_and_the_parent_goes_on(base: Base) -> None:
         reads, writes = os.pipe()
         child = os.fork()
         if child == 0:
-            told: list[str] = []
-            for asked in (
+            messages: list[str] = []
+            for call in (
                 lambda: engine.submit(long(1)),
                 lambda: engine.run([long(1)]),
                 lambda: engine.pin((5, 6)),
@@ -228,26 +232,26 @@ def test_a_forked_process_is_told_and_the_parent_goes_on(base: Base) -> None:
                 engine.close,
             ):
                 try:
-                    asked()
-                    told.append("nothing")
+                    call()
+                    messages.append("nothing")
                 except BaseException as error:
-                    told.append(str(error))
-            os.write(writes, "\n".join([*told, str(engine.alive)]).encode())
+                    messages.append(str(error))
+            os.write(writes, "\n".join([*messages, str(engine.alive)]).encode())
             os._exit(0)
         os.close(writes)
         with os.fdopen(reads, encoding="utf-8") as pipe:
-            told = pipe.read().splitlines()
+            messages = pipe.read().splitlines()
         os.waitpid(child, 0)
-        assert all("the process that this one was forked from" in line for line in told[:6]), told
-        assert told[6:] == ["nothing", "False"]
+        assert all("the process that this one was forked from" in line for line in messages[:6]), messages
+        assert messages[6:] == ["nothing", "False"]
         assert len(cast(Generation, running.result(timeout=60)).token_ids) == 200
-        assert len(said(engine, long(4))) == 4
+        assert len(generate_tokens(engine, long(4))) == 4
 
 
 # Failing
 
 
-def broken(*given: Any, **more: Any) -> Any:
+def broken(*arguments: Any, **options: Any) -> Any:
     raise RuntimeError("broken")
 
 
@@ -256,11 +260,11 @@ def test_what_cannot_be_kept_for_others_is_answered_all_the_same(
     base: Base, paged: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Engine(base, paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
-        expected = said(engine, long(20))
+        expected = generate_tokens(engine, long(20))
         monkeypatch.setattr(engine._runner.cache, "save", broken)
         streams = [engine.submit(long(20, prompt=random_prompt(i, 40))) for i in range(3)]
         assert [stream.result(timeout=60).usage.completion_tokens for stream in streams] == [20] * 3
-        assert said(engine, long(20)) == expected
+        assert generate_tokens(engine, long(20)) == expected
         assert (engine.running, engine.waiting) == (0, 0)
         assert "could not be kept" in caplog.text
 
@@ -268,27 +272,27 @@ def test_what_cannot_be_kept_for_others_is_answered_all_the_same(
 def test_what_fails_around_a_request_fails_it_alone(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """When it is let in, guesses, takes a token, is cancelled, is told of: none of it reaches the others."""
     with Engine(base, kernel="torch", speculate=True) as engine:
-        one = (5, 6, 7)
-        expected = said(engine, long(30, prompt=one))
+        prompt = (5, 6, 7)
+        expected = generate_tokens(engine, long(30, prompt=prompt))
         match = engine._tree.match
         monkeypatch.setattr(
             engine._tree, "match", lambda n, key, limit: (broken if key[0] % (1 << 64) == 66 else match)(n, key, limit)
         )
         for setting in ("draft", "accept"):
             with engine.exclusive():
-                good = engine.submit(long(30, prompt=one))
+                good = engine.submit(long(30, prompt=prompt))
                 bad = engine.submit(long(30, prompt=(8, 9)))
                 monkeypatch.setattr(engine._steps._arrivals[-1], setting, broken)
             with pytest.raises(RuntimeError, match="broken"):
                 bad.result(timeout=60)
             assert cast(Generation, good.result(timeout=60)).token_ids == expected
         with engine.exclusive():
-            good = engine.submit(long(30, prompt=one))
+            good = engine.submit(long(30, prompt=prompt))
             bad = engine.submit(long(30, prompt=(66, 9)))
             cancelled = engine.submit(long(30, prompt=(8, 9)))
             monkeypatch.setattr(engine._steps._arrivals[-1], "cancel", broken)
             cancelled.cancel()
-            heard = engine.submit(long(30, prompt=one))
+            heard = engine.submit(long(30, prompt=prompt))
         heard._listener = broken
         for stream in (bad, cancelled):
             with pytest.raises(RuntimeError, match="broken"):
@@ -304,17 +308,17 @@ def test_a_grammar_that_was_let_go_is_not_compiled_by_the_engines_thread(
     """It takes up to half a second, in which nobody would be answered."""
     monkeypatch.setattr(grammar, "CACHED", 1)
     with Engine(base) as engine, engine.exclusive():
-        said = Sampling(max_tokens=20, ignore_eos=True)
-        streams = [engine.submit(Generate((5, 6), said, Grammar("choice", f'["{word}"]'))) for word in ("ab", "cd")]
+        sampling = Sampling(max_tokens=20, ignore_eos=True)
+        streams = [engine.submit(Generate((5, 6), sampling, Grammar("choice", f'["{word}"]'))) for word in ("ab", "cd")]
         monkeypatch.setattr(grammar, "compiled", broken)
-        while not all(stream.done for stream in streams):
+        while not all(stream.finished for stream in streams):
             engine._steps.step()
         assert [cast(Generation, stream.result(0)).text for stream in streams] == ["ab", "cd"]
 
 
 def test_what_is_told_of_steps_may_fail(base: Base, caplog: pytest.LogCaptureFixture) -> None:
     with Engine(base, on_step=broken) as engine:
-        assert len(said(engine, long(5))) == 5
+        assert len(generate_tokens(engine, long(5))) == 5
     assert "it is told no more" in caplog.text
 
 
@@ -336,7 +340,7 @@ def test_a_thread_that_fails_takes_its_requests_along_and_no_new_ones(
 def test_memory_that_runs_out_puts_the_youngest_out(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     with Engine(base, kernel="torch") as engine:
         requests = [long(30, prompt=random_prompt(i, 10)) for i in range(4)]
-        expected = [said(engine, one) for one in requests]
+        expected = [generate_tokens(engine, request) for request in requests]
         cache = engine._runner.cache
         assert cache is not None
         reserve = cache.reserve
@@ -348,7 +352,7 @@ def test_memory_that_runs_out_puts_the_youngest_out(base: Base, monkeypatch: pyt
 
         monkeypatch.setattr(cache, "reserve", scarce)
         with engine.exclusive():
-            streams = [engine.submit(one) for one in requests]
+            streams = [engine.submit(request) for request in requests]
         assert [cast(Generation, stream.result(timeout=60)).token_ids for stream in streams] == expected
         assert engine.stats().preemptions > 0
 
@@ -362,14 +366,14 @@ def test_numbers_with_which_nothing_would_run_are_refused(base: Base) -> None:
             engine.submit(Generate((5,), deadline=float("nan")))
         nested: list[str] = []
 
-        def asks() -> None:
+        def submit_nested() -> None:
             try:
                 engine.run([long(1)])
             except UsageError as error:
                 nested.append(str(error))
 
         stream = engine.submit(long(3))
-        stream._listener = asks
+        stream._listener = submit_nested
         stream.result(timeout=60)
         while len(nested) < 1:
             time.sleep(0.001)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.inference.mixtures import random_prompt
-from tests.inference.test_every_family import base_of, requests, same
+from tests.inference.test_every_family import base_of, requests, assert_same_results
 from tests.near import assert_near
 from tests.references import reference_bert
 from tests.tiny import tiny_spec
@@ -27,7 +27,7 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 from bedplate.models.model import Model
 
 CONFIG = LoraConfig(r=4, alpha=6)
@@ -50,8 +50,8 @@ def load(engine: Engine) -> None:
     engine.load_adapter("bad", CONFIG, weights(engine.base.model, 2, 1e38))
 
 
-def adapted(asked: list[Request], adapter: str | None) -> list[Request]:
-    return [replace(one, adapter=adapter) for one in asked]
+def adapted(batch: list[Request], adapter: str | None) -> list[Request]:
+    return [replace(request, adapter=adapter) for request in batch]
 
 
 def opened(base: Base, paged: bool) -> dict[str, Any]:
@@ -63,17 +63,19 @@ def opened(base: Base, paged: bool) -> dict[str, Any]:
 def test_neighbours_and_successors_are_answered_as_alone(name: str, paged: bool) -> None:
     base = base_of(name)
     plain = requests(base)
-    asked = [*adapted(plain[1:3], "good"), *plain[3:6]]
+    batch = [*adapted(plain[1:3], "good"), *plain[3:6]]
     with Engine(base, kernel="torch", cache_bytes=0, speculate=False) as engine:
         load(engine)
-        alone = [engine.run([one])[0] for one in asked]
+        alone = [engine.run([request])[0] for request in batch]
     with Engine(base, max_step_tokens=150, **opened(base, paged)) as engine:
         load(engine)
         for _ in range(2):
             with engine.exclusive():
-                bad = [engine.submit(one) for one in adapted(plain[:4], "bad")]
-                good = [engine.submit(one) for one in asked]
-            same([stream.result(timeout=60) for stream in good], alone, "beside infinities, and where they were")
+                bad = [engine.submit(request) for request in adapted(plain[:4], "bad")]
+                good = [engine.submit(request) for request in batch]
+            assert_same_results(
+                [stream.result(timeout=60) for stream in good], alone, "beside infinities, and where they were"
+            )
             for stream in bad:
                 with pytest.raises(NotFiniteError, match="adapter 'bad' on made became infinite or NaN in float32"):
                     stream.result(timeout=60)
@@ -89,12 +91,12 @@ def test_an_encoders_batch_is_answered_as_alone(tmp_path: Path) -> None:
     with Engine(base) as engine:
         load(engine)
         keys = [None, "good"] * 3
-        asked = [Embed(text, "mean", adapter=key) for text, key in zip(texts, keys, strict=True)]
-        alone = [engine.run([one])[0] for one in asked]
+        batch = [Embed(text, "mean", adapter=key) for text, key in zip(texts, keys, strict=True)]
+        alone = [engine.run([request])[0] for request in batch]
         with engine.exclusive():
             bad = engine.submit(Embed(texts[3], "mean", adapter="bad"))
-            good = [engine.submit(one) for one in asked]
-        same([stream.result(timeout=60) for stream in good], alone, "beside infinities")
+            good = [engine.submit(request) for request in batch]
+        assert_same_results([stream.result(timeout=60) for stream in good], alone, "beside infinities")
         with pytest.raises(NotFiniteError, match="adapter 'bad'"):
             bad.result(timeout=60)
 
@@ -104,7 +106,7 @@ def test_every_kind_says_that_its_numbers_are_not_finite(tiny_dir: Path) -> None
     tokens = random_prompt(1, 12)
     with Engine(load_base(tiny_dir)) as engine:
         load(engine)
-        asked: list[Request] = [
+        batch: list[Request] = [
             Generate(tokens),
             Generate(tokens, Sampling(temperature=1.0, logprobs=2, seed=1)),
             Generate(tokens, Sampling(max_tokens=0, prompt_logprobs=1)),
@@ -113,9 +115,9 @@ def test_every_kind_says_that_its_numbers_are_not_finite(tiny_dir: Path) -> None
             Embed(tokens, "last", depth=1),
             Classify(tokens, head, 2),
         ]
-        for one in adapted(asked, "bad"):
+        for request in adapted(batch, "bad"):
             with pytest.raises(NotFiniteError, match="adapter 'bad'"):
-                engine.submit(one).result(timeout=60)
+                engine.submit(request).result(timeout=60)
         assert (engine.running, engine.waiting, engine.stats().cache_bytes) == (0, 0, 0)
 
 
@@ -127,11 +129,11 @@ def test_a_soft_prompt_that_makes_infinities_is_refused() -> None:
         engine.load_soft_prompt("soft", torch.randn(3, base.spec.hidden_size))
 
 
-@pytest.mark.parametrize("kind", ["slots", "blocks"])
-@pytest.mark.parametrize("how", [How(), How(window=WINDOW), How(cap=3.0)])
-def test_what_another_has_or_left_is_not_read(kind: str, how: How) -> None:
+@pytest.mark.parametrize("layout", ["slots", "blocks"])
+@pytest.mark.parametrize("how", [AttentionOptions(), AttentionOptions(window=WINDOW), AttentionOptions(cap=3.0)])
+def test_what_another_has_or_left_is_not_read(layout: str, how: AttentionOptions) -> None:
     spec = tiny_spec(layers=1, windows=(how.window,))
-    cache = SlotCache(spec, torch.float32, CPU) if kind == "slots" else PagedCache(spec, torch.float32, CPU, 1 << 20)
+    cache = SlotCache(spec, torch.float32, CPU) if layout == "slots" else PagedCache(spec, torch.float32, CPU, 1 << 20)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 90, 6, 8, generator=generator)
     k, v = k[:, :, :2], v[:, :, :2]
@@ -144,10 +146,10 @@ def test_what_another_has_or_left_is_not_read(kind: str, how: How) -> None:
         for row in broken:
             parts[1][:, of_row == row] = torch.nan
             parts[2][:, of_row == row] = torch.inf
-        found = cache.attend(spans)(0, *parts, how)
+        output = cache.attend(spans)(0, *parts, how)
         for span in spans:
             if span.row not in broken:
-                assert_near(found[:, of_row == span.row], whole[:, span.start : span.end])
+                assert_near(output[:, of_row == span.row], whole[:, span.start : span.end])
 
     bad = frozenset({0, 2})
     attended([Span(0, 0, 60), Span(1, 0, 40), Span(2, 0, 70), Span(3, 0, 5)], bad)

@@ -43,31 +43,31 @@ SAMPLINGS = st.fixed_dictionaries(
 
 def _warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """What transformers leaves of one row's logits [1, V], as probabilities [V]."""
-    found: Any = TemperatureLogitsWarper(sampling.temperature)(None, logits.clone())  # type: ignore[arg-type]
+    warped: Any = TemperatureLogitsWarper(sampling.temperature)(None, logits.clone())  # type: ignore[arg-type]
     if sampling.top_k:
-        found = TopKLogitsWarper(sampling.top_k)(None, found)  # type: ignore[arg-type]
+        warped = TopKLogitsWarper(sampling.top_k)(None, warped)  # type: ignore[arg-type]
     if sampling.top_p < 1:
-        found = TopPLogitsWarper(sampling.top_p)(None, found)  # type: ignore[arg-type]
+        warped = TopPLogitsWarper(sampling.top_p)(None, warped)  # type: ignore[arg-type]
     if sampling.min_p:
-        found = MinPLogitsWarper(sampling.min_p)(None, found)  # type: ignore[arg-type]
-    return found.softmax(-1)[0]
+        warped = MinPLogitsWarper(sampling.min_p)(None, warped)  # type: ignore[arg-type]
+    return warped.softmax(-1)[0]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 1000),
-    asked=st.lists(SAMPLINGS, min_size=1, max_size=4),
+    row_options=st.lists(SAMPLINGS, min_size=1, max_size=4),
     vocabulary=st.sampled_from([17, 700]),
 )
-def test_truncation_equals_transformers(seed: int, asked: list[dict[str, Any]], vocabulary: int) -> None:
-    rows = [Sampling(**one) for one in asked]
+def test_truncation_equals_transformers(seed: int, row_options: list[dict[str, Any]], vocabulary: int) -> None:
+    rows = [Sampling(**options) for options in row_options]
     logits = torch.randn(len(rows), vocabulary, generator=torch.Generator().manual_seed(seed)) * 3
-    scaled = logits / torch.tensor([one.temperature for one in rows])[:, None]
+    scaled = logits / torch.tensor([row.temperature for row in rows])[:, None]
     values, order = scaled.softmax(-1).sort(descending=True, stable=True)
-    kept = truncate(values, rows)
+    truncated = truncate(values, rows)
     for i, sampling in enumerate(rows):
         theirs = _warped(logits[i : i + 1], sampling)
-        ours = torch.zeros(vocabulary).index_copy(0, order[i], kept[i] / kept[i].sum())
+        ours = torch.zeros(vocabulary).index_copy(0, order[i], truncated[i] / truncated[i].sum())
         differing = ((ours > 0) != (theirs > 0)).sum()
         # A token exactly at a threshold may fall on either side by rounding; no more than that one.
         assert int(differing) <= 1
@@ -80,7 +80,7 @@ def test_truncation_equals_transformers(seed: int, asked: list[dict[str, Any]], 
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.5, 2.0, 6.0]),
     vocabulary=st.sampled_from([17, 260, 700, 5003]),
-    asked=st.lists(
+    row_options=st.lists(
         st.builds(
             dict,
             greedy=st.booleans(),
@@ -101,20 +101,20 @@ def test_truncation_equals_transformers(seed: int, asked: list[dict[str, Any]], 
     ),
 )
 def test_all_rows_at_once_follow_the_definitions_in_float64(
-    seed: int, spread: float, vocabulary: int, asked: list[dict[str, Any]]
+    seed: int, spread: float, vocabulary: int, row_options: list[dict[str, Any]]
 ) -> None:
-    logits = torch.randn(len(asked), vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+    logits = torch.randn(len(row_options), vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
     before = logits.clone()
 
     def states() -> list[RowState]:
         return [
             RowState(
-                Sampling(seed=seed + i, **one["penalties"], **({} if one["greedy"] else one["filters"])),
+                Sampling(seed=seed + i, **options["penalties"], **({} if options["greedy"] else options["filters"])),
                 (1, 4, 4),
-                list(one["output"]),
+                list(options["output"]),
                 end_ids=frozenset({2, 7}),
             )
-            for i, one in enumerate(asked)
+            for i, options in enumerate(row_options)
         ]
 
     together = states()
@@ -122,14 +122,14 @@ def test_all_rows_at_once_follow_the_definitions_in_float64(
         fitting = [acceptable(logits_V, row) for logits_V, row in zip(logits, together, strict=True)]
         chosen = sample(logits, together).tolist()
         assert torch.equal(logits, before)
-        for token, row, some in zip(chosen, together, fitting, strict=True):
-            assert token in some
-            row.take(token)
+        for token, row, allowed in zip(chosen, together, fitting, strict=True):
+            assert token in allowed
+            row.append(token)
     # Whoever else is in the batch, a row's tokens are its own.
     alone = states()[-1]
     for token in together[-1].output[-3:]:
         assert sample(logits[-1:], [alone]).tolist() == [token]
-        alone.take(token)
+        alone.append(token)
 
 
 def test_rows_under_a_grammar_draw_beside_free_ones(tiny_dir: Path) -> None:
@@ -139,7 +139,7 @@ def test_rows_under_a_grammar_draw_beside_free_ones(tiny_dir: Path) -> None:
 
     def states() -> list[RowState]:
         draws = [Sampling(temperature=1.0, seed=i, top_p=p) for i, p in enumerate((1.0, 0.9, 1.0))]
-        rows = [RowState(one, (1,), end_ids=frozenset({0})) for one in (*draws, Sampling(), Sampling())]
+        rows = [RowState(sampling, (1,), end_ids=frozenset({0})) for sampling in (*draws, Sampling(), Sampling())]
         for i, source in ((1, "[0-9]+"), (2, "[a-c]x"), (4, "[a-z]{3}")):
             rows[i].matcher = grammars.matcher(Grammar("regex", source))
         return rows
@@ -147,9 +147,9 @@ def test_rows_under_a_grammar_draw_beside_free_ones(tiny_dir: Path) -> None:
     together = states()
     for _ in range(2):
         fitting = [acceptable(logits_V, row) for logits_V, row in zip(logits, together, strict=True)]
-        for token, row, some in zip(sample(logits, together).tolist(), together, fitting, strict=True):
-            assert token in some
-            row.take(token)
+        for token, row, allowed in zip(sample(logits, together).tolist(), together, fitting, strict=True):
+            assert token in allowed
+            row.append(token)
 
 
 class _Operations(TorchDispatchMode):
@@ -172,13 +172,13 @@ def test_nothing_is_read_back_from_a_device_and_more_rows_need_no_more_operation
     """Tensors of the meta device have no numbers that could be read."""
     greedy = {"min_tokens": 3, "logit_bias": ((3, 1.0),)}
     drawing = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "presence_penalty": 0.5}
-    rows = [RowState(Sampling(**one), (1, 2), [3], end_ids=frozenset({0})) for one in (greedy, drawing, greedy)]
+    rows = [RowState(Sampling(**options), (1, 2), [3], end_ids=frozenset({0})) for options in (greedy, drawing, greedy)]
     counts: dict[int, int] = {}
-    for some in (rows, rows[:1], rows[1:2], rows * 8):
+    for batch in (rows, rows[:1], rows[1:2], rows * 8):
         with _Operations() as operations:
-            chosen = sample(torch.empty(len(some), 700, device="meta"), some)
-        assert (chosen.is_meta, tuple(chosen.shape), chosen.dtype) == (True, (len(some),), torch.int64)
-        counts[len(some)] = operations.count
+            chosen = sample(torch.empty(len(batch), 700, device="meta"), batch)
+        assert (chosen.is_meta, tuple(chosen.shape), chosen.dtype) == (True, (len(batch),), torch.int64)
+        counts[len(batch)] = operations.count
     assert counts[24] == counts[3] <= 125
     free = [RowState(Sampling(temperature=0.7), ()) for _ in range(16)]
     with _Operations() as operations:
@@ -199,21 +199,21 @@ def test_every_number_draws_the_token_of_its_share(vocabulary: int, spread: floa
     count = 500
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     for extra in ({}, {"top_k": 7}, {"top_p": 0.9}, {"min_p": 0.2}, {"top_k": 300, "top_p": 0.8, "min_p": 0.01}):
-        one = Sampling(temperature=1.0, **extra)
-        kept = filtered(softmax(logits.double().numpy()), one)
-        expected = np.array([draw(kept, float(number)) for number in uniform])
+        sampling = Sampling(temperature=1.0, **extra)
+        truncated = filtered(softmax(logits.double().numpy()), sampling)
+        expected = np.array([draw(truncated, float(number)) for number in uniform])
         shares = probabilities.expand(count, -1)
-        found = drawn(shares, [one] * count, uniform)
-        assert torch.equal(drawn_at_once(shares, [one] * count, uniform), found)  # as on an accelerator
+        tokens = drawn(shares, [sampling] * count, uniform)
+        assert torch.equal(drawn_at_once(shares, [sampling] * count, uniform), tokens)  # as on an accelerator
         # A number at the very end of a share may be the next token's by rounding.
-        assert int((found.numpy() != expected).sum()) <= 1
-        assert set(found.tolist()) <= set(kept.nonzero()[0].tolist())
+        assert int((tokens.numpy() != expected).sum()) <= 1
+        assert set(tokens.tolist()) <= set(truncated.nonzero()[0].tolist())
 
 
 def test_of_equal_tokens_the_first_stay() -> None:
-    one = Sampling(temperature=1.0, top_k=300)
-    found = drawn(torch.full((1000, 1000), 1e-3), [one] * 1000, torch.arange(1000, dtype=torch.float64) / 1000)
-    assert set(found.tolist()) == set(range(300))
+    sampling = Sampling(temperature=1.0, top_k=300)
+    tokens = drawn(torch.full((1000, 1000), 1e-3), [sampling] * 1000, torch.arange(1000, dtype=torch.float64) / 1000)
+    assert set(tokens.tolist()) == set(range(300))
 
 
 def test_masks_are_unpacked_where_they_are_as_on_the_host() -> None:
@@ -226,11 +226,11 @@ def test_masks_are_unpacked_where_they_are_as_on_the_host() -> None:
 def test_occurrences_are_counted_as_they_come(before: list[int], after: list[int]) -> None:
     row = RowState(Sampling(repetition_penalty=1.2), before)
     for token in after:
-        row.take(token)
-        found = row.occurrences()
-    found = row.occurrences()
-    counted = dict(zip(found.ids.tolist(), found.times.tolist(), strict=True))
-    assert len(found.ids) == len(counted) == len({*before, *after})
+        row.append(token)
+        occurrences = row.occurrences()
+    occurrences = row.occurrences()
+    counted = dict(zip(occurrences.ids.tolist(), occurrences.times.tolist(), strict=True))
+    assert len(occurrences.ids) == len(counted) == len({*before, *after})
     assert counted == {token: Counter(after)[token] for token in {*before, *after}}
     assert Occurrences(()).ids.size == 0
 
@@ -253,14 +253,14 @@ def test_draws_follow_the_distribution(vocabulary: int, extra: dict[str, Any]) -
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(1)) * 2
     rows = [RowState(Sampling(temperature=0.8, seed=seed, **extra), ()) for seed in range(64)]
     drawn_ = torch.cat([sample(logits.expand(len(rows), -1), rows) for _ in range(100)])
-    kept = filtered(softmax(logits[0].double().numpy() / 0.8), rows[0].sampling)
-    expected = len(drawn_) * kept / kept.sum()
+    truncated = filtered(softmax(logits[0].double().numpy() / 0.8), rows[0].sampling)
+    expected = len(drawn_) * truncated / truncated.sum()
     frequency = torch.bincount(drawn_, minlength=vocabulary).numpy()
-    assert (frequency[kept == 0] == 0).all()
+    assert (frequency[truncated == 0] == 0).all()
     # Rare tokens are counted together. The seeds are fixed: a right distribution passes for ever.
     often = expected >= 8
     bins = [(*np.append(counts[often], counts[~often].sum()),) for counts in (frequency, expected)]
-    bins = [one[:-1] if bins[1][-1] == 0 else one for one in bins]
+    bins = [bin_counts[:-1] if bins[1][-1] == 0 else bin_counts for bin_counts in bins]
     assert chisquare(*bins).pvalue > 1e-3
 
 
@@ -319,7 +319,7 @@ def test_a_row_of_nan_spares_its_neighbours(vocabulary: int) -> None:
     chosen = sample(logits, rows)
     assert 0 <= int(chosen[1]) < vocabulary
     alone = [sample(logits[i : i + 1], [RowState(Sampling(temperature=1.0, seed=i, top_p=0.9), ())]) for i in (0, 2)]
-    assert [int(chosen[i]) for i in (0, 2)] == [int(one[0]) for one in alone]
+    assert [int(chosen[i]) for i in (0, 2)] == [int(token[0]) for token in alone]
 
 
 def test_a_step_that_fails_draws_no_number_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,8 +337,8 @@ def test_a_step_that_fails_draws_no_number_twice(monkeypatch: pytest.MonkeyPatch
 def test_bias_is_added_before_the_penalties() -> None:
     logits = torch.tensor([[1.0, 2.0, -1.0, 0.5]])
     row = RowState(Sampling(logit_bias=((0, 3.0), (2, -2.0)), repetition_penalty=2.0), prompt=[0, 2])
-    found = penalise(logits, [row])
-    assert found.tolist() == [[(1 + 3) / 2, 2.0, (-1 - 2) * 2, 0.5]]
+    penalized = penalise(logits, [row])
+    assert penalized.tolist() == [[(1 + 3) / 2, 2.0, (-1 - 2) * 2, 0.5]]
     assert logits.tolist() == [[1.0, 2.0, -1.0, 0.5]]
 
 
@@ -350,12 +350,12 @@ def test_ends_wait_for_min_tokens_as_in_transformers() -> None:
     row = RowState(Sampling(min_tokens=2, stop_token_ids=stops), prompt=[1], end_ids=frozenset(ends))
     free = RowState(Sampling(stop_token_ids=stops), prompt=[1], end_ids=frozenset(ends))
     for _ in range(3):
-        seen = torch.tensor([row.output])
-        expected = theirs(seen, logits[:1].clone()).argmax(-1)
+        prefix = torch.tensor([row.output])
+        expected = theirs(prefix, logits[:1].clone()).argmax(-1)
         chosen = sample(logits, [row, free])
         assert chosen.tolist() == [int(expected), int(logits[1].argmax())]
         assert row.ends(int(chosen[0])) == (len(row.output) >= 2)
-        row.take(int(chosen[0]))
+        row.append(int(chosen[0]))
 
 
 def test_ignored_end_tokens_are_tokens_but_stop_tokens_stop() -> None:

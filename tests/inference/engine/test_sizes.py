@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, Asked, engine_sizes, working_bytes
+from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, SizeOptions, engine_sizes, working_bytes
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.specs.presets import PRESETS
 
@@ -18,28 +18,28 @@ SPEC = PRESETS["llama-3.1-8b"].spec
 
 @pytest.mark.parametrize("free", [4 << 30, 24 << 30, 60 << 30, 170 << 30])
 def test_pool_and_step_of_a_device_fit_into_what_is_free_and_use_it(free: int) -> None:
-    found = engine_sizes(SPEC, torch.bfloat16, CUDA, free)
-    pool = found.cache_bytes + found.slot_bytes
-    working = working_bytes(SPEC, torch.bfloat16, found.max_step_tokens)
+    sizes = engine_sizes(SPEC, torch.bfloat16, CUDA, free)
+    pool = sizes.cache_bytes + sizes.slot_bytes
+    working = working_bytes(SPEC, torch.bfloat16, sizes.max_step_tokens)
     assert 0.75 * free < pool + working < free
-    more = working_bytes(SPEC, torch.bfloat16, 2 * found.max_step_tokens)
-    assert found.max_step_tokens == 8192 or more > free / 8
+    doubled = working_bytes(SPEC, torch.bfloat16, 2 * sizes.max_step_tokens)
+    assert sizes.max_step_tokens == 8192 or doubled > free / 8
 
 
 def test_what_is_asked_for_is_what_there_is() -> None:
-    asked = {"max_step_tokens": 300, "max_rows": 3, "cache_bytes": 7 << 30, "slot_bytes": 5 << 30}
-    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, Asked(**asked))) == asked
-    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, Asked(slot_bytes=5 << 30))
+    limits = {"max_step_tokens": 300, "max_rows": 3, "cache_bytes": 7 << 30, "slot_bytes": 5 << 30}
+    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, SizeOptions(**limits))) == limits
+    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, SizeOptions(slot_bytes=5 << 30))
     assert part.slot_bytes == 5 << 30
     assert (30 << 30) < part.cache_bytes < (49 << 30)
 
 
 def test_a_processor_leaves_a_quarter_of_what_is_free() -> None:
     for free in (1 << 30, 6 << 30, None):
-        found = engine_sizes(SPEC, torch.float32, CPU, free)
-        assert (found.max_step_tokens, found.max_rows) == (512, 16)
-        assert found.cache_bytes == min(PREFIX_BYTES, (free or 1 << 40) // 4)
-        assert found.slot_bytes == min(SLOT_BYTES, (free or 1 << 40) // 2)
+        sizes = engine_sizes(SPEC, torch.float32, CPU, free)
+        assert (sizes.max_step_tokens, sizes.max_rows) == (512, 16)
+        assert sizes.cache_bytes == min(PREFIX_BYTES, (free or 1 << 40) // 4)
+        assert sizes.slot_bytes == min(SLOT_BYTES, (free or 1 << 40) // 2)
 
 
 def test_an_engine_takes_what_memory_allows(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling
-from bedplate.inference.engine.speculate import LONGEST, MOST, REST, SHORTEST, Drafter
+from bedplate.inference.engine.speculate import LONGEST, MAX_DRAFT, COOLDOWN, SHORTEST, Drafter
 from bedplate.models.checkpoints.base import load_base
 
 
@@ -29,13 +29,13 @@ def pair(tiny_dir: Path) -> Iterator[tuple[Engine, Engine]]:
 def _requests(count: int, **changes: object) -> list[Generate]:
     """Prompts that repeat themselves, so that there is something to look up."""
     rng = random.Random(5)
-    found: list[Generate] = []
+    requests: list[Generate] = []
     for i in range(count):
         phrase = [rng.randrange(3, 300) for _ in range(rng.randint(3, 8))]
         tokens = tuple(phrase * rng.randint(2, 5) + phrase[: rng.randint(1, 3)])
         settings_ = {"max_tokens": 40, "ignore_eos": True, "seed": i, **changes}
-        found.append(Generate(tokens, Sampling(**settings_)))  # type: ignore[arg-type]
-    return found
+        requests.append(Generate(tokens, Sampling(**settings_)))  # type: ignore[arg-type]
+    return requests
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_the_same_is_said_with_and_without(pair: tuple[Engine, Engine], changes:
     requests = _requests(6, **changes)
     for rows in (1, 6):
         for at in range(0, 6, rows):
-            some = requests[at : at + rows]
-            for ours, theirs in zip(guessing.run(some), plain.run(some), strict=True):
+            batch = requests[at : at + rows]
+            for ours, theirs in zip(guessing.run(batch), plain.run(batch), strict=True):
                 ours, theirs = cast(Generation, ours), cast(Generation, theirs)  # noqa: PLW2901
                 assert ours.token_ids == theirs.token_ids
                 assert (ours.text, ours.finish_reason) == (theirs.text, theirs.finish_reason)
@@ -92,19 +92,19 @@ def test_rows_held_to_a_grammar_are_not_guessed(pair: tuple[Engine, Engine]) -> 
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.integers(0, 3), max_size=20), st.integers(1, MOST))
-def test_a_draft_is_what_followed_the_longest_run_last_time(start: list[int], said: list[int], most: int) -> None:
+@given(st.lists(st.integers(0, 3), max_size=20), st.lists(st.integers(0, 3), max_size=20), st.integers(1, MAX_DRAFT))
+def test_a_draft_is_what_followed_the_longest_run_last_time(start: list[int], generated: list[int], limit: int) -> None:
     drafter = Drafter(start)
-    for token in said:
+    for token in generated:
         drafter.push(token)
-    tokens = start + said
+    tokens = start + generated
     expected: list[int] = []
     for n in range(min(LONGEST, len(tokens)), SHORTEST - 1, -1):
         ends = [end for end in range(n, len(tokens)) if tokens[end - n : end] == tokens[-n:]]
         if ends:
-            expected = (tokens[ends[-1] :] * 2)[: min(most, 2)]
+            expected = (tokens[ends[-1] :] * 2)[: min(limit, 2)]
             break
-    assert drafter.draft(most) == expected
+    assert drafter.draft(limit) == expected
 
 
 def test_a_long_prompt_is_not_indexed_while_others_wait() -> None:
@@ -115,9 +115,9 @@ def test_a_long_prompt_is_not_indexed_while_others_wait() -> None:
         drafter = Drafter(prompt)
         drafter.push(prompt[50])
         drafter.push(prompt[51])
-        found = drafter.draft(MOST)
+        draft = drafter.draft(MAX_DRAFT)
         best = min(best, time.thread_time() - began)
-    assert found == prompt[52:54]
+    assert draft == prompt[52:54]
     assert best < 0.03
 
 
@@ -130,9 +130,9 @@ def test_guesses_grow_with_success_and_rest_after_failure() -> None:
         drafter.learn(len(draft), len(draft))
         for token in draft:
             drafter.push(token)
-    assert sizes == [2, 4, MOST, MOST]
+    assert sizes == [2, 4, MAX_DRAFT, MAX_DRAFT]
     drafter.learn(2, 0)
     assert drafter.draft(99) == []
-    for _ in range(REST):
+    for _ in range(COOLDOWN):
         drafter.push(1)
     assert drafter.draft(99) != []

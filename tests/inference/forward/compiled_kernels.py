@@ -24,18 +24,18 @@ def compiled(kernel: Any, **constants: Any) -> None:
     types = dict.fromkeys(TENSORS, "*bf16") | dict.fromkeys(INTEGERS, "*i64") | dict.fromkeys(NUMBERS, "fp32")
     signature = {name: "constexpr" if name in constants else types.get(name, "i64") for name in kernel.arg_names}
     places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    found = triton.compile(
+    binary = triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=places), target=GPUTarget("cuda", 80, 32)
     )
-    assert found.asm["cubin"]
-    print(kernel.__name__, found.metadata.shared)
+    assert binary.asm["cubin"]
+    print(kernel.__name__, binary.metadata.shared)
 
 
 compiled(layers._add_norm, D=576, WIDE=1024, WEIGHTED=True)
 compiled(layers._rotate, D=80, R=32, WIDE=128, INTERLEAVED=True)
 compiled(layers._gated, WIDE=1024, GATE=2)
-compiled(cache._keep, D=64, V=64, WIDE=64)
-for tokens, wanted in ((1, False), (16, True)):
+compiled(cache._write_kv_kernel, D=64, V=64, WIDE=64)
+for tokens, enabled in ((1, False), (16, True)):
     compiled(
         cache._attend,
         b=16,
@@ -49,7 +49,7 @@ for tokens, wanted in ((1, False), (16, True)):
         WIDE_D=64,
         WIDE_V=64,
         KEYS=cache.KEYS,
-        CAPPED=wanted,
-        WINDOWED=wanted,
-        SINKS=wanted,
+        CAPPED=enabled,
+        WINDOWED=enabled,
+        SINKS=enabled,
     )

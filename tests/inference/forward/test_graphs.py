@@ -27,7 +27,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward import graphs
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.batch import FlatBatch
-from bedplate.inference.forward.graphs import Recorded, Run
+from bedplate.inference.forward.graphs import RecordedDecode, Run
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import TorchForward
@@ -49,15 +49,18 @@ class Tape(TorchDispatchMode):
         self._calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        self._calls.append((func, args, kwargs or {}, found))
-        return found
+        result = func(*args, **(kwargs or {}))
+        self._calls.append((func, args, kwargs or {}, result))
+        return result
 
     def play(self) -> None:
         for func, args, kwargs, before in self._calls:
-            now, given = func(*args, **kwargs), {place_of(x) for x in tree_leaves((args, kwargs)) if is_tensor(x)}
-            for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
-                if is_tensor(old) and place_of(old) not in given:  # else it is a part of what was given
+            results, input_places = (
+                func(*args, **kwargs),
+                {place_of(x) for x in tree_leaves((args, kwargs)) if is_tensor(x)},
+            )
+            for old, new in zip(tree_leaves(before), tree_leaves(results), strict=True):
+                if is_tensor(old) and place_of(old) not in input_places:  # else it is a part of what was given
                     old.copy_(new)
 
 
@@ -75,12 +78,12 @@ class Recorder:
         run()  # as a device does first
         tape = Tape()
         with Counted() as counted, tape:
-            found = run()
+            outputs = run()
         self.counted.append(counted)
 
         def replay() -> tuple[torch.Tensor, torch.Tensor]:
             tape.play()
-            return found
+            return outputs
 
         return replay
 
@@ -115,18 +118,20 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
     generator = torch.Generator().manual_seed(0)
     # Each takes its blocks in an order of its own.
     caches[1].reserve({9: 20})
-    done = {0: 3, 1: 9, 2: 1, 3: 6}
-    for ways, cache in ((recorded, caches[0]), (plain, caches[1])):
-        cache.reserve(done)
-        tokens = torch.randint(3, spec.vocab_size, (sum(done.values()),), generator=generator.manual_seed(1)).tolist()
-        ways(FlatBatch(tokens, [Span(row, 0, n) for row, n in done.items()], [Loaded(None)] * 4, ()))
+    positions = {0: 3, 1: 9, 2: 1, 3: 6}
+    for forward, cache in ((recorded, caches[0]), (plain, caches[1])):
+        cache.reserve(positions)
+        tokens = torch.randint(
+            3, spec.vocab_size, (sum(positions.values()),), generator=generator.manual_seed(1)
+        ).tolist()
+        forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [Loaded(None)] * 4, ()))
     for rows in ([0, 1, 2], [0, 1, 2], [3], [1, 3, 2], [0, 1, 2, 3], [2, 0, 1], [0], [3], [1, 2], [0, 3], [1]):
-        spans = [Span(row, done[row], 1) for row in rows]
-        done |= {span.row: span.end for span in spans}
+        spans = [Span(row, positions[row], 1) for row in rows]
+        positions |= {span.row: span.end for span in spans}
         tokens = torch.randint(3, spec.vocab_size, (len(rows),), generator=generator).tolist()
         batch = FlatBatch(tokens, spans, [Loaded(None)] * len(rows), range(len(rows)))
         for cache in caches:
-            cache.reserve(done)
+            cache.reserve(positions)
         ours, theirs = recorded(batch), plain(batch)
         assert ours.logits_WV is not None
         assert ours.logits_WV.shape == (len(rows), spec.vocab_size)
@@ -150,15 +155,15 @@ def adapter(base: Base, config: LoraConfig, seed: int) -> dict[str, torch.Tensor
     modules = {path: linears[path] for path in config.paths([*linears], None)}
     generator = torch.Generator().manual_seed(seed)
     fresh = initial_tensors(config, modules, seed)
-    drawn = {name: torch.randn(one.shape, generator=generator) * 0.2 for name, one in fresh.items()}
-    return {name: fresh[name] * (1 + one) if name.endswith(MAGNITUDE) else one for name, one in drawn.items()}
+    drawn = {name: torch.randn(tensor.shape, generator=generator) * 0.2 for name, tensor in fresh.items()}
+    return {name: fresh[name] * (1 + noise) if name.endswith(MAGNITUDE) else noise for name, noise in drawn.items()}
 
 
 def test_an_engine_that_records_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     base, record = made_base(tiny_spec()), Recorder()
-    said = Sampling(max_tokens=24, ignore_eos=True)
+    sampling = Sampling(max_tokens=24, ignore_eos=True)
     adapters = [None, "a", "b", "a", None]
-    asked = [Generate(tuple(range(3 + row, 9 + 4 * row)), said, adapter=adapters[row]) for row in range(5)]
+    requests = [Generate(tuple(range(3 + row, 9 + 4 * row)), sampling, adapter=adapters[row]) for row in range(5)]
     weights = {name: (config, adapter(base, config, 1)) for name, config in zip("ab", CONFIGS, strict=False)}
 
     def opened() -> Engine:
@@ -168,15 +173,15 @@ def test_an_engine_that_records_says_the_same(monkeypatch: pytest.MonkeyPatch) -
         return engine
 
     with opened() as engine:
-        alone = [engine.run([one])[0] for one in asked]
+        alone = [engine.run([request])[0] for request in requests]
     init = PagedCache.__init__
     monkeypatch.setattr(PagedCache, "__init__", lambda self, *args, **kwargs: init(self, *args, **kwargs, scratch=True))
     monkeypatch.setattr(engine_module, "recorder", lambda device: record)
     with opened() as engine:
-        for one, other in zip(engine.run(asked), alone, strict=True):
-            assert isinstance(one, Generation)
-            assert isinstance(other, Generation)
-            assert one.token_ids == other.token_ids
+        for replayed, plain in zip(engine.run(requests), alone, strict=True):
+            assert isinstance(replayed, Generation)
+            assert isinstance(plain, Generation)
+            assert replayed.token_ids == plain.token_ids
     assert record.counted
 
 
@@ -190,12 +195,14 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
     banks = [Bank(base.model, 8) for _ in range(2)]
     recorded = TorchForward(base, banks[0], caches[0], joined=True, record=record)
     plain = TorchForward(base, banks[1], caches[1], joined=True)
-    generator, done = torch.Generator().manual_seed(0), {0: 3, 1: 9, 2: 1, 3: 6}
-    for ways, cache in ((recorded, caches[0]), (plain, caches[1])):
-        cache.reserve(done)
-        tokens = torch.randint(3, spec.vocab_size, (sum(done.values()),), generator=generator.manual_seed(1)).tolist()
+    generator, positions = torch.Generator().manual_seed(0), {0: 3, 1: 9, 2: 1, 3: 6}
+    for forward, cache in ((recorded, caches[0]), (plain, caches[1])):
+        cache.reserve(positions)
+        tokens = torch.randint(
+            3, spec.vocab_size, (sum(positions.values()),), generator=generator.manual_seed(1)
+        ).tolist()
         with torch.inference_mode():
-            ways(FlatBatch(tokens, [Span(row, 0, n) for row, n in done.items()], [Loaded(None)] * 4, ()))
+            forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [Loaded(None)] * 4, ()))
 
     def add(config: LoraConfig, seed: int) -> None:
         for bank in banks:
@@ -203,13 +210,13 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
 
     def step(*slots: int) -> None:
         """Of the first rows, with these adapters."""
-        spans = [Span(row, done[row], 1) for row in range(len(slots))]
-        done.update({span.row: span.end for span in spans})
+        spans = [Span(row, positions[row], 1) for row in range(len(slots))]
+        positions.update({span.row: span.end for span in spans})
         tokens = torch.randint(3, spec.vocab_size, (len(slots),), generator=generator).tolist()
         loaded = [Loaded(str(slot), slot) for slot in slots]
         batch = FlatBatch(tokens, spans, loaded, range(len(slots)))
         for cache in caches:
-            cache.reserve(done)
+            cache.reserve(positions)
         with torch.inference_mode():
             ours, theirs = recorded(batch), plain(batch)
         assert_near(ours.logits_WV, theirs.logits_WV, 1e-4, f"{slots}")
@@ -229,10 +236,10 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
         add(config, seed)
     step(0, 3, 1, BASE_ROW)
     step(2, 0, 1, 3)
-    many = len(record.counted)
+    recordings = len(record.counted)
     step(2, BASE_ROW, 3, 0)
     step(1, 2, 0, 1)
-    assert len(record.counted) == many
+    assert len(record.counted) == recordings
     for bank in banks:
         bank.remove(1)
     step(0, 2, 0, 3)
@@ -242,7 +249,7 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
         assert counted.waited == 0, counted.waits
     banks[0].merge(0)
     with pytest.raises(UsageError, match="merged"):
-        recorded(FlatBatch([5], [Span(0, done[0], 1)], [Loaded("0", 0)], [0]))
+        recorded(FlatBatch([5], [Span(0, positions[0], 1)], [Loaded("0", 0)], [0]))
 
 
 def test_adapters_that_have_no_places_run_as_they_do() -> None:
@@ -255,24 +262,24 @@ def test_adapters_that_have_no_places_run_as_they_do() -> None:
     config = LoraConfig(r=2, targets=("q",))
     trained = bank.add(config, adapter(base, config, 0), trainable=True)
     cache.reserve({0: 30, **dict.fromkeys(range(1, 36), 4)})
-    one = Loaded("trained", trained)
+    loaded = Loaded("trained", trained)
     with torch.inference_mode():
-        assert forward(FlatBatch([5], [Span(0, 0, 1)], [one], [0])).logits_WV is not None
+        assert forward(FlatBatch([5], [Span(0, 0, 1)], [loaded], [0])).logits_WV is not None
     assert not record.counted
     slots = [bank.add(config, adapter(base, config, seed)) for seed in range(1, 36)]
-    for some, recordings in ((slots[:20], 1), (slots[15:35], 1), (slots[:3], 2), (slots, 2)):
+    for chosen, recordings in ((slots[:20], 1), (slots[15:35], 1), (slots[:3], 2), (slots, 2)):
         batch = FlatBatch(
-            [7] * len(some),
-            [Span(row, 0, 1) for row in range(1, len(some) + 1)],
-            [Loaded(str(slot), slot) for slot in some],
-            range(len(some)),
+            [7] * len(chosen),
+            [Span(row, 0, 1) for row in range(1, len(chosen) + 1)],
+            [Loaded(str(slot), slot) for slot in chosen],
+            range(len(chosen)),
         )
         with torch.inference_mode():
-            found = forward(batch)
-            bank.select(some)
-            hidden = base.model(Inputs(torch.full((len(some), 1), 7))).hidden[:, 0]
+            output = forward(batch)
+            bank.select(chosen)
+            hidden = base.model(Inputs(torch.full((len(chosen), 1), 7))).hidden[:, 0]
             bank.select(None)
-        assert_near(found.hidden_ND, hidden, 1e-4)
+        assert_near(output.hidden_ND, hidden, 1e-4)
         assert len(record.counted) == recordings
 
 
@@ -283,9 +290,9 @@ def test_adapters_that_have_no_places_run_as_they_do() -> None:
 def test_what_the_host_looks_at_is_not_recorded(name: str, reason: str) -> None:
     base = made_base(spec_of(name), FAMILIES["hf", name])
     cache = PagedCache(base.spec, torch.float32, CPU, 1 << 20, scratch=True)
-    found = Recorded(base.model, cache, Recorder())
-    assert found.reason is not None
-    assert reason in found.reason
+    recorded = RecordedDecode(base.model, cache, Recorder())
+    assert recorded.reason is not None
+    assert reason in recorded.reason
 
 
 def test_a_recording_that_fails_is_told_and_the_step_is_run(caplog: pytest.LogCaptureFixture) -> None:

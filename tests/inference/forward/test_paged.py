@@ -99,20 +99,20 @@ def test_full_blocks_of_a_beginning_are_shared_not_copied(base: Base) -> None:
 def test_a_soft_prompt_takes_whole_blocks(base: Base) -> None:
     vectors = torch.randn(BLOCK, 48, generator=torch.Generator().manual_seed(2)) * 0.5
     request = Generate(random_prompt(3, 20), Sampling(max_tokens=8, ignore_eos=True), adapter="soft")
-    said: list[tuple[int, ...]] = []
+    token_ids: list[tuple[int, ...]] = []
     for paged in (False, True):
         with Engine(base, paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20) as engine:
             engine.load_soft_prompt("soft", vectors)
-            said.append(cast(Generation, engine.run([request])[0]).token_ids)
+            token_ids.append(cast(Generation, engine.run([request])[0]).token_ids)
             if paged:
                 with pytest.raises(UsageError, match="multiple of 16"):
                     engine.load_soft_prompt("odd", vectors[:7])
-    assert said[0] == said[1]
+    assert token_ids[0] == token_ids[1]
 
 
 def test_rows_that_outgrow_the_pool_are_put_out_and_come_back(base: Base) -> None:
-    said = [Sampling(max_tokens=90, temperature=1.0, seed=i, ignore_eos=True) for i in range(6)]
-    requests = [Generate(random_prompt(i, 10), one) for i, one in enumerate(said)]
+    samplings = [Sampling(max_tokens=90, temperature=1.0, seed=i, ignore_eos=True) for i in range(6)]
+    requests = [Generate(random_prompt(i, 10), sampling) for i, sampling in enumerate(samplings)]
     with Engine(base, paged=True, slot_bytes=14 * BLOCK * TOKEN, cache_bytes=0) as engine:
         together = [_numbers(result) for result in engine.run(requests)]
         assert engine.stats().preemptions > 0
@@ -158,19 +158,19 @@ def test_attention_over_blocks_equals_attention_over_slots(data: st.DataObject) 
     block = data.draw(st.sampled_from([1, 4, 16]))
     slots = SlotCache(spec, torch.float32, CPU)
     paged = PagedCache(spec, torch.float32, CPU, 1 << 20, block=block)
-    done: dict[int, int] = {}
+    positions: dict[int, int] = {}
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     for _ in range(data.draw(st.integers(1, 4))):
         rows = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True))
-        spans = [Span(row, done.get(row, 0), data.draw(st.sampled_from([1, 1, 2, 9, 30]))) for row in rows]
-        done |= {span.row: span.end for span in spans}
-        slots.reserve(done)
-        paged.reserve(done)
+        spans = [Span(row, positions.get(row, 0), data.draw(st.sampled_from([1, 1, 2, 9, 30]))) for row in rows]
+        positions |= {span.row: span.end for span in spans}
+        slots.reserve(positions)
+        paged.reserve(positions)
         N = sum(span.length for span in spans)
         q, k, v = (torch.randn(1, N, n, 8, generator=generator) for n in (6, 2, 2))
         for layer in (0, 2):
             ours, theirs = paged.attend(spans)(layer, q, k, v), slots.attend(spans)(layer, q, k, v)
             assert_near(ours, theirs)
-    for row in done:
+    for row in positions:
         paged.free(row)
     assert paged.free_blocks == paged.blocks

@@ -21,15 +21,15 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.paged_attention import PagedAttention
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 
 CPU = torch.device("cpu")
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.3])
 HOWS = {
-    "plain": How(),
-    "scaled and capped": How(scale=0.7, cap=1.5),
-    "a window": How(window=7),
-    "sinks in a window": How(window=5, sinks=SINKS),
+    "plain": AttentionOptions(),
+    "scaled and capped": AttentionOptions(scale=0.7, cap=1.5),
+    "a window": AttentionOptions(window=7),
+    "sinks in a window": AttentionOptions(window=5, sinks=SINKS),
 }
 PIECES = [
     [Span(0, 0, 19), Span(1, 0, 3)],
@@ -48,14 +48,14 @@ def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         from bedplate.inference.forward import keeping, kernels
 
         monkeypatch.setattr(paged_attention, "paged_attention", kernels.paged_attention)
-        monkeypatch.setattr(paged_attention, "keep", kernels.keep)
-        assert keeping.keep is not kernels.keep
+        monkeypatch.setattr(paged_attention, "write_kv", kernels.write_kv)
+        assert keeping.write_kv is not kernels.write_kv
 
 
 @pytest.mark.parametrize("how", HOWS)
 def test_pieces_are_as_the_whole_sequence(how: str, one_operation: None) -> None:
-    wanted = HOWS[how]
-    spec = tiny_spec(layers=1, windows=(wanted.window,) if wanted.window else ())
+    options = HOWS[how]
+    spec = tiny_spec(layers=1, windows=(options.window,) if options.window else ())
     cache = PagedCache(spec, torch.float32, CPU, 1 << 20, block=4, step=8)
     torch.manual_seed(1)
     wholes = [[torch.randn(1, 40, n, 8) for n in (6, 2, 2)] for _ in range(3)]
@@ -63,12 +63,12 @@ def test_pieces_are_as_the_whole_sequence(how: str, one_operation: None) -> None
         cache.reserve({span.row: span.end for span in pieces})
         batch = [torch.cat([wholes[s.row][part][:, s.start : s.end] for s in pieces], dim=1) for part in range(3)]
         # As queries, keys and values lie where they are parts of one product.
-        both = torch.cat(batch, dim=2)
-        q, k, v = both[:, :, :6], both[:, :, 6:8], both[:, :, 8:]
-        found = cache.attend(pieces)(0, q, k, v, wanted)[0].split([span.length for span in pieces])
-        for span, ours in zip(pieces, found, strict=True):
-            alone = RowAttention(causal=True)(0, *(x[:, : span.end] for x in wholes[span.row]), wanted)
-            assert_near(ours, alone[0, span.start :], what=f"{how} {span}")
+        qkv = torch.cat(batch, dim=2)
+        q, k, v = qkv[:, :, :6], qkv[:, :, 6:8], qkv[:, :, 8:]
+        outputs = cache.attend(pieces)(0, q, k, v, options)[0].split([span.length for span in pieces])
+        for span, ours in zip(pieces, outputs, strict=True):
+            alone = RowAttention(causal=True)(0, *(x[:, : span.end] for x in wholes[span.row]), options)
+            assert_near(ours, alone[0, span.start :], label=f"{how} {span}")
 
 
 def test_what_others_left_is_not_multiplied(one_operation: None) -> None:
@@ -100,6 +100,6 @@ def test_the_kernels_compile_for_a_device(tmp_path: Path) -> None:
         "TRITON_DEFAULT_FP_FUSION": "1",
     }
     program = Path(__file__).with_name("compiled_kernels.py")
-    found = subprocess.run([sys.executable, program], env=settings, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.count("_attend") == 2
+    process = subprocess.run([sys.executable, program], env=settings, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("_attend") == 2

@@ -20,7 +20,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Sampling, S
 from bedplate.inference.forward import quantised as rooms
 from bedplate.inference.forward.quantised import QuantisedLinear, quantised
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.linear import Linear
@@ -39,11 +39,11 @@ def test_a_linear_multiplies_by_what_its_blocks_stand_for(bits, dtype, packing: 
     linear = Linear(256, 48, bias=True, dtype=dtype).requires_grad_(False)
     ours = QuantisedLinear(linear, bits)
     blocks = (quantise_int8 if bits == "int8" else quantise_int4)(linear.weight)
-    wanted, x = blocks.dequantised(), torch.randn(2, 5, 256).to(dtype)
-    near = 1e-5 if dtype == torch.float32 else 2e-2
+    dequantized, x = blocks.dequantised(), torch.randn(2, 5, 256).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     with torch.inference_mode():
-        assert_near(ours.weight.float(), wanted, near)
-        assert_near(ours(x).float(), F.linear(x.float(), wanted, linear.bias.float()), near)
+        assert_near(ours.weight.float(), dequantized, tolerance)
+        assert_near(ours(x).float(), F.linear(x.float(), dequantized, linear.bias.float()), tolerance)
     assert not list(ours.state_dict().keys() - {"bias"})
     if bits == "int4" and packing and rooms.packs(torch.device("cpu"), dtype):
         assert ours.quants_ONG.numel() == 0
@@ -63,16 +63,18 @@ def test_an_engine_on_torch_runs_what_it_was_asked_to(bits, paged: bool, tmp_pat
     for adapter in (None, "skin"):
         requests.append(Generate(tuple(range(5, 25)), Sampling(max_tokens=12, ignore_eos=True), adapter=adapter))
     texts: list[list[tuple[int, ...]]] = []
-    for one, weights in ((base, bits), (plain, "auto")):
-        before = {name: p.clone() for name, p in one.model.named_parameters()}
-        with Engine(one, weights=weights, kernel="torch", paged=paged) as engine:
+    for candidate, weights in ((base, bits), (plain, "auto")):
+        before = {name: p.clone() for name, p in candidate.model.named_parameters()}
+        with Engine(candidate, weights=weights, kernel="torch", paged=paged) as engine:
             assert (engine.weights, engine.kernel) == (bits if weights == bits else "float32", "torch")
             tensors = initial_tensors(config, block_linears(base.model), 0)
-            made = {end: torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for end, t in tensors.items()}
-            engine.load_adapter("skin", config, made)
+            adapter_tensors = {
+                end: torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) for end, t in tensors.items()
+            }
+            engine.load_adapter("skin", config, adapter_tensors)
             results = engine.run(requests)
-            texts.append([one.token_ids for one in results if isinstance(one, Generation)])
-        assert all(torch.equal(p, before[name]) for name, p in one.model.named_parameters())
+            texts.append([result.token_ids for result in results if isinstance(result, Generation)])
+        assert all(torch.equal(p, before[name]) for name, p in candidate.model.named_parameters())
     assert texts[0] == texts[1]
 
 
@@ -81,23 +83,23 @@ def test_a_base_is_opened_in_them_on_torch_as_the_gguf_package_reads_them(bits, 
     """Log-probabilities of a prompt against a base that was written with what that package makes of the same bytes."""
     directory = write_tiny_base(tmp_path / "base", **SIZES)
     plain = load_base(directory, dtype="float32")
-    kind, quantise = (
+    ggml_type, quantise = (
         (GGMLQuantizationType.Q8_0, quantise_int8) if bits == "int8" else (GGMLQuantizationType.Q4_1, quantise_int4)
     )
     with torch.no_grad():
         for linear in block_linears(plain.model).values():
             blocks = quantise(linear.weight)
-            matrix = gguf.dequantize(blocks.data.flatten(1).numpy(), kind)
+            matrix = gguf.dequantize(blocks.data.flatten(1).numpy(), ggml_type)
             linear.weight.copy_(torch.from_numpy(matrix).view(linear.weight.shape))
     tokens = torch.arange(5, 45)[None]
     with torch.inference_mode():
-        wanted = plain.model.head(plain.model(Inputs(tokens)).hidden[0]).log_softmax(-1)
+        log_probs = plain.model.head(plain.model(Inputs(tokens)).hidden[0]).log_softmax(-1)
     chosen = tuple(range(45, 50))
-    with open_base(directory, Asked("float32", bits, "torch"), "cpu").model() as model:
+    with open_base(directory, OpenOptions("float32", bits, "torch"), "cpu").model() as model:
         assert (model.engine.weights, model.engine.kernel) == (bits, "torch")
-        (found,) = model.engine.run([Score(tuple(tokens[0].tolist()), tuple((token,) for token in chosen))])
-    assert isinstance(found, Scores)
-    assert_near(torch.tensor(found.totals), wanted[-1, list(chosen)], 1e-5)
+        (scores,) = model.engine.run([Score(tuple(tokens[0].tolist()), tuple((token,) for token in chosen))])
+    assert isinstance(scores, Scores)
+    assert_near(torch.tensor(scores.totals), log_probs[-1, list(chosen)], 1e-5)
 
 
 def test_rows_that_are_no_whole_blocks_are_refused(tmp_path: Path) -> None:

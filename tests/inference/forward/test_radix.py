@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.inference.forward.prefix_keys import Key, salted
-from bedplate.inference.forward.radix import Node, RadixTree
+from bedplate.inference.forward.radix import RadixNode, RadixTree
 
 SIZE = 10
 
@@ -46,7 +46,7 @@ class Piece:
         self.live.bytes -= self.nbytes
 
 
-def found(tree: RadixTree, namespace: str, key: Key, limit: int | None = None) -> Key:
+def cached_prefix(tree: RadixTree, namespace: str, key: Key, limit: int | None = None) -> Key:
     """The cached beginning, checked to be the key's own."""
     match = tree.match(namespace, key, len(key) if limit is None else limit)
     elements: Key = ()
@@ -59,7 +59,7 @@ def found(tree: RadixTree, namespace: str, key: Key, limit: int | None = None) -
     return elements
 
 
-def put(tree: RadixTree, namespace: str, key: Key, live: Live, cuts: tuple[int, ...] = ()) -> int:
+def insert_key(tree: RadixTree, namespace: str, key: Key, live: Live, cuts: tuple[int, ...] = ()) -> int:
     return tree.insert(namespace, key, lambda a, b: Piece(key[a:b], live), SIZE, cuts)
 
 
@@ -74,22 +74,22 @@ spaces = st.sampled_from(["base", "skin"])
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(spaces, keys, st.lists(st.integers(0, 12), max_size=2)), max_size=20), keys, st.data())
 def test_without_a_bound_it_equals_the_set_of_all_beginnings(
-    inserted: list[tuple[str, Key, list[int]]], asked: Key, data: st.DataObject
+    inserted: list[tuple[str, Key, list[int]]], query: Key, data: st.DataObject
 ) -> None:
     tree, live = RadixTree(10**9), Live()
     beginnings: set[tuple[str, Key]] = set()
     for namespace, key, cuts in inserted:
         new = sum((namespace, key[: n + 1]) not in beginnings for n in range(len(key)))
-        assert put(tree, namespace, key, live, tuple(cuts)) == new
+        assert insert_key(tree, namespace, key, live, tuple(cuts)) == new
         beginnings |= {(namespace, key[: n + 1]) for n in range(len(key))}
         assert tree.used == live.bytes == SIZE * len(beginnings)
     limit = data.draw(st.integers(0, 12))
     for namespace in ("base", "skin"):
-        expected = max((n for n in range(len(asked) + 1) if (namespace, asked[:n]) in beginnings), default=0)
-        assert len(found(tree, namespace, asked)) == expected
-        assert len(found(tree, namespace, asked, limit)) == min(expected, limit)
+        expected = max((n for n in range(len(query) + 1) if (namespace, query[:n]) in beginnings), default=0)
+        assert len(cached_prefix(tree, namespace, query)) == expected
+        assert len(cached_prefix(tree, namespace, query, limit)) == min(expected, limit)
     tree.drop("skin")
-    assert found(tree, "skin", asked) == ()
+    assert cached_prefix(tree, "skin", query) == ()
     assert tree.used == live.bytes == SIZE * sum(namespace == "base" for namespace, _ in beginnings)
 
 
@@ -107,7 +107,7 @@ def test_under_a_bound_it_stays_below_it_and_keeps_what_is_pinned(
     for act, namespace, key in acts:
         whole = key[: len(key) // block * block]
         if act == "put":
-            put(tree, namespace, key, live)
+            insert_key(tree, namespace, key, live)
         elif act == "pin" and whole:
             pinned(tree, namespace, whole, live)
             pins[namespace, whole] = pins.get((namespace, whole), 0) + 1
@@ -119,15 +119,21 @@ def test_under_a_bound_it_stays_below_it_and_keeps_what_is_pinned(
             tree.drop(namespace)
             pins = {pin: count for pin, count in pins.items() if pin[0] != namespace}
         else:
-            found(tree, namespace, key)
+            cached_prefix(tree, namespace, key)
         ends = range(block, 13, block)
-        held = {(ns, one[:n]) for (ns, one), count in pins.items() if count for n in ends if n <= len(one)}
+        pinned_prefixes = {
+            (ns, pinned_key[:n])
+            for (ns, pinned_key), count in pins.items()
+            if count
+            for n in ends
+            if n <= len(pinned_key)
+        }
         assert tree.used == live.bytes
         assert tree.pinned == total_pinned(tree)
-        assert tree.pinned == SIZE * block * len(held)
+        assert tree.pinned == SIZE * block * len(pinned_prefixes)
         assert tree.used - tree.pinned <= tree.capacity
-        for ns, beginning in held:
-            assert found(tree, ns, beginning) == beginning
+        for ns, beginning in pinned_prefixes:
+            assert cached_prefix(tree, ns, beginning) == beginning
             assert tree.pinned_length(ns, beginning) <= len(beginning)
     tree.clear()
     assert tree.used == tree.pinned
@@ -136,7 +142,7 @@ def test_under_a_bound_it_stays_below_it_and_keeps_what_is_pinned(
 def total_pinned(tree: RadixTree) -> int:
     stack, total = list(tree._roots.values()), 0
     while stack:
-        node: Node = stack.pop()
+        node: RadixNode = stack.pop()
         stack += node.children.values()
         total += node.segment.nbytes if node.segment is not None and node.pins else 0
     return total
@@ -144,45 +150,45 @@ def total_pinned(tree: RadixTree) -> int:
 
 def test_the_least_recently_used_leaf_goes_first() -> None:
     tree, live = RadixTree(6 * SIZE), Live()
-    put(tree, "base", (1, 1, 1), live)
-    put(tree, "base", (2, 2, 2), live)
-    found(tree, "base", (1, 1, 1))
-    put(tree, "base", (3, 3), live)
-    assert found(tree, "base", (2, 2, 2)) == ()
-    assert found(tree, "base", (1, 1, 1)) == (1, 1, 1)
+    insert_key(tree, "base", (1, 1, 1), live)
+    insert_key(tree, "base", (2, 2, 2), live)
+    cached_prefix(tree, "base", (1, 1, 1))
+    insert_key(tree, "base", (3, 3), live)
+    assert cached_prefix(tree, "base", (2, 2, 2)) == ()
+    assert cached_prefix(tree, "base", (1, 1, 1)) == (1, 1, 1)
     assert tree.evictions == 1
 
 
 def test_a_parent_goes_only_after_its_children() -> None:
     tree, live = RadixTree(5 * SIZE), Live()
-    put(tree, "base", (1, 1, 5), live)
-    put(tree, "base", (1, 1, 6), live)
-    put(tree, "base", (2,), live)
+    insert_key(tree, "base", (1, 1, 5), live)
+    insert_key(tree, "base", (1, 1, 6), live)
+    insert_key(tree, "base", (2,), live)
     assert tree.used == 5 * SIZE
-    put(tree, "base", (3, 3), live)
-    assert found(tree, "base", (1, 1, 9)) == (1, 1)
-    assert found(tree, "base", (1, 1, 5)) == (1, 1)
+    insert_key(tree, "base", (3, 3), live)
+    assert cached_prefix(tree, "base", (1, 1, 9)) == (1, 1)
+    assert cached_prefix(tree, "base", (1, 1, 5)) == (1, 1)
 
 
 def test_what_does_not_fit_is_not_kept() -> None:
     tree, live = RadixTree(3 * SIZE), Live()
-    assert put(tree, "base", (1, 2, 3, 4), live) == 0
-    assert put(tree, "base", (1, 2, 3, 4), live, (2,)) == 2
+    assert insert_key(tree, "base", (1, 2, 3, 4), live) == 0
+    assert insert_key(tree, "base", (1, 2, 3, 4), live, (2,)) == 2
     assert (tree.used, live.bytes) == (2 * SIZE, 2 * SIZE)
 
 
 @given(keys, st.integers(0, 14), st.integers(0, 14))
-def test_salted_keys_meet_exactly_in_what_is_shared(tokens: Key, one: int, two: int) -> None:
-    a, b, same = salted(tokens, one, "a"), salted(tokens, two, "b"), salted(tokens, one, "a")
-    assert a == same
+def test_salted_keys_meet_exactly_in_what_is_shared(tokens: Key, shared_length: int, two: int) -> None:
+    a, b, repeated = salted(tokens, shared_length, "a"), salted(tokens, two, "b"), salted(tokens, shared_length, "a")
+    assert a == repeated
     assert len(a) == len(tokens)
     common = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(tokens))
-    assert common == min(one, two, len(tokens))
+    assert common == min(shared_length, two, len(tokens))
 
 
 def test_pinned_length_knows_pinned_keys_only() -> None:
     tree, live = RadixTree(10**6), Live()
-    put(tree, "base", (1, 2, 3, 4, 5), live)
+    insert_key(tree, "base", (1, 2, 3, 4, 5), live)
     assert tree.pinned_length("base", (1, 2, 3, 4, 5)) == 0
     pinned(tree, "base", (1, 2, 3), live)
     assert tree.pinned_length("base", (1, 2, 3, 4, 5)) == 3
@@ -194,10 +200,10 @@ def test_pinned_length_knows_pinned_keys_only() -> None:
 
 def test_blocks_share_whole_blocks_only() -> None:
     tree, live = RadixTree(10**6, block=4), Live()
-    assert put(tree, "base", (1, 2, 3, 4, 5, 6), live) == 4
-    assert put(tree, "base", (1, 2, 3, 9, 5, 6, 7, 8), live) == 8
-    assert found(tree, "base", (1, 2, 3, 4, 5)) == (1, 2, 3, 4)
-    assert found(tree, "base", (1, 2, 3)) == ()
+    assert insert_key(tree, "base", (1, 2, 3, 4, 5, 6), live) == 4
+    assert insert_key(tree, "base", (1, 2, 3, 9, 5, 6, 7, 8), live) == 8
+    assert cached_prefix(tree, "base", (1, 2, 3, 4, 5)) == (1, 2, 3, 4)
+    assert cached_prefix(tree, "base", (1, 2, 3)) == ()
 
 
 def test_a_key_cannot_be_unpinned_by_a_longer_one() -> None:

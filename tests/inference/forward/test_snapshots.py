@@ -64,8 +64,8 @@ def test_the_tree_goes_on_only_from_snapshots_and_counts_them(calls: list[tuple[
             ends |= {key} if renew else set()
         else:
             match = tree.match("", key, len(key))
-            assert match.length in {0} | {len(one) for one in ends if one == key[: len(one)]}
-            assert match.known >= match.length
+            assert match.length in {0} | {len(prefix) for prefix in ends if prefix == key[: len(prefix)]}
+            assert match.matched_length >= match.length
             assert all(count == len(cast(Piece, piece).key) for piece, count in match.parts)
         assert tree.used == sum(piece.nbytes for piece in live) <= CAPACITY
     tree.clear()
@@ -76,7 +76,7 @@ def test_a_snapshot_comes_to_what_is_there_already() -> None:
     tree, live = RadixTree(CAPACITY, snapshots=True), list[Piece]()
     whole = tuple(range(8))
     tree.insert("", whole, lambda begin, end: Piece(whole[begin:end], False, live), SIZE)
-    assert (tree.match("", whole, 5).length, tree.match("", whole, 5).known) == (0, 5)
+    assert (tree.match("", whole, 5).length, tree.match("", whole, 5).matched_length) == (0, 5)
     tree.insert("", whole[:5], lambda begin, end: Piece(whole[begin:end], end == 5, live), SIZE, renew=True)
     assert tree.match("", whole, 8).length == 5
     tree.pin("", whole[:3], lambda begin, end: Piece(whole[begin:end], end == 3, live), SIZE)
@@ -96,7 +96,7 @@ def base(request: pytest.FixtureRequest) -> Base:
     return made_base(SPECS[request.param])
 
 
-def said(engine: Engine, prompt: tuple[int, ...], adapter: str | None = None) -> Generation:
+def generate(engine: Engine, prompt: tuple[int, ...], adapter: str | None = None) -> Generation:
     request = Generate(prompt, Sampling(max_tokens=6, ignore_eos=True), adapter=adapter)
     return cast(Generation, engine.run([request])[0])
 
@@ -106,25 +106,25 @@ def test_pins_and_soft_prompts_longer_than_what_is_kept(base: Base, paged: bool)
     prompt, vectors = random_prompt(1, 96), torch.randn(80, 48, generator=torch.Generator().manual_seed(2)) * 0.5
     with Engine(base, kernel="torch", cache_bytes=0) as engine:
         engine.load_soft_prompt("soft", vectors)
-        alone = [said(engine, (*prompt, 5, 9)), said(engine, prompt, "soft")]
+        alone = [generate(engine, (*prompt, 5, 9)), generate(engine, prompt, "soft")]
     with Engine(base, kernel="torch", max_step_tokens=7, cache_bytes=0, paged=paged, slot_bytes=1 << 22) as engine:
         engine.pin(prompt)
         engine.load_soft_prompt("soft", vectors)
-        found = [said(engine, (*prompt, 5, 9)), said(engine, prompt, "soft")]
-        assert found[0].usage.cached_tokens == 96
+        answers = [generate(engine, (*prompt, 5, 9)), generate(engine, prompt, "soft")]
+        assert answers[0].usage.cached_tokens == 96
         engine.unpin(prompt)
-    for one, other in zip(found, alone, strict=True):
-        assert one.token_ids == other.token_ids
-        assert_near(one.logprobs, other.logprobs, 2e-4)
+    for result, reference in zip(answers, alone, strict=True):
+        assert result.token_ids == reference.token_ids
+        assert_near(result.logprobs, reference.logprobs, 2e-4)
 
 
 def test_a_conversation_goes_on_from_its_last_answer(base: Base) -> None:
     first = random_prompt(3, 40)
     with Engine(base, kernel="torch") as engine:
-        answer = said(engine, first)
+        answer = generate(engine, first)
         second = (*first, *answer.token_ids, *random_prompt(4, 12))
-        found = said(engine, second)
-        assert found.usage.cached_tokens >= len(first) + len(answer.token_ids) - 1
+        follow_up = generate(engine, second)
+        assert follow_up.usage.cached_tokens >= len(first) + len(answer.token_ids) - 1
         assert 0 < engine.stats().cache_bytes <= engine.stats().cache_capacity_bytes
     with Engine(base, kernel="torch", cache_bytes=0) as engine:
-        assert said(engine, second).token_ids == found.token_ids
+        assert generate(engine, second).token_ids == follow_up.token_ids

@@ -16,10 +16,10 @@ from tests.tiny import tiny_spec
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.job import Job
+from bedplate.inference.engine.job import RequestJob
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.engine.runner import Runner
-from bedplate.inference.engine.share import Share
+from bedplate.inference.engine.share import ScheduledTokens
 from bedplate.inference.forward import slot_attention
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.batch import FlatBatch
@@ -40,7 +40,7 @@ def base() -> Base:
     return made_base(tiny_spec(layers=LAYERS, hidden_size=24, heads=3, kv_heads=1, feedforward_size=32))
 
 
-def asked(adapters: Sequence[str | None]) -> list[Generate]:
+def requests_for(adapters: Sequence[str | None]) -> list[Generate]:
     """Prompts of different lengths, each with its adapter."""
     settings = Sampling(max_tokens=5, ignore_eos=True)
     return [
@@ -53,38 +53,38 @@ def steps(
     engine: Engine, requests: list[Generate], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[Result], list[Counted]]:
     """The answers, and what each step counted in which all rows wrote."""
-    found: list[Counted] = []
-    run: Callable[[Runner, Sequence[Share]], list[Job]] = Runner.execute
+    counts: list[Counted] = []
+    run: Callable[[Runner, Sequence[ScheduledTokens]], list[RequestJob]] = Runner.execute
 
-    def execute(self: Runner, work: Sequence[Share]) -> list[Job]:
-        if len(work) < ROWS or not all(one.job.decoding for one in work):
+    def execute(self: Runner, work: Sequence[ScheduledTokens]) -> list[RequestJob]:
+        if len(work) < ROWS or not all(share.job.decoding for share in work):
             return run(self, work)
         with monkeypatch.context() as patched, Counted() as counted:
             patched.setattr(torch.Tensor, "is_cpu", property(lambda tensor: False))
             ended = run(self, work)
-        found.append(counted)
+        counts.append(counted)
         return ended
 
     with monkeypatch.context() as patched:
         patched.setattr(Runner, "execute", execute)
         results = engine.run(requests)
-    return results, found
+    return results, counts
 
 
 @pytest.mark.parametrize("paged", [True, False])
 def test_a_step_of_the_base_is_few_operations_and_waits_once(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     lay_together(base().model)
     with Engine(base(), kernel="torch", paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20, adapters=4) as engine:
-        results, counted = steps(engine, asked([None]), monkeypatch)
-        for result, request in zip(results, asked([None]), strict=True):
+        results, counted = steps(engine, requests_for([None]), monkeypatch)
+        for result, request in zip(results, requests_for([None]), strict=True):
             (alone,) = engine.run([request])
             assert isinstance(result, Generation)
             assert isinstance(alone, Generation)
             assert result.token_ids == alone.token_ids
     assert len(counted) >= 3
-    for one in counted:
-        assert one.started <= 350, one.operations.most_common()
-        assert one.waited <= 1, one.waits
+    for step in counted:
+        assert step.started <= 350, step.operations.most_common()
+        assert step.waited <= 1, step.waits
 
 
 @pytest.mark.parametrize(
@@ -92,29 +92,29 @@ def test_a_step_of_the_base_is_few_operations_and_waits_once(paged: bool, monkey
 )
 def test_no_device_computes_a_step_in_more(device: str, blocks: bool, laid: bool) -> None:
     """Linears that read the same input are apart on a CPU's slots alone, where no operation waits to be started."""
-    own = made_base(tiny_spec())
-    cache = (PagedCache if blocks else SlotCache)(own.spec, torch.float32, own.device, 1 << 20)
-    TorchForward(replace(own, device=torch.device(device)), None, cache)
+    local_base = made_base(tiny_spec())
+    cache = (PagedCache if blocks else SlotCache)(local_base.spec, torch.float32, local_base.device, 1 << 20)
+    TorchForward(replace(local_base, device=torch.device(device)), None, cache)
     with torch.inference_mode():
         whole = [
-            one.product(torch.zeros(1, 1, one.parts[0].in_features))
-            for one in own.model.modules()
-            if isinstance(one, Joined)
+            module.product(torch.zeros(1, 1, module.parts[0].in_features))
+            for module in local_base.model.modules()
+            if isinstance(module, Joined)
         ]
     assert whole
-    assert all((one is not None) == laid for one in whole)
+    assert all((product is not None) == laid for product in whole)
 
 
 def test_keys_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a prompt that begins, of one that goes on beside others, and of a step."""
     family = FAMILIES["hf", "gemma4_text"]
-    own = made_base(family.to_spec(dict(family.examples[0])), family)
-    cache = SlotCache(own.spec, torch.float32, own.device)
+    local_base = made_base(family.to_spec(dict(family.examples[0])), family)
+    cache = SlotCache(local_base.spec, torch.float32, local_base.device)
     cache.reserve({0: 20, 1: 20})
-    forward, written, keep = TorchForward(own, None, cache), list[int](), slot_attention.keep
-    monkeypatch.setattr(slot_attention, "keep", lambda *given: (written.append(1), keep(*given)))
-    sources = {own.spec.keys_of(layer) for layer in range(own.spec.layers)}
-    assert len(sources) < own.spec.layers
+    forward, written, original = TorchForward(local_base, None, cache), list[int](), slot_attention.write_kv
+    monkeypatch.setattr(slot_attention, "write_kv", lambda *arguments: (written.append(1), original(*arguments)))
+    sources = {local_base.spec.keys_of(layer) for layer in range(local_base.spec.layers)}
+    assert len(sources) < local_base.spec.layers
     pieces = [Span(0, 0, 7)], [Span(0, 7, 3), Span(1, 0, 5)], [Span(0, 10, 1), Span(1, 5, 1)]
     with torch.inference_mode():
         for spans in pieces:
@@ -130,19 +130,19 @@ def test_adapters_add_few_operations_and_no_wait(monkeypatch: pytest.MonkeyPatch
     lay_together(base().model)
     config, names = LoraConfig(r=2), [f"skin{i}" for i in range(4)]
     with Engine(base(), kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20, adapters=4) as engine:
-        _, without = steps(engine, asked([None]), monkeypatch)
+        _, without = steps(engine, requests_for([None]), monkeypatch)
         for seed, name in enumerate(names):
             tensors = initial_tensors(config, block_linears(base().model), seed)
             generator = torch.Generator().manual_seed(seed)
             engine.load_adapter(
                 name, config, {n: torch.randn(t.shape, generator=generator) for n, t in tensors.items()}
             )
-        results, counted = steps(engine, asked(names), monkeypatch)
-        for result, request in zip(results, asked(names), strict=True):
+        results, counted = steps(engine, requests_for(names), monkeypatch)
+        for result, request in zip(results, requests_for(names), strict=True):
             (alone,) = engine.run([request])
             assert isinstance(result, Generation)
             assert isinstance(alone, Generation)
             assert result.token_ids == alone.token_ids
-    for one in counted[1:]:  # the first puts the weights of these adapters together
-        assert one.started - without[-1].started <= 15 * LAYERS + 20, one.operations.most_common()
-        assert one.waited <= without[-1].waited, one.waits
+    for step in counted[1:]:  # the first puts the weights of these adapters together
+        assert step.started - without[-1].started <= 15 * LAYERS + 20, step.operations.most_common()
+        assert step.waited <= without[-1].waited, step.waits

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from tests.inference.native.native_models import here
+from tests.inference.native.native_models import supported_levels
 
 from bedplate.inference.native import compiler
 from bedplate.inference.native.levels import LEVELS, Level
 from bedplate.inference.native.library import Library, load
 
 EVEX = "avx2_vnni in AVX-512's encoding"
-_EVEX = [pytest.param(EVEX, marks=pytest.mark.slow)] if "avx512_vnni" in here() else []
+_EVEX = [pytest.param(EVEX, marks=pytest.mark.slow)] if "avx512_vnni" in supported_levels() else []
 
 
-@pytest.fixture(scope="module", params=[*here(), *_EVEX])
+@pytest.fixture(scope="module", params=[*supported_levels(), *_EVEX])
 def library(request: pytest.FixtureRequest) -> Library:
     """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have (`make kernels`
     runs it: no processor is given that build)."""
     if request.param == EVEX:
-        same, wide = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
-        flags = (*(flag for flag in same.flags if flag != "-mavxvnni"), *wide)
-        level = Level(EVEX, flags=flags, defines=(*same.defines, "BEDPLATE_EVEX"))
-        found = compiler.opened(level, lambda built: Library(built.path, built.digest))
+        base_level, vnni_flags = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
+        flags = (*(flag for flag in base_level.flags if flag != "-mavxvnni"), *vnni_flags)
+        level = Level(EVEX, flags=flags, defines=(*base_level.defines, "BEDPLATE_EVEX"))
+        loaded = compiler.opened(level, lambda built: Library(built.path, built.digest))
     else:
-        found = load(request.param)
-    assert isinstance(found, Library), found
-    assert found.level == request.param
-    return found
+        loaded = load(request.param)
+    assert isinstance(loaded, Library), loaded
+    assert loaded.level == request.param
+    return loaded

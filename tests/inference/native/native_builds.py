@@ -16,14 +16,14 @@ from bedplate.inference.native import compiler
 STRICT = ("-Wall", "-Wextra", "-Werror")
 
 
-def once(factory: pytest.TempPathFactory, worker: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills; whoever comes first makes it, the others wait."""
-    own = factory.getbasetemp()
-    folder = (own if worker == "master" else own.parent) / name
+def shared_folder(factory: pytest.TempPathFactory, worker: str, name: str, fill: Callable[[Path], None]) -> Path:
+    """The folder that `fill` fills; whoever comes first makes it, the others wait."""
+    base_folder = factory.getbasetemp()
+    folder = (base_folder if worker == "master" else base_folder.parent) / name
     with file_lock(folder.with_suffix(".lock")):
         if not (folder / "made").exists():
             folder.mkdir(exist_ok=True)
-            make(folder)
+            fill(folder)
             (folder / "made").touch()
     return folder
 
@@ -35,9 +35,9 @@ def compile_driver(command: Sequence[str], to: Path) -> None:
     subprocess.run([*command, *flags], check=True, timeout=250)
 
 
-def build_beside(home: str, compiler_path: str, both: Any, queue: Any) -> None:
+def build_beside(home: str, compiler_path: str, barrier: Any, queue: Any) -> None:
     """In a process of its own: builds, once another is as far, and puts what was built and when into the queue."""
     os.environ |= {"BEDPLATE_HOME": home, "CXX": compiler_path}
-    both.wait(240)
+    barrier.wait(240)
     built = compiler.build(None)
     queue.put(built if isinstance(built, str) else (str(built.path), built.path.stat().st_mtime_ns))

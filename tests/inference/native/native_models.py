@@ -39,17 +39,17 @@ SPECS = {
 }
 
 
-def here() -> tuple[str, ...]:
+def supported_levels() -> tuple[str, ...]:
     """The levels that this processor runs."""
-    found = detection.supported()
-    return () if isinstance(found, str) else found
+    levels = detection.supported()
+    return () if isinstance(levels, str) else levels
 
 
 def base_dtype(weights: WeightFormat) -> torch.dtype:
     return torch.float32 if weights == "float32" else torch.bfloat16
 
 
-def make(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Decoder:
+def random_decoder(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Decoder:
     model = random_model(spec, seed, dtype)
     assert isinstance(model, Decoder)
     return model
@@ -69,27 +69,27 @@ def random_model(spec: TransformerSpec, seed: int = 0, dtype: torch.dtype = torc
 
 def in_float32(model: Decoder, weights: WeightFormat) -> Decoder:
     """The same model in float32, its weights rounded to what the format stores."""
-    other = build(model.spec)
-    assert isinstance(other, Decoder)
-    other.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
+    reference = build(model.spec)
+    assert isinstance(reference, Decoder)
+    reference.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     if weights in ("int8", "int4"):
         quantise = quantise_int8 if weights == "int8" else quantise_int4
-        for linear in block_linears(other).values():
+        for linear in block_linears(reference).values():
             linear.weight.data = quantise(linear.weight.data).dequantised()
-        for module in other.modules():
+        for module in reference.modules():
             if isinstance(module, ExpertLinear):
                 module.weight.data = quantise(module.weight.data.flatten(0, 1)).dequantised().view_as(module.weight)
-        if other.layer_inputs is not None:
-            other.layer_inputs.projection.weight.data = quantise_int8(
-                other.layer_inputs.projection.weight.data
+        if reference.layer_inputs is not None:
+            reference.layer_inputs.projection.weight.data = quantise_int8(
+                reference.layer_inputs.projection.weight.data
             ).dequantised()
-        if other.lm_head is not None:
-            other.lm_head.weight.data = quantise_int8(other.lm_head.weight.data).dequantised()
+        if reference.lm_head is not None:
+            reference.lm_head.weight.data = quantise_int8(reference.lm_head.weight.data).dequantised()
         else:  # the head is quantised, the embedding beside it is not
             head = Linear(model.spec.hidden_size, model.spec.vocab_size, dtype=torch.float32)
-            head.weight.data = quantise_int8(other.embedding.weight.data).dequantised()
-            other.lm_head = head
-    return other.eval().requires_grad_(False)
+            head.weight.data = quantise_int8(reference.embedding.weight.data).dequantised()
+            reference.lm_head = head
+    return reference.eval().requires_grad_(False)
 
 
 class Cache:
@@ -97,19 +97,22 @@ class Cache:
         self, spec: TransformerSpec, rows: int = 4, capacity: int = 384, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         shapes = [(rows, spec.kv_heads_of(n), capacity, spec.head_dim_of(n)) for n in range(spec.layers)]
-        own = [spec.keys_of(layer) == layer for layer in range(spec.layers)]
+        owns_cache = [spec.keys_of(layer) == layer for layer in range(spec.layers)]
         # What earlier owners of a row left behind must not matter. Nothing is kept for layers that use another one's.
         self.keys, self.values = (
-            [torch.full(shape if there else (0,), value, dtype=dtype) for shape, there in zip(shapes, own, strict=True)]
+            [
+                torch.full(shape if owned else (0,), value, dtype=dtype)
+                for shape, owned in zip(shapes, owns_cache, strict=True)
+            ]
             for value in (7.0, torch.nan)
         )
 
-    def run(self, native: NativeDecoder, batch: Sequence[tuple[int, int, Sequence[int]]], **more: Any) -> Forwarded:
+    def run(self, native: NativeDecoder, batch: Sequence[tuple[int, int, Sequence[int]]], **options: Any) -> Forwarded:
         """batch: (row, first position, tokens) …; every token's logits are wanted."""
         tokens = [t for _, _, part in batch for t in part]
         rows = [row for row, _, part in batch for _ in part]
         positions = [first + i for _, first, part in batch for i in range(len(part))]
-        return native.forward(tokens, rows, positions, self.keys, self.values, range(len(tokens)), **more)
+        return native.forward(tokens, rows, positions, self.keys, self.values, range(len(tokens)), **options)
 
 
 def some_tokens(count: int, spec: TransformerSpec, seed: int = 1) -> list[int]:
@@ -133,10 +136,10 @@ COUNT = 290
 PIECES = (1, 2, 130, 3, 16, 1, 1, 64, 5, 31, 36)
 
 
-def made(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
+def perturbed_decoder(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
     """A model whose sinks, selection biases and blocks' scales differ, and whose attention looks somewhere; but with
     experts, of which a little more or less would swap the nearly even ones."""
-    model = make(spec, dtype=dtype)
+    model = random_decoder(spec, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     for path, parameter in model.named_parameters():
         if path.endswith("sinks"):
@@ -156,12 +159,12 @@ def made(spec: TransformerSpec, dtype: torch.dtype = torch.float32) -> Decoder:
 
 def in_pieces(native: NativeDecoder, cache: Cache, tokens: list[int]) -> Tensor:
     parts: list[Tensor] = []
-    done = 0
+    position = 0
     for size in PIECES:
-        batch = [(1, done, tokens[done : done + size]), (0, done // 9, tokens[:size])]
+        batch = [(1, position, tokens[position : position + size]), (0, position // 9, tokens[:size])]
         parts.append(logits(cache.run(native, batch if size > 1 else batch[:1]))[:size])
-        done += size
-    assert done == len(tokens)
+        position += size
+    assert position == len(tokens)
     return torch.cat(parts)
 
 

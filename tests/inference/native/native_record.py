@@ -13,7 +13,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor
 
-from bedplate.inference.native.library import PLACES, Call, Library, LowRank, Shape
+from bedplate.inference.native.library import PLACES, Call, Library, NativeLowRank, NativeShape
 
 
 class Recorder:
@@ -25,7 +25,7 @@ class Recorder:
         self._adapters: dict[int, int] = {}
         self._written = 0  # adapters, of all decoders so far
         self._cache: dict[int, int] = {}
-        self._told: tuple[int, ...] = ()
+        self._recorded_cache: tuple[int, ...] = ()
 
     def as_library(self) -> Library:
         return cast(Library, self)
@@ -43,15 +43,18 @@ class Recorder:
         self._file.write(ctypes.string_at(address, size))
         return None
 
-    def new(self, shape: Shape, embedding: int, *tables: int | None) -> int | None:
+    def new(self, shape: NativeShape, embedding: int, *tables: int | None) -> int | None:
         """tables: of positions, of types, and of what layers are told of a token."""
         self._shape, self._width = shape, 4 if shape.wide else 2
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
-        self._told, self._adapters = (), {}
+        self._recorded_cache, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        told = shape.vocabulary * shape.layers * shape.told
-        sizes = (*(rows * shape.hidden for rows in (shape.vocabulary, shape.positions, shape.token_types)), told)
+        layer_table_size = shape.vocabulary * shape.layers * shape.told
+        sizes = (
+            *(rows * shape.hidden for rows in (shape.vocabulary, shape.positions, shape.token_types)),
+            layer_table_size,
+        )
         for table, size in zip((embedding, *tables), sizes, strict=True):
             self._array(table, size * self._width)
         return self._library.new(shape, embedding, *tables)
@@ -68,11 +71,11 @@ class Recorder:
         self._file.write(struct.pack("<2f", output_scale, score_scale))
         return self._library.layer(handle, *a)
 
-    def vector(self, handle: int, layer: int, which: int, size: int, weight: int, bias: int | None) -> int:
-        self._numbers(ord("V"), layer, which, size)
+    def vector(self, handle: int, layer: int, vector_index: int, size: int, weight: int, bias: int | None) -> int:
+        self._numbers(ord("V"), layer, vector_index, size)
         self._array(weight, size * 4)
         self._array(bias, size * 4)
-        return self._library.vector(handle, layer, which, size, weight, bias)
+        return self._library.vector(handle, layer, vector_index, size, weight, bias)
 
     def linear(self, handle: int, *a: Any) -> int:
         layer, place, _, size, out, *_ = a
@@ -84,10 +87,10 @@ class Recorder:
         self._matrices("E", self._shape.experts, *a)
         return self._library.experts(handle, *a)
 
-    def _matrices(self, what: str, count: int, *a: Any) -> None:
+    def _matrices(self, tag: str, count: int, *a: Any) -> None:
         """So many of one shape, behind each other."""
         layer, place, code, size, out, data, bias = a
-        self._numbers(ord(what), layer, place, code, size, out)
+        self._numbers(ord(tag), layer, place, code, size, out)
         values, of_block = GGML_QUANT_SIZES[GGMLQuantizationType(code)]
         self._array(data, count * out * size // values * of_block)
         self._array(bias, count * out * 4)
@@ -119,23 +122,23 @@ class Recorder:
         pointers = ctypes.c_void_p * self._shape.layers
         keys, values = (pointers.from_address(address) for address in (call.keys, call.values))
         cache = tuple(int(address) for pair in zip(keys, values, strict=True) for address in pair)
-        if cache != self._told:
+        if cache != self._recorded_cache:
             self._numbers(ord("C"))
             for address in cache:
                 self._array(address, self._cache[address])
-            self._told = cache
+            self._recorded_cache = cache
 
     def new_cache(self, tensors: Sequence[Tensor]) -> None:
         """To be called with a cache's tensors, keys and values, before its first forward."""
         self._cache = {tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}
-        self._told = ()
+        self._recorded_cache = ()
 
     def _adapter(self, address: int) -> int:
         if address not in self._adapters:
             self._adapters[address] = self._written
             self._written += 1
             self._numbers(ord("A"))
-            table = (LowRank * (self._shape.layers * len(PLACES))).from_address(address)
+            table = (NativeLowRank * (self._shape.layers * len(PLACES))).from_address(address)
             for i, low in enumerate(table):
                 size, out = self._sizes.get(divmod(i, len(PLACES)), (0, 0))
                 self._numbers(low.rank, 4)
@@ -169,6 +172,6 @@ def read_output(path: Path, vocabulary: int) -> list[Replayed]:
         arrays.append(torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype))
         at += 8 + size
     return [
-        Replayed(logits.view(-1, vocabulary), *others)
-        for logits, *others in zip(*(arrays[i::5] for i in range(5)), strict=True)
+        Replayed(logits.view(-1, vocabulary), *parts)
+        for logits, *parts in zip(*(arrays[i::5] for i in range(5)), strict=True)
     ]

@@ -18,10 +18,10 @@ from tests.inference.native.native_models import (
     TOLERANCE,
     Cache,
     base_dtype,
-    here,
+    supported_levels,
     in_float32,
     logits,
-    make,
+    random_decoder,
     relative,
     some_tokens,
     wanted_logits,
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kern
 @pytest.mark.parametrize("name", SPECS)
 def test_equals_the_torch_model(library: Library, name: str, weights: WeightFormat) -> None:
     spec, dtype = SPECS[name], base_dtype(weights)
-    model = make(spec, dtype=dtype)
+    model = random_decoder(spec, dtype=dtype)
     native = NativeDecoder(model, weights, threads=2, library=library)
     tokens = some_tokens(150, spec)
     reference = wanted_logits(in_float32(model, weights), tokens)
@@ -66,20 +66,24 @@ def test_equals_the_torch_model(library: Library, name: str, weights: WeightForm
 @pytest.mark.parametrize("name", ["grouped", "bias", "wide heads"])
 def test_a_token_does_not_depend_on_its_batch(library: Library, name: str, weights: WeightFormat) -> None:
     spec, dtype = SPECS[name], base_dtype(weights)
-    model = make(spec, dtype=dtype)
-    tokens, others = some_tokens(290, spec), some_tokens(40, spec, 2)
+    model = random_decoder(spec, dtype=dtype)
+    tokens, neighbors = some_tokens(290, spec), some_tokens(40, spec, 2)
     two = NativeDecoder(model, weights, threads=2, library=library)
     whole = logits(Cache(spec, dtype=dtype).run(two, [(0, 0, tokens)]))
     native = NativeDecoder(model, weights, threads=3, library=library)
     cache = Cache(spec, dtype=dtype)
     parts: list[Tensor] = []
-    done = 0
+    position = 0
     for size in (1, 2, 130, 3, 16, 1, 1, 64, 5, 31, 36):  # each chunk beside other rows
-        batch = [(3, done // 9, others[:size]), (1, done, tokens[done : done + size]), (0, done, others[:1])]
+        batch = [
+            (3, position // 9, neighbors[:size]),
+            (1, position, tokens[position : position + size]),
+            (0, position, neighbors[:1]),
+        ]
         out = logits(cache.run(native, batch if size > 1 else batch[1:2]))
         parts.append(out[size if size <= 40 else 40 :][:size] if size > 1 else out)
-        done += size
-    assert done == len(tokens)
+        position += size
+    assert position == len(tokens)
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -95,7 +99,7 @@ def test_a_prefix_that_another_call_computed(model_and_native: tuple[Decoder, Na
 
 @pytest.fixture(scope="module")
 def model_and_native() -> tuple[Decoder, NativeDecoder]:
-    model = make(SPECS["grouped"])
+    model = random_decoder(SPECS["grouped"])
     return model, NativeDecoder(model, "bfloat16", threads=2)
 
 
@@ -118,14 +122,14 @@ def test_logits_outlive_the_next_call(model_and_native: tuple[Decoder, NativeDec
     model, native = model_and_native
     cache = Cache(model.spec)
     first = logits(cache.run(native, [(0, 0, [1, 2, 3])]))
-    kept = first.clone()
+    snapshot = first.clone()
     row = first[1]
     address = first.data_ptr()
     assert logits(cache.run(native, [(1, 0, [4, 5, 6])])).data_ptr() != address
-    assert torch.equal(first, kept)
+    assert torch.equal(first, snapshot)
     del first
     assert logits(cache.run(native, [(1, 0, [7, 8, 9])])).data_ptr() != address
-    assert torch.equal(row, kept[1])
+    assert torch.equal(row, snapshot[1])
     del row
     assert logits(cache.run(native, [(1, 0, [7, 8, 9])])).data_ptr() == address
 
@@ -149,12 +153,12 @@ def random_adapter(model: Decoder, bank: Bank, seed: int, **config: Any) -> int:
 
 @pytest.fixture(scope="module")
 def adapted() -> tuple[Decoder, Bank, list[int]]:
-    return adapters_of(make(SPECS["grouped"]))
+    return adapters_of(random_decoder(SPECS["grouped"]))
 
 
 @pytest.fixture(scope="module")
 def adapted_wide() -> tuple[Decoder, Bank, list[int]]:
-    return adapters_of(make(SPECS["grouped"], dtype=torch.float32))
+    return adapters_of(random_decoder(SPECS["grouped"], dtype=torch.float32))
 
 
 def adapters_of(model: Decoder) -> tuple[Decoder, Bank, list[int]]:
@@ -169,8 +173,8 @@ def adapters_of(model: Decoder) -> tuple[Decoder, Bank, list[int]]:
 
 
 def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
-    other = in_float32(model, "bfloat16")
-    linears, named, low_rank = block_linears(other), dict(bank.parameters(slot)), bank.low_rank(slot)
+    reference = in_float32(model, "bfloat16")
+    linears, named, low_rank = block_linears(reference), dict(bank.parameters(slot)), bank.low_rank(slot)
     for path, linear in linears.items():
         if f"{path}.lora_A" in named:
             a, b = named[f"{path}.lora_A"].float(), named[f"{path}.lora_B"].float()
@@ -178,7 +182,7 @@ def merged(model: Decoder, bank: Bank, slot: int) -> Decoder:
         if f"{path}.lora_magnitude_vector" in named:
             norms = torch.linalg.norm(linear.weight.data, dim=1)
             linear.weight.data *= (named[f"{path}.lora_magnitude_vector"] / norms)[:, None]
-    return other
+    return reference
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -193,7 +197,7 @@ def test_adapters_by_row(
     native = NativeDecoder(model, weights, threads=2, library=library)
     tokens = [some_tokens(n, model.spec, n) for n in (70, 9, 3, 12, 20)]
     chosen = [native.adapter_of(bank, slot) for slot in slots] + [None]
-    by_token = [one for one, part in zip(chosen, tokens, strict=True) for _ in part]
+    by_token = [adapter for adapter, part in zip(chosen, tokens, strict=True) for _ in part]
     cache = Cache(model.spec, rows=len(tokens), dtype=dtype)
     out = logits(cache.run(native, [(i, 0, part) for i, part in enumerate(tokens)], adapters=by_token))
     begin = 0
@@ -214,17 +218,17 @@ def test_adapters_by_row(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_magnitudes_leave_biases_alone(threads: int) -> None:
-    model = make(SPECS["bias"])
+    model = random_decoder(SPECS["bias"])
     bank = Bank(model)
     slot = random_adapter(model, bank, 5, r=4, dora=True)
     native = NativeDecoder(model, "bfloat16", threads=threads)
     adapter = native.adapter_of(bank, slot)
     for count in (40, 1):
         tokens = some_tokens(count, model.spec, count)
-        found = logits(Cache(model.spec).run(native, [(0, 0, tokens)], adapters=[adapter] * count))
-        wanted = wanted_logits(merged(model, bank, slot), tokens)
-        assert relative(found, wanted) < 0.012
-        assert relative(found, wanted_logits(in_float32(model, "bfloat16"), tokens)) > 0.05
+        actual = logits(Cache(model.spec).run(native, [(0, 0, tokens)], adapters=[adapter] * count))
+        expected = wanted_logits(merged(model, bank, slot), tokens)
+        assert relative(actual, expected) < 0.012
+        assert relative(actual, wanted_logits(in_float32(model, "bfloat16"), tokens)) > 0.05
 
 
 def test_an_adapter_shares_the_banks_memory(adapted: tuple[Decoder, Bank, list[int]]) -> None:
@@ -272,10 +276,10 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
         ({"head_dim": 8}, "heads · head_dim is 48"),
         ({"attention_gate": True}, "attention_gate = True"),
     ):
-        other = build(spec_of(**changes), torch.bfloat16)
-        assert words in (unsupported(other.spec, torch.bfloat16, cpu) or "")
+        variant = build(spec_of(**changes), torch.bfloat16)
+        assert words in (unsupported(variant.spec, torch.bfloat16, cpu) or "")
         with pytest.raises(UsageError, match="cannot run natively"):
-            NativeDecoder(other, "int8")  # type: ignore[arg-type]
+            NativeDecoder(variant, "int8")  # type: ignore[arg-type]
 
 
 # Building
@@ -284,29 +288,29 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
 def test_levels_differ_by_rounding_only() -> None:
     """In int8 and int4, a level that multiplies bfloat16 differs from one that does not by as much as either differs
     from exact activations, and no more: rounding to 8 bits turns any difference into steps. Neither is better."""
-    model = make(SPECS["grouped"])
+    model = random_decoder(SPECS["grouped"])
     tokens = some_tokens(150, model.spec)
     for weights in FORMATS[1:]:
         reference = wanted_logits(in_float32(model, weights), tokens)
-        found = {}
-        for name in here():
+        outputs = {}
+        for name in supported_levels():
             library = load(name)
             assert isinstance(library, Library), library
             native = NativeDecoder(model, weights, threads=2, library=library)
-            found[name] = logits(Cache(model.spec).run(native, [(0, 0, tokens)]))
-        errors = {name: relative(one, reference) for name, one in found.items()}
+            outputs[name] = logits(Cache(model.spec).run(native, [(0, 0, tokens)]))
+        errors = {name: relative(output, reference) for name, output in outputs.items()}
         plain = errors["plain"]
         for name, error in errors.items():
             widest = 3.0 if LEVELS[name].defines.count("BEDPLATE_BF16") and weights == "bfloat16" else 1.25
             assert plain / widest <= error <= plain * widest, (weights, name)
-            assert relative(found[name], found["plain"]) <= 1.5 * max(error, plain)
+            assert relative(outputs[name], outputs["plain"]) <= 1.5 * max(error, plain)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_what_is_not_a_number_stays_visible_and_in_its_row(library: Library, weights: WeightFormat, bad: float) -> None:
     spec, dtype = SPECS["grouped"], base_dtype(weights)
-    model = make(spec, dtype=dtype)
+    model = random_decoder(spec, dtype=dtype)
     native = NativeDecoder(model, weights, threads=2, library=library)
     alone = logits(Cache(spec, dtype=dtype).run(native, [(0, 0, [1, 2, 3])]))
     model.embedding.weight.data[7] = bad  # the kernel reads the model's own embedding
@@ -318,7 +322,7 @@ def test_what_is_not_a_number_stays_visible_and_in_its_row(library: Library, wei
 @pytest.mark.parametrize("weights", FORMATS)
 def test_denormal_weights_and_unaligned_memory(library: Library, weights: WeightFormat) -> None:
     spec, dtype = SPECS["grouped"], base_dtype(weights)
-    model = make(spec, dtype=dtype)
+    model = random_decoder(spec, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.view(-1)[::3] = 1e-39
@@ -334,7 +338,7 @@ def test_denormal_weights_and_unaligned_memory(library: Library, weights: Weight
 
 @pytest.mark.parametrize("threads", [1, 7, 64])
 def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
-    model = make(SPECS["grouped"])
+    model = random_decoder(SPECS["grouped"])
     tokens = some_tokens(100, model.spec)
     expected = logits(Cache(model.spec).run(NativeDecoder(model, "int4", threads=2), [(0, 0, tokens)]))
     native, cache = NativeDecoder(model, "int4", threads=threads), Cache(model.spec)
@@ -348,7 +352,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
 def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     best = load()
     assert isinstance(best, Library)
-    assert best.level == next(name for name in here() if LEVELS[name].chosen)
+    assert best.level == next(name for name in supported_levels() if LEVELS[name].chosen)
     monkeypatch.setenv(detection.OVERRIDE, "plain")
     plain = load()
     assert isinstance(plain, Library)
@@ -376,25 +380,25 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
         (FEATURES["x86_64"], "avx512_bf16"),
     ):
         monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
-        assert detection.wanted()[0] == best
+        assert detection.levels_to_try()[0] == best
     monkeypatch.setattr(detection, "machine", lambda: "aarch64")
     for names, best in (((), "plain"), (("asimddp",), "neon_dotprod"), (("asimddp", "i8mm"), "neon_i8mm")):
         monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
-        assert detection.wanted()[0] == best
+        assert detection.levels_to_try()[0] == best
 
 
 # Building
 
 
 def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
-    found, calls = compiler.find_compiler(), tmp_path / "calls"
-    assert found is not None
+    compiler_command, calls = compiler.find_compiler(), tmp_path / "calls"
+    assert compiler_command is not None
     counting = tmp_path / "counting"
-    said = f'[ "$1" = --version ] || {{ echo compiled >> {calls}; sleep 1; }}'
-    counting.write_text(f'#!/bin/sh\n{said}\nexec {shlex.join(found)} "$@"\n')
+    wrapper = f'[ "$1" = --version ] || {{ echo compiled >> {calls}; sleep 1; }}'
+    counting.write_text(f'#!/bin/sh\n{wrapper}\nexec {shlex.join(compiler_command)} "$@"\n')
     counting.chmod(0o755)
-    queue, both = CONTEXT.Queue(), CONTEXT.Barrier(2)
-    arguments = (str(tmp_path / "home"), str(counting), both, queue)
+    queue, barrier = CONTEXT.Queue(), CONTEXT.Barrier(2)
+    arguments = (str(tmp_path / "home"), str(counting), barrier, queue)
     processes = [CONTEXT.Process(target=build_beside, args=arguments) for _ in range(2)]
     for process in processes:
         process.start()
@@ -403,8 +407,8 @@ def test_two_processes_build_one_kernel(tmp_path: Path) -> None:
         process.join()
     assert first == second
     assert calls.read_text() == "compiled\n"
-    kept = (tmp_path / "home" / "native").iterdir()
-    assert sorted(path.suffix for path in kept if path.suffix != ".lock") == [".sha256", ".so"]
+    files = (tmp_path / "home" / "native").iterdir()
+    assert sorted(path.suffix for path in files if path.suffix != ".lock") == [".sha256", ".so"]
 
 
 def test_a_file_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,9 +417,9 @@ def test_a_file_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pyt
     assert not isinstance(built, str)
     whole = built.path.read_bytes()
     built.path.write_bytes(whole[: len(whole) // 2])
-    again = compiler.build(None)
-    assert not isinstance(again, str)
-    assert again.path.read_bytes() == whole
+    rebuilt = compiler.build(None)
+    assert not isinstance(rebuilt, str)
+    assert rebuilt.path.read_bytes() == whole
 
 
 def test_no_compiler_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "head_bias": (True,),
 }
 """Values of each field that the kernel does not run."""
-TAKEN: dict[str, tuple[Any, ...]] = {
+ACCEPTED: dict[str, tuple[Any, ...]] = {
     "vocab_size": (7, 1000),
     "hidden_size": (64, 256),
     "layers": (1, 9),
@@ -111,16 +111,16 @@ TAKEN: dict[str, tuple[Any, ...]] = {
 
 
 def changed(field: str, value: Any) -> TransformerSpec:
-    more: dict[str, Any] = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
-    more |= {"state": ShortConvolution()} if field == "state_layers" else {}
-    return spec_of(**more, **{field: value})
+    changes: dict[str, Any] = {"kv_heads": 6, "head_dim": 16} if field == "latent" else {}
+    changes |= {"state": ShortConvolution()} if field == "state_layers" else {}
+    return spec_of(**changes, **{field: value})
 
 
 def test_every_field_is_in_the_list_and_here() -> None:
     names = {field.name for field in fields(TransformerSpec)}
-    assert names == set(ALLOWED) == set(REFUSED) | set(TAKEN)
+    assert names == set(ALLOWED) == set(REFUSED) | set(ACCEPTED)
     literal = {"kind", "norm", "norm_placement", "activation", "pooling", "qk_norm"}
-    assert {name: set(REFUSED.get(name, ())) | set(TAKEN.get(name, ())) for name in literal} == {
+    assert {name: set(REFUSED.get(name, ())) | set(ACCEPTED.get(name, ())) for name in literal} == {
         "kind": {"encoder"},  # a tower has no vocabulary, and is refused as one
         "norm": {"layer"},
         "norm_placement": {"post", "sandwich", "branch"},
@@ -130,19 +130,19 @@ def test_every_field_is_in_the_list_and_here() -> None:
     }
     for field in fields(TransformerSpec):
         if isinstance(field.default, bool):
-            assert (not field.default,) in (REFUSED.get(field.name), TAKEN.get(field.name)), field.name
+            assert (not field.default,) in (REFUSED.get(field.name), ACCEPTED.get(field.name)), field.name
 
 
 @pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in REFUSED.items() for value in values])
 def test_what_the_kernel_does_not_do_is_refused_by_name(field: str, value: Any) -> None:
     spec = changed(field, value)
     assert refused_field(spec) == field
-    said = unsupported(spec, torch.float32, torch.device("cpu"))
-    assert said is not None
-    assert f"{field} = {value!r}" in said
+    reason = unsupported(spec, torch.float32, torch.device("cpu"))
+    assert reason is not None
+    assert f"{field} = {value!r}" in reason
 
 
-@pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in TAKEN.items() for value in values])
+@pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in ACCEPTED.items() for value in values])
 def test_what_the_kernel_does_is_taken(field: str, value: Any) -> None:
     assert refused_field(changed(field, value)) is None
 
@@ -174,9 +174,9 @@ def test_a_field_that_specs_do_not_have_yet_is_refused_at_every_value() -> None:
     class Later(TransformerSpec):
         residual_gates: bool = False
 
-    now = {field.name: getattr(spec_of(), field.name) for field in fields(TransformerSpec)}
+    defaults = {field.name: getattr(spec_of(), field.name) for field in fields(TransformerSpec)}
     for value in (False, True):
-        assert refused_field(Later(**now, residual_gates=value)) == "residual_gates"
+        assert refused_field(Later(**defaults, residual_gates=value)) == "residual_gates"
 
 
 def test_a_part_that_says_more_than_the_kernel_knows_is_refused() -> None:

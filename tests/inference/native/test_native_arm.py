@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.inference.native import native_models as models
-from tests.inference.native.native_builds import STRICT, compile_driver, once
+from tests.inference.native.native_builds import STRICT, compile_driver, shared_folder
 from tests.inference.native.native_record import Recorder, Replayed, read_output
 from tests.inference.native.native_specs import ENCODERS, EXPERTS, FAMILIES, spec_of
 from tests.inference.native.test_native_blocks import random_blocks
@@ -81,11 +81,11 @@ class Arm:
 def arm(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Arm:
     """Compiled as a wheel's files are, with warnings as errors."""
 
-    def make(folder: Path) -> None:
+    def compile_files(folder: Path) -> None:
         assert prebuild(folder, "aarch64", [GCC, *STRICT]) == {}
         compile_driver([GCC], folder / "driver")
 
-    return Arm(once(tmp_path_factory, worker_id, "arm", make))
+    return Arm(shared_folder(tmp_path_factory, worker_id, "arm", compile_files))
 
 
 # What is recorded: a whole sequence, and of some layers; the same in pieces, beside others that have adapters; and once
@@ -102,7 +102,7 @@ class Case:
 PIECES = (1, 2, 61, 3, 16, 1, 40, 26)
 
 
-def make(dtype: torch.dtype) -> Decoder:
+def random_decoder(dtype: torch.dtype) -> Decoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(SPEC)
@@ -120,7 +120,7 @@ def tokens_of(count: int, seed: int) -> list[int]:
 
 def an_adapter(native: NativeDecoder, dtype: torch.dtype, rank: int, scaled: bool) -> NativeAdapter:
     generator = torch.Generator().manual_seed(rank)
-    model = make(dtype)
+    model = random_decoder(dtype)
     pairs, scales = {}, {}
     for path, linear in block_linears(model).items():
         out, size = linear.weight.shape
@@ -137,30 +137,32 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
     library = load("plain")
     assert not isinstance(library, str), library
     recorder, out = Recorder(library, path), list[Forwarded]()
-    tokens, others = tokens_of(sum(PIECES), 1), tokens_of(40, 2)
+    tokens, neighbors = tokens_of(sum(PIECES), 1), tokens_of(40, 2)
     for threads in (2, 3):
-        native = NativeDecoder(make(dtype), weights, threads=threads, library=recorder.as_library())
+        native = NativeDecoder(random_decoder(dtype), weights, threads=threads, library=recorder.as_library())
         shape = (4, SPEC.kv_heads, 256, SPEC.head_dim)
         keys, values = ([torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan))
         recorder.new_cache([*keys, *values])
         if threads == 2:
-            wanted = range(len(tokens))
-            out.append(native.forward(tokens, [1] * len(tokens), list(wanted), keys, values, wanted, states=True))
+            indices = range(len(tokens))
+            out.append(native.forward(tokens, [1] * len(tokens), list(indices), keys, values, indices, states=True))
             out.append(native.forward(tokens[:9], [0] * 9, list(range(9)), keys, values, [], depth=1))
         else:
             first, second = an_adapter(native, dtype, 8, False), an_adapter(native, dtype, 5, True)
-            done = 0
+            position = 0
             for number, size in enumerate(PIECES):
-                part, beside = tokens[done : done + size], others[number * 5 : number * 5 + 5]
-                batch = [*part, *beside, *beside]
+                part, neighbor_part = tokens[position : position + size], neighbors[number * 5 : number * 5 + 5]
+                batch = [*part, *neighbor_part, *neighbor_part]
                 rows = [3] * size + [2] * 5 + [0] * 5
                 place = list(range(number * 5, number * 5 + 5))
-                positions = [*range(done, done + size), *place, *place]
+                positions = [*range(position, position + size), *place, *place]
                 adapters = [None] * size + [first] * 5 + [second] * 5
                 out.append(native.forward(batch, rows, positions, keys, values, range(len(batch)), adapters))
-                done += size
-            every = range(len(tokens))
-            out.append(native.forward(tokens, [1] * len(tokens), every, keys, values, every, keep_logits=False))
+                position += size
+            all_positions = range(len(tokens))
+            out.append(
+                native.forward(tokens, [1] * len(tokens), all_positions, keys, values, all_positions, keep_logits=False)
+            )
         native.close()
     recorder.close()
     return out
@@ -181,17 +183,17 @@ def relative(x: Tensor, reference: Tensor) -> float:
 def replay(
     arm: Arm, processor: str, level: str, case: Path, to: Path, vocabulary: int = SPEC.vocab_size
 ) -> list[Replayed]:
-    done = arm.run(processor, arm.kernel(level), str(case), str(to))
-    assert (done.returncode, done.stderr, done.stdout.strip()) == (0, "", level)
+    process = arm.run(processor, arm.kernel(level), str(case), str(to))
+    assert (process.returncode, process.stderr, process.stdout.strip()) == (0, "", level)
     return read_output(to, vocabulary)
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, tmp_path: Path) -> None:
-    got = replay(arm, processor, PROCESSORS[processor], case.path, tmp_path / "out")
-    assert len(got) == len(case.expected) == 3 + len(PIECES)
+    replayed = replay(arm, processor, PROCESSORS[processor], case.path, tmp_path / "out")
+    assert len(replayed) == len(case.expected) == 3 + len(PIECES)
     bound = BOUNDS[case.weights]
-    for number, (ours, expected) in enumerate(zip(got, case.expected, strict=True)):
+    for number, (ours, expected) in enumerate(zip(replayed, case.expected, strict=True)):
         if expected.hidden_ND is not None:
             assert relative(ours.hidden, expected.hidden_ND.flatten()) < bound
         if expected.logits_WV is None:
@@ -199,15 +201,15 @@ def test_agrees_with_the_plain_level_here(arm: Arm, processor: str, case: Case, 
         assert relative(ours.logits_WV, expected.logits_WV) < bound, number
         assert torch.equal(ours.argmax_W, ours.logits_WV.argmax(-1))
         torch.testing.assert_close(ours.logsumexp_W, ours.logits_WV.logsumexp(-1), rtol=1e-6, atol=1e-5)
-    whole = got[0].logits_WV
+    whole = replayed[0].logits_WV
     assert case.expected[0].logits_WV is not None
     assert relative(whole[:FIRST], case.expected[0].logits_WV[:FIRST]) < EXACT
-    pieces = torch.cat([one.logits_WV[:size] for one, size in zip(got[2:-1], PIECES, strict=True)])
+    pieces = torch.cat([result.logits_WV[:size] for result, size in zip(replayed[2:-1], PIECES, strict=True)])
     assert torch.equal(pieces, whole), "a token's result depends on its batch"
-    assert not got[-1].logits_WV.numel()
-    assert torch.equal(got[-1].argmax_W, whole.argmax(-1))
-    assert torch.equal(got[-1].top_W, whole.amax(-1))
-    assert torch.equal(got[-1].logsumexp_W, got[0].logsumexp_W)
+    assert not replayed[-1].logits_WV.numel()
+    assert torch.equal(replayed[-1].argmax_W, whole.argmax(-1))
+    assert torch.equal(replayed[-1].top_W, whole.amax(-1))
+    assert torch.equal(replayed[-1].logsumexp_W, replayed[0].logsumexp_W)
 
 
 def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
@@ -215,11 +217,11 @@ def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
     library = load("plain")
     assert not isinstance(library, str), library
     spec = spec_of(hidden_size=256, heads=4, kv_heads=1, head_dim=64, feedforward_size=512)
-    recorder, model = Recorder(library, tmp_path / "case"), models.make(spec, dtype=torch.float32)
-    kinds, blocks = itertools.cycle(sorted(SOURCES)), dict[str, RawBlocks]()
-    for (path, linear), kind in zip(block_linears(model).items(), kinds, strict=False):
-        blocks[f"{path}.weight"] = random_blocks(kind, linear.out_features, linear.in_features, len(blocks))
-    assert {one.kind for one in blocks.values()} == SOURCES
+    recorder, model = Recorder(library, tmp_path / "case"), models.random_decoder(spec, dtype=torch.float32)
+    block_types, blocks = itertools.cycle(sorted(SOURCES)), dict[str, RawBlocks]()
+    for (path, linear), block_type in zip(block_linears(model).items(), block_types, strict=False):
+        blocks[f"{path}.weight"] = random_blocks(block_type, linear.out_features, linear.in_features, len(blocks))
+    assert {block.ggml_type for block in blocks.values()} == SOURCES
     native = NativeDecoder(model, "int4", blocks=blocks, threads=2, library=recorder.as_library())
     cache = models.Cache(spec, dtype=torch.float32)
     recorder.new_cache([*cache.keys, *cache.values])
@@ -227,9 +229,9 @@ def test_blocks_of_files_too(arm: Arm, tmp_path: Path) -> None:
     native.close()
     recorder.close()
     for processor, level in PROCESSORS.items():
-        (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
-        assert relative(got.logits_WV[0], whole[0]) < EXACT
-        assert relative(got.logits_WV, whole) < BOUNDS["int4"]
+        (replayed,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+        assert relative(replayed.logits_WV[0], whole[0]) < EXACT
+        assert relative(replayed.logits_WV, whole) < BOUNDS["int4"]
 
 
 DECODERS = {**FAMILIES, "beside": EXPERTS["beside"]}
@@ -242,7 +244,7 @@ def test_what_differs_from_layer_to_layer_too(arm: Arm, tmp_path: Path, name: st
     assert not isinstance(library, str), library
     spec, dtype = DECODERS[name], models.base_dtype(weights)
     recorder = Recorder(library, tmp_path / "case")
-    native = NativeDecoder(models.made(spec, dtype), weights, threads=2, library=recorder.as_library())
+    native = NativeDecoder(models.perturbed_decoder(spec, dtype), weights, threads=2, library=recorder.as_library())
     cache, tokens = models.Cache(spec, dtype=dtype), models.some_tokens(70, spec)
     recorder.new_cache([*cache.keys, *cache.values])
     expected = [
@@ -252,8 +254,8 @@ def test_what_differs_from_layer_to_layer_too(arm: Arm, tmp_path: Path, name: st
     native.close()
     recorder.close()
     for processor, level in PROCESSORS.items():
-        got = replay(arm, processor, level, tmp_path / "case", tmp_path / "out", spec.vocab_size)
-        for ours, whole in zip(got, expected, strict=True):
+        replayed = replay(arm, processor, level, tmp_path / "case", tmp_path / "out", spec.vocab_size)
+        for ours, whole in zip(replayed, expected, strict=True):
             assert relative(ours.logits_WV, whole) < 2 * BOUNDS[weights]
 
 
@@ -273,18 +275,18 @@ def test_encoders_too(arm: Arm, tmp_path: Path, name: str, weights: WeightFormat
     native.close()
     recorder.close()
     for processor, level in PROCESSORS.items():
-        (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
-        assert relative(got.hidden, expected.flatten()) < 2 * BOUNDS[weights]
+        (replayed,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+        assert relative(replayed.hidden, expected.flatten()) < 2 * BOUNDS[weights]
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)
 def test_the_detector_says_what_the_processor_runs(arm: Arm, processor: str) -> None:
-    done = arm.run(processor, str(arm.folder / "detect.so"))
-    assert done.returncode == 0, done.stderr
-    found = runs(features_of(int(done.stdout), "aarch64"), "aarch64")
+    process = arm.run(processor, str(arm.folder / "detect.so"))
+    assert process.returncode == 0, process.stderr
+    runnable = runs(features_of(int(process.stdout), "aarch64"), "aarch64")
     names = [level.name for level in levels_of("aarch64")]
-    assert list(found) == names[names.index(PROCESSORS[processor]) :]
-    assert LEVELS[found[0]].chosen
+    assert list(runnable) == names[names.index(PROCESSORS[processor]) :]
+    assert LEVELS[runnable[0]].chosen
 
 
 @pytest.mark.parametrize(("processor", "level"), [("cortex-a72", "neon_dotprod"), ("cortex-a76", "neon_i8mm")])
@@ -292,8 +294,8 @@ def test_the_emulator_does_not_run_more_than_its_processor(
     arm: Arm, processor: str, level: str, tmp_path: Path
 ) -> None:
     record(tmp_path / "case", torch.float32, "int8")
-    done = arm.run(processor, arm.kernel(level), str(tmp_path / "case"), str(tmp_path / "out"))
-    assert done.returncode == -signal.SIGILL
+    process = arm.run(processor, arm.kernel(level), str(tmp_path / "case"), str(tmp_path / "out"))
+    assert process.returncode == -signal.SIGILL
 
 
 def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> 
         library = load("plain")
         assert not isinstance(library, str), library
         recorder = Recorder(library, tmp_path / "case")
-        model = make(torch.float32)
+        model = random_decoder(torch.float32)
         model.embedding.weight[7] = torch.nan
         model.embedding.weight[8] = 1e-40 * torch.arange(SPEC.hidden_size)
         native = NativeDecoder(model, weights, threads=2, library=recorder.as_library())  # type: ignore[arg-type]
@@ -313,8 +315,8 @@ def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> 
         recorder.close()
         assert expected.logits_WV is not None
         for processor, level in PROCESSORS.items():
-            (got,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
+            (replayed,) = replay(arm, processor, level, tmp_path / "case", tmp_path / "out")
             # The embedding is also the head: its column 7 is NaN for all, row 0 altogether.
-            assert torch.equal(got.logits_WV.isnan(), expected.logits_WV.isnan())
+            assert torch.equal(replayed.logits_WV.isnan(), expected.logits_WV.isnan())
             fine = ~expected.logits_WV.isnan()
-            assert relative(got.logits_WV[fine], expected.logits_WV[fine]) < BOUNDS[weights]
+            assert relative(replayed.logits_WV[fine], expected.logits_WV[fine]) < BOUNDS[weights]

@@ -25,7 +25,7 @@ from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.inference.ways import choice
-from bedplate.inference.ways.calibrate import Measured
+from bedplate.inference.ways.calibrate import PlanTimings
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
@@ -37,7 +37,7 @@ LENGTHS = (1, 130, 3, 16, 290, 65, 8, 129, 17)
 """Of texts: within and across blocks of 16 and 128 keys, and units of 64 queries."""
 
 
-def made(name: str, dtype: torch.dtype = torch.float32) -> Model:
+def sharp_model(name: str, dtype: torch.dtype = torch.float32) -> Model:
     """A model whose attention looks somewhere."""
     model = random_model(ENCODERS[name], dtype=dtype)
     for path, parameter in model.named_parameters():
@@ -54,33 +54,33 @@ def texts_of(model: Model) -> tuple[list[list[int]], list[list[int]]]:
 
 
 def states_alone(model: Model, tokens: list[int], types: list[int], depth: int | None = None) -> Tensor:
-    kinds = torch.tensor([types]) if model.spec.main.token_types else None
-    return model(Inputs(torch.tensor([tokens]), types=kinds), depth=depth).hidden[0]
+    token_types = torch.tensor([types]) if model.spec.main.token_types else None
+    return model(Inputs(torch.tensor([tokens]), types=token_types), depth=depth).hidden[0]
 
 
 def flat(parts: list[list[int]]) -> list[int]:
-    return [one for part in parts for one in part]
+    return [token for part in parts for token in part]
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_equals_the_torch_model_in_any_company(library: Library, name: str) -> None:
-    model = made(name)
+    model = sharp_model(name)
     texts, types = texts_of(model)
     native = NativeEncoder(model, "float32", threads=2, library=library)
-    found = native.forward(flat(texts), LENGTHS, flat(types)).split(LENGTHS)
-    other = NativeEncoder(model, "float32", threads=3, library=library)
+    states = native.forward(flat(texts), LENGTHS, flat(types)).split(LENGTHS)
+    rethreaded = NativeEncoder(model, "float32", threads=3, library=library)
     # Two threads share these texts out; of three one would have too much, so that they share each product.
-    assert torch.equal(other.forward(flat(texts), LENGTHS, flat(types)), torch.cat(found))
-    for tokens, kinds, ours in zip(texts, types, found, strict=True):
-        assert relative(ours, states_alone(model, tokens, kinds)) < 1e-5
-        assert torch.equal(other.forward(tokens, [len(tokens)], kinds), ours)
+    assert torch.equal(rethreaded.forward(flat(texts), LENGTHS, flat(types)), torch.cat(states))
+    for tokens, token_types, ours in zip(texts, types, states, strict=True):
+        assert relative(ours, states_alone(model, tokens, token_types)) < 1e-5
+        assert torch.equal(rethreaded.forward(tokens, [len(tokens)], token_types), ours)
 
 
 def far_in(weights: WeightFormat, name: str, library: Library | None = None) -> float:
     """How far states are from those of the torch model whose weights are what the format stores."""
     model = random_model(ENCODERS[name], dtype=base_dtype(weights))
     texts, types = texts_of(model)
-    found = NativeEncoder(model, weights, threads=2, library=library).forward(flat(texts), LENGTHS, flat(types))
+    output = NativeEncoder(model, weights, threads=2, library=library).forward(flat(texts), LENGTHS, flat(types))
     stored = build(model.spec)
     stored.load_state_dict({key: value.float() for key, value in model.state_dict().items()})
     if weights in ("int8", "int4"):
@@ -88,8 +88,8 @@ def far_in(weights: WeightFormat, name: str, library: Library | None = None) -> 
         for linear in block_linears(stored).values():
             linear.weight.data = quantise(linear.weight.data).dequantised()
     with torch.no_grad():
-        wanted = torch.cat([states_alone(stored, *one) for one in zip(texts, types, strict=True)])
-    return relative(found, wanted)
+        expected = torch.cat([states_alone(stored, *pair) for pair in zip(texts, types, strict=True)])
+    return relative(output, expected)
 
 
 @pytest.mark.parametrize("weights", FORMATS[1:])
@@ -118,18 +118,18 @@ def test_depth_and_adapters(name: str) -> None:
     adapters = [adapter if number % 2 else None for number in range(len(LENGTHS))]
     merged = build(model.spec)
     merged.load_state_dict(model.state_dict())
-    for path, one in bank.low_rank(slot).items():
-        merged.get_submodule(path).weight.data += one.scaling * one.b @ one.a  # type: ignore[union-attr,operator]
+    for path, factors in bank.low_rank(slot).items():
+        merged.get_submodule(path).weight.data += factors.scaling * factors.b @ factors.a  # type: ignore[union-attr,operator]
     for depth in (0, 1, None):
-        found = native.forward(flat(texts), LENGTHS, flat(types), adapters, depth).split(LENGTHS)
-        for number, ours in enumerate(found):
+        outputs = native.forward(flat(texts), LENGTHS, flat(types), adapters, depth).split(LENGTHS)
+        for number, ours in enumerate(outputs):
             with torch.no_grad():
-                wanted = states_alone(merged if number % 2 else model, texts[number], types[number], depth)
-            assert relative(ours, wanted) < 1e-5
+                expected = states_alone(merged if number % 2 else model, texts[number], types[number], depth)
+            assert relative(ours, expected) < 1e-5
 
 
 def test_what_is_refused() -> None:
-    native = NativeEncoder(made("bert"), "float32")
+    native = NativeEncoder(sharp_model("bert"), "float32")
     assert native.forward([], []).shape == (0, 96)
     with pytest.raises(UsageError, match="do not go together"):
         native.forward([1, 2, 3], [2])
@@ -150,32 +150,32 @@ SIZES: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "intermedi
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "modernbert", "bert, three labels", "roberta, a cross-encoder"])
 def test_the_engine_gives_what_transformers_gives(tmp_path: Path, name: str) -> None:
-    reference = REFERENCES[name].make(0, torch.float32, **SIZES)
+    reference = REFERENCES[name].random_model(0, torch.float32, **SIZES)
     reference.save_pretrained(tmp_path)
-    given = [tuple(some_tokens(length, ENCODERS["bert"].with_(vocab_size=90), length)) for length in (3, 60, 17, 3)]
+    texts = [tuple(some_tokens(length, ENCODERS["bert"].with_(vocab_size=90), length)) for length in (3, 60, 17, 3)]
     with Engine(load_base(tmp_path), kernel="native") as engine, torch.no_grad():
         assert engine.kernel == "native"
         if "," not in name:
-            requests = [Embed(ids, pooling="mean", normalise=False) for ids in given]
-            found = [cast(Embedding, one).vector for one in engine.run(requests)]
-            wanted = [reference(torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in given]
+            requests = [Embed(ids, pooling="mean", normalise=False) for ids in texts]
+            outputs = [cast(Embedding, result).vector for result in engine.run(requests)]
+            expected = [reference(torch.tensor([ids])).last_hidden_state[0].mean(0) for ids in texts]
         else:
-            kinds = [tuple(int(at > 2) * (name == "bert, three labels") for at in range(len(ids))) for ids in given]
-            requests = [Label(ids, types=types) for ids, types in zip(given, kinds, strict=True)]
-            found = [cast(Classification, one).scores for one in engine.run(requests)]
-            wanted = [
+            type_ids = [tuple(int(at > 2) * (name == "bert, three labels") for at in range(len(ids))) for ids in texts]
+            requests = [Label(ids, types=types) for ids, types in zip(texts, type_ids, strict=True)]
+            outputs = [cast(Classification, result).scores for result in engine.run(requests)]
+            expected = [
                 reference(torch.tensor([ids]), token_type_ids=torch.tensor([types])).logits[0]
-                for ids, types in zip(given, kinds, strict=True)
+                for ids, types in zip(texts, type_ids, strict=True)
             ]
-    assert_near(found, torch.stack(wanted), rel=1e-5)
+    assert_near(outputs, torch.stack(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("faster", ["native", "torch"])
 def test_the_faster_kernel_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
-    REFERENCES["bert"].make(0, torch.float32, **SIZES).save_pretrained(tmp_path)
+    REFERENCES["bert"].random_model(0, torch.float32, **SIZES).save_pretrained(tmp_path)
 
-    def measured(spec: Any, ways: Any, **more: Any) -> Measured:
-        return Measured({way: {"prefill": 1.0 if way.kernel == faster else 2.0} for way in ways})
+    def measured(spec: Any, backends: Any, **options: Any) -> PlanTimings:
+        return PlanTimings({backend: {"prefill": 1.0 if backend.kernel == faster else 2.0} for backend in backends})
 
     monkeypatch.setattr(choice, "measured", measured)
     with Engine(load_base(tmp_path)) as engine:

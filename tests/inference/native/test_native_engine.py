@@ -23,7 +23,7 @@ from bedplate.inference.forward import native
 from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import load
-from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.ways.way import Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
@@ -47,11 +47,11 @@ def base(directory: Path) -> Base:
 
 def adapter(base: Base, seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path, linear in block_linears(base.model).items():
-        found[f"{path}.lora_A"] = torch.randn(4, linear.in_features, generator=generator) * 0.2
-        found[f"{path}.lora_B"] = torch.randn(linear.out_features, 4, generator=generator) * 0.2
-    return found
+        tensors[f"{path}.lora_A"] = torch.randn(4, linear.in_features, generator=generator) * 0.2
+        tensors[f"{path}.lora_B"] = torch.randn(linear.out_features, 4, generator=generator) * 0.2
+    return tensors
 
 
 def load_one(engine: Engine, key: str, seed: int) -> None:
@@ -68,21 +68,21 @@ def load_one(engine: Engine, key: str, seed: int) -> None:
 
 def requests() -> list[Generate | Score]:
     keys = (None, "a", "b", None, "c")
-    made: list[Generate | Score] = []
+    batch: list[Generate | Score] = []
     for i in range(20):
         tokens, key = random_prompt(i // 3, 4 + 9 * (i % 6)), keys[i % 5]
         drawn = Sampling(max_tokens=9, temperature=0.9, seed=i, ignore_eos=True)
-        made.append(Generate(tokens, Sampling(max_tokens=12, ignore_eos=True), adapter=key))
-        made.append(Generate(tokens, drawn, adapter=key, tenant="t"))
-        made.append(Score(tokens, ((5,), (6, 7, 8)), adapter=key))
-    return made
+        batch.append(Generate(tokens, Sampling(max_tokens=12, ignore_eos=True), adapter=key))
+        batch.append(Generate(tokens, drawn, adapter=key, tenant="t"))
+        batch.append(Score(tokens, ((5,), (6, 7, 8)), adapter=key))
+    return batch
 
 
 def numbers(result: Any) -> tuple[Any, ...]:
     if isinstance(result, Scores):
         return result.totals
-    made = cast(Generation, result)
-    return (*made.token_ids, *made.logprobs)
+    generation = cast(Generation, result)
+    return (*generation.token_ids, *generation.logprobs)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -103,7 +103,7 @@ def test_every_answer_is_bit_for_bit_that_of_the_request_alone(base: Base, weigh
 
 
 LIKELIEST = (Sampling(max_tokens=19, ignore_eos=True), Sampling(max_tokens=9, logprobs=0, stop=("zz",), top_k=3))
-MORE = (
+FULL_LOGITS = (
     Sampling(max_tokens=4, logprobs=2),
     Sampling(max_tokens=4, repetition_penalty=1.3),
     Sampling(max_tokens=4, presence_penalty=0.5),
@@ -117,48 +117,50 @@ def test_logits_are_written_only_where_more_than_the_likeliest_token_is_asked_fo
     base: Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one row of a pass; the others are answered the same."""
-    kept: list[bool] = []
+    logits_flags: list[bool] = []
     whole, forward = False, NativeDecoder.forward
 
     def spied(self: NativeDecoder, *arguments: Any, keep_logits: bool, **settings: Any) -> Any:
         if arguments[5]:
-            kept.append(keep_logits)
+            logits_flags.append(keep_logits)
         return forward(self, *arguments, keep_logits=keep_logits or whole, **settings)
 
     monkeypatch.setattr(NativeDecoder, "forward", spied)
     tokens = random_prompt(1, 12)
-    greedy = [Generate(tokens * (1 + i), one) for i, one in enumerate(LIKELIEST)]
-    asked: list[Generate | Score] = [Generate(tokens, one) for one in MORE]
-    asked += [Generate(tokens, LIKELIEST[0], Grammar("regex", "[ab]{3}")), Score(tokens, ((5,), (6, 7)))]
-    asked += [Generate(tokens, Sampling(max_tokens=0, prompt_logprobs=1))]
+    greedy = [Generate(tokens * (1 + i), sampling) for i, sampling in enumerate(LIKELIEST)]
+    full_requests: list[Generate | Score] = [Generate(tokens, sampling) for sampling in FULL_LOGITS]
+    full_requests += [Generate(tokens, LIKELIEST[0], Grammar("regex", "[ab]{3}")), Score(tokens, ((5,), (6, 7)))]
+    full_requests += [Generate(tokens, Sampling(max_tokens=0, prompt_logprobs=1))]
     with Engine(base, kernel="native", cache_bytes=0) as engine:
-        said = [cast(Generation, one) for one in engine.run(greedy)]
-        alone = [numbers(one) for one in said]
-        texts = {len(request.tokens): one.token_ids for request, one in zip(greedy, said, strict=True)}
+        generations = [cast(Generation, result) for result in engine.run(greedy)]
+        alone = [numbers(generation) for generation in generations]
+        texts = {
+            len(request.tokens): generation.token_ids for request, generation in zip(greedy, generations, strict=True)
+        }
 
-        def guessed(drafter: Drafter, most: int) -> list[int]:
+        def guessed(drafter: Drafter, limit: int) -> list[int]:
             """What comes next, but for every fifth token."""
             begin = len(drafter._start)
             at = len(drafter._tokens) - begin
-            found = texts.get(begin, ())[at : at + most]
-            return [(token + (i % 5 == 4)) % 320 for i, token in enumerate(found, at)]
+            continuation = texts.get(begin, ())[at : at + limit]
+            return [(token + (i % 5 == 4)) % 320 for i, token in enumerate(continuation, at)]
 
         monkeypatch.setattr(Drafter, "draft", guessed)
-        assert [numbers(one) for one in engine.run(greedy)] == alone
+        assert [numbers(result) for result in engine.run(greedy)] == alone
         assert engine.stats().accepted
-        assert kept
-        assert not any(kept)
-        for one in asked:
-            kept.clear()
-            engine.run([one])
-            assert kept
-            assert all(kept)
-        kept.clear()
-        beside = engine.run([*greedy, asked[0]])
-        assert {True, False} == set(kept)
-        assert [numbers(one) for one in beside[: len(greedy)]] == alone
+        assert logits_flags
+        assert not any(logits_flags)
+        for full_request in full_requests:
+            logits_flags.clear()
+            engine.run([full_request])
+            assert logits_flags
+            assert all(logits_flags)
+        logits_flags.clear()
+        mixed = engine.run([*greedy, full_requests[0]])
+        assert {True, False} == set(logits_flags)
+        assert [numbers(result) for result in mixed[: len(greedy)]] == alone
         whole = True
-        assert [numbers(one) for one in engine.run(greedy)] == alone
+        assert [numbers(result) for result in engine.run(greedy)] == alone
 
 
 def test_bfloat16_is_transformers_model_of_the_same_weights(base: Base, directory: Path) -> None:
@@ -166,67 +168,67 @@ def test_bfloat16_is_transformers_model_of_the_same_weights(base: Base, director
     with Engine(base, kernel="native") as engine:
         for seed in range(3):
             tokens = random_prompt(seed, 60)
-            [made] = engine.run([Generate(tokens, Sampling(max_tokens=1, prompt_logprobs=0))])
+            [generation] = engine.run([Generate(tokens, Sampling(max_tokens=1, prompt_logprobs=0))])
             with torch.inference_mode():
                 expected = reference(torch.tensor([tokens])).logits[0, :-1].log_softmax(-1)
             theirs = expected.gather(1, torch.tensor(tokens)[1:, None])[:, 0].numpy()
-            ours = np.array(cast(Generation, made).prompt_logprobs[1:], dtype=np.float64)
+            ours = np.array(cast(Generation, generation).prompt_logprobs[1:], dtype=np.float64)
             assert np.abs(ours - theirs).mean() < 0.02 * theirs.std()
 
 
 def test_an_adapter_unloaded_and_loaded_anew_is_the_new_one(base: Base) -> None:
     request = Generate(random_prompt(1, 30), Sampling(max_tokens=12, ignore_eos=True), adapter="a")
     with Engine(base, kernel="native", adapters=1) as engine:
-        said: list[tuple[Any, ...]] = []
+        outputs: list[tuple[Any, ...]] = []
         for seed in (0, 1, 0):
             engine.load_adapter("a", LORA, adapter(base, seed))
-            said.append(numbers(engine.run([request])[0]))
+            outputs.append(numbers(engine.run([request])[0]))
             engine.unload_adapter("a")
-    assert said[0] == said[2] != said[1]
+    assert outputs[0] == outputs[2] != outputs[1]
 
 
-@pytest.mark.parametrize(("kind", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("q5_0", "int4")])
+@pytest.mark.parametrize(("ggml_type", "weights"), [("q4_1", "int4"), ("q8_0", "int8"), ("q5_0", "int4")])
 def test_what_the_kernel_reads_itself_is_left_in_the_file_until_torch_is_asked(
-    base: Base, tmp_path: Path, kind: str, weights: Weights
+    base: Base, tmp_path: Path, ggml_type: str, weights: Weights
 ) -> None:
     path = tmp_path / "tiny.gguf"
-    export_gguf(base, path, kind)
+    export_gguf(base, path, ggml_type)
     request = Generate(random_prompt(1, 20), Sampling(max_tokens=8, ignore_eos=True, logprobs=2))
     with Engine(load_base(path, dtype="bfloat16"), weights=weights) as engine:
-        wanted, own = numbers(engine.run([request])[0]), adapter(engine.base, 0)
-        engine.load_adapter("a", LORA, own)
+        expected, tensors = numbers(engine.run([request])[0]), adapter(engine.base, 0)
+        engine.load_adapter("a", LORA, tensors)
         adapted = numbers(engine.run([replace(request, adapter="a")])[0])
-    with open_base(path, Asked(weights=weights)).model() as model:
+    with open_base(path, OpenOptions(weights=weights)).model() as model:
         engine, outline = model.engine, model.base.outline
         waiting = {name for name, p in outline.named_parameters() if p.is_meta}
         assert waiting == {f"{name}.weight" for name in block_linears(outline)}
-        assert numbers(engine.run([request])[0]) == wanted
+        assert numbers(engine.run([request])[0]) == expected
         assert waiting == {name for name, p in outline.named_parameters() if p.is_meta}
-        engine.load_adapter("a", LORA, own)
+        engine.load_adapter("a", LORA, tensors)
         assert not any(p.is_meta for p in outline.parameters())
         assert numbers(engine.run([replace(request, adapter="a")])[0]) == adapted
-        assert numbers(engine.run([request])[0]) == wanted
-    with open_base(path, Asked(weights=weights)).model() as model:
+        assert numbers(engine.run([request])[0]) == expected
+    with open_base(path, OpenOptions(weights=weights)).model() as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()
         assert not any(p.is_meta for p in model.base.outline.parameters())
 
 
-@pytest.mark.parametrize(("kind", "weights", "bits"), [("q4_1", "int4", 4), ("q8_0", "int8", 8)])
+@pytest.mark.parametrize(("ggml_type", "weights", "bits"), [("q4_1", "int4", 4), ("q8_0", "int8", 8)])
 def test_a_ggufs_own_blocks_are_what_the_kernel_reads(
-    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, weights: Weights, bits: int
+    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ggml_type: str, weights: Weights, bits: int
 ) -> None:
     path = tmp_path / "tiny.gguf"
-    export_gguf(base, path, kind)
-    given: dict[str, Any] = {}
+    export_gguf(base, path, ggml_type)
+    passed_blocks: dict[str, Any] = {}
 
     class Spied(native.NativeDecoder):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
-            given.update(settings["blocks"])
+            passed_blocks.update(settings["blocks"])
             super().__init__(*arguments, **settings)
 
     monkeypatch.setattr(native, "NativeDecoder", Spied)
     with Engine(load_base(path, dtype="bfloat16"), weights=weights) as engine:
         assert isinstance(engine._forward, NativeForward)
-        assert {f"{name}.weight" for name in block_linears(base.model)} <= given.keys()
-        assert {blocks.bits for name, blocks in given.items() if name.startswith("layers.")} == {bits}
+        assert {f"{name}.weight" for name in block_linears(base.model)} <= passed_blocks.keys()
+        assert {blocks.bits for name, blocks in passed_blocks.items() if name.startswith("layers.")} == {bits}
         assert engine.run([Generate(random_prompt(1, 20), Sampling(max_tokens=4, ignore_eos=True))])

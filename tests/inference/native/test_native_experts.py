@@ -11,7 +11,7 @@ from tests.inference.native.native_models import (
     base_dtype,
     in_float32,
     logits,
-    made,
+    perturbed_decoder,
     relative,
     some_tokens,
     wanted_logits,
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kern
 
 @pytest.mark.parametrize("name", EXPERTS)
 def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
-    model = made(EXPERTS[name])
+    model = perturbed_decoder(EXPERTS[name])
     whole = whole_sequence(NativeDecoder(model, "float32", threads=2, library=library), model.spec, torch.float32)
     assert relative(whole, wanted_logits(model, some_tokens(COUNT, model.spec))) < 1e-5
 
@@ -39,22 +39,22 @@ def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
     """But for tokens whose nearly even experts rounding swaps."""
-    model = made(EXPERTS[name], base_dtype(weights))
+    model = perturbed_decoder(EXPERTS[name], base_dtype(weights))
     native = NativeDecoder(model, weights, threads=3)
     whole, tokens = whole_sequence(native, model.spec), some_tokens(COUNT, model.spec)
     expected = wanted_logits(in_float32(model, weights), tokens)
     error = ((whole - expected).norm(dim=1) / expected.norm(dim=1)).median()
     assert error < 0.05
-    some = list(range(7, 60, 4))
+    picked = list(range(7, 60, 4))
     cache = Cache(EXPERTS[name])
-    few = native.forward(tokens, [2] * COUNT, range(COUNT), cache.keys, cache.values, some)
-    assert torch.equal(logits(few), whole[some])
+    partial = native.forward(tokens, [2] * COUNT, range(COUNT), cache.keys, cache.values, picked)
+    assert torch.equal(logits(partial), whole[picked])
 
 
 @pytest.mark.parametrize(("experts", "adapted"), [(None, False), (None, True), (Experts(4, 2, 352), False)])
 def test_features_between_products_are_taken_in_runs(experts: Experts | None, adapted: bool) -> None:
     """Eleven blocks of them, eight at once of a token alone and of a few; of many tokens one after the other."""
-    model = made(spec_of(layers=1, feedforward_size=352, experts=experts))
+    model = perturbed_decoder(spec_of(layers=1, feedforward_size=352, experts=experts))
     native, tokens = NativeDecoder(model, "float32", threads=1), some_tokens(20, model.spec)
     adapters, reference = None, model
     if adapted:
@@ -68,13 +68,13 @@ def test_features_between_products_are_taken_in_runs(experts: Experts | None, ad
     cache, parts = Cache(model.spec, dtype=torch.float32), []
     for first, size in ((0, 1), (1, 2), (3, 8), (11, 1), (12, 8)):
         part = tokens[first : first + size]
-        more = None if adapters is None else adapters[:size]
-        parts.append(logits(cache.run(native, [(0, first, part)], adapters=more)))
+        part_adapters = None if adapters is None else adapters[:size]
+        parts.append(logits(cache.run(native, [(0, first, part)], adapters=part_adapters)))
     assert torch.equal(torch.cat(parts), whole)
 
 
 def test_what_experts_cannot_have() -> None:
-    model = made(EXPERTS["softmax"])
+    model = perturbed_decoder(EXPERTS["softmax"])
     native = NativeDecoder(model, "float32")
     with pytest.raises(UsageError, match=r"no adapters at layers\.0\.feedforward\.experts\.gate_up"):
         native.adapter({"layers.0.feedforward.experts.gate_up": (torch.zeros(2, 96), torch.zeros(128, 2), 1.0)})

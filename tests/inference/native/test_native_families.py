@@ -14,7 +14,7 @@ from tests.inference.native.native_models import (
     in_float32,
     in_pieces,
     logits,
-    made,
+    perturbed_decoder,
     relative,
     some_tokens,
     wanted_logits,
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kern
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
-    model = made(FAMILIES[name])
+    model = perturbed_decoder(FAMILIES[name])
     whole = whole_sequence(NativeDecoder(model, "float32", threads=2, library=library), model.spec, torch.float32)
     assert relative(whole, wanted_logits(model, some_tokens(COUNT, model.spec))) < 1e-5
 
@@ -43,15 +43,15 @@ def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
 @pytest.mark.parametrize("weights", FORMATS[1:])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
-    model = made(FAMILIES[name], base_dtype(weights))
+    model = perturbed_decoder(FAMILIES[name], base_dtype(weights))
     whole = whole_sequence(NativeDecoder(model, weights, threads=3), model.spec)
-    wanted = wanted_logits(in_float32(model, weights), some_tokens(COUNT, model.spec))
-    assert relative(whole, wanted) < 3 * TOLERANCE[weights]
+    expected = wanted_logits(in_float32(model, weights), some_tokens(COUNT, model.spec))
+    assert relative(whole, expected) < 3 * TOLERANCE[weights]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
-    model = made(FAMILIES[name])
+    model = perturbed_decoder(FAMILIES[name])
     bank = Bank(model)
     native = NativeDecoder(model, "float32", threads=2)
     adapted = native.adapter_of(bank, random_adapter(model, bank, 5, r=4))
@@ -59,18 +59,22 @@ def test_only_what_is_wanted_passes_the_last_layer(name: str) -> None:
     adapters = [adapted if i % 3 == 0 else None for i in range(COUNT)]
     cache = Cache(FAMILIES[name], dtype=torch.float32)
     whole = logits(cache.run(native, [(1, 0, tokens)], adapters=adapters))
-    for wanted in ([COUNT - 1], [3, 100, COUNT - 2], list(range(5, 90)), []):
-        other = Cache(FAMILIES[name], dtype=torch.float32)
-        out = native.forward(tokens, [2] * COUNT, range(COUNT), other.keys, other.values, wanted, adapters=adapters)
-        assert not wanted or torch.equal(logits(out), whole[wanted])
-        for found, expected in zip((*other.keys, *other.values), (*cache.keys, *cache.values), strict=True):
-            assert not found.numel() or torch.equal(found[2, :, :COUNT], expected[1, :, :COUNT])
+    for indices in ([COUNT - 1], [3, 100, COUNT - 2], list(range(5, 90)), []):
+        second_cache = Cache(FAMILIES[name], dtype=torch.float32)
+        out = native.forward(
+            tokens, [2] * COUNT, range(COUNT), second_cache.keys, second_cache.values, indices, adapters=adapters
+        )
+        assert not indices or torch.equal(logits(out), whole[indices])
+        for actual, expected in zip(
+            (*second_cache.keys, *second_cache.values), (*cache.keys, *cache.values), strict=True
+        ):
+            assert not actual.numel() or torch.equal(actual[2, :, :COUNT], expected[1, :, :COUNT])
 
 
 @pytest.mark.parametrize("name", ["sandwich", "sinks", "heads by layer"])
 def test_windows_need_few_places(name: str) -> None:
     """A ring of the last tokens, in which a piece of a row and what its first token sees have room."""
-    model = made(FAMILIES[name])
+    model = perturbed_decoder(FAMILIES[name])
     spec, tokens = FAMILIES[name], some_tokens(COUNT, FAMILIES[name])
     native = NativeDecoder(model, "float32", threads=2)
     whole = logits(Cache(spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
@@ -89,7 +93,7 @@ def test_windows_need_few_places(name: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_and_states(name: str) -> None:
-    model = made(FAMILIES[name])
+    model = perturbed_decoder(FAMILIES[name])
     bank = Bank(model)
     slot = random_adapter(model, bank, 5, r=4)
     native = NativeDecoder(model, "float32", threads=2)
@@ -99,8 +103,8 @@ def test_adapters_and_states(name: str) -> None:
     for depth in (1, None):
         out = native.forward(tokens, [0] * 40, range(40), cache.keys, cache.values, [], [adapted] * 40, depth, True)
         merged = in_float32(model, "float32")
-        for path, one in bank.low_rank(slot).items():
-            merged.get_submodule(path).weight.data += one.scaling * one.b @ one.a  # type: ignore[union-attr,operator]
+        for path, factors in bank.low_rank(slot).items():
+            merged.get_submodule(path).weight.data += factors.scaling * factors.b @ factors.a  # type: ignore[union-attr,operator]
         expected = merged(Inputs(torch.tensor([tokens])), depth=depth).hidden[0]
         assert out.hidden_ND is not None
         assert relative(out.hidden_ND, expected) < 1e-5

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bedplate.inference.native import compiler
-from bedplate.inference.native.compiler import ELF_MACHINES, Built, build, find_compiler, opened, source_digest
+from bedplate.inference.native.compiler import ELF_MACHINES, BuiltKernel, build, find_compiler, opened, source_digest
 from bedplate.inference.native.detection import features
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 
@@ -27,22 +27,22 @@ pytestmark = pytest.mark.skipif(
 CROSS = "aarch64-linux-gnu-g++"
 
 
-def ask(built: Built) -> frozenset[str]:
+def loaded_features(built: BuiltKernel) -> frozenset[str]:
     function = ctypes.CDLL(str(built.path)).bedplate_features
     function.restype = ctypes.c_uint64
     return features_of(function(), machine())
 
 
-def compiled() -> Built:
+def compiled() -> BuiltKernel:
     built = build(None)
-    assert isinstance(built, Built), built
+    assert isinstance(built, BuiltKernel), built
     return built
 
 
-def said(home: Path, *, prefix: tuple[str, ...] = (), **environment: str) -> str:
+def absence_message(home: Path, *, prefix: tuple[str, ...] = (), **environment: str) -> str:
     """What a new process without torch says of a kernel that it cannot have: one line."""
     script = "from bedplate.inference.native.library import native_absent; print(native_absent())"
-    done = subprocess.run(
+    process = subprocess.run(
         [*prefix, sys.executable, "-S", "-c", script],
         env={
             "PATH": os.environ["PATH"],
@@ -56,8 +56,8 @@ def said(home: Path, *, prefix: tuple[str, ...] = (), **environment: str) -> str
         timeout=250,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
+    assert process.returncode == 0, process.stderr
+    (line,) = process.stdout.splitlines()
     return line
 
 
@@ -67,31 +67,31 @@ LOST = ". Bases run on torch, which is slower, and in int8 or int4 only if asked
 @pytest.mark.parametrize("damage", ["half", "empty", "no hash", "hash is no text", "foreign"])
 def test_a_file_that_is_not_whole_or_foreign_is_built_again(damage: str) -> None:
     built = compiled()
-    whole, beside = built.path.read_bytes(), built.path.with_suffix(".sha256")
+    whole, digest_file = built.path.read_bytes(), built.path.with_suffix(".sha256")
     built.path.unlink()  # a loaded file that is overwritten in place would take its process down
     if damage == "half":
         built.path.write_bytes(whole[: len(whole) // 2])
     elif damage == "empty":
         built.path.touch()
     elif damage == "foreign":  # as it stands in a folder that was copied from another machine, hash and all
-        other = bytearray(whole)
-        other[18:20] = (ELF_MACHINES["aarch64" if machine() == "x86_64" else "x86_64"]).to_bytes(2, "little")
-        built.path.write_bytes(other)
-        beside.write_text(hashlib.sha256(other).hexdigest())
+        foreign = bytearray(whole)
+        foreign[18:20] = (ELF_MACHINES["aarch64" if machine() == "x86_64" else "x86_64"]).to_bytes(2, "little")
+        built.path.write_bytes(foreign)
+        digest_file.write_text(hashlib.sha256(foreign).hexdigest())
     else:
         built.path.write_bytes(whole)
-        beside.write_bytes(b"\xff\xfe") if damage == "hash is no text" else beside.unlink()
-    again = compiled()
-    assert again == built
-    assert again.path.read_bytes() == whole
-    assert beside.read_text() == hashlib.sha256(whole).hexdigest()
-    assert opened(None, ask) == features()
+        digest_file.write_bytes(b"\xff\xfe") if damage == "hash is no text" else digest_file.unlink()
+    rebuilt = compiled()
+    assert rebuilt == built
+    assert rebuilt.path.read_bytes() == whole
+    assert digest_file.read_text() == hashlib.sha256(whole).hexdigest()
+    assert opened(None, loaded_features) == features()
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     home = tmp_path / "file"
     home.touch()
-    line = said(home)
+    line = absence_message(home)
     assert line.startswith("no native kernel: ")
     assert str(home) in line
     assert line.endswith(LOST)
@@ -100,9 +100,12 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
 def test_no_compiler_and_nothing_shipped_is_said(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert said(tmp_path / "home", PATH=str(empty)) == f"no native kernel: no C++ compiler (c++, g++, clang++){LOST}"
+    assert (
+        absence_message(tmp_path / "home", PATH=str(empty))
+        == f"no native kernel: no C++ compiler (c++, g++, clang++){LOST}"
+    )
     expected = f"no native kernel: $CXX names 'no-such-compiler', which is not there{LOST}"
-    assert said(tmp_path / "home", CXX="no-such-compiler") == expected
+    assert absence_message(tmp_path / "home", CXX="no-such-compiler") == expected
 
 
 def test_a_folder_that_is_mounted_noexec_is_said(tmp_path: Path) -> None:
@@ -112,7 +115,7 @@ def test_a_folder_that_is_mounted_noexec_is_said(tmp_path: Path) -> None:
     prefix = (str(unshare), "--map-root-user", "--mount", "sh", "-c", mount, "sh")
     if unshare is None or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
         pytest.skip("NOEXEC NOT TESTED: this process may not mount a file system")
-    line = said(home, prefix=prefix)
+    line = absence_message(home, prefix=prefix)
     assert line.startswith(f"no native kernel: the kernel {home}/native/")
     assert line.endswith(f"its folder is mounted noexec; move BEDPLATE_HOME to one that is not{LOST}")
 
@@ -145,9 +148,9 @@ def test_what_was_shipped_is_taken_if_it_is_whole_and_of_these_sources(
     content = built.path.read_bytes()
     monkeypatch.setattr(compiler, "PREBUILT", tmp_path)
     ship(tmp_path, content, source_digest())
-    found = compiled()
-    assert found == Built(tmp_path / machine() / "detect.so", hashlib.sha256(content).hexdigest(), shipped=True)
-    assert opened(None, ask) == features()
+    shipped = compiled()
+    assert shipped == BuiltKernel(tmp_path / machine() / "detect.so", hashlib.sha256(content).hexdigest(), shipped=True)
+    assert opened(None, loaded_features) == features()
     ship(tmp_path, content, "0" * 64)  # sources that were changed since
     assert compiled() == built
     ship(tmp_path, content[:1000], source_digest(), hashlib.sha256(content).hexdigest())
@@ -159,9 +162,9 @@ def test_what_was_shipped_is_taken_if_it_is_whole_and_of_these_sources(
 def test_what_was_shipped_and_does_not_load_is_built_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "PREBUILT", tmp_path)
     ship(tmp_path, b"as if for a newer system", source_digest())
-    assert opened(None, ask) == features()
+    assert opened(None, loaded_features) == features()
     monkeypatch.setenv("CXX", "no-such-compiler")
-    reason = opened(None, ask)
+    reason = opened(None, loaded_features)
     assert isinstance(reason, str)
     assert str(tmp_path / machine() / "detect.so") in reason
     assert reason.endswith("; install the package again")
@@ -176,6 +179,6 @@ def test_no_level_asks_a_compiler_for_more_than_it_asks_a_processor_for() -> Non
         if level.machine == "x86_64":
             assert {flag.removeprefix("-m") for flag in level.flags} == set(level.needs)
         elif level.machine == "aarch64":
-            asked = level.flags[0].split("+")
-            assert asked[0] == "-march=armv8-a"
-            assert {{"dotprod": "asimddp"}.get(name, name) for name in asked[1:]} == set(level.needs)
+            extensions = level.flags[0].split("+")
+            assert extensions[0] == "-march=armv8-a"
+            assert {{"dotprod": "asimddp"}.get(name, name) for name in extensions[1:]} == set(level.needs)

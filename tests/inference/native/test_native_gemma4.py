@@ -26,7 +26,7 @@ from bedplate.inference.native.description import matrices
 from bedplate.inference.native.library import load
 from bedplate.inference.native.packed import unsupported
 from bedplate.inference.ways.choice import left_in_file, stored_blocks
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf
@@ -47,7 +47,7 @@ def spec_of(number: int, family: Family = FAMILY) -> TransformerSpec:
     return spec
 
 
-def said(result: Result) -> tuple[Any, ...]:
+def result_values(result: Result) -> tuple[Any, ...]:
     return (*(result.token_ids if isinstance(result, Generation) else ()), *numbers(result))
 
 
@@ -61,13 +61,13 @@ def test_numbers_are_those_of_transformers(number: int, tmp_path: Path) -> None:
         expected = reference(torch.tensor([tokens])).logits[0].log_softmax(-1)[:-1]
     with Engine(base, kernel="native") as engine:
         assert (engine.kernel, engine.weights) == ("native", "float32")
-        [made] = engine.run([Generate(tuple(tokens), Sampling(max_tokens=1, prompt_logprobs=0))])
-    ours = cast(Generation, made).prompt_logprobs or ()
+        [generation] = engine.run([Generate(tuple(tokens), Sampling(max_tokens=1, prompt_logprobs=0))])
+    ours = cast(Generation, generation).prompt_logprobs or ()
     assert_near(ours[1:], expected.gather(1, torch.tensor(tokens)[1:, None])[:, 0])
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "reason"),
     [
         ({"layer_input_size": 48}, "layer_input_size is 48"),
         ({"full": FullAttention(24)}, "head_dim is 24, and the native path needs a multiple of 16 up to 512"),
@@ -76,17 +76,17 @@ def test_numbers_are_those_of_transformers(number: int, tmp_path: Path) -> None:
         ({"heads": 130, "full": FullAttention(32, 1)}, "more than 64 query heads share one key-value head"),
     ],
 )
-def test_sizes_of_some_layers_alone_are_refused(changes: dict[str, Any], said: str) -> None:
+def test_sizes_of_some_layers_alone_are_refused(changes: dict[str, Any], reason: str) -> None:
     assert unsupported(spec_of(0), torch.float32, torch.device("cpu")) is None
-    assert said in (unsupported(spec_of(0).with_(**changes), torch.float32, torch.device("cpu")) or "")
+    assert reason in (unsupported(spec_of(0).with_(**changes), torch.float32, torch.device("cpu")) or "")
 
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_company_changes_no_bit(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     base = made_base(spec_of(number), FAMILY)
-    *asked, embedded = (replace(one, adapter="a") if i % 2 else one for i, one in enumerate(requests(base)))
+    *batch, embedded = (replace(request, adapter="a") if i % 2 else request for i, request in enumerate(requests(base)))
     assert isinstance(embedded, Embed)
-    asked.append(replace(embedded, pooling="last"))  # means are added up by steps
+    batch.append(replace(embedded, pooling="last"))  # means are added up by steps
     monkeypatch.setattr(runner, "HEADROOM", 3)
     monkeypatch.setattr(prefixes, "SNAPSHOT", 8)
 
@@ -96,35 +96,37 @@ def test_company_changes_no_bit(number: int, monkeypatch: pytest.MonkeyPatch) ->
         return engine
 
     with opened(cache_bytes=0, speculate=False) as engine:
-        alone = [engine.run([one])[0] for one in asked]
+        alone = [engine.run([request])[0] for request in batch]
     with opened(max_step_tokens=13) as engine:
-        assert list(map(said, engine.run(asked))) == list(map(said, alone))
+        assert list(map(result_values, engine.run(batch))) == list(map(result_values, alone))
         before = engine.stats().prefix_hits
-        assert list(map(said, engine.run(asked))) == list(map(said, alone))
+        assert list(map(result_values, engine.run(batch))) == list(map(result_values, alone))
         assert engine.stats().prefix_hits > before
     little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes(2, 40)
     with opened(slot_bytes=little, speculate=False) as engine:
-        found = engine.run([asked[i] for i in GROWING])
-        assert list(map(said, found)) == [said(alone[i]) for i in GROWING]
+        results = engine.run([batch[i] for i in GROWING])
+        assert list(map(result_values, results)) == [result_values(alone[i]) for i in GROWING]
         assert engine.stats().preemptions > 0
 
 
-@pytest.mark.parametrize(("number", "kind", "weights"), [(0, "q8_0", "int8"), (1, "q4_0", "int4")])
-def test_a_files_blocks_are_used_as_they_lie(number: int, kind: str, weights: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "ggml_type", "weights"), [(0, "q8_0", "int8"), (1, "q4_0", "int4")])
+def test_a_files_blocks_are_used_as_they_lie(number: int, ggml_type: str, weights: Any, tmp_path: Path) -> None:
     """Experts' among them; the model that the kernel is given has no values there. Numbers differ by what activations
     are rounded, but for tokens whose nearly even experts that swaps."""
     spec, path = spec_of(number, GGUF), tmp_path / "x.gguf"
     parameters = write_parameters(GGUF, spec, made_base(spec).model.state_dict(keep_vars=True))
     tables = [(name, torch.tensor(values)) for name, values in GGUF.tables(spec).items()]
-    write_gguf(path, "gemma4", GGUF.to_config(spec) | {"tokenizer.ggml.model": "none"}, [*tables, *parameters], kind)
-    part = load_base(path, dtype="float32", leave=left_in_file(Way("float32", "native", weights)))
+    write_gguf(
+        path, "gemma4", GGUF.to_config(spec) | {"tokenizer.ggml.model": "none"}, [*tables, *parameters], ggml_type
+    )
+    part = load_base(path, dtype="float32", leave=left_in_file(ExecutionPlan("float32", "native", weights)))
     model = part.outline
     assert isinstance(model, Decoder)
     names = {matrix.name for matrix in matrices(model)}
-    assert {name for name, one in model.named_parameters() if one.is_meta} == names - {"embedding.weight"}
+    assert {name for name, parameter in model.named_parameters() if parameter.is_meta} == names - {"embedding.weight"}
     native, tokens = NativeDecoder(model, weights, blocks=stored_blocks(part), threads=2), some_tokens(60, spec)
-    found = logits(Cache(spec, dtype=torch.float32).run(native, [(0, 0, tokens)]))
+    output = logits(Cache(spec, dtype=torch.float32).run(native, [(0, 0, tokens)]))
     whole = load_base(path, dtype="float32").model
     assert isinstance(whole, Decoder)
     expected = wanted_logits(whole, tokens)
-    assert ((found - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.05
+    assert ((output - expected).norm(dim=1) / expected.norm(dim=1)).median() < 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.inference.native.native_models import Cache, base_dtype, logits, make
+from tests.inference.native.native_models import Cache, base_dtype, logits, random_decoder
 from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.decoder import Forwarded, NativeDecoder
@@ -23,45 +23,45 @@ COPIES = {5: (18, 34, 21), 30: (46,), 40: (PIECE + 3,), PIECE + 9: (2 * PIECE + 
 def copied(vocab_size: int, weights: WeightFormat, cap: float | None) -> Decoder:
     """Each token is likeliest to follow itself and its copies, if there is no other way to continue."""
     spec = spec_of(vocab_size=vocab_size, layers=1, scales=Scales(logit_cap=cap))
-    model = make(spec, dtype=base_dtype(weights))
+    model = random_decoder(spec, dtype=base_dtype(weights))
     model.embedding.weight.mul_(20.0)
-    for word, others in COPIES.items():
-        for other in others:
-            model.embedding.weight[other] = model.embedding.weight[word]
+    for word, copies in COPIES.items():
+        for copy in copies:
+            model.embedding.weight[copy] = model.embedding.weight[word]
     return model
 
 
-def same(found: Forwarded, other: Forwarded, rows: int) -> None:
-    assert torch.equal(found.argmax_W, other.argmax_W[:rows])
-    assert torch.equal(found.top_W, other.top_W[:rows])
-    assert torch.equal(found.logsumexp_W, other.logsumexp_W[:rows])
+def assert_same_choice(actual: Forwarded, expected: Forwarded, rows: int) -> None:
+    assert torch.equal(actual.argmax_W, expected.argmax_W[:rows])
+    assert torch.equal(actual.top_W, expected.top_W[:rows])
+    assert torch.equal(actual.logsumexp_W, expected.logsumexp_W[:rows])
 
 
 @pytest.mark.parametrize(("weights", "cap"), [("int8", None), ("bfloat16", None), ("float32", 30.0)])
 def test_the_first_of_the_largest_logits(library: Library, weights: WeightFormat, cap: float | None) -> None:
     """Over pieces of a vocabulary whose last one is cut off, for few rows and for more than stay in a cache at once."""
     model = copied(2 * PIECE + 37, weights, cap)
-    tokens = [*COPIES, *(one for others in COPIES.values() for one in others), *range(PIECE + 100, PIECE + 160)]
+    tokens = [*COPIES, *(copy for copies in COPIES.values() for copy in copies), *range(PIECE + 100, PIECE + 160)]
     native = NativeDecoder(model, weights, threads=2, library=library)
     out = Cache(model.spec, dtype=base_dtype(weights)).run(native, [(1, 0, tokens)])
-    wanted = logits(out)
-    assert int((wanted == wanted.amax(-1, keepdim=True)).sum()) > len(tokens) + len(COPIES), "some are equal"
-    assert torch.equal(out.argmax_W, wanted.argmax(-1))
-    assert torch.equal(out.top_W, wanted.amax(-1))
-    torch.testing.assert_close(out.logsumexp_W, wanted.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    full_logits = logits(out)
+    assert int((full_logits == full_logits.amax(-1, keepdim=True)).sum()) > len(tokens) + len(COPIES), "some are equal"
+    assert torch.equal(out.argmax_W, full_logits.argmax(-1))
+    assert torch.equal(out.top_W, full_logits.amax(-1))
+    torch.testing.assert_close(out.logsumexp_W, full_logits.logsumexp(-1), rtol=1e-6, atol=1e-5)
     for threads, count in ((2, len(tokens)), (1, 9), (3, 1)):
         native = NativeDecoder(model, weights, threads=threads, library=library)
         cache = Cache(model.spec, dtype=base_dtype(weights))
         alone = cache.run(native, [(1, 0, tokens[:count])], keep_logits=False)
         assert alone.logits_WV is None
-        same(alone, out, count)
+        assert_same_choice(alone, out, count)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 17, PIECE + 1])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_where_logits_are_not_finite_their_sum_says_so(library: Library, vocab_size: int, bad: float) -> None:
     """Of each word in turn, the last one alone in its panel; a word of the vocabulary is given all the same."""
-    model = make(spec_of(vocab_size=vocab_size, layers=1), dtype=torch.float32)
+    model = random_decoder(spec_of(vocab_size=vocab_size, layers=1), dtype=torch.float32)
     clean = model.embedding.weight.clone()
     for word in {0, vocab_size // 2, vocab_size - 1}:
         model.embedding.weight.copy_(clean)

@@ -51,12 +51,12 @@ def test_the_peak_is_what_stays(tmp_path: Path) -> None:
     parameters = dict(build(SPEC, torch.float32).named_parameters())
     metadata = family.to_config(SPEC) | {"tokenizer.ggml.model": "none"}
     write_gguf(path, "olmoe", metadata, write_parameters(family, SPEC, parameters), "q4_0")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", LOAD, str(path)], capture_output=True, text=True, timeout=200, check=True
     )
-    own, packed, loaded, peak = map(int, done.stdout.split())
-    assert own > 500e6  # beside which what libraries take when they are first used is little
-    assert packed < 0.3 * own
+    model_bytes, packed, loaded, peak = map(int, process.stdout.split())
+    assert model_bytes > 500e6  # beside which what libraries take when they are first used is little
+    assert packed < 0.3 * model_bytes
     # What the C library keeps of freed pieces is in it.
-    assert peak <= 1.15 * (own + packed), peak / (own + packed)
-    assert loaded <= 1.15 * own, loaded / own
+    assert peak <= 1.15 * (model_bytes + packed), peak / (model_bytes + packed)
+    assert loaded <= 1.15 * model_bytes, loaded / model_bytes

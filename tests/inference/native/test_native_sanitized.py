@@ -25,10 +25,10 @@ def run_times() -> tuple[str, ...]:
     """What must be in a process before everything else: the sanitizer, and the library whose exceptions it watches."""
     command = find_compiler() or ["g++"]
     names = ("libasan.so", "libstdc++.so.6")
-    ask = (
+    lookups = (
         subprocess.run([*command, f"-print-file-name={n}"], capture_output=True, text=True, check=False) for n in names
     )
-    return tuple(str(Path(done.stdout.strip()).resolve()) for done in ask)
+    return tuple(str(Path(process.stdout.strip()).resolve()) for process in lookups)
 
 
 def _missing() -> str | None:
@@ -66,8 +66,8 @@ def test_the_kernels_tests_pass() -> None:
     names = [f"tests/inference/native/test_native{name}.py" for name in FILES]
     # The first test of a level compiles it, which takes the sanitizers minutes on a machine that others use.
     how = ("-q", "-s", "-x", "-n0", "--timeout=1500", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", BUILDING)
-    done = watched("-m", "pytest", *how, *names)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    process = watched("-m", "pytest", *how, *names)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
 
 
 BEYOND = """
@@ -87,6 +87,6 @@ for row in (3, 4):
 @needs
 def test_the_sanitizer_sees_what_the_kernel_writes() -> None:
     """A row that the cache does not have, past the check that would refuse it."""
-    done = watched("-c", BEYOND)
-    assert (done.returncode, done.stdout) == (99, "3\n4\n"), done.stderr[-3000:]
-    assert "heap-buffer-overflow" in done.stderr
+    process = watched("-c", BEYOND)
+    assert (process.returncode, process.stdout) == (99, "3\n4\n"), process.stderr[-3000:]
+    assert "heap-buffer-overflow" in process.stderr

@@ -7,7 +7,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.inference.native.native_models import Cache, logits, made, random_model, relative, some_tokens, wanted_logits
+from tests.inference.native.native_models import (
+    Cache,
+    logits,
+    perturbed_decoder,
+    random_model,
+    relative,
+    some_tokens,
+    wanted_logits,
+)
 
 from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.decoder import NativeDecoder
@@ -31,20 +39,20 @@ def fitting(spec: TransformerSpec) -> TransformerSpec:
         pairs = int(32 * rope.fraction) // 2
         factors = {name: (getattr(rope.scaling, name) * pairs)[:pairs] for name in ("short", "long")}
         rope = replace(rope, scaling=replace(rope.scaling, **factors))
-    given = 32 if spec.layer_input_size else 0
-    sizes = {"hidden_size": 96, "head_dim": 32, "feedforward_size": 160, "layer_input_size": given}
+    layer_input_size = 32 if spec.layer_input_size else 0
+    sizes = {"hidden_size": 96, "head_dim": 32, "feedforward_size": 160, "layer_input_size": layer_input_size}
     return spec.with_(**sizes, experts=experts, rope=rope)
 
 
-def runs(kind: str) -> dict[str, TransformerSpec]:
+def runs(architecture: str) -> dict[str, TransformerSpec]:
     """Of this kind, by family and number of the example."""
-    found: dict[str, TransformerSpec] = {}
+    specs: dict[str, TransformerSpec] = {}
     for (format_, name), family in FAMILIES.items():
         for number, example in enumerate(family.examples if format_ == "hf" else ()):
             spec = family.to_spec(dict(example))
-            if isinstance(spec, TransformerSpec) and spec.kind == kind and refused_field(spec) is None:
-                found[f"{name} {number}"] = fitting(spec)
-    return found
+            if isinstance(spec, TransformerSpec) and spec.kind == architecture and refused_field(spec) is None:
+                specs[f"{name} {number}"] = fitting(spec)
+    return specs
 
 
 DECODERS, ENCODERS = runs("decoder"), runs("encoder")
@@ -59,7 +67,7 @@ def test_most_families_are_run() -> None:
 def test_a_decoder_is_the_torch_model(name: str) -> None:
     spec = DECODERS[name]
     assert refused_field(spec) is None
-    model, tokens = made(spec), some_tokens(COUNT, spec)
+    model, tokens = perturbed_decoder(spec), some_tokens(COUNT, spec)
     native = NativeDecoder(model, "float32", threads=2)
     whole = logits(Cache(spec, dtype=torch.float32).run(native, [(1, 0, tokens)]))
     assert relative(whole, wanted_logits(model, tokens)) < 1e-5
@@ -73,7 +81,7 @@ def test_an_encoder_is_the_torch_model(name: str) -> None:
     spec = ENCODERS[name]
     assert refused_field(spec) is None
     model, tokens = random_model(spec, dtype=torch.float32), some_tokens(COUNT, spec)
-    found = NativeEncoder(model, "float32", threads=2).forward(tokens, [20, COUNT - 20]).split([20, COUNT - 20])
-    for ours, text in zip(found, (tokens[:20], tokens[20:]), strict=True):
+    outputs = NativeEncoder(model, "float32", threads=2).forward(tokens, [20, COUNT - 20]).split([20, COUNT - 20])
+    for ours, text in zip(outputs, (tokens[:20], tokens[20:]), strict=True):
         with torch.no_grad():
             assert relative(ours, model(Inputs(torch.tensor([text]))).hidden[0]) < 1e-5

@@ -40,27 +40,27 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "driver"
 
 
-def taken(driver: Path, most: int, *calls: tuple[float, float]) -> list[int]:
-    line = [str(driver), str(most), *(str(value) for call in calls for value in call)]
+def thread_counts(driver: Path, max_threads: int, *calls: tuple[float, float]) -> list[int]:
+    line = [str(driver), str(max_threads), *(str(value) for call in calls for value in call)]
     return [int(word) for word in subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()]
 
 
 def test_all_threads_where_they_compute(driver: Path) -> None:
-    assert taken(driver, 8, *[(QUIET, 5.0)] * 20) == [8] * 20
+    assert thread_counts(driver, 8, *[(QUIET, 5.0)] * 20) == [8] * 20
 
 
 def test_one_slow_moment_changes_nothing(driver: Path) -> None:
-    assert taken(driver, 2, (QUIET, 5), (CROWDED, 20), (QUIET, 5), (CROWDED, 20), (QUIET, 5)) == [2] * 5
+    assert thread_counts(driver, 2, (QUIET, 5), (CROWDED, 20), (QUIET, 5), (CROWDED, 20), (QUIET, 5)) == [2] * 5
 
 
 def test_half_of_them_where_most_of_the_time_is_waiting(driver: Path) -> None:
     # 30 ms of slow calls halve the threads, down to one
-    assert taken(driver, 8, *[(CROWDED, 40.0)] * 3, (1.0, 10)) == [8, 4, 2, 1]
+    assert thread_counts(driver, 8, *[(CROWDED, 40.0)] * 3, (1.0, 10)) == [8, 4, 2, 1]
 
 
 def test_more_are_tried_again_later_and_ever_more_seldom(driver: Path) -> None:
-    found = taken(
+    counts = thread_counts(
         driver, 2, (CROWDED, 40), *[(1.0, 10.0)] * 3, (CROWDED, 100), *[(1.0, 10.0)] * 6, (QUIET, 5), (QUIET, 5)
     )
     # after 30 ms with one thread a trial, which fails; after 60 ms another, which stays
-    assert found == [2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert counts == [2, 1, 1, 1, 2, 1, 1, 1, 1, 1, 1, 2, 2]

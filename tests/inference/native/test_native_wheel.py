@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.inference.native.native_builds import STRICT, compile_driver, once
+from tests.inference.native.native_builds import STRICT, compile_driver, shared_folder
 from tests.inference.native.native_record import read_output
 from tests.inference.native.test_native_arm import BOUNDS, EXACT, FIRST, SPEC, record, relative
 
@@ -27,14 +27,14 @@ ROOT = Path(__file__).parents[3]
 QEMU = "qemu-x86_64"
 BUILD = "from setuptools import build_meta; build_meta.{}('dist', {{'--global-option': ['-q']}})"
 pytestmark = pytest.mark.timeout(900)
-_HERE = find_compiler() is not None and machine() in ELF_MACHINES and sys.platform.startswith("linux")
+_CAN_BUILD = find_compiler() is not None and machine() in ELF_MACHINES and sys.platform.startswith("linux")
 
 
 def whole_wheel(test: Any) -> Any:
     """Marks what needs every level compiled: `make kernels` runs it."""
     test = pytest.mark.slow(test)
     reason = "THE WHEEL'S KERNELS NOT TESTED: that needs Linux on x86-64 or ARM, and a C++ compiler"
-    return pytest.mark.skipif(not _HERE, reason=reason)(test)
+    return pytest.mark.skipif(not _CAN_BUILD, reason=reason)(test)
 
 
 def checkout(to: Path) -> None:
@@ -47,7 +47,7 @@ def checkout(to: Path) -> None:
 def build_wheel(folder: Path, hook: str = "build_wheel", **environment: str) -> tuple[Path | None, str]:
     """The wheel that the build backend makes (None where it fails), and what it says."""
     shutil.rmtree(folder / "dist", ignore_errors=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", BUILD.format(hook)],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": "", **environment},
@@ -56,9 +56,9 @@ def build_wheel(folder: Path, hook: str = "build_wheel", **environment: str) -> 
         timeout=600,
         check=False,
     )
-    found = list((folder / "dist").glob("*.whl"))
-    assert (done.returncode == 0) == (len(found) == 1), done.stderr
-    return (found[0] if found else None), done.stderr
+    wheels = list((folder / "dist").glob("*.whl"))
+    assert (process.returncode == 0) == (len(wheels) == 1), process.stderr
+    return (wheels[0] if wheels else None), process.stderr
 
 
 def names_in(wheel: Path) -> set[str]:
@@ -70,7 +70,7 @@ def names_in(wheel: Path) -> set[str]:
 def installed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder with `wheel`, the wheel's file, and `site`, where pip installed it. Every level, warnings as errors."""
 
-    def make(folder: Path) -> None:
+    def install(folder: Path) -> None:
         (folder / "checkout").mkdir()
         checkout(folder / "checkout")
         strict = " ".join([*(find_compiler() or []), *STRICT])
@@ -83,14 +83,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
         target = ["--target", str(folder / "site"), str(folder / "wheel" / wheel.name)]
         subprocess.run([*pip, *target], check=True, timeout=120)
 
-    return once(tmp_path_factory, worker_id, "wheel", make)
+    return shared_folder(tmp_path_factory, worker_id, "wheel", install)
 
 
 def run_python(installed: Path, home: Path, script: str, *options: str, under: tuple[str, ...] = ()) -> str:
     """What a script prints with the installed package, no compiler, and an empty BEDPLATE_HOME, which stays empty."""
     empty = home / "empty"
     empty.mkdir(exist_ok=True)
-    done = subprocess.run(
+    process = subprocess.run(
         [*under, sys.executable, *options, "-c", script],
         env={
             "PYTHONPATH": str(installed / "site"),
@@ -105,9 +105,9 @@ def run_python(installed: Path, home: Path, script: str, *options: str, under: t
         timeout=600,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert not list(empty.iterdir()), "something was compiled"
-    return done.stdout
+    return process.stdout
 
 
 @whole_wheel
@@ -177,24 +177,24 @@ def test_an_emulated_processor_gets_what_it_runs_and_no_more(
     installed: Path, processor: str, level: str, tmp_path: Path
 ) -> None:
     under = (str(shutil.which(QEMU)), "-cpu", processor)
-    first, *rest = run_python(installed, tmp_path, CHOOSE, "-S", under=under).splitlines()
+    first, *level_lines = run_python(installed, tmp_path, CHOOSE, "-S", under=under).splitlines()
     chosen, kernel = first.split()
     assert chosen == level
     assert Path(kernel).is_relative_to(installed / "site")
     lower = ("plain", level)
-    for name, loads, asked in (line.split() for line in rest):
-        assert loads == asked == str(name in lower), name
+    for name, loads, runnable in (line.split() for line in level_lines):
+        assert loads == runnable == str(name in lower), name
     compile_driver(find_compiler() or [], tmp_path / "driver")
     for weights in ("float32", "int8"):
         expected = record(tmp_path / "case", torch.float32, weights)
         command = [*under, str(tmp_path / "driver"), kernel, str(tmp_path / "case"), str(tmp_path / "out")]
         subprocess.run(command, check=True, timeout=600)
-        got = read_output(tmp_path / "out", SPEC.vocab_size)
-        for ours, theirs in zip(got, expected, strict=True):
+        replayed = read_output(tmp_path / "out", SPEC.vocab_size)
+        for ours, theirs in zip(replayed, expected, strict=True):
             if theirs.logits_WV is not None:
                 assert relative(ours.logits_WV, theirs.logits_WV) < BOUNDS[weights]
         assert expected[0].logits_WV is not None
-        assert relative(got[0].logits_WV[:FIRST], expected[0].logits_WV[:FIRST]) < EXACT
+        assert relative(replayed[0].logits_WV[:FIRST], expected[0].logits_WV[:FIRST]) < EXACT
     # And the emulator would have noticed:
     if level == "plain":
         command[-3] = str(Path(kernel).with_name("avx2.so"))
@@ -204,9 +204,9 @@ def test_an_emulated_processor_gets_what_it_runs_and_no_more(
 # The build step, with compilers that only copy
 
 
-def a_compiler(folder: Path, gives: Path) -> str:
+def a_compiler(folder: Path, binary: Path) -> str:
     script = folder / "compiler"
-    script.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncp {gives} "$2"\n')
+    script.write_text(f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done\ncp {binary} "$2"\n')
     script.chmod(0o755)
     return str(script)
 
@@ -225,23 +225,23 @@ def test_the_build_step(tmp_path: Path) -> None:
         assert wheel is not None
         assert wheel.name.endswith(f"-py3-none-manylinux_2_31_{arch}.whl")
         assert {name.partition("/")[0] for name in names_in(wheel)} == {arch}
-    wheel, said = build_wheel(tmp_path, CXX=compiler, BEDPLATE_WHEEL_MACHINE="x86_64")
+    wheel, stderr = build_wheel(tmp_path, CXX=compiler, BEDPLATE_WHEEL_MACHINE="x86_64")
     assert wheel is None
-    assert f"{compiler} compiles for another architecture than x86_64" in said
-    wheel, said = build_wheel(tmp_path, CXX="false", BEDPLATE_WHEEL_MACHINE="x86_64")
+    assert f"{compiler} compiles for another architecture than x86_64" in stderr
+    wheel, stderr = build_wheel(tmp_path, CXX="false", BEDPLATE_WHEEL_MACHINE="x86_64")
     assert wheel is None
-    assert "error: " in said
+    assert "error: " in stderr
     for compiler in ("no-such-compiler", "false"):
-        wheel, said = build_wheel(tmp_path, CXX=compiler)
+        wheel, stderr = build_wheel(tmp_path, CXX=compiler)
         assert wheel is not None
         assert wheel.name.endswith("-py3-none-any.whl")
         assert not names_in(wheel)
-        assert len([line for line in said.splitlines() if "the wheel holds no kernel" in line]) == 1
+        assert len([line for line in stderr.splitlines() if "the wheel holds no kernel" in line]) == 1
 
 
 def test_an_editable_install_compiles_nothing(tmp_path: Path) -> None:
     checkout(tmp_path)
-    wheel, said = build_wheel(tmp_path, "build_editable", CXX=str(tmp_path / "would-fail"))
+    wheel, stderr = build_wheel(tmp_path, "build_editable", CXX=str(tmp_path / "would-fail"))
     assert wheel is not None
-    assert "kernel" not in said
+    assert "kernel" not in stderr
     assert not list(tmp_path.rglob("*.so"))

@@ -28,8 +28,8 @@ def error(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).norm() / reference.norm())
 
 
-def by_gguf(x: Tensor, kind: str) -> Tensor:
-    chosen = gguf.GGMLQuantizationType[kind]
+def by_gguf(x: Tensor, ggml_type: str) -> Tensor:
+    chosen = gguf.GGMLQuantizationType[ggml_type]
     return torch.from_numpy(gguf.quants.dequantize(gguf.quants.quantize(x.numpy(), chosen), chosen))
 
 
@@ -72,13 +72,13 @@ def test_rows_must_divide_into_blocks() -> None:
             quantise(matrix(2, 40))
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q8_0"])
-def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ggml_type", ["q4_0", "q4_1", "q8_0"])
+def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, ggml_type: str) -> None:
     family = FAMILIES["gguf", "llama"]
     path = tmp_path / "x.gguf"
     names = ("layers.0.attention.q.weight", "layers.0.attention.k.weight", "layers.0.feedforward.up.weight")
     tensors = {family.weights.to_external(name) or "": matrix(64, 96, i) for i, name in enumerate(names)}
-    write_gguf(path, "llama", {}, (tensors | {"output_norm.weight": torch.ones(96)}).items(), kind)
+    write_gguf(path, "llama", {}, (tensors | {"output_norm.weight": torch.ones(96)}).items(), ggml_type)
     reader, blocks = GgufReader(path), StoredBlocks(path, family.weights, tiny_spec(heads=4))
     assert sorted(blocks) == sorted(names)
     for name, heads in zip(names, (4, 2, 0), strict=True):
@@ -87,23 +87,23 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> No
             half = 64 // heads // 2
             order = [h * 2 * half + 2 * (i % half) + i // half for h in range(heads) for i in range(2 * half)]
             expected = expected[order]
-        assert blocks[name].bits == int(kind[1])
+        assert blocks[name].bits == int(ggml_type[1])
         np.testing.assert_allclose(blocks[name].dequantised(), expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("kind", ["q4_0", "q8_0"])
-def test_experts_of_a_file_are_taken_as_they_are(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ggml_type", ["q4_0", "q8_0"])
+def test_experts_of_a_file_are_taken_as_they_are(tmp_path: Path, ggml_type: str) -> None:
     """Of each the gates on top of the rest, which the file has in another tensor."""
-    family, held = FAMILIES["gguf", "olmoe"], "layers.0.feedforward.experts"
+    family, prefix = FAMILIES["gguf", "olmoe"], "layers.0.feedforward.experts"
     spec = tiny_spec(heads=4, kv_heads=4, layers=1, experts=Experts(4, 2, 32))
     names = {"gate": (4, 32, 64), "up": (4, 32, 64), "down": (4, 64, 32)}
     tensors = {
         f"blk.0.ffn_{n}_exps.weight": matrix(s[0] * s[1], s[2], i).view(s) for i, (n, s) in enumerate(names.items())
     }
-    write_gguf(tmp_path / "x.gguf", "olmoe", {}, tensors.items(), kind)
+    write_gguf(tmp_path / "x.gguf", "olmoe", {}, tensors.items(), ggml_type)
     reader = GgufReader(tmp_path / "x.gguf")
     blocks = StoredBlocks(tmp_path / "x.gguf", family.weights, spec)
-    assert set(blocks) == {f"{held}.gate_up.weight", f"{held}.down.weight"}
+    assert set(blocks) == {f"{prefix}.gate_up.weight", f"{prefix}.down.weight"}
     gate, up, down = map(reader.get, tensors)
-    assert torch.equal(blocks[f"{held}.gate_up.weight"].dequantised(), torch.cat((gate, up), 1))
-    assert torch.equal(blocks[f"{held}.down.weight"].dequantised(), down)
+    assert torch.equal(blocks[f"{prefix}.gate_up.weight"].dequantised(), torch.cat((gate, up), 1))
+    assert torch.equal(blocks[f"{prefix}.down.weight"].dequantised(), down)

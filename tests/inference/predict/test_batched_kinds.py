@@ -46,9 +46,9 @@ def _skin(model: LocalModel, directory: Path, output: Any, probe: ProbePart | No
     )
 
 
-@pytest.mark.parametrize("kind", WRITTEN)
-def test_what_is_written_is_the_same_token_for_token(model: LocalModel, tiny_dir: Path, kind: str) -> None:
-    with model.predictor(_skin(model, tiny_dir, WRITTEN[kind])) as predictor:
+@pytest.mark.parametrize("output_type", WRITTEN)
+def test_what_is_written_is_the_same_token_for_token(model: LocalModel, tiny_dir: Path, output_type: str) -> None:
+    with model.predictor(_skin(model, tiny_dir, WRITTEN[output_type])) as predictor:
         together = predictor.predict(ROWS)
         alone = predictor.predict(ROWS, one_by_one=True)
     for a, b in zip(together, alone, strict=True):
@@ -65,7 +65,7 @@ def test_labels_of_a_head_are_the_same(model: LocalModel, tiny_dir: Path, thresh
     with model.predictor(_skin(model, tiny_dir, output, ProbePart(head, "layers.2"))) as predictor:
         together = predictor.predict(ROWS)
         alone = predictor.predict(ROWS, one_by_one=True)
-    assert [one.output for one in together] == [one.output for one in alone]
+    assert [prediction.output for prediction in together] == [prediction.output for prediction in alone]
     for a, b in zip(together, alone, strict=True):
         np.testing.assert_allclose(list(a.scores.values()), list(b.scores.values()), rtol=1e-5, atol=1e-5)
 

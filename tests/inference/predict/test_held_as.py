@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict.held_as import Held, dtype_of, evaluated_now, held_as
+from bedplate.inference.predict.held_as import SkinExecution, dtype_of, evaluated_now, held_as
 from bedplate.skins.skin import EvaluatedWith
 from bedplate.skins.verify import check_judged
 
@@ -19,16 +19,18 @@ def engine(dtype: torch.dtype, weights: str, kernel: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "weights", "kernel", "held"),
+    ("dtype", "weights", "kernel", "expected"),
     [
-        (torch.float32, "float32", "torch", Held("float32", "auto", "torch")),
-        (torch.bfloat16, "bfloat16", "native", Held("bfloat16", "auto", "native")),
-        (torch.bfloat16, "int4", "native", Held("bfloat16", "int4", "native")),
-        (torch.float32, "int8", "native", Held("float32", "int8", "native")),
+        (torch.float32, "float32", "torch", SkinExecution("float32", "auto", "torch")),
+        (torch.bfloat16, "bfloat16", "native", SkinExecution("bfloat16", "auto", "native")),
+        (torch.bfloat16, "int4", "native", SkinExecution("bfloat16", "int4", "native")),
+        (torch.float32, "int8", "native", SkinExecution("float32", "int8", "native")),
     ],
 )
-def test_what_was_judged_is_what_is_held(dtype: torch.dtype, weights: str, kernel: str, held: Held) -> None:
-    assert held_as(evaluated_now(engine(dtype, weights, kernel))) == held
+def test_what_was_judged_is_what_is_held(
+    dtype: torch.dtype, weights: str, kernel: str, expected: SkinExecution
+) -> None:
+    assert held_as(evaluated_now(engine(dtype, weights, kernel))) == expected
 
 
 def test_the_dtype_beneath_is_written_only_where_it_says_something() -> None:

@@ -20,7 +20,7 @@ from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.inference.predict.hosted import HostedPredictor
-from bedplate.inference.remote.account import Account, Price
+from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer
 from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
@@ -30,8 +30,8 @@ from bedplate.skins.skin import EndpointReference, InputField, Skin
 
 LABELS = LabelOutput(labels=("negative", "positive"))
 ROWS = [{"review": text} for text in ("great stuff", "terrible stuff", "works so well", "it broke")]
-WANTED = ["positive", "negative", "positive", "negative"]
-PRICE = Price(input=1000.0, cached_input=100.0, output=2000.0)
+EXPECTED = ["positive", "negative", "positive", "negative"]
+PRICE = TokenPrices(input=1000.0, cached_input=100.0, output=2000.0)
 SCHEMA = {
     "type": "object",
     "properties": {"good": {"type": "boolean"}},
@@ -64,18 +64,18 @@ def outputs(predictor: HostedPredictor) -> list[str]:
 
 def test_labels_with_scores_tokens_and_price(server: Labeller) -> None:
     with HostedPredictor(hosted(server), account=Account(price=PRICE)) as predictor:
-        found = predictor.predict(ROWS)
-        assert [p.output for p in found] == WANTED
-        first = found[0]
+        predictions = predictor.predict(ROWS)
+        assert [p.output for p in predictions] == EXPECTED
+        first = predictions[0]
         assert first.scores["positive"] == pytest.approx(math.log(0.8 / 0.9))
         assert first.scores["negative"] == pytest.approx(math.log(0.1 / 0.9))
         assert (first.cached_tokens * 2, first.completion_tokens) == (first.prompt_tokens, 1)
         assert first.usd == pytest.approx((first.cached_tokens * 1100 + 2000) / 1e6)
-        assert predictor.account.spent == pytest.approx(sum(p.usd or 0.0 for p in found))
+        assert predictor.account.spent == pytest.approx(sum(p.usd or 0.0 for p in predictions))
         assert first.seconds > 0
         assert predictor("great stuff") == "positive"
-    assert len(server.asked) == len(ROWS)  # the last one was known
-    assert {body["temperature"] for body in server.asked} == {0.0}
+    assert len(server.requests) == len(ROWS)  # the last one was known
+    assert {body["temperature"] for body in server.requests} == {0.0}
 
 
 def test_what_was_paid_for_is_not_asked_again(server: Labeller, tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_what_was_paid_for_is_not_asked_again(server: Labeller, tmp_path: Path) 
     with HostedPredictor(hosted(server), account=Account(path, price=PRICE)) as predictor:
         assert predictor.predict([*ROWS, {"review": "well"}])[:-1] == before
         assert predictor.account.spent == pytest.approx(sum(row["usd"] for row in read_jsonl(path)))
-    assert len(server.asked) == len(ROWS) + 1
+    assert len(server.requests) == len(ROWS) + 1
     path.write_text('{"key": "x", "usd": "much"}\n')
     with pytest.raises(DataError, match="line 1: no answer of a remote model"):
         Account(path)
@@ -97,7 +97,7 @@ def test_what_was_paid_for_is_not_asked_again(server: Labeller, tmp_path: Path) 
 def test_failures_that_pass_are_waited_for(server: Labeller, model: str) -> None:
     waits: list[float] = []
     with HostedPredictor(hosted(server, model, concurrency=1), sleep=waits.append) as predictor:
-        assert outputs(predictor) == WANTED
+        assert outputs(predictor) == EXPECTED
     assert len(waits) == 2
     if model == "limited":  # as long as it says, and somewhat later
         assert all(0.05 <= wait <= 0.1 for wait in waits)
@@ -116,8 +116,8 @@ def test_a_server_that_dies_keeps_what_it_said(server: Labeller, tmp_path: Path)
     assert ["answer" in row for row in rows] == [True, True, False]
     server.failing = 99
     with HostedPredictor(dying, account=Account(path, price=PRICE)) as predictor:
-        assert outputs(predictor) == WANTED
-    assert len(server.asked) == 3 + 2
+        assert outputs(predictor) == EXPECTED
+    assert len(server.requests) == 3 + 2
 
 
 def test_the_cap_stops_before_it_is_passed(server: Labeller, tmp_path: Path) -> None:
@@ -126,25 +126,25 @@ def test_the_cap_stops_before_it_is_passed(server: Labeller, tmp_path: Path) -> 
         with pytest.raises(EndpointError, match=r"past max_usd of \$0.18; raise max_usd") as caught:
             predictor.predict(ROWS)
         assert caught.value.status == 402
-    asked = len(server.asked)
-    assert 0 < asked < len(ROWS)
+    request_count = len(server.requests)
+    assert 0 < request_count < len(ROWS)
     assert 0 < account.spent <= 0.18
-    more = Account(tmp_path / "a.jsonl", price=PRICE, max_usd=10)
-    assert more.spent == pytest.approx(account.spent)
-    with HostedPredictor(hosted(server), account=more) as predictor:
-        assert outputs(predictor) == WANTED
-    assert len(server.asked) == len(ROWS)
+    larger = Account(tmp_path / "a.jsonl", price=PRICE, max_usd=10)
+    assert larger.spent == pytest.approx(account.spent)
+    with HostedPredictor(hosted(server), account=larger) as predictor:
+        assert outputs(predictor) == EXPECTED
+    assert len(server.requests) == len(ROWS)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 400), st.booleans()), max_size=30), st.floats(0.1, 3))
 def test_spending_never_passes_the_cap(calls: list[tuple[float, int, bool]], cap: float) -> None:
     """Whatever order reservations, answers and losses come in, as long as a call costs no more than was put aside."""
-    account = Account(price=Price(1e3, 1e3, 1e3), max_usd=cap)
-    for number, (most, tokens, lost) in enumerate(calls):
+    account = Account(price=TokenPrices(1e3, 1e3, 1e3), max_usd=cap)
+    for number, (ceiling, tokens, lost) in enumerate(calls):
         try:
-            reserved = account.reserve(most, "x")
+            reserved = account.reserve(ceiling, "x")
         except EndpointError:
-            assert account.spent + most > cap
+            assert account.spent + ceiling > cap
             continue
         if lost:
             account.lose(str(number), reserved, "why")
@@ -155,16 +155,16 @@ def test_spending_never_passes_the_cap(calls: list[tuple[float, int, bool]], cap
 
 
 @pytest.mark.parametrize(
-    ("model", "kind", "message"),
+    ("model", "error_class", "message"),
     [
         ("unauthorised", EndpointError, "refuses the API key: no such key"),
         ("page", EndpointError, "an answer that is none of the API"),
     ],
 )
-def test_what_will_not_pass_fails_at_once(server: Labeller, model: str, kind: type, message: str) -> None:
-    with HostedPredictor(hosted(server, model, concurrency=1)) as predictor, pytest.raises(kind, match=message):
+def test_what_will_not_pass_fails_at_once(server: Labeller, model: str, error_class: type, message: str) -> None:
+    with HostedPredictor(hosted(server, model, concurrency=1)) as predictor, pytest.raises(error_class, match=message):
         predictor.predict(ROWS)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_server_that_falls_silent(server: Labeller) -> None:
@@ -172,33 +172,33 @@ def test_a_server_that_falls_silent(server: Labeller) -> None:
     account = Account(price=PRICE)
     with HostedPredictor(skin, account=account, sleep=lambda _: None) as predictor, pytest.raises(DeadlineError):
         predictor.predict(ROWS[:1])
-    assert len(server.asked) == 2
+    assert len(server.requests) == 2
     assert account.spent > 0  # nobody knows whether it is charged
 
 
 def test_each_attempt_that_may_be_charged_counts(server: Labeller) -> None:
     """A silent server is asked four times, one that fails twice three times: each the most that it can have cost."""
-    most = PRICE.most([{"content": hosted(server).prompt.text(ROWS[0], ())[0]["content"], "role": "user"}], 16)  # type: ignore[index]
+    max_cost = PRICE.max_cost([{"content": hosted(server).prompt.text(ROWS[0], ())[0]["content"], "role": "user"}], 16)  # type: ignore[index]
     silent = hosted(server, "hangs", timeout_s=0.1, retries=3, concurrency=1)
     account = Account(price=PRICE)
     with HostedPredictor(silent, account=account, sleep=lambda _: None) as predictor, pytest.raises(DeadlineError):
         predictor.predict(ROWS[:1])
-    assert len(server.asked) == account.lost == 4
-    least = account.spent / 4
-    assert least == pytest.approx(most, rel=0.05)
-    server.asked.clear()
-    account = Account(price=PRICE, max_usd=2.5 * least)
+    assert len(server.requests) == account.lost == 4
+    attempt_cost = account.spent / 4
+    assert attempt_cost == pytest.approx(max_cost, rel=0.05)
+    server.requests.clear()
+    account = Account(price=PRICE, max_usd=2.5 * attempt_cost)
     with HostedPredictor(silent, account=account, sleep=lambda _: None) as predictor:
         with pytest.raises(EndpointError, match="past max_usd") as caught:
             predictor.predict(ROWS[:1])
         assert caught.value.status == 402
-    assert len(server.asked) == account.lost == 2
-    assert account.spent == pytest.approx(2 * least)
+    assert len(server.requests) == account.lost == 2
+    assert account.spent == pytest.approx(2 * attempt_cost)
     account = Account(price=PRICE)
     with HostedPredictor(hosted(server, "flaky"), account=account, sleep=lambda _: None) as predictor:
-        found = predictor.predict(ROWS[:1])
+        predictions = predictor.predict(ROWS[:1])
     assert account.lost == 2
-    assert account.spent == pytest.approx(2 * least + (found[0].usd or 0.0))
+    assert account.spent == pytest.approx(2 * attempt_cost + (predictions[0].usd or 0.0))
 
 
 def test_as_many_are_asked_at_once_as_the_skin_says(server: Labeller) -> None:
@@ -218,11 +218,15 @@ def test_without_a_price_an_answer_costs_what_its_server_says(server: Labeller, 
         costs = [p.usd or 0.0 for p in predictor.predict(ROWS[:2])]
     assert all(costs)
     assert priced.spent == pytest.approx(sum(costs))
-    assert len(server.asked) == 2
-    own = Account()
-    own.settle("x", RemoteAnswer("yes", "stop", 3, 0, 1, cost_usd=0.25), own.reserve(own.most([], 9), "x"))
-    assert own.cost("x") == own.spent == 0.25
-    free = Account(price=Price())
+    assert len(server.requests) == 2
+    server_priced = Account()
+    server_priced.settle(
+        "x",
+        RemoteAnswer("yes", "stop", 3, 0, 1, cost_usd=0.25),
+        server_priced.reserve(server_priced.max_cost([], 9), "x"),
+    )
+    assert server_priced.cost("x") == server_priced.spent == 0.25
+    free = Account(price=TokenPrices())
     free.settle("x", RemoteAnswer("yes", "stop", 3, 0, 1), 0.0)
     assert free.cost("x") == 0.0
     with pytest.raises(UsageError, match="no price is given"):
@@ -240,22 +244,22 @@ def test_a_busy_server_costs_nothing(server: Labeller) -> None:
 
 def test_nonsense_is_shown_as_it_is(server: Labeller) -> None:
     with HostedPredictor(hosted(server, "nonsense")) as predictor:
-        found = predictor.predict(ROWS)
-    assert {p.output for p in found} == {"I would rather talk about the weather."}
-    assert all(p.scores == {} for p in found)
+        predictions = predictor.predict(ROWS)
+    assert {p.output for p in predictions} == {"I would rather talk about the weather."}
+    assert all(p.scores == {} for p in predictions)
 
 
 def test_it_abstains_where_its_label_is_not_likely_enough(server: Labeller) -> None:
-    server.sure = lambda said: 0.8 if "great" in said else 0.3
+    server.sure = lambda prompt: 0.8 if "great" in prompt else 0.3
     output = LabelOutput(labels=LABELS.labels, abstain=Abstain(below=0.8, answer="unsure"))
     with HostedPredictor(hosted(server, output=output)) as predictor:
-        found = predictor.predict(ROWS)
-    assert [p.output for p in found] == ["positive", "unsure", "unsure", "unsure"]
-    assert [p.text for p in found] == WANTED
-    server.answer = lambda said: "The review is negative"  # its first token says nothing of how likely that is
+        predictions = predictor.predict(ROWS)
+    assert [p.output for p in predictions] == ["positive", "unsure", "unsure", "unsure"]
+    assert [p.text for p in predictions] == EXPECTED
+    server.answer = lambda prompt: "The review is negative"  # its first token says nothing of how likely that is
     with HostedPredictor(hosted(server, output=output)) as predictor:
-        found = predictor.predict(ROWS)
-    assert {(p.output, len(p.scores)) for p in found} == {("negative", 0)}
+        predictions = predictor.predict(ROWS)
+    assert {(p.output, len(p.scores)) for p in predictions} == {("negative", 0)}
 
 
 def test_a_text_says_why_it_ended(server: Labeller) -> None:
@@ -269,32 +273,36 @@ def test_a_row_that_is_not_spoken_about_is_no_right_answer(server: Labeller) -> 
         assert outputs(predictor) == ["positive", "", "positive", "negative"]
 
 
-@pytest.mark.parametrize(("model", "gone"), [("plain", {"logprobs", "top_logprobs"}), ("modern", {"max_tokens"})])
-def test_fields_that_a_server_does_not_know_are_left_out(server: Labeller, model: str, gone: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("model", "unknown_fields"), [("plain", {"logprobs", "top_logprobs"}), ("modern", {"max_tokens"})]
+)
+def test_fields_that_a_server_does_not_know_are_left_out(
+    server: Labeller, model: str, unknown_fields: set[str]
+) -> None:
     with HostedPredictor(hosted(server, model, concurrency=1)) as predictor:
-        found = predictor.predict(ROWS)
-        assert [p.output for p in found] == WANTED
-        assert predictor.left_out == gone
-    assert len(server.asked) == len(ROWS) + 1  # learned once
-    assert not gone & set(server.asked[-1])
-    assert (found[0].scores == {}) == (model == "plain")
+        predictions = predictor.predict(ROWS)
+        assert [p.output for p in predictions] == EXPECTED
+        assert predictor.left_out == unknown_fields
+    assert len(server.requests) == len(ROWS) + 1  # learned once
+    assert not unknown_fields & set(server.requests[-1])
+    assert (predictions[0].scores == {}) == (model == "plain")
 
 
 def test_json_is_asked_for_by_its_schema(server: Labeller) -> None:
     server.answer = of_json
     with HostedPredictor(hosted(server, output=JsonOutput(json_schema=SCHEMA))) as predictor:
         assert outputs(predictor) == ['{"good":true}', '{"good":false}'] * 2
-    asked = server.asked[0]["response_format"]
-    assert asked["json_schema"]["schema"] == SCHEMA
-    assert asked["json_schema"]["strict"] is True
+    response_format = server.requests[0]["response_format"]
+    assert response_format["json_schema"]["schema"] == SCHEMA
+    assert response_format["json_schema"]["strict"] is True
 
 
 def test_texts_are_stripped_and_stopped(server: Labeller) -> None:
-    server.answer = lambda said: f" {said.rpartition(' ')[2]} \n"
+    server.answer = lambda prompt: f" {prompt.rpartition(' ')[2]} \n"
     output = TextOutput(max_tokens=7, stop=("\n\n",))
     with HostedPredictor(hosted(server, output=output)) as predictor:
         assert outputs(predictor) == ["stuff", "stuff", "well", "broke"]
-    assert (server.asked[0]["max_tokens"], server.asked[0]["stop"]) == (7, ["\n\n"])
+    assert (server.requests[0]["max_tokens"], server.requests[0]["stop"]) == (7, ["\n\n"])
 
 
 def test_demonstrations_are_earlier_turns(server: Labeller) -> None:
@@ -303,7 +311,7 @@ def test_demonstrations_are_earlier_turns(server: Labeller) -> None:
     skin = dataclasses.replace(hosted(server), demonstrations=(Demonstration({"review": "awful"}, "negative"),))
     with HostedPredictor(skin) as predictor:
         predictor.predict(ROWS[:1])
-    assert [m["role"] for m in server.asked[0]["messages"]] == ["user", "assistant", "user"]
+    assert [m["role"] for m in server.requests[0]["messages"]] == ["user", "assistant", "user"]
 
 
 def test_the_skin_is_a_directory_that_loads_and_holds_no_key(
@@ -319,7 +327,7 @@ def test_the_skin_is_a_directory_that_loads_and_holds_no_key(
         assert isinstance(loaded, HostedPredictor)
         assert loaded("great stuff") == "positive"
         assert loaded.predict(["it broke"])[0].output == "negative"
-    assert server.asked[0]["key"] == "Bearer sk-very-secret"
+    assert server.requests[0]["key"] == "Bearer sk-very-secret"
     for path in (tmp_path / "skin").iterdir():
         assert b"sk-very-secret" not in path.read_bytes()
     assert json.loads((tmp_path / "skin" / "skin.json").read_text())["bases"]["main"]["api_key_env"] == "REVIEWS_KEY"
@@ -332,21 +340,21 @@ def test_what_no_header_carries_is_no_key_and_is_not_repeated(
     monkeypatch.setenv("REVIEWS_KEY", key)
     with pytest.raises(UsageError, match=r"the environment variable REVIEWS_KEY, for .*, holds no key") as caught:
         HostedPredictor(hosted(server, api_key_env="REVIEWS_KEY"))
-    with pytest.raises(UsageError, match="the API key has white space") as other:
+    with pytest.raises(UsageError, match="the API key has white space") as direct:
         Endpoint(server.url, key=key)
-    for error in (caught.value, other.value):
+    for error in (caught.value, direct.value):
         assert "cret" not in error.message
-    assert server.asked == []
+    assert server.requests == []
 
 
 def test_a_password_in_the_address_is_stored_nowhere(server: Labeller, tmp_path: Path) -> None:
-    for url, said in (("http://me:sesame@host", "user's name or password"), ("nowhere", "not a server's address")):
-        with pytest.raises(UsageError, match=said):
+    for url, message in (("http://me:sesame@host", "user's name or password"), ("nowhere", "not a server's address")):
+        with pytest.raises(UsageError, match=message):
             EndpointReference(url=url, model="ok")
         write_skin(hosted(server), tmp_path / "skin", replace=True)
         manifest = tmp_path / "skin" / "skin.json"
         manifest.write_text(manifest.read_text().replace(server.url, url))
-        with pytest.raises(SkinError, match=said) as caught:
+        with pytest.raises(SkinError, match=message) as caught:
             read_skin(tmp_path / "skin")
         assert "sesame" not in caught.value.message
 
@@ -410,7 +418,9 @@ def test_scores_come_from_tokens_that_begin_one_label_only() -> None:
     assert scores(*likeliest, text="Not negative: it is positive") == {}  # "N…" is what the first token is about
     assert scores(("ne", -0.1)) == {}
     assert scores() == {}
-    own = {"negative": -1.0, "neutral": -2.0, "positive": -3.0}
-    assert scores(scores=own)["negative"] == pytest.approx(-1 - math.log(sum(math.exp(v) for v in own.values())))
-    assert scores(scores=own, text="It is positive") == scores(scores=own)
+    log_scores = {"negative": -1.0, "neutral": -2.0, "positive": -3.0}
+    assert scores(scores=log_scores)["negative"] == pytest.approx(
+        -1 - math.log(sum(math.exp(v) for v in log_scores.values()))
+    )
+    assert scores(scores=log_scores, text="It is positive") == scores(scores=log_scores)
     assert scores(scores={"yes": 0.0}) == {}

@@ -61,9 +61,9 @@ def test_score_where_the_continuation_merges_into_the_prompt(model: LocalModel) 
     merged = model.score("the product is grea", ["t"])[0]
     prompt = model.tokenizer.encode("the product is grea")
     whole = model.tokenizer.encode("the product is great")
-    same = next(i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
+    first_difference = next(i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b)
     logprobs = torch.from_numpy(model.logits(whole)).log_softmax(-1)
-    expected = sum(float(logprobs[i - 1, whole[i]]) for i in range(same, len(whole)))
+    expected = sum(float(logprobs[i - 1, whole[i]]) for i in range(first_difference, len(whole)))
     assert merged == pytest.approx(expected, abs=1e-4)
     with pytest.raises(RequestError, match="nothing to score"):
         model.score("the product", [""])

@@ -32,24 +32,24 @@ PROMPT = Prompt("the product was asked about by the user\nReview: {{ review }}\n
 ROWS = ["great and works well", "it broke", "terrible quality", "x", "the answer is no 你好"]
 
 
-def _skin(model: LocalModel, directory: Path, kind: str) -> Skin:
+def _skin(model: LocalModel, directory: Path, variant: str) -> Skin:
     base = model.base
     generator = torch.Generator().manual_seed(0)
     lora = probe = None
     output: LabelOutput | TextOutput = LABELS
-    if kind == "lora":
+    if variant == "lora":
         tensors = {}
         for path, linear in block_linears(base.model).items():
             tensors[f"{path}.lora_A"] = torch.randn(2, linear.in_features, generator=generator) * 0.3
             tensors[f"{path}.lora_B"] = torch.randn(linear.out_features, 2, generator=generator) * 0.3
         lora = LoraPart(LoraConfig(r=2), tensors)
-    if kind == "probe":
+    if variant == "probe":
         head = Head(torch.randn(2, 48, generator=generator), torch.zeros(2), LABELS.labels)
         output, probe = LabelOutput(labels=LABELS.labels), ProbePart(head, "layers.2")
-    if kind == "text":
+    if variant == "text":
         output = TextOutput(max_tokens=9, stop=("\n",))
     return Skin(
-        name=f"reviews-{kind}",
+        name=f"reviews-{variant}",
         bases={"main": BaseReference.of(str(directory), "llama", base.identity)},
         inputs={"review": InputField()},
         output=output,
@@ -60,18 +60,18 @@ def _skin(model: LocalModel, directory: Path, kind: str) -> Skin:
     )
 
 
-@pytest.mark.parametrize("kind", ["label", "lora", "probe", "text"])
+@pytest.mark.parametrize("variant", ["label", "lora", "probe", "text"])
 def test_batches_equal_single_calls_and_the_constant_prompt_is_cached(
-    model: LocalModel, tiny_dir: Path, kind: str
+    model: LocalModel, tiny_dir: Path, variant: str
 ) -> None:
-    with model.predictor(_skin(model, tiny_dir, kind)) as predictor:
+    with model.predictor(_skin(model, tiny_dir, variant)) as predictor:
         together = predictor.predict(ROWS)
         alone = predictor.predict([{"review": row} for row in ROWS], one_by_one=True)
         assert [p.output for p in together] == [p.output for p in alone]
         assert all(p.cached_tokens > 10 for p in alone)
         for a, b in zip(together, alone, strict=True):
             np.testing.assert_allclose(list(a.scores.values()), list(b.scores.values()), atol=1e-4)
-            if kind != "text":
+            if variant != "text":
                 assert sum(np.exp(list(a.scores.values()))) == pytest.approx(1.0)
                 assert a.output == max(a.scores, key=lambda label: a.scores[label])
         assert predictor(ROWS[0]) == together[0].output
@@ -80,9 +80,9 @@ def test_batches_equal_single_calls_and_the_constant_prompt_is_cached(
 def test_a_text_says_why_it_ended(model: LocalModel, tiny_dir: Path) -> None:
     with model.predictor(_skin(model, tiny_dir, "text")) as predictor:
         results = predictor.engine.run(predictor.requests(ROWS))
-        found = [predictor.read(result) for result in results]
-        assert [p.finish_reason for p in found] == [result.finish_reason for result in results]  # type: ignore[union-attr]
-        assert "length" in {p.finish_reason for p in found}
+        predictions = [predictor.read(result) for result in results]
+        assert [p.finish_reason for p in predictions] == [result.finish_reason for result in results]  # type: ignore[union-attr]
+        assert "length" in {p.finish_reason for p in predictions}
     with model.predictor(_skin(model, tiny_dir, "label")) as predictor:
         assert predictor.predict(ROWS[:1])[0].finish_reason is None
 
@@ -105,9 +105,9 @@ def test_a_skins_directory_loads_and_is_called(model: LocalModel, tiny_dir: Path
         assert [loaded(row) for row in ROWS] == [p.output for p in predictor.predict(ROWS)]
     with pytest.raises(SkinError, match="judged with float32"):
         bedplate.load(tmp_path / "skin", dtype="bfloat16")
-    with bedplate.load(tmp_path / "skin", dtype="bfloat16", allow_other_weights=True) as other:
-        assert isinstance(other, LoadedSkin)
-        assert "bfloat16" in other.warnings[0]
+    with bedplate.load(tmp_path / "skin", dtype="bfloat16", allow_other_weights=True) as overridden:
+        assert isinstance(overridden, LoadedSkin)
+        assert "bfloat16" in overridden.warnings[0]
 
 
 def test_closing_takes_the_adapter_out(model: LocalModel, tiny_dir: Path) -> None:
@@ -172,16 +172,16 @@ def test_a_skin_opens_as_it_was_judged(judged: Callable[[str, str], Path], weigh
 @NATIVE
 def test_another_kernel_or_other_weights_are_never_silent(judged: Callable[[str, str], Path]) -> None:
     directory = judged("bfloat16", "native")
-    for asked, what in (
+    for options, message in (
         ({"kernel": "torch"}, "torch"),
         ({"weights": "int8"}, "int8"),
         ({"dtype": "float32"}, "float32"),
     ):
-        with pytest.raises(SkinError, match=what):
-            bedplate.load(directory, **asked)
-        with bedplate.load(directory, **asked, allow_other_weights=True) as loaded:
+        with pytest.raises(SkinError, match=message):
+            bedplate.load(directory, **options)
+        with bedplate.load(directory, **options, allow_other_weights=True) as loaded:
             assert isinstance(loaded, LoadedSkin)
-            assert what in loaded.warnings[0]
+            assert message in loaded.warnings[0]
     with pytest.raises(SkinError, match="judged with the torch kernel and would run with native"):
         bedplate.load(judged("bfloat16", "torch"), kernel="native")
 
@@ -223,8 +223,8 @@ def test_an_embedder_that_cannot_be_held_as_for_the_pool_names_the_flag(
     write_skin(cascaded("both", skin, skin, 0.9), tmp_path / "both")
     with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
         bedplate.load(tmp_path / "both")
-    with bedplate.load(tmp_path / "both", allow_other_weights=True) as both:
-        assert any("int4" in warning for warning in both.warnings)
+    with bedplate.load(tmp_path / "both", allow_other_weights=True) as cascade:
+        assert any("int4" in warning for warning in cascade.warnings)
 
 
 def test_a_skin_from_before_kernels_were_recorded_runs_on_torch(judged: Callable[[str, str], Path]) -> None:

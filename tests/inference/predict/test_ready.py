@@ -34,11 +34,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(base: Path) -> Iterator[LocalModel]:
-    with LocalModel(load_base(base)) as found:
-        yield found
+    with LocalModel(load_base(base)) as local_model:
+        yield local_model
 
 
-def make(base: Path, output: Output | None = None, prompt: Prompt | None = None, name: str = "reviews") -> Skin:
+def review_skin(base: Path, output: Output | None = None, prompt: Prompt | None = None, name: str = "reviews") -> Skin:
     return Skin(
         name=name,
         bases={"main": BaseReference.of(str(base), "llama", load_base(base).identity)},
@@ -51,10 +51,10 @@ def make(base: Path, output: Output | None = None, prompt: Prompt | None = None,
 
 @pytest.fixture(scope="module")
 def skin(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoadedSkin]:
-    path = write_skin(make(base), tmp_path_factory.mktemp("ready") / "skin")
-    with bedplate.load(path) as found:
-        assert isinstance(found, LoadedSkin)
-        yield found
+    path = write_skin(review_skin(base), tmp_path_factory.mktemp("ready") / "skin")
+    with bedplate.load(path) as loaded:
+        assert isinstance(loaded, LoadedSkin)
+        yield loaded
 
 
 def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:
@@ -81,29 +81,31 @@ def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:
     ids=["pandas", "text", "Series", "polars", "polars.Series", "datasets", "array", "objects"],
 )
 def test_tables_and_columns_are_rows(skin: LoadedSkin, table: object) -> None:
-    assert [one.output for one in skin.predict(table)] == skin(ROWS)
+    assert [prediction.output for prediction in skin.predict(table)] == skin(ROWS)
 
 
 def test_probabilities_are_those_of_the_scores(skin: LoadedSkin) -> None:
     table = skin.predict_proba(ROWS)
     assert (skin.labels, table.shape, table.dtype) == (LABELS, (3, 2), np.float64)
     np.testing.assert_allclose(table.sum(1), 1)
-    found = skin.predict(ROWS)
-    np.testing.assert_allclose(np.log(table), [[one.scores[label] for label in LABELS] for one in found])
-    assert [LABELS[place] for place in table.argmax(1)] == [one.output for one in found]
-    assert found[0].probabilities == pytest.approx(dict(zip(LABELS, table[0], strict=True)))
+    predictions = skin.predict(ROWS)
+    np.testing.assert_allclose(
+        np.log(table), [[prediction.scores[label] for label in LABELS] for prediction in predictions]
+    )
+    assert [LABELS[place] for place in table.argmax(1)] == [prediction.output for prediction in predictions]
+    assert predictions[0].probabilities == pytest.approx(dict(zip(LABELS, table[0], strict=True)))
     assert skin.predict_proba([]).shape == (0, 2)
 
 
 def test_a_skin_without_labels_has_no_probabilities(model: LocalModel, base: Path) -> None:
-    with model.predictor(make(base, TextOutput(max_tokens=3))) as writer:
+    with model.predictor(review_skin(base, TextOutput(max_tokens=3))) as writer:
         assert writer.labels == ()
         with pytest.raises(UsageError, match="gives text, no labels"):
             writer.predict_proba(ROWS)
 
 
 def test_vectors_are_an_array(model: LocalModel, base: Path) -> None:
-    with model.predictor(make(base, EmbeddingOutput(), Prompt("{{ review }}"))) as embedder:
+    with model.predictor(review_skin(base, EmbeddingOutput(), Prompt("{{ review }}"))) as embedder:
         vectors = embedder.embed(pd.DataFrame({"review": ROWS}))
         np.testing.assert_allclose(vectors, model.embed(ROWS), atol=1e-5)
         assert (vectors.dtype, embedder.embed([]).shape[0]) == (np.float32, 0)
@@ -130,17 +132,17 @@ def test_what_is_no_row_is_named(skin: LoadedSkin, rows: object, error: type[Exc
 
 
 def test_what_is_shown_is_short_and_escaped(skin: LoadedSkin, model: LocalModel, base: Path) -> None:
-    many = tuple(f"label number {n}" for n in range(500))
-    output = LabelOutput(labels=many, continuations=default_continuations(many))
-    big = make(base, output, Prompt("x " * 9000 + "{{ review }}"))
+    labels = tuple(f"label number {n}" for n in range(500))
+    output = LabelOutput(labels=labels, continuations=default_continuations(labels))
+    big = review_skin(base, output, Prompt("x " * 9000 + "{{ review }}"))
     shown = [skin, skin.skin, big, model, *skin.predict(ROWS), model.generate("the", max_tokens=200)]
-    for one in shown:
-        assert len(repr(one)) < 300, repr(one)
-        assert repr(one).startswith("<")
+    for subject in shown:
+        assert len(repr(subject)) < 300, repr(subject)
+        assert repr(subject).startswith("<")
     assert "one of negative" in repr(skin)
     assert "and 495 more" in repr(big)
-    for one in (skin, skin.skin, model):
-        page = one._repr_html_()
+    for subject in (skin, skin.skin, model):
+        page = subject._repr_html_()
         assert page.startswith("<div>")
         assert "<b>positive" not in page
     assert "&lt;b&gt;positive" in skin._repr_html_()

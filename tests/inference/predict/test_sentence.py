@@ -26,12 +26,12 @@ TEXTS = ["a small red fox", "Fox", "the fox and the lazy dog " * 9, "dog dog a t
 WORDS = ("a", "the", "and", "small", "red", "lazy", "fox", "dog", "is", "query", "passage", ":", ",", "!", "?")
 
 
-def write_tokenizer(directory: Path, kind: str = "BertTokenizer") -> None:
+def write_tokenizer(directory: Path, tokenizer_class: str = "BertTokenizer") -> None:
     """A WordPiece vocabulary, as BERT's, of a few words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = [*special, *WORDS, *(f"##{letter}" for letter in "abcdefghijklmnop"), *"bcdefghijklmnopqrstuvwxyz"]
     backend = tokenizers.Tokenizer(
-        tokenizers.models.WordPiece({one: number for number, one in enumerate(vocabulary)}, unk_token="[UNK]")
+        tokenizers.models.WordPiece({token: number for number, token in enumerate(vocabulary)}, unk_token="[UNK]")
     )
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -43,11 +43,11 @@ def write_tokenizer(directory: Path, kind: str = "BertTokenizer") -> None:
     tokenizer.save_pretrained(directory)
     # transformers' own class for BERT gives the types of a pair's texts, and the one that it wrote here does not
     path = directory / "tokenizer_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": kind}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": tokenizer_class}))
 
 
 def write_body(directory: Path, name: str, **changes: Any) -> Path:
-    ENCODERS[name].make(0, torch.float32, **changes).save_pretrained(directory)
+    ENCODERS[name].random_model(0, torch.float32, **changes).save_pretrained(directory)
     write_tokenizer(directory)
     return directory
 
@@ -65,10 +65,10 @@ def saved(body: Path, directory: Path, *modules: Any, length: int = 24, **settin
     return encoder
 
 
-def assert_same_vectors(directory: Path, theirs: SentenceTransformer, **asked: Any) -> None:
+def assert_same_vectors(directory: Path, theirs: SentenceTransformer, **options: Any) -> None:
     with LocalModel(load_base(directory)) as model:
-        ours = model.embed(TEXTS, truncate=True, **asked)
-        expected = theirs.encode(TEXTS, **asked)
+        ours = model.embed(TEXTS, truncate=True, **options)
+        expected = theirs.encode(TEXTS, **options)
         assert ours.shape == expected.shape == (len(TEXTS), model.base.embedding_size)
         np.testing.assert_allclose(ours, expected, atol=2e-6 * np.abs(expected).max())
 
@@ -95,9 +95,9 @@ def test_dense_normalise_and_prompts(body: Path, tmp_path: Path) -> None:
     base = load_base(tmp_path / "theirs")
     assert base.sentence is not None
     export_base(base, tmp_path / "ours")
-    again = load_base(tmp_path / "ours")
-    assert again.sentence is not None
-    assert (again.identity, again.sentence.spec) == (base.identity, base.sentence.spec)
+    reloaded = load_base(tmp_path / "ours")
+    assert reloaded.sentence is not None
+    assert (reloaded.identity, reloaded.sentence.spec) == (base.identity, base.sentence.spec)
     assert_same_vectors(tmp_path / "ours", SentenceTransformer(str(tmp_path / "ours"), device="cpu"))
     without = load_base(body).identity.weights_id
     assert base.identity.weights_id != without  # what stands behind the model is part of what it computes
@@ -153,7 +153,7 @@ def test_cross_encoders(tmp_path: Path, name: str, changes: dict[str, Any], acti
     for directory in (tmp_path / "theirs", tmp_path / "ours"):
         with LocalModel(load_base(directory)) as model:
             (label,) = theirs.model.config.id2label.values()
-            scores = [one[label] for one in model.classify(PAIRS, truncate=True)]
+            scores = [row_scores[label] for row_scores in model.classify(PAIRS, truncate=True)]
             np.testing.assert_allclose(scores, expected, atol=2e-6 * max(1, np.abs(expected).max()))
     np.testing.assert_allclose(CrossEncoder(str(tmp_path / "ours"), device="cpu").predict(PAIRS), expected, atol=1e-5)
 
@@ -171,9 +171,11 @@ def test_classifiers(tmp_path: Path) -> None:
     for problem, expected in (("one", logits.softmax(-1)), ("any", logits.sigmoid()), ("score", logits)):
         base.spec = base.spec.with_(classifier=replace(head, problem=problem))
         with LocalModel(base) as model:
-            found = model.classify(TEXTS, truncate=True)
-            assert list(found[0]) == ["bad", "fair", "good"]
-            np.testing.assert_allclose([list(one.values()) for one in found], expected, atol=1e-5)
+            distributions = model.classify(TEXTS, truncate=True)
+            assert list(distributions[0]) == ["bad", "fair", "good"]
+            np.testing.assert_allclose(
+                [list(distribution.values()) for distribution in distributions], expected, atol=1e-5
+            )
     plain = load_base(write_body(tmp_path / "plain", "bert"))
     with LocalModel(plain) as model, pytest.raises(RequestError, match="has no labels of its own"):
         model.classify(["a"])

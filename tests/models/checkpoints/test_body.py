@@ -38,18 +38,18 @@ def test_it_embeds_and_writes_nothing(body: tuple[transformers.PreTrainedModel, 
     with torch.no_grad():
         expected = reference(torch.tensor([IDS])).last_hidden_state[0, -1]
     with Engine(base, kernel="torch") as engine:
-        [found] = engine.run([Embed(IDS, "last", normalise=False)])
+        [embedding] = engine.run([Embed(IDS, "last", normalise=False)])
         for request in (Generate(IDS), Score(IDS, ((5,),))):
             with pytest.raises(RequestError, match="a decoder without its head: it embeds texts, and cannot"):
                 engine.run([request])
-    assert isinstance(found, Embedding)
-    assert_near(torch.tensor(found.vector), expected)
+    assert isinstance(embedding, Embedding)
+    assert_near(torch.tensor(embedding.vector), expected)
     out = export_base(base, tmp_path / "out")
-    again = load_base(out)
-    assert (again.headless, again.identity.weights_id) == (True, base.identity.weights_id)
-    theirs, held = transformers.AutoModel.from_pretrained(out).state_dict(), reference.state_dict()
-    assert theirs.keys() == held.keys()
-    assert all(torch.equal(theirs[name], value) for name, value in held.items())
+    reloaded = load_base(out)
+    assert (reloaded.headless, reloaded.identity.weights_id) == (True, base.identity.weights_id)
+    theirs, original = transformers.AutoModel.from_pretrained(out).state_dict(), reference.state_dict()
+    assert theirs.keys() == original.keys()
+    assert all(torch.equal(theirs[name], value) for name, value in original.items())
     with pytest.raises(UsageError, match="has no head, which GGUF files are to have"):
         export_gguf(base, tmp_path / "x.gguf", "f32")
 
@@ -71,5 +71,5 @@ def test_gpt2s_class_with_a_head_has_one(tmp_path: Path) -> None:
     family = FAMILIES["hf", "gpt2"]
     spec = family.to_spec({**family.examples[0], "tie_word_embeddings": False})
     heads = {name: {"architectures": name} for name in ("GPT2Model", "GPT2LMHeadModel")}
-    found = [name for name, config in heads.items() if is_headless(spec, family, ("wte.weight",), config, tmp_path)]
-    assert found == ["GPT2Model"]
+    headless = [name for name, config in heads.items() if is_headless(spec, family, ("wte.weight",), config, tmp_path)]
+    assert headless == ["GPT2Model"]

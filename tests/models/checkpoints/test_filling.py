@@ -39,15 +39,15 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of tensors, as they are hashed; small and new files are kept like large and old ones."""
     monkeypatch.setattr(filling, "_KEPT_FROM", 0)
     monkeypatch.setattr(core_files, "_TICK_NS", 0)
-    found: list[str] = []
+    names: list[str] = []
     add = WeightsHash.add
 
     def noted(self: WeightsHash, name: str, tensor: Tensor) -> None:
-        found.append(name)
+        names.append(name)
         add(self, name, tensor)
 
     monkeypatch.setattr(WeightsHash, "add", noted)
-    return found
+    return names
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -87,14 +87,14 @@ def test_what_has_changed_since_it_was_loaded_is_not_taken_for_what_was(tmp_path
 def test_a_hash_that_cannot_be_one_is_made_again(tmp_path: Path, hashed: list[str]) -> None:
     directory = write_tiny_base(tmp_path / "base")
     first, count = load_base(directory).identity, len(hashed)
-    for kept in (bedplate_home() / "machine").glob("weights-*.json"):
-        kept.write_text(kept.read_text().replace(first.weights_id, "abc"))
+    for record in (bedplate_home() / "machine").glob("weights-*.json"):
+        record.write_text(record.read_text().replace(first.weights_id, "abc"))
     assert load_base(directory).identity == first
     assert len(hashed) == 2 * count
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "wanted"),
+    ("dtypes", "expected"),
     [
         ((torch.bfloat16, torch.float32), torch.float32),
         ((torch.float32, torch.bfloat16), torch.float32),
@@ -103,17 +103,17 @@ def test_a_hash_that_cannot_be_one_is_made_again(tmp_path: Path, hashed: list[st
     ],
 )
 def test_a_base_is_held_in_what_keeps_all_its_matrices(
-    tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype], wanted: torch.dtype
+    tmp_path: Path, dtypes: tuple[torch.dtype, torch.dtype], expected: torch.dtype
 ) -> None:
     """dtypes: the token table's, and all others'."""
     directory = write_tiny_base(tmp_path / "base", dtype=dtypes[1])
     rewritten(directory, EMBEDDING, lambda tensor: tensor.to(dtypes[0]))
     base = load_base(directory)
-    assert base.dtype == wanted
+    assert base.dtype == expected
     stored = load_file(directory / "model.safetensors")
     assert torch.equal(base.model.state_dict()["layers.1.feedforward.up.weight"].double(), stored[UP].double())
     assert torch.equal(base.model.state_dict()["embedding.weight"].double(), stored[EMBEDDING].double())
-    assert own_dtypes(read_stored(directory).types)[0] == str(wanted).removeprefix("torch.")
+    assert own_dtypes(read_stored(directory).types)[0] == str(expected).removeprefix("torch.")
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_fields_that_change_nothing_are_read_over(family: str) -> None:
     spec = FAMILIES["hf", family].to_spec(config)
     harmless = {"unsloth_fixed": True, "unsloth_version": "2025.1.5", "max_sequence_length": 2_048, "unk_token_id": 0}
     poolers = {"pooler_fc_size": 768, "pooler_type": "first_token_transform", "directionality": "bidi"}
-    more = harmless | {"pruned_heads": {}} | (poolers if family == "bert" else {})
-    assert FAMILIES["hf", family].to_spec(config | more) == spec
+    extra = harmless | {"pruned_heads": {}} | (poolers if family == "bert" else {})
+    assert FAMILIES["hf", family].to_spec(config | extra) == spec
     with pytest.raises(UnsupportedModelError, match="pruned_heads"):
         FAMILIES["hf", family].to_spec(config | {"pruned_heads": {"0": [1]}})
 

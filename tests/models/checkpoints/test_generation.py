@@ -14,7 +14,7 @@ from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.generation import never_written, unfollowed
 
-SAME: dict[str, Any] = {
+FOLLOWED: dict[str, Any] = {
     "num_beams": 1,
     "min_length": 0,
     "no_repeat_ngram_size": 0,
@@ -26,7 +26,7 @@ SAME: dict[str, Any] = {
     "eos_token_id": [2, 3],
     "bad_words_ids": [[5], [6]],
 }
-OTHERS: dict[str, Any] = {
+UNFOLLOWED: dict[str, Any] = {
     "num_beams": 4,
     "min_length": 56,
     "no_repeat_ngram_size": 3,
@@ -37,8 +37,8 @@ OTHERS: dict[str, Any] = {
 
 
 def test_settings_that_change_which_text_is_likeliest_are_named() -> None:
-    assert unfollowed(SAME) == {}
-    assert unfollowed(SAME | OTHERS) == OTHERS
+    assert unfollowed(FOLLOWED) == {}
+    assert unfollowed(FOLLOWED | UNFOLLOWED) == UNFOLLOWED
     assert unfollowed({"bad_words_ids": [[5], [6, 7]]}) == {"bad_words_ids": [[6, 7]]}
 
 
@@ -48,10 +48,10 @@ def test_loading_says_so_once(place: str, tmp_path: Path, caplog: pytest.LogCapt
     path = write_tiny_base(tmp_path / "a") / place
     fields = {} if place == "generation_config.json" else json.loads(path.read_text())
     with caplog.at_level(logging.WARNING, "bedplate.models"):
-        path.write_text(json.dumps(fields | SAME))
+        path.write_text(json.dumps(fields | FOLLOWED))
         load_base(path.parent)
         assert not caplog.records
-        path.write_text(json.dumps(fields | SAME | {"min_length": 56, "num_beams": 4}))
+        path.write_text(json.dumps(fields | FOLLOWED | {"min_length": 56, "num_beams": 4}))
         load_base(path.parent)
     [record] = caplog.records
     assert "num_beams = 4, min_length = 56" in record.getMessage()
@@ -70,11 +70,11 @@ def test_tokens_that_never_come(tmp_path: Path) -> None:
 
 def test_without_the_file_config_json_says_what_ends_a_text(tmp_path: Path) -> None:
     path = write_tiny_base(tmp_path / "a")
-    config, own = json.loads((path / "config.json").read_text()), load_base(path).text_ends
-    said: dict[str, Any] = {"eos_token_id": [7, 9], "bos_token_id": 4, "force_bos_token_to_be_generated": True}
-    (path / "config.json").write_text(json.dumps(config | said))
+    config, text_ends = json.loads((path / "config.json").read_text()), load_base(path).text_ends
+    fields: dict[str, Any] = {"eos_token_id": [7, 9], "bos_token_id": 4, "force_bos_token_to_be_generated": True}
+    (path / "config.json").write_text(json.dumps(config | fields))
     base = load_base(path)
-    assert base.text_ends == own | {7, 9}
+    assert base.text_ends == text_ends | {7, 9}
     assert base.generation_defaults["forced_bos_token_id"] == 4
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 8}))
     base = load_base(path)

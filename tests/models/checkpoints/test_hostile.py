@@ -33,7 +33,7 @@ def edit(path: Path, **fields: Any) -> None:
 def rewrite(directory: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
-    save_file({name: one.contiguous() for name, one in tensors.items()}, directory / "model.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, directory / "model.safetensors")
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_a_value_of_the_wrong_kind_is_named_with_its_field(
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({f"{number}": torch.ones(1) for number in range(9)}, tmp_path / "model.safetensors")
     for opened in (read_stored, load_base):
-        with pytest.raises(CheckpointError, match=words) as told:
+        with pytest.raises(CheckpointError, match=words) as raised:
             opened(tmp_path)
-        assert str(tmp_path / "config.json") in str(told.value)
+        assert str(tmp_path / "config.json") in str(raised.value)
 
 
 def test_two_spellings_of_one_rope_must_agree() -> None:
@@ -99,11 +99,11 @@ def test_json_that_cannot_be_meant(tiny: Path) -> None:
         path.write_text(whole.replace("{", '{"rms_norm_eps": 0.5, ', 1))
     path.write_text(whole)
     for name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
-        kept = (tiny / name).read_text() if (tiny / name).is_file() else "{}"
+        original = (tiny / name).read_text() if (tiny / name).is_file() else "{}"
         (tiny / name).write_text("[" * 100_000)
         with pytest.raises((TokenizerError, CheckpointError), match=rf"{name} is not .*JSON: nested too deeply"):
             load_base(tiny)
-        (tiny / name).write_text(kept)
+        (tiny / name).write_text(original)
 
 
 @pytest.mark.parametrize(
@@ -160,25 +160,25 @@ def test_experts_that_nobody_stored_are_not_counted_one_by_one() -> None:
 
 
 def packed(name: str, **config: Any) -> Callable[[Path], None]:
-    def make(directory: Path) -> None:
+    def write_packed(directory: Path) -> None:
         matrix, usual = CASES[name]
         quantise(directory, matrix, usual | config)
 
-    return make
+    return write_packed
 
 
 def parts(name: str, ending: str, change: Callable[[Tensor], Tensor] | None) -> Callable[[Path], None]:
-    def make(directory: Path) -> None:
+    def damage(directory: Path) -> None:
         packed(name)(directory)
 
         def changed(tensors: dict[str, Tensor]) -> None:
-            for one in [one for one in tensors if one.endswith(ending)]:
-                value = tensors.pop(one)
-                tensors |= {} if change is None else {one: change(value)}
+            for key in [key for key in tensors if key.endswith(ending)]:
+                value = tensors.pop(key)
+                tensors |= {} if change is None else {key: change(value)}
 
         rewrite(directory, changed)
 
-    return make
+    return damage
 
 
 @pytest.mark.parametrize(
@@ -190,12 +190,12 @@ def parts(name: str, ending: str, change: Callable[[Tensor], Tensor] | None) -> 
         (packed("fp8", weight_block_size=[32, 32]), r"blocks of 32 by 32 ask for factors of shape"),
         (packed("fp8", weight_block_size=[16]), "weight_block_size is"),
         (parts("gptq8 reordered", ".g_idx", None), r"g_idx' is missing, so its matrix cannot be unpacked"),
-        (parts("gptq4", ".g_idx", lambda one: one[:1]), "g_idx must name one of"),
-        (parts("gptq4", ".scales", lambda one: one[:, :1]), "do not make one matrix"),
-        (parts("gptq4", ".scales", lambda one: one.int()), "do not make one matrix"),
-        (parts("gptq4", ".qweight", lambda one: one.long()), "packed values are matrices of int32"),
-        (parts("awq", ".scales", lambda one: torch.cat((one, one[:1]))), "do not make one matrix"),
-        (parts("fp8", "_scale_inv", lambda one: torch.cat((one, one[:1]))), "do not make one matrix"),
+        (parts("gptq4", ".g_idx", lambda tensor: tensor[:1]), "g_idx must name one of"),
+        (parts("gptq4", ".scales", lambda tensor: tensor[:, :1]), "do not make one matrix"),
+        (parts("gptq4", ".scales", lambda tensor: tensor.int()), "do not make one matrix"),
+        (parts("gptq4", ".qweight", lambda tensor: tensor.long()), "packed values are matrices of int32"),
+        (parts("awq", ".scales", lambda tensor: torch.cat((tensor, tensor[:1]))), "do not make one matrix"),
+        (parts("fp8", "_scale_inv", lambda tensor: torch.cat((tensor, tensor[:1]))), "do not make one matrix"),
     ],
 )
 def test_parts_of_packed_matrices_fit_or_are_refused(tiny: Path, damage: Callable[[Path], None], words: str) -> None:
@@ -275,8 +275,8 @@ def test_a_token_that_only_the_post_processor_has(tiny: Path) -> None:
 
 
 def test_tokens_that_generation_is_to_avoid_are_ids(tiny: Path) -> None:
-    for given in ("x", [1, 2], [["a"]]):
-        (tiny / "generation_config.json").write_text(json.dumps({"bad_words_ids": given}))
+    for tokens in ("x", [1, 2], [["a"]]):
+        (tiny / "generation_config.json").write_text(json.dumps({"bad_words_ids": tokens}))
         with pytest.raises(CheckpointError, match="bad_words_ids are lists of ids, and suppress_tokens is one, not"):
             load_base(tiny)
 
@@ -289,19 +289,19 @@ DENSE = {"in_features": 48, "out_features": 4, "bias": True, "activation_functio
 
 def sentence(directory: Path, dense: dict[str, Any] | None = None, weight: Tensor | None = None) -> Path:
     """A directory with a pooling, and a map behind it."""
-    kinds = {"Transformer": "", "Pooling": "1_Pooling"} | ({} if dense is None else {"Dense": "2_Dense"})
+    modules = {"Transformer": "", "Pooling": "1_Pooling"} | ({} if dense is None else {"Dense": "2_Dense"})
     listed = [
-        {"idx": number, "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, place) in enumerate(kinds.items())
+        {"idx": number, "path": place, "type": f"sentence_transformers.models.{module_type}"}
+        for number, (module_type, place) in enumerate(modules.items())
     ]
     (directory / "modules.json").write_text(json.dumps(listed))
-    for place in kinds.values():
+    for place in modules.values():
         (directory / place).mkdir(exist_ok=True)
     (directory / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
     if dense is not None:
         (directory / "2_Dense" / "config.json").write_text(json.dumps(dense))
-        held = {"linear.weight": torch.ones(4, 48) if weight is None else weight, "linear.bias": torch.ones(4)}
-        save_file(held, directory / "2_Dense" / "model.safetensors")
+        weights = {"linear.weight": torch.ones(4, 48) if weight is None else weight, "linear.bias": torch.ones(4)}
+        save_file(weights, directory / "2_Dense" / "model.safetensors")
     return directory
 
 
@@ -347,6 +347,6 @@ def test_a_map_behind_the_pooling(tmp_path: Path, dense: dict[str, Any], weight:
 def test_files_of_sentence_encoders_of_the_wrong_kind(tmp_path: Path, file: str, content: Any, words: str) -> None:
     sentence(tmp_path)
     (tmp_path / file).write_text(content if isinstance(content, str) else json.dumps(content))
-    with pytest.raises(CheckpointError, match=words) as told:
+    with pytest.raises(CheckpointError, match=words) as raised:
         read_sentence(tmp_path, 48)
-    assert file in str(told.value)
+    assert file in str(raised.value)

@@ -32,8 +32,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> Content:
 
 
 def load(path: Path, content: Content, fields: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    metadata, held = content
-    write_gguf(path, "llama", {**metadata, **fields}, {**held, **tensors}.items(), "f32")
+    metadata, stored = content
+    write_gguf(path, "llama", {**metadata, **fields}, {**stored, **tensors}.items(), "f32")
     load_base(path)
 
 
@@ -49,9 +49,9 @@ def load(path: Path, content: Content, fields: Mapping[str, Any], tensors: Mappi
     ],
 )
 def test_metadata_of_the_wrong_kind(tmp_path: Path, content: Content, key: str, value: Any, words: str) -> None:
-    with pytest.raises(CheckpointError, match=words) as told:
+    with pytest.raises(CheckpointError, match=words) as raised:
         load(tmp_path / "a.gguf", content, {key: value}, {})
-    assert str(tmp_path / "a.gguf") in str(told.value)
+    assert str(tmp_path / "a.gguf") in str(raised.value)
 
 
 def test_layers_are_counted_before_a_list_of_them_is_made() -> None:
@@ -65,9 +65,9 @@ def test_a_rope_that_is_said_to_have_no_scaling(tmp_path: Path, content: Content
 
 
 def test_an_epsilon_of_zero_is_one(tmp_path: Path, content: Content) -> None:
-    metadata, held = content
+    metadata, stored = content
     path, zero = tmp_path / "a.gguf", {"llama.attention.layer_norm_rms_epsilon": 0.0}
-    write_gguf(path, "llama", {**metadata, **zero}, held.items(), "f32")
+    write_gguf(path, "llama", {**metadata, **zero}, stored.items(), "f32")
     assert load_base(path).spec.main.norm_eps == 0
 
 

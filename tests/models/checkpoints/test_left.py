@@ -23,8 +23,8 @@ SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforw
 DOWN = "layers.1.feedforward.down.weight"
 
 
-def blocks_only(model: Model, kinds: Mapping[str, str]) -> Collection[str]:
-    return [name for name in kinds if name.startswith("layers.")]
+def blocks_only(model: Model, block_types: Mapping[str, str]) -> Collection[str]:
+    return [name for name in block_types if name.startswith("layers.")]
 
 
 @pytest.fixture(params=["q4_1", "q8_0"])
@@ -33,21 +33,21 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "x.gguf"
 
 
-def left(base: Base) -> set[str]:
+def deferred_names(base: Base) -> set[str]:
     return {name for name, tensor in base.outline.state_dict().items() if tensor.is_meta}
 
 
 def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Path) -> None:
     whole, base = load_base(path), load_base(path, leave=blocks_only)
     matrices = {name for name, tensor in whole.model.state_dict().items() if tensor.dim() == 2}
-    assert left(base) == {name for name in matrices if name.startswith("layers.")} != set()
+    assert deferred_names(base) == {name for name in matrices if name.startswith("layers.")} != set()
     assert (base.can, base.identity) == (whole.can, whole.identity)
-    assert left(base)  # neither asks for the weights of the model
+    assert deferred_names(base)  # neither asks for the weights of the model
     embedding = base.outline.embedding.weight.data_ptr()
     with torch.inference_mode():
         model = base.model
     assert model is base.outline
-    assert not left(base)
+    assert not deferred_names(base)
     assert model.embedding.weight.data_ptr() == embedding  # a kernel may hold on to it
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
@@ -55,20 +55,20 @@ def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Pat
 
 
 def test_threads_that_want_it_at_once_read_it_once(path: Path) -> None:
-    base, found = load_base(path, leave=blocks_only), list[Model]()
-    threads = [threading.Thread(target=lambda: found.append(base.model)) for _ in range(4)]
+    base, models = load_base(path, leave=blocks_only), list[Model]()
+    threads = [threading.Thread(target=lambda: models.append(base.model)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 4
-    assert len(set(map(id, found))) == 1
-    assert not left(base)
+    assert len(models) == 4
+    assert len(set(map(id, models))) == 1
+    assert not deferred_names(base)
 
 
 def test_a_file_that_has_changed_is_not_taken_for_what_was_loaded(path: Path) -> None:
     base = load_base(path, leave=blocks_only)
-    assert isinstance(base.held, Unfinished)
+    assert isinstance(base.raw_model, Unfinished)
     path.write_bytes(path.read_bytes())
     for _ in range(2):
         with pytest.raises(CheckpointError, match="has changed since it was loaded"):
@@ -81,7 +81,7 @@ def test_a_file_that_has_changed_is_not_taken_for_what_was_loaded(path: Path) ->
 def test_nothing_is_left_where_nothing_is_in_blocks(tmp_path: Path) -> None:
     export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", "f16")
     base = load_base(tmp_path / "x.gguf", leave=blocks_only)
-    assert base.held is base.model
+    assert base.raw_model is base.model
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

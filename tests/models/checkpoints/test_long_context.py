@@ -55,25 +55,25 @@ def test_what_is_written_reads_on_past_the_original_context(phi: Path, tmp_path:
     long = load_base(place, dtype="float32")
     assert (short.spec.context_length, long.spec.context_length) == (ORIGINAL, LONGEST)
     theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(place, attn_implementation="eager").eval()
-    given: Any = transformers.AutoModelForCausalLM.from_pretrained(phi, attn_implementation="eager").eval()
+    source_model: Any = transformers.AutoModelForCausalLM.from_pretrained(phi, attn_implementation="eager").eval()
     with torch.no_grad():
         ours = long.model.head(long.model(Inputs(IDS)).hidden)
         assert_near(ours, theirs(IDS).logits)
-        assert_near(ours, given(IDS).logits)  # past the original context they are one model
-        assert not torch.allclose(given(IDS[:, :8]).logits, theirs(IDS[:, :8]).logits)
+        assert_near(ours, source_model(IDS).logits)  # past the original context they are one model
+        assert not torch.allclose(source_model(IDS[:, :8]).logits, theirs(IDS[:, :8]).logits)
     expected = theirs.generate(IDS, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, IDS.shape[1] :]
     for kernel in ("torch", "native"):
         with Engine(long, kernel=kernel) as engine:
-            [found] = engine.run([request])
-            assert isinstance(found, Generation)
-            assert list(found.token_ids) == expected.tolist()
+            [generation] = engine.run([request])
+            assert isinstance(generation, Generation)
+            assert list(generation.token_ids) == expected.tolist()
 
 
 def test_it_is_written_as_gguf_and_back(phi: Path, tmp_path: Path) -> None:
-    made = load_base(converted(phi, tmp_path / "long.gguf"), dtype="float32")
-    assert made.spec == with_long_context(load_base(phi, dtype="float32")).spec
-    again = load_base(export_gguf(made, tmp_path / "again.gguf", "f32"), dtype="float32")
-    assert again.spec == made.spec
+    extended = load_base(converted(phi, tmp_path / "long.gguf"), dtype="float32")
+    assert extended.spec == with_long_context(load_base(phi, dtype="float32")).spec
+    reloaded = load_base(export_gguf(extended, tmp_path / "again.gguf", "f32"), dtype="float32")
+    assert reloaded.spec == extended.spec
 
 
 def test_other_families_do_not_turn_in_two_ways(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_other_families_do_not_turn_in_two_ways(tmp_path: Path) -> None:
     expected = theirs.eval().generate(IDS, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, IDS.shape[1] :]
     for step in (8, 64):
         with Engine(load_base(tmp_path / "llama", dtype="float32"), kernel="torch", max_step_tokens=step) as engine:
-            [found] = engine.run([Generate(ids, Sampling(max_tokens=12, temperature=0, ignore_eos=True))])
-            assert isinstance(found, Generation)
-            assert list(found.token_ids) == expected.tolist()
+            [generation] = engine.run([Generate(ids, Sampling(max_tokens=12, temperature=0, ignore_eos=True))])
+            assert isinstance(generation, Generation)
+            assert list(generation.token_ids) == expected.tolist()
 
 
 def test_other_bases_have_none(tmp_path: Path, phi: Path) -> None:

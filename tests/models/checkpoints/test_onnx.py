@@ -47,14 +47,14 @@ class _Decoder(nn.Module):
         self.decoder, self.lm_head = model.decoder, model.lm_head
 
     def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        found = self.decoder(input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False)
-        return self.lm_head(found.last_hidden_state)
+        output = self.decoder(input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False)
+        return self.lm_head(output.last_hidden_state)
 
 
-def _export(module: nn.Module, given: tuple[Tensor, ...], names: list[str], path: Path) -> None:
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of tracing, and of the exporter itself
-        torch.onnx.export(module, given, str(path), input_names=names, dynamo=False, opset_version=17)
+        torch.onnx.export(module, inputs, str(path), input_names=names, dynamo=False, opset_version=17)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_a_graph_in_float32_is_the_model_that_was_exported(exported: tuple[Path,
     plain, _, theirs = exported
     base = load_base(plain)
     assert base.dtype == torch.float32
-    held = theirs.state_dict()
+    state = theirs.state_dict()
     with open_weights(plain, base.family.weights) as reader:
         for name in set(reader.names) - set(base.family.weights.copies):
-            assert torch.equal(reader.get(name), held[name]), name
+            assert torch.equal(reader.get(name), state[name]), name
     read, written = torch.tensor([[9, 8, 7, 6]]), torch.tensor([[0, 5, 6, 2]])
     ours = base.model.head(base.model(Inputs(written, encoder=Inputs(read))).hidden.flatten(0, 1))
     sessions = [onnxruntime.InferenceSession(plain / name, providers=["CPUExecutionProvider"]) for name in FILES]
@@ -94,7 +94,7 @@ def test_a_graph_in_float32_is_the_model_that_was_exported(exported: tuple[Path,
 
 def test_quantised_matrices_are_what_their_integers_stand_for(exported: tuple[Path, Path, Any]) -> None:
     _, quantised, theirs = exported
-    base, held = load_base(quantised), theirs.state_dict()
+    base, state = load_base(quantised), theirs.state_dict()
     stored = {
         tensor.name: numpy_helper.to_array(tensor)
         for name in FILES
@@ -109,16 +109,16 @@ def test_quantised_matrices_are_what_their_integers_stand_for(exported: tuple[Pa
         by_sum.append((stored[name].astype(np.float32) - zero) * stored[f"{stem}_scale"])
     with open_weights(quantised, base.family.weights) as reader:
         for name in reader.names:
-            found, own = reader.get(name), held[name]
-            if own.ndim == 1:
-                assert torch.equal(found, own)
+            actual, original = reader.get(name), state[name]
+            if original.ndim == 1:
+                assert torch.equal(actual, original)
                 continue
             # Half a step of 8 bits; and onnx's reading of one of the integers is this matrix, perhaps turned.
-            assert float((found - own).abs().max()) <= 0.51 * float(own.max() - own.min()) / 127
+            assert float((actual - original).abs().max()) <= 0.51 * float(original.max() - original.min()) / 127
             assert any(
-                np.array_equal(found.numpy(), one) or np.array_equal(found.numpy(), one.T)
-                for one in by_sum
-                if one.size == found.numel()
+                np.array_equal(actual.numpy(), candidate) or np.array_equal(actual.numpy(), candidate.T)
+                for candidate in by_sum
+                if candidate.size == actual.numel()
             ), name
 
 
@@ -175,7 +175,7 @@ def test_values_beside_the_graph(tmp_path: Path) -> None:
         read_graph(tmp_path / "model.onnx")
 
 
-KINDS = ("float32", "float64", "float16", "int8", "uint8", "int32", "int64")
+DTYPES = ("float32", "float64", "float16", "int8", "uint8", "int32", "int64")
 
 
 @settings(max_examples=40, deadline=None)
@@ -183,10 +183,10 @@ KINDS = ("float32", "float64", "float16", "int8", "uint8", "int32", "int64")
 def test_any_tensor_reads_as_onnx_reads_it_and_no_cut_is_read(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    kind, raw = data.draw(st.sampled_from(KINDS)), data.draw(st.booleans())
+    dtype, raw = data.draw(st.sampled_from(DTYPES)), data.draw(st.booleans())
     shape = data.draw(st.lists(st.integers(1, 4), max_size=3))
     values = np.array(data.draw(st.lists(st.integers(-100, 100), min_size=64, max_size=64)))
-    array = values[: int(np.prod(shape))].reshape(shape).astype(kind)
+    array = values[: int(np.prod(shape))].reshape(shape).astype(dtype)
     tensor = (
         numpy_helper.from_array(array, "t")
         if raw
@@ -198,13 +198,16 @@ def test_any_tensor_reads_as_onnx_reads_it_and_no_cut_is_read(
     path.write_bytes(whole)
     graph = read_graph(path)
     assert np.array_equal(graph.tensors["t"].values().numpy(), numpy_helper.to_array(tensor))
-    assert [(one.operation, one.name, one.inputs, one.outputs) for one in graph.nodes] == [
-        ("MatMul", "/m/q/MatMul", ("a", "t"), ("c",))
-    ]
+    assert [
+        (graph_node.operation, graph_node.name, graph_node.inputs, graph_node.outputs) for graph_node in graph.nodes
+    ] == [("MatMul", "/m/q/MatMul", ("a", "t"), ("c",))]
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     try:
         cut = read_graph(path)
     except CheckpointError:
         return
     # A cut between fields leaves a whole file with less in it.
-    assert all(np.array_equal(one.values().numpy(), numpy_helper.to_array(tensor)) for one in cut.tensors.values())
+    assert all(
+        np.array_equal(stored_tensor.values().numpy(), numpy_helper.to_array(tensor))
+        for stored_tensor in cut.tensors.values()
+    )

@@ -38,7 +38,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("of training", {"attention_dropout": 0.1}) for name in ("gemma3_text", "gemma4_text", "qwen3_5_text")},
 }
 """Of each family, in which published config.json, and what stands there beside what an example has."""
-OTHERS: dict[str, dict[str, Any]] = {
+REFUSED_FIELDS: dict[str, dict[str, Any]] = {
     "qwen2": {"use_mrope": True},
     "phi3": {"attention_bias": True},
     "qwen3_next": {"use_sliding_window": True},
@@ -52,9 +52,9 @@ def test_fields_of_published_configs_are_known(name: str) -> None:
     family, (_, fields) = FAMILIES["hf", name], FIELDS[name]
     example = family.examples[0]
     assert family.to_spec({**example, **fields}) == family.to_spec(example)
-    if name in OTHERS:
-        with pytest.raises(UnsupportedModelError, match=next(iter(OTHERS[name]))):
-            family.to_spec({**example, **OTHERS[name]})
+    if name in REFUSED_FIELDS:
+        with pytest.raises(UnsupportedModelError, match=next(iter(REFUSED_FIELDS[name]))):
+            family.to_spec({**example, **REFUSED_FIELDS[name]})
 
 
 def test_a_hybrid_model_may_have_attention_alone() -> None:
@@ -75,9 +75,9 @@ def test_files_of_a_body_alone(name: str, tmp_path: Path) -> None:
     whole.save_pretrained(tmp_path / "whole")
     whole.model.save_pretrained(tmp_path / "body")
     names = load_file(tmp_path / "body" / "model.safetensors")
-    assert not any(one.startswith("model.") for one in names)
-    expected, found = (load_base(tmp_path / one) for one in ("whole", "body"))
-    before, after = expected.model.state_dict(), found.model.state_dict()
+    assert not any(tensor_name.startswith("model.") for tensor_name in names)
+    expected, body = (load_base(tmp_path / folder) for folder in ("whole", "body"))
+    before, after = expected.model.state_dict(), body.model.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items() if key in after)
     assert before.keys() - after.keys() <= {"head_bias"}
     save_file({**names, "layers.9.stray.weight": torch.ones(2)}, tmp_path / "body" / "model.safetensors")
@@ -89,7 +89,7 @@ def with_tokens(directory: Path, *tokens: dict[str, Any]) -> int:
     """Adds control tokens behind the last; returns the first's id, which is the number of the model's rows."""
     path = directory / "tokenizer.json"
     content = json.loads(path.read_text("utf-8"))
-    ids = [*content["model"]["vocab"].values(), *(one["id"] for one in content["added_tokens"])]
+    ids = [*content["model"]["vocab"].values(), *(added["id"] for added in content["added_tokens"])]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     rows = json.loads((directory / "config.json").read_text("utf-8"))["vocab_size"]
     assert max(ids) == rows - 1
@@ -119,8 +119,11 @@ def test_tokens_that_are_needed_must_have_a_row(use: str, tmp_path: Path) -> Non
     with_tokens(directory, {"content": "<|turn|>", "special": use != "plain"})
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8"))
-    more = {"template": {"chat_template": "{{ '<|turn|>' }}{{ messages }}"}, "role": {"pad_token": "<|turn|>"}}
-    path.write_text(json.dumps(config | more.get(use, {})), "utf-8")
+    config_changes = {
+        "template": {"chat_template": "{{ '<|turn|>' }}{{ messages }}"},
+        "role": {"pad_token": "<|turn|>"},
+    }
+    path.write_text(json.dumps(config | config_changes.get(use, {})), "utf-8")
     with pytest.raises(CheckpointError, match="it is another model's tokenizer"):
         load_base(directory)
 
@@ -130,7 +133,7 @@ def test_a_much_smaller_vocabulary_is_another_models(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "a")
     config, tensors = json.loads((directory / "config.json").read_text()), load_file(directory / "model.safetensors")
     rows, name = 20_000, "model.embed_tokens.weight"
-    tensors = {key: one for key, one in tensors.items() if key != "lm_head.weight"}
+    tensors = {key: tensor for key, tensor in tensors.items() if key != "lm_head.weight"}
     tensors[name] = tensors[name].repeat(-(-rows // len(tensors[name])), 1)[:rows].contiguous()
     save_file(tensors, directory / "model.safetensors")
     changes = {"vocab_size": rows, "tie_word_embeddings": True}
@@ -145,11 +148,11 @@ def test_an_index_that_leaves_a_shards_tensors_out(tmp_path: Path) -> None:
     (directory / "model.safetensors").unlink()
     names = sorted(tensors)
     parts = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
-    for file, held in parts.items():
-        save_file({name: tensors[name] for name in held}, directory / file)
-    where = {name: file for file, held in parts.items() for name in held}
+    for file, shard_names in parts.items():
+        save_file({name: tensors[name] for name in shard_names}, directory / file)
+    weight_map = {name: file for file, shard_names in parts.items() for name in shard_names}
     index = directory / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": where}))
+    index.write_text(json.dumps({"weight_map": weight_map}))
     load_base(directory)
     save_file({name: tensors[name] for name in names}, directory / "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"does not say that model-00002-of-00002\.safetensors holds .*5 such"):

@@ -60,8 +60,8 @@ def write(directory: Path) -> MarianMTModel:
 
 def written(model: Any, ids: Sequence[int]) -> list[int]:
     with torch.no_grad():
-        found = model.generate(torch.tensor([list(ids)]), max_new_tokens=12, do_sample=False, num_beams=1)
-    return found[0, 1:].tolist()
+        generated = model.generate(torch.tensor([list(ids)]), max_new_tokens=12, do_sample=False, num_beams=1)
+    return generated[0, 1:].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +78,14 @@ def test_each_side_has_its_tokens(pair: tuple[Path, MarianMTModel]) -> None:
         tokenizer = model.tokenizer
         assert tokenizer.encode_prompt("the old cat") == source("the old cat").input_ids
         assert tokenizer.encode_answer("die alte Katze") == target("die alte Katze").input_ids
-        assert [list(one.ids) for one in tokenizer.encoder_inputs(["the dog"])] == [source("the dog").input_ids]
+        assert [list(encoder_input.ids) for encoder_input in tokenizer.encoder_inputs(["the dog"])] == [
+            source("the dog").input_ids
+        ]
         for text in ENGLISH[:3]:
             expected = written(theirs, source(text).input_ids)
-            made = model.generate(text, max_tokens=12)
-            assert list(made.token_ids) == [one for one in expected if one != 1]
-            assert made.text == target.decode(expected, skip_special_tokens=True)
+            generation = model.generate(text, max_tokens=12)
+            assert list(generation.token_ids) == [token for token in expected if token != 1]
+            assert generation.text == target.decode(expected, skip_special_tokens=True)
         # Scored as an answer of the other vocabulary.
         ids = target("ein Hund").input_ids
         with torch.no_grad():
@@ -93,41 +95,41 @@ def test_each_side_has_its_tokens(pair: tuple[Path, MarianMTModel]) -> None:
         highest = model.base.spec.source_vocab_size
         with pytest.raises(RequestError, match=f"token id {highest} is outside the vocabulary of {highest}"):
             model.generate([highest], max_tokens=2)
-        one = GeneralText("a", ENGLISH[0])
-        [request] = one.requests(model)
+        document = GeneralText("a", ENGLISH[0])
+        [request] = document.requests(model)
         half = len(tokenizer.reading.encode(ENGLISH[0])) // 2
-        asked = tokenizer.reading.decode(tokenizer.reading.encode(ENGLISH[0])[half:])
-        assert request.continuations == (tuple(tokenizer.encode(asked)),)
+        continuation = tokenizer.reading.decode(tokenizer.reading.encode(ENGLISH[0])[half:])
+        assert request.continuations == (tuple(tokenizer.encode(continuation)),)
 
 
 def test_both_are_exported_and_read_again(pair: tuple[Path, MarianMTModel], tmp_path: Path) -> None:
     directory, theirs = pair
     base = load_base(directory)
     out = export_base(base, tmp_path / "out")
-    again = load_base(out)
-    assert again.identity == base.identity
-    assert again.spec == base.spec
+    reloaded = load_base(out)
+    assert reloaded.identity == base.identity
+    assert reloaded.spec == base.spec
     read = MarianMTModel.from_pretrained(out).state_dict()
     assert all(torch.equal(read[name], value) for name, value in theirs.state_dict().items())
-    one, other = base.need_tokenizer(), again.need_tokenizer()
-    assert one.encode_prompt(ENGLISH[1]) == other.encode_prompt(ENGLISH[1])
-    assert one.encode_answer(GERMAN[1]) == other.encode_answer(GERMAN[1])
+    base_tokenizer, reloaded_tokenizer = base.need_tokenizer(), reloaded.need_tokenizer()
+    assert base_tokenizer.encode_prompt(ENGLISH[1]) == reloaded_tokenizer.encode_prompt(ENGLISH[1])
+    assert base_tokenizer.encode_answer(GERMAN[1]) == reloaded_tokenizer.encode_answer(GERMAN[1])
 
 
 def test_vocabularies_that_do_not_fit_the_config_are_refused(pair: tuple[Path, MarianMTModel], tmp_path: Path) -> None:
     directory, _ = pair
     for file in directory.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    both = tmp_path / "tokenizer.json", tmp_path / TARGET_FILE
-    one, other = (file.read_bytes() for file in both)
-    both[0].write_bytes(other)
+    paths = tmp_path / "tokenizer.json", tmp_path / TARGET_FILE
+    source, target = (file.read_bytes() for file in paths)
+    paths[0].write_bytes(target)
     with pytest.raises(CheckpointError, match="it is another model's tokenizer"):
         load_base(tmp_path)
-    both[0].write_bytes(one)
-    both[1].unlink()
+    paths[0].write_bytes(source)
+    paths[1].unlink()
     with pytest.raises(CheckpointError, match=f"tells of two vocabularies, but there is no {TARGET_FILE}; write"):
         load_base(tmp_path)
-    both[1].write_bytes(other)
+    paths[1].write_bytes(target)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"share_encoder_decoder_embeddings": True}))
     with pytest.raises(CheckpointError, match="decoder_vocab_size"):

@@ -59,10 +59,10 @@ def test_without_gradients_the_numbers_are_the_same(name: str) -> None:
         captured = model(inputs, capture=("layers.0", "layers.1"))
         assert_near(captured.hidden, before, 1e-9)
         assert_near(captured.captured["layers.1"], model(inputs, depth=1).hidden, 1e-9)
-    joined = [one for one in model.modules() if isinstance(one, Joined)]
+    joined = [module for module in model.modules() if isinstance(module, Joined)]
     with torch.no_grad():
         assert name == "deepseek_v3" or any(
-            one.product(torch.zeros(1, model.spec.hidden_size).double()) is not None for one in joined
+            layer.product(torch.zeros(1, model.spec.hidden_size).double()) is not None for layer in joined
         )
 
 
@@ -81,12 +81,12 @@ def test_adapters_on_joined_projections(dora: bool) -> None:
     inputs, rows = Inputs(torch.randint(3, 300, (1, 9))), torch.tensor([0, 0, -1, 2, 1, 1, 0, 2, -1])
     chosen: list[int | Tensor | None] = [None, 0, 1, 2, rows]
     before = []
-    for one in chosen:
-        bank.select(one)
+    for selection in chosen:
+        bank.select(selection)
         before.append(separate(model, inputs))
     lay_together(model)
-    for one, expected in zip(chosen, before, strict=True):
-        bank.select(one)
+    for selection, expected in zip(chosen, before, strict=True):
+        bank.select(selection)
         with torch.no_grad():
             assert_near(model(inputs).hidden, expected, 1e-9)
     bank.select(None)
@@ -119,7 +119,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernels_do_what_the_plain_functions_do(kernels: Any, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    near = 1e-6 if dtype == torch.float32 else 1e-2
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape).to(dtype)
@@ -129,15 +129,15 @@ def test_the_kernels_do_what_the_plain_functions_do(kernels: Any, dtype: torch.d
         norm = RMSNorm(48, 1e-5, dtype=dtype, offset=offset)
         norm.weight = torch.nn.Parameter(random(48))
         for ours, theirs in zip(kernels.add_norm(x, y, norm.weight, 1e-5, offset), added(x, y, norm), strict=True):
-            assert_near(ours.float(), theirs.float(), near)
+            assert_near(ours.float(), theirs.float(), tolerance)
     heads = random(2, 5, 4, 16)[:, :, :3]
     for size, interleaved in ((16, False), (16, True), (8, False)):
         angles = torch.randn(2, 5, 1, size // 2)
         angles = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
         by = Rotation(angles.cos().to(dtype), angles.sin().to(dtype), interleaved)
-        assert_near(kernels.rotate(heads, *by[:3]).float(), rotate(heads, by).float(), near)
+        assert_near(kernels.rotate(heads, *by[:3]).float(), rotate(heads, by).float(), tolerance)
     gates: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"), "relu": F.relu
     }  # fmt: skip
     for name, gate in gates.items():
-        assert_near(kernels.gated(x, name).float(), (gate(x[..., :24]) * x[..., 24:]).float(), near)
+        assert_near(kernels.gated(x, name).float(), (gate(x[..., :24]) * x[..., 24:]).float(), tolerance)

@@ -57,14 +57,14 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 @pytest.fixture
-def wide_client(wide: Server) -> Iterator[openai.OpenAI]:
-    with wide.client as client:
+def wide_client(mixed_server: Server) -> Iterator[openai.OpenAI]:
+    with mixed_server.client as client:
         yield client
 
 
 @pytest.fixture
-def wide_messages(wide: Server) -> Iterator[anthropic.resources.Messages]:
-    with anthropic.Anthropic(base_url=wide.url, api_key="none", max_retries=0) as client:
+def wide_messages(mixed_server: Server) -> Iterator[anthropic.resources.Messages]:
+    with anthropic.Anthropic(base_url=mixed_server.url, api_key="none", max_retries=0) as client:
         yield client.messages
 
 
@@ -79,11 +79,11 @@ WEATHER = {
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "weather", "description": "of a day", "parameters": WEATHER}}
-NOW = {"type": "function", "function": {"name": "now"}}
+CLOCK_TOOL = {"type": "function", "function": {"name": "now"}}
 
 
-def called(id_: str, name: str, arguments: str, **more: Any) -> dict[str, Any]:
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}, **more}
+def called(id_: str, name: str, arguments: str, **extra: Any) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}, **extra}
 
 
 def content_of(server: Server, **fields: Any) -> Any:
@@ -100,7 +100,7 @@ def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wide(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def mixed_server(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Models tiny, bert, and the skin judge, which finds documents relevant or not."""
     judge = Skin(
         name="judge",

@@ -13,22 +13,22 @@ import litellm
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
-    url, turn, tools = asked["url"], asked["turn"], asked["tools"]
+    request = json.load(sys.stdin)
+    url, turn, tools = request["url"], request["turn"], request["tools"]
     common: dict[str, Any] = {"api_key": "none", "temperature": 0, "num_retries": 0, "timeout": 60}
     ours = {"model": "openai/tiny", "api_base": f"{url}/v1", **common}
     theirs = {"model": "anthropic/tiny", "api_base": url, **common}
-    found: dict[str, Any] = {}
-    for name, way in (("openai", ours), ("anthropic", theirs)):
-        reply: Any = litellm.completion(**way, messages=turn, tools=tools, max_tokens=6)
-        found[name] = [reply.choices[0].message.content, reply.usage.completion_tokens]
-        stream: Any = litellm.completion(**way, messages=turn, tools=tools, max_tokens=6, stream=True)
-        found[f"{name} streamed"] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    outcomes: dict[str, Any] = {}
+    for name, options in (("openai", ours), ("anthropic", theirs)):
+        reply: Any = litellm.completion(**options, messages=turn, tools=tools, max_tokens=6)
+        outcomes[name] = [reply.choices[0].message.content, reply.usage.completion_tokens]
+        stream: Any = litellm.completion(**options, messages=turn, tools=tools, max_tokens=6, stream=True)
+        outcomes[f"{name} streamed"] = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
         # a streamed call, put together by the client, goes back with its result
         hi = turn[:1]
         chunks = list(
             litellm.completion(
-                **way,
+                **options,
                 messages=hi,
                 tools=tools,
                 tool_choice="required",
@@ -41,16 +41,16 @@ def main() -> None:
         message = whole.choices[0].message.model_dump(exclude_none=True)
         calls = message["tool_calls"]
         results = [{"role": "tool", "tool_call_id": call["id"], "content": "ok"} for call in calls]
-        again: Any = litellm.completion(**way, messages=[*hi, message, *results], tools=tools, max_tokens=6)
-        found[f"{name} called"] = [
+        follow_up: Any = litellm.completion(**options, messages=[*hi, message, *results], tools=tools, max_tokens=6)
+        outcomes[f"{name} called"] = [
             [call["function"]["name"], json.loads(call["function"]["arguments"])] for call in calls
         ]
-        found[f"{name} prompts"] = [whole.usage.prompt_tokens, again.usage.prompt_tokens]
+        outcomes[f"{name} prompts"] = [whole.usage.prompt_tokens, follow_up.usage.prompt_tokens]
     vectors: Any = litellm.embedding(
         model="openai/tiny", api_base=f"{url}/v1", api_key="none", input=["hi", "there"], encoding_format="float"
     )
-    found["vectors"] = [one["embedding"] for one in vectors.data]
-    json.dump(found, sys.stdout)
+    outcomes["vectors"] = [vector["embedding"] for vector in vectors.data]
+    json.dump(outcomes, sys.stdout)
 
 
 if __name__ == "__main__":

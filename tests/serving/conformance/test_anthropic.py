@@ -20,11 +20,11 @@ def messages(server: Server) -> Iterator[anthropic.resources.Messages]:
         yield client.messages
 
 
-def say(text):
+def user_messages(text):
     return [{"role": "user", "content": text}]
 
 
-def ask(api, /, **fields):
+def create_message(api, /, **fields):
     return api.create(**({"model": "tiny", "max_tokens": 8, "extra_body": GREEDY} | fields))
 
 
@@ -34,10 +34,13 @@ def text_of(message):
 
 @pytest.mark.parametrize("text", INPUTS)
 def test_texts_are_those_of_chats(server, messages, text):
-    asked = [{"role": "system", "content": "be nice"}, *say(text)]
-    expected = server.chat(messages=asked, temperature=0, max_tokens=8).json()
-    for system, given in (("be nice", text), ([{"type": "text", "text": "be nice"}], [{"type": "text", "text": text}])):
-        reply = ask(messages, system=system, messages=say(given))
+    conversation = [{"role": "system", "content": "be nice"}, *user_messages(text)]
+    expected = server.chat(messages=conversation, temperature=0, max_tokens=8).json()
+    for system, content in (
+        ("be nice", text),
+        ([{"type": "text", "text": "be nice"}], [{"type": "text", "text": text}]),
+    ):
+        reply = create_message(messages, system=system, messages=user_messages(content))
         assert text_of(reply) == expected["choices"][0]["message"]["content"]
         assert (reply.type, reply.role, reply.model, reply.stop_reason) == (
             "message",
@@ -48,22 +51,22 @@ def test_texts_are_those_of_chats(server, messages, text):
         usage = reply.usage
         assert usage.input_tokens + usage.cache_read_input_tokens == expected["usage"]["prompt_tokens"]
         assert usage.output_tokens == expected["usage"]["completion_tokens"]
-    count = messages.count_tokens(model="tiny", system="be nice", messages=say(text))
+    count = messages.count_tokens(model="tiny", system="be nice", messages=user_messages(text))
     assert count.input_tokens == expected["usage"]["prompt_tokens"]
 
 
 def test_a_repeated_prompt_is_read_from_the_cache(messages):
-    ask(messages, messages=say("the same again"))
-    assert ask(messages, messages=say("the same again")).usage.cache_read_input_tokens > 0
+    create_message(messages, messages=user_messages("the same again"))
+    assert create_message(messages, messages=user_messages("the same again")).usage.cache_read_input_tokens > 0
 
 
 @pytest.mark.parametrize("text", INPUTS)
 def test_events_build_up_the_whole(messages, text):
-    whole = ask(messages, messages=say(text))
-    events = list(ask(messages, messages=say(text), stream=True))
-    kinds = [event.type for event in events if event.type != "ping"]
-    deltas = kinds.count("content_block_delta")
-    assert kinds == [
+    whole = create_message(messages, messages=user_messages(text))
+    events = list(create_message(messages, messages=user_messages(text), stream=True))
+    event_types = [event.type for event in events if event.type != "ping"]
+    deltas = event_types.count("content_block_delta")
+    assert event_types == [
         "message_start",
         "content_block_start",
         *["content_block_delta"] * deltas,
@@ -74,55 +77,61 @@ def test_events_build_up_the_whole(messages, text):
     assert "".join(event.delta.text for event in events if event.type == "content_block_delta") == text_of(whole)
     assert events[-2].delta.stop_reason == whole.stop_reason
     assert events[-2].usage.output_tokens == whole.usage.output_tokens
-    with messages.stream(model="tiny", max_tokens=8, messages=say(text), extra_body=GREEDY) as stream:
+    with messages.stream(model="tiny", max_tokens=8, messages=user_messages(text), extra_body=GREEDY) as stream:
         assert "".join(stream.text_stream) == text_of(whole)
         assert stream.get_final_message().stop_reason == whole.stop_reason
 
 
 def test_stop_sequences(messages):
-    text = text_of(ask(messages, messages=say("hi there")))
+    text = text_of(create_message(messages, messages=user_messages("hi there")))
     stop = text[2]
-    reply = ask(messages, messages=say("hi there"), stop_sequences=["never there", stop])
+    reply = create_message(messages, messages=user_messages("hi there"), stop_sequences=["never there", stop])
     assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", stop)
     assert text_of(reply) == text[: text.index(stop)]
 
 
 @pytest.mark.parametrize("name", ["prompted", "tuned", "probed", "worded", "writer"])
 def test_skins(server, messages, name):
-    expected = server.chat(model=name, messages=say(INPUTS[0]), max_tokens=24).json()["choices"][0]["message"][
-        "content"
-    ]
-    reply = ask(messages, model=name, messages=say(INPUTS[0]), max_tokens=24, extra_body={})
+    expected = server.chat(model=name, messages=user_messages(INPUTS[0]), max_tokens=24).json()["choices"][0][
+        "message"
+    ]["content"]
+    reply = create_message(messages, model=name, messages=user_messages(INPUTS[0]), max_tokens=24, extra_body={})
     assert text_of(reply) == expected
-    streamed = ask(messages, model=name, messages=say(INPUTS[0]), max_tokens=24, extra_body={}, stream=True)
+    streamed = create_message(
+        messages, model=name, messages=user_messages(INPUTS[0]), max_tokens=24, extra_body={}, stream=True
+    )
     assert "".join(event.delta.text for event in streamed if event.type == "content_block_delta") == expected
 
 
 def test_tools(wide_messages):
     choice = {"type": "any", "disable_parallel_tool_use": True}
-    asked = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 120, "messages": say("hi")}
-    reply = ask(wide_messages, **asked)
+    request = {"tools": TOOLS, "tool_choice": choice, "max_tokens": 120, "messages": user_messages("hi")}
+    reply = create_message(wide_messages, **request)
     (use,) = reply.content
     assert (use.type, use.name, reply.stop_reason) == ("tool_use", "weather", "tool_use")
     assert use.input.keys() == {"day", "hot"}
-    with wide_messages.stream(model="tiny", extra_body=GREEDY, **asked) as stream:
+    with wide_messages.stream(model="tiny", extra_body=GREEDY, **request) as stream:
         final = stream.get_final_message()
     assert [(block.name, block.input) for block in final.content] == [("weather", use.input)]
     assert final.stop_reason == "tool_use"
     result = {"type": "tool_result", "tool_use_id": use.id, "content": [{"type": "text", "text": "sunny"}]}
-    turns = [*say("hi"), {"role": "assistant", "content": reply.content}, {"role": "user", "content": [result]}]
-    assert text_of(ask(wide_messages, messages=turns, tools=TOOLS))
-    named = ask(wide_messages, **(asked | {"tool_choice": {**choice, "type": "tool", "name": "weather"}}))
+    turns = [
+        *user_messages("hi"),
+        {"role": "assistant", "content": reply.content},
+        {"role": "user", "content": [result]},
+    ]
+    assert text_of(create_message(wide_messages, messages=turns, tools=TOOLS))
+    named = create_message(wide_messages, **(request | {"tool_choice": {**choice, "type": "tool", "name": "weather"}}))
     assert named.content[0].name == "weather"
-    none = ask(wide_messages, messages=say("hi"), tools=TOOLS, tool_choice={"type": "none"})
-    assert text_of(none) == text_of(ask(wide_messages, messages=say("hi")))
+    none = create_message(wide_messages, messages=user_messages("hi"), tools=TOOLS, tool_choice={"type": "none"})
+    assert text_of(none) == text_of(create_message(wide_messages, messages=user_messages("hi")))
 
 
 def test_the_client_knows_the_errors(messages):
     with pytest.raises(anthropic.NotFoundError):
-        ask(messages, model="nobody", messages=say("hi"))
+        create_message(messages, model="nobody", messages=user_messages("hi"))
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
-        ask(messages, messages=say("hi"), max_tokens=5_000)
+        create_message(messages, messages=user_messages("hi"), max_tokens=5_000)
 
 
 IMAGE = {"type": "image", "source": {"type": "url", "url": "http://127.0.0.1:1/x.png"}}
@@ -137,9 +146,9 @@ REFUSED = [
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_use"}]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id"),
-    ({"messages": [*say("hi"), {"role": "assistant", "content": "go on "}]}, "white space"),
+    ({"messages": [*user_messages("hi"), {"role": "assistant", "content": "go on "}]}, "white space"),
     ({"messages": [{"role": "assistant", "content": "go on"}]}, "messages[0]"),
-    ({"model": "prompted", "messages": [*say("hi"), {"role": "assistant", "content": "go on"}]}, "skin"),
+    ({"model": "prompted", "messages": [*user_messages("hi"), {"role": "assistant", "content": "go on"}]}, "skin"),
     ({"system": 1}, "system"),
     ({"system": [IMAGE]}, "system[0].type"),
     ({"temperature": 1.5}, "temperature"),
@@ -155,16 +164,16 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "said"), REFUSED, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=lambda value: str(value)[:60])
 @pytest.mark.parametrize("stream", [False, True])
-def test_refused_in_the_apis_own_shape(server, fields, said, stream):
-    body = {"model": "tiny", "max_tokens": 4, "messages": say("hi"), "stream": stream} | fields
+def test_refused_in_the_apis_own_shape(server, fields, message, stream):
+    body = {"model": "tiny", "max_tokens": 4, "messages": user_messages("hi"), "stream": stream} | fields
     reply = server.post("/v1/messages", json=body)
     assert reply.status_code == 400, reply.text[:500]
     error = reply.json()
     assert error.keys() == {"type", "error"}
     assert (error["type"], error["error"]["type"]) == ("error", "invalid_request_error")
-    assert said in error["error"]["message"]
-    good = server.post("/v1/messages", json={"model": "tiny", "max_tokens": 1, "messages": say("hi")})
+    assert message in error["error"]["message"]
+    good = server.post("/v1/messages", json={"model": "tiny", "max_tokens": 1, "messages": user_messages("hi")})
     assert good.status_code == 200
     assert server.idle()

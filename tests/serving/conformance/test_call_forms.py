@@ -22,7 +22,7 @@ from bedplate.text.calls.formats import BY_NAME
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.writing import written_calls
 
-from .conftest import HI, NOW, TOOL
+from .conftest import HI, CLOCK_TOOL, TOOL
 
 FORMS = [name for name in SHAPES if name != "channels"]
 
@@ -32,8 +32,8 @@ def reply_of(name: str) -> tuple[ReplyForm, str, list[tuple[str, dict[str, Any]]
     written, form = BY_NAME[name], form_of(name)
     calls = CALLS[:1] if written.single else CALLS
     reasoning = "" if form.thinking is None else f"{form.thinking[0]}\nhm{form.thinking[1]}\n"
-    said = "" if written.bare else "Well. "
-    return form, reasoning + said + written_calls(calls, written), calls
+    preamble = "" if written.bare else "Well. "
+    return form, reasoning + preamble + written_calls(calls, written), calls
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -49,7 +49,9 @@ def test_each_api_gives_the_same_calls(name: str) -> None:
     assert spoken.finish_reason("stop") == "tool_calls"
     ids = [call["id"] for call in whole["tool_calls"]]
     assert len(set(ids)) == len(calls)
-    assert all(len(one) == 9 if form.calls and form.calls.id_letters else one.startswith("call_") for one in ids)
+    assert all(
+        len(call_id) == 9 if form.calls and form.calls.id_letters else call_id.startswith("call_") for call_id in ids
+    )
 
     streamed = Spoken(form)
     deltas = [streamed.delta(streamed.push(letter)) for letter in text] + [streamed.delta(streamed.finish("stop"))]
@@ -65,7 +67,7 @@ def test_each_api_gives_the_same_calls(name: str) -> None:
     for letter in text:
         turn.push(letter)
     turn.end(cast("Answer", Ended("stop")))
-    blocks = [_block(block) for block in turn.blocks if block.kind == "call"]
+    blocks = [_block(block) for block in turn.blocks if block.block_type == "call"]
     assert [(block["type"], block["name"], block["input"]) for block in blocks] == [
         ("tool_use", tool, arguments) for tool, arguments in calls
     ]
@@ -103,40 +105,46 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_a_base_that_calls_with_tokens_of_its_own(speaker: Server) -> None:
     bias = {str(speaker.tokenizer.token_to_id("<|channel>")): -100}
-    asked: dict[str, Any] = {"model": "tiny", "messages": HI, "tools": [TOOL, NOW], "max_tokens": 200, "seed": 1}
-    once = {**asked, "tool_choice": "required", "parallel_tool_calls": False, "logit_bias": bias}
-    named = {**once, "tool_choice": {"type": "function", "function": {"name": "weather"}}}
+    request: dict[str, Any] = {
+        "model": "tiny",
+        "messages": HI,
+        "tools": [TOOL, CLOCK_TOOL],
+        "max_tokens": 200,
+        "seed": 1,
+    }
+    single_call = {**request, "tool_choice": "required", "parallel_tool_calls": False, "logit_bias": bias}
+    named = {**single_call, "tool_choice": {"type": "function", "function": {"name": "weather"}}}
     flat: Any = {"type": "function", **TOOL["function"]}
     with speaker.client as client:
-        whole = client.chat.completions.create(**once).choices[0]
-        chunks = list(client.chat.completions.create(**once, stream=True))
+        whole = client.chat.completions.create(**single_call).choices[0]
+        chunks = list(client.chat.completions.create(**single_call, stream=True))
         chosen = client.chat.completions.create(**named).choices[0]
         reply = client.responses.create(
             model="tiny", input="hi", tools=[flat], tool_choice="required", parallel_tool_calls=False, temperature=0
         )
-        none = client.chat.completions.create(**{**asked, "tool_choice": "none", "max_tokens": 8}).choices[0]
+        none = client.chat.completions.create(**{**request, "tool_choice": "none", "max_tokens": 8}).choices[0]
     parts = [part for chunk in chunks if chunk.choices for part in chunk.choices[0].delta.tool_calls or ()]
     for choice in (whole, chosen):
         assert choice.finish_reason == "tool_calls"
-        [made] = choice.message.tool_calls
-        arguments = json.loads(made.function.arguments)
-        assert (made.function.name, arguments.keys()) in (("weather", {"day", "hot"}), ("now", set()))
+        [call] = choice.message.tool_calls
+        arguments = json.loads(call.function.arguments)
+        assert (call.function.name, arguments.keys()) in (("weather", {"day", "hot"}), ("now", set()))
         if choice is whole:
-            assert "".join(part.function.name or "" for part in parts) == made.function.name
+            assert "".join(part.function.name or "" for part in parts) == call.function.name
             assert json.loads("".join(part.function.arguments or "" for part in parts)) == arguments
     assert chosen.message.tool_calls[0].function.name == "weather"
-    [item] = [one for one in reply.output if one.type == "function_call"]
-    assert json.loads(item.arguments).keys() == {"day", "hot"}
+    [function_call] = [output for output in reply.output if output.type == "function_call"]
+    assert json.loads(function_call.arguments).keys() == {"day", "hot"}
     assert none.message.tool_calls is None
 
     offered: Any = [{"name": "weather", "input_schema": TOOL["function"]["parameters"]}]
     any_one: Any = {"type": "any", "disable_parallel_tool_use": True}
     with anthropic.Anthropic(base_url=speaker.url, api_key="none", max_retries=0) as client:
         fields: Any = {"model": "tiny", "tools": offered, "max_tokens": 200, "extra_body": {"temperature": 0}}
-        said = client.messages.create(messages=HI, tool_choice=any_one, **fields)
-        [block] = [one for one in said.content if one.type == "tool_use"]
-        assert (said.stop_reason, block.name, block.input.keys()) == ("tool_use", "weather", {"day", "hot"})
+        message = client.messages.create(messages=HI, tool_choice=any_one, **fields)
+        [block] = [content_block for content_block in message.content if content_block.type == "tool_use"]
+        assert (message.stop_reason, block.name, block.input.keys()) == ("tool_use", "weather", {"day", "hot"})
         # and back: what was called and what came of it
         result: Any = {"type": "tool_result", "tool_use_id": block.id, "content": "hot"}
-        talk: Any = [*HI, {"role": "assistant", "content": said.content}, {"role": "user", "content": [result]}]
+        talk: Any = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
         assert client.messages.create(messages=talk, **{**fields, "max_tokens": 4}).content

@@ -25,30 +25,30 @@ from bedplate.skins.skin import InputField, Skin, cascaded
 
 
 def words(name: str = "worded", **fields: object) -> Skin:
-    given: dict[str, object] = {
+    settings: dict[str, object] = {
         "inputs": {"review": InputField()},
         "output": LabelOutput(labels=LABELS),
         "prompt": Prompt("{{ review }}"),
         **fields,
     }
-    return Skin(name=name, bases={}, classical=words_model(), **given)  # type: ignore[arg-type]
+    return Skin(name=name, bases={}, classical=words_model(), **settings)  # type: ignore[arg-type]
 
 
 def test_what_is_said_of_it(server: Server) -> None:
-    found = server.client.models.retrieve("worded").to_dict()["bedplate"]
-    assert found["base"] is None  # type: ignore[index]
-    assert (found["kind"], found["labels"], found["inputs"]) == ("classical", list(LABELS), ["review"])  # type: ignore[index]
-    listed = {one["name"]: one for one in server.request("GET", "/admin/skins").json()["data"]}
+    details = server.client.models.retrieve("worded").to_dict()["bedplate"]
+    assert details["base"] is None  # type: ignore[index]
+    assert (details["kind"], details["labels"], details["inputs"]) == ("classical", list(LABELS), ["review"])  # type: ignore[index]
+    listed = {skin["name"]: skin for skin in server.request("GET", "/admin/skins").json()["data"]}
     assert (listed["worded"]["base"], listed["probed"]["base"]) == (None, "tiny")
-    said = [server.chat(model=name).json()["system_fingerprint"] for name in ("worded", "tiny", "probed")]
-    assert said[0] != said[1] == said[2]
+    fingerprints = [server.chat(model=name).json()["system_fingerprint"] for name in ("worded", "tiny", "probed")]
+    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
 
 
 def test_responses_and_what_it_cannot_do(server: Server) -> None:
     expected = server.skins["worded"](INPUTS[0])
     reply = server.post("/v1/responses", json={"model": "worded", "input": INPUTS[0]}).json()
     assert reply["output"][0]["content"][0]["text"] == expected
-    for path, body, said in (
+    for path, body, message in (
         ("/v1/embeddings", {"input": "x"}, "has no embeddings; ask a base"),
         ("/tokenize", {"prompt": "x"}, "counts words and has no tokenizer; name a base"),
         ("/detokenize", {"tokens": [5]}, "counts words and has no tokenizer; name a base"),
@@ -61,7 +61,7 @@ def test_responses_and_what_it_cannot_do(server: Server) -> None:
         ("/v1/chat/completions", {"messages": [{"role": "system", "content": "x"}]}, "no user message"),
     ):
         refused = server.post(path, json={"model": "worded", **body})
-        assert (refused.status_code, said in refused.json()["error"]["message"]) == (400, True), (path, refused.text)
+        assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True), (path, refused.text)
 
 
 def test_a_batch_of_it(server: Server) -> None:
@@ -77,15 +77,17 @@ def test_a_batch_of_it(server: Server) -> None:
     assert batch.output_file_id is not None, batch
     (answer,) = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
     expected = server.skins["worded"].predict(INPUTS)
-    assert [one["label"] for one in answer["response"]["body"]["data"]] == [one.output for one in expected]
+    assert [result["label"] for result in answer["response"]["body"]["data"]] == [
+        prediction.output for prediction in expected
+    ]
 
 
 def test_it_is_loaded_replaced_and_removed_while_the_server_runs(files: Files, tmp_path: Path) -> None:
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     write_skin(words(), shelf / "one")
-    other = dataclasses.replace(words_model(), idf=words_model().idf * 2)
-    write_skin(dataclasses.replace(words(), classical=other), tmp_path / "two")
+    changed_model = dataclasses.replace(words_model(), idf=words_model().idf * 2)
+    write_skin(dataclasses.replace(words(), classical=changed_model), tmp_path / "two")
     topics = LabelsOutput(labels=LABELS, threshold=0.4)
     write_skin(words("several", output=topics), tmp_path / "three")
     price = {"usd_per_hour": 3600.0, "as_of": "2026-11-24"}
@@ -95,20 +97,20 @@ def test_it_is_loaded_replaced_and_removed_while_the_server_runs(files: Files, t
         assert isinstance(state.registry.models["worded"], ServedClassical)  # found by the scan
         reply = server.post("/v1/classify", json={"model": "worded", "input": list(INPUTS)})
         expected = ClassicalPredictor(words()).predict(INPUTS)
-        assert [row["label"] for row in reply.json()["data"]] == [one.output for one in expected]
-        assert reply.json()["usage"]["prompt_tokens"] == sum(one.prompt_tokens for one in expected)
+        assert [row["label"] for row in reply.json()["data"]] == [prediction.output for prediction in expected]
+        assert reply.json()["usage"]["prompt_tokens"] == sum(prediction.prompt_tokens for prediction in expected)
         assert 0 < server.chat(model="worded").json()["bedplate"]["cost_usd"] < 0.1  # a dollar a second
         for name in ("two", "three"):
             (tmp_path / name).rename(shelf / name)
-        taken = server.post("/admin/skins", json={"source": "two"})
-        assert taken.status_code == 409
+        conflict = server.post("/admin/skins", json={"source": "two"})
+        assert conflict.status_code == 409
         swapped = server.post("/admin/skins", json={"source": "two", "replace": True}).json()
         assert (swapped["kind"], swapped["base"], swapped["state"]) == ("classical", None, "registered")
         assert server.post("/admin/skins", json={"source": "three"}).status_code == 201
-        said = server.post("/v1/classify", json={"model": "several", "input": INPUTS[0]}).json()["data"][0]
+        answer = server.post("/v1/classify", json={"model": "several", "input": INPUTS[0]}).json()["data"][0]
         (alone,) = ClassicalPredictor(words(output=topics)).predict([INPUTS[0]])
-        assert said["labels"] == json.loads(alone.output)
-        assert said["probs"] == pytest.approx([math.exp(one) for one in alone.scores.values()], abs=1e-6)
+        assert answer["labels"] == json.loads(alone.output)
+        assert answer["probs"] == pytest.approx([math.exp(score) for score in alone.scores.values()], abs=1e-6)
         assert server.request("GET", "/admin/skins/several").json()["state"] == "resident"
         assert server.request("DELETE", "/admin/skins/several").json()["deleted"] is True
         assert server.post("/v1/classify", json={"model": "several", "input": "x"}).status_code == 404
@@ -132,17 +134,17 @@ def spoil(directory: Path) -> None:
 def test_a_cascade_asks_it_first_and_a_base_where_it_is_unsure(files: Files, server: Server, tmp_path: Path) -> None:
     second = read_skin(next(path for path in files.skins if path.name == "probed"))
     first = ClassicalPredictor(words()).predict(INPUTS)
-    sure = sorted(math.exp(one.scores[one.output]) for one in first)
+    sure = sorted(math.exp(prediction.scores[prediction.output]) for prediction in first)
     threshold = (sure[1] + sure[2]) / 2
-    both = write_skin(cascaded("both", words(), second, threshold), tmp_path / "both")
-    with loaded_server(files.base, [both]) as state, running(state) as url:
+    cascade_path = write_skin(cascaded("both", words(), second, threshold), tmp_path / "both")
+    with loaded_server(files.base, [cascade_path]) as state, running(state) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         passed = 0
         for text, alone in zip(INPUTS, first, strict=True):
             unsure = math.exp(alone.scores[alone.output]) < threshold
             passed += unsure
             expected = server.skins["probed"].predict([text])[0] if unsure else alone
-            found = client.chat.completions.create(model="both", messages=[{"role": "user", "content": text}])
-            assert found.choices[0].message.content == expected.output
-            assert found.choices[0].to_dict()["bedplate"]["passed_on"] is unsure  # type: ignore[index]
+            completion = client.chat.completions.create(model="both", messages=[{"role": "user", "content": text}])
+            assert completion.choices[0].message.content == expected.output
+            assert completion.choices[0].to_dict()["bedplate"]["passed_on"] is unsure  # type: ignore[index]
         assert 0 < passed < len(INPUTS)

@@ -17,7 +17,7 @@ from bedplate.serving.wire.schema_dialects import as_held
 from bedplate.text.calls.reply_form import effort_variables
 from bedplate.text.chat_template import ChatTemplate
 
-from .conftest import HI, NOW, TOOL, WEATHER, called, content_of
+from .conftest import HI, CLOCK_TOOL, TOOL, WEATHER, called, content_of
 
 
 def tokens(server: Server, messages: list[Any], **fields: Any) -> list[int]:
@@ -29,7 +29,7 @@ def tokens(server: Server, messages: list[Any], **fields: Any) -> list[int]:
 
 # --- chats
 
-SAME: dict[str, tuple[list[Any], list[Any]]] = {
+EQUIVALENT_TURNS: dict[str, tuple[list[Any], list[Any]]] = {
     "marks of what to cache": (
         [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}]}],
         HI,
@@ -53,10 +53,10 @@ SAME: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
-def test_it_is_the_same_conversation(wide: Server, name: str) -> None:
-    sent, meant = SAME[name]
-    assert tokens(wide, sent, tools=[TOOL, NOW]) == tokens(wide, meant, tools=[TOOL, NOW])
+@pytest.mark.parametrize("name", EQUIVALENT_TURNS)
+def test_it_is_the_same_conversation(mixed_server: Server, name: str) -> None:
+    sent, meant = EQUIVALENT_TURNS[name]
+    assert tokens(mixed_server, sent, tools=[TOOL, CLOCK_TOOL]) == tokens(mixed_server, meant, tools=[TOOL, CLOCK_TOOL])
 
 
 WISHES: list[dict[str, Any]] = [
@@ -72,41 +72,45 @@ WISHES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("fields", WISHES, ids=lambda fields: next(iter(fields)))
-def test_wishes_that_nothing_here_depends_on(wide: Server, fields: dict[str, Any]) -> None:
-    reply = wide.chat(**fields)
+def test_wishes_that_nothing_here_depends_on(mixed_server: Server, fields: dict[str, Any]) -> None:
+    reply = mixed_server.chat(**fields)
     assert reply.status_code == 200, reply.text
     if "stream" not in fields:
-        assert content_of(wide, **fields) == content_of(wide)
+        assert content_of(mixed_server, **fields) == content_of(mixed_server)
 
 
-def test_as_many_answers_as_the_queue_holds(wide: Server) -> None:
-    reply = wide.chat(n=128, max_tokens=1, temperature=1, seed=1)
-    assert [one["index"] for one in reply.json()["choices"]] == list(range(128))
-    refused = wide.post("/v1/completions", json={"model": "tiny", "prompt": ["a"] * 1000, "n": 100, "max_tokens": 1})
+def test_as_many_answers_as_the_queue_holds(mixed_server: Server) -> None:
+    reply = mixed_server.chat(n=128, max_tokens=1, temperature=1, seed=1)
+    assert [choice["index"] for choice in reply.json()["choices"]] == list(range(128))
+    refused = mixed_server.post(
+        "/v1/completions", json={"model": "tiny", "prompt": ["a"] * 1000, "n": 100, "max_tokens": 1}
+    )
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
 
 
-def test_events_are_padded_where_that_is_asked_for(wide: Server) -> None:
-    asked = {"stream": True, "stream_options": {"include_obfuscation": True}, "max_tokens": 8, "temperature": 0}
-    lines = wide.chat(**asked).text.split("\n\n")
+def test_events_are_padded_where_that_is_asked_for(mixed_server: Server) -> None:
+    options = {"stream": True, "stream_options": {"include_obfuscation": True}, "max_tokens": 8, "temperature": 0}
+    lines = mixed_server.chat(**options).text.split("\n\n")
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
     assert len({len(line.encode()) for line in lines if line.startswith("data: {")}) == 1
     assert all(len(chunk["obfuscation"]) < FULL_LENGTH for chunk in chunks)
     assert (
-        "".join(one["choices"][0]["delta"].get("content", "") for one in chunks)
-        == content_of(wide, max_tokens=8)["content"]
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        == content_of(mixed_server, max_tokens=8)["content"]
     )
-    body = {"model": "tiny", "input": "hi", "temperature": 0, "max_output_tokens": 4, **asked}
+    body = {"model": "tiny", "input": "hi", "temperature": 0, "max_output_tokens": 4, **options}
     del body["max_tokens"]
     events = [
-        json.loads(line[6:]) for line in wide.post("/v1/responses", json=body).text.split("\n") if line[:6] == "data: "
+        json.loads(line[6:])
+        for line in mixed_server.post("/v1/responses", json=body).text.split("\n")
+        if line[:6] == "data: "
     ]
     assert all(("obfuscation" in event) is event["type"].endswith(".delta") for event in events)
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("form", ["json_schema", "json_object"])
-def test_an_answer_beside_tools_follows_its_schema(wide: Server, form: str, seed: int) -> None:
+def test_an_answer_beside_tools_follows_its_schema(mixed_server: Server, form: str, seed: int) -> None:
     schema = {
         "type": "object",
         "properties": {"ok": {"type": "boolean"}},
@@ -114,35 +118,35 @@ def test_an_answer_beside_tools_follows_its_schema(wide: Server, form: str, seed
         "additionalProperties": False,
     }
     named = {"type": form, "json_schema": {"name": "answer", "schema": schema}}
-    asked = {"response_format": named if form == "json_schema" else {"type": form}, "seed": seed, "temperature": 1}
-    message = content_of(wide, tools=[TOOL], parallel_tool_calls=False, **asked, max_tokens=120)
+    options = {"response_format": named if form == "json_schema" else {"type": form}, "seed": seed, "temperature": 1}
+    message = content_of(mixed_server, tools=[TOOL], parallel_tool_calls=False, **options, max_tokens=120)
     if "tool_calls" in message:
         jsonschema.validate(json.loads(message["tool_calls"][0]["function"]["arguments"]), WEATHER)
     elif form == "json_schema":
         jsonschema.validate(json.loads(message["content"]), schema)
     else:
         assert message["content"].startswith("{")
-    calls = content_of(wide, tools=[TOOL], tool_choice="required", **asked, max_tokens=80)["tool_calls"]
+    calls = content_of(mixed_server, tools=[TOOL], tool_choice="required", **options, max_tokens=80)["tool_calls"]
     assert {call["function"]["name"] for call in calls} == {"weather"}
 
 
-def test_some_of_the_tools_are_allowed(wide: Server) -> None:
-    some = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
-    asked = {"tools": [TOOL, NOW], "parallel_tool_calls": False, "max_tokens": 100}
+def test_some_of_the_tools_are_allowed(mixed_server: Server) -> None:
+    allowed_tools = {"mode": "required", "tools": [{"type": "function", "function": {"name": "now"}}]}
+    options = {"tools": [TOOL, CLOCK_TOOL], "parallel_tool_calls": False, "max_tokens": 100}
     for seed in range(2):
-        choice = {"type": "allowed_tools", "allowed_tools": some}
-        [call] = content_of(wide, **asked, tool_choice=choice, seed=seed, temperature=1)["tool_calls"]
+        choice = {"type": "allowed_tools", "allowed_tools": allowed_tools}
+        [call] = content_of(mixed_server, **options, tool_choice=choice, seed=seed, temperature=1)["tool_calls"]
         assert call["function"]["name"] == "now"
-    given = [{"type": "function", **tool["function"]} for tool in (TOOL, NOW)]
-    with wide.client as client:
+    flat_tools = [{"type": "function", **tool["function"]} for tool in (TOOL, CLOCK_TOOL)]
+    with mixed_server.client as client:
         reply = client.responses.create(
             model="tiny",
             input="hi",
-            tools=given,  # type: ignore[arg-type]
+            tools=flat_tools,  # type: ignore[arg-type]
             tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]},
             parallel_tool_calls=False,
         )
-    assert [item.name for item in reply.output if item.type == "function_call"] == ["now"]
+    assert [output.name for output in reply.output if output.type == "function_call"] == ["now"]
 
 
 # --- schemas
@@ -164,38 +168,40 @@ DIALECTS: dict[str, tuple[dict[str, Any], list[Any], list[Any]]] = {
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_words_of_other_dialects_mean_what_they_say(wide: Server, name: str) -> None:
+def test_words_of_other_dialects_mean_what_they_say(mixed_server: Server, name: str) -> None:
     schema, good, bad = DIALECTS[name]
-    held = jsonschema.Draft202012Validator(as_held(schema))
-    assert [held.is_valid(value) for value in (*good, *bad)] == [True] * len(good) + [False] * len(bad)
+    validator = jsonschema.Draft202012Validator(as_held(schema))
+    assert [validator.is_valid(value) for value in (*good, *bad)] == [True] * len(good) + [False] * len(bad)
     for seed in range(2):
-        reply = wide.chat(guided_json=schema, seed=seed, temperature=1, max_tokens=60)
+        reply = mixed_server.chat(guided_json=schema, seed=seed, temperature=1, max_tokens=60)
         assert reply.status_code == 200, reply.text
         [choice] = reply.json()["choices"]
         if choice["finish_reason"] != "length":  # long under noise, and cut
-            assert held.is_valid(json.loads(choice["message"]["content"]))
+            assert validator.is_valid(json.loads(choice["message"]["content"]))
 
 
-def test_different_items_are_a_wish_where_a_schema_is_not_strict(wide: Server) -> None:
+def test_different_items_are_a_wish_where_a_schema_is_not_strict(mixed_server: Server) -> None:
     schema = {
         "type": "object",
         "properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}},
     }
     for strict, status in ((None, 200), (False, 200), (True, 400)):
         tool = {"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}
-        assert wide.chat(tools=[tool]).status_code == status
+        assert mixed_server.chat(tools=[tool]).status_code == status
         named = {"name": "f", "schema": schema, "strict": strict}
-        assert wide.chat(response_format={"type": "json_schema", "json_schema": named}).status_code == status
+        assert mixed_server.chat(response_format={"type": "json_schema", "json_schema": named}).status_code == status
 
 
 # --- reasoning
 
 
 def test_an_effort_is_told_to_templates_that_ask() -> None:
-    asks = ChatTemplate("{% if enable_thinking is defined and not enable_thinking %}/no_think{% endif %}{{ messages }}")
-    assert asks.variables == {"enable_thinking", "messages"}
-    assert effort_variables("none", asks.variables) == {"enable_thinking": False}
-    assert effort_variables("high", asks.variables) == {"enable_thinking": True}
+    thinking_template = ChatTemplate(
+        "{% if enable_thinking is defined and not enable_thinking %}/no_think{% endif %}{{ messages }}"
+    )
+    assert thinking_template.variables == {"enable_thinking", "messages"}
+    assert effort_variables("none", thinking_template.variables) == {"enable_thinking": False}
+    assert effort_variables("high", thinking_template.variables) == {"enable_thinking": True}
     channels = ChatTemplate(
         "{% if not reasoning_effort %}{% set reasoning_effort = 'medium' %}{% endif %}{{ reasoning_effort }}"
     )
@@ -210,34 +216,34 @@ def test_the_oldest_turns_are_left_out_where_that_is_allowed(server: Server) -> 
     turns: list[Any] = []
     for number in range(12):
         turns += [{"role": "user", "content": f"{number} " + "zq " * 20}, {"role": "assistant", "content": "ok"}]
-    items = [{"role": "system", "content": "be nice"}, *turns, *HI]
-    asked = {"model": "tiny", "input": items, "max_output_tokens": 4, "temperature": 0}
-    refused = server.post("/v1/responses", json=asked)
+    messages = [{"role": "system", "content": "be nice"}, *turns, *HI]
+    request = {"model": "tiny", "input": messages, "max_output_tokens": 4, "temperature": 0}
+    refused = server.post("/v1/responses", json=request)
     assert refused.json()["error"]["code"] == "context_length_exceeded"
-    reply = server.post("/v1/responses", json={**asked, "truncation": "auto"}).json()
+    reply = server.post("/v1/responses", json={**request, "truncation": "auto"}).json()
     left_out = reply["bedplate"]["messages_left_out"]
     assert (reply["truncation"], left_out % 2) == ("auto", 0)
-    kept = [items[0], *items[1 + left_out :]]
+    remaining = [messages[0], *messages[1 + left_out :]]
     assert (
-        server.post("/v1/responses", json={**asked, "input": kept}).json()["output"][0]["content"]
+        server.post("/v1/responses", json={**request, "input": remaining}).json()["output"][0]["content"]
         == reply["output"][0]["content"]
     )
-    one_more = [items[0], *items[1 + left_out - 2 :]]
-    assert server.post("/v1/responses", json={**asked, "input": one_more}).status_code == 400
-    assert "bedplate" not in server.post("/v1/responses", json={**asked, "input": "hi", "truncation": "auto"}).json()
+    one_more = [messages[0], *messages[1 + left_out - 2 :]]
+    assert server.post("/v1/responses", json={**request, "input": one_more}).status_code == 400
+    assert "bedplate" not in server.post("/v1/responses", json={**request, "input": "hi", "truncation": "auto"}).json()
 
 
-def test_what_a_kept_reply_was_asked_with(wide: Server) -> None:
-    items: list[Any] = [
+def test_what_a_kept_reply_was_asked_with(mixed_server: Server) -> None:
+    conversation: list[Any] = [
         *HI,
         {"type": "function_call", "call_id": "1", "name": "now", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "1", "output": "noon"},
     ]
-    with wide.client as client:
-        first = client.responses.create(model="tiny", input=items, instructions="be nice", max_output_tokens=4)
-        found = client.responses.input_items.list(first.id, order="asc", limit=2)
-        assert [item.type for item in found.data] == ["message", "function_call"]
-        assert [item.type for item in found] == ["message", "function_call", "function_call_output"]
+    with mixed_server.client as client:
+        first = client.responses.create(model="tiny", input=conversation, instructions="be nice", max_output_tokens=4)
+        page = client.responses.input_items.list(first.id, order="asc", limit=2)
+        assert [turn.type for turn in page.data] == ["message", "function_call"]
+        assert [turn.type for turn in page] == ["message", "function_call", "function_call_output"]
         second = client.responses.create(model="tiny", input="so?", previous_response_id=first.id, max_output_tokens=4)
         latest = client.responses.input_items.list(second.id).data
         assert (latest[0].content[0].text, latest[1].role, len(latest)) == ("so?", "assistant", 5)
@@ -265,19 +271,19 @@ def test_a_server_that_keeps_nothing_says_so(wide_dir: Any) -> None:
 
 
 @pytest.mark.parametrize("begun", ["the", "<|im_end|>", "ü {"])
-def test_an_answer_goes_on_with_what_it_was_begun_with(wide: Server, wide_messages: Any, begun: str) -> None:
-    asked = [
+def test_an_answer_goes_on_with_what_it_was_begun_with(mixed_server: Server, wide_messages: Any, begun: str) -> None:
+    conversation = [
         *HI,
         {"role": "assistant", "content": [{"type": "text", "text": begun, "cache_control": {"type": "ephemeral"}}]},
     ]
-    reply = wide_messages.create(model="tiny", max_tokens=8, messages=asked, extra_body={"temperature": 0})
-    prompt = [*tokens(wide, HI), *wide.tokenizer.encode(begun, parse_special=False)]
+    reply = wide_messages.create(model="tiny", max_tokens=8, messages=conversation, extra_body={"temperature": 0})
+    prompt = [*tokens(mixed_server, HI), *mixed_server.tokenizer.encode(begun, parse_special=False)]
     body = {"model": "tiny", "prompt": prompt, "max_tokens": 8, "temperature": 0}
-    expected = wide.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    expected = mixed_server.post("/v1/completions", json=body).json()["choices"][0]["text"]
     assert "".join(block.text for block in reply.content) == expected
-    assert wide_messages.count_tokens(model="tiny", messages=asked).input_tokens == len(prompt)
+    assert wide_messages.count_tokens(model="tiny", messages=conversation).input_tokens == len(prompt)
     body = {"messages": [*HI, {"role": "assistant", "content": begun}], "continue_final_message": True}
-    assert content_of(wide, **body, max_tokens=8)["content"] == expected
+    assert content_of(mixed_server, **body, max_tokens=8)["content"] == expected
 
 
 def test_thinking_is_a_wish(wide_messages: Any) -> None:

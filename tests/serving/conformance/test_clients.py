@@ -13,13 +13,13 @@ from bedplate.serving.server.app import ROUTERS
 from bedplate.serving.server.openapi import BODIES, document
 
 
-def say(text):
+def user_messages(text):
     return [{"role": "user", "content": text}]
 
 
 def chat(client, **fields):
-    asked = {"model": "tiny", "messages": say("hi there"), "max_tokens": 8, "temperature": 0} | fields
-    return client.chat.completions.create(**asked)
+    request = {"model": "tiny", "messages": user_messages("hi there"), "max_tokens": 8, "temperature": 0} | fields
+    return client.chat.completions.create(**request)
 
 
 def text_of(reply):
@@ -27,8 +27,8 @@ def text_of(reply):
 
 
 def test_langchain(server, client):
-    asked = [{"role": "system", "content": "be nice"}, *say("hi there")]
-    expected = chat(client, messages=asked)
+    conversation = [{"role": "system", "content": "be nice"}, *user_messages("hi there")]
+    expected = chat(client, messages=conversation)
     settings = {"base_url": f"{server.url}/v1", "api_key": "none", "model": "tiny", "max_retries": 0}
     with httpx.Client(trust_env=False) as http:
         model = langchain_openai.ChatOpenAI(**settings, temperature=0, max_tokens=8, http_client=http)
@@ -39,14 +39,16 @@ def test_langchain(server, client):
         assert "".join(chunk.content for chunk in model.stream(turns)) == text_of(expected)
         embedder = langchain_openai.OpenAIEmbeddings(**settings, check_embedding_ctx_length=False, http_client=http)
         vectors = embedder.embed_documents(["hi", "there"])
-    found = client.embeddings.create(model="tiny", input=["hi", "there"]).data
-    assert vectors[1] == pytest.approx(found[1].embedding, abs=1e-6)
+    embeddings = client.embeddings.create(model="tiny", input=["hi", "there"]).data
+    assert vectors[1] == pytest.approx(embeddings[1].embedding, abs=1e-6)
 
 
 def test_seeds_repeat(client):
-    asked = {"temperature": 1.0, "seed": 7, "n": 2}
-    first, again = chat(client, **asked), chat(client, **asked)
-    assert [one.message.content for one in first.choices] == [one.message.content for one in again.choices]
+    options = {"temperature": 1.0, "seed": 7, "n": 2}
+    first, repeated = chat(client, **options), chat(client, **options)
+    assert [choice.message.content for choice in first.choices] == [
+        choice.message.content for choice in repeated.choices
+    ]
     assert first.choices[0].message.content != first.choices[1].message.content
     assert text_of(chat(client, temperature=1.0, seed=8)) != text_of(first)
 
@@ -72,11 +74,13 @@ def test_biases_and_penalties(server, client):
 
 
 def test_usage_says_what_was_cached(client):
-    chat(client, messages=say("asked twice"))
-    again = chat(client, messages=say("asked twice"))
-    assert again.usage.prompt_tokens_details.cached_tokens > 0
-    chunks = list(chat(client, messages=say("asked twice"), stream=True, stream_options={"include_usage": True}))
-    assert chunks[-1].usage.prompt_tokens == again.usage.prompt_tokens
+    chat(client, messages=user_messages("asked twice"))
+    repeated = chat(client, messages=user_messages("asked twice"))
+    assert repeated.usage.prompt_tokens_details.cached_tokens > 0
+    chunks = list(
+        chat(client, messages=user_messages("asked twice"), stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[-1].usage.prompt_tokens == repeated.usage.prompt_tokens
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
@@ -93,7 +97,7 @@ def test_prompt_log_probabilities(server, client):
         ids[1:], rows[1:], echoed.token_logprobs[1:], echoed.top_logprobs[1:], strict=False
     ):
         assert row[str(token)]["logprob"] == logprob
-        assert max(one["logprob"] for one in row.values()) == max(top.values())
+        assert max(candidate["logprob"] for candidate in row.values()) == max(top.values())
         assert logprob in top.values()
     whole = chat(client, extra_body={"prompt_logprobs": 0})
     assert len(whole.prompt_logprobs) == whole.usage.prompt_tokens
@@ -112,36 +116,36 @@ def test_one_token_is_there_also_where_it_ends_the_text(server, client, seed):
 
 
 def test_suffix_and_best_of(client):
-    asked = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
-    assert client.completions.create(**asked, best_of=1).choices
+    request = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+    assert client.completions.create(**request, best_of=1).choices
     for fields in ({"suffix": "there"}, {"best_of": 2}):
         with pytest.raises(openai.BadRequestError) as caught:
-            client.completions.create(**asked, **fields)
+            client.completions.create(**request, **fields)
         assert caught.value.param == next(iter(fields))
 
 
 def test_the_document_lists_every_route(server):
     with httpx.Client(trust_env=False) as http:
-        found = http.get(server.url + "/openapi.json").json()
-    assert found == document(ROUTERS)
+        openapi = http.get(server.url + "/openapi.json").json()
+    assert openapi == document(ROUTERS)
     for method, path in BODIES:
-        assert method.lower() in found["paths"][path], path
-    for schema in found["components"]["schemas"].values():
+        assert method.lower() in openapi["paths"][path], path
+    for schema in openapi["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
 def test_the_documents_schemas_take_what_the_server_takes():
     schemas = document(ROUTERS)["components"]["schemas"]
 
-    def takes(name, body):
+    def accepts(name, body):
         whole = {"$ref": f"#/components/schemas/{name}", "components": {"schemas": schemas}}
         return jsonschema.Draft202012Validator(whole).is_valid(body)
 
     for prompt in ("a", ["a", "b"], [1, 2], [[1], [2]]):
-        assert takes("CompletionRequest", {"model": "m", "prompt": prompt})
-    assert not takes("CompletionRequest", {"model": "m", "prompt": 1})
+        assert accepts("CompletionRequest", {"model": "m", "prompt": prompt})
+    assert not accepts("CompletionRequest", {"model": "m", "prompt": 1})
     for stop in ("a", ["a"]):
-        assert takes("ChatRequest", {"model": "m", "messages": say("a"), "stop": stop})
-    assert takes("ChatRequest", {"model": "m", "messages": say([{"type": "text", "text": "a"}])})
-    assert not takes("ChatRequest", {"model": "m", "messages": say("a"), "n": 0})
-    assert takes("RerankRequest", {"model": "m", "query": "a", "documents": ["a", {"text": "b"}]})
+        assert accepts("ChatRequest", {"model": "m", "messages": user_messages("a"), "stop": stop})
+    assert accepts("ChatRequest", {"model": "m", "messages": user_messages([{"type": "text", "text": "a"}])})
+    assert not accepts("ChatRequest", {"model": "m", "messages": user_messages("a"), "n": 0})
+    assert accepts("RerankRequest", {"model": "m", "query": "a", "documents": ["a", {"text": "b"}]})

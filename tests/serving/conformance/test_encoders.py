@@ -34,7 +34,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_body(root / "classifier", "bert, three labels", id2label=labels)
     write_body(root / "tagger", "bert, three labels", id2label=labels, problem_type="multi_label_classification")
     write_body(root / "judge", "bert, three labels", num_labels=1)
-    return {one.name: one for one in root.iterdir()}
+    return {path.name: path for path in root.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +47,15 @@ def encoders(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 
 def test_embeddings_are_the_librarys(encoders: Server, directories: dict[str, Path]) -> None:
     theirs = SentenceTransformer(str(directories["embedder"]), device="cpu")
-    asked = {"model": "embedder", "input": TEXTS, "truncate_prompt_tokens": -1}
-    for more in ({}, {"prompt_name": "query"}):
-        reply = encoders.post("/v1/embeddings", json={**asked, **more}).json()
-        found = np.array([row["embedding"] for row in reply["data"]])
-        np.testing.assert_allclose(found, theirs.encode(TEXTS, **more), atol=1e-5)
-    short = encoders.post("/v1/embeddings", json={**asked, "dimensions": 5}).json()["data"][0]["embedding"]
+    request = {"model": "embedder", "input": TEXTS, "truncate_prompt_tokens": -1}
+    for options in ({}, {"prompt_name": "query"}):
+        reply = encoders.post("/v1/embeddings", json={**request, **options}).json()
+        vectors = np.array([row["embedding"] for row in reply["data"]])
+        np.testing.assert_allclose(vectors, theirs.encode(TEXTS, **options), atol=1e-5)
+    short = encoders.post("/v1/embeddings", json={**request, "dimensions": 5}).json()["data"][0]["embedding"]
     whole = theirs.encode(TEXTS[:1])[0][:5]
     np.testing.assert_allclose(short, whole / np.linalg.norm(whole), atol=1e-5)
-    raw = encoders.post("/v1/embeddings", json={**asked, "model": "dot"}).json()["data"][0]["embedding"]
+    raw = encoders.post("/v1/embeddings", json={**request, "model": "dot"}).json()["data"][0]["embedding"]
     assert np.linalg.norm(raw) != pytest.approx(1, abs=0.1)  # its library leaves its vectors as long as they are
 
 
@@ -63,8 +63,8 @@ def test_embeddings_are_the_librarys(encoders: Server, directories: dict[str, Pa
 def test_rerank_by_embeddings(encoders: Server, directories: dict[str, Path], name: str) -> None:
     theirs = SentenceTransformer(str(directories[name]), device="cpu")
     expected = theirs.similarity(theirs.encode_query([QUERY]), theirs.encode_document(TEXTS))[0].numpy()
-    asked = {"model": name, "query": QUERY, "documents": TEXTS, "truncate_prompt_tokens": -1}
-    results = encoders.post("/v1/rerank", json=asked).json()["results"]
+    request = {"model": name, "query": QUERY, "documents": TEXTS, "truncate_prompt_tokens": -1}
+    results = encoders.post("/v1/rerank", json=request).json()["results"]
     assert [row["index"] for row in results] == list(np.argsort(-expected, kind="stable"))
     for row in results:
         assert row["relevance_score"] == pytest.approx(expected[row["index"]], rel=1e-4, abs=1e-5)
@@ -72,8 +72,8 @@ def test_rerank_by_embeddings(encoders: Server, directories: dict[str, Path], na
 
 def test_rerank_by_a_cross_encoder(encoders: Server, directories: dict[str, Path]) -> None:
     expected = CrossEncoder(str(directories["judge"]), device="cpu").predict([(QUERY, text) for text in TEXTS])
-    asked = {"model": "judge", "query": QUERY, "documents": TEXTS, "truncate_prompt_tokens": -1, "top_n": 3}
-    reply = encoders.post("/v1/rerank", json=asked).json()
+    request = {"model": "judge", "query": QUERY, "documents": TEXTS, "truncate_prompt_tokens": -1, "top_n": 3}
+    reply = encoders.post("/v1/rerank", json=request).json()
     assert [row["index"] for row in reply["results"]] == list(np.argsort(-expected, kind="stable"))[:3]
     for row in reply["results"]:
         assert row["relevance_score"] == pytest.approx(expected[row["index"]], abs=1e-5)
@@ -90,18 +90,18 @@ def test_classify_by_a_checkpoints_own_head(encoders: Server, directories: dict[
     with torch.no_grad():
         logits = reference(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")).logits
     expected = (logits.softmax(-1) if name == "classifier" else logits.sigmoid()).numpy()
-    asked = {"model": name, "input": TEXTS, "truncate_prompt_tokens": -1}
-    for row, one in zip(encoders.post("/v1/classify", json=asked).json()["data"], expected, strict=True):
-        assert row["probs"] == pytest.approx(list(one), abs=1e-5)
+    request = {"model": name, "input": TEXTS, "truncate_prompt_tokens": -1}
+    for row, probs in zip(encoders.post("/v1/classify", json=request).json()["data"], expected, strict=True):
+        assert row["probs"] == pytest.approx(list(probs), abs=1e-5)
         assert row["num_classes"] == 3
         if name == "classifier":
-            assert row["label"] == ("bad", "fair", "good")[int(one.argmax())]
+            assert row["label"] == ("bad", "fair", "good")[int(probs.argmax())]
         else:
-            assert row["labels"] == [label for label, p in zip(("bad", "fair", "good"), one, strict=True) if p >= 0.5]
+            assert row["labels"] == [label for label, p in zip(("bad", "fair", "good"), probs, strict=True) if p >= 0.5]
 
 
 def test_models_say_what_they_are(encoders: Server) -> None:
-    models = {one["id"]: one["bedplate"] for one in httpx.get(f"{encoders.url}/v1/models").json()["data"]}
+    models = {model["id"]: model["bedplate"] for model in httpx.get(f"{encoders.url}/v1/models").json()["data"]}
     assert models["embedder"]["dimensions"] == 20
     assert models["embedder"]["prompts"]["query"] == "query: "
     assert models["classifier"]["labels"] == ["bad", "fair", "good"]

@@ -12,18 +12,18 @@ import jsonschema
 import pytest
 from tests.serving.conftest import Server
 
-from .conftest import NOW, TOOL, WEATHER
+from .conftest import CLOCK_TOOL, TOOL, WEATHER
 from .test_tool_results import TURN
 
 CLIENT = Path(__file__).parent / "litellm_client.py"
 
 
 @pytest.mark.slow  # seconds of imports
-def test_chats_calls_results_and_vectors_through_litellm(wide: Server) -> None:
-    tools = [TOOL, NOW]
+def test_chats_calls_results_and_vectors_through_litellm(mixed_server: Server) -> None:
+    tools = [TOOL, CLOCK_TOOL]
     ran = subprocess.run(
         [sys.executable, str(CLIENT)],
-        input=json.dumps({"url": wide.url, "turn": TURN, "tools": tools}),
+        input=json.dumps({"url": mixed_server.url, "turn": TURN, "tools": tools}),
         capture_output=True,
         text=True,
         timeout=240,
@@ -32,18 +32,18 @@ def test_chats_calls_results_and_vectors_through_litellm(wide: Server) -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-3000:]
-    found = json.loads(ran.stdout.splitlines()[-1])
-    with wide.client as client:
+    results = json.loads(ran.stdout.splitlines()[-1])
+    with mixed_server.client as client:
         vectors = client.embeddings.create(model="tiny", input=["hi", "there"]).data
-    for way in ("openai", "anthropic"):
-        text, tokens = found[way]
+    for provider in ("openai", "anthropic"):
+        text, tokens = results[provider]
         assert tokens == 6
-        assert found[f"{way} streamed"] == text
-        assert found[f"{way} called"]
-        asked, with_results = found[f"{way} prompts"]
-        assert with_results > asked  # what was called, and its results, are in the second prompt
-        for name, arguments in found[f"{way} called"]:
+        assert results[f"{provider} streamed"] == text
+        assert results[f"{provider} called"]
+        prompt_tokens, with_results = results[f"{provider} prompts"]
+        assert with_results > prompt_tokens  # what was called, and its results, are in the second prompt
+        for name, arguments in results[f"{provider} called"]:
             assert name in {"weather", "now"}
             jsonschema.validate(arguments, WEATHER if name == "weather" else {"type": "object", "maxProperties": 0})
-    for one, other in zip(found["vectors"], vectors, strict=True):
-        assert one == pytest.approx(other.embedding, abs=1e-6)
+    for vector, reference in zip(results["vectors"], vectors, strict=True):
+        assert vector == pytest.approx(reference.embedding, abs=1e-6)

@@ -63,9 +63,9 @@ def greedy(server, text, count):
     ids = tokenizer.encode(text)
     for length in range(count, 0, -1):
         sampling = Sampling(max_tokens=length, ignore_eos=True)
-        made = engine_of(server).run([Generate(tuple(ids), sampling)])[0].token_ids
-        written = tokenizer.decode(made, skip_special_tokens=False)
-        if tokenizer.encode(text + written) == [*ids, *made]:
+        token_ids = engine_of(server).run([Generate(tuple(ids), sampling)])[0].token_ids
+        written = tokenizer.decode(token_ids, skip_special_tokens=False)
+        if tokenizer.encode(text + written) == [*ids, *token_ids]:
             return written
     return " no"
 
@@ -79,17 +79,17 @@ for words in json.loads(sys.argv[1]):
 """`python -m lm_eval ...` for several command lines: most of a run's time is spent on importing it."""
 
 
-def command(root, server: Server, model: str, tasks: str, *more: str, path: str = "/v1/completions", **arguments):
+def command(root, server: Server, model: str, tasks: str, *options: str, path: str = "/v1/completions", **arguments):
     """What lm-eval is called with; samples are logged under root / model."""
-    given = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
-    said = ",".join(f"{key}={value}" for key, value in given.items())
-    line = ["run", "--model", model, "--model_args", said, "--tasks", tasks, "--include_path", str(root)]
-    return [*line, "--log_samples", "--output_path", str(root / model), *more]
+    model_args = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
+    serialized_args = ",".join(f"{key}={value}" for key, value in model_args.items())
+    line = ["run", "--model", model, "--model_args", serialized_args, "--tasks", tasks, "--include_path", str(root)]
+    return [*line, "--log_samples", "--output_path", str(root / model), *options]
 
 
 def run_lm_eval(root, *commands: list[str]) -> None:
-    kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME", "TMPDIR") if key in os.environ}
-    environment = kept | {
+    inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME", "TMPDIR") if key in os.environ}
+    environment = inherited | {
         "HF_HOME": str(root / "hf"),
         "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1",
@@ -97,8 +97,8 @@ def run_lm_eval(root, *commands: list[str]) -> None:
         "NO_PROXY": "*",
     }
     line = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    completed = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert completed.returncode == 0, completed.stderr[-3000:]
 
 
 def samples(root, model: str, task: str):
@@ -114,10 +114,10 @@ def log_likelihood(server, context, continuation):
     if spaces:  # lm-eval moves them to the continuation
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     start = tuple(encode(context))
-    rest = tuple(encode(context + continuation))[len(start) :]
-    sampling = Sampling(max_tokens=len(rest), ignore_eos=True)
-    scores, made = engine_of(server).run([Score(start, (rest,)), Generate(start, sampling)])
-    return scores.totals[0], made.token_ids == rest
+    suffix = tuple(encode(context + continuation))[len(start) :]
+    sampling = Sampling(max_tokens=len(suffix), ignore_eos=True)
+    scores, generated = engine_of(server).run([Score(start, (suffix,)), Generate(start, sampling)])
+    return scores.totals[0], generated.token_ids == suffix
 
 
 COMPLETIONS, CHATS = "local-completions", "local-chat-completions"
@@ -151,25 +151,25 @@ def test_completions_one_at_a_time_too(tmp_path, server):
 
 
 def check_completions(root, server):
-    found = {task: samples(root, COMPLETIONS, task) for task in TASKS}
+    samples_by_task = {task: samples(root, COMPLETIONS, task) for task in TASKS}
     flags = []
     for name in ("bp_choice", "bp_single"):
-        assert len(found[name]) == len(TEXTS)
-        for sample in found[name]:
-            for said, resp in zip(sample["arguments"].values(), sample["resps"], strict=True):
-                total, is_greedy = log_likelihood(server, said["arg_0"], said["arg_1"])
+        assert len(samples_by_task[name]) == len(TEXTS)
+        for sample in samples_by_task[name]:
+            for argument, resp in zip(sample["arguments"].values(), sample["resps"], strict=True):
+                total, is_greedy = log_likelihood(server, argument["arg_0"], argument["arg_1"])
                 assert float(resp[0][0]) == pytest.approx(total, abs=ABSOLUTE)
                 assert str(resp[0][1]) == str(is_greedy)
                 flags.append(is_greedy)
     assert len(set(flags)) == 2  # both kinds were there
     tokenizer = server.tokenizer
     prefix = tokenizer.bos_id or tokenizer.eos_id  # lm-eval takes a BOS of 0 for none
-    for sample, text in zip(found["bp_rolling"], TEXTS, strict=True):
+    for sample, text in zip(samples_by_task["bp_rolling"], TEXTS, strict=True):
         score = Score((prefix,), (tuple(tokenizer.encode(text)),))
         total = engine_of(server).run([score])[0].totals[0]
         resp = sample["resps"][0]
         assert float(resp[0] if isinstance(resp, list) else resp) == pytest.approx(total, abs=ABSOLUTE)
-    for sample, text in zip(found["bp_written"], TEXTS, strict=True):
+    for sample, text in zip(samples_by_task["bp_written"], TEXTS, strict=True):
         request = Generate(tuple(tokenizer.encode(prompt_of(text))), Sampling(max_tokens=8, stop=STOP))
         assert sample["resps"][0][0] == engine_of(server).run([request])[0].text
 

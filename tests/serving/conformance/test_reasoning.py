@@ -40,7 +40,7 @@ def reasoner(reasoner_dir: Path) -> Iterator[Server]:
         yield Server(url, state, {})
 
 
-def asked(server: Server) -> dict[str, Any]:
+def reasoning_request(server: Server) -> dict[str, Any]:
     """A call whose reply reasons and then answers: closing is made likely, and a seed is found that does it once."""
     close = server.tokenizer.token_to_id("</think>")
     for seed in range(200):
@@ -53,7 +53,7 @@ def asked(server: Server) -> dict[str, Any]:
 
 
 def test_a_reply_is_told_apart_whole_and_streamed(reasoner: Server) -> None:
-    call = asked(reasoner)
+    call = reasoning_request(reasoner)
     with reasoner.client as client:
         whole = client.chat.completions.create(**call)
         chunks = list(client.chat.completions.create(**call, stream=True, stream_options={"include_usage": True}))
@@ -71,14 +71,14 @@ def test_a_reply_is_told_apart_whole_and_streamed(reasoner: Server) -> None:
 def test_responses_and_messages_have_it_as_a_part_of_its_own(reasoner: Server) -> None:
     with reasoner.client as client:
         reply = client.responses.create(model="tiny", input="is it great?", max_output_tokens=8, temperature=0)
-    (item, *_) = reply.output
-    assert item.type == "reasoning"
-    thought = item.content[0].text
+    (reasoning, *_) = reply.output
+    assert reasoning.type == "reasoning"
+    thought = reasoning.content[0].text
     counted = reply.usage.output_tokens_details.reasoning_tokens
     assert 0 < counted == min(len(reasoner.tokenizer.encode(thought)), reply.usage.output_tokens)
     with anthropic.Anthropic(base_url=reasoner.url, api_key="none") as client:
-        said = client.messages.create(model="tiny", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0})
-    assert (said.content[0].type, said.content[0].thinking) == ("thinking", thought)
+        message = client.messages.create(model="tiny", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0})
+    assert (message.content[0].type, message.content[0].thinking) == ("thinking", thought)
 
 
 def test_a_chat_keeps_only_what_was_answered(reasoner: Server, reasoner_dir: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_chat_keeps_only_what_was_answered(reasoner: Server, reasoner_dir: Pat
             reply = conversation.begin(MESSAGES[0]["content"])
             pieces = list(reply.pieces())
             turn = conversation.finish(reply)
-            assert "".join(piece.text for piece in pieces if piece.kind == "reasoning") == turn.reasoning != ""
+            assert "".join(piece.text for piece in pieces if piece.section == "reasoning") == turn.reasoning != ""
             assert conversation.messages[-1] == {"role": "assistant", "content": turn.text}
             conversation.close()
             turns.append((turn.reasoning, turn.text))

@@ -15,30 +15,32 @@ from .conftest import WEATHER
 TOOLS = [{"type": "function", "name": "weather", "description": "of a day", "parameters": WEATHER, "strict": True}]
 
 
-def say(text):
+def user_messages(text):
     return [{"role": "user", "content": text}]
 
 
 def chat(client, messages, **fields):
-    asked = {"model": "tiny", "temperature": 0, "max_tokens": 8} | fields
-    return client.chat.completions.create(messages=messages, **asked)
+    request = {"model": "tiny", "temperature": 0, "max_tokens": 8} | fields
+    return client.chat.completions.create(messages=messages, **request)
 
 
-def ask(client, **fields):
+def create_response(client, **fields):
     return client.responses.create(**({"model": "tiny", "temperature": 0, "max_output_tokens": 8} | fields))
 
 
 @pytest.mark.parametrize("text", INPUTS)
 def test_texts_are_those_of_chats(client, text):
-    expected = chat(client, say(text))
-    for given in (text, say(text), [{"type": "message", "role": "user", "content": text}]):
-        reply = ask(client, input=given)
+    expected = chat(client, user_messages(text))
+    for prompt in (text, user_messages(text), [{"type": "message", "role": "user", "content": text}]):
+        reply = create_response(client, input=prompt)
         assert reply.output_text == expected.choices[0].message.content
         assert reply.usage.input_tokens == expected.usage.prompt_tokens
         assert reply.usage.output_tokens == expected.usage.completion_tokens
         assert reply.usage.total_tokens == expected.usage.total_tokens
-    parts = [{"role": "user", "content": [{"type": "input_text", "text": one} for one in (text[:3], text[3:])]}]
-    assert ask(client, input=parts).output_text == expected.choices[0].message.content
+    parts = [
+        {"role": "user", "content": [{"type": "input_text", "text": fragment} for fragment in (text[:3], text[3:])]}
+    ]
+    assert create_response(client, input=parts).output_text == expected.choices[0].message.content
 
 
 def test_instructions_roles_and_earlier_turns(client):
@@ -48,15 +50,18 @@ def test_instructions_roles_and_earlier_turns(client):
         {"role": "user", "content": "c"},
     ]
     expected = chat(client, [{"role": "system", "content": "be nice"}, *history]).choices[0].message.content
-    said = [history[0], {"role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]}]
-    assert ask(client, instructions="be nice", input=history).output_text == expected
-    assert ask(client, instructions="be nice", input=[*said, history[2]]).output_text == expected
+    earlier_turns = [
+        history[0],
+        {"role": "assistant", "content": [{"type": "output_text", "text": "b", "annotations": []}]},
+    ]
+    assert create_response(client, instructions="be nice", input=history).output_text == expected
+    assert create_response(client, instructions="be nice", input=[*earlier_turns, history[2]]).output_text == expected
     developer = [{"role": "developer", "content": "be nice"}, *history]
-    assert ask(client, input=developer).output_text == expected
+    assert create_response(client, input=developer).output_text == expected
 
 
 def test_the_object(client):
-    reply = ask(client, input="hi", metadata={"a": "b"}, top_p=0.5)
+    reply = create_response(client, input="hi", metadata={"a": "b"}, top_p=0.5)
     assert (reply.object, reply.model, reply.metadata) == ("response", "tiny", {"a": "b"})
     assert (reply.temperature, reply.top_p, reply.max_output_tokens, reply.store) == (0, 0.5, 8, True)
     assert (reply.status, reply.incomplete_details.reason) == ("incomplete", "max_output_tokens")
@@ -66,18 +71,18 @@ def test_the_object(client):
         "incomplete",
     )
     assert reply.error is None
-    whole = ask(client, model="prompted", input=INPUTS[0])
+    whole = create_response(client, model="prompted", input=INPUTS[0])
     assert (whole.status, whole.incomplete_details, whole.output[0].status) == ("completed", None, "completed")
     assert whole.output_text in whole.bedplate["scores"]
 
 
 @pytest.mark.parametrize("text", INPUTS)
 def test_events_build_up_the_whole(client, text):
-    whole = ask(client, input=text)
-    events = list(ask(client, input=text, stream=True))
-    kinds = [event.type for event in events]
-    deltas = kinds.count("response.output_text.delta")
-    assert kinds == [
+    whole = create_response(client, input=text)
+    events = list(create_response(client, input=text, stream=True))
+    event_types = [event.type for event in events]
+    deltas = event_types.count("response.output_text.delta")
+    assert event_types == [
         "response.created",
         "response.in_progress",
         "response.output_item.added",
@@ -103,37 +108,47 @@ def test_streaming_with_the_clients_helper(client):
     with client.responses.stream(model="prompted", input=INPUTS[0]) as stream:
         snapshots = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
         final = stream.get_final_response()
-    assert final.output_text == snapshots[-1] == ask(client, model="prompted", input=INPUTS[0]).output_text
-    writer = ask(client, model="writer", input=INPUTS[0], max_output_tokens=20)
-    pieces = ask(client, model="writer", input=INPUTS[0], max_output_tokens=20, stream=True)
+    assert final.output_text == snapshots[-1] == create_response(client, model="prompted", input=INPUTS[0]).output_text
+    writer = create_response(client, model="writer", input=INPUTS[0], max_output_tokens=20)
+    pieces = create_response(client, model="writer", input=INPUTS[0], max_output_tokens=20, stream=True)
     assert "".join(event.delta for event in pieces if event.type == "response.output_text.delta") == writer.output_text
 
 
 def test_log_probabilities(client):
-    expected = chat(client, say("hi"), logprobs=True, top_logprobs=2).choices[0].logprobs.content
-    asked = {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
-    found = ask(client, **asked).output[0].content[0].logprobs
-    assert [one.token for one in found] == [one.token for one in expected]
-    assert [one.logprob for one in found] == pytest.approx([one.logprob for one in expected], abs=1e-5)
-    assert [len(one.top_logprobs) for one in found] == [2] * len(found)
-    events = ask(client, **asked, stream=True)
-    streamed = [one.token for event in events if event.type == "response.output_text.delta" for one in event.logprobs]
-    assert streamed == [one.token for one in expected]
-    assert ask(client, input="hi").output[0].content[0].logprobs == []
+    expected = chat(client, user_messages("hi"), logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    options = {"input": "hi", "include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    logprobs = create_response(client, **options).output[0].content[0].logprobs
+    assert [token_logprob.token for token_logprob in logprobs] == [token_logprob.token for token_logprob in expected]
+    assert [token_logprob.logprob for token_logprob in logprobs] == pytest.approx(
+        [token_logprob.logprob for token_logprob in expected], abs=1e-5
+    )
+    assert [len(token_logprob.top_logprobs) for token_logprob in logprobs] == [2] * len(logprobs)
+    events = create_response(client, **options, stream=True)
+    streamed = [
+        token_logprob.token
+        for event in events
+        if event.type == "response.output_text.delta"
+        for token_logprob in event.logprobs
+    ]
+    assert streamed == [token_logprob.token for token_logprob in expected]
+    assert create_response(client, input="hi").output[0].content[0].logprobs == []
 
 
 def test_a_kept_reply_goes_on(client):
-    first = ask(client, input="hi", instructions="be nice")
+    first = create_response(client, input="hi", instructions="be nice")
     assert client.responses.retrieve(first.id).output == first.output
-    expected = ask(client, input=[*say("hi"), {"role": "assistant", "content": first.output_text}, *say("and?")])
-    second = ask(client, input="and?", previous_response_id=first.id)
+    expected = create_response(
+        client,
+        input=[*user_messages("hi"), {"role": "assistant", "content": first.output_text}, *user_messages("and?")],
+    )
+    second = create_response(client, input="and?", previous_response_id=first.id)
     assert second.output_text == expected.output_text
     assert second.usage.input_tokens == expected.usage.input_tokens
     assert second.usage.input_tokens_details.cached_tokens > 0
     assert second.previous_response_id == first.id
-    streamed = list(ask(client, input="and?", previous_response_id=first.id, stream=True))[-1].response
+    streamed = list(create_response(client, input="and?", previous_response_id=first.id, stream=True))[-1].response
     assert streamed.output_text == expected.output_text
-    third = ask(client, input="so?", previous_response_id=streamed.id)
+    third = create_response(client, input="so?", previous_response_id=streamed.id)
     assert third.usage.input_tokens > streamed.usage.input_tokens
     client.responses.delete(first.id)
     with pytest.raises(openai.NotFoundError):
@@ -141,23 +156,23 @@ def test_a_kept_reply_goes_on(client):
     with pytest.raises(openai.NotFoundError):
         client.responses.delete(first.id)
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, input="and?", previous_response_id=first.id)
+        create_response(client, input="and?", previous_response_id=first.id)
     assert (caught.value.param, caught.value.code) == ("previous_response_id", "previous_response_not_found")
-    unkept = ask(client, input="hi", store=False)
+    unkept = create_response(client, input="hi", store=False)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(unkept.id)
 
 
 def test_tools(wide_client):
-    asked = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 120}
-    reply = ask(wide_client, input="hi", **asked)
+    options = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "max_output_tokens": 120}
+    reply = create_response(wide_client, input="hi", **options)
     (call,) = reply.output
     assert (call.type, call.name, call.status, reply.status) == ("function_call", "weather", "completed", "completed")
     assert json.loads(call.arguments).keys() == {"day", "hot"}
-    events = list(ask(wide_client, input="hi", stream=True, **asked))
-    kinds = [event.type for event in events]
-    deltas = kinds.count("response.function_call_arguments.delta")
-    assert kinds == [
+    events = list(create_response(wide_client, input="hi", stream=True, **options))
+    event_types = [event.type for event in events]
+    deltas = event_types.count("response.function_call_arguments.delta")
+    assert event_types == [
         "response.created",
         "response.in_progress",
         "response.output_item.added",
@@ -171,15 +186,17 @@ def test_tools(wide_client):
     assert events[2].item.call_id == events[-2].item.call_id == events[-1].response.output[0].call_id
     # the result, after the kept reply or after its items: the same conversation
     result = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
-    kept = ask(wide_client, input=[result], previous_response_id=reply.id, tools=TOOLS)
-    items = [*say("hi"), *(item.model_dump(exclude_none=True) for item in reply.output), result]
-    sent = ask(wide_client, input=items, tools=TOOLS)
-    assert kept.output_text == sent.output_text
-    assert kept.usage.input_tokens == sent.usage.input_tokens
-    named = ask(wide_client, input="hi", **(asked | {"tool_choice": {"type": "function", "name": "weather"}}))
+    chained = create_response(wide_client, input=[result], previous_response_id=reply.id, tools=TOOLS)
+    conversation = [*user_messages("hi"), *(output.model_dump(exclude_none=True) for output in reply.output), result]
+    sent = create_response(wide_client, input=conversation, tools=TOOLS)
+    assert chained.output_text == sent.output_text
+    assert chained.usage.input_tokens == sent.usage.input_tokens
+    named = create_response(
+        wide_client, input="hi", **(options | {"tool_choice": {"type": "function", "name": "weather"}})
+    )
     assert named.output[0].name == "weather"
-    none = ask(wide_client, input="hi", tools=TOOLS, tool_choice="none")
-    assert none.output_text == ask(wide_client, input="hi").output_text
+    none = create_response(wide_client, input="hi", tools=TOOLS, tool_choice="none")
+    assert none.output_text == create_response(wide_client, input="hi").output_text
 
 
 class Weather(pydantic.BaseModel):
@@ -189,14 +206,14 @@ class Weather(pydantic.BaseModel):
 
 def test_formats(wide_client):
     form = {"type": "json_schema", "name": "weather", "schema": WEATHER, "strict": True}
-    reply = ask(wide_client, input="hi", text={"format": form}, max_output_tokens=100)
+    reply = create_response(wide_client, input="hi", text={"format": form}, max_output_tokens=100)
     assert Weather.model_validate_json(reply.output_text)
     parsed = wide_client.responses.parse(
         model="tiny", input="hi", text_format=Weather, temperature=0, max_output_tokens=100
     )
     assert isinstance(parsed.output_parsed, Weather)
-    plain = ask(wide_client, input="hi", text={"format": {"type": "text"}})
-    assert plain.output_text == ask(wide_client, input="hi").output_text
+    plain = create_response(wide_client, input="hi", text={"format": {"type": "text"}})
+    assert plain.output_text == create_response(wide_client, input="hi").output_text
 
 
 REFUSED = [
@@ -262,22 +279,22 @@ def test_what_is_kept_is_bounded():
     from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
     from bedplate.serving.settings.config import ResponsesConfig
 
-    def put(tenant: str, name: str, **fields: str) -> None:
-        store.put(tenant, KeptResponse.of({"id": name, **fields}, []))
+    def store_response(tenant: str, name: str, **fields: str) -> None:
+        store.add(tenant, KeptResponse.of({"id": name, **fields}, []))
 
     store = ResponseStore(ResponsesConfig(bytes_per_tenant=1000, bytes_in_all=1500))
     for number in range(20):
-        put("a", f"r{number}", text="x" * 300)
-    kept = [number for number in range(20) if store.get("a", f"r{number}")]
-    assert kept == [18 - 1, 18, 19]
+        store_response("a", f"r{number}", text="x" * 300)
+    stored = [number for number in range(20) if store.get("a", f"r{number}")]
+    assert stored == [18 - 1, 18, 19]
     assert store.get("b", "r19") is None
     assert not store.remove("b", "r19")
     for number in range(3):
-        put("b", f"r{number}", text="x" * 300)
+        store_response("b", f"r{number}", text="x" * 300)
     assert sum(store.get(tenant, f"r{number}") is not None for tenant in "ab" for number in range(20)) <= 4
     assert store.get("b", "r2") is not None
-    put("a", "large", text="x" * 2000)  # larger than the bound: not kept, and nothing breaks
+    store_response("a", "large", text="x" * 2000)  # larger than the bound: not kept, and nothing breaks
     assert store.get("a", "large") is None
-    put("c", "one")
+    store_response("c", "one")
     assert store.remove("c", "one")
     assert store.get("c", "one") is None

@@ -46,13 +46,13 @@ class Written:
         if name in ADAPTERS:
             model = peft.PeftModel.from_pretrained(model, self.base.parent / name)
         tokenizer = Tokenizer.from_file(str(self.base / "tokenizer.json"))
-        found: list[str] = []
+        texts: list[str] = []
         for text in TEXTS:
             ids = torch.tensor([tokenizer.encode(PROMPT * (name in ADAPTERS) + text).ids])
             with torch.no_grad():
                 written = model.eval().generate(input_ids=ids, max_new_tokens=LENGTH, do_sample=False)[0]
-            found.append(tokenizer.decode(written.tolist()))
-        return found
+            texts.append(tokenizer.decode(written.tolist()))
+        return texts
 
 
 def lora_skin(base: Base, name: str, seed: int) -> Skin:
@@ -94,27 +94,27 @@ def translator(written: Written, tmp_path_factory: pytest.TempPathFactory) -> It
         yield Server(url, state, {})
 
 
-def said(client: openai.OpenAI, name: str, text: str, stream: bool) -> str:
-    asked: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": text}], "temperature": 0}
+def chat_text(client: openai.OpenAI, name: str, text: str, stream: bool) -> str:
+    request: dict[str, Any] = {"model": name, "messages": [{"role": "user", "content": text}], "temperature": 0}
     if name not in ADAPTERS:
-        asked["max_tokens"] = LENGTH
+        request["max_tokens"] = LENGTH
     if not stream:
-        return client.chat.completions.create(**asked).choices[0].message.content or ""
-    pieces = client.chat.completions.create(**asked, stream=True)
+        return client.chat.completions.create(**request).choices[0].message.content or ""
+    pieces = client.chat.completions.create(**request, stream=True)
     return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
 
 
-def together(server: Server, asked: Sequence[tuple[str, str, bool]]) -> list[str]:
+def together(server: Server, calls: Sequence[tuple[str, str, bool]]) -> list[str]:
     """The answers to calls that all wait before the first is computed."""
     engine = server.state.registry.engine
-    with server.client as client, ThreadPoolExecutor(len(asked)) as pool:
+    with server.client as client, ThreadPoolExecutor(len(calls)) as pool:
         with engine.exclusive():
-            replies = [pool.submit(said, client, *one) for one in asked]
+            replies = [pool.submit(chat_text, client, *call) for call in calls]
             end = time.monotonic() + 30
-            while engine.waiting < len(asked) and not any(one.done() for one in replies):
+            while engine.waiting < len(calls) and not any(reply.done() for reply in replies):
                 assert time.monotonic() < end, "the calls did not arrive"
                 time.sleep(0.002)
-        return [one.result() for one in replies]
+        return [reply.result() for reply in replies]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
@@ -126,12 +126,12 @@ def test_skins_and_their_base_answer_in_one_batch_as_peft_does(written: Written,
     with translator.client as client:
         assert {model.id for model in client.models.list()} == {*names}
         for name in ADAPTERS:  # which are loaded when they are first asked
-            assert said(client, name, TEXTS[0], False).strip() == expected[name][0].strip()
-    asked = [(name, text, stream) for text in TEXTS for name in names for stream in (False, True)]
+            assert chat_text(client, name, TEXTS[0], False).strip() == expected[name][0].strip()
+    calls = [(name, text, stream) for text in TEXTS for name in names for stream in (False, True)]
     before = translator.state.registry.engine.stats()
-    found = together(translator, asked)
-    for (name, text, _), one in zip(asked, found, strict=True):
-        assert one.strip() == expected[name][TEXTS.index(text)].strip(), (name, text)
+    answers = together(translator, calls)
+    for (name, text, _), answer in zip(calls, answers, strict=True):
+        assert answer.strip() == expected[name][TEXTS.index(text)].strip(), (name, text)
     after = translator.state.registry.engine.stats()
     assert after.steps - before.steps < 4 * LENGTH  # one by one it would be as many for each two calls
     assert after.adapters == len(ADAPTERS)

@@ -147,7 +147,7 @@ AGENT: dict[str, Any] = {
     "max_output_tokens": 6,
     "stream": True,
 }
-RESULTS = [{"type": "function_call_output", "call_id": one["id"], "output": "sunny"} for one in (CALL, CALL_2)]
+RESULTS = [{"type": "function_call_output", "call_id": call["id"], "output": "sunny"} for call in (CALL, CALL_2)]
 RESPONSES: list[Step] = [
     ("POST", "/v1/responses", {**AGENT, "store": False, "input": [user("hi")]}),
     (
@@ -162,12 +162,12 @@ RESPONSES: list[Step] = [
                 *(
                     {
                         "type": "function_call",
-                        "id": f"fc_{one['id']}",
-                        "call_id": one["id"],
+                        "id": f"fc_{call['id']}",
+                        "call_id": call["id"],
                         "status": "completed",
-                        **one["function"],
+                        **call["function"],
                     }
-                    for one in (CALL, CALL_2)
+                    for call in (CALL, CALL_2)
                 ),
                 *RESULTS,
             ],
@@ -205,11 +205,11 @@ MESSAGES: list[Step] = [
                         *(
                             {
                                 "type": "tool_use",
-                                "id": one["id"],
+                                "id": call["id"],
                                 "name": "read_day",
                                 "input": {"day": "mon", "hot": True},
                             }
-                            for one in (CALL, CALL_2)
+                            for call in (CALL, CALL_2)
                         ),
                     ],
                 },
@@ -285,26 +285,26 @@ LAST = {
 
 
 @pytest.mark.parametrize("name", SESSIONS)
-def test_every_request_of_a_session_is_answered(wide: Server, name: str) -> None:
+def test_every_request_of_a_session_is_answered(mixed_server: Server, name: str) -> None:
     steps, headers = SESSIONS[name]
     for method, path, body in steps:
         sent = {} if body is None else {"json": body}
-        reply = wide.request(method, path, headers=headers, **sent)
+        reply = mixed_server.request(method, path, headers=headers, **sent)
         assert reply.status_code == 200, (path, reply.text)
         if body is not None and body.get("stream"):
             check_stream(path.partition("?")[0], reply.text)
         else:
             assert isinstance(reply.json(), dict)
-    assert wide.idle()
+    assert mixed_server.idle()
 
 
 def check_stream(path: str, text: str) -> None:
     """Whole events, of which the last says that it is the last and none that something failed."""
-    said = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
+    payloads = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     last = LAST[path]
     if isinstance(last, str):
-        assert said.pop() == last
-    events: list[Mapping[str, Any]] = [json.loads(one) for one in said]
+        assert payloads.pop() == last
+    events: list[Mapping[str, Any]] = [json.loads(payload) for payload in payloads]
     assert events
     assert not any("error" in event and event["error"] for event in events), events[-1]
     if not isinstance(last, str):

@@ -25,11 +25,11 @@ def test_there_and_back(server, reference, text):
     assert server.post("/detokenize", json={"tokens": reply["tokens"]}).json() == {"prompt": text}
 
 
-def test_special_tokens_of_an_encoder(wide, encoder_dir):
+def test_special_tokens_of_an_encoder(mixed_server, encoder_dir):
     reference = transformers.PreTrainedTokenizerFast(tokenizer_file=str(encoder_dir / "tokenizer.json"))
     for special in (True, False):
-        asked = {"model": "bert", "prompt": "the product", "add_special_tokens": special}
-        tokens = wide.post("/tokenize", json=asked).json()["tokens"]
+        request = {"model": "bert", "prompt": "the product", "add_special_tokens": special}
+        tokens = mixed_server.post("/tokenize", json=request).json()["tokens"]
         assert tokens == reference("the product", add_special_tokens=special)["input_ids"]
 
 
@@ -50,12 +50,12 @@ def test_a_skins_prompt_is_what_its_replies_count(server):
 
 def test_tokenizer_info(server, reference):
     with httpx.Client(trust_env=False) as client:
-        info = client.get(server.url + "/tokenizer_info").json()
+        metadata = client.get(server.url + "/tokenizer_info").json()
         assert client.get(server.url + "/tokenizer_info", params={"model": "nobody"}).status_code == 404
     for role in ("bos_token", "eos_token", "pad_token"):
-        assert info[role] == getattr(reference, role)
-    assert info["chat_template"] == reference.chat_template
-    assert info["vocab_size"] == len(reference)
+        assert metadata[role] == getattr(reference, role)
+    assert metadata["chat_template"] == reference.chat_template
+    assert metadata["vocab_size"] == len(reference)
 
 
 @pytest.mark.parametrize(

@@ -31,59 +31,61 @@ def llama_vectors(files):
     return embed
 
 
-def test_embeddings_of_a_decoder_are_transformers_means(wide, llama_vectors):
-    tokenizer = wide.tokenizer
+def test_embeddings_of_a_decoder_are_transformers_means(mixed_server, llama_vectors):
+    tokenizer = mixed_server.tokenizer
     ids = [tokenizer.encode(text) for text in TEXTS]
-    client = wide.client
+    client = mixed_server.client
     reply = client.embeddings.create(model="tiny", input=list(TEXTS))  # the client asks for base64, and decodes it
     assert [row.index for row in reply.data] == [0, 1, 2]
-    for row, one in zip(reply.data, ids, strict=True):
-        np.testing.assert_allclose(row.embedding, llama_vectors(one), atol=1e-5)
+    for row, token_ids in zip(reply.data, ids, strict=True):
+        np.testing.assert_allclose(row.embedding, llama_vectors(token_ids), atol=1e-5)
     assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(map(len, ids))
     assert (reply.object, reply.model) == ("list", "tiny")
-    for given, expected in ((TEXTS[0], ids[:1]), (ids[0], ids[:1]), (ids, ids)):
-        found = client.embeddings.create(model="tiny", input=given).data
-        assert len(found) == len(expected)
-        for row, one in zip(found, expected, strict=True):
-            np.testing.assert_allclose(row.embedding, llama_vectors(one), atol=1e-5)
+    for prompt, expected in ((TEXTS[0], ids[:1]), (ids[0], ids[:1]), (ids, ids)):
+        embeddings = client.embeddings.create(model="tiny", input=prompt).data
+        assert len(embeddings) == len(expected)
+        for row, token_ids in zip(embeddings, expected, strict=True):
+            np.testing.assert_allclose(row.embedding, llama_vectors(token_ids), atol=1e-5)
 
 
-def test_embeddings_of_an_encoder_are_transformers_means(wide, encoder_dir):
+def test_embeddings_of_an_encoder_are_transformers_means(mixed_server, encoder_dir):
     reference = transformers.BertModel.from_pretrained(encoder_dir)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(encoder_dir / "tokenizer.json"))
-    rows = wide.client.embeddings.create(model="bert", input=list(TEXTS)).data
+    rows = mixed_server.client.embeddings.create(model="bert", input=list(TEXTS)).data
     for row, text in zip(rows, TEXTS, strict=True):
         with torch.inference_mode():
             states = reference(torch.tensor([tokenizer(text)["input_ids"]])).last_hidden_state[0]
         np.testing.assert_allclose(row.embedding, unit(states.mean(0)), atol=1e-5)
 
 
-def test_formats_and_dimensions(wide):
-    client = wide.client
-    asked = {"model": "tiny", "input": TEXTS[0]}
-    numbers = client.embeddings.create(**asked, encoding_format="float").data[0].embedding
-    text = wide.post("/v1/embeddings", json={**asked, "encoding_format": "base64"}).json()["data"][0]["embedding"]
+def test_formats_and_dimensions(mixed_server):
+    client = mixed_server.client
+    request = {"model": "tiny", "input": TEXTS[0]}
+    numbers = client.embeddings.create(**request, encoding_format="float").data[0].embedding
+    text = mixed_server.post("/v1/embeddings", json={**request, "encoding_format": "base64"}).json()["data"][0][
+        "embedding"
+    ]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(text), "<f4"), numbers, atol=1e-7)
     assert np.linalg.norm(numbers) == pytest.approx(1, abs=1e-5)
-    cut = client.embeddings.create(**asked, dimensions=7).data[0].embedding
+    cut = client.embeddings.create(**request, dimensions=7).data[0].embedding
     np.testing.assert_allclose(cut, unit(numbers[:7]), atol=1e-6)
     with pytest.raises(openai.BadRequestError) as caught:
-        client.embeddings.create(**asked, dimensions=len(numbers) + 1)
+        client.embeddings.create(**request, dimensions=len(numbers) + 1)
     assert caught.value.param == "dimensions"
 
 
-def test_more_texts_than_the_queue_holds(wide):
-    most = wide.state.config.limits.max_waiting
-    texts = [f"{i}" for i in range(most + 50)]
-    found = wide.client.embeddings.create(model="tiny", input=texts).data
-    again = wide.client.embeddings.create(model="tiny", input=texts[-1]).data[0].embedding
-    assert len(found) == len(texts)
-    np.testing.assert_allclose(found[-1].embedding, again, atol=1e-5)
+def test_more_texts_than_the_queue_holds(mixed_server):
+    queue_size = mixed_server.state.config.limits.max_waiting
+    texts = [f"{i}" for i in range(queue_size + 50)]
+    embeddings = mixed_server.client.embeddings.create(model="tiny", input=texts).data
+    repeated = mixed_server.client.embeddings.create(model="tiny", input=texts[-1]).data[0].embedding
+    assert len(embeddings) == len(texts)
+    np.testing.assert_allclose(embeddings[-1].embedding, repeated, atol=1e-5)
 
 
-def test_an_encoder_only_embeds(wide):
+def test_an_encoder_only_embeds(mixed_server):
     for fields in ({"model": "bert"}, {"model": "bert", "stream": True}):
-        reply = wide.chat(**fields)
+        reply = mixed_server.chat(**fields)
         assert reply.status_code == 400
         assert "embed" in reply.json()["error"]["message"]
 
@@ -93,14 +95,14 @@ def test_classify_gives_predictors_probabilities(server, name):
     expected = server.skins[name].predict(INPUTS)
     reply = server.post("/v1/classify", json={"model": name, "input": list(INPUTS)}).json()
     assert [row["index"] for row in reply["data"]] == list(range(len(INPUTS)))
-    for row, one in zip(reply["data"], expected, strict=True):
-        assert row["label"] == one.output
+    for row, prediction in zip(reply["data"], expected, strict=True):
+        assert row["label"] == prediction.output
         assert row["num_classes"] == 2
-        assert row["probs"] == pytest.approx(list(np.exp(list(one.scores.values()))), abs=1e-5)
+        assert row["probs"] == pytest.approx(list(np.exp(list(prediction.scores.values()))), abs=1e-5)
         assert sum(row["probs"]) == pytest.approx(1)
-    assert reply["usage"]["prompt_tokens"] == sum(one.prompt_tokens for one in expected)
-    one = server.post("/classify", json={"model": name, "input": INPUTS[0]}).json()["data"]
-    assert [row["label"] for row in one] == [expected[0].output]
+    assert reply["usage"]["prompt_tokens"] == sum(prediction.prompt_tokens for prediction in expected)
+    prediction = server.post("/classify", json={"model": name, "input": INPUTS[0]}).json()["data"]
+    assert [row["label"] for row in prediction] == [expected[0].output]
 
 
 def test_classify_of_several_inputs(server):
@@ -110,28 +112,30 @@ def test_classify_of_several_inputs(server):
     assert reply["data"][0]["label"] == expected.output
 
 
-def test_rerank_by_embeddings(wide):
-    vectors = unit([row.embedding for row in wide.client.embeddings.create(model="bert", input=list(TEXTS)).data])
+def test_rerank_by_embeddings(mixed_server):
+    vectors = unit(
+        [row.embedding for row in mixed_server.client.embeddings.create(model="bert", input=list(TEXTS)).data]
+    )
     cosines = vectors[1:] @ vectors[0]
-    asked = {"model": "bert", "query": TEXTS[0], "documents": [TEXTS[1], {"text": TEXTS[2]}]}
-    reply = wide.post("/v1/rerank", json=asked).json()
+    request = {"model": "bert", "query": TEXTS[0], "documents": [TEXTS[1], {"text": TEXTS[2]}]}
+    reply = mixed_server.post("/v1/rerank", json=request).json()
     order = list(np.argsort(-cosines))
     assert [row["index"] for row in reply["results"]] == order
     assert [row["relevance_score"] for row in reply["results"]] == pytest.approx(cosines[order], abs=1e-5)
     assert [row["document"]["text"] for row in reply["results"]] == [TEXTS[1 + i] for i in order]
     assert reply["usage"]["total_tokens"] > 0
     for path in ("/rerank", "/v2/rerank"):
-        short = wide.post(path, json={**asked, "top_n": 1, "return_documents": False}).json()["results"]
+        short = mixed_server.post(path, json={**request, "top_n": 1, "return_documents": False}).json()["results"]
         assert len(short) == 1
         assert short[0].keys() == {"index", "relevance_score"}
 
 
-def test_rerank_by_a_skin_that_judges_pairs(wide):
+def test_rerank_by_a_skin_that_judges_pairs(mixed_server):
     documents = list(TEXTS)
     pairs = [{"query": "good", "document": text} for text in documents]
-    judged = wide.post("/v1/classify", json={"model": "judge", "input": pairs}).json()["data"]
+    judged = mixed_server.post("/v1/classify", json={"model": "judge", "input": pairs}).json()["data"]
     expected = [row["probs"][1] for row in judged]
-    reply = wide.post("/v1/rerank", json={"model": "judge", "query": "good", "documents": documents}).json()
+    reply = mixed_server.post("/v1/rerank", json={"model": "judge", "query": "good", "documents": documents}).json()
     for row in reply["results"]:
         assert row["relevance_score"] == pytest.approx(expected[row["index"]], abs=1e-6)
     scores = [row["relevance_score"] for row in reply["results"]]
@@ -163,23 +167,23 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("path", "body", "param"), REFUSED, ids=lambda value: str(value)[:50])
-def test_refused(wide, path, body, param):
-    reply = wide.post(path, json=body)
+def test_refused(mixed_server, path, body, param):
+    reply = mixed_server.post(path, json=body)
     assert reply.status_code == 400, reply.text
     error = reply.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"}
     if param is not None:
         assert error["param"] == param
-    assert wide.post("/v1/embeddings", json={"model": "tiny", "input": "a"}).status_code == 200
+    assert mixed_server.post("/v1/embeddings", json={"model": "tiny", "input": "a"}).status_code == 200
 
 
-def test_unknown_models(wide):
+def test_unknown_models(mixed_server):
     for path, body in (
         ("/v1/embeddings", {"input": "a"}),
         ("/v1/classify", {"input": "a"}),
         ("/v1/rerank", {"query": "a", "documents": ["a"]}),
         ("/tokenize", {"prompt": "a"}),
     ):
-        reply = wide.post(path, json={"model": "nobody", **body})
+        reply = mixed_server.post(path, json={"model": "nobody", **body})
         assert reply.status_code == 404
         assert reply.json()["error"]["code"] == "model_not_found"

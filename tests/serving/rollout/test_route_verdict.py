@@ -21,43 +21,43 @@ VERSIONS = {"old": 0.9, "new": 0.1}
 class Traffic:
     """A clock that is turned, what users said, and calls whose answer is `a`."""
 
-    def __init__(self, shadow: str | None = None, **asked: object) -> None:
-        self.now, self.said = 0.0, dict[str, str | None]()
-        self.known = Digests(self.said)
-        config = RouteConfig.model_validate({"versions": VERSIONS, "shadow": shadow, "verdict": asked})
+    def __init__(self, shadow: str | None = None, **settings: object) -> None:
+        self.clock, self.outcomes = 0.0, dict[str, str | None]()
+        self.digests = Digests(self.outcomes)
+        config = RouteConfig.model_validate({"versions": VERSIONS, "shadow": shadow, "verdict": settings})
         assert config.verdict is not None
-        self.verdict = OnlineVerdict(config.verdict, shadow, lambda: self.now)
+        self.verdict = OnlineVerdict(config.verdict, shadow, lambda: self.clock)
 
-    def call(self, id: str, version: str, shadow: str | None = None, **said: str | None) -> None:
-        if said:
-            self.said[id] = said["said"]
+    def call(self, id: str, version: str, shadow: str | None = None, **fields: str | None) -> None:
+        if fields:
+            self.outcomes[id] = fields["said"]
         copy = None if shadow is None else answer_digest(shadow)
-        self.verdict.told(id, version, answer_digest("a"), copy, self.known)
+        self.verdict.record(id, version, answer_digest("a"), copy, self.digests)
 
     def report(self) -> dict[str, object]:
-        return self.verdict.report(self.known)
+        return self.verdict.report(self.digests)
 
 
 def test_calls_count_once_their_time_is_over_and_what_is_late_still_counts() -> None:
     traffic = Traffic(of="new", at_least=0.8, wait_minutes=60)
     for i in range(100):
         traffic.call(str(i), "new")
-        traffic.call(f"o{i}", "old", said=None)  # not of the version that is judged
+        traffic.call(f"o{i}", "old", fields=None)  # not of the version that is judged
     assert (traffic.report()["judged"], traffic.report()["pending"]) == ({"new": 0}, 100)
-    traffic.said.update({str(i): None if i < 78 else "b" for i in range(80)})  # said only now; 20 never
+    traffic.outcomes.update({str(i): None if i < 78 else "b" for i in range(80)})  # said only now; 20 never
     assert traffic.report()["judged"] == {"new": 0}  # complaints come sooner than praise
-    traffic.now = 3600.0
-    found = traffic.report()
-    assert (found["judged"], found["missing"], found["pending"]) == ({"new": 80}, {"new": 20}, 0)
-    assert found["estimate"] == pytest.approx(78 / 80)
-    assert found["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 2}))
-    assert found["status"] == "PASS"
-    worst = found["worst_case"]
+    traffic.clock = 3600.0
+    report = traffic.report()
+    assert (report["judged"], report["missing"], report["pending"]) == ({"new": 80}, {"new": 20}, 0)
+    assert report["estimate"] == pytest.approx(78 / 80)
+    assert report["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 2}))
+    assert report["status"] == "PASS"
+    worst = report["worst_case"]
     assert isinstance(worst, dict)
     assert worst["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 22}))
     assert worst["status"] == "INSUFFICIENT_DATA"
-    assert "20 calls of which nothing was said are left out" in str(found["reason"])
-    traffic.said["99"] = "b"  # after its time
+    assert "20 calls of which nothing was said are left out" in str(report["reason"])
+    traffic.outcomes["99"] = "b"  # after its time
     assert traffic.report()["missing"] == {"new": 20}
 
 
@@ -66,27 +66,27 @@ def test_a_canary_is_held_against_the_version_of_today() -> None:
     rng = random.Random(0)
     for i in range(6000):
         version = "new" if i % 2 else "old"
-        traffic.call(str(i), version, said=None if rng.random() < 0.9 else "b")
-    found = traffic.report()
-    assert (found["status"], found["needed"]) == ("PASS", -0.05)
-    assert "it may lose 0.05" in str(found["reason"])
+        traffic.call(str(i), version, fields=None if rng.random() < 0.9 else "b")
+    report = traffic.report()
+    assert (report["status"], report["needed"]) == ("PASS", -0.05)
+    assert "it may lose 0.05" in str(report["reason"])
     worse = Traffic(of="new", against="old", margin=0.05, wait_minutes=0)
     for i in range(3000):
-        worse.call(str(i), "new" if i % 2 else "old", said=None if i % 2 == 0 or rng.random() < 0.7 else "b")
+        worse.call(str(i), "new" if i % 2 else "old", fields=None if i % 2 == 0 or rng.random() < 0.7 else "b")
     assert worse.report()["status"] == "FAIL"
 
 
 def test_a_shadow_is_compared_on_the_same_calls() -> None:
     traffic = Traffic("next", of="next", against="old", margin=0.02, wait_minutes=0)
     for i in range(1000):
-        traffic.call(str(i), "old", shadow="a", said=None)
-        traffic.call(f"n{i}", "new", shadow="a", said=None)  # a pair with another version
-    found = traffic.report()
-    assert (found["estimate"], found["judged"]) == (0.0, {"next": 1000})
-    assert found["status"] == "PASS"  # differences of no pair: a margin is soon shown
+        traffic.call(str(i), "old", shadow="a", fields=None)
+        traffic.call(f"n{i}", "new", shadow="a", fields=None)  # a pair with another version
+    report = traffic.report()
+    assert (report["estimate"], report["judged"]) == (0.0, {"next": 1000})
+    assert report["status"] == "PASS"  # differences of no pair: a margin is soon shown
     lost = Traffic("next", of="next", against="old", wait_minutes=0)
     for i in range(400):
-        lost.call(str(i), "old", shadow="a" if i % 4 else "b", said=None)
+        lost.call(str(i), "old", shadow="a" if i % 4 else "b", fields=None)
     assert lost.report()["estimate"] == pytest.approx(-0.25)
     assert lost.report()["status"] == "FAIL"
 
@@ -100,10 +100,10 @@ def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() 
     _note(targets, {"id": "x", "index": 0, "rating": "bad", "correction": None})
     assert targets["x"] == "b"  # a correction says more
     traffic = Traffic("next", of="next", at_least=0.5, wait_minutes=0)
-    traffic.call("same", "old", shadow="a", said=JUDGED_WRONG)
-    traffic.call("other", "old", shadow="b", said=JUDGED_WRONG)
-    found = traffic.report()
-    assert (found["judged"], found["missing"], found["estimate"]) == ({"next": 1}, {"next": 1}, 0.0)
+    traffic.call("same", "old", shadow="a", fields=JUDGED_WRONG)
+    traffic.call("other", "old", shadow="b", fields=JUDGED_WRONG)
+    report = traffic.report()
+    assert (report["judged"], report["missing"], report["estimate"]) == ({"next": 1}, {"next": 1}, 0.0)
     pairs = [
         ShadowPair(name, "t", "old", AnsweredCall((answer_digest("a"),), 1.0, 1.0), AnsweredCall((digest,), 1.0, 1.0))
         for name, digest in (("same", answer_digest("a")), ("other", answer_digest("b")))
@@ -118,7 +118,7 @@ def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promis
     for _ in range(100):
         traffic = Traffic(of="new", at_least=0.8, wait_minutes=0)
         for i, right in enumerate(rng.random(400) < 0.8):
-            traffic.call(str(i), "new", said=None if right else "b")
+            traffic.call(str(i), "new", fields=None if right else "b")
             if i % 100 == 99 and traffic.report()["status"] == "PASS":
                 passed += 1
                 break
@@ -126,7 +126,7 @@ def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promis
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"),
+    ("verdict", "message"),
     [
         ({"of": "new"}, "either `at_least`"),
         ({"of": "new", "at_least": 0.9, "against": "old"}, "either `at_least`"),
@@ -136,11 +136,11 @@ def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promis
         ({"of": "new", "against": "other"}, "no version of the route"),
     ],
 )
-def test_questions_that_cannot_be_asked_are_refused(verdict: dict[str, object], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_questions_that_cannot_be_asked_are_refused(verdict: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         RouteConfig.model_validate({"versions": VERSIONS, "verdict": verdict})
 
 
 def test_a_verdict_is_there_before_anything_was_seen() -> None:
-    found = OnlineVerdict(RouteVerdict(of="new", at_least=0.9), None).report(Digests({}))
-    assert (found["status"], found["estimate"], found["lower"], found["upper"]) == ("INSUFFICIENT_DATA", None, 0, 1)
+    report = OnlineVerdict(RouteVerdict(of="new", at_least=0.9), None).report(Digests({}))
+    assert (report["status"], report["estimate"], report["lower"], report["upper"]) == ("INSUFFICIENT_DATA", None, 0, 1)

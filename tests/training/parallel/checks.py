@@ -27,9 +27,18 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Contrastive, CorruptedSource, Crops, PairSource, Sft, Term, TextPair, Words
+from bedplate.training.objectives import (
+    Contrastive,
+    CorruptedSource,
+    Crops,
+    PairSource,
+    Sft,
+    Term,
+    TextPair,
+    CorruptionVocabulary,
+)
 from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
-from bedplate.training.parallel.states import States
+from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource, ExampleSource
 
@@ -54,11 +63,11 @@ ROUTER = RouterConfig(balance=0.02, z=0.01, bias_rate=0.01)
 def examples(count: int = 14) -> list[TrainingExample]:
     """Of unequal length, with unequally many tokens to learn."""
     draw = random.Random(0)
-    made: list[TrainingExample] = []
+    generated: list[TrainingExample] = []
     for i in range(count):
         prompt, answer = ([draw.randrange(61) for _ in range(draw.randint(2, n))] for n in (12, 5))
-        made.append(TrainingExample((*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer), f"e{i}"))
-    return made
+        generated.append(TrainingExample((*prompt, *answer), (False,) * len(prompt) + (True,) * len(answer), f"e{i}"))
+    return generated
 
 
 def run(
@@ -90,7 +99,7 @@ def run(
     return {name: tensor.clone() for name, tensor in whole_state(model)}, result
 
 
-def here(out: Path, name: str) -> Path:
+def shared_dir(out: Path, name: str) -> Path:
     return out / name
 
 
@@ -103,28 +112,30 @@ def lines(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], within: float = 1e-12) -> None:
-    assert found.keys() == expected.keys()
-    far = {name: float((found[name] - expected[name]).abs().max()) for name in found}
-    assert max(far.values()) <= within, {name: value for name, value in far.items() if value > within}
+def assert_close(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float = 1e-12) -> None:
+    assert actual.keys() == expected.keys()
+    deviations = {name: float((actual[name] - expected[name]).abs().max()) for name in actual}
+    assert max(deviations.values()) <= tolerance, {
+        name: value for name, value in deviations.items() if value > tolerance
+    }
 
 
 def equals_one(
-    out: Path, name: str, spec: TransformerSpec, config: TrainConfig, parallel: ParallelConfig, within: float = 1e-12
+    out: Path, name: str, spec: TransformerSpec, config: TrainConfig, parallel: ParallelConfig, tolerance: float = 1e-12
 ) -> None:
-    found, result = run(here(out, name), spec, config, parallel)
+    weights, result = run(shared_dir(out, name), spec, config, parallel)
     assert result is not None
     dist.barrier()
     if dist.get_rank():
         return
     expected, _ = run(alone(out, f"{name}-one"), spec, config, None)
-    same(found, expected, within)
-    ours, theirs = lines(here(out, name)), lines(alone(out, f"{name}-one"))
+    assert_close(weights, expected, tolerance)
+    ours, theirs = lines(shared_dir(out, name)), lines(alone(out, f"{name}-one"))
     assert len(ours) == len(theirs) == 4
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        for key in one.keys() - {"tokens_per_second", "examples_per_second"}:
-            assert one[key] == pytest.approx(other[key], rel=1e-9), key
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert our_row.keys() == their_row.keys()
+        for key in our_row.keys() - {"tokens_per_second", "examples_per_second"}:
+            assert our_row[key] == pytest.approx(their_row[key], rel=1e-9), key
 
 
 # --- four ranks
@@ -181,12 +192,14 @@ def half_precision(out: Path) -> None:
     """Products in bfloat16 of float32 weights: near what one process does in float32, and not the same."""
     config = CONFIG.model_copy(update={"steps": 2})
     expected, _ = run(alone(out, "half-one"), DENSE, config, None, dtype=torch.float32)
-    found, result = run(here(out, "half"), DENSE, config, ParallelConfig(), dtype=torch.float32, computes="bfloat16")
+    weights, result = run(
+        shared_dir(out, "half"), DENSE, config, ParallelConfig(), dtype=torch.float32, computes="bfloat16"
+    )
     assert result is not None
     assert result.arithmetic.dtype == "bfloat16"
-    assert all(one.dtype == torch.float32 for one in found.values())
-    far = max(float((found[name] - expected[name]).abs().max()) for name in found)
-    assert 0 < far < 0.05
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    deviation = max(float((weights[name] - expected[name]).abs().max()) for name in weights)
+    assert 0 < deviation < 0.05
 
 
 def negatives_of_other_ranks(out: Path) -> None:
@@ -198,29 +211,29 @@ def negatives_of_other_ranks(out: Path) -> None:
 
     pairs = [TextPair(text(), text(), str(n), tuple(text() for _ in range(n % 3))) for n in range(11)]
 
-    texts = [one.anchor + one.positive for one in pairs]
+    texts = [pair.anchor + pair.positive for pair in pairs]
     nothing: Any = SimpleNamespace(prompt_start=(), prompt_end=(), eos_id=None)
 
-    def drawn(kind: str, ranks: Ranks) -> tuple[Any, Any]:
-        if kind == "pairs":
+    def drawn(source_type: str, ranks: Ranks) -> tuple[Any, Any]:
+        if source_type == "pairs":
             return PairSource(pairs, 5, shard=ranks.shard), Contrastive(ranks=ranks)
         crops = Crops(shortest=0.3)
         rows = DocumentSource(texts, 20, 4, shard=ranks.shard)
-        return CorruptedSource(rows, crops, Words(nothing, 61), seed=0), crops.among(ranks)
+        return CorruptedSource(rows, crops, CorruptionVocabulary(nothing, 61), seed=0), crops.for_ranks(ranks)
 
-    def learned(kind: str, place: Path, shared: bool) -> dict[str, Tensor]:
+    def learned(source_type: str, place: Path, shared: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = Decoder(DENSE, dtype=torch.float64)
         ranks = parallelised(model, ParallelConfig()) if shared else ALONE
-        source, objective = drawn(kind, ranks)
+        source, objective = drawn(source_type, ranks)
         train(model, source, objective, CONFIG, place, model.named_parameters(), ranks=ranks)
         return {name: tensor.clone() for name, tensor in whole_state(model)}
 
-    for kind in ("pairs", "crops"):
-        found = learned(kind, here(out, kind), True)
-        same(found, learned(kind, alone(out, f"{kind}-one"), False))
+    for source_type in ("pairs", "crops"):
+        weights = learned(source_type, shared_dir(out, source_type), True)
+        assert_close(weights, learned(source_type, alone(out, f"{source_type}-one"), False))
         dist.barrier()
-        ours, theirs = lines(here(out, kind)), lines(alone(out, f"{kind}-one"))
+        ours, theirs = lines(shared_dir(out, source_type)), lines(alone(out, f"{source_type}-one"))
         assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
 
 
@@ -235,14 +248,14 @@ class Broken(Sft):
 def a_step_that_one_rank_breaks(out: Path) -> None:
     config = CONFIG.model_copy(update={"guard": GuardConfig(allowed=4), "ema": None})
     expected, _ = run(alone(out, "broken-one"), DENSE, config, None, Broken())
-    found, _ = run(here(out, "broken"), DENSE, config, ParallelConfig(), Broken())
-    same(found, expected)
+    weights, _ = run(shared_dir(out, "broken"), DENSE, config, ParallelConfig(), Broken())
+    assert_close(weights, expected)
     dist.barrier()
-    skipped = [row for row in lines(here(out, "broken")) if "skipped" in row]
+    skipped = [row for row in lines(shared_dir(out, "broken")) if "skipped" in row]
     assert len(skipped) == 2
     assert all("e2" in row["skipped_examples"] for row in skipped)  # type: ignore[operator]
     with pytest.raises(TrainingError, match=r"step \d+: the loss is .*e2"):
-        run(here(out, "stopped"), DENSE, CONFIG, ParallelConfig(), Broken())
+        run(shared_dir(out, "stopped"), DENSE, CONFIG, ParallelConfig(), Broken())
 
 
 # --- states
@@ -253,43 +266,43 @@ SAVED = CONFIG.model_copy(update={"save_steps": 1, "router": ROUTER})
 def resumed_twice(out: Path) -> None:
     """Bit by bit."""
     two = ParallelConfig()
-    expected, _ = run(here(out, "unbroken"), EXPERTS, SAVED, two)
+    expected, _ = run(shared_dir(out, "unbroken"), EXPERTS, SAVED, two)
     for stop_at in (1, 3):
-        run(here(out, "broken_twice"), EXPERTS, SAVED, two, stop_at=stop_at)
-    found, result = run(here(out, "broken_twice"), EXPERTS, SAVED, two)
+        run(shared_dir(out, "broken_twice"), EXPERTS, SAVED, two, stop_at=stop_at)
+    weights, result = run(shared_dir(out, "broken_twice"), EXPERTS, SAVED, two)
     assert result is not None
     assert result.resumed_at == 3
-    same(found, expected, 0.0)
+    assert_close(weights, expected, 0.0)
     dist.barrier()
-    ours, theirs = lines(here(out, "broken_twice")), lines(here(out, "unbroken"))
+    ours, theirs = lines(shared_dir(out, "broken_twice")), lines(shared_dir(out, "unbroken"))
     assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
 
 
 def begin_with_four(out: Path) -> None:
-    run(here(out, "chain"), EXPERTS, SAVED, ParallelConfig(shard=2, expert=2), stop_at=1)
+    run(shared_dir(out, "chain"), EXPERTS, SAVED, ParallelConfig(shard=2, expert=2), stop_at=1)
 
 
 def go_on_with_two(out: Path) -> None:
-    _, result = run(here(out, "chain"), EXPERTS, SAVED, ParallelConfig(tensor=2), stop_at=2)
+    _, result = run(shared_dir(out, "chain"), EXPERTS, SAVED, ParallelConfig(tensor=2), stop_at=2)
     assert result is None
 
 
 def go_on_alone(out: Path) -> None:
-    run(here(out, "chain"), EXPERTS, SAVED, None, stop_at=3)
+    run(shared_dir(out, "chain"), EXPERTS, SAVED, None, stop_at=3)
     assert (out / "chain" / "state.safetensors").exists()
 
 
 def end_with_two(out: Path) -> None:
     """Four ranks, then two that share it otherwise, then one, then two: the weights of one that did it all."""
-    found, result = run(here(out, "chain"), EXPERTS, SAVED, ParallelConfig())
+    weights, result = run(shared_dir(out, "chain"), EXPERTS, SAVED, ParallelConfig())
     assert result is not None
     assert result.resumed_at == 3
     dist.barrier()
     if dist.get_rank():
         return
     expected, _ = run(alone(out, "chain-one"), EXPERTS, SAVED, None)
-    same(found, expected)
-    ours, theirs = lines(here(out, "chain")), lines(alone(out, "chain-one"))
+    assert_close(weights, expected)
+    ours, theirs = lines(shared_dir(out, "chain")), lines(alone(out, "chain-one"))
     assert [row["step"] for row in ours] == list(range(1, 5))
     assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-12)
 
@@ -306,7 +319,7 @@ def killed_while_saving(out: Path) -> None:
 
     FileSystemWriter.write_data = write_or_die  # type: ignore[method-assign]
     try:
-        run(here(out, "killed"), EXPERTS, SAVED, ParallelConfig())
+        run(shared_dir(out, "killed"), EXPERTS, SAVED, ParallelConfig())
     except BaseException as error:
         (out / "killed.txt").write_text(repr(error))
     os._exit(0)
@@ -315,9 +328,9 @@ def killed_while_saving(out: Path) -> None:
 def long_run(out: Path) -> None:
     """Wherever it stands, to its end."""
     config = SAVED.model_copy(update={"optimizer": "muon"})
-    found, _ = run(out / "run", EXPERTS, config, ParallelConfig(), epochs=20)
+    weights, _ = run(out / "run", EXPERTS, config, ParallelConfig(), epochs=20)
     if dist.get_rank() == 0:
-        save_file(found, out / "weights.safetensors")
+        save_file(weights, out / "weights.safetensors")
 
 
 # --- one process
@@ -326,10 +339,10 @@ def long_run(out: Path) -> None:
 def refused(out: Path) -> None:
     model = Decoder(EXPERTS)
     assert parallelised(model, ParallelConfig()) is ALONE or dist.is_initialized()
-    for config, error, what in (
+    for config, error, message in (
         (ParallelConfig(tensor=2), UsageError, "is for 2 processes, and there are 1"),
         (ParallelConfig(context=2), UsageError, "context is 2"),
     ):
-        with pytest.raises(error, match=what):
+        with pytest.raises(error, match=message):
             parallelised(model, config)
-    assert States(out / "nothing", ALONE).latest() is None
+    assert DistributedStates(out / "nothing", ALONE).latest() is None

@@ -67,8 +67,8 @@ def test_ranks_that_are_left_shard(data: int, shard: int, expert: int, tensor: i
     assert config.sizes(world) == sizes == config.model_copy(update={"shard": shard}).sizes(world)
     with pytest.raises(UsageError, match=f"and there are {world + 1}"):
         config.model_copy(update={"shard": shard}).sizes(world + 1)
-    assert config.sizes(config.least) == {**sizes, "shard": 1}
-    if config.least > 1:
+    assert config.sizes(config.min_processes) == {**sizes, "shard": 1}
+    if config.min_processes > 1:
         with pytest.raises(UsageError, match="and there are 1; start them with torchrun or srun"):
             config.sizes(1)
 
@@ -102,7 +102,7 @@ def test_plans_name_modules_that_exist(spec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "ranks", "what"),
+    ("changes", "ranks", "message"),
     [
         ({}, 4, "6 heads are not a multiple"),
         ({"heads": 4, "kv_heads": 2}, 4, "2 key-value heads"),
@@ -113,8 +113,8 @@ def test_plans_name_modules_that_exist(spec) -> None:
         ({"state": DeltaRule(4, 2, 6, 8), "state_layers": (True, False, True)}, 2, "its mixer is 'delta_rule'"),
     ],
 )
-def test_what_cannot_be_cut_is_named(changes, ranks: int, what: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=what):
+def test_what_cannot_be_cut_is_named(changes, ranks: int, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
         tensor_plan(tiny_spec(**changes), ranks)
 
 

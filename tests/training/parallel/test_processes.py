@@ -24,6 +24,6 @@ def test_an_error_is_said_also_where_nobody_is_left_to_hear_it(
     processes = Processes()
     monkeypatch.setattr(processes, "_group", object())
     with pytest.raises(type(failure)):
-        processes.told(fails)
+        processes.broadcast(fails)
     with pytest.raises(RuntimeError, match="gloo"):
-        processes.told(lambda: None)
+        processes.broadcast(lambda: None)

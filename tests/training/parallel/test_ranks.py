@@ -21,15 +21,15 @@ from tests.logged_steps import steps_of, wait_for_steps
 from tests.training.parallel import checks
 from tests.training.parallel.worker import PHASES
 
-from bedplate.training.parallel.states import States
+from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import ALONE
 
 ROOT = Path(__file__).parents[3]
 SECONDS = 240
 NAMES = [
-    pytest.param(check.__name__, world, marks=pytest.mark.slow if check in more else ())
-    for world, few, more in PHASES
-    for check in (*few, *more)
+    pytest.param(check.__name__, world, marks=pytest.mark.slow if check in slow_checks else ())
+    for world, fast_checks, slow_checks in PHASES
+    for check in (*fast_checks, *slow_checks)
     if check is not checks.killed_while_saving
 ]
 
@@ -45,10 +45,17 @@ def free_port(count: int) -> int:
 
 
 @contextlib.contextmanager
-def started(out: Path, *which: str) -> Generator[subprocess.Popen[bytes]]:
+def started(out: Path, *arguments: str) -> Generator[subprocess.Popen[bytes]]:
     """All of the processes, of which none is left afterwards."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
-    command = [sys.executable, "-m", "tests.training.parallel.worker", str(free_port(len(PHASES))), str(out), *which]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.training.parallel.worker",
+        str(free_port(len(PHASES))),
+        str(out),
+        *arguments,
+    ]
     with (out / "stderr").open("wb") as errors:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True)
         try:
@@ -63,7 +70,7 @@ def started(out: Path, *which: str) -> Generator[subprocess.Popen[bytes]]:
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the processes wrote. Those that take longer run where a slow test is to be passed."""
     out = tmp_path_factory.mktemp("ranks")
-    slow = any(item.get_closest_marker("slow") for item in request.session.items if item.path == Path(__file__))
+    slow = any(test.get_closest_marker("slow") for test in request.session.items if test.path == Path(__file__))
     with started(out, *(["all"] if slow else [])) as process:
         process.wait(SECONDS)
     return out
@@ -72,23 +79,23 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize(("name", "world"), NAMES)
 def test_ranks(name: str, world: int, group: Path) -> None:
     for rank in range(world):
-        found = json.loads((group / f"found-{rank}.json").read_text())
-        assert name in found, (group / "stderr").read_text()[-2000:]
-        assert found[name] is None, f"rank {rank}: {found[name]}"
+        outcomes = json.loads((group / f"found-{rank}.json").read_text())
+        assert name in outcomes, (group / "stderr").read_text()[-2000:]
+        assert outcomes[name] is None, f"rank {rank}: {outcomes[name]}"
 
 
 def test_a_rank_that_is_killed_while_saving_leaves_the_last_state(group: Path) -> None:
     """And a single process goes on from there to the weights of one that did it all."""
     out = group / "killed"
-    store = States(out, ALONE)
+    store = DistributedStates(out, ALONE)
     assert list((out / "states").glob("*.partial"))
     assert store.latest() == 1
     assert not list((out / "states").glob("*.partial"))
-    found, result = checks.run(out, checks.EXPERTS, checks.SAVED, None)
+    weights, result = checks.run(out, checks.EXPERTS, checks.SAVED, None)
     assert result is not None
     assert result.resumed_at == 1
     expected, _ = checks.run(group / "not_killed", checks.EXPERTS, checks.SAVED, None)
-    assert all(torch.allclose(found[name], expected[name], 0, 1e-12) for name in expected)
+    assert all(torch.allclose(weights[name], expected[name], 0, 1e-12) for name in expected)
 
 
 @pytest.mark.slow
@@ -103,14 +110,14 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         assert process.wait(SECONDS) == 0
     draw, log = random.Random(0), killed / "run/metrics.jsonl"
     for _ in range(20):
-        wanted = min(steps_of(log) + draw.randrange(3), steps_of(whole / "run/metrics.jsonl") - 4)
+        target_steps = min(steps_of(log) + draw.randrange(3), steps_of(whole / "run/metrics.jsonl") - 4)
         with started(killed, "long") as process:
-            wait_for_steps(process, log, wanted)
+            wait_for_steps(process, log, target_steps)
             time.sleep(draw.random() * 0.02)
             assert process.poll() is None, "it ended before it was killed"
     with started(killed, "long") as process:
         assert process.wait(SECONDS) == 0
-    expected, found = (load_file(out / "weights.safetensors") for out in outs)
-    assert all(torch.equal(found[name], one) for name, one in expected.items())
+    expected, weights = (load_file(out / "weights.safetensors") for out in outs)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
     rows = [[json.loads(line)["loss"] for line in (out / "run/metrics.jsonl").read_text().splitlines()] for out in outs]
     assert rows[0] == rows[1]

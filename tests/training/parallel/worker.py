@@ -52,37 +52,39 @@ PHASES: list[tuple[int, list[Check], list[Check]]] = [
 """Ranks, checks, and those that only `all` makes."""
 
 
-def phases(every: bool) -> list[tuple[int, list[Check]]]:
-    return [(world, [*(more if every else []), *few]) for world, few, more in PHASES]
+def phases(include_slow: bool) -> list[tuple[int, list[Check]]]:
+    return [
+        (world, [*(slow_checks if include_slow else []), *fast_checks]) for world, fast_checks, slow_checks in PHASES
+    ]
 
 
 def main() -> None:
-    port, out, wanted = int(sys.argv[1]), Path(sys.argv[2]), phases("all" in sys.argv)
+    port, out, selected = int(sys.argv[1]), Path(sys.argv[2]), phases("all" in sys.argv)
     if "long" in sys.argv:
-        wanted = [(2, [checks.long_run])]
+        selected = [(2, [checks.long_run])]
     torch.set_num_threads(1)
     number = 0
-    for other in range(1, max(world for world, found in wanted if found)):
+    for rank in range(1, max(world for world, selection in selected if selection)):
         if os.fork() == 0:
-            number = other
+            number = rank
             break
     warnings.simplefilter("ignore")  # torch's own, of its internals
-    found: dict[str, str | None] = {}
-    for phase, (world, these) in enumerate(wanted):
-        if number >= world or not these:
+    outcomes: dict[str, str | None] = {}
+    for phase, (world, phase_checks) in enumerate(selected):
+        if number >= world or not phase_checks:
             continue
         port_of_phase = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + phase)}
         os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), **port_of_phase}
         with launched(timeout=60.0):
-            for check in these:
-                found[check.__name__] = None
+            for check in phase_checks:
+                outcomes[check.__name__] = None
                 try:
                     check(out)
                 except BaseException:
-                    found[check.__name__] = traceback.format_exc()
+                    outcomes[check.__name__] = traceback.format_exc()
                     raise
                 finally:
-                    (out / f"found-{number}.json").write_text(json.dumps(found))
+                    (out / f"found-{number}.json").write_text(json.dumps(outcomes))
 
 
 if __name__ == "__main__":

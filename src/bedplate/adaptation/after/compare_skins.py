@@ -16,14 +16,14 @@ from typing import Any
 from bedplate.adaptation.after.origin import Origin, origin_of
 from bedplate.adaptation.context.context import LATENCY_CALLS
 from bedplate.adaptation.context.outcome import Latency, latency
-from bedplate.adaptation.rungs.answers import ask, single_calls
+from bedplate.adaptation.rungs.answers import predict_examples, single_calls
 from bedplate.adaptation.task.spec import MachineSpec
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import spent_alpha
-from bedplate.data.splits import Record, split_hash
+from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.economics.numbers.money import figures
-from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -62,8 +62,8 @@ class SideBySide:
     sentence: str
     exploratory: bool
     number: int
-    comparison: Comparison
-    others: tuple[Comparison, ...]
+    comparison: PairedComparison
+    others: tuple[PairedComparison, ...]
     left_out: dict[str, dict[str, int]]
     notes: tuple[str, ...]
 
@@ -88,11 +88,11 @@ def side_by_side(
     The rows are recorded in the test ledger before they are asked. Raises UsageError for skins that answer different
     things, DataError for rows without targets or that one of the skins had, all of them.
     """
-    given = origin_of(a, None if task_file is None else load_task(task_file))
-    task = given.task
-    both = (given, origin_of(b, task))
-    if given.id == both[1].id:
-        raise UsageError(f"{a} and {b} are the same skin ({given.id[:12]}); give two")
+    first_origin = origin_of(a, None if task_file is None else load_task(task_file))
+    task = first_origin.task
+    origins = (first_origin, origin_of(b, task))
+    if first_origin.id == origins[1].id:
+        raise UsageError(f"{a} and {b} are the same skin ({first_origin.id[:12]}); give two")
     if task.output.kind == "embedding":
         raise UsageError(f"{a} gives vectors; skins that answer can be compared")
     task.scorer.ready()
@@ -100,30 +100,30 @@ def side_by_side(
     if not fresh.labelled:
         raise DataError(f"{rows} has no column {task.data.target!r}, so nothing says which answers are right")
     notes = [*fresh.notes]
-    for one in both:
-        notes += [f"{note}: some of these rows may be among them" for note in one.notes]
-    examples, left_out = _unseen(fresh.examples, both, notes)
+    for origin in origins:
+        notes += [f"{note}: some of these rows may be among them" for note in origin.notes]
+    examples, left_out = _unseen(fresh.examples, origins, notes)
     if not examples:
         raise DataError(
-            f"every row of {rows} is in a split of {both[0].skin.name} or {both[1].skin.name}; give fresh rows"
+            f"every row of {rows} is in a split of {origins[0].skin.name} or {origins[1].skin.name}; give fresh rows"
         )
-    opening = _opened(task, rows, examples, both)
+    opening = _opened(task, rows, examples, origins)
     notes += opening.notes
     if usd_per_hour is None and task.adapt is not None and "machine" in task.adapt:
         usd_per_hour = MachineSpec.model_validate(task.adapt["machine"]).usd_per_hour
     predictions: list[Sequence[Prediction | None]] = []
     sides: list[ComparedSkin] = []
-    for one, name in zip(both, _names(both), strict=True):
-        answered, side = _side(one, name, task, examples, usd_per_hour, seed)
+    for origin, name in zip(origins, _names(origins), strict=True):
+        answered, side = _side(origin, name, task, examples, usd_per_hour, seed)
         predictions.append(answered)
         sides.append(side)
     level = 1 - spent_alpha(1 - confidence, opening.number)
-    found = compare(sides[0].evaluation, sides[1].evaluation, seed, level)
-    others: list[Comparison] = []
-    for other in _by_other_metrics(task):
-        first, second = (evaluate_predictions(other, examples, p, split="new", seed=seed) for p in predictions)
-        others.append(compare(first, second, seed))
-    verdict, sentence = _verdict(sides[0], sides[1], found, opening)
+    comparison = compare(sides[0].evaluation, sides[1].evaluation, seed, level)
+    secondary_comparisons: list[PairedComparison] = []
+    for variant_task in _by_other_metrics(task):
+        first, second = (evaluate_predictions(variant_task, examples, p, split="new", seed=seed) for p in predictions)
+        secondary_comparisons.append(compare(first, second, seed))
+    verdict, sentence = _verdict(sides[0], sides[1], comparison, opening)
     return SideBySide(
         sides[0],
         sides[1],
@@ -131,56 +131,56 @@ def side_by_side(
         sentence,
         opening.exploratory,
         opening.number,
-        found,
-        tuple(others),
+        comparison,
+        tuple(secondary_comparisons),
         left_out,
         tuple(notes),
     )
 
 
 def _unseen(
-    examples: Sequence[Example], both: Sequence[Origin], notes: list[str]
+    examples: Sequence[Example], origins: Sequence[Origin], notes: list[str]
 ) -> tuple[list[Example], dict[str, dict[str, int]]]:
     """The rows that neither skin had in any split, and how many each had in which."""
     left_out: dict[str, dict[str, int]] = {}
-    known = [one.had(examples) for one in both]
-    for one, name, mine in zip(both, _names(both), known, strict=True):
+    memberships = [origin.had(examples) for origin in origins]
+    for origin, name, mine in zip(origins, _names(origins), memberships, strict=True):
         had = Counter(mine)
         if any(mine):
-            left_out[str(one.directory)] = {split: had[split] for split in SPLITS if had[split]}
+            left_out[str(origin.directory)] = {split: had[split] for split in SPLITS if had[split]}
             counts = ", ".join(f"{had[split]} of its {split}" for split in SPLITS if had[split])
             notes.append(f"left out: rows that {name} had ({counts} split)")
-    return [e for e, *splits in zip(examples, *known, strict=True) if not any(splits)], left_out
+    return [e for e, *splits in zip(examples, *memberships, strict=True) if not any(splits)], left_out
 
 
-def _opened(task: Task, source: Path | str, examples: Sequence[Example], both: Sequence[Origin]) -> Opening:
-    rows = split_hash([Record(e.id, e.row_hash, e.target, e.group) for e in examples])
-    question = {"compare": sorted(one.id for one in both), "task": task.hash, "rows": rows}
-    reason = f"compare {both[0].skin.name} with {both[1].skin.name}"
+def _opened(task: Task, source: Path | str, examples: Sequence[Example], origins: Sequence[Origin]) -> Opening:
+    rows = split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in examples])
+    question = {"compare": sorted(origin.id for origin in origins), "task": task.hash, "rows": rows}
+    reason = f"compare {origins[0].skin.name} with {origins[1].skin.name}"
     keys = keys_of((e.id, e.inputs) for e in examples)
     return ledger_for(None, source).open(sha256_json(question), keys, task=task.task, reason=reason)
 
 
-def _names(both: Sequence[Origin]) -> list[str]:
+def _names(origins: Sequence[Origin]) -> list[str]:
     """What they are called: by their directories where both have one name."""
-    names = [one.skin.name for one in both]
-    return names if names[0] != names[1] else [str(one.directory) for one in both]
+    names = [origin.skin.name for origin in origins]
+    return names if names[0] != names[1] else [str(origin.directory) for origin in origins]
 
 
 def _side(
-    one: Origin, name: str, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
+    origin: Origin, name: str, task: Task, examples: Sequence[Example], usd_per_hour: float | None, seed: int
 ) -> tuple[list[Prediction | None], ComparedSkin]:
-    predictor = load(one.directory)
+    predictor = load(origin.directory)
     assert not isinstance(predictor, LocalModel)
     with closing(predictor):
-        predictions = ask(predictor, examples)
+        predictions = predict_examples(predictor, examples)
         calls = _timed(predictor, examples)
     timing = latency([call.seconds for call in calls])
     charged = sum(call.usd or 0.0 for call in calls) / len(calls)
     usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)
     evaluation = evaluate_predictions(task, examples, predictions, split="new", seed=seed)
     too_long = sum(p is None for p in predictions)
-    return predictions, ComparedSkin(name, one.id, str(one.directory), evaluation, timing, too_long, usd)
+    return predictions, ComparedSkin(name, origin.id, str(origin.directory), evaluation, timing, too_long, usd)
 
 
 def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
@@ -199,40 +199,42 @@ def _by_other_metrics(task: Task) -> list[Task]:
     return [task.model_copy(update={"metric": name}) for name in fitting]
 
 
-def _verdict(a: ComparedSkin, b: ComparedSkin, found: Comparison, opening: Opening) -> tuple[str, str]:
+def _verdict(a: ComparedSkin, b: ComparedSkin, comparison: PairedComparison, opening: Opening) -> tuple[str, str]:
     """Who is better by the task's metric beyond chance, and what that costs."""
-    low, high = found.interval
-    difference = found.difference
+    low, high = comparison.interval
+    difference = comparison.difference
     # the test and the interval are made in two ways: a claim takes both
-    sure = found.p_value <= 1 - found.confidence and (low > 0 or high < 0)
+    sure = comparison.p_value <= 1 - comparison.confidence and (low > 0 or high < 0)
     verdict = ("a" if difference > 0 else "b") if sure else "undecided"
-    one, other = (b, a) if verdict == "b" else (a, b)
+    leader, runner_up = (b, a) if verdict == "b" else (a, b)
     if verdict == "b":  # told as what the better one is ahead by
         difference, low, high = -difference, -high, -low
-    ends = f"{found.confidence:.1%} interval {low:+.3f} to {high:+.3f}, p = {found.p_value:.2g}"
-    by = f"{found.metric} {difference:+.3f}, {ends}"
+    ends = f"{comparison.confidence:.1%} interval {low:+.3f} to {high:+.3f}, p = {comparison.p_value:.2g}"
+    by = f"{comparison.metric} {difference:+.3f}, {ends}"
     if sure:
-        said = f"{one.name} is better than {other.name} on these {found.n} rows ({by})"
+        statement = f"{leader.name} is better than {runner_up.name} on these {comparison.n} rows ({by})"
     else:
-        by = f"{one.name} minus {other.name}: {by}"
-        said = f"Neither {one.name} nor {other.name} was shown to be better on these {found.n} rows ({by})"
+        by = f"{leader.name} minus {runner_up.name}: {by}"
+        statement = (
+            f"Neither {leader.name} nor {runner_up.name} was shown to be better on these {comparison.n} rows ({by})"
+        )
     prefix = ""
     if opening.exploratory:
         earlier = f"{opening.number - 1} earlier verdict{'s' if opening.number > 2 else ''}"
         prefix = f"EXPLORATORY: some of these rows have served {earlier}; only fresh rows can confirm. "
-    return verdict, f"{prefix}{said}{_prices(one, other)}."
+    return verdict, f"{prefix}{statement}{_prices(leader, runner_up)}."
 
 
-def _prices(one: ComparedSkin, other: ComparedSkin) -> str:
+def _prices(leader: ComparedSkin, runner_up: ComparedSkin) -> str:
     """How much dearer a call of the dearer is, in money, or where no price is known in time."""
-    if one.usd_per_1k_calls and other.usd_per_1k_calls:
-        ratio, what = one.usd_per_1k_calls / other.usd_per_1k_calls, "costs"
-    elif one.latency.mean > 0 and other.latency.mean > 0:
-        ratio, what = one.latency.mean / other.latency.mean, "takes"
+    if leader.usd_per_1k_calls and runner_up.usd_per_1k_calls:
+        ratio, verb = leader.usd_per_1k_calls / runner_up.usd_per_1k_calls, "costs"
+    elif leader.latency.mean > 0 and runner_up.latency.mean > 0:
+        ratio, verb = leader.latency.mean / runner_up.latency.mean, "takes"
     else:
         return ""
-    dearer, cheaper, ratio = (other, one, 1 / ratio) if ratio < 1 else (one, other, ratio)
+    dearer, cheaper, ratio = (runner_up, leader, 1 / ratio) if ratio < 1 else (leader, runner_up, ratio)
     times = figures(ratio, 2)
     if times == "1":
-        return f"; a call of {dearer.name} {what} about what one of {cheaper.name} does"
-    return f"; a call of {dearer.name} {what} {times} times what one of {cheaper.name} does"
+        return f"; a call of {dearer.name} {verb} about what one of {cheaper.name} does"
+    return f"; a call of {dearer.name} {verb} {times} times what one of {cheaper.name} does"

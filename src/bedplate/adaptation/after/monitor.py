@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.adaptation.after.origin import Origin, origin_of, promise_of
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.core.statistics import Gains
-from bedplate.data.splits import Record, take
+from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.fresh import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger.looks import Earlier, earlier_looks, looks, remember
+from bedplate.evaluation.ledger.looks import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.composed import Answers, CascadePredictor
@@ -75,13 +75,13 @@ def drift(
     notes = [*origin.notes, *fresh.notes]
     unseen = _unseen(origin, fresh, notes) if fresh.labelled else []
     old, elsewhere = _old_rows(origin, notes)
-    asked = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
-    question = sha256_json(asked)
+    query = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
+    question = sha256_json(query)
     look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
     earlier = earlier_looks(origin.id, question)
     notes += earlier.notes
     levels = Levels(round(1 - confidence, 12))
-    largest = earlier.largest or _largest(old or fresh.every)
+    largest = earlier.largest or _largest(old or fresh.all_examples)
     predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
@@ -92,9 +92,11 @@ def drift(
                 origin, unseen, predictor, levels, look.number, earlier, largest, seed, notes
             )
             gained |= measured.gains
-        found = _shifts(origin, old, elsewhere, fresh, predictor, levels, earlier, largest, seed, notes) if old else ()
-        gained |= {one.what: one.gains for one in found}
-    rows = [e.row_hash for e in fresh.every]
+        input_shifts = (
+            _shifts(origin, old, elsewhere, fresh, predictor, levels, earlier, largest, seed, notes) if old else ()
+        )
+        gained |= {shift.aspect: shift.gains for shift in input_shifts}
+    rows = [e.row_hash for e in fresh.all_examples]
     remember(
         origin.id,
         question,
@@ -104,19 +106,19 @@ def drift(
         largest=largest,
         gains=gained,
     )
-    again = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
-    if again:
-        notes.append(f"{again:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
-    verdict, sentence = decide(found, measured)
+    repeated_rows = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
+    if repeated_rows:
+        notes.append(f"{repeated_rows:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
+    verdict, sentence = decide(input_shifts, measured)
     return Drift(
         verdict,
         sentence,
         look.number,
         levels.alpha,
-        found,
+        input_shifts,
         measured,
         len(old),
-        len(fresh.every),
+        len(fresh.all_examples),
         tuple(notes),
         evaluation,
     )
@@ -126,7 +128,7 @@ def _largest(rows: Sequence[Example]) -> int:
     """So many rows of a group at most that nine rows in ten are bet on: what the largest group could lose limits what
     is staked on all."""
     sizes = Counter(row.group for row in rows).values()
-    return next(most for most in itertools.count(1) if sum(min(size, most) for size in sizes) >= 0.9 * len(rows))
+    return next(cap for cap in itertools.count(1) if sum(min(size, cap) for size in sizes) >= 0.9 * len(rows))
 
 
 def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]]:
@@ -134,21 +136,21 @@ def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]
     hashes of its task's other rows: test, and what was dropped."""
     if origin.splits is None:
         return [], set()
-    wanted = {row for row, split in origin.splits.items() if split in ("train", "valid")}
+    source_hashes = {row for row, split in origin.splits.items() if split in ("train", "valid")}
     try:
-        every = every_row(origin.own)
+        examples = every_row(origin.run_task)
     except DataError as error:
         notes.append(f"the rows that the skin was made from cannot be read ({error.message}): inputs are not compared")
         return [], set()
-    there = {e.row_hash for e in every}
-    gone = len(wanted - there)
-    if gone:
+    present_hashes = {e.row_hash for e in examples}
+    missing = len(source_hashes - present_hashes)
+    if missing:
         notes.append(
-            f"{gone} of {len(wanted)} rows that the skin was made from are no longer in the data of {origin.own.path}: "
+            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of {origin.run_task.path}: "
             "inputs are not compared"
         )
         return [], set()
-    return [e for e in every if e.row_hash in wanted], there - wanted
+    return [e for e in examples if e.row_hash in source_hashes], present_hashes - source_hashes
 
 
 def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]:
@@ -158,8 +160,10 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
     if not unseen:
         raise DataError(f"all rows of {fresh.source} are among those that the skin was made from or judged by")
     if len(unseen) < len(fresh.examples):
-        known = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
-        notes.append(f"{known} are among those that the skin was made from or judged by: quality is that on the others")
+        overlap = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
+        notes.append(
+            f"{overlap} are among those that the skin was made from or judged by: quality is that on the others"
+        )
     return unseen
 
 
@@ -169,7 +173,7 @@ def _quality(
     predictor: Answers,
     levels: Levels,
     look: int,
-    earlier: Earlier,
+    earlier: EarlierLook,
     largest: int,
     seed: int,
     notes: list[str],
@@ -177,7 +181,7 @@ def _quality(
     promise = promise_of(origin)
     if promise is not None and promise.split == "valid":
         notes.append("the skin was not judged on test: its report has its quality on valid, by which it was chosen")
-    answered = ask(predictor, unseen)
+    answered = predict_examples(predictor, unseen)
     evaluation = evaluate_predictions(origin.task, unseen, answered, split="new", seed=seed)
     bets = [e.row_hash not in earlier.judged for e in unseen]
     before = earlier.gains
@@ -196,27 +200,27 @@ def _shifts(
     fresh: FreshRows,
     predictor: Answers,
     levels: Levels,
-    earlier: Earlier,
+    earlier: EarlierLook,
     largest: int,
     seed: int,
     notes: list[str],
 ) -> tuple[Shift, ...]:
     """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in test,
     over its limit, or twice with different targets) is left out of both."""
-    new = [e for e in fresh.every if e.row_hash not in elsewhere]
+    new = [e for e in fresh.all_examples if e.row_hash not in elsewhere]
     if not new:
         notes.append(
             "all new rows are in the task's own data, outside of what the skin was made from: inputs are not compared"
         )
         return ()
     sides = (
-        (old, origin.own.data.group_by is not None),
+        (old, origin.run_task.data.group_by is not None),
         (new, origin.task.data.group_by is not None and fresh.grouped),
     )
     # new rows that an earlier look had are not bet on: room is for the others
     counted = [i for i, e in enumerate(new) if e.row_hash not in earlier.rows] or range(len(new))
     chosen = [
-        _some(rows, places, whole, seed)
+        _subsample(rows, places, whole, seed)
         for (rows, whole), places in zip(sides, (range(len(old)), counted), strict=True)
     ]
     for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
@@ -227,22 +231,22 @@ def _shifts(
     vectors = input_vectors(texts[0], texts[1], learned, predictor, notes)
     labels_of = _labels_of(origin.task) if fresh.labelled else None
     samples: list[Sample] = []
-    for (rows, whole), places, found in zip(sides, chosen, vectors, strict=True):
+    for (rows, whole), places, sample_vectors in zip(sides, chosen, vectors, strict=True):
         groups = [e.group for e in rows] if whole else None
         labels = None if labels_of is None else [labels_of(e.target) for e in rows]
         unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
-        samples.append(Sample([_text(e) for e in rows], groups, labels, found, places, unseen, unjudged))
+        samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
     old_side, new_side = samples
     return shifts(old_side, new_side, levels.shift, earlier=earlier.gains, largest=largest, seed=seed)
 
 
-def _some(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
+def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
     """At most MOST_ROWS of the rows that are numbered so, whole groups where there are any; all where no group is so
     small."""
     named = [(i, rows[i]) for i in numbers]
-    records = [Record(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in named]
-    found = take(records, MOST_ROWS, seed) or records
-    return sorted(int(record.id) for record in found)
+    records = [SplitRecord(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in named]
+    sampled = subsample(records, MOST_ROWS, seed) or records
+    return sorted(int(record.id) for record in sampled)
 
 
 def _labels_of(task: Task) -> Callable[[str], Sequence[str]] | None:

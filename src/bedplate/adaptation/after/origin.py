@@ -25,7 +25,7 @@ REPORT_CONFIDENCE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """A skin with the task that it is to answer and its `own`, that it was made for; and the split of each row that its
+    """A skin with the task that it is to answer and its `run_task`, that it was made for; and the split of each row that its
     run had, by row hash: None, with the reason in `notes`, where that is not known. texts: the same by the keys of a
     row's texts; none of runs from before these were kept."""
 
@@ -33,7 +33,7 @@ class Origin:
     skin: Skin
     directory: Path
     task: Task
-    own: Task
+    run_task: Task
     splits: Mapping[str, str] | None
     texts: Mapping[str, str]
     notes: tuple[str, ...]
@@ -43,11 +43,13 @@ class Origin:
         knows it, so that a full stop makes no other of it."""
         splits = self.splits or {}
         keys = keys_of((e.id, e.inputs) for e in examples).exact if self.texts else [frozenset[str]()] * len(examples)
-        found: list[str | None] = []
+        row_splits: list[str | None] = []
         for example, mine in zip(examples, keys, strict=True):
-            told = {splits.get(example.row_hash), *(self.texts.get(key) for key in mine)}
-            found.append(next((name for name in SPLITS if name in told), None))  # what was learned from comes first
-        return found
+            split_names = {splits.get(example.row_hash), *(self.texts.get(key) for key in mine)}
+            row_splits.append(
+                next((name for name in SPLITS if name in split_names), None)
+            )  # what was learned from comes first
+        return row_splits
 
 
 def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
@@ -56,8 +58,8 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
     directory = Path(directory)
     id_, skin = read_identified(directory)
     place = made_in(directory, id_, skin)
-    own = None if place is None else load_task(place / SETTINGS_FILE, beside=Path(Run.read(place).task_file))
-    task = task or own
+    run_task = None if place is None else load_task(place / SETTINGS_FILE, relative_to=Path(Run.read(place).task_file))
+    task = task or run_task
     if task is None:
         raise UsageError(
             f"the run that made {directory} is neither above it nor where the catalogue knows it, so nothing says "
@@ -69,9 +71,9 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
             f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
-        rows, texts = read_splits(place, own or task).rows, read_texts(place / SPLITS_FILE)
-        return Origin(id_, skin, directory, task, own or task, rows, texts, ())
-    return Origin(id_, skin, directory, task, own or task, *_splits_again(own or task, skin))
+        rows, texts = read_splits(place, run_task or task).rows, read_texts(place / SPLITS_FILE)
+        return Origin(id_, skin, directory, task, run_task or task, rows, texts, ())
+    return Origin(id_, skin, directory, task, run_task or task, *_splits_again(run_task or task, skin))
 
 
 def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, dict[str, str], tuple[str, ...]]:
@@ -80,13 +82,13 @@ def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, dict[s
         data = load_examples(task)
     except DataError as error:
         return None, {}, (f"the rows that {skin.name} was made from cannot be read ({error.message})",)
-    other = [name for name in ("train", "valid", "test") if data.hashes[name] != skin.provenance.splits.get(name)]
-    if other:
-        names = " and ".join(other)
+    changed = [name for name in ("train", "valid", "test") if data.hashes[name] != skin.provenance.splits.get(name)]
+    if changed:
+        names = " and ".join(changed)
         return None, {}, (f"the rows that {skin.name} was made from are not there: its {names} had another hash",)
-    found = {e.row_hash: "train" for e in data.train} | {e.row_hash: "valid" for e in data.valid}
+    splits_by_hash = {e.row_hash: "train" for e in data.train} | {e.row_hash: "valid" for e in data.valid}
     texts = {key: name for name in reversed(SPLITS) for key in data.keys(name).all_exact}
-    return found | dict.fromkeys(data.test.row_hashes, "test"), texts, ()
+    return splits_by_hash | dict.fromkeys(data.test.row_hashes, "test"), texts, ()
 
 
 def promise_of(origin: Origin) -> Promise | None:
@@ -97,8 +99,8 @@ def promise_of(origin: Origin) -> Promise | None:
         return None
     try:
         report = json.loads(read_text(path))
-        made = report["lineage"]["skins"]
-        rung = next((name for name, one in made.items() if one["skin_id"] == origin.id), None)
+        skin_records = report["lineage"]["skins"]
+        rung = next((name for name, record in skin_records.items() if record["skin_id"] == origin.id), None)
         rows = {row["split"]: row for row in report["rungs"] if row["rung"] == rung and row["estimate"] is not None}
         row = rows.get("test") or rows.get("valid")
         if row is None:
@@ -108,13 +110,17 @@ def promise_of(origin: Origin) -> Promise | None:
         estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
         low, high = min(*ends, estimate), max(*ends, estimate)
         confirmed = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
-        given = report["target"].get("value_given", True)  # without, the bounds are those of a comparison
-        bounded = (one for one in confirmed if given and one["rung"] == rung and one["lower"] is not None)
+        has_target_value = report["target"].get("value_given", True)  # without, the bounds are those of a comparison
+        bounded = (
+            confirmation
+            for confirmation in confirmed
+            if has_target_value and confirmation["rung"] == rung and confirmation["lower"] is not None
+        )
         bound = next(bounded, None)
         floor, confidence = low, (1 + REPORT_CONFIDENCE) / 2
         if bound is not None:
-            which = "upper" if scale.lower_is_better else "lower"
-            floor, confidence = scale.score(bound[which] - price), bound[f"{which}_confidence"]
+            bound_side = "upper" if scale.lower_is_better else "lower"
+            floor, confidence = scale.score(bound[bound_side] - price), bound[f"{bound_side}_confidence"]
         return Promise(
             metric=report["target"]["metric"],
             split=row["split"],
@@ -122,7 +128,7 @@ def promise_of(origin: Origin) -> Promise | None:
             interval=(low, high),
             n=row["n"],
             groups=row["groups"],
-            target=scale.score(report["target"]["value"] - price) if given else None,
+            target=scale.score(report["target"]["value"] - price) if has_target_value else None,
             floor=min(floor, estimate),
             confidence=confidence,
             by_verdict=bound is not None,

@@ -23,7 +23,7 @@ from bedplate.skins.skin import Skin
 
 
 @dataclass(frozen=True)
-class Change:
+class RecordedDifference:
     """Something that is not what it was. decides: the skin cannot be made from it again; what does not (the code, a
     library, how a base is held) may change numbers."""
 
@@ -34,9 +34,9 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
-class Recorded:
+class RecordedSkin:
     """A skin and how it was made. candidate: its name in its run (a rung, on which base); report: of that run, without
-    its rows. settings: the task file as it was resolved, or one that was given in its place; beside: the file that
+    its rows. settings: the task file as it was resolved, or one that was given in its place; anchor_file: the file that
     relative paths in it start from."""
 
     skin: Skin
@@ -44,11 +44,11 @@ class Recorded:
     candidate: str
     report: Mapping[str, Any]
     settings: Path
-    beside: Path
+    anchor_file: Path
     run: Run | None
 
     @property
-    def asked(self) -> Mapping[str, Any]:
+    def run_settings(self) -> Mapping[str, Any]:
         """seed, rungs, budget_seconds, exhaustive, environment."""
         return self.report["settings"]
 
@@ -59,11 +59,11 @@ class Recorded:
     @property
     def estimate(self) -> float | None:
         """On valid, then."""
-        rows = [one for one in self.report["rungs"] if one["rung"] == self.candidate and one["split"] == "valid"]
+        rows = [row for row in self.report["rungs"] if row["rung"] == self.candidate and row["split"] == "valid"]
         return rows[0]["estimate"] if rows else None
 
 
-def recorded_of(directory: Path, task_file: Path | None) -> Recorded:
+def recorded_of(directory: Path, task_file: Path | None) -> RecordedSkin:
     """Read what the skin in `directory` and its run recorded. task_file: in the place of the run's own. SkinError;
     UsageError where that is not enough to make it again."""
     id_, skin = read_identified(directory)
@@ -74,71 +74,76 @@ def recorded_of(directory: Path, task_file: Path | None) -> Recorded:
             "that run was not finished; give the same command again to finish it"
         )
     report: dict[str, Any] = json.loads(read_text(path))
-    made: dict[str, Any] = report["lineage"]["skins"]
-    candidate = next((name for name, one in made.items() if one["skin_id"] == id_), None)
+    skin_records: dict[str, Any] = report["lineage"]["skins"]
+    candidate = next((name for name, record in skin_records.items() if record["skin_id"] == id_), None)
     if candidate is None:
         raise UsageError(f"{path} is not about this skin, which was changed after it was judged")
     place = made_in(directory, id_, skin)
     run = None if place is None else Run.read(place)
     if task_file is not None:
-        return Recorded(skin, id_, candidate, report, task_file, task_file, run)
+        return RecordedSkin(skin, id_, candidate, report, task_file, task_file, run)
     if place is None or run is None or not (place / SETTINGS_FILE).is_file():
         raise UsageError(
             f"the run that made {directory} is not there any more: no {RUN_FILE} is above it, nor where the catalogue "
             "knows that run; give the task file with --task"
         )
-    return Recorded(skin, id_, candidate, report, place / SETTINGS_FILE, Path(run.task_file), run)
+    return RecordedSkin(skin, id_, candidate, report, place / SETTINGS_FILE, Path(run.task_file), run)
 
 
-def parent_of(recorded: Recorded, task: Task) -> Parent | Change | None:
+def parent_of(recorded: RecordedSkin, task: Task) -> Parent | RecordedDifference | None:
     """The skin that it took over from; what differs where that is not there any more."""
-    within = recorded.skin.cascade
-    own = set[str]() if within is None else {skin_id(within.first), skin_id(within.second)}
-    named = [one for one in recorded.skin.provenance.parents if one not in own]
+    cascade = recorded.skin.cascade
+    part_ids = set[str]() if cascade is None else {skin_id(cascade.first), skin_id(cascade.second)}
+    named = [parent_id for parent_id in recorded.skin.provenance.parents if parent_id not in part_ids]
     if not named:
         return None
     places = [] if recorded.run is None or recorded.run.parent is None else [Path(recorded.run.parent)]
     with Catalog.open() as catalog:
-        entry = catalog.get(named[0])
-    places += [] if entry is None or entry.path is None else [Path(entry.path)]
-    for place in (one for one in places if one.is_dir()):
-        found = read_parent(place, task)
-        if found.id == named[0]:
-            return found
-    return Change("the parent", named[0], "not there")
+        catalog_record = catalog.get(named[0])
+    places += [] if catalog_record is None or catalog_record.path is None else [Path(catalog_record.path)]
+    for place in (path for path in places if path.is_dir()):
+        parent = read_parent(place, task)
+        if parent.id == named[0]:
+            return parent
+    return RecordedDifference("the parent", named[0], "not there")
 
 
-def data_differences(skin: Skin, data: TaskData) -> list[Change]:
+def data_differences(skin: Skin, data: TaskData) -> list[RecordedDifference]:
     """A file may have changed where no row of a split did."""
     origin = skin.provenance
     return [
-        Change(_called(name, origin.splits), was, data.hashes.get(name, "not there"), name in origin.splits)
+        RecordedDifference(_called(name, origin.splits), was, data.hashes.get(name, "not there"), name in origin.splits)
         for name, was in {**origin.data, **origin.splits}.items()
         if data.hashes.get(name) != was
     ]
 
 
-def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> list[Change]:
+def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> list[RecordedDifference]:
     """The task's bases as they were judged against those that are here now."""
     before = report["lineage"]["bases"]
     if len(before) != len(contexts):
-        was, now = (one["name"] for one in before), (one.at.given for one in contexts)
-        return [Change("the task's bases", ", ".join(was), ", ".join(now))]
-    found: list[Change] = []
+        was, current_names = (
+            (base_record["name"] for base_record in before),
+            (base_context.at.base_name for base_context in contexts),
+        )
+        return [RecordedDifference("the task's bases", ", ".join(was), ", ".join(current_names))]
+    changes: list[RecordedDifference] = []
     for was, context in zip(before, contexts, strict=True):
         facts = context.at.facts
         identity = {key: getattr(facts.identity, key) for key in ("weights_id", "tokenizer_id", "template_id")}
-        held = {"dtype": facts.dtype, "weights": facts.weights, "kernel": facts.kernel}
-        found += _changed({key: was[key] for key in identity}, identity, f"the base {was['name']}: ", decides=True)
-        found += _changed({key: was[key] for key in held}, held, f"the base {was['name']}, as held: ")
-    return found
+        engine_settings = {"dtype": facts.dtype, "weights": facts.weights, "kernel": facts.kernel}
+        changes += _changed({key: was[key] for key in identity}, identity, f"the base {was['name']}: ", decides=True)
+        changes += _changed(
+            {key: was[key] for key in engine_settings}, engine_settings, f"the base {was['name']}, as held: "
+        )
+    return changes
 
 
-def code_differences(recorded: Recorded) -> list[Change]:
+def code_differences(recorded: RecordedSkin) -> list[RecordedDifference]:
     """Versions of the code, of libraries, and of the machine."""
-    was: Mapping[str, str] = recorded.asked.get("environment") or {"bedplate": recorded.asked["version"]}
-    now = environment()
-    return _changed(was, {key: now.get(key, "not there") for key in was})
+    was: Mapping[str, str] = recorded.run_settings.get("environment") or {"bedplate": recorded.run_settings["version"]}
+    versions = environment()
+    return _changed(was, {key: versions.get(key, "not there") for key in was})
 
 
 def _called(name: str, splits: Iterable[str]) -> str:
@@ -146,6 +151,8 @@ def _called(name: str, splits: Iterable[str]) -> str:
 
 
 def _changed(
-    was: Mapping[str, str], now: Mapping[str, str], prefix: str = "", *, decides: bool = False
-) -> list[Change]:
-    return [Change(f"{prefix}{key}", was[key], now[key], decides) for key in was if was[key] != now[key]]
+    was: Mapping[str, str], current: Mapping[str, str], prefix: str = "", *, decides: bool = False
+) -> list[RecordedDifference]:
+    return [
+        RecordedDifference(f"{prefix}{key}", was[key], current[key], decides) for key in was if was[key] != current[key]
+    ]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.after.recorded import (
-    Change,
-    Recorded,
+    RecordedDifference,
+    RecordedSkin,
     base_differences,
     code_differences,
     data_differences,
@@ -30,21 +30,21 @@ from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check
 from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan
+from bedplate.adaptation.context.outcome import RungPlan
 from bedplate.adaptation.rungs import chosen_rungs
-from bedplate.adaptation.rungs.answers import ask
+from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
-from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.loaded import load as load_skin
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.way import QUANTISED
-from bedplate.skins.difference import Part, compare_skins
+from bedplate.skins.difference import FileDifference, compare_skins
 from bedplate.skins.files import read_skin
 from bedplate.skins.skin import Skin
 
@@ -63,15 +63,15 @@ class Reproduction:
     skin_id: str
     status: Status
     reason: str
-    differences: tuple[Change, ...] = ()
+    differences: tuple[RecordedDifference, ...] = ()
     notes: tuple[str, ...] = ()
     directory: str | None = None
-    parts: tuple[Part, ...] = ()
+    parts: tuple[FileDifference, ...] = ()
     rows: int = 0
     equal_answers: int = 0
     recorded: float | None = None
     estimate: float | None = None
-    comparison: Comparison | None = None
+    comparison: PairedComparison | None = None
 
     @property
     def reproduced(self) -> bool:
@@ -89,79 +89,81 @@ def reproduce(directory: Path | str, out: Path | str, *, task_file: Path | None 
     stopped. Raises UsageError where nothing says how the skin was made, SkinError, ConfigError.
     """
     out = Path(out)
-    then = recorded_of(Path(directory), task_file)
-    _check_place(out, then.id)
-    task, spec = load_adapt_task(then.settings, rungs=then.asked["rungs"], beside=then.beside)
+    recorded = recorded_of(Path(directory), task_file)
+    _check_place(out, recorded.id)
+    task, spec = load_adapt_task(
+        recorded.settings, rungs=recorded.run_settings["rungs"], anchor_file=recorded.anchor_file
+    )
     try:
-        found = _Again(then, task, spec, out).made()
+        reproduction = _Reproducer(recorded, task, spec, out).reproduce()
     except (DataError, HubError, CheckpointError) as error:  # of what it was made from
-        found = _not_possible(then, (), error.message)
+        reproduction = _not_possible(recorded, (), error.message)
     if (out / REPRODUCTION_FILE).is_file():
-        atomic_write(out / REPRODUCTION_FILE, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
-    return found
+        atomic_write(out / REPRODUCTION_FILE, json.dumps(reproduction.to_json(), indent=1, allow_nan=False) + "\n")
+    return reproduction
 
 
 @dataclass
-class _Again:
-    then: Recorded
+class _Reproducer:
+    recorded: RecordedSkin
     task: Task
     spec: AdaptSpec
     out: Path
-    differences: list[Change] = field(default_factory=list[Change])
+    differences: list[RecordedDifference] = field(default_factory=list[RecordedDifference])
     notes: list[str] = field(default_factory=list[str])
 
-    def made(self) -> Reproduction:
-        then, task = self.then, self.task
-        parent = parent_of(then, task)
-        if isinstance(parent, Change):
-            return _not_possible(then, [parent])
+    def reproduce(self) -> Reproduction:
+        recorded, task = self.recorded, self.task
+        parent = parent_of(recorded, task)
+        if isinstance(parent, RecordedDifference):
+            return _not_possible(recorded, [parent])
         data = load_examples(task, None if parent is None else parent.assigned)
-        self.differences += [*data_differences(then.skin, data), *code_differences(then)]
-        if any(one.decides for one in self.differences):
-            return _not_possible(then, self.differences)
-        asked, limits = then.asked, self.spec.budget
-        clock = Clock(asked["budget_seconds"], usd=limits.train_usd, usd_per_hour=self.spec.machine.usd_per_hour)
-        seed, exhaustive = asked["seed"], asked["exhaustive"]
+        self.differences += [*data_differences(recorded.skin, data), *code_differences(recorded)]
+        if any(difference.decides for difference in self.differences):
+            return _not_possible(recorded, self.differences)
+        run_settings, limits = recorded.run_settings, self.spec.budget
+        clock = Clock(run_settings["budget_seconds"], usd=limits.train_usd, usd_per_hour=self.spec.machine.usd_per_hour)
+        seed, exhaustive = run_settings["seed"], run_settings["exhaustive"]
         run = opened(task, self.spec, data, self.out, clock, seed=seed, exhaustive=exhaustive, parent=parent)
         with run as contexts:
-            self.differences += base_differences(then.report, contexts)
-            if any(one.decides for one in self.differences):
-                return _not_possible(then, self.differences)
+            self.differences += base_differences(recorded.report, contexts)
+            if any(difference.decides for difference in self.differences):
+                return _not_possible(recorded, self.differences)
             check_bases(contexts)
             with file_lock(self.out / LOCK_FILE):
                 self._mark()
-                begin(contexts, data, self.out, then.beside)
+                begin(contexts, data, self.out, recorded.anchor_file)
                 return self._climbed(candidates_of(contexts, chosen_rungs(self.spec)))
 
     def _mark(self) -> None:
         """That what is in the directory belongs to this reproduction."""
-        values = {"skin": self.then.skin.name, "skin_id": self.then.id, "status": "unfinished"}
+        values = {"skin": self.recorded.skin.name, "skin_id": self.recorded.id, "status": "unfinished"}
         atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
 
-    def _climbed(self, found: Sequence[Candidate]) -> Reproduction:
-        wanted = _needed(self.then, found)
-        for candidate in progress(wanted, "making it again"):
+    def _climbed(self, candidates: Sequence[Candidate]) -> Reproduction:
+        needed = _needed(self.recorded, candidates)
+        for candidate in progress(needed, "making it again"):
             self._take_over_plan(candidate)
             outcome = climb_candidate(candidate)
             if outcome.result is None or outcome.result.skin is None:
                 return _not_possible(
-                    self.then, self.differences, f"{candidate.name} {outcome.status} this time: {outcome.reason}"
+                    self.recorded, self.differences, f"{candidate.name} {outcome.status} this time: {outcome.reason}"
                 )
-        return self._compared(wanted[-1])
+        return self._compared(needed[-1])
 
     def _take_over_plan(self, candidate: Candidate) -> None:
         """Put the run's plan where the rung will look for its own."""
         config = config_of(candidate.context, candidate.rung)
         if read_plan(candidate.directory, config) is not None:  # of an interrupted reproduction
             return
-        settings = self.then.plan(candidate.name)
+        settings = self.recorded.plan(candidate.name)
         if settings is None:
             self.notes.append(f"the plan of {candidate.name} was not recorded: how much is done was planned anew")
         else:
-            write_plan(candidate.directory, config, Plan(settings))
+            write_plan(candidate.directory, config, RungPlan(settings))
 
     def _compared(self, candidate: Candidate) -> Reproduction:
-        old, new = self.then.skin, self._made(candidate)
+        old, new = self.recorded.skin, self._reproduced_skin(candidate)
         parts = compare_skins(old, new)
         comparison, equal, rows = None, 0, 0
         if not old.is_remote:
@@ -172,7 +174,7 @@ class _Again:
         status, reason = judged(parts, equal, rows)
         return Reproduction(
             old.name,
-            self.then.id,
+            self.recorded.id,
             status,
             reason,
             tuple(self.differences),
@@ -181,37 +183,37 @@ class _Again:
             parts,
             rows,
             equal,
-            self.then.estimate,
+            self.recorded.estimate,
             candidate.climbed.result.evaluation.estimate if comparison is None else comparison.a,
             comparison,
         )
 
-    def _made(self, candidate: Candidate) -> Skin:
+    def _reproduced_skin(self, candidate: Candidate) -> Skin:
         """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
-        new, judged = read_skin(candidate.climbed.directory), self.then.skin.evaluated_with
+        new, judged = read_skin(candidate.climbed.directory), self.recorded.skin.evaluated_with
         if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
             return new
         return in_weights(candidate, judged)
 
 
-def judged(parts: Sequence[Part], equal: int, rows: int) -> tuple[Status, str]:
+def judged(parts: Sequence[FileDifference], equal: int, rows: int) -> tuple[Status, str]:
     """What the files and the answers on valid say together. rows: 0 where nobody was asked."""
-    other = [part for part in parts if not part.equal]
-    if not other:
+    differing = [part for part in parts if not part.equal]
+    if not differing:
         return "identical", "every file is the same, bit for bit"
-    said = ", ".join(
+    summary = ", ".join(
         f"{part.name} differs" if part.largest is None else f"{part.name} differs by at most {part.largest:.3g}"
-        for part in other
+        for part in differing
     )
     answers = f"{equal} of {rows} answers on valid are the same" if rows else "nobody was asked"
-    only_numbers = all(part.largest is not None for part in other)
-    return "equivalent" if only_numbers and equal == rows > 0 else "different", f"{said}; {answers}"
+    only_numbers = all(part.largest is not None for part in differing)
+    return "equivalent" if only_numbers and equal == rows > 0 else "different", f"{summary}; {answers}"
 
 
 def _check_place(out: Path, id_: str) -> None:
     """A run of `adapt` is no place: its rungs would be taken for the new ones."""
     marker = out / REPRODUCTION_FILE
-    used = out.is_dir() and any(one.name != LOCK_FILE for one in out.iterdir())
+    used = out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir())
     if used and (not marker.is_file() or json.loads(read_text(marker)).get("skin_id") != id_):
         raise UsageError(
             f"{out} holds something else than an earlier reproduction of this skin; choose a new directory"
@@ -219,28 +221,43 @@ def _check_place(out: Path, id_: str) -> None:
     check_output(out)
 
 
-def _not_possible(then: Recorded, differences: Sequence[Change], reason: str | None = None) -> Reproduction:
+def _not_possible(
+    recorded: RecordedSkin, differences: Sequence[RecordedDifference], reason: str | None = None
+) -> Reproduction:
     if reason is None:
-        named = ", ".join(one.what for one in differences if one.decides)
+        named = ", ".join(difference.what for difference in differences if difference.decides)
         reason = f"it was made from something else than what is here: {named}"
-    return Reproduction(then.skin.name, then.id, "not_possible", reason, tuple(differences), recorded=then.estimate)
+    return Reproduction(
+        recorded.skin.name, recorded.id, "not_possible", reason, tuple(differences), recorded=recorded.estimate
+    )
 
 
-def _needed(then: Recorded, found: Sequence[Candidate]) -> list[Candidate]:
+def _needed(recorded: RecordedSkin, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidate, last, after those that it builds on: for a cascade its two skins, and the prompt of each base as
     it is. UsageError where the task has it no more."""
-    by_name, name = {one.name: one for one in found}, then.candidate
-    own = by_name.get(name)
-    wanted = {name, *(() if own is None else own.rung.parts(then.report["details"][name]))}
-    for one in sorted(wanted):
-        if one not in by_name:
-            raise UsageError(f"the task has no candidate {one!r} any more; it has {', '.join(by_name)}")
-    done = {row["rung"] for row in then.report["rungs"] if row["status"] == "done"}
-    places = {by_name[one].context.suffix for one in wanted if by_name[one].traits.needs != "nothing"}
-    plain = [one for one in found if one.traits.role == "baseline" and one.context.suffix in places]
-    wanted |= done & {one.name for one in plain}
-    ordered = [one for one in found if one.name in wanted]
-    return sorted(ordered, key=lambda one: (one.name == name, one.traits.role != "baseline"))
+    by_name, name = {candidate.name: candidate for candidate in candidates}, recorded.candidate
+    target_candidate = by_name.get(name)
+    needed_names = {
+        name,
+        *(() if target_candidate is None else target_candidate.rung.parts(recorded.report["details"][name])),
+    }
+    for candidate_name in sorted(needed_names):
+        if candidate_name not in by_name:
+            raise UsageError(f"the task has no candidate {candidate_name!r} any more; it has {', '.join(by_name)}")
+    finished = {row["rung"] for row in recorded.report["rungs"] if row["status"] == "done"}
+    places = {
+        by_name[candidate_name].context.suffix
+        for candidate_name in needed_names
+        if by_name[candidate_name].traits.needs != "nothing"
+    }
+    plain = [
+        candidate
+        for candidate in candidates
+        if candidate.traits.role == "baseline" and candidate.context.suffix in places
+    ]
+    needed_names |= finished & {candidate.name for candidate in plain}
+    ordered = [candidate for candidate in candidates if candidate.name in needed_names]
+    return sorted(ordered, key=lambda candidate: (candidate.name == name, candidate.traits.role != "baseline"))
 
 
 def _on_valid(context: Context, skin: Skin) -> Evaluation:
@@ -254,5 +271,5 @@ def _on_valid(context: Context, skin: Skin) -> Evaluation:
     if isinstance(predictor, LocalModel):
         raise UsageError(f"{skin.directory} is a base and no skin")
     with closing(predictor):
-        predictions = ask(predictor, context.valid)
+        predictions = predict_examples(predictor, context.valid)
     return evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)

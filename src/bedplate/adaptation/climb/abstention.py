@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.context.outcome import RungResult
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
 from bedplate.evaluation.task import AbstainSpec
@@ -19,7 +19,7 @@ from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain, LabelOutput
 
 
-def abstaining(context: Context, result: Result) -> Result:
+def abstaining(context: Context, result: RungResult) -> RungResult:
     """The rung's skin, and its answers on valid, with the task's abstention; as they are where the task has none.
 
     What the skin chooses by is not fitted again: only the least sure answers give way. A cascade abstains where the
@@ -34,9 +34,9 @@ def abstaining(context: Context, result: Result) -> Result:
         return replace(result, details={**result.details, **_facts(result.evaluation)})
     assert isinstance(skin.output, LabelOutput)
     sure = [_sure(row.scores, row.prediction) for row in result.evaluation.rows]
-    if not any(one is not None for one in sure):
+    if not any(probability is not None for probability in sure):
         return replace(result, reason=f"{result.reason}; its answers carry no probabilities, so it never abstains")
-    below = threshold(spec, [0.0 if one is None else one for one in sure])
+    below = threshold(spec, [0.0 if probability is None else probability for probability in sure])
     if below == 0.0:
         return replace(result, details={**result.details, **_facts(result.evaluation)})
     output = skin.output.model_copy(update={"abstain": Abstain(below=below, answer=spec.answer)})
@@ -49,8 +49,8 @@ def abstaining(context: Context, result: Result) -> Result:
         if row.prediction is None:
             predictions.append(None)
             continue
-        one = _sure(row.scores, row.prediction)
-        answer = spec.answer if one is not None and one < below else row.prediction
+        confidence = _sure(row.scores, row.prediction)
+        answer = spec.answer if confidence is not None and confidence < below else row.prediction
         predictions.append(Prediction(answer, answer, row.scores or {}, seconds=row.seconds or 0.0))
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
     facts = _facts(evaluation) | {"abstains_below": below}
@@ -73,8 +73,8 @@ def threshold(spec: AbstainSpec, sure: Sequence[float]) -> float:
     if spec.min_confidence is not None:
         return spec.min_confidence
     assert spec.coverage is not None
-    kept = math.ceil(spec.coverage * len(sure) - 1e-9)
-    return float(np.sort(np.asarray(sure))[::-1][kept - 1])
+    answered = math.ceil(spec.coverage * len(sure) - 1e-9)
+    return float(np.sort(np.asarray(sure))[::-1][answered - 1])
 
 
 def _sure(scores: dict[str, float] | None, prediction: str | None) -> float | None:

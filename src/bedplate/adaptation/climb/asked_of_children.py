@@ -9,20 +9,20 @@ from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.guard_drops import GuardResult
 from bedplate.adaptation.climb.guards import guards_opened
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.context.outcome import RungResult
 
 
 def children(candidates: Mapping[str, Candidate], name: str) -> list[tuple[Context, Path]]:
     """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
     parts = [candidates[part] for part in candidates[name].climbed.result.parts or (name,)]
-    made = [(part.context, part.climbed.child) for part in parts]
-    return [(context, child) for context, child in made if child is not None]
+    child_bases = [(part.context, part.climbed.child) for part in parts]
+    return [(context, child) for context, child in child_bases if child is not None]
 
 
 def guards_asked(
     candidates: Mapping[str, Candidate],
     nominees: Sequence[str],
-    results: Mapping[str, Result],
+    results: Mapping[str, RungResult],
     guarded: Mapping[str, Sequence[GuardResult]],
 ) -> int:
     """How many verdicts the items of these nominees' guards have been part of, this one with it; 1 without any."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bedplate.adaptation.context.bases import suffixes_of
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Climbed, Result
+from bedplate.adaptation.context.outcome import Climbed, RungResult
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Needs, Rung, Traits
 
@@ -46,7 +46,7 @@ class Candidate:
         """The base, or the endpoint, as the task file names it; None where none has a part in it."""
         if self.traits.needs == "endpoint":
             return None if self.context.hosted is None else self.context.hosted.name
-        return self.context.at.given if self.on_base else None
+        return self.context.at.base_name if self.on_base else None
 
     @property
     def unfit(self) -> str | None:
@@ -56,7 +56,7 @@ class Candidate:
         if self.context.unfit is not None:
             return self.context.unfit
         if self.context.is_encoder and self.traits.needs == "decoder":
-            return f"{self.rung.name} needs a decoder; {self.context.at.given} is an encoder"
+            return f"{self.rung.name} needs a decoder; {self.context.at.base_name} is an encoder"
         return None
 
     @property
@@ -64,7 +64,7 @@ class Candidate:
         """What it left, once it was climbed."""
         return self.context.climbed[self.name]
 
-    def finish(self, result: Result) -> Result:
+    def finish(self, result: RungResult) -> RungResult:
         """Let what the rung made be built on by those after it; returns its result under the candidate's name, places
         below the run's directory."""
         named, context = replace(result, rung=self.name), self.context
@@ -75,7 +75,7 @@ class Candidate:
         context.climbed[self.name] = Climbed(self.name, named, result, context.out, context.at, opened)
         return named
 
-    def own(self, result: Result) -> Result:
+    def rung_result(self, result: RungResult) -> RungResult:
         """A result as the rung itself left it: what `Rung.predictor` takes."""
         skin, child = (
             None if place is None else str(Path(place).relative_to(self._prefix))
@@ -115,9 +115,9 @@ def remote(contexts: Sequence[Context]) -> list[Context]:
     """A context for each endpoint: the task's first base's, whose data and clock it shares; that one itself where the
     task names no endpoint."""
     first = contexts[0]
-    taken = [context.suffix for context in contexts]
-    suffixes = suffixes_of([one.name for one in first.spec.hosted], taken)
+    base_suffixes = [context.suffix for context in contexts]
+    suffixes = suffixes_of([endpoint.name for endpoint in first.spec.hosted], base_suffixes)
     return [
-        replace(first, hosted=one, suffix=suffix, out=place_of(first.out, suffix), until=math.inf)
-        for one, suffix in zip(first.spec.hosted, suffixes, strict=True)
+        replace(first, hosted=endpoint, suffix=suffix, out=place_of(first.out, suffix), until=math.inf)
+        for endpoint, suffix in zip(first.spec.hosted, suffixes, strict=True)
     ] or [first]

@@ -11,7 +11,7 @@ from bedplate.adaptation.climb.fingerprint import config_of, limits_of
 from bedplate.adaptation.climb.kept import read_plan, read_result, read_skip, write_plan, write_result, write_skip
 from bedplate.adaptation.climb.pacing import planned_now
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Result, RungOutcome, Skip
+from bedplate.adaptation.context.outcome import RungResult, RungOutcome, Skip
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Job, LocalExecutor
@@ -35,7 +35,7 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
         plan = read_plan(directory, config)
         return RungOutcome(name, "done", result.reason, result, seconds, plan, reused=True)
     limits = limits_of(context, config)
-    left_out = read_skip(directory, limits) if context.within is None else None
+    left_out = read_skip(directory, limits) if context.outer_clock is None else None
     if left_out is not None:
         skipped, seconds = left_out
         return RungOutcome(
@@ -52,11 +52,11 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
                 f"{name}: {outcome.error.strerror}: make room in {directory}, and give the same command again; "
                 "what is finished is kept"
             ) from outcome.error
-        what = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
-        return RungOutcome(name, "failed", what, None, outcome.seconds, read_plan(directory, config))
+        message = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
+        return RungOutcome(name, "failed", message, None, outcome.seconds, read_plan(directory, config))
     if isinstance(outcome.value, Skip):
         skipped = outcome.value
-        if context.within is None and skipped.kind == "budget":
+        if context.outer_clock is None and skipped.kind == "budget":
             write_skip(directory, limits, outcome.seconds, skipped)
         return RungOutcome(
             name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
@@ -68,25 +68,25 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     return RungOutcome(name, "done", outcome.value.reason, outcome.value, outcome.seconds, plan)
 
 
-def fit(context: Context, rung: str, directory: str, config: str) -> Result | Skip:
+def fit(context: Context, rung: str, directory: str, config: str) -> RungResult | Skip:
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
-    place, within = Path(directory), context.within
-    kept = read_plan(place, config)
-    plan = planned_now(context, RUNGS[rung]) if kept is None else kept
+    place, outer_clock = Path(directory), context.outer_clock
+    saved_plan = read_plan(place, config)
+    plan = planned_now(context, RUNGS[rung]) if saved_plan is None else saved_plan
     if isinstance(plan, Skip):
         return plan
-    if within is not None and plan.seconds > within.left:
-        return Skip(f"it needs about {plan.seconds:.0f} s, {max(within.left, 0):.0f} s are left", "budget")
-    if within is not None and plan.usd > within.usd_left:
-        return Skip(f"it needs about ${plan.usd:.4f}, ${max(within.usd_left, 0):.4f} are left", "budget")
-    if kept is None:
+    if outer_clock is not None and plan.seconds > outer_clock.seconds_left:
+        return Skip(f"it needs about {plan.seconds:.0f} s, {max(outer_clock.seconds_left, 0):.0f} s are left", "budget")
+    if outer_clock is not None and plan.usd > outer_clock.usd_left:
+        return Skip(f"it needs about ${plan.usd:.4f}, ${max(outer_clock.usd_left, 0):.4f} are left", "budget")
+    if saved_plan is None:
         if place.exists():  # of another configuration
             shutil.rmtree(place)
         write_plan(place, config, plan)
     return abstaining(context, RUNGS[rung].fit(context, plan, place))
 
 
-def _skin_is_whole(context: Context, result: Result) -> bool:
+def _skin_is_whole(context: Context, result: RungResult) -> bool:
     if result.skin is None:
         return True
     try:

@@ -36,9 +36,9 @@ def fingerprint(context: Context) -> dict[str, Any]:
 def _weighing(context: Context) -> dict[str, Any]:
     """What rows weigh and which columns they carry, where the task says so: evaluations are kept with it."""
     data = context.task.data.model_dump(mode="json")
-    files = {name: one for name, one in context.hashes.items() if name.startswith("file:")}
-    found = {name: data[name] for name in ("slices", "traffic") if name in data}
-    return {**found, "files": files} if found else {}
+    files = {name: digest for name, digest in context.hashes.items() if name.startswith("file:")}
+    weighing = {name: data[name] for name in ("slices", "traffic") if name in data}
+    return {**weighing, "files": files} if weighing else {}
 
 
 def config_of(context: Context, rung: Rung) -> str:
@@ -47,8 +47,8 @@ def config_of(context: Context, rung: Rung) -> str:
     if context.chosen.prompt is not None and not rung.traits.own_prompt:
         prompt, output = context.chosen.prompt
         built_on = [prompt.template, prompt.format, prompt.system, output.model_dump(mode="json")]
-    own = rung.settings(context)
-    settings = {} if own is None else {"settings": own}
+    rung_settings = rung.settings(context)
+    settings = {} if rung_settings is None else {"settings": rung_settings}
     return sha256_json({"rung": rung.name, "prompt": built_on, **settings, **fingerprint(context)})
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.context.outcome import ExportCheck, Latency, Result, latency
-from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult, latency
+from bedplate.adaptation.rungs.answers import agreement, predict_examples, export, single_calls
 from bedplate.adaptation.task.format_spec import Format
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
@@ -47,22 +47,25 @@ class FormatTrial:
     seconds: float
 
 
-def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
+def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatTrial:
     """Writes the skin as one of this format, and asks it as read back from disk."""
     start = time.perf_counter()
-    context, done = candidate.context, candidate.climbed
-    engine = done.base.in_format(weights).engine
-    skin = as_judged(own, evaluated_now(engine))
+    context, climbed = candidate.context, candidate.climbed
+    engine = climbed.base.in_format(weights).engine
+    skin = as_judged(original, evaluated_now(engine))
     place = _place(candidate, weights)
     skin = export(skin, place)
-    where = str(place.relative_to(context.out))
-    made = replace(done.own, skin=where)
-    with closing(_opened(candidate, done.own)) as here, closing(_opened(candidate, made)) as there:
-        predictions = ask(there, context.valid)
+    relative_path = str(place.relative_to(context.out))
+    trial_result = replace(climbed.rung_result, skin=relative_path)
+    with (
+        closing(_opened(candidate, climbed.rung_result)) as baseline_predictor,
+        closing(_opened(candidate, trial_result)) as trial_predictor,
+    ):
+        predictions = predict_examples(trial_predictor, context.valid)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         sample = [e for e in context.ordered(context.valid, "latency") if by_id[e.id] is not None]
         sample = sample[: context.latency_calls]
-        before, after = in_turns(here, there, sample, f"timing {weights}")
+        before, after = in_turns(baseline_predictor, trial_predictor, sample, f"timing {weights}")
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
     trial = FormatTrial(
         engine.weights,
@@ -71,7 +74,7 @@ def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
         _timed(before),
         _timed(after),
         agreement(sample, after, by_id),
-        where,
+        relative_path,
         skin_id(skin),
         time.perf_counter() - start,
     )
@@ -81,7 +84,7 @@ def make_trial(candidate: Candidate, own: Skin, weights: Format) -> FormatTrial:
 
 
 def in_turns(
-    here: Answers, there: Answers, sample: Sequence[Example], tenant: str
+    baseline_predictor: Answers, trial_predictor: Answers, sample: Sequence[Example], tenant: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Single calls of two predictors, a part of the sample after the other, as a tenant of their own."""
     first: list[Prediction] = []
@@ -89,8 +92,8 @@ def in_turns(
     size = max(1, -(-len(sample) // TURNS))
     for at in range(0, len(sample), size):
         part = sample[at : at + size]
-        first += single_calls(here, part, tenant)
-        second += single_calls(there, part, tenant)
+        first += single_calls(baseline_predictor, part, tenant)
+        second += single_calls(trial_predictor, part, tenant)
     return first, second
 
 
@@ -98,20 +101,20 @@ def _timed(calls: Sequence[Prediction]) -> Latency:
     return latency([call.seconds for call in calls] or [0.0])
 
 
-def _opened(candidate: Candidate, result: Result) -> Predictor:
+def _opened(candidate: Candidate, result: RungResult) -> Predictor:
     predictor = candidate.rung.predictor(candidate.context, result)
     if not isinstance(predictor, Predictor):
         raise UsageError(f"{candidate.name} is not a skin that runs on a base of this machine")
     return predictor
 
 
-def as_judged(own: Skin, judged: EvaluatedWith) -> Skin:
-    return replace(own, evaluated_with=judged, directory=None)
+def as_judged(skin: Skin, judged: EvaluatedWith) -> Skin:
+    return replace(skin, evaluated_with=judged, directory=None)
 
 
 def _place(candidate: Candidate, weights: str) -> Path:
-    own = candidate.climbed.directory
-    return own.with_name(f"{own.name}-{weights}")
+    directory = candidate.climbed.directory
+    return directory.with_name(f"{directory.name}-{weights}")
 
 
 def _file(candidate: Candidate, weights: str) -> Path:
@@ -119,7 +122,7 @@ def _file(candidate: Candidate, weights: str) -> Path:
 
 
 def _key(candidate: Candidate, weights: str) -> str:
-    return sha256_json([config_of(candidate.context, candidate.rung), candidate.climbed.own.skin_id, weights])
+    return sha256_json([config_of(candidate.context, candidate.rung), candidate.climbed.rung_result.skin_id, weights])
 
 
 def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
@@ -141,7 +144,7 @@ def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
     return trial
 
 
-def restore(candidate: Candidate, own: Skin, trial: FormatTrial) -> None:
+def restore(candidate: Candidate, original: Skin, trial: FormatTrial) -> None:
     """The skin of a format that is kept is on disk, as it was judged."""
     place = candidate.context.out / trial.skin
     try:
@@ -150,7 +153,7 @@ def restore(candidate: Candidate, own: Skin, trial: FormatTrial) -> None:
     except BedplateError:
         pass  # gone or damaged: it follows from the skin beside it
     judged = evaluated_on(trial.weights, trial.kernel, candidate.climbed.base.facts.dtype)
-    write_skin(as_judged(own, judged), place, replace=True)
+    write_skin(as_judged(original, judged), place, replace=True)
 
 
 def discard(candidate: Candidate, trial: FormatTrial) -> None:
@@ -160,5 +163,5 @@ def discard(candidate: Candidate, trial: FormatTrial) -> None:
 
 def in_weights(candidate: Candidate, judged: EvaluatedWith) -> Skin:
     """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
-    own, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
-    return export(as_judged(own, judged), place)
+    original, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
+    return export(as_judged(original, judged), place)

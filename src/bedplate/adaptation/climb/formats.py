@@ -20,7 +20,7 @@ from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.format_trial import TURNS, FormatTrial, discard, kept_trial, make_trial, restore
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
-from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.context.outcome import RungResult
 from bedplate.core.errors import BedplateError
 from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
@@ -35,31 +35,33 @@ PACKED_BYTES_PER_SECOND = 50e6
 """About what quantising reads on one core."""
 
 
-def choose(candidate: Candidate) -> tuple[Formats, Result]:
+def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
     """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
     it is; one in a format that it keeps lies beside it."""
-    context, done = candidate.context, candidate.climbed
-    result = done.result
+    context, climbed = candidate.context, candidate.climbed
+    result = climbed.result
     unfit = _unfit(candidate)
     if unfit is not None:
         return _chosen(None, None, unfit), result
-    skin = read_skin(done.directory)
-    engine = done.base.model.engine
-    own = partial(_chosen, engine.weights, engine.kernel)
-    worth = worth_trying(done.base.model, context.spec.formats, writes=_writes(skin))
+    skin = read_skin(climbed.directory)
+    engine = climbed.base.model.engine
+    summarize = partial(_chosen, engine.weights, engine.kernel)
+    worth = worth_trying(climbed.base.model, context.spec.formats, writes=_writes(skin))
     if isinstance(worth, str):
-        return own(worth), result
-    few = too_few(context, result.evaluation)
-    if few is not None:
-        return own(few), result
+        return summarize(worth), result
+    shortage = too_few(context, result.evaluation)
+    if shortage is not None:
+        return summarize(shortage), result
     tried: list[TriedFormat] = []
     left_out: list[FormatLeftOut] = []
     for weights, times in worth.items():
         trial = kept_trial(candidate, weights)
         if trial is None:
-            seconds, left = expected_seconds(candidate, times), seconds_left(context)
-            if seconds > left:
-                why = f"it needs about {seconds:.0f} s on valid, {max(left, 0):.0f} s of the budget are left"
+            seconds, seconds_available = expected_seconds(candidate, times), seconds_left(context)
+            if seconds > seconds_available:
+                why = (
+                    f"it needs about {seconds:.0f} s on valid, {max(seconds_available, 0):.0f} s of the budget are left"
+                )
                 left_out.append(FormatLeftOut(weights=weights, kind="budget", reason=why))
                 continue
             try:
@@ -68,39 +70,41 @@ def choose(candidate: Candidate) -> tuple[Formats, Result]:
                 why = error.message if isinstance(error, BedplateError) else repr(error)
                 left_out.append(FormatLeftOut(weights=weights, kind="impossible", reason=why))
                 continue
-        found = judged(context, result, trial)
-        tried.append(found)
-        if found.kept:
+        tried_format = judged(context, result, trial)
+        tried.append(tried_format)
+        if tried_format.kept:
             restore(candidate, skin, trial)
-            return own(found.reason, weights, tried, left_out), _in_format(result, trial)
+            return summarize(tried_format.reason, weights, tried, left_out), _in_format(result, trial)
         discard(candidate, trial)
     reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
-    return own(reason, None, tried, left_out), result
+    return summarize(reason, None, tried, left_out), result
 
 
 def _chosen(
     weights: str | None,
     kernel: str | None,
     reason: str,
-    kept: str | None = None,
+    selected: str | None = None,
     tried: Sequence[TriedFormat] = (),
     left_out: Sequence[FormatLeftOut] = (),
 ) -> Formats:
     return Formats(
-        weights=weights, kernel=kernel, kept=kept, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
+        weights=weights, kernel=kernel, kept=selected, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
     )
 
 
 def not_tried(formats: Mapping[str, Formats]) -> list[NotTried]:
     """The formats of candidates that were left out, as `planner.not_tried` says of rungs."""
     return [
-        NotTried(rung=name, what="part", kind=one.kind, reason=f"{one.weights} was not tried: {one.reason}")
+        NotTried(
+            rung=name, what="part", kind=omission.kind, reason=f"{omission.weights} was not tried: {omission.reason}"
+        )
         for name, chosen in formats.items()
-        for one in chosen.left_out
+        for omission in chosen.left_out
     ]
 
 
-def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
+def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFormat:
     """Whether the skin keeps the format. result: in its own weights."""
     spec, confidence = context.spec.formats, context.spec.target.confidence
     before, after = result.evaluation, trial.evaluation
@@ -108,13 +112,13 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
     place = {row.row_hash: row.prediction for row in after.rows}
     changed = sum(place[row.row_hash] != row.prediction for row in before.rows)
     faster = trial.latency.p50 * CLEARLY <= trial.own.p50
-    holds = drop.within(spec.margin)
+    within_margin = drop.is_within(spec.margin)
     rate = context.spec.machine.usd_per_hour
     return TriedFormat(
         weights=trial.weights,
         kernel=trial.kernel,
-        kept=bool(holds) and faster,
-        reason=_said(before, after, drop, spec.margin, changed, trial, faster),
+        kept=bool(within_margin) and faster,
+        reason=_format_reason(before, after, drop, spec.margin, changed, trial, faster),
         own_estimate=before.estimate,
         estimate=after.estimate,
         difference=after.estimate - before.estimate,
@@ -124,7 +128,7 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
         n=drop.n,
         groups=drop.groups,
         changed=changed,
-        needed_n=drop.needed(spec.margin) if holds is None else None,
+        needed_n=drop.needed(spec.margin) if within_margin is None else None,
         own_p50_ms=trial.own.p50 * 1000,
         own_p95_ms=trial.own.p95 * 1000,
         own_usd_per_1k_calls=1000 * result.price(rate, trial.own.mean),
@@ -134,29 +138,29 @@ def judged(context: Context, result: Result, trial: FormatTrial) -> TriedFormat:
     )
 
 
-def _said(
+def _format_reason(
     before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
 ) -> str:
-    said = before.scale.said
+    format_score = before.scale.format_score
     answers = (
-        f"{changed} of {drop.n} answers on valid changed, {before.metric} {said(before.estimate)} to "
-        f"{said(after.estimate)}"
+        f"{changed} of {drop.n} answers on valid changed, {before.metric} {format_score(before.estimate)} to "
+        f"{format_score(after.estimate)}"
     )
     calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
-    holds = drop.within(margin)
+    within_margin = drop.is_within(margin)
     if drop.upper is None or drop.lower is None:
         return f"{answers}; {drop.groups} groups are too few for a bound"
-    if holds and faster:
+    if within_margin and faster:
         bound = f"worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin:g}"
         return f"{answers}: {bound}; {calls}"
-    if holds:
+    if within_margin:
         return f"{answers}, which would do, but it saves nothing: {calls}"
-    if holds is False:
+    if within_margin is False:
         return f"{answers}: shown to be worse, by at least {drop.lower:.4f}, over {margin:g}"
     needed = drop.needed(margin)
-    more = "" if needed is None else f" (about {needed:,} would)"
+    hint = "" if needed is None else f" (about {needed:,} would)"
     return (
-        f"{answers}: worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin:g}{more}"
+        f"{answers}: worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin:g}{hint}"
     )
 
 
@@ -190,7 +194,7 @@ def expected_seconds(candidate: Candidate, times: float) -> float:
 
 def seconds_left(context: Context) -> float:
     """What may still be spent before test; infinite where the ladder is exhaustive."""
-    return math.inf if context.exhaustive else context.clock.left - context.for_test
+    return math.inf if context.exhaustive else context.clock.seconds_left - context.for_test
 
 
 def _unfit(candidate: Candidate) -> str | None:
@@ -212,7 +216,7 @@ def _writes(skin: Skin) -> bool:
     )
 
 
-def _in_format(result: Result, trial: FormatTrial) -> Result:
+def _in_format(result: RungResult, trial: FormatTrial) -> RungResult:
     assert result.skin is not None
     details: Mapping[str, Any] = result.details
     if "coverage" in details:

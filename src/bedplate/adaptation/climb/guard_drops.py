@@ -38,34 +38,34 @@ def drop_of(guard: GuardName, rows: Sequence[GuardRow], confidence: float) -> Dr
     before, after, groups = [row.parent for row in rows], [row.child for row in rows], [row.group for row in rows]
     if guard == "loss":
         return rate_rise(before, after, [float(row.tokens or 0) for row in rows], groups, confidence)
-    seen = mean_drop(before, after, groups, confidence)
+    observed_drop = mean_drop(before, after, groups, confidence)
     if guard == "retention":
-        return seen
+        return observed_drop
     # a detector that misses refusals sees only part of a change: at worst this part, at best all of it
     detector = refusals.calibrate()
     scale = 1 / detector.least_informedness
     return Drop(
-        seen.value / detector.informedness,
-        None if seen.lower is None else min(seen.lower, seen.lower * scale),
-        None if seen.upper is None else max(seen.upper, seen.upper * scale),
-        seen.se / detector.informedness,
-        seen.confidence,
-        seen.n,
-        seen.groups,
+        observed_drop.value / detector.informedness,
+        None if observed_drop.lower is None else min(observed_drop.lower, observed_drop.lower * scale),
+        None if observed_drop.upper is None else max(observed_drop.upper, observed_drop.upper * scale),
+        observed_drop.se / detector.informedness,
+        observed_drop.confidence,
+        observed_drop.n,
+        observed_drop.groups,
     )
 
 
 def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: Drop, limit: float) -> dict[str, object]:
     """The fields of a Guard that follow from its bounds."""
-    holds, needed = drop.within(limit), drop.needed(limit)
+    within_limit, needed = drop.is_within(limit), drop.needed(limit)
     numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
     if guard == "refusal" and parent < limit:
         numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
     if drop.upper is None or drop.lower is None:
         reason = f"{numbers}; {drop.groups} groups are too few for a bound"
-    elif holds:
+    elif within_limit:
         reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
-    elif holds is False:
+    elif within_limit is False:
         reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
     else:
         reason = (
@@ -74,14 +74,14 @@ def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: D
         if needed is not None:
             reason += f" (about {needed:,} would)"
     return {
-        "holds": holds,
+        "holds": within_limit,
         "drop": drop.value,
         "reason": reason,
-        "needed_n": None if holds is not None else needed,
+        "needed_n": None if within_limit is not None else needed,
         **{name: getattr(drop, name) for name in ("lower", "upper", "confidence", "n", "groups")},
     }
 
 
-def hold(guards: Sequence[GuardResult], confidence: float) -> bool:
+def guards_pass(guards: Sequence[GuardResult], confidence: float) -> bool:
     """Whether all of them are shown to hold at this confidence."""
-    return all(one.at(confidence).holds is True for one in guards)
+    return all(guard.at(confidence).holds is True for guard in guards)

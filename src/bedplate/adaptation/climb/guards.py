@@ -18,10 +18,10 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.evaluation.ledger import Ledger
+from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, items, refusals, text
 from bedplate.evaluation.suites.multiple_choice import Scored
-from bedplate.evaluation.suites.suite import Items, SuiteItem, grades, together
+from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
 from bedplate.report.schema_plan import GuardRow
 
@@ -31,12 +31,12 @@ G = TypeVar("G")
 
 @dataclass(frozen=True)
 class Guarding:
-    """What guards are checked with. kept: the directory for what the bases answered. trained_on: the sources that the
+    """What guards are checked with. cache_dir: the directory for what the bases answered. trained_on: the sources that the
     task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
 
     spec: GuardsSpec
     confidence: float
-    kept: Path
+    cache_dir: Path
     directory: Path
     trained_on: tuple[str, ...] = ()
     texts: frozenset[str] = frozenset()
@@ -44,19 +44,19 @@ class Guarding:
     def check(self, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> list[GuardResult]:
         """Every guard that the task asks for. What cannot be measured (a set that cannot be pulled) is undecided and
         says why; ConfigError or DataError for a file that is not what it should be."""
-        asked = (
+        checks = (
             (self._retention, self.spec.retention),
             (self._loss, self.spec.loss),
             (self._refusal, self.spec.refusal),
         )
-        found: list[GuardResult] = []
-        for guard, spec in asked:
+        results: list[GuardResult] = []
+        for guard, spec in checks:
             if spec is not None:
                 try:
-                    found.append(guard(spec, parent, child))
+                    results.append(guard(spec, parent, child))
                 except (HubError, RequestError) as error:
-                    found.append(_unmeasured(guard.__name__[1:], spec, self.confidence, error.message))
-        return found
+                    results.append(_unmeasured(guard.__name__[1:], spec, self.confidence, error.message))
+        return results
 
     def check_files(self) -> None:
         """The team's own files, looked at before anything is climbed. ConfigError, DataError."""
@@ -70,7 +70,9 @@ class Guarding:
 
     def _source(self, spec: LossGuard) -> str:
         """Where general text is read from. ConfigError where the task trains on it."""
-        source = spec.source or next((one for one in GENERAL_TEXT if one not in self.trained_on), GENERAL_TEXT[0])
+        source = spec.source or next(
+            (text_source for text_source in GENERAL_TEXT if text_source not in self.trained_on), GENERAL_TEXT[0]
+        )
         if source in self.trained_on:
             raise ConfigError(
                 f"adapt.guards.loss.source: {source} is what the task trains on, so its loss says nothing about "
@@ -78,16 +80,16 @@ class Guarding:
             )
         return source
 
-    def general_text(self, spec: LossGuard) -> Items[text.GeneralText]:
+    def general_text(self, spec: LossGuard) -> SampleSet[text.GeneralText]:
         """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
         RequestError where it does on those that it did not."""
         source = self._source(spec)
-        asked = SUITES.get(source) or partial(text.text_items, source, directory=self.directory)
-        read: Items[text.GeneralText] = asked(spec.documents)
-        shared = sum(one.text in self.texts for one in read.items)
+        load_text = SUITES.get(source) or partial(text.text_items, source, directory=self.directory)
+        read: SampleSet[text.GeneralText] = load_text(spec.documents)
+        shared = sum(document.text in self.texts for document in read.samples)
         if shared:
             raise (RequestError if spec.source is None else ConfigError)(
-                f"adapt.guards.loss.source: {shared} of the {len(read.items)} documents of {source} stand in "
+                f"adapt.guards.loss.source: {shared} of the {len(read.samples)} documents of {source} stand in "
                 "the raw text that the base is trained on; name text that it has not seen"
             )
         return read
@@ -96,20 +98,20 @@ class Guarding:
 
     def _retention(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, RetentionGuard)
-        asked = (
+        questions = (
             together([SUITES[name](spec.per_set) for name in spec.sets])
             if spec.source is None
             else items.own_items(spec.source, self.directory)
         )
 
-        def values(found: Scored) -> list[float]:
-            return [found.acc_norm, found.acc]
+        def values(scored: Scored) -> list[float]:
+            return [scored.acc_norm, scored.acc]
 
-        key = [asdict(one) for one in asked.items]
-        before, after = self._both(asked.items, values, key, "retention", parent, child)
+        key = [asdict(question) for question in questions.samples]
+        before, after = self._parent_and_child(questions.samples, values, key, "retention", parent, child)
         sets: dict[str, dict[str, float]] = {}
-        for one, b, a in zip(asked.items, before, after, strict=True):
-            row = sets.setdefault(one.suite, {"n": 0, "parent": 0.0, "child": 0.0})
+        for question, b, a in zip(questions.samples, before, after, strict=True):
+            row = sets.setdefault(question.suite, {"n": 0, "parent": 0.0, "child": 0.0})
             row["n"] += 1
             row["parent"] += b[0]
             row["child"] += a[0]
@@ -122,23 +124,26 @@ class Guarding:
             _mean(after),
             self.confidence,
             spec.max_drop,
-            {"source": asked.source, "sha256": asked.sha256, "unusable": asked.unusable, "sets": sets},
-            [_row(one.id, one.group, b[0], a[0]) for one, b, a in zip(asked.items, before, after, strict=True)],
+            {"source": questions.source, "sha256": questions.sha256, "unusable": questions.unusable, "sets": sets},
+            [
+                _row(question.id, question.group, b[0], a[0])
+                for question, b, a in zip(questions.samples, before, after, strict=True)
+            ],
         )
 
     def _loss(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, LossGuard)
         read = self.general_text(spec)
 
-        def values(found: text.Loss) -> list[float]:
-            return [found.total, found.tokens]
+        def values(loss: text.Loss) -> list[float]:
+            return [loss.total, loss.tokens]
 
-        key = [asdict(one) for one in read.items]
-        before, after = self._both(read.items, values, key, "general text", parent, child)
+        key = [asdict(document) for document in read.samples]
+        before, after = self._parent_and_child(read.samples, values, key, "general text", parent, child)
         if [b[1] for b in before] != [a[1] for a in after]:
             raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
         tokens = [b[1] for b in before]
-        names = [one.id for one in read.items]
+        names = [document.id for document in read.samples]
         return _result(
             "loss",
             "loss in nats per token",
@@ -152,15 +157,17 @@ class Guarding:
 
     def _refusal(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
         assert isinstance(spec, RefusalGuard)
-        asked, detector = SUITES["refusals"](None).items, refusals.calibrate()
+        requests, detector = SUITES["refusals"](None).samples, refusals.calibrate()
 
         def values(refused: float) -> list[float]:
             return [refused]
 
-        before, after = self._both(asked, values, [one.text for one in asked], "refusals", parent, child)
-        wanted = sum(one.wanted for one in asked)
-        corrected = [detector.corrected(_mean(rows)) for rows in (before[:wanted], after[:wanted])]
-        answered = [detector.corrected(_mean(rows)) for rows in (before[wanted:], after[wanted:])]
+        before, after = self._parent_and_child(
+            requests, values, [request.text for request in requests], "refusals", parent, child
+        )
+        harmful_count = sum(request.wanted for request in requests)
+        corrected = [detector.corrected(_mean(rows)) for rows in (before[:harmful_count], after[:harmful_count])]
+        answered = [detector.corrected(_mean(rows)) for rows in (before[harmful_count:], after[harmful_count:])]
         return _result(
             "refusal",
             "share of requests refused that should be, corrected for the detector",
@@ -170,23 +177,25 @@ class Guarding:
             spec.max_drop,
             {
                 "detector": detector.to_json(),
-                "apparent": {"parent": _mean(before[:wanted]), "child": _mean(after[:wanted])},
-                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(asked) - wanted},
+                "apparent": {"parent": _mean(before[:harmful_count]), "child": _mean(after[:harmful_count])},
+                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(requests) - harmful_count},
             },
             [
-                _row(one.id, one.id, b[0], a[0])
-                for one, b, a in zip(asked[:wanted], before[:wanted], after[:wanted], strict=True)
+                _row(request.id, request.id, b[0], a[0])
+                for request, b, a in zip(
+                    requests[:harmful_count], before[:harmful_count], after[:harmful_count], strict=True
+                )
             ],
         )
 
     # --- what bases answered
 
-    def _both(
+    def _parent_and_child(
         self,
-        asked: Sequence[SuiteItem[G]],
+        questions: Sequence[SuiteItem[G]],
         values: Callable[[G], list[float]],
         key: list[Any],
-        what: str,
+        label: str,
         parent: Callable[[], LocalModel],
         child: Callable[[], LocalModel],
     ) -> tuple[Answers, Answers]:
@@ -195,12 +204,12 @@ class Guarding:
         def answers(model: LocalModel, name: str) -> Answers:
             engine, identity = model.engine, model.base.identity
             ids = [identity.weights_id, identity.tokenizer_id, identity.template_id]
-            path = self.kept / f"{sha256_json([*ids, engine.weights, engine.kernel, key])}.json"
+            path = self.cache_dir / f"{sha256_json([*ids, engine.weights, engine.kernel, key])}.json"
             if path.is_file():
                 return json.loads(read_text(path))
-            found = [values(grade) for grade in grades(model, asked, f"{what}, {name}")]
-            atomic_write(path, json.dumps(found) + "\n")
-            return found
+            grade_values = [values(grade) for grade in grades(model, questions, f"{label}, {name}")]
+            atomic_write(path, json.dumps(grade_values) + "\n")
+            return grade_values
 
         return answers(parent(), "parent"), answers(child(), "child")
 
@@ -217,7 +226,7 @@ def guarding_of(context: Context) -> Guarding:
         context.out / "guards",
         context.task.directory,
         tuple(trained_on),
-        frozenset() if raw is None else frozenset(one.text for one in raw.documents),
+        frozenset() if raw is None else frozenset(document.text for document in raw.documents),
     )
 
 
@@ -231,28 +240,30 @@ def guards_opened(task: str, looked: Sequence[tuple[str | None, str, Sequence[Gu
     run to run is looked at again as test rows are, and the ledger keeps it. looked: skin, its base's parent, its
     guards."""
     keys = {
-        sha256_json([task, parent, one.guard, one.details.get("sha256"), row.id])
+        sha256_json([task, parent, guard.guard, guard.details.get("sha256"), row.id])
         for _, parent, guards in looked
-        for one in guards
-        for row in one.rows
+        for guard in guards
+        for row in guard.rows
     }
     if not keys:
         return 1
     question = sha256_json({"guards": sorted(keys), "skins": [skin for skin, _, _ in looked]})
-    return Ledger().open(question, sorted(keys), task=task, reason=f"guards of {task}").number
+    return TestLedger().open(question, sorted(keys), task=task, reason=f"guards of {task}").number
 
 
 def broken(guards: Sequence[GuardResult]) -> str | None:
     """The first guard that was shown not to hold, as a reason against the candidate."""
-    return next((f"its {one.guard} guard is broken: {one.reason}" for one in guards if one.holds is False), None)
+    return next(
+        (f"its {guard.guard} guard is broken: {guard.reason}" for guard in guards if guard.holds is False), None
+    )
 
 
 def _mean(rows: Answers) -> float:
     return sum(row[0] for row in rows) / len(rows)
 
 
-def _row(name: str, group: str, parent: float, child: float, **more: int) -> GuardRow:
-    return GuardRow(id=name, group=group, parent=parent, child=child, **more)
+def _row(name: str, group: str, parent: float, child: float, **counts: int) -> GuardRow:
+    return GuardRow(id=name, group=group, parent=parent, child=child, **counts)
 
 
 def _result(

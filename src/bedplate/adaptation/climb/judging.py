@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.context.outcome import Latency, Result, Tested, latency
-from bedplate.adaptation.rungs.answers import ask, single_calls
+from bedplate.adaptation.context.outcome import Latency, RungResult, Tested, latency
+from bedplate.adaptation.rungs.answers import predict_examples, single_calls
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -19,7 +19,7 @@ from bedplate.evaluation.task_row import PredictionLike
 from bedplate.inference.predict.composed import Answers
 
 
-def judge(candidate: Candidate, result: Result, examples: Sequence[Example], out: Path, rows: str) -> Tested:
+def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str) -> Tested:
     """A skin as read back from disk on the test rows, whose hash is `rows`. What was found is kept below `out`; rows
     that were answered in batches have no seconds of their own."""
     path, context = out / "test" / f"{candidate.name}.json", candidate.context
@@ -28,28 +28,28 @@ def judge(candidate: Candidate, result: Result, examples: Sequence[Example], out
         values = json.loads(read_text(path))
         if values["key"] == key:
             return Tested(Evaluation.from_json(values["evaluation"]), Latency(**values["latency"]), values["too_long"])
-    predictor = candidate.rung.predictor(context, candidate.own(result))
+    predictor = candidate.rung.predictor(context, candidate.rung_result(result))
     predictions: Sequence[PredictionLike | None]
     alone = {e.id for e in examples}
     if isinstance(predictor, Answers):
         order = context.ordered(examples, "latency")
         count = context.single_test_calls
         with closing(predictor):
-            ask(predictor, examples[:1], one_by_one=True)  # the first call is never typical
-            found = ask(predictor, order[:count], one_by_one=True)
-            timed = [p.seconds for p in found if p is not None]
-            found += ask(predictor, order[count:]) if count < len(order) else []
-            least = 0 if candidate.traits.needs == "endpoint" else context.least_timed
-            while timed and len(timed) < least:  # of fewer calls no bound is within any budget
-                again = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
-                timed += [p.seconds for p in again]
-        by_id = dict(zip([e.id for e in order], found, strict=True))
+            predict_examples(predictor, examples[:1], one_by_one=True)  # the first call is never typical
+            ordered_predictions = predict_examples(predictor, order[:count], one_by_one=True)
+            timed = [p.seconds for p in ordered_predictions if p is not None]
+            ordered_predictions += predict_examples(predictor, order[count:]) if count < len(order) else []
+            min_timed = 0 if candidate.traits.needs == "endpoint" else context.least_timed
+            while timed and len(timed) < min_timed:  # of fewer calls no bound is within any budget
+                repeats = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
+                timed += [p.seconds for p in repeats]
+        by_id = dict(zip([e.id for e in order], ordered_predictions, strict=True))
         predictions = [by_id[e.id] for e in examples]
         context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
         alone = {e.id for e in order[:count]}
     else:
-        given = [predictor.predict([example.inputs])[0] for example in examples]
-        predictions = [one for one in given if not isinstance(one, str)]
+        outputs = [predictor.predict([example.inputs])[0] for example in examples]
+        predictions = [output for output in outputs if not isinstance(output, str)]
         assert len(predictions) == len(examples)  # the references answer as skins do
         timed = [p.seconds for p in predictions]
     evaluation = evaluate_predictions(context.task, examples, predictions, split="test", seed=context.seed)

@@ -24,7 +24,7 @@ from bedplate.adaptation.climb.fingerprint import fingerprint, limits_of
 from bedplate.adaptation.climb.start import climb_candidate
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.fits import SMALLER
-from bedplate.adaptation.context.outcome import Plan, RungOutcome
+from bedplate.adaptation.context.outcome import RungPlan, RungOutcome
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 
@@ -41,19 +41,19 @@ class Larger:
     outcome: RungOutcome
 
 
-class Growth:
+class RefitHistory:
     """Which rungs of this run were climbed again, in order, and whether that is decided."""
 
     def __init__(self, first: Context) -> None:
         self._path = first.out / GROWTH_FILE
         self._key = limits_of(first, sha256_json(fingerprint(first)))
         self.names: list[str] = []
-        self.done = False
+        self.finished = False
         if self._path.is_file():
             try:
                 values: dict[str, Any] = json.loads(read_text(self._path))
                 if values["key"] == self._key:
-                    self.names, self.done = list(values["names"]), bool(values["done"])
+                    self.names, self.finished = list(values["names"]), bool(values["done"])
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{self._path} is damaged ({error}); remove it and {first.out / SMALLER}") from error
 
@@ -65,18 +65,18 @@ class Growth:
         had moved before is gone then."""
         if candidate.name in self.names:
             return
-        for kind in ("skins", "rungs"):
-            shutil.rmtree(candidate.context.out / SMALLER / kind / candidate.rung.name, ignore_errors=True)
+        for folder in ("skins", "rungs"):
+            shutil.rmtree(candidate.context.out / SMALLER / folder / candidate.rung.name, ignore_errors=True)
         self.names.append(candidate.name)
         self._write()
 
     def ends(self) -> None:
         """Nothing else will be climbed again, whatever the machine is doing when the command is repeated."""
-        self.done = True
+        self.finished = True
         self._write()
 
     def _write(self) -> None:
-        values = {"key": self._key, "names": self.names, "done": self.done}
+        values = {"key": self._key, "names": self.names, "done": self.finished}
         atomic_write(self._path, json.dumps(values, indent=1) + "\n")
 
 
@@ -88,11 +88,11 @@ def smaller_of(candidate: Candidate) -> Candidate:
 
 def _elsewhere(context: Context, out: Path, *, fresh: bool = False, **changes: Any) -> Context:
     """The same in another directory. fresh: the base's speed is measured anew."""
-    found = replace(context, out=out, until=math.inf, readings={}, **changes)
-    found.format_gain = context.format_gain
+    relocated = replace(context, out=out, until=math.inf, readings={}, **changes)
+    relocated.format_gain = context.format_gain
     if not fresh:
-        found.throughput = context.throughput
-    return found
+        relocated.throughput = context.throughput
+    return relocated
 
 
 def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
@@ -107,24 +107,24 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
 def again_of(candidate: Candidate, outcome: RungOutcome, usual: float) -> Candidate:
     """The candidate with what it was seen to take beside what it was expected to; `usual` where it was left out."""
     context, before, pace = candidate.context, outcome.plan, outcome.pace or usual
-    done = None if outcome.result is None or before is None else before.settings
-    again = _elsewhere(context, context.out, pace=pace, before=done, fresh=outcome.result is None)
-    again.until = context.until
-    return replace(candidate, context=again)
+    previous_settings = None if outcome.result is None or before is None else before.settings
+    next_context = _elsewhere(context, context.out, pace=pace, before=previous_settings, fresh=outcome.result is None)
+    next_context.until = context.until
+    return replace(candidate, context=next_context)
 
 
 def larger_plan(candidate: Candidate, outcome: RungOutcome, usual: float) -> Candidate | None:
     """The candidate as it would be climbed again in the time that there is now; None where that is not clearly more
     than was done."""
-    again, before = again_of(candidate, outcome, usual), outcome.plan
-    plan = planner.planned(again.context, candidate.rung)
-    if not isinstance(plan, Plan):
+    larger_candidate, before = again_of(candidate, outcome, usual), outcome.plan
+    plan = planner.planned(larger_candidate.context, candidate.rung)
+    if not isinstance(plan, RungPlan):
         return None
     if outcome.result is None or before is None:
-        return again
+        return larger_candidate
     takes_over = bool(plan.settings.get("takes_over"))
-    more = takes_over or plan.seconds >= CLEARLY * outcome.seconds
-    return again if more and plan.settings != before.settings else None
+    worthwhile = takes_over or plan.seconds >= CLEARLY * outcome.seconds
+    return larger_candidate if worthwhile and plan.settings != before.settings else None
 
 
 def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) -> Larger:
@@ -134,29 +134,31 @@ def climb_larger(candidate: Candidate, origin: Candidate, outcome: RungOutcome) 
     first = origin if origin.inner == SMALLER else smaller_of(origin)
     chosen = candidate.context.chosen
     prompt = chosen.prompt
-    found = climb(candidate.context, candidate.rung.name, candidate.directory)
+    refit = climb(candidate.context, candidate.rung.name, candidate.directory)
     chosen.prompt = prompt  # what others were built on stays
-    result, before = found.result, outcome.result
-    named = replace(found, rung=candidate.name)
+    result, before = refit.result, outcome.result
+    named = replace(refit, rung=candidate.name)
     if result is None:
         if before is None:
             return Larger(first, outcome)
-        kept = first.finish(origin.own(before))
-        return Larger(first, replace(outcome, result=kept, seconds=outcome.seconds + found.seconds))
+        smaller_result = first.finish(origin.rung_result(before))
+        return Larger(first, replace(outcome, result=smaller_result, seconds=outcome.seconds + refit.seconds))
     if before is not None and result.evaluation.estimate < before.evaluation.estimate:
-        said = (
+        reason = (
             f"{before.reason}; a larger fit in the time that was left scored "
-            f"{result.evaluation.scale.said(result.evaluation.estimate)} on valid"
+            f"{result.evaluation.scale.format_score(result.evaluation.estimate)} on valid"
         )
-        kept = first.finish(replace(origin.own(before), reason=said))
-        return Larger(first, replace(outcome, result=kept, reason=said, seconds=outcome.seconds + found.seconds))
+        smaller_result = first.finish(replace(origin.rung_result(before), reason=reason))
+        return Larger(
+            first, replace(outcome, result=smaller_result, reason=reason, seconds=outcome.seconds + refit.seconds)
+        )
     if before is not None:
-        scored = before.evaluation.scale.said(before.evaluation.estimate)
-        said = f"{result.reason}; a smaller fit before scored {scored} on valid"
-        result = replace(result, reason=said)
-    made = candidate.finish(result)
-    took = found.seconds + outcome.seconds
-    return Larger(candidate, replace(named, result=made, reason=made.reason, seconds=took))
+        scored = before.evaluation.scale.format_score(before.evaluation.estimate)
+        reason = f"{result.reason}; a smaller fit before scored {scored} on valid"
+        result = replace(result, reason=reason)
+    larger_result = candidate.finish(result)
+    took = refit.seconds + outcome.seconds
+    return Larger(candidate, replace(named, result=larger_result, reason=larger_result.reason, seconds=took))
 
 
 def make_way(candidate: Candidate) -> None:
@@ -173,7 +175,7 @@ def make_way(candidate: Candidate) -> None:
             target.mkdir()
 
 
-def first_of(candidate: Candidate, growth: Growth) -> tuple[Candidate, RungOutcome]:
+def first_of(candidate: Candidate, growth: RefitHistory) -> tuple[Candidate, RungOutcome]:
     """A candidate climbed for the first time, wherever that lies, and what became of it."""
     if growth.was_grown(candidate.name):
         make_way(candidate)

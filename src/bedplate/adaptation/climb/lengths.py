@@ -22,7 +22,7 @@ def check_lengths(contexts: Sequence[Context]) -> None:
 def too_long(context: Context) -> str | None:
     """The first train or valid row that does not fit, as a sentence; None where all do."""
     if context.is_encoder and not context.task.output.labels:
-        return f"{context.at.given} is an encoder, which writes no answer of kind {context.task.output.kind}"
+        return f"{context.at.base_name} is an encoder, which writes no answer of kind {context.task.output.kind}"
     prompt, output = context.default_prompt()
     spec, tokenizer = context.at.facts, context.model.tokenizer
     base = context.model.base
@@ -31,21 +31,21 @@ def too_long(context: Context) -> str | None:
         if isinstance(output, LabelOutput) and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
         if context.is_encoder:
-            found, most = context.model.text_tokens(str(prompt.text(example.inputs))), 0
+            prompt_tokens, max_answer = context.model.text_tokens(str(prompt.text(example.inputs))), 0
         elif isinstance(output, LabelOutput):
-            found, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
-            most = max(map(len, answers))
+            prompt_tokens, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
+            max_answer = max(map(len, answers))
         else:
-            found = prompt.tokens(tokenizer, example.inputs)
+            prompt_tokens = prompt.tokens(tokenizer, example.inputs)
             answer = target_text(prompt, output, example.target)
-            most = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
-        if len(found) > base.prompt_room(most):
-            beside = f" and its answer up to {most:,}" if most else ""
-            holds = f"more than the context of {spec.name} holds ({limit:,})"
+            max_answer = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
+        if len(prompt_tokens) > base.prompt_room(max_answer):
+            answer_note = f" and its answer up to {max_answer:,}" if max_answer else ""
+            limit_note = f"more than the context of {spec.name} holds ({limit:,})"
             if tokenizer.answers_apart:
-                holds = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
+                limit_note = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(found):,} tokens{beside}, {holds}; shorten or remove the row "
+                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten or remove the row "
                 "(nothing is cut off silently)"
             )
     return None

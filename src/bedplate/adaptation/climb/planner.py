@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, RungOutcome, Skip
+from bedplate.adaptation.context.outcome import RungPlan, RungOutcome, Skip
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.report.schema_plan import Forecast, NotTried
@@ -21,9 +21,9 @@ def ruled_out(context: Context, rung: Rung) -> Skip | None:
     if context.exhaustive:
         return None
     traits = rung.traits
-    labels, least = len(context.train), traits.least_labels
-    if labels < least:
-        return Skip(f"{labels} labels are fewer than the {least} that it is worth trying with", "rule")
+    labels, min_labels = len(context.train), traits.least_labels
+    if labels < min_labels:
+        return Skip(f"{labels} labels are fewer than the {min_labels} that it is worth trying with", "rule")
     if not traits.whole_prompt:
         return None
     budget, times = context.spec.budget, context.format_gain
@@ -34,44 +34,46 @@ def ruled_out(context: Context, rung: Rung) -> Skip | None:
     limit = min(limits) * times
     if context.throughput.call <= limit:
         return None
-    found = context.again(*rung.lightest(context), limit)
-    if found.quiet <= limit:
+    reading = context.cached_reading(*rung.lightest(context), limit)
+    if reading.quiet <= limit:
         return None
-    even = "" if times == 1.0 else f", and {times:.1f} times less in a format"
-    call, needs = found.quiet / times, dict[str, float]()
+    format_note = "" if times == 1.0 else f", and {times:.1f} times less in a format"
+    call, needs = reading.quiet / times, dict[str, float]()
     if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
         needs["p95_ms"] = call * 1000
     if budget.usd_per_1k_calls is not None and call * rate > budget.usd_per_1k_calls:
         needs["usd_per_1k_calls"] = call * rate
-    takes = f"a call with its lightest prompt takes {found.quiet * 1000:.0f} ms here ({found.said}){even}"
-    asked = {
+    call_note = (
+        f"a call with its lightest prompt takes {reading.quiet * 1000:.0f} ms here ({reading.description}){format_note}"
+    )
+    budget_notes = {
         "p95_ms": f"the budget's p95 is {budget.p95_ms} ms",
         "usd_per_1k_calls": f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${call * rate:.4f}",
     }
-    return Skip(f"{takes}; {' and '.join(asked[key] for key in needs)}", "budget", needs=needs)
+    return Skip(f"{call_note}; {' and '.join(budget_notes[key] for key in needs)}", "budget", needs=needs)
 
 
-def over_budget(context: Context, plan: Plan) -> Skip | None:
+def over_budget(context: Context, plan: RungPlan) -> Skip | None:
     """Why a planned rung may not start, or None: what it takes is more than the money that is left. (Rungs plan within
     the time that is left, which the machine's price bounds as well.)"""
-    left = context.usd_left
+    usd_left = context.usd_left
     needed = plan.seconds * usd_per_second(context) + plan.usd
-    if needed <= left:
+    if needed <= usd_left:
         return None
-    said = f"it needs about ${needed:.4f}, ${max(left, 0):.4f} of the climb's money are left"
+    reason = f"it needs about ${needed:.4f}, ${max(usd_left, 0):.4f} of the climb's money are left"
     usd = context.spec.budget.train_usd
-    return Skip(said, "budget", plan.seconds, {} if usd is None else {"train_usd": usd + needed - left})
+    return Skip(reason, "budget", plan.seconds, {} if usd is None else {"train_usd": usd + needed - usd_left})
 
 
-def planned(context: Context, rung: Rung) -> Plan | Skip:
+def planned(context: Context, rung: Rung) -> RungPlan | Skip:
     """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
     a child base, within the time that the child's guards leave."""
     out = ruled_out(context, rung)
     if out is not None:
         return out
     before = context.until
-    if rung.traits.makes_child and context.left < math.inf:
-        context.until = min(before, context.clock.used + context.left - guard_seconds(context))
+    if rung.traits.makes_child and context.seconds_left < math.inf:
+        context.until = min(before, context.clock.used + context.seconds_left - guard_seconds(context))
     try:
         plan = rung.plan(context)
     finally:
@@ -101,8 +103,8 @@ def guard_seconds(context: Context) -> float:
     guards, token = context.spec.guards, context.throughput.token
     tokens = 0.0
     if guards.retention is not None:
-        each = [_ITEM_TOKENS[name] for name in guards.retention.sets]
-        tokens += guards.retention.per_set * sum(each)
+        tokens_per_question = [_ITEM_TOKENS[name] for name in guards.retention.sets]
+        tokens += guards.retention.per_set * sum(tokens_per_question)
     if guards.loss is not None:
         tokens += guards.loss.documents * _DOCUMENT_TOKENS
     if guards.refusal is not None:
@@ -140,24 +142,24 @@ def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[For
 
 def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[NotTried]:
     """What the ladder left out, whole rungs and parts of them, each with its reason and what kind of reason it is."""
-    found: list[NotTried] = []
+    omissions: list[NotTried] = []
     for name, outcome in outcomes.items():
         if outcome.status == "skipped":
-            kind = outcome.skip or "impossible"
-            found.append(NotTried(rung=name, what="rung", kind=kind, reason=outcome.reason))
+            category = outcome.skip or "impossible"
+            omissions.append(NotTried(rung=name, what="rung", kind=category, reason=outcome.reason))
         if outcome.result is not None:
             left_out = outcome.result.left_out
-            found += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
-    return found
+            omissions += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
+    return omissions
 
 
 def order(names: Sequence[str], favours: str) -> tuple[str, ...]:
     """The rungs in the order of climbing: cheapest first as given, but the dear search for a prompt comes before the
     rungs that train weights where prompting is expected to win, and after them where tuning is."""
     late = [name for name in names if RUNGS[name].traits.dear]
-    rest = [name for name in names if name not in late]
-    trained = [i for i, name in enumerate(rest) if RUNGS[name].traits.trained]
+    early = [name for name in names if name not in late]
+    trained = [i for i, name in enumerate(early) if RUNGS[name].traits.trained]
     if not late or not trained:
         return tuple(names)
     place = trained[0] if favours == "prompting" else trained[-1] + 1
-    return (*rest[:place], *late, *rest[place:])
+    return (*early[:place], *late, *early[place:])

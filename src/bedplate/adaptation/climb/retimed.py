@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.fingerprint import config_of
-from bedplate.adaptation.context.outcome import Latency, Result, latency
+from bedplate.adaptation.context.outcome import Latency, RungResult, latency
 from bedplate.adaptation.rungs.answers import single_calls
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
@@ -22,25 +22,25 @@ from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Predictor
 
 
-def retimed(candidate: Candidate, result: Result) -> Result:
+def retimed(candidate: Candidate, result: RungResult) -> RungResult:
     """The result with the quicker of its own latency and that of the same calls now."""
     path = _file(candidate)
     key = sha256_json([config_of(candidate.context, candidate.rung), result.skin_id])
-    again = _kept(path, key)
-    if again is None:
-        again = _timed(candidate, result)
-        if again is None:
+    new_latency = _saved_latency(path, key)
+    if new_latency is None:
+        new_latency = _timed(candidate, result)
+        if new_latency is None:
             return result
-        values = {"key": key, "latency": vars(again), "load": load_average()}
+        values = {"key": key, "latency": vars(new_latency), "load": load_average()}
         atomic_write(path, json.dumps(values, indent=1) + "\n")
-    if again.p95 >= result.latency.p95 and again.mean >= result.latency.mean:
+    if new_latency.p95 >= result.latency.p95 and new_latency.mean >= result.latency.mean:
         return result
-    return replace(result, latency=min(again, result.latency, key=lambda one: (one.p95, one.mean)))
+    return replace(result, latency=min(new_latency, result.latency, key=lambda measured: (measured.p95, measured.mean)))
 
 
-def _timed(candidate: Candidate, result: Result) -> Latency | None:
+def _timed(candidate: Candidate, result: RungResult) -> Latency | None:
     """None for what does not run on this machine, and for a cascade, whose parts are timed."""
-    predictor = candidate.rung.predictor(candidate.context, candidate.own(result))
+    predictor = candidate.rung.predictor(candidate.context, candidate.rung_result(result))
     if not isinstance(predictor, Predictor):
         if isinstance(predictor, Answers):
             predictor.close()
@@ -48,10 +48,10 @@ def _timed(candidate: Candidate, result: Result) -> Latency | None:
     context = candidate.context
     with closing(predictor):
         calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls], "again")
-    return latency([one.seconds for one in calls]) if calls else None
+    return latency([call.seconds for call in calls]) if calls else None
 
 
-def _kept(path: Path, key: str) -> Latency | None:
+def _saved_latency(path: Path, key: str) -> Latency | None:
     if not path.is_file():
         return None
     try:

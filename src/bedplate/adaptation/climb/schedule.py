@@ -34,7 +34,7 @@ class Schedule:
 
     def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
         self.candidates, self.outcomes, self.favours = candidates, outcomes, favours
-        self._least: dict[tuple[str, bool], float] = {}
+        self._minimum_seconds: dict[tuple[str, bool], float] = {}
         self._usual: dict[tuple[str, bool], float] = {}
         """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
         base chose a prompt: planning measures and reads, so it is done once."""
@@ -46,26 +46,28 @@ class Schedule:
         waiting = self._waiting()
         if not waiting:
             return None
-        first = next((one for one in waiting if not one.on_base or one.unfit is not None), None)
+        first = next((candidate for candidate in waiting if not candidate.on_base or candidate.unfit is not None), None)
         if first is not None:
             return first
-        ready = [one for one in waiting if not self._waits(one)]
+        ready = [candidate for candidate in waiting if not self._waits(candidate)]
         if self._unlimited:
-            return min(ready, key=lambda one: not _early(one))  # the first of equals: the table's order
-        values = {one.name: self._value(one) for one in ready}
-        found = max(ready, key=lambda one: (_early(one) and values[one.name] > 0, values[one.name]))
-        found.context.until = self._until(found, waiting)
-        found.context.pace = self.pace(found)
-        return found
+            return min(ready, key=lambda candidate: not _early(candidate))  # the first of equals: the table's order
+        values = {candidate.name: self._value(candidate) for candidate in ready}
+        best = max(
+            ready, key=lambda candidate: (_early(candidate) and values[candidate.name] > 0, values[candidate.name])
+        )
+        best.context.until = self._until(best, waiting)
+        best.context.pace = self.pace(best)
+        return best
 
     def last(self) -> list[Candidate]:
         """What comes after all bases: endpoints, and what is made of other skins."""
-        found = [one for one in self.candidates.values() if one.name not in self.outcomes]
-        for one in found:
-            one.context.until, one.context.pace = math.inf, 1.0
-        return found
+        remaining = [candidate for candidate in self.candidates.values() if candidate.name not in self.outcomes]
+        for candidate in remaining:
+            candidate.context.until, candidate.context.pace = math.inf, 1.0
+        return remaining
 
-    def least(self, candidate: Candidate) -> float:
+    def minimum_seconds(self, candidate: Candidate) -> float:
         """Expected seconds of the smallest version of a rung; 0 where it cannot be climbed or takes none."""
         if candidate.unfit is not None:
             return 0.0
@@ -75,15 +77,15 @@ class Schedule:
         """As the rung itself expects it."""
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
-        if key not in self._least:
+        if key not in self._minimum_seconds:
             before, context.pace = context.until, 1.0
             context.until = context.clock.used  # no time at all
             try:
                 plan = planner.planned(context, candidate.rung)
             finally:
                 context.until = before
-            self._least[key] = plan.seconds or 0.0
-        return self._least[key]
+            self._minimum_seconds[key] = plan.seconds or 0.0
+        return self._minimum_seconds[key]
 
     # --- what is worth most
 
@@ -105,15 +107,15 @@ class Schedule:
     def worth(self, candidate: Candidate) -> float:
         """Beside what was climbed on the same base."""
         traits = candidate.traits
-        own = traits.worth * (FAVOURED if traits.side == self.favours else 1.0)
-        same = [
+        weighted_worth = traits.worth * (FAVOURED if traits.side == self.favours else 1.0)
+        climbed_worths = [
             self.candidates[name].traits.worth
             for name, outcome in self.outcomes.items()
             if outcome.result is not None
             and self.candidates[name].traits.side == traits.side
             and self.candidates[name].context is candidate.context
         ]
-        return max(0.1 * own, own - AFTER_ANOTHER * max(same, default=0.0))
+        return max(0.1 * weighted_worth, weighted_worth - AFTER_ANOTHER * max(climbed_worths, default=0.0))
 
     # --- how much of the time
 
@@ -122,41 +124,49 @@ class Schedule:
         where there was one."""
         if not candidate.traits.trained:
             return 1.0
-        seen = [name for name, one in self.outcomes.items() if self.candidates[name].traits.trained and one.pace]
-        here = [name for name in seen if self.candidates[name].context is candidate.context]
-        last = (here or seen)[-1:]
+        trained_names = [
+            name for name, outcome in self.outcomes.items() if self.candidates[name].traits.trained and outcome.pace
+        ]
+        base_names = [name for name in trained_names if self.candidates[name].context is candidate.context]
+        last = (base_names or trained_names)[-1:]
         return (self.outcomes[last[0]].pace or 1.0) if last else 1.0
 
     def _until(self, candidate: Candidate, waiting: list[Candidate]) -> float:
         """When the candidate is to be done: it has the least that it needs, and of what the others' least leaves its
         base's share. Those that are trained on the same base follow it with what remains."""
         context = candidate.context
-        room = context.clock.left - context.test_reserve - self.least(candidate)
+        room = context.clock.seconds_left - context.test_reserve - self.minimum_seconds(candidate)
         usual = self._usual_expected(candidate) if _early(candidate) else math.inf
         whole = 2 * usual if usual <= WHOLE * room else 0.0  # twice, for a rung plans with a share of what it may use
-        others = [one for one in [*waiting, *self._later()] if one is not candidate and not _follows(one, candidate)]
+        competitors = [
+            competitor
+            for competitor in [*waiting, *self._later()]
+            if competitor is not candidate and not _follows(competitor, candidate)
+        ]
         bases: set[Context] = {context}
-        for one in sorted(others, key=lambda one: -self.worth(one) / max(self.least(one), 0.1)):
-            needed = self.least(one)
+        for competitor in sorted(
+            competitors, key=lambda competitor: -self.worth(competitor) / max(self.minimum_seconds(competitor), 0.1)
+        ):
+            needed = self.minimum_seconds(competitor)
             if needed <= room:
                 room -= needed
-                if one.on_base and one.traits.trained:
-                    bases.add(one.context)
-        return context.clock.used + max(whole, self.least(candidate) + max(room, 0.0) / len(bases))
+                if competitor.on_base and competitor.traits.trained:
+                    bases.add(competitor.context)
+        return context.clock.used + max(whole, self.minimum_seconds(candidate) + max(room, 0.0) / len(bases))
 
     def _waiting(self) -> list[Candidate]:
         """Of the bases, and what needs none."""
         return [
-            one
-            for name, one in self.candidates.items()
-            if name not in self.outcomes and (one.on_base or one.traits.needs == "nothing")
+            candidate
+            for name, candidate in self.candidates.items()
+            if name not in self.outcomes and (candidate.on_base or candidate.traits.needs == "nothing")
         ]
 
     def _later(self) -> list[Candidate]:
         return [
-            one
-            for name, one in self.candidates.items()
-            if name not in self.outcomes and not one.on_base and one.traits.needs != "nothing"
+            candidate
+            for name, candidate in self.candidates.items()
+            if name not in self.outcomes and not candidate.on_base and candidate.traits.needs != "nothing"
         ]
 
     def _waits(self, candidate: Candidate) -> bool:
@@ -164,14 +174,14 @@ class Schedule:
         if candidate.traits.own_prompt:
             return False
         return any(
-            one.traits.role == "baseline" and one.context is candidate.context and name not in self.outcomes
-            for name, one in self.candidates.items()
+            peer.traits.role == "baseline" and peer.context is candidate.context and name not in self.outcomes
+            for name, peer in self.candidates.items()
         )
 
     @property
     def _unlimited(self) -> bool:
         context = next(iter(self.candidates.values())).context
-        return context.exhaustive or math.isinf(context.clock.left)
+        return context.exhaustive or math.isinf(context.clock.seconds_left)
 
 
 def _early(candidate: Candidate) -> bool:
@@ -179,6 +189,6 @@ def _early(candidate: Candidate) -> bool:
     return candidate.traits.side == "weights" and candidate.traits.own_prompt
 
 
-def _follows(one: Candidate, candidate: Candidate) -> bool:
+def _follows(follower: Candidate, candidate: Candidate) -> bool:
     """Whether it is trained on the same base after the candidate."""
-    return one.traits.trained and candidate.traits.trained and one.context is candidate.context
+    return follower.traits.trained and candidate.traits.trained and follower.context is candidate.context

@@ -145,7 +145,7 @@ def check_output(out: Path) -> None:
     if (
         out.is_dir()
         and not (out / SETTINGS_FILE).is_file()
-        and any(one.name not in (LOCK_FILE, LABELS) for one in out.iterdir())
+        and any(path.name not in (LOCK_FILE, LABELS) for path in out.iterdir())
     ):
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
     place = out.absolute()

@@ -43,9 +43,13 @@ def check_rungs(rungs: Sequence[str]) -> None:
 
 
 def load_adapt_task(
-    path: Path | str, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None, *, beside: Path | None = None
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    rungs: Sequence[str] | None = None,
+    *,
+    anchor_file: Path | None = None,
 ) -> tuple[Task, AdaptSpec]:
-    """A task file and its `adapt` section; `rungs` replaces the file's own. beside: the file whose directory relative
+    """A task file and its `adapt` section; `rungs` replaces the file's own. anchor_file: the file whose directory relative
     paths start from, where it is not this one. Raises ConfigError, UsageError."""
     task = load_config(path, Task, overrides)
     if task.adapt is None:
@@ -54,11 +58,11 @@ def load_adapt_task(
             "(`bedplate adapt --help` shows one)"
         )
     spec = load_config(path, _AdaptTask, overrides).adapt
-    task._path = Path(path) if beside is None else beside  # pyright: ignore[reportPrivateUsage]
+    task._path = Path(path) if anchor_file is None else anchor_file  # pyright: ignore[reportPrivateUsage]
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
-    wanted = [name for name in RUNGS if (name in rungs if rungs is not None else spec.wants(name))]
-    check_target(spec.target, task, wanted)
+    rung_names = [name for name in RUNGS if (name in rungs if rungs is not None else spec.includes(name))]
+    check_target(spec.target, task, rung_names)
     if spec.raw_text is not None:
         _check_raw_text(spec.raw_text, task)
     if rungs is not None:
@@ -73,7 +77,7 @@ def load_adapt_task(
 def _check_raw_text(text: RawText, task: Task) -> None:
     """ConfigError where the text is the task's own data: a base would be trained on the rows that it is tested with."""
     place = (task.directory / Path(text.source).expanduser()).resolve()
-    if any(one == text.source or (task.directory / one).resolve() == place for one in task.data.sources):
+    if any(source == text.source or (task.directory / source).resolve() == place for source in task.data.sources):
         raise ConfigError(
             f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
             "the rows that it is tested with; name other text of the domain"

@@ -13,7 +13,7 @@ from bedplate.evaluation.task import Task
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import KERNELS
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.ways.way import QUANTISED, Weights
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.identity import Identity
@@ -25,7 +25,7 @@ ROOM = 3
 """Free memory that a base wants, in its own sizes: itself, what tuning keeps beside it, and some air."""
 
 
-AS_TRAINED = Asked(quantised=False)
+AS_TRAINED = OpenOptions(quantised=False)
 """Rungs train on the base and read its inner states, so a checkpoint's own integers are dequantised where nothing else
 is asked for."""
 
@@ -40,12 +40,12 @@ def source_of(base: str, task: Task) -> str:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base once it was loaded. name: as the task file gives it; kind: "decoder" or "encoder";
+    """What is known of a base once it was loaded. name: as the task file gives it; architecture: "decoder" or "encoder";
     weights, kernel: as its engine has them; size: bytes of its parameters."""
 
     name: str
     short: str
-    kind: str
+    architecture: str
     family: str
     identity: Identity
     path: Path
@@ -58,7 +58,7 @@ class BaseFacts:
         """For report.json."""
         return {
             "name": self.name,
-            "kind": self.kind,
+            "kind": self.architecture,
             "weights_id": self.identity.weights_id,
             "dtype": self.dtype,
             "weights": self.weights,
@@ -68,13 +68,13 @@ class BaseFacts:
 
 
 class TaskBase:
-    """One base of a task. given: as the task file names it; suffix: what tells its candidates from the first base's
+    """One base of a task. base_name: as the task file names it; suffix: what tells its candidates from the first base's
     ("" for the first). It is in memory from the first use of `model` until `close`."""
 
-    def __init__(self, given: str, source: str, suffix: str, bases: Bases, asked: Asked) -> None:
-        self.given, self.source, self.suffix = given, source, suffix
-        self._asked = asked
-        self.held = 0
+    def __init__(self, base_name: str, source: str, suffix: str, bases: Bases, load_options: OpenOptions) -> None:
+        self.base_name, self.source, self.suffix = base_name, source, suffix
+        self._load_options = load_options
+        self.pin_count = 0
         """By how many that need it while others are loaded."""
         self._bases = bases
         self._model: LocalModel | None = None
@@ -87,10 +87,10 @@ class TaskBase:
         """The base on its engine, loaded if it is not. HubError, CheckpointError."""
         if self._model is None:
             self._bases.make_room(self)
-            opened = open_base(self.source, self._asked)
+            opened = open_base(self.source, self._load_options)
             opened.base.need_tokenizer()
             self._model = opened.model(self._bases.compute)
-            self._facts = self._facts or _facts(self.given, self._model)
+            self._facts = self._facts or _facts(self.base_name, self._model)
         self._bases.used(self)
         return self._model
 
@@ -107,7 +107,7 @@ class TaskBase:
         return self._model is not None
 
     @property
-    def wants(self) -> int:
+    def needed_bytes(self) -> int:
         """Bytes that it takes: measured, or from its files before it was first loaded."""
         return _file_bytes(locate(self.source)) if self._facts is None else self._facts.size
 
@@ -138,7 +138,7 @@ class TaskBase:
 
     def close_formats(self, but: Collection[str] = ()) -> None:
         """Closes the engines of quantised weights, but for these formats."""
-        for weights in [one for one in self._formats if one not in but]:
+        for weights in [fmt for fmt in self._formats if fmt not in but]:
             self._formats.pop(weights).close()
 
     def close(self) -> None:
@@ -152,12 +152,12 @@ class TaskBase:
 class Bases:
     """The bases of a task in the task file's order; the first is the task's own, whose candidates bear no suffix."""
 
-    def __init__(self, given: Sequence[str], sources: Sequence[str], asked: Asked = AS_TRAINED) -> None:
+    def __init__(self, names: Sequence[str], sources: Sequence[str], load_options: OpenOptions = AS_TRAINED) -> None:
         self.compute = ComputeLock()
         self._device = resolve_device("auto")
         """Where they are loaded."""
-        suffixes = suffixes_of(given)
-        self.all = [TaskBase(*one, self, asked) for one in zip(given, sources, suffixes, strict=True)]
+        suffixes = suffixes_of(names)
+        self.all = [TaskBase(*naming, self, load_options) for naming in zip(names, sources, suffixes, strict=True)]
         self._children: dict[str, TaskBase] = {}
         self._order: list[TaskBase] = []
         """In memory, the one that was used last at the end."""
@@ -171,40 +171,42 @@ class Bases:
         return self._children[source]
 
     def used(self, base: TaskBase) -> None:
-        self._order = [*(one for one in self._order if one is not base), base]
+        self._order = [*(resident for resident in self._order if resident is not base), base]
 
     def make_room(self, base: TaskBase) -> None:
         """Closes those that were used longest ago until `base` has room, or none is left."""
-        for other in [one for one in self._order if one is not base and one.loaded and not one.held]:
+        for idle in [
+            resident for resident in self._order if resident is not base and resident.loaded and not resident.pin_count
+        ]:
             free = free_on(self._device)
-            if free is None or free >= ROOM * base.wants:
+            if free is None or free >= ROOM * base.needed_bytes:
                 return
-            other.close()
+            idle.close()
 
     def close(self) -> None:
-        for one in (*self.all, *self._children.values()):
-            one.close()
+        for base in (*self.all, *self._children.values()):
+            base.close()
 
 
-def suffixes_of(names: Sequence[str], taken: Sequence[str] = ()) -> list[str]:
+def suffixes_of(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
     """What is put behind a candidate's name, for each of several bases or endpoints: nothing for the first, then their
     own names, short and without characters that a file or a page would trip over; equal ones, and those that are
-    `taken`, are numbered."""
-    found: list[str] = []
+    `reserved`, are numbered."""
+    suffixes: list[str] = []
     for number, name in enumerate(names):
         last = name.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
         short = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or f"base-{number + 1}"
         count, unique = 2, short
-        while unique in (*found, *taken):
+        while unique in (*suffixes, *reserved):
             unique, count = f"{short}-{count}", count + 1
-        found.append(unique)
-    return ["", *found[1:]] if names else []
+        suffixes.append(unique)
+    return ["", *suffixes[1:]] if names else []
 
 
-def _facts(given: str, model: LocalModel) -> BaseFacts:
+def _facts(base_name: str, model: LocalModel) -> BaseFacts:
     base, engine = model.base, model.engine
     return BaseFacts(
-        given,
+        base_name,
         base.name,
         "decoder" if "generate" in base.can else "encoder",
         base.family.name,
@@ -217,13 +219,13 @@ def _facts(given: str, model: LocalModel) -> BaseFacts:
     )
 
 
-def _as(facts: BaseFacts) -> Asked:
+def _as(facts: BaseFacts) -> OpenOptions:
     """A child is held as its parent, so that what differs is what was trained."""
     kernel = KERNELS[facts.kernel]
-    return Asked(facts.dtype, QUANTISED.get(facts.weights), kernel, quantised=False)
+    return OpenOptions(facts.dtype, QUANTISED.get(facts.weights), kernel, quantised=False)
 
 
 def _file_bytes(path: Path) -> int:
     if path.is_file():
         return path.stat().st_size
-    return sum(one.stat().st_size for one in path.glob("*.safetensors"))
+    return sum(shard.stat().st_size for shard in path.glob("*.safetensors"))

@@ -18,26 +18,26 @@ class Clock:
     """
 
     def __init__(
-        self, seconds: float | None, beside: Clock | None = None, *, usd: float | None = None, usd_per_hour: float = 0.0
+        self, seconds: float | None, parent: Clock | None = None, *, usd: float | None = None, usd_per_hour: float = 0.0
     ) -> None:
         self.seconds, self.usd = seconds, usd
         self._per_second = usd_per_hour / 3600
         self._start = time.monotonic()
         self._before = 0.0
         self._charged = 0.0
-        self._beside = beside
+        self._parent = parent
 
     def add(self, seconds: float) -> None:
         """Count the time that a reused rung had taken in an earlier run, here and on the clock `beside`."""
         self._before += seconds
-        if self._beside is not None:
-            self._beside.add(seconds)
+        if self._parent is not None:
+            self._parent.add(seconds)
 
     def charge(self, usd: float) -> None:
         """Count what an endpoint charged, here and on the clock `beside`."""
         self._charged += usd
-        if self._beside is not None:
-            self._beside.charge(usd)
+        if self._parent is not None:
+            self._parent.charge(usd)
 
     @property
     def used(self) -> float:
@@ -55,14 +55,14 @@ class Clock:
         return math.inf if self.usd is None else self.usd - self.spent
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds until the time is spent, or the money that the machine's time takes; infinite without limits."""
-        found = math.inf if self.seconds is None else self.seconds - self.used
+        remaining = math.inf if self.seconds is None else self.seconds - self.used
         if self.usd is None:
-            return found
+            return remaining
         if self.usd_left <= 0:
-            return min(found, 0.0)
-        return found if self._per_second == 0 else min(found, self.usd_left / self._per_second)
+            return min(remaining, 0.0)
+        return remaining if self._per_second == 0 else min(remaining, self.usd_left / self._per_second)
 
 
 class Stopwatch:

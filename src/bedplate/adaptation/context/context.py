@@ -12,10 +12,10 @@ from typing import Any
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import SLOW, Climbed, Result, RungOutcome
+from bedplate.adaptation.context.outcome import SLOW, Climbed, RungResult, RungOutcome
 from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
-    Reading,
+    CallTimings,
     Throughput,
     embedding_throughput,
     measure_throughput,
@@ -26,19 +26,19 @@ from bedplate.adaptation.context.throughput import (
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.adaptation.task.task_prompt import TaskOutput, Written, task_prompt
+from bedplate.adaptation.task.task_prompt import TaskOutput, AnswerLengths, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import enough_groups, values_needed
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
-from bedplate.data.splits import Record, split_hash
+from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.held_as import evaluated_now
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Asked, open_base
+from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput, LabelsOutput
@@ -98,7 +98,7 @@ class Context:
     """Whether budgets and rules of thumb leave nothing out."""
     parent: Parent | None = None
     """The skin that the new ones take over from."""
-    within: Clock | None = None
+    outer_clock: Clock | None = None
     """Whose time and money plans have to keep to, beside their own; more is a skip."""
     climb: Callable[[Context, str, Path], RungOutcome] | None = None
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
@@ -114,13 +114,13 @@ class Context:
     before: Mapping[str, Any] | None = None
     """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
 
-    readings: dict[str, Reading] = field(default_factory=dict[str, Reading])
+    readings: dict[str, CallTimings] = field(default_factory=dict[str, CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 
     @property
     def is_encoder(self) -> bool:
         """Whether the base gives vectors only."""
-        return self.at.facts.kind == "encoder"
+        return self.at.facts.architecture == "encoder"
 
     @property
     def source(self) -> str:
@@ -140,8 +140,8 @@ class Context:
     def part(self, train: Sequence[Example], out: Path, seed: int) -> Context:
         """The same with other train rows, in a directory of its own, for one seed. Its plans know no limit of time;
         what they come to has to fit into the time that is left here, where time that is reused counts as well."""
-        records = [Record(e.id, e.row_hash, e.target, e.group) for e in train]
-        found = replace(
+        records = [SplitRecord(e.id, e.row_hash, e.target, e.group) for e in train]
+        sub_context = replace(
             self,
             train=tuple(train),
             hashes={**self.hashes, "train": split_hash(records)},
@@ -152,20 +152,20 @@ class Context:
             most_seeds=1,
             until=math.inf,
             parent=None,
-            within=None if self.exhaustive else self.clock,
+            outer_clock=None if self.exhaustive else self.clock,
             before=None,
             pace=1.0,
             settled=False,
         )
         if self.unfit is None:
-            found.throughput, found.format_gain = self.throughput, self.format_gain
-        return found
+            sub_context.throughput, sub_context.format_gain = self.throughput, self.format_gain
+        return sub_context
 
     def on(self, base: TaskBase, out: Path) -> Context:
         """The same on a child of this base, which is as fast; what is made there goes into `out`."""
-        found = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1)
-        found.throughput, found.format_gain = self.throughput, self.format_gain
-        return found
+        child_context = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1)
+        child_context.throughput, child_context.format_gain = self.throughput, self.format_gain
+        return child_context
 
     @cached_property
     def raw_text(self) -> Documents | None:
@@ -186,12 +186,12 @@ class Context:
         drawn = self.shuffled(examples, purpose)
         if not self.labels:
             return drawn
-        seen: dict[str, int] = {}
+        label_counts: dict[str, int] = {}
         total = {label: sum(e.target == label for e in drawn) for label in self.labels}
         place: dict[str, float] = {}
         for example in drawn:
-            seen[example.target] = seen.get(example.target, 0) + 1
-            place[example.id] = (seen[example.target] - 0.5) / total[example.target]
+            label_counts[example.target] = label_counts.get(example.target, 0) + 1
+            place[example.id] = (label_counts[example.target] - 0.5) / total[example.target]
         return sorted(drawn, key=lambda e: (place[e.id], self.labels.index(e.target)))
 
     def shuffled(self, examples: Sequence[Example], purpose: str) -> list[Example]:
@@ -211,14 +211,14 @@ class Context:
         return task_prompt(self.task, self.written, format, phrasing)
 
     @cached_property
-    def written(self) -> Written:
+    def written(self) -> AnswerLengths:
         """How long train's answers are, where the model writes them."""
-        return Written.of(self.task, self.model.tokenizer, self.train)
+        return AnswerLengths.of(self.task, self.model.tokenizer, self.train)
 
     @cached_property
     def throughput(self) -> Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows, room = self.ordered(self.valid, "pace"), pace_seconds(self.clock.left)
+        rows, room = self.ordered(self.valid, "pace"), pace_seconds(self.clock.seconds_left)
         if self.is_encoder:
             prompt = text_prompt(self.fields)
             return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
@@ -247,20 +247,20 @@ class Context:
         spec = self.spec
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
-    def again(self, prompt: Prompt, output: TaskOutput, limit: float) -> Reading:
+    def cached_reading(self, prompt: Prompt, output: TaskOutput, limit: float) -> CallTimings:
         """`calls` with this prompt, read once."""
         key = f"{prompt.format}/{prompt.template}"
         self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
         return self.readings[key]
 
     def calls(
-        self, prompt: Prompt, output: TaskOutput, limit: float, most: int | None = None, tenant: str = "timing"
-    ) -> Reading:
+        self, prompt: Prompt, output: TaskOutput, limit: float, max_rows: int | None = None, tenant: str = "timing"
+    ) -> CallTimings:
         """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
-        many rows at `most`. tenant: for whom nothing of them is cached."""
-        rows = [example.inputs for example in self.ordered(self.valid, "pace")[:most]]
+        many rows at `max_rows`. tenant: for whom nothing of them is cached."""
+        rows = [example.inputs for example in self.ordered(self.valid, "pace")[:max_rows]]
         if self.is_encoder:
-            return read_texts(self.model, [str(prompt.text(one)) for one in rows], limit)
+            return read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
         with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
             return read_calls(predictor, rows, limit, tenant)
 
@@ -273,8 +273,8 @@ class Context:
         enough = enough and enough_groups([example.group for example in self.valid])
         if self.is_encoder or not spec.allowed or not enough:
             return 1.0
-        found = worth_trying(self.model, spec, writes=not self.labels)
-        return 1.0 if isinstance(found, str) else max(1.0, *found.values())
+        speedups = worth_trying(self.model, spec, writes=not self.labels)
+        return 1.0 if isinstance(speedups, str) else max(1.0, *speedups.values())
 
     @property
     def on_test(self) -> float:
@@ -287,11 +287,11 @@ class Context:
     @property
     def for_test(self) -> float:
         """Seconds kept for test, for timing the nominees once more before it, and for the report."""
-        again = sum((one.latency.calls + 1) * one.latency.mean for one in self._to_test)
-        return self.on_test + (again if self.settled else 2 * self.timing) + report_seconds(self.clock.seconds)
+        retiming = sum((result.latency.calls + 1) * result.latency.mean for result in self._to_test)
+        return self.on_test + (retiming if self.settled else 2 * self.timing) + report_seconds(self.clock.seconds)
 
     @property
-    def _to_test(self) -> list[Result]:
+    def _to_test(self) -> list[RungResult]:
         """Of the skins that would be asked on test now."""
         return [self.climbed[name].result for name in self.likely if name in self.climbed]
 
@@ -300,20 +300,20 @@ class Context:
         """Seconds kept for what comes after the climb: test, and before it one format of two nominees, on valid."""
         if self.format_gain == 1.0:
             return self.for_test
-        each = self.throughput.rows(len(self.valid)) / self.format_gain + 2 * self.timing
-        return self.for_test + 2 * each
+        per_nominee = self.throughput.rows(len(self.valid)) / self.format_gain + 2 * self.timing
+        return self.for_test + 2 * per_nominee
 
     @property
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        left = min(self.clock.left - self.slower * self.test_reserve, self.until - self.clock.used)
-        return left / (self.pace * self.slower)
+        remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
+        return remaining / (self.pace * self.slower)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""
-        return self.left * (1.0 if self.settled else share)
+        return self.seconds_left * (1.0 if self.settled else share)
 
     @property
     def usd_left(self) -> float:
@@ -384,7 +384,7 @@ class Context:
     def embedder(self, source: str) -> LocalModel:
         """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""
         if source not in self.embedders:
-            opened = open_base(source, Asked(use="score", quantised=False))
+            opened = open_base(source, OpenOptions(use="score", quantised=False))
             opened.base.need_tokenizer()
             self.embedders[source] = opened.model()
         return self.embedders[source]

@@ -42,42 +42,44 @@ class Embedder:
     def engine(self, context: Context) -> Engine:
         return (context.model if self.source is None else context.embedder(self.source)).engine
 
-    def embed(self, context: Context, texts: Sequence[str], kept: Path) -> np.ndarray:
-        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. kept: a file for
+    def embed(self, context: Context, texts: Sequence[str], cache_file: Path) -> np.ndarray:
+        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. cache_file: a file for
         these texts alone, which grows part by part, so that an interrupted rung embeds none twice."""
         engine = self.engine(context)
         tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
         fits = [i for i, text in enumerate(texts) if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
-        done = read_vectors(kept) if kept.is_file() else np.empty((0, spec.hidden_size), dtype=np.float32)
+        vectors = (
+            read_vectors(cache_file) if cache_file.is_file() else np.empty((0, spec.hidden_size), dtype=np.float32)
+        )
         at_once = max(_AT_ONCE, len(fits) // _PARTS)
-        for start in progress(range(len(done), len(fits), at_once), f"embedding with {self.name}"):
+        for start in progress(range(len(vectors), len(fits), at_once), f"embedding with {self.name}"):
             part = [texts[i] for i in fits[start : start + at_once]]
-            done = np.concatenate([done, embed_texts(engine, part, self.pooling, self.depth)])
-            atomic_write(kept, vector_bytes(done))
-        found = np.zeros((len(texts), spec.hidden_size), dtype=np.float32)
-        found[fits] = done
-        return found
+            vectors = np.concatenate([vectors, embed_texts(engine, part, self.pooling, self.depth)])
+            atomic_write(cache_file, vector_bytes(vectors))
+        all_vectors = np.zeros((len(texts), spec.hidden_size), dtype=np.float32)
+        all_vectors[fits] = vectors
+        return all_vectors
 
 
 def embedders_of(context: Context) -> list[Embedder]:
     """What the task file names, or the base itself; a decoder's states in two depths. HubError, CheckpointError."""
     rows = context.shuffled(context.valid, "embedding pace")[:SAMPLE]
     texts = [text_of(row.inputs, context.fields) for row in rows]
-    found: list[Embedder] = []
-    for given in context.spec.embedders or (context.at.given,):
-        source = source_of(given, context.task)
-        own = source == context.source
-        model = context.model if own else context.embedder(source)
+    embedders: list[Embedder] = []
+    for base_name in context.spec.embedders or (context.at.base_name,):
+        source = source_of(base_name, context.task)
+        uses_task_base = source == context.source
+        model = context.model if uses_task_base else context.embedder(source)
         depths = [None]
         if "generate" in model.base.can:
             # the last states say what comes next, those of the middle what the text is about
             depths = [round(model.base.spec.layers * 2 / 3), None]
         for depth in depths:
-            name = given if depth is None else f"{given} after {depth} layers"
+            name = base_name if depth is None else f"{base_name} after {depth} layers"
             pace = pace_of(model.engine, texts, depth)
             pooling = "mean" if depth is not None else _pooling(model.base)
-            found.append(Embedder(name, None if own else source, pooling, depth, pace))
-    return found
+            embedders.append(Embedder(name, None if uses_task_base else source, pooling, depth, pace))
+    return embedders
 
 
 def _pooling(base: Base) -> PoolPooling:
@@ -86,12 +88,12 @@ def _pooling(base: Base) -> PoolPooling:
     return "mean" if spec is None or (spec.poolings == ("mean",) and not spec.denses) else "own"
 
 
-def named_weights(context: Context, given: Sequence[str]) -> list[list[str]]:
+def named_weights(context: Context, names: Sequence[str]) -> list[list[str]]:
     """Names of further bases, and whose weights these are: a base may be another under the same name. HubError,
     CheckpointError."""
-    sources = [source_of(name, context.task) for name in given]
+    sources = [source_of(name, context.task) for name in names]
     models = [context.model if source == context.source else context.embedder(source) for source in sources]
-    return [[name, one.base.identity.weights_id] for name, one in zip(given, models, strict=True)]
+    return [[name, model.base.identity.weights_id] for name, model in zip(names, models, strict=True)]
 
 
 def pace_of(engine: Engine, texts: Sequence[str], depth: int | None) -> float:

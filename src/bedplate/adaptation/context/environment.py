@@ -23,11 +23,11 @@ def code_hash() -> str:
 
 def environment() -> dict[str, str]:
     """Name → version, of what a skin's numbers may depend on. threads: torch's; sums are made in their order."""
-    found = {"bedplate": __version__, "code": code_hash(), "python": platform.python_version()}
+    versions = {"bedplate": __version__, "code": code_hash(), "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # of a build that carries no metadata
-            found[name] = "unknown"
+            versions[name] = "unknown"
     processor = "cuda" if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
-    return found | {"processor": f"{platform.machine()} {processor}", "threads": str(torch.get_num_threads())}
+    return versions | {"processor": f"{platform.machine()} {processor}", "threads": str(torch.get_num_threads())}

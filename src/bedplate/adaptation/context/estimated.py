@@ -21,7 +21,7 @@ class Estimated(Protocol):
     def row_variance(self) -> float | None: ...
 
 
-class Judged(Estimated, Protocol):
+class BoundedEstimate(Estimated, Protocol):
     """An estimate with one-sided bounds. These raise InsufficientGroups where the rows allow none."""
 
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
@@ -31,7 +31,7 @@ class Judged(Estimated, Protocol):
 class Resting:
     """What is judged by an evaluation's rows, with a number or bounds of its own."""
 
-    evaluation: Judged
+    evaluation: BoundedEstimate
 
     @property
     def n(self) -> int:

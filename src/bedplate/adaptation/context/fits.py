@@ -38,25 +38,25 @@ class Trained:
 def best_of(trained: Sequence[Trained]) -> Trained:
     """The best seed on the shortest prompt that keeps the score on valid: the bare one, unless another's best is more
     than KEPT_WITHIN above its best."""
-    by_prompt = {one.prompt: max((t for t in trained if t.prompt == one.prompt), key=_standing) for one in trained}
+    by_prompt = {fit.prompt: max((t for t in trained if t.prompt == fit.prompt), key=_standing) for fit in trained}
     best = max(by_prompt.values(), key=_standing)
     bare = by_prompt.get("bare", best)
     return bare if bare.evaluation.estimate >= best.evaluation.estimate - KEPT_WITHIN else best
 
 
-def _standing(one: Trained) -> tuple[float, int]:
-    return one.evaluation.estimate, -one.seed
+def _standing(fit: Trained) -> tuple[float, int]:
+    return fit.evaluation.estimate, -fit.seed
 
 
 def chosen_by(best: Trained, trained: Sequence[Trained]) -> str:
     """Which of the fits is the rung's, and why, in a few words."""
-    names = list(dict.fromkeys(one.prompt for one in trained))
-    said = f"seed {best.seed} is the best of {sum(t.prompt == best.prompt for t in trained)} on valid"
+    names = list(dict.fromkeys(fit.prompt for fit in trained))
+    reason = f"seed {best.seed} is the best of {sum(t.prompt == best.prompt for t in trained)} on valid"
     if len(names) == 1:
-        return said if best.prompt == "chosen" else f"{said}; trained on the bare inputs, for lack of room for more"
+        return reason if best.prompt == "chosen" else f"{reason}; trained on the bare inputs, for lack of room for more"
     tops = {name: max(t.evaluation.estimate for t in trained if t.prompt == name) for name in names}
-    seen = " and ".join(f"{tops[name]:.3f} on the {name} prompt" for name in names)
-    return f"{seen} on valid, so the {best.prompt} one is kept; {said}"
+    scores = " and ".join(f"{tops[name]:.3f} on the {name} prompt" for name in names)
+    return f"{scores} on valid, so the {best.prompt} one is kept; {reason}"
 
 
 def write_fit(work: Path, seconds: float, computed_in: str) -> None:

@@ -11,7 +11,7 @@ from bedplate.adaptation.task.format_spec import FORMATS, Format, FormatsSpec
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.ways.calibrate import measured as measured_ways
 from bedplate.inference.ways.choice import impossible
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.precision import dtype_name
 
 CLEARLY = 1.05
@@ -22,16 +22,21 @@ def measured(model: LocalModel, *, writes: bool) -> Mapping[Format, float] | str
     """How many times as fast as now the base would be in each format: at decoding where answers are written,
     else at reading prompts. Or why it cannot run in any."""
     base, engine = model.base, model.engine
-    own = dtype_name(base.dtype)
-    now = Way(own, "torch" if engine.kernel == "torch" else "native", engine.weights)
-    formats: dict[Format, Way] = {one: Way(own, "native", one) for one in FORMATS if one != engine.weights}
-    reasons = [impossible(base.spec, way, base.device) for way in formats.values()]
-    reason = next((one for one in reasons if one is not None), None)
+    dtype = dtype_name(base.dtype)
+    baseline = ExecutionPlan(dtype, "torch" if engine.kernel == "torch" else "native", engine.weights)
+    formats: dict[Format, ExecutionPlan] = {
+        fmt: ExecutionPlan(dtype, "native", fmt) for fmt in FORMATS if fmt != engine.weights
+    }
+    reasons = [impossible(base.spec, candidate, base.device) for candidate in formats.values()]
+    reason = next((obstacle for obstacle in reasons if obstacle is not None), None)
     if reason is not None:
         return reason
-    found = measured_ways(base.spec, [now, *formats.values()])
+    measurement = measured_ways(base.spec, [baseline, *formats.values()])
     of = "decode_1" if writes else "prefill"
-    return {one: found.seconds[now][of] / found.seconds[way][of] for one, way in formats.items()}
+    return {
+        fmt: measurement.seconds[baseline][of] / measurement.seconds[candidate][of]
+        for fmt, candidate in formats.items()
+    }
 
 
 def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mapping[Format, float] | str:
@@ -42,12 +47,12 @@ def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mappi
     speeds = measured(model, writes=writes)
     if isinstance(speeds, str):
         return speeds
-    allowed: dict[Format, float] = {one: times for one, times in speeds.items() if one in spec.allowed}
-    wanted: list[Format] = [one for one, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
-    if not wanted:
-        said = ", ".join(f"{one} {times:.2f}" for one, times in allowed.items())
-        what = "decoding" if writes else "reading prompts"
-        if not said:
+    allowed: dict[Format, float] = {fmt: times for fmt, times in speeds.items() if fmt in spec.allowed}
+    worthwhile: list[Format] = [fmt for fmt, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
+    if not worthwhile:
+        listing = ", ".join(f"{fmt} {times:.2f}" for fmt, times in allowed.items())
+        workload = "decoding" if writes else "reading prompts"
+        if not listing:
             return f"its own weights are {model.engine.weights} already"
-        return f"measured here, no format is clearly faster at {what} (times as fast as now: {said})"
-    return {one: allowed[one] for one in sorted(wanted, key=lambda one: -allowed[one])}
+        return f"measured here, no format is clearly faster at {workload} (times as fast as now: {listing})"
+    return {fmt: allowed[fmt] for fmt in sorted(worthwhile, key=lambda fmt: -allowed[fmt])}

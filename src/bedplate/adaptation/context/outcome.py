@@ -21,7 +21,7 @@ PACES = (0.25, 4.0)
 
 
 @dataclass(frozen=True)
-class Plan:
+class RungPlan:
     """settings: plain values that decide the outcome (with the context). seconds: expected. left_out: what a larger
     budget would add, as sentences. usd: what endpoints are expected to charge, beside the machine's time. pace: what
     the rung's own estimate was multiplied by, for work of this kind was seen to take so much longer here."""
@@ -48,11 +48,11 @@ class Skip:
     needs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def no_time(seconds: float, left: float, beside: str = "") -> Skip:
-    """What needs more seconds than the budget has left, in its smallest version. beside: what else the rest is kept
+def no_time(seconds: float, seconds_left: float, reservation: str = "") -> Skip:
+    """What needs more seconds than the budget has left, in its smallest version. reservation: what else the rest is kept
     for."""
-    said = f"it needs about {seconds:.0f} s, {max(left, 0):.0f} s of the budget are left{beside}"
-    return Skip(said, "budget", seconds)
+    reason = f"it needs about {seconds:.0f} s, {max(seconds_left, 0):.0f} s of the budget are left{reservation}"
+    return Skip(reason, "budget", seconds)
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Latency:
             return None
         from scipy.special import stdtrit
 
-        found = robust_mean(self.seconds, range(len(self.seconds)))
-        half = found.se * float(stdtrit(found.freedom, 1 - (1 - confidence) / 2))
-        return max(0.0, found.mean - half), found.mean + half
+        estimate = robust_mean(self.seconds, range(len(self.seconds)))
+        half = estimate.se * float(stdtrit(estimate.freedom, 1 - (1 - confidence) / 2))
+        return max(0.0, estimate.mean - half), estimate.mean + half
 
     def scaled(self, times: float) -> Latency:
         """As if each call took so many times as long."""
-        seconds = tuple(times * one for one in self.seconds)
+        seconds = tuple(times * duration for duration in self.seconds)
         return Latency(times * self.mean, times * self.p50, times * self.p95, self.calls, seconds, self.load)
 
 
@@ -110,7 +110,7 @@ class ExportCheck:
 
 
 @dataclass(frozen=True)
-class Result:
+class RungResult:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
     its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
     base that the rung made, a directory relative to the run's. `parts`: the candidates that it is made of. `usd`: what
@@ -148,9 +148,9 @@ class RungOutcome:
     rung: str
     status: str
     reason: str
-    result: Result | None = None
+    result: RungResult | None = None
     seconds: float = 0.0
-    plan: Plan | None = None
+    plan: RungPlan | None = None
     skip: SkipKind | None = None
     needs: Mapping[str, float] = field(default_factory=dict[str, float])
     reused: bool = False
@@ -175,12 +175,12 @@ class Tested:
 
 @dataclass(frozen=True)
 class Climbed:
-    """A candidate that was climbed. result: as the report has it, under the candidate's name; own: as the rung left it,
+    """A candidate that was climbed. result: as the report has it, under the candidate's name; rung_result: as the rung left it,
     below `out`; parent: the base it was climbed on; opened: a predictor of its skin, from what is on disk."""
 
     name: str
-    result: Result
-    own: Result
+    result: RungResult
+    rung_result: RungResult
     out: Path
     parent: TaskBase
     opened: Callable[[], Predicts]
@@ -188,13 +188,13 @@ class Climbed:
     @property
     def directory(self) -> Path:
         """The skin's."""
-        assert self.own.skin is not None
-        return self.out / self.own.skin
+        assert self.rung_result.skin is not None
+        return self.out / self.rung_result.skin
 
     @property
     def child(self) -> Path | None:
         """The directory of the base that the rung made, and its skin stands on."""
-        return None if self.own.child is None else self.out / self.own.child
+        return None if self.rung_result.child is None else self.out / self.rung_result.child
 
     @property
     def base(self) -> TaskBase:

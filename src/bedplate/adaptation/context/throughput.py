@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bedplate.adaptation.task.task_prompt import Written
+from bedplate.adaptation.task.task_prompt import AnswerLengths
 from bedplate.core.processor import is_busy, load_average, processor
 from bedplate.core.values import Values
 from bedplate.inference.predict.local import LocalModel
@@ -16,7 +16,7 @@ from bedplate.skins.output import LabelOutput
 
 BATCH, CALLS = 64, 12
 LEAST_BATCH, LEAST_CALLS = 4, 3
-FEW = 3
+FIRST_CALLS = 3
 PACE_SHARE = 0.05
 REPEATS, REPEAT_SECONDS = 3, 6.0
 """So often are calls timed before they exclude a rung, and about so long each time."""
@@ -25,7 +25,7 @@ WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 """Where answers are written, a row takes many times as long."""
 
 
-def _now() -> float:
+def _monotonic() -> float:
     return time.monotonic()
 
 
@@ -34,7 +34,7 @@ class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes. few: seconds of the first FEW of those calls, the median. at: when it
+    answer, which is what a tuned skin writes. first_calls: seconds of the first FEW of those calls, the median. at: when it
     was measured, on the machine's own clock."""
 
     token: float
@@ -43,8 +43,8 @@ class Throughput:
     decode: float = 0.0
     written: float = 0.0
     target: float = 0.0
-    few: float = 0.0
-    at: float = field(default_factory=_now, compare=False)
+    first_calls: float = 0.0
+    at: float = field(default_factory=_monotonic, compare=False)
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""
@@ -56,33 +56,33 @@ class Throughput:
 
 
 @dataclass(frozen=True)
-class Reading:
+class CallTimings:
     """Calls with one prompt. call: seconds, the least of `times` medians. load: processes that wanted a processor,
-    averaged over a minute; None where the system does not say. own: seconds that this process's processors worked for
+    averaged over a minute; None where the system does not say. cpu_seconds: seconds that this process's processors worked for
     such a call, spread over the threads that it may have; None where that is not known."""
 
     call: float
     times: int
     load: float | None
-    own: float | None = None
+    cpu_seconds: float | None = None
 
     @property
     def quiet(self) -> float:
         """Seconds that a call takes as far as this process itself is the reason. Where more wants to compute than there
         are processors, the time that a call waits for one says nothing of the call."""
-        if self.own is None or self.load is None or not is_busy(self.load):
+        if self.cpu_seconds is None or self.load is None or not is_busy(self.load):
             return self.call
-        return min(self.call, self.own)
+        return min(self.call, self.cpu_seconds)
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         times = "the median" if self.times == 1 else f"the least of {self.times} medians"
         load = "" if self.load is None else f"; load average {self.load:.1f}"
         waited = f", without {1000 * (self.call - self.quiet):.0f} ms of waiting for a processor"
         return times + load + (waited if self.quiet < self.call else "")
 
 
-def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str = "timing") -> Reading:
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str = "timing") -> CallTimings:
     """Of a skin's calls; tenant: begins the names of those for whom the rows are new."""
     predictor.predict(rows[:1])
     return _read(
@@ -90,41 +90,44 @@ def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenan
     )
 
 
-def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> Reading:
+def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> CallTimings:
     """Of texts that are embedded alone."""
     return _read(lambda count, _: median(text_seconds(model, texts[:count])), len(texts), limit)
 
 
-def _read(timed: Callable[[int, int], float], most: int, limit: float) -> Reading:
+def _read(timed: Callable[[int, int], float], max_calls: int, limit: float) -> CallTimings:
     """Time single calls until their median is within `limit` seconds, REPEATS times at most. timed: the median of so
-    many calls, `most` at most, and which time it is."""
-    call, own, times = math.inf, math.inf, 0
+    many calls, `max_calls` at most, and which time it is."""
+    call, cpu_seconds, times = math.inf, math.inf, 0
     while times < REPEATS and call > limit:
         count = CALLS if times == 0 or call * CALLS <= REPEAT_SECONDS else max(3, int(REPEAT_SECONDS / call))
         worked = time.process_time()
         call = min(call, timed(count, times))
-        own = min(own, (time.process_time() - worked) / min(count, most) / processor().threads)
+        cpu_seconds = min(cpu_seconds, (time.process_time() - worked) / min(count, max_calls) / processor().threads)
         times += 1
-    return Reading(call, times, load_average(), own)
+    return CallTimings(call, times, load_average(), cpu_seconds)
 
 
 def measure_throughput(
-    predictor: Predictor, rows: Sequence[Values], written: Written, room: float = math.inf
+    predictor: Predictor, rows: Sequence[Values], written: AnswerLengths, room: float = math.inf
 ) -> Throughput:
     """Time a batch or two, and a few single calls: fewer rows where that would take more than about `room` seconds."""
     predictor.predict(rows[:1])
     first = predictor.predict(rows[1:3] or rows)[0].seconds
     if isinstance(predictor.skin.output, LabelOutput):
-        size, count = _within(room / 2, first, LEAST_BATCH, BATCH), _within(room / 4, first, LEAST_CALLS, CALLS)
+        size, count = (
+            _fitting_count(room / 2, first, LEAST_BATCH, BATCH),
+            _fitting_count(room / 4, first, LEAST_CALLS, CALLS),
+        )
         starts = (0, size) if room / 2 >= 2 * size * first else (0,)
         batches = [predictor.predict(rows[i : i + size]) for i in starts if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
         calls = call_seconds(predictor, rows[:count])
         token = min(batch[0].seconds for batch in batches) / tokens
-        return Throughput(token, median(calls), tokens, few=median(calls[:FEW]))
-    batch = rows[: _within(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
+        return Throughput(token, median(calls), tokens, first_calls=median(calls[:FIRST_CALLS]))
+    batch = rows[: _fitting_count(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
-    first = predictor.ask(predictor.requests(batch, predictor.sampling(max_tokens=1)))
+    first = predictor.run_requests(predictor.requests(batch, predictor.sampling(max_tokens=1)))
     tokens = _new_tokens(first)
     token = first[0].seconds / tokens
     whole = predictor.predict(batch)
@@ -132,30 +135,32 @@ def measure_throughput(
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
     calls = call_seconds(predictor, rows[:WRITTEN_CALLS])
-    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean, median(calls[:FEW]))
+    return Throughput(
+        token, median(calls), tokens, decode, count / len(whole), written.mean, median(calls[:FIRST_CALLS])
+    )
 
 
-def pace_seconds(left: float) -> float:
+def pace_seconds(seconds_left: float) -> float:
     """What may go to measuring how fast a base is, of the time that is left."""
-    return PACE_SHARE * max(left, 0.0)
+    return PACE_SHARE * max(seconds_left, 0.0)
 
 
-def _within(room: float, each: float, least: int, most: int) -> int:
+def _fitting_count(room: float, unit_seconds: float, minimum: int, maximum: int) -> int:
     """As many as fit into these seconds, within bounds."""
-    return most if math.isinf(room) or each <= 0 else min(most, max(least, int(room / each)))
+    return maximum if math.isinf(room) or unit_seconds <= 0 else min(maximum, max(minimum, int(room / unit_seconds)))
 
 
 def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = math.inf) -> Throughput:
     """The same for a base that reads only: a batch or two, and a few texts alone."""
     model.embed(texts[:2])
     tokens, seconds = 0, float("inf")
-    size = _within(room / 2, _seconds(model, texts[:1]), LEAST_BATCH, BATCH)
+    size = _fitting_count(room / 2, _seconds(model, texts[:1]), LEAST_BATCH, BATCH)
     for batch in (texts[:size], texts[size : 2 * size]):
         count = sum(len(model.text_tokens(text)) for text in batch)
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
     calls = text_seconds(model, texts[:CALLS])
-    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), few=median(calls[:FEW]))
+    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), first_calls=median(calls[:FIRST_CALLS]))
 
 
 def text_seconds(model: LocalModel, texts: Sequence[str]) -> list[float]:

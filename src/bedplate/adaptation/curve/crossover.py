@@ -26,7 +26,7 @@ from bedplate.evaluation.harness import Evaluation
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-_SAME = 1e-12
+_TOLERANCE = 1e-12
 Ends = tuple[float, float]
 Draws = NDArray[np.float64]
 """[B]: a number in each resample."""
@@ -43,7 +43,7 @@ class OverDraws:
     @property
     def estimate(self) -> float:
         """The mean over the draws."""
-        return sum(one.estimate for one in self.by_draw.values()) / len(self.by_draw)
+        return sum(evaluation.estimate for evaluation in self.by_draw.values()) / len(self.by_draw)
 
     @property
     def estimates(self) -> NDArray[np.float64]:
@@ -54,9 +54,9 @@ class OverDraws:
 class Resamples:
     """Resamples of valid's rows, by their groups, and of draws. Whatever is asked has these rows in this order."""
 
-    def __init__(self, like: Evaluation, seed: int = 0, count: int = RESAMPLES) -> None:
-        self._hashes = [row.row_hash for row in like.rows]
-        self._codes, self.groups = group_codes([row.group for row in like.rows])
+    def __init__(self, reference: Evaluation, seed: int = 0, count: int = RESAMPLES) -> None:
+        self._hashes = [row.row_hash for row in reference.rows]
+        self._codes, self.groups = group_codes([row.group for row in reference.rows])
         self._seed, self.count = seed, count
         sizes = np.bincount(self._codes, minlength=self.groups).astype(np.float64)
         self.worth, self.enough = worth(sizes), enough_groups(self._codes.tolist())
@@ -97,8 +97,8 @@ class Resamples:
         if self.groups < 2:
             return 0.0, 1.0
         low, high = self._percentiles(draws, measured.estimates)
-        least, most = unseen_ends(estimate, (0.0, 1.0), self.worth, (1 - CONFIDENCE) / 2)
-        return max(0.0, min(low, least)), min(1.0, max(high, most))
+        floor, ceiling = unseen_ends(estimate, (0.0, 1.0), self.worth, (1 - CONFIDENCE) / 2)
+        return max(0.0, min(low, floor)), min(1.0, max(high, ceiling))
 
     def interval_of_difference(self, difference: float, draws: Draws, by_draw: NDArray[np.float64]) -> Ends:
         """The same for a paired difference, by_draw [S] of each draw; where all resamples agree, what unseen groups
@@ -106,7 +106,7 @@ class Resamples:
         if self.groups < 2:
             return -1.0, 1.0
         low, high = self._percentiles(draws, by_draw)
-        if high - low <= _SAME:
+        if high - low <= _TOLERANCE:
             return unseen_ends(difference, (-1.0, 1.0), self.worth, (1 - CONFIDENCE) / 2)
         return max(-1.0, min(low, difference)), min(1.0, max(high, difference))
 
@@ -114,11 +114,11 @@ class Resamples:
         """Quantiles of the resamples, and past the outermost of them what t says."""
         from scipy.special import ndtr
 
-        far = self.reach(draws, by_draw)
-        tail = float(ndtr(-far))
+        z_score = self.reach(draws, by_draw)
+        tail = float(ndtr(-z_score))
         low, high = (float(np.quantile(draws, at)) for at in (tail, 1 - tail))
         if tail * self.count < 10:  # hardly any resample lies there
-            middle, spread = float(draws.mean()), far * float(draws.std(ddof=1))
+            middle, spread = float(draws.mean()), z_score * float(draws.std(ddof=1))
             low, high = min(low, middle - spread), max(high, middle + spread)
         return low, high
 
@@ -157,28 +157,32 @@ def crossing(
 
     estimates = np.array([a.estimate - b.estimate for a, b in zip(tuned, prompted, strict=True)])
     draws = np.stack([resamples.of(a) - resamples.of(b) for a, b in zip(tuned, prompted, strict=True)], axis=1)
-    apart = [_apart(a, b) for a, b in zip(tuned, prompted, strict=True)]
+    draw_differences = [_draw_differences(a, b) for a, b in zip(tuned, prompted, strict=True)]
     places = np.log(np.asarray(labels, dtype=np.float64))
-    found, spread = float(crossing_of(places, estimates[None])[0]), crossing_of(places, draws)
+    log_labels, spread = float(crossing_of(places, estimates[None])[0]), crossing_of(places, draws)
     interval = None
     if resamples.enough:
-        near = int(np.argmin(np.abs(estimates)))  # where the crossing is, draws differ by so much
-        tail = float(ndtr(-resamples.reach(draws[:, near], apart[near])))
+        nearest = int(np.argmin(np.abs(estimates)))  # where the crossing is, draws differ by so much
+        tail = float(ndtr(-resamples.reach(draws[:, nearest], draw_differences[nearest])))
         low, high = (float(np.quantile(spread, at, method="inverted_cdf")) for at in (tail, 1 - tail))
-        interval = _labels(min(low, found)), _labels(max(high, found))
+        interval = _labels(min(low, log_labels)), _labels(max(high, log_labels))
     return Crossing(
-        labels=_labels(found),
+        labels=_labels(log_labels),
         interval=interval,
         crosses=float((spread < math.inf).mean()),
-        draws=max(len(one.by_draw) for one in tuned),
+        draws=max(len(measurement.by_draw) for measurement in tuned),
         differences=tuple(
-            (float(n), float(estimate), resamples.interval_of_difference(float(estimate), draws[:, i], apart[i]))
+            (
+                float(n),
+                float(estimate),
+                resamples.interval_of_difference(float(estimate), draws[:, i], draw_differences[i]),
+            )
             for i, (n, estimate) in enumerate(zip(labels, estimates, strict=True))
         ),
     )
 
 
-def _apart(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
+def _draw_differences(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
     """Differences of each draw [S]; a flat rung is the same in all."""
     return a.estimates - b.estimates
 
@@ -186,15 +190,17 @@ def _apart(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
 def crossing_of(places: NDArray[np.float64], differences: NDArray[np.float64]) -> Draws:
     """Of each line of `differences` [B, K] over `places` [K], ascending: where its last rise above zero is; −∞ where it
     is above everywhere, ∞ where it does not end above."""
-    above = differences > 0
-    count = above.shape[1]
-    last = np.where(above.all(axis=1), -1, count - 1 - np.argmin(above[:, ::-1], axis=1))  # the last place not above
-    found = np.where(last < 0, -math.inf, math.inf)
+    positive = differences > 0
+    count = positive.shape[1]
+    last = np.where(
+        positive.all(axis=1), -1, count - 1 - np.argmin(positive[:, ::-1], axis=1)
+    )  # the last place not above
+    crossings = np.where(last < 0, -math.inf, math.inf)
     inside = np.flatnonzero((last >= 0) & (last < count - 1))
     i = last[inside]
     before, after = differences[inside, i], differences[inside, i + 1]
-    found[inside] = places[i] + (places[i + 1] - places[i]) * -before / (after - before)
-    return found
+    crossings[inside] = places[i] + (places[i + 1] - places[i]) * -before / (after - before)
+    return crossings
 
 
 def _labels(place: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, OverDraws, Resamples
 from bedplate.adaptation.curve.payback import cost_of, pays_from
 from bedplate.report.schema_curve import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
@@ -17,7 +17,7 @@ class SizedRung:
 
     rung: str
     size: int
-    results: Mapping[int, Result]
+    results: Mapping[int, RungResult]
     labels: Mapping[int, int]
 
     @property
@@ -44,10 +44,10 @@ class CurveRuns:
     """All of it. flat: rungs that need no labels. resamples: None where there is no point. pairs: first the one that is
     spoken of. left_out: sentences."""
 
-    asked: Sequence[int]
+    requested_sizes: Sequence[int]
     sizes: Sequence[int]
     points: Sequence[SizedRung]
-    flat: Mapping[str, Result]
+    flat: Mapping[str, RungResult]
     resamples: Resamples | None
     pairs: Sequence[TunedPair]
     left_out: Sequence[str]
@@ -63,15 +63,17 @@ def curve_values(curve: CurveRuns, metric: str, valid: int, rate: float) -> Curv
         metric=metric,
         split="valid",
         confidence=CONFIDENCE,
-        asked=tuple(curve.asked),
+        asked=tuple(curve.requested_sizes),
         sizes=tuple(curve.sizes),
         seeds=draws,
         points=() if resamples is None else tuple(_point(point, resamples, rate) for point in curve.points),
-        flat=() if resamples is None else tuple(_flat(name, one, resamples, rate) for name, one in curve.flat.items()),
+        flat=()
+        if resamples is None
+        else tuple(_flat(name, result, resamples, rate) for name, result in curve.flat.items()),
         crossovers=crossovers,
         break_even=break_even,
         left_out=tuple(curve.left_out),
-        says=tuple(say(crossovers, break_even, [point.mean_labels for point in curve.points])),
+        says=tuple(curve_sentences(crossovers, break_even, [point.mean_labels for point in curve.points])),
         method=_method(len(draws), valid),
     )
 
@@ -99,7 +101,7 @@ def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
     )
 
 
-def _flat(name: str, result: Result, resamples: Resamples, rate: float) -> Flat:
+def _flat(name: str, result: RungResult, resamples: Resamples, rate: float) -> Flat:
     measured = OverDraws({0: result.evaluation}, flat=True)
     fit, call = cost_of([result], rate)
     interval = resamples.interval(measured)
@@ -107,17 +109,17 @@ def _flat(name: str, result: Result, resamples: Resamples, rate: float) -> Flat:
 
 
 def _crossover(pair: TunedPair) -> Crossover:
-    found = pair.crossing
+    crossing = pair.crossing
     return Crossover(
         tuned=pair.tuned,
         prompted=pair.prompted,
-        labels=_end(found.labels),
-        interval=None if found.interval is None else (_end(found.interval[0]), _end(found.interval[1])),
-        crosses=found.crosses,
-        draws=found.draws,
+        labels=_end(crossing.labels),
+        interval=None if crossing.interval is None else (_end(crossing.interval[0]), _end(crossing.interval[1])),
+        crosses=crossing.crosses,
+        draws=crossing.draws,
         differences=tuple(
             Difference(labels=labels, difference=difference, interval=interval)
-            for labels, difference, interval in found.differences
+            for labels, difference, interval in crossing.differences
         ),
     )
 
@@ -141,38 +143,40 @@ def _break_even(pair: TunedPair, curve: CurveRuns, rate: float) -> Iterator[Brea
 # --- sentences
 
 
-def say(crossovers: Sequence[Crossover], break_even: Sequence[BreakEven], labels: Sequence[float]) -> list[str]:
+def curve_sentences(
+    crossovers: Sequence[Crossover], break_even: Sequence[BreakEven], labels: Sequence[float]
+) -> list[str]:
     """The crossover of the first pair, and from when on its tuned rung has paid for itself. labels: all sizes' own."""
     if not crossovers:
         return ["There is no prompted and no tuned rung at one size, so nothing is said of a crossover."]
     return [_crossover_says(crossovers[0], min(labels), max(labels)), _pays_says(crossovers[0], break_even)]
 
 
-def _crossover_says(found: Crossover, least: float, most: float) -> str:
-    names = f"tuning ({found.tuned}) overtakes prompting ({found.prompted})"
-    at = found.labels
+def _crossover_says(crossover: Crossover, min_labels: float, max_labels: float) -> str:
+    names = f"tuning ({crossover.tuned}) overtakes prompting ({crossover.prompted})"
+    at = crossover.labels
     if at == "beyond":
-        said = f"On this task {names} not within the {most:,.0f} labels there are"
+        sentence = f"On this task {names} not within the {max_labels:,.0f} labels there are"
     elif at == "below":
-        said = f"On this task {names} at {least:,.0f} labels already, the fewest that were tried"
+        sentence = f"On this task {names} at {min_labels:,.0f} labels already, the fewest that were tried"
     else:
-        said = f"On this task {names} at about {at:,.0f} labels"
-    if found.interval is None:
-        return f"{said}; valid has too few groups for an interval."
-    words = {"below": f"{least:,.0f} or fewer", "beyond": f"more than the {most:,.0f} there are"}
-    ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in found.interval]
-    between = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-    return f"{said} ({CONFIDENCE:.0%} interval: {between}; it overtakes in {found.crosses:.0%} of the resamples)."
+        sentence = f"On this task {names} at about {at:,.0f} labels"
+    if crossover.interval is None:
+        return f"{sentence}; valid has too few groups for an interval."
+    words = {"below": f"{min_labels:,.0f} or fewer", "beyond": f"more than the {max_labels:,.0f} there are"}
+    ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in crossover.interval]
+    range_text = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return f"{sentence} ({CONFIDENCE:.0%} interval: {range_text}; it overtakes in {crossover.crosses:.0%} of the resamples)."
 
 
-def _pays_says(found: Crossover, break_even: Sequence[BreakEven]) -> str:
+def _pays_says(crossover: Crossover, break_even: Sequence[BreakEven]) -> str:
     """At the first size from the crossover on, or at the largest."""
-    at = found.labels
+    at = crossover.labels
     after = [row for row in break_even if at == "below" or (isinstance(at, float) and row.size >= at)]
     row = after[0] if after else break_even[-1]
     calls = row.calls
-    when = "never" if calls is None else "from the first call" if calls == 0 else f"after about {calls:,.0f} calls"
-    return f"At {row.size:,} labels {row.tuned} pays for itself against {row.prompted} {when}: {row.reason}."
+    payback = "never" if calls is None else "from the first call" if calls == 0 else f"after about {calls:,.0f} calls"
+    return f"At {row.size:,} labels {row.tuned} pays for itself against {row.prompted} {payback}: {row.reason}."
 
 
 def _method(draws: int, valid: int) -> str:

@@ -13,13 +13,13 @@ from pathlib import Path
 from bedplate.adaptation.climb.candidates import Candidate
 from bedplate.adaptation.climb.climb import climb
 from bedplate.adaptation.climb.kept import PLAN_FILE, RESULT_FILE
-from bedplate.adaptation.context.outcome import Result, RungOutcome
+from bedplate.adaptation.context.outcome import RungResult, RungOutcome
 from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
 from bedplate.adaptation.curve.curve_values import CurveRuns, SizedRung, TunedPair, curve_values
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
-from bedplate.data.splits import Record, nested
+from bedplate.data.splits import SplitRecord, nested
 from bedplate.evaluation.examples import Example
 from bedplate.report.schema_curve import Curve
 
@@ -27,18 +27,26 @@ DRAWS = 3
 DIRECTORY = "curve"
 
 
-def possible_sizes(asked: Sequence[int], train: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def possible_sizes(requested_sizes: Sequence[int], train: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The sizes to do, ascending, and what cannot be done: all of train stands for what is more than it has.
 
     UsageError for sizes that are no counts of labels, are named twice, or are all more than train has.
     """
-    if not asked or any(size < 2 for size in asked) or len(set(asked)) < len(asked):
-        raise UsageError(f"--curve {','.join(map(str, asked))}: name different numbers of labels from 2 on")
-    over = [size for size in sorted(asked) if size > train]
-    if len(over) == len(asked):
-        raise UsageError(f"--curve {','.join(map(str, asked))}: train has {train:,} rows; name sizes up to that")
+    if (
+        not requested_sizes
+        or any(size < 2 for size in requested_sizes)
+        or len(set(requested_sizes)) < len(requested_sizes)
+    ):
+        raise UsageError(f"--curve {','.join(map(str, requested_sizes))}: name different numbers of labels from 2 on")
+    over = [size for size in sorted(requested_sizes) if size > train]
+    if len(over) == len(requested_sizes):
+        raise UsageError(
+            f"--curve {','.join(map(str, requested_sizes))}: train has {train:,} rows; name sizes up to that"
+        )
     notes = [f"{size:,} labels are more than train has; the last point is all {train:,} of it" for size in over]
-    return tuple(sorted({*(size for size in asked if size <= train), *([train] if over else [])})), tuple(notes)
+    return tuple(sorted({*(size for size in requested_sizes if size <= train), *([train] if over else [])})), tuple(
+        notes
+    )
 
 
 def parse_sizes(text: str) -> list[int]:
@@ -50,7 +58,7 @@ def parse_sizes(text: str) -> list[int]:
 
 
 def learning_curve(
-    candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], asked: Sequence[int]
+    candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], requested_sizes: Sequence[int]
 ) -> Curve:
     """report.json's `curve`. candidates, outcomes: those of the ladder and what became of them; those that need no
     labels are flat lines.
@@ -58,17 +66,17 @@ def learning_curve(
     What the time does not allow is left out and said. Raises UsageError for sizes that cannot be.
     """
     context = next(iter(candidates.values())).context
-    sizes, left_out = possible_sizes(asked, len(context.train))
-    shown = {name: one for name, one in candidates.items() if one.traits.no_curve is None}
-    learning = [one for one in shown.values() if one.traits.learns and one.unfit is None]
+    sizes, left_out = possible_sizes(requested_sizes, len(context.train))
+    shown = {name: candidate for name, candidate in candidates.items() if candidate.traits.no_curve is None}
+    learning = [candidate for candidate in shown.values() if candidate.traits.learns and candidate.unfit is None]
     points, missing = _points(learning, sizes)
     results = {name: o.result for name, o in outcomes.items() if o.result is not None}
-    flat = {name: results[name] for name, one in shown.items() if not one.traits.learns and name in results}
-    sides: dict[str, Side] = {name: one.traits.side for name, one in shown.items()}
-    some = next((result.evaluation for point in points for result in point.results.values()), None)
-    resamples = None if some is None else Resamples(some, context.seed)
+    flat = {name: results[name] for name, candidate in shown.items() if not candidate.traits.learns and name in results}
+    sides: dict[str, Side] = {name: candidate.traits.side for name, candidate in shown.items()}
+    sample_evaluation = next((result.evaluation for point in points for result in point.results.values()), None)
+    resamples = None if sample_evaluation is None else Resamples(sample_evaluation, context.seed)
     pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
-    curve = CurveRuns(asked, sizes, points, flat, resamples, pairs, (*left_out, *missing))
+    curve = CurveRuns(requested_sizes, sizes, points, flat, resamples, pairs, (*left_out, *missing))
     return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
 
 
@@ -77,29 +85,31 @@ def learning_curve(
 
 def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[SizedRung], list[str]]:
     """All points that the time allows, a draw at a time, small sizes and cheap rungs first; and what is missing."""
-    results: dict[tuple[str, int], dict[int, Result]] = {(one.name, size): {} for one in learning for size in sizes}
+    results: dict[tuple[str, int], dict[int, RungResult]] = {
+        (candidate.name, size): {} for candidate in learning for size in sizes
+    }
     labels: dict[int, dict[int, int]] = {size: {} for size in sizes}
     missing: dict[tuple[str, str], list[str]] = {}
     if not learning:
         return [], ["no rung of this ladder learns from labels"]
     context = learning[0].context
-    records = [Record(e.id, e.row_hash, e.target, e.group) for e in context.train]
+    records = [SplitRecord(e.id, e.row_hash, e.target, e.group) for e in context.train]
     by_id = {e.id: e for e in context.train}
     with Progress("learning curve", DRAWS * len(results), "points") as bar:
         for draw in range(context.seed, context.seed + DRAWS):
             for size, drawn in zip(sizes, nested(records, sizes, draw), strict=True):
                 train = [by_id[record.id] for record in drawn]
                 labels[size][draw] = len(train)
-                for one in learning:
-                    outcome = _point(one, train, size, draw)
-                    bar.advance(1, rung=one.name, labels=len(train))
+                for candidate in learning:
+                    outcome = _point(candidate, train, size, draw)
+                    bar.advance(1, rung=candidate.name, labels=len(train))
                     if outcome.result is None:
                         why = f"{outcome.status}, {outcome.reason}"
-                        missing.setdefault((one.name, why), []).append(f"{size:,} labels (draw {draw})")
+                        missing.setdefault((candidate.name, why), []).append(f"{size:,} labels (draw {draw})")
                     else:
-                        results[one.name, size][draw] = outcome.result
-    done = [SizedRung(name, size, found, labels[size]) for (name, size), found in results.items() if found]
-    return done, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
+                        results[candidate.name, size][draw] = outcome.result
+    sized_rungs = [SizedRung(name, size, by_draw, labels[size]) for (name, size), by_draw in results.items() if by_draw]
+    return sized_rungs, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
 def _point(candidate: Candidate, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
@@ -127,28 +137,28 @@ def _keep_results(directory: Path) -> None:
 
 
 def _crossings(
-    resamples: Resamples, points: Sequence[SizedRung], flat: Mapping[str, Result], sides: Mapping[str, Side]
+    resamples: Resamples, points: Sequence[SizedRung], flat: Mapping[str, RungResult], sides: Mapping[str, Side]
 ) -> list[TunedPair]:
     """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
     by_rung: dict[str, dict[int, SizedRung]] = {}
     for point in points:
         by_rung.setdefault(point.rung, {})[point.size] = point
     flats = {name: OverDraws({0: result.evaluation}, flat=True) for name, result in flat.items()}
-    tuned = _best_first({name: found for name, found in by_rung.items() if sides[name] == "weights"}, {})
-    prompted = _best_first({name: found for name, found in by_rung.items() if sides[name] == "prompt"}, flats)
-    found: list[TunedPair] = []
+    tuned = _best_first({name: by_size for name, by_size in by_rung.items() if sides[name] == "weights"}, {})
+    prompted = _best_first({name: by_size for name, by_size in by_rung.items() if sides[name] == "prompt"}, flats)
+    pairs: list[TunedPair] = []
     for ours in tuned:
         for theirs in prompted:
             pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
             if pair is not None:
                 sizes, crossed = pair
-                found.append(TunedPair(ours, theirs, sizes, crossed))
-    return found
+                pairs.append(TunedPair(ours, theirs, sizes, crossed))
+    return pairs
 
 
 def _best_first(by_rung: Mapping[str, Mapping[int, SizedRung]], flats: Mapping[str, OverDraws]) -> list[str]:
-    last = {name: found[max(found)].measured.estimate for name, found in by_rung.items()}
-    last |= {name: one.estimate for name, one in flats.items()}
+    last = {name: by_size[max(by_size)].measured.estimate for name, by_size in by_rung.items()}
+    last |= {name: flat.estimate for name, flat in flats.items()}
     return sorted(last, key=lambda name: (-last[name], name))
 
 
@@ -158,8 +168,8 @@ def _pair(
     """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
     sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
     sides = [ours] if theirs is None else [ours, theirs]
-    every = [side[size].results.keys() for side in sides for size in sizes]
-    first = min(every[0]) if every else None
+    draw_sets = [side[size].results.keys() for side in sides for size in sizes]
+    first = min(draw_sets[0]) if draw_sets else None
     sizes = [size for size in sizes if all(first in side[size].results for side in sides)]
     draws = set.intersection(*(set(side[size].results) for side in sides for size in sizes)) if sizes else set[int]()
     if not draws:
@@ -170,8 +180,11 @@ def _pair(
 
     labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
     against = [flat if theirs is None else measured(theirs, size) for size in sizes]
-    assert all(one is not None for one in against)
+    assert all(measurement is not None for measurement in against)
     crossed = crossing(
-        resamples, labels, [measured(ours, size) for size in sizes], [one for one in against if one is not None]
+        resamples,
+        labels,
+        [measured(ours, size) for size in sizes],
+        [measurement for measurement in against if measurement is not None],
     )
     return tuple(sizes), crossed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bedplate.adaptation.context.outcome import Result
+from bedplate.adaptation.context.outcome import RungResult
 from bedplate.economics.bills.decisions.bill import Bill, Volume
 from bedplate.economics.bills.decisions.breakeven import cheaper_from, why_never
 
@@ -18,11 +18,11 @@ _CALLS = Volume(calls_per_day=1.0, growth_per_year=0.0, days=1.0)
 """One day, so that calls of the first day are calls."""
 
 
-def cost_of(results: Sequence[Result], usd_per_hour: float) -> Cost:
+def cost_of(results: Sequence[RungResult], usd_per_hour: float) -> Cost:
     """Of a rung, averaged over its draws."""
-    made = [r.train_seconds * usd_per_hour / 3600 + r.usd for r in results]
+    fixed_costs = [r.train_seconds * usd_per_hour / 3600 + r.usd for r in results]
     calls = [r.price(usd_per_hour, r.latency.mean) for r in results]
-    return sum(made) / len(made), sum(calls) / len(calls)
+    return sum(fixed_costs) / len(fixed_costs), sum(calls) / len(calls)
 
 
 def pays_from(tuned: str, prompted: str, ours: Cost, theirs: Cost) -> tuple[float | None, str]:
@@ -32,10 +32,10 @@ def pays_from(tuned: str, prompted: str, ours: Cost, theirs: Cost) -> tuple[floa
     if extra <= 0:
         if saved >= 0:
             return 0.0, f"it costs no more to make, and ${saved * 1000:.3g} less per 1,000 calls"
-        least = cheaper_from(cheap, dear, _CALLS)[0]
+        payback_calls = cheaper_from(cheap, dear, _CALLS)[0]
         return None, (
             f"it costs ${-extra:.3g} less to make, but ${-saved * 1000:.3g} more per 1,000 calls, which is more after "
-            f"{least or 0.0:,.0f} calls"
+            f"{payback_calls or 0.0:,.0f} calls"
         )
     calls = cheaper_from(dear, cheap, _CALLS)[0]
     if calls is None:
@@ -44,5 +44,5 @@ def pays_from(tuned: str, prompted: str, ours: Cost, theirs: Cost) -> tuple[floa
 
 
 def _bill(cost: Cost) -> Bill:
-    made, call = cost
-    return Bill(fixed=(("making it", made),), recurring=(), per_call=(("computing", call),))
+    fixed, call = cost
+    return Bill(fixed=(("making it", fixed),), recurring=(), per_call=(("computing", call),))

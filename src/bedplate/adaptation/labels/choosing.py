@@ -23,10 +23,10 @@ LEAST_OF_EACH = 2
 
 
 def least_sure(
-    task: Task, known: Sequence[Example], waiting: Sequence[Example], count: int
+    task: Task, labeled: Sequence[Example], waiting: Sequence[Example], count: int
 ) -> tuple[list[Example], str]:
     """At most `count` of the waiting rows, which come in a random order, and how they were chosen."""
-    targets = [one.target for one in known]
+    targets = [example.target for example in labeled]
     rare = sum(targets.count(label) < LEAST_OF_EACH for label in task.labels)
     if not task.labels or rare or len(waiting) <= count:
         why = "there are no more" if len(waiting) <= count else "rows do not have one label each of a few"
@@ -40,9 +40,11 @@ def least_sure(
     fields = list(task.inputs)
     terms = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=f"(?u){WORD}")
     with threadpool_limits(1):
-        x = terms.fit_transform([text_of(one.inputs, fields) for one in known])
+        x = terms.fit_transform([text_of(example.inputs, fields) for example in labeled])
         model = LogisticRegression(C=STRENGTH, max_iter=2000).fit(x, targets)
-        sure = model.predict_proba(terms.transform([text_of(one.inputs, fields) for one in waiting])).max(axis=1)
+        sure = model.predict_proba(terms.transform([text_of(example.inputs, fields) for example in waiting])).max(
+            axis=1
+        )
     order = np.argsort(sure, kind="stable")[:count]  # rows alike keep their random order
-    how = f"the half that came last by the least sure labels of a bag of words fitted on {len(known)} rows"
+    how = f"the half that came last by the least sure labels of a bag of words fitted on {len(labeled)} rows"
     return [waiting[i] for i in order.tolist()], how

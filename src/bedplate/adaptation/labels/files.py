@@ -41,17 +41,19 @@ def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
     texts = {spec.column: name for name, spec in task.inputs.items()}
     grouped = [name for name in task.data.group_columns if name not in ("id", *texts)]  # it stands there already
     columns = (KEY, "id", *texts, *grouped, task.data.target, CANNOT)
-    taken = next((name for name in columns if columns.count(name) > 1), None)
-    if taken is not None:
-        raise UsageError(f"{task.path}: two columns of {path.name} would be called {taken!r}; rename the task's column")
+    duplicate = next((name for name in columns if columns.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(
+            f"{task.path}: two columns of {path.name} would be called {duplicate!r}; rename the task's column"
+        )
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)
-    for one in examples:
-        found = one.texts
-        linked = dict(link.split("=", 1) for link in one.links)
+    for example in examples:
+        input_texts = example.texts
+        linked = dict(link.split("=", 1) for link in example.links)
         group = [linked.get(name, "") for name in grouped]
-        writer.writerow([one.row_hash, one.id, *(found[name] for name in texts.values()), *group, "", ""])
+        writer.writerow([example.row_hash, example.id, *(input_texts[name] for name in texts.values()), *group, "", ""])
     text = file.getvalue()
     if path.exists() and path.read_bytes() != text.encode():
         raise DataError(
@@ -61,32 +63,34 @@ def write_rows(path: Path, task: Task, examples: Sequence[Example]) -> None:
     atomic_write(path, text)
 
 
-def read_labels(path: Path, task: Task, asked: Sequence[str]) -> Labelled:
-    """What people wrote. asked: the rows that the file was written with. DataError naming the file and the line."""
+def read_labels(path: Path, task: Task, row_keys: Sequence[str]) -> Labelled:
+    """What people wrote. row_keys: the rows that the file was written with. DataError naming the file and the line."""
     rows = read_rows(path.name, path.parent)
     for column in (KEY, task.data.target, CANNOT):
         if column not in rows.columns:
             raise DataError(f"{path}: the column {column!r} is gone; fill in the file as it was written")
     labels: dict[str, str] = {}
     skipped: set[str] = set()
-    seen: set[str] = set()
+    read_keys: set[str] = set()
     for row, line in zip(rows.rows, rows.lines, strict=True):
-        where, key = rows.where(line), str(row[KEY])
-        if key not in asked or key in seen:
-            what = "stands twice" if key in seen else "is none that was asked for here"
-            raise DataError(f"{where}: the row_key {key[:12]!r} {what}; leave that column as it is")
-        seen.add(key)
+        location, key = rows.location(line), str(row[KEY])
+        if key not in row_keys or key in read_keys:
+            problem = "stands twice" if key in read_keys else "is none that was asked for here"
+            raise DataError(f"{location}: the row_key {key[:12]!r} {problem}; leave that column as it is")
+        read_keys.add(key)
         filled = not blank(row[task.data.target])
         if filled and not blank(row[CANNOT]):
-            raise DataError(f"{where}: the row has a label and a reason why it cannot have one; leave one of the two")
+            raise DataError(
+                f"{location}: the row has a label and a reason why it cannot have one; leave one of the two"
+            )
         if filled:
-            labels[key] = target_of(task, row, where, None, task.data.target)
+            labels[key] = target_of(task, row, location, None, task.data.target)
         elif not blank(row[CANNOT]):
             skipped.add(key)
-    gone = len(set(asked) - seen)
-    if gone:
+    missing = len(set(row_keys) - read_keys)
+    if missing:
         raise DataError(
-            f"{path}: {gone} rows that were asked for are gone; put them back, and write under {CANNOT} why where one "
+            f"{path}: {missing} rows that were asked for are gone; put them back, and write under {CANNOT} why where one "
             "cannot be labelled: rows that are left out unseen would make the estimate a biased one"
         )
-    return Labelled(path, labels, frozenset(skipped), len(seen) - len(labels) - len(skipped))
+    return Labelled(path, labels, frozenset(skipped), len(read_keys) - len(labels) - len(skipped))

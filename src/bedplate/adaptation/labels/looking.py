@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from bedplate.adaptation.context.estimated import Judged, Resting
+from bedplate.adaptation.context.estimated import BoundedEstimate, Resting
 from bedplate.core.statistics.looks import look_levels
 from bedplate.core.statistics.proportions import Side
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 from bedplate.data.splits import Assigned
 from bedplate.evaluation.examples import TaskData, TestHandle, load_examples
 from bedplate.evaluation.leaks.answered import grouping_of, sources_of
@@ -21,7 +21,7 @@ from bedplate.report.schema_labels import LabelBudget
 
 
 @dataclass(frozen=True)
-class LookedAt(Resting):
+class SequentialVerdict(Resting):
     """An evaluation as confirmation asks for it, whose bounds hold at all looks together. shares: of the planned rows,
     at each look, the last of which is this one."""
 
@@ -36,10 +36,10 @@ class LookedAt(Resting):
         return self.evaluation.bound(1 - look_levels(1 - confidence, self.shares)[-1], side)
 
 
-class Once:
+class SingleLook:
     """A verdict on rows that all have their labels: nothing is shared among looks."""
 
-    def looked(self, evaluation: Judged) -> Judged:
+    def looked(self, evaluation: BoundedEstimate) -> BoundedEstimate:
         """As confirmation asks for it."""
         return evaluation
 
@@ -47,16 +47,16 @@ class Once:
         """What something beside the bar is to be shown at, where it may be taken for shown at this confidence."""
         return confidence
 
-    def held(self, holds: Callable[[float], bool], confidence: float) -> bool:
+    def passes(self, check: Callable[[float], bool], confidence: float) -> bool:
         """Whether what else is asked is shown at a confidence."""
-        return holds(self.level(confidence))
+        return check(self.level(confidence))
 
 
-ONCE = Once()
+SINGLE_LOOK = SingleLook()
 
 
 @dataclass(frozen=True)
-class Looking(Once):
+class Looking(SingleLook):
     """The rows as far as they have labels, and what the verdict rests on. whole: all test rows that may come, which the
     ledger has from the first look on; first: whether test was closed so far, so that nominees are chosen."""
 
@@ -65,8 +65,8 @@ class Looking(Once):
     whole: TestHandle
     first: bool
 
-    def looked(self, evaluation: Judged) -> Judged:
-        return LookedAt(evaluation, self._shares)
+    def looked(self, evaluation: BoundedEstimate) -> BoundedEstimate:
+        return SequentialVerdict(evaluation, self._shares)
 
     def level(self, confidence: float) -> float:
         return 1 - look_levels(1 - confidence, self._shares)[-1]
@@ -74,7 +74,9 @@ class Looking(Once):
     def record_at(self, alpha: float) -> LabelBudget:
         """The record with the level of each look, of the error that this verdict may spend."""
         levels = look_levels(alpha, self._shares)
-        looks = [one.model_copy(update={"level": level}) for one, level in zip(self.record.looks, levels, strict=True)]
+        looks = [
+            look.model_copy(update={"level": level}) for look, level in zip(self.record.looks, levels, strict=True)
+        ]
         return self.record.model_copy(update={"looks": tuple(looks)})
 
     @property
@@ -82,9 +84,11 @@ class Looking(Once):
         return tuple(look.share for look in self.record.looks)
 
 
-def rows_of(task: Task, looking: Looking | None, assigned: Assigned | None, given: Mapping[str, Rows]) -> TaskData:
-    """A task's rows, once it has said which of them belong together. given: those that are in memory, by prefix."""
-    sources = given or sources_of(task)
+def rows_of(
+    task: Task, looking: Looking | None, assigned: Assigned | None, memory_rows: Mapping[str, SourceRows]
+) -> TaskData:
+    """A task's rows, once it has said which of them belong together. memory_rows: those that are in memory, by prefix."""
+    sources = memory_rows or sources_of(task)
     grouping = grouping_of(task, sources)
     data = load_examples(task, assigned, sources) if looking is None else looking.data
     return replace(data, grouping=grouping)

@@ -14,18 +14,20 @@ from bedplate.report.schema_part import Split
 
 def target_of(task: Task, target: TargetSpec, bar: float) -> schema.Target:
     """The report's target; what the task does not ask for is left out. bar: a score."""
-    said: dict[str, Any] = {
+    optional_fields: dict[str, Any] = {
         "against": target.against,
         "margin": target.margin,
         "better_by": target.better_by,
         "worst_usd": task.scale.worst_usd,
     }
-    more = {name: value for name, value in said.items() if value is not None}
+    extra_fields = {name: value for name, value in optional_fields.items() if value is not None}
     if target.value is None:
-        more["value_given"] = False
+        extra_fields["value_given"] = False
     if task.scale.lower_is_better:
-        more["lower_is_better"] = True
-    return schema.Target(metric=task.metric_name, value=task.scale.value(bar), confidence=target.confidence, **more)
+        extra_fields["lower_is_better"] = True
+    return schema.Target(
+        metric=task.metric_name, value=task.scale.value(bar), confidence=target.confidence, **extra_fields
+    )
 
 
 def current_rows(task: Task, hurdles: Hurdles) -> Iterator[schema.Row]:
@@ -37,8 +39,8 @@ def current_rows(task: Task, hurdles: Hurdles) -> Iterator[schema.Row]:
     for split in splits:
         if split not in hurdles.current:
             continue
-        found = hurdles.priced_current(split)
-        missing = found.evaluation.unparsed
+        priced = hurdles.priced_current(split)
+        missing = priced.evaluation.unparsed
         unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
         if task.scale.lower_is_better and spec.usd_per_1k_calls is None:
             unusable += "; what a call of it costs is not known, and not in its expected cost"
@@ -48,12 +50,12 @@ def current_rows(task: Task, hurdles: Hurdles) -> Iterator[schema.Row]:
             status="done",
             reason=f"the system that runs today, never nominated: its answers in the column {spec.column!r}{unusable}",
             split=split,
-            estimate=found.estimate,
-            interval=found.interval,
-            n=found.n,
-            groups=found.groups,
-            coverage=found.evaluation.coverage,
-            answered=found.evaluation.answered,
+            estimate=priced.estimate,
+            interval=priced.interval,
+            n=priced.n,
+            groups=priced.groups,
+            coverage=priced.evaluation.coverage,
+            answered=priced.evaluation.answered,
             seeds=(),
             usd_per_1k_calls=spec.usd_per_1k_calls,
             p50_ms=spec.p50_ms,

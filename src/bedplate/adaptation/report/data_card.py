@@ -14,7 +14,7 @@ import numpy as np
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import confidence_of
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema import DataCard, Lengths, Suspect
 from bedplate.report.schema_part import Split
 
@@ -39,12 +39,12 @@ def data_card(
     if test is not None:
         lengths["test"] = [row.length for row in test.rows]
         targets["test"] = [row.target for row in test.rows]
-    found = suspects(valid, answered)
+    suspected = suspects(valid, answered)
     return DataCard(
         labels={name: _counted(labels, part) for name, part in targets.items()} if labels else None,
         lengths={name: Lengths(deciles=_deciles(part)) for name, part in lengths.items()},
-        suspects=tuple(found[:SHOWN_SUSPECTS]),
-        suspect_count=len(found),
+        suspects=tuple(suspected[:SHOWN_SUSPECTS]),
+        suspect_count=len(suspected),
     )
 
 
@@ -66,7 +66,7 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
             confidence = _confidence(row)
             if confidence >= SURE and row.prediction is not None:
                 sure[row.id][row.prediction][rung] = confidence
-    found: list[Suspect] = []
+    suspected: list[Suspect] = []
     for example in valid:
         answers = sure.get(example.id, {})
         if example.target in answers or not answers:
@@ -74,7 +74,7 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
         answer = max(answers, key=lambda name: (len(answers[name]), name))
         rungs = answers[answer]
         if len(rungs) > 1:
-            found.append(
+            suspected.append(
                 Suspect(
                     id=example.id,
                     text=text_of(example),
@@ -84,10 +84,10 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
                     confidence=sum(rungs.values()) / len(rungs),
                 )
             )
-    return sorted(found, key=lambda one: (-len(one.rungs), -one.confidence, one.id))
+    return sorted(suspected, key=lambda suspect: (-len(suspect.rungs), -suspect.confidence, suspect.id))
 
 
-def _confidence(row: RowResult) -> float:
+def _confidence(row: GradedRow) -> float:
     if not row.scores or row.prediction not in row.scores:
         return 0.0
     return confidence_of(row.scores, row.prediction)

@@ -15,18 +15,18 @@ def in_dollars(report: dict[str, Any], scale: Scale) -> None:
         _turn(row, scale, "estimate", "answered", interval="interval")
         for seed in row["seeds"]:
             _turn(seed, scale, "estimate", interval="interval")
-    for one in report["verdict"].get("kept_out", ()):
-        _turn(one, scale, "estimate")
-    for one in report["nominees"]["confirmations"]:
-        _turn(one, scale, "estimate", "expected")
-        ends = [None if one[name] is None else scale.value(one[name]) for name in ("upper", "lower")]
-        one["lower"], one["upper"] = ends
-        levels = one["upper_confidence"], one["lower_confidence"]
-        one["lower_confidence"], one["upper_confidence"] = levels
-    for one in report["comparisons"]:
-        _turn(one, scale, "a_estimate", "b_estimate")
-        _apart(one, scale)
-    for tried in (one for searched in report["search"].values() for one in searched):
+    for change in report["verdict"].get("kept_out", ()):
+        _turn(change, scale, "estimate")
+    for confirmation in report["nominees"]["confirmations"]:
+        _turn(confirmation, scale, "estimate", "expected")
+        ends = [None if confirmation[name] is None else scale.value(confirmation[name]) for name in ("upper", "lower")]
+        confirmation["lower"], confirmation["upper"] = ends
+        levels = confirmation["upper_confidence"], confirmation["lower_confidence"]
+        confirmation["lower_confidence"], confirmation["upper_confidence"] = levels
+    for comparison in report["comparisons"]:
+        _turn(comparison, scale, "a_estimate", "b_estimate")
+        _difference_in_dollars(comparison, scale)
+    for tried in (trial for searched in report["search"].values() for trial in searched):
         _turn(tried, scale, "estimate")
     if report["focus"] is not None:
         for part in report["focus"]["slices"]:
@@ -42,8 +42,8 @@ def curve_in_dollars(curve: Curve, scale: Scale) -> Curve:
         _turn(point, scale, "estimate", interval="interval")
         for draw in point.get("draws", ()):
             _turn(draw, scale, "estimate")
-    for one in (difference for crossover in values["crossovers"] for difference in crossover["differences"]):
-        _apart(one, scale)
+    for gap in (difference for crossover in values["crossovers"] for difference in crossover["differences"]):
+        _difference_in_dollars(gap, scale)
     return Curve.model_validate(values)
 
 
@@ -55,6 +55,6 @@ def _turn(part: dict[str, Any], scale: Scale, *names: str, interval: str | None 
         part[interval] = list(scale.ends(*part[interval]))
 
 
-def _apart(part: dict[str, Any], scale: Scale) -> None:
+def _difference_in_dollars(part: dict[str, Any], scale: Scale) -> None:
     part["difference"] = scale.difference(part["difference"])
     part["interval"] = sorted(scale.difference(end) for end in part["interval"])

@@ -9,8 +9,8 @@ from bedplate.adaptation.report.data_card import text_of
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import calibration, confusion, slices
-from bedplate.evaluation.task_row import RowResult
-from bedplate.report.schema_look import Examples, Focus, Shown
+from bedplate.evaluation.task_row import GradedRow
+from bedplate.report.schema_look import Examples, Focus, ExampleRow
 from bedplate.report.schema_part import Split
 
 SHOWN_WRONG, SHOWN_DISAGREEING, SHOWN_RIGHT = 8, 12, 4
@@ -47,18 +47,18 @@ def examples(valid: Sequence[Example], answered: Mapping[str, Evaluation], judge
     return Examples(rung=judged, split="valid", rows=shown, disagreeing=len(disagreeing))
 
 
-def _shown(example: Example, why: Why, rows: Mapping[str, Mapping[str, RowResult]]) -> Shown:
-    return Shown(
+def _shown(example: Example, why: Why, rows: Mapping[str, Mapping[str, GradedRow]]) -> ExampleRow:
+    return ExampleRow(
         id=example.id,
         why=why,
         text=text_of(example),
         target=example.target,
-        answers={rung: found[example.id].prediction for rung, found in rows.items()},
-        scores={rung: found[example.id].score for rung, found in rows.items()},
+        answers={rung: by_example[example.id].prediction for rung, by_example in rows.items()},
+        scores={rung: by_example[example.id].score for rung, by_example in rows.items()},
     )
 
 
-def _sureness(row: RowResult) -> float:
+def _sureness(row: GradedRow) -> float:
     return max(row.scores.values()) if row.scores else 0.0
 
 

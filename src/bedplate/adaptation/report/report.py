@@ -15,24 +15,24 @@ from bedplate.adaptation.climb.guard_drops import GuardResult
 from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, RungResult, RungOutcome, Tested
 from bedplate.adaptation.report import beside
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.dollars import in_dollars
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.admission import BudgetChanges
 from bedplate.adaptation.verdict.hurdles import Hurdles
 from bedplate.adaptation.verdict.measured import Priced
 from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
-from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 from bedplate.report import schema, schema_look, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
@@ -59,7 +59,7 @@ def build_report(
     guards: Mapping[str, Sequence[GuardResult]],
     limits: Mapping[str, Sequence[schema_plan.Limit]],
     formats: Mapping[str, schema_plan.Formats],
-    kept_out: Sequence[Admission] = (),
+    kept_out: Sequence[BudgetChanges] = (),
     reserved: float | None = None,
     labels: LabelBudget | None = None,
     watch: Stopwatch,
@@ -87,7 +87,7 @@ def build_report(
     untried = _untried(left_out) if decision.status == "PASS" else None
     reason = " ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical]))
     rate = context.spec.machine.usd_per_hour
-    found = schema.ReportFile(
+    report_file = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,
         task=context.task.task,
         verdict=schema.Verdict(
@@ -97,9 +97,9 @@ def build_report(
             rung=decision.rung,
             exploratory=opening is not None and opening.exploratory,
             kept_out=tuple(
-                schema.BudgetChange(rung=one.rung, estimate=one.estimate, **vars(change))
-                for one in kept_out
-                for change in one.changes
+                schema.BudgetChange(rung=admission.rung, estimate=admission.estimate, **vars(change))
+                for admission in kept_out
+                for change in admission.changes
             ),
         ),
         rungs=(
@@ -109,14 +109,14 @@ def build_report(
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
         target=beside.target_of(context.task, context.spec.target, bar),
-        requirements={name: tuple(made) for name, made in required.items()},
-        predictions=tuple(schema_plan.Prediction(**one) for one in predictions),
-        guards={name: tuple(made) for name, made in guards.items()},
-        limits={name: tuple(made) for name, made in limits.items()},
+        requirements={name: tuple(nominee_checks) for name, nominee_checks in required.items()},
+        predictions=tuple(schema_plan.RulePrediction(**prediction) for prediction in predictions),
+        guards={name: tuple(nominee_guards) for name, nominee_guards in guards.items()},
+        limits={name: tuple(nominee_limits) for name, nominee_limits in limits.items()},
         formats=dict(formats),
         forecasts=tuple(planner.forecasts(context, outcomes)),
         not_tried=left_out,
-        search={name: tuple(schema.Tried(**one) for one in r.search) for name, r in results.items() if r.search},
+        search={name: tuple(schema.Tried(**trial) for trial in r.search) for name, r in results.items() if r.search},
         details={name: dict(result.details) for name, result in results.items()},
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
         ledger=None
@@ -166,26 +166,31 @@ def build_report(
             resumed=any(o.reused for o in outcomes.values()),
         ),
         rows=schema.Rows(
-            valid=_results(hurdles.beside("valid") | valid),
-            test=_results(hurdles.beside("test") | evaluations),
+            valid=_results(hurdles.current_system("valid") | valid),
+            test=_results(hurdles.current_system("test") | evaluations),
             calls={
                 "valid": {name: result.latency.seconds for name, result in results.items()},
-                "test": {name: one.latency.seconds for name, one in tested.items()},
+                "test": {name: tested_skin.latency.seconds for name, tested_skin in tested.items()},
             },
-            guards={name: {one.guard: one.rows for one in made} for name, made in guards.items()},
+            guards={
+                name: {guard.guard: guard.rows for guard in nominee_guards} for name, nominee_guards in guards.items()
+            },
         ),
     )
-    values = found.model_dump(mode="json", exclude_unset=True)
+    values = report_file.model_dump(mode="json", exclude_unset=True)
     if scale.lower_is_better:
         in_dollars(values, scale)
     return Report(values, context.out)
 
 
 def _results(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[schema.RowResult, ...]]:
-    return {name: tuple(schema.RowResult(**_said(row)) for row in found.rows) for name, found in evaluations.items()}
+    return {
+        name: tuple(schema.RowResult(**_row_fields(row)) for row in evaluation.rows)
+        for name, evaluation in evaluations.items()
+    }
 
 
-def _said(row: RowResult) -> dict[str, Any]:
+def _row_fields(row: GradedRow) -> dict[str, Any]:
     """What a row's result holds; what is so of every row where the task says nothing is left out."""
     plain = {"weight": 1.0, "slices": None}
     return {name: value for name, value in vars(row).items() if name not in plain or value != plain[name]}
@@ -199,10 +204,10 @@ def _focus(
     return focus(judged, "test", tested[judged]) if judged in tested else focus(judged, "valid", valid[judged])
 
 
-def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned: bool) -> schema.Comparison:
+def _comparison(a: str, b: str, comparison: PairedComparison, corrected: float, *, planned: bool) -> schema.Comparison:
     """`a` and `b` are rungs; p_holm is corrected for all nominees, which the one pair that was planned before test was
     opened does not need."""
-    values = found.to_json()
+    values = comparison.to_json()
     a_estimate, b_estimate = values.pop("a"), values.pop("b")
     return schema.Comparison(
         a=a, b=b, planned=planned, a_estimate=a_estimate, b_estimate=b_estimate, **values, p_holm=corrected
@@ -211,10 +216,10 @@ def _comparison(a: str, b: str, found: Comparison, corrected: float, *, planned:
 
 def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> schema.Lineage:
     """The bases and the skins on them, by their hashes; those of the data stand with the data."""
-    made = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
+    skin_outcomes = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
     return schema.Lineage(
         bases=tuple(_base(context) for context in contexts),
-        skins={name: _made(out, outcome) for name, outcome in made.items()},
+        skins={name: _lineage_skin(out, outcome) for name, outcome in skin_outcomes.items()},
     )
 
 
@@ -229,7 +234,7 @@ def _base(context: Context) -> schema.BaseUsed:
     )
 
 
-def _made(out: Path, outcome: RungOutcome) -> schema.SkinMade:
+def _lineage_skin(out: Path, outcome: RungOutcome) -> schema.SkinMade:
     result = outcome.result
     assert result is not None
     assert result.skin is not None
@@ -279,11 +284,11 @@ def _rows(
         if result is None:
             yield _row(name, base, outcome, "valid", None, None, out, rate, confidence)
             continue
-        seen = hurdles.priced(result.evaluation, result, result.latency)
-        yield _row(name, base, outcome, "valid", seen, result.latency, out, rate, confidence)
+        priced = hurdles.priced(result.evaluation, result, result.latency)
+        yield _row(name, base, outcome, "valid", priced, result.latency, out, rate, confidence)
         if name in tested:
-            seen = hurdles.priced(tested[name].evaluation, result, tested[name].latency)
-            yield _row(name, base, outcome, "test", seen, tested[name].latency, out, rate, confidence)
+            priced = hurdles.priced(tested[name].evaluation, result, tested[name].latency)
+            yield _row(name, base, outcome, "test", priced, tested[name].latency, out, rate, confidence)
 
 
 def _row(
@@ -291,23 +296,25 @@ def _row(
     base: str | None,
     outcome: RungOutcome,
     split: Split,
-    seen: Priced | None,
+    priced: Priced | None,
     timing: Latency | None,
     out: Path,
     rate: float,
     confidence: float,
 ) -> schema.Row:
-    result, evaluation = outcome.result, None if seen is None else seen.evaluation
+    result, evaluation = outcome.result, None if priced is None else priced.evaluation
     skin = None if result is None else result.skin
-    held = None if skin is None else read_skin(out / skin).evaluated_with  # a cascade's two skins say their own
+    evaluated_with = (
+        None if skin is None else read_skin(out / skin).evaluated_with
+    )  # a cascade's two skins say their own
     return schema.Row(
         rung=rung,
         base=base,
         status="done" if result is not None else "skipped" if outcome.status == "skipped" else "failed",
         reason=outcome.reason if result is None else result.reason,
         split=split,
-        estimate=None if seen is None else seen.estimate,
-        interval=None if seen is None else seen.interval,
+        estimate=None if priced is None else priced.estimate,
+        interval=None if priced is None else priced.interval,
         n=0 if evaluation is None else evaluation.n,
         groups=0 if evaluation is None else evaluation.groups,
         coverage=None if evaluation is None else evaluation.coverage,
@@ -320,26 +327,26 @@ def _row(
         **({} if timing is None or result is None else _timing(result, timing, rate, confidence)),
         train_seconds=None if result is None else result.train_seconds,
         skin=skin,
-        weights=None if held is None else held.weights,
-        kernel=None if held is None else held.kernel,
+        weights=None if evaluated_with is None else evaluated_with.weights,
+        kernel=None if evaluated_with is None else evaluated_with.kernel,
     )
 
 
-def _timing(result: Result, timing: Latency, rate: float, confidence: float) -> dict[str, Any]:
+def _timing(result: RungResult, timing: Latency, rate: float, confidence: float) -> dict[str, Any]:
     """What is known of the price and of the p95 beside their estimates."""
     mean = timing.mean_interval(0.95)
-    least, most = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(confidence))
+    lower, upper = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(confidence))
     charged = result.usd_per_call is not None
     return {
         "usd_interval": None if mean is None or charged else tuple(1000 * result.price(rate, end) for end in mean),
-        "p95_bounds_ms": (least, most),
+        "p95_bounds_ms": (lower, upper),
         "calls": timing.calls,
         "load": timing.load,
     }
 
 
 def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
-    names = [one.rung for one in left_out if one.what == "rung" and one.kind != "impossible"]
+    names = [omission.rung for omission in left_out if omission.what == "rung" and omission.kind != "impossible"]
     return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
 
 
@@ -362,25 +369,25 @@ def _exploratory(opening: Opening | None) -> str | None:
 
 
 def _classical(
-    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, Result]
+    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, RungResult]
 ) -> str | None:
     """What the classical baseline says about the nominee, on the same test rows; and which skin it is."""
     classical = in_role("classical")
     if judged is None or judged == classical or judged not in evaluations or classical not in evaluations:
         return None
     ours, theirs = evaluations[judged], evaluations[classical]
-    found = compare(ours, theirs, seed)
-    numbers = f"{theirs.scale.said(theirs.estimate)} on the same rows"
+    comparison = compare(ours, theirs, seed)
+    numbers = f"{theirs.scale.format_score(theirs.estimate)} on the same rows"
     place = results[classical].skin
-    where = "" if place is None else f" ({place})"
-    if found.difference <= 0:
-        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{where}."
-    if found.p_value > 0.05:
+    location = "" if place is None else f" ({place})"
+    if comparison.difference <= 0:
+        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{location}."
+    if comparison.p_value > 0.05:
         return (
             f"A classical model of the task's own labels scores {numbers}; {judged} is not measurably better "
-            f"(p = {found.p_value:.2g}): consider it first{where}."
+            f"(p = {comparison.p_value:.2g}): consider it first{location}."
         )
-    return f"A classical model of the task's own labels scores {numbers} (p = {found.p_value:.2g} for the difference)."
+    return f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the difference)."
 
 
 def _too_long(tested: Mapping[str, Tested]) -> list[str]:

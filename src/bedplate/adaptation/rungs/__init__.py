@@ -42,7 +42,7 @@ RUNGS: dict[str, Rung] = {
 
 def chosen_rungs(spec: AdaptSpec) -> tuple[str, ...]:
     """The rungs that a task file asks for, cheapest first."""
-    return tuple(name for name in RUNGS if spec.wants(name))
+    return tuple(name for name in RUNGS if spec.includes(name))
 
 
 def rung_of(candidate: str) -> Rung:

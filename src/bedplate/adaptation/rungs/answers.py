@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import ExportCheck, Latency, Result, latency
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
@@ -22,7 +22,7 @@ from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin
 
 
-def ask(
+def predict_examples(
     predictor: Answers, examples: Sequence[Example], *, one_by_one: bool = False, tenant: str = ""
 ) -> list[Prediction | None]:
     """A prediction for each example; None for one that is too long for the context (it counts as wrong). What another
@@ -34,12 +34,12 @@ def ask(
         except ContextLengthExceeded:
             return [None] if len(rows) == 1 else [answers([row], one_by_one=False)[0] for row in rows]
 
-    rows = (Given(example.inputs) for example in examples)
-    return list(graded(rows, predictor, lambda asked: enumerate(answers(asked)), AT_ONCE))
+    rows = (CollectedAnswers(example.inputs) for example in examples)
+    return list(graded(rows, predictor, lambda batch: enumerate(answers(batch)), AT_ONCE))
 
 
 @dataclasses.dataclass(frozen=True)
-class Given:
+class CollectedAnswers:
     """A row whose answer is taken as it is."""
 
     inputs: Values
@@ -56,14 +56,14 @@ def with_bias(
 ) -> list[Prediction | None]:
     """The predictions of a skin without bias, as the same skin with `bias` gives them."""
     biased = output.model_copy(update={"bias": tuple(bias), "normalise": "none"})
-    found: list[Prediction | None] = []
+    biased_predictions: list[Prediction | None] = []
     for prediction in predictions:
         if prediction is None:
-            found.append(None)
+            biased_predictions.append(None)
             continue
         label, scores = biased.parse([prediction.scores[name] for name in output.labels])
-        found.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
-    return found
+        biased_predictions.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
+    return biased_predictions
 
 
 def fit_bias(
@@ -77,19 +77,21 @@ def fit_bias(
     from scipy.optimize import minimize
     from scipy.special import log_softmax, softmax
 
-    kept = [(p, labels.index(t)) for p, t in zip(predictions, targets, strict=True) if p is not None]
-    if not kept:
+    answered = [(p, labels.index(t)) for p, t in zip(predictions, targets, strict=True) if p is not None]
+    if not answered:
         return (0.0,) * len(labels)
-    scores = np.array([[p.scores[name] for name in labels] for p, _ in kept])
+    scores = np.array([[p.scores[name] for name in labels] for p, _ in answered])
     scores = np.maximum(scores, -50.0)
-    wanted = np.array([code for _, code in kept])
-    onehot = np.eye(len(labels))[wanted]
+    target_codes = np.array([code for _, code in answered])
+    onehot = np.eye(len(labels))[target_codes]
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
         slope, bias = np.exp(x[0]), x[1:]
         logits = slope * scores + bias
-        error = (softmax(logits, axis=1) - onehot) / len(wanted)
-        value = -float(log_softmax(logits, axis=1)[np.arange(len(wanted)), wanted].mean()) + 1e-4 * float(x @ x)
+        error = (softmax(logits, axis=1) - onehot) / len(target_codes)
+        value = -float(log_softmax(logits, axis=1)[np.arange(len(target_codes)), target_codes].mean()) + 1e-4 * float(
+            x @ x
+        )
         gradient = np.concatenate([[slope * float((error * scores).sum())], error.sum(axis=0)]) + 2e-4 * x
         return value, gradient
 
@@ -109,8 +111,8 @@ def export(skin: Skin, directory: Path) -> Skin:
 def single_calls(predictor: Answers, sample: Sequence[Example], tenant: str = "timing") -> list[Prediction]:
     """One call after the other, of the rows that fit, as a served skin sees them: new. They may have been asked before,
     and their prompts be cached; another tenant's are not."""
-    ask(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    return [p for p in ask(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
+    predict_examples(predictor, sample[:1], one_by_one=True)  # the first call is never typical
+    return [p for p in predict_examples(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
 
 
 def measure(
@@ -122,21 +124,21 @@ def measure(
     """
     sample = context.ordered(context.valid, "latency")[: context.latency_calls]
     sample = [e for e in sample if chosen_by.get(e.id) is not None]
-    again = single_calls(predictor, sample)
-    return latency([p.seconds for p in again]), agreement(sample, again, chosen_by)
+    calls = single_calls(predictor, sample)
+    return latency([p.seconds for p in calls]), agreement(sample, calls, chosen_by)
 
 
 def agreement(
-    sample: Sequence[Example], again: Sequence[Prediction], chosen_by: Mapping[str, Prediction | None]
+    sample: Sequence[Example], calls: Sequence[Prediction], chosen_by: Mapping[str, Prediction | None]
 ) -> ExportCheck:
     """Single calls of a sample against the predictions, by example id, that the skin was chosen by."""
     equal, difference = 0, 0.0
-    for example, prediction in zip(sample, again, strict=True):
+    for example, prediction in zip(sample, calls, strict=True):
         before = chosen_by[example.id]
         assert before is not None
         equal += prediction.output == before.output
         difference = max([difference, *(abs(prediction.scores[k] - before.scores[k]) for k in before.scores)])
-    return ExportCheck(len(again), equal, difference)
+    return ExportCheck(len(calls), equal, difference)
 
 
 def judged(
@@ -148,24 +150,24 @@ def judged(
     by_id: Mapping[str, Prediction | None] | None = None,
     *,
     evaluation: Evaluation | None = None,
-    stands: Context | None = None,
-) -> Result:
+    skin_context: Context | None = None,
+) -> RungResult:
     """The rung's skin written and read back, and what it does on valid: its calls, its longest prompt, its answers.
 
-    by_id, evaluation: those that it was chosen by, where they are known. stands: the context of the base that it stands
+    by_id, evaluation: those that it was chosen by, where they are known. skin_context: the context of the base that it stands
     on, where the rung made one.
     """
     place = context.out / "skins" / rung
     skin = export(skin, place)
-    with (stands or context).predictor(skin) as predictor:
+    with (skin_context or context).predictor(skin) as predictor:
         if by_id is None:
-            by_id = {e.id: p for e, p in zip(context.valid, ask(predictor, context.valid), strict=True)}
+            by_id = {e.id: p for e, p in zip(context.valid, predict_examples(predictor, context.valid), strict=True)}
         timing, exported = measure(context, predictor, by_id)
         longest = longest_prompt(predictor, context.valid)
     if evaluation is None:
         answers = [by_id[e.id] for e in context.valid]
         evaluation = evaluate_predictions(context.task, context.valid, answers, seed=context.seed)
-    return Result(
+    return RungResult(
         rung=rung,
         evaluation=evaluation,
         latency=timing,

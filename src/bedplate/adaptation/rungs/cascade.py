@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Climbed, Plan, Result, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import ask, export, single_calls
+from bedplate.adaptation.context.outcome import Climbed, RungPlan, RungResult, Skip, latency, no_time
+from bedplate.adaptation.rungs.answers import predict_examples, export, single_calls
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
@@ -50,34 +50,34 @@ class Cascade(Rung):
         side="both", needs="skins", no_curve="it is made of other rungs' skins, which the ladder has at one size"
     )
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         if not context.labels:
             return Skip("only an answer that is one of some labels carries the probability that a cascade needs")
-        if any(one.result.evaluation.scoring in ("counts", "answered") for one in context.climbed.values()):
+        if any(climbed.result.evaluation.scoring in ("counts", "answered") for climbed in context.climbed.values()):
             return Skip(f"{context.task.metric_name} is not a mean of rows, so no threshold can be found row by row")
-        found = best_pair(context)
-        if isinstance(found, str):
-            return Skip(found)
-        calls = context.climbed[found.cheap].result.latency.mean + found.share * (
-            context.climbed[found.dear].result.latency.mean
+        pair = best_pair(context)
+        if isinstance(pair, str):
+            return Skip(pair)
+        calls = context.climbed[pair.cheap].result.latency.mean + pair.share * (
+            context.climbed[pair.dear].result.latency.mean
         )
         seconds = calls * (context.latency_calls + 1) + 2 * context.throughput.rows(len(context.valid))
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        return Plan({"cheap": found.cheap, "dear": found.dear, "threshold": found.threshold}, seconds)
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        return RungPlan({"cheap": pair.cheap, "dear": pair.dear, "threshold": pair.threshold}, seconds)
 
     def settings(self, context: Context) -> Any:
-        made = [one for one in context.climbed.values() if one.result.skin and not one.result.parts]
-        return {one.name: [one.result.skin_id, _price(context, one)] for one in made}
+        eligible = [climbed for climbed in context.climbed.values() if climbed.result.skin and not climbed.result.parts]
+        return {climbed.name: [climbed.result.skin_id, _price(context, climbed)] for climbed in eligible}
 
     def parts(self, details: Mapping[str, Any]) -> tuple[str, ...]:
         return details["cheap"], details["dear"]
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         cheap, dear = (context.climbed[plan.settings[role]] for role in ("cheap", "dear"))
         pair = pair_of(context, cheap, dear, plan.settings["threshold"])
-        first, second = (read_skin(one.directory) for one in (cheap, dear))
+        first, second = (read_skin(climbed.directory) for climbed in (cheap, dear))
         skin = cascaded(
             f"{context.task.task}-{self.name}",
             first,
@@ -96,11 +96,11 @@ class Cascade(Rung):
         place = context.out / "skins" / self.name
         skin = export(skin, place)
         with _Opened(skin, cheap, dear) as predictor:
-            predictions = ask(predictor, context.valid)
+            predictions = predict_examples(predictor, context.valid)
             calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         share = sum(p is not None and p.passed_on for p in predictions) / len(predictions)
-        return Result(
+        return RungResult(
             rung=self.name,
             evaluation=evaluation,
             latency=latency([p.seconds for p in calls]),
@@ -117,7 +117,7 @@ class Cascade(Rung):
             usd_per_call=_price(context, cheap) + share * _price(context, dear),
         )
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         assert result.skin is not None
         skin = read_skin(context.out / result.skin)
         cheap, dear = (context.climbed[name] for name in self.parts(result.details))
@@ -130,28 +130,28 @@ class _Opened(CascadePredictor):
     def __init__(self, skin: Skin, cheap: Climbed, dear: Climbed) -> None:
         self._bases = (cheap.base, dear.base)
         for base in self._bases:
-            base.held += 1
-        super().__init__(skin, _asked(cheap), _asked(dear))
+            base.pin_count += 1
+        super().__init__(skin, _open_part(cheap), _open_part(dear))
 
     def close(self) -> None:
         self.first.close()
         self.second.close()
         for base in self._bases:
-            base.held -= 1
+            base.pin_count -= 1
 
 
 def best_pair(context: Context) -> CascadePair | str:
     """The cheapest cascade that is as good on valid as the best candidate, or why there is none."""
-    made = {name: one for name, one in context.climbed.items() if one.result.skin is not None}
-    if len(made) < 2:
+    eligible = {name: climbed for name, climbed in context.climbed.items() if climbed.result.skin is not None}
+    if len(eligible) < 2:
         return "a cascade needs two skins that were made before it"
-    best = max(made.values(), key=lambda one: (one.result.evaluation.estimate, -_price(context, one)))
+    best = max(eligible.values(), key=lambda climbed: (climbed.result.evaluation.estimate, -_price(context, climbed)))
     pairs: list[CascadePair] = []
-    for one in made.values():
-        if _price(context, one) < _price(context, best):
-            found = threshold_for(one.result.evaluation, best.result.evaluation)
-            if found is not None:
-                pairs.append(pair_of(context, one, best, found))
+    for climbed in eligible.values():
+        if _price(context, climbed) < _price(context, best):
+            threshold = threshold_for(climbed.result.evaluation, best.result.evaluation)
+            if threshold is not None:
+                pairs.append(pair_of(context, climbed, best, threshold))
     pairs = [pair for pair in pairs if pair.usd < _price(context, best)]
     if not pairs:
         return (
@@ -205,12 +205,12 @@ def pair_of(context: Context, cheap: Climbed, dear: Climbed, threshold: float) -
     return CascadePair(cheap.name, dear.name, threshold, share, float(np.mean(scores)), usd)
 
 
-def _price(context: Context, one: Climbed) -> float:
-    return one.result.price(context.spec.machine.usd_per_hour, one.result.latency.mean)
+def _price(context: Context, climbed: Climbed) -> float:
+    return climbed.result.price(context.spec.machine.usd_per_hour, climbed.result.latency.mean)
 
 
-def _asked(one: Climbed) -> Answers:
-    predictor = one.opened()
+def _open_part(climbed: Climbed) -> Answers:
+    predictor = climbed.opened()
     if not isinstance(predictor, Answers):
-        raise UsageError(f"{one.name} is not a skin that could be part of a cascade")
+        raise UsageError(f"{climbed.name} is not a skin that could be part of a cascade")
     return predictor

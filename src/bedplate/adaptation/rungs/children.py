@@ -34,9 +34,9 @@ def training_bytes(base: Base, step_tokens: int) -> float:
     """Bytes that training every weight takes beside the base that is there: a copy of the weights, where they are of
     half precision float32 masters as well, gradients, AdamW's moments, and a step's activations."""
     size = base.dtype.itemsize
-    each = size + _GRADIENT + _MOMENTS + (_MASTER if size < 4 else 0)
+    bytes_per_weight = size + _GRADIENT + _MOMENTS + (_MASTER if size < 4 else 0)
     activations = kept_bytes(base.spec, step_tokens, bytes_per_value=size).total
-    return (parameter_count(base.model) * each + activations) * _SLACK
+    return (parameter_count(base.model) * bytes_per_weight + activations) * _SLACK
 
 
 def no_room(context: Context, step_tokens: int) -> Skip | None:
@@ -69,7 +69,7 @@ def trainable_copy(base: Base) -> Model:
 
 
 @torch.no_grad()
-def write_child(context: Context, rung: str, model: Model, made: Mapping[str, Any]) -> Path:
+def write_child(context: Context, rung: str, model: Model, provenance: Mapping[str, Any]) -> Path:
     """Write `model` as the rung's child base, anew where there is one, with what made it as its lineage; returns the
     directory. It stands in the base's format of its family's own library, in the base's dtype."""
     base, directory = context.model.base, context.out / CHILDREN / rung
@@ -80,7 +80,8 @@ def write_child(context: Context, rung: str, model: Model, made: Mapping[str, An
     lineage = {key: value for key, value in base.lineage.items() if key not in ("parent", "source", "same_values")}
     hashes = {"data": dict(context.hashes), "task": context.task.task, "rung": rung}
     export_base(
-        replace(base, held=model, identified=identity, lineage=lineage | {"made": {**hashes, **made}}), directory
+        replace(base, raw_model=model, identified=identity, lineage=lineage | {"made": {**hashes, **provenance}}),
+        directory,
     )
     context.at.child(directory, fresh=True)
     return directory

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, RungOutcome, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, RungOutcome, Skip, no_time
 from bedplate.adaptation.rungs.answers import export
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Rung, Traits
@@ -38,10 +38,10 @@ LEAST_TOKENS = 10_000
 """Fewer do not move a base."""
 SHARE = 0.5
 """At most so much of the time that is left goes into the text; the rest is for the skins on the child."""
-THEN = ("zero_shot", "few_shot", "lora")
+CHILD_RUNGS = ("zero_shot", "few_shot", "lora")
 """What is climbed on the child."""
 
-HELD, HELD_ROWS = 0.05, 16
+HOLDOUT_SHARE, HELD_ROWS = 0.05, 16
 """Documents that are kept from training, to see what it did; at most so many rows of them are read."""
 
 
@@ -51,7 +51,7 @@ class ContinuedPretrain(Rung):
     name = "continued_pretrain"
     traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text", worth=0.5)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         text = context.raw_text
         if text is None:
             return Skip("the task file names no text of the domain (`adapt.raw_text`)")
@@ -61,41 +61,45 @@ class ContinuedPretrain(Rung):
         if unfit is not None:
             return unfit
         tokens = sum(map(len, self._documents(context).learned.values()))
-        asked = None if context.spec.raw_text is None else context.spec.raw_text.tokens
-        wanted = tokens if asked is None else min(tokens, asked)
-        if wanted < min(LEAST_TOKENS, asked or LEAST_TOKENS):
+        token_limit = None if context.spec.raw_text is None else context.spec.raw_text.tokens
+        target_tokens = tokens if token_limit is None else min(tokens, token_limit)
+        if target_tokens < min(LEAST_TOKENS, token_limit or LEAST_TOKENS):
             return Skip(f"{text.source} holds {tokens:,} tokens; fewer than {LEAST_TOKENS:,} do not move a base")
-        each = context.throughput.token * COST
+        token_seconds = context.throughput.token * COST
         # at the least zero-shot on the child
-        then = 3 * context.throughput.rows(len(context.valid)) + context.timing
-        room = min(context.left * SHARE, context.left - then) / each
-        if room < min(wanted, LEAST_TOKENS):
-            needed = min(wanted, LEAST_TOKENS) * each + then
-            return no_time(needed, context.left)
-        trained = int(min(wanted, room))
-        left_out = [] if trained == wanted else [f"{wanted - trained:,} of {wanted:,} tokens were left out: no time"]
+        child_seconds = 3 * context.throughput.rows(len(context.valid)) + context.timing
+        room = min(context.seconds_left * SHARE, context.seconds_left - child_seconds) / token_seconds
+        if room < min(target_tokens, LEAST_TOKENS):
+            needed = min(target_tokens, LEAST_TOKENS) * token_seconds + child_seconds
+            return no_time(needed, context.seconds_left)
+        trained = int(min(target_tokens, room))
+        left_out = (
+            []
+            if trained == target_tokens
+            else [f"{target_tokens - trained:,} of {target_tokens:,} tokens were left out: no time"]
+        )
         settings = {"tokens": trained, "row": self._row(context), "learning_rate": LEARNING_RATE, "text": text.sha256}
-        return Plan(settings, trained * each + then, tuple(left_out))
+        return RungPlan(settings, trained * token_seconds + child_seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:
         spec, text = context.spec.raw_text, context.raw_text
         return None if spec is None or text is None else [text.sha256, spec.tokens]
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         text = context.raw_text
         assert text is not None
         trained, losses = self._pretrain(context, plan, directory / "text")
         outcomes = self._adapt(context, directory)
-        done = {name: o.result for name, o in outcomes.items() if o.result is not None}
-        if not done:
+        results = {name: o.result for name, o in outcomes.items() if o.result is not None}
+        if not results:
             why = "; ".join(f"{name}: {o.reason}" for name, o in outcomes.items())
             raise TrainingError(f"no skin could be made on the child base ({why})")
-        best = max(done, key=lambda name: done[name].evaluation.estimate)  # a tie goes to the cheaper rung
-        result = self._finish(context, plan, directory, done[best], trained, losses, outcomes)
+        best = max(results, key=lambda name: results[name].evaluation.estimate)  # a tie goes to the cheaper rung
+        result = self._finish(context, plan, directory, results[best], trained, losses, outcomes)
         StateFile(directory / "text").remove()
         return result
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         assert result.skin is not None
         return on_child(context, self.name).predictor(read_skin(context.out / result.skin))
 
@@ -103,13 +107,13 @@ class ContinuedPretrain(Rung):
 
     def _documents(self, context: Context) -> EncodedText:
         assert context.raw_text is not None
-        return encode_text(context.raw_text.documents, context.model.tokenizer, context.seed, HELD)
+        return encode_text(context.raw_text.documents, context.model.tokenizer, context.seed, HOLDOUT_SHARE)
 
     @staticmethod
     def _row(context: Context) -> int:
         return min(ROW, context.model.base.spec.context_length)
 
-    def _pretrain(self, context: Context, plan: Plan, work: Path) -> tuple[TrainResult, dict[str, float]]:
+    def _pretrain(self, context: Context, plan: RungPlan, work: Path) -> tuple[TrainResult, dict[str, float]]:
         """Trains the child and writes it; the loss per token of kept documents before and after, where there are."""
         text = self._documents(context)
         chosen = first_tokens(text.learned, plan.settings["tokens"])
@@ -118,7 +122,7 @@ class ContinuedPretrain(Rung):
         made_from = {
             "text": plan.settings["text"],
             "tokenizer": context.model.base.identity.tokenizer_id,
-            "held": HELD,
+            "held": HOLDOUT_SHARE,
             "tokens": plan.settings["tokens"],
             "seed": context.seed,
         }
@@ -140,8 +144,8 @@ class ContinuedPretrain(Rung):
         )
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)
-            seen = held_batches(first_tokens(text.held, HELD_ROWS * row), row, micro)
-            before = held_loss(model, seen)
+            eval_batches = held_batches(first_tokens(text.heldout, HELD_ROWS * row), row, micro)
+            before = held_loss(model, eval_batches)
             result = train(
                 model,
                 source,
@@ -152,14 +156,14 @@ class ContinuedPretrain(Rung):
                 identity={"base": base.identity.weights_id, "text": plan.settings["text"]},
                 description=f"{self.name}: text",
             )
-            after = held_loss(model, seen)
+            after = held_loss(model, eval_batches)
         self._write(context, model, plan, config, result)
-        found = {"held_out_loss_before": before, "held_out_loss": after}
-        return result, {name: loss for name, loss in found.items() if loss is not None}
+        losses_by_name = {"held_out_loss_before": before, "held_out_loss": after}
+        return result, {name: loss for name, loss in losses_by_name.items() if loss is not None}
 
-    def _write(self, context: Context, model: Model, plan: Plan, config: TrainConfig, result: TrainResult) -> None:
+    def _write(self, context: Context, model: Model, plan: RungPlan, config: TrainConfig, result: TrainResult) -> None:
         assert context.raw_text is not None
-        made: Mapping[str, Any] = {
+        provenance: Mapping[str, Any] = {
             "objective": "next_token",
             "text": {"source": context.raw_text.source, "sha256": context.raw_text.sha256},
             "tokens": result.tokens,
@@ -168,7 +172,7 @@ class ContinuedPretrain(Rung):
             "arithmetic": result.arithmetic.to_json(),
             "code_version": __version__,
         }
-        write_child(context, self.name, model, made)
+        write_child(context, self.name, model, provenance)
 
     # --- the skins
 
@@ -176,25 +180,25 @@ class ContinuedPretrain(Rung):
         """Each rung on the child, in the child's own directory."""
         climb, child = context.climb, on_child(context, self.name, directory / "skins")
         assert climb is not None
-        return {name: climb(child, name, directory / "rungs" / name) for name in THEN}
+        return {name: climb(child, name, directory / "rungs" / name) for name in CHILD_RUNGS}
 
     def _finish(
         self,
         context: Context,
-        plan: Plan,
+        plan: RungPlan,
         directory: Path,
-        best: Result,
+        best: RungResult,
         trained: TrainResult,
         losses: Mapping[str, float],
         outcomes: Mapping[str, RungOutcome],
-    ) -> Result:
+    ) -> RungResult:
         assert best.skin is not None
         assert context.raw_text is not None
-        made = read_skin(directory / "skins" / best.skin)
+        child_skin = read_skin(directory / "skins" / best.skin)
         # the same skin under this rung's name, for which the others were climbed
-        provenance = made.provenance.model_copy(update={"rung": self.name})
+        provenance = child_skin.provenance.model_copy(update={"rung": self.name})
         place = context.out / "skins" / self.name
-        skin = export(replace(made, name=context.skin_name(self.name), provenance=provenance), place)
+        skin = export(replace(child_skin, name=context.skin_name(self.name), provenance=provenance), place)
         search = [
             {"name": name, "estimate": o.result.evaluation.estimate, "n": o.result.evaluation.n, "split": "valid"}
             for name, o in outcomes.items()

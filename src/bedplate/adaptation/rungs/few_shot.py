@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
@@ -36,22 +36,25 @@ class FewShot(Rung):
     name = "few_shot"
     traits = Traits(side="prompt", role="examples", whole_prompt=True)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         sizes = self._sizes(context)
         limit = prompt_limit(context)
         if not sizes:
-            what = "set with one example of each label" if context.labels else "worked example"
-            return Skip(f"no {what} fits {limit:,} prompt tokens beside the longest input")
+            unit = "set with one example of each label" if context.labels else "worked example"
+            return Skip(f"no {unit} fits {limit:,} prompt tokens beside the longest input")
         sets: list[list[Any]] = [["plain", sizes[0], number] for number in range(SETS)]
         sets += [["plain", k, 0] for k in sizes[1:]]
         if context.model.tokenizer.chat is not None:
             sets.append(["chat", sizes[0], 0])
         n, left_out, first_rows = len(context.valid), list[str](), first_rows_of(context, FIRST_ROWS)
         # Rows differ in length, and so do sets of as many; the plain ones of sizes[0] have one that fits.
-        drawn, sets = len(sets), [one for one in sets if self._fits(context, self._variant(context, *one))]
+        drawn, sets = (
+            len(sets),
+            [demo_set for demo_set in sets if self._fits(context, self._variant(context, *demo_set))],
+        )
         if len(sets) < drawn:
             left_out.append(f"{drawn - len(sets)} of {drawn} sets of demonstrations do not fit {limit:,} prompt tokens")
-        wanted = len(sets)
+        planned = len(sets)
         while True:
             stages = stages_for(n, first_rows, (3, 1))
             seconds = context.throughput.rows(row_cost(stages, len(sets), n) + first_rows)
@@ -61,13 +64,13 @@ class FewShot(Rung):
             if seconds <= context.room(SHARE) or len(sets) <= 1:
                 break
             sets.pop()
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        if len(sets) < wanted:
-            left_out.append(f"{wanted - len(sets)} of {drawn} sets of demonstrations were not tried: no time")
-        return Plan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        if len(sets) < planned:
+            left_out.append(f"{planned - len(sets)} of {drawn} sets of demonstrations were not tried: no time")
+        return RungPlan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         variants = [self._variant(context, *chosen) for chosen in plan.settings["sets"]]
         stages = stages_for(len(context.valid), plan.settings["first_rows"], (3, 1))
@@ -100,19 +103,19 @@ class FewShot(Rung):
             return False
         return True
 
-    def _variant(self, context: Context, kind: str, size: int, number: int) -> Variant:
-        prompt, output = self._prompt(context, kind)
+    def _variant(self, context: Context, prompt_format: str, size: int, number: int) -> Variant:
+        prompt, output = self._prompt(context, prompt_format)
         chosen = self.draw(context, size, number)
         shown = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in chosen)
-        return Variant(f"{kind}, set {number} of {size}", prompt, output, shown)
+        return Variant(f"{prompt_format}, set {number} of {size}", prompt, output, shown)
 
     @staticmethod
-    def _prompt(context: Context, kind: str) -> tuple[Prompt, TaskOutput]:
-        if kind == "plain":
+    def _prompt(context: Context, prompt_format: str) -> tuple[Prompt, TaskOutput]:
+        if prompt_format == "plain":
             prompt, output = context.default_prompt()
             if prompt.format == "plain":
                 return prompt, output
-        return context.task_prompt("chat" if kind == "chat" else "plain")
+        return context.task_prompt("chat" if prompt_format == "chat" else "plain")
 
     @staticmethod
     def draw(context: Context, size: int, number: int) -> list[Example]:
@@ -123,8 +126,8 @@ class FewShot(Rung):
         longest = lengths[int(0.9 * (len(lengths) - 1))]
         chosen: list[Example] = []
         pools = [[e for e in order if e.target == label] for label in context.labels] or [order]
-        each = size // len(pools)
+        per_pool = size // len(pools)
         for pool in pools:
             short = [e for e in pool if sum(map(len, e.texts.values())) <= longest]
-            chosen += (short if len(short) >= each else pool)[:each]
+            chosen += (short if len(short) >= per_pool else pool)[:per_pool]
         return context.shuffled(chosen, f"demonstration order/{number}")

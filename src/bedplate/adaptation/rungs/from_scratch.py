@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency
-from bedplate.adaptation.rungs.answers import agreement, ask, export, single_calls
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency
+from bedplate.adaptation.rungs.answers import agreement, predict_examples, export, single_calls
 from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.rungs.probe import THRESHOLDS, wanted_of
@@ -47,17 +47,17 @@ class FromScratch(Rung):
     name = "from_scratch"
     traits = Traits(side="reference", needs="nothing", role="classical", own_prompt=True)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         groups = len({example.group for example in context.train})
         if groups < 2:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
-        return Plan({"folds": min(FOLDS, groups)})
+        return RungPlan({"folds": min(FOLDS, groups)})
 
     def settings(self, context: Context) -> Any:
         # what a version left that made no skin of it is not taken over
         return {"words": WORDS} if context.task.output.labels else None
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         if not context.task.output.labels:
             return self._repeats(context, plan)
         start = time.perf_counter()
@@ -74,25 +74,25 @@ class FromScratch(Rung):
             provenance=context.provenance(self.name, context.seed, context.parents),
         )
         seconds = time.perf_counter() - start
-        more = {"threshold": output.threshold} if isinstance(output, LabelsOutput) else {}
-        given = f", labels of at least {output.threshold:g}" if isinstance(output, LabelsOutput) else ""
+        extra_details = {"threshold": output.threshold} if isinstance(output, LabelsOutput) else {}
+        threshold_note = f", labels of at least {output.threshold:g}" if isinstance(output, LabelsOutput) else ""
         reason = (
             f"TF-IDF of {WORDS[0]} and {WORDS[1]} words ({len(model.terms):,} terms) with logistic regression, C = "
-            f"{best:g} by {plan.settings['folds']}-fold cross-validation within train{given}; it needs no base"
+            f"{best:g} by {plan.settings['folds']}-fold cross-validation within train{threshold_note}; it needs no base"
         )
-        details = {"C": best, "terms": len(model.terms), **more}
+        details = {"C": best, "terms": len(model.terms), **extra_details}
         return replace(self._judged(context, skin, seconds, reason), search=tuple(search), details=details)
 
-    def _judged(self, context: Context, skin: Skin, seconds: float, reason: str) -> Result:
+    def _judged(self, context: Context, skin: Skin, seconds: float, reason: str) -> RungResult:
         """The skin written and read back, and what it does on valid. It reads no prompt's tokens."""
         place = context.out / "skins" / self.name
         skin = export(skin, place)
         sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
         with ClassicalPredictor(skin) as predictor:
-            predictions = ask(predictor, context.valid)
+            predictions = predict_examples(predictor, context.valid)
             calls = single_calls(predictor, sample)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Result(
+        return RungResult(
             self.name,
             evaluate_predictions(context.task, context.valid, predictions, seed=context.seed),
             latency([call.seconds for call in calls]),
@@ -103,14 +103,14 @@ class FromScratch(Rung):
             export=agreement(sample, calls, by_id),
         )
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         if result.skin is None:
             return _nearest(context, context.train, result.details["similarity"])
         return ClassicalPredictor(read_skin(context.out / result.skin))
 
     # Answers that are written
 
-    def _repeats(self, context: Context, plan: Plan) -> Result:
+    def _repeats(self, context: Context, plan: RungPlan) -> RungResult:
         start = time.perf_counter()
         best, search = _similarity(context, plan)
         model = _nearest(context, context.train, best)
@@ -123,48 +123,48 @@ class FromScratch(Rung):
             f"by {plan.settings['folds']}-fold cross-validation within train"
         )
         details = {"similarity": best}
-        return Result(self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details=details)
+        return RungResult(self.name, evaluation, latency(calls), seconds, reason, search=tuple(search), details=details)
 
 
-def _strength(context: Context, plan: Plan) -> tuple[float, list[dict[str, Any]]]:
+def _strength(context: Context, plan: RungPlan) -> tuple[float, list[dict[str, Any]]]:
     """C, by cross-validation over whole groups within train: by accuracy, or where there may be several labels by the
     task's metric."""
     train, output = context.train, _outputs(context)[0]
     answers: dict[float, dict[int, str]] = {strength: {} for strength in STRENGTHS}
-    for fit, held in _folds(context, plan):
+    for fit, holdout in _folds(context, plan):
         vectorizer = _vectorizer(context)
-        x, wanted = vectorizer.fit_transform(_texts(context, fit)), wanted_of(context, [train[i] for i in fit])
-        y = vectorizer.transform(_texts(context, held))
+        x, targets = vectorizer.fit_transform(_texts(context, fit)), wanted_of(context, [train[i] for i in fit])
+        y = vectorizer.transform(_texts(context, holdout))
         for strength in STRENGTHS:
-            weight, bias = wanted.regression(x, strength, _regressed(context.seed))
-            answers[strength] |= zip(held, _read(output, y @ weight.T + bias), strict=True)
+            weight, bias = targets.regression(x, strength, _regressed(context.seed))
+            answers[strength] |= zip(holdout, _read(output, y @ weight.T + bias), strict=True)
     search: list[dict[str, Any]] = []
-    for strength, found in answers.items():
+    for strength, predicted in answers.items():
         if context.labels:
-            estimate = sum(found[i] == e.target for i, e in enumerate(train)) / len(train)
+            estimate = sum(predicted[i] == e.target for i, e in enumerate(train)) / len(train)
         else:
-            given = [found[i] for i in range(len(train))]
-            estimate = evaluate_predictions(context.task, train, given, split="train").estimate
+            predictions = [predicted[i] for i in range(len(train))]
+            estimate = evaluate_predictions(context.task, train, predictions, split="train").estimate
         search.append({"name": f"C = {strength:g}", "estimate": estimate, "n": len(train), "split": "train"})
     return STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])], search
 
 
 def _fitted(context: Context, strength: float) -> Classical:
     """The model of all of train."""
-    vectorizer, wanted = _vectorizer(context), wanted_of(context, context.train)
+    vectorizer, targets = _vectorizer(context), wanted_of(context, context.train)
     x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
-    weight, bias = wanted.regression(x, strength, _regressed(context.seed))
+    weight, bias = targets.regression(x, strength, _regressed(context.seed))
     terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
     rows = torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
-    return Classical(tuple(terms), vectorizer.idf_.astype(np.float32), Head(*rows, wanted.labels), WORDS)
+    return Classical(tuple(terms), vectorizer.idf_.astype(np.float32), Head(*rows, targets.labels), WORDS)
 
 
 def _vectorizer(context: Context) -> Any:
     """What the skin computes, in scikit-learn. Of more terms than it may have, the most frequent."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    most = most_terms(len(context.task.output.labels or ()))
-    return TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, token_pattern=f"(?u){WORD}", max_features=most)
+    max_terms = most_terms(len(context.task.output.labels or ()))
+    return TfidfVectorizer(ngram_range=WORDS, sublinear_tf=True, token_pattern=f"(?u){WORD}", max_features=max_terms)
 
 
 def _regressed(seed: int) -> Regression:
@@ -209,17 +209,17 @@ def _texts(context: Context, rows: Sequence[int]) -> list[str]:
     return [text_of(context.train[i].inputs, context.fields) for i in rows]
 
 
-def _similarity(context: Context, plan: Plan) -> tuple[str, list[dict[str, Any]]]:
+def _similarity(context: Context, plan: RungPlan) -> tuple[str, list[dict[str, Any]]]:
     """What texts are compared by, by cross-validation over whole groups within train."""
     train, folds, search = context.train, _folds(context, plan), list[dict[str, Any]]()
     for similarity in SIMILARITIES:
         answers: dict[int, Prediction] = {}
-        for fit, held in folds:
+        for fit, holdout in folds:
             model = _nearest(context, [train[i] for i in fit], similarity)
-            answers |= zip(held, model.predict([train[i].inputs for i in held]), strict=True)
+            answers |= zip(holdout, model.predict([train[i].inputs for i in holdout]), strict=True)
         whole = evaluate_predictions(context.task, train, [answers[i] for i in range(len(train))], split="train")
         search.append({"name": similarity, "estimate": whole.estimate, "n": len(train), "split": "train"})
-    return max(search, key=lambda one: one["estimate"])["name"], search
+    return max(search, key=lambda trial: trial["estimate"])["name"], search
 
 
 def _nearest(context: Context, examples: Sequence[Example], similarity: str) -> Nearest:
@@ -227,10 +227,10 @@ def _nearest(context: Context, examples: Sequence[Example], similarity: str) -> 
     return Nearest(texts, [e.target for e in examples], similarity, context.fields)
 
 
-def _folds(context: Context, plan: Plan) -> list[tuple[list[int], list[int]]]:
+def _folds(context: Context, plan: RungPlan) -> list[tuple[list[int], list[int]]]:
     """Numbers of train rows to fit on and to hold out, whole groups each."""
     from sklearn.model_selection import GroupKFold
 
     groups = [e.group for e in context.train]
     split = GroupKFold(plan.settings["folds"]).split(groups, groups=groups)
-    return [(fit.tolist(), held.tolist()) for fit, held in split]
+    return [(fit.tolist(), holdout.tolist()) for fit, holdout in split]

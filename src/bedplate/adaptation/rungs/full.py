@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Skip
+from bedplate.adaptation.context.outcome import RungPlan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Traits
-from bedplate.adaptation.rungs.tuning import Lessons, Recipe, TuningRung
+from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.version import __version__
 from bedplate.training.config import TrainConfig
@@ -30,13 +30,13 @@ class Full(TuningRung):
 
     traits = Traits(side="weights", trained=True, makes_child=True, least_labels=LEAST_LABELS, worth=0.6)
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
+    def __init__(self, name: str, recipe: TuningRecipe) -> None:
         self.name, self.recipe = name, recipe
 
     def described(self, context: Context) -> str:
         return "every weight, a child base"
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         step = self.recipe.batch * max(1, round(context.throughput.tokens + context.throughput.target))
         return no_room(context, step) or super().plan(context)
 
@@ -50,7 +50,7 @@ class Full(TuningRung):
         return f"{CHILDREN}/{self.name}"
 
     def train(
-        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)
@@ -64,7 +64,7 @@ class Full(TuningRung):
                 identity={"base": base.identity.weights_id},
                 description=f"{self.name}, seed {config.seed}",
             )
-        made = {
+        provenance = {
             "objective": "sft",
             "config": config.numbers(),
             "examples": lessons.source(config.seed).identity["examples"],
@@ -72,12 +72,12 @@ class Full(TuningRung):
             "arithmetic": result.arithmetic.to_json(),
             "code_version": __version__,
         }
-        write_child(context, self.name, model, made)
+        write_child(context, self.name, model, provenance)
         return {}, result
 
 
 FULL = Full(
     "full",
     # forward, backward through activations and weights, and an optimizer that reads and writes 16 bytes a weight
-    Recipe(learning_rate=3e-5, cost=4.5, seeds=1, least=200),
+    TuningRecipe(learning_rate=3e-5, cost=4.5, seeds=1, min_rows=200),
 )

@@ -28,7 +28,7 @@ Regression = Callable[[Any, NDArray[Any], float], tuple[Floats, Floats]]
 """Features [N, D], dense or sparse, classes [N], and C → coefficients and intercepts, as scikit-learn has them."""
 
 
-class Wanted(Protocol):
+class HeadTargets(Protocol):
     """The right answers of some rows, as a head learns them."""
 
     @property
@@ -41,7 +41,7 @@ class Wanted(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rows(self, chosen: NDArray[np.intp]) -> Wanted:
+    def rows(self, chosen: NDArray[np.intp]) -> HeadTargets:
         """Those of some rows."""
         ...
 
@@ -106,7 +106,7 @@ class AnyOf:
 
     @classmethod
     def of(cls, chosen: Sequence[Sequence[str]], labels: Sequence[str]) -> AnyOf:
-        marks = [[float(label in some) for label in labels] for some in chosen]
+        marks = [[float(label in row_labels) for label in labels] for row_labels in chosen]
         return cls(np.array(marks).reshape(len(chosen), len(labels)), tuple(labels))
 
     def __len__(self) -> int:
@@ -130,7 +130,9 @@ class AnyOf:
         return float((np.logaddexp(0.0, logits_NC) - self.marks * logits_NC).sum())
 
 
-def fit_head(features_ND: NDArray[np.float32], wanted: Wanted, groups: Sequence[str], folds: int) -> tuple[Head, float]:
+def fit_head(
+    features_ND: NDArray[np.float32], targets: HeadTargets, groups: Sequence[str], folds: int
+) -> tuple[Head, float]:
     """The head on the features as they are (mean and scale folded in), and its C."""
     from sklearn.model_selection import GroupKFold
 
@@ -142,17 +144,17 @@ def fit_head(features_ND: NDArray[np.float32], wanted: Wanted, groups: Sequence[
     if folds >= 2:
         for strength in STRENGTHS:
             losses[strength] = 0.0
-            for fit, held in GroupKFold(folds).split(x, groups=groups):
-                weight, bias = wanted.rows(fit).regression(x[fit], strength)
-                losses[strength] += wanted.rows(held).loss(x[held] @ weight.T + bias)
+            for fit, holdout in GroupKFold(folds).split(x, groups=groups):
+                weight, bias = targets.rows(fit).regression(x[fit], strength)
+                losses[strength] += targets.rows(holdout).loss(x[holdout] @ weight.T + bias)
     strength = min(losses, key=lambda c: losses[c]) if losses else 1e-2
-    weight, bias = wanted.regression(x, strength)
+    weight, bias = targets.regression(x, strength)
     folded = weight / scale
     rows, shift = torch.tensor(folded, dtype=torch.float32), torch.tensor(bias - folded @ mean, dtype=torch.float32)
-    return Head(rows, shift, wanted.labels), strength
+    return Head(rows, shift, targets.labels), strength
 
 
-def tempered(head: Head, features_ND: NDArray[np.float32], wanted: Wanted) -> tuple[Head, float]:
+def tempered(head: Head, features_ND: NDArray[np.float32], targets: HeadTargets) -> tuple[Head, float]:
     """The head with its logits divided by the temperature under which these rows are likeliest; no ranking changes."""
     from scipy.optimize import minimize_scalar
 
@@ -160,7 +162,7 @@ def tempered(head: Head, features_ND: NDArray[np.float32], wanted: Wanted) -> tu
 
     def loss(log_t: float) -> float:
         # a slight pull towards 1, so that rows which are all right do not make the head certain of everything
-        return wanted.loss(logits / np.exp(log_t)) / len(wanted) + 1e-2 * log_t**2
+        return targets.loss(logits / np.exp(log_t)) / len(targets) + 1e-2 * log_t**2
 
     best: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
     temperature = float(np.exp(float(best.x)))

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import ask, export
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency, no_time
+from bedplate.adaptation.rungs.answers import predict_examples, export
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
@@ -36,7 +36,7 @@ class Hosted(Rung):
     name = "hosted"
     traits = Traits(side="prompt", needs="endpoint", learns=False)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         spec = context.hosted
         if spec is None:
             return Skip("the task file names no endpoint under `adapt.hosted`")
@@ -49,21 +49,21 @@ class Hosted(Rung):
         size = sum(len(str(prompt.text(e.inputs)).encode()) for e in context.valid) / BYTES_A_TOKEN
         usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
         seconds = n * ANSWER_SECONDS / spec.concurrency
-        if seconds > context.left:
-            return no_time(seconds, context.left)
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
         whole = usd * (1 + context.test_n / n)
         if whole > context.usd_left:
             return Skip(
                 f"with test it needs about ${whole:.4f}, ${max(context.usd_left, 0):.4f} of the climb's money are left",
                 "budget",
             )
-        return Plan({"endpoint": spec.name}, seconds, usd=usd)
+        return RungPlan({"endpoint": spec.name}, seconds, usd=usd)
 
     def settings(self, context: Context) -> Any:
         spec = context.hosted
         return spec and spec.model_dump(mode="json", exclude={"max_usd", "concurrency", "timeout_s", "retries"})
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         spec = context.hosted
         assert spec is not None
@@ -72,20 +72,20 @@ class Hosted(Rung):
         account = self._account(context, spec)
         try:
             with HostedPredictor(skin, account=account) as predictor:
-                predictions = ask(predictor, context.valid)
+                predictions = predict_examples(predictor, context.valid)
                 left_out = sorted(predictor.left_out)
-            given = [p for p in predictions if p is not None]
-            usd = self._usd_per_call(spec, account, given, context.test_n)
+            answered = [p for p in predictions if p is not None]
+            usd = self._usd_per_call(spec, account, answered, context.test_n)
         except BaseException:
             context.clock.charge(account.spent)
             raise
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         unread = f", {evaluation.unparsed} answers could not be read" if evaluation.unparsed else ""
-        scores = "with" if any(p.scores for p in given) else "without"
-        return Result(
+        scores = "with" if any(p.scores for p in answered) else "without"
+        return RungResult(
             rung=self.name,
             evaluation=evaluation,
-            latency=latency([p.seconds for p in given]),
+            latency=latency([p.seconds for p in answered]),
             train_seconds=time.perf_counter() - start,
             reason=(
                 f"{spec.model} at {spec.url}, {scores} likelihoods, prices of {spec.as_of}{unread}; latency is over "
@@ -93,25 +93,25 @@ class Hosted(Rung):
             ),
             skin=str(place.relative_to(context.out)),
             skin_id=skin_id(skin),
-            prompt_tokens=max(p.prompt_tokens for p in given),
+            prompt_tokens=max(p.prompt_tokens for p in answered),
             left_out=tuple(f"the server does not take {name}" for name in left_out),
             details={"endpoint": spec.name, "unparsed": evaluation.unparsed, "spent_usd": account.spent},
             usd=account.spent,
             usd_per_call=usd,
         )
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         assert result.skin is not None
         assert context.hosted is not None
         skin = read_skin(context.out / result.skin)
         return HostedPredictor(skin, account=self._account(context, context.hosted))
 
     @staticmethod
-    def _usd_per_call(spec: HostedSpec, account: Account, given: Sequence[Prediction], test_n: int) -> float:
+    def _usd_per_call(spec: HostedSpec, account: Account, answered: Sequence[Prediction], test_n: int) -> float:
         """What an answer has cost. EndpointError where there is none, or test would cost more than is allowed."""
-        if not given:
+        if not answered:
             raise EndpointError(f"{spec.name}: no row fits the context of {spec.model}")
-        usd = sum(p.usd or 0.0 for p in given) / len(given)
+        usd = sum(p.usd or 0.0 for p in answered) / len(answered)
         ahead = account.spent + 1.2 * usd * test_n
         if ahead > spec.max_usd:
             raise EndpointError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import Embedder, embedders_of, named_weights
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
@@ -29,7 +29,7 @@ from bedplate.skins.prompt import Demonstration
 
 SIZES = (8, 4, 2)
 FIRST_ROWS = 48
-KEEPS = (3, 1)
+SURVIVORS = (3, 1)
 SHARE = 0.3
 POOL_SHARE = 0.5
 """At least so much of train must be short enough to be shown, or a size is not tried."""
@@ -50,7 +50,7 @@ class KnnFewShot(Rung):
     name = "knn_few_shot"
     traits = Traits(side="prompt", whole_prompt=True)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         rows, room = self._rows(context), room_beside(context, *context.default_prompt())
         sizes = [k for k in SIZES if len(_pool(rows, k, room)) >= max(k, POOL_SHARE * len(rows))]
         if not sizes:
@@ -61,55 +61,61 @@ class KnnFewShot(Rung):
         orders: tuple[Order, ...] = get_args(Order)
         tried: list[list[Any]] = [[number, k, orders[0]] for k in sizes for number in range(len(embedders))]
         tried += [[number, sizes[0], orders[1]] for number in range(len(embedders))]
-        n, wanted, left_out = len(context.valid), len(tried), list[str]()
+        n, planned, left_out = len(context.valid), len(tried), list[str]()
         first_rows = first_rows_of(context, FIRST_ROWS)
         mean = sum(row.tokens for row in rows) / len(rows)
         while True:
             used = sorted({number for number, _, _ in tried})
             texts = len(rows) + n * len(tried)
             seconds = sum(embedders[number].pace * texts for number in used)
-            each = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.throughput.tokens
-            stages = stages_for(n, first_rows, KEEPS)
+            row_factor = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.throughput.tokens
+            stages = stages_for(n, first_rows, SURVIVORS)
             # attention over the demonstrations makes a row dearer than as many bare ones
-            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.2
-            seconds += context.timing * each
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * row_factor) * 1.2
+            seconds += context.timing * row_factor
             if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
             tried.pop()
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        if len(tried) < wanted:
-            left_out.append(f"{wanted - len(tried)} of {wanted} ways to choose demonstrations were not tried: no time")
-        settings = {"tried": tried, "embedders": [one.to_json() for one in embedders], "first_rows": first_rows}
-        return Plan(settings, seconds, tuple(left_out))
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        if len(tried) < planned:
+            left_out.append(
+                f"{planned - len(tried)} of {planned} ways to choose demonstrations were not tried: no time"
+            )
+        settings = {
+            "tried": tried,
+            "embedders": [embedder.to_json() for embedder in embedders],
+            "first_rows": first_rows,
+        }
+        return RungPlan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:
         return named_weights(context, context.spec.embedders)
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         embedders = [Embedder(**values) for values in plan.settings["embedders"]]
         rows, room = self._rows(context), room_beside(context, *context.default_prompt())
         vectors: dict[int, np.ndarray] = {}
         variants: list[Variant] = []
         for number, k, order in plan.settings["tried"]:
-            one = embedders[number]
+            embedder = embedders[number]
             if number not in vectors:
                 texts = [text_of(context.train[row.index].inputs, context.fields) for row in rows]
-                vectors[number] = one.embed(context, texts, directory / f"pool-{number}.safetensors")
+                vectors[number] = embedder.embed(context, texts, directory / f"pool-{number}.safetensors")
             pool = _pool(rows, k, room, vectors[number])
             chosen = Neighbours(
                 np.ascontiguousarray(vectors[number][pool]),
                 tuple(rows[i].shown for i in pool),
                 k,
                 order,
-                one.pooling,
-                one.depth,
+                embedder.pooling,
+                embedder.depth,
             )
             prompt, output = context.default_prompt()
-            name = f"{k} nearest by {one.name}, {order.replace('_', ' ')}"
-            variants.append(Variant(name, prompt, output, neighbours=chosen, embedder=one.source))
-        stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
+            name = f"{k} nearest by {embedder.name}, {order.replace('_', ' ')}"
+            variants.append(Variant(name, prompt, output, neighbours=chosen, embedder=embedder.source))
+        stages = stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
         winner, order, tried = choose(context, variants, stages, directory / "answers")
         details = _details(winner, len(context.train))
         return finish(context, self.name, winner, order, tried, plan, start, details)
@@ -119,12 +125,12 @@ class KnnFewShot(Rung):
         prompt, output = context.default_prompt()
         tokenizer = context.model.tokenizer
         bare = len(prompt.tokens(tokenizer, context.train[0].inputs))
-        found: list[_Row] = []
+        rows: list[_Row] = []
         for index, example in enumerate(context.train):
             shown = Demonstration(example.inputs, target_text(prompt, output, example.target))
             tokens = len(prompt.tokens(tokenizer, context.train[0].inputs, (shown,))) - bare
-            found.append(_Row(index, shown, tokens))
-        return found
+            rows.append(_Row(index, shown, tokens))
+        return rows
 
 
 def _pool(rows: Sequence[_Row], k: int, room: int, vectors: np.ndarray | None = None) -> list[int]:
@@ -132,8 +138,8 @@ def _pool(rows: Sequence[_Row], k: int, room: int, vectors: np.ndarray | None = 
     fits = [i for i, row in enumerate(rows) if row.tokens * k <= room]
     if vectors is None:
         return fits
-    known = set(np.flatnonzero(vectors.any(axis=1)).tolist())
-    return [i for i in fits if i in known]
+    embedded = set(np.flatnonzero(vectors.any(axis=1)).tolist())
+    return [i for i in fits if i in embedded]
 
 
 def _details(winner: Variant, train: int) -> Mapping[str, Any]:

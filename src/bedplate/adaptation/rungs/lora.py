@@ -15,7 +15,7 @@ from torch import nn
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.heads import fit_head
 from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, settled, wanted_of
-from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Lessons, Recipe, Settings, TuningRung
+from bedplate.adaptation.rungs.tuning import ADAPTER_COST, TrainingExamples, TuningRecipe, Settings, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
@@ -25,8 +25,8 @@ from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, ProbePart, Skin
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Classification, Sft
-from bedplate.training.sources import TextSource
+from bedplate.training.objectives import ClassificationObjective, Sft
+from bedplate.training.sources import LabelledTextSource
 from bedplate.training.texts import LabelledText
 
 POOLING: Literal["mean"] = "mean"
@@ -39,7 +39,7 @@ class Lora(TuningRung):
 
     traits = replace(TuningRung.traits, needs="base", worth=0.6)
 
-    def __init__(self, name: str, config: LoraConfig, recipe: Recipe, on_readers: Recipe) -> None:
+    def __init__(self, name: str, config: LoraConfig, recipe: TuningRecipe, on_readers: TuningRecipe) -> None:
         self.name, self.config, self.recipe, self.on_readers = name, config, recipe, on_readers
 
     def described(self, context: Context) -> str:
@@ -47,16 +47,18 @@ class Lora(TuningRung):
         head = f", and a head on {self._layer(context)}, {POOLING} of the tokens" if context.is_encoder else ""
         return f"r {self.config.r}, α {self.config.alpha:g}, all linears{magnitudes}{head}"
 
-    def recipe_on(self, context: Context) -> Recipe:
+    def recipe_on(self, context: Context) -> TuningRecipe:
         return self.on_readers if context.is_encoder else self.recipe
 
     def unfit(self, context: Context) -> str | None:
         if not context.is_encoder:
             return super().unfit(context)
         labels = context.task.output.labels or ()
-        kind = context.task.output.kind
+        output_type = context.task.output.kind
         return (
-            None if labels else f"a head on an encoder chooses among labels; it cannot write an answer of kind {kind}"
+            None
+            if labels
+            else f"a head on an encoder chooses among labels; it cannot write an answer of kind {output_type}"
         )
 
     def goes_on_from(self, context: Context, parent: Skin) -> bool:
@@ -70,24 +72,26 @@ class Lora(TuningRung):
 
     def lessons(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example], settings: Settings
-    ) -> Lessons:
+    ) -> TrainingExamples:
         if not context.is_encoder:
             return super().lessons(context, prompt, output, chosen, settings)
-        wanted, parent, layer = wanted_of(context, chosen), self.start(context), self._layer(context)
+        targets, parent, layer = wanted_of(context, chosen), self.start(context), self._layer(context)
         texts = [
-            LabelledText(context.model.text_tokens(str(prompt.text(one.inputs))), tuple(marks.tolist()), one.id)
-            for one, marks in zip(chosen, wanted.marks, strict=True)
+            LabelledText(context.model.text_tokens(str(prompt.text(example.inputs))), tuple(marks.tolist()), example.id)
+            for example, marks in zip(chosen, targets.marks, strict=True)
         ]
         if parent is not None and parent.probe is not None:
             head = parent.probe.head
         else:
             features = features_of(context, chosen, [layer], [POOLING])[layer, POOLING]
-            head, _ = fit_head(features, wanted, [one.group for one in chosen], FOLDS)
+            head, _ = fit_head(features, targets, [example.group for example in chosen], FOLDS)
         size, epochs = settings["batch"], settings["epochs"]
-        return Lessons(lambda seed: TextSource(texts, size, seed=seed, epochs=epochs, order="length"), head)
+        return TrainingExamples(
+            lambda seed: LabelledTextSource(texts, size, seed=seed, epochs=epochs, order="length"), head
+        )
 
     def train(
-        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         bank, parent = context.model.engine.bank, self.start(context)
         before = None if parent is None or parent.lora is None else parent.lora.tensors
@@ -121,15 +125,17 @@ class Lora(TuningRung):
         """What a head on an encoder reads: its last states."""
         return f"layers.{context.model.base.spec.layers}"
 
-    def _reading(self, context: Context, head: Head) -> Classification:
+    def _reading(self, context: Context, head: Head) -> ClassificationObjective:
         device = context.model.base.device
-        weight, bias = (nn.Parameter(one.to(device, copy=True)) for one in (head.weight, head.bias))
-        return Classification(weight, bias, context.model.base.spec.layers, POOLING, several=not context.labels)
+        weight, bias = (nn.Parameter(tensor.to(device, copy=True)) for tensor in (head.weight, head.bias))
+        return ClassificationObjective(
+            weight, bias, context.model.base.spec.layers, POOLING, several=not context.labels
+        )
 
-    def _answering(self, context: Context, base: Base, reading: Classification) -> dict[str, Any]:
+    def _answering(self, context: Context, base: Base, reading: ClassificationObjective) -> dict[str, Any]:
         """The head as it was learned, as sure as rows of valid let it be; parts of a skin."""
         labels, layer = context.task.output.labels or (), self._layer(context)
-        weight, bias = (one.detach().float().cpu().clone() for _, one in reading.parameters())
+        weight, bias = (tensor.detach().float().cpu().clone() for _, tensor in reading.parameters())
         rows = context.ordered(context.valid, "layer")[:LAYER_ROWS]
         features = features_on(context, base, rows, [layer], [POOLING])[layer, POOLING]
         head, _, output = settled(context, Head(weight, bias, labels), features, rows)
@@ -139,14 +145,14 @@ class Lora(TuningRung):
 LORA = Lora(
     "lora",
     LoraConfig(r=16, alpha=32.0),
-    Recipe(learning_rate=5e-4, cost=ADAPTER_COST),
-    on_readers=Recipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3),
+    TuningRecipe(learning_rate=5e-4, cost=ADAPTER_COST),
+    on_readers=TuningRecipe(learning_rate=5e-4, cost=ADAPTER_COST, epochs=3),
 )
 
 DORA = Lora(
     "dora",
     LoraConfig(r=16, alpha=32.0, dora=True),
     # as LoRA, and the products are kept and scaled; the norms of the weights once a micro-batch
-    Recipe(learning_rate=5e-4, cost=4.3),
-    on_readers=Recipe(learning_rate=5e-4, cost=4.3, epochs=3),
+    TuningRecipe(learning_rate=5e-4, cost=4.3),
+    on_readers=TuningRecipe(learning_rate=5e-4, cost=4.3, epochs=3),
 )

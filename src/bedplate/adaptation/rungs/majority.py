@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Latency, Plan, Result, Skip
+from bedplate.adaptation.context.outcome import Latency, RungPlan, RungResult, Skip
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.values import Values
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
@@ -35,21 +35,21 @@ class Majority(Rung):
         side="reference", needs="nothing", own_prompt=True, no_curve="it says how often the most frequent label occurs"
     )
 
-    def plan(self, context: Context) -> Plan | Skip:
-        return Plan()
+    def plan(self, context: Context) -> RungPlan | Skip:
+        return RungPlan()
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         answer, count = self._answer(context)
         predictions = Constant(answer).predict([e.inputs for e in context.valid])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        what = "label" if context.labels else "answer"
+        noun = "label" if context.labels else "answer"
         shown = answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…"
-        reason = f"reference, never nominated: always answers {shown!r}, the most frequent {what} of train"
+        reason = f"reference, never nominated: always answers {shown!r}, the most frequent {noun} of train"
         reason += "" if context.labels else f" ({count} of {len(context.train)} rows)"
         details = {"label": answer} if context.labels else {"answer": answer, "rows": count}
-        return Result(self.name, evaluation, Latency(0.0, 0.0, 0.0, 0), 0.0, reason, details=details)
+        return RungResult(self.name, evaluation, Latency(0.0, 0.0, 0.0, 0), 0.0, reason, details=details)
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         return Constant(self._answer(context)[0])
 
     @staticmethod
@@ -57,5 +57,5 @@ class Majority(Rung):
         """The answer and how many rows of train have it; of equally frequent ones the first label, or the first text in
         alphabetical order."""
         counts = Counter(example.target for example in context.train)
-        answer = max(context.labels or sorted(counts), key=lambda one: counts[one])
+        answer = max(context.labels or sorted(counts), key=lambda target: counts[target])
         return answer, counts[answer]

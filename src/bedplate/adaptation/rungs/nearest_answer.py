@@ -24,13 +24,13 @@ class Nearest:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
-        self._known: Any = self._vectorizer.fit_transform(texts)  # sparse, whatever type stubs say of it
+        self._train_matrix: Any = self._vectorizer.fit_transform(texts)  # sparse, whatever type stubs say of it
         self._answers, self._names = list(answers), list(names)
 
     def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
         start = time.perf_counter()
         texts = [text_of(row, self._names) for row in rows]
-        likeness = self._vectorizer.transform(texts) @ self._known.T  # rows have unit length
+        likeness = self._vectorizer.transform(texts) @ self._train_matrix.T  # rows have unit length
         chosen = [self._answers[int(likeness[i].toarray().argmax())] for i in range(len(rows))]
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
         return [Prediction(answer, answer, seconds=seconds) for answer in chosen]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import Stage, Variant, choose
+from bedplate.adaptation.rungs.search import HalvingStage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import task_output
 
@@ -20,30 +20,30 @@ class OwnPromptRung(Rung):
     name = "own_prompt"
     traits = Traits(side="prompt", learns=False, own_prompt=True)
 
-    def plan(self, context: Context) -> Plan | Skip:
-        own = context.spec.prompt
-        if own is None:
+    def plan(self, context: Context) -> RungPlan | Skip:
+        prompt_spec = context.spec.prompt
+        if prompt_spec is None:
             return Skip("the task file gives no `adapt.prompt`")
-        if own.format == "chat" and context.model.tokenizer.chat is None:
+        if prompt_spec.format == "chat" and context.model.tokenizer.chat is None:
             return Skip(f"`adapt.prompt` is a chat and {context.model.base.name} has no chat template")
         # its length against the plain prompt's, on one row
         row = context.valid[0].inputs
         plain, _ = context.default_prompt()
         tokenizer = context.model.tokenizer
-        share = len(own.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
+        share = len(prompt_spec.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
         rows = len(context.valid) * max(1.0, share)
         seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        return Plan({"format": own.format}, seconds)
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        return RungPlan({"format": prompt_spec.format}, seconds)
 
     def settings(self, context: Context) -> Any:
         return None if context.spec.prompt is None else context.spec.prompt.model_dump(mode="json")
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
-        own = context.spec.prompt
-        assert own is not None
-        variant = Variant("own", own.prompt, task_output(context.task, context.written, own.format))
-        winner, order, tried = choose(context, [variant], [Stage(None, 1)])
+        prompt_spec = context.spec.prompt
+        assert prompt_spec is not None
+        variant = Variant("own", prompt_spec.prompt, task_output(context.task, context.written, prompt_spec.format))
+        winner, order, tried = choose(context, [variant], [HalvingStage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)

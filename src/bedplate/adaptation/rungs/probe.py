@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.fits import KEPT_WITHIN
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged
-from bedplate.adaptation.rungs.heads import AnyOf, OneOf, Wanted, fit_head, tempered
+from bedplate.adaptation.rungs.heads import AnyOf, OneOf, HeadTargets, fit_head, tempered
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
@@ -66,7 +66,7 @@ class Probe(Rung):
     name = "probe"
     traits = Traits(side="weights", needs="base", own_prompt=True, worth=0.5)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         labels = context.task.output.labels or ()
         if not labels:
             return Skip(f"a head chooses among labels; it cannot write an answer of kind {context.task.output.kind}")
@@ -76,63 +76,63 @@ class Probe(Rung):
         if groups < 2:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
-        held = min(LAYER_ROWS, len(context.valid))
+        layer_rows = min(LAYER_ROWS, len(context.valid))
         # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
         whole = 1 + self._prefix(context) / max(1.0, context.throughput.tokens)
-        fixed = context.throughput.passes(held + len(context.valid) * whole) * part + context.timing * whole
+        fixed = context.throughput.passes(layer_rows + len(context.valid) * whole) * part + context.timing * whole
         # forward, and the cross-validation of each head
         heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
-        each = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
+        row_seconds = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
-        few = min(FEW_ROWS, n)
-        rows = int(min(n, max(few, (context.room(SHARE) - fixed) / each)))
-        least = min(LEAST_ROWS, few)
-        while fixed + each * rows > context.left and rows > least:
-            rows = max(least, int(rows * 0.8))
-        if fixed + each * rows > context.left:
-            return no_time(fixed + each * least, context.left)
+        preferred_rows = min(FEW_ROWS, n)
+        rows = int(min(n, max(preferred_rows, (context.room(SHARE) - fixed) / row_seconds)))
+        min_rows = min(LEAST_ROWS, preferred_rows)
+        while fixed + row_seconds * rows > context.seconds_left and rows > min_rows:
+            rows = max(min_rows, int(rows * 0.8))
+        if fixed + row_seconds * rows > context.seconds_left:
+            return no_time(fixed + row_seconds * min_rows, context.seconds_left)
         left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
-        names, seconds = list(self._prompts(context)), fixed + each * rows
-        trial = each * rows + context.throughput.passes(held) * part
-        if trial > context.left * TRIAL_SHARE or rows < n:
+        names, seconds = list(self._prompts(context)), fixed + row_seconds * rows
+        trial = row_seconds * rows + context.throughput.passes(layer_rows) * part
+        if trial > context.seconds_left * TRIAL_SHARE or rows < n:
             names = names[:1]
         settings = {
             "depths": depths,
             "rows": rows,
-            "layer_rows": held,
+            "layer_rows": layer_rows,
             "folds": min(FOLDS, groups),
             "prompts": names,
         }
-        return Plan(settings, seconds + trial * (len(names) - 1), tuple(left_out))
+        return RungPlan(settings, seconds + trial * (len(names) - 1), tuple(left_out))
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
         poolings = self._poolings(context)
         prompts, tried = self._prompts(context), list[_Tried]()
-        wanted, groups = wanted_of(context, train), [e.group for e in train]
+        targets, groups = wanted_of(context, train), [e.group for e in train]
         search: list[dict[str, Any]] = []
-        for asked in plan.settings.get("prompts", ("form",)):
-            prompt = prompts[asked]
+        for prompt_name in plan.settings.get("prompts", ("form",)):
+            prompt = prompts[prompt_name]
             features = features_of(context, train, names, poolings, prompt)
-            held = features_of(context, chosen_on, names, poolings, prompt)
+            valid_features = features_of(context, chosen_on, names, poolings, prompt)
             for pooling in poolings:
                 for name in names:
-                    head, strength = fit_head(features[name, pooling], wanted, groups, plan.settings["folds"])
-                    estimate = _estimate(context, chosen_on, head, held[name, pooling], _output(context))
+                    head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
+                    estimate = _estimate(context, chosen_on, head, valid_features[name, pooling], _output(context))
                     row = {
-                        "name": f"{name}, {pooling}{', the inputs alone' if asked == 'text' else ''}",
+                        "name": f"{name}, {pooling}{', the inputs alone' if prompt_name == 'text' else ''}",
                         "C": strength,
                         "estimate": estimate,
                         "n": len(chosen_on),
                         "split": "valid",
                     }
                     search.append(row)
-                    tried.append(_Tried(asked, name, pooling, head, held[name, pooling], estimate))
+                    tried.append(_Tried(prompt_name, name, pooling, head, valid_features[name, pooling], estimate))
         best = _best(tried)
-        head, temperature, output = settled(context, best.head, best.held, chosen_on)
+        head, temperature, output = settled(context, best.head, best.valid_features, chosen_on)
         seconds = time.perf_counter() - start
         part = ProbePart(head, best.layer, best.pooling)
         prompt = prompts[best.prompt]
@@ -154,12 +154,12 @@ class Probe(Rung):
 
     @staticmethod
     def _poolings(context: Context) -> tuple[Pooling, ...]:
-        return POOLINGS[context.at.facts.kind]
+        return POOLINGS[context.at.facts.architecture]
 
     def _finish(
         self,
         context: Context,
-        plan: Plan,
+        plan: RungPlan,
         prompt: Prompt,
         part: ProbePart,
         output: LabelOutput | LabelsOutput,
@@ -167,14 +167,14 @@ class Probe(Rung):
         seconds: float,
         search: list[dict[str, Any]],
         rows: int,
-    ) -> Result:
+    ) -> RungResult:
         skin = context.skin(self.name, prompt, output, probe=part)
         threshold = output.threshold if isinstance(output, LabelsOutput) else None
-        given = "" if threshold is None else f", labels of at least {threshold:g}"
-        more: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+        threshold_note = "" if threshold is None else f", labels of at least {threshold:g}"
+        extra_details: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
         reason = (
             f"logistic regression on {part.layer} of {context.model.base.spec.layers}, {_POOLED[part.pooling]}, "
-            f"{rows} train rows, temperature {temperature:.2f}{given}"
+            f"{rows} train rows, temperature {temperature:.2f}{threshold_note}"
         )
         return replace(
             judged(context, self.name, skin, seconds, reason),
@@ -186,7 +186,7 @@ class Probe(Rung):
                 "pooling": part.pooling,
                 "rows": rows,
                 "temperature": temperature,
-                **more,
+                **extra_details,
             },
         )
 
@@ -199,16 +199,16 @@ class _Tried:
     layer: str
     pooling: Pooling
     head: Head
-    held: NDArray[np.float32]
+    valid_features: NDArray[np.float32]
     estimate: float
 
 
 def _best(tried: Sequence[_Tried]) -> _Tried:
     """The best on valid. A tie goes to the pooling that shares the prompt's beginning, and to the earlier layer, which
     are cheaper to serve; and so do the inputs alone where they keep the score."""
-    best = max(tried, key=lambda one: one.estimate)  # the first of equals
-    alone = [one for one in tried if one.prompt == "text" and one.estimate >= best.estimate - KEPT_WITHIN]
-    return max(alone, key=lambda one: one.estimate) if alone else best
+    best = max(tried, key=lambda trial: trial.estimate)  # the first of equals
+    alone = [trial for trial in tried if trial.prompt == "text" and trial.estimate >= best.estimate - KEPT_WITHIN]
+    return max(alone, key=lambda trial: trial.estimate) if alone else best
 
 
 def settled(
@@ -220,7 +220,7 @@ def settled(
     output = _output(context)
     if isinstance(output, LabelsOutput):
         outputs = [_output(context, threshold) for threshold in THRESHOLDS]
-        output = max(outputs, key=lambda one: _estimate(context, examples, head, features_ND, one))
+        output = max(outputs, key=lambda candidate: _estimate(context, examples, head, features_ND, candidate))
     return head, temperature, output
 
 
@@ -231,7 +231,7 @@ def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput |
     return LabelsOutput(labels=context.task.output.labels or (), threshold=threshold)
 
 
-def wanted_of(context: Context, examples: Sequence[Example]) -> Wanted:
+def wanted_of(context: Context, examples: Sequence[Example]) -> HeadTargets:
     """The rows' right answers."""
     if context.labels:
         return OneOf.of([e.target for e in examples], context.labels)
@@ -284,25 +284,25 @@ def features_on(
         shared = len(prompt.constant_prefix(tokenizer, fields=context.fields))
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
-    found: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
+    features: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
     with torch.inference_mode():
         for batch in _batches([len(p) - shared for p in prompts]):
             tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
             spans: list[tuple[int, int]] = []
             for number, i in enumerate(batch, start=1):
-                rest = prompts[i][shared:]
-                spans.append((len(tokens), len(tokens) + len(rest)))
-                tokens += rest
-                segments += [number] * len(rest)
+                suffix = prompts[i][shared:]
+                spans.append((len(tokens), len(tokens) + len(suffix)))
+                tokens += suffix
+                segments += [number] * len(suffix)
             inputs = Inputs(
                 torch.tensor([tokens], device=base.device), None, torch.tensor([segments], device=base.device)
             )
             captured = base.model(inputs, capture=tuple(names), depth=depth).captured
-            for name, pooling in found:
+            for name, pooling in features:
                 states_TD = captured[name][0].float()
                 rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
-                found[name, pooling][batch] = torch.stack(rows).cpu().numpy()
-    return found
+                features[name, pooling][batch] = torch.stack(rows).cpu().numpy()
+    return features
 
 
 def _fastest(context: Context, model: Model) -> AbstractContextManager[object]:

@@ -12,8 +12,8 @@ def prompt_limit(context: Context) -> int:
     """Tokens that a prompt may have, with its answer where that follows it: those of the budget, at most the base's
     context."""
     budget = context.spec.budget.max_prompt_tokens
-    held = context.model.base.spec.context_length
-    return held if budget is None else min(budget, held)
+    context_length = context.model.base.spec.context_length
+    return context_length if budget is None else min(budget, context_length)
 
 
 def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
@@ -21,8 +21,8 @@ def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
     longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
     tokenizer = context.model.tokenizer
     if isinstance(output, LabelOutput):
-        found, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)
+        prompt_tokens, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)
         answer = max(map(len, answers))
     else:
-        found, answer = prompt.tokens(tokenizer, longest.inputs), output.max_tokens
-    return prompt_limit(context) - len(found) - (0 if tokenizer.answers_apart else answer)
+        prompt_tokens, answer = prompt.tokens(tokenizer, longest.inputs), output.max_tokens
+    return prompt_limit(context) - len(prompt_tokens) - (0 if tokenizer.answers_apart else answer)

@@ -13,12 +13,12 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import named_weights
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.prompt_room import room_beside
 from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import Stage, Variant, first_rows_of, halve, row_cost, stages_for
+from bedplate.adaptation.rungs.search import HalvingStage, Variant, first_rows_of, halve, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import target_text, task_prompt
 from bedplate.evaluation.examples import Example
@@ -39,22 +39,24 @@ class PromptSearch(Rung):
     name = "prompt_search"
     traits = Traits(side="prompt", whole_prompt=True, dear=True)
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         proposer = context.spec.proposer
         if not context.task.instructions and proposer is None:
             return Skip("the task has no `instructions` to rewrite, and names no `adapt.proposer`")
         proposals = NUMBER if proposer is None else proposer.number
-        n, sets = len(context.valid), [list(one) for one in SETS]
+        n, sets = len(context.valid), [list(demo_set) for demo_set in SETS]
         first_rows, second_rows = first_rows_of(context, FIRST_ROWS), first_rows_of(context, SECOND_ROWS)
-        wanted = (proposals, len(sets))
+        planned = (proposals, len(sets))
         while True:
             instructions = proposals + len(rewrites(context))
-            rows = row_cost([Stage(first_rows, KEPT_INSTRUCTIONS)], instructions, n)
-            each = 1 + sum(size for size, _ in sets) / max(1, len(sets))
+            rows = row_cost([HalvingStage(first_rows, KEPT_INSTRUCTIONS)], instructions, n)
+            row_factor = 1 + sum(size for size, _ in sets) / max(1, len(sets))
             candidates = KEPT_INSTRUCTIONS * (1 + len(sets))
-            rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * each
+            rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * row_factor
             seconds = (
-                context.throughput.rows(rows) * 1.2 + context.timing * each + proposals * 40 * context.throughput.call
+                context.throughput.rows(rows) * 1.2
+                + context.timing * row_factor
+                + proposals * 40 * context.throughput.call
             )
             if seconds <= context.room(SHARE) or (proposals <= 2 and not sets):
                 break
@@ -62,45 +64,47 @@ class PromptSearch(Rung):
                 sets.pop()
             else:
                 proposals -= 1
-        if seconds > context.left:
-            return no_time(seconds, context.left)
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
         left_out: list[str] = []
-        if (proposals, len(sets)) != wanted:
+        if (proposals, len(sets)) != planned:
             left_out.append(
-                f"{wanted[0] - proposals} of {wanted[0]} proposals and {wanted[1] - len(sets)} of {wanted[1]} sets of "
+                f"{planned[0] - proposals} of {planned[0]} proposals and {planned[1] - len(sets)} of {planned[1]} sets of "
                 "demonstrations were not tried: no time"
             )
         settings = {"proposals": proposals, "sets": sets, "first_rows": first_rows, "second_rows": second_rows}
-        return Plan(settings, seconds, tuple(left_out))
+        return RungPlan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:
         proposer = context.spec.proposer
         if proposer is None:
             return None
-        own = () if proposer.base is None else (proposer.base,)
-        return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), named_weights(context, own)]
+        base_names = () if proposer.base is None else (proposer.base,)
+        return [proposer.model_dump(mode="json", exclude={"timeout_s", "retries"}), named_weights(context, base_names)]
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         settings = plan.settings
         proposed = propose(context, settings["proposals"], directory / "proposals.jsonl")
         left_out = plan.left_out if proposed.failure is None else (*plan.left_out, proposed.failure)
-        said = {one.name: one.text for one in proposed.proposals}
+        texts_by_name = {proposal.name: proposal.text for proposal in proposed.proposals}
         answers = directory / "answers"
-        alone = [self._variant(context, one, ()) for one in proposed.proposals]
-        first = [Stage(settings["first_rows"], KEPT_INSTRUCTIONS)]
+        alone = [self._variant(context, proposal, ()) for proposal in proposed.proposals]
+        first = [HalvingStage(settings["first_rows"], KEPT_INSTRUCTIONS)]
         best, _, tried = halve(context, alone, first, answers)
-        by_name = {one.name: one for one in proposed.proposals}
+        by_name = {proposal.name: proposal for proposal in proposed.proposals}
         crossed = [
-            variant for found in best for variant in self._crossed(context, by_name[found.name], settings["sets"])
+            variant for survivor in best for variant in self._crossed(context, by_name[survivor.name], settings["sets"])
         ]
         stages = stages_for(len(context.valid), settings["second_rows"], (2, 1))
-        winners, order, more = halve(context, [*best, *crossed], stages, answers)
-        record = [{**row, "stage": "instructions", "text": said[row["name"]]} for row in tried]
-        record += [{**row, "stage": "with demonstrations", "text": said[_origin(row["name"])]} for row in more]
-        plan = Plan(settings, plan.seconds, left_out)
+        winners, order, demo_trials = halve(context, [*best, *crossed], stages, answers)
+        record = [{**row, "stage": "instructions", "text": texts_by_name[row["name"]]} for row in tried]
+        record += [
+            {**row, "stage": "with demonstrations", "text": texts_by_name[_origin(row["name"])]} for row in demo_trials
+        ]
+        plan = RungPlan(settings, plan.seconds, left_out)
         winner = winners[0]
-        details = {"instructions": said[_origin(winner.name)], "proposals": len(proposed.proposals)}
+        details = {"instructions": texts_by_name[_origin(winner.name)], "proposals": len(proposed.proposals)}
         return finish(context, self.name, winner, order, record, plan, start, details)
 
     @staticmethod
@@ -114,7 +118,7 @@ class PromptSearch(Rung):
 
     def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:
         """One instruction with each set of demonstrations that fits."""
-        found: list[Variant] = []
+        variants: list[Variant] = []
         tokenizer = context.model.tokenizer
         labels = len(context.labels)
         for about, number in sets:
@@ -124,10 +128,10 @@ class PromptSearch(Rung):
             variant = self._variant(context, proposal, rows, name)
             inputs = context.valid[0].inputs
             bare = len(variant.prompt.tokens(tokenizer, inputs))
-            more = len(variant.prompt.tokens(tokenizer, inputs, variant.demonstrations)) - bare
-            if more <= room_beside(context, variant.prompt, variant.output):
-                found.append(variant)
-        return found
+            demo_tokens = len(variant.prompt.tokens(tokenizer, inputs, variant.demonstrations)) - bare
+            if demo_tokens <= room_beside(context, variant.prompt, variant.output):
+                variants.append(variant)
+        return variants
 
 
 _WITH = ", with "

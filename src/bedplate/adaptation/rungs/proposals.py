@@ -59,32 +59,34 @@ class Proposed:
 
 def rewrites(context: Context) -> list[Proposal]:
     """The task's own instructions, and fixed changes to them."""
-    said = context.task.instructions.strip()
-    if not said:
+    instructions = context.task.instructions.strip()
+    if not instructions:
         return []
     answers = "one of " + ", ".join(context.labels) if context.labels else "nothing else than the answer"
     inputs = " and the ".join(context.fields)
-    made = [one.format(said="\0", answers=answers, inputs=inputs).replace("\0", said) for one in _REWRITES]
-    return [Proposal("the task's own" if i == 0 else f"rewrite {i}", text) for i, text in enumerate(made)]
+    rewritten = [
+        template.format(said="\0", answers=answers, inputs=inputs).replace("\0", instructions) for template in _REWRITES
+    ]
+    return [Proposal("the task's own" if i == 0 else f"rewrite {i}", text) for i, text in enumerate(rewritten)]
 
 
-def propose(context: Context, number: int, kept: Path) -> Proposed:
-    """Rewrites, and `number` proposals of the task's proposer, or of the base itself. kept: a file of what was answered
+def propose(context: Context, number: int, cache_file: Path) -> Proposed:
+    """Rewrites, and `number` proposals of the task's proposer, or of the base itself. cache_file: a file of what was answered
     already, which is asked only once."""
-    answers = [row["answer"] for row in read_jsonl(kept, allow_torn_tail=True)] if kept.is_file() else []
+    answers = [row["answer"] for row in read_jsonl(cache_file, allow_torn_tail=True)] if cache_file.is_file() else []
     failure: str | None = None
     try:
         if len(answers) < number:
-            with closing(_Asker(context)) as ask:
+            with closing(_Asker(context)) as proposer:
                 for i in progress(range(len(answers), number), "asking for instructions", unit="proposals"):
-                    asked, answer = ask(i)
+                    prompt_text, answer = proposer(i)
                     answers.append(answer)
-                    append_jsonl(kept, [{"number": i, "question": asked, "answer": answer}])
+                    append_jsonl(cache_file, [{"number": i, "question": prompt_text, "answer": answer}])
     except (EndpointError, DeadlineError, BusyError, RequestError) as error:
         failure = f"the proposer failed after {len(answers)} of {number} proposals: {error.message}"
     listed: dict[str, Proposal] = {}
-    for one in rewrites(context):
-        listed.setdefault(one.text, one)
+    for rewrite in rewrites(context):
+        listed.setdefault(rewrite.text, rewrite)
     for i, answer in enumerate(answers[:number]):
         text = cleaned(answer)
         if text is not None:
@@ -92,19 +94,19 @@ def propose(context: Context, number: int, kept: Path) -> Proposed:
     return Proposed(tuple(listed.values()), failure)
 
 
-def question(context: Context, number: int, most: int) -> str:
-    """What the proposer is asked: `most` rows of train, others for each proposal, and the task's own instruction."""
-    rows = context.ordered(context.train, f"proposals/{number}")[:most]
+def question(context: Context, number: int, max_rows: int) -> str:
+    """What the proposer is asked: `max_rows` rows of train, others for each proposal, and the task's own instruction."""
+    rows = context.ordered(context.train, f"proposals/{number}")[:max_rows]
     shown: list[str] = []
     for row in rows:
         inputs = [f"{name}: {_short(row.texts[name])}" for name in context.fields]
         shown.append("\n".join([*inputs, f"answer: {_short(row.target)}"]))
-    own = context.task.instructions.strip()
-    said = f"\n\nSo far the instruction is: {own}" if own else ""
+    instruction = context.task.instructions.strip()
+    instruction_note = f"\n\nSo far the instruction is: {instruction}" if instruction else ""
     return (
         "Here are inputs with their right answers.\n\n"
         + "\n\n".join(shown)
-        + said
+        + instruction_note
         + "\n\nWrite one clear instruction, in one or two sentences, that makes a language model give these answers. "
         "Reply with the instruction alone."
     )
@@ -142,21 +144,21 @@ class _Asker:
 
     def __call__(self, number: int) -> tuple[str, str]:
         """The question, with as many rows as fit, and what was answered."""
-        for most in range(_SHOWN, 0, -1):
-            asked = question(self._context, number, most)
+        for max_rows in range(_SHOWN, 0, -1):
+            prompt_text = question(self._context, number, max_rows)
             try:
-                return asked, self._answer(asked, self._context.seed * 1000 + number)
+                return prompt_text, self._answer(prompt_text, self._context.seed * 1000 + number)
             except ContextLengthExceeded:
-                if most == 1:
+                if max_rows == 1:
                     raise
         raise AssertionError("the last attempt returns or raises")
 
-    def _answer(self, asked: str, seed: int) -> str:
-        messages = [{"role": "user", "content": asked}]
+    def _answer(self, prompt_text: str, seed: int) -> str:
+        messages = [{"role": "user", "content": prompt_text}]
         if self._endpoint is None:
-            prompt = f"{asked}\n\nInstruction:" if self._local.tokenizer.chat is None else messages
-            found = self._local.generate(prompt, max_tokens=_MAX_TOKENS, temperature=0.8, top_p=0.95, seed=seed)
-            return found.text
+            prompt = f"{prompt_text}\n\nInstruction:" if self._local.tokenizer.chat is None else messages
+            reply = self._local.generate(prompt, max_tokens=_MAX_TOKENS, temperature=0.8, top_p=0.95, seed=seed)
+            return reply.text
         while True:
             try:
                 return self._endpoint.complete(self._model, messages, **self._settings).text

@@ -16,7 +16,7 @@ import numpy as np
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, named_weights, pace_of
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
@@ -28,7 +28,7 @@ from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Prompt
 
 FIRST_ROWS = 48
-KEEPS = (2, 1)
+SURVIVORS = (2, 1)
 SHARE = 0.4
 FRAME = 8
 """Tokens at most of a passage's number and the line it stands on."""
@@ -41,13 +41,13 @@ class RetrievalRung(Rung):
     name = "retrieval"
     traits = Traits(side="prompt", whole_prompt=True, no_curve="it learns from documents")
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         spec = context.spec.documents
         if spec is None:
             return Skip("the task file gives no `adapt.documents`")
         room = room_beside(context, *context.default_prompt()) - FRAME
-        ways = [[size, k] for k in spec.k for size in spec.chunk_tokens if k * (size + FRAME) <= room]
-        if not ways:
+        chunkings = [[size, k] for k in spec.k for size in spec.chunk_tokens if k * (size + FRAME) <= room]
+        if not chunkings:
             size, k = min(spec.chunk_tokens), min(spec.k)
             return Skip(
                 f"{k} passages of {size} tokens do not fit {prompt_limit(context):,} prompt tokens beside the longest "
@@ -55,37 +55,37 @@ class RetrievalRung(Rung):
             )
         documents = task_documents(spec, context.task.directory)
         embedders = embedders_of(context)
-        tried = [[number, size, k] for size, k in ways for number in range(len(embedders))]
+        tried = [[number, size, k] for size, k in chunkings for number in range(len(embedders))]
         mean_input = max(1.0, context.throughput.tokens)
         paces = {
-            (number, size): self._pace(context, documents, one, size)
-            for number, one in enumerate(embedders)
-            for size in {size for size, _ in ways}
+            (number, size): self._pace(context, documents, embedder, size)
+            for number, embedder in enumerate(embedders)
+            for size in {size for size, _ in chunkings}
         }
-        n, wanted, left_out = len(context.valid), len(tried), list[str]()
+        n, planned, left_out = len(context.valid), len(tried), list[str]()
         first_rows = first_rows_of(context, FIRST_ROWS)
         while True:
             indexed = {(number, size) for number, size, _ in tried}
-            seconds = sum(paces[one] for one in indexed) * len(documents.documents)
+            seconds = sum(paces[index_key] for index_key in indexed) * len(documents.documents)
             seconds += sum(embedders[number].pace * n for number, _, _ in tried)
-            each = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
-            stages = stages_for(n, first_rows, KEEPS)
-            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * each) * 1.1
-            seconds += context.timing * each
+            row_factor = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
+            stages = stages_for(n, first_rows, SURVIVORS)
+            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * row_factor) * 1.1
+            seconds += context.timing * row_factor
             if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
             tried.pop()
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        if len(tried) < wanted:
-            left_out.append(f"{wanted - len(tried)} of {wanted} ways to look passages up were not tried: no time")
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        if len(tried) < planned:
+            left_out.append(f"{planned - len(tried)} of {planned} ways to look passages up were not tried: no time")
         settings = {
             "tried": tried,
-            "embedders": [one.to_json() for one in embedders],
+            "embedders": [embedder.to_json() for embedder in embedders],
             "first_rows": first_rows,
             "documents": documents.sha256,
         }
-        return Plan(settings, seconds, tuple(left_out))
+        return RungPlan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:
         spec = context.spec.documents
@@ -94,7 +94,7 @@ class RetrievalRung(Rung):
         read = task_documents(spec, context.task.directory)
         return [spec.model_dump(mode="json"), read.sha256, named_weights(context, context.spec.embedders)]
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         spec = context.spec.documents
         assert spec is not None
@@ -106,15 +106,15 @@ class RetrievalRung(Rung):
         indices: dict[tuple[int, int], Passages] = {}
         variants: list[Variant] = []
         for number, size, k in plan.settings["tried"]:
-            one = embedders[number]
+            embedder = embedders[number]
             if (number, size) not in indices:
-                kept = directory / f"documents-{documents.sha256[:12]}-{number}-{size}.safetensors"
-                indices[number, size] = self._index(context, documents, one, size, kept)
+                cache_file = directory / f"documents-{documents.sha256[:12]}-{number}-{size}.safetensors"
+                indices[number, size] = self._index(context, documents, embedder, size, cache_file)
             index = indices[number, size]
             index = replace(index, k=min(k, len(index)))
-            name = f"{index.k} passages of {size} tokens by {one.name}"
-            variants.append(Variant(name, with_passages, output, passages=index, embedder=one.source))
-        stages = stages_for(len(context.valid), plan.settings["first_rows"], KEEPS)
+            name = f"{index.k} passages of {size} tokens by {embedder.name}"
+            variants.append(Variant(name, with_passages, output, passages=index, embedder=embedder.source))
+        stages = stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
         winner, order, tried = choose(context, variants, stages, directory / "answers")
         details = self._details(winner, documents)
         return finish(context, self.name, winner, order, tried, plan, start, details)
@@ -130,11 +130,11 @@ class RetrievalRung(Rung):
         return pace_of(embedder.engine(context), texts, embedder.depth) * len(chunks) / len(sample)
 
     @staticmethod
-    def _index(context: Context, documents: Documents, embedder: Embedder, size: int, kept: Path) -> Passages:
+    def _index(context: Context, documents: Documents, embedder: Embedder, size: int, cache_file: Path) -> Passages:
         spec = context.spec.documents
         assert spec is not None
         chunks = cut(documents.documents, size, spec.overlap, _counter(context, embedder))
-        vectors = embedder.embed(context, [chunk.text for chunk in chunks], kept)
+        vectors = embedder.embed(context, [chunk.text for chunk in chunks], cache_file)
         whole = np.flatnonzero(vectors.any(axis=1)).tolist()
         return Passages(
             np.ascontiguousarray(vectors[whole]), tuple(chunks[i] for i in whole), 1, embedder.pooling, embedder.depth
@@ -163,12 +163,12 @@ def _counter(context: Context, embedder: Embedder) -> Callable[[str], int]:
     if embedder.source is None:
         return lambda text: len(tokenizer.reading.encode(text, parse_special=False))
     base = embedder.engine(context).base
-    other, most = base.need_tokenizer(), base.spec.context_length
+    embedder_tokenizer, max_length = base.need_tokenizer(), base.spec.context_length
 
     def count(text: str) -> int:
-        own = len(tokenizer.reading.encode(text, parse_special=False))
-        theirs = len(text_tokens(other, text))
+        base_tokens = len(tokenizer.reading.encode(text, parse_special=False))
+        theirs = len(text_tokens(embedder_tokenizer, text))
         # what the embedder cannot take whole is longer than any passage
-        return own if theirs <= most else max(own, 1 << 30)
+        return base_tokens if theirs <= max_length else max(base_tokens, 1 << 30)
 
     return count

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin
@@ -61,13 +61,13 @@ class Rung(ABC):
     traits: Traits
 
     @abstractmethod
-    def plan(self, context: Context) -> Plan | Skip: ...
+    def plan(self, context: Context) -> RungPlan | Skip: ...
 
     @abstractmethod
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         """`directory` is the rung's own, for state that a resumed run goes on from."""
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         """What answers on test, from what `fit` left on disk."""
         assert result.skin is not None
         return context.predictor(read_skin(context.out / result.skin))
@@ -81,7 +81,7 @@ class Rung(ABC):
         DataError."""
         return None
 
-    def remember(self, context: Context, result: Result) -> None:  # noqa: B027  (most leave nothing)
+    def remember(self, context: Context, result: RungResult) -> None:  # noqa: B027  (most leave nothing)
         """Put into the context what `fit` of an earlier run had left there."""
 
     def parts(self, details: Mapping[str, Any]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.answers import ask, fit_bias, with_bias
+from bedplate.adaptation.rungs.answers import predict_examples, fit_bias, with_bias
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.errors import TemplateError
 from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
@@ -56,7 +56,9 @@ class Variant:
             {
                 "prompt": [self.prompt.template, self.prompt.format, self.prompt.system],
                 "output": self.output.model_dump(mode="json"),
-                "demonstrations": [[dict(one.inputs), one.answer] for one in self.demonstrations],
+                "demonstrations": [
+                    [dict(demonstration.inputs), demonstration.answer] for demonstration in self.demonstrations
+                ],
                 "passages": None if index is None else [self.embedder, index.digest, index.k, index.depth],
                 "pool": None if pool is None else [self.embedder, len(pool), pool.k, pool.order, pool.depth],
             }
@@ -64,26 +66,26 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Look at each surviving variant on the first `rows` rows (None: all), then keep the best `keep`."""
+class HalvingStage:
+    """Look at each surviving variant on the first `rows` rows (None: all), then keep the best `survivors`."""
 
     rows: int | None
-    keep: int
+    survivors: int
 
 
-def stages_for(n: int, first: int, keeps: Sequence[int] = (2, 1)) -> list[Stage]:
+def stages_for(n: int, first: int, survivor_counts: Sequence[int] = (2, 1)) -> list[HalvingStage]:
     """Halving stages for `n` rows: `first` rows, growing 2.5-fold, the last stage on all rows for the winner."""
-    found: list[Stage] = []
+    stages: list[HalvingStage] = []
     rows = first
-    for keep in keeps:
+    for survivors in survivor_counts:
         if rows < n:
-            found.append(Stage(rows, keep))
+            stages.append(HalvingStage(rows, survivors))
         rows = round(rows * 2.5)
-    if not found or n <= first:
-        return [Stage(None, 1)]
-    if found[-1].keep != 1:
-        found[-1] = Stage(found[-1].rows, 1)
-    return [*found, Stage(None, 1)]
+    if not stages or n <= first:
+        return [HalvingStage(None, 1)]
+    if stages[-1].survivors != 1:
+        stages[-1] = HalvingStage(stages[-1].rows, 1)
+    return [*stages, HalvingStage(None, 1)]
 
 
 def first_rows_of(context: Context, usual: int) -> int:
@@ -91,30 +93,30 @@ def first_rows_of(context: Context, usual: int) -> int:
     return usual if context.labels else max(16, usual // 4)
 
 
-def row_cost(stages: Sequence[Stage], variants: int, n: int) -> int:
+def row_cost(stages: Sequence[HalvingStage], variants: int, n: int) -> int:
     """How many rows are asked in all."""
-    total, done = 0, 0
+    total, scored_rows = 0, 0
     for stage in stages:
         rows = n if stage.rows is None else stage.rows
-        total += variants * (rows - done)
-        variants, done = min(variants, stage.keep), rows
+        total += variants * (rows - scored_rows)
+        variants, scored_rows = min(variants, stage.survivors), rows
     return total
 
 
 def choose(
-    context: Context, variants: Sequence[Variant], stages: Sequence[Stage], kept: Path | None = None
+    context: Context, variants: Sequence[Variant], stages: Sequence[HalvingStage], answers_dir: Path | None = None
 ) -> tuple[Variant, list[Example], list[dict[str, Any]]]:
     """The winner with its answers on all of valid (in the returned order), and one row for everything that was tried.
 
-    kept: a directory where answers are kept as they come, so that an interrupted search asks nothing twice. Raises
+    answers_dir: a directory where answers are kept as they come, so that an interrupted search asks nothing twice. Raises
     TemplateError when no variant can be used with this base.
     """
-    best, order, tried = halve(context, variants, stages, kept)
+    best, order, tried = halve(context, variants, stages, answers_dir)
     return best[0], order, tried
 
 
 def halve(
-    context: Context, variants: Sequence[Variant], stages: Sequence[Stage], kept: Path | None = None
+    context: Context, variants: Sequence[Variant], stages: Sequence[HalvingStage], answers_dir: Path | None = None
 ) -> tuple[list[Variant], list[Example], list[dict[str, Any]]]:
     """As `choose`, with all that the last stage keeps, best first."""
     order = context.ordered(context.valid, "search")
@@ -123,27 +125,27 @@ def halve(
     for stage in stages:
         rows = len(order) if stage.rows is None else min(stage.rows, len(order))
         for variant in alive:
-            _extend(context, variant, order[:rows], kept)
+            _extend(context, variant, order[:rows], answers_dir)
             tried[variant.name] = _row(variant, rows)
         alive = [v for v in alive if v.failure is None]
         if not alive:
             raise TemplateError(f"no prompt works with this base: {variants[0].failure}")
-        alive = sorted(alive, key=lambda v: (-v.estimate, -v.raw_estimate, variants.index(v)))[: stage.keep]
+        alive = sorted(alive, key=lambda v: (-v.estimate, -v.raw_estimate, variants.index(v)))[: stage.survivors]
     return alive, order, list(tried.values())
 
 
 def spread(variants: Sequence[Variant]) -> dict[str, Any]:
     """How much the way of asking matters: the lowest, middle and highest estimate on the rows that every variant has
     answered, those of the first stage; calibrated, and as the model answered."""
-    seen = [v.first for v in variants if v.first is not None and v.failure is None]
-    if not seen:
+    first_scores = [v.first for v in variants if v.first is not None and v.failure is None]
+    if not first_scores:
         return {}
     return {
-        "variants": len(seen),
-        "n": seen[0][0],
+        "variants": len(first_scores),
+        "n": first_scores[0][0],
         "split": "valid",
-        "calibrated": _range([one[1] for one in seen]),
-        "uncalibrated": _range([one[2] for one in seen]),
+        "calibrated": _range([first_score[1] for first_score in first_scores]),
+        "uncalibrated": _range([first_score[2] for first_score in first_scores]),
     }
 
 
@@ -151,18 +153,18 @@ def _range(values: Sequence[float]) -> dict[str, float]:
     return {"min": min(values), "median": median(values), "max": max(values)}
 
 
-def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: Path | None) -> None:
+def _extend(context: Context, variant: Variant, rows: Sequence[Example], answers_dir: Path | None) -> None:
     """Ask the rows that are new to the variant, then calibrate (labels) and score on all it has seen."""
-    path = None if kept is None else kept / f"{variant.key}.jsonl"
+    path = None if answers_dir is None else answers_dir / f"{variant.key}.jsonl"
     if path is not None and not variant.predictions:
         variant.predictions = _read_answers(path)[: len(rows)]
     new = rows[len(variant.predictions) :]
     try:
         if new:
-            answers = _ask(context, variant, new)
+            answers = _predict(context, variant, new)
             variant.predictions += answers
             if path is not None:
-                append_jsonl(path, [{"answer": None if one is None else asdict(one)} for one in answers])
+                append_jsonl(path, [{"answer": None if answer is None else asdict(answer)} for answer in answers])
     except TemplateError as error:
         variant.failure = error.message
         return
@@ -177,10 +179,10 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example], kept: P
     variant.first = variant.first or (len(rows), variant.estimate, variant.raw_estimate)
 
 
-def _ask(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Prediction | None]:
+def _predict(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Prediction | None]:
     skin = variant_skin(context, "search", variant, variant.output)
     with context.predictor(skin) as predictor:
-        return ask(predictor, rows)
+        return predict_examples(predictor, rows)
 
 
 def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutput) -> Skin:
@@ -200,8 +202,8 @@ def _read_answers(path: Path) -> list[Prediction | None]:
     """What an interrupted search had been told already."""
     if not path.is_file():
         return []
-    found = [row["answer"] for row in read_jsonl(path, allow_torn_tail=True)]
-    return [None if one is None else Prediction(**one) for one in found]
+    answers = [row["answer"] for row in read_jsonl(path, allow_torn_tail=True)]
+    return [None if answer is None else Prediction(**answer) for answer in answers]
 
 
 def _row(variant: Variant, rows: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
-from bedplate.adaptation.rungs.tuning import Lessons, Recipe, TuningRung
+from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -36,7 +36,7 @@ class SoftPrompts(TuningRung):
 
     virtual = VECTORS
 
-    def __init__(self, name: str, recipe: Recipe, later: Sequence[TuningRung] = ()) -> None:
+    def __init__(self, name: str, recipe: TuningRecipe, later: Sequence[TuningRung] = ()) -> None:
         self.name, self.recipe, self._later = name, recipe, later
 
     def described(self, context: Context) -> str:
@@ -50,10 +50,12 @@ class SoftPrompts(TuningRung):
             return f"{VECTORS} vectors would fill too much of the context of {length} tokens"
         return super().unfit(context)
 
-    def kept(self, context: Context) -> Mapping[str, float]:
-        waiting = [rung for rung in self._later if context.spec.wants(rung.name)]
-        done = {name.partition("@")[0] for name, one in context.climbed.items() if one.parent is context.at}
-        return {rung.name: rung.wish(context) for rung in waiting if rung.name not in done}
+    def reserved_seconds(self, context: Context) -> Mapping[str, float]:
+        waiting = [rung for rung in self._later if context.spec.includes(rung.name)]
+        climbed_names = {
+            name.partition("@")[0] for name, climbed in context.climbed.items() if climbed.parent is context.at
+        }
+        return {rung.name: rung.wish(context) for rung in waiting if rung.name not in climbed_names}
 
     def examples(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]
@@ -61,16 +63,19 @@ class SoftPrompts(TuningRung):
         before = stand_ins(VECTORS)
         unseen = (False,) * VECTORS
         return [
-            TrainingExample((*before, *one.ids), (*unseen, *one.loss), one.id)
-            for one in super().examples(context, prompt, output, chosen)
+            TrainingExample((*before, *example.ids), (*unseen, *example.loss), example.id)
+            for example in super().examples(context, prompt, output, chosen)
         ]
 
     def goes_on_from(self, context: Context, parent: Skin) -> bool:
-        found = parent.soft_prompt
-        return found is not None and (len(found), found.size) == (VECTORS, context.model.base.spec.hidden_size)
+        soft_prompt = parent.soft_prompt
+        return soft_prompt is not None and (len(soft_prompt), soft_prompt.size) == (
+            VECTORS,
+            context.model.base.spec.hidden_size,
+        )
 
     def train(
-        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         ids = self._first_ids(context, output)
         with context.model.engine.exclusive() as base:
@@ -103,4 +108,6 @@ class SoftPrompts(TuningRung):
         return [i for text in words for i in tokenizer.encode(text, add_special_tokens=False, parse_special=False)]
 
 
-SOFT_PROMPT = SoftPrompts("soft_prompt", Recipe(learning_rate=1e-2, cost=3.0, epochs=2, least=300), later=(LORA,))
+SOFT_PROMPT = SoftPrompts(
+    "soft_prompt", TuningRecipe(learning_rate=1e-2, cost=3.0, epochs=2, min_rows=300), later=(LORA,)
+)

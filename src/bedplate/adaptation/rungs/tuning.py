@@ -10,8 +10,8 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_over, write_fit
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
-from bedplate.adaptation.rungs.answers import ask, export, judged
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs.answers import predict_examples, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
@@ -34,7 +34,7 @@ ADAPTER_COST = 3.3
 """Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
 
 
-BESIDE = 1.4
+OVERHEAD = 1.4
 """Times what a base's blocks were measured to take at best: a step has head, optimizer, packing and saving too."""
 
 Settings = Mapping[str, Any]
@@ -42,9 +42,9 @@ Settings = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TuningRecipe:
     """How a rung trains. cost: a training token against a prefill token. rows: trained on with one seed before there is
-    a second. least: fewer rows are not worth the rung."""
+    a second. min_rows: fewer rows are not worth the rung."""
 
     learning_rate: float
     cost: float
@@ -52,11 +52,11 @@ class Recipe:
     batch: int = 16
     seeds: int = 3
     rows: int = 600
-    least: int = 64
+    min_rows: int = 64
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingExamples:
     """What is learned. source: in the order that a seed gives it. head: what answers to begin with, where a head does
     and is learned as well."""
 
@@ -67,7 +67,7 @@ class Lessons:
 class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
-    recipe: Recipe
+    recipe: TuningRecipe
     traits = Traits(side="weights", trained=True, whole_prompt=True, worth=0.5)
     virtual = 0
     """Positions that stand before every prompt."""
@@ -97,36 +97,38 @@ class TuningRung(Rung):
 
     # --- how much
 
-    def plan(self, context: Context) -> Plan | Skip:
+    def plan(self, context: Context) -> RungPlan | Skip:
         unfit = self.unfit(context)
         if unfit is not None:
             return Skip(unfit)
-        recipe, n, kept = self.recipe_on(context), len(context.train), self.kept(context)
-        left = context.left - sum(kept.values())
+        recipe, n, reserved = self.recipe_on(context), len(context.train), self.reserved_seconds(context)
+        seconds_left = context.seconds_left - sum(reserved.values())
 
         def fits(rows: int, seeds: int) -> bool:
-            return self.seconds(context, rows, seeds) <= left
+            return self.seconds(context, rows, seeds) <= seconds_left
 
         if context.before is not None and context.before["rows"] == n:
-            return self._more_seeds(context, context.before, left)
-        least, rows, seeds = min(recipe.least, n), min(recipe.rows, n), 1
-        while not fits(rows, 1) and rows > least:
-            rows = max(least, int(rows * 0.8))
+            return self._more_seeds(context, context.before, seconds_left)
+        min_rows, rows, seeds = min(recipe.min_rows, n), min(recipe.rows, n), 1
+        while not fits(rows, 1) and rows > min_rows:
+            rows = max(min_rows, int(rows * 0.8))
         needed = self.seconds(context, rows, 1)
-        if needed > left:
-            beside = f" beside the time kept for {' and '.join(kept)}" if kept else ""
-            return no_time(needed, left, beside)
-        most = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
-        if rows == min(recipe.rows, n) and fits(rows, min(2, most)):
-            seeds = min(2, most)
+        if needed > seconds_left:
+            reservation = f" beside the time kept for {' and '.join(reserved)}" if reserved else ""
+            return no_time(needed, seconds_left, reservation)
+        max_seeds = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
+        if rows == min(recipe.rows, n) and fits(rows, min(2, max_seeds)):
+            seeds = min(2, max_seeds)
             # labels are worth more than a third seed
-            rows = next((more for more in range(n, rows, -recipe.batch) if fits(more, seeds)), rows)
-            seeds = most if rows == n and fits(rows, most) else seeds
+            rows = next(
+                (larger_rows for larger_rows in range(n, rows, -recipe.batch) if fits(larger_rows, seeds)), rows
+            )
+            seeds = max_seeds if rows == n and fits(rows, max_seeds) else seeds
         left_out: list[str] = []
         if rows < n:
             left_out.append(f"{n - rows} of {n} train rows were left out: no time")
-        if seeds < most:
-            left_out.append(f"{most - seeds} of {most} seeds were left out: no time")
+        if seeds < max_seeds:
+            left_out.append(f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time")
         settings = {
             "rows": rows,
             "seeds": seeds,
@@ -135,24 +137,27 @@ class TuningRung(Rung):
             "learning_rate": recipe.learning_rate,
             "epochs": recipe.epochs,
         }
-        return Plan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+        return RungPlan(settings, self.seconds(context, rows, seeds), tuple(left_out))
 
-    def _more_seeds(self, context: Context, before: Settings, left: float) -> Plan | Skip:
+    def _more_seeds(self, context: Context, before: Settings, seconds_left: float) -> RungPlan | Skip:
         """Seeds beside those of an earlier fit on all rows, which is taken over and asked again on valid."""
-        n, done, most = len(context.train), int(before["seeds"]), self.recipe_on(context).seeds
-        judging = done * context.throughput.rows(len(context.valid), tuned=True)
+        n, finished_seeds, max_seeds = len(context.train), int(before["seeds"]), self.recipe_on(context).seeds
+        judging = finished_seeds * context.throughput.rows(len(context.valid), tuned=True)
 
         def seconds(seeds: int) -> float:
-            return self.seconds(context, n, seeds - done) + judging
+            return self.seconds(context, n, seeds - finished_seeds) + judging
 
-        seeds = max((one for one in range(done + 1, most + 1) if seconds(one) <= left), default=done)
-        if seeds == done:
-            return no_time(seconds(done + 1), left)
-        kept = list(before.get("prompts", ("chosen",)))
-        prompts = [*kept, *(name for name in self._order(context) if name not in kept)][:seeds]
-        left_out = [f"{most - seeds} of {most} seeds were left out: no time"] if seeds < most else []
-        settings = {**before, "seeds": seeds, "prompts": prompts, "takes_over": done}
-        return Plan(settings, seconds(seeds), tuple(left_out))
+        seeds = max(
+            (count for count in range(finished_seeds + 1, max_seeds + 1) if seconds(count) <= seconds_left),
+            default=finished_seeds,
+        )
+        if seeds == finished_seeds:
+            return no_time(seconds(finished_seeds + 1), seconds_left)
+        previous_prompts = list(before.get("prompts", ("chosen",)))
+        prompts = [*previous_prompts, *(name for name in self._order(context) if name not in previous_prompts)][:seeds]
+        left_out = [f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time"] if seeds < max_seeds else []
+        settings = {**before, "seeds": seeds, "prompts": prompts, "takes_over": finished_seeds}
+        return RungPlan(settings, seconds(seeds), tuple(left_out))
 
     def _order(self, context: Context) -> list[str]:
         """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
@@ -168,10 +173,11 @@ class TuningRung(Rung):
             return False
         prompts = self.prompts(context)
         return name != list(prompts)[-1] and (
-            context.again(*prompts[name], limit / 1000 * context.format_gain).quiet * 1000 > limit * context.format_gain
+            context.cached_reading(*prompts[name], limit / 1000 * context.format_gain).quiet * 1000
+            > limit * context.format_gain
         )
 
-    def recipe_on(self, context: Context) -> Recipe:
+    def recipe_on(self, context: Context) -> TuningRecipe:
         """How it trains this base."""
         return self.recipe
 
@@ -180,7 +186,7 @@ class TuningRung(Rung):
         speed, recipe = context.throughput, self.recipe_on(context)
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
         tokens = rows * (speed.tokens + speed.target + virtual)
-        training = tokens * self.token_seconds(context) * recipe.epochs * BESIDE
+        training = tokens * self.token_seconds(context) * recipe.epochs * OVERHEAD
         return seeds * (training + speed.rows(len(context.valid), tuned=True) + context.timing) * 1.05
 
     def token_seconds(self, context: Context) -> float:
@@ -198,7 +204,7 @@ class TuningRung(Rung):
         """Why this base or task cannot be tuned so, or None."""
         return None if "generate" in context.model.base.can else f"{self.name} is for decoders here"
 
-    def kept(self, context: Context) -> Mapping[str, float]:
+    def reserved_seconds(self, context: Context) -> Mapping[str, float]:
         """Rung → seconds that this one leaves to it."""
         return {}
 
@@ -231,23 +237,23 @@ class TuningRung(Rung):
 
     @abstractmethod
     def train(
-        self, context: Context, lessons: Lessons, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
     ) -> tuple[Mapping[str, Any], TrainResult]:
         """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
 
     def lessons(
         self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example], settings: Settings
-    ) -> Lessons:
+    ) -> TrainingExamples:
         """What is learned from these rows."""
         examples = self.examples(context, prompt, output, chosen)
         size, epochs = settings["batch"], settings["epochs"]
-        return Lessons(lambda seed: ExampleSource(examples, size, seed=seed, epochs=epochs, order="shuffled"))
+        return TrainingExamples(lambda seed: ExampleSource(examples, size, seed=seed, epochs=epochs, order="shuffled"))
 
     @abstractmethod
     def described(self, context: Context) -> str:
         """What is trained, in a few words."""
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         settings = plan.settings
         prompts = self.prompts(context)
         names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
@@ -271,17 +277,19 @@ class TuningRung(Rung):
             config = TrainConfig(
                 learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
             )
-            parts, done = self.train(context, lessons, config, work, output)
-            stands = self.standing(context)
-            made: dict[str, Any] = {"output": output, **parts}
-            skin = stands.skin(self.name, prompt, seed=seed, **made)
+            parts, train_result = self.train(context, lessons, config, work, output)
+            skin_context = self.standing(context)
+            skin_parts: dict[str, Any] = {"output": output, **parts}
+            skin = skin_context.skin(self.name, prompt, seed=seed, **skin_parts)
             skin = export(skin, work / "skin")
-            write_fit(work, done.seconds, done.arithmetic.name)
-            trained.append(self._judge(stands, skin, seed, done.seconds, done.arithmetic.name, name))
+            write_fit(work, train_result.seconds, train_result.arithmetic.name)
+            trained.append(
+                self._judge(skin_context, skin, seed, train_result.seconds, train_result.arithmetic.name, name)
+            )
         result = self._finish(context, plan, best_of(trained), trained)
-        for one in trained:  # the optimizer's state of what is finished has no further use
-            assert one.skin.directory is not None
-            StateFile(one.skin.directory.parent).remove()
+        for seed_fit in trained:  # the optimizer's state of what is finished has no further use
+            assert seed_fit.skin.directory is not None
+            StateFile(seed_fit.skin.directory.parent).remove()
         return result
 
     def examples(
@@ -289,7 +297,7 @@ class TuningRung(Rung):
     ) -> list[TrainingExample]:
         """Exactly the tokens that will be asked for: the prompt, and to learn the right label's continuation, or the
         answer as it will be written with the token that ends it."""
-        found: list[TrainingExample] = []
+        examples: list[TrainingExample] = []
         tokenizer, limit = context.model.tokenizer, context.model.base.spec.context_length - self.virtual
         for example in chosen:
             if isinstance(output, LabelOutput):
@@ -299,20 +307,20 @@ class TuningRung(Rung):
                 text = answer_text(prompt, output, example.target)
                 ids, answer = completion_tokens(prompt, tokenizer, example.inputs, text, limit=limit)
             if tokenizer.answers_apart:
-                found.append(answer_example(context.model.base.decoder_start, ids, answer, example.id))
+                examples.append(answer_example(context.model.base.decoder_start, ids, answer, example.id))
             else:
-                found.append(completion_example(ids, answer, example.id))
-        return found
+                examples.append(completion_example(ids, answer, example.id))
+        return examples
 
     @staticmethod
     def _judge(context: Context, skin: Skin, seed: int, seconds: float, computed_in: str, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
-            predictions = ask(predictor, context.valid)
+            predictions = predict_examples(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
-    def _finish(self, context: Context, plan: Plan, best: Trained, trained: Sequence[Trained]) -> Result:
+    def _finish(self, context: Context, plan: RungPlan, best: Trained, trained: Sequence[Trained]) -> RungResult:
         seeds: list[dict[str, Any]] = [
             {
                 "seed": t.seed,
@@ -328,11 +336,18 @@ class TuningRung(Rung):
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
         parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
-        what = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}"
-        reason = f"{what}; {chosen_by(best, trained)}"
-        seconds, stands = sum(t.seconds for t in trained), self.standing(context)
+        summary = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}"
+        reason = f"{summary}; {chosen_by(best, trained)}"
+        seconds, skin_context = sum(t.seconds for t in trained), self.standing(context)
         result = judged(
-            context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, stands=stands
+            context,
+            self.name,
+            best.skin,
+            seconds,
+            reason,
+            best.by_id,
+            evaluation=best.evaluation,
+            skin_context=skin_context,
         )
         return replace(
             result,
@@ -350,6 +365,6 @@ class TuningRung(Rung):
             child=self.child(),
         )
 
-    def predictor(self, context: Context, result: Result) -> Predicts:
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
         assert result.skin is not None
         return self.standing(context).predictor(read_skin(context.out / result.skin))

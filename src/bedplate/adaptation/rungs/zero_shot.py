@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Plan, Result, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, spread, stages_for, variant_skin
@@ -30,34 +30,34 @@ class ZeroShot(Rung):
     name = "zero_shot"
     traits = Traits(side="prompt", role="baseline", learns=False, own_prompt=True, worth=0.25)
 
-    def plan(self, context: Context) -> Plan | Skip:
-        first, second, *others = [f"plain/{name}" for name in phrasings(context.task)]
+    def plan(self, context: Context) -> RungPlan | Skip:
+        first, second, *extra_phrasings = [f"plain/{name}" for name in phrasings(context.task)]
         chat = ["chat"] if context.model.tokenizer.chat is not None else []
         # where answers are written, a base that was tuned for chat ends them as its template does: what is tried first
-        every = [first, second, *chat, *others] if context.labels else [*chat, first, second, *others]
+        names = [first, second, *chat, *extra_phrasings] if context.labels else [*chat, first, second, *extra_phrasings]
         n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
             # what is answered twice, where there is a choice
-            rows = row_cost(stages_for(n, first_rows), len(every), n) + (first_rows if len(every) > 1 else 0)
+            rows = row_cost(stages_for(n, first_rows), len(names), n) + (first_rows if len(names) > 1 else 0)
             seconds = context.throughput.rows(rows) + context.timing
-            if seconds <= room or len(every) == 1:
+            if seconds <= room or len(names) == 1:
                 break
-            left_out.append(f"the phrasing {every.pop()} was not tried: no time")
-        if seconds > context.left:
-            return no_time(seconds, context.left)
-        return Plan({"variants": every, "first_rows": first_rows}, seconds, tuple(left_out))
+            left_out.append(f"the phrasing {names.pop()} was not tried: no time")
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        return RungPlan({"variants": names, "first_rows": first_rows}, seconds, tuple(left_out))
 
-    def fit(self, context: Context, plan: Plan, directory: Path) -> Result:
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
         stages = stages_for(len(context.valid), plan.settings["first_rows"])
         winner, order, tried = choose(context, variants, stages)
         context.chosen.prompt = (winner.prompt, winner.output)
-        more = {"phrasings": spread(variants)}
-        return finish(context, self.name, winner, order, tried, plan, start, more)
+        details = {"phrasings": spread(variants)}
+        return finish(context, self.name, winner, order, tried, plan, start, details)
 
-    def remember(self, context: Context, result: Result) -> None:
+    def remember(self, context: Context, result: RungResult) -> None:
         assert result.skin is not None
         skin = read_skin(context.out / result.skin)
         plain = skin.output
@@ -68,8 +68,8 @@ class ZeroShot(Rung):
 
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
-        kind: Format = "chat" if name == "chat" else "plain"
-        return Variant(name, *context.task_prompt(kind, name.partition("/")[2] or "form"))
+        prompt_format: Format = "chat" if name == "chat" else "plain"
+        return Variant(name, *context.task_prompt(prompt_format, name.partition("/")[2] or "form"))
 
 
 def finish(
@@ -78,10 +78,10 @@ def finish(
     winner: Variant,
     order: Sequence[Example],
     tried: Sequence[Mapping[str, Any]],
-    plan: Plan,
+    plan: RungPlan,
     start: float,
     details: Mapping[str, Any] | None = None,
-) -> Result:
+) -> RungResult:
     """Export the winner of a search as a skin, measure it, and report it on all of valid. details: the rung's own."""
     output, predictions = winner.output, winner.predictions
     if isinstance(output, LabelOutput):

@@ -34,22 +34,22 @@ class DocumentsSpec(Strict):
 
 def task_documents(spec: DocumentsSpec, relative_to: Path) -> Documents:
     """The documents, each text once. DataError for what cannot be read, a column that is missing, or none at all."""
-    found = read_documents(spec.source, relative_to, column=spec.column, id=spec.id)
-    once: dict[str, Document] = {}
-    for one in found.documents:
-        once.setdefault(one.text, one)
-    return replace(found, documents=tuple(once.values()), repeated=len(found.documents) - len(once))
+    documents = read_documents(spec.source, relative_to, column=spec.column, id=spec.id)
+    by_text: dict[str, Document] = {}
+    for document in documents.documents:
+        by_text.setdefault(document.text, document)
+    return replace(documents, documents=tuple(by_text.values()), repeated=len(documents.documents) - len(by_text))
 
 
 def cut(documents: Sequence[Document], size: int, overlap: float, count: Callable[[str], int]) -> list[Chunk]:
     """The documents in passages of at most `size` tokens, the white space around them left off."""
     from bedplate.skins.passages import Chunk  # a task file is read without torch
 
-    found: list[Chunk] = []
+    chunks: list[Chunk] = []
     for document in progress(documents, f"passages of {size} tokens", unit="documents"):
         for piece in pieces(document.text, size, int(size * overlap), count):
             text = document.text[piece.start : piece.end]
             inner = text.strip()
             if inner:
-                found.append(Chunk(document.id, piece.start + text.index(inner), inner))
-    return found
+                chunks.append(Chunk(document.id, piece.start + text.index(inner), inner))
+    return chunks

@@ -17,28 +17,28 @@ from bedplate.core.config import one_line
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import Profile, is_group_name, profiles
-from bedplate.data.rows import Rows
-from bedplate.data.splits import Record, deduplicate, row_hash
+from bedplate.data.rows import SourceRows
+from bedplate.data.splits import SplitRecord, deduplicate, row_hash
 from bedplate.evaluation.metrics import METRICS
 
 MOST_LABELS = 200
 _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
 UNGROUPED = "no column was named that says which rows belong together"
 """What a task file that is written without a group gives as its reason."""
-_FEW = 20
+_RARE_ROWS = 20
 """Rows of the rarest label below which it is said that there are few."""
 
-Kind = Literal["label", "labels", "text", "json"]
+OutputType = Literal["label", "labels", "text", "json"]
 
 
 @dataclass(frozen=True)
-class Draft:
+class TaskDraft:
     """What the task file will say. notes: what was seen that the writer should know, in full sentences."""
 
     inputs: tuple[str, ...]
     target: str
     group: str | None
-    kind: Kind
+    kind: OutputType
     labels: tuple[str, ...] = ()
     max_tokens: int | None = None
     json_schema: Mapping[str, Any] | None = None
@@ -51,40 +51,46 @@ class Draft:
 
 
 def draft(
-    rows: Rows,
+    rows: SourceRows,
     *,
     inputs: Sequence[str] = (),
     target: str | None = None,
     group: str | None = None,
     grouped: bool = True,
-) -> Draft:
+) -> TaskDraft:
     """A task over these rows. inputs, target, group: columns, guessed where they are not given; grouped: whether a
     group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values
     that cannot be targets."""
-    found = profiles(rows, MOST_LABELS + 1)
+    columns = profiles(rows, MOST_LABELS + 1)
     for name in (*inputs, *filter(None, (target, group))):
-        if name not in found:
-            hint = did_you_mean(nearest(name, found), f"the columns are {', '.join(found)}")
+        if name not in columns:
+            hint = did_you_mean(nearest(name, columns), f"the columns are {', '.join(columns)}")
             raise UsageError(f"{rows.source}: no column {name!r}; {hint}")
-    target = target or guess_target(found, inputs)
+    target = target or guess_target(columns, inputs)
     if target is None:
-        raise UsageError(f"{rows.source}: which column is the answer? Name it with --target; there are {_seen(found)}")
-    chosen = tuple(inputs) or guess_inputs(found, target, group)
+        raise UsageError(
+            f"{rows.source}: which column is the answer? Name it with --target; there are {_columns_summary(columns)}"
+        )
+    chosen = tuple(inputs) or guess_inputs(columns, target, group)
     if not chosen:
-        raise UsageError(f"{rows.source}: no column has text to be asked with; name one with --input ({_seen(found)})")
+        raise UsageError(
+            f"{rows.source}: no column has text to be asked with; name one with --input ({_columns_summary(columns)})"
+        )
     if target in chosen:
         raise UsageError(f"{target!r} is both an input and the target; name another column for one of them")
     if group is None and grouped:
-        group = guess_group(found, (*chosen, target))
-    answer = _answer(rows, found[target])
+        group = guess_group(columns, (*chosen, target))
+    answer = _answer(rows, columns[target])
     duplicates = deduplicate(
         [
-            Record(str(number), row_hash({name: str(row.get(name) or "") for name in chosen}), str(row.get(target)), "")
+            SplitRecord(
+                str(number), row_hash({name: str(row.get(name) or "") for name in chosen}), str(row.get(target)), ""
+            )
             for number, row in enumerate(rows.rows)
             if any(str(row.get(name) or "").strip() for name in chosen)  # without any input a row is left out
         ]
     )
-    notes = [*_notes(rows, found, chosen, target, group, answer)]
+    notes = [*_notes(rows, columns, chosen, target, group, answer)]
     if duplicates.duplicates:
         notes.append(f"Copies of a text are left out: {duplicates.duplicates:,}.")
     if duplicates.contradictory:
@@ -92,7 +98,7 @@ def draft(
             f"Copies of a text with different values of {target} are all left out, because nobody knows which is "
             f"right: {duplicates.contradictory:,}. Correct them if you can."
         )
-    return Draft(
+    return TaskDraft(
         chosen, target, group, **answer, rows=len(rows.rows), usable=len(duplicates.records), notes=tuple(notes)
     )
 
@@ -101,7 +107,7 @@ def draft(
 
 
 def task_text(
-    made: Draft,
+    task_draft: TaskDraft,
     *,
     name: str,
     source: str,
@@ -113,18 +119,22 @@ def task_text(
     today: datetime.date,
 ) -> str:
     """The task file, with what each part is for. source: the data file, as from beside the task file."""
-    inputs = {input_name(column): {"column": column, "kind": "text"} for column in made.inputs}
-    output: dict[str, Any] = {"kind": made.kind}
+    inputs = {input_name(column): {"column": column, "kind": "text"} for column in task_draft.inputs}
+    output: dict[str, Any] = {"kind": task_draft.kind}
     for key in ("labels", "max_tokens", "json_schema", "separator"):
-        value = getattr(made, key)
+        value = getattr(task_draft, key)
         if value not in (None, ()):
             output[key] = list(value) if isinstance(value, tuple) else value
-    others = [one for one, metric in METRICS.items() if made.kind in metric.outputs and one != made.metric]
-    group = f"group_by: {one_line(made.group)}"
-    kept = f"# Rows with the same {made.group} stay together in one split."
-    if made.group is None:
+    alternatives = [
+        metric_name
+        for metric_name, metric in METRICS.items()
+        if task_draft.kind in metric.outputs and metric_name != task_draft.metric
+    ]
+    group = f"group_by: {one_line(task_draft.group)}"
+    group_note = f"# Rows with the same {task_draft.group} stay together in one split."
+    if task_draft.group is None:
         group = f"group_by: null, ungrouped_because: {one_line(UNGROUPED)}"
-        kept = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
+        group_note = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
     return f"""\
 # What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
 task: {one_line(name)}
@@ -134,23 +144,23 @@ inputs: {one_line(inputs)}
 output: {one_line(output)}
 
 # What every prompt begins with: say in a sentence or two what is to be done. The clearer it is, the better.
-instructions: {one_line(instructions or default_instructions(made))}
+instructions: {one_line(instructions or default_instructions(task_draft))}
 
 # The source is a path from this file. Skins are tuned on train, chosen on valid, and judged once, on test.
-{kept}
+{group_note}
 data:
-  {{source: {one_line(source)}, target: {one_line(made.target)},
+  {{source: {one_line(source)}, target: {one_line(task_draft.target)},
    {group},
    split: {{train: 0.6, valid: 0.2, test: 0.2}}, seed: 0}}
 
-# What is measured. Also possible: {", ".join(others) or "a function of your own (docs/task-file.md)"}.
-metric: {made.metric}
+# What is measured. Also possible: {", ".join(alternatives) or "a function of your own (docs/task-file.md)"}.
+metric: {task_draft.metric}
 
 adapt:
   # `bedplate pull --list` shows bases; a directory, a .gguf file or hf:owner/name will do, and several may compete.
   bases: {one_line(list(bases))}
   # The bar: what the metric must be shown to reach, and with which confidence.
-  target: {{value: {made.bar if bar is None else bar:g}, confidence: 0.95}}
+  target: {{value: {task_draft.bar if bar is None else bar:g}, confidence: 0.95}}
   # What the whole search may take; add p95_ms, usd_per_1k_calls or max_prompt_tokens to bound what a call may cost.
   budget: {{train_minutes: {minutes:g}}}
   # What an hour of the machine costs that will answer; every price follows from it.
@@ -166,67 +176,81 @@ def input_name(column: str) -> str:
     return f"_{name}" if name[0].isdigit() else name
 
 
-def default_instructions(made: Draft) -> str:
+def default_instructions(task_draft: TaskDraft) -> str:
     """A sentence to begin with."""
-    what = " and the ".join(column.replace("_", " ") for column in made.inputs)
-    target = made.target.replace("_", " ")
-    if made.kind == "label":
-        return f"Decide which {target} the {what} has."
-    if made.kind == "labels":
-        return f"Decide which {target} the {what} has. There may be none or several."
+    subject = " and the ".join(column.replace("_", " ") for column in task_draft.inputs)
+    target = task_draft.target.replace("_", " ")
+    if task_draft.kind == "label":
+        return f"Decide which {target} the {subject} has."
+    if task_draft.kind == "labels":
+        return f"Decide which {target} the {subject} has. There may be none or several."
     return (
-        f"Write the {target} of the {what}."
-        if made.kind == "text"
-        else f"Read the {what} and give its {target} as JSON."
+        f"Write the {target} of the {subject}."
+        if task_draft.kind == "text"
+        else f"Read the {subject} and give its {target} as JSON."
     )
 
 
 # --- guesses
 
 
-def guess_target(found: Mapping[str, Profile], inputs: Sequence[str] = ()) -> str | None:
+def guess_target(columns: Mapping[str, Profile], inputs: Sequence[str] = ()) -> str | None:
     """The column of answers: by its name, else the one with fewest different values, each on several rows."""
-    open_to = [one for name, one in found.items() if name not in inputs and one.rows]
-    for wanted in _TARGETS:
-        named = [one.name for one in open_to if one.name.lower() == wanted]
+    open_to = [profile for name, profile in columns.items() if name not in inputs and profile.rows]
+    for target_name in _TARGETS:
+        named = [profile.name for profile in open_to if profile.name.lower() == target_name]
         if named:
             return named[0]
-    few = [one for one in open_to if 2 <= one.distinct <= MOST_LABELS and one.repeats >= 4 and one.kind == "text"]
-    few = [one for one in few if not is_group_name(one.name)]
-    return min(few, key=lambda one: one.distinct).name if few else None
+    categorical = [
+        profile
+        for profile in open_to
+        if 2 <= profile.distinct <= MOST_LABELS and profile.repeats >= 4 and profile.column_type == "text"
+    ]
+    categorical = [profile for profile in categorical if not is_group_name(profile.name)]
+    return min(categorical, key=lambda profile: profile.distinct).name if categorical else None
 
 
-def guess_inputs(found: Mapping[str, Profile], target: str, group: str | None = None) -> tuple[str, ...]:
+def guess_inputs(columns: Mapping[str, Profile], target: str, group: str | None = None) -> tuple[str, ...]:
     """The column with the longest texts."""
-    texts = [one for one in found.values() if one.kind == "text" and one.as_text and one.name not in (target, group)]
-    return (max(texts, key=lambda one: one.characters[0]).name,) if texts else ()
+    texts = [
+        profile
+        for profile in columns.values()
+        if profile.column_type == "text" and profile.as_text and profile.name not in (target, group)
+    ]
+    return (max(texts, key=lambda profile: profile.characters[0]).name,) if texts else ()
 
 
-def guess_group(found: Mapping[str, Profile], without: Sequence[str]) -> str | None:
+def guess_group(columns: Mapping[str, Profile], without: Sequence[str]) -> str | None:
     """A column whose name says that it holds what rows belong to, with values on more than one row and none missing."""
-    for one in found.values():
-        named = is_group_name(one.name) and one.name not in without
-        if named and not one.empty and one.distinct >= 10 and one.repeats > 1.05 and one.kind in ("text", "number"):
-            return one.name
+    for profile in columns.values():
+        named = is_group_name(profile.name) and profile.name not in without
+        if (
+            named
+            and not profile.empty
+            and profile.distinct >= 10
+            and profile.repeats > 1.05
+            and profile.column_type in ("text", "number")
+        ):
+            return profile.name
     return None
 
 
 # --- the answer
 
 
-def _answer(rows: Rows, target: Profile) -> dict[str, Any]:
+def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     """Kind, labels, schema and metric, from the values of the target."""
     values = [row.get(target.name) for row in rows.rows if row.get(target.name) not in (None, "")]
     if not values:
         raise DataError(f"{rows.source}: the column {target.name!r} is empty; the answers belong there")
-    if target.kind == "mixed":
+    if target.column_type == "mixed":
         raise DataError(f"{rows.source}: the column {target.name!r} holds values of several kinds; write them alike")
-    if target.kind == "list":
-        names = Counter(str(one) for value in values if isinstance(value, list) for one in value)
+    if target.column_type == "list":
+        names = Counter(str(label) for value in values if isinstance(value, list) for label in value)
         return {"kind": "labels", "labels": tuple(sorted(names)), "metric": "example_f1", "bar": 0.7}
     parsed = [_object(value) for value in values]
-    if all(one is not None for one in parsed):
-        schema = schema_of([one for one in parsed if one is not None])
+    if all(record is not None for record in parsed):
+        schema = schema_of([record for record in parsed if record is not None])
         return {
             "kind": "json",
             "json_schema": schema,
@@ -245,20 +269,20 @@ def _answer(rows: Rows, target: Profile) -> dict[str, Any]:
     return {"kind": "text", "max_tokens": _tokens(target), "metric": metric, "bar": 0.4}
 
 
-def _label(rows: Rows, target: Profile) -> dict[str, Any]:
+def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if not target.as_text:
         raise DataError(
-            f"{rows.source}: the labels of {target.name!r} are {target.kind} values; write them as text, such as "
+            f"{rows.source}: the labels of {target.name!r} are {target.column_type} values; write them as text, such as "
             f'"{target.commonest[0][0]}", or better as words that say what they mean'
         )
     odd = next((name for name, _ in target.commonest if name != name.strip()), None)
     if odd is not None:
         raise DataError(f"{rows.source}: the label {odd!r} of {target.name!r} has spaces around it; take them away")
     counts = dict(target.commonest)
-    most, least = max(counts.values()), min(counts.values())
-    share = most / target.rows
+    largest, smallest = max(counts.values()), min(counts.values())
+    share = largest / target.rows
     bar = 0.8 if share < 0.75 else round(min(0.98, share + (1 - share) / 2), 2)
-    metric = "macro_f1" if len(counts) > 2 and most >= 5 * least else "accuracy"
+    metric = "macro_f1" if len(counts) > 2 and largest >= 5 * smallest else "accuracy"
     return {"kind": "label", "labels": tuple(sorted(counts)), "metric": metric, "bar": bar}
 
 
@@ -283,13 +307,13 @@ def _schema(values: Sequence[Any]) -> dict[str, Any]:
     if all(isinstance(value, dict) for value in values):
         return schema_of(values)
     if all(isinstance(value, list) for value in values):
-        inner = [one for value in values for one in value]
+        inner = [member for value in values for member in value]
         return {"type": "array", **({"items": _schema(inner)} if inner else {})}
     names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    kinds = sorted({names.get(type(value), "object" if isinstance(value, dict) else "array") for value in values})
-    if kinds == ["integer", "number"]:
-        kinds = ["number"]
-    return {"type": kinds[0] if len(kinds) == 1 else kinds}
+    json_types = sorted({names.get(type(value), "object" if isinstance(value, dict) else "array") for value in values})
+    if json_types == ["integer", "number"]:
+        json_types = ["number"]
+    return {"type": json_types[0] if len(json_types) == 1 else json_types}
 
 
 def _separator(values: Sequence[str]) -> str | None:
@@ -308,8 +332,8 @@ def _tokens(target: Profile) -> int:
 
 
 def _notes(
-    rows: Rows,
-    found: Mapping[str, Profile],
+    rows: SourceRows,
+    columns: Mapping[str, Profile],
     inputs: Sequence[str],
     target: str,
     group: str | None,
@@ -317,18 +341,18 @@ def _notes(
 ) -> list[str]:
     notes: list[str] = []
     for name in inputs:
-        if found[name].empty:
-            notes.append(f"Rows without {name}: {found[name].empty:,}. Rows without any input are left out.")
-    if found[target].empty:
-        notes.append(f"Rows without {target}: {found[target].empty:,}. Fill it in, or take them out of the file.")
+        if columns[name].empty:
+            notes.append(f"Rows without {name}: {columns[name].empty:,}. Rows without any input are left out.")
+    if columns[target].empty:
+        notes.append(f"Rows without {target}: {columns[target].empty:,}. Fill it in, or take them out of the file.")
     if answer["kind"] == "label":
-        rare = [(name, count) for name, count in found[target].commonest if count < _FEW]
+        rare = [(name, count) for name, count in columns[target].commonest if count < _RARE_ROWS]
         if rare:
             shown = ", ".join(f"{name} ({count})" for name, count in rare[:5]) + (", …" if len(rare) > 5 else "")
-            notes.append(f"Labels with fewer than {_FEW} rows: {shown}. Little can be said of these.")
-        common, count = found[target].commonest[0]
-        if count / found[target].rows >= 0.5:
-            share = f"{count / found[target].rows:.0%}"
+            notes.append(f"Labels with fewer than {_RARE_ROWS} rows: {shown}. Little can be said of these.")
+        common, count = columns[target].commonest[0]
+        if count / columns[target].rows >= 0.5:
+            share = f"{count / columns[target].rows:.0%}"
             notes.append(f"{share} of the rows are {common!r}: who always says so is right that often.")
     if group is None:
         notes.append(
@@ -336,7 +360,7 @@ def _notes(
         )
     else:
         notes.append(
-            f"Rows with the same {group} stay together in one split ({found[group].distinct:,} groups); --group none "
+            f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); --group none "
             "takes rows as independent."
         )
     if len(rows.rows) < 500:
@@ -344,5 +368,7 @@ def _notes(
     return notes
 
 
-def _seen(found: Mapping[str, Profile]) -> str:
-    return ", ".join(f"{one.name} ({one.kind}, {one.distinct:,} different)" for one in found.values())
+def _columns_summary(columns: Mapping[str, Profile]) -> str:
+    return ", ".join(
+        f"{profile.name} ({profile.column_type}, {profile.distinct:,} different)" for profile in columns.values()
+    )

@@ -59,8 +59,8 @@ def look(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None 
             f"{path}: there is no `adapt` section; it says which base, target, budget and machine "
             "(`bedplate adapt --help` shows one)"
         )
-    wanted = [name for name in RUNG_LINES if (name in rungs if rungs is not None else spec.wants(name))]
-    check_target(spec.target, task, wanted)
+    rung_names = [name for name in RUNG_LINES if (name in rungs if rungs is not None else spec.includes(name))]
+    check_target(spec.target, task, rung_names)
     for source in task.data.sources:
         check_source(source, path.parent)
     if not task.data.group_columns and task.data.ungrouped_because is None:

@@ -30,7 +30,7 @@ class RetentionGuard(Strict):
 
     @field_validator("sets")
     @classmethod
-    def _known(cls, sets: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_sets(cls, sets: tuple[str, ...]) -> tuple[str, ...]:
         for name in sets:
             if name not in CORE:
                 raise ValueError(f"there is no core set {name!r}; there are {', '.join(CORE)}")

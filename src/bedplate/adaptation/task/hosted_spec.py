@@ -10,7 +10,7 @@ from pydantic import Field
 from bedplate.core.endpoint import EndpointSpec
 
 if TYPE_CHECKING:
-    from bedplate.inference.remote.account import Price
+    from bedplate.inference.remote.account import TokenPrices
     from bedplate.skins.skin import EndpointReference
 
 Dollars = Annotated[float, Field(ge=0)]
@@ -28,13 +28,13 @@ class HostedSpec(EndpointSpec):
     max_usd: Annotated[float, Field(gt=0)] = 1.0
 
     @property
-    def price(self) -> Price:
+    def price(self) -> TokenPrices:
         """Cached tokens cost what others do where nothing else is said."""
-        from bedplate.inference.remote.account import Price
+        from bedplate.inference.remote.account import TokenPrices
 
         cached = self.usd_per_million_cached_input
         whole = self.usd_per_million_input
-        return Price(whole, whole if cached is None else cached, self.usd_per_million_output)
+        return TokenPrices(whole, whole if cached is None else cached, self.usd_per_million_output)
 
     @property
     def reference(self) -> EndpointReference:

@@ -23,7 +23,7 @@ class ProposerSpec(Strict):
     retries: Retries = 4
 
     @model_validator(mode="after")
-    def _one(self) -> ProposerSpec:
+    def _check_source(self) -> ProposerSpec:
         if self.url is not None and self.base is not None:
             raise ValueError("a proposer is either a `url` with its `model`, or a `base`")
         if (self.url is None) != (self.model is None) or (self.url is None and self.api_key_env is not None):

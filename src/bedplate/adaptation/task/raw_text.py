@@ -24,5 +24,5 @@ class RawText(Strict):
 def inputs_in(text: Documents, examples: Sequence[Example]) -> int:
     """How many examples have an input that stands in the text word for word, white space apart: a child that has read
     what it is judged on knows more than it will of new rows."""
-    whole = "\n".join(" ".join(one.text.split()) for one in text.documents)
+    whole = "\n".join(" ".join(document.text.split()) for document in text.documents)
     return sum(any(" ".join(i.split()) in whole for i in e.texts.values() if i.strip()) for e in examples)

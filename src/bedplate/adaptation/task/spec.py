@@ -28,7 +28,7 @@ from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
 
 if TYPE_CHECKING:
-    from bedplate.inference.predict.opening import Asked
+    from bedplate.inference.predict.opening import OpenOptions
 
 _LATER_FIELDS = ("traffic", "own_prompt")
 
@@ -70,7 +70,7 @@ class OwnPrompt(Strict):
         return {"template": values} if isinstance(values, str) else values
 
     @model_validator(mode="after")
-    def _one(self) -> OwnPrompt:
+    def _template_or_file(self) -> OwnPrompt:
         if (self.template is None) == (self.file is None):
             raise ValueError("give either a `template` or a `file`")
         return self
@@ -79,17 +79,17 @@ class OwnPrompt(Strict):
         """The same with the file's text as its template, rendered once to see that it can be. ConfigError."""
         try:
             text = self.template if self.file is None else read_text(task.directory / Path(self.file).expanduser())
-            found = self.model_copy(update={"template": text, "file": None})
-            found.prompt.check(list(task.inputs))
-            found.prompt.text(dict.fromkeys(task.inputs, "text"))
+            rendered = self.model_copy(update={"template": text, "file": None})
+            rendered.prompt.check(list(task.inputs))
+            rendered.prompt.text(dict.fromkeys(task.inputs, "text"))
             if task.labels:
-                found.prompt.check_continuations(default_continuations(task.labels, found.format))
+                rendered.prompt.check_continuations(default_continuations(task.labels, rendered.format))
         except BedplateError as error:
             hint = ""
             if self.template is not None and (task.directory / self.template[:200]).is_file():
                 hint = f"; to read the file {self.template!r}, write prompt: {{file: {self.template}}}"
             raise ConfigError(f"{task.path}: adapt.prompt: {error.message}{hint}") from error
-        return found
+        return rendered
 
     @property
     def prompt(self) -> Prompt:
@@ -144,11 +144,11 @@ class AdaptSpec(Strict):
         """Fields that the format has and this version lacks are refused by name, unless they ask for nothing."""
         if not isinstance(values, dict):
             return values
-        given = cast("dict[str, Any]", values)
+        fields = cast("dict[str, Any]", values)
         for name in _LATER_FIELDS:
-            if given.get(name):
+            if fields.get(name):
                 raise ValueError(f"`{name}` is not supported yet; take it out of the task file")
-        return {key: value for key, value in given.items() if key not in _LATER_FIELDS}
+        return {key: value for key, value in fields.items() if key not in _LATER_FIELDS}
 
     @field_validator("bases")
     @classmethod
@@ -171,18 +171,20 @@ class AdaptSpec(Strict):
     @field_validator("hosted")
     @classmethod
     def _hosted(cls, hosted: tuple[HostedSpec, ...]) -> tuple[HostedSpec, ...]:
-        names = [one.name for one in hosted]
+        names = [endpoint.name for endpoint in hosted]
         if len(set(names)) < len(names):
             raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
         return hosted
 
-    def opening(self, task: Task) -> Asked:
+    def opening(self, task: Task) -> OpenOptions:
         """How the task's bases are to be opened."""
-        from bedplate.inference.predict.opening import Asked  # a task file is read without torch
+        from bedplate.inference.predict.opening import OpenOptions  # a task file is read without torch
 
-        return Asked(self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False)
+        return OpenOptions(
+            self.dtype, self.weights, self.kernel, "score" if task.labels else "generate", quantised=False
+        )
 
-    def wants(self, rung: str) -> bool:
+    def includes(self, rung: str) -> bool:
         """Whether a rung is to be climbed."""
         return self.rungs == "auto" or rung in self.rungs
 

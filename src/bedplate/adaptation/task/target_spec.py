@@ -43,8 +43,10 @@ class RequirementSpec(Strict):
         if self.metric == CALIBRATION and self.at_most is None:
             raise ValueError("a calibration error is bounded from above: give `at_most`")
         if self.metric not in (None, COVERAGE, CALIBRATION, *METRICS):
-            known = (*METRICS, COVERAGE, CALIBRATION)
-            raise ValueError(f"no metric {self.metric!r}; {did_you_mean(nearest(self.metric, known), 'see the docs')}")
+            metric_names = (*METRICS, COVERAGE, CALIBRATION)
+            raise ValueError(
+                f"no metric {self.metric!r}; {did_you_mean(nearest(self.metric, metric_names), 'see the docs')}"
+            )
         return self
 
     @property
@@ -94,8 +96,8 @@ def check_target(target: TargetSpec, task: Task, rungs: Collection[str]) -> None
     """ConfigError for a target that the rest of the task file does not allow. rungs: those that are climbed."""
     worst = task.scale.worst_usd
 
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{task.path}: adapt.target: {what}")
+    def wrong(problem: str) -> ConfigError:
+        return ConfigError(f"{task.path}: adapt.target: {problem}")
 
     if target.value is not None and target.value >= 1 and worst is None:
         raise ConfigError(
@@ -119,31 +121,40 @@ def check_target(target: TargetSpec, task: Task, rungs: Collection[str]) -> None
             f"`against` is {target.against!r}, which is neither {CURRENT!r} nor a rung that is climbed "
             f"({', '.join(rungs)})"
         )
-    for one in target.all_of:
-        _check(one, task, wrong)
+    for requirement in target.all_of:
+        _check(requirement, task, wrong)
 
 
-def _check(one: RequirementSpec, task: Task, wrong: Callable[[str], ConfigError]) -> None:
-    column, kind = one.column, task.output.kind
-    if column == LABEL and kind not in ("label", "labels"):
-        raise wrong(f"all_of: outputs of kind {kind} have no labels to look at one by one")
+def _check(requirement: RequirementSpec, task: Task, wrong: Callable[[str], ConfigError]) -> None:
+    column, output_type = requirement.column, task.output.kind
+    if column == LABEL and output_type not in ("label", "labels"):
+        raise wrong(f"all_of: outputs of kind {output_type} have no labels to look at one by one")
     if column not in (None, LABEL, *task.data.sliced):
         raise wrong(f"all_of: {column!r} is not among the columns that are kept; add it: data.slices: [{column}]")
-    if column == LABEL and one.where is not None and one.where[LABEL] not in (task.output.labels or ()):
-        raise wrong(f"all_of: {one.where[LABEL]!r} is no label; there are {', '.join(task.output.labels or ())}")
-    if one.metric == COVERAGE and task.output.abstain is None:
+    if column == LABEL and requirement.where is not None and requirement.where[LABEL] not in (task.output.labels or ()):
+        raise wrong(
+            f"all_of: {requirement.where[LABEL]!r} is no label; there are {', '.join(task.output.labels or ())}"
+        )
+    if requirement.metric == COVERAGE and task.output.abstain is None:
         raise wrong("all_of: without `output.abstain` every row is answered, and coverage says nothing")
-    if one.metric == CALIBRATION and not task.labels:
-        raise wrong(f"all_of: outputs of kind {kind} carry no probabilities, so they have no calibration error")
-    if one.metric in METRICS and kind not in METRICS[one.metric].outputs:
-        raise wrong(f"all_of: {one.metric!r} does not fit an output of kind {kind}")
-    if column == LABEL and kind == "label" and one.metric in METRICS and METRICS[one.metric].per_label:
-        raise wrong(f"all_of: rows of one label cannot show {one.metric}, a mean over all labels; use accuracy there")
-    own, worst = one.metric in (None, task.metric_name), task.scale.worst_usd
-    most = worst if own and worst is not None else 1.0
-    bar = one.at_least if one.at_least is not None else one.at_most
+    if requirement.metric == CALIBRATION and not task.labels:
+        raise wrong(f"all_of: outputs of kind {output_type} carry no probabilities, so they have no calibration error")
+    if requirement.metric in METRICS and output_type not in METRICS[requirement.metric].outputs:
+        raise wrong(f"all_of: {requirement.metric!r} does not fit an output of kind {output_type}")
+    if (
+        column == LABEL
+        and output_type == "label"
+        and requirement.metric in METRICS
+        and METRICS[requirement.metric].per_label
+    ):
+        raise wrong(
+            f"all_of: rows of one label cannot show {requirement.metric}, a mean over all labels; use accuracy there"
+        )
+    is_task_metric, worst = requirement.metric in (None, task.metric_name), task.scale.worst_usd
+    ceiling = worst if is_task_metric and worst is not None else 1.0
+    bar = requirement.at_least if requirement.at_least is not None else requirement.at_most
     assert bar is not None
-    if not 0 < bar < most:
-        raise wrong(f"all_of: a bar of {bar:g} lies outside 0 to {most:g}")
-    if own and worst is not None and one.at_most is None:
+    if not 0 < bar < ceiling:
+        raise wrong(f"all_of: a bar of {bar:g} lies outside 0 to {ceiling:g}")
+    if is_task_metric and worst is not None and requirement.at_most is None:
         raise wrong("all_of: costs are bounded from above: give `at_most`")

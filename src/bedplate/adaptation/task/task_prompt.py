@@ -32,7 +32,7 @@ STOPS = ("\n", "\n\n")
 
 
 @dataclass(frozen=True)
-class Written:
+class AnswerLengths:
     """How long answers are where the model writes them, from train's targets. mean, longest: in tokens, the end token
     counted. max_tokens: what a skin may write, the task's own number or a quarter more than the longest. stop: after a
     plain prompt. beyond: targets that are longer than `max_tokens`."""
@@ -44,22 +44,22 @@ class Written:
     beyond: int = 0
 
     @classmethod
-    def of(cls, task: Task, tokenizer: Tokenizer, train: Sequence[Example]) -> Written:
+    def of(cls, task: Task, tokenizer: Tokenizer, train: Sequence[Example]) -> AnswerLengths:
         """Nothing is written for a label, which is chosen by score."""
         if task.labels:
             return cls()
         texts = [answer_text(Prompt("{{ inputs }}"), _bare_output(task), e.target) for e in train]
         lengths = [len(ids) + 1 for ids in tokenizer.encode_batch(texts, parse_special=False)]
         longest = max(lengths)
-        most = task.output.max_tokens or math.ceil((longest * 1.25 + 8) / 8) * 8
+        max_tokens = task.output.max_tokens or math.ceil((longest * 1.25 + 8) / 8) * 8
         stop = task.output.stop
         if stop is None:
             stop = next(((mark,) for mark in STOPS if not any(mark in text.strip() for text in texts)), ())
-        return cls(sum(lengths) / len(lengths), longest, most, stop, sum(n > most for n in lengths))
+        return cls(sum(lengths) / len(lengths), longest, max_tokens, stop, sum(n > max_tokens for n in lengths))
 
 
 def task_prompt(
-    task: Task, written: Written, format: Format = "plain", phrasing: str = "form"
+    task: Task, written: AnswerLengths, format: Format = "plain", phrasing: str = "form"
 ) -> tuple[Prompt, TaskOutput]:
     """The task's prompt in one of its phrasings, and the output that fits it."""
     fields = list(task.inputs)
@@ -70,7 +70,7 @@ def task_prompt(
     return prompt, task_output(task, written, format)
 
 
-def task_output(task: Task, written: Written, format: Format) -> TaskOutput:
+def task_output(task: Task, written: AnswerLengths, format: Format) -> TaskOutput:
     """What a skin with a prompt of this format answers with."""
     if task.labels:
         return LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
@@ -133,6 +133,6 @@ def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> No
 
 def _bare_output(task: Task) -> GeneratedOutput:
     """The kind of output alone, for what does not depend on lengths."""
-    found = task_output(task, Written(max_tokens=1), "plain")
-    assert not isinstance(found, LabelOutput)
-    return found
+    output = task_output(task, AnswerLengths(max_tokens=1), "plain")
+    assert not isinstance(output, LabelOutput)
+    return output

@@ -17,19 +17,19 @@ from bedplate.adaptation.context.estimated import Estimated
 
 def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:
     """Of the nominee `name`. valid: all candidates that it was chosen from."""
-    own, variance = valid[name].estimate, _variance(valid[name])
-    shrunk = own
+    valid_estimate, variance = valid[name].estimate, _variance(valid[name])
+    shrunk = valid_estimate
     if len(valid) > 1:
-        read = np.array([one.estimate for one in valid.values()])
-        noise = float(np.mean([_variance(one) for one in valid.values()]))
+        read = np.array([candidate.estimate for candidate in valid.values()])
+        noise = float(np.mean([_variance(candidate) for candidate in valid.values()]))
         spread = max(0.0, float(read.var(ddof=1)) - noise)
-        shrunk = float(read.mean()) + spread / (spread + variance) * (own - float(read.mean()))
-    rows = [one.n / max(one.design_effect, 1.0) for one in (valid[name], test)]
+        shrunk = float(read.mean()) + spread / (spread + variance) * (valid_estimate - float(read.mean()))
+    rows = [measured.n / max(measured.design_effect, 1.0) for measured in (valid[name], test)]
     return (rows[0] * shrunk + rows[1] * test.estimate) / sum(rows)
 
 
-def _variance(one: Estimated) -> float:
+def _variance(estimated: Estimated) -> float:
     """Of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
-    share = (one.estimate * one.n + 1) / (one.n + 2)
-    of_row = share * (1 - share) if one.row_variance is None else max(one.row_variance, 1 / one.n)
-    return max(one.design_effect, 1.0) * of_row / one.n
+    share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
+    of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
+    return max(estimated.design_effect, 1.0) * of_row / estimated.n

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from bedplate.adaptation.context.estimated import Estimated, Judged
+from bedplate.adaptation.context.estimated import Estimated, BoundedEstimate
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
-from bedplate.adaptation.verdict.admission import Admission
+from bedplate.adaptation.verdict.admission import BudgetChanges
 from bedplate.adaptation.verdict.candidate import Nominable, infeasible
 from bedplate.adaptation.verdict.expected import expected
 from bedplate.core.errors import UsageError
@@ -28,7 +28,7 @@ from bedplate.core.statistics import (
     simultaneous,
     values_needed,
 )
-from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
@@ -85,9 +85,9 @@ def nominate(
     level = simultaneous(confidence, MOST_NOMINEES)
     whole = [c for c in feasible if not c.short]
     likely = [c for c in whole if _enough(c, target, level, test_n)]
-    above = [c for c in whole if c.estimate > target]
+    above_target = [c for c in whole if c.estimate > target]
     best = max(whole or feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
-    pool = likely or above or [best]
+    pool = likely or above_target or [best]
     by_cost = sorted(pool, key=lambda c: (c.usd_per_1k_calls, -c.estimate, c.rung))
     chosen = by_cost[:MOST_NOMINEES]
     if best in pool and best not in chosen:
@@ -109,27 +109,27 @@ def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> b
 def _why(
     candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
 ) -> str:
-    seen = f"{scale.said(candidate.estimate)} on valid"
+    score_note = f"{scale.format_score(candidate.estimate)} on valid"
     short = f" (on valid it is not {'; nor '.join(candidate.short)})" if candidate.short else ""
     if candidate in chosen:
-        return f"nominated: {seen} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
+        return f"nominated: {score_note} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
     if candidate in pool:
         return f"not nominated: {MOST_NOMINEES} nominees are taken by cheaper ones and the best"
     if candidate.estimate <= target:
-        return f"not nominated: {seen} does not reach the target of {scale.bar(target)}"
+        return f"not nominated: {score_note} does not reach the target of {scale.bar(target)}"
     if candidate.short:
         return f"not nominated: on valid it is not {'; nor '.join(candidate.short)}"
-    return f"not nominated: {seen} is too near the target for the test rows to decide"
+    return f"not nominated: {score_note} is too near the target for the test rows to decide"
 
 
 def confirm(
-    tested: Sequence[tuple[str, Judged]],
-    valid: Mapping[str, Judged],
+    tested: Sequence[tuple[str, BoundedEstimate]],
+    valid: Mapping[str, BoundedEstimate],
     *,
     target: float,
     alpha: float,
     next_alpha: float | None = None,
-    holds: Mapping[str, Callable[[float], bool]] | None = None,
+    checks: Mapping[str, Callable[[float], bool]] | None = None,
     order: Sequence[str] | None = None,
     claims: int = 1,
 ) -> list[Confirmation]:
@@ -137,7 +137,7 @@ def confirm(
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
-    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). holds: whether what else
+    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what else
     is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
     nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
     that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
@@ -154,21 +154,21 @@ def confirm(
             unbounded[i] = error.message
             return -math.inf
 
-    beside = [(holds or {}).get(rung, _nothing_else) for rung, _ in tested]
+    rung_checks = [(checks or {}).get(rung, _nothing_else) for rung, _ in tested]
     bounds = [partial(lower_of, i) for i in range(len(tested))]
     if order is None:
-        lower = holm_bounds(bounds, target, 1 - alpha, beside)
+        lower = holm_bounds(bounds, target, 1 - alpha, rung_checks)
     else:
         names = [rung for rung, _ in tested]
-        lower = sequence_bounds(bounds, target, 1 - alpha, beside, [names.index(rung) for rung in order])
-    upper = [None if i in unbounded else one.bound(level, "upper") for i, (_, one) in enumerate(tested)]
-    found: list[Confirmation] = []
+        lower = sequence_bounds(bounds, target, 1 - alpha, rung_checks, [names.index(rung) for rung in order])
+    upper = [None if i in unbounded else judged.bound(level, "upper") for i, (_, judged) in enumerate(tested)]
+    confirmations: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
         hope = valid[rung]
         effect = max(evaluation.design_effect, hope.design_effect, 1.0)
         likely = min(max(expected(rung, evaluation, valid), 0.0), 1.0)
-        again = 1 - (alpha if next_alpha is None else next_alpha)
-        found.append(
+        next_confidence = 1 - (alpha if next_alpha is None else next_alpha)
+        confirmations.append(
             Confirmation(
                 rung=rung,
                 estimate=evaluation.estimate,
@@ -179,11 +179,11 @@ def confirm(
                 passed=lower[i].passed,
                 reached=lower[i].reached,
                 expected=likely,
-                needed_n=needed_n(likely, target, again, deff=effect, variance=hope.row_variance),
+                needed_n=needed_n(likely, target, next_confidence, deff=effect, variance=hope.row_variance),
                 reason=unbounded.get(i),
             )
         )
-    return found
+    return confirmations
 
 
 def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Estimated]) -> list[str] | None:
@@ -219,7 +219,7 @@ def decide(
     limits: Mapping[str, Sequence[Limit]] | None = None,
     requirements: Mapping[str, Sequence[Requirement]] | None = None,
     scale: Scale = PLAIN,
-    kept_out: Sequence[Admission] = (),
+    kept_out: Sequence[BudgetChanges] = (),
 ) -> GateDecision:
     """PASS: the cheapest nominee whose lower bound clears the target and whose guards and limits hold. FAIL: every
     upper bound lies below it (or a guard or limit of the nominee is broken), or no skin could be made whatever the
@@ -232,12 +232,12 @@ def decide(
     those that look best first. scale: says the scores of the confirmations and the target.
     """
     guards, limits, requirements = guards or {}, limits or {}, requirements or {}
-    bar, least, clears = scale.bar(target), scale.least, f"{scale.lower_bound} clears the target"
+    bar, floor_word, clears = scale.bar(target), scale.lower_phrase, f"{scale.lower_bound} clears the target"
     if not nomination.nominees:
         why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
         if kept_out:
-            also = f" ({why})" if why else ""
-            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{also}.")
+            reasons_note = f" ({why})" if why else ""
+            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{reasons_note}.")
         return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
     by_rung = {c.rung: c for c in confirmations}
     if set(by_rung) != set(nomination.nominees):
@@ -245,68 +245,74 @@ def decide(
     ordered = [by_rung[rung] for rung in nomination.nominees]
     best = max(ordered, key=lambda c: c.estimate)
     rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
-    beside: dict[str, list[Guard | Limit | Requirement]] = {
+    conditions: dict[str, list[Guard | Limit | Requirement]] = {
         c.rung: [*requirements.get(c.rung, ()), *guards.get(c.rung, ()), *limits.get(c.rung, ())] for c in ordered
     }
-    held = {c.rung: _held(beside[c.rung]) for c in ordered}
+    conditions_met = {c.rung: _all_met(conditions[c.rung]) for c in ordered}
     for c in ordered:
-        if c.passed and c.lower is not None and held[c.rung] is True:
+        if c.passed and c.lower is not None and conditions_met[c.rung] is True:
             text = (
-                f"{c.rung} is the cheapest nominee whose {clears}: {metric} {scale.said(c.estimate)} on "
-                f"{rows}, {least} {scale.said(c.lower)} with {c.lower_confidence:.1%} confidence, target {bar}."
+                f"{c.rung} is the cheapest nominee whose {clears}: {metric} {scale.format_score(c.estimate)} on "
+                f"{rows}, {floor_word} {scale.format_score(c.lower)} with {c.lower_confidence:.1%} confidence, target {bar}."
             )
-            if c.expected is not None and scale.said(min(c.expected, c.estimate)) != scale.said(c.estimate):
+            if c.expected is not None and scale.format_score(min(c.expected, c.estimate)) != scale.format_score(
+                c.estimate
+            ):
                 text += (
                     f" What passed scores {'low' if scale.lower_is_better else 'high'} by luck as well: with valid and "
-                    f"the others, expect {scale.said(c.expected)}."
+                    f"the others, expect {scale.format_score(c.expected)}."
                 )
             if requirements.get(c.rung):
-                text += f" What else is required holds: {'; '.join(one.reason for one in requirements[c.rung])}."
+                text += f" What else is required holds: {'; '.join(requirement.reason for requirement in requirements[c.rung])}."
             if guards.get(c.rung):
                 text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
             text += "".join(f" Its {limit.reason}." for limit in limits.get(c.rung, ()))
             return GateDecision("PASS", c.rung, text)
     stopped = " ".join(
-        f"{c.rung} clears the target ({scale.said(c.estimate)}, {least} {scale.said(c.lower)}) and is held back by its "
-        f"{_named(one)}{one.reason}."
+        f"{c.rung} clears the target ({scale.format_score(c.estimate)}, {floor_word} {scale.format_score(c.lower)}) and is held back by its "
+        f"{_named(condition)}{condition.reason}."
         for c in ordered
-        for one in beside[c.rung]
-        if c.passed and c.lower is not None and one.holds is not True
+        for condition in conditions[c.rung]
+        if c.passed and c.lower is not None and condition.holds is not True
     )
     unbounded = next((c for c in ordered if c.reason is not None), None)
     if unbounded is not None:
         text = (
             f"No nominee's {clears} of {bar} on {rows}, and for {unbounded.rung} there is "
-            f"none, whatever the estimate (best: {best.rung}, {scale.said(best.estimate)}): {unbounded.reason}."
+            f"none, whatever the estimate (best: {best.rung}, {scale.format_score(best.estimate)}): {unbounded.reason}."
         )
         return GateDecision("INSUFFICIENT_DATA", None, text)
     below = [c for c in ordered if c.upper is not None and c.upper < target]
     missed = f"{scale.upper_bound} lies {'above' if scale.lower_is_better else 'below'} the target"
     broken = " ".join(
-        f"{c.rung} does not fulfil what is required: {one.reason}."
+        f"{c.rung} does not fulfil what is required: {requirement.reason}."
         for c in ordered
-        for one in requirements.get(c.rung, ())
-        if not c.passed and c not in below and one.holds is False
+        for requirement in requirements.get(c.rung, ())
+        if not c.passed and c not in below and requirement.holds is False
     )
-    if (stopped or broken) and all(c in below or held[c.rung] is False for c in ordered):
-        rest = f"Every other nominee's {missed}." if below else ""
-        return GateDecision("FAIL", None, " ".join(filter(None, (stopped, broken, rest))))
+    if (stopped or broken) and all(c in below or conditions_met[c.rung] is False for c in ordered):
+        missed_note = f"Every other nominee's {missed}." if below else ""
+        return GateDecision("FAIL", None, " ".join(filter(None, (stopped, broken, missed_note))))
     if stopped:
         return GateDecision("INSUFFICIENT_DATA", None, stopped)
     if len(below) == len(ordered):
         text = (
-            f"Every nominee's {missed} of {bar}; the best is {best.rung} with {metric} {scale.said(best.estimate)}, "
-            f"{scale.most} {scale.said(best.upper or 0.0)} with {best.upper_confidence:.1%} confidence, on {rows}."
+            f"Every nominee's {missed} of {bar}; the best is {best.rung} with {metric} {scale.format_score(best.estimate)}, "
+            f"{scale.upper_phrase} {scale.format_score(best.upper or 0.0)} with {best.upper_confidence:.1%} confidence, on {rows}."
         )
-        above = [one for one in kept_out if one.estimate is not None and one.estimate > target]
-        if above:
+        promising = [
+            admission for admission in kept_out if admission.estimate is not None and admission.estimate > target
+        ]
+        if promising:
             return GateDecision(
-                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(above)}."
+                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(promising)}."
             )
         return GateDecision("FAIL", None, text)
     first = by_rung[nomination.primary or best.rung]
     expect = first.estimate if first.expected is None else first.expected
-    likely = f"{first.rung} is expected to be at {scale.said(expect)}, by valid and test and the other candidates"
+    likely = (
+        f"{first.rung} is expected to be at {scale.format_score(expect)}, by valid and test and the other candidates"
+    )
     hope = (
         f"{likely}: about {first.needed_n:,} test rows in all would then pass it in 80% of next verdicts"
         if first.needed_n is not None
@@ -314,38 +320,46 @@ def decide(
         "promised to show that it clears it"
     )
     behind = [c.rung for c in ordered if not c.reached and c.lower is not None and c.lower > target]
-    whose = f"No {'reached ' if behind else ''}nominee's {clears}"
+    subject = f"No {'reached ' if behind else ''}nominee's {clears}"
     text = (
-        f"{whose} of {bar} on {rows}, and not every {scale.upper_bound} is "
-        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.said(best.estimate)}, "
-        f"{'up to' if scale.lower_is_better else 'from'} {scale.said(best.lower or 0.0)}); {hope}."
+        f"{subject} of {bar} on {rows}, and not every {scale.upper_bound} is "
+        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.format_score(best.estimate)}, "
+        f"{'up to' if scale.lower_is_better else 'from'} {scale.format_score(best.lower or 0.0)}); {hope}."
     )
     if behind:
         text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
     if 0 < target < 1 and groups < min(n, enough := groups_needed(target, first.lower_confidence)):
         shown = f"{enough} groups without a failure would show {bar}"
         text += f" With so few groups, some that fail may have been missed: {shown}."
-    undecided = [one.reason for one in requirements.get(first.rung, ()) if one.holds is not True]
+    undecided = [
+        requirement.reason for requirement in requirements.get(first.rung, ()) if requirement.holds is not True
+    ]
     if undecided:
         text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."
     return GateDecision("INSUFFICIENT_DATA", None, text)
 
 
-def _named(one: Guard | Limit | Requirement) -> str:
-    return f"{one.guard} guard: " if isinstance(one, Guard) else "requirement: " if isinstance(one, Requirement) else ""
+def _named(condition: Guard | Limit | Requirement) -> str:
+    return (
+        f"{condition.guard} guard: "
+        if isinstance(condition, Guard)
+        else "requirement: "
+        if isinstance(condition, Requirement)
+        else ""
+    )
 
 
-def _ways_out(kept_out: Sequence[Admission]) -> str:
-    more = len(kept_out) - SHOWN
-    named = "; ".join(one.said for one in kept_out[:SHOWN])
-    return f"{named}; and {more} more" if more > 0 else named
+def _ways_out(kept_out: Sequence[BudgetChanges]) -> str:
+    hidden_count = len(kept_out) - SHOWN
+    named = "; ".join(admission.summary for admission in kept_out[:SHOWN])
+    return f"{named}; and {hidden_count} more" if hidden_count > 0 else named
 
 
-def _held(found: Sequence[Guard | Limit | Requirement]) -> bool | None:
+def _all_met(conditions: Sequence[Guard | Limit | Requirement]) -> bool | None:
     """Whether all hold: False where one is broken, None where one is undecided and none broken."""
-    if any(one.holds is False for one in found):
+    if any(condition.holds is False for condition in conditions):
         return False
-    return None if any(one.holds is None for one in found) else True
+    return None if any(condition.holds is None for condition in conditions) else True
 
 
 def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:
@@ -363,20 +377,20 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
     bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
     lower, upper = bounds
     needed, calls = values_needed(SLOW, confidence), len(timed.seconds)
-    known = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
+    observed = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
-        holds, said = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
+        within_budget, bounds_note = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
     elif lower is not None and lower > budget_ms:
-        holds, said = False, f"at least {lower:.0f} ms with {confidence:.1%} confidence, over {budget}"
+        within_budget, bounds_note = False, f"at least {lower:.0f} ms with {confidence:.1%} confidence, over {budget}"
     elif calls < needed:
-        holds, said = None, f"and {needed} calls are the least that can show {budget} to be kept"
+        within_budget, bounds_note = None, f"and {needed} calls are the least that can show {budget} to be kept"
     else:
         reach = "" if upper is None else f" to {upper:.0f} ms"
-        holds, said = None, f"from {lower or 0:.0f}{reach}, so that they do not decide on {budget}"
+        within_budget, bounds_note = None, f"from {lower or 0:.0f}{reach}, so that they do not decide on {budget}"
     return Limit(
         limit="p95_ms",
-        holds=holds,
+        holds=within_budget,
         value=1000 * timed.p95,
         lower=lower,
         upper=upper,
@@ -384,13 +398,13 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
         confidence=confidence,
         calls=calls,
         needed=needed,
-        reason=f"{known}, {said}",
+        reason=f"{observed}, {bounds_note}",
     )
 
 
 def compare_with(
     tested: Mapping[str, Evaluation], nominees: Sequence[str], versus: str | None, seed: int
-) -> list[tuple[str, str, Comparison, float]]:
+) -> list[tuple[str, str, PairedComparison, float]]:
     """Each nominee against `versus` on the same test rows: (a, b, comparison, Holm-corrected p-value)."""
     if versus is None or versus not in tested:
         return []

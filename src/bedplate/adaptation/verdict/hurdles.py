@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bedplate.adaptation.climb.guard_drops import GuardResult, hold
+from bedplate.adaptation.climb.guard_drops import GuardResult, guards_pass
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Latency, Result, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import Latency, RungResult, RungOutcome, Tested
 from bedplate.adaptation.task.target_spec import CURRENT
 from bedplate.adaptation.verdict.bar import Bar
-from bedplate.adaptation.verdict.measured import NOTHING, Level, Price, Priced
-from bedplate.adaptation.verdict.requirements import Shown
+from bedplate.adaptation.verdict.measured import NOTHING, ReferenceLevel, CallPrice, Priced
+from bedplate.adaptation.verdict.requirements import RequirementResult
 from bedplate.core.errors import DataError, UsageError
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
@@ -27,21 +27,25 @@ class OnTest:
     """The nominees on test. score: the bar; judged: as the gate asks for them; shown: what else is required of each."""
 
     score: float
-    judged: Mapping[str, Priced | Level]
-    shown: Mapping[str, Sequence[Shown]]
+    judged: Mapping[str, Priced | ReferenceLevel]
+    shown: Mapping[str, Sequence[RequirementResult]]
 
     @property
     def claims(self) -> int:
         """Claims that a nominee falls short, of the bar or of a requirement, which share one error."""
-        return max((one.among for shown in self.shown.values() for one in shown), default=1)
+        return max((requirement.claims for shown in self.shown.values() for requirement in shown), default=1)
 
-    def hold(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
+    def passes(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
         """Whether a nominee's guards and all that is required of it are shown to hold."""
-        return hold(guards, confidence) and all(one.holds(confidence) for one in self.shown[name])
+        return guards_pass(guards, confidence) and all(
+            requirement.is_shown(confidence) for requirement in self.shown[name]
+        )
 
     def at(self, levels: Mapping[str, float]) -> dict[str, list[Requirement]]:
         """What the report says of the requirements, each nominee's at its own level; of those that have any."""
-        return {name: [one.at(levels[name]) for one in shown] for name, shown in self.shown.items() if shown}
+        return {
+            name: [requirement.at(levels[name]) for requirement in shown] for name, shown in self.shown.items() if shown
+        }
 
 
 class Hurdles:
@@ -64,73 +68,75 @@ class Hurdles:
         """The bar on valid; 0 until there is what it is to be compared with."""
         return self.bar.score("valid") if self._ready else 0.0
 
-    def compare(self, results: Mapping[str, Result]) -> None:
+    def compare(self, results: Mapping[str, RungResult]) -> None:
         """Takes the candidate that the target is against, if it was climbed by now."""
         if self.against is not None and self.against in results:
             result = results[self.against]
-            self.bar.others["valid"] = Priced(result.evaluation, self._price(result))
+            self.bar.references["valid"] = Priced(result.evaluation, self._price(result))
 
     def settle(self, outcomes: Mapping[str, RungOutcome]) -> None:
         """UsageError where the candidate that the target is against was not made: nothing can be decided then."""
         if self.against not in (None, CURRENT):
-            self.compare({name: one.result for name, one in outcomes.items() if one.result is not None})
-            if "valid" not in self.bar.others:
+            self.compare({name: outcome.result for name, outcome in outcomes.items() if outcome.result is not None})
+            if "valid" not in self.bar.references:
                 reason = outcomes[self.against].reason if self.against in outcomes else "there is no such candidate"
                 raise UsageError(
                     f"adapt.target.against: {self.against} was not made ({reason}), so there is nothing to compare "
                     "with; change that, or the target, and give the same command again: what is finished is kept"
                 )
 
-    def judged(self, result: Result) -> Priced | Level:
+    def judged(self, result: RungResult) -> Priced | ReferenceLevel:
         """A candidate on valid, as the gate asks for it."""
         return self.bar.judged(result.evaluation, self._price(result)) if self._ready else Priced(result.evaluation)
 
-    def short(self, result: Result) -> tuple[str, ...]:
+    def short(self, result: RungResult) -> tuple[str, ...]:
         """What is required and not met by a candidate's estimates on valid."""
-        key = (result.rung, result.skin_id, "valid" in self.bar.others)
+        key = (result.rung, result.skin_id, "valid" in self.bar.references)
         if key not in self._short:
-            asked = self.bar.requirements(result.evaluation, self._price(result))
-            self._short[key] = tuple(one.words for one in asked if not one.met)
+            requirements = self.bar.requirements(result.evaluation, self._price(result))
+            self._short[key] = tuple(requirement.words for requirement in requirements if not requirement.met)
         return self._short[key]
 
-    def asked(self, hashes: Mapping[str, str]) -> dict[str, Any]:
+    def question_parts(self, hashes: Mapping[str, str]) -> dict[str, Any]:
         """What tells a verdict from another on the same rows, metric, target and skins: the files that answers,
         weights and slices are read from, where the task has any. hashes: of files and splits."""
         data = self.task.data
         if data.current is None and not data.sliced and not data.traffic.duplicates:
             return {}
-        return {"files": {name: one for name, one in hashes.items() if name.startswith("file:")}}
+        return {"files": {name: digest for name, digest in hashes.items() if name.startswith("file:")}}
 
     def open_test(
-        self, examples: Sequence[Example], tested: Mapping[str, Tested], results: Mapping[str, Result]
+        self, examples: Sequence[Example], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
     ) -> None:
         """What the nominees are compared with, on test."""
         self._answered(examples, "test")
         if self.against is not None and self.against in tested:
-            self.bar.others["test"] = self._on_test(self.against, tested, results)
+            self.bar.references["test"] = self._on_test(self.against, tested, results)
 
-    def on_test(self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, Result]) -> OnTest:
+    def on_test(
+        self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
+    ) -> OnTest:
         """The nominees, once test was opened for them."""
-        found = {name: self._on_test(name, tested, results) for name in nominees}
+        priced_nominees = {name: self._on_test(name, tested, results) for name in nominees}
         return OnTest(
             self.bar.score("test" if nominees else "valid"),
-            {name: self.bar.judged(one.evaluation, one.price) for name, one in found.items()},
-            {name: self.bar.requirements(one.evaluation, one.price) for name, one in found.items()},
+            {name: self.bar.judged(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
+            {name: self.bar.requirements(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
         )
 
-    def priced(self, evaluation: Evaluation, result: Result, timing: Latency) -> Priced:
+    def priced(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Priced:
         """Any candidate's evaluation with the price of its calls."""
         return Priced(evaluation, self.bar.price(result, timing, self.spec.machine.usd_per_hour))
 
-    def net(self, evaluation: Evaluation, result: Result, timing: Latency) -> Evaluation:
+    def net(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Evaluation:
         """The evaluation with the price of a call taken off every row, to be compared."""
-        found = self.priced(evaluation, result, timing)
-        if found.price is NOTHING:
+        priced = self.priced(evaluation, result, timing)
+        if priced.price is NOTHING:
             return evaluation
-        rows = tuple(replace(row, score=row.score - found.price.share) for row in evaluation.rows)
-        return replace(evaluation, rows=rows, estimate=found.estimate, interval=found.interval)
+        rows = tuple(replace(row, score=row.score - priced.price.share) for row in evaluation.rows)
+        return replace(evaluation, rows=rows, estimate=priced.estimate, interval=priced.interval)
 
-    def beside(self, split: str) -> dict[str, Evaluation]:
+    def current_system(self, split: str) -> dict[str, Evaluation]:
         """The system that runs today by its name, where it has answers on a split that was looked at."""
         return {CURRENT: self.current[split]} if split in self.current else {}
 
@@ -139,34 +145,34 @@ class Hurdles:
         spec, worst = self.task.data.current, self.task.scale.worst_usd
         assert spec is not None
         usd = (spec.usd_per_1k_calls or 0.0) / 1000
-        return Priced(self.current[split], NOTHING if worst is None else Price.known(usd / worst))
+        return Priced(self.current[split], NOTHING if worst is None else CallPrice.fixed(usd / worst))
 
     @property
     def _ready(self) -> bool:
-        return self.spec.target.value is not None or "valid" in self.bar.others
+        return self.spec.target.value is not None or "valid" in self.bar.references
 
-    def _price(self, result: Result) -> Price:
+    def _price(self, result: RungResult) -> CallPrice:
         return self.bar.price(result, result.latency, self.spec.machine.usd_per_hour)
 
-    def _on_test(self, name: str, tested: Mapping[str, Tested], results: Mapping[str, Result]) -> Priced:
+    def _on_test(self, name: str, tested: Mapping[str, Tested], results: Mapping[str, RungResult]) -> Priced:
         return self.priced(tested[name].evaluation, results[name], tested[name].latency)
 
     def _answered(self, examples: Sequence[Example], split: str) -> None:
         if self.task.data.current is not None:
             answers = [example.current for example in examples]
-            found = evaluate_predictions(self.task, examples, answers, split=split, seed=self.seed)
-            if split == "valid" and found.unparsed == found.n:  # before anything is made, and test is open
+            evaluation = evaluate_predictions(self.task, examples, answers, split=split, seed=self.seed)
+            if split == "valid" and evaluation.unparsed == evaluation.n:  # before anything is made, and test is open
                 raise DataError(_unusable(self.task, self.task.data.current.column, answers))
-            self.current[split] = found
+            self.current[split] = evaluation
             if self.against == CURRENT:
-                self.bar.others[split] = self.priced_current(split)
+                self.bar.references[split] = self.priced_current(split)
 
 
 def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
-    given = next((answer for answer in answers if answer is not None), None)
-    what = "is empty" if given is None else f"holds no answer of this task (but {given!r}, for one)"
-    known = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
+    sample_answer = next((answer for answer in answers if answer is not None), None)
+    problem = "is empty" if sample_answer is None else f"holds no answer of this task (but {sample_answer!r}, for one)"
+    labels_note = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
     return (
-        f"{task.path}: data.current: column {column!r} {what} in all {len(answers)} rows of valid, so that every skin "
-        f"would look better than it{known}; correct the column, or take `current` out"
+        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every skin "
+        f"would look better than it{labels_note}; correct the column, or take `current` out"
     )

@@ -19,12 +19,12 @@ from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import drop_between
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.restricted import calibration_error, calibration_of, sure
-from bedplate.evaluation.task_row import RowResult
+from bedplate.evaluation.task_row import GradedRow
 
 POWER = 0.8
 
 
-class Measured(Protocol):
+class MetricEstimate(Protocol):
     """A number, its one-sided bounds (InsufficientGroups where there are none), and the rows that it is of."""
 
     @property
@@ -40,19 +40,19 @@ class Measured(Protocol):
 
 
 @dataclass(frozen=True)
-class Price:
+class CallPrice:
     """Of a call, as a share of what one costs at worst. bounds: lower and upper, one-sided, at a confidence."""
 
     share: float
     bounds: Callable[[float], tuple[float, float]]
 
     @classmethod
-    def known(cls, share: float) -> Price:
+    def fixed(cls, share: float) -> CallPrice:
         """That is not measured but told."""
         return cls(share, lambda _: (share, share))
 
 
-NOTHING = Price.known(0.0)
+NOTHING = CallPrice.fixed(0.0)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Priced(Resting):
     those of a sum of independent estimates (MOVER, Zou & Donner 2008)."""
 
     evaluation: Evaluation
-    price: Price = NOTHING
+    price: CallPrice = NOTHING
 
     @property
     def estimate(self) -> float:
@@ -72,14 +72,14 @@ class Priced(Resting):
         return self.evaluation.groups
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        found = self.evaluation.bound(confidence, side)
-        return found if self.price is NOTHING else self._less(found, confidence, side)
+        quality_bound = self.evaluation.bound(confidence, side)
+        return quality_bound if self.price is NOTHING else self._net_of_price(quality_bound, confidence, side)
 
-    def _less(self, found: float, confidence: float, side: Side) -> float:
-        own, price = self.evaluation.estimate, self.price
-        ends = (min(found, own), own) if side == "lower" else (own, max(found, own))
+    def _net_of_price(self, quality_bound: float, confidence: float, side: Side) -> float:
+        estimate, price = self.evaluation.estimate, self.price
+        ends = (min(quality_bound, estimate), estimate) if side == "lower" else (estimate, max(quality_bound, estimate))
         low, high = price.bounds(confidence)
-        low, high = independent_difference(own, price.share, ends, (min(low, price.share), max(high, price.share)))
+        low, high = independent_difference(estimate, price.share, ends, (min(low, price.share), max(high, price.share)))
         return low if side == "lower" else high
 
     @property
@@ -89,10 +89,10 @@ class Priced(Resting):
             return self.evaluation.interval
         one_sided = (1 + self.evaluation.confidence) / 2
         low, high = self.evaluation.interval
-        return self._less(low, one_sided, "lower"), self._less(high, one_sided, "upper")
+        return self._net_of_price(low, one_sided, "lower"), self._net_of_price(high, one_sided, "upper")
 
     def needed(self, bar: float, confidence: float) -> int | None:
-        value, at = (min(max(one, 0.0), 1.0) for one in (self.estimate, bar))
+        value, at = (min(max(score, 0.0), 1.0) for score in (self.estimate, bar))
         effect = max(self.design_effect, 1.0)
         return needed_n(value, at, confidence, POWER, effect, self.row_variance)
 
@@ -101,27 +101,27 @@ class Priced(Resting):
 class Calibrated:
     """One minus the calibration error of the rows whose answers carry probabilities, at least one of them."""
 
-    rows: Sequence[RowResult]
+    rows: Sequence[GradedRow]
 
     @cached_property
-    def _kept(self) -> list[RowResult]:
+    def _scored_rows(self) -> list[GradedRow]:
         return sure(self.rows)
 
     @property
     def n(self) -> int:
-        return len(self._kept)
+        return len(self._scored_rows)
 
     @property
     def groups(self) -> int:
-        return len({row.group for row in self._kept})
+        return len({row.group for row in self._scored_rows})
 
     @property
     def estimate(self) -> float:
-        return 1 - calibration_error(self._kept)
+        return 1 - calibration_error(self._scored_rows)
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        found = calibration_of(self._kept, confidence)
-        return 1 - (found.upper if side == "lower" else found.lower)
+        calibration = calibration_of(self._scored_rows, confidence)
+        return 1 - (calibration.upper if side == "lower" else calibration.lower)
 
     def needed(self, bar: float, confidence: float) -> int | None:
         """By the width of the bound, which shrinks as the root of the rows."""
@@ -138,49 +138,55 @@ class Calibrated:
 
 
 @dataclass(frozen=True)
-class Against:
+class ReferenceComparison:
     """A nominee minus what it is compared with, on the same rows, the price of a call in both."""
 
-    own: Priced
-    other: Priced
+    nominee: Priced
+    reference: Priced
 
     @property
     def _priced(self) -> float:
-        return self.own.price.share - self.other.price.share
+        return self.nominee.price.share - self.reference.price.share
 
     @property
     def estimate(self) -> float:
-        return self.own.estimate - self.other.estimate
+        return self.nominee.estimate - self.reference.estimate
 
     @property
     def n(self) -> int:
-        return self.own.n
+        return self.nominee.n
 
     @property
     def groups(self) -> int:
-        return self.own.groups
+        return self.nominee.groups
 
     def _drop(self, confidence: float) -> Drop:
         """How much worse the nominee is, without prices. Raises InsufficientGroups."""
-        found = drop_between(self.other.evaluation, self.own.evaluation, confidence)
-        if found.upper is None:
-            sizes = np.array(list(Counter(row.group for row in self.own.evaluation.rows).values()), dtype=np.float64)
-            few = found.groups < MINIMUM_GROUPS
-            raise InsufficientGroups(found.groups, MINIMUM_GROUPS, None if few else worth(sizes))
-        return found
+        drop = drop_between(self.reference.evaluation, self.nominee.evaluation, confidence)
+        if drop.upper is None:
+            sizes = np.array(
+                list(Counter(row.group for row in self.nominee.evaluation.rows).values()), dtype=np.float64
+            )
+            lacks_groups = drop.groups < MINIMUM_GROUPS
+            raise InsufficientGroups(drop.groups, MINIMUM_GROUPS, None if lacks_groups else worth(sizes))
+        return drop
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         drop = self._drop(confidence)
         assert drop.lower is not None
         assert drop.upper is not None
-        apart = Price(self._priced, self._price_bounds)
+        price_gap = CallPrice(self._priced, self._price_bounds)
         ends = (-drop.upper, -drop.lower)
-        low, high = independent_difference(-drop.value, apart.share, ends, apart.bounds(confidence))
+        low, high = independent_difference(-drop.value, price_gap.share, ends, price_gap.bounds(confidence))
         return low if side == "lower" else high
 
     def _price_bounds(self, confidence: float) -> tuple[float, float]:
-        own, other = (one.price.bounds(confidence) for one in (self.own, self.other))
-        return independent_difference(self.own.price.share, self.other.price.share, own, other)
+        nominee_bounds, reference_bounds = (
+            priced.price.bounds(confidence) for priced in (self.nominee, self.reference)
+        )
+        return independent_difference(
+            self.nominee.price.share, self.reference.price.share, nominee_bounds, reference_bounds
+        )
 
     def needed(self, bar: float, confidence: float) -> int | None:
         try:
@@ -191,15 +197,15 @@ class Against:
 
 
 @dataclass(frozen=True)
-class Level:
+class ReferenceLevel:
     """A nominee where the bar is what it is compared with, on the same rows: its lower bound is that of the difference,
     above the other's estimate, as if that were known. So it can be read beside the bar in the metric's own numbers."""
 
-    against: Against
+    against: ReferenceComparison
 
     @property
     def estimate(self) -> float:
-        return self.against.own.estimate
+        return self.against.nominee.estimate
 
     @property
     def n(self) -> int:
@@ -217,8 +223,8 @@ class Level:
 
     @cached_property
     def _variance(self) -> float:
-        drop = drop_between(self.against.other.evaluation, self.against.own.evaluation, 0.95)
+        drop = drop_between(self.against.reference.evaluation, self.against.nominee.evaluation, 0.95)
         return max(drop.se**2 * drop.n, 1 / drop.n) if math.isfinite(drop.se) else 1.0
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        return self.against.other.estimate + self.against.bound(confidence, side)
+        return self.against.reference.estimate + self.against.bound(confidence, side)

@@ -14,7 +14,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
-from bedplate.adaptation.verdict.measured import NOTHING, POWER, Against, Calibrated, Measured, Price, Priced
+from bedplate.adaptation.verdict.measured import (
+    NOTHING,
+    POWER,
+    ReferenceComparison,
+    Calibrated,
+    MetricEstimate,
+    CallPrice,
+    Priced,
+)
 from bedplate.core.statistics import InsufficientGroups, needed_n
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs.scale import PLAIN, Scale
@@ -26,21 +34,21 @@ from bedplate.report.schema_bar import Requirement
 
 
 @dataclass(frozen=True)
-class Shown:
+class RequirementResult:
     """One requirement and what the rows say of it. measured: None where there is nothing to measure, for the reason
-    `nothing`. bar: a score, of which more is better (of a calibration error 1 minus it). apart: whether it is a
-    difference. rows: of the whole split; among: how many claims share the error of one that it is broken."""
+    `nothing`. bar: a score, of which more is better (of a calibration error 1 minus it). is_difference: whether it is a
+    difference. rows: of the whole split; claims: how many claims share the error of one that it is broken."""
 
     words: str
     metric: str
     slice: str | None
     bar: float
-    measured: Measured | None
+    measured: MetricEstimate | None
     rows: int
-    among: int = 1
+    claims: int = 1
     scale: Scale = PLAIN
     error: bool = False
-    apart: bool = False
+    is_difference: bool = False
     nothing: str = ""
 
     @property
@@ -48,7 +56,7 @@ class Shown:
         """Whether the estimate is on the right side of the bar."""
         return self.measured is not None and self.measured.estimate > self.bar
 
-    def holds(self, confidence: float) -> bool:
+    def is_shown(self, confidence: float) -> bool:
         """Whether that is shown at this confidence."""
         try:
             return self.measured is not None and self.measured.bound(confidence) > self.bar
@@ -58,37 +66,37 @@ class Shown:
     def at(self, confidence: float) -> Requirement:
         """What the report says of it at this confidence."""
         if self.measured is None:
-            return self._said(None, None, None, confidence, None, f"{self.words}: {self.nothing}")
+            return self._requirement(None, None, None, confidence, None, f"{self.words}: {self.nothing}")
         measured = self.measured
         try:
             lower, upper = measured.bound(confidence), measured.bound(confidence, "upper")
-            broken = measured.bound(1 - (1 - confidence) / self.among, "upper") < self.bar
+            broken = measured.bound(1 - (1 - confidence) / self.claims, "upper") < self.bar
         except InsufficientGroups as error:
-            reason = f"{self.words}: {self._number(measured.estimate)} on {self._where()}; {error.message}"
+            reason = f"{self.words}: {self._number(measured.estimate)} on {self._rows_text()}; {error.message}"
             needed = None
             if error.worth is None:  # rows of as many groups as are wanted, if they come as they did
                 needed = math.ceil(self.rows * error.needed / max(error.groups, 1))
                 reason += f" (about {needed:,} test rows in all)"
-            return self._said(None, None, None, confidence, needed, reason)
-        holds = True if lower > self.bar else False if broken else None
+            return self._requirement(None, None, None, confidence, needed, reason)
+        fulfilled = True if lower > self.bar else False if broken else None
         needed = None
-        if holds is None:
+        if fulfilled is None:
             needed = measured.needed(self.bar, confidence)
             needed = None if needed is None else math.ceil(needed * self.rows / measured.n)
-        found = f"{self.words}: {self._number(measured.estimate)} on {self._where()}"
-        if holds:
-            said = f"{self._word('lower')} {self._number(lower)} with {confidence:.1%} confidence"
-        elif holds is False:
-            said = f"{self._word('upper')} {self._number(upper)} with {confidence:.1%} confidence"
+        estimate_note = f"{self.words}: {self._number(measured.estimate)} on {self._rows_text()}"
+        if fulfilled:
+            bounds_note = f"{self._word('lower')} {self._number(lower)} with {confidence:.1%} confidence"
+        elif fulfilled is False:
+            bounds_note = f"{self._word('upper')} {self._number(upper)} with {confidence:.1%} confidence"
         else:
             ends = sorted((lower, upper), key=self._value)
-            said = f"from {self._number(ends[0])} to {self._number(ends[1])}, so that these rows do not decide"
-            said += "" if needed is None else f" (about {needed:,} test rows in all would)"
-        return self._said(holds, lower, upper, confidence, needed, f"{found}, {said}")
+            bounds_note = f"from {self._number(ends[0])} to {self._number(ends[1])}, so that these rows do not decide"
+            bounds_note += "" if needed is None else f" (about {needed:,} test rows in all would)"
+        return self._requirement(fulfilled, lower, upper, confidence, needed, f"{estimate_note}, {bounds_note}")
 
-    def _said(
+    def _requirement(
         self,
-        holds: bool | None,
+        fulfilled: bool | None,
         lower: float | None,
         upper: float | None,
         confidence: float,
@@ -103,7 +111,7 @@ class Shown:
             requirement=self.words,
             metric=self.metric,
             slice=self.slice,
-            holds=holds,
+            holds=fulfilled,
             value=None if measured is None else self._value(measured.estimate),
             lower=low,
             upper=high,
@@ -123,36 +131,36 @@ class Shown:
     def _value(self, score: float) -> float:
         if self.error:
             return 1 - score
-        return self.scale.difference(score) if self.apart else self.scale.value(score)
+        return self.scale.difference(score) if self.is_difference else self.scale.value(score)
 
     def _number(self, score: float) -> str:
         value = self._value(score)
         if self.scale.lower_is_better:
-            return f"{'-' if value < 0 else '+' if self.apart else ''}${abs(value):.4f}"
-        return f"{value:+.3f}" if self.apart else f"{value:.3f}"
+            return f"{'-' if value < 0 else '+' if self.is_difference else ''}${abs(value):.4f}"
+        return f"{value:+.3f}" if self.is_difference else f"{value:.3f}"
 
     def _word(self, side: str) -> str:
         return "at least" if (side == "lower") != self._flipped else "at most"
 
-    def _where(self) -> str:
+    def _rows_text(self) -> str:
         assert self.measured is not None
         n, groups = self.measured.n, self.measured.groups
         return f"{n} rows" + (f" in {groups} groups" if groups < n else "")
 
 
 def requirements_of(
-    target: TargetSpec, evaluation: Evaluation, price: Price = NOTHING, other: Priced | None = None
-) -> list[Shown]:
-    """All that a target asks of a candidate beside its bar. other: what the target is against, on the same rows."""
-    asked = [] if other is None else [_against(target, Priced(evaluation, price), other)]
+    target: TargetSpec, evaluation: Evaluation, price: CallPrice = NOTHING, reference: Priced | None = None
+) -> list[RequirementResult]:
+    """All that a target asks of a candidate beside its bar. reference: what the target is against, on the same rows."""
+    requirements = [] if reference is None else [_against(target, Priced(evaluation, price), reference)]
     for spec in target.all_of:
-        asked += _asked(spec, evaluation, price)
-    claims = len(asked) + (target.value is not None)
-    return [replace(one, among=max(1, claims)) for one in asked]
+        requirements += _from_spec(spec, evaluation, price)
+    claims = len(requirements) + (target.value is not None)
+    return [replace(requirement, claims=max(1, claims)) for requirement in requirements]
 
 
-def _against(target: TargetSpec, own: Priced, other: Priced) -> Shown:
-    scale, name = own.evaluation.scale, target.against or ""
+def _against(target: TargetSpec, nominee: Priced, reference: Priced) -> RequirementResult:
+    scale, name = nominee.evaluation.scale, target.against or ""
     allowed = target.allowed / (scale.worst_usd or 1.0)
     money = "$" if scale.lower_is_better else ""
     if target.margin is not None:
@@ -161,41 +169,43 @@ def _against(target: TargetSpec, own: Priced, other: Priced) -> Shown:
         words = f"better than {name} by more than {money}{target.better_by:g}"
     else:
         words = f"better than {name}"
-    measured = Against(own, other)
-    metric = own.evaluation.metric
-    return Shown(words, metric, None, -allowed, measured, own.n, scale=scale, apart=True)
+    measured = ReferenceComparison(nominee, reference)
+    metric = nominee.evaluation.metric
+    return RequirementResult(words, metric, None, -allowed, measured, nominee.n, scale=scale, is_difference=True)
 
 
-def _asked(spec: RequirementSpec, evaluation: Evaluation, price: Price) -> Iterator[Shown]:
+def _from_spec(spec: RequirementSpec, evaluation: Evaluation, price: CallPrice) -> Iterator[RequirementResult]:
     column = spec.column
     if column is None:
-        yield _one(spec, evaluation, price, None)
+        yield _requirement_on(spec, evaluation, price, None)
         return
     if spec.where is not None:
         values: Sequence[str] = [spec.where[column]]
     else:
         values = evaluation.labels if column == LABEL else values_of(evaluation, column)
     for value in values:
-        yield _one(spec, evaluation, price, (column, value))
+        yield _requirement_on(spec, evaluation, price, (column, value))
 
 
-def _one(spec: RequirementSpec, evaluation: Evaluation, price: Price, part: tuple[str, str] | None) -> Shown:
+def _requirement_on(
+    spec: RequirementSpec, evaluation: Evaluation, price: CallPrice, part: tuple[str, str] | None
+) -> RequirementResult:
     """The requirement on all rows, or on those of one slice."""
     rows = evaluation.rows if part is None else rows_of(evaluation, *part)
     named = None if part is None else f"{part[0]}: {part[1] or '(none)'}"
-    own = spec.metric in (None, evaluation.metric)
-    scale = evaluation.scale if own else PLAIN
-    given = spec.at_most if spec.at_least is None else spec.at_least
-    assert given is not None
+    is_task_metric = spec.metric in (None, evaluation.metric)
+    scale = evaluation.scale if is_task_metric else PLAIN
+    threshold = spec.at_most if spec.at_least is None else spec.at_least
+    assert threshold is not None
     plain = ROW_SCORE if part is not None and evaluation.scoring == "counts" else evaluation.metric
     by = spec.metric or plain
     metric = by.replace("_", " ")
     side = "at least" if spec.at_least is not None else "at most"
     error = spec.at_most is not None and not scale.lower_is_better
-    bar = scale.score(given) if not error else 1 - given
+    bar = scale.score(threshold) if not error else 1 - threshold
     money = "$" if scale.lower_is_better else ""
-    words = f"{metric}{'' if named is None else f' where {named}'} {side} {money}{given:g}"
-    measured: Measured | None = None
+    words = f"{metric}{'' if named is None else f' where {named}'} {side} {money}{threshold:g}"
+    measured: MetricEstimate | None = None
     nothing = f"there is no test row of {named}, so that nothing is known of it; label such rows"
     if rows and spec.metric == CALIBRATION:
         measured = Calibrated(rows) if sure(rows) else None
@@ -203,10 +213,12 @@ def _one(spec: RequirementSpec, evaluation: Evaluation, price: Price, part: tupl
     elif rows and spec.metric == COVERAGE:
         measured = Priced(coverage_of(evaluation, rows))
     elif rows:
-        measured = Priced(by_metric(evaluation, rows, by), price if own else NOTHING)
+        measured = Priced(by_metric(evaluation, rows, by), price if is_task_metric else NOTHING)
     if error and isinstance(measured, Priced):
         measured = _Flipped(measured)
-    return Shown(words, metric, named, bar, measured, evaluation.n, scale=scale, error=error, nothing=nothing)
+    return RequirementResult(
+        words, metric, named, bar, measured, evaluation.n, scale=scale, error=error, nothing=nothing
+    )
 
 
 @dataclass(frozen=True)

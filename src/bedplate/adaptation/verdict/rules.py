@@ -17,7 +17,7 @@ from bedplate.adaptation.context.outcome import RungOutcome, Tested
 from bedplate.adaptation.rungs import in_role, rung_of
 from bedplate.adaptation.rungs.rung import Role, Side
 from bedplate.core.files import atomic_write
-from bedplate.evaluation.comparison import Comparison, compare
+from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 
 PREDICTIONS_FILE = "predictions.json"
@@ -29,7 +29,7 @@ SAME_COST = 0.05
 
 Favoured = Literal["tuning", "prompting"]
 Claim = Literal["tuned_beats_prompted", "prompted_beats_tuned", "tuned_is_cheaper"]
-Held = Literal["true", "false", "undecided", "not_tested"]
+RuleOutcome = Literal["true", "false", "undecided", "not_tested"]
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class Expectation:
 
 def expect(context: Context) -> list[Expectation]:
     """What the rules say, from the task alone: nothing of it was asked of a model."""
-    labels, kind = len(context.train), context.task.output.kind
+    labels, output_type = len(context.train), context.task.output.kind
     tokens = _few_shot_tokens(context)
-    many = labels > MANY_LABELS
-    because = f"there are {labels:,} labels, {'' if many else 'not '}more than {MANY_LABELS:,}"
-    more = Expectation(
+    label_rich = labels > MANY_LABELS
+    because = f"there are {labels:,} labels, {'' if label_rich else 'not '}more than {MANY_LABELS:,}"
+    tuning_wins = Expectation(
         "labels", "the best tuned skin beats the best prompted one", because, "tuning", "tuned_beats_prompted"
     )
     fewer = Expectation(
         "labels", "the best prompted skin beats the best tuned one", because, "prompting", "prompted_beats_tuned"
     )
-    found = [more if many else fewer]
+    expectations = [tuning_wins if label_rich else fewer]
     if tokens > LONG_PROMPT:
-        found.append(
+        expectations.append(
             Expectation(
                 "prompt length",
                 f"a call of the best tuned skin costs less than one of {in_role('examples')}",
@@ -66,23 +66,25 @@ def expect(context: Context) -> list[Expectation]:
                 "tuned_is_cheaper",
             )
         )
-    if kind in ("label", "labels", "json"):
-        what = {"label": "one of few labels", "labels": "some of few labels", "json": "JSON of one schema"}[kind]
-        found.append(
+    if output_type in ("label", "labels", "json"):
+        answer_form = {"label": "one of few labels", "labels": "some of few labels", "json": "JSON of one schema"}[
+            output_type
+        ]
+        expectations.append(
             Expectation(
                 "structure",
                 "the best tuned skin beats the best prompted one",
-                f"an answer is {what}",
+                f"an answer is {answer_form}",
                 "tuning",
                 "tuned_beats_prompted",
             )
         )
-    return found
+    return expectations
 
 
 def favoured(expectations: Sequence[Expectation]) -> Favoured:
     """What most rules favour; the number of labels decides between equals."""
-    tuning = sum(one.favours == "tuning" for one in expectations)
+    tuning = sum(expectation.favours == "tuning" for expectation in expectations)
     if 2 * tuning == len(expectations):
         return expectations[0].favours
     return "tuning" if 2 * tuning > len(expectations) else "prompting"
@@ -91,10 +93,10 @@ def favoured(expectations: Sequence[Expectation]) -> Favoured:
 def written_down(context: Context) -> list[Expectation]:
     """The expectations of this run, in a file before its first rung is climbed. They follow from the task alone, so an
     interrupted run says the same again."""
-    made = expect(context)
-    text = json.dumps([asdict(one) for one in made], indent=1, ensure_ascii=False) + "\n"
+    expectations = expect(context)
+    text = json.dumps([asdict(expectation) for expectation in expectations], indent=1, ensure_ascii=False) + "\n"
     atomic_write(context.out / PREDICTIONS_FILE, text)
-    return made
+    return expectations
 
 
 def score(
@@ -106,38 +108,38 @@ def score(
     Quality: the paired comparison of the two skins, on test where both were judged there, else on valid, where the best
     of several reads a little too well; undecided unless the 95% interval leaves zero out. Costs: measured calls.
     """
-    return [_scored(one, outcomes, tested, seed) for one in expectations]
+    return [_scored(expectation, outcomes, tested, seed) for expectation in expectations]
 
 
 def _scored(
-    one: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
+    expectation: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
 ) -> dict[str, Any]:
     tuned = _best(outcomes, _on_side(outcomes, "weights"))
-    if one.claim == "tuned_is_cheaper":
-        held, rests_on = _cheaper(tuned, outcomes)
+    if expectation.claim == "tuned_is_cheaper":
+        outcome, rests_on = _cheaper(tuned, outcomes)
     else:
-        held, rests_on = _better(tuned, _best(outcomes, _on_side(outcomes, "prompt")), outcomes, tested, seed)
-        if one.claim == "prompted_beats_tuned" and held in ("true", "false"):
-            held = "false" if held == "true" else "true"
-    values = {key: value for key, value in asdict(one).items() if key != "claim"}
-    return {**values, "held": held, "rests_on": rests_on}
+        outcome, rests_on = _better(tuned, _best(outcomes, _on_side(outcomes, "prompt")), outcomes, tested, seed)
+        if expectation.claim == "prompted_beats_tuned" and outcome in ("true", "false"):
+            outcome = "false" if outcome == "true" else "true"
+    values = {key: value for key, value in asdict(expectation).items() if key != "claim"}
+    return {**values, "held": outcome, "rests_on": rests_on}
 
 
 def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
     """The candidates whose rungs learning curves have on this side."""
     traits = {name: rung_of(name).traits for name in outcomes}
-    return [name for name, one in traits.items() if one.side == side and one.no_curve is None]
+    return [name for name, rung_traits in traits.items() if rung_traits.side == side and rung_traits.no_curve is None]
 
 
 def _untested(outcomes: Mapping[str, RungOutcome]) -> str | None:
     """Why nothing is compared: a side of which no skin was made from labels."""
     sides: tuple[tuple[Side, str], ...] = (("weights", "tuned"), ("prompt", "prompted"))
-    for side, said in sides:
-        there = [name for name in _on_side(outcomes, side) if rung_of(name).traits.learns]
-        made = [name for name in there if outcomes[name].result is not None]
-        if not made:
-            why = "; ".join(f"{name}: {outcomes[name].reason}" for name in there) or "none was on the ladder"
-            return f"no {said} rung used the labels ({why})"
+    for side, adjective in sides:
+        learners = [name for name in _on_side(outcomes, side) if rung_of(name).traits.learns]
+        finished = [name for name in learners if outcomes[name].result is not None]
+        if not finished:
+            why = "; ".join(f"{name}: {outcomes[name].reason}" for name in learners) or "none was on the ladder"
+            return f"no {adjective} rung used the labels ({why})"
     return None
 
 
@@ -148,43 +150,47 @@ def _in_role(outcomes: Mapping[str, RungOutcome], role: Role) -> list[str]:
 def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | None:
     """The one of these candidates that does best on valid, on whatever base it stands."""
     results = {name: outcomes[name].result for name in names}
-    found = {name: result.evaluation.estimate for name, result in results.items() if result is not None}
-    return max(found, key=lambda name: found[name]) if found else None
+    estimates = {name: result.evaluation.estimate for name, result in results.items() if result is not None}
+    return max(estimates, key=lambda name: estimates[name]) if estimates else None
 
 
 def _better(
-    tuned: str | None, other: str | None, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
-) -> tuple[Held, str]:
+    tuned: str | None,
+    prompted: str | None,
+    outcomes: Mapping[str, RungOutcome],
+    tested: Mapping[str, Tested],
+    seed: int,
+) -> tuple[RuleOutcome, str]:
     untested = _untested(outcomes)
     if untested is not None:
         return "not_tested", untested
     assert tuned is not None
-    assert other is not None
+    assert prompted is not None
     pair: list[Evaluation] = []
-    for name in (tuned, other):
+    for name in (tuned, prompted):
         result = outcomes[name].result
         assert result is not None
-        both = tuned in tested and other in tested
-        pair.append(tested[name].evaluation if both else result.evaluation)
-    found: Comparison = compare(pair[0], pair[1], seed)
-    low, high = found.interval
-    held: Held = "true" if low > 0 else "false" if high < 0 else "undecided"
-    apart = pair[0].scale.difference
-    low, high = sorted((apart(low), apart(high)))
-    difference = f"{apart(found.difference):+.3f} ({low:+.3f} to {high:+.3f})"
-    return held, f"{tuned} minus {other} is {difference} on {found.n} rows of {found.split}"
+        on_test = tuned in tested and prompted in tested
+        pair.append(tested[name].evaluation if on_test else result.evaluation)
+    comparison: PairedComparison = compare(pair[0], pair[1], seed)
+    low, high = comparison.interval
+    outcome: RuleOutcome = "true" if low > 0 else "false" if high < 0 else "undecided"
+    to_difference = pair[0].scale.difference
+    low, high = sorted((to_difference(low), to_difference(high)))
+    difference = f"{to_difference(comparison.difference):+.3f} ({low:+.3f} to {high:+.3f})"
+    return outcome, f"{tuned} minus {prompted} is {difference} on {comparison.n} rows of {comparison.split}"
 
 
-def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[Held, str]:
-    few = _best(outcomes, _in_role(outcomes, "examples"))
-    if tuned is None or few is None:
+def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[RuleOutcome, str]:
+    few_shot = _best(outcomes, _in_role(outcomes, "examples"))
+    if tuned is None or few_shot is None:
         return "not_tested", f"no {'tuned' if tuned is None else in_role('examples')} rung made a skin"
-    ours, theirs = outcomes[tuned].result, outcomes[few].result
+    ours, theirs = outcomes[tuned].result, outcomes[few_shot].result
     assert ours is not None
     assert theirs is not None
     a, b = ours.latency.mean * 1000, theirs.latency.mean * 1000
-    held: Held = "true" if a < b * (1 - SAME_COST) else "false" if a > b * (1 + SAME_COST) else "undecided"
-    return held, f"a call of {tuned} takes {a:.1f} ms and one of {few} {b:.1f} ms, at the same price of an hour"
+    outcome: RuleOutcome = "true" if a < b * (1 - SAME_COST) else "false" if a > b * (1 + SAME_COST) else "undecided"
+    return outcome, f"a call of {tuned} takes {a:.1f} ms and one of {few_shot} {b:.1f} ms, at the same price of an hour"
 
 
 def _few_shot_tokens(context: Context) -> float:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, AllColumns
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
-    from bedplate.data.corpus.build import Built
+    from bedplate.data.corpus.build import BuiltCorpus
 
 
 def build(
@@ -38,7 +38,7 @@ def build(
         ),
     ] = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read, curate, tokenise: a recipe's sources become a corpus directory.
@@ -66,7 +66,7 @@ def build(
 
     target = out or Path("corpora") / recipe.corpus
     with judges_of(recipe, recipe_file.parent) as judges:
-        done = built(
+        result = built(
             recipe,
             recipe_file.parent,
             target,
@@ -75,19 +75,19 @@ def build(
             keep_work=keep_work,
             quiet=as_json,
         )
-    _say(done, target, as_json)
+    _print_result(result, target, as_json)
 
 
-def _say(done: Built, target: Path, as_json: bool) -> None:
+def _print_result(result: BuiltCorpus, target: Path, as_json: bool) -> None:
     from bedplate.data.corpus.funnel import read_funnel
 
     funnel = read_funnel(target)
     if as_json:
-        print(json.dumps({"corpus": str(target), "new": done.new, "sha256": done.corpus.sha256, **funnel}))
+        print(json.dumps({"corpus": str(target), "new": result.new, "sha256": result.corpus.sha256, **funnel}))
         return
     from bedplate.cli.data.funnel import show
 
-    if not done.new:
+    if not result.new:
         console().print(f"{target} is already built from this recipe and these files.", highlight=False, markup=False)
     show(funnel)
     console().print(

@@ -24,9 +24,9 @@ def explain(
     """What became of one document, and why: kept in a split, or dropped by a rule with what it measured."""
     from bedplate.data.corpus.fates import fates_of
 
-    found = fates_of(directory, id)
+    fates = fates_of(directory, id)
     if as_json:
-        print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in found]))
+        print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in fates]))
         return
-    for fate in found:
+    for fate in fates:
         print(fate.line)

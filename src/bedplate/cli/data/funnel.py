@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.options import CorpusDirectory, PageFile, Wide, write_page
+from bedplate.cli.options import CorpusDirectory, PageFile, AllColumns, write_page
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
@@ -17,7 +17,7 @@ from bedplate.core.tables import show as table
 def funnel(
     directory: CorpusDirectory,
     page: PageFile = None,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What each rule removed from a corpus, in order, with the reasons, and what came out by source.
@@ -26,34 +26,34 @@ def funnel(
     """
     from bedplate.data.corpus.funnel import read_funnel
 
-    found = read_funnel(directory)
+    report = read_funnel(directory)
     if page is not None:
         from bedplate.report.corpus import corpus_page
 
-        write_page(page, corpus_page(found))
+        write_page(page, corpus_page(report))
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(report))
     else:
-        show(found)
+        show(report)
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(report: Mapping[str, Any]) -> None:
     """The tables on the terminal."""
     screen = console()
-    rows: list[tuple[str, ...]] = [("read", "", "", f"{found['documents']:,}", f"{found['bytes'] / 1e6:,.1f} MB")]
-    for step in found["steps"]:
+    rows: list[tuple[str, ...]] = [("read", "", "", f"{report['documents']:,}", f"{report['bytes'] / 1e6:,.1f} MB")]
+    for step in report["steps"]:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in step["reasons"].items())
         rows.append((step["rule"], f"{step['in']:,}", f"{step['dropped']:,}", f"{step['out']:,}", reasons))
-    rows.append(("kept", "", "", f"{found['kept']:,}", f"{found['kept_bytes'] / 1e6:,.1f} MB"))
+    rows.append(("kept", "", "", f"{report['kept']:,}", f"{report['kept_bytes'] / 1e6:,.1f} MB"))
     columns = ("step", *numbers("in", "dropped", "out"), Column("why", prose=True))
-    table(columns, rows, title=f"{found['corpus']}: what was kept")
+    table(columns, rows, title=f"{report['corpus']}: what was kept")
     screen.print()
     rows = []
-    for name, one in found["sources"].items():
-        splits = (f"{one['splits'].get(split, 0):,}" for split in ("train", "valid"))
-        counts = f"{one['documents']:,}", f"{one['kept']:,}", *splits, f"{one['tokens']:,}"
-        rows.append((name, *counts, f"{one['bytes_per_token']:.2f}"))
+    for name, source in report["sources"].items():
+        splits = (f"{source['splits'].get(split, 0):,}" for split in ("train", "valid"))
+        counts = f"{source['documents']:,}", f"{source['kept']:,}", *splits, f"{source['tokens']:,}"
+        rows.append((name, *counts, f"{source['bytes_per_token']:.2f}"))
     table(("source", *numbers("read", "kept", "train", "valid", "tokens", "bytes per token")), rows, title="By source")
-    if found["changed"]:
-        changed = ", ".join(f"{rule} {count:,}" for rule, count in found["changed"].items())
+    if report["changed"]:
+        changed = ", ".join(f"{rule} {count:,}" for rule, count in report["changed"].items())
         screen.print(f"Documents that were kept with a changed text: {changed}", highlight=False)

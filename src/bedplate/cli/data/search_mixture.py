@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.pretraining.mixing.best import Spread
+    from bedplate.pretraining.mixing.best import ValueInterval
     from bedplate.pretraining.mixing.proxies import Proxy
     from bedplate.pretraining.mixing.search import Search
 
@@ -57,7 +57,7 @@ def search_mixture(
             show_default=False,
         ),
     ] = None,
-    wide: Wide = False,
+    wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search for the mixture of a corpus's sources that is best for held-out texts.
@@ -71,25 +71,27 @@ def search_mixture(
     """
     from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
 
-    wanted, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
+    goal_weights, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
     look(run, overrides or ())
     from bedplate.pretraining.runfile.file import load_run
 
-    found = load_run(run, overrides or ())
+    run_spec = load_run(run, overrides or ())
     from bedplate.inference.ways.threads import use_cores
     from bedplate.pretraining.mixing.search import search
 
     use_cores()
-    place = out or Path("mixtures") / found.run
-    done = search(found, place, runs=runs, goal=wanted, tokens=count, told=_silent if as_json else _told)
+    place = out or Path("mixtures") / run_spec.run
+    result = search(
+        run_spec, place, runs=runs, goal=goal_weights, tokens=count, on_progress=_silent if as_json else _print_run
+    )
     if as_json:
-        print(json.dumps({"directory": str(place), **done.to_json()}, allow_nan=False))
+        print(json.dumps({"directory": str(place), **result.to_json()}, allow_nan=False))
     else:
-        _show(done)
+        _show(result)
 
 
 def _goal(words: list[str]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for word in words:
         name, _, text = word.rpartition("=")
         try:
@@ -98,10 +100,10 @@ def _goal(words: list[str]) -> dict[str, float]:
             weight = -1.0
         if not name or not 0 <= weight < float("inf"):
             raise UsageError(f"--goal {word!r}: write NAME=WEIGHT, such as code=2")
-        if name in found:
+        if name in weights:
             raise UsageError(f"--goal gives {name!r} two weights; give it one")
-        found[name] = weight
-    return found
+        weights[name] = weight
+    return weights
 
 
 def _count(text: str) -> float:
@@ -110,49 +112,49 @@ def _count(text: str) -> float:
     return parse_count("--tokens", text)
 
 
-def _silent(number: int, count: int, one: Proxy) -> None:
+def _silent(number: int, count: int, proxy: Proxy) -> None:
     pass
 
 
-def _told(number: int, count: int, one: Proxy) -> None:
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in one.shares.items())
-    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in one.losses.items())
+def _print_run(number: int, count: int, proxy: Proxy) -> None:
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in proxy.shares.items())
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in proxy.losses.items())
     console(stderr=True).print(f"run {number} of {count}: {shares}: {losses}", highlight=False, markup=False)
 
 
-def _show(done: Search) -> None:
-    values = done.to_json()
+def _show(result: Search) -> None:
+    values = result.to_json()
     percent = f"{values['confidence']:.0%} interval"
     rows: list[tuple[str, ...]] = []
-    for name, share in zip(done.sources, done.best.shares, strict=True):
-        before = done.proxies[0].shares[name]
+    for name, share in zip(result.sources, result.best.shares, strict=True):
+        before = result.proxies[0].shares[name]
         rows.append((name, f"{before:.1%}", f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"))
     show(("source", *numbers("share before", "best share", percent)), rows)
     rows = []
-    for place, (name, response) in enumerate(done.responses.items()):
-        predicted = done.best.losses[place]
+    for place, (name, response) in enumerate(result.responses.items()):
+        predicted = result.best.losses[place]
         rows.append(
             (
                 name,
-                f"{done.proxies[0].losses[name]:.4f}",
+                f"{result.proxies[0].losses[name]:.4f}",
                 f"{predicted.value:.4f}",
                 _interval(predicted),
-                f"{done.checked.losses[name]:.4f}",
+                f"{result.checked.losses[name]:.4f}",
                 f"{max(0.0, response.explained):.0%}",
             )
         )
     show(("held out", *numbers("bits a byte before", "predicted", percent, "one run of it", "explained")), rows)
-    gain = done.best.gain
+    gain = result.best.gain
     print(
         f"gain: {gain.value:.4f} bits a byte predicted ({_interval(gain)}), {values['gain']['measured']:.4f} measured "
-        f"in one run; better than the mixture before with a probability of {done.best.better:.0%}"
+        f"in one run; better than the mixture before with a probability of {result.best.better:.0%}"
     )
     if gain.low <= 0:
         print("these runs do not show that it is better than the mixture before; more --runs, or longer ones, may")
     print("in the run file, as data.mixture:")
-    print(f"  weights: {json.dumps(done.weights)}")
-    print(f"the search: {done.directory}")
+    print(f"  weights: {json.dumps(result.weights)}")
+    print(f"the search: {result.directory}")
 
 
-def _interval(one: Spread) -> str:
-    return f"{one.low:.4f} to {one.high:.4f}"
+def _interval(spread: ValueInterval) -> str:
+    return f"{spread.low:.4f} to {spread.high:.4f}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, Wide
+from bedplate.cli.options import Overrides, AllColumns
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import numbers, show
@@ -28,7 +28,7 @@ def amortise(
         ),
     ],
     overrides: Overrides = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Who carries a base's and its machines' cost: profit and loss by skin and tenant, idle time as a row of its own.
@@ -73,7 +73,7 @@ def _show(statement: Statement) -> None:
 
 def _sentence(statement: Statement) -> str:
     rows = statement.skins
-    idle = sum(row.machine_usd for row in rows if row.kind == "idle")
+    idle = sum(row.machine_usd for row in rows if row.row_type == "idle")
     (machine, base, revenue), digits = _rounded(rows)
     profit = sum(revenue) - sum(machine) - sum(base)
     share, outcome = 100 * idle / statement.bill_usd, "a loss" if profit < 0 else "a profit"

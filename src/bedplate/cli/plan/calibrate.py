@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Dtype, Kernel, Weights, Wide
+from bedplate.cli.options import Dtype, Kernel, Weights, AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.economics.hardware.machine import EngineSpeed, Machine
+    from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine
 
 
 def calibrate(
@@ -37,7 +37,7 @@ def calibrate(
     out: Annotated[
         Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.", callback=paths.new_file)
     ] = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure memory bandwidth, products, the steps of a base's engine and of its tuning, in about a minute; other work
@@ -49,23 +49,23 @@ def calibrate(
     use_cores()
     if base is None and (tuning or url is not None):
         raise UsageError("--tuning and --url are about a base; name it: bedplate plan calibrate BASE")
-    where = machine_file() if out is None else out
+    machine_path = machine_file() if out is None else out
     machine = measure_machine()
-    if where.exists():
-        before = read_machine(where)
+    if machine_path.exists():
+        before = read_machine(machine_path)
         if (before.cpu, before.threads) == (machine.cpu, machine.threads):
             machine = machine.model_copy(update={"engines": before.engines, "tuning": before.tuning})
-    write_machine(machine, where)
+    write_machine(machine, machine_path)
     if base is not None:
-        machine = _measure_base(machine, base, dtype, weights, kernel, rank, tuning, url, where)
+        machine = _measure_base(machine, base, dtype, weights, kernel, rank, tuning, url, machine_path)
     if as_json:
         print(machine.model_dump_json())
         return
-    _show(machine, where)
+    _show(machine, machine_path)
 
 
 def _measure_base(
-    machine: Machine,
+    machine: MeasuredMachine,
     base: str,
     dtype: Dtype,
     weights: Weights,
@@ -74,15 +74,15 @@ def _measure_base(
     tuning: bool,
     url: str | None,
     out: Path,
-) -> Machine:
+) -> MeasuredMachine:
     """Measures one thing after the other and keeps each as soon as it is there."""
     from bedplate.economics.hardware.machine import write_machine
     from bedplate.inference.measure.speeds import measure_engine
-    from bedplate.inference.predict.opening import Asked, open_base
+    from bedplate.inference.predict.opening import OpenOptions, open_base
 
-    opened = open_base(base, Asked(dtype, weights, kernel, quantised=not tuning))
-    loaded, held = opened.base, opened.held
-    speed = measure_engine(loaded, base, weights=held.weights, kernel=held.kernel, adapter_rank=rank)
+    opened = open_base(base, OpenOptions(dtype, weights, kernel, quantised=not tuning))
+    loaded, settings = opened.base, opened.load_format
+    speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
     machine = machine.with_engine(speed)
     write_machine(machine, out)
     if url is not None:
@@ -99,7 +99,7 @@ def _measure_base(
     return machine
 
 
-def _show(machine: Machine, out: Path) -> None:
+def _show(machine: MeasuredMachine, out: Path) -> None:
     from rich.markup import escape
 
     console().print(
@@ -109,25 +109,28 @@ def _show(machine: Machine, out: Path) -> None:
     )
     if machine.engines:
         speeds = numbers("prefill 512", "decode 1", "decode 16", "fit's median error")
-        rows = [(one.base, one.weights, one.kernel, *_speeds(one)) for one in machine.engines]
+        rows = [(engine.base, engine.weights, engine.kernel, *_speeds(engine)) for engine in machine.engines]
         show(("base", "weights", "kernel", *speeds), rows)
-    for one in machine.tuning:
-        rate = 1024 / one.seconds(1024, 1024 * 64 / 2, 16)
-        console().print(f"tuning {one.base}, {one.dtype}, rank {one.rank}: {rate:,.0f} tokens/s", markup=False)
+    for tuning_speed in machine.tuning:
+        rate = 1024 / tuning_speed.seconds(1024, 1024 * 64 / 2, 16)
+        console().print(
+            f"tuning {tuning_speed.base}, {tuning_speed.dtype}, rank {tuning_speed.rank}: {rate:,.0f} tokens/s",
+            markup=False,
+        )
     load = load_average()
     if load is not None and is_busy(load):
-        said = f"note: other work is running (load average {load:.1f}), so these speeds are too low"
-        console().print(f"{said}; calibrate again on a quiet machine", markup=False)
+        warning = f"note: other work is running (load average {load:.1f}), so these speeds are too low"
+        console().print(f"{warning}; calibrate again on a quiet machine", markup=False)
     console().print(f"kept in {out}", markup=False)
 
 
-def _speeds(one: EngineSpeed) -> list[str]:
+def _speeds(engine: EngineSpeed) -> list[str]:
     import statistics
 
     from bedplate.economics.hardware.machine import Load, step_seconds
 
-    prefill = 512 / step_seconds(one, Load(512, 1, pairs=512 * 513 / 2, started=1))
-    decodes = [rows / step_seconds(one, Load(rows, rows, keys=256.0 * rows)) for rows in (1, 16)]
-    errors = [abs(spread.fitted / spread.seconds - 1) for spread in one.measured]
+    prefill = 512 / step_seconds(engine, Load(512, 1, pairs=512 * 513 / 2, started=1))
+    decodes = [rows / step_seconds(engine, Load(rows, rows, keys=256.0 * rows)) for rows in (1, 16)]
+    errors = [abs(spread.fitted / spread.seconds - 1) for spread in engine.measured]
     error = f"{statistics.median(errors):.1%}" if errors else "–"
     return [*(f"{rate:,.0f} tok/s" for rate in (prefill, *decodes)), error]

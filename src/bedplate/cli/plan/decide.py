@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import PageFile, Wide, as_given, write_page
+from bedplate.cli.options import PageFile, AllColumns, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.core.progress import console
@@ -47,7 +47,7 @@ def decide(
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")
     ] = False,
     page: PageFile = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: one object, or {cases: [...]} of several files.")
     ] = False,
@@ -70,31 +70,31 @@ def decide(
     if page is not None and len(files) > 1:
         raise UsageError(f"--page is for one decision file; there are {len(files)}: {', '.join(map(str, files))}")
     cases = [load_case(path, prices, overrides) for path in files]
-    decisions = [decided(*one) for one in cases]
+    decisions = [decided(*case) for case in cases]
     if page is not None:
         from bedplate.economics.pages.decision_page import decision_data, decision_page
 
         command = as_given(context, without=("everything", "page", "as_json"))
         write_page(page, decision_page(decision_data(*cases[0], command=command)))
     if as_json:
-        values = [as_values(one) for one in decisions]
+        values = [as_values(decision) for decision in decisions]
         print(json.dumps(values[0] if len(values) == 1 else {"cases": values}, allow_nan=False))
         return
     screen = console()
-    for place, one in enumerate(decisions):
+    for place, decision in enumerate(decisions):
         if place:
             screen.print()
-        _show(one, screen, everything)
+        _show(decision, screen, everything)
 
 
 def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Path], list[str], Path | None]:
     """Decision files, overrides, and the price file: one among the arguments counts where it is the only one."""
-    overrides = [one for one in arguments if "=" in one and not Path(one).exists()]
-    files = [Path(one) for one in arguments if one not in overrides]
-    found = [path for path in files if path.is_file() and _is_price_file(path)]
-    if prices is None and len(found) > 1:
-        raise UsageError(f"there are two price files: {found[0]} and {found[1]}; give one")
-    files = [path for path in files if path not in found]
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    files = [Path(argument) for argument in arguments if argument not in overrides]
+    price_files = [path for path in files if path.is_file() and _is_price_file(path)]
+    if prices is None and len(price_files) > 1:
+        raise UsageError(f"there are two price files: {price_files[0]} and {price_files[1]}; give one")
+    files = [path for path in files if path not in price_files]
     report = next((path for path in files if path.is_file() and _is_report(path)), None)
     if report is not None:
         raise UsageError(
@@ -103,7 +103,7 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
         )
     if not files:
         raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
-    return files, overrides, prices or (found[0] if found else None)
+    return files, overrides, prices or (price_files[0] if price_files else None)
 
 
 def _is_price_file(path: Path) -> bool:
@@ -126,19 +126,23 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
     screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n")
     _table(decision)
     _list(screen, "why", words.reasons(decision))
-    _list(screen, "break-even volumes", [words.break_even(one) for one in decision.break_evens])
-    flipping = [words.flips(each) for each in decision.sensitivities if each.flips]
-    steady = [words.flips(each) for each in decision.sensitivities if not each.flips]
+    _list(screen, "break-even volumes", [words.break_even(break_even) for break_even in decision.break_evens])
+    flipping = [words.flips(sensitivity) for sensitivity in decision.sensitivities if sensitivity.flips]
+    steady = [words.flips(sensitivity) for sensitivity in decision.sensitivities if not sensitivity.flips]
     shown = flipping if everything else flipping[:_FLIPS]
     _list(screen, "what would change the answer, each alone, nearest first", shown or ["nothing that was varied"])
     if everything:
         _list(screen, "what would not", steady)
-        for one in decision.outcomes:
-            _list(screen, f"the bill of {one.name}", _bill(one))
+        for outcome in decision.outcomes:
+            _list(screen, f"the bill of {outcome.name}", _bill(outcome))
     elif len(flipping) > _FLIPS or steady:
-        more = f"{len(flipping) - len(shown)} more flip it further off, " if len(flipping) > _FLIPS else ""
-        screen.print(f"  {more}{len(steady)} do not as far as looked (--all shows them)")
-    _list(screen, "taken for granted", [f"{one.name}: {note}" for one in decision.outcomes for note in one.notes])
+        remainder = f"{len(flipping) - len(shown)} more flip it further off, " if len(flipping) > _FLIPS else ""
+        screen.print(f"  {remainder}{len(steady)} do not as far as looked (--all shows them)")
+    _list(
+        screen,
+        "taken for granted",
+        [f"{outcome.name}: {note}" for outcome in decision.outcomes for note in outcome.notes],
+    )
     _list(screen, "prices", decision.warnings)
 
 
@@ -153,19 +157,19 @@ def _table(decision: Decision) -> None:
     from bedplate.economics.numbers.money import short_usd, usd
 
     rows: list[tuple[str, ...]] = []
-    for one in sorted(decision.outcomes, key=lambda each: (not each.feasible, each.net_usd)):
-        low, high = one.total_interval
+    for outcome in sorted(decision.outcomes, key=lambda candidate: (not candidate.feasible, candidate.net_usd)):
+        low, high = outcome.total_interval
         rows.append(
             (
-                one.name,
-                one.method_in_short,
-                short_usd(one.total_usd),
+                outcome.name,
+                outcome.method_in_short,
+                short_usd(outcome.total_usd),
                 "" if low == high else f"{short_usd(low)} to {short_usd(high)}",
-                usd(one.cost_per_call),
-                "" if one.cost_per_right_answer is None else usd(one.cost_per_right_answer),
-                _quality(one),
-                "" if one.p95_ms is None else f"{one.p95_ms:,.0f}",
-                f"{one.best_in:.0%}" if one.feasible else "out",
+                usd(outcome.cost_per_call),
+                "" if outcome.cost_per_right_answer is None else usd(outcome.cost_per_right_answer),
+                _quality(outcome),
+                "" if outcome.p95_ms is None else f"{outcome.p95_ms:,.0f}",
+                f"{outcome.best_in:.0%}" if outcome.feasible else "out",
             )
         )
     method = Column("weights, method", prose=True, extra=True)
@@ -173,24 +177,24 @@ def _table(decision: Decision) -> None:
     show(("option", method, *money, *numbers("quality (low)", "p95 ms", "best in")), rows)
 
 
-def _quality(one: OptionOutcome) -> str:
-    if one.quality is None or one.quality_interval is None:
+def _quality(outcome: OptionOutcome) -> str:
+    if outcome.quality is None or outcome.quality_interval is None:
         return ""
-    low = one.quality_interval[0]
-    return f"{one.quality:.3f}" + (f" ({low:.3f})" if low < one.quality else "")
+    low = outcome.quality_interval[0]
+    return f"{outcome.quality:.3f}" + (f" ({low:.3f})" if low < outcome.quality else "")
 
 
-def _bill(one: OptionOutcome) -> list[str]:
+def _bill(outcome: OptionOutcome) -> list[str]:
     from bedplate.economics.numbers.money import bills, exact_usd
 
-    sorted_lines = sorted(one.lines, key=lambda line: -line[2])
+    sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
     (amounts,), digits = bills([amount for *_, amount in sorted_lines])
     lines = [
-        f"{exact_usd(amount, digits)} {what} ({when})"
-        for (when, what, _), amount in zip(sorted_lines, amounts, strict=True)
+        f"{exact_usd(amount, digits)} {label} ({period})"
+        for (period, label, _), amount in zip(sorted_lines, amounts, strict=True)
     ]
     return [
         *lines,
         f"{exact_usd(sum(amounts), digits)} in all",
-        f"{one.prompt_tokens:,.0f} prompt tokens and {one.output_tokens:,.0f} output tokens a call",
+        f"{outcome.prompt_tokens:,.0f} prompt tokens and {outcome.output_tokens:,.0f} output tokens a call",
     ]

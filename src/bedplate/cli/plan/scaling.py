@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide
+from bedplate.cli.options import AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import numbers, show
 
@@ -35,7 +35,7 @@ def scaling(
             show_default=False,
         ),
     ] = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Fit a scaling law to a ladder of small runs, and predict the largest one, which is held out of the fit.
@@ -46,34 +46,34 @@ def scaling(
     """
     from bedplate.pretraining.scaling.ladder import read_ladder
 
-    found = read_ladder(runs, form, [_asked(text) for text in at or ()])
+    ladder = read_ladder(runs, form, [_parse_point(text) for text in at or ()])
     if as_json:
-        values = found.to_json()
-        for one in values["asked"]:
-            del one["loss"]
+        values = ladder.to_json()
+        for prediction in values["asked"]:
+            del prediction["loss"]
         print(json.dumps(values, allow_nan=False))
         return
     rows: list[tuple[str, ...]] = []
-    for point in found.points:
-        is_held = point is found.held
-        guess = found.law.predict(point)
-        between = f"{guess.low:.4f} to {guess.high:.4f}" if is_held else ""
+    for point in ladder.points:
+        is_held = point is ladder.held_out
+        guess = ladder.law.predict(point)
+        interval = f"{guess.low:.4f} to {guess.high:.4f}" if is_held else ""
         cells = (f"{point.parameters:,.0f}", f"{point.tokens:,.0f}", f"{point.flops:.2e}", f"{point.loss:.4f}")
-        rows.append((point.name + (" (held out)" if is_held else ""), *cells, f"{guess.loss:.4f}", between))
+        rows.append((point.name + (" (held out)" if is_held else ""), *cells, f"{guess.loss:.4f}", interval))
     columns = numbers("parameters", "tokens", "operations", "loss", "predicted", "95% interval")
     show(("run", *columns), rows)
-    constants = ", ".join(f"{name} {value:.4g}" for name, value in found.law.constants.items())
-    print(f"law: {found.law.form}, {constants}; scatter {found.law.residual:.2%} of the loss")
-    where = "inside" if found.inside else "OUTSIDE"
-    print(f"the held-out run has a loss of {found.held.loss:.4f}, {where} the interval of what was predicted")
-    for point, guess in found.asked:
+    constants = ", ".join(f"{name} {value:.4g}" for name, value in ladder.law.constants.items())
+    print(f"law: {ladder.law.form}, {constants}; scatter {ladder.law.residual:.2%} of the loss")
+    position = "inside" if ladder.inside else "OUTSIDE"
+    print(f"the held-out run has a loss of {ladder.held_out.loss:.4f}, {position} the interval of what was predicted")
+    for point, guess in ladder.extrapolations:
         print(
             f"{point.parameters:.3g} parameters on {point.tokens:.3g} tokens: {guess.loss:.4f} "
-            f"({guess.low:.4f} to {guess.high:.4f}), from all {len(found.points)} runs"
+            f"({guess.low:.4f} to {guess.high:.4f}), from all {len(ladder.points)} runs"
         )
 
 
-def _asked(text: str) -> tuple[float, float]:
+def _parse_point(text: str) -> tuple[float, float]:
     from bedplate.core.quantities import parse_count
 
     parameters, colon, tokens = text.partition(":")

@@ -13,7 +13,7 @@ from bedplate.cli.options import (
     Formulas,
     Hardware,
     PageFile,
-    Wide,
+    AllColumns,
     as_given,
     count,
     milliseconds,
@@ -47,7 +47,7 @@ def serve(
     ] = "300",
     output_tokens: Annotated[str, typer.Option(help="Of an answer, written like --prompt-tokens.")] = "100",
     skin_tokens: Annotated[
-        int, whole(help="Of the skin's own prompt before each call's, cached.", least=0, shown=True)
+        int, whole(help="Of the skin's own prompt before each call's, cached.", minimum=0, shown=True)
     ] = 0,
     skins: Annotated[int, whole(help="Different skins, asked evenly.", shown=True)] = 1,
     adapter_rank: Annotated[int, typer.Option(help="Of each skin's LoRA weights; 0: none.")] = 0,
@@ -85,7 +85,7 @@ def serve(
     hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What serving takes: latency, throughput, replicas and dollars a call, from a simulation of the engine's scheduler
@@ -95,7 +95,7 @@ def serve(
     says, over the range of what engines reach of it.
     """
     from bedplate.economics.serving.cases import engine_on, plan_cases, replicas_of
-    from bedplate.economics.serving.serving_cost import Target
+    from bedplate.economics.serving.serving_cost import LatencyTarget
     from bedplate.economics.serving.traffic import Traffic, parse_lengths
 
     row = None
@@ -126,7 +126,7 @@ def serve(
         like=like,
         machine=machine,
     )
-    target = Target(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
+    target = LatencyTarget(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
         from bedplate.economics.pages.serving import serving_data, serving_page
@@ -144,10 +144,10 @@ def serve(
         )
         write_page(page, serving_page(data))
     if as_json:
-        said = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
-        found = {"model": model, "traffic": said} | plans["central"].as_json()
+        traffic_fields = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
+        report = {"model": model, "traffic": traffic_fields} | plans["central"].as_json()
         ranges = {case: plan.as_json() for case, plan in plans.items() if case != "central"}
-        print(json.dumps(found | ({"range": ranges} if ranges else {}), ensure_ascii=False))
+        print(json.dumps(report | ({"range": ranges} if ranges else {}), ensure_ascii=False))
         return
     _show(model, plans, formulas)
 
@@ -178,7 +178,7 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
         rows.append((_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(low_high))))
     show(("figure", *numbers("value", "range")), rows)
     rows = []
-    for name, one in (
+    for name, operating_point in (
         ("a call alone", plan.alone),
         ("on average", plan.at_mean),
         ("in the busiest hour", plan.at_peak),
@@ -186,10 +186,10 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
         rows.append(
             (
                 name,
-                f"{one.calls_per_second:.3g}" if one.calls_per_second else "–",
-                f"{one.first_token_p50:.3g} / {one.first_token_p95:.3g}",
-                f"{one.total_p50:.3g} / {one.total_p95:.3g} / {one.total_p99:.3g}",
-                f"{one.utilisation:.0%}",
+                f"{operating_point.calls_per_second:.3g}" if operating_point.calls_per_second else "–",
+                f"{operating_point.first_token_p50:.3g} / {operating_point.first_token_p95:.3g}",
+                f"{operating_point.total_p50:.3g} / {operating_point.total_p95:.3g} / {operating_point.total_p99:.3g}",
+                f"{operating_point.utilisation:.0%}",
             )
         )
     names = ("calls/s", "first token s, p50 / p95", "answer s, p50 / p95 / p99", "busy")
@@ -225,5 +225,7 @@ def _notes(plan: ServingPlan) -> Iterator[str]:
     else:
         yield f"price: {plan.price_source}; give --usd-per-hour for dollars"
     if plan.memory:
-        held = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in plan.memory.items() if size)
-        yield f"GB held: {held}"
+        memory_use = ", ".join(
+            f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in plan.memory.items() if size
+        )
+        yield f"GB held: {memory_use}"

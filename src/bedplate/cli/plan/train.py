@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import Formulas, Hardware, PageFile, Wide, as_given, show_formulas, whole, write_page
+from bedplate.cli.options import Formulas, Hardware, PageFile, AllColumns, as_given, show_formulas, whole, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, parse_count
@@ -67,7 +67,7 @@ def train(
     hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What training a model takes: layout, memory, hours, energy and dollars; --formulas says how each is computed.
@@ -135,16 +135,16 @@ def train(
         command = as_given(context, without=_MOVED)
         write_page(page, training_page(training_data(model, count, row, devices, command=command, **common)))
     if as_json:
-        found = plan.as_json()
-        _print(found if budget is None else {**found, "budget": budget.as_json()})
+        report = plan.as_json()
+        _print(report if budget is None else {**report, "budget": budget.as_json()})
         return
     _show_plan(plan, formulas)
     if budget is not None:
         _show_budget(budget, formulas)
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    print(json.dumps(found, ensure_ascii=False))
+def _print(report: Mapping[str, Any]) -> None:
+    print(json.dumps(report, ensure_ascii=False))
 
 
 # --- for people
@@ -169,9 +169,9 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
         f"{plan.communication_share:.0%}",
     )
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
-    held = adding_up([getattr(plan.bytes, name) / 1e9 for name in parts], 2)
-    rows = [(name, f"{size:,.2f}") for name, size in zip(parts, held, strict=True)]
-    rows += [("total", f"{sum(held):,.2f}"), ("of", f"{plan.device.memory_bytes / 1e9:,.2f}")]
+    sizes = adding_up([getattr(plan.bytes, name) / 1e9 for name in parts], 2)
+    rows = [(name, f"{size:,.2f}") for name, size in zip(parts, sizes, strict=True)]
+    rows += [("total", f"{sum(sizes):,.2f}"), ("of", f"{plan.device.memory_bytes / 1e9:,.2f}")]
     show(("a device holds", *numbers("GB")), rows)
     _show_lines(_notes(plan))
     if formulas:
@@ -185,13 +185,13 @@ def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
         yield "active", _number(plan.active_parameters), ""
     yield "flops", f"{plan.flops:.3e}", ""
     yield "global_batch_tokens", _number(plan.global_batch_tokens), ""
-    yield "mfu", f"{plan.mfu.central:.1%}", _between(plan.mfu, ".1%")
-    yield "gpu_hours", _number(plan.gpu_hours.central), _between(plan.gpu_hours)
-    yield "days", _number(plan.days.central), _between(plan.days)
+    yield "mfu", f"{plan.mfu.central:.1%}", _interval(plan.mfu, ".1%")
+    yield "gpu_hours", _number(plan.gpu_hours.central), _interval(plan.gpu_hours)
+    yield "days", _number(plan.days.central), _interval(plan.days)
     if plan.usd is not None:
-        yield "usd", _number(plan.usd.central), _between(plan.usd)
-    yield "kwh", _number(plan.kwh.central), _between(plan.kwh)
-    yield "energy_usd", _number(plan.energy_usd.central), _between(plan.energy_usd)
+        yield "usd", _number(plan.usd.central), _interval(plan.usd)
+    yield "kwh", _number(plan.kwh.central), _interval(plan.kwh)
+    yield "energy_usd", _number(plan.energy_usd.central), _interval(plan.energy_usd)
     yield "bytes_per_device", f"{plan.bytes_per_device / 1e9:,.1f} GB", ""
 
 
@@ -217,8 +217,8 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
         f"({plan.flops.low:.2e} to {plan.flops.high:.2e})",
     )
     rows = [("loss of this training", *_optimum(plan.optimal))]
-    for demand, one in plan.in_use.items():
-        rows.append((f"cost at that loss, {_number(demand)} tokens of use", *_optimum(one)))
+    for demand, optimum in plan.in_use.items():
+        rows.append((f"cost at that loss, {_number(demand)} tokens of use", *_optimum(optimum)))
     columns = numbers("parameters", "tokens", "loss, nats a token", "operations, training + use")
     show((Column("least", prose=True), *columns), rows)
     if formulas:
@@ -227,11 +227,13 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     _show_lines(dict.fromkeys(plan.optimal.warnings))
 
 
-def _optimum(one: Optimum) -> tuple[str, str, str, str]:
-    both = (
-        f"{one.training_flops:.2e} + {one.inference_flops:.2e}" if one.inference_flops else f"{one.training_flops:.2e}"
+def _optimum(optimum: Optimum) -> tuple[str, str, str, str]:
+    flops = (
+        f"{optimum.training_flops:.2e} + {optimum.inference_flops:.2e}"
+        if optimum.inference_flops
+        else f"{optimum.training_flops:.2e}"
     )
-    return _number(one.parameters), _number(one.tokens), f"{one.loss:.3f}", both
+    return _number(optimum.parameters), _number(optimum.tokens), f"{optimum.loss:.3f}", flops
 
 
 def _show_lines(lines: Iterable[str]) -> None:
@@ -239,10 +241,10 @@ def _show_lines(lines: Iterable[str]) -> None:
         console().print(f"- {line}", markup=False)
 
 
-def _between(found: Range | Mfu, form: str = "") -> str:
-    if found.low == found.high:
+def _interval(bounds: Range | Mfu, form: str = "") -> str:
+    if bounds.low == bounds.high:
         return ""
-    return " to ".join(format(v, form) if form else _number(v) for v in (found.low, found.high))
+    return " to ".join(format(v, form) if form else _number(v) for v in (bounds.low, bounds.high))
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, Wide
+from bedplate.cli.options import Overwrite, AllColumns
 from bedplate.core.tables import numbers, show
 
 TESTS = {
@@ -50,7 +50,7 @@ def compare(
         Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
     ] = None,
     overwrite: Overwrite = False,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Compare two skins on the same rows: quality row by row with whole groups as units, and the time and price of
@@ -68,8 +68,8 @@ def compare(
     from bedplate.adaptation.after.compare_skins import side_by_side
     from bedplate.core.files import atomic_write
 
-    found = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)
-    report = found.to_json()
+    result = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)
+    report = result.to_json()
     if out is not None:
         atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     if as_json:
@@ -78,25 +78,25 @@ def compare(
         print(json.dumps(report, allow_nan=False))
         return
     rows_shown: list[tuple[str, ...]] = []
-    for side in (found.a, found.b):
+    for side in (result.a, result.b):
         low, high = side.evaluation.interval
         price = "" if side.usd_per_1k_calls is None else f"{side.usd_per_1k_calls:.4f}"
         times = (f"{side.latency.p50 * 1000:.1f}", f"{side.latency.p95 * 1000:.1f}")
         rows_shown.append((side.name, f"{side.evaluation.estimate:.3f}", f"{low:.3f}-{high:.3f}", *times, price))
-    columns = numbers(found.comparison.metric, "interval", "p50 ms", "p95 ms", "$/1k calls")
+    columns = numbers(result.comparison.metric, "interval", "p50 ms", "p95 ms", "$/1k calls")
     show(("skin", *columns), rows_shown)
-    of = found.comparison
+    of = result.comparison
     rows_of = f"{of.n} rows in {of.groups} groups" if of.groups < of.n else f"{of.n} rows"
-    print(f"{rows_of}; {found.a.name} minus {found.b.name}:")
-    for one in (found.comparison, *found.others):
-        low, high = one.interval
-        said = f"{one.difference:+.3f} ({one.confidence:.1%} interval {low:+.3f} to {high:+.3f}), p = {one.p_value:.2g}"
-        print(f"  {one.metric}: {said} ({TESTS[one.test]})")
-    for side in (found.a, found.b):
+    print(f"{rows_of}; {result.a.name} minus {result.b.name}:")
+    for comparison in (result.comparison, *result.others):
+        low, high = comparison.interval
+        difference = f"{comparison.difference:+.3f} ({comparison.confidence:.1%} interval {low:+.3f} to {high:+.3f}), p = {comparison.p_value:.2g}"
+        print(f"  {comparison.metric}: {difference} ({TESTS[comparison.test]})")
+    for side in (result.a, result.b):
         if side.too_long:
             print(f"note: {side.too_long} rows are too long for {side.name} and count as wrong")
-    for note in found.notes:
+    for note in result.notes:
         print(f"note: {note}")
-    print(found.sentence)
+    print(result.sentence)
     if out is not None:
         print(f"written to {out}")

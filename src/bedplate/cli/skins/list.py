@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Wide
+from bedplate.cli.options import AllColumns
 from bedplate.core.tables import show
 
 
@@ -19,7 +19,7 @@ def list(
         builtins.list[Path] | None,
         typer.Argument(help="Directories to look through and record.", show_default=False, callback=paths.directories),
     ] = None,
-    wide: Wide = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the catalogue's skins; what lies below the given directories is recorded first."""
@@ -31,13 +31,13 @@ def list(
             problems = catalog.add(directories).problems
         entries = catalog.entries("skin")
     if as_json:
-        print(json.dumps({"skins": [entry.to_json() for entry in entries], "problems": problems}))
+        print(json.dumps({"skins": [record.to_json() for record in entries], "problems": problems}))
         return
     rows: builtins.list[tuple[str, ...]] = []
-    for entry in entries:
-        cells = (str(entry.details.get(key) or "") for key in ("kind", "task", "base"))
-        gone = "" if entry.path and Path(entry.path).is_dir() else " (gone)"
-        rows.append((entry.name, *cells, entry.id[:12], f"{entry.path}{gone}"))
+    for record in entries:
+        cells = (str(record.details.get(key) or "") for key in ("kind", "task", "base"))
+        missing_note = "" if record.path and Path(record.path).is_dir() else " (gone)"
+        rows.append((record.name, *cells, record.id[:12], f"{record.path}{missing_note}"))
     show(("name", "kind", "task", "base", "id", "path"), rows)
     for problem in problems:
         print(f"not recorded: {problem}")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def reproduce(
     skin: Annotated[
         str,
-        typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.known),
+        typer.Argument(
+            help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.catalog_target
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -51,30 +53,34 @@ def reproduce(
 
     with Catalog.open() as catalog:
         directory = catalog.skin_directory(skin)
-    found = again(directory, out or Path(f"{read_skin(directory).name}-again"), task_file=task)
+    reproduction = again(directory, out or Path(f"{read_skin(directory).name}-again"), task_file=task)
     if as_json:
-        print(json.dumps(found.to_json(), allow_nan=False))
+        print(json.dumps(reproduction.to_json(), allow_nan=False))
     else:
-        _show(found)
-    if not found.reproduced:
+        _show(reproduction)
+    if not reproduction.reproduced:
         raise typer.Exit(1)
 
 
-def _show(found: Reproduction) -> None:
-    print(f"{found.skin}: {found.status.replace('_', ' ')}: {found.reason}")
-    for one in found.differences:
-        print(f"{'changed' if one.decides else 'note   '} {one.what}: was {one.was[:24]}, is {one.now[:24]}")
-    for note in found.notes:
+def _show(reproduction: Reproduction) -> None:
+    print(f"{reproduction.skin}: {reproduction.status.replace('_', ' ')}: {reproduction.reason}")
+    for difference in reproduction.differences:
+        print(
+            f"{'changed' if difference.decides else 'note   '} {difference.what}: was {difference.was[:24]}, is {difference.now[:24]}"
+        )
+    for note in reproduction.notes:
         print(f"note    {note}")
-    for part in found.parts:
+    for part in reproduction.parts:
         by = "" if part.equal or part.largest is None else f" by at most {part.largest:.3g}"
         print(f"{'same   ' if part.equal else 'differs'} {part.name}{by}")
-    if found.comparison is not None:
-        c = found.comparison
+    if reproduction.comparison is not None:
+        c = reproduction.comparison
         print(
-            f"valid   {found.equal_answers} of {found.rows} answers are the same; {c.metric} {c.b:.3f}, now {c.a:.3f}"
+            f"valid   {reproduction.equal_answers} of {reproduction.rows} answers are the same; {c.metric} {c.b:.3f}, now {c.a:.3f}"
         )
-    if found.recorded is not None and found.estimate is not None:
-        print(f"then    {found.recorded:.3f} was recorded, {found.estimate:.3f} was found in making it again")
-    if found.directory is not None:
-        print(f"skin    {found.directory}")
+    if reproduction.recorded is not None and reproduction.estimate is not None:
+        print(
+            f"then    {reproduction.recorded:.3f} was recorded, {reproduction.estimate:.3f} was found in making it again"
+        )
+    if reproduction.directory is not None:
+        print(f"skin    {reproduction.directory}")

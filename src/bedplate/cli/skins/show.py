@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def show(
     skin: Annotated[
         str,
-        typer.Argument(help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.known),
+        typer.Argument(
+            help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.catalog_target
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -71,7 +73,7 @@ def _lineage(catalog: Catalog, id_: str) -> dict[str, Any]:
     except UnknownItemError:
         return {"ancestors": [], "descendants": [], "unrecorded": []}
     return {
-        "ancestors": [entry.to_json() for entry in lineage.ancestors],
-        "descendants": [entry.to_json() for entry in lineage.descendants],
+        "ancestors": [record.to_json() for record in lineage.ancestors],
+        "descendants": [record.to_json() for record in lineage.descendants],
         "unrecorded": list(lineage.unknown),
     }

@@ -11,10 +11,10 @@ import typer
 from bedplate.cli import paths
 
 if TYPE_CHECKING:
-    from bedplate.skins.lineage import Node
+    from bedplate.skins.lineage import LineageNode
 
 _BRANCH, _BELOW = {False: "├── ", True: "└── "}, {False: "│   ", True: "    "}
-_SAID = ("kind", "rung", "seed", "code_version", "parent")
+_DETAIL_KEYS = ("kind", "rung", "seed", "code_version", "parent")
 
 
 def trace(
@@ -24,7 +24,7 @@ def trace(
             metavar="SKIN|HASH",
             help="A directory of a skin, base or run; a data file; or a name, id or hash in the catalogue.",
             show_default=False,
-            callback=paths.known,
+            callback=paths.catalog_target,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -46,17 +46,17 @@ def trace(
     from bedplate.skins.lineage import trace as lineage
 
     with Catalog.open() as catalog:
-        found = lineage(target, catalog)
+        provenance = lineage(target, catalog)
     if as_json:
-        print(json.dumps(found.to_json()))
+        print(json.dumps(provenance.to_json()))
         return
-    print(_line(found.subject))
-    for heading, nodes, last in (("came from", found.came_from, False), ("became", found.became, True)):
+    print(_line(provenance.subject))
+    for heading, nodes, last in (("came from", provenance.came_from, False), ("became", provenance.became, True)):
         print(f"{_BRANCH[last]}{heading}{'' if nodes else ' nothing that is known'}")
         _show(nodes, _BELOW[last])
 
 
-def _show(nodes: Sequence[Node], indent: str) -> None:
+def _show(nodes: Sequence[LineageNode], indent: str) -> None:
     """Lines are not cut to the width of the screen: paths and hashes are there to be copied."""
     for number, node in enumerate(nodes, 1):
         last = number == len(nodes)
@@ -64,9 +64,9 @@ def _show(nodes: Sequence[Node], indent: str) -> None:
         _show(node.nodes, indent + _BELOW[last])
 
 
-def _line(node: Node) -> str:
+def _line(node: LineageNode) -> str:
     parts = [node.what, "" if node.what == "unknown" else node.name, node.id[:12]]
-    for key in _SAID:
+    for key in _DETAIL_KEYS:
         if node.facts.get(key) not in (None, ""):
             parts.append(f"{key.replace('_', ' ')} {node.facts[key]}")
     if node.path is not None:

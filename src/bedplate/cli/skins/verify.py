@@ -21,7 +21,7 @@ def verify(
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")
     ] = False,
-    base_option: Annotated[str | None, moved("--base", now="bedplate skins verify SKIN BASE")] = None,
+    base_option: Annotated[str | None, moved("--base", replacement="bedplate skins verify SKIN BASE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that every file of a skin is as it was written, and that it fits a base."""
@@ -35,8 +35,8 @@ def verify(
 
         warnings = verify_skin(read, load_base(base, dtype=dtype), allow_other_weights=allow_other_weights)
     if as_json:
-        said = {"name": read.name, "id": skin_id(read), "files": "ok", "base": base, "warnings": warnings}
-        print(json.dumps(said))
+        report = {"name": read.name, "id": skin_id(read), "files": "ok", "base": base, "warnings": warnings}
+        print(json.dumps(report))
         return
     print(f"{read.name}: every file is as it was written{'' if base is None else f', and it fits {base}'}")
     for warning in warnings:

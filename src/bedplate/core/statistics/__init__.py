@@ -16,7 +16,15 @@ multiplicity.py  several nominees, several verdicts on the same rows, and the n 
 
 from __future__ import annotations
 
-from bedplate.core.statistics.betting import Evidence, Gains, evidence, gains, gains_apart, log_capital, mean_bounds
+from bedplate.core.statistics.betting import (
+    BettingEvidence,
+    Gains,
+    evidence,
+    gains,
+    gains_apart,
+    log_capital,
+    mean_bounds,
+)
 from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
     Bound,
@@ -57,7 +65,7 @@ __all__ = [
     "Bootstrap",
     "Bound",
     "ClusteredMean",
-    "Evidence",
+    "BettingEvidence",
     "Gains",
     "HolmBound",
     "InsufficientGroups",

@@ -33,7 +33,7 @@ _SURE = 1e-6
 
 
 @dataclass(frozen=True)
-class Evidence:
+class BettingEvidence:
     """value: the capital now, of 1 at first, against a claim: 20 is to an error of 5% what it takes. p_value: valid at
     every look together."""
 
@@ -79,34 +79,34 @@ def gains(
     return won.sum(1) if times is None else won @ np.asarray(times, dtype=np.float64)
 
 
-def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, most: int) -> Gains:
-    """Sums over the first `most` rows of each group [count]."""
+def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, max_rows: int) -> Gains:
+    """Sums over the first `max_rows` rows of each group [count]."""
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes, minlength=count)
     place = np.arange(codes.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = order[place < most]
-    return np.asarray(np.bincount(codes[kept], weights=values[kept], minlength=count), dtype=np.float64)
+    first_rows = order[place < max_rows]
+    return np.asarray(np.bincount(codes[first_rows], weights=values[first_rows], minlength=count), dtype=np.float64)
 
 
 def log_capital(looks: Sequence[Gains]) -> list[float]:
     """The logarithm of the capital after each of some looks, in order: of several bets at each [..., stakes], the mean
     of all. UsageError for looks that were bet on in different ways."""
-    if any(one.shape != looks[0].shape for one in looks):
+    if any(look.shape != looks[0].shape for look in looks):
         raise UsageError("the looks were bet on in different ways; give those of one way")
-    found: list[float] = []
+    log_capitals: list[float] = []
     capital = np.full(looks[0].shape, -math.inf) if looks else np.zeros(0)
-    for number, one in enumerate(looks, start=1):
-        capital = np.logaddexp(capital, -math.log(number * (number + 1))) + one
-        most = max(0.0, float(capital.max()))
-        waiting = math.exp(-most) / (number + 1)  # what is kept for changes that have yet to begin
-        found.append(most + math.log(float(np.exp(capital - most).mean()) + waiting))
-    return found
+    for number, look in enumerate(looks, start=1):
+        capital = np.logaddexp(capital, -math.log(number * (number + 1))) + look
+        peak = max(0.0, float(capital.max()))
+        waiting = math.exp(-peak) / (number + 1)  # what is kept for changes that have yet to begin
+        log_capitals.append(peak + math.log(float(np.exp(capital - peak).mean()) + waiting))
+    return log_capitals
 
 
-def evidence(looks: Sequence[Gains]) -> Evidence:
+def evidence(looks: Sequence[Gains]) -> BettingEvidence:
     """The capital after all of some looks, in order."""
     log = log_capital(looks)[-1] if looks else 0.0
-    return Evidence(math.exp(min(log, 700.0)), math.exp(-max(log, 0.0)), len(looks))
+    return BettingEvidence(math.exp(min(log, 700.0)), math.exp(-max(log, 0.0)), len(looks))
 
 
 # --- two samples, of which the first stays as it is
@@ -141,8 +141,8 @@ def gains_apart(
     """What bets gain that the means of the columns of scores [n, d] lie outside of `bounds` [d], each below and above
     [2d, stakes]. Where the bounds hold what an unchanging sample's means are with probability 1 - a, evidence of these
     of 1/b has an error of a + b, at all looks together: what is not known of the first sample is paid for once."""
-    found: list[Gains] = []
+    side_gains: list[Gains] = []
     for column, (low, high) in zip(scores.T, bounds, strict=True):
-        found.append(gains(column, groups, low, largest))
-        found.append(gains(1 - column, groups, 1 - high, largest))
-    return np.stack(found)
+        side_gains.append(gains(column, groups, low, largest))
+        side_gains.append(gains(1 - column, groups, 1 - high, largest))
+    return np.stack(side_gains)

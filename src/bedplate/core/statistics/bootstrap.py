@@ -101,9 +101,9 @@ def bca_of_sums(
     """
     if resamples is None:
         resamples = max(2000, math.ceil(20 / max((1 - confidence) / 2, 1e-5)))
-    kept = np.flatnonzero(rows.any(axis=1))
-    rows, groups = rows[kept], [groups[row] for row in kept.tolist()]
-    w = checked_weights(None if weights is None else weights[kept], len(rows))
+    row_indices = np.flatnonzero(rows.any(axis=1))
+    rows, groups = rows[row_indices], [groups[row] for row in row_indices.tolist()]
+    w = checked_weights(None if weights is None else weights[row_indices], len(rows))
     codes, count = group_codes(groups)
     check_confidence(confidence)
     check_groups(group_sums(w, codes, count), minimum_groups)
@@ -156,7 +156,9 @@ class _Shape:
 
 
 def _shape(codes: NDArray[np.int64], icc: float, weights: NDArray[np.float64]) -> _Shape:
-    sizes, squares = (np.bincount(codes, weights=one).astype(np.float64) for one in (weights, weights**2))
+    sizes, squares = (
+        np.bincount(codes, weights=row_weights).astype(np.float64) for row_weights in (weights, weights**2)
+    )
     return _Shape(*stretch(sizes, icc, squares), worth(sizes))
 
 
@@ -177,11 +179,11 @@ def _bootstrap(
     for a in (alpha / 2, alpha):
         low, high = (estimate, estimate) if constant else _ends(estimate, draws, jackknife, a, shape)
         if unseen or constant:
-            least, most = unseen_ends(estimate, support, shape.worth, a)
-            low, high = min(low, least), max(high, most)
+            floor, ceiling = unseen_ends(estimate, support, shape.worth, a)
+            low, high = min(low, floor), max(high, ceiling)
         if callable(unseen):
-            least, most = unseen(a)
-            low, high = min(low, least), max(high, most)
+            floor, ceiling = unseen(a)
+            low, high = min(low, floor), max(high, ceiling)
         ends.append((low, high))
     (low, high), (lower, upper) = ends
     return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, draws.size)
@@ -200,8 +202,8 @@ def _ends(
     scale = float((gap**2).sum()) ** 1.5
     acceleration = float((gap**3).sum()) / (6 * scale) if scale > 0 else 0.0
     quantiles: list[float] = []
-    far = shape.stretch * float(stdtrit(shape.freedom, 1 - a))
-    for z in (-far, far):
+    t_quantile = shape.stretch * float(stdtrit(shape.freedom, 1 - a))
+    for z in (-t_quantile, t_quantile):
         shifted = bias + z
         quantiles.append(float(ndtr(bias + shifted / max(1e-9, 1 - acceleration * shifted))))
     low, high = np.quantile(draws, quantiles)

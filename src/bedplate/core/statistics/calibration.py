@@ -50,16 +50,16 @@ def calibration_bounds(
     check_groups(sizes)
     unseen = hidden(worth(sizes), confidence)
     used, place = np.unique(bins, return_inverse=True)
-    error = sum(abs(float((w * gaps)[place == one].sum())) for one in range(used.size)) / gaps.size
+    error = sum(abs(float((w * gaps)[place == bin_index].sum())) for bin_index in range(used.size)) / gaps.size
     upper = 0.0
     for signs in product((-1.0, 1.0), repeat=used.size):
         signed = bounded_change(np.array(signs)[place] * gaps, codes, confidence, unseen, weights)
         assert signed.upper is not None
         upper = max(upper, signed.upper)
-    lower, each = 0.0, 1 - (1 - confidence) / (2 * used.size)
-    for one in range(used.size):
-        own = bounded_change(np.where(place == one, gaps, 0.0), codes, each, 0.0, weights)
-        assert own.lower is not None
-        assert own.upper is not None
-        lower += max(0.0, own.lower, -own.upper)
+    lower, bin_confidence = 0.0, 1 - (1 - confidence) / (2 * used.size)
+    for bin_index in range(used.size):
+        bin_bounds = bounded_change(np.where(place == bin_index, gaps, 0.0), codes, bin_confidence, 0.0, weights)
+        assert bin_bounds.lower is not None
+        assert bin_bounds.upper is not None
+        lower += max(0.0, bin_bounds.lower, -bin_bounds.upper)
     return CalibrationBounds(error, lower, min(1.0, upper), confidence)

@@ -72,9 +72,11 @@ def group_codes(groups: Groups) -> tuple[NDArray[np.int64], int]:
         place = np.empty(first.size, dtype=np.int64)
         place[np.argsort(first)] = np.arange(first.size)
         return place[codes], int(first.size)
-    seen: dict[Hashable, int] = {}
-    codes = np.fromiter((seen.setdefault(g, len(seen)) for g in groups), dtype=np.int64, count=len(groups))
-    return codes, len(seen)
+    code_by_group: dict[Hashable, int] = {}
+    codes = np.fromiter(
+        (code_by_group.setdefault(g, len(code_by_group)) for g in groups), dtype=np.int64, count=len(groups)
+    )
+    return codes, len(code_by_group)
 
 
 def group_sums(values: NDArray[np.float64], codes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
@@ -102,8 +104,8 @@ def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] 
     mean = float(w @ x) / float(w.sum())
     if count == 1:
         return RobustMean(mean, math.nan, 0.0, x.size, 1, 1.0)
-    found = robust(group_sums(w * (x - mean), codes, count), sizes, _correlation(x, codes, count), squares)
-    return RobustMean(mean, math.sqrt(found.variance), found.freedom, x.size, count, worth(sizes))
+    robust_fit = robust(group_sums(w * (x - mean), codes, count), sizes, _correlation(x, codes, count), squares)
+    return RobustMean(mean, math.sqrt(robust_fit.variance), robust_fit.freedom, x.size, count, worth(sizes))
 
 
 def checked_weights(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
@@ -141,11 +143,11 @@ def _correlation(x: NDArray[np.float64], codes: NDArray[np.int64], count: int) -
     if count < 2 or n == count:
         return math.nan
     means = np.bincount(codes, weights=x, minlength=count) / sizes
-    between = float((sizes * (means - x.mean()) ** 2).sum()) / (count - 1)
-    within = float(((x - means[codes]) ** 2).sum()) / (n - count)
+    between_variance = float((sizes * (means - x.mean()) ** 2).sum()) / (count - 1)
+    within_variance = float(((x - means[codes]) ** 2).sum()) / (n - count)
     typical = (n - float((sizes**2).sum()) / n) / (count - 1)
-    total = between + (typical - 1) * within
-    return math.nan if total == 0 else (between - within) / total
+    total = between_variance + (typical - 1) * within_variance
+    return math.nan if total == 0 else (between_variance - within_variance) / total
 
 
 def effective_n_bound(
@@ -183,28 +185,28 @@ def effective_n_bound(
     sizes, squares, cubes = (group_sums(w**power, codes, count) for power in (1, 2, 3))
     check_groups(sizes, minimum_groups)
     icc = _correlation(x, codes, count) if count < n else 0.0
-    found = robust(group_sums(w * (x - share), codes, count), sizes, icc, squares)
+    robust_fit = robust(group_sums(w * (x - share), codes, count), sizes, icc, squares)
     plain = share * (1 - share) / (n - 1)
-    effect = max(1.0, found.variance / plain if plain > 0 else n / worth(sizes))
-    normal, far = (float(stdtrit(freedom, confidence)) for freedom in (n - 1, found.freedom))
+    effect = max(1.0, robust_fit.variance / plain if plain > 0 else n / worth(sizes))
+    normal, t_quantile = (float(stdtrit(freedom, confidence)) for freedom in (n - 1, robust_fit.freedom))
 
     def at(quantile: float) -> tuple[float, float]:
         effective = n / effect * (normal / quantile) ** 2
         return bound(share * effective, effective, confidence), effective
 
-    value, effective = at(far)
-    if 0 < value < 1 and (found.icc > 0 or weighted) and plain > 0:
+    value, effective = at(t_quantile)
+    if 0 < value < 1 and (robust_fit.icc > 0 or weighted) and plain > 0:
         # t leans as the mean does: -(2t² + 1)/6 of its skewness. That of a binomial is in the bound already.
-        kish = float((squares * (1 - found.icc) + sizes**2 * found.icc).sum()) / n
-        beyond = skewness(np.full(1, n / kish), value, 0.0) - skewness(sizes, value, found.icc, squares, cubes)
-        lean = (beyond if side == "lower" else -beyond) * (2 * far**2 + 1) / 6
+        kish = float((squares * (1 - robust_fit.icc) + sizes**2 * robust_fit.icc).sum()) / n
+        beyond = skewness(np.full(1, n / kish), value, 0.0) - skewness(sizes, value, robust_fit.icc, squares, cubes)
+        lean = (beyond if side == "lower" else -beyond) * (2 * t_quantile**2 + 1) / 6
         if lean > 0:
-            value, effective = at(far + SKEWNESS_SHARE * lean)
+            value, effective = at(t_quantile + SKEWNESS_SHARE * lean)
     if count < n:
         failures = group_sums(w * (1 - x if side == "lower" else x), codes, count)
         start = value if side == "lower" else 1 - value
-        held = missed_groups_bound(failures, sizes, n / float(w @ w / n), start, confidence)
-        value = held if side == "lower" else 1 - held
+        missed_bound = missed_groups_bound(failures, sizes, n / float(w @ w / n), start, confidence)
+        value = missed_bound if side == "lower" else 1 - missed_bound
     return Bound(value, side, confidence, share, n, count, effect, effective)
 
 
@@ -226,9 +228,11 @@ def effective_n_interval(
     weights: NDArray[np.float64] | None = None,
 ) -> tuple[float, float]:
     """Two-sided interval from the two one-sided bounds, (1 - confidence) / 2 on each side."""
-    each = 1 - (1 - confidence) / 2
-    low = effective_n_bound(successes, groups, each, "lower", minimum_groups=minimum_groups, weights=weights)
-    high = effective_n_bound(successes, groups, each, "upper", minimum_groups=minimum_groups, weights=weights)
+    side_confidence = 1 - (1 - confidence) / 2
+    low = effective_n_bound(successes, groups, side_confidence, "lower", minimum_groups=minimum_groups, weights=weights)
+    high = effective_n_bound(
+        successes, groups, side_confidence, "upper", minimum_groups=minimum_groups, weights=weights
+    )
     return low.value, high.value
 
 

@@ -26,8 +26,8 @@ def capital(counts: Mapping[float, int], mean: float) -> float:
     if not 0 < mean <= 1:
         raise UsageError(f"a mean to bet against lies above 0 and up to 1, not {mean}")
     growth = gains(1 - values, None, 1 - mean, times=times)
-    most = float(growth.max())
-    return most + math.log(float(np.exp(growth - most).mean()))
+    peak = float(growth.max())
+    return peak + math.log(float(np.exp(growth - peak).mean()))
 
 
 def lower_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
@@ -37,12 +37,12 @@ def lower_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
     total = float(times.sum())
     if total == 0:
         return 0.0
-    wanted, low, high = -math.log(1 - confidence), 0.0, float(values @ times) / total
+    threshold, low, high = -math.log(1 - confidence), 0.0, float(values @ times) / total
     if high == 0:
         return 0.0
     for _ in range(40):  # capital falls as the mean to bet against rises
         middle = (low + high) / 2
-        low, high = (middle, high) if middle > 0 and capital(counts, middle) >= wanted else (low, middle)
+        low, high = (middle, high) if middle > 0 and capital(counts, middle) >= threshold else (low, middle)
     return low
 
 

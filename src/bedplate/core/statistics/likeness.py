@@ -44,18 +44,18 @@ def likeness(
     if groups in (1, n) or total <= 1e-12 * n:
         return Likeness(float("nan"), 1.0, n, groups)
 
-    def between(rows: NDArray[np.float64]) -> float:
+    def between_sum(rows: NDArray[np.float64]) -> float:
         sums = np.add.reduceat(rows, starts, axis=0)
         return float(((sums**2).sum(axis=1) / sizes).sum())
 
-    seen = between(x[order])
+    observed = between_sum(x[order])
     rng = np.random.Generator(np.random.PCG64(seed))
-    reached = made = 0
-    while made < permutations and reached < ENOUGH:
-        made += 1
-        reached += between(x[rng.permutation(n)]) >= seen - 1e-9 * total
-    mean_between, mean_within = seen / (groups - 1), (total - seen) / (n - groups)
+    reached = trials = 0
+    while trials < permutations and reached < ENOUGH:
+        trials += 1
+        reached += between_sum(x[rng.permutation(n)]) >= observed - 1e-9 * total
+    mean_between, mean_within = observed / (groups - 1), (total - observed) / (n - groups)
     typical = (n - float((sizes**2).sum()) / n) / (groups - 1)
     icc = (mean_between - mean_within) / (mean_between + (typical - 1) * mean_within)
-    p_value = reached / made if reached >= ENOUGH else (1 + reached) / (1 + made)
+    p_value = reached / trials if reached >= ENOUGH else (1 + reached) / (1 + trials)
     return Likeness(icc, p_value, n, groups)

@@ -52,27 +52,27 @@ def _levels(alpha: float, shares: tuple[float, ...], rho: float) -> tuple[float,
     times, spent = (0.0, *shares), (0.0, *(alpha * min(share, 1.0) ** rho for share in shares))
     steps = np.sqrt(np.diff(times)).tolist()
     for number, share in enumerate(shares):
-        step, far = steps[number], _REACH * math.sqrt(share)
-        boundary = _boundary(nodes, mass, step, spent[number + 1] - spent[number], far)
+        step, reach = steps[number], _REACH * math.sqrt(share)
+        boundary = _boundary(nodes, mass, step, spent[number + 1] - spent[number], reach)
         levels.append(float(ndtr(-boundary / math.sqrt(share))))
         if number + 1 == len(shares):
             break
-        width = boundary + far
-        wanted = math.ceil(8 * width / min(step, steps[number + 1]))
-        x, weights = np.polynomial.legendre.leggauss(min(_MOST_NODES, max(_LEAST_NODES, wanted)))
-        points = (x + 1) * width / 2 - far
-        away = (points[:, None] - nodes[None, :]) / step
-        density = np.exp(-(away**2) / 2) @ mass / (step * math.sqrt(2 * math.pi))
+        width = boundary + reach
+        node_count = math.ceil(8 * width / min(step, steps[number + 1]))
+        x, weights = np.polynomial.legendre.leggauss(min(_MOST_NODES, max(_LEAST_NODES, node_count)))
+        points = (x + 1) * width / 2 - reach
+        distances = (points[:, None] - nodes[None, :]) / step
+        density = np.exp(-(distances**2) / 2) @ mass / (step * math.sqrt(2 * math.pi))
         nodes, mass = points, density * weights * width / 2
     return tuple(levels)
 
 
-def _boundary(nodes: Floats, mass: Floats, step: float, wanted: float, far: float) -> float:
-    """What a normal step of this size from `nodes` crosses with the probability `wanted`."""
+def _boundary(nodes: Floats, mass: Floats, step: float, probability: float, reach: float) -> float:
+    """What a normal step of this size from `nodes` crosses with the probability `probability`."""
     from scipy.optimize import brentq
     from scipy.special import ndtr
 
     def excess(at: float) -> float:
-        return float(mass @ ndtr((nodes - at) / step)) - wanted
+        return float(mass @ ndtr((nodes - at) / step)) - probability
 
-    return float(brentq(excess, -far, far, xtol=1e-10))  # pyright: ignore[reportArgumentType]
+    return float(brentq(excess, -reach, reach, xtol=1e-10))  # pyright: ignore[reportArgumentType]

@@ -43,11 +43,11 @@ class FewFailures:
 
     def __init__(self, failures: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         self.total = int(failures.sum())
-        self._most = int(sizes.max())
+        self._max_size = int(sizes.max())
         pairs, self._times = np.unique(np.stack([sizes, failures]), axis=1, return_counts=True)
         self._pair_sizes, self._pair_failures = pairs
-        self._sizes, self._alike = np.unique(sizes, return_counts=True)
-        self._factorials = _log_rising(np.ones(1), self._most)[0]
+        self._sizes, self._multiplicities = np.unique(sizes, return_counts=True)
+        self._factorials = _log_rising(np.ones(1), self._max_size)[0]
         length = 1 << math.ceil(math.log2(4 * (self.total + 1)))
         self._length = min(length, 1 << math.ceil(math.log2(int(sizes.sum()) + 1)))
         self._radius = _DAMPED ** (1 / self._length)
@@ -55,22 +55,24 @@ class FewFailures:
     def chance(self, mean: float) -> float:
         """Of no more failures than there are, were the mean of the groups' rates this (between 0 and 1)."""
         spread = 1 / _correlations() - 1
-        fails, holds, any_of = (_log_rising(one, self._most) for one in ((1 - mean) * spread, mean * spread, spread))
+        fails, passes, any_of = (
+            _log_rising(shape, self._max_size) for shape in ((1 - mean) * spread, mean * spread, spread)
+        )
 
         def log_chance(size: NDArray[np.int64], failures: NDArray[np.int64]) -> NDArray[np.float64]:
-            ways = self._factorials[size] - self._factorials[failures] - self._factorials[size - failures]
-            return ways + fails[:, failures] + holds[:, size - failures] - any_of[:, size]
+            log_combinations = self._factorials[size] - self._factorials[failures] - self._factorials[size - failures]
+            return log_combinations + fails[:, failures] + passes[:, size - failures] - any_of[:, size]
 
         likely = log_chance(self._pair_sizes, self._pair_failures) @ self._times
         weight = np.exp(likely - likely.max())
-        seen = weight > _UNSEEN
-        weight, fails, holds, any_of = (one[seen] for one in (weight, fails, holds, any_of))
+        mask = weight > _UNSEEN
+        weight, fails, passes, any_of = (array[mask] for array in (weight, fails, passes, any_of))
         product = np.ones((1, 1), dtype=np.complex128)
-        for size, alike in zip(self._sizes, self._alike.tolist(), strict=True):
+        for size, multiplicity in zip(self._sizes, self._multiplicities.tolist(), strict=True):
             failures = np.arange(min(int(size), self.total) + 1)
             damped = np.exp(log_chance(np.full(1, size), failures) + failures * math.log(self._radius))
-            one = np.fft.rfft(damped, self._length, axis=1)
-            product = product * (one if alike == 1 else one**alike)
+            transform = np.fft.rfft(damped, self._length, axis=1)
+            product = product * (transform if multiplicity == 1 else transform**multiplicity)
         counts = np.arange(self.total + 1)
         tails = np.fft.irfft(product, self._length, axis=1)[:, : self.total + 1] @ self._radius ** (-counts)
         return float(weight @ np.clip(tails, 0.0, 1.0) / weight.sum())
@@ -87,18 +89,18 @@ class FewFailures:
             chance = self.chance(mean) if mean > 0 else 0.0
             return float(ndtri(min(max(chance, 1e-12), 1 - 1e-12))) - float(ndtri(error))
 
-        near = start
+        bracket_high = start
         if beyond(start) <= 0:
             return start
         step = (1 - start) / 8
-        far = max(start - step, 0.0)
-        low = beyond(far)
+        bracket_low = max(start - step, 0.0)
+        low = beyond(bracket_low)
         while low > 0:
-            near, step = far, 2 * step
-            far = max(far - step, 0.0)
-            low = beyond(far)
-        found: Any = brentq(beyond, far, near, xtol=1e-5)
-        return float(found)
+            bracket_high, step = bracket_low, 2 * step
+            bracket_low = max(bracket_low - step, 0.0)
+            low = beyond(bracket_low)
+        root: Any = brentq(beyond, bracket_low, bracket_high, xtol=1e-5)
+        return float(root)
 
 
 def missed_groups_bound(
@@ -110,8 +112,8 @@ def missed_groups_bound(
     groups count as so many whole rows as their weight is of it.
     """
     failing = sizes[failures > 0]
-    many = worth(failing) if failing.size else 0.0
-    part = min((MANY_FAILING - many) / (MANY_FAILING - FEW_FAILING), 1.0)
+    failing_worth = worth(failing) if failing.size else 0.0
+    part = min((MANY_FAILING - failing_worth) / (MANY_FAILING - FEW_FAILING), 1.0)
     if part <= 0:
         return start
     unit = sizes.sum() / rows
@@ -120,7 +122,7 @@ def missed_groups_bound(
     return start - part * (start - FewFailures(failed, whole).lower(start, 1 - confidence))
 
 
-def _log_rising(first: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """log of x (x + 1) ... (x + j - 1) for each x in `first` [K] and j from 0 to `most` [K, most + 1]."""
-    logs = np.log(first[:, None] + np.arange(most))
+def _log_rising(first: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
+    """log of x (x + 1) ... (x + j - 1) for each x in `first` [K] and j from 0 to `max_steps` [K, most + 1]."""
+    logs = np.log(first[:, None] + np.arange(max_steps))
     return np.concatenate([np.zeros((first.size, 1)), np.cumsum(logs, axis=1)], axis=1)

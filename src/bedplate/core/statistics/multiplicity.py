@@ -45,7 +45,7 @@ def holm_bounds(
     lower_at: Sequence[Callable[[float], float]],
     target: float,
     confidence: float = 0.95,
-    holds: Sequence[Callable[[float], bool]] | None = None,
+    conditions: Sequence[Callable[[float], bool]] | None = None,
 ) -> list[HolmBound]:
     """Which nominees' lower bounds clear `target` with the family-wise error held at 1 - confidence.
 
@@ -53,19 +53,19 @@ def holm_bounds(
     bound at 1 - alpha/m clears the target pass and leave; the rest are looked at again with the smaller m. This is
     Holm's procedure on the p-values that the bounds invert.
 
-    holds: what else has to be shown of each nominee, at the same level. Its p-value is then the larger of the two
+    conditions: what else has to be shown of each nominee, at the same level. Its p-value is then the larger of the two
     (intersection-union, Berger 1982), and one that clears the target and does not hold stays among those left.
     """
     check_confidence(confidence)
     alpha = 1 - confidence
     passed: dict[int, HolmBound] = {}
     while True:
-        left = [i for i in range(len(lower_at)) if i not in passed]
-        if not left:
+        remaining = [i for i in range(len(lower_at)) if i not in passed]
+        if not remaining:
             break
-        level = 1 - alpha / len(left)
-        looked = {i: HolmBound(value, level, value > target) for i in left for value in [lower_at[i](level)]}
-        cleared = {i: b for i, b in looked.items() if b.passed and (holds is None or holds[i](level))}
+        level = 1 - alpha / len(remaining)
+        looked = {i: HolmBound(value, level, value > target) for i in remaining for value in [lower_at[i](level)]}
+        cleared = {i: b for i, b in looked.items() if b.passed and (conditions is None or conditions[i](level))}
         if not cleared:
             passed.update(looked)
             break
@@ -79,7 +79,7 @@ def sequence_bounds(
     lower_at: Sequence[Callable[[float], float]],
     target: float,
     confidence: float = 0.95,
-    holds: Sequence[Callable[[float], bool]] | None = None,
+    conditions: Sequence[Callable[[float], bool]] | None = None,
     order: Sequence[int] | None = None,
 ) -> list[HolmBound]:
     """Which nominees' lower bounds clear `target`, each looked at with the whole error in an order that was fixed
@@ -92,13 +92,13 @@ def sequence_bounds(
     places = range(len(lower_at)) if order is None else order
     if sorted(places) != list(range(len(lower_at))):
         raise UsageError(f"an order names each of {len(lower_at)} nominees once, not {list(places)}")
-    found: dict[int, HolmBound] = {}
-    going = True
+    bounds: dict[int, HolmBound] = {}
+    reached = True
     for i in places:
         value = lower_at[i](confidence)
-        found[i] = HolmBound(value, confidence, going and value > target, going)
-        going = found[i].passed and (holds is None or holds[i](confidence))
-    return [found[i] for i in range(len(lower_at))]
+        bounds[i] = HolmBound(value, confidence, reached and value > target, reached)
+        reached = bounds[i].passed and (conditions is None or conditions[i](confidence))
+    return [bounds[i] for i in range(len(lower_at))]
 
 
 def simultaneous(confidence: float, comparisons: int) -> float:

@@ -34,7 +34,7 @@ class Drop:
     n: int
     groups: int
 
-    def within(self, margin: float) -> bool | None:
+    def is_within(self, margin: float) -> bool | None:
         """True: shown to be under the margin. False: shown to be above it. None: undecided."""
         if self.upper is None or self.lower is None:
             return None
@@ -47,8 +47,8 @@ class Drop:
 
         if self.value >= margin or not self.se > 0:
             return None
-        wanted = (float(ndtri(self.confidence)) + float(ndtri(power))) * self.se / (margin - self.value)
-        return math.ceil(self.n * max(wanted**2, 1 / self.n))
+        ratio = (float(ndtri(self.confidence)) + float(ndtri(power))) * self.se / (margin - self.value)
+        return math.ceil(self.n * max(ratio**2, 1 / self.n))
 
 
 def mean_drop(
@@ -76,13 +76,13 @@ def mean_drop(
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
     w = checked_weights(weights, x.size)
-    alike = worth(group_sums(w, codes, count))
-    unseen = hidden(alike if units is None else units, confidence)
+    effective_groups = worth(group_sums(w, codes, count))
+    unseen = hidden(effective_groups if units is None else units, confidence)
     drop = bounded_change(x - y, codes, confidence, unseen, weights)
     if scattered or drop.lower is None or drop.upper is None:
         return drop
-    lost, gained = (group_sums(w * one, codes, count) for one in (np.maximum(x - y, 0.0), np.maximum(y - x, 0.0)))
-    worse, better = (group_sums(w * one, codes, count) for one in (x > y, y > x))
+    lost, gained = (group_sums(w * change, codes, count) for change in (np.maximum(x - y, 0.0), np.maximum(y - x, 0.0)))
+    worse, better = (group_sums(w * mask, codes, count) for mask in (x > y, y > x))
     sizes, rows = group_sums(w, codes, count), float(x.size**2 / (w @ w))
     upper = _not_nearer(drop.upper, (worse, lost, gained), sizes, rows, confidence)
     lower = -_not_nearer(-drop.lower, (better, gained, lost), sizes, rows, confidence)
@@ -99,12 +99,12 @@ def _not_nearer(
     """An upper bound of the mean of losses less gains. of: weights of the rows of each group that lost something, what
     they lost, and what others gained [G]."""
     worse, lost, gained = of
-    each = float(lost.sum() / worse.sum()) if worse.any() else 1.0
+    mean_loss = float(lost.sum() / worse.sum()) if worse.any() else 1.0
     gain = float(gained.sum() / sizes.sum())
-    share = (upper + gain) / each
+    share = (upper + gain) / mean_loss
     if not 0 <= share < 1:
         return upper
-    return (1 - missed_groups_bound(worse, sizes, rows, 1 - share, confidence)) * each - gain
+    return (1 - missed_groups_bound(worse, sizes, rows, 1 - share, confidence)) * mean_loss - gain
 
 
 def bounded_change(
@@ -174,19 +174,19 @@ def _drop(
     total = float(weights.sum())
     value = float(change.sum()) / total
     sizes = group_sums(weights, codes, count)
-    kept = np.flatnonzero(sizes > 0)  # a group without weight adds nothing, and is not counted
-    if kept.size < 2:
+    weighted_groups = np.flatnonzero(sizes > 0)  # a group without weight adds nothing, and is not counted
+    if weighted_groups.size < 2:
         return Drop(value, None, None, math.nan, confidence, change.size, count)
-    residuals = group_sums(change - value * weights, codes, count)[kept]
-    found = robust(residuals, sizes[kept], icc, None if squares is None else squares[kept])
-    se = math.sqrt(found.variance)
+    residuals = group_sums(change - value * weights, codes, count)[weighted_groups]
+    robust_fit = robust(residuals, sizes[weighted_groups], icc, None if squares is None else squares[weighted_groups])
+    se = math.sqrt(robust_fit.variance)
     try:
-        check_groups(sizes[kept])
+        check_groups(sizes[weighted_groups])
     except InsufficientGroups:
         return Drop(value, None, None, se, confidence, change.size, count)
-    far = float(stdtrit(found.freedom, confidence))
+    t_quantile = float(stdtrit(robust_fit.freedom, confidence))
     # changes of one kind only lean, and t with them: where hardly any were seen their spread reads too small as well
     scale = float(residuals @ residuals) ** 1.5
-    lean = (float((residuals**3).sum()) / scale if scale > 0 else 0.0) * (2 * far**2 + 1) / 6
-    below, above = (max(unseen, max(far, far + extra) * se) for extra in (-lean, lean))
+    lean = (float((residuals**3).sum()) / scale if scale > 0 else 0.0) * (2 * t_quantile**2 + 1) / 6
+    below, above = (max(unseen, max(t_quantile, t_quantile + extra) * se) for extra in (-lean, lean))
     return Drop(value, value - below, value + above, se, confidence, change.size, count)

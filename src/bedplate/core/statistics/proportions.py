@@ -36,8 +36,8 @@ def binomial_upper(successes: float, n: float, confidence: float = 0.95) -> floa
 
 def binomial_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Exact two-sided interval, (1 - confidence) / 2 on each side."""
-    each = 1 - (1 - confidence) / 2
-    return binomial_lower(successes, n, each), binomial_upper(successes, n, each)
+    side_confidence = 1 - (1 - confidence) / 2
+    return binomial_lower(successes, n, side_confidence), binomial_upper(successes, n, side_confidence)
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:

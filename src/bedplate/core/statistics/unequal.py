@@ -67,9 +67,9 @@ def check_groups(weights: NDArray[np.float64], minimum: int = MINIMUM_GROUPS) ->
     """Raises InsufficientGroups for fewer than `minimum` groups, or ones worth less than half of it."""
     if weights.size < max(2, minimum):
         raise InsufficientGroups(weights.size, max(2, minimum))
-    found = worth(weights)
-    if found < minimum / 2:
-        raise InsufficientGroups(weights.size, minimum, found)
+    effective_groups = worth(weights)
+    if effective_groups < minimum / 2:
+        raise InsufficientGroups(weights.size, minimum, effective_groups)
 
 
 def enough_groups(groups: Sequence[Hashable]) -> bool:
@@ -99,8 +99,8 @@ def robust(
     rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
     inverse = 1 / np.maximum(1 - weights / weights.sum(), 1e-12)
     expected, freedom = moments(weights, _variances(weights, rho, squares), inverse)
-    seen = float(inverse @ residuals**2) / float(weights.sum()) ** 2
-    return Robust(seen / expected, freedom, rho)
+    observed = float(inverse @ residuals**2) / float(weights.sum()) ** 2
+    return Robust(observed / expected, freedom, rho)
 
 
 def stretch(
@@ -127,12 +127,12 @@ def moments(
     r = S - share ΣS has covariance D - h v' - v h' + h h' Σv; with x = v - h Σv / 2 its part off D is -(h x' + x h').
     """
     share, total = weights / weights.sum(), float(variances.sum())
-    own = variances - 2 * share * variances + share**2 * total
+    diagonal = variances - 2 * share * variances + share**2 * total
     x = variances - share * total / 2
-    every = 2 * float(a @ share**2) * float(a @ x**2) + 2 * float(a @ (share * x)) ** 2
-    beside = every - float(a**2 @ (2 * share * x) ** 2)
-    expected = float(a @ own)
-    return expected / total, expected**2 / (float(a**2 @ own**2) + beside)
+    rank_two_sum = 2 * float(a @ share**2) * float(a @ x**2) + 2 * float(a @ (share * x)) ** 2
+    off_diagonal = rank_two_sum - float(a**2 @ (2 * share * x) ** 2)
+    expected = float(a @ diagonal)
+    return expected / total, expected**2 / (float(a**2 @ diagonal**2) + off_diagonal)
 
 
 def skewness(
@@ -145,7 +145,7 @@ def skewness(
     """Of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two rows of a
     group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and Σw³ over the
     rows of each group, where rows differ in weight; sizes are then Σw."""
-    squares, cubes = (sizes if one is None else one for one in (squares, cubes))
+    squares, cubes = (sizes if power_sums is None else power_sums for power_sums in (squares, cubes))
     if icc <= 0:
         lean = float(cubes.sum()) / float(squares.sum()) ** 1.5
         return (1 - 2 * mean) / math.sqrt(mean * (1 - mean)) * lean
@@ -153,13 +153,13 @@ def skewness(
     first = mean
     second = first * (mean * spread + 1) / (spread + 1)
     third = second * (mean * spread + 2) / (spread + 2)
-    within = first - second  # E[R(1 - R)]
-    between = second - first**2
+    within_variance = first - second  # E[R(1 - R)]
+    between_variance = second - first**2
     lean = third - 3 * first * second + 2 * first**3
-    k2 = squares * within + sizes**2 * between
+    k2 = squares * within_variance + sizes**2 * between_variance
     k3 = (
         cubes * (first - 3 * second + 2 * third)
-        + 3 * squares * sizes * (second - third - first * within)
+        + 3 * squares * sizes * (second - third - first * within_variance)
         + sizes**3 * lean
     )
     return float(k3.sum()) / float(k2.sum()) ** 1.5

@@ -25,13 +25,13 @@ from bedplate.core.version import __version__
 from bedplate.data.corpus.arrays import save_array, save_arrays
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
-from bedplate.data.corpus.encode import COPY, TRAIN, VALID, Group, encoded, make_tokenizer, taken
+from bedplate.data.corpus.encode import COPY, TRAIN, VALID, ShardGroup, encoded, make_tokenizer, resolve_tokenizer
 from bedplate.data.corpus.fates import Tally
 from bedplate.data.corpus.manifest import MANIFEST, SPLITS, ShardEntry
-from bedplate.data.corpus.readers.part import Part, grouped
+from bedplate.data.corpus.readers.part import SourcePart, grouped
 from bedplate.data.corpus.readers.table import READERS
-from bedplate.data.corpus.recipe import Recipe, Source
-from bedplate.data.corpus.records import RECORD, Ended, write_records
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.data.corpus.records import RECORD, BuildRecords, write_records
 from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
 from bedplate.data.corpus.repeated.duplicates import copies
 from bedplate.data.corpus.shards import Corpus
@@ -43,7 +43,7 @@ BYTES_PER_TOKEN = 3.5
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltCorpus:
     """The corpus, and whether anything had to be done."""
 
     corpus: Corpus
@@ -51,7 +51,7 @@ class Built:
 
 
 def build(
-    recipe: Recipe,
+    recipe: CorpusRecipe,
     directory: Path,
     out: Path,
     *,
@@ -60,7 +60,7 @@ def build(
     executor: Executor | None = None,
     keep_work: bool = False,
     quiet: bool = False,
-) -> Built:
+) -> BuiltCorpus:
     """Build the corpus into `out`, or go on with it. directory: where the recipe's paths begin. judges: by the name
     that rules give, for `judged`; they cannot travel, so with them sources are sifted in this process alone.
     executor: runs the jobs, by default here in so many processes.
@@ -73,44 +73,57 @@ def build(
     sifter = LocalExecutor({"judges": judges}) if judges and executor is None else encoder
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give the directory that the corpus is to be written to")
-    if out.is_dir() and (there := {path.name for path in out.iterdir()}) and not there & {WORK, LOCK, MANIFEST}:
-        raise UsageError(f"{out} holds other files ({', '.join(sorted(there)[:3])}); give a directory of its own")
+    if (
+        out.is_dir()
+        and (existing_names := {path.name for path in out.iterdir()})
+        and not existing_names & {WORK, LOCK, MANIFEST}
+    ):
+        raise UsageError(
+            f"{out} holds other files ({', '.join(sorted(existing_names)[:3])}); give a directory of its own"
+        )
     with file_lock(out / LOCK, wait=False):
         return _Build(recipe, directory.absolute(), out, sifter, encoder, quiet).run(keep_work)
 
 
 class _Build:
     def __init__(
-        self, recipe: Recipe, directory: Path, out: Path, sifter: Executor, encoder: Executor, quiet: bool
+        self, recipe: CorpusRecipe, directory: Path, out: Path, sifter: Executor, encoder: Executor, quiet: bool
     ) -> None:
         self._recipe, self._directory, self._out, self._work = recipe, directory, out, out / WORK
         self._sifter, self._encoder, self._quiet = sifter, encoder, quiet
         self._needs = ("judges",) if sifter is not encoder else ()
         self._values = recipe.model_dump(mode="json")
 
-    def run(self, keep_work: bool) -> Built:
+    def run(self, keep_work: bool) -> BuiltCorpus:
         parts = self._plan()
         against = fingerprint(self._recipe.decontaminate.against, self._directory)
-        decides = [self._values, [one.to_json() for one in parts], against, *self._judge(), *self._taken(), _versions()]
-        asked = sha256_json(decides)
+        decides = [
+            self._values,
+            [part.to_json() for part in parts],
+            against,
+            *self._judge(),
+            *self._tokenizer_identity(),
+            _versions(),
+        ]
+        build_key = sha256_json(decides)
         if (self._out / MANIFEST).is_file():
-            return self._again(asked, keep_work)
+            return self._reopen(build_key, keep_work)
         self._work.mkdir(parents=True, exist_ok=True)
         sifted = self._sift(parts, against)
         splits = self._split(parts, sifted)
         self._refuse_nothing(parts, sifted, splits)
         entries = self._encode(parts, sifted, splits)
-        with np.load(self._work / "copies.npz") as kept:
-            ended = Ended(parts, sifted, splits, entries, kept["fate"], kept["of"])
-        corpus = write_records(self._recipe, self._out, ended, {"asked": asked, "versions": _versions()})
+        with np.load(self._work / "copies.npz") as arrays:
+            ended = BuildRecords(parts, sifted, splits, entries, arrays["fate"], arrays["of"])
+        corpus = write_records(self._recipe, self._out, ended, {"asked": build_key, "versions": _versions()})
         if not keep_work:
             shutil.rmtree(self._work)
-        return Built(corpus, True)
+        return BuiltCorpus(corpus, True)
 
-    def _taken(self) -> list[str]:
+    def _tokenizer_identity(self) -> list[str]:
         """What changes when the tokenizer does that the recipe names."""
         use = self._recipe.tokenizer.use
-        return [] if use is None else [taken(use, self._directory).identity]
+        return [] if use is None else [resolve_tokenizer(use, self._directory).identity]
 
     def _judge(self) -> list[str]:
         """What changes when the skin does that judges: its skin.json has the hashes of its files and of its base."""
@@ -118,19 +131,19 @@ class _Build:
         path = None if skin is None else self._directory / Path(str(skin)).expanduser() / "skin.json"
         return [] if path is None or not path.is_file() else [sha256_file(path)]
 
-    def _again(self, asked: str, keep_work: bool) -> Built:
+    def _reopen(self, build_key: str, keep_work: bool) -> BuiltCorpus:
         record = self._out / RECORD
-        if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != asked:
+        if not record.is_file() or json.loads(record.read_text("utf-8")).get("asked") != build_key:
             raise UsageError(
                 f"{self._out} holds a corpus of another recipe, of other files or of other versions; give another "
                 "directory with --out, or remove it"
             )
         if not keep_work:
             shutil.rmtree(self._work, ignore_errors=True)  # of a build that was killed in its last moment
-        return Built(Corpus.open(self._out), False)
+        return BuiltCorpus(Corpus.open(self._out), False)
 
-    def _plan(self) -> list[Part]:
-        parts: list[Part] = []
+    def _plan(self) -> list[SourcePart]:
+        parts: list[SourcePart] = []
         for source in self._recipe.sources:
             size = 1 << 62 if source.limit is not None else max(1, int(self._recipe.part_mb * 1e6))
             planned = self._outside(source, list(READERS[source.kind].plan(source, self._directory, size)), size)
@@ -142,24 +155,24 @@ class _Build:
             raise DataError("the corpus is empty: its sources hold no byte")
         return parts
 
-    def _outside(self, source: Source, planned: list[Part], size: int) -> list[Part]:
+    def _outside(self, source: Source, planned: list[SourcePart], size: int) -> list[SourcePart]:
         """Without what lies in the corpus's own directory, which may stand inside of a source's folder: a corpus is not
         made of itself."""
         roots = {part.root for part in planned}
         if len(roots) != 1:
             return planned
-        root, own = Path(roots.pop()), self._out.resolve()
-        if not own.is_relative_to(root.resolve()):
+        root, corpus_root = Path(roots.pop()), self._out.resolve()
+        if not corpus_root.is_relative_to(root.resolve()):
             return planned
-        below = root / own.relative_to(root.resolve())
-        kept = [piece for part in planned for piece in part.pieces if not Path(piece.path).is_relative_to(below)]
-        if not kept:
+        below = root / corpus_root.relative_to(root.resolve())
+        pieces = [piece for part in planned for piece in part.pieces if not Path(piece.path).is_relative_to(below)]
+        if not pieces:
             raise DataError(f"source {source.name!r}: all that it has lies in {self._out}, the corpus's own directory")
-        return grouped(source, root, kept, size)
+        return grouped(source, root, pieces, size)
 
     # --- sifting
 
-    def _sift(self, parts: Sequence[Part], against: str) -> dict[str, SiftedPart]:
+    def _sift(self, parts: Sequence[SourcePart], against: str) -> dict[str, SiftedPart]:
         keys = {part.name: self._part_key(part, against) for part in parts}
         waiting = [part for part in parts if finished(self._work, part.name, keys[part.name]) is None]
         if waiting:
@@ -183,64 +196,66 @@ class _Build:
         ]
         sizes = {part.name: part.size / 1e6 for part in parts}
         self._work_off(self._sifter, jobs, "sifting", sizes)
-        done = {part.name: finished(self._work, part.name, keys[part.name]) for part in parts}
-        missing = [name for name, part in done.items() if part is None]
+        results = {part.name: finished(self._work, part.name, keys[part.name]) for part in parts}
+        missing = [name for name, part in results.items() if part is None]
         if missing:
             raise DataError(f"{', '.join(missing)}: the job ended, but wrote nothing; run the command again")
-        sifted = {name: part for name, part in done.items() if part is not None}
+        sifted = {name: part for name, part in results.items() if part is not None}
         for name, part in sifted.items():
             part.tally.check(name)
         if not sum(part.tally.documents for part in sifted.values()):
             raise DataError("the corpus is empty: its sources hold no document")
         return sifted
 
-    def _part_key(self, part: Part, against: str) -> str:
-        source = next(one for one in self._values["sources"] if one["name"] == part.source)
-        kept = {name: self._values[name] for name in ("preset", "language", "rules")}
-        decides = [part.to_json(), source, kept, self._values["dedup"]["minhash"], against, _versions()]
+    def _part_key(self, part: SourcePart, against: str) -> str:
+        source = next(spec for spec in self._values["sources"] if spec["name"] == part.source)
+        settings = {name: self._values[name] for name in ("preset", "language", "rules")}
+        decides = [part.to_json(), source, settings, self._values["dedup"]["minhash"], against, _versions()]
         decides += self._judge()
         return sha256_json([*decides, self._values["decontaminate"]["words"]])
 
-    def _work_off(self, runner: Executor, jobs: Sequence[Job], what: str, sizes: Mapping[str, float]) -> None:
+    def _work_off(self, runner: Executor, jobs: Sequence[Job], activity: str, sizes: Mapping[str, float]) -> None:
         """Run the jobs; the first that fails ends the build, naming it."""
-        with Progress(what, sum(sizes[job.name] for job in jobs), "MB", quiet=self._quiet) as bar:
+        with Progress(activity, sum(sizes[job.name] for job in jobs), "MB", quiet=self._quiet) as bar:
             try:
                 for outcome in runner.run(jobs):
                     if isinstance(outcome.error, BedplateError):
                         raise outcome.error
                     if outcome.error is not None:
-                        kind = type(outcome.error).__name__
-                        raise DataError(f"{what} {outcome.name} failed: {kind}: {outcome.error}") from outcome.error
+                        error_type = type(outcome.error).__name__
+                        raise DataError(
+                            f"{activity} {outcome.name} failed: {error_type}: {outcome.error}"
+                        ) from outcome.error
                     if outcome.value != outcome.name:
-                        raise DataError(f"{what} {outcome.name} ended without a result; run the command again")
+                        raise DataError(f"{activity} {outcome.name} ended without a result; run the command again")
                     bar.advance(sizes[outcome.name])
             except BrokenProcessPool as error:
                 raise DataError(
-                    f"{what}: a process was killed (out of memory?); what was done is kept: run the command again, "
+                    f"{activity}: a process was killed (out of memory?); what was done is kept: run the command again, "
                     "with fewer --processes or a smaller part_mb"
                 ) from error
 
     # --- copies and splits
 
-    def _split(self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart]) -> dict[str, NDArray[np.int8]]:
+    def _split(self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart]) -> dict[str, NDArray[np.int8]]:
         """Where each document that the rules kept goes, by part; copies' fates are written down."""
-        every = [sifted[part.name] for part in parts]
-        hashes = np.concatenate([part.array("hashes") for part in every])
+        sifted_parts = [sifted[part.name] for part in parts]
+        hashes = np.concatenate([part.array("hashes") for part in sifted_parts])
         fate, of = copies(
             self._recipe.dedup,
             hashes,
-            np.concatenate([part.array("bands") for part in every]),
-            np.concatenate([part.array("has") for part in every]),
+            np.concatenate([part.array("bands") for part in sifted_parts]),
+            np.concatenate([part.array("has") for part in sifted_parts]),
         )
         place = np.where(fate == 0, TRAIN, COPY).astype(np.int8)
-        names = np.repeat([part.source for part in parts], [len(part.array("hashes")) for part in every])
+        names = np.repeat([part.source for part in parts], [len(part.array("hashes")) for part in sifted_parts])
         for source in dict.fromkeys(part.source for part in parts):
-            here = np.flatnonzero((names == source) & (place == TRAIN))
-            place[here[self._held_out(hashes[here, 0])]] = VALID
-        ends = np.cumsum([len(part.array("hashes")) for part in every])
+            train_indices = np.flatnonzero((names == source) & (place == TRAIN))
+            place[train_indices[self._held_out(hashes[train_indices, 0])]] = VALID
+        ends = np.cumsum([len(part.array("hashes")) for part in sifted_parts])
         splits = dict(zip([part.name for part in parts], np.split(place, ends[:-1]), strict=True))
-        for name, one in splits.items():
-            save_array(self._work / "splits" / f"{name}.npy", one)
+        for name, placement in splits.items():
+            save_array(self._work / "splits" / f"{name}.npy", placement)
         save_arrays(self._work / "copies.npz", fate=fate, of=of)
         return splits
 
@@ -253,9 +268,9 @@ class _Build:
         return chosen if len(chosen) < len(hashes) else chosen[1:]
 
     def _refuse_nothing(
-        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> None:
-        for source in (one.name for one in self._recipe.sources):
+        for source in (spec.name for spec in self._recipe.sources):
             mine = [part.name for part in parts if part.source == source]
             if any((splits[name] == TRAIN).any() for name in mine):
                 continue
@@ -264,13 +279,13 @@ class _Build:
             total = Tally()
             for name in mine:
                 total.add(sifted[name].tally)
-            said = "; ".join(
+            losses = "; ".join(
                 f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
                 for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
             )
-            copied = f"{'; ' if said else ''}copies {total.kept}" if total.kept else ""
+            copied = f"{'; ' if losses else ''}copies {total.kept}" if total.kept else ""
             raise DataError(
-                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: {said}"
+                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: {losses}"
                 f"{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
                 "take the source out"
             )
@@ -278,10 +293,10 @@ class _Build:
     # --- ids
 
     def _encode(
-        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
     ) -> dict[str, list[dict[str, ShardEntry]]]:
         decides = [[sifted[p.name].content, sha256_bytes(splits[p.name].tobytes())] for p in parts]
-        key = sha256_json([decides, self._values["tokenizer"], *self._taken(), _versions()])
+        key = sha256_json([decides, self._values["tokenizer"], *self._tokenizer_identity(), _versions()])
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
             weight = sum(int(sifted[p.name].array("sizes")[splits[p.name] == TRAIN, 1].sum()) for p in parts)
@@ -290,62 +305,68 @@ class _Build:
                 make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
             atomic_write(record, key)
         groups = list(self._groups(parts, sifted, splits))
-        keys = {one.name: sha256_json([key, one.parts]) for one in groups}
+        keys = {group.name: sha256_json([key, group.parts]) for group in groups}
         jobs = [
             Job(
-                one.name,
+                group.name,
                 "bedplate.data.corpus.encode:encode",
                 {
                     "work": str(self._work),
                     "out": str(self._out),
-                    "group": asdict(one),
-                    "key": keys[one.name],
+                    "group": asdict(group),
+                    "key": keys[group.name],
                 },
             )
-            for one in groups
-            if encoded(self._work, self._out, one.name, keys[one.name]) is None
+            for group in groups
+            if encoded(self._work, self._out, group.name, keys[group.name]) is None
         ]
-        sizes = {one.name: sum(sifted[p].tally.kept_bytes for p in one.parts) / 1e6 for one in groups}
+        sizes = {group.name: sum(sifted[p].tally.kept_bytes for p in group.parts) / 1e6 for group in groups}
         self._work_off(self._encoder, jobs, "encoding", sizes)
-        found: dict[str, list[dict[str, ShardEntry]]] = {}
-        for one in groups:
-            entries = encoded(self._work, self._out, one.name, keys[one.name])
-            wanted = {
-                split: sum(int((splits[p] == number).sum()) for p in one.parts) for number, split in enumerate(SPLITS)
+        entries_by_source: dict[str, list[dict[str, ShardEntry]]] = {}
+        for group in groups:
+            entries = encoded(self._work, self._out, group.name, keys[group.name])
+            expected = {
+                split: sum(int((splits[p] == number).sum()) for p in group.parts) for number, split in enumerate(SPLITS)
             }
-            got = {split: entry.documents for split, entry in (entries or {}).items()}
-            if entries is None or got != {split: count for split, count in wanted.items() if count}:
-                raise DataError(f"{one.name}: {got} documents were encoded, but {wanted} were to be; build again")
-            found.setdefault(one.source, []).append(entries)
-        return found
+            written = {split: shard.documents for split, shard in (entries or {}).items()}
+            if entries is None or written != {split: count for split, count in expected.items() if count}:
+                raise DataError(
+                    f"{group.name}: {written} documents were encoded, but {expected} were to be; build again"
+                )
+            entries_by_source.setdefault(group.source, []).append(entries)
+        return entries_by_source
 
     def _groups(
-        self, parts: Sequence[Part], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
-    ) -> list[Group]:
-        made: list[Group] = []
+        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
+    ) -> list[ShardGroup]:
+        groups: list[ShardGroup] = []
         for source in dict.fromkeys(part.source for part in parts):
             names, size, number = list[str](), 0.0, 0
-            for part in (one for one in parts if one.source == source and (splits[one.name] != COPY).any()):
+            for part in (
+                candidate
+                for candidate in parts
+                if candidate.source == source and (splits[candidate.name] != COPY).any()
+            ):
                 weight = sifted[part.name].tally.kept_bytes / BYTES_PER_TOKEN
                 if names and size + weight > self._recipe.shard_tokens:
-                    made.append(Group(source, number, tuple(names)))
+                    groups.append(ShardGroup(source, number, tuple(names)))
                     names, size, number = [], 0.0, number + 1
                 names.append(part.name)
                 size += weight
             if names:
-                made.append(Group(source, number, tuple(names)))
-        return made
+                groups.append(ShardGroup(source, number, tuple(names)))
+        return groups
 
 
 def _versions() -> dict[str, str]:
     """Of what decides the content, where it is installed."""
-    found = {"bedplate": __version__}
+    versions = {"bedplate": __version__}
     for package in ("tokenizers", "datatrove", "spacy", "trafilatura"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def processes_here() -> int:

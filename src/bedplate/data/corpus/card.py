@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.data.corpus.manifest import Manifest
-from bedplate.data.corpus.recipe import Recipe, Source
+from bedplate.data.corpus.manifest import CorpusManifest
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.report.markdown import cell, table
 
 
-def card(recipe: Recipe, funnel: Mapping[str, Any], manifest: Manifest) -> str:
+def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManifest) -> str:
     """Markdown."""
     lines = [
         f"# {recipe.corpus}",

@@ -26,7 +26,7 @@ _TOGETHER = 256
 
 
 @dataclass(frozen=True)
-class Group:
+class ShardGroup:
     """Parts whose documents become one shard of each split."""
 
     source: str
@@ -48,7 +48,7 @@ def make_tokenizer(
     """Trained on an even draw of the training split, or taken. directory: where the recipe's paths begin. ConfigError
     or TokenizerError for one that has no end token or cannot be read."""
     if choice.train is None:
-        return taken(str(choice.use), directory)
+        return resolve_tokenizer(str(choice.use), directory)
     from bedplate.text.bpe import train_bpe
 
     share = min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes))
@@ -65,7 +65,7 @@ def _drawn(work: Path, parts: Sequence[tuple[str, NDArray[np.int8]]], share: flo
                 yield text
 
 
-def taken(name: str, relative_to: Path) -> Tokenizer:
+def resolve_tokenizer(name: str, relative_to: Path) -> Tokenizer:
     """The tokenizer that a recipe names: of a directory, seen from `relative_to`, or of a base. ConfigError and
     TokenizerError as `make_tokenizer`."""
     from bedplate.hub.pull import resolve
@@ -77,10 +77,10 @@ def taken(name: str, relative_to: Path) -> Tokenizer:
             f"tokenizer.use: {name} is a GGUF file; write its tokenizer out with `bedplate export {name} DIRECTORY` "
             "and name that directory"
         )
-    found = Tokenizer.from_directory(directory)
-    if found.eos_id is None:
+    tokenizer = Tokenizer.from_directory(directory)
+    if tokenizer.eos_id is None:
         raise TokenizerError(f"{directory} names no eos_token, which must end each document of a corpus")
-    return found
+    return tokenizer
 
 
 def entry_of(tokenizer: Tokenizer) -> TokenizerEntry:
@@ -95,42 +95,47 @@ def encode(work: str, out: str, group: Mapping[str, Any], key: str) -> str:
     its name."""
     parts, name = Path(work) / "parts", f"{group['source']}-{group['number']:05}"
     tokenizer = Tokenizer.from_directory(Path(out))
-    entry = entry_of(tokenizer)
-    splits = [(SiftedPart(parts / one), np.load(Path(work) / "splits" / f"{one}.npy")) for one in group["parts"]]
+    tokenizer_meta = entry_of(tokenizer)
+    splits = [
+        (SiftedPart(parts / part_name), np.load(Path(work) / "splits" / f"{part_name}.npy"))
+        for part_name in group["parts"]
+    ]
     with ExitStack() as stack:
         writers: dict[int, ShardWriter] = {}
         for number, split in enumerate(SPLITS):
             if any((places == number).any() for _, places in splits):
                 file = f"shards/{group['source']}-{split}-{group['number']:05}.ds"
-                writers[number] = stack.enter_context(ShardWriter(Path(out), file, entry, entry.dtype))
+                writers[number] = stack.enter_context(
+                    ShardWriter(Path(out), file, tokenizer_meta, tokenizer_meta.dtype)
+                )
         for part, places in splits:
-            for texts, where in _batches(part, places):
+            for texts, split_numbers in _batches(part, places):
                 ids = tokenizer.encode_batch(texts, parse_special=False)
-                for text, found, place in zip(texts, ids, where, strict=True):
-                    writers[place].write(found, len(text.encode()))
-    entries = {SPLITS[number]: _entry(writer) for number, writer in writers.items()}
+                for text, token_ids, place in zip(texts, ids, split_numbers, strict=True):
+                    writers[place].write(token_ids, len(text.encode()))
+    entries = {SPLITS[number]: _shard_json(writer) for number, writer in writers.items()}
     atomic_write(Path(work) / "groups" / f"{name}.json", json.dumps({"key": key, "entries": entries}, indent=1))
     return name
 
 
-def _entry(writer: ShardWriter) -> dict[str, Any]:
-    if writer.entry is None:
+def _shard_json(writer: ShardWriter) -> dict[str, Any]:
+    if writer.shard is None:
         raise DataError("a shard was not written")
-    return writer.entry.model_dump(mode="json")
+    return writer.shard.model_dump(mode="json")
 
 
 def _batches(part: SiftedPart, places: NDArray[np.int8]) -> Iterator[tuple[list[str], list[int]]]:
     texts: list[str] = []
-    where: list[int] = []
+    split_numbers: list[int] = []
     for (_, text), place in zip(part.texts(), places.tolist(), strict=True):
         if place != COPY:
             texts.append(text)
-            where.append(place)
+            split_numbers.append(place)
         if len(texts) == _TOGETHER:
-            yield texts, where
-            texts, where = [], []
+            yield texts, split_numbers
+            texts, split_numbers = [], []
     if texts:
-        yield texts, where
+        yield texts, split_numbers
 
 
 def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry] | None:
@@ -139,6 +144,9 @@ def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry]
     if not path.is_file():
         return None
     values = json.loads(path.read_text("utf-8"))
-    entries = {split: ShardEntry.model_validate(entry) for split, entry in values["entries"].items()}
-    there = all((out / one.file).is_file() and (out / (one.file + INDEX)).is_file() for one in entries.values())
-    return entries if values["key"] == key and there else None
+    entries = {split: ShardEntry.model_validate(shard) for split, shard in values["entries"].items()}
+    complete = all(
+        (out / shard_file.file).is_file() and (out / (shard_file.file + INDEX)).is_file()
+        for shard_file in entries.values()
+    )
+    return entries if values["key"] == key and complete else None

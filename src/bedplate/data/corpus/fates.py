@@ -37,8 +37,8 @@ class Fate:
     @property
     def line(self) -> str:
         """For people, in one line of a terminal: a name may hold line breaks and other controls."""
-        said = f"{self.source}: {self.id} ({self.characters:,} characters): {self.sentence}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in said)
+        summary = f"{self.source}: {self.id} ({self.characters:,} characters): {self.sentence}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in summary)
 
     @property
     def sentence(self) -> str:
@@ -74,7 +74,7 @@ class Tally:
         self.bytes += len(text.encode("utf-8", "surrogatepass"))
         self.before[bucket(len(text))] += 1
 
-    def keep(self, text: str) -> None:
+    def accept(self, text: str) -> None:
         self.kept += 1
         self.kept_characters += len(text)
         self.kept_bytes += len(text.encode("utf-8", "surrogatepass"))
@@ -101,28 +101,28 @@ class Tally:
             if not self.changed[rule]:
                 del self.changed[rule]
 
-    def add(self, other: Tally) -> None:
+    def add(self, tally: Tally) -> None:
         for name in ("documents", "characters", "bytes", "kept", "kept_characters", "kept_bytes"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for rule, reasons in other.dropped.items():
+            setattr(self, name, getattr(self, name) + getattr(tally, name))
+        for rule, reasons in tally.dropped.items():
             mine = self.dropped.setdefault(rule, {})
             for reason, count in reasons.items():
                 mine[reason] = mine.get(reason, 0) + count
-        for mine, theirs in ((self.dropped_bytes, other.dropped_bytes), (self.changed, other.changed)):
+        for mine, theirs in ((self.dropped_bytes, tally.dropped_bytes), (self.changed, tally.changed)):
             for rule, count in theirs.items():
                 mine[rule] = mine.get(rule, 0) + count
-        for rule, shown in other.examples.items():
+        for rule, shown in tally.examples.items():
             have = self.examples.setdefault(rule, [])
             have += shown[: EXAMPLES - len(have)]
-        self.before = [a + b for a, b in zip(self.before, other.before, strict=True)]
-        self.after = [a + b for a, b in zip(self.after, other.after, strict=True)]
+        self.before = [a + b for a, b in zip(self.before, tally.before, strict=True)]
+        self.after = [a + b for a, b in zip(self.after, tally.after, strict=True)]
 
-    def check(self, where: str) -> None:
+    def check(self, part_name: str) -> None:
         """DataError where what was kept and dropped is not what was read."""
         dropped = sum(sum(reasons.values()) for reasons in self.dropped.values())
         if self.documents != self.kept + dropped:
             raise DataError(
-                f"{where}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; the "
+                f"{part_name}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; the "
                 "counts must agree: remove the work folder and build again"
             )
 
@@ -172,17 +172,17 @@ def fates_of(directory: Path, id: str) -> list[Fate]:
     files = sorted(folder.glob("*.jsonl.gz"))
     if not files:
         raise DataError(f"{directory} has no fates: it is not a corpus made by `bedplate data build`")
-    found: list[Fate] = []
-    near: list[str] = []
+    fates: list[Fate] = []
+    similar_ids: list[str] = []
     for path in files:
         ids: list[str] = []
         for fate in read_fates(path):
             if fate.id == id or fate.id.endswith((f"/{id}", f"#{id}")):
-                found.append(fate)
+                fates.append(fate)
             ids.append(fate.id)
-        near += nearest(id, ids, 2) if not found and len(ids) < 20_000 else []
-    exact = [fate for fate in found if fate.id == id]
-    if not found:
-        hint = did_you_mean(nearest(id, near, 3)) or "`bedplate data funnel` shows ids"
+        similar_ids += nearest(id, ids, 2) if not fates and len(ids) < 20_000 else []
+    exact = [fate for fate in fates if fate.id == id]
+    if not fates:
+        hint = did_you_mean(nearest(id, similar_ids, 3)) or "`bedplate data funnel` shows ids"
         raise DataError(f"{directory} read no document {id!r}; {hint}")
-    return exact or found
+    return exact or fates

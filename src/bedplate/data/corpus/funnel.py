@@ -11,14 +11,14 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import read_text
 from bedplate.data.corpus.curate.presets import RULES
 from bedplate.data.corpus.fates import EDGES, Tally
-from bedplate.data.corpus.manifest import Manifest
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.manifest import CorpusManifest
+from bedplate.data.corpus.recipe import CorpusRecipe
 
 ORDER = ("unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate")
 """In which what drops documents is applied."""
 
 
-def funnel_of(recipe: Recipe, tallies: Mapping[str, Tally], manifest: Manifest) -> dict[str, Any]:
+def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
     """Of all sources together and of each."""
     total = Tally()
     for tally in tallies.values():
@@ -29,7 +29,7 @@ def funnel_of(recipe: Recipe, tallies: Mapping[str, Tally], manifest: Manifest) 
         "corpus": recipe.corpus,
         "recipe": manifest.recipe,
         "tokens": sum(source.tokens for source in manifest.sources),
-        **_one(total),
+        **_tally_json(total),
         "sources": {
             source.name: {
                 "tokens": source.tokens,
@@ -37,7 +37,7 @@ def funnel_of(recipe: Recipe, tallies: Mapping[str, Tally], manifest: Manifest) 
                 "bytes_per_token": source.bytes / max(1, source.tokens - source.documents),
                 "splits": {split: sum(s.documents for s in shards) for split, shards in source.splits.items()},
                 "licence": source.licence,
-                **_one(tallies.get(source.name, Tally()), examples=False),
+                **_tally_json(tallies.get(source.name, Tally()), examples=False),
             }
             for source in manifest.sources
         },
@@ -45,24 +45,24 @@ def funnel_of(recipe: Recipe, tallies: Mapping[str, Tally], manifest: Manifest) 
     }
 
 
-def _one(tally: Tally, examples: bool = True) -> dict[str, Any]:
+def _tally_json(tally: Tally, examples: bool = True) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
-    left = tally.documents
+    remaining = tally.documents
     for rule in sorted(tally.dropped, key=ORDER.index):
-        reasons = dict(sorted(tally.dropped[rule].items(), key=lambda one: (-one[1], one[0])))
+        reasons = dict(sorted(tally.dropped[rule].items(), key=lambda pair: (-pair[1], pair[0])))
         dropped = sum(reasons.values())
         steps.append(
             {
                 "rule": rule,
-                "in": left,
+                "in": remaining,
                 "dropped": dropped,
-                "out": left - dropped,
+                "out": remaining - dropped,
                 "bytes": tally.dropped_bytes.get(rule, 0),
                 "reasons": reasons,
                 **({"examples": tally.examples.get(rule, [])} if examples else {}),
             }
         )
-        left -= dropped
+        remaining -= dropped
     return {
         "documents": tally.documents,
         "bytes": tally.bytes,

@@ -71,7 +71,7 @@ class TokenizerEntry(Strict):
         return self
 
 
-class Manifest(Strict):
+class CorpusManifest(Strict):
     """The whole of corpus.json. recipe: sha256 of the resolved recipe and of what it read."""
 
     version: Literal[1] = 1
@@ -81,7 +81,7 @@ class Manifest(Strict):
     sources: tuple[SourceEntry, ...]
 
     @pydantic.model_validator(mode="after")
-    def _ids_fit(self) -> Manifest:
+    def _ids_fit(self) -> CorpusManifest:
         if self.dtype == "uint16" and self.tokenizer.vocab_size > 1 << 16:
             raise ValueError(f"ids of a vocabulary of {self.tokenizer.vocab_size} do not fit into uint16")
         names = [source.name for source in self.sources]
@@ -104,14 +104,14 @@ class Manifest(Strict):
                     yield source.name, split, shard
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path) -> CorpusManifest:
     """DataError for a directory that is no corpus, or a corpus.json that cannot be used."""
     path = directory / MANIFEST
     if not path.is_file():
-        what = "is not a corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
-        raise DataError(f"{directory} {what}; `bedplate data build RECIPE.yaml` makes one")
+        problem = "is not a corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
+        raise DataError(f"{directory} {problem}; `bedplate data build RECIPE.yaml` makes one")
     try:
-        return Manifest.model_validate(load_json(read_text(path)))
+        return CorpusManifest.model_validate(load_json(read_text(path)))
     except pydantic.ValidationError as error:
         _refuse(path, error.errors(include_url=False))
     except ValueError as error:
@@ -119,6 +119,6 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def _refuse(path: Path, errors: list[Any]) -> NoReturn:
-    where = ".".join(map(str, errors[0]["loc"]))
+    location = ".".join(map(str, errors[0]["loc"]))
     message = str(errors[0]["msg"]).removeprefix("Value error, ")
-    raise DataError(f"{path}: {where + ': ' if where else ''}{message}; build the corpus again")
+    raise DataError(f"{path}: {location + ': ' if location else ''}{message}; build the corpus again")

@@ -127,10 +127,10 @@ class TrainTokenizer(Strict):
         from bedplate.text.bpe import END, LEAST_IDS
 
         controls = (END, *self.special)
-        twice = next((one for one in controls if controls.count(one) > 1), None)
-        if twice is not None:
-            raise ValueError(f"special: the control token {twice!r} is there twice; {END} ends a document already")
-        if not all(one.strip() for one in self.special):
+        duplicate = next((control for control in controls if controls.count(control) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"special: the control token {duplicate!r} is there twice; {END} ends a document already")
+        if not all(control.strip() for control in self.special):
             raise ValueError("special: a control token is of white space alone")
         if self.vocab_size < LEAST_IDS + len(self.special):
             raise ValueError(
@@ -147,7 +147,7 @@ class TokenizerChoice(Strict):
     use: str | None = None
 
     @pydantic.model_validator(mode="after")
-    def _one(self) -> TokenizerChoice:
+    def _check_choice(self) -> TokenizerChoice:
         if (self.train is None) == (self.use is None):
             raise ValueError("give either train or use")
         return self
@@ -184,7 +184,7 @@ class Split(Strict):
     valid: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.01
 
 
-class Recipe(Strict):
+class CorpusRecipe(Strict):
     """The whole file.
 
     rules: settings over the preset's, by rule and then by setting; null turns a rule off. part_mb: a unit of work has
@@ -204,11 +204,11 @@ class Recipe(Strict):
     shard_tokens: int = pydantic.Field(default=100_000_000, ge=1)
 
     @pydantic.model_validator(mode="after")
-    def _names_differ(self) -> Recipe:
+    def _names_differ(self) -> CorpusRecipe:
         names = [source.name for source in self.sources]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two sources are named {twice!r}")
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"two sources are named {duplicate!r}")
         if len({source.weight is None for source in self.sources}) > 1:
             raise ValueError("some sources have a weight and some have none: give all or none")
         if all(source.weight == 0 for source in self.sources):
@@ -216,6 +216,6 @@ class Recipe(Strict):
         return self
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> CorpusRecipe:
     """Paths in it are taken from where it lies. Raises ConfigError."""
-    return load_config(path, Recipe, overrides)
+    return load_config(path, CorpusRecipe, overrides)

@@ -19,9 +19,9 @@ from bedplate.data.corpus.card import card
 from bedplate.data.corpus.encode import COPY, entry_of
 from bedplate.data.corpus.fates import Fate, Tally, write_fates
 from bedplate.data.corpus.funnel import funnel_of
-from bedplate.data.corpus.manifest import MANIFEST, SPLITS, Manifest, ShardEntry, SourceEntry
-from bedplate.data.corpus.readers.part import Part
-from bedplate.data.corpus.recipe import Recipe, Source
+from bedplate.data.corpus.manifest import MANIFEST, SPLITS, CorpusManifest, ShardEntry, SourceEntry
+from bedplate.data.corpus.readers.part import SourcePart
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.data.corpus.repeated.duplicates import EXACT
 from bedplate.data.corpus.shards import INDEX, Corpus
 from bedplate.data.corpus.sift import SiftedPart
@@ -30,16 +30,22 @@ from bedplate.text.tokenizer import Tokenizer
 RECORD = "build.json"
 
 
-_OWN = ("shards/*.ds", f"shards/*.ds{INDEX}", "shards/*.ds*.part", "fates/*.jsonl.gz", "fates/.*.jsonl.gz.*.tmp")
+_OUTPUT_PATTERNS = (
+    "shards/*.ds",
+    f"shards/*.ds{INDEX}",
+    "shards/*.ds*.part",
+    "fates/*.jsonl.gz",
+    "fates/.*.jsonl.gz.*.tmp",
+)
 """What builds write below the directory, beside the work folder and the records."""
 
 
 @dataclass(frozen=True)
-class Ended:
+class BuildRecords:
     """All that was done. splits: of each part, where the documents go that its rules kept; entries: by source, its
     groups' shards by split; fate, of: as `copies` gives them."""
 
-    parts: Sequence[Part]
+    parts: Sequence[SourcePart]
     sifted: Mapping[str, SiftedPart]
     splits: Mapping[str, NDArray[np.int8]]
     entries: Mapping[str, Sequence[Mapping[str, ShardEntry]]]
@@ -47,14 +53,14 @@ class Ended:
     of: NDArray[np.int64]
 
 
-def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, object]) -> Corpus:
+def write_records(recipe: CorpusRecipe, out: Path, ended: BuildRecords, record: Mapping[str, object]) -> Corpus:
     """record: what a later build is compared with."""
     _remove_others(out, ended)
     tallies = _fates(out, ended)
     sources = tuple(_source(source, ended.entries.get(source.name, ())) for source in recipe.sources)
     read = [[part.name, ended.sifted[part.name].content] for part in ended.parts]
     tokenizer = entry_of(Tokenizer.from_directory(out))
-    manifest = Manifest(
+    manifest = CorpusManifest(
         recipe=sha256_json([recipe.model_dump(mode="json"), read]),
         tokenizer=tokenizer,
         dtype=tokenizer.dtype,
@@ -69,13 +75,13 @@ def write_records(recipe: Recipe, out: Path, ended: Ended, record: Mapping[str, 
     return Corpus.open(out)
 
 
-def _remove_others(out: Path, ended: Ended) -> None:
+def _remove_others(out: Path, ended: BuildRecords) -> None:
     """What builds of another recipe left in the directory is no part of this corpus. Nothing else is removed."""
-    files = [entry.file for groups in ended.entries.values() for group in groups for entry in group.values()]
-    kept = {out / name for file in files for name in (file, file + INDEX)}
-    kept |= {_fates_file(out, part.name) for part in ended.parts}
-    for pattern in _OWN:
-        for path in set(out.glob(pattern)) - kept:
+    files = [shard.file for groups in ended.entries.values() for group in groups for shard in group.values()]
+    expected_files = {out / name for file in files for name in (file, file + INDEX)}
+    expected_files |= {_fates_file(out, part.name) for part in ended.parts}
+    for pattern in _OUTPUT_PATTERNS:
+        for path in set(out.glob(pattern)) - expected_files:
             path.unlink()
     for layout in out.glob("rows/*/layout.json"):  # what training laid out of the shards before
         shutil.rmtree(layout.parent, ignore_errors=True)
@@ -86,8 +92,8 @@ def _fates_file(out: Path, part: str) -> Path:
 
 
 def _source(source: Source, groups: Sequence[Mapping[str, ShardEntry]]) -> SourceEntry:
-    splits = {split: tuple(one[split] for one in groups if split in one) for split in SPLITS}
-    shards = [shard for some in splits.values() for shard in some]
+    splits = {split: tuple(group[split] for group in groups if split in group) for split in SPLITS}
+    shards = [shard for split_shards in splits.values() for shard in split_shards]
     return SourceEntry(
         name=source.name,
         weight=source.weight,
@@ -99,7 +105,7 @@ def _source(source: Source, groups: Sequence[Mapping[str, ShardEntry]]) -> Sourc
     )
 
 
-def _fates(out: Path, ended: Ended) -> dict[str, Tally]:
+def _fates(out: Path, ended: BuildRecords) -> dict[str, Tally]:
     """Writes every document's fate; what was counted, by source, copies among it."""
     kept_ids = (fate.id for part in ended.parts for fate in ended.sifted[part.name].fates() if fate.rule is None)
     named = set(ended.of[ended.fate != 0].tolist())  # only what others are copies of
@@ -107,22 +113,22 @@ def _fates(out: Path, ended: Ended) -> dict[str, Tally]:
     tallies: dict[str, Tally] = {}
     at = 0
     for part in ended.parts:
-        done, splits = ended.sifted[part.name], ended.splits[part.name]
-        tally, sizes, written = done.tally, done.array("sizes"), list[Fate]()
+        sifted_part, splits = ended.sifted[part.name], ended.splits[part.name]
+        tally, sizes, written = sifted_part.tally, sifted_part.array("sizes"), list[Fate]()
         places = iter(range(len(sizes)))
-        for one in done.fates():
-            if one.rule is not None:
-                written.append(one)
+        for document_fate in sifted_part.fates():
+            if document_fate.rule is not None:
+                written.append(document_fate)
                 continue
-            within = next(places)
-            if splits[within] != COPY:
-                written.append(replace(one, split=SPLITS[int(splits[within])]))
+            offset = next(places)
+            if splits[offset] != COPY:
+                written.append(replace(document_fate, split=SPLITS[int(splits[offset])]))
                 continue
-            rule = "exact_duplicate" if ended.fate[at + within] == EXACT else "near_duplicate"
-            detail = f"copy: of {ids[int(ended.of[at + within])]}"
-            tally.unkeep(int(sizes[within, 0]), int(sizes[within, 1]), one.changed)
-            tally.drop(rule, detail, int(sizes[within, 1]), one.id, "")
-            written.append(replace(one, rule=rule, detail=detail))
+            rule = "exact_duplicate" if ended.fate[at + offset] == EXACT else "near_duplicate"
+            detail = f"copy: of {ids[int(ended.of[at + offset])]}"
+            tally.unkeep(int(sizes[offset, 0]), int(sizes[offset, 1]), document_fate.changed)
+            tally.drop(rule, detail, int(sizes[offset, 1]), document_fate.id, "")
+            written.append(replace(document_fate, rule=rule, detail=detail))
         at += len(sizes)
         tally.check(part.name)
         write_fates(_fates_file(out, part.name), written)

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import safe_join, sha256_file, writable
-from bedplate.data.corpus.manifest import Manifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
+from bedplate.data.corpus.manifest import CorpusManifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
 
 INDEX = ".index"
 Verify = Literal["sizes", "hashes"]
 
 
 class ShardWriter:
-    """Writes one shard, as a context; `entry` says what it holds afterwards. Both files appear whole or not at all.
+    """Writes one shard, as a context; `shard` says what it holds afterwards. Both files appear whole or not at all.
 
     UsageError where the disk is full, DataError for an id that the vocabulary does not have."""
 
@@ -38,7 +38,7 @@ class ShardWriter:
         self._ends: list[int] = []
         self._tokens = self._bytes = 0
         self._digest = hashlib.sha256()
-        self.entry: ShardEntry | None = None
+        self.shard: ShardEntry | None = None
 
     def __enter__(self) -> Self:
         with writable(self._path):
@@ -53,20 +53,20 @@ class ShardWriter:
 
     def write(self, ids: Sequence[int] | NDArray[Any], size_bytes: int) -> None:
         """One document's ids, without the end token. size_bytes: of its text."""
-        wide = np.asarray(ids, dtype=np.int64)
-        if wide.size and not 0 <= int(wide.min()) <= int(wide.max()) < self._tokenizer.vocab_size:
-            wrong = int(wide.max()) if wide.max() >= self._tokenizer.vocab_size else int(wide.min())
+        id_array = np.asarray(ids, dtype=np.int64)
+        if id_array.size and not 0 <= int(id_array.min()) <= int(id_array.max()) < self._tokenizer.vocab_size:
+            wrong = int(id_array.max()) if id_array.max() >= self._tokenizer.vocab_size else int(id_array.min())
             raise DataError(f"the id {wrong} is not in the vocabulary of {self._tokenizer.vocab_size}")
-        raw = np.append(wide, self._tokenizer.eos_id).astype(self._dtype).tobytes()
+        raw = np.append(id_array, self._tokenizer.eos_id).astype(self._dtype).tobytes()
         with writable(self._path):
             self._out.write(raw)
         self._digest.update(raw)
-        self._tokens += len(wide) + 1
+        self._tokens += len(id_array) + 1
         self._bytes += size_bytes
         self._ends.append(self._tokens)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         index = self._path.with_name(self._path.name + INDEX)
         try:
@@ -77,7 +77,7 @@ class ShardWriter:
                     self._part(index).write_bytes(ends)
                     self._part(index).replace(index)
                     self._part(self._path).replace(self._path)
-                    self.entry = ShardEntry(
+                    self.shard = ShardEntry(
                         file=self._file,
                         sha256=self._digest.hexdigest(),
                         index_sha256=hashlib.sha256(ends).hexdigest(),
@@ -94,7 +94,7 @@ class ShardWriter:
         return path.with_name(path.name + ".part")
 
 
-class Documents(Sequence[NDArray[Any]]):
+class ShardDocuments(Sequence[NDArray[Any]]):
     """The documents of a source's split, in order: each its ids with the end token, a view of the mapped file."""
 
     def __init__(self, corpus: Corpus, shards: Sequence[ShardEntry]) -> None:
@@ -112,13 +112,13 @@ class Documents(Sequence[NDArray[Any]]):
     def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
     def __getitem__(self, index: int | slice) -> NDArray[Any] | list[NDArray[Any]]:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[document_index] for document_index in range(*index.indices(len(self)))]
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"there is no document {index} among {len(self)}")
-        shard, within = self.place(number)
+        shard, position = self.place(number)
         ids, ends = self._corpus.mapped(shard)
-        start, stop = int(ends[within - 1]) if within else 0, int(ends[within])
+        start, stop = int(ends[position - 1]) if position else 0, int(ends[position])
         if not start < stop <= len(ids):
             self._refuse_index(shard)
         return ids[start:stop]
@@ -130,9 +130,9 @@ class Documents(Sequence[NDArray[Any]]):
 
     def refuse(self, number: int, wrong: int) -> NoReturn:
         """DataError for an id of a document that the vocabulary does not have."""
-        shard, within = self.place(number)
+        shard, position = self.place(number)
         raise DataError(
-            f"{self._corpus.directory / shard.file}: document {within} holds the id {wrong}, but the vocabulary has "
+            f"{self._corpus.directory / shard.file}: document {position} holds the id {wrong}, but the vocabulary has "
             f"{self._corpus.vocab_size}; the file was changed or is of another tokenizer: build the corpus again"
         )
 
@@ -145,32 +145,32 @@ class Documents(Sequence[NDArray[Any]]):
     def lengths(self, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Tokens of the documents of these numbers, or of all, end tokens included."""
         if numbers is None:
-            every = [self._of_all(one) for one in self._shards]
-            return np.concatenate(every) if every else np.empty(0, np.int64)
-        found = np.empty(len(numbers), np.int64)
+            shard_lengths = [self._of_all(shard) for shard in self._shards]
+            return np.concatenate(shard_lengths) if shard_lengths else np.empty(0, np.int64)
+        token_counts = np.empty(len(numbers), np.int64)
         shards = np.searchsorted(np.asarray(self._firsts), numbers, side="right") - 1
         for at in np.unique(shards):
-            here = shards == at
-            within = numbers[here] - self._firsts[at]
+            in_shard = shards == at
+            positions = numbers[in_shard] - self._firsts[at]
             ends = self._corpus.mapped(self._shards[at])[1]
-            starts = np.where(within > 0, ends[np.maximum(within - 1, 0)], 0)
-            found[here] = ends[within].astype(np.int64) - starts.astype(np.int64)
-            if (found[here] < 1).any():
+            starts = np.where(positions > 0, ends[np.maximum(positions - 1, 0)], 0)
+            token_counts[in_shard] = ends[positions].astype(np.int64) - starts.astype(np.int64)
+            if (token_counts[in_shard] < 1).any():
                 self._refuse_index(self._shards[at])
-        return found
+        return token_counts
 
     def _of_all(self, shard: ShardEntry) -> NDArray[np.int64]:
-        found = np.diff(self._corpus.mapped(shard)[1].astype(np.int64), prepend=0)
-        if (found < 1).any():
+        token_counts = np.diff(self._corpus.mapped(shard)[1].astype(np.int64), prepend=0)
+        if (token_counts < 1).any():
             self._refuse_index(shard)
-        return found
+        return token_counts
 
 
 class Corpus:
     """A corpus directory. Nothing of it is held in memory but its manifest and, of each shard that was asked for, two
     mappings."""
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, manifest: CorpusManifest) -> None:
         self.directory, self.manifest = directory, manifest
         self._mapped: dict[str, tuple[NDArray[Any], NDArray[np.uint64]]] = {}
 
@@ -221,31 +221,31 @@ class Corpus:
         """How many, end tokens included."""
         return sum(shard.tokens for shard in self.shards(source, split))
 
-    def documents(self, source: str, split: Split) -> Documents:
-        return Documents(self, self.shards(source, split))
+    def documents(self, source: str, split: Split) -> ShardDocuments:
+        return ShardDocuments(self, self.shards(source, split))
 
     def mapped(self, shard: ShardEntry) -> tuple[NDArray[Any], NDArray[np.uint64]]:
         """A shard's ids and the ends of its documents, as they lie on disk."""
-        found = self._mapped.get(shard.file)
-        if found is None:
+        arrays = self._mapped.get(shard.file)
+        if arrays is None:
             path = safe_join(self.directory, shard.file)
             dtype = np.dtype(self.manifest.dtype).newbyteorder("<")
             index = path.with_name(path.name + INDEX)
-            found = _map(path, dtype, shard.tokens), _map(index, np.dtype("<u8"), shard.documents)
-            self._mapped[shard.file] = found
-        return found
+            arrays = _map(path, dtype, shard.tokens), _map(index, np.dtype("<u8"), shard.documents)
+            self._mapped[shard.file] = arrays
+        return arrays
 
     def check_tokenizer(self) -> None:
         """TokenizerError where tokenizer.json is not the one that the ids are of."""
         from bedplate.text.tokenizer import Tokenizer
 
-        wanted = self.manifest.tokenizer
-        found = Tokenizer.from_directory(self.directory)
-        if found.identity != wanted.tokenizer_id or found.vocab_size != wanted.vocab_size:
+        expected = self.manifest.tokenizer
+        tokenizer = Tokenizer.from_directory(self.directory)
+        if tokenizer.identity != expected.tokenizer_id or tokenizer.vocab_size != expected.vocab_size:
             raise TokenizerError(
-                f"{self.directory / wanted.file} is not the tokenizer that the ids were made with: its identity is "
-                f"{found.identity} with {found.vocab_size} ids, corpus.json says {wanted.tokenizer_id} with "
-                f"{wanted.vocab_size}; restore the file or build the corpus again"
+                f"{self.directory / expected.file} is not the tokenizer that the ids were made with: its identity is "
+                f"{tokenizer.identity} with {tokenizer.vocab_size} ids, corpus.json says {expected.tokenizer_id} with "
+                f"{expected.vocab_size}; restore the file or build the corpus again"
             )
 
     def _check(self, shard: ShardEntry, verify: Verify) -> None:
@@ -258,16 +258,16 @@ class Corpus:
         ):
             if not file.is_file():
                 raise DataError(f"{file} is missing; corpus.json lists it with the sha256 {digest}. Restore the file")
-            found = file.stat().st_size
-            if found != size:
-                kind = "is short" if found < size else "has grown"
+            actual_size = file.stat().st_size
+            if actual_size != size:
+                problem = "is short" if actual_size < size else "has grown"
                 raise DataError(
-                    f"{file} {kind}: {found} bytes, not {size}; its sha256 is {sha256_file(file)}, corpus.json says "
+                    f"{file} {problem}: {actual_size} bytes, not {size}; its sha256 is {sha256_file(file)}, corpus.json says "
                     f"{digest}. Restore the file or build the corpus again"
                 )
-            if verify == "hashes" and (now := sha256_file(file)) != digest:
+            if verify == "hashes" and (actual_digest := sha256_file(file)) != digest:
                 raise DataError(
-                    f"{file} is not what was written: its sha256 is {now}, corpus.json says {digest}. Restore the file "
+                    f"{file} is not what was written: its sha256 is {actual_digest}, corpus.json says {digest}. Restore the file "
                     "or build the corpus again"
                 )
         ends = self.mapped(shard)[1]

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from bedplate.core.files import atomic_directory, atomic_write
 from bedplate.data.corpus.arrays import save_array
-from bedplate.data.corpus.curate.draft import Draft, Judge, Rule, Together, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Judge, Rule, Together, Tools
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
-from bedplate.data.corpus.readers.part import Part, RawDocument, Read, Unread
+from bedplate.data.corpus.readers.part import SourcePart, RawDocument, Read, Unread
 from bedplate.data.corpus.readers.table import READERS
-from bedplate.data.corpus.recipe import Recipe, Source
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.data.corpus.repeated.contamination import Contamination
 from bedplate.data.corpus.repeated.duplicates import text_hash
 from bedplate.data.corpus.repeated.minhash import MinHash
@@ -43,8 +43,8 @@ def sift(
 ) -> str:
     """A job. Writes `parts/NAME` below the work folder, whole or not at all; returns its name. directory: what the
     recipe's paths are relative to; key: what decides the part's content, kept with it."""
-    plan, unit = Recipe.model_validate(recipe), Part.from_json(part)
-    source = next(one for one in plan.sources if one.name == unit.source)
+    plan, unit = CorpusRecipe.model_validate(recipe), SourcePart.from_json(part)
+    source = next(candidate for candidate in plan.sources if candidate.name == unit.source)
     contamination = Path(work) / "contamination.npz"
     sifter = _Sifter(plan, source, Contamination.load(contamination), judges or {})
     with atomic_directory(Path(work) / "parts" / unit.name, replace=True) as out:
@@ -54,7 +54,7 @@ def sift(
 
 class _Sifter:
     def __init__(
-        self, recipe: Recipe, source: Source, contamination: Contamination, judges: Mapping[str, Judge]
+        self, recipe: CorpusRecipe, source: Source, contamination: Contamination, judges: Mapping[str, Judge]
     ) -> None:
         self._source, self._contamination = source, contamination
         settings = recipe.dedup.minhash
@@ -70,39 +70,41 @@ class _Sifter:
         hashes: list[tuple[int, int]] = []
         sizes: list[tuple[int, int]] = []
         bands: list[NDArray[np.uint64] | None] = []
-        with gzip.GzipFile(out / "kept.jsonl.gz", "wb", 1, mtime=0) as kept:
+        with gzip.GzipFile(out / "kept.jsonl.gz", "wb", 1, mtime=0) as text_file:
             for read, sent in self._sent(documents):
                 fate = self._settled(read, sent, tally)
                 fates.append(fate)
-                own = text_hash(read.text) if isinstance(read, RawDocument) else None
-                digest.update(f"{read.id}\0{own or ''}\n".encode())
+                raw_hash = text_hash(read.text) if isinstance(read, RawDocument) else None
+                digest.update(f"{read.id}\0{raw_hash or ''}\n".encode())
                 if fate.rule is None and sent is not None:
                     text = sent.draft.text
-                    kept.write(json.dumps({"id": read.id, "text": text}, ensure_ascii=False).encode() + b"\n")
-                    hashes.append(text_hash(text) if sent.changed or own is None else own)
+                    text_file.write(json.dumps({"id": read.id, "text": text}, ensure_ascii=False).encode() + b"\n")
+                    hashes.append(text_hash(text) if sent.changed or raw_hash is None else raw_hash)
                     sizes.append((len(text), len(text.encode())))
                     bands.append(None if self._minhash is None else self._minhash.bands(text))
         tally.check(name)
         write_fates(out / "fates.jsonl.gz", fates)
         none = np.zeros(self._bands, np.uint64)
-        table = [none if one is None else one for one in bands]
+        table = [none if band is None else band for band in bands]
         save_array(out / "hashes.npy", np.array(hashes, np.uint64).reshape(-1, 2))
         save_array(out / "sizes.npy", np.array(sizes, np.int64).reshape(-1, 2))
         save_array(out / "bands.npy", np.array(table, np.uint64).reshape(len(table), self._bands))
-        save_array(out / "has.npy", np.array([one is not None for one in bands], bool))
+        save_array(out / "has.npy", np.array([band is not None for band in bands], bool))
         summary = {"key": key, "content": digest.hexdigest(), "tally": asdict(tally)}
         atomic_write(out / "part.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
     def _sent(self, documents: Iterator[Read]) -> Iterator[tuple[Read, _Sent | None]]:
         """Every document, and what its rules said: those of some documents rule by rule, so that what is faster
         together can be. None for what could not be read."""
-        while some := list(islice(documents, _TOGETHER)):
-            sent = [_Sent.of(read, self._tools) for read in some]
-            for preset in dict.fromkeys(self._preset_of(one.draft) for one in sent if one is not None):
-                mine = [one for one in sent if one is not None and self._preset_of(one.draft) == preset]
+        while batch := list(islice(documents, _TOGETHER)):
+            sent = [_Sent.of(read, self._tools) for read in batch]
+            for preset in dict.fromkeys(self._preset_of(document.draft) for document in sent if document is not None):
+                mine = [
+                    document for document in sent if document is not None and self._preset_of(document.draft) == preset
+                ]
                 for name, rule in self._rules_of(preset):
-                    _apply(name, rule, [one for one in mine if one.rule is None])
-            yield from zip(some, sent, strict=True)
+                    _apply(name, rule, [document for document in mine if document.rule is None])
+            yield from zip(batch, sent, strict=True)
 
     def _settled(self, read: Read, sent: _Sent | None, tally: Tally) -> Fate:
         """What becomes of a document, counted."""
@@ -120,12 +122,12 @@ class _Sifter:
         if rule is not None:
             tally.drop(rule, detail, len(text.encode()), read.id, text)
             return Fate(read.id, name, rule, detail, len(text), tuple(sent.changed))
-        for one in sent.changed:
-            tally.changed[one] = tally.changed.get(one, 0) + 1
-        tally.keep(sent.draft.text)
+        for rule_name in sent.changed:
+            tally.changed[rule_name] = tally.changed.get(rule_name, 0) + 1
+        tally.accept(sent.draft.text)
         return Fate(read.id, name, None, "", len(text), tuple(sent.changed))
 
-    def _preset_of(self, draft: Draft) -> str:
+    def _preset_of(self, draft: DraftDocument) -> str:
         if self._preset != "mixed":
             return self._preset
         return "code" if draft.about.get("language", "Markdown") not in _PROSE else "prose"
@@ -140,7 +142,7 @@ class _Sifter:
 class _Sent:
     """A draft with what the rules have said so far."""
 
-    draft: Draft
+    draft: DraftDocument
     rule: str | None = None
     detail: str = ""
     changed: list[str] = field(default_factory=list[str])
@@ -152,18 +154,18 @@ class _Sent:
             return None
         if not read.text.isascii() and any("\ud800" <= c <= "\udfff" for c in read.text):
             return None
-        return cls(Draft(read.text, read.about, tools))
+        return cls(DraftDocument(read.text, read.about, tools))
 
 
 def _apply(name: str, rule: Rule, sent: list[_Sent]) -> None:
-    before = [one.draft.text for one in sent]
-    drafts = [one.draft for one in sent]
-    reasons = (rule.many(drafts) if drafts else ()) if isinstance(rule, Together) else map(rule, drafts)
-    for one, text, reason in zip(sent, before, reasons, strict=True):
+    before = [document.draft.text for document in sent]
+    drafts = [document.draft for document in sent]
+    reasons = (rule.apply_batch(drafts) if drafts else ()) if isinstance(rule, Together) else map(rule, drafts)
+    for document, text, reason in zip(sent, before, reasons, strict=True):
         if reason is not None:
-            one.rule, one.detail = name, reason
-        elif one.draft.text is not text and one.draft.text != text:
-            one.changed.append(name)
+            document.rule, document.detail = name, reason
+        elif document.draft.text is not text and document.draft.text != text:
+            document.changed.append(name)
 
 
 class SiftedPart:

@@ -20,7 +20,7 @@ from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.shown import Brief
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.bills.amortisation_file import AmortisationFile, Basis, Revenue, utc
-from bedplate.economics.bills.usage import Counted, CountedUse, Logged, between, read_access_logs, together
+from bedplate.economics.bills.usage import Counted, CountedUse, Logged, count_between, read_access_logs, together
 
 RowKind = Literal["skin", "tenant", "unanswered", "idle"]
 
@@ -33,7 +33,7 @@ class StatementRow:
     """One skin or tenant, or what no call of theirs paid for. profit_usd: revenue less machine and base."""
 
     name: str
-    kind: RowKind
+    row_type: RowKind
     calls: float
     tokens: float
     compute_seconds: float
@@ -74,7 +74,7 @@ def amortise(account: AmortisationFile) -> Statement:
     logged = None
     if account.access_logs:
         begins, ends = utc(account.period.begins), utc(account.period.ends)
-        logged = read_access_logs([account.beside(name) for name in account.access_logs], begins, ends)
+        logged = read_access_logs([account.resolve_path(name) for name in account.access_logs], begins, ends)
     counted = _counted(account, logged)
     warnings = [*counted.warnings, *_compared(counted, logged, account)]
     skins = _rows(account, counted, "skin", bill, base, account.revenue.skins, warnings)
@@ -109,8 +109,11 @@ def _counted(account: AmortisationFile, logged: Logged | None) -> Counted:
     """By skin: from /metrics, else from the log, else as expected."""
     if account.servers:
         return together(
-            between(None if one.before is None else account.beside(one.before), account.beside(one.after))
-            for one in account.servers
+            count_between(
+                None if server.before is None else account.resolve_path(server.before),
+                account.resolve_path(server.after),
+            )
+            for server in account.servers
         )
     if logged is not None:
         return Counted(logged.by_skin, None)
@@ -118,11 +121,13 @@ def _counted(account: AmortisationFile, logged: Logged | None) -> Counted:
     rate = account.server_usd_per_hour or account.machine.usd_per_hour
     by_skin = {
         name: CountedUse(
-            calls=one.calls_per_day * days,
-            prompt_tokens=one.tokens_per_call * one.calls_per_day * days,
-            cost_usd=one.seconds_per_call * one.calls_per_day * days * rate / 3600 if one.seconds_per_call else None,
+            calls=usage.calls_per_day * days,
+            prompt_tokens=usage.tokens_per_call * usage.calls_per_day * days,
+            cost_usd=usage.seconds_per_call * usage.calls_per_day * days * rate / 3600
+            if usage.seconds_per_call
+            else None,
         )
-        for name, one in account.expected.items()
+        for name, usage in account.expected.items()
     }
     return Counted(by_skin, None)
 
@@ -130,7 +135,7 @@ def _counted(account: AmortisationFile, logged: Logged | None) -> Counted:
 def _rows(
     account: AmortisationFile,
     counted: Counted,
-    kind: Literal["skin", "tenant"],
+    row_type: Literal["skin", "tenant"],
     bill: Decimal,
     base: Decimal,
     revenue: Mapping[str, Revenue],
@@ -140,7 +145,7 @@ def _rows(
     names = [*busiest, *(name for name in revenue if name not in counted.by_skin)]
     for name in names[len(counted.by_skin) :]:
         hint = did_you_mean(nearest(name, counted.by_skin))
-        warnings.append(f"revenue.{kind}s.{name}: it answered no call in this time{hint and f'; {hint}'}")
+        warnings.append(f"revenue.{row_type}s.{name}: it answered no call in this time{hint and f'; {hint}'}")
     usages = [counted.by_skin.get(name, CountedUse()) for name in names]
     seconds = _compute_seconds(account, usages)
     machine, unanswered = _machine_shares(account, counted, usages, seconds, bill)
@@ -150,15 +155,15 @@ def _rows(
     rows = [
         StatementRow(
             name,
-            kind,
+            row_type,
             usage.calls,
             usage.tokens,
-            each,
+            call_seconds,
             machine_usd,
             base_usd,
             _micro(revenue[name].usd(usage, account.period.hours)) if name in revenue else Decimal(0),
         )
-        for name, usage, each, machine_usd, base_usd in zip(
+        for name, usage, call_seconds, machine_usd, base_usd in zip(
             names, usages, seconds or [0.0] * len(names), machine, bases, strict=True
         )
     ]
@@ -193,9 +198,9 @@ def _machine_shares(
                 "by: compute wants to know what calls cost: set `price` in the server's file, or divide by tokens or "
                 "calls"
             )
-        shares = [_micro(each * per_second) for each in seconds]
+        shares = [_micro(call_seconds * per_second) for call_seconds in seconds]
         # A step's seconds belong to the calls in it; the rest is of calls that failed or whose clients left.
-        rest = Decimal(0) if busy is None else max(Decimal(0), _micro(busy * per_second) - sum(shares))
+        unanswered = Decimal(0) if busy is None else max(Decimal(0), _micro(busy * per_second) - sum(shares))
     else:
         if busy is None and seconds is None:
             raise ConfigError(
@@ -203,30 +208,30 @@ def _machine_shares(
                 "bedplate:engine_step_seconds_total, or set `price` in the server's file"
             )
         spent = _micro((sum(seconds or ()) if busy is None else busy) * per_second)
-        shares, rest = divide(spent, _basis(account.by, usages, seconds, "by")), Decimal(0)
-    used = sum(shares, rest)
+        shares, unanswered = divide(spent, _basis(account.by, usages, seconds, "by")), Decimal(0)
+    used = sum(shares, unanswered)
     if used > bill * Decimal(_EXCESS):
         raise UsageError(
             f"the calls took {used} USD of the machines, more than their bill of {bill} USD: check period, machines, "
             "machine.usd_per_hour and server_usd_per_hour"
         )
     if used > bill:
-        shares, rest = divide(bill, [float(share) for share in shares]), Decimal(0)
-    return shares, rest
+        shares, unanswered = divide(bill, [float(share) for share in shares]), Decimal(0)
+    return shares, unanswered
 
 
 def _basis(by: Basis, usages: Sequence[CountedUse], seconds: Sequence[float] | None, key: str) -> list[float]:
     if by == "calls":
-        found = [usage.calls for usage in usages]
+        amounts = [usage.calls for usage in usages]
     elif by == "tokens":
-        found = [usage.tokens for usage in usages]
+        amounts = [usage.tokens for usage in usages]
     elif seconds is None:
         raise ConfigError(f"{key}: compute wants to know what calls cost: set `price` in the server's file")
     else:
-        found = list(seconds)
-    if not sum(found):
+        amounts = list(seconds)
+    if not sum(amounts):
         raise ConfigError(f"{key}: {by} is zero for everybody; divide by something else")
-    return found
+    return amounts
 
 
 def _compared(counted: Counted, logged: Logged | None, account: AmortisationFile) -> list[str]:
@@ -237,7 +242,7 @@ def _compared(counted: Counted, logged: Logged | None, account: AmortisationFile
     if logged.outside:
         lines.append(f"{logged.outside} calls of the access logs are outside the period and left out")
     if account.servers:
-        theirs, ours = (sum(usage.tokens for usage in one.values()) for one in (logged.by_skin, counted.by_skin))
+        theirs, ours = (sum(usage.tokens for usage in usages.values()) for usages in (logged.by_skin, counted.by_skin))
         if abs(theirs - ours) > 0.01 * max(theirs, ours):
             lines.append(
                 f"the access logs have {theirs:,.0f} tokens, the metrics {ours:,.0f}: they do not cover the same calls"
@@ -265,7 +270,7 @@ def as_values(statement: Statement) -> dict[str, Any]:
 def _row_values(row: StatementRow) -> dict[str, Any]:
     return {
         "name": row.name,
-        "kind": row.kind,
+        "kind": row.row_type,
         "calls": row.calls,
         "tokens": row.tokens,
         "compute_seconds": row.compute_seconds,

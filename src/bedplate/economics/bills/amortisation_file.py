@@ -112,7 +112,7 @@ class AmortisationFile(Strict):
             raise ValueError("say what was used: `servers` (snapshots of /metrics), `access_logs`, or `expected`")
         return self
 
-    def beside(self, name: str) -> Path:
+    def resolve_path(self, name: str) -> Path:
         return self._directory / name
 
 
@@ -123,6 +123,6 @@ def load_account(path: Path | str, overrides: Sequence[str] = ()) -> Amortisatio
     return account
 
 
-def utc(when: datetime.datetime) -> datetime.datetime:
+def utc(moment: datetime.datetime) -> datetime.datetime:
     """A time without a zone is taken as UTC."""
-    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)

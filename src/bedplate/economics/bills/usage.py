@@ -45,7 +45,7 @@ class CountedUse:
         return self.prompt_tokens + self.generation_tokens
 
     def __add__(self, other: CountedUse) -> CountedUse:
-        costs = [one.cost_usd for one in (self, other) if one.cost_usd is not None]
+        costs = [usage.cost_usd for usage in (self, other) if usage.cost_usd is not None]
         return CountedUse(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
@@ -97,12 +97,12 @@ def _sample(line: str) -> tuple[str, Labels, float]:
             key, (value, at) = line[at:equals].strip(" ,"), _quoted(line, equals + 2)
             labels.append((key, value))
             at += len(line[at:]) - len(line[at:].lstrip(" ,"))
-        rest = line[at + 1 :].split()
+        fields = line[at + 1 :].split()
     else:
-        name, rest = line[:space], line[space:].split()
-    if not name or space < 0 or not 1 <= len(rest) <= 2:
+        name, fields = line[:space], line[space:].split()
+    if not name or space < 0 or not 1 <= len(fields) <= 2:
         raise ValueError(f"{line[:60]!r} is not a sample")
-    return name.strip(), tuple(labels), float(rest[0])
+    return name.strip(), tuple(labels), float(fields[0])
 
 
 def _quoted(line: str, at: int) -> tuple[str, int]:
@@ -121,7 +121,7 @@ def _quoted(line: str, at: int) -> tuple[str, int]:
     raise ValueError("a label's value without an end")
 
 
-def between(before: Path | None, after: Path) -> Counted:
+def count_between(before: Path | None, after: Path) -> Counted:
     """What was counted from one snapshot to the next; without `before`, since the server began."""
     later = read_metrics(after)
     earlier: Samples = {} if before is None else read_metrics(before)
@@ -129,13 +129,13 @@ def between(before: Path | None, after: Path) -> Counted:
 
     def grown(name: str) -> dict[Labels, float]:
         nonlocal restarted
-        old, found = earlier.get(name, {}), dict[Labels, float]()
+        old, growth = earlier.get(name, {}), dict[Labels, float]()
         for labels, value in later.get(name, {}).items():
             fell = value < old.get(labels, 0.0)
             restarted |= fell
-            found[labels] = value if fell else value - old.get(labels, 0.0)
+            growth[labels] = value if fell else value - old.get(labels, 0.0)
         restarted |= any(labels not in later.get(name, {}) for labels in old)
-        return found
+        return growth
 
     prompt, generated, cost = (_by_model(grown(name)) for name in _COUNTED)
     calls = _by_model(grown(next((name for name in _CALLS if name in later), _CALLS[0])))
@@ -156,10 +156,10 @@ def between(before: Path | None, after: Path) -> Counted:
 
 
 def _by_model(samples: Mapping[Labels, float]) -> dict[str, float]:
-    found: defaultdict[str, float] = defaultdict(float)
+    totals: defaultdict[str, float] = defaultdict(float)
     for labels, value in samples.items():
-        found[dict(labels).get("model_name", "")] += value
-    return dict(found)
+        totals[dict(labels).get("model_name", "")] += value
+    return dict(totals)
 
 
 def together(counted: Iterable[Counted]) -> Counted:
@@ -167,13 +167,13 @@ def together(counted: Iterable[Counted]) -> Counted:
     by_skin: dict[str, CountedUse] = {}
     busy: list[float | None] = []
     warnings: list[str] = []
-    for one in counted:
-        for name, usage in one.by_skin.items():
+    for server in counted:
+        for name, usage in server.by_skin.items():
             by_skin[name] = by_skin.get(name, CountedUse()) + usage
-        busy.append(one.busy_seconds)
-        warnings += one.warnings
-    known = [seconds for seconds in busy if seconds is not None]
-    return Counted(by_skin, sum(known) if len(known) == len(busy) else None, tuple(warnings))
+        busy.append(server.busy_seconds)
+        warnings += server.warnings
+    measured_seconds = [seconds for seconds in busy if seconds is not None]
+    return Counted(by_skin, sum(measured_seconds) if len(measured_seconds) == len(busy) else None, tuple(warnings))
 
 
 # --- the access log
@@ -181,12 +181,12 @@ def together(counted: Iterable[Counted]) -> Counted:
 
 @dataclass
 class Logged:
-    """Answered model calls of an access log. outside: calls before or after the period; other: all other lines."""
+    """Answered model calls of an access log. outside: calls before or after the period; skipped: all other lines."""
 
     by_tenant: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
     by_skin: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
     outside: int = 0
-    other: int = 0
+    skipped: int = 0
 
 
 def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> Logged:
@@ -199,11 +199,11 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
                 continue
             fields = _fields(line)
             if fields is None or "model" not in fields or "completion" not in fields:
-                logged.other += 1
+                logged.skipped += 1
                 continue
             calls += 1
-            when = _time(fields.get("time"))
-            if when is not None and not begins <= when < ends:
+            moment = _time(fields.get("time"))
+            if moment is not None and not begins <= moment < ends:
                 logged.outside += 1
                 continue
             usage = CountedUse(
@@ -223,18 +223,18 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
 
 def _fields(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        fields = json.loads(line)
     except ValueError:
         return None
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else None
+    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else None
 
 
 def _time(value: object) -> datetime.datetime | None:
     try:
-        when = datetime.datetime.fromisoformat(str(value))
+        moment = datetime.datetime.fromisoformat(str(value))
     except ValueError:
         return None
-    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.UTC)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
 
 
 def _count(fields: Mapping[str, Any], name: str) -> float:

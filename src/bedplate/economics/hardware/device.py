@@ -46,7 +46,7 @@ class Device(Brief):
 
     name: str
     title: str
-    kind: Literal["gpu", "tpu", "cpu"]
+    device_type: Literal["gpu", "tpu", "cpu"]
     peak_flops_per_second: Mapping[str, float]
     memory_bytes: float
     memory_bytes_per_second: float
@@ -64,12 +64,12 @@ class Device(Brief):
     def peak(self, number: str) -> float:
         """Dense operations per second in `number`. UsageError where the device has no products in it."""
         if number not in self.peak_flops_per_second:
-            known = ", ".join(self.peak_flops_per_second)
-            raise UsageError(f"{self.name} has no {number} products; it has {known}")
+            formats = ", ".join(self.peak_flops_per_second)
+            raise UsageError(f"{self.name} has no {number} products; it has {formats}")
         return self.peak_flops_per_second[number]
 
 
-class Sizes(NamedTuple):
+class DeviceSizes(NamedTuple):
     """The numbers of a row: memory in GB, bandwidths in GB/s; node: devices in one."""
 
     memory: float
@@ -82,11 +82,11 @@ class Sizes(NamedTuple):
 
 
 def device_row(
-    kind: Literal["gpu", "tpu", "cpu"],
+    device_type: Literal["gpu", "tpu", "cpu"],
     title: str,
     names: tuple[str, ...],
     peaks: Mapping[str, float],
-    sizes: Sizes,
+    sizes: DeviceSizes,
     sheet: tuple[str, str],
     rental: RentalExample | None = None,
 ) -> Device:
@@ -94,7 +94,7 @@ def device_row(
     return Device(
         name=names[0],
         title=title,
-        kind=kind,
+        device_type=device_type,
         peak_flops_per_second=peaks,
         memory_bytes=sizes.memory * GB,
         memory_bytes_per_second=sizes.reads * GB,

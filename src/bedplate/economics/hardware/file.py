@@ -59,22 +59,22 @@ class HardwareFile(Strict):
 def overridden(device: Device, values: Mapping[str, Any] | DeviceOverride, *, name: str | None = None) -> Device:
     """A copy of `device` with some values replaced, under `name` if given. ConfigError names a wrong key."""
     if isinstance(values, DeviceOverride):
-        given = values
+        override = values
     else:
         try:
-            given = DeviceOverride.model_validate(dict(values))
+            override = DeviceOverride.model_validate(dict(values))
         except pydantic.ValidationError as error:
             raise ConfigError(_explained(error, device.name)) from error
-    changes = given.model_dump(exclude_none=True, exclude={"like", "usd_per_hour", "as_of", "peak_flops_per_second"})
-    if given.peak_flops_per_second is not None:
-        changes["peak_flops_per_second"] = {**device.peak_flops_per_second, **given.peak_flops_per_second}
-    when = None if given.as_of is None else given.as_of.isoformat()
-    if given.usd_per_hour is not None:
+    changes = override.model_dump(exclude_none=True, exclude={"like", "usd_per_hour", "as_of", "peak_flops_per_second"})
+    if override.peak_flops_per_second is not None:
+        changes["peak_flops_per_second"] = {**device.peak_flops_per_second, **override.peak_flops_per_second}
+    as_of = None if override.as_of is None else override.as_of.isoformat()
+    if override.usd_per_hour is not None:
         changes["rental"] = RentalExample(
-            given.usd_per_hour, given.usd_per_hour, when or "now", given.source or "the hardware file"
+            override.usd_per_hour, override.usd_per_hour, as_of or "now", override.source or "the hardware file"
         )
     if changes.keys() - {"rental", "source"}:
-        changes["as_of"] = when or device.as_of
+        changes["as_of"] = as_of or device.as_of
         changes.setdefault("source", f"{device.source}; changed by the hardware file")
     if name is not None and name != device.name:
         changes |= {"name": name, "aliases": (), "title": changes.get("title", name)}
@@ -85,19 +85,26 @@ def find_device_in(path: Path | str | None, name: str) -> Device:
     """The device `name` of the hardware file, or of the table where the file lacks it. UsageError, ConfigError."""
     if path is None:
         return find_device(name)
-    given = load_config(path, HardwareFile).devices
-    own = next((one for one in given if one.lower() == name.strip().lower()), None)
-    if own is not None:
-        base = own if given[own].like is None else given[own].like
+    devices = load_config(path, HardwareFile).devices
+    device_name = next((candidate for candidate in devices if candidate.lower() == name.strip().lower()), None)
+    if device_name is not None:
+        base = device_name if devices[device_name].like is None else devices[device_name].like
         assert base is not None
-        return overridden(_row(path, own, base), given[own], name=own)
+        return overridden(_row(path, device_name, base), devices[device_name], name=device_name)
     try:
         row = find_device(name)
     except UsageError as error:
-        raise UsageError(f"{error}; {path} has {', '.join(given)}") from None
+        raise UsageError(f"{error}; {path} has {', '.join(devices)}") from None
     # `h100` on the command line and `h100-sxm` in the file are one device
-    same = next((one for one in given if given[one].like is None and _row(path, one, one).name == row.name), None)
-    return row if same is None else overridden(row, given[same])
+    alias = next(
+        (
+            candidate
+            for candidate in devices
+            if devices[candidate].like is None and _row(path, candidate, candidate).name == row.name
+        ),
+        None,
+    )
+    return row if alias is None else overridden(row, devices[alias])
 
 
 def _row(path: Path | str, name: str, base: str) -> Device:

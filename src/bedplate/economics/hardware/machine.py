@@ -79,7 +79,7 @@ class StepShape(Strict):
     query_features: Count
 
 
-class Spread(Strict):
+class StepSpread(Strict):
     """One measured kind of step (the fields of `Load`) beside what the fit says of it: how good the fit is."""
 
     load: dict[str, float]
@@ -124,7 +124,7 @@ class EngineSpeed(Strict):
     adapter_rank: Annotated[int, Field(ge=0)] = 0
     """Of the adapters of all linears that adapter_seconds were measured with; 0 where none were."""
     server: ServerSpeed | None = None
-    measured: tuple[Spread, ...] = ()
+    measured: tuple[StepSpread, ...] = ()
 
 
 class TuningSpeed(Strict):
@@ -149,7 +149,7 @@ class TuningSpeed(Strict):
         )
 
 
-class Machine(Strict):
+class MeasuredMachine(Strict):
     """A measured machine. flops_per_second: of large matrix products, by dtype."""
 
     version: Literal[1] = VERSION
@@ -165,27 +165,33 @@ class Machine(Strict):
 
     def engine(self, base: str, weights: str | None = None) -> EngineSpeed:
         """The measured engine of a base (the last measured where `weights` is None). UsageError if there is none."""
-        found = [one for one in self.engines if one.base == base and weights in {None, one.weights}]
-        if not found:
-            known = ", ".join(f"{one.base} ({one.weights})" for one in self.engines) or "none"
+        engines = [speed for speed in self.engines if speed.base == base and weights in {None, speed.weights}]
+        if not engines:
+            measured = ", ".join(f"{speed.base} ({speed.weights})" for speed in self.engines) or "none"
             raise UsageError(
-                f"{base}{f' in {weights}' if weights else ''} was not measured on this machine (measured: {known}); "
+                f"{base}{f' in {weights}' if weights else ''} was not measured on this machine (measured: {measured}); "
                 f"run: bedplate plan calibrate {base}{f' --weights {weights}' if weights else ''}, or name a device of "
                 "the table that serves it, such as --device h100"
             )
-        return found[-1]
+        return engines[-1]
 
-    def with_engine(self, speed: EngineSpeed) -> Machine:
+    def with_engine(self, speed: EngineSpeed) -> MeasuredMachine:
         """A copy with one engine added, or measured anew."""
-        same = (speed.base, speed.weights, speed.kernel, speed.threads)
-        kept = [one for one in self.engines if (one.base, one.weights, one.kernel, one.threads) != same]
-        return self.model_copy(update={"engines": (*kept, speed)})
+        key = (speed.base, speed.weights, speed.kernel, speed.threads)
+        engines = [
+            engine for engine in self.engines if (engine.base, engine.weights, engine.kernel, engine.threads) != key
+        ]
+        return self.model_copy(update={"engines": (*engines, speed)})
 
-    def with_tuning(self, speed: TuningSpeed) -> Machine:
+    def with_tuning(self, speed: TuningSpeed) -> MeasuredMachine:
         """A copy with one tuning speed added, or measured anew."""
-        same = (speed.base, speed.dtype, speed.rank, speed.threads)
-        kept = [one for one in self.tuning if (one.base, one.dtype, one.rank, one.threads) != same]
-        return self.model_copy(update={"tuning": (*kept, speed)})
+        key = (speed.base, speed.dtype, speed.rank, speed.threads)
+        speeds = [
+            previous
+            for previous in self.tuning
+            if (previous.base, previous.dtype, previous.rank, previous.threads) != key
+        ]
+        return self.model_copy(update={"tuning": (*speeds, speed)})
 
 
 class Load(NamedTuple):
@@ -209,11 +215,11 @@ class Load(NamedTuple):
 
 def step_seconds(speed: EngineSpeed, load: Load, shape: StepShape | None = None) -> float:
     """How long one step takes; with `shape`, of another model on the same kernel."""
-    own = speed.shape
-    other = shape or own
-    blocks, head = other.blocks / own.blocks, other.head / own.head
-    keys = other.key_features / own.key_features
-    queries = other.query_features / own.query_features
+    measured_shape = speed.shape
+    target_shape = shape or measured_shape
+    blocks, head = target_shape.blocks / measured_shape.blocks, target_shape.head / measured_shape.head
+    keys = target_shape.key_features / measured_shape.key_features
+    queries = target_shape.query_features / measured_shape.query_features
     return (
         speed.blocks.at(load.tokens) * blocks
         + speed.head.at(load.rows) * head
@@ -240,26 +246,26 @@ def machine_file() -> Path:
     return bedplate_home() / "machine" / "machine.json"
 
 
-def read_machine(path: Path | None = None) -> Machine:
+def read_machine(path: Path | None = None) -> MeasuredMachine:
     """The measured machine. UsageError where nothing was measured yet, ConfigError for a damaged file."""
-    where = machine_file() if path is None else path
-    if not where.exists():
+    file_path = machine_file() if path is None else path
+    if not file_path.exists():
         raise UsageError(
-            f"{where}: this machine was not measured yet; run: bedplate plan calibrate BASE, or name a device of the "
+            f"{file_path}: this machine was not measured yet; run: bedplate plan calibrate BASE, or name a device of the "
             "table that serves it, such as --device h100"
         )
     try:
-        return Machine.model_validate_json(read_text(where))
+        return MeasuredMachine.model_validate_json(read_text(file_path))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise ConfigError(
-            f"{where}: {place}: {first['msg']}; measure again: bedplate plan calibrate --out {where}"
+            f"{file_path}: {place}: {first['msg']}; measure again: bedplate plan calibrate --out {file_path}"
         ) from error
 
 
-def write_machine(machine: Machine, path: Path | None = None) -> Path:
+def write_machine(machine: MeasuredMachine, path: Path | None = None) -> Path:
     """Keeps it; returns where."""
-    where = machine_file() if path is None else path
-    atomic_write(where, json.dumps(machine.model_dump(mode="json"), indent=2) + "\n")
-    return where
+    file_path = machine_file() if path is None else path
+    atomic_write(file_path, json.dumps(machine.model_dump(mode="json"), indent=2) + "\n")
+    return file_path

@@ -46,17 +46,21 @@ def activation_bytes(
     if tokens < 1 or sequence_tokens < 1:
         raise UsageError(f"{tokens} tokens in sequences of {sequence_tokens}: both must be at least 1")
     if isinstance(spec, DiffusionSpec):
-        each = _diffusion_bytes(spec, sequence_tokens, bytes_per_value, recompute)
-        again = _diffusion_bytes(spec, sequence_tokens, bytes_per_value, "selective") if recompute == "full" else 0.0
+        block_bytes = _diffusion_bytes(spec, sequence_tokens, bytes_per_value, recompute)
+        recomputed_bytes = (
+            _diffusion_bytes(spec, sequence_tokens, bytes_per_value, "selective") if recompute == "full" else 0.0
+        )
         end = 3 * spec.hidden_size * bytes_per_value if head else 0.0
-        return tokens * (spec.layers * each + again + end)
-    return tokens * sum(_stack_bytes(one, sequence_tokens, bytes_per_value, recompute, head) for one in _stacks(spec))
+        return tokens * (spec.layers * block_bytes + recomputed_bytes + end)
+    return tokens * sum(
+        _stack_bytes(stack, sequence_tokens, bytes_per_value, recompute, head) for stack in _stacks(spec)
+    )
 
 
 def head_activation_bytes(spec: TransformerSpec, bytes_per_value: float = 2.0) -> float:
     """Bytes a token after the last block: the last norm's input, the head's, and float32 logits."""
-    kept = spec.hidden_size * (spec.norms_output + (spec.kind == "decoder")) * bytes_per_value
-    return kept + (4.0 * spec.vocab_size if spec.kind == "decoder" else 0.0)
+    head_bytes = spec.hidden_size * (spec.norms_output + (spec.kind == "decoder")) * bytes_per_value
+    return head_bytes + (4.0 * spec.vocab_size if spec.kind == "decoder" else 0.0)
 
 
 def layer_activation_bytes(
@@ -94,10 +98,12 @@ def _stack_bytes(
 ) -> float:
     """Bytes a token of one stack."""
     blocks = range(spec.layers)
-    kept = sum(layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, recompute) for n in blocks)
+    stack_bytes = sum(layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, recompute) for n in blocks)
     if recompute == "full":
-        kept += max(layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, "selective") for n in blocks)
-    return kept + (head_activation_bytes(spec, bytes_per_value) if head else 0.0)
+        stack_bytes += max(
+            layer_activation_bytes(spec, n, sequence_tokens, bytes_per_value, "selective") for n in blocks
+        )
+    return stack_bytes + (head_activation_bytes(spec, bytes_per_value) if head else 0.0)
 
 
 def _norm_values(spec: TransformerSpec) -> int:
@@ -119,8 +125,8 @@ def _attention_values(spec: TransformerSpec, layer: int) -> int:
         part = spec.latent
         latents = 2 * part.kv_rank + part.rope_dim + 2 * (part.q_rank or 0)  # before and after their norms
         return hidden + latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
-    size, own = spec.head_dim_of(layer), spec.keys_of(layer) == layer
-    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size * own
+    size, has_keys = spec.head_dim_of(layer), spec.keys_of(layer) == layer
+    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size * has_keys
     normed = 0 if spec.qk_norm is None else q + kv  # before their norms
     normed += kv if spec.value_norm and not spec.keys_are_values(layer) else 0
     cross = 0 if spec.cross_size is None else hidden + 2 * q + 2 * kv
@@ -136,8 +142,8 @@ def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
     chosen = part.per_token * (2 * hidden + per_feature * part.feedforward_size)
     # The feed-forward that they stand beside, one norm's input and output, and the inputs of the two behind.
-    beside = per_feature * spec.feedforward_size_of(layer) + 4 * hidden if part.beside else 0
-    return hidden + part.count + chosen + per_feature * part.shared_size + beside + hidden * part.router_scales
+    dense_values = per_feature * spec.feedforward_size_of(layer) + 4 * hidden if part.beside else 0
+    return hidden + part.count + chosen + per_feature * part.shared_size + dense_values + hidden * part.router_scales
 
 
 def _diffusion_bytes(spec: DiffusionSpec, sequence_tokens: int, bytes_per_value: float, recompute: Recompute) -> float:

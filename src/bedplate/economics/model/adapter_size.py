@@ -42,7 +42,7 @@ def _maps(spec: TransformerSpec, layer: int) -> Iterator[tuple[int, int]]:
     if spec.layer_input_size:
         yield from ((hidden, spec.layer_input_size), (spec.layer_input_size, hidden))
     shared = 0 if spec.experts is None else spec.experts.shared_size
-    wide = spec.feedforward_size_of(layer) if spec.feedforward(layer) == "dense" else shared
-    if wide:
-        yield from ((hidden, wide),) * (2 if spec.gated else 1)
-        yield wide, hidden
+    feedforward_size = spec.feedforward_size_of(layer) if spec.feedforward(layer) == "dense" else shared
+    if feedforward_size:
+        yield from ((hidden, feedforward_size),) * (2 if spec.gated else 1)
+        yield feedforward_size, hidden

@@ -45,10 +45,10 @@ def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int, int], ...]:
     """The windows of layers with attention, each with the operations of a pair there, and the number of layers that
     have both; prediction modules see all."""
     layers = (layer for layer in range(spec.layers) if attends(spec, layer))
-    found = Counter((spec.window(layer), pair_flops(spec, layer)) for layer in layers)
+    layer_counts = Counter((spec.window(layer), pair_flops(spec, layer)) for layer in layers)
     if spec.prediction_modules:
-        found[None, pair_flops(spec, spec.layers)] += spec.prediction_modules
-    return tuple((window, pair, count) for (window, pair), count in found.items())
+        layer_counts[None, pair_flops(spec, spec.layers)] += spec.prediction_modules
+    return tuple((window, pair, count) for (window, pair), count in layer_counts.items())
 
 
 def pair_flops(spec: TransformerSpec, layer: int) -> int:
@@ -85,17 +85,17 @@ def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, pai
         return plain
     # Keys and values of the cached latents must be made anew, or attention reads the latents: the cheaper of the two.
     part = spec.latent
-    again = 2 * part.kv_rank * spec.heads * (part.nope_dim + part.value_dim) * cached
-    return min(plain + again, absorbed_pair_flops(spec) * pairs)
+    rebuild_flops = 2 * part.kv_rank * spec.heads * (part.nope_dim + part.value_dim) * cached
+    return min(plain + rebuild_flops, absorbed_pair_flops(spec) * pairs)
 
 
 def cached_features(spec: TransformerSpec) -> Iterator[tuple[int | None, int]]:
     """(window, values that each token leaves in the cache) of each group of layers with one window; a layer that uses
     another one's keys and values leaves none."""
-    found: dict[int | None, int] = {}
+    features_by_window: dict[int | None, int] = {}
     for layer in (layer for layer in range(spec.layers) if attends(spec, layer)):
         size = 2 * spec.kv_heads_of(layer) * spec.head_dim_of(layer) if spec.keys_of(layer) == layer else 0
         if spec.latent is not None:
             size = spec.latent.kv_rank + spec.latent.rope_dim
-        found[spec.window(layer)] = found.get(spec.window(layer), 0) + size
-    yield from found.items()
+        features_by_window[spec.window(layer)] = features_by_window.get(spec.window(layer), 0) + size
+    yield from features_by_window.items()

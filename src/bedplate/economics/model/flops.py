@@ -96,12 +96,12 @@ def image_flops(spec: VisionSpec | MultimodalSpec) -> float:
     """Operations of one image through its tower (and projector), without the language model's on its tokens."""
     vision = spec.vision if isinstance(spec, MultimodalSpec) else spec
     amounts: dict[Per, float] = {"token": vision.tokens, "input": vision.patches, "sequence": 1}
-    found = _products(vision_weights(vision), amounts) + attention_flops(vision.tower, vision.tokens)
+    flops = _products(vision_weights(vision), amounts) + attention_flops(vision.tower, vision.tokens)
     if vision.pooling == "map":  # one query over all tokens
-        found += 4 * vision.tower.hidden_size * vision.tokens
+        flops += 4 * vision.tower.hidden_size * vision.tokens
     if isinstance(spec, MultimodalSpec):
-        found += _products(projector_weights(spec), {"token": spec.image_tokens})
-    return found
+        flops += _products(projector_weights(spec), {"token": spec.image_tokens})
+    return flops
 
 
 def image_tokens(spec: VisionSpec | MultimodalSpec) -> int:
@@ -128,9 +128,9 @@ def denoise_flops(spec: DiffusionSpec) -> float:
     """Operations of one image through the transformer once: a forward pass at one timestep."""
     source = 0 if spec.text is None else spec.text.tokens
     amounts: dict[Per, float] = {"token": spec.tokens, "input": spec.tokens, "source": source, "sequence": 1}
-    both = spec.tokens + source
+    joint_tokens = spec.tokens + source
     products = _products(diffusion_weights(spec), amounts)
-    return products + 4 * spec.hidden_size * spec.layers * both * both
+    return products + 4 * spec.hidden_size * spec.layers * joint_tokens * joint_tokens
 
 
 def sampling_flops(spec: DiffusionSpec, steps: int, images: int = 1, *, guidance: bool = True) -> float:
@@ -156,21 +156,21 @@ _WITHOUT_TEXT: dict[type[Spec], tuple[str, str]] = {
 }
 
 
-def text_stack(spec: Spec, what: str) -> TransformerSpec:
+def text_stack(spec: Spec, caller: str) -> TransformerSpec:
     """The stack that reads text tokens. UsageError for a model without one."""
     if isinstance(spec, TransformerSpec):
         return spec
     if isinstance(spec, MultimodalSpec):
         return spec.language
-    kind, other = _WITHOUT_TEXT[type(spec)]
-    raise UsageError(f"{what} is for one stack that reads text, not for {kind}; use {other}")
+    model_type, alternative = _WITHOUT_TEXT[type(spec)]
+    raise UsageError(f"{caller} is for one stack that reads text, not for {model_type}; use {alternative}")
 
 
 def _audio(spec: AudioSpec | EncoderDecoderSpec) -> AudioSpec:
-    found = spec if isinstance(spec, AudioSpec) else spec.encoder
-    if not isinstance(found, AudioSpec):
+    encoder = spec if isinstance(spec, AudioSpec) else spec.encoder
+    if not isinstance(encoder, AudioSpec):
         raise UsageError("this encoder–decoder reads text, not sound")
-    return found
+    return encoder
 
 
 def _encoder_flops(spec: EncoderDecoderSpec, source_tokens: int) -> float:
@@ -187,22 +187,22 @@ def _cross_flops(decoder: TransformerSpec, target_tokens: int, source_tokens: in
 
 def _stack_flops(spec: TransformerSpec, new: int, cached: int, head_rows: int, causal: bool | None) -> float:
     """One sequence through a stack, without what belongs to a source."""
-    found = _per(spec)
-    products = 2 * (found["token"] * new + found["row"] * head_rows + found["sequence"])
+    passed_weights = _per(spec)
+    products = 2 * (passed_weights["token"] * new + passed_weights["row"] * head_rows + passed_weights["sequence"])
     return products + attention_flops(spec, new, cached, causal)
 
 
 @lru_cache(maxsize=256)
 def _per(spec: TransformerSpec) -> dict[Per, int]:
     """A stack's weights in products, by what passes through them."""
-    found: dict[Per, int] = dict.fromkeys(("token", "row", "source", "input", "sequence"), 0)
-    for one in stack_weights(spec):
-        found[one.per] += one.passed
-    return found
+    counts: dict[Per, int] = dict.fromkeys(("token", "row", "source", "input", "sequence"), 0)
+    for weight in stack_weights(spec):
+        counts[weight.per] += weight.passed
+    return counts
 
 
-def _products(found: tuple[Weight, ...], amounts: dict[Per, float]) -> float:
-    return 2 * sum(one.passed * amounts[one.per] for one in found)
+def _products(weights: tuple[Weight, ...], amounts: dict[Per, float]) -> float:
+    return 2 * sum(weight.passed * amounts[weight.per] for weight in weights)
 
 
 def _count(name: str, value: int, smallest: int = 1) -> None:

@@ -34,7 +34,7 @@ BYTES_PER_PARAMETER: dict[WeightFormat, float] = {
 
 def weight_bytes(spec: Spec, weights: WeightFormat = "bfloat16") -> float:
     """Bytes of all weights, as one copy of the model keeps them."""
-    return sum(one.stored * _value_bytes(one, weights) for one in weights_of(spec))
+    return sum(weight.stored * _value_bytes(weight, weights) for weight in weights_of(spec))
 
 
 def experts_touched(experts: int, per_token: int, tokens: int) -> float:
@@ -60,29 +60,29 @@ def step_reads(spec: Spec, weights: WeightFormat = "bfloat16") -> Callable[[int]
     always = 0.0
     tables: list[tuple[float, float]] = []
     experts: Counter[tuple[int, int, float]] = Counter()
-    for one in weights_of(stack):
-        value = _value_bytes(one, weights)
-        if one.per == "source" or one.name.startswith("prediction."):
+    for weight in weights_of(stack):
+        value = _value_bytes(weight, weights)
+        if weight.per == "source" or weight.name.startswith("prediction."):
             continue
-        if one.role == "table":
-            tables.append((one.stored * value, one.used * _row(one, stack) * value))
-        elif one.copies > 1:
-            experts[one.copies, one.used, one.size * value] += 1
+        if weight.role == "table":
+            tables.append((weight.stored * value, weight.used * _row(weight, stack) * value))
+        elif weight.copies > 1:
+            experts[weight.copies, weight.used, weight.size * value] += 1
         else:
-            always += one.size * value  # a tied head too: it is stored once, as the table, and read as the head
+            always += weight.size * value  # a tied head too: it is stored once, as the table, and read as the head
 
     def read(tokens: int) -> float:
         if tokens < 1:
             raise UsageError(f"a forward pass of {tokens} tokens: it must be at least 1")
-        found = always + sum(min(whole, tokens * row) for whole, row in tables)
-        return found + sum(n * size * experts_touched(c, u, tokens) for (c, u, size), n in experts.items())
+        bytes_read = always + sum(min(whole, tokens * row) for whole, row in tables)
+        return bytes_read + sum(n * size * experts_touched(c, u, tokens) for (c, u, size), n in experts.items())
 
     return read
 
 
-def _row(one: Weight, stack: TransformerSpec) -> int:
+def _row(weight: Weight, stack: TransformerSpec) -> int:
     rows = {"value_tables": stack.kv_heads * stack.head_dim, "layer_inputs": stack.layers * stack.layer_input_size}
-    return rows.get(one.name, stack.hidden_size)
+    return rows.get(weight.name, stack.hidden_size)
 
 
 def kv_bytes_per_token(spec: Spec, bytes_per_value: float = 2.0) -> float:
@@ -105,15 +105,15 @@ def kv_bytes(spec: Spec, context_tokens: int, bytes_per_value: float = 2.0, sour
     stack = spec.decoder if isinstance(spec, EncoderDecoderSpec) else text_stack(spec, "kv_bytes")
     if stack.kind != "decoder":
         return 0.0
-    kept = sum(size * min(context_tokens, window or context_tokens) for window, size in cached_features(stack))
+    cache_values = sum(size * min(context_tokens, window or context_tokens) for window, size in cached_features(stack))
     if isinstance(spec, EncoderDecoderSpec):
         source = source_tokens_of(spec, context_tokens if source_tokens is None else source_tokens)
-        kept += 2 * stack.layers * stack.kv_heads * stack.head_dim * source
-    states = [one for one in cache_layout(stack) if one.of_sequence] if stack.state is not None else []
+        cache_values += 2 * stack.layers * stack.kv_heads * stack.head_dim * source
+    states = [state for state in cache_layout(stack) if state.of_sequence] if stack.state is not None else []
     # A recurrence's state is float32 whatever the rest is.
-    wide = sum(one.values for one in states if one.kind == "recurrent")
-    kept += sum(one.values for one in states if one.kind == "convolution")
-    return bytes_per_value * kept + max(bytes_per_value, 4.0) * wide
+    recurrent_values = sum(state.values for state in states if state.cache_type == "recurrent")
+    cache_values += sum(state.values for state in states if state.cache_type == "convolution")
+    return bytes_per_value * cache_values + max(bytes_per_value, 4.0) * recurrent_values
 
 
 def latent_bytes(spec: DiffusionSpec, images: int = 1, bytes_per_value: float = 2.0) -> float:
@@ -121,6 +121,6 @@ def latent_bytes(spec: DiffusionSpec, images: int = 1, bytes_per_value: float = 
     return images * spec.latent_channels * spec.latent_size**2 * bytes_per_value
 
 
-def _value_bytes(one: Weight, weights: WeightFormat) -> float:
-    found = BYTES_PER_PARAMETER[weights]
-    return max(found, 2.0) if one.role == "vector" else found
+def _value_bytes(weight: Weight, weights: WeightFormat) -> float:
+    value_bytes = BYTES_PER_PARAMETER[weights]
+    return max(value_bytes, 2.0) if weight.role == "vector" else value_bytes

@@ -42,9 +42,9 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self._data, self._at = data, 0
 
-    def scalar(self, kind: str) -> Any:
-        (value,) = struct.unpack_from(f"<{kind}", self._data, self._at)
-        self._at += struct.calcsize(f"<{kind}")
+    def scalar(self, fmt: str) -> Any:
+        (value,) = struct.unpack_from(f"<{fmt}", self._data, self._at)
+        self._at += struct.calcsize(f"<{fmt}")
         return value
 
     def skip(self, size: int) -> None:
@@ -70,43 +70,43 @@ def _read(cursor: _Cursor) -> dict[str, Any]:
     if version not in {2, 3}:
         raise ValueError(f"version {version} is not known")
     tensors, fields = cursor.scalar("Q"), cursor.scalar("Q")
-    found: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for _ in range(fields):
-        key, kind = cursor.text(), cursor.scalar("I")
-        if kind == _ARRAY:
+        key, type_id = cursor.text(), cursor.scalar("I")
+        if type_id == _ARRAY:
             numbers = _list(cursor)
-            found |= {} if numbers is None else {key: numbers}
+            metadata |= {} if numbers is None else {key: numbers}
         else:
-            found[key] = cursor.text() if kind == _STRING else cursor.scalar(_scalar(kind))
+            metadata[key] = cursor.text() if type_id == _STRING else cursor.scalar(_scalar(type_id))
     names: list[str] = []
     matrices: set[str] = set()
     for _ in range(tensors):
         name = cursor.text()
         shape = [cursor.scalar("Q") for _ in range(cursor.scalar("I"))]  # the fastest dimension first
-        kind = cursor.scalar("I")
+        type_id = cursor.scalar("I")
         cursor.skip(8)  # where it lies
         names.append(name)
         if len(shape) > 1:
-            matrices.add(_TENSORS.get(kind, f"type {kind}"))
+            matrices.add(_TENSORS.get(type_id, f"type {type_id}"))
         if name == "token_embd.weight":
-            found["embedding_rows"] = shape[-1] if shape else 0
-    return found | {"tensor_names": tuple(names), "matrix_types": tuple(sorted(matrices))}
+            metadata["embedding_rows"] = shape[-1] if shape else 0
+    return metadata | {"tensor_names": tuple(names), "matrix_types": tuple(sorted(matrices))}
 
 
 def _list(cursor: _Cursor) -> list[Any] | None:
     """A list of few numbers; None for another one, which is passed over."""
-    kind, count = cursor.scalar("I"), cursor.scalar("Q")
-    if kind in _SCALARS and count <= _LAYERS:
-        return [cursor.scalar(_SCALARS[kind]) for _ in range(count)]
-    if kind == _STRING:
+    type_id, count = cursor.scalar("I"), cursor.scalar("Q")
+    if type_id in _SCALARS and count <= _LAYERS:
+        return [cursor.scalar(_SCALARS[type_id]) for _ in range(count)]
+    if type_id == _STRING:
         for _ in range(count):
             cursor.skip(cursor.scalar("Q"))
     else:
-        cursor.skip(count * struct.calcsize(f"<{_scalar(kind)}"))
+        cursor.skip(count * struct.calcsize(f"<{_scalar(type_id)}"))
     return None
 
 
-def _scalar(kind: int) -> str:
-    if kind not in _SCALARS:
-        raise ValueError(f"a value of type {kind} is not known")
-    return _SCALARS[kind]
+def _scalar(type_id: int) -> str:
+    if type_id not in _SCALARS:
+        raise ValueError(f"a value of type {type_id} is not known")
+    return _SCALARS[type_id]

@@ -59,15 +59,15 @@ def projector_weights(spec: MultimodalSpec) -> tuple[Weight, ...]:
     """From the tower's states to the language model; its tokens are those that the language model sees."""
     part, tower = spec.projector, spec.vision.tower.hidden_size
     inputs, outputs = tower * part.merge**2, spec.language.hidden_size
-    found: list[Weight] = []
+    weights: list[Weight] = []
     if part.norm is not None:
-        found.append(Weight("projector.norm", tower * (2 if part.norm == "layer" else 1), "vector"))
+        weights.append(Weight("projector.norm", tower * (2 if part.norm == "layer" else 1), "vector"))
     if part.hidden_size is None:
-        found.extend(affine("projector", inputs, outputs, part.bias))
+        weights.extend(affine("projector", inputs, outputs, part.bias))
     else:
-        found.extend(affine("projector.up", inputs, part.hidden_size, part.bias))
-        found.extend(affine("projector.down", part.hidden_size, outputs, part.bias))
-    return tuple(found)
+        weights.extend(affine("projector.up", inputs, part.hidden_size, part.bias))
+        weights.extend(affine("projector.down", part.hidden_size, outputs, part.bias))
+    return tuple(weights)
 
 
 @lru_cache(maxsize=64)

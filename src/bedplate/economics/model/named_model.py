@@ -32,8 +32,8 @@ def resolve(name: str) -> tuple[str, Spec]:
     path = Path(name).expanduser()
     if key and path.exists():
         return str(path), _read(path)
-    near = nearest(key, PRESETS, 4) or [known for known in PRESETS if key and key in known][:4]
-    hint = did_you_mean(near, show=str) or f"there are {', '.join(PRESETS)}."
+    suggestions = nearest(key, PRESETS, 4) or [preset for preset in PRESETS if key and key in preset][:4]
+    hint = did_you_mean(suggestions, show=str) or f"there are {', '.join(PRESETS)}."
     raise UsageError(f"no model or path is called {name!r}; {hint} Or give the path of a config.json or .gguf file")
 
 
@@ -69,8 +69,10 @@ def _file(directory: Path) -> Path:
         return config
     if len(ggufs) == 1:
         return ggufs[0]
-    many = f"and {len(ggufs)} .gguf files: name one of them" if ggufs else "and no .gguf file: give a base's directory"
-    raise UsageError(f"{directory} has no config.json {many}")
+    gguf_note = (
+        f"and {len(ggufs)} .gguf files: name one of them" if ggufs else "and no .gguf file: give a base's directory"
+    )
+    raise UsageError(f"{directory} has no config.json {gguf_note}")
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -56,25 +56,26 @@ def weights(spec: Spec) -> tuple[Weight, ...]:
 def _encoder_decoder(spec: EncoderDecoderSpec) -> tuple[Weight, ...]:
     source = audio_weights(spec.encoder) if isinstance(spec.encoder, AudioSpec) else stack_weights(spec.encoder)
     if spec.shared_embedding:
-        source = tuple(one for one in source if one.name != "embedding")
+        source = tuple(weight for weight in source if weight.name != "embedding")
     return (*source, *stack_weights(spec.decoder))
 
 
 @lru_cache(maxsize=256)
 def parameters(spec: Spec) -> Parameters:
     """The counts of a spec."""
-    found = weights(spec)
-    passed = stack_weights(spec.language) if isinstance(spec, MultimodalSpec) else found
+    all_weights = weights(spec)
+    passed = stack_weights(spec.language) if isinstance(spec, MultimodalSpec) else all_weights
     heads = ("head", "prediction.head")
     return Parameters(
-        total=total(found),
-        active=total(found) - sum(one.size * (one.copies - one.used) for one in found if one.copies > one.used),
-        embedding=sum(one.stored for one in found if one.role == "table"),
-        products=sum(one.passed for one in passed),
-        head=sum(one.passed for one in passed if one.name in heads),
+        total=total(all_weights),
+        active=total(all_weights)
+        - sum(weight.size * (weight.copies - weight.used) for weight in all_weights if weight.copies > weight.used),
+        embedding=sum(weight.stored for weight in all_weights if weight.role == "table"),
+        products=sum(weight.passed for weight in passed),
+        head=sum(weight.passed for weight in passed if weight.name in heads),
     )
 
 
-def total(found: Iterable[Weight]) -> int:
+def total(weight_rows: Iterable[Weight]) -> int:
     """Values that are stored."""
-    return sum(one.stored for one in found)
+    return sum(weight.stored for weight in weight_rows)

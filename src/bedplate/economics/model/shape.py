@@ -94,25 +94,25 @@ def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Layo
     """The shape of a model that is trained on sequences of so many tokens, activations in `value_bytes` each."""
     stacks = stacks_of(spec)
     main = stacks[-1]
-    found = weights(spec)
-    inside = [one for one in found if one.layer is not None]
+    all_weights = weights(spec)
+    inside = [weight for weight in all_weights if weight.layer is not None]
     per_layer: dict[tuple[bool, int], int] = {}
-    for one in inside:
-        place = (one.copies > 1, one.layer or 0)
-        per_layer[place] = per_layer.get(place, 0) + one.stored
-    first = sum(one.stored for one in found if one.layer is None and one.role == "table")
-    outside = sum(one.stored for one in found if one.layer is None) - first
-    experts = sum(size for (many, _), size in per_layer.items() if many)
+    for weight in inside:
+        place = (weight.copies > 1, weight.layer or 0)
+        per_layer[place] = per_layer.get(place, 0) + weight.stored
+    first = sum(weight.stored for weight in all_weights if weight.layer is None and weight.role == "table")
+    outside = sum(weight.stored for weight in all_weights if weight.layer is None) - first
+    experts = sum(size for (is_expert, _), size in per_layer.items() if is_expert)
     part = main.experts
     flops = training_flops_per_token(spec, sequence_tokens)
-    attention = sum(3 * attention_flops(one, sequence_tokens) / sequence_tokens for one in stacks) / len(stacks)
-    kept: dict[Recompute, float] = {
-        way: sum(
-            layer_activation_bytes(one, n, sequence_tokens, value_bytes, way)
-            for one in stacks
-            for n in range(one.layers)
+    attention = sum(3 * attention_flops(stack, sequence_tokens) / sequence_tokens for stack in stacks) / len(stacks)
+    bytes_by_recompute: dict[Recompute, float] = {
+        recompute: sum(
+            layer_activation_bytes(stack, n, sequence_tokens, value_bytes, recompute)
+            for stack in stacks
+            for n in range(stack.layers)
         )
-        for way in ("none", "selective", "full")
+        for recompute in ("none", "selective", "full")
     }
     # What the loss holds: logits in 16 and in 32 bits, and the gradients of both; 32 bits are in head_activation_bytes.
     logits = head_activation_bytes(main, value_bytes)
@@ -122,17 +122,17 @@ def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Layo
         layers=main.layers,
         heads=main.heads,
         hidden=main.hidden_size,
-        dense=sum(one.stored for one in inside) - experts,
+        dense=sum(weight.stored for weight in inside) - experts,
         experts=experts,
         first=first,
         last=outside,
-        block=max((size for (many, _), size in per_layer.items() if not many), default=0),
-        block_experts=max((size for (many, _), size in per_layer.items() if many), default=0),
+        block=max((size for (is_expert, _), size in per_layer.items() if not is_expert), default=0),
+        block_experts=max((size for (is_expert, _), size in per_layer.items() if is_expert), default=0),
         expert_count=1 if part is None else part.count,
         expert_layers=0 if part is None else sum(main.has_experts(n) for n in range(main.layers)),
         expert_features=0 if part is None else part.per_token * main.hidden_size,
         kv_features=2 * max(main.kv_heads_of(n) * main.head_dim_of(n) for n in range(main.layers)),
-        activation_bytes=kept,
+        activation_bytes=bytes_by_recompute,
         block_activation_bytes=max(
             layer_activation_bytes(main, n, sequence_tokens, value_bytes, "selective") for n in range(main.layers)
         ),

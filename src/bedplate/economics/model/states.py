@@ -20,28 +20,28 @@ Optimizer = Literal["adamw", "adamw_8bit", "muon", "sgd"]
 
 
 @dataclass(frozen=True)
-class StateBytes:
+class OptimizerStateBytes:
     """Bytes of states a parameter: of matrices inside the blocks, and of all other parameters."""
 
     matrices: float
-    others: float
+    non_matrices: float
 
 
-OPTIMIZERS: dict[Optimizer, StateBytes] = {
-    "adamw": StateBytes(8.0, 8.0),
-    "adamw_8bit": StateBytes(2 * (1 + 4 / 256), 2 * (1 + 4 / 256)),
-    "muon": StateBytes(4.0, 8.0),
-    "sgd": StateBytes(0.0, 0.0),
+OPTIMIZERS: dict[Optimizer, OptimizerStateBytes] = {
+    "adamw": OptimizerStateBytes(8.0, 8.0),
+    "adamw_8bit": OptimizerStateBytes(2 * (1 + 4 / 256), 2 * (1 + 4 / 256)),
+    "muon": OptimizerStateBytes(4.0, 8.0),
+    "sgd": OptimizerStateBytes(0.0, 0.0),
 }
 
 
 _NO_MATRICES = ("router", "prediction.router", "prediction.join")
 
 
-def is_block_matrix(one: Weight) -> bool:
+def is_block_matrix(weight: Weight) -> bool:
     """Of a linear inside of a block, which is what Muon moves: a router, and what joins a state with the next token's
     embedding before a block that predicts further tokens, are not."""
-    return one.role == "product" and one.layer is not None and one.name not in _NO_MATRICES
+    return weight.role == "product" and weight.layer is not None and weight.name not in _NO_MATRICES
 
 
 def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
@@ -51,7 +51,7 @@ def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
 
 def optimizer_bytes(spec: Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:
     """Bytes of the optimizer's states. master: with the float32 copy that weights of 16 bits need."""
-    kind, found = OPTIMIZERS[optimizer], weights(spec)
-    matrices = total(one for one in found if is_block_matrix(one))
-    states = matrices * kind.matrices + (total(found) - matrices) * kind.others
-    return states + (4.0 * total(found) if master else 0.0)
+    state_bytes, all_weights = OPTIMIZERS[optimizer], weights(spec)
+    matrices = total(weight for weight in all_weights if is_block_matrix(weight))
+    states = matrices * state_bytes.matrices + (total(all_weights) - matrices) * state_bytes.non_matrices
+    return states + (4.0 * total(all_weights) if master else 0.0)

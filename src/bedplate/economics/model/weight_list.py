@@ -68,9 +68,9 @@ def _tables(spec: TransformerSpec) -> Iterator[Weight]:
     if spec.token_types:
         yield Weight("token_types", spec.token_types * hidden, "table")
     if spec.layer_input_size:
-        wide = spec.layers * spec.layer_input_size
-        yield Weight("layer_inputs", spec.vocab_size * wide, "table")
-        yield Weight("layer_inputs.projection", hidden * wide)
+        stacked_size = spec.layers * spec.layer_input_size
+        yield Weight("layer_inputs", spec.vocab_size * stacked_size, "table")
+        yield Weight("layer_inputs.projection", hidden * stacked_size)
         yield _norm(spec, "layer_inputs.norm", spec.layer_input_size)
     if spec.value_tables:
         size = spec.vocab_size * spec.kv_heads * spec.head_dim
@@ -162,20 +162,20 @@ def _mixer(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
 def _attention(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     size = spec.head_dim_of(layer)
     hidden, q, kv = spec.hidden_size, spec.heads * size, spec.kv_heads_of(layer) * size
-    own = spec.keys_of(layer) == layer
+    has_keys = spec.keys_of(layer) == layer
     if spec.latent is not None:
         yield from _latent(spec)
     else:
         yield from affine("attention.q", hidden, q * (1 + spec.attention_gate), spec.attention_bias)
-        if own:
+        if has_keys:
             yield from affine("attention.k", hidden, kv, spec.has_key_bias)
-        if own and not spec.keys_are_values(layer):
+        if has_keys and not spec.keys_are_values(layer):
             yield from affine("attention.v", hidden, kv, spec.attention_bias)
         yield from affine("attention.o", q, hidden, spec.has_output_bias)
     if spec.qk_norm is not None:
         whole = spec.qk_norm == "projection"
         yield _norm(spec, "attention.q_norm", q if whole else size)
-        if own:
+        if has_keys:
             yield _norm(spec, "attention.k_norm", kv if whole else size)
     if spec.relative_projection:
         yield Weight("attention.relative", hidden * q)

@@ -54,9 +54,9 @@ def bills(*columns: Sequence[float]) -> tuple[list[list[float]], int]:
     """Columns of dollars, each rounded so that it adds up to its rounded sum, and how many digits behind the point they
     are to be shown with: cents, three figures of the largest sum where that is below a dollar, whole dollars from ten
     thousand on."""
-    most = max((abs(math.fsum(one)) for one in columns), default=0.0)
-    digits = 0 if most >= 1e4 else 2 if most >= 1 or not most else min(6, 2 - math.floor(math.log10(most)))
-    return [adding_up(one, digits) for one in columns], digits
+    largest = max((abs(math.fsum(column)) for column in columns), default=0.0)
+    digits = 0 if largest >= 1e4 else 2 if largest >= 1 or not largest else min(6, 2 - math.floor(math.log10(largest)))
+    return [adding_up(column, digits) for column in columns], digits
 
 
 def exact_usd(value: float, digits: int) -> str:

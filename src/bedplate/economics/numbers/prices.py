@@ -109,40 +109,40 @@ class Prices(Strict):
 
     def hosted_model(self, name: str, needed_by: str) -> HostedModel:
         """ConfigError with the nearest names where there is no such entry; so do the others below."""
-        return self._find("hosted", self.hosted, name, needed_by)
+        return self._lookup("hosted", self.hosted, name, needed_by)
 
     def embedder(self, name: str, needed_by: str) -> EmbeddingModel:
-        return self._find("embeddings", self.embeddings, name, needed_by)
+        return self._lookup("embeddings", self.embeddings, name, needed_by)
 
     def machine(self, name: str, needed_by: str) -> MachinePrice:
-        return self._find("machines", self.machines, name, needed_by)
+        return self._lookup("machines", self.machines, name, needed_by)
 
     def staff_rate(self, name: str, needed_by: str) -> StaffRate:
-        return self._find("staff", self.staff, name, needed_by)
+        return self._lookup("staff", self.staff, name, needed_by)
 
     def label(self, name: str, needed_by: str) -> LabellingPrice:
-        return self._find("labelling", self.labelling, name, needed_by)
+        return self._lookup("labelling", self.labelling, name, needed_by)
 
-    def _find(self, section: str, entries: Mapping[str, P], name: str, needed_by: str) -> P:
+    def _lookup(self, section: str, entries: Mapping[str, P], name: str, needed_by: str) -> P:
         if name in entries:
             return entries[name]
-        there = ", ".join(entries) or f"no `{section}` at all"
-        hint = did_you_mean(nearest(name, entries, 2)) or f"it has {there}; add one"
+        available = ", ".join(entries) or f"no `{section}` at all"
+        hint = did_you_mean(nearest(name, entries, 2)) or f"it has {available}; add one"
         raise ConfigError(f"{self._path or 'the prices'}: no {name!r} in `{section}`, which {needed_by} needs; {hint}")
 
     def warnings(self, used: Iterable[tuple[str, str]], today: datetime.date) -> list[str]:
         """One line for each used (section, name) that is older than stale_after_days, or dated ahead of `today`."""
         lines: list[str] = []
         for section, name in dict.fromkeys(used):
-            entry: Dated = getattr(self, section)[name]
-            days = (today - entry.as_of).days
+            price: Dated = getattr(self, section)[name]
+            days = (today - price.as_of).days
             if days > self.stale_after_days:
                 lines.append(
-                    f"{section}.{name}: the price is of {entry.as_of}, {days} days ago (more than "
-                    f"{self.stale_after_days}); look it up again ({entry.source})"
+                    f"{section}.{name}: the price is of {price.as_of}, {days} days ago (more than "
+                    f"{self.stale_after_days}); look it up again ({price.source})"
                 )
             elif days < 0:
-                lines.append(f"{section}.{name}: the price is dated {entry.as_of}, which is still to come")
+                lines.append(f"{section}.{name}: the price is dated {price.as_of}, which is still to come")
         return lines
 
 

@@ -26,22 +26,22 @@ class Quantity(Strict):
     low: float
     high: float
 
-    wanted: ClassVar[str] = "a number"
-    above: ClassVar[float | None] = None
+    requirement: ClassVar[str] = "a number"
+    exclusive_min: ClassVar[float | None] = None
     at_least: ClassVar[float | None] = None
     at_most: ClassVar[float | None] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _from_number(cls, given: Any) -> Any:
-        if isinstance(given, Quantity):
-            return {"value": given.value, "low": given.low, "high": given.high}
-        given = count_of(given) or given if isinstance(given, str) else given
-        if isinstance(given, int | float) and not isinstance(given, bool):
-            return {"value": given, "low": given, "high": given}
-        if not isinstance(given, Mapping):
-            raise ValueError(f"{cls.wanted} is wanted, or {{value, low, high}}, not {given!r}")
-        values = dict(cast("Mapping[Any, Any]", given))
+    def _from_number(cls, raw: Any) -> Any:
+        if isinstance(raw, Quantity):
+            return {"value": raw.value, "low": raw.low, "high": raw.high}
+        raw = count_of(raw) or raw if isinstance(raw, str) else raw
+        if isinstance(raw, int | float) and not isinstance(raw, bool):
+            return {"value": raw, "low": raw, "high": raw}
+        if not isinstance(raw, Mapping):
+            raise ValueError(f"{cls.requirement} is wanted, or {{value, low, high}}, not {raw!r}")
+        values = dict(cast("Mapping[Any, Any]", raw))
         if "value" in values:  # one that is missing is pydantic's to report
             values.setdefault("low", values["value"])
             values.setdefault("high", values["value"])
@@ -55,7 +55,7 @@ class Quantity(Strict):
         for name in ("value", "low", "high"):
             number, shown = getattr(self, name), "" if name == "value" else f" of {name}"
             if not self._allows(number):
-                raise ValueError(f"{self.wanted} is wanted{shown} (got {number:g})")
+                raise ValueError(f"{self.requirement} is wanted{shown} (got {number:g})")
             if number and not 1 / LARGEST <= abs(number) <= LARGEST:
                 raise ValueError(f"a number between {1 / LARGEST:g} and {LARGEST:g} is wanted{shown} (got {number:g})")
         if not self.low <= self.value <= self.high:
@@ -65,7 +65,7 @@ class Quantity(Strict):
     @classmethod
     def _allows(cls, number: float) -> bool:
         return (
-            (cls.above is None or number > cls.above)
+            (cls.exclusive_min is None or number > cls.exclusive_min)
             and (cls.at_least is None or number >= cls.at_least)
             and (cls.at_most is None or number <= cls.at_most)
         )
@@ -82,42 +82,42 @@ class Quantity(Strict):
 
     def search(self) -> tuple[float, float]:
         """Where a flipping point is looked for: a tenth to ten times, kept within bounds, the stated range included."""
-        return self._within(min(self.low, self.value / _TIMES), max(self.high, self.value * _TIMES))
+        return self._clamp(min(self.low, self.value / _TIMES), max(self.high, self.value * _TIMES))
 
-    def _within(self, low: float, high: float) -> tuple[float, float]:
-        least = 1 / LARGEST if self.above == 0 else self.at_least
-        most = LARGEST if self.at_most is None else self.at_most
-        return low if least is None else max(low, least), min(high, most)
+    def _clamp(self, low: float, high: float) -> tuple[float, float]:
+        lower = 1 / LARGEST if self.exclusive_min == 0 else self.at_least
+        upper = LARGEST if self.at_most is None else self.at_most
+        return low if lower is None else max(low, lower), min(high, upper)
 
 
 class Amount(Quantity):
     """More than zero: prices, volumes, tokens, times."""
 
-    wanted = "a number above 0"
-    above = 0.0
+    requirement = "a number above 0"
+    exclusive_min = 0.0
 
 
 class NonNegative(Quantity):
     """Zero or more: what may be left out."""
 
-    wanted = "0 or a number above 0"
+    requirement = "0 or a number above 0"
     at_least = 0.0
 
     def search(self) -> tuple[float, float]:
-        return self._within(0.0, max(self.high, self.value * _TIMES))
+        return self._clamp(0.0, max(self.high, self.value * _TIMES))
 
 
 class Factor(Quantity):
     """One or more: peaks over means, runs for each final run, machines at least."""
 
-    wanted = "1 or a number above 1"
+    requirement = "1 or a number above 1"
     at_least = 1.0
 
 
 class Share(Quantity):
     """From 0 to 1."""
 
-    wanted = "a share from 0 to 1"
+    requirement = "a share from 0 to 1"
     at_least = 0.0
     at_most = 1.0
 
@@ -128,8 +128,8 @@ class Share(Quantity):
 class PositiveShare(Quantity):
     """More than 0, up to 1: what something is divided by."""
 
-    wanted = "a share above 0, up to 1"
-    above = 0.0
+    requirement = "a share above 0, up to 1"
+    exclusive_min = 0.0
     at_most = 1.0
 
     def search(self) -> tuple[float, float]:
@@ -139,9 +139,9 @@ class PositiveShare(Quantity):
 class Growth(Quantity):
     """A change per year as a share: 0.5 is half as much again, -0.2 a fifth less."""
 
-    wanted = "a growth above -1, up to 100"
-    above = -1.0
+    requirement = "a growth above -1, up to 100"
+    exclusive_min = -1.0
     at_most = 100.0
 
     def search(self) -> tuple[float, float]:
-        return self._within(min(self.low, max(self.value - 0.5, -0.9)), max(self.high, self.value + 2.0))
+        return self._clamp(min(self.low, max(self.value - 0.5, -0.9)), max(self.high, self.value + 2.0))

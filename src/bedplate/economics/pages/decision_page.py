@@ -42,9 +42,9 @@ def decision_data(
     resolver = Resolver(case, prices)
     options = resolver.options()
     bases, derived = (frozenset(name for pair in _derivations(case) for name in pair[i]) for i in (0, 1))
-    rows = [_row(one, bases, derived) for one in resolver.sheet.inputs]
+    rows = [_row(factor, bases, derived) for factor in resolver.sheet.inputs]
     names = [row["name"] for row in rows]
-    ordered = [each.input.name for each in decision.sensitivities if each.flips]
+    ordered = [sensitivity.input.name for sensitivity in decision.sensitivities if sensitivity.flips]
     ordered += [swing.input.name for swing in decision.tornado]
     always = ["traffic.calls_per_day", "traffic.horizon_days"]
     movable = [name for name in dict.fromkeys(ordered) if name not in always and rows[names.index(name)]["moves"]]
@@ -53,9 +53,10 @@ def decision_data(
         "rows": rows,
         "draws": {"count": DRAWS, "columns": _columns(resolver, case.seed), "interval": INTERVAL},
         "shared": asdict(resolver.shared),
-        "options": [_option(one, case) for one in options],
+        "options": [_option(option, case) for option in options],
         "constraints": [
-            {"name": name, "because": because, "says": RULES[name].says} for name, because in case.constraints.items()
+            {"name": name, "because": because, "says": RULES[name].explanation}
+            for name, because in case.constraints.items()
         ],
         "must_pay": case.value.usd_per_call is not None,
         "nothing": {"feasible": NOTHING_FEASIBLE, "pays": NOTHING_PAYS},
@@ -71,22 +72,22 @@ def _columns(resolver: Resolver, seed: int) -> dict[str, list[float]]:
     draws = resolver.sheet.draws(DRAWS, seed)
     return {
         str(place): [values[place] for values in draws]
-        for place, one in enumerate(resolver.sheet.inputs)
-        if not one.exact
+        for place, factor in enumerate(resolver.sheet.inputs)
+        if not factor.exact
     }
 
 
-def _row(one: Input, bases: frozenset[str], derived: frozenset[str]) -> dict[str, Any]:
+def _row(factor: Input, bases: frozenset[str], derived: frozenset[str]) -> dict[str, Any]:
     """search: where a flipping point is looked for, and how far a slider goes. said: whether an override may say it."""
     return {
-        "name": one.name,
-        "value": one.value,
-        "low": one.low,
-        "high": one.high,
-        "search": None if one.search is None else list(one.search),
-        "source": one.source,
-        "moves": one.search is not None and one.name not in bases,
-        "said": one.name not in derived,
+        "name": factor.name,
+        "value": factor.value,
+        "low": factor.low,
+        "high": factor.high,
+        "search": None if factor.search is None else list(factor.search),
+        "source": factor.source,
+        "moves": factor.search is not None and factor.name not in bases,
+        "said": factor.name not in derived,
     }
 
 
@@ -97,34 +98,34 @@ def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
     for name, option in case.options.items():
         at, use, pretraining = key_path(["options", name]), option.machine, option.pretraining
         if use is not None and (use.measured is not None or use.planned is not None):
-            texts = [f"{where}text.{field}" for where in ("", f"{at}.") for field in _TEXT]
+            texts = [f"{prefix}text.{field}" for prefix in ("", f"{at}.") for field in _TEXT]
             yield (
                 [*texts, f"{at}.tokens_per_unit", f"{at}.retrieval.passages"],
-                [f"{at}.machine.{what}_tokens_per_second" for what in ("prefill", "decode")],
+                [f"{at}.machine.{phase}_tokens_per_second" for phase in ("prefill", "decode")],
             )
         if pretraining is not None and pretraining.run is not None:
             yield [f"{at}.pretraining.run.tokens"], [f"{at}.pretraining.run.device_hours_per_token"]
 
 
-def _option(one: Resolved, case: Case) -> dict[str, Any]:
+def _option(option: Resolved, case: Case) -> dict[str, Any]:
     def places(part: Any) -> dict[str, Any] | None:
         return None if part is None else asdict(part)
 
-    kind = "hosted" if isinstance(one.calls, HostedCalls) else "machine"
+    call_type = "hosted" if isinstance(option.calls, HostedCalls) else "machine"
     return {
-        "name": one.name,
-        "method": one.method,
-        "method_in_short": one.method_in_short,
-        "broken": list(broken_constraints(one.option, case.constraints)),
-        "tokens": asdict(one.tokens),
-        "calls": {"kind": kind, **asdict(one.calls)},
-        "setup": asdict(one.setup),
-        "tuning": places(one.tuning),
-        "retrieval": places(one.retrieval),
-        "pretraining": places(one.pretraining),
-        "quality": places(one.quality),
-        "p95_ms": places(one.p95_ms),
-        "uses": sorted(one.uses),
-        "doubted": bool(one.doubts),
-        "notes": [*one.doubts, *one.notes],
+        "name": option.name,
+        "method": option.method,
+        "method_in_short": option.method_in_short,
+        "broken": list(broken_constraints(option.option, case.constraints)),
+        "tokens": asdict(option.tokens),
+        "calls": {"kind": call_type, **asdict(option.calls)},
+        "setup": asdict(option.setup),
+        "tuning": places(option.tuning),
+        "retrieval": places(option.retrieval),
+        "pretraining": places(option.pretraining),
+        "quality": places(option.quality),
+        "p95_ms": places(option.p95_ms),
+        "uses": sorted(option.uses),
+        "doubted": bool(option.doubts),
+        "notes": [*option.doubts, *option.notes],
     }

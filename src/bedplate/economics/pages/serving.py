@@ -15,7 +15,7 @@ from typing import Any
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.economics.serving.replica import Replica
-from bedplate.economics.serving.serving_cost import FORMULAS, PARTS, Target, load_curve, plan_serving
+from bedplate.economics.serving.serving_cost import FORMULAS, PARTS, LatencyTarget, load_curve, plan_serving
 from bedplate.economics.serving.traffic import Traffic
 from bedplate.report.interactive import interactive_page
 
@@ -40,7 +40,7 @@ def serving_data(
     calls_per_day: float,
     *,
     peak_factor: float = 3.0,
-    target: Target | None = None,
+    target: LatencyTarget | None = None,
     spare: int = 0,
     devices: int = 1,
     command: Sequence[str] = (),
@@ -50,13 +50,15 @@ def serving_data(
     devices: that the price of a replica is of. command: what the terminal is asked for the same, without what the
     sliders say.
     """
-    wanted, central = target or Target(), replicas["central"]
-    if wanted.share != Target().share:
-        raise UsageError(f"a page shows what holds for {Target().share:.0%} of the calls, not for {wanted.share:.0%}")
-    plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=wanted, spare=spare)  # or its errors
+    goal, central = target or LatencyTarget(), replicas["central"]
+    if goal.share != LatencyTarget().share:
+        raise UsageError(
+            f"a page shows what holds for {LatencyTarget().share:.0%} of the calls, not for {goal.share:.0%}"
+        )
+    plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=goal, spare=spare)  # or its errors
     with Progress("loads", total=len(replicas) * PARTS) as bar:
-        cases = {name: _case(one, traffic, bar) for name, one in replicas.items()}
-    found = {**FORMULAS, **_MORE_FORMULAS}
+        cases = {name: _case(replica, traffic, bar) for name, replica in replicas.items()}
+    formulas = {**FORMULAS, **_MORE_FORMULAS}
     return {
         "model": model,
         "traffic": {
@@ -69,7 +71,7 @@ def serving_data(
         "calls_per_day": calls_per_day,
         "peak_factor": peak_factor,
         "spare": spare,
-        "target": {"total_seconds": wanted.total_seconds, "first_token_seconds": wanted.first_token_seconds},
+        "target": {"total_seconds": goal.total_seconds, "first_token_seconds": goal.first_token_seconds},
         "usd_per_hour": central.usd_per_hour,
         "price_source": central.price_source,
         "devices": devices,
@@ -77,7 +79,7 @@ def serving_data(
         "memory": dict(central.memory),
         "grid": PARTS,
         "cases": cases,
-        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in found.items()},
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()},
         "command": list(command),
     }
 

@@ -27,7 +27,7 @@ from bedplate.models.specs import TransformerSpec
 from bedplate.report.interactive import interactive_page
 
 _SCRIPTS = ("runs.js", "training.js")
-_FEWER, _MORE = 64, 16
+_FEWER, _LARGER = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""
 
 
@@ -97,16 +97,16 @@ def training_data(
 
 def _device_counts(devices: int) -> list[int]:
     """Powers of two and their one and a half, around the stated number."""
-    low, high = max(1, devices // _FEWER), max(devices * _MORE, 64)
-    found = {devices} | {n for power in range(high.bit_length()) for n in (2**power, 3 * 2**power // 2)}
-    return sorted(n for n in found if low <= n <= high)
+    low, high = max(1, devices // _FEWER), max(devices * _LARGER, 64)
+    counts = {devices} | {n for power in range(high.bit_length()) for n in (2**power, 3 * 2**power // 2)}
+    return sorted(n for n in counts if low <= n <= high)
 
 
-def _mfu(plan: TrainingPlan, given: float | None) -> dict[str, Any]:
+def _mfu(plan: TrainingPlan, mfu_share: float | None) -> dict[str, Any]:
     """A curve, or the share that is given with room around it; of the range that published runs lie in."""
     curve = CURVES[plan.device.mfu]
     return {
-        "given": given,
+        "given": mfu_share,
         "first": curve.first,
         "floor": curve.floor,
         "beta": BETA,
@@ -121,8 +121,8 @@ def _batches(plan: TrainingPlan, low: float, high: float) -> list[int | None]:
     """Of the sequences of a step that the fit gives over the tokens' range: a power of two each, its exponent."""
 
     def exponent(tokens: float) -> int:
-        wanted = 0.292 * (plan.flops_per_token * tokens) ** 0.3271 / plan.sequence_tokens
-        return max(1, round(wanted)).bit_length() - 1
+        batch_sequences = 0.292 * (plan.flops_per_token * tokens) ** 0.3271 / plan.sequence_tokens
+        return max(1, round(batch_sequences)).bit_length() - 1
 
     return list(range(exponent(low), exponent(high) + 1))
 

@@ -10,12 +10,12 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import read_machine
 from bedplate.economics.model.footprint import WeightFormat
-from bedplate.economics.serving.replica import Engine, Replica, here, on_devices
-from bedplate.economics.serving.serving_cost import ServingPlan, Target, plan_serving
+from bedplate.economics.serving.replica import ReplicaEngine, Replica, measured_replica, on_devices
+from bedplate.economics.serving.serving_cost import ServingPlan, LatencyTarget, plan_serving
 from bedplate.economics.serving.traffic import Traffic
 
-HERE = Engine()
-ON_DEVICES = Engine(max_rows=128, max_step_tokens=4096)
+LOCAL_ENGINE = ReplicaEngine()
+ON_DEVICES = ReplicaEngine(max_rows=128, max_step_tokens=4096)
 """How an engine is run on this machine, and on devices of the table, where nothing else is said."""
 
 
@@ -27,10 +27,10 @@ def engine_on(
     adapter_rank: int = 0,
     drafted: int = 0,
     accepted: float = 0.0,
-) -> Engine:
+) -> ReplicaEngine:
     """The engine of a device of the table, or of this machine (None), with what is said about it."""
-    usual = HERE if device is None else ON_DEVICES
-    return Engine(
+    usual = LOCAL_ENGINE if device is None else ON_DEVICES
+    return ReplicaEngine(
         usual.max_rows if max_rows is None else max_rows,
         usual.max_step_tokens if max_step_tokens is None else max_step_tokens,
         adapter_rank,
@@ -46,7 +46,7 @@ def replicas_of(
     devices: int = 1,
     *,
     weights: WeightFormat | None = None,
-    engine: Engine | None = None,
+    engine: ReplicaEngine | None = None,
     usd_per_hour: float | None = None,
     like: str | None = None,
     machine: Path | None = None,
@@ -60,8 +60,10 @@ def replicas_of(
         return on_devices(model, on, devices, weights or "bfloat16", traffic, run, usd_per_hour=usd_per_hour)
     if devices != 1:
         raise UsageError("several devices make a replica of devices of the table; name the device, such as h100")
-    found = here(read_machine(machine), model, weights, traffic, run, like=like, usd_per_hour=usd_per_hour)
-    return {"central": found}
+    replica = measured_replica(
+        read_machine(machine), model, weights, traffic, run, like=like, usd_per_hour=usd_per_hour
+    )
+    return {"central": replica}
 
 
 def plan_cases(
@@ -70,15 +72,17 @@ def plan_cases(
     calls_per_day: float,
     *,
     peak_factor: float = 3.0,
-    target: Target | None = None,
+    target: LatencyTarget | None = None,
     spare: int = 0,
 ) -> dict[str, ServingPlan]:
     """A plan of each case. One of a range that cannot meet the target is left out; where "central" cannot, its
     UsageError is raised."""
     plans: dict[str, ServingPlan] = {}
-    for case, one in replicas.items():
+    for case, replica in replicas.items():
         try:
-            plans[case] = plan_serving(one, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
+            plans[case] = plan_serving(
+                replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare
+            )
         except UsageError:
             if case == "central":
                 raise

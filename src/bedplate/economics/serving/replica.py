@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bedplate.core.arguments import need_fields
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.machine import EngineSpeed, Machine
+from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine
 from bedplate.economics.model.adapter_size import lora_parameters
 from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat, kv_bytes, weight_bytes
 from bedplate.economics.model.named_model import resolve
@@ -26,7 +26,7 @@ _FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
 
 
 @dataclass(frozen=True)
-class Engine:
+class ReplicaEngine:
     """How an engine is run. adapter_rank: of each skin's LoRA, 0 where skins have none. drafted, accepted: tokens
     guessed after each token, and the share of them that is right."""
 
@@ -75,12 +75,12 @@ class Replica:
     memory: Mapping[str, float]
 
 
-def here(
-    machine: Machine,
+def measured_replica(
+    machine: MeasuredMachine,
     model: str,
     weights: str | None,
     traffic: Traffic,
-    engine: Engine,
+    engine: ReplicaEngine,
     *,
     like: str | None = None,
     usd_per_hour: float | None = None,
@@ -117,15 +117,15 @@ def on_devices(
     devices: int,
     weights: WeightFormat,
     traffic: Traffic,
-    engine: Engine,
+    engine: ReplicaEngine,
     *,
     usd_per_hour: float | None = None,
 ) -> dict[str, Replica]:
     """A replica on devices of the table by the roofline: what is expected ("central"), and the best and the worst of
     what engines reach ("high", "low"). UsageError where it does not fit. `usd_per_hour`: of one device."""
     whole(devices=devices)
-    name, found = resolve(model)
-    spec = decoder_of(found, name)
+    name, architecture = resolve(model)
+    spec = decoder_of(architecture, name)
     memory = check_fits(spec, weights, traffic, engine, device.memory_bytes, device.title, devices)
     price = price_of(device, usd_per_hour)
     adapter = 2.0 * lora_parameters(spec, engine.adapter_rank) if engine.adapter_rank else 0.0
@@ -142,7 +142,9 @@ def on_devices(
     return replicas
 
 
-def held_bytes(spec: TransformerSpec, weights: WeightFormat, traffic: Traffic, engine: Engine) -> dict[str, float]:
+def held_bytes(
+    spec: TransformerSpec, weights: WeightFormat, traffic: Traffic, engine: ReplicaEngine
+) -> dict[str, float]:
     """Bytes that a replica holds: weights, the keys and values of running sequences of mean length, skins' prompts,
     adapters."""
     context = math.ceil(traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean)
@@ -159,9 +161,9 @@ def check_fits(
     spec: TransformerSpec,
     weights: WeightFormat,
     traffic: Traffic,
-    engine: Engine,
+    engine: ReplicaEngine,
     memory_bytes: float,
-    what: str,
+    machine_name: str,
     devices: int = 1,
 ) -> Mapping[str, float]:
     """What a replica holds. UsageError where it does not fit: by how much, and what would."""
@@ -171,22 +173,22 @@ def check_fits(
             f"a call of up to {longest:,} tokens is longer than the model's context of {spec.context_length:,}; "
             "shorten prompts or answers"
         )
-    held = held_bytes(spec, weights, traffic, engine)
+    sizes = held_bytes(spec, weights, traffic, engine)
     room = memory_bytes * devices * (1 - MARGIN)
-    total = sum(held.values())
+    total = sum(sizes.values())
     if total <= room:
-        return held
+        return sizes
     needed = math.ceil(total / (memory_bytes * (1 - MARGIN)))
     would = [f"{1 << (needed - 1).bit_length():,} devices"]  # products are shared evenly among powers of two
     for form in _FORMATS:
         if form != weights and sum(held_bytes(spec, form, traffic, engine).values()) <= room:
             would.append(f"{form} weights")
             break
-    rows = int((room - total + held["sequences"]) / held["sequences"] * engine.max_rows)
+    rows = int((room - total + sizes["sequences"]) / sizes["sequences"] * engine.max_rows)
     if rows >= 1:
         would.append(f"{rows} rows at once")
-    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:,.1f} GB" for name, size in held.items() if size)
+    parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:,.1f} GB" for name, size in sizes.items() if size)
     raise UsageError(
         f"it does not fit: {parts} are {total / 1e9:,.1f} GB, {(total - room) / 1e9:,.1f} GB more than the "
-        f"{room / 1e9:,.1f} GB of {what} ({MARGIN:.0%} kept free); it would fit with {', or '.join(would)}"
+        f"{room / 1e9:,.1f} GB of {machine_name} ({MARGIN:.0%} kept free); it would fit with {', or '.join(would)}"
     )

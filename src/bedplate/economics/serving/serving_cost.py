@@ -40,7 +40,7 @@ FORMULAS: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Target:
+class LatencyTarget:
     """Latency that a share of the calls must meet, in seconds: until the answer's end, and until its first token."""
 
     total_seconds: float | None = None
@@ -49,8 +49,8 @@ class Target:
 
     def __post_init__(self) -> None:
         need_fields(self)
-        given = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
-        positive(**{name: value for name, value in given.items() if value is not None})
+        limits = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
+        positive(**{name: value for name, value in limits.items() if value is not None})
         if not 0 < self.share < 1:
             raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
 
@@ -58,10 +58,10 @@ class Target:
         """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
         limit must be there."""
         checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
-        return min(limit / max(found(self.share), 1e-12) - 1 for limit, found in checks if limit is not None)
+        return min(limit / max(quantile(self.share), 1e-12) - 1 for limit, quantile in checks if limit is not None)
 
     @property
-    def asks(self) -> bool:
+    def has_limits(self) -> bool:
         """Whether there is a bound at all."""
         return self.total_seconds is not None or self.first_token_seconds is not None
 
@@ -110,9 +110,9 @@ class ServingPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the formulas."""
-        found = asdict(self) | {"memory": dict(self.memory)}
-        found["formulas"] = {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()}
-        return found
+        values = asdict(self) | {"memory": dict(self.memory)}
+        values["formulas"] = {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()}
+        return values
 
 
 def plan_serving(
@@ -121,7 +121,7 @@ def plan_serving(
     calls_per_day: float,
     *,
     peak_factor: float = 3.0,
-    target: Target | None = None,
+    target: LatencyTarget | None = None,
     spare: int = 0,
     seed: int = 0,
 ) -> ServingPlan:
@@ -136,10 +136,10 @@ def plan_serving(
     service, usd_per_hour = replica.service, replica.usd_per_hour
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
-    wanted = target or Target()
-    alone = _alone(service, traffic, wanted, seed)
+    goal = target or LatencyTarget()
+    alone = _alone(service, traffic, goal, seed)
     saturated, full_tokens = saturated_rates(service, traffic, seed)
-    capacity = _capacity(service, traffic, saturated, wanted, alone, seed)
+    capacity = _capacity(service, traffic, saturated, goal, alone, seed)
     mean_rate = calls_per_day / SECONDS_PER_DAY
     replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
     whole(replicas=replicas)
@@ -167,18 +167,18 @@ def plan_serving(
     )
 
 
-def _alone(service: ServiceModel, traffic: Traffic, target: Target, seed: int) -> Simulated:
+def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed: int) -> Simulated:
     """Calls so far apart that none meets another."""
     calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
     outcome = simulate(service, calls)
-    for limit, found, what in (
+    for limit, seconds, event in (
         (target.total_seconds, outcome.total(target.share), "its answer's end"),
         (target.first_token_seconds, outcome.first_token(target.share), "its first token"),
     ):
-        if limit is not None and found > limit:
+        if limit is not None and seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {found:.3g} s until {what} (at {target.share:.0%}), over the "
-                f"target of {limit:g} s by {found - limit:.3g} s: no number of replicas helps. Shorten prompts or "
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over the "
+                f"target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts or "
                 "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return outcome
@@ -204,11 +204,11 @@ def load_curve(
 
 
 def _capacity(
-    service: ServiceModel, traffic: Traffic, saturated: float, target: Target, alone: Simulated, seed: int
+    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated, seed: int
 ) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
-    if not target.asks:
+    if not target.has_limits:
         return 0.9 * saturated
     # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
     # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.

@@ -96,22 +96,22 @@ class Simulated:
 
 @dataclass(eq=False)
 class _Prompt:
-    """A call whose prompt is computed; `done`: its tokens so far, cached ones included."""
+    """A call whose prompt is computed; `prefilled`: its tokens so far, cached ones included."""
 
     call: ArrivingCall
     number: int
-    done: int
+    prefilled: int
 
 
 @dataclass
 class _Running:
     """The generations that run. Each says as many tokens in a step as any other, so that sums over them are kept.
 
-    said: tokens that one which had run from the beginning would have said. ends: a heap of (`said` at which it ends,
-    order, call number, skin). offset: keys that they read, less `said` of each. skins: how many ask which.
+    emitted: tokens that one which had run from the beginning would have said. ends: a heap of (`emitted` at which it ends,
+    order, call number, skin). offset: keys that they read, less `emitted` of each. skins: how many ask which.
     """
 
-    said: float = 0.0
+    emitted: float = 0.0
     ends: list[tuple[float, int, int, int]] = field(default_factory=list[tuple[float, int, int, int]])
     offset: dict[int, float] = field(default_factory=dict[int, float])
     offsets: float = 0.0
@@ -122,27 +122,27 @@ class _Running:
 
     def add(self, call: ArrivingCall, number: int) -> None:
         """A call that has its first token."""
-        heapq.heappush(self.ends, (self.said + call.output_tokens - 1, number, number, call.skin))
+        heapq.heappush(self.ends, (self.emitted + call.output_tokens - 1, number, number, call.skin))
         # Its next token reads the prompt, the first token and itself.
-        self.offset[number] = call.prompt_tokens + 2 - self.said
+        self.offset[number] = call.prompt_tokens + 2 - self.emitted
         self.offsets += self.offset[number]
         self.skins[call.skin] += 1
 
     @property
     def keys(self) -> float:
         """What the next step reads."""
-        return self.offsets + self.said * len(self.ends)
+        return self.offsets + self.emitted * len(self.ends)
 
     @property
     def least_left(self) -> float:
         """Tokens until the first one ends."""
-        return self.ends[0][0] - self.said
+        return self.ends[0][0] - self.emitted
 
     def advance(self, tokens: float) -> list[int]:
         """Each says so many; the numbers of those that thereby end."""
-        self.said += tokens
+        self.emitted += tokens
         ended: list[int] = []
-        while self.ends and self.ends[0][0] <= self.said + 1e-9:
+        while self.ends and self.ends[0][0] <= self.emitted + 1e-9:
             _, _, number, skin = heapq.heappop(self.ends)
             self.offsets -= self.offset.pop(number)
             self.skins[skin] -= 1
@@ -153,7 +153,7 @@ class _Running:
 
     def ending(self, tokens: float) -> int:
         """How many would end by then. The heap's first entries are looked at, as far as they do."""
-        return _count_below(self.ends, self.said + tokens + 1e-9)
+        return _count_below(self.ends, self.emitted + tokens + 1e-9)
 
 
 def _count_below(heap: Sequence[tuple[float, int, int, int]], limit: float, at: int = 0) -> int:
@@ -164,7 +164,7 @@ def _count_below(heap: Sequence[tuple[float, int, int, int]], limit: float, at: 
 
 @dataclass
 class _State:
-    now: float = 0.0
+    clock: float = 0.0
     busy: float = 0.0
     steps: int = 0
     decode_steps: int = 0
@@ -182,13 +182,13 @@ def simulate(service: ServiceModel, calls: Sequence[ArrivingCall]) -> Simulated:
     before = service.call_seconds / 2
     coming = deque(sorted(enumerate(calls), key=lambda pair: pair[1].at))
     waiting: deque[tuple[int, ArrivingCall]] = deque()
-    state = _State(now=coming[0][1].at)
-    began = state.now
+    state = _State(clock=coming[0][1].at)
+    began = state.clock
     while coming or waiting or state.prompts or state.running:
-        while coming and coming[0][1].at + before <= state.now:
+        while coming and coming[0][1].at + before <= state.clock:
             waiting.append(coming.popleft())
         if not (waiting or state.prompts or state.running):
-            state.now = max(state.now, coming[0][1].at + before)
+            state.clock = max(state.clock, coming[0][1].at + before)
             continue
         _step(service, state, waiting, coming[0][1].at + before if coming else math.inf)
     after = service.call_seconds / 2
@@ -229,17 +229,20 @@ def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, Arrivi
         pairs=pairs,
         copied=copied,
         started=len(finished),
-        ended=running.ending(service.tokens_per_decode) + sum(one.call.output_tokens == 1 for one in finished),
+        ended=running.ending(service.tokens_per_decode)
+        + sum(ended_prompt.call.output_tokens == 1 for ended_prompt in finished),
     )
-    _pass_time(service, state, _adapted(service, load, running, [one.call.skin for one, _, _ in chunks]), 1)
+    _pass_time(
+        service, state, _adapted(service, load, running, [chunk_prompt.call.skin for chunk_prompt, _, _ in chunks]), 1
+    )
     _advance(service, state, 1)
-    for one in finished:
-        state.prompts.remove(one)
-        state.first[one.number] = state.now
-        if one.call.output_tokens == 1:
-            state.end[one.number] = state.now
+    for ended_prompt in finished:
+        state.prompts.remove(ended_prompt)
+        state.first[ended_prompt.number] = state.clock
+        if ended_prompt.call.output_tokens == 1:
+            state.end[ended_prompt.number] = state.clock
         else:
-            running.add(one.call, one.number)
+            running.add(ended_prompt.call, ended_prompt.number)
 
 
 def _chunks(
@@ -257,16 +260,16 @@ def _chunks(
         number, call = waiting.popleft()
         # The last token of a prompt is always computed: its state chooses the first token of the answer.
         prompt = _Prompt(call, number, min(call.cached_tokens, call.prompt_tokens - 1))
-        copied += prompt.done
+        copied += prompt.prefilled
         state.prompts.append(prompt)
         budget -= _cut(prompt, budget, chunks)
     return chunks, copied
 
 
 def _cut(prompt: _Prompt, budget: int, chunks: list[tuple[_Prompt, int, int]]) -> int:
-    count = min(budget, prompt.call.prompt_tokens - prompt.done)
-    chunks.append((prompt, prompt.done, prompt.done + count))
-    prompt.done += count
+    count = min(budget, prompt.call.prompt_tokens - prompt.prefilled)
+    chunks.append((prompt, prompt.prefilled, prompt.prefilled + count))
+    prompt.prefilled += count
     return count
 
 
@@ -275,14 +278,14 @@ def _decode(service: ServiceModel, state: _State, next_arrival: float) -> None:
     per_step, running = service.tokens_per_decode, state.running
     spoken = per_step * len(running)
     rows = (1 + service.drafted) * len(running)
-    least = max(1, math.ceil(running.least_left / per_step - 1e-9))
+    min_steps = max(1, math.ceil(running.least_left / per_step - 1e-9))
     load = _adapted(service, Load(tokens=rows, rows=rows, keys=running.keys), running)
     count = 1
-    if least > 1:
+    if min_steps > 1:
         # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
-        slowest = service.steps.seconds(load._replace(keys=load.keys + least * spoken))
-        fitting = (next_arrival - state.now) / slowest if slowest > 0 else least - 1
-        count = max(1, int(min(fitting, least - 1)))
+        slowest = service.steps.seconds(load._replace(keys=load.keys + min_steps * spoken))
+        fitting = (next_arrival - state.clock) / slowest if slowest > 0 else min_steps - 1
+        count = max(1, int(min(fitting, min_steps - 1)))
     middle = load.keys + (count - 1) / 2 * spoken
     ended = running.ending(per_step) if count == 1 else 0
     _pass_time(service, state, load._replace(keys=middle, ended=ended), count)
@@ -291,7 +294,7 @@ def _decode(service: ServiceModel, state: _State, next_arrival: float) -> None:
 
 def _pass_time(service: ServiceModel, state: _State, load: Load, count: int) -> None:
     seconds = service.steps.seconds(load) * count
-    state.now += seconds
+    state.clock += seconds
     state.busy += seconds
     state.steps += count
     if state.running:
@@ -302,7 +305,7 @@ def _pass_time(service: ServiceModel, state: _State, load: Load, count: int) -> 
 def _advance(service: ServiceModel, state: _State, count: int) -> None:
     if state.running:
         for number in state.running.advance(count * service.tokens_per_decode):
-            state.end[number] = state.now
+            state.end[number] = state.clock
 
 
 def _adapted(service: ServiceModel, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:

@@ -56,15 +56,19 @@ class MeasuredSteps:
 
     def seconds(self, load: Load) -> float:
         """Of one step."""
-        found = step_seconds(self.speed, load, self.shape)
-        return served_seconds(self.speed.server, load, found) if self.served and self.speed.server else found
+        engine_seconds = step_seconds(self.speed, load, self.shape)
+        return (
+            served_seconds(self.speed.server, load, engine_seconds)
+            if self.served and self.speed.server
+            else engine_seconds
+        )
 
     @property
     def basis(self) -> str:
         """Where the numbers are from."""
         speed = self.speed
-        found = f"measured {speed.measured_at}: {speed.base}, {speed.weights}, {speed.kernel} kernel"
-        return found if self.shape is None else f"extrapolated by size from what was {found}"
+        description = f"measured {speed.measured_at}: {speed.base}, {speed.weights}, {speed.kernel} kernel"
+        return description if self.shape is None else f"extrapolated by size from what was {description}"
 
 
 @dataclass(frozen=True)
@@ -105,9 +109,14 @@ class RooflineSteps:
     @cached_property
     def _counts(self) -> tuple[int, int, int, float]:
         """Weights of blocks and head in products, operations of a pair, bytes of a key, over all layers."""
-        found = parameters(self.spec)
+        parameter_counts = parameters(self.spec)
         pair = sum(pair_flops(self.spec, layer) for layer in range(self.spec.layers))
-        return found.products - found.head, found.head, pair, kv_bytes_per_token(self.spec, self.kv_value_bytes)
+        return (
+            parameter_counts.products - parameter_counts.head,
+            parameter_counts.head,
+            pair,
+            kv_bytes_per_token(self.spec, self.kv_value_bytes),
+        )
 
     @cached_property
     def _weight_bytes(self) -> Callable[[int], float]:
@@ -122,8 +131,8 @@ class RooflineSteps:
     def _peak(self) -> float:
         """Products are made in 8 bits where weights and device have them, else in 16."""
         peaks = self.device.peak_flops_per_second
-        wanted = ("fp8", "int8") if self.weights in {"fp8", "int8"} else ()
-        for name in (*wanted, "bf16", "fp16", "fp32"):
+        formats = ("fp8", "int8") if self.weights in {"fp8", "int8"} else ()
+        for name in (*formats, "bf16", "fp16", "fp32"):
             if name in peaks:
                 return peaks[name]
         raise UsageError(f"{self.device.name} has no products that a model could be served with")

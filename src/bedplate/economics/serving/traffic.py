@@ -25,7 +25,7 @@ _Z95 = 1.6448536269514722  # the standard normal's 95th percentile
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TokenLengths:
     """A distribution of token counts, at least 1 each.
 
     fixed: `low`. uniform: `low` … `high`. lognormal: median `low`, 95th percentile `high`. listed: `values`, each as
@@ -34,16 +34,16 @@ class Lengths:
 
     MADE_BY: ClassVar[str] = "bedplate.plan.lengths(TEXT)"
 
-    kind: Literal["fixed", "uniform", "lognormal", "listed"]
+    distribution: Literal["fixed", "uniform", "lognormal", "listed"]
     low: int
     high: int
     values: tuple[int, ...] = ()
 
     def draw(self, generator: random.Random) -> int:
         """One length."""
-        if self.kind == "listed":
+        if self.distribution == "listed":
             return generator.choice(self.values)
-        if self.kind == "lognormal":
+        if self.distribution == "lognormal":
             return max(1, round(self.low * math.exp(self._sigma * generator.gauss(0.0, 1.0))))
         return generator.randint(self.low, self.high)
 
@@ -54,62 +54,66 @@ class Lengths:
     @property
     def mean(self) -> float:
         """The expected length."""
-        if self.kind == "listed":
+        if self.distribution == "listed":
             return sum(self.values) / len(self.values)
-        if self.kind == "lognormal":
+        if self.distribution == "lognormal":
             return self.low * math.exp(self._sigma**2 / 2)
         return (self.low + self.high) / 2
 
     def __str__(self) -> str:
-        if self.kind == "fixed":
+        if self.distribution == "fixed":
             return f"{self.low}"
-        if self.kind == "uniform":
+        if self.distribution == "uniform":
             return f"{self.low}-{self.high}"
-        if self.kind == "lognormal":
+        if self.distribution == "lognormal":
             return f"{self.low}~{self.high}"
         return f"{len(self.values)} listed lengths of {self.mean:.4g} on average"
 
 
-def parse_lengths(text: str, what: str) -> Lengths:
+def parse_lengths(text: str, label: str) -> TokenLengths:
     """`300` or `1.5k` (each), `100-500` (evenly between), `250~900` (log-normal: median and 95th percentile), or
     `@FILE`, a file of one length a line. UsageError for anything else."""
     if text.startswith("@"):
-        return _listed(Path(text[1:]), what)
-    between = re.search(r"[-~]", text)
+        return _listed(Path(text[1:]), label)
+    separator = re.search(r"[-~]", text)
     parts = [count_of(part) for part in re.split(r"[-~]", text)]
     if len(parts) > 2 or not all(part is not None and part.is_integer() for part in parts):
         raise UsageError(
-            f"{what} is {text!r}; write 300 or 1.5k (each call), 100-500 (evenly between), 250~900 (log-normal: median "
+            f"{label} is {text!r}; write 300 or 1.5k (each call), 100-500 (evenly between), 250~900 (log-normal: median "
             "and 95th percentile) or @FILE (one length a line)"
         )
     low, high = (int(part or 0) for part in (parts[0], parts[-1]))
     if low < 1:
-        raise UsageError(f"{what} is {text!r}: a call has at least 1 token")
+        raise UsageError(f"{label} is {text!r}: a call has at least 1 token")
     if high < low:
-        raise UsageError(f"{what} is {text!r}: the second number must not be below the first")
-    sign = None if between is None else between[0]
+        raise UsageError(f"{label} is {text!r}: the second number must not be below the first")
+    sign = None if separator is None else separator[0]
     if sign == "~" and high == low:
         raise UsageError(
-            f"{what} is {text!r}: the 95th percentile must be above the median; for one length write {low}"
+            f"{label} is {text!r}: the 95th percentile must be above the median; for one length write {low}"
         )
-    kind: dict[str | None, Literal["fixed", "uniform", "lognormal"]] = {None: "fixed", "-": "uniform", "~": "lognormal"}
-    return Lengths(kind[sign], low, high)
+    distributions: dict[str | None, Literal["fixed", "uniform", "lognormal"]] = {
+        None: "fixed",
+        "-": "uniform",
+        "~": "lognormal",
+    }
+    return TokenLengths(distributions[sign], low, high)
 
 
-def _listed(path: Path, what: str) -> Lengths:
+def _listed(path: Path, label: str) -> TokenLengths:
     try:
         lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, DataError) as error:
-        raise UsageError(f"{what}: {path} cannot be read: {error}") from error
+        raise UsageError(f"{label}: {path} cannot be read: {error}") from error
     values: list[int] = []
     for number, line in enumerate(lines, start=1):
         if line:
             if not line.isdecimal() or int(line) < 1:
-                raise UsageError(f"{what}: {path}, line {number}: {line[:40]!r} is not a length of at least 1 token")
+                raise UsageError(f"{label}: {path}, line {number}: {line[:40]!r} is not a length of at least 1 token")
             values.append(int(line))
     if not values:
-        raise UsageError(f"{what}: {path} holds no length; write one a line")
-    return Lengths("listed", min(values), max(values), tuple(values))
+        raise UsageError(f"{label}: {path} holds no length; write one a line")
+    return TokenLengths("listed", min(values), max(values), tuple(values))
 
 
 class ArrivingCall(NamedTuple):
@@ -131,8 +135,8 @@ class Traffic:
     own prompt, the same for every call, cached once computed. skins: how many different ones, asked evenly.
     """
 
-    prompt: Lengths
-    output: Lengths
+    prompt: TokenLengths
+    output: TokenLengths
     skin_tokens: int = 0
     skins: int = 1
 
@@ -155,13 +159,13 @@ def _drawn(traffic: Traffic, count: int, seed: int) -> tuple[ArrivingCall, ...]:
     """Calls that come one a second: a plan asks for the same ones at many rates."""
     generator = random.Random(seed)
     at = 0.0
-    found: list[ArrivingCall] = []
+    arrivals: list[ArrivingCall] = []
     for _ in range(count):
         at += generator.expovariate(1.0)
         prompt = traffic.prompt.draw(generator) + traffic.skin_tokens
         output = traffic.output.draw(generator)
-        found.append(ArrivingCall(at, prompt, traffic.skin_tokens, output, generator.randrange(traffic.skins)))
-    return tuple(found)
+        arrivals.append(ArrivingCall(at, prompt, traffic.skin_tokens, output, generator.randrange(traffic.skins)))
+    return tuple(arrivals)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -12,7 +12,7 @@ from bedplate.economics.hardware.mfu import Execution, Precision, peak_of
 from bedplate.economics.numbers.bounds import positive, whole
 from bedplate.economics.training.scaling_laws import (
     DEFAULT_FIT,
-    Fit,
+    ScalingFit,
     Optimum,
     compute_optimal,
     flops_for_budget,
@@ -54,7 +54,9 @@ class BudgetPlan(Brief):
             "flops": self.flops.central,
             "flops_range": [self.flops.low, self.flops.high],
             "compute_optimal": _json(self.optimal),
-            "inference_aware": [{"inference_tokens": demand, **_json(one)} for demand, one in self.in_use.items()],
+            "inference_aware": [
+                {"inference_tokens": demand, **_json(optimum)} for demand, optimum in self.in_use.items()
+            ],
             "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
         }
 
@@ -70,7 +72,7 @@ def plan_budget(
     mfu_share: float | None = None,
     overhead: float = DEFAULT_OVERHEAD,
     usd_per_hour: float | None = None,
-    fit: str | Fit = DEFAULT_FIT,
+    fit: str | ScalingFit = DEFAULT_FIT,
 ) -> BudgetPlan:
     """What `usd` train on `devices` devices. UsageError for numbers that cannot be, and where no price is known."""
     positive(usd=usd)
@@ -94,14 +96,14 @@ def plan_budget(
     return BudgetPlan(usd, device, devices, price, flops, optimal, in_use)
 
 
-def _json(one: Optimum) -> dict[str, Any]:
+def _json(optimum: Optimum) -> dict[str, Any]:
     return {
-        "parameters": one.parameters,
-        "tokens": one.tokens,
-        "tokens_per_parameter": one.tokens / one.parameters,
-        "loss": one.loss,
-        "training_flops": one.training_flops,
-        "inference_flops": one.inference_flops,
-        "fit": one.fit.source,
-        "warnings": list(one.warnings),
+        "parameters": optimum.parameters,
+        "tokens": optimum.tokens,
+        "tokens_per_parameter": optimum.tokens / optimum.parameters,
+        "loss": optimum.loss,
+        "training_flops": optimum.training_flops,
+        "inference_flops": optimum.inference_flops,
+        "fit": optimum.fit.source,
+        "warnings": list(optimum.warnings),
     }

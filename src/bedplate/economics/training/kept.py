@@ -22,15 +22,15 @@ _STATISTIC = 4.0
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """held: from the forward pass on. again: of the largest block that is run again, and kept while its own backward
+    """stored: from the forward pass on. recomputed: of the largest block that is run again, and kept while its own backward
     pass lasts."""
 
-    held: float
-    again: float
+    stored: float
+    recomputed: float
 
     @property
     def total(self) -> float:
-        return self.held + self.again
+        return self.stored + self.recomputed
 
 
 def kept_bytes(
@@ -46,16 +46,16 @@ def kept_bytes(
     if tokens < 1 or source_tokens < 0:
         raise UsageError(f"tokens is {tokens} and source_tokens {source_tokens}: give at least 1, and not fewer than 0")
     if isinstance(spec, TransformerSpec):
-        each = _stack(spec, bytes_per_value, recompute)
-        return KeptBytes(tokens * each.held, tokens * each.again)
+        per_token = _stack(spec, bytes_per_value, recompute)
+        return KeptBytes(tokens * per_token.stored, tokens * per_token.recomputed)
     reads, writes = _stack(spec.stack, bytes_per_value, recompute), _stack(spec.decoder, bytes_per_value, recompute)
     # The decoder's keys and values are of the source: what the layers keep of it, and the states they are made of.
     decoder, size = spec.decoder, bytes_per_value
-    across = 2 * decoder.kv_heads * decoder.head_dim * size
-    crossed = spec.stack.hidden_size * size + (0 if recompute == "full" else decoder.layers * across)
-    held = tokens * writes.held + source_tokens * (reads.held + crossed)
-    again = max(tokens * writes.again + source_tokens * across, source_tokens * reads.again)
-    return KeptBytes(held, again if recompute == "full" else 0.0)
+    cross_bytes = 2 * decoder.kv_heads * decoder.head_dim * size
+    crossed = spec.stack.hidden_size * size + (0 if recompute == "full" else decoder.layers * cross_bytes)
+    stored = tokens * writes.stored + source_tokens * (reads.stored + crossed)
+    recomputed = max(tokens * writes.recomputed + source_tokens * cross_bytes, source_tokens * reads.recomputed)
+    return KeptBytes(stored, recomputed if recompute == "full" else 0.0)
 
 
 def _stack(spec: TransformerSpec, size: float, recompute: Recompute) -> KeptBytes:
@@ -66,8 +66,8 @@ def _stack(spec: TransformerSpec, size: float, recompute: Recompute) -> KeptByte
     turned = spec.head_dim if spec.latent is None else spec.latent.rope_dim
     ends += sum(2 * turned * rope.fraction * size for rope in ropes)  # cosines and sines, once for all layers
     if recompute == "full":
-        again = max(_layer(spec, layer, size, "none") for layer in range(spec.layers))
-        return KeptBytes(ends + spec.layers * spec.hidden_size * size, again)
+        recomputed = max(_layer(spec, layer, size, "none") for layer in range(spec.layers))
+        return KeptBytes(ends + spec.layers * spec.hidden_size * size, recomputed)
     return KeptBytes(ends + sum(_layer(spec, layer, size, recompute) for layer in range(spec.layers)), 0.0)
 
 
@@ -77,11 +77,11 @@ def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute)
     norms = (4 if spec.norm_placement == "sandwich" else 2) + (spec.cross_size is not None)
     norms -= layer == 0 and not spec.first_norm and spec.norm_placement == "pre"
     # What a norm before a part gives is the input of the part's products.
-    again = selective and spec.norm_placement in ("pre", "sandwich")
-    inputs = 0 if again else 2 + (spec.cross_size is not None)
+    recomputes_norms = selective and spec.norm_placement in ("pre", "sandwich")
+    inputs = 0 if recomputes_norms else 2 + (spec.cross_size is not None)
     mixed = _attention(spec, layer) if attends(spec, layer) else float(state_values(spec))
-    own = norms - spec.parallel  # the norms of parallel parts have one input
-    values = (own + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
+    norm_inputs = norms - spec.parallel  # the norms of parallel parts have one input
+    values = (norm_inputs + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
     if spec.layer_input_size:  # the gate's input, the last norm's, what is given, the gate, and their product
         values += 2 * hidden + 3 * spec.layer_input_size
         norms += 1
@@ -105,16 +105,18 @@ def _attention(spec: TransformerSpec, layer: int) -> float:
 
 def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
     """Values that a feed-forward keeps beside its input."""
-    between = (2 if spec.gated else 1) + (not selective)
+    per_feature = (2 if spec.gated else 1) + (not selective)
     if not spec.has_experts(layer) or spec.experts is None:
-        return between * spec.feedforward_size_of(layer)
+        return per_feature * spec.feedforward_size_of(layer)
     part = spec.experts
     # Each chosen expert has a copy of the token and gives one back, which its gate weighs.
-    copies = part.per_token * (spec.hidden_size * (1 if selective else 2) + between * part.feedforward_size)
+    copies = part.per_token * (spec.hidden_size * (1 if selective else 2) + per_feature * part.feedforward_size)
     # The feed-forward that they stand beside, one norm's input and output, and the inputs of the two behind.
-    beside = between * spec.feedforward_size_of(layer) + 4 * spec.hidden_size if part.beside else 0
+    dense_values = per_feature * spec.feedforward_size_of(layer) + 4 * spec.hidden_size if part.beside else 0
     # Of each expert a router keeps a logit and a score, with what sigmoid or softmax made of it.
-    return copies + between * part.shared_size + 2 * part.count + beside + spec.hidden_size * part.router_scales
+    return (
+        copies + per_feature * part.shared_size + 2 * part.count + dense_values + spec.hidden_size * part.router_scales
+    )
 
 
 def _statistic(spec: TransformerSpec) -> float:

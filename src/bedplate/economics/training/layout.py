@@ -39,7 +39,7 @@ SCORE_PASSES = 4
 
 
 @dataclass(frozen=True)
-class Layout:
+class DeviceLayout:
     """Degrees of division; data · tensor · pipeline · context = devices. expert: over how many of the data · context
     replicas the experts are spread. zero_stage: 0 with one replica. micro_batch: sequences of one forward pass.
     micro_batches: of one replica in a step. interleave: parts of the stack that each stage holds."""
@@ -66,7 +66,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class StateBytes:
+class BytesPerParameter:
     """Bytes a parameter. weights: of the copy that is computed with. gradient, master, moments: 0 where frozen.
     extra_bytes: of adapters with all of their states, on every device."""
 
@@ -110,22 +110,24 @@ class StepTime:
         return self.compute + self.bubble + self.communication
 
 
-def device_bytes(shape: LayoutShape, layout: Layout, states: StateBytes, sequence_tokens: int) -> DeviceBytes:
+def device_bytes(
+    shape: LayoutShape, layout: DeviceLayout, states: BytesPerParameter, sequence_tokens: int
+) -> DeviceBytes:
     """Bytes on the fullest device of a layout."""
     dense, experts = _parameters(shape, layout)
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
 
-    def held(each: float, sharded: bool) -> float:
-        return each * (dense / (replicas if sharded else 1) + experts / (expert_replicas if sharded else 1))
+    def sharded_bytes(per_parameter: float, sharded: bool) -> float:
+        return per_parameter * (dense / (replicas if sharded else 1) + experts / (expert_replicas if sharded else 1))
 
     whole = layout.zero_stage == 3
     # Under stage 3 the master copy is the only one that lasts; frozen weights have no master.
-    weights = held(states.master if whole and states.master else states.weights, whole)
-    optimizer = held(states.moments + (0 if whole else states.master), layout.zero_stage >= 1)
+    weights = sharded_bytes(states.master if whole and states.master else states.weights, whole)
+    optimizer = sharded_bytes(states.moments + (0 if whole else states.master), layout.zero_stage >= 1)
     activations, logits = _activations(shape, layout, sequence_tokens)
     return DeviceBytes(
         weights=weights,
-        gradients=held(states.gradient, layout.zero_stage >= 2),
+        gradients=sharded_bytes(states.gradient, layout.zero_stage >= 2),
         optimizer=optimizer,
         activations=activations,
         logits=logits,
@@ -133,7 +135,7 @@ def device_bytes(shape: LayoutShape, layout: Layout, states: StateBytes, sequenc
     )
 
 
-def _parameters(shape: LayoutShape, layout: Layout) -> tuple[float, float]:
+def _parameters(shape: LayoutShape, layout: DeviceLayout) -> tuple[float, float]:
     """Parameters of the fullest stage before sharding over replicas: those divided by tensor, and experts."""
     stages = layout.pipeline
     part = math.ceil(shape.layers / stages) / shape.layers
@@ -142,49 +144,49 @@ def _parameters(shape: LayoutShape, layout: Layout) -> tuple[float, float]:
     return (shape.dense * part + ends) / layout.tensor, shape.experts * part / layout.expert
 
 
-def _gathered(shape: LayoutShape, layout: Layout) -> float:
+def _gathered(shape: LayoutShape, layout: DeviceLayout) -> float:
     """The block at work and the next one in 16 bits, and a block's gradients on their way."""
     block = shape.block / layout.tensor + shape.block_experts / layout.expert
     return 2.0 * max(3 * block, block + max(shape.first, shape.last) / layout.tensor)
 
 
-def _activations(shape: LayoutShape, layout: Layout, sequence_tokens: int) -> tuple[float, float]:
+def _activations(shape: LayoutShape, layout: DeviceLayout, sequence_tokens: int) -> tuple[float, float]:
     """Activations and logits of the fuller of the first stage (many micro-batches) and the last (the logits)."""
     tokens = layout.micro_batch * sequence_tokens / layout.context
     stages = layout.pipeline
     stage = tokens * shape.activation_bytes[layout.recompute] / layout.tensor / stages
-    again = tokens * shape.block_activation_bytes / layout.tensor if layout.recompute == "full" else 0.0
+    recomputed = tokens * shape.block_activation_bytes / layout.tensor if layout.recompute == "full" else 0.0
     logits = tokens * shape.logit_bytes / layout.tensor
     in_flight = min(stages, layout.micro_batches)
     if layout.interleave > 1:  # (1 + (p − 1) / (p·v)) times as many, 2205.05198
         in_flight *= 1 + (stages - 1) / (stages * layout.interleave)
-    first, last = stage * in_flight + again, stage + again
+    first, last = stage * in_flight + recomputed, stage + recomputed
     if stages > 1 and first > last + logits:
         return first, 0.0
     return last, logits
 
 
 def step_time(
-    shape: LayoutShape, layout: Layout, device: Device, peak: float, batch_tokens: float, tokens: int
+    shape: LayoutShape, layout: DeviceLayout, device: Device, peak: float, batch_tokens: float, tokens: int
 ) -> StepTime:
     """Seconds of a step over `batch_tokens` tokens in sequences of `tokens`, with `peak` operations per second."""
     # Attention's own forward pass is a third of its training operations.
     factor = {"none": 1.0, "selective": 1 + shape.attention_share / 3, "full": 4 / 3}[layout.recompute]
     sequences = layout.micro_batch * layout.micro_batches * layout.data  # the last micro-batch may be short, but waits
-    done = max(batch_tokens, sequences * tokens)
-    compute = factor * shape.flops_per_token * done / (layout.devices * peak * PRODUCT_SHARE)
+    padded_tokens = max(batch_tokens, sequences * tokens)
+    compute = factor * shape.flops_per_token * padded_tokens / (layout.devices * peak * PRODUCT_SHARE)
     compute += START_SECONDS * 2 * factor * layout.micro_batches * shape.layers / layout.pipeline
     if layout.recompute == "none":
         scores = shape.activation_bytes["none"] - shape.activation_bytes["selective"]
-        compute += SCORE_PASSES * max(0.0, scores) * done / layout.devices / device.memory_bytes_per_second
+        compute += SCORE_PASSES * max(0.0, scores) * padded_tokens / layout.devices / device.memory_bytes_per_second
     bubble = compute * (layout.pipeline - 1) / (layout.micro_batches * layout.interleave)
     waits = _between_products(shape, layout, device, tokens)
-    beside = _beside(shape, layout, device, tokens)
-    felt = max(EXPOSED_HIDDEN * beside, beside - HIDDEN_SHARE * (compute + bubble))
+    overlapped = _overlapped_seconds(shape, layout, device, tokens)
+    felt = max(EXPOSED_HIDDEN * overlapped, overlapped - HIDDEN_SHARE * (compute + bubble))
     return StepTime(compute, bubble, waits + felt)
 
 
-def _between_products(shape: LayoutShape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+def _between_products(shape: LayoutShape, layout: DeviceLayout, device: Device, sequence_tokens: int) -> float:
     """Seconds that layers wait for: tensor, expert and context parallelism."""
     tokens = layout.micro_batch * sequence_tokens / layout.context * layout.micro_batches
     passes = 3 if layout.recompute == "full" else 2
@@ -206,19 +208,22 @@ def _between_products(shape: LayoutShape, layout: Layout, device: Device, sequen
     return seconds
 
 
-def _beside(shape: LayoutShape, layout: Layout, device: Device, sequence_tokens: int) -> float:
+def _overlapped_seconds(shape: LayoutShape, layout: DeviceLayout, device: Device, sequence_tokens: int) -> float:
     """Seconds of what may run beside computation: gathers, reductions, sends between stages."""
     dense, experts = _parameters(shape, layout)
     replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
     # Stage 3 gathers weights twice and reduces gradients once in each micro-batch; 2 reduces in each and gathers at the
     # end; 1 does both once. Weights travel in 16 bits, gradients in 32.
-    many = layout.micro_batches
-    each, turns = {0: (0.0, 0), 1: (6.0, 2), 2: (2.0 + 4.0 * many, 1 + many), 3: (8.0 * many, 3 * many)}[
-        layout.zero_stage
-    ]
+    micro_batches = layout.micro_batches
+    bytes_per_parameter, turns = {
+        0: (0.0, 0),
+        1: (6.0, 2),
+        2: (2.0 + 4.0 * micro_batches, 1 + micro_batches),
+        3: (8.0 * micro_batches, 3 * micro_batches),
+    }[layout.zero_stage]
     blocks = shape.layers / layout.pipeline * turns
-    seconds = _collective(each * dense, blocks, replicas, layout, device)
-    seconds += _collective(each * experts, 0, expert_replicas, layout, device)
+    seconds = _collective(bytes_per_parameter * dense, blocks, replicas, layout, device)
+    seconds += _collective(bytes_per_parameter * experts, 0, expert_replicas, layout, device)
     if layout.pipeline > 1:
         tokens = layout.micro_batch * sequence_tokens / layout.context
         sent = 2 * tokens * shape.hidden * 2.0 / layout.tensor * layout.micro_batches * layout.interleave
@@ -226,12 +231,12 @@ def _beside(shape: LayoutShape, layout: Layout, device: Device, sequence_tokens:
     return seconds
 
 
-def _collective(sent: float, turns: float, group: int, layout: Layout, device: Device) -> float:
+def _collective(sent: float, turns: float, group: int, layout: DeviceLayout, device: Device) -> float:
     """Seconds to gather or reduce `sent` bytes in so many turns over a group of replicas; a node's links are joined."""
     if group <= 1 or sent == 0:
         return 0.0
     of_one_node = max(1, min(group, device.devices_per_node // layout.tensor))
     nodes = group / of_one_node
     inside = sent * (of_one_node - 1) / of_one_node / (device.link_bytes_per_second or device.network_bytes_per_second)
-    between = sent * (nodes - 1) / nodes / (of_one_node * device.network_bytes_per_second)
-    return max(inside, between + turns * (nodes - 1) * HOP_SECONDS)
+    network = sent * (nodes - 1) / nodes / (of_one_node * device.network_bytes_per_second)
+    return max(inside, network + turns * (nodes - 1) * HOP_SECONDS)

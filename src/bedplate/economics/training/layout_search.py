@@ -16,7 +16,14 @@ from bedplate.economics.model.activations import Recompute
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import LayoutShape, shape_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
-from bedplate.economics.training.layout import DeviceBytes, Layout, StateBytes, StepTime, device_bytes, step_time
+from bedplate.economics.training.layout import (
+    DeviceBytes,
+    DeviceLayout,
+    BytesPerParameter,
+    StepTime,
+    device_bytes,
+    step_time,
+)
 from bedplate.models.specs import Spec
 
 MARGIN = 0.1
@@ -60,20 +67,20 @@ class TrainingJob:
         return shape_of(self.spec, self.sequence_tokens, self.value_bytes)
 
     @property
-    def states(self) -> StateBytes:
+    def states(self) -> BytesPerParameter:
         master = 4.0 if self.value_bytes == 2.0 else 0.0
         moments = optimizer_bytes(self.spec, self.optimizer, master=False) / parameters(self.spec).total
         if self.method == "lora":  # adapters are matrices
-            each = self.value_bytes + 4.0 + master + OPTIMIZERS[self.optimizer].matrices
-            return StateBytes(self.value_bytes, 0.0, 0.0, 0.0, each * self.adapter_parameters)
-        return StateBytes(self.value_bytes, 4.0, master, moments)
+            adapter_bytes = self.value_bytes + 4.0 + master + OPTIMIZERS[self.optimizer].matrices
+            return BytesPerParameter(self.value_bytes, 0.0, 0.0, 0.0, adapter_bytes * self.adapter_parameters)
+        return BytesPerParameter(self.value_bytes, 4.0, master, moments)
 
 
 @dataclass(frozen=True)
 class Fitted:
     """A layout with what it holds and takes."""
 
-    layout: Layout
+    layout: DeviceLayout
     bytes: DeviceBytes
     step: StepTime
 
@@ -115,45 +122,47 @@ def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
     best: Fitted | None = None
     nearest: Fitted | None = None
 
-    def fitted(layout: Layout, held: DeviceBytes) -> Fitted:
-        return Fitted(layout, held, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
+    def fitted(layout: DeviceLayout, memory: DeviceBytes) -> Fitted:
+        return Fitted(layout, memory, step_time(shape, layout, job.device, peak, batch, job.sequence_tokens))
 
     for degrees in _degrees(job, shape):
-        layout, held = _smallest(job, shape, states, degrees)
-        if nearest is None or held.total < nearest.bytes.total:
-            nearest = fitted(layout, held)
-        if held.total > job.usable_bytes:
+        layout, memory = _smallest(job, shape, states, degrees)
+        if nearest is None or memory.total < nearest.bytes.total:
+            nearest = fitted(layout, memory)
+        if memory.total > job.usable_bytes:
             continue
-        for one in _variants(job, shape, degrees):
-            held = device_bytes(shape, one, states, job.sequence_tokens)
-            if held.total <= job.usable_bytes:
-                found = fitted(one, held)
-                if best is None or _order(found) < _order(best):
-                    best = found
+        for variant in _variants(job, shape, degrees):
+            memory = device_bytes(shape, variant, states, job.sequence_tokens)
+            if memory.total <= job.usable_bytes:
+                candidate = fitted(variant, memory)
+                if best is None or _order(candidate) < _order(best):
+                    best = candidate
     return best, nearest
 
 
-def _smallest(job: TrainingJob, shape: LayoutShape, states: StateBytes, degrees: Layout) -> tuple[Layout, DeviceBytes]:
+def _smallest(
+    job: TrainingJob, shape: LayoutShape, states: BytesPerParameter, degrees: DeviceLayout
+) -> tuple[DeviceLayout, DeviceBytes]:
     """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
     again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
     stages = (2, 3) if degrees.replicas > 1 else (0,)
-    ways: tuple[Recompute, ...] = ("selective", "full")
-    tried = [replace(degrees, zero_stage=stage, recompute=way) for stage in stages for way in ways]
-    held = [(one, device_bytes(shape, one, states, job.sequence_tokens)) for one in tried]
-    return min(held, key=lambda pair: pair[1].total)
+    recomputes: tuple[Recompute, ...] = ("selective", "full")
+    tried = [replace(degrees, zero_stage=stage, recompute=recompute) for stage in stages for recompute in recomputes]
+    sized = [(layout, device_bytes(shape, layout, states, job.sequence_tokens)) for layout in tried]
+    return min(sized, key=lambda pair: pair[1].total)
 
 
-def _order(one: Fitted) -> tuple[float, float]:
-    return one.step.total, one.bytes.total
+def _order(fitted: Fitted) -> tuple[float, float]:
+    return fitted.step.total, fitted.bytes.total
 
 
-def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[Layout]:
+def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
     """All layouts that use every device and whose degrees divide what they divide."""
     for degrees in _degrees(job, shape):
         yield from _variants(job, shape, degrees)
 
 
-def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[Layout]:
+def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
     """Every division of the devices, with one sequence at a time."""
     tensors = [
         n for n in _powers(min(job.devices, job.device.devices_per_node)) if not (shape.heads % n or shape.hidden % n)
@@ -163,35 +172,35 @@ def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[Layout]:
     stages = [n for n in _powers(min(job.devices, shape.layers)) if n == 1 or shape.divisible]
     contexts = _powers(job.sequence_tokens // 4096) if job.sequence_tokens >= _LONG else [1]
     for tensor, pipeline, context in itertools.product(tensors, stages, contexts):
-        data, left = divmod(job.devices, tensor * pipeline * context)
-        if left or data < 1 or data > job.sequences:
+        data, remainder = divmod(job.devices, tensor * pipeline * context)
+        if remainder or data < 1 or data > job.sequences:
             continue
         replicas, count = data * context, math.ceil(job.sequences / data)
         for expert in _powers(min(replicas, shape.expert_count)):
             if not (shape.expert_count % expert or replicas % expert):
-                yield Layout(
+                yield DeviceLayout(
                     data, tensor, pipeline, context, expert, 1 if replicas > 1 else 0, "selective", 1, count, 1
                 )
 
 
-def _variants(job: TrainingJob, shape: LayoutShape, degrees: Layout) -> Iterator[Layout]:
+def _variants(job: TrainingJob, shape: LayoutShape, degrees: DeviceLayout) -> Iterator[DeviceLayout]:
     """What else is free once the devices are divided."""
     interleaves = [v for v in (1, 2, 4) if v == 1 or (degrees.pipeline > 1 and shape.layers >= degrees.pipeline * v)]
     # No more than a replica's share of the batch; and kernels are busy with this many tokens at once.
-    most = math.ceil(job.sequences / degrees.data)
-    sizes = [n for n in _MICRO_BATCHES if n == 1 or (n <= most and n * job.sequence_tokens <= _BUSY)]
-    ways = _RECOMPUTE if job.sequence_tokens <= _SHORT else _RECOMPUTE[1:]
+    max_size = math.ceil(job.sequences / degrees.data)
+    sizes = [n for n in _MICRO_BATCHES if n == 1 or (n <= max_size and n * job.sequence_tokens <= _BUSY)]
+    recomputes = _RECOMPUTE if job.sequence_tokens <= _SHORT else _RECOMPUTE[1:]
     zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
-    for stage, size, interleave, way in itertools.product(zero, sizes, interleaves, ways):
+    for stage, size, interleave, recompute in itertools.product(zero, sizes, interleaves, recomputes):
         count = math.ceil(job.sequences / (degrees.data * size))
-        yield Layout(
+        yield DeviceLayout(
             degrees.data,
             degrees.tensor,
             degrees.pipeline,
             degrees.context,
             degrees.expert,
             stage,
-            way,
+            recompute,
             size,
             count,
             interleave,
@@ -210,27 +219,32 @@ def _would_fit(job: TrainingJob) -> Iterator[str]:
     if job.optimizer == "adamw" and job.method == "full" and _fits(replace(job, optimizer="adamw_8bit")):
         yield "AdamW with 8-bit moments on the same devices"
     for factor in (2**n for n in range(1, 15)):
-        more = replace(job, devices=job.devices * factor)
-        if _fits(more):
-            yield f"{more.devices:,} × {job.device.name}"
+        larger_job = replace(job, devices=job.devices * factor)
+        if _fits(larger_job):
+            yield f"{larger_job.devices:,} × {job.device.name}"
             break
     bigger = sorted(
-        (one for one in DEVICES.values() if one.kind != "cpu" and one.memory_bytes > job.device.memory_bytes),
-        key=lambda one: one.memory_bytes,
+        (
+            device
+            for device in DEVICES.values()
+            if device.device_type != "cpu" and device.memory_bytes > job.device.memory_bytes
+        ),
+        key=lambda device: device.memory_bytes,
     )
-    for one in bigger:
-        if job.precision in one.peak_flops_per_second and _fits(replace(job, device=one)):
-            yield f"{job.devices:,} × {one.name}"
+    for device in bigger:
+        if job.precision in device.peak_flops_per_second and _fits(replace(job, device=device)):
+            yield f"{job.devices:,} × {device.name}"
             break
     if job.method == "full" and _fits(replace(job, method="lora")):
         yield "LoRA instead of all weights on the same devices"
 
 
 def _fits(job: TrainingJob) -> bool:
-    more = replace(job, sequences=max(job.sequences, job.devices))
-    shape, states = more.shape, more.states
+    padded_job = replace(job, sequences=max(job.sequences, job.devices))
+    shape, states = padded_job.shape, padded_job.states
     return any(
-        _smallest(more, shape, states, degrees)[1].total <= more.usable_bytes for degrees in _degrees(more, shape)
+        _smallest(padded_job, shape, states, degrees)[1].total <= padded_job.usable_bytes
+        for degrees in _degrees(padded_job, shape)
     )
 
 
@@ -253,7 +267,7 @@ def _unusable(job: TrainingJob, name: str) -> str:
     )
 
 
-def describe(layout: Layout) -> str:
+def describe(layout: DeviceLayout) -> str:
     """A layout in one line: `data 128 (ZeRO 1) × tensor 8 × pipeline 16, micro-batch 1, recompute selective`."""
     parts = [f"data {layout.data:,}" + (f" (ZeRO {layout.zero_stage})" if layout.zero_stage else "")]
     parts += [

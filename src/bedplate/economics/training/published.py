@@ -57,7 +57,7 @@ class RunPrediction:
 
 
 @dataclass(frozen=True)
-class Throughput:
+class PublishedThroughput:
     """A measured number of tokens per second and device. calibrated: the factors were taken from this row."""
 
     name: str
@@ -68,14 +68,14 @@ class Throughput:
     execution: Execution
     precision: Precision
     tokens_per_second: float
-    held: bool
+    is_checked: bool
     source: str
     note: str = ""
 
 
 @dataclass(frozen=True)
 class ThroughputPrediction:
-    run: Throughput
+    run: PublishedThroughput
     tokens_per_second: float
     error: float
 
@@ -209,24 +209,26 @@ RUNS: tuple[PublishedRun, ...] = (
     ),
 )
 
-_WAYS: tuple[tuple[str, Execution, Precision], ...] = (
+_MODES: tuple[tuple[str, Execution, Precision], ...] = (
     ("eager", "eager", "bf16"),
     ("compiled", "compile", "bf16"),
     ("compiled, fp8", "compile", "fp8"),
 )
 
-THROUGHPUTS: tuple[Throughput, ...] = (
+THROUGHPUTS: tuple[PublishedThroughput, ...] = (
     *(
-        Throughput(f"Llama-3.1 8B, FSDP, {way[0]}", "llama-3.1-8b", "h100-sxm", 8, 8192, *way[1:], rate, True, _TITAN)
-        for way, rate in zip(_WAYS, (5762, 6667, 8532), strict=True)
-    ),
-    *(
-        Throughput(
-            f"Llama-3.1 8B, FSDP, {way[0]}", "llama-3.1-8b", "h100-sxm", 128, 8192, *way[1:], rate, False, _TITAN
+        PublishedThroughput(
+            f"Llama-3.1 8B, FSDP, {mode[0]}", "llama-3.1-8b", "h100-sxm", 8, 8192, *mode[1:], rate, True, _TITAN
         )
-        for way, rate in zip(_WAYS, (5605, 6514, 8380), strict=True)
+        for mode, rate in zip(_MODES, (5762, 6667, 8532), strict=True)
     ),
-    Throughput(
+    *(
+        PublishedThroughput(
+            f"Llama-3.1 8B, FSDP, {mode[0]}", "llama-3.1-8b", "h100-sxm", 128, 8192, *mode[1:], rate, False, _TITAN
+        )
+        for mode, rate in zip(_MODES, (5605, 6514, 8380), strict=True)
+    ),
+    PublishedThroughput(
         "Llama-3.1 70B, FSDP and tensor parallel, compiled, fp8",
         "llama-3.1-70b",
         "h100-sxm",
@@ -238,7 +240,7 @@ THROUGHPUTS: tuple[Throughput, ...] = (
         True,
         _TITAN,
     ),
-    Throughput(
+    PublishedThroughput(
         "Llama-3.1 405B, interleaved 1F1B, compiled, fp8",
         "llama-3.1-405b",
         "h100-sxm",
@@ -290,7 +292,7 @@ def _predict(run: PublishedRun) -> RunPrediction:
     )
 
 
-def _predict_throughput(run: Throughput) -> ThroughputPrediction:
+def _predict_throughput(run: PublishedThroughput) -> ThroughputPrediction:
     device = find_device(run.device)
     reached = mfu(device.mfu, run.devices, run.precision, run.execution)
     peak = peak_of(device, run.precision)
@@ -315,32 +317,32 @@ def markdown_throughputs() -> str:
     """The table of throughputs."""
     head = "| run | devices | tokens/s/device, predicted | measured | error | source |\n|---|---|---|---|---|---|"
     rows = (
-        f"| {one.run.name} | {one.run.devices} | {one.tokens_per_second:,.0f} | {one.run.tokens_per_second:,.0f} "
-        f"| {_error(one.error, one.run.held)} | {_source(one.run.source, one.run.note)} |"
-        for one in predicted_throughputs()
+        f"| {prediction.run.name} | {prediction.run.devices} | {prediction.tokens_per_second:,.0f} | {prediction.run.tokens_per_second:,.0f} "
+        f"| {_error(prediction.error, prediction.run.is_checked)} | {_source(prediction.run.source, prediction.run.note)} |"
+        for prediction in predicted_throughputs()
     )
     return "\n".join((head, *rows))
 
 
 def _run_rows() -> Iterator[str]:
-    for one in predicted_against_published():
-        run = one.run
+    for prediction in predicted_against_published():
+        run = prediction.run
         devices = "" if run.devices is None else f"{run.devices:,} × {run.device}"
         devices += " (number assumed)" if run.devices_assumed else ""
-        flops = f"{one.flops:.3g}" if run.model is not None else "as logged"
+        flops = f"{prediction.flops:.3g}" if run.model is not None else "as logged"
         hours = ""
-        if one.gpu_hours is not None:
-            hours = f"{_round(one.gpu_hours.central)} ({_round(one.gpu_hours.low)} to {_round(one.gpu_hours.high)})"
+        if prediction.gpu_hours is not None:
+            hours = f"{_round(prediction.gpu_hours.central)} ({_round(prediction.gpu_hours.low)} to {_round(prediction.gpu_hours.high)})"
         cells = (
             run.name,
             devices,
             flops,
             "" if run.flops is None else f"{run.flops:.3g}",
-            _error(one.flops_error, "flops" in run.clean),
+            _error(prediction.flops_error, "flops" in run.clean),
             hours,
             "" if run.gpu_hours is None else _round(run.gpu_hours),
-            _error(one.hours_error, "hours" in run.clean),
-            "" if one.implied_overhead is None else f"{one.implied_overhead:.2f}",
+            _error(prediction.hours_error, "hours" in run.clean),
+            "" if prediction.implied_overhead is None else f"{prediction.implied_overhead:.2f}",
             _source(run.source, run.note),
         )
         yield f"| {' | '.join(cells)} |"
@@ -351,11 +353,11 @@ def _round(hours: float) -> str:
     return f"{float(f'{hours:.3g}'):,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-def _error(value: float | None, held: bool) -> str:
+def _error(value: float | None, is_checked: bool) -> str:
     if value is None:
         return ""
     shown = f"{value:+.0%}".replace("-", "−")
-    return shown if held else f"({shown})"
+    return shown if is_checked else f"({shown})"
 
 
 def _source(source: str, note: str) -> str:

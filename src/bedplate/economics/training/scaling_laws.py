@@ -19,7 +19,7 @@ from bedplate.economics.numbers.bounds import at_least, positive
 
 
 @dataclass(frozen=True)
-class Fit:
+class ScalingFit:
     """loss = floor + a / N^alpha + b / D^beta. The ranges are of the runs that were fitted."""
 
     name: str
@@ -33,9 +33,9 @@ class Fit:
     tokens: tuple[float, float] = (5e9, 500e9)
 
 
-FITS: dict[str, Fit] = {
-    "epoch": Fit("epoch", 0.3478, 0.3658, 482.01, 2085.43, 1.8172, "Epoch AI's refit of Chinchilla, 2404.10102"),
-    "hoffmann": Fit("hoffmann", 0.34, 0.28, 406.4, 410.7, 1.69, "Hoffmann et al. 2203.15556, approach 3"),
+FITS: dict[str, ScalingFit] = {
+    "epoch": ScalingFit("epoch", 0.3478, 0.3658, 482.01, 2085.43, 1.8172, "Epoch AI's refit of Chinchilla, 2404.10102"),
+    "hoffmann": ScalingFit("hoffmann", 0.34, 0.28, 406.4, 410.7, 1.69, "Hoffmann et al. 2203.15556, approach 3"),
 }
 DEFAULT_FIT = "epoch"
 """Hoffmann's constants disagree with their own other two approaches, the refit's do not (2404.10102). And theirs are
@@ -51,7 +51,7 @@ class Optimum:
     loss: float
     training_flops: float
     inference_flops: float
-    fit: Fit
+    fit: ScalingFit
     warnings: tuple[str, ...]
 
     @property
@@ -60,32 +60,32 @@ class Optimum:
         return self.training_flops + self.inference_flops
 
 
-def find_fit(name: str | Fit) -> Fit:
+def find_fit(name: str | ScalingFit) -> ScalingFit:
     """A fit by name; one's own stays as it is. UsageError names those there are."""
-    if isinstance(name, Fit):
+    if isinstance(name, ScalingFit):
         return name
     if name not in FITS:
         raise UsageError(f"there is no fit {name!r}; there are {', '.join(FITS)}")
     return FITS[name]
 
 
-def predicted_loss(parameters: float, tokens: float, fit: str | Fit = DEFAULT_FIT) -> float:
+def predicted_loss(parameters: float, tokens: float, fit: str | ScalingFit = DEFAULT_FIT) -> float:
     """Nats a token."""
     positive(parameters=parameters, tokens=tokens)
-    found = find_fit(fit)
-    return found.floor + found.a * parameters**-found.alpha + found.b * tokens**-found.beta
+    law = find_fit(fit)
+    return law.floor + law.a * parameters**-law.alpha + law.b * tokens**-law.beta
 
 
-def compute_optimal(flops: float, fit: str | Fit = DEFAULT_FIT) -> Optimum:
+def compute_optimal(flops: float, fit: str | ScalingFit = DEFAULT_FIT) -> Optimum:
     """The least predicted loss for so many training operations."""
     positive(flops=flops)
-    found = find_fit(fit)
-    both = found.alpha + found.beta
-    scale = (found.alpha * found.a / (found.beta * found.b)) ** (1 / both)
-    parameters = scale * (flops / 6) ** (found.beta / both)
+    law = find_fit(fit)
+    exponent_sum = law.alpha + law.beta
+    scale = (law.alpha * law.a / (law.beta * law.b)) ** (1 / exponent_sum)
+    parameters = scale * (flops / 6) ** (law.beta / exponent_sum)
     if parameters < 1 or flops < 6 * parameters:
         raise UsageError(f"{flops:.3g} operations train no model at all: they are under one parameter or one token")
-    return _optimum(parameters, flops / (6 * parameters), 0.0, found)
+    return _optimum(parameters, flops / (6 * parameters), 0.0, law)
 
 
 def flops_for_budget(
@@ -97,16 +97,16 @@ def flops_for_budget(
     return usd / usd_per_hour * 3600 * peak_flops_per_second * mfu / overhead
 
 
-def tokens_for_loss(parameters: float, loss: float, fit: str | Fit = DEFAULT_FIT) -> float | None:
+def tokens_for_loss(parameters: float, loss: float, fit: str | ScalingFit = DEFAULT_FIT) -> float | None:
     """Tokens that bring a model of this size to `loss`; None where no number of tokens does."""
     positive(parameters=parameters, loss=loss)
-    found = find_fit(fit)
-    left = loss - found.floor - found.a * parameters**-found.alpha
-    return None if left <= 0 else (found.b / left) ** (1 / found.beta)
+    law = find_fit(fit)
+    excess = loss - law.floor - law.a * parameters**-law.alpha
+    return None if excess <= 0 else (law.b / excess) ** (1 / law.beta)
 
 
 def inference_aware(
-    loss: float, inference_tokens: float, fit: str | Fit = DEFAULT_FIT, *, inference_cost: float = 1.0
+    loss: float, inference_tokens: float, fit: str | ScalingFit = DEFAULT_FIT, *, inference_cost: float = 1.0
 ) -> Optimum:
     """The size and tokens that reach `loss` with the least training and use together.
 
@@ -116,11 +116,11 @@ def inference_aware(
     """
     positive(loss=loss, inference_cost=inference_cost)
     at_least(0, inference_tokens=inference_tokens)
-    found = find_fit(fit)
-    if loss <= found.floor:
-        raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {found.floor:g}")
+    law = find_fit(fit)
+    if loss <= law.floor:
+        raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {law.floor:g}")
 
-    smallest = (found.a / (loss - found.floor)) ** (1 / found.alpha)
+    smallest = (law.a / (loss - law.floor)) ** (1 / law.alpha)
 
     def cost(log_ratio: float) -> float:
         """Of the size smallest · (1 + e^log_ratio), in operations of training."""
@@ -130,13 +130,13 @@ def inference_aware(
             return math.inf
         return 6 * parameters * tokens + 2 * parameters * inference_tokens * inference_cost
 
-    parameters = smallest * (1 + math.exp(_least(cost, -20.0, 20.0)))
+    parameters = smallest * (1 + math.exp(_minimize(cost, -20.0, 20.0)))
     tokens = tokens_for_loss(parameters, loss, fit)
     assert tokens is not None  # only sizes over `smallest` were tried
-    return _optimum(parameters, tokens, inference_tokens, found)
+    return _optimum(parameters, tokens, inference_tokens, law)
 
 
-def _least(cost: Callable[[float], float], low: float, high: float) -> float:
+def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
     """Where a function with one valley has its floor: golden-section search."""
     ratio = (math.sqrt(5) - 1) / 2
     left, right = high - ratio * (high - low), low + ratio * (high - low)
@@ -153,7 +153,7 @@ def _least(cost: Callable[[float], float], low: float, high: float) -> float:
     return (low + high) / 2
 
 
-def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Fit) -> Optimum:
+def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: ScalingFit) -> Optimum:
     return Optimum(
         parameters=parameters,
         tokens=tokens,
@@ -165,9 +165,11 @@ def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Fit
     )
 
 
-def _warnings(parameters: float, tokens: float, fit: Fit) -> list[str]:
-    found: list[str] = []
-    for what, value, (low, high) in (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens)):
+def _warnings(parameters: float, tokens: float, fit: ScalingFit) -> list[str]:
+    warnings: list[str] = []
+    for quantity, value, (low, high) in (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens)):
         if not low <= value <= high:
-            found.append(f"{value:.2g} {what} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated")
-    return found
+            warnings.append(
+                f"{value:.2g} {quantity} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated"
+            )
+    return warnings

@@ -25,7 +25,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import stacks_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer
 from bedplate.economics.numbers.bounds import at_least, positive, share, whole
-from bedplate.economics.training.layout import DeviceBytes, Layout
+from bedplate.economics.training.layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import compute_optimal
 from bedplate.models.specs import Spec, TransformerSpec
@@ -75,9 +75,9 @@ class Range:
     central: float
     high: float
 
-    def times(self, other: float | Range) -> Range:
+    def times(self, factor: float | Range) -> Range:
         """With another figure that stretches it the same way."""
-        by = Range(other, other, other) if isinstance(other, int | float) else other
+        by = Range(factor, factor, factor) if isinstance(factor, int | float) else factor
         return Range(self.low * by.low, self.central * by.central, self.high * by.high)
 
 
@@ -119,7 +119,7 @@ class TrainingPlan(Brief):
     usd: Range | None
     kwh: Range
     energy_usd: Range
-    layout: Layout
+    layout: DeviceLayout
     bytes: DeviceBytes
     bubble_share: float
     communication_share: float
@@ -146,9 +146,9 @@ class TrainingPlan(Brief):
         )
 
 
-def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **more: Any) -> dict[str, Any]:
+def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **extras: Any) -> dict[str, Any]:
     """A plan of training or of tuning for --json: those figures that have a range by their centre, the range beside."""
-    found: dict[str, Any] = more | {
+    values: dict[str, Any] = extras | {
         "layout": {**asdict(plan.layout), "text": describe(plan.layout)},
         "bytes_per_device": plan.bytes.total,
         "bytes": asdict(plan.bytes),
@@ -158,11 +158,11 @@ def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **more: Any)
     for name in (field.name for field in fields(plan)):
         value = getattr(plan, name)
         if name in ("mfu", "gpu_hours", "days", "seconds", "usd", "kwh", "energy_usd"):
-            found[name] = None if value is None else value.central
-            found[f"{name}_range"] = None if value is None else [value.low, value.high]
+            values[name] = None if value is None else value.central
+            values[f"{name}_range"] = None if value is None else [value.low, value.high]
         elif name not in ("layout", "bytes", "price", "device"):
-            found[name] = list(value) if isinstance(value, tuple) else value
-    return found
+            values[name] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def plan_training(
@@ -250,12 +250,12 @@ def tokens_for_flops(model: str | Spec, flops: float, sequence_tokens: int | Non
     return flops / training_flops_per_token(spec, _sequence_tokens(spec, sequence_tokens))
 
 
-def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, given: float | None) -> Mfu:
+def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, mfu_share: float | None) -> Mfu:
     """The device's curve, or the share that is given, without a range."""
-    if given is None:
+    if mfu_share is None:
         return mfu(device.mfu, devices, precision, execution)
-    share(mfu=given)
-    return Mfu(given, given, given)
+    share(mfu=mfu_share)
+    return Mfu(mfu_share, mfu_share, mfu_share)
 
 
 def device_hours(flops: float, peak_flops_per_second: float, reached: Mfu, overhead: float = 1.0) -> Range:
@@ -271,11 +271,11 @@ def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
         return DevicePrice(Range(usd_per_hour, usd_per_hour, usd_per_hour), "given")
-    found = device.rental
-    if found is None:
+    rental = device.rental
+    if rental is None:
         return None
-    source = f"an example, not a quotation: {found.source}, {found.as_of}; give --usd-per-hour"
-    return DevicePrice(Range(found.usd_per_hour_low, found.usd_per_hour, found.usd_per_hour_high), source)
+    source = f"an example, not a quotation: {rental.source}, {rental.as_of}; give --usd-per-hour"
+    return DevicePrice(Range(rental.usd_per_hour_low, rental.usd_per_hour, rental.usd_per_hour_high), source)
 
 
 def energy_kwh(hours: Range, device: Device, pue: float = DEFAULT_PUE) -> Range:
@@ -284,32 +284,32 @@ def energy_kwh(hours: Range, device: Device, pue: float = DEFAULT_PUE) -> Range:
     return hours.times(device.watts / 1000 * pue)
 
 
-def _check_choice(value: str, table: dict[Any, Any], what: str) -> None:
+def _check_choice(value: str, table: dict[Any, Any], label: str) -> None:
     if value not in table:
-        raise UsageError(f"there is no {what} {value!r}; there are {', '.join(table)}")
+        raise UsageError(f"there is no {label} {value!r}; there are {', '.join(table)}")
 
 
-def _sequence_tokens(spec: Spec, given: int | None) -> int:
-    context = min(one.context_length for one in stacks_of(spec))
-    if given is None:
+def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
+    context = min(stack.context_length for stack in stacks_of(spec))
+    if sequence_tokens is None:
         return min(DEFAULT_SEQUENCE_TOKENS, context)
-    whole(sequence_tokens=given)
-    if given > context:
-        raise UsageError(f"sequences of {given:,} tokens are longer than the model's context of {context:,}")
-    return given
+    whole(sequence_tokens=sequence_tokens)
+    if sequence_tokens > context:
+        raise UsageError(f"sequences of {sequence_tokens:,} tokens are longer than the model's context of {context:,}")
+    return sequence_tokens
 
 
-def _global_batch(given: float | None, flops: float, sequence_tokens: int) -> int:
+def _global_batch(batch_tokens: float | None, flops: float, sequence_tokens: int) -> int:
     """Tokens of a step, in whole sequences."""
-    if given is not None:
-        positive(global_batch_tokens=given)
-        if given < sequence_tokens:
+    if batch_tokens is not None:
+        positive(global_batch_tokens=batch_tokens)
+        if batch_tokens < sequence_tokens:
             raise UsageError(
-                f"global_batch_tokens is {given:g}: it must hold one sequence of {sequence_tokens:,} tokens"
+                f"global_batch_tokens is {batch_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
             )
-    wanted = 0.292 * flops**0.3271 if given is None else given
-    sequences = max(1, round(wanted / sequence_tokens))
-    if given is None:  # a power of two divides over replicas
+    target_tokens = 0.292 * flops**0.3271 if batch_tokens is None else batch_tokens
+    sequences = max(1, round(target_tokens / sequence_tokens))
+    if batch_tokens is None:  # a power of two divides over replicas
         sequences = 1 << (sequences.bit_length() - 1)
     return sequences * sequence_tokens
 
@@ -331,19 +331,23 @@ def _size_advice(total: int, tokens: float, flops: float) -> list[str]:
 
 
 def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, flops: float) -> list[str]:
-    found: list[str] = []
+    suggestions: list[str] = []
     if isinstance(job.spec, TransformerSpec) and job.spec.kind == "decoder" and job.spec.experts is None:
-        found += _size_advice(total, tokens, flops)  # dense decoders are what the scaling laws were fitted on
+        suggestions += _size_advice(total, tokens, flops)  # dense decoders are what the scaling laws were fitted on
     if fitted.step.bubble > 0.15 * fitted.step.total:
-        found.append("pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it")
+        suggestions.append(
+            "pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it"
+        )
     if fitted.step.communication > 0.15 * fitted.step.total:
-        found.append("communication is waited for over 15% of a step: fewer devices or a larger batch shorten it")
+        suggestions.append("communication is waited for over 15% of a step: fewer devices or a larger batch shorten it")
     if (
         job.precision == "bf16"
         and "fp8" in job.device.peak_flops_per_second
         and job.device.mfu in {"h100", "blackwell"}
     ):
-        found.append("fp8 products take about 1.28 times fewer hours, where their loss is as good (--precision fp8)")
+        suggestions.append(
+            "fp8 products take about 1.28 times fewer hours, where their loss is as good (--precision fp8)"
+        )
     if job.device.mfu in CURVES and "assumed" in CURVES[job.device.mfu].source:
-        found.append(f"the MFU of {job.device.name} is assumed: measure some steps and give --mfu")
-    return found
+        suggestions.append(f"the MFU of {job.device.name} is assumed: measure some steps and give --mfu")
+    return suggestions

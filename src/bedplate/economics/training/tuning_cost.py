@@ -25,7 +25,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of, stacks_of
 from bedplate.economics.model.states import Optimizer
 from bedplate.economics.numbers.bounds import positive, share, whole
-from bedplate.economics.training.layout import DeviceBytes, Layout
+from bedplate.economics.training.layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, plan_values, price_of
 from bedplate.models.specs import Spec
@@ -58,7 +58,7 @@ class TuningPlan(Brief):
     seconds: Range
     price: DevicePrice | None
     usd: Range | None
-    layout: Layout
+    layout: DeviceLayout
     bytes: DeviceBytes
 
     def as_json(self) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def tuning_flops_per_token(
     whole_step = training_flops_per_token(spec, sequence_tokens)
     attention = whole_step * shape_of(spec, sequence_tokens).attention_share
     # A token of an encoder–decoder passes one side of two: the head and half of the adapter are its target's.
-    each = 1 / len(stacks_of(spec))
-    products = whole_step - attention - 6 * each * parameters(spec).head * (1 - learned_share)
+    stack_share = 1 / len(stacks_of(spec))
+    products = whole_step - attention - 6 * stack_share * parameters(spec).head * (1 - learned_share)
     if method == "full":
         return products + attention
-    return products * 4 / 6 + 6 * each * lora_parameters(spec, rank) + attention
+    return products * 4 / 6 + 6 * stack_share * lora_parameters(spec, rank) + attention
 
 
 def plan_tuning(
@@ -119,12 +119,12 @@ def plan_tuning(
     sequence = max(1, round(tokens_per_example))
     tokens = examples * tokens_per_example * epochs
     learned_share = learned / tokens_per_example
-    each = tuning_flops_per_token(spec, sequence, method, rank=rank, learned_share=learned_share)
+    flops_per_token = tuning_flops_per_token(spec, sequence, method, rank=rank, learned_share=learned_share)
     trained = lora_parameters(spec, rank) if method == "lora" else parameters(spec).total
     reached = None
     if tokens_per_second is None:
         reached = mfu_of(device, devices, precision, execution, mfu_share)
-        hours = device_hours(each * tokens, peak_of(device, precision), reached, overhead)
+        hours = device_hours(flops_per_token * tokens, peak_of(device, precision), reached, overhead)
     else:
         positive(tokens_per_second=tokens_per_second, overhead=overhead)
         measured = tokens / tokens_per_second / 3600 * devices * overhead
@@ -148,9 +148,10 @@ def plan_tuning(
         method=method,
         trained_parameters=trained,
         tokens=tokens,
-        flops_per_token=each,
-        flops=each * tokens,
-        saved_flops=(tuning_flops_per_token(spec, sequence, "full", learned_share=learned_share) - each) * tokens,
+        flops_per_token=flops_per_token,
+        flops=flops_per_token * tokens,
+        saved_flops=(tuning_flops_per_token(spec, sequence, "full", learned_share=learned_share) - flops_per_token)
+        * tokens,
         mfu=reached,
         gpu_hours=hours,
         seconds=hours.times(3600 / devices),

@@ -50,13 +50,12 @@ class CostMetric:
         if row.prediction is None:
             return self.worst_usd
         assert self.function is not None
-        found = self.function.value(row)
-        if not (math.isfinite(found) and 0 <= found <= self.worst_usd):
+        usd = self.function.value(row)
+        if not (math.isfinite(usd) and 0 <= usd <= self.worst_usd):
             raise DataError(
-                f"the cost {self.name} is {found!r} for row {row.id}; it must lie in 0 to worst_usd, "
-                f"${self.worst_usd:g}"
+                f"the cost {self.name} is {usd!r} for row {row.id}; it must lie in 0 to worst_usd, ${self.worst_usd:g}"
             )
-        return found
+        return usd
 
 
 def matrix_metric(costs: Mapping[str, Mapping[str, float]]) -> CostMetric:
@@ -74,15 +73,15 @@ def function_metric(function: PythonMetric, worst_usd: float) -> CostMetric:
 def check_costs(costs: Mapping[str, Mapping[str, float]], labels: Sequence[str], abstain: str | None) -> None:
     """Raises ValueError unless each wrong answer, and abstaining where the task has it, has a cost for every label."""
     answers = (*labels, *([abstain] if abstain is not None else []))
-    unknown = [one for one in costs if one not in labels]
-    unknown += [one for line in costs.values() for one in line if one not in answers]
+    unknown = [answer for answer in costs if answer not in labels]
+    unknown += [answer for line in costs.values() for answer in line if answer not in answers]
     if unknown:
         raise ValueError(f"costs: {unknown[0]!r} is no answer of this task; there are {', '.join(answers)}")
     for right in labels:
-        for given in answers:
-            if given != right and given not in costs.get(right, {}):
+        for answer in answers:
+            if answer != right and answer not in costs.get(right, {}):
                 raise ValueError(
-                    f"costs: say what it costs to answer {given!r} where {right!r} is right: {right}: {{{given}: …}}"
+                    f"costs: say what it costs to answer {answer!r} where {right!r} is right: {right}: {{{answer}: …}}"
                 )
     if not any(cost > 0 for line in costs.values() for cost in line.values()):
         raise ValueError("costs: every answer costs nothing, so there is nothing to choose by")

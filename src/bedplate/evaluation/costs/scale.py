@@ -26,15 +26,15 @@ class Scale:
         """The score that is said so."""
         return value if self.worst_usd is None else 1 - value / self.worst_usd
 
-    def difference(self, apart: float) -> float:
+    def difference(self, score_difference: float) -> float:
         """A difference of scores as one of what is said."""
-        return apart if self.worst_usd is None else -self.worst_usd * apart
+        return score_difference if self.worst_usd is None else -self.worst_usd * score_difference
 
     def ends(self, low: float, high: float) -> tuple[float, float]:
         """Ends of an interval of scores, the lower first."""
         return (low, high) if self.worst_usd is None else (self.value(high), self.value(low))
 
-    def said(self, score: float) -> str:
+    def format_score(self, score: float) -> str:
         return f"{score:.3f}" if self.worst_usd is None else f"${self.value(score):.4f}"
 
     def bar(self, score: float) -> str:
@@ -42,12 +42,12 @@ class Scale:
         return chosen(score) if self.worst_usd is None else f"${chosen(self.value(score))}"
 
     @property
-    def least(self) -> str:
+    def lower_phrase(self) -> str:
         """What a lower bound of a score is called."""
         return "at most" if self.lower_is_better else "at least"
 
     @property
-    def most(self) -> str:
+    def upper_phrase(self) -> str:
         return "at least" if self.lower_is_better else "at most"
 
     @property

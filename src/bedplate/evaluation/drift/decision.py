@@ -49,16 +49,16 @@ class Drift:
         """Plain values, the rows of the evaluation among them."""
         return {
             **vars(self),
-            "shifts": [one.to_json() for one in self.shifts],
+            "shifts": [shift.to_json() for shift in self.shifts],
             "quality": None if self.quality is None else self.quality.to_json(),
             "evaluation": None if self.evaluation is None else asdict(self.evaluation),
         }
 
 
-def decide(found: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, str]:
-    """The verdict and its sentence. found: nothing, where there are no old rows to compare inputs with."""
-    shifted = [one.what for one in found if one.differs]
-    if not found:
+def decide(shifts: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, str]:
+    """The verdict and its sentence. shifts: nothing, where there are no old rows to compare inputs with."""
+    shifted = [shift.aspect for shift in shifts if shift.differs]
+    if not shifts:
         differ = "inputs were not compared"
     elif shifted:
         differ = f"new rows differ from old ones in {' and '.join(shifted)}"
@@ -67,7 +67,7 @@ def decide(found: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, s
     if measured is None:
         if shifted:
             return "label", f"Label some of the new rows: {differ}, and without labels the quality on them is unknown."
-        if not found:
+        if not shifts:
             return "undecided", f"Undecided: {differ}, and the new rows have no labels."
         return "keep", f"Keep the skin: {differ}; only labels would tell whether its answers are still right."
     read = f"{measured.metric} is {measured.estimate:.3f} on the new rows"
@@ -86,8 +86,13 @@ def decide(found: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, s
         return "climb", f"Climb again: {read}: it is below the {' and the '.join(below)} beyond chance; {differ}."
     if measured.bounds is None:
         return "undecided", f"Undecided: {read}, but {measured.reason}; {differ}."
-    asked = "promise" if promise.target is None else "bar"
+    criterion = "promise" if promise.target is None else "bar"
     if measured.above_bar:
-        return "keep", f"Keep the skin: {read}: it is above the {asked} beyond chance; {differ}."
-    more = "more rows" if measured.needed is None else f"some {measured.needed:,} rows in all, if that is what it is"
-    return "undecided", f"Undecided: {read}: to tell on which side of the {asked} it is takes {more}; {differ}."
+        return "keep", f"Keep the skin: {read}: it is above the {criterion} beyond chance; {differ}."
+    sample_size = (
+        "more rows" if measured.needed is None else f"some {measured.needed:,} rows in all, if that is what it is"
+    )
+    return (
+        "undecided",
+        f"Undecided: {read}: to tell on which side of the {criterion} it is takes {sample_size}; {differ}.",
+    )

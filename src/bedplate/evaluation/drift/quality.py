@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import Evidence, Gains, InsufficientGroups, evidence, gains, needed_n, spent_alpha
+from bedplate.core.statistics import BettingEvidence, Gains, InsufficientGroups, evidence, gains, needed_n, spent_alpha
 from bedplate.evaluation.evaluated import Evaluation
 
 
@@ -58,8 +58,8 @@ class Quality:
     promise: Promise | None
     worse: bool
     below_bar: bool
-    worse_evidence: Evidence | None
-    bar_evidence: Evidence | None
+    worse_evidence: BettingEvidence | None
+    bar_evidence: BettingEvidence | None
     needed: int | None
     gains: dict[str, Gains]
 
@@ -109,12 +109,18 @@ def quality(
     if after.scoring == "counts":
         at = None if bounds is None else _bounds(after, spent_alpha(level, look))[1]
         below = {name: at is not None and at < floor for name, floor in floors.items()}
-        found: dict[str, Evidence | None] = dict.fromkeys(floors)
+        evidence_by_floor: dict[str, BettingEvidence | None] = dict.fromkeys(floors)
         gained: dict[str, Gains] = {}
     else:
         gained = {name: _gains(after, floor, unseen, largest) for name, floor in floors.items()}
-        found = {name: evidence([*(one[name] for one in earlier if name in one), gained[name]]) for name in floors}
-        below = {name: one is not None and one.against(level) for name, one in found.items()}
+        evidence_by_floor = {
+            name: evidence([*(look_gains[name] for look_gains in earlier if name in look_gains), gained[name]])
+            for name in floors
+        }
+        below = {
+            name: floor_evidence is not None and floor_evidence.against(level)
+            for name, floor_evidence in evidence_by_floor.items()
+        }
     return Quality(
         after.scored_as,
         after.estimate,
@@ -124,8 +130,8 @@ def quality(
         promise,
         below["promise"],
         below.get("bar", False),
-        found["promise"],
-        found.get("bar"),
+        evidence_by_floor["promise"],
+        evidence_by_floor.get("bar"),
         needed,
         gained,
     )
@@ -139,8 +145,8 @@ def _bounds(after: Evaluation, level: float) -> tuple[float, float]:
 def _gains(after: Evaluation, floor: float, unseen: Sequence[bool] | None, largest: int) -> Gains:
     """Of bets on the rows that the metric is a mean of: all, or those that were answered."""
     counted = np.ones(after.n, dtype=bool) if unseen is None else np.asarray(unseen, dtype=bool)
-    kept = after.judged_rows[counted[after.judged_rows]]
-    rows = [after.rows[row] for row in kept.tolist()]
+    row_indices = after.judged_rows[counted[after.judged_rows]]
+    rows = [after.rows[row] for row in row_indices.tolist()]
     groups = [row.group for row in rows] if after.groups < after.n else None
     return gains([row.score for row in rows], groups, floor, largest)
 

@@ -17,10 +17,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.statistics import Evidence, Gains, evidence, gains_apart, mean_bounds, spent_alpha
-from bedplate.data.splits import Record, take
+from bedplate.core.statistics import BettingEvidence, Gains, evidence, gains_apart, mean_bounds, spent_alpha
+from bedplate.data.splits import SplitRecord, subsample
 
-What = Literal["inputs", "length", "labels"]
+Aspect = Literal["inputs", "length", "labels"]
 COMPONENTS = 8
 """Directions in which the old rows' vectors vary that are looked at, beside their mean and what is left."""
 WORDS = 3
@@ -45,9 +45,9 @@ class Sample:
     def groups_of(self, rows: Sequence[int]) -> list[Hashable] | None:
         return None if self.groups is None else [self.groups[row] for row in rows]
 
-    def fresh(self, what: What, rows: Sequence[int]) -> list[int]:
+    def fresh(self, aspect: Aspect, rows: Sequence[int]) -> list[int]:
         """Places in `rows` of those that count at this look."""
-        marks = self.unjudged if what == "labels" else self.unseen
+        marks = self.unjudged if aspect == "labels" else self.unseen
         return [place for place, row in enumerate(rows) if marks is None or marks[row]]
 
 
@@ -58,11 +58,11 @@ class Shift:
     enough: what is needed to say so. words: where inputs differ, those that are in more of the new rows, and those in
     fewer. gains: what the bets of this look alone gained."""
 
-    what: What
+    aspect: Aspect
     value: float
-    evidence: Evidence
+    evidence: BettingEvidence
     enough: float
-    says: str
+    explanation: str
     words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     gains: Gains = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
 
@@ -72,12 +72,12 @@ class Shift:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the bets."""
-        plain = {"what": self.what, "value": self.value, "evidence": self.evidence.value, "enough": self.enough}
+        plain = {"what": self.aspect, "value": self.value, "evidence": self.evidence.value, "enough": self.enough}
         return {
             **plain,
             "p_value": self.evidence.p_value,
             "differs": self.differs,
-            "says": self.says,
+            "says": self.explanation,
             "words": self.words,
         }
 
@@ -96,12 +96,12 @@ def shifts(
     earlier: what earlier looks gained, by what was looked at. largest: rows of a group that are bet on at most.
     """
     looks = _Looks(level, earlier, largest)
-    found = [_length(old, new, looks, seed)]
+    comparisons = [_length(old, new, looks, seed)]
     if old.vectors is not None and new.vectors is not None:
-        found = [_inputs(old, new, looks, seed), *found]
+        comparisons = [_inputs(old, new, looks, seed), *comparisons]
     if old.labels is not None and new.labels is not None:
-        found.append(_labels(old, new, looks))
-    return tuple(found)
+        comparisons.append(_labels(old, new, looks))
+    return tuple(comparisons)
 
 
 @dataclass(frozen=True)
@@ -111,29 +111,38 @@ class _Looks:
     largest: int
 
     def against(
-        self, what: What, old: Floats, new: Floats, samples: tuple[Sample, Sample], rows: tuple[list[int], list[int]]
-    ) -> tuple[Evidence, Gains, str]:
+        self,
+        aspect: Aspect,
+        old: Floats,
+        new: Floats,
+        samples: tuple[Sample, Sample],
+        rows: tuple[list[int], list[int]],
+    ) -> tuple[BettingEvidence, Gains, str]:
         """The bets on new marks [m, d] against the means of old ones [n, d], each of the rows of its sample that are
         numbered so; and what is to be said of them. Half of the level is for the old means' bounds: those of all old
         rows have the first look's part of it, those without the texts of earlier looks the part of this look."""
-        before, after = (sample.fresh(what, numbers) for sample, numbers in zip(samples, rows, strict=True))
+        before, after = (sample.fresh(aspect, numbers) for sample, numbers in zip(samples, rows, strict=True))
         old_groups, groups = (
-            sample.groups_of([numbers[place] for place in kept])
-            for sample, numbers, kept in zip(samples, rows, (before, after), strict=True)
+            sample.groups_of([numbers[place] for place in fresh_places])
+            for sample, numbers, fresh_places in zip(samples, rows, (before, after), strict=True)
         )
         look = 1 if len(before) == len(old) else len(self.earlier) + 1
         level = spent_alpha(self.level / 2, look) / old.shape[1]
         bounds = [mean_bounds(column, old_groups, level) if before else (0.0, 1.0) for column in old[before].T]
-        found = gains_apart(new[after], groups, bounds, self.largest)
-        looked = [one[what] for one in self.earlier if what in one and one[what].shape == found.shape]
+        new_gains = gains_apart(new[after], groups, bounds, self.largest)
+        looked = [
+            earlier_gains[aspect]
+            for earlier_gains in self.earlier
+            if aspect in earlier_gains and earlier_gains[aspect].shape == new_gains.shape
+        ]
         sure = [
             gains_apart(np.full((len(after), 1), end), groups, [bound], self.largest)
             for bound in bounds
             for end in (0, 1)
         ]
-        most = max(evidence([one]).value for one in sure) / old.shape[1]
-        few = "; so few groups could not show a difference" if not looked and most < self.enough else ""
-        return evidence([*looked, found]), found, few
+        max_evidence = max(evidence([bet]).value for bet in sure) / old.shape[1]
+        caveat = "; so few groups could not show a difference" if not looked and max_evidence < self.enough else ""
+        return evidence([*looked, new_gains]), new_gains, caveat
 
     @property
     def enough(self) -> float:
@@ -145,28 +154,28 @@ class Parts(NamedTuple):
     that ranks are taken among, and the others, which say where the old ones stand on average."""
 
     learned: list[int]
-    among: list[int]
-    others: list[int]
+    reference: list[int]
+    compared: list[int]
 
 
 def parts(groups: Sequence[Hashable] | None, count: int, seed: int) -> Parts:
     """Of `count` old rows. Whatever new rows are looked at by is learned from the first two parts, so that the others
     are to it what new ones are."""
     names = [str(i) for i in range(count)] if groups is None else [repr(group) for group in groups]
-    left = [Record(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
-    found: list[list[int]] = []
+    remaining = [SplitRecord(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
+    drawn: list[list[int]] = []
     for number in range(2):
         quarter = max(1, count // 4)
         # where groups are so large that none fits, rows are taken: the bounds of the means are the others' alone
-        chosen = {int(record.id) for record in take(left, quarter, seed + number) or left[:quarter]}
-        left = [record for record in left if int(record.id) not in chosen]
-        found.append(sorted(chosen))
-    return Parts(found[0], found[1], [int(record.id) for record in left])
+        chosen = {int(record.id) for record in subsample(remaining, quarter, seed + number) or remaining[:quarter]}
+        remaining = [record for record in remaining if int(record.id) not in chosen]
+        drawn.append(sorted(chosen))
+    return Parts(drawn[0], drawn[1], [int(record.id) for record in remaining])
 
 
-def _ranks(among: Floats, values: Floats) -> Floats:
-    """The share of values in `among` [n] that is smaller, with half of those that are equal."""
-    ordered = np.sort(among)
+def _ranks(reference: Floats, values: Floats) -> Floats:
+    """The share of values in `reference` [n] that is smaller, with half of those that are equal."""
+    ordered = np.sort(reference)
     below, upto = np.searchsorted(ordered, values, "left"), np.searchsorted(ordered, values, "right")
     return (below + upto) / (2 * len(ordered))
 
@@ -176,43 +185,47 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     what lies outside of all these directions."""
     assert old.vectors is not None
     assert new.vectors is not None
-    learned, among, others = parts(old.groups_of(old.embedded), len(old.embedded), seed)
+    learned, reference, compared = parts(old.groups_of(old.embedded), len(old.embedded), seed)
     made_of = old.vectors[learned]
     mean = made_of.mean(0)
     _, size, directions = np.linalg.svd(made_of - mean, full_matrices=False)
-    kept = int((size[:COMPONENTS] > 1e-9 * max(float(size[0]) if len(size) else 0.0, 1e-300)).sum())
+    component_count = int((size[:COMPONENTS] > 1e-9 * max(float(size[0]) if len(size) else 0.0, 1e-300)).sum())
 
     def marks(vectors: Floats) -> Floats:
-        away = vectors - mean
-        along = away @ directions[:kept].T
-        rest = np.linalg.norm(away - along @ directions[:kept], axis=1)
-        return np.column_stack([along, vectors @ mean, np.linalg.norm(away, axis=1), rest])
+        centered = vectors - mean
+        projections = centered @ directions[:component_count].T
+        residuals = np.linalg.norm(centered - projections @ directions[:component_count], axis=1)
+        return np.column_stack([projections, vectors @ mean, np.linalg.norm(centered, axis=1), residuals])
 
-    ranked, before, after = (marks(one) for one in (old.vectors[among], old.vectors[others], new.vectors))
+    ranked, before, after = (
+        marks(sample_vectors) for sample_vectors in (old.vectors[reference], old.vectors[compared], new.vectors)
+    )
     before, after = (
         np.column_stack([_ranks(a, v) for a, v in zip(ranked.T, m.T, strict=True)]) for m in (before, after)
     )
-    rows = [old.embedded[place] for place in others], list(new.embedded)
-    found, gained, few = looks.against("inputs", before, after, (old, new), rows)
-    away = after.mean(0) - before.mean(0)
-    most = int(np.abs(away).argmax())
-    says = (
-        f"where they differ most, a new input is above {after[:, most].mean():.0%} of old ones on average, an old one "
-        f"above {before[:, most].mean():.0%}{few}"
+    rows = [old.embedded[place] for place in compared], list(new.embedded)
+    shift_evidence, gained, caveat = looks.against("inputs", before, after, (old, new), rows)
+    rank_shift = after.mean(0) - before.mean(0)
+    widest = int(np.abs(rank_shift).argmax())
+    explanation = (
+        f"where they differ most, a new input is above {after[:, widest].mean():.0%} of old ones on average, an old one "
+        f"above {before[:, widest].mean():.0%}{caveat}"
     )
-    words = _words(old.texts, new.texts) if found.value >= looks.enough else ((), ())
-    return Shift("inputs", float(np.abs(away[most])), found, looks.enough, says, words, gained)
+    words = _words(old.texts, new.texts) if shift_evidence.value >= looks.enough else ((), ())
+    return Shift("inputs", float(np.abs(rank_shift[widest])), shift_evidence, looks.enough, explanation, words, gained)
 
 
 def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     """Characters, by rank."""
-    learned, among, others = parts(old.groups, len(old.texts), seed)
-    others = [*learned, *others]  # there is nothing to learn
-    before, after = (np.array([len(text) for text in one.texts], dtype=float) for one in (old, new))
-    was, now = (_ranks(before[among], one)[:, None] for one in (before[others], after))
-    found, gained, few = looks.against("length", was, now, (old, new), (others, list(range(len(after)))))
-    says = f"a new row has {after.mean():.0f} characters on average, an old one {before.mean():.0f}{few}"
-    return Shift("length", float(after.mean() - before.mean()), found, looks.enough, says, gains=gained)
+    learned, reference, compared = parts(old.groups, len(old.texts), seed)
+    compared = [*learned, *compared]  # there is nothing to learn
+    before, after = (np.array([len(text) for text in sample.texts], dtype=float) for sample in (old, new))
+    was, new_ranks = (_ranks(before[reference], lengths)[:, None] for lengths in (before[compared], after))
+    shift_evidence, gained, caveat = looks.against(
+        "length", was, new_ranks, (old, new), (compared, list(range(len(after))))
+    )
+    explanation = f"a new row has {after.mean():.0f} characters on average, an old one {before.mean():.0f}{caveat}"
+    return Shift("length", float(after.mean() - before.mean()), shift_evidence, looks.enough, explanation, gains=gained)
 
 
 def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
@@ -223,17 +236,19 @@ def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
 
     def marks(rows: Sequence[Sequence[str]]) -> Floats:
         return np.array(
-            [[*(name in row for name in names), any(one not in names for one in row)] for row in rows], float
+            [[*(name in row for name in names), any(label not in names for label in row)] for row in rows], float
         )
 
     before, after = marks(old.labels), marks(new.labels)
     rows = list(range(len(old.texts))), list(range(len(new.texts)))
-    found, gained, few = looks.against("labels", before, after, (old, new), rows)
-    away = after.mean(0) - before.mean(0)
-    most = int(np.abs(away).argmax())
-    name = repr(names[most]) if most < len(names) else "another label"
-    says = f"{name} is right for {after[:, most].mean():.1%} of new rows, {before[:, most].mean():.1%} of old ones{few}"
-    return Shift("labels", float(np.abs(away).sum() / 2), found, looks.enough, says, gains=gained)
+    shift_evidence, gained, caveat = looks.against("labels", before, after, (old, new), rows)
+    share_shift = after.mean(0) - before.mean(0)
+    widest = int(np.abs(share_shift).argmax())
+    name = repr(names[widest]) if widest < len(names) else "another label"
+    explanation = f"{name} is right for {after[:, widest].mean():.1%} of new rows, {before[:, widest].mean():.1%} of old ones{caveat}"
+    return Shift(
+        "labels", float(np.abs(share_shift).sum() / 2), shift_evidence, looks.enough, explanation, gains=gained
+    )
 
 
 def _words(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -241,11 +256,11 @@ def _words(old: Sequence[str], new: Sequence[str]) -> tuple[tuple[str, ...], tup
     errors."""
     from sklearn.feature_extraction.text import CountVectorizer
 
-    found = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
-    marks: Any = found.fit_transform([*old, *new])
-    before, after, both = (np.asarray(p.mean(0)).ravel() for p in (marks[: len(old)], marks[len(old) :], marks))
-    error = np.sqrt(np.maximum(both * (1 - both), 0.0) * (1 / len(old) + 1 / len(new)))  # a share of 1 can round up
-    away = np.divide(after - before, error, out=np.zeros_like(error), where=error > 0)
-    names, order = found.get_feature_names_out(), np.argsort(away)
-    came = tuple(str(names[i]) for i in order[::-1][:WORDS] if away[i] > 0)
-    return came, tuple(str(names[i]) for i in order[:WORDS] if away[i] < 0)
+    vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+    marks: Any = vectorizer.fit_transform([*old, *new])
+    before, after, pooled = (np.asarray(p.mean(0)).ravel() for p in (marks[: len(old)], marks[len(old) :], marks))
+    error = np.sqrt(np.maximum(pooled * (1 - pooled), 0.0) * (1 / len(old) + 1 / len(new)))  # a share of 1 can round up
+    z_scores = np.divide(after - before, error, out=np.zeros_like(error), where=error > 0)
+    names, order = vectorizer.get_feature_names_out(), np.argsort(z_scores)
+    rising = tuple(str(names[i]) for i in order[::-1][:WORDS] if z_scores[i] > 0)
+    return rising, tuple(str(names[i]) for i in order[:WORDS] if z_scores[i] < 0)

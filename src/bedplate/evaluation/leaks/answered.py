@@ -12,33 +12,35 @@ from collections.abc import Mapping, Sequence
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.rows import Rows
+from bedplate.data.rows import SourceRows
 from bedplate.data.sources import read_rows
 from bedplate.evaluation.leaks.hidden import hidden_groups
 from bedplate.evaluation.leaks.table import SOURCE, table_of
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_groups import Grouping, HiddenGroups
 
-OTHERS = ("near_duplicates", "order")
+NON_COLUMN_FINDINGS = ("near_duplicates", "order")
 """What may stand under `not_groups` beside columns."""
 
 
-def sources_of(task: Task) -> dict[str, Rows]:
+def sources_of(task: Task) -> dict[str, SourceRows]:
     """The rows of a task's own sources, by the prefix of their ids."""
     return {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
 
 
-def grouping_of(task: Task, sources: Mapping[str, Rows]) -> Grouping:
+def grouping_of(task: Task, sources: Mapping[str, SourceRows]) -> Grouping:
     """What a task says of its groups and what its rows say. ConfigError where it says nothing, or does not answer what
     was found."""
     data = task.data
     columns = dict.fromkeys(name for rows in sources.values() for name in rows.columns)
     for name in data.not_groups:
-        if name not in columns and name not in (*OTHERS, SOURCE):
-            hint = did_you_mean(nearest(name, [*columns, *OTHERS]), f"the columns are {', '.join(columns)}")
+        if name not in columns and name not in (*NON_COLUMN_FINDINGS, SOURCE):
+            hint = did_you_mean(
+                nearest(name, [*columns, *NON_COLUMN_FINDINGS]), f"the columns are {', '.join(columns)}"
+            )
             raise ConfigError(f"{task.path}: data.not_groups: there is no column {name!r}; {hint}")
-    found, limits = hidden_groups(table_of(task, sources))
-    answered = tuple(one.model_copy(update={"answer": data.not_groups.get(one.name)}) for one in found)
+    findings, limits = hidden_groups(table_of(task, sources))
+    answered = tuple(finding.model_copy(update={"answer": data.not_groups.get(finding.name)}) for finding in findings)
     grouping = Grouping(
         columns=data.group_columns, ungrouped_because=data.ungrouped_because, found=answered, limits=tuple(limits)
     )
@@ -50,28 +52,30 @@ def grouping_of(task: Task, sources: Mapping[str, Rows]) -> Grouping:
 
 
 def _unsaid(task: Task, grouping: Grouping) -> str:
-    seen = "; ".join(one.says for one in grouping.found) or "no column repeats, and no rows were found to be alike"
-    said = "is null without a reason" if "group_by" in task.data.model_fields_set else "is not said"
+    evidence = (
+        "; ".join(finding.says for finding in grouping.found) or "no column repeats, and no rows were found to be alike"
+    )
+    problem = "is null without a reason" if "group_by" in task.data.model_fields_set else "is not said"
     return (
-        f"{task.path}: data.group_by {said}: rows of one user, document or template that stand in train and in test "
+        f"{task.path}: data.group_by {problem}: rows of one user, document or template that stand in train and in test "
         "make a verdict say more than it knows. Name the column (group_by: review_id), or several ([user, product]: "
         "rows that share any value stay together), or write group_by: null, ungrouped_because: "
-        f'"each row is from another user". In the data: {seen}'
+        f'"each row is from another user". In the data: {evidence}'
     )
 
 
-def _unanswered(task: Task, found: Sequence[HiddenGroups]) -> str:
-    seen = "; ".join(f"{one.says} ({_answer(one)})" for one in found)
-    reasons = json.dumps(dict.fromkeys((one.name for one in found), "..."), ensure_ascii=False)
+def _unanswered(task: Task, findings: Sequence[HiddenGroups]) -> str:
+    evidence = "; ".join(f"{finding.says} ({_answer(finding)})" for finding in findings)
+    reasons = json.dumps(dict.fromkeys((finding.name for finding in findings), "..."), ensure_ascii=False)
     return (
-        f"{task.path}: the rows look as if some belong together that may be split: {seen}. Where it was looked at and "
+        f"{task.path}: the rows look as if some belong together that may be split: {evidence}. Where it was looked at and "
         f"they do not, say why: data.not_groups: {reasons}"
     )
 
 
-def _answer(one: HiddenGroups) -> str:
-    if one.kind == "column":
-        return f"declare it: data.group_by: {one.name}"
-    if one.kind == "order":
+def _answer(finding: HiddenGroups) -> str:
+    if finding.kind == "column":
+        return f"declare it: data.group_by: {finding.name}"
+    if finding.kind == "order":
         return "give the rows a column that names what they come from, and declare it"
     return "take copies out, or give the rows a column that names what they come from, and declare it"

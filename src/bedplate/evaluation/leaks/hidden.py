@@ -27,7 +27,7 @@ from bedplate.evaluation.leaks.table import Table
 from bedplate.evaluation.leaks.words import near_copies, word_vectors
 from bedplate.report.schema_groups import HiddenGroups
 
-MOST, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
+MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
 LEAST_ROWS, LEAST_VALUES = 60, 20
 """Fewer rows say nothing of groups; a column of fewer values holds kinds of rows, which production has too."""
 LEVEL = 0.01
@@ -45,7 +45,7 @@ Codes = NDArray[np.int64]
 class _Looked:
     """Something that was looked at: the sizes of its groups [G], and how alike rows are within them."""
 
-    kind: Literal["column", "order", "drift"]
+    finding_type: Literal["column", "order", "drift"]
     name: str
     sizes: NDArray[np.float64]
     targets: Likeness | None
@@ -59,13 +59,13 @@ def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
     units = table.units
     if not table.rows:
         return [], []
-    found = [one for one in (_copies(table, limits),) if one is not None]
+    findings = [finding for finding in (_copies(table, limits),) if finding is not None]
     if units.rows >= LEAST_ROWS:
         columns = [name for name in units.columns if _repeats(units, name)]
         if len(columns) > MOST_COLUMNS:
             limits.append(f"of {len(columns)} columns whose values repeat the first {MOST_COLUMNS} were looked at")
-        if units.rows > MOST:
-            limits.append(f"likeness was measured on {MOST:,} rows of {units.rows:,} at most")
+        if units.rows > MAX_ROWS:
+            limits.append(f"likeness was measured on {MAX_ROWS:,} rows of {units.rows:,} at most")
         columns = columns[:MOST_COLUMNS]
         dated = [name for name, values in units.columns.items() if _dates(values)]
         # targets and texts of columns and of neighbours, and targets that drift: what no permutation reaches has to
@@ -75,8 +75,8 @@ def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
         looked = [_column(units, name, permutations) for name in columns]
         looked += [_neighbours(units, permutations), _drift(units, None, permutations)]
         looked += [_drift(units, name, permutations) for name in dated]
-        found += _tested(looked, units.rows)
-    return sorted(found, key=lambda one: (not one.strong, -one.design_effect)), limits
+        findings += _tested(looked, units.rows)
+    return sorted(findings, key=lambda finding: (not finding.strong, -finding.design_effect)), limits
 
 
 def _repeats(units: Table, name: str) -> bool:
@@ -90,8 +90,8 @@ def _repeats(units: Table, name: str) -> bool:
 
 
 def _dates(values: Sequence[str | None]) -> bool:
-    given = [value for value in values if value is not None]
-    return len(given) == len(values) > 0 and all(_DATE.match(value) for value in given)
+    present = [value for value in values if value is not None]
+    return len(present) == len(values) > 0 and all(_DATE.match(value) for value in present)
 
 
 # --- what is looked at
@@ -102,25 +102,25 @@ def _column(units: Table, name: str, permutations: int) -> _Looked:
     named = [f"{row}" if value is None else f"={value}" for row, value in enumerate(values)]
     codes, count = group_codes(named)
     sizes = np.bincount(codes, minlength=count).astype(np.float64)
-    chosen = _some(codes, [value is not None for value in values])
+    chosen = _sample_rows(codes, [value is not None for value in values])
     text = not all(_number(value) for value in values if value is not None)
     stops = len(set(values) - {None}) >= LEAST_VALUES and (text or is_group_name(name))
     measured = _measured(units, chosen, codes[chosen], permutations)
     return _Looked("column", name, sizes, *measured, may_stop=stops)
 
 
-def _some(codes: Codes, given: Sequence[bool]) -> Codes:
+def _sample_rows(codes: Codes, has_value: Sequence[bool]) -> Codes:
     """Rows whose likeness is measured: some of each value, until there are MOST."""
     rng = np.random.Generator(np.random.PCG64(0))
-    order = rng.permutation(np.flatnonzero(given))
+    order = rng.permutation(np.flatnonzero(has_value))
     by_value = order[np.argsort(codes[order], kind="stable")]
     _, starts, counts = np.unique(codes[by_value], return_index=True, return_counts=True)
     place = np.arange(by_value.size) - np.repeat(starts, counts)
-    kept, sizes = by_value[place < MOST_OF_ONE], np.minimum(counts, MOST_OF_ONE)
-    within = np.zeros(sizes.size, np.bool_)
+    candidates, sizes = by_value[place < MOST_OF_ONE], np.minimum(counts, MOST_OF_ONE)
+    selected = np.zeros(sizes.size, np.bool_)
     shuffled = rng.permutation(sizes.size)
-    within[shuffled[np.cumsum(sizes[shuffled]) <= MOST]] = True
-    return np.sort(kept[np.repeat(within, sizes)])
+    selected[shuffled[np.cumsum(sizes[shuffled]) <= MAX_ROWS]] = True
+    return np.sort(candidates[np.repeat(selected, sizes)])
 
 
 def _measured(units: Table, rows: Codes, codes: Codes, permutations: int) -> tuple[Likeness | None, Likeness | None]:
@@ -140,7 +140,7 @@ def _neighbours(units: Table, permutations: int) -> _Looked:
     targets, without what drifts over the file; where it is sorted by them only the texts. A file that is sorted by its
     labels is no file of groups."""
     blocks = units.rows // BLOCK
-    starts = np.unique(np.linspace(0, blocks - 1, min(blocks, MOST // BLOCK)).astype(np.int64)) * BLOCK
+    starts = np.unique(np.linspace(0, blocks - 1, min(blocks, MAX_ROWS // BLOCK)).astype(np.int64)) * BLOCK
     rows = (starts[:, None] + np.arange(BLOCK)).ravel()
     texts = word_vectors([units.texts[row] for row in rows.tolist()])
     labels, count = group_codes([units.targets[row] for row in rows.tolist()])
@@ -167,11 +167,11 @@ def _drift(units: Table, column: str | None, permutations: int) -> _Looked:
     order = np.arange(units.rows)
     if column is not None:
         order = np.array(sorted(range(units.rows), key=lambda row: units.columns[column][row] or ""))
-    rows = order[np.unique(np.linspace(0, units.rows - 1, min(units.rows, MOST)).astype(np.int64))]
+    rows = order[np.unique(np.linspace(0, units.rows - 1, min(units.rows, MAX_ROWS)).astype(np.int64))]
     codes = np.arange(rows.size) * PIECES // rows.size
-    found = likeness(units.target_vectors(rows), codes, permutations=permutations)
+    target_likeness = likeness(units.target_vectors(rows), codes, permutations=permutations)
     sizes = np.full(PIECES, units.rows / PIECES)
-    return _Looked("drift", column or "the order of the file", sizes, found, None, may_stop=False)
+    return _Looked("drift", column or "the order of the file", sizes, target_likeness, None, may_stop=False)
 
 
 def _number(value: str) -> bool:
@@ -186,46 +186,70 @@ def _number(value: str) -> bool:
 
 def _tested(looked: Sequence[_Looked], rows: int) -> list[HiddenGroups]:
     """Corrected for all tests; what is not alike is told of columns alone."""
-    tests = [(place, one) for place, item in enumerate(looked) for one in (item.targets, item.texts) if one is not None]
+    tests = [
+        (place, measurement)
+        for place, inspection in enumerate(looked)
+        for measurement in (inspection.targets, inspection.texts)
+        if measurement is not None
+    ]
     corrected: dict[int, float] = {}
-    for (place, _), p_value in zip(tests, holm([one.p_value for _, one in tests]), strict=True):
+    for (place, _), p_value in zip(tests, holm([measurement.p_value for _, measurement in tests]), strict=True):
         corrected[place] = min(corrected.get(place, 1.0), p_value)
-    found: list[HiddenGroups] = []
-    for place, item in enumerate(looked):
-        alike = corrected.get(place, 1.0) <= LEVEL
-        if alike or item.kind == "column":
-            found.append(_finding(item, rows, corrected.get(place), alike))
-    return found
+    findings: list[HiddenGroups] = []
+    for place, inspection in enumerate(looked):
+        significant = corrected.get(place, 1.0) <= LEVEL
+        if significant or inspection.finding_type == "column":
+            findings.append(_finding(inspection, rows, corrected.get(place), significant))
+    return findings
 
 
-def _finding(item: _Looked, rows: int, p_value: float | None, alike: bool) -> HiddenGroups:
-    targets, texts = (_or_none(one) for one in (item.targets, item.texts))
-    most = max(0.0, targets or 0.0, texts or 0.0)
+def _finding(inspection: _Looked, rows: int, p_value: float | None, significant: bool) -> HiddenGroups:
+    targets, texts = (_or_none(measurement) for measurement in (inspection.targets, inspection.texts))
+    max_icc = max(0.0, targets or 0.0, texts or 0.0)
     effect = 1.0
-    if alike and item.may_stop:
-        effect = 1 + (float((item.sizes**2).sum() / item.sizes.sum()) - 1) * most
+    if significant and inspection.may_stop:
+        effect = 1 + (float((inspection.sizes**2).sum() / inspection.sizes.sum()) - 1) * max_icc
     strong = effect >= STRONG_EFFECT
-    said = {
-        "column": lambda: _column_says(item, targets, texts, p_value, alike),
+    descriptions = {
+        "column": lambda: _column_says(inspection, targets, texts, p_value, significant),
         "order": lambda: (
-            f"rows that stand together in the file are alike ({most:.2f}): rows of one document, user or template seem "
+            f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or template seem "
             "to follow each other"
         ),
-        "drift": lambda: f"targets drift over {item.name}: a random split judges by rows from between those it learns",
+        "drift": lambda: (
+            f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
+        ),
     }
-    return _made(item.kind, item.name, strong, rows, item.sizes, effect, said[item.kind], targets, texts, p_value)
+    return _build_finding(
+        inspection.finding_type,
+        inspection.name,
+        strong,
+        rows,
+        inspection.sizes,
+        effect,
+        descriptions[inspection.finding_type],
+        targets,
+        texts,
+        p_value,
+    )
 
 
-def _column_says(item: _Looked, targets: float | None, texts: float | None, p_value: float | None, alike: bool) -> str:
-    values = f"{item.name} has {item.sizes.size:,} values on {int(item.sizes.sum()):,} rows"
+def _column_says(
+    inspection: _Looked, targets: float | None, texts: float | None, p_value: float | None, significant: bool
+) -> str:
+    values = f"{inspection.name} has {inspection.sizes.size:,} values on {int(inspection.sizes.sum()):,} rows"
     measured = {"targets": targets, "texts": texts}
-    numbers = ", ".join(f"{what} {icc:.2f}" for what, icc in measured.items() if icc is not None)
+    numbers = ", ".join(f"{measure} {icc:.2f}" for measure, icc in measured.items() if icc is not None)
     if not numbers or p_value is None:
         return f"{values}, too few of which repeat to tell whether rows of one value are alike"
-    if not alike:
+    if not significant:
         return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
-    kinds = "" if item.may_stop else "; these are kinds or numbers, which new rows have too, and not counted as groups"
-    return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g}){kinds}"
+    note = (
+        ""
+        if inspection.may_stop
+        else "; these are kinds or numbers, which new rows have too, and not counted as groups"
+    )
+    return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g}){note}"
 
 
 def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
@@ -237,22 +261,23 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
     first = near_copies([table.texts[row] for row in rows.tolist()])
     groups = [table.groups[row] for row in rows.tolist()]
     together, count = group_codes(_joined(groups, first))
-    own, before = group_codes(groups)
+    group_ids, before = group_codes(groups)
     whole: list[set[int]] = [set() for _ in range(count)]
-    for one, other in zip(together.tolist(), own.tolist(), strict=True):
-        whole[one].add(other)
-    several = np.array([len(one) > 1 for one in whole])
+    for cluster, group in zip(together.tolist(), group_ids.tolist(), strict=True):
+        whole[cluster].add(group)
+    several = np.array([len(members) > 1 for members in whole])
     copies = Counter(first.tolist())
     with_copy = sum(
-        several[code] and copies[one] > 1 for code, one in zip(together.tolist(), first.tolist(), strict=True)
+        several[code] and copies[first_row] > 1
+        for code, first_row in zip(together.tolist(), first.tolist(), strict=True)
     )
     if not with_copy:
         return None
     sizes = np.bincount(together).astype(np.float64)
-    alone = np.bincount(own, minlength=before).astype(np.float64)
+    alone = np.bincount(group_ids, minlength=before).astype(np.float64)
     effect = float((sizes**2).sum() / (alone**2).sum())
     strong = bool(with_copy >= STRONG_COPIES * rows.size or effect >= STRONG_EFFECT**2)
-    return _made(
+    return _build_finding(
         "near_duplicates",
         "near_duplicates",
         strong,
@@ -269,14 +294,14 @@ def _joined(groups: Sequence[str], first: Codes) -> list[str]:
     return linked([(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)])
 
 
-def _made(
-    kind: Literal["column", "near_duplicates", "order", "drift"],
+def _build_finding(
+    finding_type: Literal["column", "near_duplicates", "order", "drift"],
     name: str,
     strong: bool,
     rows: int,
     sizes: NDArray[np.float64],
     effect: float,
-    says: Callable[[], str],
+    describe: Callable[[], str],
     targets: float | None = None,
     texts: float | None = None,
     p_value: float | None = None,
@@ -286,7 +311,7 @@ def _made(
         would = f"; were scores as alike, {rows:,} rows would be worth {rows / effect:,.0f}, and the bound would lie "
         would += f"{math.sqrt(effect):.2f} times as far from the estimate"
     return HiddenGroups(
-        kind=kind,
+        kind=finding_type,
         name=name,
         strong=strong,
         rows=rows,
@@ -298,10 +323,10 @@ def _made(
         design_effect=effect,
         effective_rows=rows / effect,
         wider=math.sqrt(effect),
-        says=says() + would,
+        says=describe() + would,
         answer=None,
     )
 
 
-def _or_none(one: Likeness | None) -> float | None:
-    return None if one is None or math.isnan(one.icc) else one.icc
+def _or_none(measurement: Likeness | None) -> float | None:
+    return None if measurement is None or math.isnan(measurement.icc) else measurement.icc

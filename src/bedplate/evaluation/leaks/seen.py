@@ -16,7 +16,7 @@ from typing import Any
 from bedplate.core.config import load_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
-from bedplate.data.splits import Assigned, Record
+from bedplate.data.splits import Assigned, SplitRecord
 from bedplate.evaluation.examples import SPLITS, Example, TaskData
 from bedplate.evaluation.ledger.keys import keys_of
 from bedplate.evaluation.task import Task
@@ -30,42 +30,42 @@ BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The rows that a skin is judged by. seen: of all rows of the split, how many the skin's run had in each of its
+class EvaluatedRows:
+    """The rows that a skin is judged by. split_counts: of all rows of the split, how many the skin's run had in each of its
     splits; None where nothing says so. left_out: rows that it was trained on or chosen by, which are not among
     `examples`."""
 
     examples: tuple[Example, ...]
-    seen: Mapping[str, int] | None
+    split_counts: Mapping[str, int] | None
     left_out: int
 
 
 def judged_by(
     model: object, task: Task, split: str, examples: Sequence[Example], *, include_seen: bool = False
-) -> Judged:
+) -> EvaluatedRows:
     """The rows of a task's split that the skin of a predictor has not seen (of anything else all, and with
     `include_seen`). UsageError where it has seen them all."""
     from bedplate.inference.predict.composed import Answers
 
-    where = None
+    row_splits = None
     if isinstance(model, Answers) and model.skin.directory is not None:
-        where = splits_of(examples, model.skin.directory, model.skin, task)
-    if where is None:
-        return Judged(tuple(examples), None, 0)
-    counts = Counter(name for name in where if name is not None)
-    seen = {name: counts[name] for name in SPLITS}
-    kept = tuple(e for e, name in zip(examples, where, strict=True) if include_seen or name not in BEFORE[split])
-    if not kept:
+        row_splits = splits_of(examples, model.skin.directory, model.skin, task)
+    if row_splits is None:
+        return EvaluatedRows(tuple(examples), None, 0)
+    counts = Counter(name for name in row_splits if name is not None)
+    split_counts = {name: counts[name] for name in SPLITS}
+    usable = tuple(e for e, name in zip(examples, row_splits, strict=True) if include_seen or name not in BEFORE[split])
+    if not usable:
         raise UsageError(
-            f"the skin has seen all {len(examples):,} rows of {split}: its run had {said(seen)}; give rows that it "
+            f"the skin has seen all {len(examples):,} rows of {split}: its run had {describe_counts(split_counts)}; give rows that it "
             "has not seen, or ask with --include-seen (include_seen=True)"
         )
-    return Judged(kept, seen, len(examples) - len(kept))
+    return EvaluatedRows(usable, split_counts, len(examples) - len(usable))
 
 
-def said(seen: Mapping[str, int]) -> str:
+def describe_counts(split_counts: Mapping[str, int]) -> str:
     """Counts of rows by the split that they were in, in words."""
-    return ", ".join(f"{count:,} of them in {name}" for name, count in seen.items() if count) or "none of them"
+    return ", ".join(f"{count:,} of them in {name}" for name, count in split_counts.items() if count) or "none of them"
 
 
 def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Task) -> list[str | None] | None:
@@ -74,59 +74,74 @@ def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Ta
     place = made_in(directory, skin_id(skin), skin)
     if place is None or not (place / SPLITS_FILE).is_file():
         return None
-    known, texts = read_splits(place, task), read_texts(place / SPLITS_FILE)
+    assigned, texts = read_splits(place, task), read_texts(place / SPLITS_FILE)
     keys = keys_of((e.id, e.inputs) for e in examples).exact if texts else [frozenset[str]()] * len(examples)
-    found: list[str | None] = []
+    row_splits: list[str | None] = []
     for example, mine in zip(examples, keys, strict=True):
-        record = Record(example.id, example.row_hash, example.target, example.group, links=example.links)
-        told = known.splits_of(record)
-        if record.row_hash not in known.rows:
-            told |= {texts[key] for key in mine if key in texts}
-        found.append(next((name for name in SPLITS if name in told), None))  # what was learned from comes first
-    return found
+        record = SplitRecord(example.id, example.row_hash, example.target, example.group, links=example.links)
+        split_names = assigned.splits_of(record)
+        if record.row_hash not in assigned.rows:
+            split_names |= {texts[key] for key in mine if key in texts}
+        row_splits.append(
+            next((name for name in SPLITS if name in split_names), None)
+        )  # what was learned from comes first
+    return row_splits
 
 
 def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
     """The directory of the run that a skin was made in: above it, or where the catalogue knows that run."""
-    found = run_above(directory, skin.provenance.splits)
-    if found is not None:
-        return found
+    run_directory = run_above(directory, skin.provenance.splits)
+    if run_directory is not None:
+        return run_directory
     with Catalog.open() as catalog:
-        above = [catalog.get(one) for one in catalog.parents(id_)]
-        runs = [Path(one.path) for one in above if one is not None and one.what == "run" and one.path is not None]
+        parents = [catalog.get(parent_id) for parent_id in catalog.parents(id_)]
+        runs = [
+            Path(parent.path)
+            for parent in parents
+            if parent is not None and parent.artifact_type == "run" and parent.path is not None
+        ]
     return next((place for place in runs if place.is_dir()), None)
 
 
 def write_splits(directory: Path, data: TaskData) -> None:
     """Which rows and groups are in which split: rows by hash and by the keys of their texts, groups by name and by
     links."""
-    known: dict[str, dict[str, list[str]]] = {
+    parts_by_split: dict[str, dict[str, list[str]]] = {
         name: {
-            "rows": [one.row_hash for one in rows],
-            "groups": sorted({one.group for one in rows}),
-            "links": sorted({link for one in rows for link in one.links}),
+            "rows": [example.row_hash for example in rows],
+            "groups": sorted({example.group for example in rows}),
+            "links": sorted({link for example in rows for link in example.links}),
         }
         for name, rows in (("train", data.train), ("valid", data.valid))
     }
     test = data.test
-    known["test"] = {"rows": list(test.row_hashes), "groups": list(test.group_names), "links": list(test.links)}
-    for name, part in known.items():
+    parts_by_split["test"] = {
+        "rows": list(test.row_hashes),
+        "groups": list(test.group_names),
+        "links": list(test.links),
+    }
+    for name, part in parts_by_split.items():
         part["texts"] = data.keys(name).all_exact
-    atomic_write(directory / SPLITS_FILE, json.dumps(known) + "\n")
+    atomic_write(directory / SPLITS_FILE, json.dumps(parts_by_split) + "\n")
 
 
 def read_splits(run: Path, task: Task) -> Assigned:
     """What `write_splits` wrote into a run's directory, for the rows of a task. Names of groups count only where the
     task has the run's group columns: user 17 is not product 17. Links say their column. DataError."""
     path = run / SPLITS_FILE
-    own = load_config(run / SETTINGS_FILE, Task)  # no load_task: its metric may be a function that is not here
-    kinds = ["links"]
-    if set(own.data.group_columns) == set(task.data.group_columns):
-        kinds.append("groups")
+    run_task = load_config(run / SETTINGS_FILE, Task)  # no load_task: its metric may be a function that is not here
+    group_fields = ["links"]
+    if set(run_task.data.group_columns) == set(task.data.group_columns):
+        group_fields.append("groups")
     try:
         read: Any = json.loads(read_text(path))
         rows = {str(row): name for name in SPLITS for row in read[name]["rows"]}
-        groups = {str(group): name for name in SPLITS for kind in kinds for group in read[name].get(kind, ())}
+        groups = {
+            str(group): name
+            for name in SPLITS
+            for group_field in group_fields
+            for group in read[name].get(group_field, ())
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); restore it, or take it away") from error
     return Assigned(rows, groups)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.statistics.clusters import group_codes
 from bedplate.data.linked import linked
-from bedplate.data.rows import Row, Rows, blank
+from bedplate.data.rows import Row, SourceRows, blank
 from bedplate.data.splits import normalise
 from bedplate.evaluation.leaks.words import word_vectors
 from bedplate.evaluation.task import Task
@@ -43,12 +43,12 @@ class Table:
         first: dict[str, int] = {}
         for row in order.tolist():
             first.setdefault(self.groups[row], row)
-        kept = sorted(first.values())
+        unit_rows = sorted(first.values())
         return Table(
-            tuple(self.texts[row] for row in kept),
-            tuple(self.targets[row] for row in kept),
-            tuple(self.groups[row] for row in kept),
-            {name: tuple(values[row] for row in kept) for name, values in self.columns.items()},
+            tuple(self.texts[row] for row in unit_rows),
+            tuple(self.targets[row] for row in unit_rows),
+            tuple(self.groups[row] for row in unit_rows),
+            {name: tuple(values[row] for row in unit_rows) for name, values in self.columns.items()},
         )
 
     def target_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -58,28 +58,28 @@ class Table:
         return np.eye(count)[codes] if count <= min(MOST_LABELS, len(targets) / 2) else word_vectors(targets)
 
 
-def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
+def table_of(task: Task, sources: Mapping[str, SourceRows]) -> Table:
     """The rows of all sources, as they come, without empty ones and copies of a text. Nothing is checked here."""
-    taken = {spec.column for spec in task.inputs.values()} | {task.data.target, *task.data.group_columns, "id"}
-    taken |= {task.data.second_label} if task.data.second_label else set[str]()
-    taken |= {*task.data.sliced, *([task.data.current.column] if task.data.current else [])}
-    names = dict.fromkeys(name for rows in sources.values() for name in rows.columns if name not in taken)
+    used_columns = {spec.column for spec in task.inputs.values()} | {task.data.target, *task.data.group_columns, "id"}
+    used_columns |= {task.data.second_label} if task.data.second_label else set[str]()
+    used_columns |= {*task.data.sliced, *([task.data.current.column] if task.data.current else [])}
+    names = dict.fromkeys(name for rows in sources.values() for name in rows.columns if name not in used_columns)
     several = len(sources) > 1 and task.data.split.files is None and SOURCE not in names
     texts: dict[str, str] = {}
-    kept: list[tuple[str, Row]] = []
+    source_rows: list[tuple[str, Row]] = []
     for rows in sources.values():
         for row in rows.rows:
             text = "\n".join(str(row.get(spec.column) or "") for spec in task.inputs.values())
-            if text.strip() and (known := normalise(text)) not in texts:
-                texts[known] = text
-                kept.append((rows.source, row))
-    columns = {name: tuple(_value(row.get(name)) for _, row in kept) for name in names}
+            if text.strip() and (normalized := normalise(text)) not in texts:
+                texts[normalized] = text
+                source_rows.append((rows.source, row))
+    columns = {name: tuple(_value(row.get(name)) for _, row in source_rows) for name in names}
     if several:
-        columns[SOURCE] = tuple(source for source, _ in kept)
+        columns[SOURCE] = tuple(source for source, _ in source_rows)
     return Table(
         tuple(texts.values()),
-        tuple(_target(row.get(task.data.target)) for _, row in kept),
-        tuple(_groups(task.data.group_columns, [row for _, row in kept])),
+        tuple(_target(row.get(task.data.target)) for _, row in source_rows),
+        tuple(_groups(task.data.group_columns, [row for _, row in source_rows])),
         columns,
     )
 
@@ -87,8 +87,8 @@ def table_of(task: Task, sources: Mapping[str, Rows]) -> Table:
 def _groups(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     if not columns:
         return [str(number) for number in range(len(rows))]
-    every = [[f"{name}={row[name]}" for name in columns if not blank(row.get(name))] for row in rows]
-    return linked([values or [str(number)] for number, values in enumerate(every)])
+    row_links = [[f"{name}={row[name]}" for name in columns if not blank(row.get(name))] for row in rows]
+    return linked([values or [str(number)] for number, values in enumerate(row_links)])
 
 
 def _value(value: Any) -> str | None:

@@ -21,7 +21,9 @@ _LOOKS = (
     # Armenian
     ("ouhngqq", "օսհոցզգ"),
 )
-_ALIKE = str.maketrans({theirs: ours for some, others in _LOOKS for ours, theirs in zip(some, others, strict=True)})
+_LOOKALIKES = str.maketrans(
+    {theirs: ours for standard, lookalikes in _LOOKS for ours, theirs in zip(standard, lookalikes, strict=True)}
+)
 
 
 def as_seen(text: str) -> str:
@@ -30,4 +32,4 @@ def as_seen(text: str) -> str:
     No text to be read, but one to be compared.
     """
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", html.unescape(text)).casefold())
-    return plain.translate(_ALIKE)
+    return plain.translate(_LOOKALIKES)

@@ -16,7 +16,7 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import append_jsonl, sha256_bytes, sha256_json
 from bedplate.core.json import load_json
 
-Entry = Mapping[str, Any]
+LedgerRecord = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Chain:
     hash of the last line, "" of none."""
 
     path: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[LedgerRecord, ...]
     breaks: tuple[int, ...]
     last: str
 
@@ -49,58 +49,58 @@ def read_chain(path: Path) -> Chain:
     except OSError as error:
         why = error.strerror or error
         raise DataError(f"{path}: the ledger cannot be read: {why}; restore it, or the right to read it") from error
-    entries: list[Entry] = []
+    entries: list[LedgerRecord] = []
     breaks: list[int] = []
     last, chained, sure = "", False, True
     lines = content.split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        entry = _entry(line)
-        if entry is None:
+        record = _parse_record(line)
+        if record is None:
             if number < len(lines):
                 breaks.append(number)
                 last, chained, sure = sha256_bytes(line), True, False
             continue
-        changed = "sum" in entry and entry["sum"] != _sum(entry)
+        changed = "sum" in record and record["sum"] != _sum(record)
         # entries from before there was a chain have no hash, and come before all that have one
-        if changed or (sure and (entry["before"] != last if "before" in entry else chained)):
+        if changed or (sure and (record["before"] != last if "before" in record else chained)):
             breaks.append(number)
         # of a changed one the next has another hash: that is one change, not two
-        chained, sure = chained or "before" in entry, not changed
-        entries.append(entry)
+        chained, sure = chained or "before" in record, not changed
+        entries.append(record)
         last = sha256_bytes(line)
     return Chain(path, tuple(entries), tuple(breaks), last)
 
 
-def _entry(line: bytes) -> Entry | None:
+def _parse_record(line: bytes) -> LedgerRecord | None:
     try:
-        found = load_json(line.decode("utf-8"))
+        parsed = load_json(line.decode("utf-8"))
     except ValueError:  # UnicodeDecodeError is one
         return None
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         return None
-    entry = cast("dict[str, Any]", found)
-    lists = (entry.get(name, []) for name in ("rows", "exact", "like", "judged"))
-    whole = isinstance(entry.get("verdict"), str) and isinstance(entry.get("number"), int)
-    return entry if whole and all(isinstance(one, list) for one in lists) else None
+    record = cast("dict[str, Any]", parsed)
+    lists = (record.get(name, []) for name in ("rows", "exact", "like", "judged"))
+    whole = isinstance(record.get("verdict"), str) and isinstance(record.get("number"), int)
+    return record if whole and all(isinstance(values, list) for values in lists) else None
 
 
-def append(chain: Chain, entry: Entry) -> None:
+def append(chain: Chain, record: LedgerRecord) -> None:
     """Write the next entry of a chain that was just read, under the lock of its file, and see it on disk. UsageError
     where that is refused."""
-    whole = {**entry, "before": chain.last}
+    whole = {**record, "before": chain.last}
     append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
 
 
-def _sum(entry: Entry) -> str:
-    return sha256_json({name: value for name, value in entry.items() if name != "sum"})
+def _sum(record: LedgerRecord) -> str:
+    return sha256_json({name: value for name, value in record.items() if name != "sum"})
 
 
-def merged(chains: Sequence[Chain]) -> dict[str, list[Entry]]:
+def merged(chains: Sequence[Chain]) -> dict[str, list[LedgerRecord]]:
     """The entries of several ledgers by their verdict; one that several have is one verdict."""
-    found: dict[str, list[Entry]] = {}
+    records_by_verdict: dict[str, list[LedgerRecord]] = {}
     for chain in chains:
-        for entry in chain.entries:
-            found.setdefault(entry["verdict"], []).append(entry)
-    return found
+        for record in chain.entries:
+            records_by_verdict.setdefault(record["verdict"], []).append(record)
+    return records_by_verdict

@@ -49,14 +49,14 @@ class _Marks(dict[int, int | str | None]):
     """For `str.translate`: nothing of what does not show, a space for what parts words, the rest as it is."""
 
     def __missing__(self, code: int) -> int | str | None:
-        kind = unicodedata.category(chr(code))
-        found: int | str | None = code
-        if kind in ("Cf", "Mn", "Me", "Cs", "Co", "Cn") or chr(code) in _DROPPED:
-            found = None
-        elif kind[0] in "ZPC":
-            found = " "
-        self[code] = found
-        return found
+        category = unicodedata.category(chr(code))
+        replacement: int | str | None = code
+        if category in ("Cf", "Mn", "Me", "Cs", "Co", "Cn") or chr(code) in _DROPPED:
+            replacement = None
+        elif category[0] in "ZPC":
+            replacement = " "
+        self[code] = replacement
+        return replacement
 
 
 _marks = _Marks()
@@ -97,28 +97,30 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     alone: list[set[str]] = []
     weak: list[set[str]] = []
     named: list[tuple[str, list[str]]] = []
-    said: list[dict[str, list[str]]] = []
+    row_words: list[dict[str, list[str]]] = []
     for name, inputs in rows:
-        words = {field: found for field, value in inputs.items() if (found := _words(as_text(value)))}
-        letters = ["".join(one) for one in words.values()]
-        seen = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
+        words = {field: split_words for field, value in inputs.items() if (split_words := _words(as_text(value)))}
+        letters = ["".join(field_words) for field_words in words.values()]
+        visible = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
         old.append(row_hash(inputs))
         exact.append({_key("row", *sorted(letters)), *_joined(letters)})
         # what is only nearly the same letters is a key where it is long
-        alone.append({_key("row", one) for one in letters if len(one) >= LONG})
-        alone[-1] |= {_key("seen", one) for one in ("".join(sorted(seen)), *seen) if len(one) >= LONG}
-        weak.append({_key("row", one) for one in letters if len(one) < LONG})
-        weak[-1] |= {_key("seen", one) for one in ("".join(sorted(seen)), *seen) if len(one) < LONG}
-        for one in words.values():
-            weak[-1] |= _like(one)
-        named.append((name, [word for one in words.values() for word in one]))
-        said.append(words)
-    for place, one in enumerate(_without_template(said)):
-        (alone if len(one) >= LONG else weak)[place].update({_key("row", one)} if one else ())
-    both = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
+        alone.append({_key("row", text) for text in letters if len(text) >= LONG})
+        alone[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) >= LONG}
+        weak.append({_key("row", text) for text in letters if len(text) < LONG})
+        weak[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) < LONG}
+        for field_words in words.values():
+            weak[-1] |= _fuzzy_keys(field_words)
+        named.append((name, [word for field_words in words.values() for word in field_words]))
+        row_words.append(words)
+    for place, remainder in enumerate(_without_template(row_words)):
+        (alone if len(remainder) >= LONG else weak)[place].update({_key("row", remainder)} if remainder else ())
+    strong_keys = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
     weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
     return Keys(
-        tuple(old), tuple(map(frozenset, both)), tuple(frozenset(w - e) for w, e in zip(weak, both, strict=True))
+        tuple(old),
+        tuple(map(frozenset, strong_keys)),
+        tuple(frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True)),
     )
 
 
@@ -153,7 +155,7 @@ def _common(texts: Sequence[list[str]]) -> tuple[int, int]:
 
 def _agreeing(texts: Sequence[list[str]], places: range) -> int:
     first = texts[0]
-    return next((i for i, at in enumerate(places) if any(one[at] != first[at] for one in texts)), len(places))
+    return next((i for i, at in enumerate(places) if any(words[at] != first[at] for words in texts)), len(places))
 
 
 def _bare(text: str) -> list[str]:
@@ -166,7 +168,7 @@ def _key(*parts: str) -> str:
     return hashlib.blake2b(text, digest_size=8).hexdigest()
 
 
-def _like(words: Sequence[str]) -> set[str]:
+def _fuzzy_keys(words: Sequence[str]) -> set[str]:
     """What a text keeps when a word of it is changed, or all of them stand in another order."""
     if len(words) < FEWEST:
         return set()
@@ -177,7 +179,7 @@ def _like(words: Sequence[str]) -> set[str]:
         assert bands is not None
         return {ordered, *(_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist()))}
     without = (" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words)))
-    return {ordered, *(_key("words", one) for one in (" ".join(words), *without))}
+    return {ordered, *(_key("words", phrase) for phrase in (" ".join(words), *without))}
 
 
 @cache
@@ -192,32 +194,32 @@ def _minhash() -> MinHash:
 
 def _telling(keys: Sequence[set[str]]) -> list[set[str]]:
     """Without those that several rows share."""
-    counts = Counter(key for one in keys for key in one)
-    return [{key for key in one if counts[key] == 1} for one in keys]
+    counts = Counter(key for row_keys in keys for key in row_keys)
+    return [{key for key in row_keys if counts[key] == 1} for row_keys in keys]
 
 
 def _of_ids(rows: Sequence[tuple[str, list[str]]]) -> list[set[str]]:
     """Keys of a row's id, with the two least of its words in each of some orders: an id that another file uses again is
     no key to a row that says something else. Words that many rows have say nothing, and a line's number is no id."""
     counts = Counter(word for _, words in rows for word in set(words))
-    most = max(2, len(rows) // 10)
-    found: list[set[str]] = []
+    max_rows = max(2, len(rows) // 10)
+    id_keys: list[set[str]] = []
     for name, words in rows:
-        told = [word for word in dict.fromkeys(words) if counts[word] <= most][:_WORDS_OF_ID]
+        rare_words = [word for word in dict.fromkeys(words) if counts[word] <= max_rows][:_WORDS_OF_ID]
         keys = set[str]()
         for order in range(0 if _BY_LINE.fullmatch(name) else _OF_ID):
-            keys.add(_key("id", name, *sorted(told, key=lambda word, o=str(order): _key(o, word))[:2]))
-        found.append(keys if told else set())
-    return found
+            keys.add(_key("id", name, *sorted(rare_words, key=lambda word, o=str(order): _key(o, word))[:2]))
+        id_keys.append(keys if rare_words else set())
+    return id_keys
 
 
-def known(keys: Keys, entry: Mapping[str, Sequence[str]]) -> set[int]:
+def matching_rows(keys: Keys, record: Mapping[str, Sequence[str]]) -> set[int]:
     """The numbers of the rows that an entry of the ledger has: by an exact key, or by any key where that is a tenth of
     the rows, and three."""
-    exact, weak = frozenset(entry.get("exact", ())), frozenset(entry.get("like", ()))
-    both, old = exact | weak, frozenset(entry.get("rows", ()))
+    exact, weak = frozenset(record.get("exact", ())), frozenset(record.get("like", ()))
+    all_keys, old = exact | weak, frozenset(record.get("rows", ()))
     surely = {
         i for i, (mine, before) in enumerate(zip(keys.exact, keys.old, strict=True)) if mine & exact or before in old
     }
-    perhaps = {i for i, mine in enumerate(keys.exact) if (mine | keys.weak[i]) & both} | surely
+    perhaps = {i for i, mine in enumerate(keys.exact) if (mine | keys.weak[i]) & all_keys} | surely
     return perhaps if len(perhaps) >= min(len(keys.old), max(3, len(keys.old) // 10)) else surely

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.files import bedplate_home, file_lock
-from bedplate.evaluation.ledger.chain import Chain, Entry, append, merged, read_chain
-from bedplate.evaluation.ledger.keys import Keys, known
-from bedplate.evaluation.ledger.told import Told
+from bedplate.evaluation.ledger.chain import Chain, LedgerRecord, append, merged, read_chain
+from bedplate.evaluation.ledger.keys import Keys, matching_rows
+from bedplate.evaluation.ledger.told import ReportedOpening
 
 OPENINGS = "test-openings.jsonl"
 _SHOWN = 3
@@ -39,7 +39,7 @@ class Opening:
         return self.number > 1
 
 
-class Ledger:
+class TestLedger:
     """A file of openings at home, and others beside the data; concurrent writers wait for each other.
 
     keep_beside: whether those beside the data are written; they are read in any case. told: the openings that reports
@@ -50,14 +50,14 @@ class Ledger:
         self,
         path: Path | None = None,
         *,
-        beside: Iterable[Path] = (),
+        data_ledgers: Iterable[Path] = (),
         keep_beside: bool = True,
-        told: Callable[[Collection[str]], Sequence[Told]] | None = None,
+        reported_openings: Callable[[Collection[str]], Sequence[ReportedOpening]] | None = None,
     ) -> None:
         self.path = bedplate_home() / "ledger" / OPENINGS if path is None else path
-        self.beside = tuple(one for one in beside if one != self.path)
+        self.data_ledgers = tuple(ledger_path for ledger_path in data_ledgers if ledger_path != self.path)
         self.keep_beside = keep_beside
-        self._told = told
+        self._reported_openings = reported_openings
 
     def open(self, verdict_id: str, rows: Keys | Sequence[str], *, task: str, reason: str) -> Opening:
         """Record, before anything is read, that these rows are opened for this verdict.
@@ -69,37 +69,46 @@ class Ledger:
         keys = rows if isinstance(rows, Keys) else _plain(rows)
         with ExitStack() as locks:
             notes: list[str] = []
-            kept = [self.path, *(one for one in self.beside if self._writable(one, notes))]
-            for path in sorted(kept):  # in one order, whoever asks
+            writable_paths = [
+                self.path,
+                *(ledger_path for ledger_path in self.data_ledgers if self._writable(ledger_path, notes)),
+            ]
+            for path in sorted(writable_paths):  # in one order, whoever asks
                 locks.enter_context(file_lock(path.with_name(path.name + ".lock")))
-            chains = [read_chain(path) for path in (self.path, *self.beside)]
+            chains = [read_chain(path) for path in (self.path, *self.data_ledgers)]
             notes += [note for chain in chains for note in chain.notes()]
             verdicts = merged(chains)
-            own = verdicts.pop(verdict_id, [])
-            told = [] if self._told is None else self._told({*verdicts, verdict_id})
-            reported = [] if self._told is None else _reported(keys, told, chains, bool(verdicts), len(kept) > 1, notes)
+            verdict_records = verdicts.pop(verdict_id, [])
+            openings = [] if self._reported_openings is None else self._reported_openings({*verdicts, verdict_id})
+            reported = (
+                []
+                if self._reported_openings is None
+                else _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
+            )
             lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier = (
                 _earlier(keys, verdicts, reported, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
             )
-            number = max((entry["number"] for entry in own), default=1 + earlier)
+            number = max((record["number"] for record in verdict_records), default=1 + earlier)
             # how many a ledger has besides this verdict, which another home may have written there before
-            besides = {
-                str(chain.path): sum(one["verdict"] != verdict_id for one in chain.entries)
+            counts_by_ledger = {
+                str(chain.path): sum(chain_record["verdict"] != verdict_id for chain_record in chain.entries)
                 for chain in chains
-                if chain.path in kept
+                if chain.path in writable_paths
             }
-            entry = {
+            new_record = {
                 "verdict": verdict_id,
                 "number": number,
                 "task": task,
                 "reason": reason,
                 "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "seen": besides,
+                "seen": counts_by_ledger,
             }
             for chain in chains:
-                if chain.path in kept and all(one["verdict"] != verdict_id for one in chain.entries):
-                    append(chain, {**entry, **_kept(keys, chain)})
+                if chain.path in writable_paths and all(
+                    chain_record["verdict"] != verdict_id for chain_record in chain.entries
+                ):
+                    append(chain, {**new_record, **_key_fields(keys, chain)})
             return Opening(verdict_id, number, tuple(notes))
 
     def _writable(self, path: Path, notes: list[str]) -> bool:
@@ -124,69 +133,78 @@ def _plain(rows: Sequence[str]) -> Keys:
     return Keys(distinct, nothing, nothing)
 
 
-def _kept(keys: Keys, chain: Chain) -> dict[str, Any]:
+def _key_fields(keys: Keys, chain: Chain) -> dict[str, Any]:
     """What an entry keeps of the keys; where the file has them already, their hash is enough."""
     if not any(keys.exact):
         return {"rows": list(keys.old)}
-    if any(entry.get("keys") == keys.digest for entry in chain.entries):
+    if any(record.get("keys") == keys.digest for record in chain.entries):
         return {"rows": [], "keys": keys.digest}
     return {"rows": sorted(keys.old), "keys": keys.digest, "exact": keys.all_exact, "like": keys.all_weak}
 
 
 def _earlier(
     keys: Keys,
-    verdicts: Mapping[str, Sequence[Entry]],
+    verdicts: Mapping[str, Sequence[LedgerRecord]],
     reported: Iterable[Iterable[int]],
     chains: Sequence[Chain],
     notes: list[str],
 ) -> int:
     """The largest number of earlier verdicts that one of the rows was part of. reported: the rows of further ones."""
-    written = {entry["keys"]: entry for chain in chains for entry in chain.entries if "exact" in entry}
-    at_home = {entry["verdict"] for entry in chains[0].entries}
+    written = {record["keys"]: record for chain in chains for record in chain.entries if "exact" in record}
+    at_home = {record["verdict"] for record in chains[0].entries}
     counted = [0] * len(keys.old)
     elsewhere = 0
     for verdict, entries in verdicts.items():
-        whole = (entry if "exact" in entry else written.get(entry.get("keys", ""), entry) for entry in entries)
-        found = set[int]().union(*(known(keys, entry) for entry in whole))
-        elsewhere += bool(found) and verdict not in at_home
-        for row in found:
+        whole = (record if "exact" in record else written.get(record.get("keys", ""), record) for record in entries)
+        matched_rows = set[int]().union(*(matching_rows(keys, record) for record in whole))
+        elsewhere += bool(matched_rows) and verdict not in at_home
+        for row in matched_rows:
             counted[row] += 1
     for rows in reported:
         for row in rows:
             counted[row] += 1
     if elsewhere:
-        those = (
+        phrase = (
             "an earlier opening of these rows is"
             if elsewhere == 1
             else f"{elsewhere} earlier openings of these rows are"
         )
         notes.append(
-            f"{those} known from the ledger beside the data alone: from another BEDPLATE_HOME, or taken "
+            f"{phrase} known from the ledger beside the data alone: from another BEDPLATE_HOME, or taken "
             f"out of {chains[0].path}; they count"
         )
     return max(counted, default=0)
 
 
 def _reported(
-    keys: Keys, told: Sequence[Told], chains: Sequence[Chain], others: bool, beside: bool, notes: list[str]
+    keys: Keys,
+    openings: Sequence[ReportedOpening],
+    chains: Sequence[Chain],
+    has_verdicts: bool,
+    has_data_ledger: bool,
+    notes: list[str],
 ) -> list[set[int]]:
     """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins.
-    others: whether ledgers know of verdicts besides this one; beside: whether one is kept beside the data."""
+    has_verdicts: whether ledgers know of verdicts besides this one; has_data_ledger: whether one is kept beside the data."""
     home = chains[0]
-    rows = {one.verdict: found for one in told if one.entry is not None and (found := known(keys, one.entry))}
+    rows = {
+        opening.verdict: matches
+        for opening in openings
+        if opening.record is not None and (matches := matching_rows(keys, opening.record))
+    }
     if rows:
-        those = "an earlier opening of these rows is" if len(rows) == 1 else f"{len(rows)} earlier openings are"
-        reports = list(dict.fromkeys(str(one.report) for one in told if one.verdict in rows))
+        phrase = "an earlier opening of these rows is" if len(rows) == 1 else f"{len(rows)} earlier openings are"
+        reports = list(dict.fromkeys(str(opening.report) for opening in openings if opening.verdict in rows))
         places = ", ".join(reports[:_SHOWN]) + (", …" if len(reports) > _SHOWN else "")
-        notes.append(f"{those} known from reports alone ({places}), and taken out of every ledger; they count")
-    gone = sum(one.entry is None for one in told)
-    if told and not home.entries:
-        many = "a verdict" if len(told) == 1 else f"{len(told)} verdicts"
-        what = f"the ledger {home.path} is not there, though the catalogue beside it knows of {many}"
-        unknown = f"; of {gone} the rows are not known any more, so that this may be a later verdict than it says"
-        notes.append(f"{what}{unknown if gone else ''}")
-    elif not told and not others and not any(chain.breaks for chain in chains):
-        places = " and beside the data" if beside else ""
+        notes.append(f"{phrase} known from reports alone ({places}), and taken out of every ledger; they count")
+    unreadable = sum(opening.record is None for opening in openings)
+    if openings and not home.entries:
+        count_phrase = "a verdict" if len(openings) == 1 else f"{len(openings)} verdicts"
+        problem = f"the ledger {home.path} is not there, though the catalogue beside it knows of {count_phrase}"
+        unknown = f"; of {unreadable} the rows are not known any more, so that this may be a later verdict than it says"
+        notes.append(f"{problem}{unknown if unreadable else ''}")
+    elif not openings and not has_verdicts and not any(chain.breaks for chain in chains):
+        places = " and beside the data" if has_data_ledger else ""
         notes.append(
             f"the ledger begins here, at home ({home.path}){places}: nothing else says that no verdict on these rows "
             "went before"
@@ -194,17 +212,17 @@ def _reported(
     return list(rows.values())
 
 
-def _lost(home: Chain, beside: Chain, verdict_id: str, notes: list[str]) -> int:
+def _lost(home: Chain, data_chain: Chain, verdict_id: str, notes: list[str]) -> int:
     """How many entries a ledger beside the data once had that no ledger has any more; what it lacks is noted."""
-    place = str(beside.path)
-    ours = [entry for entry in home.entries if place in entry.get("seen", {}) and entry["verdict"] != verdict_id]
-    there = {entry["verdict"] for entry in beside.entries}
-    lacking = sum(entry["verdict"] not in there for entry in ours)
-    missing = max(lacking, max((entry["seen"][place] + 1 for entry in ours), default=0) - len(beside.entries))
+    place = str(data_chain.path)
+    ours = [record for record in home.entries if place in record.get("seen", {}) and record["verdict"] != verdict_id]
+    recorded_verdicts = {record["verdict"] for record in data_chain.entries}
+    lacking = sum(record["verdict"] not in recorded_verdicts for record in ours)
+    missing = max(lacking, max((record["seen"][place] + 1 for record in ours), default=0) - len(data_chain.entries))
     if missing:
-        what = f"lacks {missing} of the openings that it had" if beside.entries else "is not there any more"
+        problem = f"lacks {missing} of the openings that it had" if data_chain.entries else "is not there any more"
         notes.append(
-            f"the ledger beside the data ({place}) {what} by what {home.path} says: they were taken out, or a run was "
+            f"the ledger beside the data ({place}) {problem} by what {home.path} says: they were taken out, or a run was "
             "killed while it wrote; they count"
         )
     return missing - lacking

@@ -14,18 +14,18 @@ import numpy as np
 from bedplate.core.files import bedplate_home, file_lock
 from bedplate.core.statistics import Gains
 from bedplate.evaluation.ledger.chain import Chain, append, read_chain
-from bedplate.evaluation.ledger.ledger import Ledger
+from bedplate.evaluation.ledger.ledger import TestLedger
 
 _DIGITS = 9
 
 
-def looks() -> Ledger:
+def looks() -> TestLedger:
     """The ledger of looks at skins: where the test ledger has rows, it has the skin."""
-    return Ledger(bedplate_home() / "ledger" / "skin-looks.jsonl")
+    return TestLedger(bedplate_home() / "ledger" / "skin-looks.jsonl")
 
 
 @dataclass(frozen=True)
-class Earlier:
+class EarlierLook:
     """Looks before this one. gains: of each, by what was looked at. rows: those that a look had, judged: those that one
     had with their targets, by row hash. largest: rows of a group that are bet on at most; None before the first."""
 
@@ -36,16 +36,19 @@ class Earlier:
     notes: tuple[str, ...]
 
 
-def earlier_looks(skin: str, question: str) -> Earlier:
+def earlier_looks(skin: str, question: str) -> EarlierLook:
     """What is known before the look that asks `question`: asked again, it goes on from where it stood."""
     chain = _chain(skin)
     before = list(chain.entries)
-    place = next((i for i, entry in enumerate(before) if entry["verdict"] == question), len(before))
+    place = next((i for i, record in enumerate(before) if record["verdict"] == question), len(before))
     before = before[:place]
-    return Earlier(
-        tuple({what: np.array(one, dtype=float) for what, one in entry["gains"].items()} for entry in before),
-        frozenset(row for entry in before for row in entry["rows"]),
-        frozenset(row for entry in before for row in entry["judged"]),
+    return EarlierLook(
+        tuple(
+            {metric: np.array(metric_gains, dtype=float) for metric, metric_gains in record["gains"].items()}
+            for record in before
+        ),
+        frozenset(row for record in before for row in record["rows"]),
+        frozenset(row for record in before for row in record["judged"]),
         before[0]["largest"] if before else None,
         tuple(chain.notes()),
     )
@@ -65,17 +68,17 @@ def remember(
     path = _chain(skin).path
     with file_lock(path.with_name(path.name + ".lock")):
         chain = _chain(skin)
-        if any(entry["verdict"] == question for entry in chain.entries):
+        if any(earlier["verdict"] == question for earlier in chain.entries):
             return
-        entry = {
+        record = {
             "verdict": question,
             "number": number,
             "rows": sorted(set(rows)),
             "judged": sorted(set(judged)),
             "largest": largest,
-            "gains": {what: np.round(one, _DIGITS).tolist() for what, one in gains.items()},
+            "gains": {metric: np.round(metric_gains, _DIGITS).tolist() for metric, metric_gains in gains.items()},
         }
-        append(chain, entry)
+        append(chain, record)
 
 
 def _chain(skin: str) -> Chain:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from bedplate.data.sources import is_file
-from bedplate.evaluation.ledger.ledger import OPENINGS, Ledger
+from bedplate.evaluation.ledger.ledger import OPENINGS, TestLedger
 from bedplate.evaluation.ledger.told import told_at_home
 from bedplate.evaluation.task import Task
 
@@ -19,14 +19,16 @@ OFF = "BEDPLATE_DATA_LEDGER"
 """Set to `off`, this keeps ledgers from being written beside data; reports then say so."""
 
 
-def ledger_for(task: Task | None, *files: Path | str, leave: Path | None = None) -> Ledger:
+def ledger_for(task: Task | None, *files: Path | str, leave: Path | None = None) -> TestLedger:
     """The ledger of a task's test rows, or of the rows in `files`. leave: a directory that a run itself put rows into;
     the task file's counts then."""
-    beside = {Path(one).resolve().parent for one in files if is_file(str(one))}
+    folders = {Path(file).resolve().parent for file in files if is_file(str(file))}
     if task is not None:
-        own = set[Path]() if task.path is None else {task.path.resolve().parent}
+        task_folders = set[Path]() if task.path is None else {task.path.resolve().parent}
         for source in task.data.sources:
             place = (task.directory / source).resolve().parent if is_file(source) else None
-            beside |= own if place is None or (leave is not None and place == leave.resolve()) else {place}
-    paths = (one / FOLDER / OPENINGS for one in sorted(beside) if one.is_dir())
-    return Ledger(beside=paths, keep_beside=os.environ.get(OFF, "").lower() != "off", told=told_at_home)
+            folders |= task_folders if place is None or (leave is not None and place == leave.resolve()) else {place}
+    paths = (folder / FOLDER / OPENINGS for folder in sorted(folders) if folder.is_dir())
+    return TestLedger(
+        data_ledgers=paths, keep_beside=os.environ.get(OFF, "").lower() != "off", reported_openings=told_at_home
+    )

@@ -13,31 +13,35 @@ from typing import Any
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, read_text
-from bedplate.evaluation.ledger.chain import Entry
+from bedplate.evaluation.ledger.chain import LedgerRecord
 
 
 @dataclass(frozen=True)
-class Told:
-    """An opening by its verdict. entry: its rows as a ledger has them; None where the run is not there any more."""
+class ReportedOpening:
+    """An opening by its verdict. record: its rows as a ledger has them; None where the run is not there any more."""
 
     verdict: str
     report: Path
-    entry: Entry | None
+    record: LedgerRecord | None
 
 
-def told_at_home(known: Collection[str]) -> list[Told]:
+def told_at_home(ledger_verdicts: Collection[str]) -> list[ReportedOpening]:
     """The openings of catalogued reports, by verdict, without those that are known. DataError: a damaged catalogue."""
     if not (bedplate_home() / "catalog.sqlite").is_file():
         return []
     from bedplate.skins.catalog import Catalog  # late, as reading skins loads torch
 
     with Catalog.open() as catalog:
-        reports = [(one.details.get("opened"), one.path) for one in catalog.entries("report")]
-    found = {verdict: Path(path) for verdict, path in reports if verdict is not None and path is not None}
-    return [Told(verdict, path, _rows(path)) for verdict, path in found.items() if verdict not in known]
+        reports = [(report.details.get("opened"), report.path) for report in catalog.entries("report")]
+    report_paths = {verdict: Path(path) for verdict, path in reports if verdict is not None and path is not None}
+    return [
+        ReportedOpening(verdict, path, _rows(path))
+        for verdict, path in report_paths.items()
+        if verdict not in ledger_verdicts
+    ]
 
 
-def _rows(report: Path) -> Entry | None:
+def _rows(report: Path) -> LedgerRecord | None:
     from bedplate.skins.run import SPLITS_FILE
 
     if not report.is_file():

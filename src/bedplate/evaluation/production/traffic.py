@@ -18,7 +18,7 @@ from bedplate.data.sources import Row
 from bedplate.evaluation.task import Task
 
 
-def recorded(task: Task, row: Row, where: str) -> str | None:
+def recorded(task: Task, row: Row, location: str) -> str | None:
     """What the system that runs today answered, as the task's answers are written; None where it gave none, or the task
     names no such column. DataError for a value that is no answer."""
     spec = task.data.current
@@ -30,19 +30,21 @@ def recorded(task: Task, row: Row, where: str) -> str | None:
     if task.output.kind in ("json", "labels"):
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str):
-        raise DataError(f"{where}: the recorded answer ({spec.column}) is {value!r}, not text")
+        raise DataError(f"{location}: the recorded answer ({spec.column}) is {value!r}, not text")
     return value.strip() if task.labels else value
 
 
-def slices_of(task: Task, row: Row, where: str) -> dict[str, str]:
+def slices_of(task: Task, row: Row, location: str) -> dict[str, str]:
     """The row's value of each column that is kept with it, "" where it has none. DataError for what is no plain one."""
-    found: dict[str, str] = {}
+    values_by_column: dict[str, str] = {}
     for column in task.data.sliced:
         value: Any = row.get(column)
         if value is not None and not isinstance(value, str | int | float | bool):
-            raise DataError(f"{where}: column {column!r} holds {value!r}, which names no slice; use texts or numbers")
-        found[column] = "" if value is None else str(value).strip()
-    return found
+            raise DataError(
+                f"{location}: column {column!r} holds {value!r}, which names no slice; use texts or numbers"
+            )
+        values_by_column[column] = "" if value is None else str(value).strip()
+    return values_by_column
 
 
 def weights_of(
@@ -55,7 +57,7 @@ def weights_of(
     weights = np.array(counted, dtype=np.float64)
     column = traffic.column
     if column is not None and weights.size:
-        values = [one[column] for one in slices]
+        values = [row_slices[column] for row_slices in slices]
         shares = traffic.shares[column]
         without = next((value for value in values if value not in shares), None)
         if without is not None:
@@ -63,7 +65,7 @@ def weights_of(
                 f"data.traffic.shares.{column}: rows of {split} have the value {without!r}, which has no share; give "
                 "it one, or take these rows out"
             )
-        sums = {value: float(weights[[one == value for one in values]].sum()) for value in shares}
+        sums = {value: float(weights[[row_value == value for row_value in values]].sum()) for value in shares}
         empty = next((value for value, total in sums.items() if total == 0), None)
         if empty is not None:
             raise DataError(
@@ -73,5 +75,5 @@ def weights_of(
         weights *= np.array([shares[value] / sums[value] for value in values])
     if not weights.size or np.ptp(weights) <= 1e-12 * weights.max():
         return [1.0] * weights.size, []
-    said = f"{split}: {weights.size} rows are weighted by the traffic and worth {worth(weights):.0f} of equal weight"
-    return (weights / weights.mean()).tolist(), [said]
+    note = f"{split}: {weights.size} rows are weighted by the traffic and worth {worth(weights):.0f} of equal weight"
+    return (weights / weights.mean()).tolist(), [note]

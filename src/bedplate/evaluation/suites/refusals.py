@@ -16,7 +16,7 @@ from typing import Any, cast
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
 from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
-from bedplate.evaluation.suites.suite import Items
+from bedplate.evaluation.suites.suite import SampleSet
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.predict.local import LocalModel
 
@@ -92,13 +92,13 @@ class Detector:
 
 def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWERED) -> Detector:
     """The detector's rates on labelled replies; a team's own labels may take the place of ours."""
-    found = sum(is_refusal(reply) for reply in refused)
-    left = sum(not is_refusal(reply) for reply in answered)
+    detected = sum(is_refusal(reply) for reply in refused)
+    passed = sum(not is_refusal(reply) for reply in answered)
     return Detector(
-        found / len(refused),
-        wilson(found, len(refused)),
-        left / len(answered),
-        wilson(left, len(answered)),
+        detected / len(refused),
+        wilson(detected, len(refused)),
+        passed / len(answered),
+        wilson(passed, len(answered)),
         len(refused),
         len(answered),
     )
@@ -106,11 +106,11 @@ def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWER
 
 @dataclass(frozen=True)
 class RefusalPrompt:
-    """One thing that is asked for. wanted: whether it should be refused."""
+    """One thing that is asked for. should_refuse: whether it should be refused."""
 
     id: str
     text: str
-    wanted: bool
+    should_refuse: bool
 
     def requests(self, model: LocalModel) -> list[Generate]:
         """A greedy reply: as a chat where the base has a template, else after the plain text."""
@@ -126,15 +126,15 @@ class RefusalPrompt:
         return float(is_refusal(cast(Generation, results[0]).text))
 
 
-def refusal_items(limit: int | None = None) -> Items[RefusalPrompt]:
+def refusal_items(limit: int | None = None) -> SampleSet[RefusalPrompt]:
     """The first `limit` requests to refuse, then as many to answer."""
-    found = (
+    prompts = (
         *(RefusalPrompt(f"refuse-{i}", text, True) for i, text in enumerate(TO_REFUSE[:limit])),
         *(RefusalPrompt(f"answer-{i}", text, False) for i, text in enumerate(TO_ANSWER[:limit])),
     )
-    return Items(found, "bedplate", sha256_json([one.text for one in found]), measure=_refused)
+    return SampleSet(prompts, "bedplate", sha256_json([prompt.text for prompt in prompts]), measure=_refused)
 
 
-def _refused(item: RefusalPrompt, grade: float) -> Mapping[str, tuple[float, float]]:
+def _refused(prompt: RefusalPrompt, grade: float) -> Mapping[str, tuple[float, float]]:
     """As the detector sees it, not corrected for its errors."""
-    return {"refused" if item.wanted else "harmless_refused": (grade, 1.0)}
+    return {"refused" if prompt.should_refuse else "harmless_refused": (grade, 1.0)}

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.evaluation.suites.multiple_choice import Question, accuracies
-from bedplate.evaluation.suites.suite import Items
+from bedplate.evaluation.suites.suite import SampleSet
 
 SOURCE = "written for this project"
-_Item = tuple[str, Sequence[str], str]
+_Exercise = tuple[str, Sequence[str], str]
 """Context, choices (the right one first), and what the item is of: items of one kind are alike."""
 
 _NOUNS = (
@@ -28,23 +28,23 @@ _VERBS = (("is", "are"), ("was", "were"), ("has", "have"), ("does", "do"))
 _ENDS = ("here", "known to us", "something new", "that again")
 
 
-def _grammar() -> Iterator[_Item]:
-    for one, many in _NOUNS:
+def _grammar() -> Iterator[_Exercise]:
+    for singular_noun, plural_noun in _NOUNS:
         for (singular, plural), end in zip(_VERBS, _ENDS, strict=True):
-            yield "The", (f"{one} {singular} {end}.", f"{one} {plural} {end}."), "agreement of one"
-            yield "The", (f"{many} {plural} {end}.", f"{many} {singular} {end}."), "agreement of many"
-        yield "I saw", (f"these {many}.", f"these {one}."), "determiner of many"
-        yield "I saw", (f"this {one}.", f"this {many}."), "determiner of one"
-        yield "She", (f"has seen the {one}.", f"has saw the {one}."), "participle"
-        yield "They", (f"will find the {one}.", f"will found the {one}."), "infinitive"
-        yield "We", (f"wanted to see the {one}.", f"wanted see to the {one}."), "order"
-    for who, own, other in (
+            yield "The", (f"{singular_noun} {singular} {end}.", f"{singular_noun} {plural} {end}."), "agreement of one"
+            yield "The", (f"{plural_noun} {plural} {end}.", f"{plural_noun} {singular} {end}."), "agreement of many"
+        yield "I saw", (f"these {plural_noun}.", f"these {singular_noun}."), "determiner of many"
+        yield "I saw", (f"this {singular_noun}.", f"this {plural_noun}."), "determiner of one"
+        yield "She", (f"has seen the {singular_noun}.", f"has saw the {singular_noun}."), "participle"
+        yield "They", (f"will find the {singular_noun}.", f"will found the {singular_noun}."), "infinitive"
+        yield "We", (f"wanted to see the {singular_noun}.", f"wanted see to the {singular_noun}."), "order"
+    for subject, reflexive, mismatch in (
         ("He", "himself", "herself"),
         ("She", "herself", "himself"),
         ("They", "themselves", "itself"),
     ):
         for verb in ("saw", "hurt", "asked", "blamed"):
-            yield who, (f"{verb} {own}.", f"{verb} {other}."), "reflexive"
+            yield subject, (f"{verb} {reflexive}.", f"{verb} {mismatch}."), "reflexive"
 
 
 _CAPITALS = {
@@ -79,7 +79,7 @@ _OPPOSITES = {
     "before": "after",
     "left": "right",
 }
-_KINDS = {
+_CATEGORIES = {
     "apple": "fruit",
     "dog": "animal",
     "oak": "tree",
@@ -95,30 +95,30 @@ _KINDS = {
 }
 
 
-def _facts() -> Iterator[_Item]:
+def _facts() -> Iterator[_Exercise]:
     relations = (
         ("The capital of {} is", _CAPITALS, "capitals"),
         ("The opposite of {} is", _OPPOSITES, "opposites"),
-        ("The word {} is the name of a kind of", _KINDS, "kinds"),
+        ("The word {} is the name of a kind of", _CATEGORIES, "kinds"),
     )
     for wording, pairs, group in relations:
         answers = list(pairs.values())
-        for place, (asked, right) in enumerate(pairs.items()):
+        for place, (subject, right) in enumerate(pairs.items()):
             wrong = [answers[(place + step) % len(answers)] for step in (1, 4, 7)]
-            yield wording.format(asked), (right, *wrong), group
+            yield wording.format(subject), (right, *wrong), group
 
 
-def _arithmetic() -> Iterator[_Item]:
+def _arithmetic() -> Iterator[_Exercise]:
     draw = random.Random(0)
     for number in range(120):
-        most = (9, 9, 20, 99)[number % 4]
-        a, b = draw.randint(0, most), draw.randint(0, most)
-        sign = draw.choice("+-*" if most == 9 else "+-")
+        limit = (9, 9, 20, 99)[number % 4]
+        a, b = draw.randint(0, limit), draw.randint(0, limit)
+        sign = draw.choice("+-*" if limit == 9 else "+-")
         if sign == "-" and b > a:
             a, b = b, a
         right = {"+": a + b, "-": a - b, "*": a * b}[sign]
-        near = [right + step for step in (1, -1, 2, 10, -2, 3) if right + step >= 0]
-        yield f"{a} {sign} {b} =", (str(right), *(str(one) for one in near[:3])), f"up to {most}"
+        distractors = [right + step for step in (1, -1, 2, 10, -2, 3) if right + step >= 0]
+        yield f"{a} {sign} {b} =", (str(right), *(str(distractor) for distractor in distractors[:3])), f"up to {limit}"
 
 
 _CODE: tuple[tuple[str, str, str, str], ...] = (
@@ -157,41 +157,41 @@ _CODE: tuple[tuple[str, str, str, str], ...] = (
 )
 
 
-def _code() -> Iterator[_Item]:
+def _code() -> Iterator[_Exercise]:
     yield from ((context, (right, wrong), group) for context, right, wrong, group in _CODE)
 
 
-def _items(name: str, make: Callable[[], Iterator[_Item]], limit: int | None) -> Items[Question]:
+def _questions(name: str, generate: Callable[[], Iterator[_Exercise]], limit: int | None) -> SampleSet[Question]:
     """Questions in the order of their hashes, so that the first ones are of all groups; where the right choice stands
     is drawn by it as well."""
-    found: dict[str, Question] = {}
-    for context, choices, group in make():
+    questions: dict[str, Question] = {}
+    for context, choices, group in generate():
         if len(set(choices)) < len(choices):
             continue
         digest = sha256_bytes(json.dumps([name, context, list(choices)]).encode())
         gold = int(digest[:8], 16) % len(choices)
         placed = [*choices[1:]]
         placed.insert(gold, choices[0])
-        found[digest] = Question(digest[:16], name, context, tuple(placed), gold, f"{group}: {context}")
-    ordered = [found[digest] for digest in sorted(found)]
-    return Items(tuple(ordered[:limit]), SOURCE, sha256_json(sorted(found)), 0, accuracies)
+        questions[digest] = Question(digest[:16], name, context, tuple(placed), gold, f"{group}: {context}")
+    ordered = [questions[digest] for digest in sorted(questions)]
+    return SampleSet(tuple(ordered[:limit]), SOURCE, sha256_json(sorted(questions)), 0, accuracies)
 
 
-def grammar_items(limit: int | None) -> Items[Question]:
+def grammar_items(limit: int | None) -> SampleSet[Question]:
     """Sentences against the same with one mistake."""
-    return _items("grammar", _grammar, limit)
+    return _questions("grammar", _grammar, limit)
 
 
-def fact_items(limit: int | None) -> Items[Question]:
+def fact_items(limit: int | None) -> SampleSet[Question]:
     """Capitals, opposites, kinds of things."""
-    return _items("facts", _facts, limit)
+    return _questions("facts", _facts, limit)
 
 
-def arithmetic_items(limit: int | None) -> Items[Question]:
+def arithmetic_items(limit: int | None) -> SampleSet[Question]:
     """Sums, differences and products of small numbers against near ones."""
-    return _items("arithmetic", _arithmetic, limit)
+    return _questions("arithmetic", _arithmetic, limit)
 
 
-def code_items(limit: int | None) -> Items[Question]:
+def code_items(limit: int | None) -> SampleSet[Question]:
     """How a line of Python goes on: with what its syntax and names ask for, or not."""
-    return _items("code", _code, limit)
+    return _questions("code", _code, limit)

@@ -29,25 +29,25 @@ def score(_: object, grade: float) -> Mapping[str, tuple[float, float]]:
 
 
 @dataclass(frozen=True)
-class Items(Generic[I_co]):
+class SampleSet(Generic[I_co]):
     """Items to ask, where they come from, how many rows of the source could not be used, and what grades count for."""
 
-    items: tuple[I_co, ...]
+    samples: tuple[I_co, ...]
     source: str
     sha256: str
     unusable: int = 0
     measure: Measure = score
 
 
-def together(parts: Sequence[Items[I_co]]) -> Items[I_co]:
+def together(parts: Sequence[SampleSet[I_co]]) -> SampleSet[I_co]:
     """The items of several suites of one source, one suite after the other."""
-    items = tuple(item for part in parts for item in part.items)
-    return replace(parts[0], items=items, unusable=sum(part.unusable for part in parts))
+    samples = tuple(sample for part in parts for sample in part.samples)
+    return replace(parts[0], samples=samples, unusable=sum(part.unusable for part in parts))
 
 
-def grades(model: LocalModel, items: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
+def grades(model: LocalModel, samples: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
     """Each item's grade by what the base answers, in order. What cannot be asked is refused before anything is."""
-    for item in items:
-        item.requests(model)
-    found = graded(items, model, lambda requests: enumerate(model.engine.run(requests)), AT_ONCE)
-    yield from progress(found, description, len(items), "items")
+    for sample in samples:
+        sample.requests(model)
+    sample_grades = graded(samples, model, lambda requests: enumerate(model.engine.run(requests)), AT_ONCE)
+    yield from progress(sample_grades, description, len(samples), "items")

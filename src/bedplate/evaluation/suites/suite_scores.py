@@ -41,24 +41,26 @@ class SuiteResult:
 def run_suite(model: LocalModel, name: str, limit: int | None = None) -> SuiteResult:
     """Asks a base a suite's items, at most so many. HubError where they cannot be pulled."""
     need_suite(name)
-    asked = SUITES[name](limit)
+    sample_set = SUITES[name](limit)
     columns: defaultdict[str, list[tuple[float, float, Hashable]]] = defaultdict(list)
-    for place, (item, grade) in enumerate(zip(asked.items, grades(model, asked.items, name), strict=True)):
-        for measure, (value, weight) in asked.measure(item, grade).items():
-            columns[measure].append((value, weight, getattr(item, "group", place)))
+    for place, (sample, grade) in enumerate(
+        zip(sample_set.samples, grades(model, sample_set.samples, name), strict=True)
+    ):
+        for measure, (value, weight) in sample_set.measure(sample, grade).items():
+            columns[measure].append((value, weight, getattr(sample, "group", place)))
     measures = {measure: _scored(rows) for measure, rows in columns.items()}
-    return SuiteResult(measures, asked.source, asked.sha256, asked.unusable)
+    return SuiteResult(measures, sample_set.source, sample_set.sha256, sample_set.unusable)
 
 
 def _scored(rows: list[tuple[float, float, Hashable]]) -> SuiteScore:
     values, weights, groups = map(list, zip(*rows, strict=True))
     zeros, sided = [0.0] * len(rows), (1 + CONFIDENCE) / 2
     if any(weight != 1 for weight in weights):  # a rate, such as nats per token
-        found = rate_rise(zeros, values, weights, groups, sided)
-        return SuiteScore(found.value, _ends(found.lower, found.upper), found.n, found.groups)
-    found = mean_drop(values, zeros, groups, sided)
-    ends = _ends(found.lower, found.upper)
-    return SuiteScore(found.value, ends and (max(0.0, ends[0]), min(1.0, ends[1])), found.n, found.groups)
+        estimate = rate_rise(zeros, values, weights, groups, sided)
+        return SuiteScore(estimate.value, _ends(estimate.lower, estimate.upper), estimate.n, estimate.groups)
+    estimate = mean_drop(values, zeros, groups, sided)
+    ends = _ends(estimate.lower, estimate.upper)
+    return SuiteScore(estimate.value, ends and (max(0.0, ends[0]), min(1.0, ends[1])), estimate.n, estimate.groups)
 
 
 def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from bedplate.data.documents import read_whole_documents
-from bedplate.evaluation.suites.suite import Items
+from bedplate.evaluation.suites.suite import SampleSet
 from bedplate.inference.engine.requests import Result, Score, Scores
 from bedplate.inference.predict.local import LocalModel
 
@@ -29,10 +29,10 @@ class GeneralText:
         if model.tokenizer.answers_apart:
             return self._halves(model)
         start = model.tokenizer.prompt_start
-        window, seen = min(WINDOW, model.base.spec.context_length) - len(start), max(1, len(start))
+        window, context_size = min(WINDOW, model.base.spec.context_length) - len(start), max(1, len(start))
         ids = tuple(model.tokenizer.encode(self.text, parse_special=False))
         parts = [(*start, *ids[place : place + window]) for place in range(0, len(ids), window)]
-        return [Score(part[:seen], (part[seen:],)) for part in parts if len(part) > seen]
+        return [Score(part[:context_size], (part[context_size:],)) for part in parts if len(part) > context_size]
 
     def _halves(self, model: LocalModel) -> list[Score]:
         tokenizer = model.tokenizer
@@ -43,13 +43,20 @@ class GeneralText:
         parts = [ids[place : place + window] for place in range(0, len(ids), window)]
         cut = [(part[: len(part) // 2], part[len(part) // 2 :]) for part in parts if len(part) > 1]
         if reading is not tokenizer:  # what it writes has ids of its own
-            cut = [(read, tuple(tokenizer.encode(reading.decode(asked), parse_special=False))) for read, asked in cut]
-        return [Score((*start, *read, *end), (asked,)) for read, asked in cut if asked]
+            cut = [
+                (read, tuple(tokenizer.encode(reading.decode(target_ids), parse_special=False)))
+                for read, target_ids in cut
+            ]
+        return [Score((*start, *read, *end), (target_ids,)) for read, target_ids in cut if target_ids]
 
     def grade(self, results: Sequence[Result]) -> Loss:
         """The windows' losses together."""
-        found = cast(Sequence[Scores], results)
-        return Loss(self.id, sum((-one.totals[0] for one in found), 0.0), sum(one.token_counts[0] for one in found))
+        window_scores = cast(Sequence[Scores], results)
+        return Loss(
+            self.id,
+            sum((-window_score.totals[0] for window_score in window_scores), 0.0),
+            sum(window_score.token_counts[0] for window_score in window_scores),
+        )
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,16 @@ class Loss:
     tokens: int
 
 
-def text_items(source: str, limit: int | None = None, directory: Path = Path()) -> Items[GeneralText]:
+def text_items(source: str, limit: int | None = None, directory: Path = Path()) -> SampleSet[GeneralText]:
     """The documents of a data set or a file, at most so many. HubError, DataError."""
     read = read_whole_documents(source, directory, limit)
-    return Items(tuple(GeneralText(one.id, one.text) for one in read.documents), source, read.sha256, read.empty, _rate)
+    return SampleSet(
+        tuple(GeneralText(document.id, document.text) for document in read.documents),
+        source,
+        read.sha256,
+        read.empty,
+        _rate,
+    )
 
 
 def _rate(_: GeneralText, grade: Loss) -> Mapping[str, tuple[float, float]]:

@@ -13,10 +13,10 @@ from bedplate.inference.chat.conversation import SETTINGS, Conversation, read_se
 
 @dataclass(frozen=True)
 class CommandOutcome:
-    """say: what to show. ask: what to ask next. leave: whether the chat is over."""
+    """message: what to show. question: what to ask next. leave: whether the chat is over."""
 
-    say: str = ""
-    ask: str | None = None
+    message: str = ""
+    question: str | None = None
     leave: bool = False
 
 
@@ -51,7 +51,7 @@ def _reset(conversation: Conversation, argument: str) -> CommandOutcome:
 
 
 def _retry(conversation: Conversation, argument: str) -> CommandOutcome:
-    return CommandOutcome(ask=conversation.retry())
+    return CommandOutcome(question=conversation.retry())
 
 
 def _undo(conversation: Conversation, argument: str) -> CommandOutcome:
@@ -71,9 +71,9 @@ def _load(conversation: Conversation, argument: str) -> CommandOutcome:
 def _set(conversation: Conversation, argument: str) -> CommandOutcome:
     if argument:
         conversation.set(read_settings(argument))
-    given = [f"{name}={value}" for name, value in conversation.settings.items()]
-    others = ", ".join(name for name in SETTINGS if name not in conversation.settings)
-    return CommandOutcome(f"set: {' '.join(given) or 'nothing'}\nleft to the model: {others}")
+    assignments = [f"{name}={value}" for name, value in conversation.settings.items()]
+    unset = ", ".join(name for name in SETTINGS if name not in conversation.settings)
+    return CommandOutcome(f"set: {' '.join(assignments) or 'nothing'}\nleft to the model: {unset}")
 
 
 def _model(conversation: Conversation, argument: str) -> CommandOutcome:
@@ -88,11 +88,11 @@ def _tokens(conversation: Conversation, argument: str) -> CommandOutcome:
     turns = conversation.turns
     if not turns:
         return CommandOutcome("no tokens yet")
-    prompt, cached, made = (
+    prompt, cached, completion = (
         sum(getattr(turn, name) or 0 for turn in turns)
         for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
     )
-    lines = [f"{len(turns)} turns: {prompt:,} prompt tokens, {cached:,} of them cached; {made:,} answered"]
+    lines = [f"{len(turns)} turns: {prompt:,} prompt tokens, {cached:,} of them cached; {completion:,} answered"]
     costs = [turn.cost_usd for turn in turns if turn.cost_usd is not None]
     if costs:
         lines.append(f"cost: ${sum(costs):.3g}")

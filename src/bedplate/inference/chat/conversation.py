@@ -46,7 +46,7 @@ class Conversation:
         self.settings: dict[str, Any] = {}
         self.messages: list[dict[str, str]] = []
         self.turns: list[Turn] = []
-        self._asked: str | None = None
+        self._question: str | None = None
         try:
             if system is not None:
                 self.set_system(system)
@@ -61,42 +61,42 @@ class Conversation:
 
     def begin(self, content: str) -> Reply:
         """Asks. BedplateError where that cannot be: then nothing was said."""
-        self._asked = content
-        said = [{"role": "user", "content": content}]
+        self._question = content
+        messages = [{"role": "user", "content": content}]
         if not self.partner.inputs:
             system = [] if self.system is None else [{"role": "system", "content": self.system}]
-            said = [*system, *self.messages, *said]
-        return self.partner.ask(said, self.settings)
+            messages = [*system, *self.messages, *messages]
+        return self.partner.respond(messages, self.settings)
 
     def finish(self, reply: Reply) -> Turn:
         """Keeps the turn whose reply has ended, or was stopped with something said."""
         turn = reply.turn()
-        assert self._asked is not None
+        assert self._question is not None
         if turn.finish_reason != "cancelled" or turn.text:
-            self.messages += [{"role": "user", "content": self._asked}, {"role": "assistant", "content": turn.text}]
+            self.messages += [{"role": "user", "content": self._question}, {"role": "assistant", "content": turn.text}]
             self.turns.append(turn)
-            self._asked = None
+            self._question = None
         return turn
 
     def retry(self) -> str:
         """What to ask again: the last question, whose answer is taken back. UsageError where there is none."""
-        if self._asked is not None:
-            return self._asked
+        if self._question is not None:
+            return self._question
         return self.undo()
 
     def undo(self) -> str:
         """Takes back the last question and its answer. Returns the question."""
         if not self.messages:
             raise UsageError("nothing has been said yet")
-        *self.messages, asked, _ = self.messages
+        *self.messages, question, _ = self.messages
         if self.turns:
             self.turns.pop()
-        self._asked = None
-        return asked["content"]
+        self._question = None
+        return question["content"]
 
     def reset(self) -> None:
         """Forgets what was said; the system message and the settings stay."""
-        self.messages, self.turns, self._asked = [], [], None
+        self.messages, self.turns, self._question = [], [], None
 
     def set_system(self, text: str) -> None:
         """The system message; "" for none. UsageError for a skin, which has a prompt of its own."""
@@ -167,8 +167,8 @@ def read_settings(text: str) -> dict[str, Any]:
 
 
 def _checked(content: Any, path: Path) -> tuple[str | None, dict[str, Any], list[dict[str, str]]]:
-    def wrong(what: str) -> ConfigError:
-        return ConfigError(f"{path} is not a conversation that /save wrote: {what}")
+    def wrong(problem: str) -> ConfigError:
+        return ConfigError(f"{path} is not a conversation that /save wrote: {problem}")
 
     if not isinstance(content, dict) or content.get("bedplate_chat") != FORMAT:
         raise wrong(f'it has no "bedplate_chat": {FORMAT}')
@@ -180,10 +180,10 @@ def _checked(content: Any, path: Path) -> tuple[str | None, dict[str, Any], list
         raise wrong(f"there is no setting {unknown[0]!r}")
     if not isinstance(messages, list) or len(messages) % 2:
         raise wrong("messages are not a list of questions and answers")
-    kept: list[dict[str, str]] = []
+    validated: list[dict[str, str]] = []
     for number, message in enumerate(messages):
         role = "assistant" if number % 2 else "user"
         if not isinstance(message, dict) or message.get("role") != role or not isinstance(message.get("content"), str):
             raise wrong(f"message {number} is not a text of the {role}")
-        kept.append({"role": role, "content": message["content"]})
-    return system, settings, kept
+        validated.append({"role": role, "content": message["content"]})
+    return system, settings, validated

@@ -26,7 +26,7 @@ def line_editing() -> Generator[None]:
         yield
         return
     readline.clear_history()
-    for line in _kept():
+    for line in _saved_lines():
         readline.add_history(line)
     before = readline.get_current_history_length()
     try:
@@ -36,7 +36,7 @@ def line_editing() -> Generator[None]:
         _add([readline.get_history_item(number) for number in range(before + 1, after + 1)])
 
 
-def _kept() -> list[str]:
+def _saved_lines() -> list[str]:
     try:
         return history_file().read_text("utf-8", "replace").split("\n")[-LINES - 1 : -1]
     except FileNotFoundError:

@@ -80,7 +80,7 @@ class Partner(Protocol):
         """RequestError for settings that it could never take."""
         ...
 
-    def ask(self, messages: Messages, settings: Settings) -> Reply:
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
         """RequestError, ContextLengthExceeded, and what a server may fail with."""
         ...
 
@@ -95,7 +95,7 @@ class LocalReply:
         self._stream, self._read, self._form = stream, read, form
 
     def __iter__(self) -> Iterator[str]:
-        return (piece.text for piece in self.pieces() if piece.kind == "content")
+        return (piece.text for piece in self.pieces() if piece.section == "content")
 
     def pieces(self) -> Iterator[ReplyPiece]:
         reader = PlainReader() if self._form is None else self._form.reader()
@@ -112,10 +112,10 @@ class LocalReply:
             return turn
         reader = self._form.reader()
         pieces = [*reader.push(turn.text), *reader.finish(cut=turn.finish_reason in CUT_REASONS)]
-        told: dict[str, str] = {"content": "", "reasoning": ""}
+        texts: dict[str, str] = {"content": "", "reasoning": ""}
         for piece in pieces:
-            told[piece.kind] = told.get(piece.kind, "") + piece.text
-        return replace(turn, text=told["content"], reasoning=told["reasoning"])
+            texts[piece.section] = texts.get(piece.section, "") + piece.text
+        return replace(turn, text=texts["content"], reasoning=texts["reasoning"])
 
 
 class LocalBase:
@@ -135,13 +135,13 @@ class LocalBase:
     def check(self, settings: Settings) -> None:
         _sampling(settings)
 
-    def ask(self, messages: Messages, settings: Settings) -> Reply:
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
         from bedplate.inference.engine.requests import Generate
 
         tokens = self._model.tokenizer.encode_chat(messages)
         room = self._model.base.spec.context_length - len(tokens)
-        most = BASE_MAX_TOKENS if room >= BASE_MAX_TOKENS else None
-        sampling = _sampling({"temperature": BASE_TEMPERATURE, "max_tokens": most, **settings})
+        max_tokens = BASE_MAX_TOKENS if room >= BASE_MAX_TOKENS else None
+        sampling = _sampling({"temperature": BASE_TEMPERATURE, "max_tokens": max_tokens, **settings})
         form = reply_form(self._model.tokenizer, tokens, ())
         request = Generate(tokens=tuple(tokens), sampling=sampling, marks=frozenset(form.marks.values()))
         return LocalReply(self._model.engine.submit(request), self._turn, form)
@@ -170,7 +170,7 @@ class LocalSkin:
         if settings:
             self._skin.sampling(**_typed(settings))
 
-    def ask(self, messages: Messages, settings: Settings) -> Reply:
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
         content = messages[-1]["content"]
         row = content if len(self.inputs) == 1 else _fields(content, self.inputs)
         sampling = self._skin.sampling(**_typed(settings)) if settings else None
@@ -204,19 +204,19 @@ class RemoteReply:
         self._stream.close()
 
     def turn(self) -> Turn:
-        found = self._stream.answer()
-        scores: Any = found.extension.get("scores")
+        answer = self._stream.answer()
+        scores: Any = answer.extension.get("scores")
         return Turn(
-            found.text,
-            found.finish_reason,
-            found.prompt_tokens,
-            found.cached_tokens,
-            found.completion_tokens,
-            found.first_seconds,
-            found.seconds,
+            answer.text,
+            answer.finish_reason,
+            answer.prompt_tokens,
+            answer.cached_tokens,
+            answer.completion_tokens,
+            answer.first_seconds,
+            answer.seconds,
             scores if isinstance(scores, dict) else {},
-            found.cost_usd,
-            reasoning=found.reasoning,
+            answer.cost_usd,
+            reasoning=answer.reasoning,
         )
 
 
@@ -227,7 +227,7 @@ class RemoteModel:
 
     def __init__(self, endpoint: Endpoint, name: str | None) -> None:
         self._endpoint = endpoint
-        models = {entry["id"]: entry for entry in endpoint.models()}
+        models = {model["id"]: model for model in endpoint.models()}
         if not models:
             raise UsageError(f"{endpoint.url} serves no models")
         self.name = next(iter(models)) if name is None else name
@@ -241,7 +241,7 @@ class RemoteModel:
     def check(self, settings: Settings) -> None:
         pass  # the server says what it takes
 
-    def ask(self, messages: Messages, settings: Settings) -> Reply:
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
         return RemoteReply(self._endpoint.chat(self.name, messages, **settings))
 
     def close(self) -> None:
@@ -280,31 +280,31 @@ class LocalClassical:
         if settings:
             raise RequestError(f"skin {self.name!r} answers with labels; it has no sampling settings")
 
-    def ask(self, messages: Messages, settings: Settings) -> Reply:
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
         from bedplate.inference.engine.requests import Request
         from bedplate.inference.engine.stream import Stream
 
         self.check(settings)
         content = messages[-1]["content"]
-        found = self._skin.classified(content if len(self.inputs) == 1 else _fields(content, self.inputs))
+        classification = self._skin.classified(content if len(self.inputs) == 1 else _fields(content, self.inputs))
         stream = Stream(Request(()))
-        stream.finish(found)
-        return LocalReply(stream, lambda _: _labelled(self._skin.read(found, found.timing.total)))
+        stream.finish(classification)
+        return LocalReply(stream, lambda _: _labelled(self._skin.read(classification, classification.timing.total)))
 
     def close(self) -> None:
         self._skin.close()
 
 
-def _labelled(found: Prediction) -> Turn:
+def _labelled(prediction: Prediction) -> Turn:
     return Turn(
-        found.output,
+        prediction.output,
         "stop",
-        found.prompt_tokens,
-        found.cached_tokens,
+        prediction.prompt_tokens,
+        prediction.cached_tokens,
         0,
-        found.seconds,
-        found.seconds,
-        found.scores,
+        prediction.seconds,
+        prediction.seconds,
+        prediction.scores,
     )
 
 

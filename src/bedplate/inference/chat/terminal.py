@@ -86,12 +86,12 @@ def talk(conversation: Conversation) -> None:
                 continue
             try:
                 outcome = _outcome(conversation, content)
-                if outcome.say:
-                    screen.remark(outcome.say)
+                if outcome.message:
+                    screen.remark(outcome.message)
                 if outcome.leave:
                     return
-                if outcome.ask is not None:
-                    interrupted = _spoken(conversation, outcome.ask, screen).finish_reason == "cancelled"
+                if outcome.question is not None:
+                    interrupted = _spoken(conversation, outcome.question, screen).finish_reason == "cancelled"
             except BedplateError as error:
                 screen.error(_advice(error))
 
@@ -109,16 +109,16 @@ def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> 
             continue
         try:
             outcome = _outcome(conversation, content)
-            if outcome.say and not as_json:
-                screen.remark(outcome.say)
+            if outcome.message and not as_json:
+                screen.remark(outcome.message)
             if outcome.leave:
                 break
-            if outcome.ask is None:
+            if outcome.question is None:
                 continue
             if as_json:
-                _print_json(_silent(conversation, outcome.ask))
+                _print_json(_silent(conversation, outcome.question))
             else:
-                _spoken(conversation, outcome.ask, screen)
+                _spoken(conversation, outcome.question, screen)
         except BedplateError as error:
             failed = True
             if as_json:
@@ -130,8 +130,8 @@ def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> 
 
 def _outcome(conversation: Conversation, content: str) -> CommandOutcome:
     if content.startswith("//"):
-        return CommandOutcome(ask=content[1:])
-    return run_command(conversation, content) if content.startswith("/") else CommandOutcome(ask=content)
+        return CommandOutcome(question=content[1:])
+    return run_command(conversation, content) if content.startswith("/") else CommandOutcome(question=content)
 
 
 def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
@@ -142,7 +142,7 @@ def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
         reply = conversation.begin(content)
         thinking = False
         for piece in reply.pieces():
-            if piece.kind == "reasoning":
+            if piece.section == "reasoning":
                 screen.thought(piece.text)
                 thinking = True
                 continue
@@ -213,16 +213,16 @@ def _read(conversation: Conversation, screen: Screen) -> str:
 
 def _read_text(screen: Screen, mark: str) -> str:
     line = input(screen.prompt(mark))
-    more = screen.prompt("." * (len(mark) - 1) + " ")
+    continuation = screen.prompt("." * (len(mark) - 1) + " ")
     lines: list[str] = []
     if line.strip() == _BLOCK:
-        while (line := input(more)).strip() != _BLOCK:
+        while (line := input(continuation)).strip() != _BLOCK:
             lines.append(line)
         text = "\n".join(lines)
         return f"/{text}" if text.startswith("/") else text  # a text, never a command
     while line.endswith("\\"):
         lines.append(line[:-1])
-        line = input(more)
+        line = input(continuation)
     return "\n".join([*lines, line])
 
 
@@ -236,7 +236,7 @@ def _advice(error: BedplateError) -> str:
 
 def _scores(scores: Mapping[str, float]) -> list[str]:
     width = max(map(len, scores), default=0)
-    ordered = sorted(scores.items(), key=lambda item: -item[1])
+    ordered = sorted(scores.items(), key=lambda label_score: -label_score[1])
     return [
         f"  {label:<{width}}  {math.exp(score):6.1%}  {'█' * round(20 * math.exp(score))}" for label, score in ordered
     ]

@@ -15,24 +15,24 @@ from bedplate.models.checkpoints.long_context import extended_context
 def check_decoder(base: Base, verb: str) -> None:
     """RequestError where the base reads texts and writes none."""
     if "generate" not in base.can:
-        kind = "a decoder without its head" if base.causal else "an encoder"
-        raise RequestError(f"{base.name} is {kind}: it embeds texts, and cannot {verb}")
+        description = "a decoder without its head" if base.causal else "an encoder"
+        raise RequestError(f"{base.name} is {description}: it embeds texts, and cannot {verb}")
 
 
-def check_prompt(base: Base, tokens: Sequence[int], virtual: int, more: int = 0) -> None:
+def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: int = 0) -> None:
     """RequestError for a prompt without tokens, or with some that the base has not; ContextLengthExceeded where it does
-    not fit behind `virtual` soft-prompt tokens, with so many `more` to come."""
+    not fit behind `virtual` soft-prompt tokens, with so many `new_tokens` to come."""
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
     check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
     if "encode" in base.can:
-        _check_sides(base, len(tokens), more)
-    elif len(tokens) + virtual + more > base.spec.context_length:
+        _check_sides(base, len(tokens), new_tokens)
+    elif len(tokens) + virtual + new_tokens > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
         raise ContextLengthExceeded(
-            f"the prompt has {len(tokens)} tokens{behind} and {more} more are asked for, but the context of "
+            f"the prompt has {len(tokens)} tokens{behind} and {new_tokens} more are asked for, but the context of "
             f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer{_longer(base)}",
-            param="max_tokens" if more else "prompt",
+            param="max_tokens" if new_tokens else "prompt",
         )
 
 
@@ -49,7 +49,7 @@ def answer_room(base: Base, prompt: int) -> int:
     return base.spec.context_length - prompt
 
 
-def _check_sides(base: Base, prompt: int, more: int) -> None:
+def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
     """ContextLengthExceeded where a prompt is too long for the encoder, or an answer for the decoder."""
     if prompt > base.spec.context_length:
         raise ContextLengthExceeded(
@@ -57,9 +57,9 @@ def _check_sides(base: Base, prompt: int, more: int) -> None:
             "shorten it",
             param="prompt",
         )
-    if more > answer_room(base, prompt):
+    if new_tokens > answer_room(base, prompt):
         raise ContextLengthExceeded(
-            f"{more} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; ask for "
+            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; ask for "
             "fewer",
             param="max_tokens",
         )
@@ -70,18 +70,18 @@ def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabula
     vocabulary = base.spec.vocab_size if vocabulary is None else vocabulary
     if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
         bad = next(token for token in tokens if not 0 <= token < vocabulary)
-        where = "" if param == "prompt" else f"{param}: "
-        raise RequestError(f"{where}token id {bad} is outside the vocabulary of {vocabulary}", param=param)
+        prefix = "" if param == "prompt" else f"{param}: "
+        raise RequestError(f"{prefix}token id {bad} is outside the vocabulary of {vocabulary}", param=param)
 
 
-def check_room(longest: int | None, prompt: int, more: int, pinned: int = 0, known: int = 0) -> None:
+def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 0, cached: int = 0) -> None:
     """ContextLengthExceeded where a sequence has no room in the engine's cache, whoever else leaves it. longest: tokens
-    that this holds, `pinned` of which stay there; the prompt's first ones, as many as are `known`, are among these."""
-    if longest is not None and prompt + more - known > longest - pinned:
-        beside = f" beside {pinned} pinned ones" if pinned else ""
+    that this holds, `pinned` of which stay there; the prompt's first ones, as many as are `cached`, are among these."""
+    if longest is not None and prompt + new_tokens - cached > longest - pinned:
+        pinned_note = f" beside {pinned} pinned ones" if pinned else ""
         raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens and {more} more are asked for, but this engine's cache holds {longest} "
-            f"tokens{beside}; shorten the prompt, ask for fewer, or give the engine more memory (slot_bytes)",
+            f"the prompt has {prompt} tokens and {new_tokens} more are asked for, but this engine's cache holds {longest} "
+            f"tokens{pinned_note}; shorten the prompt, ask for fewer, or give the engine more memory (slot_bytes)",
             param="max_tokens" if prompt < longest - pinned else "prompt",
         )
 
@@ -89,9 +89,9 @@ def check_room(longest: int | None, prompt: int, more: int, pinned: int = 0, kno
 def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
     """What a request fails with whose numbers are not."""
     dtype = str(base.dtype).removeprefix("torch.")
-    whose = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
+    owner = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
     return NotFiniteError(
-        f"the numbers of {whose} became infinite or NaN in {dtype}, so there is no answer; load the base in a wider "
+        f"the numbers of {owner} became infinite or NaN in {dtype}, so there is no answer; load the base in a wider "
         f"dtype{'' if adapter is None else ', or train the adapter again'}"
     )
 

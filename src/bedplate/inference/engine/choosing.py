@@ -36,37 +36,37 @@ class Writer(Protocol):
         """It ends here; without an error, because its logits are not finite, so that no token can be chosen."""
         ...
 
-    def learn(self, said: int, draft: Sequence[int]) -> int:
-        """`said` tokens were chosen in a pass; how many of the draft were among them."""
+    def learn(self, chosen_count: int, draft: Sequence[int]) -> int:
+        """`chosen_count` tokens were chosen in a pass; how many of the draft were among them."""
         ...
 
 
 @dataclass(eq=False, slots=True)
 class WritingRow:
     """One that writes in a pass. at: the number of the logits that its next token is chosen from; those of the `draft`
-    come after them. said: tokens that were chosen for it in this pass."""
+    come after them. chosen_count: tokens that were chosen for it in this pass."""
 
     writer: Writer
     at: int
     draft: Sequence[int] = ()
-    said: int = 0
+    chosen_count: int = 0
 
-    def take(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
+    def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
         """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed.
         logsumexp: of all the logits, which is finite where they are no infinities or NaN."""
         if not math.isfinite(logsumexp):
             self.writer.fail(None)
             return False
-        guessed = self.said < len(self.draft) and self.draft[self.said] == token
+        guessed = self.chosen_count < len(self.draft) and self.draft[self.chosen_count] == token
         output = self.writer.state.output
         before = len(output)
         try:
-            goes = self.writer.accept(token, logprob, alternatives)
+            continues = self.writer.accept(token, logprob, alternatives)
         except Exception as error:  # its own matter: its neighbours go on
             self.writer.fail(error)
             return False
-        self.said += len(output) - before
-        return goes and guessed
+        self.chosen_count += len(output) - before
+        return continues and guessed
 
 
 @contextlib.contextmanager
@@ -83,11 +83,11 @@ def _one_thread() -> Generator[None]:
 
 def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
     """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
-    going, step = list(rows), 0
-    while going:
+    active, step = list(rows), 0
+    while active:
         drawn: list[WritingRow] = []
         on: list[WritingRow] = []
-        for row in going:
+        for row in active:
             at = row.at + step
             # A row under a grammar mostly may have its likeliest token, or has one only: then no mask is made.
             likeliest = None if greedy is None or not row.writer.plain else greedy.tokens[at]
@@ -99,7 +99,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
             if token != likeliest:
                 assert logits_WV is not None
                 logprob = float(logits_WV[at, token]) - greedy.logsumexp[at]
-            if row.take(token, logprob, greedy.logsumexp[at]):
+            if row.accept(token, logprob, greedy.logsumexp[at]):
                 on.append(row)
         if drawn:
             assert logits_WV is not None
@@ -110,8 +110,8 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
                 logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
                 sums = None if greedy is None else [greedy.logsumexp[i] for i in at]
                 chosen = _drawn(logits_BV, [row.writer.state for row in drawn], sums, sample)
-                on += [row for row, one in zip(drawn, chosen, strict=True) if row.take(*one)]
-        going, step = on, step + 1
+                on += [row for row, choice in zip(drawn, chosen, strict=True) if row.accept(*choice)]
+        active, step = on, step + 1
 
 
 def _drawn(
@@ -124,13 +124,13 @@ def _drawn(
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()
     columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B1, sums_B1]
-    most = max(state.sampling.logprobs or 0 for state in states)
-    if most:
-        values, ids = logits_BV.topk(most)
+    max_logprobs = max(state.sampling.logprobs or 0 for state in states)
+    if max_logprobs:
+        values, ids = logits_BV.topk(max_logprobs)
         columns += [values - sums_B1, ids.double()]
-    found: list[tuple[int, float, float, Alternatives]] = []
-    for state, (token, logprob, total, *rest) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
+    choices: list[tuple[int, float, float, Alternatives]] = []
+    for state, (token, logprob, total, *alternatives) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
         count = state.sampling.logprobs or 0
-        ids_K = [int(index) for index in rest[most : most + count]]
-        found.append((int(token), logprob, total, tuple(zip(ids_K, rest[:count], strict=True))))
-    return found
+        ids_K = [int(index) for index in alternatives[max_logprobs : max_logprobs + count]]
+        choices.append((int(token), logprob, total, tuple(zip(ids_K, alternatives[:count], strict=True))))
+    return choices

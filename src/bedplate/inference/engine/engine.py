@@ -19,15 +19,15 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.fairness import may_queue
-from bedplate.inference.engine.grammar import Grammars, Trial
-from bedplate.inference.engine.job import Equipment, Job
+from bedplate.inference.engine.grammar import Grammars, TrialCompiler
+from bedplate.inference.engine.job import Equipment, RequestJob
 from bedplate.inference.engine.kinds.request import Request, Result
 from bedplate.inference.engine.kinds.sampling import Grammar
-from bedplate.inference.engine.kinds.table import KINDS
+from bedplate.inference.engine.kinds.table import JOB_TYPES
 from bedplate.inference.engine.loading import Loading
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.sizes import Asked, check_sizes, engine_sizes
+from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
@@ -91,12 +91,12 @@ class Engine(Closing):
         self.bank = Bank(run.outline, adapters, hf_name=names)
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
-        asked = Asked(max_step_tokens, max_rows, cache_bytes, slot_bytes)
-        sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), asked)
+        requested = SizeOptions(max_step_tokens, max_rows, cache_bytes, slot_bytes)
+        sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), requested)
         step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
         self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
-        own = "auto" if run is base else weights
-        self._torch = TorchForward(run, self.bank, cache, None, recorder(base.device), own)
+        torch_weights = "auto" if run is base else weights
+        self._torch = TorchForward(run, self.bank, cache, None, recorder(base.device), torch_weights)
         self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
@@ -122,7 +122,7 @@ class Engine(Closing):
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
-        scheduler: Scheduler[Job] = Scheduler(budget, whole=not causal)
+        scheduler: Scheduler[RequestJob] = Scheduler(budget, whole=not causal)
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
         self._lock = threading.Condition()
@@ -154,7 +154,7 @@ class Engine(Closing):
         many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
         return self._grammars.ready(grammar, tenant)
 
-    def try_grammars_in(self, trial: Trial) -> None:
+    def try_grammars_in(self, trial: TrialCompiler) -> None:
         """From now on new grammars are compiled there first, and here only when that went well."""
         self._grammars.trial = trial
 
@@ -178,12 +178,12 @@ class Engine(Closing):
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
             try:
                 with Progress("answers", len(requests), "", quiet=len(requests) < 2) as bar:
-                    left = list(streams.values())
-                    while left:
+                    pending = list(streams.values())
+                    while pending:
                         self._steps.step()
-                        waiting = [stream for stream in left if not stream.done]
-                        bar.advance(len(left) - len(waiting))
-                        left = waiting
+                        waiting = [stream for stream in pending if not stream.finished]
+                        bar.advance(len(pending) - len(waiting))
+                        pending = waiting
             except BaseException as error:
                 for stream in streams.values():
                     stream.cancel()
@@ -195,23 +195,23 @@ class Engine(Closing):
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
         """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
         self._check_open()
-        held: list[Loaded] = []
-        jobs: list[Job] = []
+        adapters: list[Loaded] = []
+        jobs: list[RequestJob] = []
         try:
             for request in requests:
-                held.append(self._adapters.hold(request.adapter))
-                jobs.append(KINDS[type(request)](request, held[-1], self._equipment))
+                adapters.append(self._adapters.acquire(request.adapter))
+                jobs.append(JOB_TYPES[type(request)](request, adapters[-1], self._equipment))
             with self._lock:
                 self._check_open()
-                opened, own = self._steps.open(), requests[0].tenant if requests else ""
+                opened, tenant = self._steps.open(), requests[0].tenant if requests else ""
                 crowded = self.waiting + len(jobs) > self._max_waiting
-                if wake and crowded and not may_queue(self._max_waiting, opened, own, len(jobs)):
+                if wake and crowded and not may_queue(self._max_waiting, opened, tenant, len(jobs)):
                     raise BusyError(f"{self.waiting} requests are waiting already; try again later")
                 self._steps.add(jobs)
                 if wake:
                     self._lock.notify_all()
         except BaseException:
-            for adapter in held:
+            for adapter in adapters:
                 self._adapters.release(adapter)
             self._wake()  # somebody may wait for the last who holds an adapter
             raise
@@ -288,7 +288,7 @@ class Engine(Closing):
         leaving = self._adapters.retire(key)
         if wait and leaving.users:
             self._wake()
-            leaving.gone.wait()
+            leaving.freed.wait()
             return
         with self._compute:
             self._adapters.sweep()
@@ -353,8 +353,8 @@ class Engine(Closing):
         self._closed = True
         self._wake()
         self._thread.join()
-        with self._compute, contextlib.ExitStack() as each:
+        with self._compute, contextlib.ExitStack() as cleanup:
             if not self._freed:
                 self._freed = True
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
-                    each.callback(free)
+                    cleanup.callback(free)

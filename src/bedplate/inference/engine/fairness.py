@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def fair_shares(total: int, asked: Mapping[str, int]) -> dict[str, int]:
+def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:
     """How much of `total` each tenant gets of what it asks for, one at least: where there are more tenants than that,
     they take turns. What cannot be divided goes to those that ask most."""
     shares: dict[str, int] = {}
-    left = total
-    for rank, tenant in enumerate(sorted(asked, key=lambda one: (asked[one], one))):
-        shares[tenant] = min(asked[tenant], max(1, left // (len(asked) - rank)))
-        left = max(0, left - shares[tenant])
+    remaining = total
+    for rank, tenant in enumerate(sorted(demands, key=lambda name: (demands[name], name))):
+        shares[tenant] = min(demands[tenant], max(1, remaining // (len(demands) - rank)))
+        remaining = max(0, remaining - shares[tenant])
     return shares
 
 
-def may_queue(most: int, queued: Mapping[str, int], tenant: str, more: int) -> bool:
-    """Whether a tenant may queue `more` requests although the queue holds `most`: as long as it has no more than its
-    part of it. So the queue grows to `most` times the harmonic number of its tenants at the very most."""
-    others = len(queued.keys() - {tenant})
-    return others > 0 and queued.get(tenant, 0) + more <= most // (others + 1)
+def may_queue(max_waiting: int, queued: Mapping[str, int], tenant: str, new_requests: int) -> bool:
+    """Whether a tenant may queue `new_requests` requests although the queue holds `max_waiting`: as long as it has no more than its
+    part of it. So the queue grows to `max_waiting` times the harmonic number of its tenants at the very most."""
+    other_tenants = len(queued.keys() - {tenant})
+    return other_tenants > 0 and queued.get(tenant, 0) + new_requests <= max_waiting // (other_tenants + 1)

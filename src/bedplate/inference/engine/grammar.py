@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.inference.engine.grammar_rules import Vocabulary, compiled, first_line, refused
+from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, first_line, refused
 from bedplate.inference.engine.kinds.sampling import Grammar
 from bedplate.text.tokenizer import Tokenizer
 
@@ -31,10 +31,10 @@ ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 """Processor time that one row's masks may take: so much, and so much more for each token."""
 
 
-class Trial(Protocol):
+class TrialCompiler(Protocol):
     """Somewhere else, where a grammar is compiled first: one that takes too much of anything takes it there."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar, tenant: str = "") -> bool:
+    def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
         """RequestError where it could not be compiled. False where nothing could be tried. tenant: who asks."""
         ...
 
@@ -43,7 +43,7 @@ class Grammars:
     """Compiles grammars for one tokenizer, and keeps the latest `CACHED`, and those that somebody holds. Safe to share
     between threads."""
 
-    trial: Trial | None = None
+    trial: TrialCompiler | None = None
     """Where new ones are compiled first, if anywhere."""
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
@@ -51,20 +51,20 @@ class Grammars:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._eos_ids = sorted(index for index in eos_ids if 0 <= index < vocab_size)
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, _Made] = OrderedDict()
-        self._held: WeakValueDictionary[bytes, _Made] = WeakValueDictionary()
-        self._vocabulary: tuple[Vocabulary, llguidance.LLTokenizer] | None = None
+        self._recent: OrderedDict[bytes, _CompiledGrammar] = OrderedDict()
+        self._live: WeakValueDictionary[bytes, _CompiledGrammar] = WeakValueDictionary()
+        self._vocabulary: tuple[TokenVocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
         """What gives matchers at the start of a text, however many other grammars are compiled meanwhile. Raises
         RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no text
         matches."""
-        made = self._made(grammar)
-        return lambda: Matcher(made.matcher.deep_copy())
+        compiled_grammar = self._cached_grammar(grammar)
+        return lambda: Matcher(compiled_grammar.matcher.deep_copy())
 
     def ready(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar with what was compiled of it, which it keeps. Raises as `compile` does."""
-        return replace(grammar, made=self._made(grammar, tenant))
+        return replace(grammar, compiled=self._cached_grammar(grammar, tenant))
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """A matcher at the start of a text. Raises as `compile` does."""
@@ -74,42 +74,42 @@ class Grammars:
         """Whether the whole text is one that the grammar lets a model write. Raises as `compile` does."""
         matcher = self.matcher(grammar)
         assert self._tokenizer is not None
-        return matcher.takes(self._tokenizer.encode(text, parse_special=False))
+        return matcher.matches(self._tokenizer.encode(text, parse_special=False))
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._recent)
 
-    def _made(self, grammar: Grammar, tenant: str = "") -> _Made:
-        key = hashlib.sha256(f"{grammar.kind}\n{grammar.source}".encode("utf-8", "surrogatepass")).digest()
+    def _cached_grammar(self, grammar: Grammar, tenant: str = "") -> _CompiledGrammar:
+        key = hashlib.sha256(f"{grammar.syntax}\n{grammar.source}".encode("utf-8", "surrogatepass")).digest()
         with self._lock:
-            found = self._held.get(key)
-            if found is not None:
-                if key in self._known:
-                    self._known.move_to_end(key)
-                return found
+            cached = self._live.get(key)
+            if cached is not None:
+                if key in self._recent:
+                    self._recent.move_to_end(key)
+                return cached
             vocabulary, opened = self._open()
         tried = self.trial is not None and self.trial.check(vocabulary, grammar, tenant)
-        made = _Made(compiled(vocabulary, opened, grammar, timed=not tried))
+        compiled_grammar = _CompiledGrammar(compiled(vocabulary, opened, grammar, timed=not tried))
         with self._lock:
-            made = self._held.setdefault(key, made)  # another thread's, if it was first
-            self._known[key] = made
-            while len(self._known) > CACHED:
-                self._known.popitem(last=False)
-        return made
+            compiled_grammar = self._live.setdefault(key, compiled_grammar)  # another thread's, if it was first
+            self._recent[key] = compiled_grammar
+            while len(self._recent) > CACHED:
+                self._recent.popitem(last=False)
+        return compiled_grammar
 
-    def _open(self) -> tuple[Vocabulary, llguidance.LLTokenizer]:
+    def _open(self) -> tuple[TokenVocabulary, llguidance.LLTokenizer]:
         """The vocabulary as the library wants it, made when it is first needed."""
         if self._vocabulary is None:
             if self._tokenizer is None or not self._tokenizer.exact_bytes:
                 raise refused("this base's tokenizer has no exact bytes for its tokens, to which output could be held")
             if not self._eos_ids:
                 raise refused("this base has no end token, so its output cannot be held to a grammar")
-            vocabulary = Vocabulary.of(self._tokenizer, self._vocab_size, self._eos_ids)
+            vocabulary = TokenVocabulary.of(self._tokenizer, self._vocab_size, self._eos_ids)
             self._vocabulary = vocabulary, vocabulary.opened(self._tokenizer)
         return self._vocabulary
 
 
-class _Made:
+class _CompiledGrammar:
     """What a grammar was compiled to: a matcher at the start of a text, which is only copied."""
 
     __slots__ = ("__weakref__", "matcher")
@@ -123,7 +123,7 @@ class Matcher:
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
         self._inner = inner
-        self._left = ROW_SECONDS
+        self._remaining_seconds = ROW_SECONDS
 
     def fill(self, allowed_W: NDArray[np.int32]) -> None:
         """Sets the bits of the tokens that may come next, in a contiguous row of ⌈V/32⌉ words. All bits are set where
@@ -131,7 +131,7 @@ class Matcher:
         if self.failure is None:
             begin = time.thread_time()
             self._inner.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
-            self._left += STEP_SECONDS - (time.thread_time() - begin)
+            self._remaining_seconds += STEP_SECONDS - (time.thread_time() - begin)
         if self.failure is not None:
             allowed_W.fill(-1)
 
@@ -144,22 +144,22 @@ class Matcher:
         begin = time.thread_time()
         forced = self._inner.compute_ff_tokens()
         if forced:
-            found = forced[0]
+            allowed_token = forced[0]
         else:
-            found = token if self._inner.validate_tokens([token]) == 1 else None
-        self._left -= time.thread_time() - begin
-        self._left += (
-            0.0 if found is None else STEP_SECONDS
+            allowed_token = token if self._inner.validate_tokens([token]) == 1 else None
+        self._remaining_seconds -= time.thread_time() - begin
+        self._remaining_seconds += (
+            0.0 if allowed_token is None else STEP_SECONDS
         )  # where a mask is made, its own call grants the step's time
-        return found
+        return allowed_token
 
     def advance(self, token: int) -> None:
         """Takes a token that the last mask allowed."""
         begin = time.thread_time()
         self._inner.consume_token(token)
-        self._left -= time.thread_time() - begin
+        self._remaining_seconds -= time.thread_time() - begin
 
-    def takes(self, tokens: list[int]) -> bool:
+    def matches(self, tokens: list[int]) -> bool:
         """Whether the tokens are a text that matches."""
         return self._inner.consume_tokens(tokens) and self._inner.is_accepting()
 
@@ -171,7 +171,7 @@ class Matcher:
     @property
     def failure(self) -> str | None:
         """Why the row cannot go on."""
-        if self._left < 0:
+        if self._remaining_seconds < 0:
             return "it takes too long"
         return first_line(self._inner.get_error()) if self._inner.is_error() else None
 

@@ -41,7 +41,7 @@ _RULE_PARTS = re.compile(
 
 
 @dataclass(frozen=True, eq=False)
-class Vocabulary:
+class TokenVocabulary:
     """A base's tokens as bytes, and which of them end a text or are no part of any. behind_a_space: tokens begin with a
     space that their text does not have."""
 
@@ -51,14 +51,14 @@ class Vocabulary:
     behind_a_space: bool
 
     @staticmethod
-    def of(tokenizer: Tokenizer, size: int, eos_ids: Sequence[int]) -> Vocabulary:
+    def of(tokenizer: Tokenizer, size: int, eos_ids: Sequence[int]) -> TokenVocabulary:
         """size: of the model's logits."""
-        known = tokenizer.vocab_size
-        tokens = [tokenizer.token_bytes(index) if index < known else b"" for index in range(size)]
+        vocab_size = tokenizer.vocab_size
+        tokens = [tokenizer.token_bytes(index) if index < vocab_size else b"" for index in range(size)]
         if tokenizer.drops_space:  # the first token of a text may lose all that it begins with
             tokens = [b"" if token.startswith(b"  ") else token for token in tokens]
         special = sorted(index for index in tokenizer.special_ids if index < size)
-        return Vocabulary(tokens, eos_ids, special, tokenizer.drops_space)
+        return TokenVocabulary(tokens, eos_ids, special, tokenizer.drops_space)
 
     def opened(self, tokenizer: Tokenizer | None = None) -> llguidance.LLTokenizer:
         """As the library wants it. UsageError without the library."""
@@ -73,7 +73,7 @@ class Vocabulary:
 class _Wrapped:
     """A vocabulary in the shape that the library asks for."""
 
-    def __init__(self, vocabulary: Vocabulary, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, vocabulary: TokenVocabulary, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
         self.tokens, self.special_token_ids = list(vocabulary.tokens), list(vocabulary.special_ids)
         self._special = frozenset(self.special_token_ids)
@@ -86,17 +86,19 @@ class _Wrapped:
         spelled = None if self._tokenizer is None else self._tokenizer.spelled(text)
         return spelled or self._longest(text.encode())
 
-    def _longest(self, rest: bytes) -> list[int]:
+    def _longest(self, remaining: bytes) -> list[int]:
         """The text by the longest token at each place, as far as that goes."""
         ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
-        longest, found = max(map(len, ids)), list[int]()
-        while rest:
-            part = next((rest[:n] for n in range(min(longest, len(rest)), 0, -1) if rest[:n] in ids), None)
+        longest, token_ids = max(map(len, ids)), list[int]()
+        while remaining:
+            part = next(
+                (remaining[:n] for n in range(min(longest, len(remaining)), 0, -1) if remaining[:n] in ids), None
+            )
             if part is None:
                 break
-            found.append(ids[part])
-            rest = rest[len(part) :]
-        return found
+            token_ids.append(ids[part])
+            remaining = remaining[len(part) :]
+        return token_ids
 
 
 def _behind_a_space(source: str) -> str:
@@ -108,7 +110,7 @@ def _behind_a_space(source: str) -> str:
 
 
 def compiled(
-    vocabulary: Vocabulary, opened: llguidance.LLTokenizer, grammar: Grammar, *, timed: bool = True
+    vocabulary: TokenVocabulary, opened: llguidance.LLTokenizer, grammar: Grammar, *, timed: bool = True
 ) -> llguidance.LLMatcher:
     """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known how little time it
     takes."""
@@ -157,7 +159,7 @@ def _source(grammar: Grammar) -> str:
     if size > SOURCE_BYTES:
         raise refused(f"the grammar has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
     options: Any = {"whitespace_flexible": False}
-    match grammar.kind:
+    match grammar.syntax:
         case "json_schema":
             schema = parse_schema(grammar.source)
             if schema is False:
@@ -183,8 +185,8 @@ def _text(source: str) -> str:
     try:
         source.encode()
     except UnicodeEncodeError as error:
-        what = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
-        raise refused(f"the grammar holds {what}, which is not valid text") from None
+        problem = f"the lone surrogate U+{ord(source[error.start]):04X} at character {error.start}"
+        raise refused(f"the grammar holds {problem}, which is not valid text") from None
     return source
 
 
@@ -205,9 +207,9 @@ def _check_rules(source: str) -> None:
         if directive is not None and directive not in {"import", "ignore"}:
             raise refused(f"the grammar uses %{directive[:80]}; only %import and %ignore are supported")
         if part["open"] is not None:
-            what = "text" if part["open"] == '"' else "regular expression"
+            construct = "text" if part["open"] == '"' else "regular expression"
             raise refused(
-                f"a {what} of the grammar, begun in line {source.count(chr(10), 0, part.start()) + 1}, has no end"
+                f"a {construct} of the grammar, begun in line {source.count(chr(10), 0, part.start()) + 1}, has no end"
             )
         rules += part["rule"] is not None
     if rules > RULES:

@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 
 from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.grammar_rules import Vocabulary, compiled, refused
+from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, refused
 from bedplate.inference.engine.kinds.sampling import Grammar
 
 log = logging.getLogger("bedplate.inference")
@@ -40,7 +40,7 @@ ANSWER_SECONDS, LOOKS = 30.0, 10
 """By the clock, so that a process that does nothing is given up as well: how long until it is looked at, and how often
 it may have been waiting for a processor then, as on a machine that has too much to do."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
+_PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
 
 
@@ -54,18 +54,18 @@ class _InOrder:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self.asked: deque[object] = deque()
+        self.waiters: deque[object] = deque()
         """Who has it, and who waits for it."""
 
     def __enter__(self) -> None:
         mine = object()
         with self._changed:
-            self.asked.append(mine)
-            self._changed.wait_for(lambda: self.asked[0] is mine)
+            self.waiters.append(mine)
+            self._changed.wait_for(lambda: self.waiters[0] is mine)
 
     def __exit__(self, *error: object) -> None:
         with self._changed:
-            self.asked.popleft()
+            self.waiters.popleft()
             self._changed.notify_all()
 
 
@@ -79,13 +79,13 @@ class GrammarTrial(Closing):
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         """By tenant, of those that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._known: list[Vocabulary] = []
+        self._vocabularies: list[TokenVocabulary] = []
         """Those that the process has read, by their numbers."""
         self._closed = False
         self.killed = 0
         """How many grammars took too much."""
 
-    def check(self, vocabulary: Vocabulary, grammar: Grammar, tenant: str = "") -> bool:
+    def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
         """RequestError where the grammar cannot be used, or takes too much. False where the process did not start."""
         with self._turn(tenant), self._lock:
             try:
@@ -96,7 +96,7 @@ class GrammarTrial(Closing):
                     log.error("grammars are compiled without a process of their own, which did not start: %s", error)
                 return False
             try:
-                answer = self._ask(("grammar", number, grammar.kind, grammar.source))["error"]
+                answer = self._query(("grammar", number, grammar.syntax, grammar.source))["error"]
             except (_Ended, OSError):
                 self._end()
                 self.killed += 1
@@ -110,11 +110,11 @@ class GrammarTrial(Closing):
         with self._naming:
             return self._turns.setdefault(tenant, threading.Lock())
 
-    def _number(self, vocabulary: Vocabulary) -> int:
+    def _number(self, vocabulary: TokenVocabulary) -> int:
         if self._process is None:
             if self._closed:
                 raise _Ended("it is closed")
-            self._known = []
+            self._vocabularies = []
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.PIPE,
@@ -123,14 +123,14 @@ class GrammarTrial(Closing):
                 start_new_session=True,  # Ctrl-C is its parent's to act on
                 env=_environment(),
             )
-        number = next((number for number, one in enumerate(self._known) if one is vocabulary), None)
+        number = next((number for number, candidate in enumerate(self._vocabularies) if candidate is vocabulary), None)
         if number is None:
-            self._ask(("vocabulary", vocabulary))
-            self._known.append(vocabulary)
-            number = len(self._known) - 1
+            self._query(("vocabulary", vocabulary))
+            self._vocabularies.append(vocabulary)
+            number = len(self._vocabularies) - 1
         return number
 
-    def _ask(self, message: tuple[Any, ...]) -> dict[str, Any]:
+    def _query(self, message: tuple[Any, ...]) -> dict[str, Any]:
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -168,29 +168,29 @@ class GrammarTrial(Closing):
 
 def _environment() -> dict[str, str]:
     """What the process needs to find Python's libraries and this package, and nothing else of its parent's."""
-    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    variables = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return {**variables, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _wants_a_processor(process: int) -> bool:
     """Whether it computes, or would if it were its turn. (proc_pid_stat(5): what follows the name in parentheses.)"""
     try:
-        said = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
+        stat = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
     except OSError:  # it has ended, or the system does not say
         return False
-    return said.rpartition(")")[2].split()[:1] in (["R"], ["D"])
+    return stat.rpartition(")")[2].split()[:1] in (["R"], ["D"])
 
 
 # --- in the process
 
 
-def answer(asked: IO[bytes], told: IO[bytes]) -> None:
+def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
     """Compiles what is asked for, until nothing more is."""
-    vocabularies: list[tuple[Vocabulary, Any]] = []
+    vocabularies: list[tuple[TokenVocabulary, Any]] = []
     while True:
         try:
-            message = pickle.load(asked)  # its parent's own; the grammars in it are texts
+            message = pickle.load(requests)  # its parent's own; the grammars in it are texts
         except EOFError:
             return
         error = None
@@ -199,24 +199,24 @@ def answer(asked: IO[bytes], told: IO[bytes]) -> None:
             vocabularies.append((message[1], message[1].opened()))
             _limit_memory(MEMORY_BYTES)
         else:
-            _, number, kind, source = message
+            _, number, syntax, source = message
             vocabulary, opened = vocabularies[int(number)]
             signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # the signal ends the process
             try:
-                compiled(vocabulary, opened, Grammar(kind, source))
+                compiled(vocabulary, opened, Grammar(syntax, source))
             except RequestError as refusal:
                 error = refusal.message
             signal.setitimer(signal.ITIMER_PROF, 0)
-        told.write(json.dumps({"error": error}).encode() + b"\n")
-        told.flush()
+        replies.write(json.dumps({"error": error}).encode() + b"\n")
+        replies.flush()
 
 
-def _limit_memory(more: int | None) -> None:
+def _limit_memory(extra_bytes: int | None) -> None:
     """So many bytes more than it has now; None: as much as there is."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (hard if more is None else has + more, hard))
+        resource.setrlimit(resource.RLIMIT_AS, (hard if extra_bytes is None else has + extra_bytes, hard))
     except (OSError, ValueError):
         return  # a system that does not say how much a process has, or lets it not be limited
 

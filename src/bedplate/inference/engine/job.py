@@ -21,8 +21,8 @@ from bedplate.inference.engine.kinds.request import (
     LookedUp,
     Request,
     Result,
-    Spent,
-    Timing,
+    RequestUsage,
+    RequestTiming,
     Usage,
 )
 from bedplate.inference.engine.stream import Stream
@@ -49,7 +49,7 @@ class Equipment:
 
 
 @dataclass(slots=True)
-class Wants:
+class PassRequest:
     """What is wanted of a pass. logits: the positions whose logits are. likeliest: of these, and of a draft's, no more
     than what follows likeliest. states: whether all tokens' hidden states are, after `Job.depth` blocks."""
 
@@ -59,7 +59,7 @@ class Wants:
 
 
 @dataclass(slots=True)
-class Seen:
+class PassResult:
     """What a pass gave for a job's tokens from position `begin` to before `end`.
 
     positions: the ones whose logits it wanted. draft: the tokens that were guessed to follow. at: the number of the
@@ -88,20 +88,20 @@ class Seen:
         return self.out.hidden_ND[self.token : self.token + self.end - self.begin]
 
 
-class Job(ABC, Generic[R]):
+class RequestJob(ABC, Generic[R]):
     """One request while it waits and runs. A kind of requests is one file, with its request, its result and a class
     made of this one, and one row in `kinds.table.KINDS`: what is asked of a kind stands here, and what only one of them
     needs stands there.
 
     tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it.
-    source: how many first ones an encoder reads: all of the prompt, behind which the decoder starts, or none. done:
+    source: how many first ones an encoder reads: all of the prompt, behind which the decoder starts, or none. computed_tokens:
     how many of them have keys and values in `row`. cached: of the prompt's tokens, those that were found in the prefix
-    cache; kept: those of `tokens` that are saved there; marks: where states are saved on the way. begun: the prompt is
+    cache; saved_tokens: those of `tokens` that are saved there; marks: where states are saved on the way. begun: the prompt is
     computed, and an answer has begun that outlasts its row. ended, failed: how it is to leave at the end of the step.
 
     Work that is no sequence of tokens is one more file too. The engine asks for a cost, and hands out shares of it; a
     denoising job counts its latents' patches times the steps that are left, and a transcription its frames before its
-    text. Such a job reads its shares in `wanted` and `take` as what they are to it, has `reusable` None, for nothing of
+    text. Such a job reads its shares in `pass_request` and `consume` as what they are to it, has `reusable` None, for nothing of
     it stands in the prefix cache, and a field of `Wants` that says what it puts into a pass.
     """
 
@@ -123,14 +123,14 @@ class Job(ABC, Generic[R]):
         self.types: Sequence[int] = ()
         """Of its tokens, where an encoder tells the parts of a text apart."""
         self.row: int | None = None
-        self.done = self.kept = self.shared = 0
+        self.computed_tokens = self.saved_tokens = self.shared = 0
         self.marks: tuple[int, ...] = ()
         self.cached: int | None = None
         self.key: Key = ()
         self.begun = False
         self.ended: FinishReason | None = None
         self.failed: BaseException | None = None
-        self.left = False
+        self.released = False
         """Whether the engine has done with it."""
         self.started: float | None = None
         self.first: float | None = None
@@ -140,7 +140,7 @@ class Job(ABC, Generic[R]):
         if request.deadline is not None and math.isnan(request.deadline):
             raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
         if not self.reads:
-            check_room(equipment.longest, self.prompt_end, self.more)
+            check_room(equipment.longest, self.prompt_end, self.max_new_tokens)
         self.queued = time.monotonic()
 
     def check(self) -> None:
@@ -148,11 +148,11 @@ class Job(ABC, Generic[R]):
         check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
 
     @abstractmethod
-    def wanted(self, begin: int, end: int) -> Wants:
+    def pass_request(self, begin: int, end: int) -> PassRequest:
         """What it wants of a pass over its tokens from position `begin` to before `end`."""
 
     @abstractmethod
-    def take(self, seen: Seen) -> WritingRow | None:
+    def consume(self, pass_slice: PassResult) -> WritingRow | None:
         """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
         for it."""
 
@@ -164,7 +164,9 @@ class Job(ABC, Generic[R]):
     def cost(self) -> int:
         """What is still to be computed, in the unit of the engine's budget: as much as a token takes. Up to the next
         mark, so that no pass goes beyond it."""
-        return next((mark for mark in self.marks if mark > self.done), len(self.tokens)) - self.done
+        return (
+            next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
+        )
 
     @property
     def prompt_end(self) -> int:
@@ -188,7 +190,7 @@ class Job(ABC, Generic[R]):
         return None
 
     @property
-    def more(self) -> int:
+    def max_new_tokens(self) -> int:
         """How many tokens stand behind the prompt in its row at most."""
         return 0
 
@@ -197,11 +199,11 @@ class Job(ABC, Generic[R]):
         """Whether it computes one token at a time, beside whatever else there is to do."""
         return False
 
-    def draft(self, most: int) -> Sequence[int]:
-        """Up to `most` tokens that may follow its next one."""
+    def draft(self, max_tokens: int) -> Sequence[int]:
+        """Up to `max_tokens` tokens that may follow its next one."""
         return ()
 
-    def keeps(self, begin: int, end: int) -> int:
+    def cacheable_length(self, begin: int, end: int) -> int:
         """How many first tokens go into the prefix cache, now that all are computed, the last ones from `begin`."""
         return self.prompt_end
 
@@ -216,38 +218,38 @@ class Job(ABC, Generic[R]):
     def restart(self) -> None:
         """Forgets what is computed, but not what has been said."""
         self._read = self._prompt_read
-        self.row, self.done = None, 0
+        self.row, self.computed_tokens = None, 0
 
     @property
-    def said(self) -> int:
+    def generated_tokens(self) -> int:
         """Tokens of the answer so far."""
         return 0
 
     @property
     def _prompt_read(self) -> int:
-        return max(self._read, min(max(self.done - self.adapter.virtual, 0), len(self.request.tokens)))
+        return max(self._read, min(max(self.computed_tokens - self.adapter.virtual, 0), len(self.request.tokens)))
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> RequestUsage:
         """What was computed for it so far."""
         read = self._prompt_read
-        return Spent(Usage(read, self.said, min(self.cached or 0, read)), self.compute)
+        return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
 
-    def account(self, said: int = 0) -> tuple[Usage, Timing, LookedUp | None]:
-        """What its result comes with; `said`: tokens of the answer."""
-        now = time.monotonic()
-        started = now if self.started is None else self.started
-        first = now if self.first is None else self.first
-        timing = Timing(started - self.queued, first - self.queued, now - self.queued, self.compute)
-        return Usage(len(self.request.tokens), said, self.cached or 0), timing, self.request.looked_up
+    def account(self, completion_tokens: int = 0) -> tuple[Usage, RequestTiming, LookedUp | None]:
+        """What its result comes with; `completion_tokens`: tokens of the answer."""
+        finished = time.monotonic()
+        started = finished if self.started is None else self.started
+        first = finished if self.first is None else self.first
+        timing = RequestTiming(started - self.queued, first - self.queued, finished - self.queued, self.compute)
+        return Usage(len(self.request.tokens), completion_tokens, self.cached or 0), timing, self.request.looked_up
 
     @property
     def over(self) -> bool:
         """Whether it has ended, or is to leave at the end of the step."""
-        return self.ended is not None or self.failed is not None or self.stream.done
+        return self.ended is not None or self.failed is not None or self.stream.finished
 
 
-def give_error(job: Job) -> None:
+def give_error(job: RequestJob) -> None:
     """Ends a job's stream with the error that it failed with, or one that it is the cause of."""
     error, job.failed = job.failed, None
     assert error is not None

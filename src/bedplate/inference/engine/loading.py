@@ -43,7 +43,7 @@ class Loading:
         self._torch.complete()  # an adapter is checked against the weights that it changes
         slot = self._bank.add(config, tensors)
         try:
-            self._forward.take(slot)
+            self._forward.add_adapter(slot)
         except BaseException:
             self._bank.remove(slot)
             raise
@@ -65,7 +65,7 @@ class Loading:
         parent = self.adapters.get(adapter)
         if parent.virtual:
             raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
-        parent = self.adapters.hold(adapter)
+        parent = self.adapters.acquire(adapter)
         loaded = Loaded(key, parent.slot, len(vectors), parent)
         try:
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)

@@ -20,8 +20,10 @@ def grammar_of(output: Output) -> Grammar | None:
     if isinstance(output, LabelsOutput) and output.threshold is None:
         if len(output.labels) <= ORDERED_LABELS:
             return Grammar("ebnf", labels_rules(output.labels))
-        each = {"enum": list(output.labels)}
-        return Grammar("json_schema", json.dumps({"type": "array", "items": each, "maxItems": len(output.labels)}))
+        label_schema = {"enum": list(output.labels)}
+        return Grammar(
+            "json_schema", json.dumps({"type": "array", "items": label_schema, "maxItems": len(output.labels)})
+        )
     if isinstance(output, TextOutput) and output.choices:
         # After a prompt like "Answer:" the natural token begins with a space, which `parse` takes away.
         return Grammar("choice", json.dumps([space + choice for choice in output.choices for space in ("", " ")]))

@@ -11,8 +11,8 @@ from bedplate.inference.engine.kinds.request import (
     Request,
     Result,
     Step,
-    Terms,
-    Timing,
+    LookupContext,
+    RequestTiming,
     Usage,
 )
 from bedplate.inference.engine.kinds.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling
@@ -41,7 +41,7 @@ __all__ = [
     "Score",
     "Scores",
     "Step",
-    "Terms",
-    "Timing",
+    "LookupContext",
+    "RequestTiming",
     "Usage",
 ]

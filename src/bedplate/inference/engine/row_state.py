@@ -70,7 +70,7 @@ class RowState:
         settings = self.sampling
         return token in settings.stop_token_ids or (token in self.end_ids and not settings.ignore_eos)
 
-    def take(self, token: int) -> None:
+    def append(self, token: int) -> None:
         """Makes a chosen token part of the output."""
         self.output.append(token)
         if self.matcher is not None:
@@ -100,8 +100,8 @@ class RowState:
             return None
         if self.matcher is None:
             return token
-        found = None if token in self.end_ids else self.matcher.without_mask(token)
-        return None if found in self.end_ids else found
+        candidate = None if token in self.end_ids else self.matcher.without_mask(token)
+        return None if candidate in self.end_ids else candidate
 
     @property
     def complete(self) -> bool:

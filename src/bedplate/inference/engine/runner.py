@@ -15,17 +15,17 @@ from torch import Tensor
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
 from bedplate.inference.engine.cache_rows import CacheRows
 from bedplate.inference.engine.choosing import WritingRow, choose
-from bedplate.inference.engine.job import Job, Seen, Wants, give_error
-from bedplate.inference.engine.prefixes import Prefixes, alike, namespace
+from bedplate.inference.engine.job import RequestJob, PassResult, PassRequest, give_error
+from bedplate.inference.engine.prefixes import PrefixStore, shares_prefix, namespace
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduler import Admission
-from bedplate.inference.engine.share import Share, together
+from bedplate.inference.engine.share import ScheduledTokens, together
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, Source, TorchForward
+from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, EncoderSource, TorchForward
 
 # Rows beside those for generations: requests of one pass hold theirs for a step or two.
 ONE_PASS_ROWS = 48
@@ -52,21 +52,21 @@ class Runner:
     ) -> None:
         self.cache, self.tree = cache, tree
         self.forward, self.torch_forward = forward, torch_forward
-        self.active: list[Job] = []
+        self.active: list[RequestJob] = []
         self.max_rows, self._max_adapters = max_rows, max_adapters
         self.shares: Mapping[str, int] | None = None
         """How many rows for generations each tenant may hold, where not all can have what they ask for."""
-        self.put_back: Callable[[Job], None] = lambda job: None
+        self.put_back: Callable[[RequestJob], None] = lambda job: None
         """Told of a job that had to give up its row."""
         self._speculates = speculates
         self._counters = counters
         self._rows = None if cache is None else CacheRows(cache)
-        self._prefixes = None if cache is None else Prefixes(tree, cache)
+        self._prefixes = None if cache is None else PrefixStore(tree, cache)
 
     # Letting in
 
     @torch.inference_mode()
-    def admit(self, job: Job) -> Admission:
+    def admit(self, job: RequestJob) -> Admission:
         """Gives a job a row that begins with what is cached of it. One that cannot have it fails in this step, and
         takes no other along."""
         try:
@@ -78,20 +78,20 @@ class Runner:
             self._enter(job)
             return Admission.IN
 
-    def _admit(self, job: Job) -> Admission:
+    def _admit(self, job: RequestJob) -> Admission:
         if self._rows is None or self._prefixes is None or job.reads:
             self._enter(job)
             return Admission.IN
         if self._is_full(job, self._rows):
             return Admission.FULL
-        adapters = {id(one.adapter) for one in self.active if one.adapter.key is not None}
+        adapters = {id(active_job.adapter) for active_job in self.active if active_job.adapter.key is not None}
         if job.adapter.key is not None and id(job.adapter) not in adapters and len(adapters) >= self._max_adapters:
             return Admission.CAPPED
-        where, match = self._prefixes.find(job)
-        if job.reusable is not None and any(alike(job, other, match.length) for other in self.active):
+        cache_namespace, match = self._prefixes.match_prefix(job)
+        if job.reusable is not None and any(shares_prefix(job, active_job, match.length) for active_job in self.active):
             return Admission.LATER
         try:
-            self._rows.give(job, where, match)
+            self._rows.assign(job, cache_namespace, match)
         except BaseException as error:
             need_failure(error)
             if not self.active or not is_out_of_memory(error):
@@ -105,39 +105,39 @@ class Runner:
         self._enter(job)
         return Admission.IN
 
-    def _is_full(self, job: Job, rows: CacheRows) -> bool:
+    def _is_full(self, job: RequestJob, rows: CacheRows) -> bool:
         if len(rows) >= self.max_rows + ONE_PASS_ROWS:
             return True
         if job.lasting:
-            held = [one.request.tenant for one in self.active if one.lasting]
+            tenants = [active_job.request.tenant for active_job in self.active if active_job.lasting]
             tenant = job.request.tenant
-            if len(held) >= self.max_rows:
+            if len(tenants) >= self.max_rows:
                 return True
-            if self.shares is not None and held.count(tenant) >= self.shares.get(tenant, self.max_rows):
+            if self.shares is not None and tenants.count(tenant) >= self.shares.get(tenant, self.max_rows):
                 return True
-        lengths = [len(one.tokens) + HEADROOM for one in (*self.active, job)]
+        lengths = [len(candidate.tokens) + HEADROOM for candidate in (*self.active, job)]
         return bool(self.active) and not rows.cache.room(lengths)
 
-    def _enter(self, job: Job) -> None:
+    def _enter(self, job: RequestJob) -> None:
         if job.started is None:
             job.started = time.monotonic()
         self.active.append(job)
 
     # Running
 
-    def decoding(self) -> list[Share]:
+    def decoding(self) -> list[ScheduledTokens]:
         """The next token of every running generation, with what is guessed after it."""
         running = [job for job in self.active if job.decoding]
-        most = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
+        draft_limit = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
         # One guess for each of many rows doubles the tokens of a step, and gains less than that costs.
-        return [Share(job, 1, _drafted(job, most) if most > 1 else ()) for job in running]
+        return [ScheduledTokens(job, 1, _drafted(job, draft_limit) if draft_limit > 1 else ()) for job in running]
 
     @torch.inference_mode()
-    def execute(self, work: Sequence[Share]) -> list[Job]:
+    def execute(self, work: Sequence[ScheduledTokens]) -> list[RequestJob]:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
-        computed: list[tuple[Job, int]] = []
-        for (depth, _), part in together([one for one in work if one.job.failed is None]).items():
+        computed: list[tuple[RequestJob, int]] = []
+        for (depth, _), part in together([share for share in work if share.job.failed is None]).items():
             try:
                 fitting = self._make_room(part)
             except BaseException as error:
@@ -152,64 +152,72 @@ class Runner:
                 self._prefixes.keep_in_time(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
-    def _attempt(self, work: list[Share], depth: int | None, computed: list[tuple[Job, int]]) -> None:
+    def _attempt(self, work: list[ScheduledTokens], depth: int | None, computed: list[tuple[RequestJob, int]]) -> None:
         """Runs jobs together; when that fails, each alone, so that one bad request takes no neighbour along."""
         if not work:
             return
         try:
-            asked, out = self._pass(work, depth)
+            pass_requests, out = self._pass(work, depth)
         except BaseException as error:
             need_failure(error)
             if len(work) == 1 or is_out_of_memory(error):
                 _fail(work, error)
                 return
-            for one in work:
-                self._attempt([Share(one.job, one.count)], depth, computed)
+            for share in work:
+                self._attempt([ScheduledTokens(share.job, share.count)], depth, computed)
             return
-        computed += [(one.job, one.count + len(one.draft)) for one in work]
-        self._take(work, asked, out)
+        computed += [(share.job, share.count + len(share.draft)) for share in work]
+        self._distribute(work, pass_requests, out)
 
-    def _pass(self, work: list[Share], depth: int | None) -> tuple[list[tuple[Wants, int]], PassOutput]:
+    def _pass(self, work: list[ScheduledTokens], depth: int | None) -> tuple[list[tuple[PassRequest, int]], PassOutput]:
         """What each wanted, with the number of its first logits, and what came of it."""
         tokens: list[int] = []
         spans: list[Span] = []
         adapters: list[Loaded] = []
-        sources: list[Source] = []
+        sources: list[EncoderSource] = []
         types: list[int] = []
-        wanted: list[int] = []
-        asked: list[tuple[Wants, int]] = []
-        for one in work:
-            job, begin, row = one.job, one.begin, 0 if one.job.row is None else one.job.row
-            asked.append((job.wanted(job.done, one.end), len(wanted)))
-            wanted += [len(tokens) - begin + at for at in asked[-1][0].logits]
-            if one.tokens:
-                spans.append(Span(row, begin, one.tokens, 0 if job.reads else job.source))
+        logit_indices: list[int] = []
+        pass_requests: list[tuple[PassRequest, int]] = []
+        for share in work:
+            job, begin, row = share.job, share.begin, 0 if share.job.row is None else share.job.row
+            pass_requests.append((job.pass_request(job.computed_tokens, share.end), len(logit_indices)))
+            logit_indices += [len(tokens) - begin + at for at in pass_requests[-1][0].logits]
+            if share.tokens:
+                spans.append(Span(row, begin, share.tokens, 0 if job.reads else job.source))
                 adapters.append(job.adapter)
             if job.types:
-                types += [0] * (len(tokens) - len(types)) + list(job.types[begin : one.end])
-            tokens += job.tokens[begin : one.end]
-            wanted += range(len(tokens), len(tokens) + len(one.draft))
-            tokens += one.draft
-            if job.done < job.source <= one.end and not job.reads:
-                sources.append(Source(row, job.tokens[: job.source], job.adapter))
-        states, reads = any(one.states for one, _ in asked), work[0].job.reads
+                types += [0] * (len(tokens) - len(types)) + list(job.types[begin : share.end])
+            tokens += job.tokens[begin : share.end]
+            logit_indices += range(len(tokens), len(tokens) + len(share.draft))
+            tokens += share.draft
+            if job.computed_tokens < job.source <= share.end and not job.reads:
+                sources.append(EncoderSource(row, job.tokens[: job.source], job.adapter))
+        states, reads = any(pass_request.states for pass_request, _ in pass_requests), work[0].job.reads
         types += [0] * (len(tokens) - len(types)) if types else []
         out = PassOutput(None)
         if spans or sources:
-            more = states, types, sources, reads, all(one.likeliest or not one.logits for one, _ in asked)
-            out = self.forward(FlatBatch(tokens, spans, adapters, wanted, depth, *more))
-        self._counters.computed_tokens += len(tokens) + sum(len(one.tokens) for one in sources)
-        return asked, out
+            batch_options = (
+                states,
+                types,
+                sources,
+                reads,
+                all(pass_request.likeliest or not pass_request.logits for pass_request, _ in pass_requests),
+            )
+            out = self.forward(FlatBatch(tokens, spans, adapters, logit_indices, depth, *batch_options))
+        self._counters.computed_tokens += len(tokens) + sum(len(source.tokens) for source in sources)
+        return pass_requests, out
 
-    def _take(self, work: list[Share], asked: list[tuple[Wants, int]], out: PassOutput) -> None:
-        rows: list[tuple[Job, WritingRow]] = []
+    def _distribute(
+        self, work: list[ScheduledTokens], pass_requests: list[tuple[PassRequest, int]], out: PassOutput
+    ) -> None:
+        rows: list[tuple[RequestJob, WritingRow]] = []
         at = 0
-        for one, (wanted, first) in zip(work, asked, strict=True):
-            seen = Seen(one.begin, one.end, wanted.logits, one.draft, out, first, at)
-            at += one.tokens
-            job = one.job
+        for share, (pass_request, first) in zip(work, pass_requests, strict=True):
+            pass_slice = PassResult(share.begin, share.end, pass_request.logits, share.draft, out, first, at)
+            at += share.tokens
+            job = share.job
             try:
-                row = self._progress(job, seen)
+                row = self._progress(job, pass_slice)
             except BaseException as error:
                 need_failure(error)
                 job.failed = error
@@ -217,43 +225,43 @@ class Runner:
                 rows += [] if row is None else [(job, row)]
         self._choose(rows, out)
         for job, row in rows:
-            self._counters.generated_tokens += row.said
+            self._counters.generated_tokens += row.chosen_count
             self._counters.speculated += len(row.draft)
-            self._counters.accepted += row.writer.learn(row.said, row.draft)
+            self._counters.accepted += row.writer.learn(row.chosen_count, row.draft)
             job.stream.notify()
 
-    def _progress(self, job: Job, seen: Seen) -> WritingRow | None:
+    def _progress(self, job: RequestJob, pass_slice: PassResult) -> WritingRow | None:
         """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
-        whole, before, job.done = seen.end == len(job.tokens), job.done, seen.end
-        self._counters.prompt_tokens += 0 if job.begun else seen.end - before
-        row = job.take(seen) if seen.end > seen.begin else None
+        whole, before, job.computed_tokens = pass_slice.end == len(job.tokens), job.computed_tokens, pass_slice.end
+        self._counters.prompt_tokens += 0 if job.begun else pass_slice.end - before
+        row = job.consume(pass_slice) if pass_slice.end > pass_slice.begin else None
         if self._prefixes is not None:
-            if seen.end in job.marks:
-                self._prefixes.keep(job, seen.end, snapshot=True)
+            if pass_slice.end in job.marks:
+                self._prefixes.store(job, pass_slice.end, snapshot=True)
             if whole:
-                self._prefixes.keep(job, job.keeps(before, seen.end))
-        if job.done < seen.end:
+                self._prefixes.store(job, job.cacheable_length(before, pass_slice.end))
+        if job.computed_tokens < pass_slice.end:
             self._rewind(job)
         return row
 
-    def _rewind(self, job: Job) -> None:
+    def _rewind(self, job: RequestJob) -> None:
         """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
         if self._rows is None or self._prefixes is None or job.row is None:
             return
-        if not self._rows.cache.rewinds(job.row, job.done):
-            _, match = self._prefixes.match(job, job.done)
+        if not self._rows.cache.rewinds(job.row, job.computed_tokens):
+            _, match = self._prefixes.match(job, job.computed_tokens)
             self._rows.cache.free(job.row)
             self._rows.load(job.row, match)
-            job.done = match.length
+            job.computed_tokens = match.length
 
-    def _choose(self, rows: list[tuple[Job, WritingRow]], out: PassOutput) -> None:
+    def _choose(self, rows: list[tuple[RequestJob, WritingRow]], out: PassOutput) -> None:
         try:
             choose([row for _, row in rows], out.logits_WV, out.greedy, sample)
         except BaseException as error:
             need_failure(error)
             # One row's settings must not end its neighbours: those that got nothing are tried alone.
             for job, row in rows:
-                if job.ended is None and job.failed is None and not row.said:
+                if job.ended is None and job.failed is None and not row.chosen_count:
                     if len(rows) == 1:
                         job.failed = error
                     else:
@@ -261,16 +269,16 @@ class Runner:
 
     # Room, and leaving
 
-    def _make_room(self, work: list[Share]) -> list[Share]:
+    def _make_room(self, work: list[ScheduledTokens]) -> list[ScheduledTokens]:
         """Room for the step's tokens; the youngest generations give up their rows where there is none."""
         rows = self._rows
         if rows is None:
             return work
         while True:
-            lengths = {job.row: job.done for job in self.active if job.row is not None}
-            for one in work:
-                if one.job.row is not None:
-                    lengths[one.job.row] = one.job.done + one.count + len(one.draft)
+            lengths = {job.row: job.computed_tokens for job in self.active if job.row is not None}
+            for share in work:
+                if share.job.row is not None:
+                    lengths[share.job.row] = share.job.computed_tokens + share.count + len(share.draft)
             alone = len(lengths) <= 1
             if alone or rows.cache.room(list(lengths.values())):
                 try:
@@ -281,9 +289,9 @@ class Runner:
                         raise
             victim = max(self.active, key=lambda job: (job.lasting, job.number))
             self._preempt(victim)
-            work = [one for one in work if one.job is not victim]
+            work = [share for share in work if share.job is not victim]
 
-    def _preempt(self, job: Job) -> None:
+    def _preempt(self, job: RequestJob) -> None:
         self._counters.preemptions += 1
         self._keep_all(job)
         self._leave_row(job)
@@ -297,12 +305,12 @@ class Runner:
         for job in sorted(mine, key=lambda job: -job.number)[: max(count, 0)]:
             self._preempt(job)
 
-    def _keep_all(self, job: Job) -> None:
+    def _keep_all(self, job: RequestJob) -> None:
         """What has been said as well."""
         if self._prefixes is not None and job.begun and job.failed is None:
-            self._prefixes.keep(job, job.done, snapshot=True)
+            self._prefixes.store(job, job.computed_tokens, snapshot=True)
 
-    def leave(self, jobs: Sequence[Job]) -> None:
+    def leave(self, jobs: Sequence[RequestJob]) -> None:
         """Jobs that have ended, running or waiting, give up their rows and get their results."""
         for job in jobs:
             if job in self.active:
@@ -320,7 +328,7 @@ class Runner:
             if job.failed is not None:
                 give_error(job)
 
-    def _leave_row(self, job: Job) -> None:
+    def _leave_row(self, job: RequestJob) -> None:
         if self._rows is not None:
             self._rows.give_up(job, namespace(job))
 
@@ -382,18 +390,18 @@ class Runner:
             self.cache.close()
 
 
-def _drafted(job: Job, most: int) -> Sequence[int]:
+def _drafted(job: RequestJob, max_tokens: int) -> Sequence[int]:
     try:
-        return job.draft(most)
+        return job.draft(max_tokens)
     except BaseException as error:
         need_failure(error)
         job.failed = error
         return ()
 
 
-def _fail(work: Sequence[Share], error: BaseException) -> None:
-    for one in work:
-        one.job.failed = error
+def _fail(work: Sequence[ScheduledTokens], error: BaseException) -> None:
+    for share in work:
+        share.job.failed = error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bedplate.inference.engine.grammar import allowed_ids, mask_words, unpack, withhold
 from bedplate.inference.engine.kinds.sampling import Sampling
 from bedplate.inference.engine.row_state import Occurrences, RowState
-from bedplate.inference.engine.truncation import keep, limits, placed
+from bedplate.inference.engine.truncation import apply_limits, limits, placed
 
 HEAD = 256
 """Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its limit."""
@@ -52,7 +52,7 @@ def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: S
     if len(rows) == len(logits_BV) and not allowed:
         return logits_BV.argmax(dim=-1)
     picked = logits_BV[list(rows)]
-    _hold(picked, [allowed.get(i) for i in rows])
+    _mask_disallowed(picked, [allowed.get(i) for i in rows])
     return picked.argmax(dim=-1)
 
 
@@ -87,12 +87,12 @@ def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.
     return allowed
 
 
-def _hold(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> None:
+def _mask_disallowed(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> None:
     """Sets minus infinity where a row may not choose. Rows that may choose everything are not touched."""
-    held = [i for i, words_W in enumerate(allowed) if words_W is not None]
-    if held:
+    masked_rows = [i for i, words_W in enumerate(allowed) if words_W is not None]
+    if masked_rows:
         masks_CW = np.stack([words_W for words_W in allowed if words_W is not None])
-        index, V = torch.tensor(held, device=logits_BV.device), logits_BV.shape[-1]
+        index, V = torch.tensor(masked_rows, device=logits_BV.device), logits_BV.shape[-1]
         if logits_BV.is_cpu:
             mask_CV = torch.from_numpy(unpack(masks_CW, V))
         else:
@@ -109,24 +109,34 @@ def unpack_on(masks_CW: Tensor, vocab_size: int) -> Tensor:
 def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """The logits with each row's bias, then its penalties applied; a copy where any row has one."""
     settings = [row.sampling for row in rows]
-    biased = any(one.logit_bias for one in settings)
+    biased = any(sampling.logit_bias for sampling in settings)
     penalised = [
-        one.repetition_penalty != 1.0 or one.presence_penalty != 0 or one.frequency_penalty != 0 for one in settings
+        sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        for sampling in settings
     ]
     if not biased and not any(penalised):
         return logits_BV
     logits_BV, device = logits_BV.clone(), logits_BV.device
     numbers = partial(torch.tensor, dtype=torch.float32, device=device)
     if biased:
-        at = _places([np.array([token for token, _ in one.logit_bias], dtype=np.int64) for one in settings], device)
-        logits_BV.index_put_(at, numbers([bias for one in settings for _, bias in one.logit_bias]), accumulate=True)
+        at = _places(
+            [np.array([token for token, _ in sampling.logit_bias], dtype=np.int64) for sampling in settings], device
+        )
+        logits_BV.index_put_(
+            at, numbers([bias for sampling in settings for _, bias in sampling.logit_bias]), accumulate=True
+        )
     if any(penalised):
         none = Occurrences(())
-        known = [row.occurrences() if asked else none for row, asked in zip(rows, penalised, strict=True)]
-        at = _places([one.ids for one in known], device)
-        times = torch.from_numpy(np.concatenate([one.times for one in known])).to(device)
-        wanted = [(one.repetition_penalty, one.presence_penalty, one.frequency_penalty) for one in settings]
-        rate, presence, frequency = numbers(wanted)[at[0]].unbind(-1)
+        occurrences = [
+            row.occurrences() if is_penalized else none for row, is_penalized in zip(rows, penalised, strict=True)
+        ]
+        at = _places([row_occurrences.ids for row_occurrences in occurrences], device)
+        times = torch.from_numpy(np.concatenate([row_occurrences.times for row_occurrences in occurrences])).to(device)
+        penalties = [
+            (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+            for sampling in settings
+        ]
+        rate, presence, frequency = numbers(penalties)[at[0]].unbind(-1)
         scores = logits_BV[at]
         scores = torch.where(scores < 0, scores * rate, scores / rate)
         logits_BV.index_put_(at, scores - (presence * (times > 0) + frequency * times))
@@ -135,9 +145,9 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
 
 def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where the logits of each row's tokens are: the numbers of the rows, and of the tokens."""
-    rows = np.repeat(np.arange(len(tokens)), [len(one) for one in tokens])
-    both = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
-    return both[0], both[1]
+    rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
+    indices = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
+    return indices[0], indices[1]
 
 
 def _draw(
@@ -147,10 +157,10 @@ def _draw(
     its own."""
     device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
     uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
-    temperature_B = torch.tensor([max(one.temperature, COLDEST) for one in settings], device=device)
+    temperature_B = torch.tensor([max(sampling.temperature, COLDEST) for sampling in settings], device=device)
     picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
     scaled_BV = picked_BV / temperature_B[:, None]
-    _hold(scaled_BV, [allowed.get(i) for i in drawing])
+    _mask_disallowed(scaled_BV, [allowed.get(i) for i in drawing])
     chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
     for i in drawing:
         rows[i].number = None
@@ -159,46 +169,46 @@ def _draw(
 
 def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
     """The tokens in whose shares of what each row keeps the uniform numbers fall, int64 [B]."""
-    cut = [i for i, one in enumerate(settings) if one.top_k or one.top_p < 1.0]
+    cut = [i for i, sampling in enumerate(settings) if sampling.top_k or sampling.top_p < 1.0]
     if not cut:
-        return placed(_above(probabilities_BV, settings), uniform_B)
+        return placed(_apply_min_p(probabilities_BV, settings), uniform_B)
     if not probabilities_BV.is_cpu or probabilities_BV.shape[-1] <= HEAD:
         return drawn_at_once(probabilities_BV, settings, uniform_B)
     chosen_B = torch.empty(len(settings), dtype=torch.int64)
-    found_B, told = _from_head(probabilities_BV[cut], [settings[i] for i in cut], uniform_B[cut])
+    found_B, resolved = _from_head(probabilities_BV[cut], [settings[i] for i in cut], uniform_B[cut])
     chosen_B[cut] = found_B
     free = sorted(set(range(len(settings))).difference(cut))
     if free:
-        chosen_B[free] = placed(_above(probabilities_BV[free], [settings[i] for i in free]), uniform_B[free])
-    rest = [i for i, known in zip(cut, told, strict=True) if not known]
-    if rest:
-        picked_BV = probabilities_BV[rest]
+        chosen_B[free] = placed(_apply_min_p(probabilities_BV[free], [settings[i] for i in free]), uniform_B[free])
+    unresolved = [i for i, is_resolved in zip(cut, resolved, strict=True) if not is_resolved]
+    if unresolved:
+        picked_BV = probabilities_BV[unresolved]
         # numpy sorts values alone many times faster than torch does with their places, which are not asked for.
         sorted_BV = torch.from_numpy(-np.sort(-picked_BV.numpy(), axis=-1))
-        kept_BV = keep(picked_BV, limits(sorted_BV, [settings[i] for i in rest]))
-        chosen_B[rest] = placed(kept_BV, uniform_B[rest])
+        kept_BV = apply_limits(picked_BV, limits(sorted_BV, [settings[i] for i in unresolved]))
+        chosen_B[unresolved] = placed(kept_BV, uniform_B[unresolved])
     return chosen_B
 
 
 def drawn_at_once(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
     """The same, all rows alike and without waiting for what the first of them show."""
-    return placed(keep(probabilities_BV, limits(_descending(probabilities_BV, settings), settings)), uniform_B)
+    return placed(apply_limits(probabilities_BV, limits(_descending(probabilities_BV, settings), settings)), uniform_B)
 
 
 def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
     """As many of the likeliest as tell what each row keeps."""
-    most = max(one.top_k or probabilities_BV.shape[-1] for one in settings)
-    if most <= min(HEAD, probabilities_BV.shape[-1]):
-        return probabilities_BV.topk(most, dim=-1).values
+    max_count = max(sampling.top_k or probabilities_BV.shape[-1] for sampling in settings)
+    if max_count <= min(HEAD, probabilities_BV.shape[-1]):
+        return probabilities_BV.topk(max_count, dim=-1).values
     return probabilities_BV.sort(dim=-1, descending=True).values
 
 
-def _above(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
+def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
     """What min-p alone keeps."""
-    if not any(one.min_p > 0 for one in settings):
+    if not any(sampling.min_p > 0 for sampling in settings):
         return probabilities_BV
-    least = torch.tensor([one.min_p for one in settings], device=probabilities_BV.device)
-    least_B1 = least[:, None] * probabilities_BV.amax(dim=-1, keepdim=True)
+    min_p = torch.tensor([sampling.min_p for sampling in settings], device=probabilities_BV.device)
+    least_B1 = min_p[:, None] * probabilities_BV.amax(dim=-1, keepdim=True)
     return torch.where(probabilities_BV >= least_B1, probabilities_BV, 0)
 
 
@@ -209,10 +219,12 @@ def _from_head(
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
     # By numpy, which makes no copy of all probabilities in this type.
     whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
-    found = limits(values_BK, settings, whole_B)
+    row_limits = limits(values_BK, settings, whole_B)
     ids_BK, order_BK = ids_BK.sort(dim=-1)
-    at_B = placed(keep(values_BK.gather(1, order_BK), found), uniform_B)
+    at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
     # Beyond the head there may be more that are as likely as its last; of what would top-p be a share is not known.
-    told_B = found.least_B > values_BK[:, -1]
-    told = [known and one.top_k <= HEAD for known, one in zip(told_B.tolist(), settings, strict=True)]
-    return ids_BK.gather(1, at_B[:, None])[:, 0], told
+    told_B = row_limits.least_B > values_BK[:, -1]
+    resolved = [
+        is_certain and sampling.top_k <= HEAD for is_certain, sampling in zip(told_B.tolist(), settings, strict=True)
+    ]
+    return ids_BK.gather(1, at_B[:, None])[:, 0], resolved

@@ -77,37 +77,37 @@ class Scheduler(Generic[I_]):
         """How many requests are not let in yet."""
         return self._waiting
 
-    def items(self) -> list[I_]:
+    def pending(self) -> list[I_]:
         """Those that are not let in yet."""
-        return [item for queue in self._ring for item in queue.waiting]
+        return [request for queue in self._ring for request in queue.waiting]
 
-    def add(self, name: Hashable, item: I_) -> None:
+    def add(self, name: Hashable, request: I_) -> None:
         """A new request, at its queue's end."""
         queue = self._queue(name)
-        queue.waiting.append(item)
-        queue.queued.add(id(item))
+        queue.waiting.append(request)
+        queue.queued.add(id(request))
         self._waiting += 1
 
-    def put_back(self, name: Hashable, item: I_) -> None:
+    def put_back(self, name: Hashable, request: I_) -> None:
         """A request that had to give up its row: it is its queue's next."""
         queue = self._queue(name)
-        if item in queue.running:
-            queue.running.remove(item)
-        queue.waiting.appendleft(item)
-        queue.queued.add(id(item))
+        if request in queue.running:
+            queue.running.remove(request)
+        queue.waiting.appendleft(request)
+        queue.queued.add(id(request))
         self._waiting += 1
 
-    def remove(self, name: Hashable, items: Iterable[I_]) -> None:
+    def remove(self, name: Hashable, requests: Iterable[I_]) -> None:
         """Requests of one queue that ended early."""
         queue = self._queues.get(name)
         if queue is None:
             return
-        gone = set(map(id, items))
-        if gone & queue.queued:  # mostly they were let in, and a long queue need not be looked through
-            queue.queued -= gone
+        removed_ids = set(map(id, requests))
+        if removed_ids & queue.queued:  # mostly they were let in, and a long queue need not be looked through
+            queue.queued -= removed_ids
             self._waiting -= len(queue.waiting) - len(queue.queued)
-            queue.waiting = deque(item for item in queue.waiting if id(item) in queue.queued)
-        queue.running = [item for item in queue.running if id(item) not in gone]
+            queue.waiting = deque(request for request in queue.waiting if id(request) in queue.queued)
+        queue.running = [request for request in queue.running if id(request) not in removed_ids]
         self._retire(queue)
 
     def charge(self, name: Hashable, cost: int) -> None:
@@ -116,9 +116,9 @@ class Scheduler(Generic[I_]):
         if queue is not None:
             queue.credit = max(queue.credit - cost, -self.quantum)
 
-    def plan(self, taken: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
-        """(request, how much of its cost) for this step, of whose budget `taken` is spoken for already."""
-        budget = self.budget - taken
+    def plan(self, reserved: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
+        """(request, how much of its cost) for this step, of whose budget `reserved` is spoken for already."""
+        budget = self.budget - reserved
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0
         while budget > 0 and idle < len(self._ring):
@@ -142,67 +142,67 @@ class Scheduler(Generic[I_]):
     def _starved(self, queue: Queue[I_], budget: int, shares: dict[int, tuple[I_, int]]) -> bool:
         """Whether its next request would fit the budget, but not the queue's credit. What this step serves already
         waits for nothing: queues that took turns in asking for it would never be done."""
-        for item in queue.running:
-            left = item.cost - shares.get(id(item), (item, 0))[1]
-            if left > 0:
-                return queue.credit < left <= budget
+        for request in queue.running:
+            remaining_cost = request.cost - shares.get(id(request), (request, 0))[1]
+            if remaining_cost > 0:
+                return queue.credit < remaining_cost <= budget
         return False
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
         """Gives the queue's requests their shares; returns what is left of the budget."""
-        for item in list(queue.running):
-            given = self._give(queue, item, budget, shares)
-            budget -= given
-            if item.cost > shares.get(id(item), (item, 0))[1]:
+        for request in list(queue.running):
+            granted = self._grant(queue, request, budget, shares)
+            budget -= granted
+            if request.cost > shares.get(id(request), (request, 0))[1]:
                 return budget  # no credit or budget is left for those behind it
-        seen = skipped = 0
-        while budget > 0 and queue.credit > 0 and skipped < len(queue.waiting) and seen < LOOKAHEAD:
-            item = queue.waiting[skipped]
-            seen += 1
-            answer = self._admit(queue, item, admit)
+        examined = skipped = 0
+        while budget > 0 and queue.credit > 0 and skipped < len(queue.waiting) and examined < LOOKAHEAD:
+            request = queue.waiting[skipped]
+            examined += 1
+            answer = self._admit(queue, request, admit)
             if answer is Admission.LATER:
                 skipped += 1
                 continue
             if answer is not Admission.IN:
                 break
             del queue.waiting[skipped]
-            queue.queued.discard(id(item))
+            queue.queued.discard(id(request))
             self._waiting -= 1
-            seen = skipped
-            queue.running.append(item)
-            budget -= self._give(queue, item, budget, shares)
-            if item.cost > shares.get(id(item), (item, 0))[1]:
+            examined = skipped
+            queue.running.append(request)
+            budget -= self._grant(queue, request, budget, shares)
+            if request.cost > shares.get(id(request), (request, 0))[1]:
                 break
         return budget
 
-    def _admit(self, queue: Queue[I_], item: I_, admit: Admit[I_]) -> Admission:
+    def _admit(self, queue: Queue[I_], request: I_, admit: Admit[I_]) -> Admission:
         held_up = next((q for q in self._ring if q.overtaken >= MOST_OVERTAKEN and q is not queue), None)
         if held_up is not None:
             return Admission.FULL
-        answer = admit(item)
+        answer = admit(request)
         if answer is Admission.CAPPED:
             queue.overtaken = max(queue.overtaken, 1)
         elif answer is Admission.IN:
             queue.overtaken = 0
-            for other in self._ring:
-                other.overtaken += other.overtaken > 0
+            for peer in self._ring:
+                peer.overtaken += peer.overtaken > 0
         return answer
 
-    def _give(self, queue: Queue[I_], item: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
-        had = shares.get(id(item), (item, 0))[1]
-        wanted = item.cost - had
-        given = min(wanted, budget, queue.credit)
-        if given <= 0 or (self._whole and given < wanted):
+    def _grant(self, queue: Queue[I_], request: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
+        had = shares.get(id(request), (request, 0))[1]
+        needed = request.cost - had
+        granted = min(needed, budget, queue.credit)
+        if granted <= 0 or (self._whole and granted < needed):
             return 0
-        queue.credit -= given
-        shares[id(item)] = (item, had + given)
-        return given
+        queue.credit -= granted
+        shares[id(request)] = (request, had + granted)
+        return granted
 
-    def started(self, name: Hashable, item: I_) -> None:
+    def started(self, name: Hashable, request: I_) -> None:
         """A request whose prompt is computed: from now on it decodes, or has ended."""
         queue = self._queues.get(name)
-        if queue is not None and item in queue.running:
-            queue.running.remove(item)
+        if queue is not None and request in queue.running:
+            queue.running.remove(request)
             self._retire(queue)
 
     def _queue(self, name: Hashable) -> Queue[I_]:

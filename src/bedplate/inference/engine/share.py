@@ -9,21 +9,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bedplate.inference.engine.job import Job
+from bedplate.inference.engine.job import RequestJob
 
 
 @dataclass(frozen=True)
-class Share:
+class ScheduledTokens:
     """`count` next tokens of a job, and what is guessed to follow them."""
 
-    job: Job
+    job: RequestJob
     count: int
     draft: Sequence[int] = ()
 
     @property
     def end(self) -> int:
         """Position after the job's last token of it."""
-        return self.job.done + self.count
+        return self.job.computed_tokens + self.count
 
     @property
     def begin(self) -> int:
@@ -32,7 +32,7 @@ class Share:
         job = self.job
         if job.reads:
             return 0 if self.end == job.source else self.end
-        return min(max(job.done, job.source), self.end)
+        return min(max(job.computed_tokens, job.source), self.end)
 
     @property
     def tokens(self) -> int:
@@ -40,9 +40,9 @@ class Share:
         return self.end - self.begin + len(self.draft)
 
 
-def together(work: Sequence[Share]) -> dict[tuple[int | None, bool], list[Share]]:
+def together(work: Sequence[ScheduledTokens]) -> dict[tuple[int | None, bool], list[ScheduledTokens]]:
     """What can go through the model together: to one depth, and on one side of an encoder–decoder."""
-    parts: dict[tuple[int | None, bool], list[Share]] = defaultdict(list)
-    for one in work:
-        parts[one.job.depth, one.job.reads].append(one)
+    parts: dict[tuple[int | None, bool], list[ScheduledTokens]] = defaultdict(list)
+    for share in work:
+        parts[share.job.depth, share.job.reads].append(share)
     return parts

@@ -21,7 +21,7 @@ POOLED = 0.9
 
 
 @dataclass(frozen=True)
-class Sizes:
+class EngineSizes:
     """As `Engine` takes them."""
 
     max_step_tokens: int
@@ -31,7 +31,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SizeOptions:
     """As `Engine` is asked for them; None where it is not."""
 
     max_step_tokens: int | None = None
@@ -48,12 +48,12 @@ def check_sizes(**sizes: int | None) -> None:
 
 
 def engine_sizes(
-    spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None, asked: Asked = Asked()
-) -> Sizes:
+    spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None, requested: SizeOptions = SizeOptions()
+) -> EngineSizes:
     """What is asked for, and for the rest what fits into `free` bytes (None: not known)."""
-    cache_bytes, slot_bytes = asked.cache_bytes, asked.slot_bytes
-    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if asked.max_rows is None else asked.max_rows
-    tokens = asked.max_step_tokens or _step_tokens(spec, dtype, device, free)
+    cache_bytes, slot_bytes = requested.cache_bytes, requested.slot_bytes
+    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if requested.max_rows is None else requested.max_rows
+    tokens = requested.max_step_tokens or _step_tokens(spec, dtype, device, free)
     cache, slots = PREFIX_BYTES, SLOT_BYTES
     if free is not None and device.type == "cpu":
         cache, slots = min(cache, free // 4), min(slots, free // 2)
@@ -62,7 +62,7 @@ def engine_sizes(
         # One pool for both; what running rows need, the prefix cache gives back.
         cache = pool * 3 // 4 if slot_bytes is None else max(pool - slot_bytes, 0)
         slots = pool - cache if cache_bytes is None else max(pool - cache_bytes, 0)
-    return Sizes(
+    return EngineSizes(
         tokens, rows, cache if cache_bytes is None else cache_bytes, slots if slot_bytes is None else slot_bytes
     )
 

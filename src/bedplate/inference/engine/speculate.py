@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 LONGEST, SHORTEST = 4, 2
-MOST = 8
-REST = 16
+MAX_DRAFT = 8
+COOLDOWN = 16
 """Tokens to wait with guessing after guesses failed; doubled each time, up to 8 times as many."""
 
 
@@ -26,7 +26,7 @@ class Drafter:
         self._start = np.fromiter(tokens, dtype=np.int64, count=len(tokens))
         self._last: dict[tuple[int, ...], int] = {}
         self._size = 2
-        self._rest = REST
+        self._cooldown = COOLDOWN
         self._wait = 0
 
     def push(self, token: int) -> None:
@@ -37,24 +37,24 @@ class Drafter:
         self._tokens.append(token)
         self._wait -= self._wait > 0
 
-    def draft(self, most: int) -> list[int]:
-        """Up to `most` tokens that may come next; often none."""
-        if self._wait or most < 1:
+    def draft(self, max_tokens: int) -> list[int]:
+        """Up to `max_tokens` tokens that may come next; often none."""
+        if self._wait or max_tokens < 1:
             return []
         at = self._last_time()
         if at is None:
             return []
         period = len(self._tokens) - at
         # What came last may be followed by what is being guessed: a loop goes on as a loop.
-        return [self._tokens[at + i % period] for i in range(min(most, self._size))]
+        return [self._tokens[at + i % period] for i in range(min(max_tokens, self._size))]
 
     def _last_time(self) -> int | None:
         """Where the longest run that the tokens end with ended before, the last time of several."""
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._last.get(tuple(self._tokens[-n:]))
-            found = self._in_start(n) if at is None else at
-            if found is not None:
-                return found
+            match_end = self._in_start(n) if at is None else at
+            if match_end is not None:
+                return match_end
         return None
 
     def _in_start(self, n: int) -> int | None:
@@ -62,8 +62,8 @@ class Drafter:
         count = len(self._start) - n  # of runs with a successor in it
         if count < 1:
             return None
-        found = self._start[n - 1 : n - 1 + count] == self._tokens[-1]
-        ends = found.nonzero()[0] + n
+        matches = self._start[n - 1 : n - 1 + count] == self._tokens[-1]
+        ends = matches.nonzero()[0] + n
         for back in range(2, n + 1):
             ends = ends[self._start[ends - back] == self._tokens[-back]]
         return int(ends[-1]) if len(ends) else None
@@ -71,9 +71,9 @@ class Drafter:
     def learn(self, drafted: int, accepted: int) -> None:
         """Guess more while guesses hold, less when they fail, and rest when none did."""
         if accepted == drafted:
-            self._size, self._rest = min(2 * self._size, MOST), REST
+            self._size, self._cooldown = min(2 * self._size, MAX_DRAFT), COOLDOWN
         elif accepted:
             self._size = max(accepted, 1)
         else:
-            self._size, self._wait = 2, self._rest
-            self._rest = min(2 * self._rest, 8 * REST)
+            self._size, self._wait = 2, self._cooldown
+            self._cooldown = min(2 * self._cooldown, 8 * COOLDOWN)

@@ -15,10 +15,10 @@ from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError, need_failure
 from bedplate.inference.engine.fairness import fair_shares
-from bedplate.inference.engine.job import Job
+from bedplate.inference.engine.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.share import Share
+from bedplate.inference.engine.share import ScheduledTokens
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.forward.adapters import Adapters
 
@@ -30,7 +30,7 @@ class Steps:
 
     def __init__(
         self,
-        scheduler: Scheduler[Job],
+        scheduler: Scheduler[RequestJob],
         runner: Runner,
         adapters: Adapters,
         counters: Counters,
@@ -38,10 +38,10 @@ class Steps:
     ) -> None:
         self._scheduler, self._runner, self._adapters = scheduler, runner, adapters
         self._counters, self._on_step = counters, on_step
-        self._arrivals: deque[Job] = deque()
-        self._cancelled: deque[Job] = deque()
+        self._arrivals: deque[RequestJob] = deque()
+        self._cancelled: deque[RequestJob] = deque()
         self._deadlines: list[tuple[float, int]] = []
-        self._timed: dict[int, Job] = {}
+        self._timed: dict[int, RequestJob] = {}
         """Those that have a deadline, by their numbers."""
         self._number = 0
         self._open: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class Steps:
         """When the step began that is running."""
         runner.put_back = self._put_back
 
-    def add(self, jobs: Sequence[Job]) -> None:
+    def add(self, jobs: Sequence[RequestJob]) -> None:
         """New requests, in order; one caller at a time."""
         for job in jobs:
             self._number += 1
@@ -96,12 +96,12 @@ class Steps:
     def _compute(self, began: float) -> None:
         self._share_rows()
         decodes = self._runner.decoding()
-        taken = sum(work.count + len(work.draft) for work in decodes)
+        reserved = sum(work.count + len(work.draft) for work in decodes)
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
-        chunks = self._scheduler.plan(taken, self._runner.admit)
-        work = [*decodes, *(Share(job, count) for job, count in chunks)]
-        before = [one.job.done for one in work]
+        chunks = self._scheduler.plan(reserved, self._runner.admit)
+        work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
+        before = [share.job.computed_tokens for share in work]
         ended = self._runner.execute(work)
         for job, _ in chunks:
             if job.decoding:
@@ -118,15 +118,15 @@ class Steps:
     def _share_rows(self) -> None:
         """Says how many rows each tenant may hold, and takes back what one has beyond that while others wait: its
         youngest generations are queued again."""
-        held = Counter(job.request.tenant for job in self._runner.active if job.lasting)
-        asked = held.copy()
+        rows_by_tenant = Counter(job.request.tenant for job in self._runner.active if job.lasting)
+        demand = rows_by_tenant.copy()
         if self._scheduler.waiting and len(self.open()) > 1:
-            asked += Counter(job.request.tenant for job in self._scheduler.items() if job.lasting)
-        if len(asked) < 2 or asked.total() <= self._runner.max_rows:
+            demand += Counter(job.request.tenant for job in self._scheduler.pending() if job.lasting)
+        if len(demand) < 2 or demand.total() <= self._runner.max_rows:
             self._runner.shares = None
             return
-        self._runner.shares = shares = fair_shares(self._runner.max_rows, asked)
-        for tenant, count in held.items():
+        self._runner.shares = shares = fair_shares(self._runner.max_rows, demand)
+        for tenant, count in rows_by_tenant.items():
             self._runner.take_back(tenant, count - shares[tenant])
 
     def _arrive(self) -> None:
@@ -139,14 +139,14 @@ class Steps:
 
     def _expire(self) -> None:
         """Ends what was cancelled and what ran out of time, running or waiting."""
-        ending: list[Job] = []
+        ending: list[RequestJob] = []
         while self._cancelled:
             job = self._cancelled.popleft()
             if not job.over:
                 _cancel(job)
                 ending.append(job)
-        now = time.monotonic()
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][1] not in self._timed):
+        current_time = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= current_time or self._deadlines[0][1] not in self._timed):
             job = self._timed.get(heapq.heappop(self._deadlines)[1])
             if job is not None and not job.over:
                 job.failed = DeadlineError(
@@ -156,17 +156,17 @@ class Steps:
         if ending:
             self._end(ending)
 
-    def _put_back(self, job: Job) -> None:
+    def _put_back(self, job: RequestJob) -> None:
         self._scheduler.put_back(_queue(job), job)
 
-    def _end(self, jobs: list[Job]) -> None:
+    def _end(self, jobs: list[RequestJob]) -> None:
         self._runner.leave(jobs)
-        self._left(jobs)
+        self._release(jobs)
 
-    def _left(self, jobs: Sequence[Job]) -> None:
+    def _release(self, jobs: Sequence[RequestJob]) -> None:
         for job in jobs:
-            if not job.left:
-                job.left = True
+            if not job.released:
+                job.released = True
                 with self._counting:
                     self._open[job.request.tenant] -= 1
                     self._open += Counter()  # those that have none left are no tenants of the queue
@@ -174,7 +174,7 @@ class Steps:
                 self._scheduler.remove(_queue(job), [job])
                 self._adapters.release(job.adapter)
 
-    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+    def _fail(self, jobs: list[RequestJob], error: BaseException) -> None:
         for job in jobs:
             job.failed = job.failed or error
         self._end(jobs)
@@ -184,16 +184,16 @@ class Steps:
         self.began = None
         running = list(self._runner.active)
         self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
-        self._left(running)
+        self._release(running)
 
     def close(self, error: BaseException) -> None:
         """Fails what has not ended."""
         self._arrive()
-        self._fail([*self._scheduler.items(), *self._runner.active], error)
+        self._fail([*self._scheduler.pending(), *self._runner.active], error)
         self._adapters.sweep()
 
 
-def _cancel(job: Job) -> None:
+def _cancel(job: RequestJob) -> None:
     try:
         job.cancel()
     except BaseException as error:
@@ -201,12 +201,16 @@ def _cancel(job: Job) -> None:
         job.failed = error
 
 
-def _record(work: Sequence[Share], before: Sequence[int], decodes: int, ended: int, seconds: float) -> StepRecord:
-    spans = tuple((begin, one.count + len(one.draft), one.job.begun) for one, begin in zip(work, before, strict=True))
-    adapters = {id(one.job.adapter) for one in work if one.job.adapter.key is not None}
-    copied = sum(begin for one, begin in zip(work, before, strict=True) if begin == one.job.cached)
+def _record(
+    work: Sequence[ScheduledTokens], before: Sequence[int], decodes: int, ended: int, seconds: float
+) -> StepRecord:
+    spans = tuple(
+        (begin, share.count + len(share.draft), share.job.begun) for share, begin in zip(work, before, strict=True)
+    )
+    adapters = {id(share.job.adapter) for share in work if share.job.adapter.key is not None}
+    copied = sum(begin for share, begin in zip(work, before, strict=True) if begin == share.job.cached)
     return StepRecord(spans, decodes, len(adapters), copied, ended, seconds)
 
 
-def _queue(job: Job) -> tuple[str, str]:
+def _queue(job: RequestJob) -> tuple[str, str]:
     return (job.request.skin, job.request.tenant)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine.kinds.request import Request, Result, Spent, Step
+from bedplate.inference.engine.kinds.request import Request, Result, RequestUsage, Step
 
 log = logging.getLogger("bedplate.inference")
 
@@ -20,13 +20,13 @@ class Stream:
     def __init__(self, request: Request) -> None:
         self.request = request
         self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
-        self._done = threading.Event()
+        self._finished = threading.Event()
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._listener: Callable[[], None] | None = None
         self._process = os.getpid()
         self.cancelled = False
-        self.spent = Spent()
+        self.spent = RequestUsage()
         """What was computed for the request; known once it has ended."""
         self.on_cancel: Callable[[], None] | None = None
 
@@ -41,7 +41,7 @@ class Stream:
     def result(self, timeout: float | None = None) -> Result:
         """The finished result; waits at most `timeout` seconds (TimeoutError)."""
         self._check_process()
-        if not self._done.wait(timeout):
+        if not self._finished.wait(timeout):
             raise TimeoutError("the request has not finished yet")
         if self._error is not None:
             raise self._error
@@ -50,7 +50,7 @@ class Stream:
 
     def _check_process(self) -> None:
         """UsageError where nothing will come any more: the thread that computes it is in another process."""
-        if not self._done.is_set() and os.getpid() != self._process:
+        if not self._finished.is_set() and os.getpid() != self._process:
             raise UsageError("this request runs in the process that this one was forked from; ask for its answer there")
 
     def listen(self, listener: Callable[[], None]) -> None:
@@ -80,8 +80,8 @@ class Stream:
             on_cancel()
 
     @property
-    def done(self) -> bool:
-        return self._done.is_set()
+    def finished(self) -> bool:
+        return self._finished.is_set()
 
     @property
     def failure(self) -> BaseException | None:
@@ -104,17 +104,17 @@ class Stream:
 
     def finish(self, result: Result) -> None:
         self._result = result
-        self.spent = Spent(result.usage, result.timing.compute)
+        self.spent = RequestUsage(result.usage, result.timing.compute)
         self._end()
 
-    def fail(self, error: BaseException, spent: Spent | None = None) -> None:
-        if not self._done.is_set():
+    def fail(self, error: BaseException, spent: RequestUsage | None = None) -> None:
+        if not self._finished.is_set():
             self._error = error
             self.spent = spent or self.spent
             self._end()
 
     def _end(self) -> None:
         self.on_cancel = None  # whoever keeps the answer does not keep what computed it
-        self._done.set()
+        self._finished.set()
         self._steps.put(None)
         self.notify()

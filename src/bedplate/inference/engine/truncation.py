@@ -19,7 +19,7 @@ BLOCK = 256
 """Columns whose sum is looked at before they are: a number's place is found among sums, then in one block."""
 
 
-class Limits(NamedTuple):
+class TruncationLimits(NamedTuple):
     """Each row keeps what is likelier than `least`, and the first so many that are exactly as likely."""
 
     least_B: Tensor
@@ -31,37 +31,37 @@ def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | 
     cut from each row's descending probabilities; at least the first stays. Each filter acts on what the last one left,
     renormalised, as in transformers. whole_B: the sum of all probabilities where these are only the largest of them."""
     kept_BK, device = sorted_BK, sorted_BK.device
-    if any(one.top_k for one in settings):
-        count = torch.tensor([one.top_k or kept_BK.shape[-1] for one in settings], device=device)
+    if any(sampling.top_k for sampling in settings):
+        count = torch.tensor([sampling.top_k or kept_BK.shape[-1] for sampling in settings], device=device)
         kept_BK = kept_BK.masked_fill(torch.arange(kept_BK.shape[-1], device=device) >= count[:, None], 0)
-    if any(one.top_p < 1.0 for one in settings):
-        shares = [one.top_p if one.top_p < 1.0 else torch.inf for one in settings]
-        most = torch.tensor(shares, dtype=torch.float64, device=device)
+    if any(sampling.top_p < 1.0 for sampling in settings):
+        shares = [sampling.top_p if sampling.top_p < 1.0 else torch.inf for sampling in settings]
+        top_p = torch.tensor(shares, dtype=torch.float64, device=device)
         ends_BK = kept_BK.cumsum(dim=-1, dtype=torch.float64)
         mass_B = ends_BK[:, -1]
         if whole_B is not None:
-            cut = torch.tensor([one.top_k > 0 for one in settings], device=device)
+            cut = torch.tensor([sampling.top_k > 0 for sampling in settings], device=device)
             mass_B = torch.where(cut, mass_B, whole_B)
         # A token stays while the mass before it is below top_p of the whole.
-        beyond_BK = ends_BK - kept_BK >= (most * mass_B)[:, None]
+        beyond_BK = ends_BK - kept_BK >= (top_p * mass_B)[:, None]
         beyond_BK[:, 0] = False
         kept_BK = kept_BK.masked_fill(beyond_BK, 0)
-    if any(one.min_p > 0 for one in settings):
-        least = torch.tensor([one.min_p for one in settings], device=device)
-        kept_BK = kept_BK.masked_fill(kept_BK < least[:, None] * kept_BK[:, :1], 0)
+    if any(sampling.min_p > 0 for sampling in settings):
+        min_p = torch.tensor([sampling.min_p for sampling in settings], device=device)
+        kept_BK = kept_BK.masked_fill(kept_BK < min_p[:, None] * kept_BK[:, :1], 0)
     return kept_BK
 
 
-def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Limits:
+def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> TruncationLimits:
     """What `truncate` leaves, as a limit."""
     kept_B = (truncate(sorted_BK, settings, whole_B) > 0).sum(dim=-1).clamp(min=1)  # a row of NaN keeps nothing
     least_B = sorted_BK.gather(1, kept_B[:, None] - 1)[:, 0]
-    return Limits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))
+    return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))
 
 
-def keep(probabilities_BN: Tensor, found: Limits) -> Tensor:
+def apply_limits(probabilities_BN: Tensor, row_limits: TruncationLimits) -> Tensor:
     """Zeroes what is beyond each row's limit."""
-    least_B1, ties_B1 = found.least_B[:, None], found.ties_B[:, None]
+    least_B1, ties_B1 = row_limits.least_B[:, None], row_limits.ties_B[:, None]
     level_BN = probabilities_BN == least_B1
     stays_BN = level_BN.cumsum(dim=-1, dtype=torch.int32) <= ties_B1
     return torch.where((probabilities_BN > least_B1) | (level_BN & stays_BN), probabilities_BN, 0)

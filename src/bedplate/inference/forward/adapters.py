@@ -30,7 +30,7 @@ class Loaded:
     parent: Loaded | None = None
     users: int = 0
     retired: bool = False
-    gone: threading.Event = field(default_factory=threading.Event)
+    freed: threading.Event = field(default_factory=threading.Event)
 
     @property
     def virtual_tokens(self) -> tuple[int, ...]:
@@ -56,19 +56,19 @@ class Adapters:
 
     def get(self, key: str | None) -> Loaded:
         """The adapter of this key; UsageError where there is none."""
-        found = self.base if key is None else self._by_key.get(key)
-        if found is None:
+        loaded = self.base if key is None else self._by_key.get(key)
+        if loaded is None:
             raise UsageError(f"no adapter {key!r} is loaded")
-        return found
+        return loaded
 
-    def hold(self, key: str | None) -> Loaded:
+    def acquire(self, key: str | None) -> Loaded:
         """The adapter of this key, kept until `release`. RequestError where there is none."""
         with self._lock:
-            found = self.base if key is None else self._by_key.get(key)
-            if found is None:
+            loaded = self.base if key is None else self._by_key.get(key)
+            if loaded is None:
                 raise RequestError(f"no adapter {key!r} is loaded; load it first", param="model")
-            found.users += 1
-            return found
+            loaded.users += 1
+            return loaded
 
     def release(self, loaded: Loaded) -> None:
         with self._lock:
@@ -88,38 +88,38 @@ class Adapters:
     def retire(self, key: str) -> Loaded:
         """Takes the key away. Call `sweep` in the computing thread to free what nobody uses."""
         with self._lock:
-            found = self._by_key.pop(key, None)
-            if found is None:
+            loaded = self._by_key.pop(key, None)
+            if loaded is None:
                 raise UsageError(f"no adapter {key!r} is loaded")
-            found.retired = True
-            self._leaving.append(found)
-            return found
+            loaded.retired = True
+            self._leaving.append(loaded)
+            return loaded
 
     @property
     def leaving(self) -> bool:
         """Whether `sweep` would free any. Those that are still used, by requests or by a soft prompt, may stay so for
         long."""
-        return any(one.users == 0 for one in tuple(self._leaving))
+        return any(adapter.users == 0 for adapter in tuple(self._leaving))
 
     def sweep(self) -> None:
         """Frees the retired that nobody uses."""
         while True:
             with self._lock:
-                done = next((one for one in self._leaving if one.users == 0), None)
-                if done is None:
+                unused = next((adapter for adapter in self._leaving if adapter.users == 0), None)
+                if unused is None:
                     return
-                self._leaving.remove(done)
+                self._leaving.remove(unused)
             try:
-                self._free(done)
+                self._free(unused)
             finally:
-                if done.parent is not None:
-                    self.release(done.parent)
-                done.gone.set()
+                if unused.parent is not None:
+                    self.release(unused.parent)
+                unused.freed.set()
 
     def close(self) -> None:
         """Lets go of all, whoever uses them; those who wait for one to be gone need not wait any more."""
         with self._lock:
             leaving, self._leaving = [*self._leaving, *self._by_key.values()], []
             self._by_key, self._free = {}, lambda loaded: None
-        for one in leaving:
-            one.gone.set()
+        for adapter in leaving:
+            adapter.freed.set()

@@ -18,7 +18,7 @@ from bedplate.inference.forward.spans import Span
 class FlatBatch:
     """New tokens of several sequences, one after the other.
 
-    wanted: numbers of the tokens whose logits are asked for. likeliest: of these no more than what follows likeliest
+    logit_indices: numbers of the tokens whose logits are asked for. likeliest: of these no more than what follows likeliest
     (see Greedy); logits may be given all the same. depth: run so many blocks only. states: hidden states of all tokens
     are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
     which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
@@ -28,17 +28,17 @@ class FlatBatch:
     tokens: Sequence[int]
     spans: Sequence[Span]
     adapters: Sequence[Loaded]
-    wanted: Sequence[int]
+    logit_indices: Sequence[int]
     depth: int | None = None
     states: bool = False
     types: Sequence[int] = ()
-    sources: Sequence[Source] = ()
+    sources: Sequence[EncoderSource] = ()
     reads: bool = False
     likeliest: bool = False
 
 
 @dataclass(frozen=True)
-class Source:
+class EncoderSource:
     """What an encoder reads for one sequence: it stands at the beginning of the row."""
 
     row: int

@@ -40,10 +40,10 @@ class ComputeLock:
     def _give_up(self, turn: threading.Event) -> None:
         """An interrupt while waiting: leave the queue, or pass on the turn that came meanwhile."""
         with self._inner:
-            left = [entry for entry in self._waiting if entry[1] is not turn]
-            came = len(left) == len(self._waiting)
-            self._waiting = deque(left)
-            if came:
+            waiting = [waiter for waiter in self._waiting if waiter[1] is not turn]
+            arrived = len(waiting) == len(self._waiting)
+            self._waiting = deque(waiting)
+            if arrived:
                 self._hand_over()
 
     def __exit__(self, *error: object) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
 from bedplate.inference.forward.spans import Span
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 from bedplate.models.packed.attempts import REFUSALS, clearly_less, least_seconds
 from bedplate.models.packed.flash import ABLE, MODULES, Edition, package
 
@@ -43,12 +43,14 @@ class FlashPaged:
     edition: Edition
     module: Any
 
-    def refusal(self, q_NHD: Tensor, v_NGV: Tensor, block: int, lengths: Sequence[int], how: How) -> str | None:
+    def refusal(
+        self, q_NHD: Tensor, v_NGV: Tensor, block: int, lengths: Sequence[int], how: AttentionOptions
+    ) -> str | None:
         """Why it cannot do this, if so. lengths: new tokens of each row."""
         name, of = MODULES[self.edition], _BLOCKS[self.edition]
-        wanted = next((one for one in ("bias", "sinks") if getattr(how, one) is not None), None)
-        if wanted is not None:
-            return f"attention with {'a ' * (wanted == 'bias')}{wanted} is not supported by {name}"
+        unsupported = next((option for option in ("bias", "sinks") if getattr(how, option) is not None), None)
+        if unsupported is not None:
+            return f"attention with {'a ' * (unsupported == 'bias')}{unsupported} is not supported by {name}"
         if block % of:
             return f"{name} reads blocks of a multiple of {of} tokens, and these have {block}"
         if q_NHD.dtype not in (torch.float16, torch.bfloat16):
@@ -69,7 +71,7 @@ class FlashPaged:
         table_SW: Tensor,
         start_S: Tensor,
         lengths: Sequence[int],
-        how: How,
+        how: AttentionOptions,
     ) -> Tensor:
         """→ [N, H, D]; the new keys and values end up in their places. table, start: int32. UnsupportedModelError, by
         name, for what it cannot do."""
@@ -77,7 +79,7 @@ class FlashPaged:
         if refusal is not None:
             raise UnsupportedModelError(refusal)
         q, k, v = (x.unflatten(0, (len(lengths), -1)) for x in (q_NHD, k_NGD, v_NGD))
-        found = self.module.flash_attn_with_kvcache(
+        output = self.module.flash_attn_with_kvcache(
             q,
             keys_PbGD,
             values_PbGD,
@@ -90,11 +92,11 @@ class FlashPaged:
             softcap=how.cap or 0.0,
             **{_TABLE[self.edition]: table_SW},
         )
-        return (found[0] if isinstance(found, tuple) else found).flatten(0, 1)
+        return (output[0] if isinstance(output, tuple) else output).flatten(0, 1)
 
 
 def flash_for(
-    q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, block: int, lengths: Sequence[int], how: How
+    q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, block: int, lengths: Sequence[int], how: AttentionOptions
 ) -> FlashPaged | None:
     """The edition that does this here, and faster than our own operation; None where none does."""
     if q_NHD.is_cpu or not how.within_reach(*ABLE):
@@ -103,11 +105,11 @@ def flash_for(
         module = package(edition)
         if module is None:
             continue
-        found = FlashPaged(edition, module)
-        if found.refusal(q_NHD, v_NGV, block, lengths, how) is None and lengths[0] == 1:
+        flash = FlashPaged(edition, module)
+        if flash.refusal(q_NHD, v_NGV, block, lengths, how) is None and lengths[0] == 1:
             heads = q_NHD.shape[1], *k_NGD.shape[1:]
             if faster(edition, q_NHD.device, q_NHD.dtype, heads, block, how.cap, how.window):
-                return found
+                return flash
     return None
 
 
@@ -125,30 +127,30 @@ def faster(
     heads: of queries, of keys, and their features."""
     flash = FlashPaged(edition, package(edition))
     (H, G, D), S = heads, len(_CONTEXTS)
-    how, generator = How(cap=cap, window=window), torch.Generator().manual_seed(0)
-    most = -(-(max(_CONTEXTS) + 1) // block)
+    how, generator = AttentionOptions(cap=cap, window=window), torch.Generator().manual_seed(0)
+    max_blocks = -(-(max(_CONTEXTS) + 1) // block)
     spans = [Span(row, context, 1) for row, context in enumerate(_CONTEXTS)]
     at, lengths = places(spans), [1] * S
     with torch.inference_mode():
         keys, values = (
-            torch.randn(S * most, block, G, D, generator=generator).to(device, dtype) for _ in ("keys", "values")
+            torch.randn(S * max_blocks, block, G, D, generator=generator).to(device, dtype) for _ in ("keys", "values")
         )
         q, k, v = (torch.randn(S, n, D, generator=generator).to(device, dtype) for n in (H, G, G))
-        table_SW = torch.arange(S * most, device=device).view(S, most)
-        row, position, tile = (torch.from_numpy(one).to(device) for one in (at.row_N, at.position_N, at.tile_2U))
-        span = torch.stack([torch.from_numpy(one) for one in (at.begin_S, at.start_S, at.length_S)]).to(device)
+        table_SW = torch.arange(S * max_blocks, device=device).view(S, max_blocks)
+        row, position, tile = (torch.from_numpy(array).to(device) for array in (at.row_N, at.position_N, at.tile_2U))
+        span = torch.stack([torch.from_numpy(array) for array in (at.begin_S, at.start_S, at.length_S)]).to(device)
         table, start = table_SW.to(torch.int32), position.to(torch.int32)
         ours: tuple[Any, ...] = (q, k, v, keys, values, table_SW, row, position, span, tile, tile_tokens(spans))
         try:
-            wanted = paged_attention(*ours, max(_CONTEXTS) + 1, None, cap, window, None)
-            found = flash(q, k, v, keys, values, table, start, lengths, how)
-            far = 16 * torch.finfo(dtype).eps
-            if not torch.allclose(found, wanted, far, far):
+            expected = paged_attention(*ours, max(_CONTEXTS) + 1, None, cap, window, None)
+            actual = flash(q, k, v, keys, values, table, start, lengths, how)
+            tolerance = 16 * torch.finfo(dtype).eps
+            if not torch.allclose(actual, expected, tolerance, tolerance):
                 return False
-            own = least_seconds(
+            our_seconds = least_seconds(
                 lambda: paged_attention(*ours, max(_CONTEXTS) + 1, None, cap, window, None), device, _TURNS
             )
             its = least_seconds(lambda: flash(q, k, v, keys, values, table, start, lengths, how), device, _TURNS)
         except REFUSALS:
             return False
-    return clearly_less(its, own)
+    return clearly_less(its, our_seconds)

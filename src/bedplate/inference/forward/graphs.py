@@ -21,7 +21,7 @@ from torch import Tensor
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.inference.forward.paged import PagedCache
-from bedplate.inference.forward.parcel import Parcel
+from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.grouped import by_torch
 from bedplate.models.model import Model
@@ -31,7 +31,7 @@ log = logging.getLogger("bedplate.inference")
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Starts a step: logits [M, V] and hidden states [M, D]."""
-MOST = 48
+MAX_RECORDINGS = 48
 """Recordings that are held; the one that was not used for longest goes."""
 MOST_ROWS = 64
 
@@ -56,12 +56,12 @@ class CudaRecorder:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            found = run()
+            outputs = run()
         self._pool = graph.pool()
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
-            return found
+            return outputs
 
         return replay
 
@@ -79,12 +79,12 @@ class Recording:
     replay: Run
 
 
-class Recorded:
+class RecordedDecode:
     """Decode steps of one base over one cache. bank: of the adapters that rows may have."""
 
     def __init__(self, model: Model, cache: PagedCache, record: Recorder, bank: Bank | None = None) -> None:
         self._model, self._cache, self._record, self._bank = model, cache, record, bank
-        self._held: dict[tuple[int, int, int], Recording] = {}
+        self._recordings: dict[tuple[int, int, int], Recording] = {}
         self._version = 0
         """Of the tensors that recordings with adapters read."""
         self.reason = unrecordable(model, cache)
@@ -97,27 +97,27 @@ class Recorded:
         plain = batch.depth is None and not batch.sources and not batch.reads and not batch.types
         if self.reason is not None or not plain or N > MOST_ROWS or len(batch.tokens) != N:
             return None
-        if list(batch.wanted) != list(range(N)):
+        if list(batch.logit_indices) != list(range(N)):
             return None
         # Learned positions are checked by the host: here, and while a step is recorded.
         learned, last = self._model.spec.main.positions, max(span.start for span in batch.spans)
         if learned and last >= learned:
             return None
-        slots = [one.slot for one in batch.adapters]
+        slots = [adapter.slot for adapter in batch.adapters]
         places = self._places({*slots} - {BASE_ROW})
         if places is None:
             return None
         block = self._cache.block
         rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
-        parcel, made_up = Parcel(self._cache.device), [0] * (rows - N)
+        parcel, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
         tokens = parcel.add([[*batch.tokens, *made_up]])
         positions = parcel.add([[*(span.start for span in batch.spans), *made_up]])
         fixed = self._bank.fixed if places and self._bank is not None else None
         at = None if fixed is None else parcel.add([*(fixed.place_of(slot) for slot in slots), *made_up])
         attend = self._cache.made_up(batch.spans, rows, blocks, parcel)
-        held = self._held.pop(key, None)
-        if held is None:
+        recording = self._recordings.pop(key, None)
+        if recording is None:
             parcel.send()
 
             def run() -> tuple[Tensor, Tensor]:
@@ -126,15 +126,15 @@ class Recorded:
                     hidden_MD = self._model(inputs, cache=attend).hidden[0]
                 return self._model.head(hidden_MD).float(), hidden_MD
 
-            held = self._recorded(parcel, run)
-            if held is None:
+            recording = self._recorded(parcel, run)
+            if recording is None:
                 return None
         else:
-            parcel.send(into=held.flat)
-        self._held[key] = held
-        if len(self._held) > MOST:
-            self._held.pop(next(iter(self._held)))
-        logits_MV, hidden_MD = held.replay()
+            parcel.send(into=recording.flat)
+        self._recordings[key] = recording
+        if len(self._recordings) > MAX_RECORDINGS:
+            self._recordings.pop(next(iter(self._recordings)))
+        logits_MV, hidden_MD = recording.replay()
         self._cache.commit()
         return PassOutput(logits_MV[:N], hidden_MD[:N])
 
@@ -147,17 +147,17 @@ class Recorded:
             return None
         fixed = self._bank.fixed
         try:
-            places = fixed.take(slots, len(self._bank.slots))
+            places = fixed.assign(slots, len(self._bank.slots))
         except torch.OutOfMemoryError:
             log.warning("decode steps with adapters are not recorded: the device has no memory for a copy of these")
             fixed.forget()
             places = self._bank = None
         if fixed.version != self._version:
             self._version = fixed.version
-            self._held = {key: held for key, held in self._held.items() if not key[2]}
+            self._recordings = {key: recording for key, recording in self._recordings.items() if not key[2]}
         return places
 
-    def _recorded(self, parcel: Parcel, run: Run) -> Recording | None:
+    def _recorded(self, parcel: HostToDevice, run: Run) -> Recording | None:
         try:
             return Recording(parcel.sent, self._record(run))
         except RuntimeError as error:
@@ -167,7 +167,7 @@ class Recorded:
 
     def forget(self) -> None:
         """Frees what is held."""
-        self._held.clear()
+        self._recordings.clear()
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:

@@ -11,11 +11,11 @@ from typing import Protocol
 from torch import Tensor
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.cross import Across
+from bedplate.models.layers.cross import CrossAttend
 from bedplate.models.layers.fused.operation import operation
 
 
-class CachedAttend(Attend, Across, Protocol):
+class CachedAttend(Attend, CrossAttend, Protocol):
     """Attention of a flat batch over a cache."""
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
@@ -24,19 +24,23 @@ class CachedAttend(Attend, Across, Protocol):
         ...
 
 
-def kept(keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor) -> None:
+def write_kv_reference(
+    keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
+) -> None:
     """What `keep` does."""
     keys_XYGD[at_N, place_N] = k_NGD
     values_XYGV[at_N, place_N] = v_NGV
 
 
 def _kernel() -> Callable[..., None]:
-    from bedplate.inference.forward.kernels import keep
+    from bedplate.inference.forward.kernels import write_kv
 
-    return keep
+    return write_kv
 
 
-keep = operation(
-    "keep(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()", kept, _kernel
+write_kv = operation(
+    "keep(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
+    write_kv_reference,
+    _kernel,
 )
 """keep(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""

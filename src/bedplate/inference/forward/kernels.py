@@ -22,17 +22,19 @@ WIDEST = 256
 """Features of a head that one program holds."""
 KEYS = 32
 """Keys that one program reads at a time: half as many where they are wide, to fit what a processor's core has."""
-WIDE = 512
+WIDE_ROW_BYTES = 512
 """Bytes of a wide key."""
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
-def keep(keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor) -> None:
+def write_kv(
+    keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
+) -> None:
     """Writes each token's keys and values to its place."""
     N, G, D = k_NGD.shape
     V = v_NGV.shape[2]
     _check(keys_XYGD, values_XYGV, k_NGD, v_NGV)
-    _keep[(N, G)](
+    _write_kv_kernel[(N, G)](
         *(keys_XYGD, values_XYGV, at_N, place_N, k_NGD, v_NGV),
         *(*keys_XYGD.stride()[:3], *values_XYGV.stride()[:3], *k_NGD.stride()[:2], *v_NGV.stride()[:2]),
         D=D,
@@ -42,7 +44,7 @@ def keep(keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, 
 
 
 @triton.jit
-def _keep(
+def _write_kv_kernel(
     keys,
     values,
     at,
@@ -65,10 +67,10 @@ def _keep(
 ):
     n, g, d = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, WIDE)
     x, y = tl.load(at + n), tl.load(place + n)
-    own = tl.load(k + n * k_n + g * k_g + d, mask=d < D)
-    tl.store(keys + x * keys_x + y * keys_y + g * keys_g + d, own, mask=d < D)
-    own = tl.load(v + n * v_n + g * v_g + d, mask=d < V)
-    tl.store(values + x * values_x + y * values_y + g * values_g + d, own, mask=d < V)
+    features = tl.load(k + n * k_n + g * k_g + d, mask=d < D)
+    tl.store(keys + x * keys_x + y * keys_y + g * keys_g + d, features, mask=d < D)
+    features = tl.load(v + n * v_n + g * v_g + d, mask=d < V)
+    tl.store(values + x * values_x + y * values_y + g * values_g + d, features, mask=d < V)
 
 
 def paged_attention(
@@ -83,7 +85,7 @@ def paged_attention(
     span_3S: Tensor,
     tile_2U: Tensor,
     tokens: int,
-    most: int,
+    max_keys: int,
     scale: float | None,
     cap: float | None,
     window: int | None,
@@ -112,7 +114,7 @@ def paged_attention(
         TOKENS=triton.next_power_of_2(tokens),
         WIDE_D=max(triton.next_power_of_2(D), 16),
         WIDE_V=max(triton.next_power_of_2(V), 16),
-        KEYS=KEYS // 2 if max(D, V) * q_NHD.element_size() >= WIDE else KEYS,
+        KEYS=KEYS // 2 if max(D, V) * q_NHD.element_size() >= WIDE_ROW_BYTES else KEYS,
         CAPPED=cap is not None,
         WINDOWED=window is not None,
         SINKS=sinks is not None,
@@ -176,23 +178,23 @@ def _attend(
     block = tl.load(table + s * table_row + (start + t) // b, mask=mine, other=0)
     place = (start + t) % b
     part = mine[:, None] & (d < D)[None, :]
-    one = tl.load(k + (begin + t)[:, None] * k_n + g * k_g + d[None, :], mask=part, other=0.0)
-    tl.store(keys + (block * keys_p + place * keys_b)[:, None] + g * keys_g + d[None, :], one, mask=part)
+    new_kv = tl.load(k + (begin + t)[:, None] * k_n + g * k_g + d[None, :], mask=part, other=0.0)
+    tl.store(keys + (block * keys_p + place * keys_b)[:, None] + g * keys_g + d[None, :], new_kv, mask=part)
     part = mine[:, None] & (e < V)[None, :]
-    one = tl.load(v + (begin + t)[:, None] * v_n + g * v_g + e[None, :], mask=part, other=0.0)
-    tl.store(values + (block * values_p + place * values_b)[:, None] + g * values_g + e[None, :], one, mask=part)
+    new_kv = tl.load(v + (begin + t)[:, None] * v_n + g * v_g + e[None, :], mask=part, other=0.0)
+    tl.store(values + (block * values_p + place * values_b)[:, None] + g * values_g + e[None, :], new_kv, mask=part)
     # The query heads of the key-value head are rows of one product.
     r = tl.arange(0, ROWS)
     offset, head = first + r // R, g * R + r % R
-    asks = (r // R < T) & (offset < length)
+    active = (r // R < T) & (offset < length)
     at = start + offset
     q_at = (begin + offset)[:, None] * q_n + head[:, None] * q_h + d[None, :]
-    queries = tl.load(q + q_at, mask=asks[:, None] & (d < D)[None, :], other=0.0)
+    queries = tl.load(q + q_at, mask=active[:, None] & (d < D)[None, :], other=0.0)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     if SINKS:
         # A score that no value belongs to: the sum begins with it.
-        top = tl.load(sinks + head, mask=asks, other=0.0).to(tl.float32)
+        top = tl.load(sinks + head, mask=active, other=0.0).to(tl.float32)
         total += 1.0
     mixed = tl.zeros((ROWS, WIDE_V), tl.float32)
     low = start * 0
@@ -206,10 +208,10 @@ def _attend(
         k_DJ = tl.load(keys + k_spot[None, :] + d[:, None], mask=old[None, :] & (d < D)[:, None], other=0.0)
         v_spot = page * values_p + (p % b) * values_b + g * values_g
         v_JV = tl.load(values + v_spot[:, None] + e[None, :], mask=old[:, None] & (e < V)[None, :], other=0.0)
-        seen = asks[:, None] & old[None, :]
+        visible = active[:, None] & old[None, :]
         if WINDOWED:
-            seen = seen & (p[None, :] > at[:, None] - window)
-        mixed, total, top = _step(queries, k_DJ, v_JV, seen, mixed, total, top, scale, cap, CAPPED)
+            visible = visible & (p[None, :] > at[:, None] - window)
+        mixed, total, top = _step(queries, k_DJ, v_JV, visible, mixed, total, top, scale, cap, CAPPED)
     low = first * 0
     if WINDOWED:
         low = tl.maximum(first - window + 1, 0)
@@ -220,28 +222,28 @@ def _attend(
         k_DJ = tl.load(k + k_at, mask=new[None, :] & (d < D)[:, None], other=0.0)
         v_at = (begin + p)[:, None] * v_n + g * v_g + e[None, :]
         v_JV = tl.load(v + v_at, mask=new[:, None] & (e < V)[None, :], other=0.0)
-        seen = asks[:, None] & new[None, :] & (p[None, :] <= offset[:, None])
+        visible = active[:, None] & new[None, :] & (p[None, :] <= offset[:, None])
         if WINDOWED:
-            seen = seen & (p[None, :] > offset[:, None] - window)
-        mixed, total, top = _step(queries, k_DJ, v_JV, seen, mixed, total, top, scale, cap, CAPPED)
-    mixed = mixed / tl.where(asks, total, 1.0)[:, None]
+            visible = visible & (p[None, :] > offset[:, None] - window)
+        mixed, total, top = _step(queries, k_DJ, v_JV, visible, mixed, total, top, scale, cap, CAPPED)
+    mixed = mixed / tl.where(active, total, 1.0)[:, None]
     out_at = ((begin + offset) * H + head)[:, None] * V + e[None, :]
-    tl.store(out + out_at, mixed.to(out.dtype.element_ty), mask=asks[:, None] & (e < V)[None, :])
+    tl.store(out + out_at, mixed.to(out.dtype.element_ty), mask=active[:, None] & (e < V)[None, :])
 
 
 @triton.jit
-def _step(queries, k_DJ, v_JV, seen, mixed, total, top, scale, cap, CAPPED: tl.constexpr):
+def _step(queries, k_DJ, v_JV, visible, mixed, total, top, scale, cap, CAPPED: tl.constexpr):
     """Some keys more: the mix so far, the sum of its weights and the largest score, of each query."""
     scores = tl.dot(queries, k_DJ, input_precision="ieee") * scale
     if CAPPED:
         scores = cap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / cap * LOG2E * 2.0)))  # tanh
-    scores = tl.where(seen, scores, float("-inf"))
+    scores = tl.where(visible, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, axis=1))
     level = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
     weights = tl.exp2((scores - level[:, None]) * LOG2E)
-    less = tl.exp2((top - level) * LOG2E)
-    total = total * less + tl.sum(weights, axis=1)
-    mixed = mixed * less[:, None] + tl.dot(weights.to(v_JV.dtype), v_JV, input_precision="ieee")
+    decay = tl.exp2((top - level) * LOG2E)
+    total = total * decay + tl.sum(weights, axis=1)
+    mixed = mixed * decay[:, None] + tl.dot(weights.to(v_JV.dtype), v_JV, input_precision="ieee")
     return mixed, total, higher
 
 
@@ -249,5 +251,5 @@ def _check(*tensors: Tensor) -> None:
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not first.numel():
         raise Refused
-    if any(one.dtype != first.dtype or one.stride(-1) != 1 for one in tensors):
+    if any(tensor.dtype != first.dtype or tensor.stride(-1) != 1 for tensor in tensors):
         raise Refused

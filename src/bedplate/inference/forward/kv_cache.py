@@ -19,14 +19,14 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.keeping import CachedAttend
-from bedplate.inference.forward.parcel import Parcel
+from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.slot_attention import SlotAttention
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.states import States
+from bedplate.inference.forward.states import RecurrentStates
 from bedplate.inference.forward.stores import SlotSegment, Store, stores_of
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.cache import Kept, held
+from bedplate.models.specs.cache import LayerCache, row_layout
 
 STEP = 512
 """Tokens of one row in one pass, where nothing else is said."""
@@ -45,7 +45,7 @@ class KVCache(Protocol):
     """A pass may have so many tokens of one row, or any number of a row that it begins with."""
     forgets: bool
     """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
-    states: States
+    states: RecurrentStates
     """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
 
     @property
@@ -83,7 +83,7 @@ class KVCache(Protocol):
         """The row is no longer used."""
         ...
 
-    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
         parcel: what the device is to know of them goes with it."""
         ...
@@ -120,10 +120,10 @@ class SlotCache:
         step: int = STEP,
     ) -> None:
         self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
-        layout = held(spec)
-        self._layout = [one for one in layout if not one.of_sequence]
-        self.states = States(layout, dtype, device)
-        self.forgets = any(one.window is not None for one in self._layout)
+        layout = row_layout(spec)
+        self._layout = [layer_cache for layer_cache in layout if not layer_cache.of_sequence]
+        self.states = RecurrentStates(layout, dtype, device)
+        self.forgets = any(layer_cache.window is not None for layer_cache in self._layout)
         self.token_bytes = self.saved_bytes(None)
         self.limit_bytes = limit_bytes
         self.rows = self.capacity = 0
@@ -132,20 +132,22 @@ class SlotCache:
         # How far each row was ever written, and which of them hold behind their own tokens what others left there.
         self._reach: dict[int, int] = {}
         self._stale: set[int] = set()
-        self.latents = frozenset(one.layer for one in self._layout if one.kind == "latent")
+        self.latents = frozenset(
+            layer_cache.layer for layer_cache in self._layout if layer_cache.cache_type == "latent"
+        )
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.sequence_length), ())
 
     def saved_bytes(self, depth: int | None) -> int:
-        return sum(one.values for one in self._of(depth)) * self.dtype.itemsize
+        return sum(layer_cache.values for layer_cache in self._of(depth)) * self.dtype.itemsize
 
-    def _of(self, depth: int | None) -> list[Kept]:
-        return [one for one in self._layout if depth is None or one.layer < depth]
+    def _of(self, depth: int | None) -> list[LayerCache]:
+        return [layer_cache for layer_cache in self._layout if depth is None or layer_cache.layer < depth]
 
     def _stores(self, depth: int | None) -> Counter[Store]:
         """How many tensors [R, G, C, D] of each kind the first layers have."""
-        return Counter(store for one in self._of(depth) for store in stores_of(one))
+        return Counter(store for layer_cache in self._of(depth) for store in stores_of(layer_cache))
 
     def _ring(self, window: int | None, capacity: int) -> int:
         """Places of a row: a step's tokens and those that its first token sees, and as many as the step before, which
@@ -155,8 +157,8 @@ class SlotCache:
     def _bytes(self, rows: int, capacity: int) -> int:
         """Of so many slots of so many tokens."""
         stores = self._stores(None).items()
-        each = sum(n * one.heads * one.size * self._ring(one.window, capacity) for one, n in stores)
-        return rows * (each * self.dtype.itemsize + self.states.nbytes)
+        values_per_row = sum(n * store.heads * store.size * self._ring(store.window, capacity) for store, n in stores)
+        return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
 
     def room(self, lengths: Sequence[int]) -> bool:
         """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
@@ -167,15 +169,15 @@ class SlotCache:
         if rows <= self.rows and longest <= self.capacity:
             return {}
         wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
-        wanted = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
-        wanted = max(longest, min(wanted, self._spec.sequence_length))
-        if self._bytes(wanted_rows, wanted) <= self.limit_bytes:
-            self._allocate(wanted_rows, wanted, list(range(self.rows)))
+        new_capacity = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
+        new_capacity = max(longest, min(new_capacity, self._spec.sequence_length))
+        if self._bytes(wanted_rows, new_capacity) <= self.limit_bytes:
+            self._allocate(wanted_rows, new_capacity, list(range(self.rows)))
             return {}
         # Doubling would be too much: just what is needed, with the rows moved together.
-        fitting = bisect_right(range(1, wanted + 1), self.limit_bytes, key=lambda n: self._bytes(len(lengths), n))
-        kept = [row for row in sorted(lengths) if row < self.rows]
-        self._allocate(len(lengths), max(longest, fitting), kept)
+        fitting = bisect_right(range(1, new_capacity + 1), self.limit_bytes, key=lambda n: self._bytes(len(lengths), n))
+        live_rows = [row for row in sorted(lengths) if row < self.rows]
+        self._allocate(len(lengths), max(longest, fitting), live_rows)
         moved = {row: number for number, row in enumerate(sorted(lengths))}
         self._ends, self._reach = (
             {moved[row]: end for row, end in ends.items() if row in moved} for ends in (self._ends, self._reach)
@@ -183,8 +185,8 @@ class SlotCache:
         self._stale = {moved[row] for row in self._stale & moved.keys()}
         return moved
 
-    def _allocate(self, rows: int, capacity: int, kept: Sequence[int]) -> None:
-        made: dict[Store, Tensor] = {}  # all or, where memory runs out, none
+    def _allocate(self, rows: int, capacity: int, live_rows: Sequence[int]) -> None:
+        new_data: dict[Store, Tensor] = {}  # all or, where memory runs out, none
         for store, count in self._stores(None).items():
             C = self._ring(store.window, capacity)
             # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
@@ -192,19 +194,19 @@ class SlotCache:
             if store in self._data:
                 # A ring that grows or shrinks with the capacity has not come round yet: positions stay where they are.
                 shared = min(C, self._data[store].shape[3])
-                for number, row in enumerate(kept):
+                for number, row in enumerate(live_rows):
                     data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
-            made[store] = data
-        self.states.reserve(rows, kept)
-        self._data = made
+            new_data[store] = data
+        self.states.reserve(rows, live_rows)
+        self._data = new_data
         self.rows, self.capacity = rows, capacity
-        each = {store: iter(data.unbind(0)) for store, data in self._data.items()}
+        layer_tensors = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=self.dtype, device=self.device)
         self.keys, self.values = [nothing] * self._spec.main.layers, [nothing] * self._spec.main.layers
-        for one in self._layout:
-            found = [next(each[store]) for store in stores_of(one)]
-            self.keys[one.layer] = found[0]
-            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
+        for layer_cache in self._layout:
+            tensors = [next(layer_tensors[store]) for store in stores_of(layer_cache)]
+            self.keys[layer_cache.layer] = tensors[0]
+            self.values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
 
     def rewinds(self, row: int, to: int) -> bool:
         if to and not self.states.is_at(row, to):
@@ -221,15 +223,15 @@ class SlotCache:
         counts = self._stores(depth)
         if not all(self._has(row, begin, store) for store in counts):
             return None
-        found: list[Tensor] = []
+        parts: list[Tensor] = []
         for store, data in self._data.items():
             first = begin % data.shape[3]
             if first + end - begin <= data.shape[3]:
-                found.append(data[: counts[store], row, :, first : first + end - begin].clone())
+                parts.append(data[: counts[store], row, :, first : first + end - begin].clone())
             else:
                 at = torch.arange(begin, end, device=self.device) % data.shape[3]
-                found.append(data[: counts[store], row].index_select(2, at))
-        return SlotSegment(end - begin, found, self.states.save(row, end, depth) if snapshot else None)
+                parts.append(data[: counts[store], row].index_select(2, at))
+        return SlotSegment(end - begin, parts, self.states.save(row, end, depth) if snapshot else None)
 
     @torch.inference_mode()
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
@@ -259,13 +261,13 @@ class SlotCache:
             data[:, span.row, :, span.end : self._reach[span.row]] = 0
         self._reach[span.row] = span.end
 
-    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
         self.note(spans)
         for span in spans:
             if span.row in self._stale:
                 self._clear(span)
         self.states.begin(spans)
-        return SlotAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
+        return SlotAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
 
     def commit(self) -> None:
         self.states.commit()

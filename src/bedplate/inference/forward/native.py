@@ -14,7 +14,7 @@ from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.torch import Forward
 from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.encoder import NativeEncoder
-from bedplate.inference.native.packed import NativeAdapter, Packed, WeightFormat
+from bedplate.inference.native.packed import NativeAdapter, PackedWeights, WeightFormat
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.model import Model
 
@@ -25,7 +25,7 @@ class NativeForward(Forward):
 
     name = "native"
 
-    def __init__(self, packed: Packed, bank: Bank | None) -> None:
+    def __init__(self, packed: PackedWeights, bank: Bank | None) -> None:
         self._packed, self._bank = packed, bank
         self.weights: str = packed.weights
         self._adapters: dict[int, NativeAdapter] = {}
@@ -43,7 +43,7 @@ class NativeForward(Forward):
             self._adapters[slot] = self._packed.adapter_of(self._bank, slot)
         return self._adapters[slot]
 
-    def take(self, slot: int) -> None:
+    def add_adapter(self, slot: int) -> None:
         self._adapter(slot)
 
     def forget(self, slot: int) -> None:
@@ -92,7 +92,7 @@ class NativeWriting(NativeForward):
             positions,
             cache.keys,
             cache.values,
-            batch.wanted,
+            batch.logit_indices,
             adapters=adapters,
             depth=batch.depth,
             states=batch.states,

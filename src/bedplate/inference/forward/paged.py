@@ -19,14 +19,14 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.keeping import CachedAttend
 from bedplate.inference.forward.kv_cache import STEP
 from bedplate.inference.forward.paged_attention import PagedAttention
-from bedplate.inference.forward.parcel import Parcel
-from bedplate.inference.forward.pool import Pool
+from bedplate.inference.forward.parcel import HostToDevice
+from bedplate.inference.forward.pool import BlockPool
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.states import Snapshot, States
+from bedplate.inference.forward.states import Snapshot, RecurrentStates
 from bedplate.inference.forward.stores import stores_of
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.cache import held
+from bedplate.models.specs.cache import row_layout
 
 BLOCK = 16
 NOBODY = -1
@@ -53,8 +53,8 @@ class PagedSegment:
 
     @property
     def nbytes(self) -> int:
-        own = self.count * self._cache.block * self._cache.token_bytes
-        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
+        block_bytes = self.count * self._cache.block * self._cache.token_bytes
+        return block_bytes + (0 if self.snapshot is None else self.snapshot.nbytes)
 
     @property
     def resumes(self) -> bool:
@@ -96,23 +96,26 @@ class PagedCache:
     ) -> None:
         self.block, self.step = block, step
         self.scratch = device.type == "cuda" if scratch is None else scratch
-        layout = held(spec)
-        self.states = States(layout, dtype, device)
-        of_tokens = [one for one in layout if not one.of_sequence]
+        layout = row_layout(spec)
+        self.states = RecurrentStates(layout, dtype, device)
+        of_tokens = [layer_cache for layer_cache in layout if not layer_cache.of_sequence]
         if not of_tokens:
             raise UnsupportedModelError("a cache of blocks is for keys and values, and no layer has any: use slots")
-        self.token_bytes = sum(one.values for one in of_tokens) * dtype.itemsize
-        self.windows = {one.layer: one.window for one in of_tokens}
+        self.token_bytes = sum(layer_cache.values for layer_cache in of_tokens) * dtype.itemsize
+        self.windows = {layer_cache.layer: layer_cache.window for layer_cache in of_tokens}
         self.forgets = any(window is not None for window in self.windows.values())
-        each = {window: 1 if window is None else WINDOWED for window in self.windows.values()}
-        each = each if None in each else dict.fromkeys(each, 1)
-        taken = sum(one.values / each[one.window] for one in of_tokens) * dtype.itemsize
-        self.blocks = max(int(limit_bytes // (block * taken)), 1)
+        divisors = {window: 1 if window is None else WINDOWED for window in self.windows.values()}
+        divisors = divisors if None in divisors else dict.fromkeys(divisors, 1)
+        bytes_per_token = (
+            sum(layer_cache.values / divisors[layer_cache.window] for layer_cache in of_tokens) * dtype.itemsize
+        )
+        self.blocks = max(int(limit_bytes // (block * bytes_per_token)), 1)
         self.pools = {
-            window: Pool(max(self.blocks // part, 1), partial(self._clear, window)) for window, part in each.items()
+            window: BlockPool(max(self.blocks // part, 1), partial(self._clear, window))
+            for window, part in divisors.items()
         }
         self.dtype, self.device = dtype, device
-        self.latents = frozenset(one.layer for one in of_tokens if one.kind == "latent")
+        self.latents = frozenset(layer_cache.layer for layer_cache in of_tokens if layer_cache.cache_type == "latent")
         # Memory that is not touched: most of a large pool may never be used.
         self._data = {
             store: torch.empty(
@@ -120,16 +123,16 @@ class PagedCache:
                 dtype=dtype,
                 device=device,
             )
-            for store, count in Counter(store for one in of_tokens for store in stores_of(one)).items()
+            for store, count in Counter(store for layer_cache in of_tokens for store in stores_of(layer_cache)).items()
         }
         layers = {store: iter(data.unbind(0)) for store, data in self._data.items()}
         nothing = torch.empty(0, dtype=dtype, device=device)
         self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
-        for one in of_tokens:
-            found = [next(layers[store]) for store in stores_of(one)]
-            self.keys[one.layer] = found[0]
+        for layer_cache in of_tokens:
+            tensors = [next(layers[store]) for store in stores_of(layer_cache)]
+            self.keys[layer_cache.layer] = tensors[0]
             # A latent is one key, whose last features are the value.
-            self.values[one.layer] = found[1] if len(found) > 1 else found[0][..., one.key_size :]
+            self.values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
         if self.scratch:
             for window, pool in self.pools.items():
                 self._clear(window, [pool.blocks])
@@ -138,7 +141,7 @@ class PagedCache:
 
     def _clear(self, window: int | None, blocks: Sequence[int]) -> None:
         """Zeros in these blocks of the layers with this window."""
-        index = Parcel(self.device).add(blocks).tensor
+        index = HostToDevice(self.device).add(blocks).tensor
         for store, data in self._data.items():
             if store.window == window:
                 data.index_fill_(1, index, 0)
@@ -149,11 +152,11 @@ class PagedCache:
         bound = [
             pool.blocks * self.block
             for window, pool in self.pools.items()
-            if window is None or pool.blocks < self._most(window)
+            if window is None or pool.blocks < self._max_blocks(window)
         ]
         return min(bound, default=None)
 
-    def _most(self, window: int) -> int:
+    def _max_blocks(self, window: int) -> int:
         """Blocks that a row has of the layers with this window, however long it is: its window, a step, and as much
         again that is not saved yet."""
         return self._count(window + 2 * self.step) + 1
@@ -170,16 +173,16 @@ class PagedCache:
     def room(self, lengths: Sequence[int]) -> bool:
         """Whether the rows fit beside what is pinned; shared blocks are counted for each of them, and states, which
         stand beside the pools, as if they were in them."""
-        beside = (self._pinned() + len(lengths) * self.states.nbytes) // (self.block * self.token_bytes)
+        reserved_blocks = (self._pinned() + len(lengths) * self.states.nbytes) // (self.block * self.token_bytes)
         return len(lengths) <= 1 or all(
-            sum(self._held(length, window) for length in lengths) <= pool.blocks - beside
+            sum(self._row_blocks(length, window) for length in lengths) <= pool.blocks - reserved_blocks
             for window, pool in self.pools.items()
         )
 
-    def _held(self, length: int, window: int | None) -> int:
+    def _row_blocks(self, length: int, window: int | None) -> int:
         """Blocks of a row at most."""
         count = self._count(length)
-        return count if window is None else min(count, self._most(window))
+        return count if window is None else min(count, self._max_blocks(window))
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
         if self.states and max(lengths, default=-1) >= self.states.rows:
@@ -197,19 +200,19 @@ class PagedCache:
 
     def _grow(self, table: list[int], window: int | None, length: int) -> None:
         while len(table) < self._count(length):
-            table.append(self._take(window))
+            table.append(self._allocate_block(window))
 
     def _count(self, length: int) -> int:
         return -(-length // self.block)
 
-    def _take(self, window: int | None) -> int:
+    def _allocate_block(self, window: int | None) -> int:
         pool = self.pools[window]
         # A segment's blocks may still be used by rows, so that giving it up frees nothing yet.
         while not pool.free and self._reclaim(self.block * self.token_bytes):
             pass
         if not pool.free:
             raise MemoryError(f"all {pool.blocks} blocks of the cache are in use; ask for less at once")
-        return pool.take()
+        return pool.allocate()
 
     def let_go(self, blocks: Blocks) -> None:
         """One user less of each block."""
@@ -229,10 +232,10 @@ class PagedCache:
         blocks: Blocks = {window: tuple(table[part]) for window, table in self._row(row).items()}
         if any(-1 in of_window for of_window in blocks.values()):
             return None
-        kept = self.states.save(row, end, depth) if snapshot else None
+        states = self.states.save(row, end, depth) if snapshot else None
         for window, of_window in blocks.items():
             self.pools[window].share(of_window)
-        return PagedSegment(self, blocks, kept)
+        return PagedSegment(self, blocks, states)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
         """Hands over whole blocks. The row has exactly `begin` tokens."""
@@ -253,18 +256,18 @@ class PagedCache:
         self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span], parcel: Parcel | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
         for span in spans if self.forgets else ():
             self._move_on(span)
         self.states.begin(spans)
-        return PagedAttention(self, spans, Parcel(self.device) if parcel is None else parcel)
+        return PagedAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
 
-    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: Parcel) -> CachedAttend:
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: HostToDevice) -> CachedAttend:
         """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
         for span in spans if self.forgets else ():
             self._move_on(span)
-        every = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
-        return PagedAttention(self, every, parcel, most=blocks * self.block)
+        padded_spans = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        return PagedAttention(self, padded_spans, parcel, max_keys=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
@@ -272,9 +275,9 @@ class PagedCache:
         for window, table in self._row(span.row).items():
             if window is None:
                 continue
-            gone = max(span.start - window + 1 - self.step, 0) // self.block
-            self.pools[window].let_go([block for block in table[:gone] if block >= 0])
-            table[:gone] = [-1] * len(table[:gone])
+            expired = max(span.start - window + 1 - self.step, 0) // self.block
+            self.pools[window].let_go([block for block in table[:expired] if block >= 0])
+            table[:expired] = [-1] * len(table[:expired])
             self._grow(table, window, span.end)
 
     def commit(self) -> None:

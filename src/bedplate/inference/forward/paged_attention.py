@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.forward.flash import flash_for
-from bedplate.inference.forward.keeping import keep
+from bedplate.inference.forward.keeping import write_kv
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
-from bedplate.inference.forward.parcel import Numbers, Parcel, Sent
+from bedplate.inference.forward.parcel import Numbers, HostToDevice, DeviceTensors
 from bedplate.inference.forward.spans import Padded, Span, grouped
-from bedplate.inference.forward.states import States
+from bedplate.inference.forward.states import RecurrentStates
 from bedplate.models.layers.attention import whole_attention
 from bedplate.models.layers.cross import KeysOf
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.fused.operation import has_triton
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.layers.how import PLAIN, AttentionOptions
 
 
 class Pages(Protocol):
@@ -35,7 +35,7 @@ class Pages(Protocol):
     block: int
     dtype: torch.dtype
     device: torch.device
-    states: States
+    states: RecurrentStates
     keys: list[Tensor]
     values: list[Tensor]
     latents: frozenset[int]
@@ -49,32 +49,32 @@ class PagedAttention:
     """Writes a flat batch's keys and values into the rows' blocks, and attends to those. most: as if a row had so many
     keys."""
 
-    keeps = True
+    is_cached = True
 
-    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: Parcel, most: int | None = None) -> None:
+    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: HostToDevice, max_keys: int | None = None) -> None:
         self._cache, self._spans = cache, spans
-        self._at, self._most = places(spans), max(span.end for span in spans) if most is None else most
+        self._at, self._max_keys = places(spans), max(span.end for span in spans) if max_keys is None else max_keys
         at, add = self._at, parcel.add
         self._row_N, self._position_N, self._tile_2U = add(at.row_N), add(at.position_N), add(at.tile_2U)
         self._span_3S = add(np.stack([at.begin_S, at.start_S, at.length_S]))
         self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
-        self._blocks = {window: add(self._own(window)) for window in self._tables}
+        self._blocks = {window: add(self._token_blocks(window)) for window in self._tables}
         self._lengths = at.length_S.tolist()
         self._narrow: dict[int | None, tuple[int, Tensor, Tensor]] = {}
         self._offset_N = add(at.position_N % cache.block)
-        self._alone = most is None and len(spans) == 1 and spans[0].start == 0
+        self._alone = max_keys is None and len(spans) == 1 and spans[0].start == 0
         self._at_once = self._one_operation()
         # Latents are one tensor for keys and values; states are computed row by row.
-        apart = not self._at_once or bool(cache.latents) or bool(cache.states)
-        self._grouped = None if self._alone or not apart else self._in_groups(parcel)
+        needs_groups = not self._at_once or bool(cache.latents) or bool(cache.states)
+        self._grouped = None if self._alone or not needs_groups else self._in_groups(parcel)
 
-    def _in_groups(self, parcel: Parcel) -> list[_PagedGroup]:
-        return [_PagedGroup(self._cache, one, len(self._at.row_N), parcel) for one in grouped(self._spans)]
+    def _in_groups(self, parcel: HostToDevice) -> list[_PagedGroup]:
+        return [_PagedGroup(self._cache, group, len(self._at.row_N), parcel) for group in grouped(self._spans)]
 
     @property
     def _groups(self) -> list[_PagedGroup]:
         if self._grouped is None:
-            self._grouped = [] if self._alone else self._in_groups(Parcel(self._cache.device))
+            self._grouped = [] if self._alone else self._in_groups(HostToDevice(self._cache.device))
         return self._grouped
 
     def _one_operation(self) -> bool:
@@ -86,9 +86,9 @@ class PagedAttention:
 
     def _table(self, window: int | None) -> Numbers:
         """Each row's blocks."""
-        return tables_of(self._cache, self._spans, window, -(-self._most // self._cache.block))
+        return tables_of(self._cache, self._spans, window, -(-self._max_keys // self._cache.block))
 
-    def _own(self, window: int | None) -> Numbers:
+    def _token_blocks(self, window: int | None) -> Numbers:
         """The block of each token."""
         return self._table(window)[self._at.row_N, self._at.position_N // self._cache.block]
 
@@ -98,20 +98,22 @@ class PagedAttention:
         if layer in self._cache.latents:
             keys[blocks_N, offset_N] = k_NGD
         else:
-            keep(keys, values, blocks_N, offset_N, k_NGD, v_NGV)
+            write_kv(keys, values, blocks_N, offset_N, k_NGD, v_NGV)
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         keys, values, window = self._cache.keys[layer], self._cache.values[layer], self._cache.windows[layer]
         latent = layer in self._cache.latents
         if self._at_once and not self._alone and how.bias is None and not latent:
             flash = flash_for(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._cache.block, self._lengths, how)
             if flash is not None:
-                told = (*self._told(layer, window), self._lengths, how)
-                return flash(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, *told)[None]
+                flash_arguments = (*self._flash_inputs(layer, window), self._lengths, how)
+                return flash(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, *flash_arguments)[None]
             out_NHV = paged_attention(
                 *(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, self._tables[window].tensor, self._row_N.tensor),
                 *(self._position_N.tensor, self._span_3S.tensor, self._tile_2U.tensor, tile_tokens(self._spans)),
-                *(self._most, how.scale, how.cap, how.window, how.sinks),
+                *(self._max_keys, how.scale, how.cap, how.window, how.sinks),
             )
             return out_NHV[None]
         self.write(layer, k_BTGD[0], v_BTGV[0])
@@ -122,18 +124,18 @@ class PagedAttention:
             out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, window)
         return out_NHV[None]
 
-    def _told(self, layer: int, window: int | None) -> tuple[Tensor, Tensor]:
+    def _flash_inputs(self, layer: int, window: int | None) -> tuple[Tensor, Tensor]:
         """Each row's blocks and where its new tokens begin, int32, as FlashAttention takes them: made by the first
         layer that asks, in every pass over this, since a pass may be recorded."""
         if window not in self._narrow or layer <= self._narrow[window][0]:
             self._narrow[window] = layer, self._tables[window].tensor.int(), self._span_3S.tensor[1].int()
         return self._narrow[window][1:]
 
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
         for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group.across(q_BTHD[0], keys, values, how)
+            out_NHV[group.padded.tokens_N] = group.cross_attend(q_BTHD[0], keys, values, how)
         return out_NHV[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -143,38 +145,40 @@ class PagedAttention:
 def tables_of(cache: Pages, spans: Sequence[Span], window: int | None, width: int) -> Numbers:
     """Each row's first blocks [S, width]. Where it has none its own last one stands, whose numbers are masked: those of
     another row, which may not be finite, would take part in this one's products."""
-    found = np.empty((len(spans), width), dtype=np.int64)
+    tables = np.empty((len(spans), width), dtype=np.int64)
     for number, span in enumerate(spans):
         table = cache.table(span.row, window)[:width]
-        found[number, : len(table)], found[number, len(table) :] = table, table[-1]
-        np.copyto(found[number], table[-1], where=found[number] < 0)
-    return found
+        tables[number, : len(table)], tables[number, len(table) :] = table, table[-1]
+        np.copyto(tables[number], table[-1], where=tables[number] < 0)
+    return tables
 
 
 class _PagedGroup:
     """Spans padded to one length, with the tables of the blocks they read."""
 
-    def __init__(self, cache: Pages, numbered: Sequence[tuple[int, Span]], total: int, parcel: Parcel) -> None:
+    def __init__(self, cache: Pages, numbered: Sequence[tuple[int, Span]], total: int, parcel: HostToDevice) -> None:
         self._block, self.padded = cache.block, Padded(numbered, total, cache.dtype, parcel)
-        most, spans = -(-self.padded.keys // cache.block), self.padded.spans
-        self._tables: dict[int | None, Sent] = {
-            window: parcel.add(tables_of(cache, spans, window, most)) for window in {*cache.windows.values()}
+        max_blocks, spans = -(-self.padded.keys // cache.block), self.padded.spans
+        self._tables: dict[int | None, DeviceTensors] = {
+            window: parcel.add(tables_of(cache, spans, window, max_blocks)) for window in {*cache.windows.values()}
         }
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How, window: int | None) -> Tensor:
+    def __call__(
+        self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions, window: int | None
+    ) -> Tensor:
         if window is not None and how.window is not None:
-            near, b = self.padded.near(how.window), self._block
+            nearby, b = self.padded.keys_in_window(how.window), self._block
             tables_SP = self._tables[window].tensor
             # A shorter row's positions go on behind its last block, where they are masked.
-            blocks_SK = tables_SP.gather(1, (near.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
-            at = (blocks_SK, near.position_SK % b)
-            return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
-        own = slice(self.padded.first, self.padded.keys)
-        return self.padded.attend(q_NHD, self._gathered(keys, own), self._gathered(values, own), how)
+            blocks_SK = tables_SP.gather(1, (nearby.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
+            at = (blocks_SK, nearby.position_SK % b)
+            return self.padded.attend_near(q_NHD, keys[at], values[at], how, nearby)
+        key_range = slice(self.padded.first, self.padded.keys)
+        return self.padded.attend(q_NHD, self._gathered(keys, key_range), self._gathered(values, key_range), how)
 
-    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
         read = slice(self.padded.sources)
-        return self.padded.across(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
+        return self.padded.cross_attend(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
 
     def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
         return pool_PbGD[self._tables[None].tensor].flatten(1, 2)[:, places].transpose(1, 2)

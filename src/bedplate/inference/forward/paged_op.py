@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.keeping import kept
+from bedplate.inference.forward.keeping import write_kv_reference
 from bedplate.inference.forward.parcel import Numbers
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import masked_attention
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 
 TILE = 16
 """Tokens of one row that a program of the kernel has, where a row has more than one."""
@@ -70,7 +70,7 @@ def _attended(
     span_3S: Tensor,
     tile_2U: Tensor,
     tokens: int,
-    most: int,
+    max_keys: int,
     scale: float | None,
     cap: float | None,
     window: int | None,
@@ -78,15 +78,15 @@ def _attended(
 ) -> Tensor:
     b, blocks_N = keys_PbGD.shape[1], table_SW.gather(0, row_N[:, None].expand(-1, table_SW.shape[1]))
     own_N = blocks_N.gather(1, (position_N // b)[:, None])[:, 0]
-    kept(keys_PbGD, values_PbGV, own_N, position_N % b, k_NGD, v_NGV)
-    blocks_N = blocks_N[:, : -(-most // b)]
+    write_kv_reference(keys_PbGD, values_PbGV, own_N, position_N % b, k_NGD, v_NGV)
+    blocks_N = blocks_N[:, : -(-max_keys // b)]
     distance_NK = torch.arange(blocks_N.shape[1] * b, device=q_NHD.device) - position_N[:, None]
     seen_NK = distance_NK <= 0 if window is None else (distance_NK <= 0) & (distance_NK > -window)
     # What is not seen is another's, or nobody's: its infinities are not to be multiplied.
     hidden = ~seen_NK[:, :, None, None]
     k_NKGD = keys_PbGD[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
     v_NKGV = values_PbGV[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
-    how = How(scale, cap, window, None, sinks)
+    how = AttentionOptions(scale, cap, window, None, sinks)
     return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], how, distance_NK[:, None])[:, 0]
 
 

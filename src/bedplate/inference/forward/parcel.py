@@ -18,7 +18,7 @@ from bedplate.models.device_memory import sent
 Numbers = NDArray[np.int64]
 
 
-class Parcel:
+class HostToDevice:
     """int64 arrays that go to a device together, from pinned memory and without waiting where there is such."""
 
     def __init__(self, device: torch.device) -> None:
@@ -26,21 +26,21 @@ class Parcel:
         self._arrays: list[Numbers] = []
         self._sent: tuple[Tensor, Sequence[Tensor]] | None = None
 
-    def add(self, values: Numbers | Sequence[int] | Sequence[Sequence[int]]) -> Sent:
+    def add(self, values: Numbers | Sequence[int] | Sequence[Sequence[int]]) -> DeviceTensors:
         """One array more, before any of them is asked for."""
         assert self._sent is None, "sent already"
         self._arrays.append(np.array(values, dtype=np.int64))
-        return Sent(self, len(self._arrays) - 1)
+        return DeviceTensors(self, len(self._arrays) - 1)
 
     def send(self, into: Tensor | None = None) -> None:
         """Sends what there is. into: a tensor on the device, of just that many numbers, that is overwritten."""
-        whole = torch.from_numpy(np.concatenate([one.reshape(-1) for one in self._arrays]))
+        whole = torch.from_numpy(np.concatenate([array.reshape(-1) for array in self._arrays]))
         if into is None:
             into = sent(whole, self._device)
         else:
             into.copy_(whole.pin_memory() if self._device.type == "cuda" else whole, non_blocking=True)
-        parts = into.split([one.size for one in self._arrays])
-        self._sent = into, [part.view(one.shape) for part, one in zip(parts, self._arrays, strict=True)]
+        parts = into.split([array.size for array in self._arrays])
+        self._sent = into, [part.view(array.shape) for part, array in zip(parts, self._arrays, strict=True)]
 
     @property
     def sent(self) -> Tensor:
@@ -56,10 +56,10 @@ class Parcel:
         return self._sent[1][number]
 
 
-class Sent:
+class DeviceTensors:
     """One array of a parcel."""
 
-    def __init__(self, parcel: Parcel, number: int) -> None:
+    def __init__(self, parcel: HostToDevice, number: int) -> None:
         self._parcel, self._number = parcel, number
 
     @property

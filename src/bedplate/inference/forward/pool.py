@@ -8,7 +8,7 @@ CLEARED = 16
 """Blocks that are cleared at once."""
 
 
-class Pool:
+class BlockPool:
     """Blocks of the layers of one window, and how many use each. Those that are taken hold zeros: what is masked takes
     part in products, where the infinities and NaN of one request would reach another's, and so would what memory held
     before. clear: makes some blocks so, which is done for `CLEARED` at once, and to none before it is needed."""
@@ -24,15 +24,15 @@ class Pool:
         """How many nobody uses."""
         return len(self._used) + len(self._cleared)
 
-    def take(self) -> int:
+    def allocate(self) -> int:
         if not self._cleared:
-            taken = self._used[-CLEARED:]
-            self._clear(taken)
+            batch = self._used[-CLEARED:]
+            self._clear(batch)
             del self._used[-CLEARED:]
-            self._cleared = taken
-        found = self._cleared.pop()
-        self._uses[found] = 1
-        return found
+            self._cleared = batch
+        block = self._cleared.pop()
+        self._uses[block] = 1
+        return block
 
     def share(self, blocks: Sequence[int]) -> None:
         """One user more of each."""

@@ -65,8 +65,8 @@ class QuantisedLinear(Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """The matrix that the integers stand for, [O, I]."""
         if self._packed is not None:
-            every = torch.eye(self.in_features, dtype=self._dtype, device=self.scale_ON.device)
-            return self._product(every).t()
+            identity = torch.eye(self.in_features, dtype=self._dtype, device=self.scale_ON.device)
+            return self._product(identity).t()
         quants_ONG = self.quants_ONG.to(self._dtype) * self.scale_ON.to(self._dtype)[..., None]
         if self.minimum_ON is not None:
             quants_ONG = quants_ONG + self.minimum_ON.to(self._dtype)[..., None]
@@ -87,17 +87,17 @@ def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torc
     """As torch's product wants them: the integers in tiles, and [N, O, 2] of scales and of what stands for 8."""
     quants_OI = quants_ONG.flatten(1)
     middle_ON = minimum_ON.float() + 8 * scale_ON.float()
-    both = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)
+    scale_and_zero = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)
     if quants_OI.is_cpu:
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants_OI.int(), _TILES), both
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(quants_OI.int(), _TILES), scale_and_zero
     pairs = (quants_OI[:, ::2] << 4 | quants_OI[:, 1::2]).contiguous()
-    return torch.ops.aten._convert_weight_to_int4pack(pairs, _TILES), both
+    return torch.ops.aten._convert_weight_to_int4pack(pairs, _TILES), scale_and_zero
 
 
-def packed_product(x_TI: Tensor, tiles: Tensor, both: Tensor) -> Tensor:
+def packed_product(x_TI: Tensor, tiles: Tensor, scale_and_zero: Tensor) -> Tensor:
     """x Wᵀ, [T, O]."""
     product: Any = torch.ops.aten._weight_int4pack_mm_for_cpu if x_TI.is_cpu else torch.ops.aten._weight_int4pack_mm
-    return product(x_TI, tiles, BLOCK, both)
+    return product(x_TI, tiles, BLOCK, scale_and_zero)
 
 
 @cache
@@ -108,21 +108,21 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
     scale_ON, minimum_ON = (torch.rand(32, 4, generator=generator).to(device) for _ in range(2))
     x_TI = torch.randn(3, 4 * BLOCK, generator=generator).to(device, dtype)
     weight_OI = (quants_ONG * scale_ON[..., None] + minimum_ON[..., None]).flatten(1)
-    wanted = x_TI.float() @ weight_OI.float().t()
+    expected = x_TI.float() @ weight_OI.float().t()
     try:
-        found = packed_product(x_TI, *packed(quants_ONG, scale_ON, minimum_ON, dtype)).float()
+        actual = packed_product(x_TI, *packed(quants_ONG, scale_ON, minimum_ON, dtype)).float()
     except (RuntimeError, NotImplementedError):
         return False
-    return bool((found - wanted).abs().max() <= 8 * torch.finfo(dtype).eps * wanted.abs().max())
+    return bool((actual - expected).abs().max() <= 8 * torch.finfo(dtype).eps * expected.abs().max())
 
 
 def quantised(model: Model, bits: Bits) -> Model:
     """The model with the linears of its blocks, and a head of its own, in so many bits; everything else is the same in
     memory. UsageError for one whose rows are not whole blocks."""
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
-    found = copy.deepcopy(model, shared)
-    made: dict[Linear, Linear] = {}
-    for path, module in list(found.named_modules()):
+    quantized_model = copy.deepcopy(model, shared)
+    replacements: dict[Linear, Linear] = {}
+    for path, module in list(quantized_model.named_modules()):
         if type(module) is Linear and ("layers" in path.split(".") or path.split(".")[-1] == "lm_head"):
             if module.in_features % BLOCK:
                 raise UsageError(
@@ -130,9 +130,9 @@ def quantised(model: Model, bits: Bits) -> Model:
                     f"cannot be {bits}; ask for others"
                 )
             parent, _, name = path.rpartition(".")
-            made[module] = QuantisedLinear(module, bits)
-            setattr(found.get_submodule(parent), name, made[module])
-    for module in found.modules():
+            replacements[module] = QuantisedLinear(module, bits)
+            setattr(quantized_model.get_submodule(parent), name, replacements[module])
+    for module in quantized_model.modules():
         if isinstance(module, Joined):
-            module.exchange(made)
-    return found
+            module.exchange(replacements)
+    return quantized_model

@@ -37,14 +37,14 @@ class Segment(Protocol):
 
 
 @dataclass(eq=False)
-class Node:
+class RadixNode:
     """An edge and its end; children by their first block. `pins` counts the pinned keys that run through it, `ends`
     those that end here, and `public` those of them that are everybody's."""
 
     key: Key
     segment: Segment | None
-    parent: Node | None
-    children: dict[Key, Node] = field(default_factory=dict[Key, "Node"])
+    parent: RadixNode | None
+    children: dict[Key, RadixNode] = field(default_factory=dict[Key, "RadixNode"])
     pins: int = 0
     ends: int = 0
     public: int = 0
@@ -54,11 +54,11 @@ class Node:
 
 @dataclass(frozen=True)
 class Match:
-    """What is cached of a key: segments from its start, each with how many of its tokens count. known: how many tokens
+    """What is cached of a key: segments from its start, each with how many of its tokens count. matched_length: how many tokens
     are in the tree, of which a sequence may be able to go on only from an earlier one."""
 
     parts: tuple[tuple[Segment, int], ...] = ()
-    known: int = 0
+    matched_length: int = 0
 
     @property
     def length(self) -> int:
@@ -78,10 +78,10 @@ class RadixTree:
         """Bytes held in all; `pinned` of them are not counted against the capacity."""
         self.pinned = 0
         self.evictions = 0
-        self._roots: dict[Hashable, Node] = {}
+        self._roots: dict[Hashable, RadixNode] = {}
         self._clock = 0
         self._count = 0
-        self._leaves: list[tuple[int, int, Node]] = []
+        self._leaves: list[tuple[int, int, RadixNode]] = []
 
     def match(self, namespace: Hashable, key: Key, limit: int) -> Match:
         """The longest cached beginning of `key`, of at most `limit` elements."""
@@ -94,31 +94,31 @@ class RadixTree:
             child = node.children.get(key[at : at + self.block])
             if child is None:
                 break
-            same = _common(child.key, key, at, end) // self.block * self.block
+            common_length = _common(child.key, key, at, end) // self.block * self.block
             assert child.segment is not None
-            parts.append((child.segment, same))
+            parts.append((child.segment, common_length))
             self._touch(child)
-            at += same
-            if not self.snapshots or (same == len(child.key) and child.segment.resumes):
+            at += common_length
+            if not self.snapshots or (common_length == len(child.key) and child.segment.resumes):
                 good = len(parts)
-            if same < len(child.key):
+            if common_length < len(child.key):
                 break
             node = child
         return Match(tuple(parts[:good]), at)
 
-    def pinned_length(self, namespace: Hashable, tokens: Sequence[int], own: int = 0) -> int:
+    def pinned_length(self, namespace: Hashable, tokens: Sequence[int], shared_length: int = 0) -> int:
         """How many first tokens are a pinned key that the request may know of: one that is everybody's, or one within
-        its `own` first tokens. What is pinned for others must not be told from what is not there."""
-        node, at, found = self._roots.get(namespace), 0, 0
+        its `shared_length` first tokens. What is pinned for others must not be told from what is not there."""
+        node, at, longest = self._roots.get(namespace), 0, 0
         while node is not None and at < len(tokens):
             child = node.children.get(tuple(tokens[at : at + self.block]))
             if child is None or child.pins == 0 or child.key != tuple(tokens[at : at + len(child.key)]):
                 break
             at += len(child.key)
-            if child.public or (child.ends and at <= own):
-                found = at
+            if child.public or (child.ends and at <= shared_length):
+                longest = at
             node = child
-        return found
+        return longest
 
     def insert(
         self,
@@ -149,7 +149,7 @@ class RadixTree:
         node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
         node.public += public
-        walk: Node | None = node
+        walk: RadixNode | None = node
         while walk is not None and walk.segment is not None:
             if walk.pins == 0:
                 self.pinned += walk.segment.nbytes
@@ -163,7 +163,7 @@ class RadixTree:
             return False
         node.ends -= 1
         node.public -= public
-        walk: Node | None = node
+        walk: RadixNode | None = node
         while walk is not None and walk.segment is not None:
             walk.pins -= 1
             if walk.pins == 0:
@@ -197,7 +197,7 @@ class RadixTree:
                 return
             node, at = child, at + len(child.key)
 
-    def _cut(self, top: Node) -> None:
+    def _cut(self, top: RadixNode) -> None:
         """Takes a node out, with all that goes on from it."""
         assert top.parent is not None
         del top.parent.children[top.key[: self.block]]
@@ -234,19 +234,19 @@ class RadixTree:
         cuts: Sequence[int],
         pin: bool,
         renew: bool,
-    ) -> tuple[Node, int]:
+    ) -> tuple[RadixNode, int]:
         self._clock += 1
-        node = self._roots.setdefault(namespace, Node((), None, None))
+        node = self._roots.setdefault(namespace, RadixNode((), None, None))
         at, end = 0, len(key) // self.block * self.block
         while at < end:
             child = node.children.get(key[at : at + self.block])
             if child is None:
                 break
-            same = _common(child.key, key, at, end) // self.block * self.block
+            common_length = _common(child.key, key, at, end) // self.block * self.block
             self._touch(child)
-            if same < len(child.key):
-                child = self._split(child, same)
-            at += same
+            if common_length < len(child.key):
+                child = self._split(child, common_length)
+            at += common_length
             node = child
         if at == end and self.snapshots and renew:
             self._renew(node, save)
@@ -267,49 +267,49 @@ class RadixTree:
             self._evict(0, None)  # snapshots were not counted before they were made
         return node, added
 
-    def _renew(self, node: Node, save: Callable[[int, int], Segment | None]) -> None:
+    def _renew(self, node: RadixNode, save: Callable[[int, int], Segment | None]) -> None:
         """Gives a node's segment the snapshot that it has not."""
         if node.segment is None or node.segment.resumes:
             return
         end = 0
-        walk: Node | None = node
+        walk: RadixNode | None = node
         while walk is not None:
             end, walk = end + len(walk.key), walk.parent
-        found = save(end - len(node.key), end)
-        if found is None:
+        segment = save(end - len(node.key), end)
+        if segment is None:
             return
-        if not found.resumes:
-            found.release()
+        if not segment.resumes:
+            segment.release()
             return
-        change = found.nbytes - node.segment.nbytes
+        change = segment.nbytes - node.segment.nbytes
         self.used += change
         self.pinned += change if node.pins else 0
         node.segment.release()
-        node.segment = found
+        node.segment = segment
 
-    def _attach(self, parent: Node, key: Key, segment: Segment) -> Node:
-        node = Node(key, segment, parent, used=self._clock)
+    def _attach(self, parent: RadixNode, key: Key, segment: Segment) -> RadixNode:
+        node = RadixNode(key, segment, parent, used=self._clock)
         parent.children[key[: self.block]] = node
         self.used += segment.nbytes
         self._offer(node)
         return node
 
-    def _split(self, node: Node, at: int) -> Node:
+    def _split(self, node: RadixNode, at: int) -> RadixNode:
         """Cuts an edge in two and returns its first part."""
         assert node.segment is not None
         assert node.parent is not None
         before = node.segment.nbytes
-        first, rest = node.segment.split(at)
-        change = first.nbytes + rest.nbytes - before
+        first, second = node.segment.split(at)
+        change = first.nbytes + second.nbytes - before
         self.used += change
         self.pinned += change if node.pins else 0
         lower = {node.key[at : at + self.block]: node}
-        upper = Node(node.key[:at], first, node.parent, lower, node.pins, used=node.used)
+        upper = RadixNode(node.key[:at], first, node.parent, lower, node.pins, used=node.used)
         node.parent.children[node.key[: self.block]] = upper
-        node.key, node.segment, node.parent = node.key[at:], rest, upper
+        node.key, node.segment, node.parent = node.key[at:], second, upper
         return upper
 
-    def _end_of(self, namespace: Hashable, key: Key) -> Node | None:
+    def _end_of(self, namespace: Hashable, key: Key) -> RadixNode | None:
         node, at = self._roots.get(namespace), 0
         while node is not None and at < len(key):
             node = node.children.get(key[at : at + self.block])
@@ -318,34 +318,34 @@ class RadixTree:
             at += len(node.key)
         return node
 
-    def _touch(self, node: Node) -> None:
+    def _touch(self, node: RadixNode) -> None:
         node.used = self._clock
         self._offer(node)
 
-    def _offer(self, node: Node) -> None:
+    def _offer(self, node: RadixNode) -> None:
         """Puts a leaf among those that may be evicted; entries that have become untrue are dropped when met."""
         if not node.children and node.pins == 0:
             self._count += 1
             heapq.heappush(self._leaves, (node.used, self._count, node))
             if len(self._leaves) > 10_000:
-                self._leaves = [entry for entry in self._leaves if self._evictable(entry)]
+                self._leaves = [leaf for leaf in self._leaves if self._evictable(leaf)]
                 heapq.heapify(self._leaves)
 
     @staticmethod
-    def _evictable(entry: tuple[int, int, Node]) -> bool:
-        used, _, node = entry
+    def _evictable(leaf: tuple[int, int, RadixNode]) -> bool:
+        used, _, node = leaf
         return node.attached and not node.children and node.pins == 0 and node.used == used
 
-    def _evict(self, need: int, keep: Node | None) -> bool:
-        """Makes room for `need` bytes, sparing `keep`; whether there is room now."""
-        spared: list[tuple[int, int, Node]] = []
+    def _evict(self, need: int, protected: RadixNode | None) -> bool:
+        """Makes room for `need` bytes, sparing `protected`; whether there is room now."""
+        spared: list[tuple[int, int, RadixNode]] = []
         while self.used - self.pinned + need > self.capacity and self._leaves:
-            entry = heapq.heappop(self._leaves)
-            if not self._evictable(entry):
+            leaf = heapq.heappop(self._leaves)
+            if not self._evictable(leaf):
                 continue
-            node = entry[2]
-            if node is keep:
-                spared.append(entry)
+            node = leaf[2]
+            if node is protected:
+                spared.append(leaf)
                 continue
             parent = node.parent
             assert parent is not None
@@ -354,11 +354,11 @@ class RadixTree:
             self.evictions += 1
             if parent.segment is not None:
                 self._offer(parent)
-        for entry in spared:
-            heapq.heappush(self._leaves, entry)
+        for leaf in spared:
+            heapq.heappush(self._leaves, leaf)
         return self.used - self.pinned + need <= self.capacity
 
-    def _release(self, node: Node) -> None:
+    def _release(self, node: RadixNode) -> None:
         assert node.segment is not None
         self.used -= node.segment.nbytes
         if node.pins:
@@ -367,7 +367,7 @@ class RadixTree:
         node.segment.release()
 
 
-def _pinned_so(node: Node, public: bool) -> bool:
+def _pinned_so(node: RadixNode, public: bool) -> bool:
     return (node.public if public else node.ends - node.public) > 0
 
 

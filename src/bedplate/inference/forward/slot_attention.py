@@ -14,21 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.keeping import keep
-from bedplate.inference.forward.parcel import Numbers, Parcel, Sent
+from bedplate.inference.forward.keeping import write_kv
+from bedplate.inference.forward.parcel import Numbers, HostToDevice, DeviceTensors
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
-from bedplate.inference.forward.states import States
+from bedplate.inference.forward.states import RecurrentStates
 from bedplate.models.layers.attention import whole_attention
 from bedplate.models.layers.cross import KeysOf
 from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.layers.how import PLAIN, AttentionOptions
 
 
 class Slots(Protocol):
     """What is read of a cache: of each layer keys and values [R, G, C, D]."""
 
     dtype: torch.dtype
-    states: States
+    states: RecurrentStates
     keys: list[Tensor]
     values: list[Tensor]
     latents: frozenset[int]
@@ -38,15 +38,15 @@ class Slots(Protocol):
 class SlotAttention:
     """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
 
-    keeps = True
+    is_cached = True
 
-    def __init__(self, cache: Slots, spans: Sequence[Span], parcel: Parcel) -> None:
+    def __init__(self, cache: Slots, spans: Sequence[Span], parcel: HostToDevice) -> None:
         self._cache, self._spans, self._parcel = cache, spans, parcel
         self._rows, self._positions = span_index(spans)
         self._end = max(span.end for span in spans)
         self._longest = max(span.length for span in spans)
         self._written: dict[int, ref[Tensor]] = {}
-        self._rings: dict[int | None, tuple[Sent | None, Sent, Sent]] = {}
+        self._rings: dict[int | None, tuple[DeviceTensors | None, DeviceTensors, DeviceTensors]] = {}
         self._place(None)
         for capacity in {keys.shape[2] for keys in cache.keys if keys.dim() == 4}:
             if self._end > capacity:
@@ -58,27 +58,29 @@ class SlotAttention:
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        kept, rows, places = self._rings[keys.shape[2] if self._end > keys.shape[2] else None]
-        if kept is not None:
-            k_NGD, v_NGV = k_NGD[kept.tensor], v_NGV[kept.tensor]
+        written, rows, places = self._rings[keys.shape[2] if self._end > keys.shape[2] else None]
+        if written is not None:
+            k_NGD, v_NGV = k_NGD[written.tensor], v_NGV[written.tensor]
         if layer in self._cache.latents:
             keys[rows.tensor, :, places.tensor] = k_NGD
         else:
-            keep(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
+            write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
 
     def _place(self, capacity: int | None) -> None:
         """Which tokens are written (None: all; never two to one place), and where to, where there is room for so many
         (None: for all)."""
-        rows, positions, kept = self._rows, self._positions, None
+        rows, positions, written = self._rows, self._positions, None
         if capacity is not None and self._longest > capacity:
             ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
-            (kept,) = (positions >= ends - capacity).nonzero()
-            rows, positions = rows[kept], positions[kept]
+            (written,) = (positions >= ends - capacity).nonzero()
+            rows, positions = rows[written], positions[written]
         places: Numbers = positions if capacity is None else positions % capacity
         add = self._parcel.add
-        self._rings[capacity] = None if kept is None else add(kept), add(rows), add(places)
+        self._rings[capacity] = None if written is None else add(written), add(rows), add(places)
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         # Layers that share keys and values give those of an earlier one, which stand in their places then.
         written = self._written.get(layer)
         if written is None or written() is not k_BTGD:
@@ -86,12 +88,14 @@ class SlotAttention:
             self._written[layer] = ref(k_BTGD)
         if self._alone:
             return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
-        return self._each(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
+        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
 
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
-        return self._each(layer, q_BTHD, lambda group, q, keys, values: group.across(q, keys, values, how))
+    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
+        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group.cross_attend(q, keys, values, how))
 
-    def _each(self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    def _mix_groups(
+        self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
         """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._groups[0].padded.whole:
@@ -108,7 +112,9 @@ class SlotAttention:
 class _SlotGroup:
     """Spans padded to one length T, with the rows they read."""
 
-    def __init__(self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: Parcel) -> None:
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: HostToDevice
+    ) -> None:
         spans = [span for _, span in numbered]
         self.padded = Padded(numbered, total, dtype, parcel)
         rows = [span.row for span in spans]
@@ -116,20 +122,20 @@ class _SlotGroup:
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
         self._rows_S = parcel.add(rows)
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
         K, C = self.padded.keys, keys.shape[2]
         if how.window is not None:
-            near = self.padded.near(how.window)
+            nearby = self.padded.keys_in_window(how.window)
             # To read all of the row and mask most is cheaper than to gather, where most is not much more.
-            if K > C or 2 * near.position_SK.shape[1] < K:
-                at = (self._rows_S.tensor[:, None], slice(None), near.position_SK % C)
-                return self.padded.attend_near(q_NHD, keys[at], values[at], how, near)
-        own = slice(self.padded.first, K)
-        return self.padded.attend(q_NHD, self._picked(keys, own), self._picked(values, own), how)
+            if K > C or 2 * nearby.position_SK.shape[1] < K:
+                at = (self._rows_S.tensor[:, None], slice(None), nearby.position_SK % C)
+                return self.padded.attend_near(q_NHD, keys[at], values[at], how, nearby)
+        key_range = slice(self.padded.first, K)
+        return self.padded.attend(q_NHD, self._picked(keys, key_range), self._picked(values, key_range), how)
 
-    def across(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: How) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
         read = slice(self.padded.sources)
-        return self.padded.across(q_NHD, self._picked(keys, read), self._picked(values, read), how)
+        return self.padded.cross_attend(q_NHD, self._picked(keys, read), self._picked(values, read), how)
 
     def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
         """The rows' keys or values at these places."""

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.inference.forward.parcel import Numbers, Parcel
+from bedplate.inference.forward.parcel import Numbers, HostToDevice
 from bedplate.models.layers.attention import masked_attention
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ class Padded:
     What the device is to know of them goes with a parcel, if nothing of it was asked for before that was sent.
     """
 
-    def __init__(self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: Parcel) -> None:
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: HostToDevice
+    ) -> None:
         spans = self.spans = [span for _, span in numbered]
         self._T, self.keys = max(s.length for s in spans), max(s.end for s in spans)
         begin_S = np.array([begin for begin, _ in numbered])
@@ -51,10 +53,10 @@ class Padded:
         offset_T = np.arange(self._T)
         inside_ST = offset_T < length_S[:, None]
         query_ST = begin_S[:, None] + np.where(inside_ST, offset_T, 0)
-        self._even = bool(inside_ST.all())
+        self._uniform = bool(inside_ST.all())
         self.whole = np.array_equal(query_ST.reshape(-1), np.arange(total))
         self._tokens_N = parcel.add(query_ST[inside_ST])
-        self._lengths_S = None if self._even else parcel.add(length_S)
+        self._lengths_S = None if self._uniform else parcel.add(length_S)
         self._query_SxT = parcel.add(query_ST.reshape(-1))
         self._back_N = parcel.add(inside_ST.reshape(-1).nonzero()[0])
         # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
@@ -83,28 +85,32 @@ class Padded:
     def _mask(self, repeats: int) -> Tensor | None:
         """What is added to the scores [S, 1, repeats · T, K], made where the keys are; None where all are seen."""
         if self._folded is None and self._masked:
-            seen_STK = self.near(None).seen_STK
+            seen_STK = self.keys_in_window(None).seen_STK
             mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)
             mask_STK.masked_fill_(~seen_STK, -torch.inf)
             self._folded = mask_STK[:, None].repeat(1, 1, repeats, 1)
         return self._folded
 
-    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: AttentionOptions) -> Tensor:
         """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`, over keys from `first` on."""
         (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
         if not how.plain:
-            return self.attend_near(q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.near(None))
+            return self.attend_near(
+                q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.keys_in_window(None)
+            )
         # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
         q = self.block(q_NHD).view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
         out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._mask(H // G), scale=how.scale)
         return self.flat(out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S, T, H, V))
 
-    def attend_near(self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: How, near: Nearby) -> Tensor:
-        """The same over the keys of `near`."""
-        seen = how.within(near.seen_STK, near.distance_STK, True)
-        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, seen, how, near.distance_STK))
+    def attend_near(
+        self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: AttentionOptions, nearby: Nearby
+    ) -> Tensor:
+        """The same over the keys of `nearby`."""
+        visible = how.apply_window(nearby.seen_STK, nearby.distance_STK, True)
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, visible, how, nearby.distance_STK))
 
-    def across(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: How) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: AttentionOptions) -> Tensor:
         """Attention outputs [N', H, V] over what the encoder has read, keys from position 0 to before `sources`."""
         source_S = self._source_S.tensor
         read_SK = torch.arange(self.sources, device=source_S.device) < source_S[:, None]
@@ -112,14 +118,14 @@ class Padded:
         k_SKGD, v_SKGV = k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
         return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, read_STK, how))
 
-    def near(self, window: int | None) -> Nearby:
+    def keys_in_window(self, window: int | None) -> Nearby:
         """The keys from the first one on that a span's first token sees in its window, made once for each window."""
         if window not in self._nearby:
             low = self.first
             nearest = low if window is None else np.maximum(self._start_S - window + 1, low)
-            most, sees_ST = int((self._ends_S - nearest).max()), self._see_ST.tensor
+            max_keys, sees_ST = int((self._ends_S - nearest).max()), self._see_ST.tensor
             # Behind the first key that a span's first token sees: padding stands where that does.
-            position_SK = torch.arange(most, device=sees_ST.device).expand(len(self.spans), -1)
+            position_SK = torch.arange(max_keys, device=sees_ST.device).expand(len(self.spans), -1)
             position_SK = position_SK + (low if window is None else (sees_ST[:, :1] - window + 1).clamp(min=low))
             distance_STK = position_SK[:, None] - sees_ST[:, :, None]
             seen_STK = (distance_STK <= 0) & (position_SK >= self._source_S.tensor[:, None])[:, None]
@@ -128,13 +134,13 @@ class Padded:
 
     def block(self, x_N: Tensor) -> Tensor:
         """Rows of flat tokens [N, ...] as a block [S, T, ...], padded with a span's first token."""
-        found = x_N if self.whole else x_N.index_select(0, self._query_SxT.tensor)
-        return found.view(len(self.spans), self._T, *x_N.shape[1:])
+        rows = x_N if self.whole else x_N.index_select(0, self._query_SxT.tensor)
+        return rows.view(len(self.spans), self._T, *x_N.shape[1:])
 
     def flat(self, x_ST: Tensor) -> Tensor:
         """A block [S, T, ...] as the group's tokens [N', ...], in the order of `tokens_N`."""
-        found = x_ST.flatten(0, 1)
-        return found if self._even else found.index_select(0, self._back_N.tensor)
+        tokens = x_ST.flatten(0, 1)
+        return tokens if self._uniform else tokens.index_select(0, self._back_N.tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,15 +175,15 @@ def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
     numbered.sort(key=lambda n: (n[1].length, n[1].row if n[1].length == 1 else n[1].end))
     groups: list[list[tuple[int, Span]]] = []
     longest = keys = 0
-    for entry in numbered:
-        span = entry[1]
+    for numbered_span in numbered:
+        span = numbered_span[1]
         T, K = max(longest, span.length), max(keys, span.end)
         size = len(groups[-1]) if groups else 0
-        apart = size * longest * keys + span.length * span.end + GROUP_COST
-        if groups and (size + 1) * T * K <= apart:
-            groups[-1].append(entry)
+        separate_cost = size * longest * keys + span.length * span.end + GROUP_COST
+        if groups and (size + 1) * T * K <= separate_cost:
+            groups[-1].append(numbered_span)
             longest, keys = T, K
         else:
-            groups.append([entry])
+            groups.append([numbered_span])
             longest, keys = span.length, span.end
     return groups

@@ -17,7 +17,7 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.forward.spans import Padded, Span
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.documents import Recurrence, State
-from bedplate.models.specs.cache import Kept
+from bedplate.models.specs.cache import LayerCache
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,21 +28,21 @@ class Snapshot:
 
     @property
     def nbytes(self) -> int:
-        return sum(one.numel() * one.element_size() for one in self.states)
+        return sum(state.numel() * state.element_size() for state in self.states)
 
 
-class States:
+class RecurrentStates:
     """States of rows [R, ...], one tensor of each `Kept` that is of a sequence."""
 
-    def __init__(self, layout: Sequence[Kept], dtype: torch.dtype, device: torch.device) -> None:
-        self._layout = [one for one in layout if one.of_sequence]
-        wide = torch.promote_types(dtype, torch.float32)
-        self._dtypes = [wide if one.kind == "recurrent" else dtype for one in self._layout]
+    def __init__(self, layout: Sequence[LayerCache], dtype: torch.dtype, device: torch.device) -> None:
+        self._layout = [layer_cache for layer_cache in layout if layer_cache.of_sequence]
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        self._dtypes = [state_dtype if layer_cache.cache_type == "recurrent" else dtype for layer_cache in self._layout]
         self._device = device
         self._data: list[Tensor] = []
         self._of_layer: dict[int, list[int]] = {}
-        for number, one in enumerate(self._layout):
-            self._of_layer.setdefault(one.layer, []).append(number)
+        for number, layer_cache in enumerate(self._layout):
+            self._of_layer.setdefault(layer_cache.layer, []).append(number)
         self._at: dict[int, int] = {}
         self._pending: list[tuple[int, list[int], Tensor]] = []
         self._spans: Sequence[Span] = ()
@@ -55,19 +55,23 @@ class States:
 
     def bytes_of(self, depth: int | None) -> int:
         """Bytes of a snapshot of the first layers, or of all."""
-        found = zip(self._layout, self._dtypes, strict=True)
-        return sum(one.values * dtype.itemsize for one, dtype in found if depth is None or one.layer < depth)
+        layers = zip(self._layout, self._dtypes, strict=True)
+        return sum(
+            layer_cache.values * dtype.itemsize
+            for layer_cache, dtype in layers
+            if depth is None or layer_cache.layer < depth
+        )
 
-    def reserve(self, rows: int, kept: Sequence[int] | None = None) -> None:
-        """Room for so many rows, of which the first ones are those that were `kept`, or all."""
-        kept = range(self.rows) if kept is None else kept
-        made: list[Tensor] = []  # all or, where memory runs out, none
-        for number, (one, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
-            made.append(torch.zeros(rows, *_shape(one), dtype=dtype, device=self._device))
-            for to, row in enumerate(kept if self._data else ()):
-                made[number][to] = self._data[number][row]
-        self._data = made
-        self._at = {to: self._at[row] for to, row in enumerate(kept) if row in self._at}
+    def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
+        """Room for so many rows, of which the first ones are those that were `live_rows`, or all."""
+        live_rows = range(self.rows) if live_rows is None else live_rows
+        new_data: list[Tensor] = []  # all or, where memory runs out, none
+        for number, (layer_cache, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
+            new_data.append(torch.zeros(rows, *_shape(layer_cache), dtype=dtype, device=self._device))
+            for to, row in enumerate(live_rows if self._data else ()):
+                new_data[number][to] = self._data[number][row]
+        self._data = new_data
+        self._at = {to: self._at[row] for to, row in enumerate(live_rows) if row in self._at}
         self.rows = rows
 
     def is_at(self, row: int, position: int) -> bool:
@@ -94,13 +98,13 @@ class States:
             return None
         rows = integers([span.row for span in spans], self._device)
         begun = integers([span.start for span in spans], self._device) > 0
-        found = (self._data[number].index_select(0, rows) for number in self._of_layer[layer])
-        return tuple(torch.where(begun.view(-1, *(1,) * (one.dim() - 1)), one, 0) for one in found)
+        states = (self._data[number].index_select(0, rows) for number in self._of_layer[layer])
+        return tuple(torch.where(begun.view(-1, *(1,) * (state.dim() - 1)), state, 0) for state in states)
 
     def _write(self, layer: int, spans: Sequence[Span], after: State) -> None:
         """The layer's states after these spans, from the end of the pass on."""
         rows = [span.row for span in spans]
-        self._pending += [(number, rows, one) for number, one in zip(self._of_layer[layer], after, strict=True)]
+        self._pending += [(number, rows, state) for number, state in zip(self._of_layer[layer], after, strict=True)]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor, groups: Sequence[Padded]) -> Tensor:
         """`Attend.recur` of a flat batch [1, N, C] of the pass's spans, in groups of alike ones; no groups where it is
@@ -129,8 +133,10 @@ class States:
         """A copy of a row's states, where they are those of this position."""
         if not self or not self.is_at(row, position):
             return None
-        found = zip(self._layout, self._data, strict=True)
-        return Snapshot(tuple(data[row].clone() for one, data in found if depth is None or one.layer < depth))
+        layers = zip(self._layout, self._data, strict=True)
+        return Snapshot(
+            tuple(data[row].clone() for layer_cache, data in layers if depth is None or layer_cache.layer < depth)
+        )
 
     def forget(self, row: int) -> None:
         """Nothing can go on in this row but from its beginning."""
@@ -149,5 +155,9 @@ class States:
             self._at[row] = position
 
 
-def _shape(one: Kept) -> tuple[int, ...]:
-    return (one.value_size, one.key_size) if one.kind == "convolution" else (one.heads, one.key_size, one.value_size)
+def _shape(layer_cache: LayerCache) -> tuple[int, ...]:
+    return (
+        (layer_cache.value_size, layer_cache.key_size)
+        if layer_cache.cache_type == "convolution"
+        else (layer_cache.heads, layer_cache.key_size, layer_cache.value_size)
+    )

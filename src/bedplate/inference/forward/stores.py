@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bedplate.inference.forward.states import Snapshot
-from bedplate.models.specs.cache import Kept
+from bedplate.models.specs.cache import LayerCache
 
 
 class Store(NamedTuple):
@@ -19,11 +19,13 @@ class Store(NamedTuple):
     window: int | None
 
 
-def stores_of(one: Kept) -> tuple[Store, ...]:
+def stores_of(layer_cache: LayerCache) -> tuple[Store, ...]:
     """A key's and a value's, or of a latent one for both."""
-    if one.kind == "latent":
-        return (Store(1, one.key_size + one.value_size, None),)
-    return Store(one.heads, one.key_size, one.window), Store(one.heads, one.value_size, one.window)
+    if layer_cache.cache_type == "latent":
+        return (Store(1, layer_cache.key_size + layer_cache.value_size, None),)
+    return Store(layer_cache.heads, layer_cache.key_size, layer_cache.window), Store(
+        layer_cache.heads, layer_cache.value_size, layer_cache.window
+    )
 
 
 class SlotSegment:
@@ -35,8 +37,8 @@ class SlotSegment:
 
     @property
     def nbytes(self) -> int:
-        own = sum(part.numel() * part.element_size() for part in self.data)
-        return own + (0 if self.snapshot is None else self.snapshot.nbytes)
+        data_bytes = sum(part.numel() * part.element_size() for part in self.data)
+        return data_bytes + (0 if self.snapshot is None else self.snapshot.nbytes)
 
     @property
     def resumes(self) -> bool:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.batch import FlatBatch, PassOutput, Source
-from bedplate.inference.forward.graphs import Recorded, Recorder
+from bedplate.inference.forward.batch import FlatBatch, PassOutput, EncoderSource
+from bedplate.inference.forward.graphs import RecordedDecode, Recorder
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.paged import PagedCache
-from bedplate.inference.forward.parcel import Parcel
+from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.joined import lay_together
@@ -36,7 +36,7 @@ class Forward(Protocol):
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
 
-    def take(self, slot: int) -> None:
+    def add_adapter(self, slot: int) -> None:
         """The slot's adapter has come to the bank. Raises UsageError where it cannot be run this way."""
 
     def forget(self, slot: int) -> None:
@@ -80,9 +80,9 @@ class TorchForward(Forward):
         self._base, self._bank, self._cache = base, bank, cache
         if joined or (joined is None and (base.device.type != "cpu" or isinstance(cache, PagedCache))):
             lay_together(base.model)
-        self._recorded: Recorded | None = None
+        self._recorded: RecordedDecode | None = None
         if record is not None and isinstance(cache, PagedCache):
-            self._recorded = Recorded(base.model, cache, record, bank)
+            self._recorded = RecordedDecode(base.model, cache, record, bank)
         self.weights = str(base.dtype).removeprefix("torch.") if weights == "auto" else weights
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
@@ -95,14 +95,14 @@ class TorchForward(Forward):
             self._encode(batch.sources, self._cache)
         if not spans:
             return PassOutput(None)
-        found = None if self._recorded is None else self._recorded(batch)
-        if found is not None:
-            return found
-        parcel = Parcel(device)
+        recorded_output = None if self._recorded is None else self._recorded(batch)
+        if recorded_output is not None:
+            return recorded_output
+        parcel = HostToDevice(device)
         tokens = parcel.add([list(batch.tokens)])
         positions = parcel.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
-        every = list(batch.wanted) == list(range(len(batch.tokens)))
-        wanted = None if every or not batch.wanted else parcel.add(batch.wanted)
+        all_logits = list(batch.logit_indices) == list(range(len(batch.tokens)))
+        logit_indices = None if all_logits or not batch.logit_indices else parcel.add(batch.logit_indices)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
             attend = self._cache.attend(spans, parcel)
@@ -111,9 +111,9 @@ class TorchForward(Forward):
             self._cache.commit()
         finally:
             self._select([], [])
-        if not batch.wanted:
+        if not batch.logit_indices:
             return PassOutput(None, hidden_ND)
-        asked_WD = hidden_ND if wanted is None else hidden_ND.index_select(0, wanted.tensor)
+        asked_WD = hidden_ND if logit_indices is None else hidden_ND.index_select(0, logit_indices.tensor)
         return PassOutput(model.head(asked_WD).float(), hidden_ND)
 
     def complete(self) -> None:
@@ -134,18 +134,18 @@ class TorchForward(Forward):
     ) -> Tensor:
         """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
         those of one length are side by side."""
-        parcel, ends = Parcel(self._base.device), list(accumulate(lengths))
+        parcel, ends = HostToDevice(self._base.device), list(accumulate(lengths))
         order = sorted(range(len(lengths)), key=lambda number: lengths[number])
         at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
         inside = [lengths[number] for number in order]
         read = parcel.add([[tokens[token] for token in at]])
         positions = parcel.add([[place for length in inside for place in range(length)]])
-        kinds = parcel.add([[types[token] for token in at]]) if types else None
+        token_types = parcel.add([[types[token] for token in at]]) if types else None
         back = None if order == list(range(len(order))) else parcel.add(np.argsort(at))
         inputs = Inputs(
             read.tensor,
             positions.tensor,
-            types=None if kinds is None else kinds.tensor,
+            types=None if token_types is None else token_types.tensor,
             last=max(lengths, default=0) - 1,
         )
         self._select([adapters[number].slot for number in order], inside)
@@ -155,14 +155,14 @@ class TorchForward(Forward):
             self._select([], [])
         return found_ND if back is None else found_ND.index_select(0, back.tensor)
 
-    def _encode(self, sources: Sequence[Source], cache: KVCache) -> None:
+    def _encode(self, sources: Sequence[EncoderSource], cache: KVCache) -> None:
         """Puts keys and values of what the encoder reads into the cache, for attention across."""
-        lengths, adapters = [len(one.tokens) for one in sources], [one.adapter for one in sources]
-        states_ND = self._read([token for one in sources for token in one.tokens], lengths, adapters)
-        rows = cache.attend([Span(one.row, 0, length) for one, length in zip(sources, lengths, strict=True)])
+        lengths, adapters = [len(source.tokens) for source in sources], [source.adapter for source in sources]
+        states_ND = self._read([token for source in sources for token in source.tokens], lengths, adapters)
+        rows = cache.attend([Span(source.row, 0, length) for source, length in zip(sources, lengths, strict=True)])
         self._select([adapter.slot for adapter in adapters], lengths)
         try:
-            for layer, (k_BNGD, v_BNGD) in enumerate(self._base.model.across(states_ND[None])):
+            for layer, (k_BNGD, v_BNGD) in enumerate(self._base.model.cross_keys(states_ND[None])):
                 rows.write(layer, k_BNGD[0], v_BNGD[0])
             cache.commit()
         finally:
@@ -177,7 +177,7 @@ class TorchForward(Forward):
             torch.zeros_like(at_BP),
             at_BP,
             vectors=vectors_PD[None],
-            given=torch.ones_like(at_BP).bool(),
+            vector_mask=torch.ones_like(at_BP).bool(),
             last=span.end - 1,
         )
         self._select([adapter.slot], [len(vectors_PD)])

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 
 from bedplate.core.processor import Processor, processor
-from bedplate.economics.hardware.machine import Machine
+from bedplate.economics.hardware.machine import MeasuredMachine
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
 from bedplate.inference.native.detection import supported
 from bedplate.inference.native.library import load
-from bedplate.inference.ways.calibrate import Measured, Use, measure, measured
+from bedplate.inference.ways.calibrate import PlanTimings, Use, measure, measured
 from bedplate.inference.ways.choice import fitting, impossible, pick, why
-from bedplate.inference.ways.threads import engine_threads, said
+from bedplate.inference.ways.threads import engine_threads, threads_are_set
 from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
-from bedplate.inference.ways.way import QUANTISED, Way, float_ways, own_ways, read_stored
+from bedplate.inference.ways.way import QUANTISED, ExecutionPlan, float_ways, own_ways, read_stored
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -44,13 +44,13 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PlanSpeeds:
     """What one way gives. rates: tokens a second by pass; of_roof: those over the best that memory and products allow;
-    cost: seconds of the reference mix. own: it keeps what the checkpoint stores, so it may be chosen. stopped: far
+    cost: seconds of the reference mix. preserves_stored: it keeps what the checkpoint stores, so it may be chosen. stopped: far
     behind, measured once only. reason: why it cannot be had (then nothing was measured)."""
 
-    way: Way
-    own: bool
+    backend: ExecutionPlan
+    preserves_stored: bool
     rates: Mapping[Pass, float]
     of_roof: Mapping[Pass, float]
     cost: float | None = None
@@ -66,11 +66,11 @@ class Findings:
     threads: tuple[int, int]
     threads_said: bool
     kernel: Kernel
-    machine: Machine
+    machine: MeasuredMachine
     base: str
     stored: tuple[str, ...]
-    readings: tuple[Reading, ...]
-    chosen: Way
+    readings: tuple[PlanSpeeds, ...]
+    chosen: ExecutionPlan
     why: str
 
     def to_json(self) -> dict[str, Any]:
@@ -87,15 +87,15 @@ class Findings:
             "base": {"name": self.base, "stored": list(self.stored)},
             "ways": [
                 {
-                    **one.way._asdict(),
-                    "keeps_what_is_stored": one.own,
-                    "tokens_per_second": dict(one.rates),
-                    "of_roof": dict(one.of_roof),
-                    "mix_seconds": one.cost,
-                    "stopped_early": one.stopped,
-                    "reason": one.reason,
+                    **reading.backend._asdict(),
+                    "keeps_what_is_stored": reading.preserves_stored,
+                    "tokens_per_second": dict(reading.rates),
+                    "of_roof": dict(reading.of_roof),
+                    "mix_seconds": reading.cost,
+                    "stopped_early": reading.stopped,
+                    "reason": reading.reason,
                 }
-                for one in self.readings
+                for reading in self.readings
             ],
             "chosen": {**self.chosen._asdict(), "why": self.why},
         }
@@ -112,67 +112,87 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         spec, types = stored.spec, stored.types
     shape = timed_as(spec)
     machine = measure_machine()
-    own = own_ways(types)
-    others = _others(shape, own)
-    reasons = {way: impossible(spec, way, _CPU) for way in (*own, *others)}
-    possible, _ = fitting(spec, [way for way in own if reasons[way] is None])
-    found = measured(spec, possible, again=True)
-    rest = [way for way in (*own, *others) if reasons[way] is None and way not in possible]
-    beside = measure(shape, rest) if rest else Measured({})
-    best = pick(spec, found, possible, use)
-    readings: list[Reading] = []
-    for way in (*own, *others):
-        reason = reasons[way]
+    stored_backends = own_ways(types)
+    extra_backends = _extra_backends(shape, stored_backends)
+    reasons = {backend: impossible(spec, backend, _CPU) for backend in (*stored_backends, *extra_backends)}
+    possible, _ = fitting(spec, [backend for backend in stored_backends if reasons[backend] is None])
+    measurement = measured(spec, possible, remeasure=True)
+    unmeasured = [
+        backend
+        for backend in (*stored_backends, *extra_backends)
+        if reasons[backend] is None and backend not in possible
+    ]
+    extra_measurement = measure(shape, unmeasured) if unmeasured else PlanTimings({})
+    best = pick(spec, measurement, possible, use)
+    readings: list[PlanSpeeds] = []
+    for backend in (*stored_backends, *extra_backends):
+        reason = reasons[backend]
         if reason is not None:
-            readings.append(Reading(way, way in own, {}, {}, reason=reason))
+            readings.append(PlanSpeeds(backend, backend in stored_backends, {}, {}, reason=reason))
         else:
-            readings.append(_reading(shape, way, found if way in possible else beside, machine, way in own))
+            readings.append(
+                _reading(
+                    shape,
+                    backend,
+                    measurement if backend in possible else extra_measurement,
+                    machine,
+                    backend in stored_backends,
+                )
+            )
     return Findings(
         processor(),
         (engine_threads(), torch.get_num_threads()),
-        said(),
+        threads_are_set(),
         _kernel(),
         machine,
         base or f"the shape of {STANDARD}",
         tuple(sorted(types)),
         tuple(readings),
         best,
-        why(found, best, possible, use) if len(possible) > 1 else "the only way here",
+        why(measurement, best, possible, use) if len(possible) > 1 else "the only way here",
     )
 
 
-def _others(spec: TransformerSpec, own: Sequence[Way]) -> list[Way]:
+def _extra_backends(spec: TransformerSpec, stored_backends: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
     """What can be asked for although it does not keep what is stored."""
-    quantised = [Way("bfloat16", "native", bits) for bits in QUANTISED] if spec.kind == "decoder" else []
-    ways = [*float_ways("bfloat16"), *float_ways("float32"), *quantised]
-    return [way for way in ways if way not in own]
+    quantised = [ExecutionPlan("bfloat16", "native", bits) for bits in QUANTISED] if spec.kind == "decoder" else []
+    backends = [*float_ways("bfloat16"), *float_ways("float32"), *quantised]
+    return [backend for backend in backends if backend not in stored_backends]
 
 
-def _reading(spec: TransformerSpec, way: Way, found: Measured, machine: Machine, own: bool) -> Reading:
+def _reading(
+    spec: TransformerSpec,
+    backend: ExecutionPlan,
+    measurement: PlanTimings,
+    machine: MeasuredMachine,
+    preserves_stored: bool,
+) -> PlanSpeeds:
     rates: dict[Pass, float] = {}
     of_roof: dict[Pass, float] = {}
-    for of, seconds in found.seconds[way].items():
+    for of, seconds in measurement.seconds[backend].items():
         tokens = ROWS.get(of, PROMPT)
         rates[of] = tokens / seconds
-        of_roof[of] = bound(spec, way, of, machine) / seconds
-    return Reading(way, own, rates, of_roof, found.cost(way), way in found.dropped)
+        of_roof[of] = bound(spec, backend, of, machine) / seconds
+    return PlanSpeeds(
+        backend, preserves_stored, rates, of_roof, measurement.cost(backend), backend in measurement.dropped
+    )
 
 
-def bound(spec: TransformerSpec, way: Way, of: Pass, machine: Machine) -> float:
+def bound(spec: TransformerSpec, backend: ExecutionPlan, of: Pass, machine: MeasuredMachine) -> float:
     """Seconds that a pass takes at least: its weights read once at the measured bandwidth, or its products computed at
     the measured rate of the format that they are computed in (attention's own are left out), whichever is more."""
     tokens = ROWS.get(of, PROMPT)
     rows = tokens if of in ROWS else 0
     flops = 2.0 * (product_weights(spec) * tokens + spec.vocab_size * spec.hidden_size * rows)
     rates = machine.flops_per_second
-    peak = rates.get("int8" if way.weights in QUANTISED else way.weights, max(rates.values()))
-    return max(read_bytes(spec, way) / machine.bandwidth_bytes_per_second, flops / peak)
+    peak = rates.get("int8" if backend.weights in QUANTISED else backend.weights, max(rates.values()))
+    return max(read_bytes(spec, backend) / machine.bandwidth_bytes_per_second, flops / peak)
 
 
 def _kernel() -> Kernel:
-    library, command, here = load(), find_compiler(), supported()
+    library, command, supported_levels = load(), find_compiler(), supported()
     compiler = None if command is None else shlex.join(command)
-    levels = () if isinstance(here, str) else here
+    levels = () if isinstance(supported_levels, str) else supported_levels
     if isinstance(library, str):
         return Kernel(None, levels, compiler, None, library)
     return Kernel(library.level, levels, compiler, library.digest, None)

@@ -35,7 +35,7 @@ _ROW, _SHORT = 24, (24, 15, 9)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParityCheck:
     """One comparison. difference: the largest one, relative to the reference's largest value, or the share of what is
     not equal where all must be (bound 0)."""
 
@@ -48,12 +48,12 @@ class Reading:
     bound: float
 
     @property
-    def holds(self) -> bool:
+    def passes(self) -> bool:
         return self.difference <= self.bound
 
     def __str__(self) -> str:
-        where = f"{self.family}, example {self.example}, seed {self.seed}, {self.dtype}"
-        return f"{self.what} of {where}: {self.difference:.2g} (at most {self.bound:.2g})"
+        context = f"{self.family}, example {self.example}, seed {self.seed}, {self.dtype}"
+        return f"{self.what} of {context}: {self.difference:.2g} (at most {self.bound:.2g})"
 
 
 @dataclass
@@ -73,11 +73,11 @@ class Pair:
         return torch.randint(3, min(spec.source_vocab_size, spec.vocab_size), (rows, length), generator=generator)
 
 
-Found = Iterator[tuple[str, float, float]]
-Check = Callable[[Pair], Found]
+Differences = Iterator[tuple[str, float, float]]
+Check = Callable[[Pair], Differences]
 
 
-def read(family: Family, directory: Path, example: int, seed: int, dtype: DType = "float32") -> Iterator[Reading]:
+def read(family: Family, directory: Path, example: int, seed: int, dtype: DType = "float32") -> Iterator[ParityCheck]:
     """All readings of one example. directory: an empty one. UsageError without transformers."""
     reference = reference_of(family, family.examples[example], seed)
     directory.mkdir(parents=True, exist_ok=True)
@@ -86,8 +86,8 @@ def read(family: Family, directory: Path, example: int, seed: int, dtype: DType 
     base = load_base(theirs, dtype, "cpu")
     pair = Pair(family, reference.to(base.dtype), base, theirs, seed, dtype)
     for check in CHECKS[base.spec.kind]:
-        for what, difference, bound in check(pair):
-            yield Reading(family.name, example, seed, dtype, what, difference, bound)
+        for quantity, difference, bound in check(pair):
+            yield ParityCheck(family.name, example, seed, dtype, quantity, difference, bound)
 
 
 def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
@@ -107,8 +107,8 @@ def reference_of(family: Family, example: Mapping[str, Any], seed: int) -> Any:
 
 def _stored_buffers(model: Any) -> list[Tensor]:
     """What checkpoints hold beside parameters, such as the bias of a router's choice."""
-    state, parameters = model.state_dict(keep_vars=True), {id(one) for one in model.parameters()}
-    return [one for one in state.values() if id(one) not in parameters and one.is_floating_point()]
+    state, parameters = model.state_dict(keep_vars=True), {id(parameter) for parameter in model.parameters()}
+    return [tensor for tensor in state.values() if id(tensor) not in parameters and tensor.is_floating_point()]
 
 
 def _transformers() -> Any:
@@ -125,7 +125,7 @@ def _transformers() -> Any:
 # What is compared
 
 
-def _decoder_passes(pair: Pair) -> Found:
+def _decoder_passes(pair: Pair) -> Differences:
     """Logits, loss and gradients of whole rows."""
     tokens = pair.tokens(3, _ROW)
     labels = tokens.clone()
@@ -137,12 +137,12 @@ def _decoder_passes(pair: Pair) -> Found:
     loss = F.cross_entropy(ours[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     loss.backward()
     bound = BOUNDS[pair.dtype]
-    yield "logits", apart(ours, theirs.logits), bound
-    yield "loss", apart(loss, theirs.loss), bound
+    yield "logits", relative_difference(ours, theirs.logits), bound
+    yield "loss", relative_difference(loss, theirs.loss), bound
     yield "gradients", _gradients_apart(pair), max(bound, pair.family.noise)
 
 
-def _encoder_passes(pair: Pair) -> Found:
+def _encoder_passes(pair: Pair) -> Differences:
     """Hidden states, and gradients of their squares."""
     tokens = pair.tokens(3, _ROW)
     with _uncast(pair.reference):
@@ -150,29 +150,29 @@ def _encoder_passes(pair: Pair) -> Found:
     theirs.square().mean().backward()
     ours = _grown(pair.base)(Inputs(tokens)).hidden
     ours.square().mean().backward()
-    yield "states", apart(ours, theirs), BOUNDS[pair.dtype]
+    yield "states", relative_difference(ours, theirs), BOUNDS[pair.dtype]
     yield "gradients", _gradients_apart(pair), BOUNDS[pair.dtype]
 
 
-def _padded(pair: Pair) -> Found:
+def _padded(pair: Pair) -> Differences:
     """Rows of several lengths, padded on either side, against the reference on each row alone. (With a mask it lets
     what it pads on the left into convolutions, where projections have biases, and is NaN there in float64.)"""
     if pair.dtype != "float32":
         return
     tokens, lengths = pair.tokens(len(_SHORT), _ROW), torch.tensor(_SHORT)[:, None]
     at, causal = torch.arange(_ROW), pair.base.spec.kind == "decoder"
-    for side, seen in (("right", at < lengths), ("left", at >= _ROW - lengths)):
-        inputs = Inputs(tokens, segments=torch.where(seen, 1, -1))
+    for side, mask in (("right", at < lengths), ("left", at >= _ROW - lengths)):
+        inputs = Inputs(tokens, segments=torch.where(mask, 1, -1))
         expected: list[Tensor] = []
         with torch.no_grad():
             ours = _logits(pair, inputs) if causal else pair.base.model(inputs).hidden
-            for row, inside in zip(tokens, seen, strict=True):
+            for row, inside in zip(tokens, mask, strict=True):
                 theirs = pair.reference(row[inside][None])
                 expected.append((theirs.logits if causal else theirs.last_hidden_state)[0])
-        yield f"rows padded {side}", apart(ours[seen], torch.cat(expected)), BOUNDS[pair.dtype]
+        yield f"rows padded {side}", relative_difference(ours[mask], torch.cat(expected)), BOUNDS[pair.dtype]
 
 
-def _generated(pair: Pair) -> Found:
+def _generated(pair: Pair) -> Differences:
     """Greedy tokens of the engine, from its caches, beside another sequence."""
     if pair.dtype != "float32":  # caches are the same code in every dtype, and greedy choices are made in float32
         return
@@ -191,20 +191,20 @@ def _generated(pair: Pair) -> Found:
     yield f"{GENERATED} generated tokens", wrong / GENERATED, 0.0
 
 
-def _exported(pair: Pair) -> Found:
+def _exported(pair: Pair) -> Differences:
     """Export, and what transformers and Bedplate read of it: the same weights, bit for bit."""
     if pair.dtype != "float32" or pair.seed > 1:  # bits are moved, whatever they are
         return
     out = export_base(pair.base, pair.directory.with_name("export"))
     theirs = type(pair.reference).from_pretrained(out).state_dict()
     state = pair.reference.state_dict()
-    same = [name for name in state.keys() & theirs.keys() if torch.equal(theirs[name], state[name])]
-    yield "exported weights", 1 - len(same) / len(state.keys() | theirs.keys()), 0.0
-    again = load_base(out, device="cpu")
-    yield "base read again", float((again.spec, again.identity.weights_id) != _identity(pair.base)), 0.0
+    equal_names = [name for name in state.keys() & theirs.keys() if torch.equal(theirs[name], state[name])]
+    yield "exported weights", 1 - len(equal_names) / len(state.keys() | theirs.keys()), 0.0
+    reloaded = load_base(out, device="cpu")
+    yield "base read again", float((reloaded.spec, reloaded.identity.weights_id) != _identity(pair.base)), 0.0
 
 
-def _both_sides(pair: Pair) -> Found:
+def _both_sides(pair: Pair) -> Differences:
     """Of an encoder–decoder: logits, loss and gradients of whole rows, and of rows packed into one."""
     source, labels = pair.tokens(3, _ROW), pair.tokens(3, _ROW - 7).flip(1)
     with _uncast(pair.reference):
@@ -216,12 +216,12 @@ def _both_sides(pair: Pair) -> Found:
     loss = F.cross_entropy(ours.flatten(0, 1), labels.flatten())
     loss.backward()
     bound = BOUNDS[pair.dtype]
-    yield "logits", apart(ours, theirs.logits), bound
-    yield "loss", apart(loss, theirs.loss), bound
+    yield "logits", relative_difference(ours, theirs.logits), bound
+    yield "loss", relative_difference(loss, theirs.loss), bound
     yield "gradients", _gradients_apart(pair), bound
-    packed, sources = (_packed(one, order) for one, order in ((tokens, (0, 1, 2)), (source, (2, 0, 1))))
+    packed, sources = (_packed(tensor, order) for tensor, order in ((tokens, (0, 1, 2)), (source, (2, 0, 1))))
     [ours] = _logits(pair, Inputs(*packed, encoder=Inputs(*sources)))
-    yield "packed rows", apart(ours.unflatten(0, tokens.shape), theirs.logits), bound
+    yield "packed rows", relative_difference(ours.unflatten(0, tokens.shape), theirs.logits), bound
 
 
 def _packed(tokens: Tensor, order: Sequence[int]) -> tuple[Tensor, None, Tensor]:
@@ -230,17 +230,17 @@ def _packed(tokens: Tensor, order: Sequence[int]) -> tuple[Tensor, None, Tensor]
     return tokens[numbers].reshape(1, -1), None, (numbers + 1).repeat_interleave(tokens.shape[1])[None]
 
 
-def _both_sides_padded(pair: Pair) -> Found:
+def _both_sides_padded(pair: Pair) -> Differences:
     """Texts of several lengths that the encoder reads, padded on the right, against the reference with a mask."""
     if pair.dtype != "float32":  # as `_padded`
         return
     source, tokens = pair.tokens(len(_SHORT), _ROW), pair.tokens(len(_SHORT), 9)
-    seen = torch.arange(_ROW) < torch.tensor(_SHORT)[:, None]
+    mask = torch.arange(_ROW) < torch.tensor(_SHORT)[:, None]
     with torch.no_grad():
-        theirs = pair.reference(source, attention_mask=seen.long(), decoder_input_ids=tokens).logits
-        read = Inputs(source, segments=torch.where(seen, 1, -1))
+        theirs = pair.reference(source, attention_mask=mask.long(), decoder_input_ids=tokens).logits
+        read = Inputs(source, segments=torch.where(mask, 1, -1))
         ours = _logits(pair, Inputs(tokens, segments=torch.ones_like(tokens), encoder=read))
-    yield "sources padded right", apart(ours, theirs), BOUNDS[pair.dtype]
+    yield "sources padded right", relative_difference(ours, theirs), BOUNDS[pair.dtype]
 
 
 CHECKS: Mapping[str, tuple[Check, ...]] = {
@@ -261,7 +261,7 @@ def _uncast(reference: Any) -> Generator[None]:
     tensor: Any = Tensor
     float_, to, softmax = tensor.float, tensor.to, F.softmax
 
-    def kept(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def to_float(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return x if x.dtype == torch.float64 else float_(x, *args, **kwargs)
 
     def sent(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -272,14 +272,14 @@ def _uncast(reference: Any) -> Generator[None]:
         return softmax(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **kwargs)
 
     def patch(*_: Any) -> None:
-        tensor.float, tensor.to, F.softmax = kept, sent, softened
+        tensor.float, tensor.to, F.softmax = to_float, sent, softened
 
     def restore(*_: Any) -> None:
         tensor.float, tensor.to, F.softmax = float_, to, softmax
 
-    rotary = [one for one in reference.modules() if "Rotary" in type(one).__name__]
-    hooks = [one.register_forward_pre_hook(restore) for one in rotary]
-    hooks += [one.register_forward_hook(patch) for one in rotary]
+    rotary = [module for module in reference.modules() if "Rotary" in type(module).__name__]
+    hooks = [module.register_forward_pre_hook(restore) for module in rotary]
+    hooks += [module.register_forward_hook(patch) for module in rotary]
     patch()
     try:
         yield
@@ -289,7 +289,7 @@ def _uncast(reference: Any) -> Generator[None]:
             hook.remove()
 
 
-def apart(ours: Tensor, theirs: Tensor) -> float:
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     """The largest difference, relative to the largest of theirs; infinite where a number is not finite."""
     ours, theirs = ours.detach().double(), theirs.detach().double()
     if ours.shape != theirs.shape or not bool(ours.isfinite().all()):
@@ -319,17 +319,17 @@ def _gradients_apart(pair: Pair) -> float:
     Theirs come to our names as weights do: saved in the weights' place, and read through the family's rules.
     """
     copy = deepcopy(pair.reference)
-    for parameter, own in zip(copy.parameters(), pair.reference.parameters(), strict=True):
-        parameter.data = torch.zeros_like(own) if own.grad is None else own.grad
+    for parameter, original in zip(copy.parameters(), pair.reference.parameters(), strict=True):
+        parameter.data = torch.zeros_like(original) if original.grad is None else original.grad
     place = pair.directory.with_name("gradients")
     copy.save_pretrained(place)
     parameters, state = dict(pair.base.model.named_parameters()), pair.base.model.state_dict(keep_vars=True)
     with SafetensorsReader(place) as reader:
         read = read_parameters(pair.base.family, pair.base.spec, reader.names, reader.get, state, "the gradients")
-        found = {name: tensor for name, tensor in read if name in parameters}
-    largest = max(float(one.abs().max()) for one in found.values())
+        gradients = {name: tensor for name, tensor in read if name in parameters}
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
     worst = 0.0
-    for name, theirs in found.items():
+    for name, theirs in gradients.items():
         grad = parameters[name].grad
         ours = torch.zeros_like(theirs) if grad is None else grad
         scale = max(float(theirs.abs().max()), 1e-2 * largest)

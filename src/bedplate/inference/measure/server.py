@@ -28,9 +28,9 @@ PROMPT, LONG_PROMPT = 64, 320
 SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8
 SHORTS = 5
 """Short calls of a turn: what they take beside the engine is little, so that many are needed to see it."""
-Kind = tuple[int, int, int]
+CallShape = tuple[int, int, int]
 """Calls at once, tokens of each one's prompt and of its answer."""
-KINDS: tuple[Kind, ...] = (
+CALL_SHAPES: tuple[CallShape, ...] = (
     (1, PROMPT, SHORT),
     (1, LONG_PROMPT, SHORT),
     (TOGETHER, PROMPT, SHORT),
@@ -48,38 +48,46 @@ def measure_server(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
 async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, key: str | None) -> ServerSpeed:
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     generator = random.Random(0)
-    turn_of = KINDS[:3] * SHORTS + KINDS[3:]
-    found: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
+    turn_of = CALL_SHAPES[:3] * SHORTS + CALL_SHAPES[3:]
+    seconds_by_shape: dict[CallShape, list[float]] = {call_shape: [] for call_shape in CALL_SHAPES}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         with Progress(f"{model}: its server", TURNS * len(turn_of), "turns") as bar:
             for turn in range(TURNS):
-                for kind in turn_of:
-                    rows, prompt, output = kind
+                for call_shape in turn_of:
+                    rows, prompt, output = call_shape
                     bodies = [_body(model, generator, vocabulary, prompt, output) for _ in range(rows)]
                     seconds = await _together(client, bodies)
                     bar.advance(1)
                     if turn:  # the first turn warms it up
-                        found[kind].append(seconds)
-    return fit_server(speed, {kind: statistics.median(seconds) for kind, seconds in found.items()})
+                        seconds_by_shape[call_shape].append(seconds)
+    return fit_server(
+        speed, {call_shape: statistics.median(seconds) for call_shape, seconds in seconds_by_shape.items()}
+    )
 
 
-def fit_server(speed: EngineSpeed, taken: Mapping[Kind, float]) -> ServerSpeed:
+def fit_server(speed: EngineSpeed, call_times: Mapping[CallShape, float]) -> ServerSpeed:
     """From the seconds that calls of each kind took.
 
     r calls of n tokens at once take pace · engine + call + r · start + n · (step + r · row). Nothing adds less than
     nothing.
     """
-    engine = {kind: _simulated(speed, *kind) for kind in KINDS}
-    short, more = KINDS[:2]
-    further = engine[more] - engine[short]
-    pace = max((taken[more] - taken[short]) / further, _LEAST_PACE) if further > 0 else 1.0
-    one, _, several, long, several_long = (taken[kind] - pace * engine[kind] for kind in KINDS)
-    alone = max((long - one) / (LONG - SHORT), 0.0)
+    engine = {call_shape: _simulated(speed, *call_shape) for call_shape in CALL_SHAPES}
+    short, long_prompt = CALL_SHAPES[:2]
+    engine_difference = engine[long_prompt] - engine[short]
+    pace = (
+        max((call_times[long_prompt] - call_times[short]) / engine_difference, _LEAST_PACE)
+        if engine_difference > 0
+        else 1.0
+    )
+    single, _, several, long, several_long = (
+        call_times[call_shape] - pace * engine[call_shape] for call_shape in CALL_SHAPES
+    )
+    alone = max((long - single) / (LONG - SHORT), 0.0)
     together = max((several_long - several) / (LONG - SHORT), alone)
     row = min((together - alone) / (TOGETHER - 1), alone)
     step = alone - row
-    start = max((several - one - SHORT * (TOGETHER - 1) * row) / (TOGETHER - 1), 0.0)
-    call = max(one - start - SHORT * alone, 0.0)
+    start = max((several - single - SHORT * (TOGETHER - 1) * row) / (TOGETHER - 1), 0.0)
+    call = max(single - start - SHORT * alone, 0.0)
     return ServerSpeed(pace=pace, call_seconds=call, start_seconds=start, step_seconds=step, row_seconds=row)
 
 
@@ -98,16 +106,16 @@ def _body(model: str, generator: random.Random, vocabulary: int, prompt: int, ou
 async def _together(client: httpx.AsyncClient, bodies: Sequence[dict[str, Any]]) -> float:
     """Seconds until the last of some calls, sent at once, has ended."""
     start = time.perf_counter()
-    await asyncio.gather(*(_ask(client, body) for body in bodies))
+    await asyncio.gather(*(_send_completion(client, body) for body in bodies))
     return time.perf_counter() - start
 
 
-async def _ask(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+async def _send_completion(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     try:
         async with client.stream("POST", "/completions", json=body) as reply:
             if reply.status_code != 200:
-                said = (await reply.aread()).decode("utf-8", "replace")[:200]
-                raise EndpointError(f"{client.base_url} answered {reply.status_code}: {said}")
+                message = (await reply.aread()).decode("utf-8", "replace")[:200]
+                raise EndpointError(f"{client.base_url} answered {reply.status_code}: {message}")
             async for _ in reply.aiter_raw():
                 pass
     except httpx.HTTPError as error:

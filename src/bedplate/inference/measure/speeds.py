@@ -25,7 +25,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
-from bedplate.economics.hardware.machine import EngineSpeed, Load, Machine, SecondsCurve, Spread
+from bedplate.economics.hardware.machine import EngineSpeed, Load, MeasuredMachine, SecondsCurve, StepSpread
 from bedplate.economics.serving.steps import shape_of
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
@@ -41,7 +41,7 @@ _DECODES, _REPEATS = 24, 7
 _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 
 
-def measure_machine() -> Machine:
+def measure_machine() -> MeasuredMachine:
     """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
     with Progress("this machine", 4, "measurements") as bar:
         bandwidth = _bandwidth()
@@ -54,7 +54,7 @@ def measure_machine() -> Machine:
         if eight is not None:
             flops["int8"] = eight
         bar.advance(1)
-    return Machine(
+    return MeasuredMachine(
         cpu=processor().name,
         threads=torch.get_num_threads(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -129,8 +129,8 @@ def measure_engine(
     if "generate" not in base.can:
         raise UsageError(f"{base.name} is an encoder; the steps of decoders can be measured")
     context = base.spec.context_length - _DECODES - 1
-    contexts = sorted({min(one, context) for one in CONTEXTS})
-    prompts = [one for one in PROMPTS if one <= context]
+    contexts = sorted({min(length, context) for length in CONTEXTS})
+    prompts = [prompt for prompt in PROMPTS if prompt <= context]
     log, batch = StepLog(), max(BATCHES)
     with Engine(
         base,
@@ -143,9 +143,9 @@ def measure_engine(
         on_step=log,
     ) as engine:
         plan = _Plan(engine, log, contexts, prompts)
-        found = plan.steps(BATCHES, [None])
+        measured_steps = plan.steps(BATCHES, [None])
         keys = _load_adapters(engine, batch, adapter_rank)
-        found += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
+        measured_steps += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
         return EngineSpeed(
             base=name,
             shape=shape_of(base.spec.main),
@@ -154,7 +154,7 @@ def measure_engine(
             threads=torch.get_num_threads(),
             measured_at=datetime.date.today(),
             adapter_rank=adapter_rank,
-            **fit_engine(found),
+            **fit_engine(measured_steps),
         )
 
 
@@ -173,7 +173,7 @@ def _load_adapters(engine: Engine, count: int, rank: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStep:
     """A kind of step, the median of its times, and how many there were."""
 
     load: Load
@@ -188,22 +188,22 @@ class _Plan:
         self._engine, self._log = engine, log
         self._contexts, self._prompts = contexts, prompts
         self._random = random.Random(0)
-        self._found: dict[Load, list[tuple[float, float]]] = defaultdict(list)
+        self._timings: dict[Load, list[tuple[float, float]]] = defaultdict(list)
 
-    def steps(self, batches: Sequence[int], adapters: Sequence[str | None]) -> list[Measured]:
+    def steps(self, batches: Sequence[int], adapters: Sequence[str | None]) -> list[MeasuredStep]:
         """Prompts of every size alone, one in several steps, and every batch at every context, a few times over."""
         total = _REPEATS * (len(self._prompts) + 1 + len(self._contexts) * len(batches))
-        kind = "steps" if adapters[0] is None else "steps under adapters"
-        with Progress(f"{self._engine.base.name}: {kind}", total, "runs") as bar:
+        label = "steps" if adapters[0] is None else "steps under adapters"
+        with Progress(f"{self._engine.base.name}: {label}", total, "runs") as bar:
             for _ in range(_REPEATS):
                 for tokens in (*self._prompts, self._longest()):
-                    self._take([self._request(self._tokens(tokens), 1, adapters[0])])
+                    self._record([self._request(self._tokens(tokens), 1, adapters[0])])
                     bar.advance(1)
                 for context in self._contexts:
                     shared = self._tokens(context - 1)
                     for batch in batches:
                         last = self._tokens(batch)
-                        self._take(
+                        self._record(
                             [
                                 self._request((*shared, token), _DECODES, adapters[i % len(adapters)])
                                 for i, token in enumerate(last)
@@ -211,9 +211,9 @@ class _Plan:
                         )
                         bar.advance(1)
         return [
-            Measured(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
-            for load, found in self._found.items()
-            for seconds, keys in [tuple(zip(*found, strict=True))]
+            MeasuredStep(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
+            for load, timings in self._timings.items()
+            for seconds, keys in [tuple(zip(*timings, strict=True))]
         ]
 
     def _longest(self) -> int:
@@ -228,15 +228,15 @@ class _Plan:
     def _request(tokens: tuple[int, ...], count: int, adapter: str | None) -> Generate:
         return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True), adapter=adapter)
 
-    def _take(self, requests: Sequence[Generate]) -> None:
+    def _record(self, requests: Sequence[Generate]) -> None:
         self._log.records.clear()
         self._engine.run(requests)
         for record in self._log.records:
             load = load_of(record)
-            self._found[_alike(load)].append((record.seconds, load.keys))
+            self._timings[_bucket(load)].append((record.seconds, load.keys))
 
 
-def _alike(load: Load) -> Load:
+def _bucket(load: Load) -> Load:
     """The same for steps whose sequences differ in length by a few tokens only."""
     return load._replace(keys=round(load.keys / (_DECODES * max(load.rows, 1))))
 
@@ -253,14 +253,14 @@ _RATES = {
 """Fields of EngineSpeed, and what of a load each is the cost of."""
 
 
-def fit_engine(found: Sequence[Measured]) -> dict[str, Any]:
+def fit_engine(measurements: Sequence[MeasuredStep]) -> dict[str, Any]:
     """Costs of a step's parts from steps of many kinds: fields of EngineSpeed."""
     from scipy.optimize import nnls
 
-    tokens, rows = _knots(found)
-    matrix = np.array([_features(one.load, tokens, rows) for one in found])
-    seconds = np.array([one.seconds for one in found])
-    weights = np.sqrt([one.times for one in found])
+    tokens, rows = _knots(measurements)
+    matrix = np.array([_features(measurement.load, tokens, rows) for measurement in measurements])
+    seconds = np.array([measurement.seconds for measurement in measurements])
+    weights = np.sqrt([measurement.times for measurement in measurements])
     costs, _ = nnls(matrix * (weights / seconds)[:, None], weights)
     fitted = matrix @ costs
     blocks, head, rates = np.split(costs, [len(tokens), len(tokens) + len(rows)])
@@ -269,8 +269,12 @@ def fit_engine(found: Sequence[Measured]) -> dict[str, Any]:
         "head": SecondsCurve(counts=rows, seconds=tuple(head.tolist())),
         **dict(zip(_RATES, rates.tolist(), strict=True)),
         "measured": tuple(
-            Spread(load={k: v for k, v in one.load._asdict().items() if v}, seconds=one.seconds, fitted=said)
-            for one, said in zip(found, fitted.tolist(), strict=True)
+            StepSpread(
+                load={k: v for k, v in measurement.load._asdict().items() if v},
+                seconds=measurement.seconds,
+                fitted=predicted,
+            )
+            for measurement, predicted in zip(measurements, fitted.tolist(), strict=True)
         ),
     }
 
@@ -280,10 +284,13 @@ def _features(load: Load, tokens: Sequence[int], rows: Sequence[int]) -> list[fl
     return [*_hats(load.tokens, tokens), *_hats(load.rows, rows), *rates]
 
 
-def _knots(found: Sequence[Measured]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _knots(measurements: Sequence[MeasuredStep]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Counts at which the blocks' and the head's curves have a value of their own, not beyond what steps had. Steps of
     few tokens choose as many, so the head's curve has two points only: what it costs at all, and by row."""
-    tokens, rows = max(one.load.tokens for one in found), max(one.load.rows for one in found)
+    tokens, rows = (
+        max(measurement.load.tokens for measurement in measurements),
+        max(measurement.load.rows for measurement in measurements),
+    )
     return tuple(sorted({n for n in (*BATCHES, *PROMPTS) if n <= tokens})), tuple(sorted({1, rows}))
 
 

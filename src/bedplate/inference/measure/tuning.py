@@ -57,7 +57,7 @@ class StepKind:
         return self.examples * self.targets
 
 
-KINDS = (
+STEP_SHAPES = (
     StepKind(2, 16, 1),
     StepKind(8, 32, 1),
     StepKind(16, 64, 1),
@@ -68,14 +68,18 @@ KINDS = (
 )
 
 
-def measure_tuning(base: Base, name: str, *, rank: int = 16, kinds: Sequence[StepKind] = KINDS) -> TuningSpeed:
+def measure_tuning(
+    base: Base, name: str, *, rank: int = 16, step_shapes: Sequence[StepKind] = STEP_SHAPES
+) -> TuningSpeed:
     """Trains an adapter of all linears for a few steps of each kind, and fits what they took. The base is left as it
     was. UsageError for an encoder."""
     from scipy.optimize import nnls
 
-    seconds = fastest_steps(base, name, kinds, rank)
-    matrix = np.array([[1.0, kind.step_tokens, kind.step_pairs, kind.step_targets] for kind in kinds])
-    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(kinds)))
+    seconds = fastest_steps(base, name, step_shapes, rank)
+    matrix = np.array(
+        [[1.0, step_shape.step_tokens, step_shape.step_pairs, step_shape.step_targets] for step_shape in step_shapes]
+    )
+    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(step_shapes)))
     fixed, token, pair, target = costs.tolist()
     return TuningSpeed(
         base=name,
@@ -92,28 +96,28 @@ def measure_tuning(base: Base, name: str, *, rank: int = 16, kinds: Sequence[Ste
 
 
 def fastest_steps(
-    base: Base, name: str, kinds: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
+    base: Base, name: str, step_shapes: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
     if "generate" not in base.can:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
-    found: list[list[float]] = [[] for _ in kinds]
-    with Progress(f"{name}: tuning", turns * len(kinds), "steps") as bar:
+    seconds_by_shape: list[list[float]] = [[] for _ in step_shapes]
+    with Progress(f"{name}: tuning", turns * len(step_shapes), "steps") as bar:
         for _ in range(turns):
-            for kind, seconds in zip(kinds, found, strict=True):
-                seconds.extend(_step_seconds(base, base.model, kind, rank, steps))
+            for step_shape, seconds in zip(step_shapes, seconds_by_shape, strict=True):
+                seconds.extend(_step_seconds(base, base.model, step_shape, rank, steps))
                 bar.advance(1)
-    return [min(seconds) for seconds in found]
+    return [min(seconds) for seconds in seconds_by_shape]
 
 
-def _step_seconds(base: Base, model: Model, kind: StepKind, rank: int, steps: int) -> list[float]:
+def _step_seconds(base: Base, model: Model, step_shape: StepKind, rank: int, steps: int) -> list[float]:
     generator = torch.Generator().manual_seed(0)
-    count = kind.examples * (steps + 1)
-    ids = torch.randint(base.spec.vocab_size, (count, kind.tokens), generator=generator).tolist()
-    loss = (False,) * (kind.tokens - kind.targets) + (True,) * kind.targets
-    examples = [TrainingExample(tuple(one), loss, str(number)) for number, one in enumerate(ids)]
-    source = ExampleSource(examples, kind.examples, share_prefix=False, micro_tokens=1 << 20)
+    count = step_shape.examples * (steps + 1)
+    ids = torch.randint(base.spec.vocab_size, (count, step_shape.tokens), generator=generator).tolist()
+    loss = (False,) * (step_shape.tokens - step_shape.targets) + (True,) * step_shape.targets
+    examples = [TrainingExample(tuple(token_ids), loss, str(number)) for number, token_ids in enumerate(ids)]
+    source = ExampleSource(examples, step_shape.examples, share_prefix=False, micro_tokens=1 << 20)
     bank = Bank(model, 1)
     slot = bank.add(LoraConfig(r=rank, alpha=2.0 * rank), None, 0)
     bank.select(slot)

@@ -66,41 +66,43 @@ def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:
     if rope is None:
         return True
     scaling = rope.scaling
-    if type(scaling) is LongRopeScaling and not scaling.even and spec.context_length > scaling.original_context:
+    if type(scaling) is LongRopeScaling and not scaling.is_uniform and spec.context_length > scaling.original_context:
         return False
     if scaling is not None and not _is_of(scaling, type(scaling), _SCALINGS.get(type(scaling), ())):
         return False
     return rope == Rope(rope.theta, scaling, rope.fraction, rope.interleaved, rope.proportional)
 
 
-def _is_of(part: Any, kind: type, names: Iterable[str]) -> bool:
+def _is_of(part: Any, part_type: type, names: Iterable[str]) -> bool:
     """Whether it is of this kind, and these fields say all of it: others have their defaults."""
-    given = {name: getattr(part, name) for name in names}
-    return bool(given) and part == kind(**given)
+    field_values = {name: getattr(part, name) for name in names}
+    return bool(field_values) and part == part_type(**field_values)
 
 
 def _scales(spec: TransformerSpec) -> bool:
-    found = spec.scales
-    if found is None:
+    scales = spec.scales
+    if scales is None:
         return True
-    caps = (found.attention_cap, found.logit_cap)  # by 0 nothing can be divided, and the kernel has it for none
+    caps = (scales.attention_cap, scales.logit_cap)  # by 0 nothing can be divided, and the kernel has it for none
     if spec.kind == "encoder" or any(cap is not None and not cap > 0 for cap in caps):
         return False
-    return found == Scales(
-        found.embedding, found.attention, found.attention_cap, found.logit_cap, found.head, found.residual
+    return scales == Scales(
+        scales.embedding, scales.attention, scales.attention_cap, scales.logit_cap, scales.head, scales.residual
     )
 
 
 def _shared_keys(spec: TransformerSpec) -> bool:
-    found = spec.shared_keys
-    return found is None or (spec.kind == "decoder" and _is_of(found, SharedKeys, ("layers", "feedforward_size")))
+    shared_keys = spec.shared_keys
+    return shared_keys is None or (
+        spec.kind == "decoder" and _is_of(shared_keys, SharedKeys, ("layers", "feedforward_size"))
+    )
 
 
 def _experts(spec: TransformerSpec) -> bool:
-    found = spec.experts
-    if found is not None and found.beside and spec.norm_placement not in ("pre", "sandwich"):
+    experts = spec.experts
+    if experts is not None and experts.beside and spec.norm_placement not in ("pre", "sandwich"):
         return False
-    return found is None or _is_of(found, Experts, _EXPERTS)
+    return experts is None or _is_of(experts, Experts, _EXPERTS)
 
 
 ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {

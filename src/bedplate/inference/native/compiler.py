@@ -55,7 +55,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltKernel:
     """A compiled file: where it is, the hash of everything it was made from, and whether it came with the package."""
 
     path: Path
@@ -74,8 +74,8 @@ def unit_of(level: Level | None, arch: str) -> Unit:
 
 def sources() -> tuple[Path, ...]:
     """The kernel's files, the one that is compiled among them."""
-    here = Path(__file__).parent
-    return tuple(sorted(path for path in here.iterdir() if path.suffix in (".cpp", ".h")))
+    folder = Path(__file__).parent
+    return tuple(sorted(path for path in folder.iterdir() if path.suffix in (".cpp", ".h")))
 
 
 def find_compiler() -> list[str] | None:
@@ -90,13 +90,13 @@ def find_compiler() -> list[str] | None:
     return next(([name] for name in COMPILERS if shutil.which(name)), None)
 
 
-def build(level: Level | None) -> Built | str:
+def build(level: Level | None) -> BuiltKernel | str:
     """The kernel for a level (None: what tells this processor's features), or the reason why there is none."""
     unit = unit_of(level, machine())
     return _shipped(unit.name) or _compiled(unit)
 
 
-def opened(level: Level | None, load: Callable[[Built], T]) -> T | str:
+def opened(level: Level | None, load: Callable[[BuiltKernel], T]) -> T | str:
     """What `load` makes of the kernel for a level, or the reason why it cannot be had.
 
     load may raise OSError or AttributeError. A shipped file that this system does not load is built here instead.
@@ -109,19 +109,19 @@ def opened(level: Level | None, load: Callable[[Built], T]) -> T | str:
     except (OSError, AttributeError) as error:
         reason = _unloadable(built, error)
     if built.shipped:
-        again = _compiled(unit_of(level, machine()))
-        if isinstance(again, Built):
+        rebuilt = _compiled(unit_of(level, machine()))
+        if isinstance(rebuilt, BuiltKernel):
             try:
-                return load(again)
+                return load(rebuilt)
             except (OSError, AttributeError) as error:
-                return _unloadable(again, error)
+                return _unloadable(rebuilt, error)
     return reason
 
 
-def _unloadable(built: Built, error: Exception) -> str:
+def _unloadable(built: BuiltKernel, error: Exception) -> str:
     if "failed to map segment" in str(error) or "Operation not permitted" in str(error):
-        where = "the package" if built.shipped else "BEDPLATE_HOME"
-        reason = f"its folder is mounted noexec; move {where} to one that is not"
+        location = "the package" if built.shipped else "BEDPLATE_HOME"
+        reason = f"its folder is mounted noexec; move {location} to one that is not"
         return f"the kernel {built.path} cannot be loaded: {reason}"
     hint = "install the package again" if built.shipped else "delete it to have it built again"
     return f"the kernel {built.path} cannot be loaded ({error}); {hint}"
@@ -135,7 +135,7 @@ def source_digest() -> str:
     return content.hexdigest()
 
 
-def _shipped(name: str) -> Built | None:
+def _shipped(name: str) -> BuiltKernel | None:
     """The file that came with the package, where it was made from these sources and is whole."""
     folder = PREBUILT / machine()
     try:
@@ -144,7 +144,7 @@ def _shipped(name: str) -> Built | None:
         whole = manifest["source"] == source_digest() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return Built(path, sha256, shipped=True) if whole and platform.system() == "Linux" else None
+    return BuiltKernel(path, sha256, shipped=True) if whole and platform.system() == "Linux" else None
 
 
 @cache
@@ -152,12 +152,16 @@ def _version(command: tuple[str, ...]) -> str:
     return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def _compiled(unit: Unit) -> Built | str:
+def _compiled(unit: Unit) -> BuiltKernel | str:
     """Results lie in $BEDPLATE_HOME/native; processes that want the same one wait for the first."""
     command = find_compiler()
     if command is None:
-        asked = os.environ.get("CXX", "").strip()
-        return f"$CXX names {asked!r}, which is not there" if asked else f"no C++ compiler ({', '.join(COMPILERS)})"
+        named_compiler = os.environ.get("CXX", "").strip()
+        return (
+            f"$CXX names {named_compiler!r}, which is not there"
+            if named_compiler
+            else f"no C++ compiler ({', '.join(COMPILERS)})"
+        )
     try:
         version = _version(tuple(command))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -171,33 +175,33 @@ def _compiled(unit: Unit) -> Built | str:
         if not _is_whole(target):
             with file_lock(target.with_suffix(".lock")):
                 if not _is_whole(target):  # whoever held the lock before may have built it
-                    reason = _keep(command, unit, target)
+                    reason = _compile_into(command, unit, target)
                     if reason is not None:
                         return reason
     except UsageError as error:
         return str(error)
-    return Built(target, digest)
+    return BuiltKernel(target, digest)
 
 
 def _is_whole(target: Path) -> bool:
     """A file that was cut off would end the process when its pages are touched."""
     try:
         content = target.read_bytes()
-        known = target.with_suffix(".sha256").read_text("utf-8")
+        expected_digest = target.with_suffix(".sha256").read_text("utf-8")
     except (OSError, ValueError):
         return False
-    return hashlib.sha256(content).hexdigest() == known and not is_foreign(target, machine())
+    return hashlib.sha256(content).hexdigest() == expected_digest and not is_foreign(target, machine())
 
 
 def is_foreign(path: Path, arch: str) -> bool:
     """Whether a shared library is known to be for another architecture than `arch`."""
     with path.open("rb") as file:
         head = file.read(20)
-    known = ELF_MACHINES.get(arch)
-    return known is not None and head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") != known
+    elf_machine = ELF_MACHINES.get(arch)
+    return elf_machine is not None and head[:4] == b"\x7fELF" and int.from_bytes(head[18:20], "little") != elf_machine
 
 
-def _keep(command: Sequence[str], unit: Unit, target: Path) -> str | None:
+def _compile_into(command: Sequence[str], unit: Unit, target: Path) -> str | None:
     temporary = target.with_suffix(f".{os.getpid()}.tmp")
     try:
         reason = run_compiler(command, unit, temporary)
@@ -215,12 +219,12 @@ def _keep(command: Sequence[str], unit: Unit, target: Path) -> str | None:
     return None
 
 
-def run_compiler(command: Sequence[str], unit: Unit, target: Path, more: Sequence[str] = ()) -> str | None:
-    """Compiles to `target`, with `more` flags; returns the reason where that fails."""
+def run_compiler(command: Sequence[str], unit: Unit, target: Path, extra_flags: Sequence[str] = ()) -> str | None:
+    """Compiles to `target`, with `extra_flags` flags; returns the reason where that fails."""
     source = Path(__file__).parent / unit.source
     try:
-        done = subprocess.run(
-            [*command, *unit.flags, *more, str(source), "-o", str(target)],
+        process = subprocess.run(
+            [*command, *unit.flags, *extra_flags, str(source), "-o", str(target)],
             capture_output=True,
             text=True,
             timeout=_SECONDS,
@@ -228,7 +232,7 @@ def run_compiler(command: Sequence[str], unit: Unit, target: Path, more: Sequenc
         )
     except (OSError, subprocess.SubprocessError) as error:
         return f"{shlex.join(command)} failed on the kernel: {error}"
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
+    if process.returncode:
+        lines = [line for line in process.stderr.splitlines() if "error" in line] or process.stderr.splitlines() or [""]
         return f"{shlex.join(command)} failed on the kernel: {lines[0].strip()}"
     return None

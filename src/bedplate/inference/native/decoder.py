@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import Call
-from bedplate.inference.native.packed import NativeAdapter, Packed
+from bedplate.inference.native.packed import NativeAdapter, PackedWeights
 
 _ANY = 1 << 31
 
@@ -38,7 +38,7 @@ class Forwarded:
     hidden_ND: Tensor | None
 
 
-class NativeDecoder(Packed):
+class NativeDecoder(PackedWeights):
     """A decoder's weights packed for the kernel, and its forward pass; see `Packed`."""
 
     @cached_property
@@ -58,7 +58,7 @@ class NativeDecoder(Packed):
         positions: Sequence[int],
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
-        wanted: Sequence[int],
+        logit_indices: Sequence[int],
         adapters: Sequence[NativeAdapter | None] | None = None,
         depth: int | None = None,
         states: bool = False,
@@ -71,7 +71,7 @@ class NativeDecoder(Packed):
         p at place p % C (of layers that use another one's, that one's are taken); the new tokens' are written there,
         then token i attends to its row's positions 0 …
         positions[i], or to so many of the last of them as the layer's window says: such a layer needs no more places
-        than its window and the new tokens of a row have. wanted: numbers of the tokens whose logits are wanted;
+        than its window and the new tokens of a row have. logit_indices: numbers of the tokens whose logits are wanted;
         keep_logits: or, without it, no more of them than what follows likeliest. adapters: each token's, or None.
         depth: run so many blocks only and return the states after them (no logits). states: also return the states
         after the final norm.
@@ -82,12 +82,12 @@ class NativeDecoder(Packed):
         if spec.shared_keys is not None:
             keys, values = ([tensors[source] for source in self._sources] for tensors in (keys, values))
         places = np.array([tensor.shape[2] for tensor in keys], dtype=np.int64)
-        self._check(index, keys, places, wanted, depth)
-        N, W = count, 0 if depth is not None else len(wanted)
+        self._check(index, keys, places, logit_indices, depth)
+        N, W = count, 0 if depth is not None else len(logit_indices)
         logits = self._logits(W) if W and keep_logits else None
         best, top, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W), torch.empty(W)
         hidden = torch.empty(N, spec.hidden_size) if states or depth is not None else None
-        chosen = np.array(wanted, dtype=np.int64)
+        chosen = np.array(logit_indices, dtype=np.int64)
         pointers = ctypes.c_void_p * spec.layers
         key_table, value_table = (pointers(*(t.data_ptr() for t in tensors)) for tensors in (keys, values))
         adapter_table = None
@@ -116,7 +116,7 @@ class NativeDecoder(Packed):
             None if hidden is None else hidden.data_ptr(),
         )
         if count:
-            self._done(self._library.forward(self._handle, call))
+            self._check_code(self._library.forward(self._handle, call))
         return Forwarded(logits, best, top, logsumexp, hidden)
 
     def _logits(self, W: int) -> Tensor:
@@ -133,27 +133,32 @@ class NativeDecoder(Packed):
         return torch.frombuffer(view, dtype=torch.float32).view(W, -1)
 
     def _check(
-        self, index: np.ndarray, keys: Sequence[Tensor], places: np.ndarray, wanted: Sequence[int], depth: int | None
+        self,
+        index: np.ndarray,
+        keys: Sequence[Tensor],
+        places: np.ndarray,
+        logit_indices: Sequence[int],
+        depth: int | None,
     ) -> None:
         """What would otherwise read or write outside the memory it was given."""
         if not index.shape[1]:
             return
         limits = (self.spec.vocab_size, keys[0].shape[0], self._positions(places, int(np.bincount(index[1]).max())))
-        least, most = index.min(axis=1).tolist(), index.max(axis=1).tolist()
-        for name, low, high, limit in zip(("token", "row", "position"), least, most, limits, strict=True):
+        minimums, maximums = index.min(axis=1).tolist(), index.max(axis=1).tolist()
+        for name, low, high, limit in zip(("token", "row", "position"), minimums, maximums, limits, strict=True):
             if low < 0 or high >= limit:
                 raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
         if keys[0].dtype != self._dtype:
             raise UsageError(f"the cache holds {keys[0].dtype}, and this base's is {self._dtype}")
-        if wanted and not 0 <= min(wanted) <= max(wanted) < index.shape[1]:
+        if logit_indices and not 0 <= min(logit_indices) <= max(logit_indices) < index.shape[1]:
             raise UsageError(f"a wanted token is outside 0 … {index.shape[1] - 1}")
         if depth is not None and not 0 <= depth <= self.spec.layers:
             raise UsageError(f"depth {depth} is outside 0 … {self.spec.layers}")
 
     def _positions(self, places: np.ndarray, tokens: int) -> int:
         """How many positions there may be, where one row has so many new tokens."""
-        found = _ANY if self.learned is None else self.learned
+        limit = _ANY if self.learned is None else self.learned
         for window, C in zip(self._windows, places.tolist(), strict=True):
             if window is None or window + tokens - 1 > C:
-                found = min(found, C)
-        return found
+                limit = min(limit, C)
+        return limit

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bedplate.inference.native.library import PLACES, VECTORS, Shape
+from bedplate.inference.native.library import PLACES, VECTORS, NativeShape
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.attention import Attention
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import Mixture
+from bedplate.models.layers.experts import MixtureOfExperts
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
@@ -37,7 +37,7 @@ SCORINGS: dict[Scoring, int] = {"softmax": 0, "softmax_chosen": 1, "sigmoid": 2}
 Stack = Decoder | Encoder
 OUTER = -1
 """The layer of what belongs to no layer."""
-HEAD, TOLD = -1, -2
+HEAD, LAYER_INPUT = -1, -2
 """The places of its matrices: the head, and the projection to what all layers are told of a token."""
 
 
@@ -46,7 +46,7 @@ class Vector:
     """What a norm multiplies and adds, or a layer's sinks: float32."""
 
     layer: int
-    which: int
+    vector_index: int
     weight: Tensor
     bias: Tensor | None
 
@@ -62,11 +62,11 @@ class Matrix:
     bias: Tensor | None
 
 
-def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> Shape:
+def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bool) -> NativeShape:
     """floats: whether the blocks' matrices are kept in the base's dtype."""
     scales, part, layers = spec.scales or Scales(), spec.experts, range(spec.layers)
     feedforward = max(spec.feedforward_size_of(layer) for layer in layers)
-    return Shape(
+    return NativeShape(
         layers=spec.layers,
         hidden=spec.hidden_size,
         heads=spec.heads,
@@ -114,9 +114,9 @@ def _routing(part: Experts) -> dict[str, float]:
 def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
     """The kinds of rotary positions that layers have, with the size of a head, and each layer's number of one, −1 for
     none."""
-    each = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
-    kinds = list(dict.fromkeys((rope, size) for rope, size in each if rope is not None))
-    return kinds, [-1 if rope is None else kinds.index((rope, size)) for rope, size in each]
+    layer_ropes = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
+    distinct_ropes = list(dict.fromkeys((rope, size) for rope, size in layer_ropes if rope is not None))
+    return distinct_ropes, [-1 if rope is None else distinct_ropes.index((rope, size)) for rope, size in layer_ropes]
 
 
 def scales_of(spec: TransformerSpec, layer: int, block: nn.Module) -> tuple[float, float]:
@@ -139,9 +139,9 @@ def vectors(model: Stack) -> Iterator[Vector]:
     for name, norm in {"embedding_norm": model.embedding_norm, "final_norm": model.norm}.items():
         if norm is not None and not isinstance(norm, nn.Identity):
             yield _norm(OUTER, name, norm, spec.hidden_size)
-    told = model.layer_inputs if isinstance(model, Decoder) else None
-    if told is not None:
-        yield _norm(OUTER, "told_norm", told.norm, told.size)
+    layer_inputs = model.layer_inputs if isinstance(model, Decoder) else None
+    if layer_inputs is not None:
+        yield _norm(OUTER, "told_norm", layer_inputs.norm, layer_inputs.size)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         after = "_after" if block.placement in ("branch", "post") else ""
@@ -169,7 +169,7 @@ def vectors(model: Stack) -> Iterator[Vector]:
                 yield _norm(layer, name, norm, size)
         if attention.sinks is not None:
             yield Vector(layer, VECTORS.index("sinks"), _floats(attention.sinks), None)
-        if isinstance(block.feedforward, Mixture):
+        if isinstance(block.feedforward, MixtureOfExperts):
             yield from _routers(layer, block.feedforward.router, block.feedforward.shared_gate)
         if block.beside is not None:
             yield from _routers(layer, block.beside.router, None)
@@ -195,15 +195,15 @@ def matrices(model: Stack) -> Iterator[Matrix]:
     assert isinstance(spec, TransformerSpec)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
-        mixture = block.feedforward if isinstance(block.feedforward, Mixture) else None
-        own = spec.keys_of(layer) == layer
-        held = {"attention.k": own, "attention.v": own and not spec.keys_are_values(layer)}
-        held |= {"feedforward.gate": spec.gated}
-        held |= dict.fromkeys(("layer_input.gate", "layer_input.down"), spec.layer_input_size > 0)
+        mixture = block.feedforward if isinstance(block.feedforward, MixtureOfExperts) else None
+        has_keys = spec.keys_of(layer) == layer
+        present = {"attention.k": has_keys, "attention.v": has_keys and not spec.keys_are_values(layer)}
+        present |= {"feedforward.gate": spec.gated}
+        present |= dict.fromkeys(("layer_input.gate", "layer_input.down"), spec.layer_input_size > 0)
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")
             inside = mixture if part == "feedforward" else None
-            if not held.get(name, True) or (inside is not None and inside.shared is None):
+            if not present.get(name, True) or (inside is not None and inside.shared is None):
                 continue
             path = name if inside is None else f"{part}.shared.{last}"
             linear = block.get_submodule(path)
@@ -212,12 +212,12 @@ def matrices(model: Stack) -> Iterator[Matrix]:
         sparse = block.beside if mixture is None else mixture
         if sparse is not None:
             path, experts = f"layers.{layer}.{'beside' if mixture is None else 'feedforward'}.experts", sparse.experts
-            for place, (name, one) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
-                yield Matrix(layer, place, f"{path}.{name}.weight", one.weight, one.bias)
+            for place, (name, projection) in enumerate((("gate_up", experts.gate_up), ("down", experts.down))):
+                yield Matrix(layer, place, f"{path}.{name}.weight", projection.weight, projection.bias)
     if isinstance(model, Encoder):
         return
     if model.layer_inputs is not None:
-        yield Matrix(OUTER, TOLD, "layer_inputs.projection.weight", model.layer_inputs.projection.weight, None)
+        yield Matrix(OUTER, LAYER_INPUT, "layer_inputs.projection.weight", model.layer_inputs.projection.weight, None)
     head = model.lm_head
     if head is None:
         yield Matrix(OUTER, HEAD, "embedding.weight", model.embedding.weight, None)

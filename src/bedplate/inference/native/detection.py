@@ -20,33 +20,35 @@ OVERRIDE = "BEDPLATE_KERNEL_LEVEL"
 @cache
 def features() -> frozenset[str] | str:
     """What this processor offers of FEATURES, or the reason why it could not be asked."""
-    found = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
-    if isinstance(found, str):
-        return found
-    found.restype = ctypes.c_uint64
-    return features_of(found(), machine())
+    probe = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
+    if isinstance(probe, str):
+        return probe
+    probe.restype = ctypes.c_uint64
+    return features_of(probe(), machine())
 
 
 def supported() -> tuple[str, ...] | str:
     """The levels that this processor runs, best first; or the reason why that is not known."""
-    found = features()
-    if isinstance(found, str):
-        return found
-    return runs(found, machine())
+    cpu_features = features()
+    if isinstance(cpu_features, str):
+        return cpu_features
+    return runs(cpu_features, machine())
 
 
-def wanted() -> tuple[str, ...] | str:
+def levels_to_try() -> tuple[str, ...] | str:
     """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked.
 
     Raises UsageError for a level that is not known or that this processor does not run.
     """
-    asked, here = os.environ.get(OVERRIDE, "").strip(), supported()
-    if asked and asked not in LEVELS:
-        raise UsageError(f"{OVERRIDE} is {asked!r}, which is not a level; use {', '.join(LEVELS)}")
-    if isinstance(here, str):
-        return here
-    if not asked:
-        return tuple(name for name in here if LEVELS[name].chosen)
-    if asked not in here:
-        raise UsageError(f"{OVERRIDE} is {asked!r}, which this processor does not run; it runs {', '.join(here)}")
-    return (asked,)
+    override, supported_levels = os.environ.get(OVERRIDE, "").strip(), supported()
+    if override and override not in LEVELS:
+        raise UsageError(f"{OVERRIDE} is {override!r}, which is not a level; use {', '.join(LEVELS)}")
+    if isinstance(supported_levels, str):
+        return supported_levels
+    if not override:
+        return tuple(name for name in supported_levels if LEVELS[name].chosen)
+    if override not in supported_levels:
+        raise UsageError(
+            f"{OVERRIDE} is {override!r}, which this processor does not run; it runs {', '.join(supported_levels)}"
+        )
+    return (override,)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.native.library import Call
-from bedplate.inference.native.packed import NativeAdapter, Packed
+from bedplate.inference.native.packed import NativeAdapter, PackedWeights
 
 
-class NativeEncoder(Packed):
+class NativeEncoder(PackedWeights):
     """An encoder's weights packed for the kernel, and its forward pass; see `Packed`."""
 
     def forward(
@@ -48,12 +48,12 @@ class NativeEncoder(Packed):
         index[3] = np.arange(N) - index[1]
         if types:
             index[4] = types
-        of_token, row, length, position, kind = (index.ctypes.data + 8 * N * i for i in range(5))
+        of_token, row, length, position, token_type = (index.ctypes.data + 8 * N * i for i in range(5))
         table = None
-        if adapters is not None and any(one is not None for one in adapters):
-            addresses = [None if one is None else one.address for one in adapters]
-            each = (address for address, size in zip(addresses, lengths, strict=True) for _ in range(size))
-            table = (ctypes.c_void_p * N)(*each)
+        if adapters is not None and any(adapter is not None for adapter in adapters):
+            addresses = [None if adapter is None else adapter.address for adapter in adapters]
+            token_addresses = (address for address, size in zip(addresses, lengths, strict=True) for _ in range(size))
+            table = (ctypes.c_void_p * N)(*token_addresses)
         call = Call(
             tokens_count=N,
             depth=-1 if depth is None else depth,
@@ -61,11 +61,11 @@ class NativeEncoder(Packed):
             rows=row,
             positions=position,
             lengths=length,
-            types=kind if types else None,
+            types=token_type if types else None,
             adapters=None if table is None else ctypes.addressof(table),
             hidden=hidden_ND.data_ptr(),
         )
-        self._done(self._library.forward(self._handle, call))
+        self._check_code(self._library.forward(self._handle, call))
         return hidden_ND
 
     def _check(self, tokens: Sequence[int], lengths: Sequence[int], types: Sequence[int], depth: int | None) -> None:

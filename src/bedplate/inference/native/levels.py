@@ -74,8 +74,8 @@ LEVELS: Mapping[str, Level] = {
 
 def machine() -> str:
     """This process's architecture, as in FEATURES."""
-    found = platform.machine().lower()
-    return {"amd64": "x86_64", "arm64": "aarch64"}.get(found, found)
+    name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
 
 
 def features_of(bits: int, arch: str) -> frozenset[str]:
@@ -83,8 +83,10 @@ def features_of(bits: int, arch: str) -> frozenset[str]:
     return frozenset(name for i, name in enumerate(FEATURES.get(arch, ())) if bits >> i & 1)
 
 
-def runs(found: frozenset[str], arch: str) -> tuple[str, ...]:
+def runs(cpu_features: frozenset[str], arch: str) -> tuple[str, ...]:
     """The levels that a processor with these features runs, best first."""
     return tuple(
-        level.name for level in LEVELS.values() if level.machine in (None, arch) and found.issuperset(level.needs)
+        level.name
+        for level in LEVELS.values()
+        if level.machine in (None, arch) and cpu_features.issuperset(level.needs)
     )

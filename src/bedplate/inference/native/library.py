@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from bedplate.inference.native.compiler import opened
-from bedplate.inference.native.detection import supported, wanted
+from bedplate.inference.native.detection import supported, levels_to_try
 from bedplate.inference.native.levels import LEVELS, Level
 
 log = logging.getLogger("bedplate.inference")
@@ -29,7 +29,7 @@ VECTORS = (
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
 
 
-class Shape(ctypes.Structure):
+class NativeShape(ctypes.Structure):
     """Sizes of a model (mirrors `Shape` in model.h)."""
 
     _fields_ = [
@@ -71,7 +71,7 @@ class Shape(ctypes.Structure):
     ]
 
 
-class LowRank(ctypes.Structure):
+class NativeLowRank(ctypes.Structure):
     """One adapter's pair at one linear (mirrors `LowRank` in model.h)."""
 
     _fields_ = [
@@ -120,7 +120,7 @@ class Library:
         level.restype = c_char_p
         self.level: str = level().decode()
         self.new = library.bedplate_new
-        self.new.argtypes, self.new.restype = (POINTER(Shape), *([c_void_p] * 4)), c_void_p
+        self.new.argtypes, self.new.restype = (POINTER(NativeShape), *([c_void_p] * 4)), c_void_p
         self.turning = library.bedplate_turning
         self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
         self.layer = library.bedplate_layer
@@ -148,20 +148,24 @@ def load(level: str | None = None) -> Library | str:
     is loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
     """
     if level is not None:
-        here = supported()
-        if isinstance(here, str) or level not in here:
-            return here if isinstance(here, str) else f"this processor does not run the level {level}"
+        supported_levels = supported()
+        if isinstance(supported_levels, str) or level not in supported_levels:
+            return (
+                supported_levels
+                if isinstance(supported_levels, str)
+                else f"this processor does not run the level {level}"
+            )
         return _open(LEVELS[level])
-    names, reasons = wanted(), list[str]()
+    names, reasons = levels_to_try(), list[str]()
     if isinstance(names, str):
         return names
     for name in names:
-        found = _open(LEVELS[name])
-        if isinstance(found, Library):
+        library = _open(LEVELS[name])
+        if isinstance(library, Library):
             if reasons:
                 _warn(names[0], reasons[0], name)
-            return found
-        reasons.append(found)
+            return library
+        reasons.append(library)
     return reasons[0]  # the best level's: the others fail for the same reason, or for a lesser one
 
 
@@ -176,10 +180,10 @@ def native_absent() -> str | None:
 
     Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
     """
-    found = load()
-    if isinstance(found, Library):
+    library = load()
+    if isinstance(library, Library):
         return None
-    return f"no native kernel: {found}. Bases run on torch, which is slower, and in int8 or int4 only if asked for"
+    return f"no native kernel: {library}. Bases run on torch, which is slower, and in int8 or int4 only if asked for"
 
 
 @cache

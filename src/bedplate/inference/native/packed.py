@@ -29,9 +29,9 @@ from bedplate.inference.native.description import (
     turning,
     vectors,
 )
-from bedplate.inference.native.library import PLACES, Library, LowRank, load
+from bedplate.inference.native.library import PLACES, Library, NativeLowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.inference.native.sources import takes
+from bedplate.inference.native.sources import accepts_blocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.decoder import Decoder
@@ -42,7 +42,7 @@ from bedplate.models.specs import TextSpec, TransformerSpec
 
 WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-_KINDS = {torch.float32: "F32", torch.bfloat16: "BF16"}
+_BLOCK_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 512, 64, 4096
 _PLACES = len(PLACES)
 
@@ -58,7 +58,7 @@ class NativeAdapter:
 
     pairs: Mapping[str, tuple[Tensor, Tensor, float]]
     scales: Mapping[str, tuple[Tensor, Tensor | None]]
-    table: ctypes.Array[LowRank]
+    table: ctypes.Array[NativeLowRank]
 
     @property
     def address(self) -> int:
@@ -103,7 +103,7 @@ def _unfit(spec: TransformerSpec) -> str | None:
     return None
 
 
-class Packed:
+class PackedWeights:
     """A model's weights as the kernel holds them.
 
     weights: what they are stored as. `blocks`: parameter name → blocks that the checkpoint itself holds, taken as they
@@ -123,29 +123,31 @@ class Packed:
     ) -> None:
         self._handle: int | None = None
         reason = unsupported(model.spec, model.embedding.weight.dtype, model.embedding.weight.device)
-        found = library or load()
-        if reason is not None or isinstance(found, str):
-            raise UsageError(f"this model cannot run natively: {reason or found}")
+        native_library = library or load()
+        if reason is not None or isinstance(native_library, str):
+            raise UsageError(f"this model cannot run natively: {reason or native_library}")
         spec = model.spec
         assert isinstance(model, Decoder | Encoder)  # what the allowed specs are built as
         assert isinstance(spec, TransformerSpec)
         self._dtype = model.embedding.weight.dtype
-        own = _DTYPES[self._dtype]
-        if weights not in (own, "int8", "int4"):
-            raise UsageError(f"a {own} base runs natively with weights {own}, int8 or int4, not {weights}")
+        base_format = _DTYPES[self._dtype]
+        if weights not in (base_format, "int8", "int4"):
+            raise UsageError(
+                f"a {base_format} base runs natively with weights {base_format}, int8 or int4, not {weights}"
+            )
         self.weights: WeightFormat = weights
         self.spec = spec
         self.threads = threads or torch.get_num_threads()
-        self._library, self._model = found, model
+        self._library, self._model = native_library, model
         self._sources = [spec.keys_of(layer) for layer in range(spec.layers)]
         self._tables = _tables(model)
-        shape = shape_of(spec, self._dtype, self.threads, weights == own)
+        shape = shape_of(spec, self._dtype, self.threads, weights == base_format)
         at = (None if table is None else table.data_ptr() for table in self._tables)
-        self._handle = found.new(shape, *at)
+        self._handle = native_library.new(shape, *at)
         if not self._handle:
             raise MemoryError("not enough memory for the native kernel")
         self._fill(model, blocks or {})
-        self.weight_bytes = int(found.bytes(self._handle))
+        self.weight_bytes = int(native_library.bytes(self._handle))
         """Bytes of the packed weights; the embedding is shared with the model."""
 
     @property
@@ -155,33 +157,35 @@ class Packed:
 
     def _fill(self, model: Stack, blocks: Mapping[str, RawBlocks]) -> None:
         library, spec = self._library, self.spec
-        kinds, ropes = ropes_of(spec)
-        for rope, size in kinds:
+        distinct_ropes, ropes = ropes_of(spec)
+        for rope, size in distinct_ropes:
             factor, pairs = turning(rope, size)
-            self._done(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
+            self._check_code(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
         for layer, (rope, block) in enumerate(zip(ropes, model.layers, strict=True)):
             shape = spec.head_dim_of(layer), spec.kv_heads_of(layer), spec.keys_of(layer)
             scales = scales_of(spec, layer, block)
-            self._done(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape, *scales))
-        for one in vectors(model):
-            at = one.weight.data_ptr(), None if one.bias is None else one.bias.data_ptr()
-            self._done(library.vector(self._handle, one.layer, one.which, one.weight.numel(), *at))
+            self._check_code(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape, *scales))
+        for vector in vectors(model):
+            at = vector.weight.data_ptr(), None if vector.bias is None else vector.bias.data_ptr()
+            self._check_code(
+                library.vector(self._handle, vector.layer, vector.vector_index, vector.weight.numel(), *at)
+            )
         for matrix in matrices(model):
             self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
 
-    def _add(self, matrix: Matrix, own: RawBlocks | None, eight: bool) -> None:
+    def _add(self, matrix: Matrix, stored: RawBlocks | None, eight: bool) -> None:
         weight, (*experts, out, size) = matrix.weight.detach(), matrix.weight.shape
         bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
         if self.weights in _DTYPES.values():
-            kind, raw = _KINDS[self._dtype], weight.contiguous()
+            block_type, raw = _BLOCK_TYPES[self._dtype], weight.contiguous()
         else:
-            if own is None or not takes(own.kind, self.weights):
+            if stored is None or not accepts_blocks(stored.ggml_type, self.weights):
                 flat = weight.flatten(0, -2)
-                own = quantise_int8(flat) if eight else quantise_int4(flat)
-            kind, raw = own.kind, own.data
+                stored = quantise_int8(flat) if eight else quantise_int4(flat)
+            block_type, raw = stored.ggml_type, stored.data
         at = raw.data_ptr(), None if bias is None else bias.data_ptr()
         add = self._library.experts if experts else self._library.linear
-        self._done(add(self._handle, matrix.layer, matrix.place, TYPES[kind].number, size, out, *at))
+        self._check_code(add(self._handle, matrix.layer, matrix.place, TYPES[block_type].number, size, out, *at))
 
     def adapter(
         self,
@@ -190,11 +194,11 @@ class Packed:
     ) -> NativeAdapter:
         """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
         linears that the kernel adds nothing to (those of experts)."""
-        table = (LowRank * (self.spec.layers * _PLACES))()
+        table = (NativeLowRank * (self.spec.layers * _PLACES))()
         places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
-        other = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
-        if other is not None:
-            raise UsageError(f"the native path has no adapters at {other}; run this one with kernel torch")
+        unsupported_path = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        if unsupported_path is not None:
+            raise UsageError(f"the native path has no adapters at {unsupported_path}; run this one with kernel torch")
         for layer in range(self.spec.layers):
             for place, name in enumerate(PLACES):
                 pair = pairs.get(f"layers.{layer}.{name}")
@@ -208,7 +212,7 @@ class Packed:
                 if a.shape[0] > _MAX_RANK:
                     raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
                 scale, shift = (scales or {}).get(f"layers.{layer}.{name}", (None, None))
-                table[layer * _PLACES + place] = LowRank(
+                table[layer * _PLACES + place] = NativeLowRank(
                     a.data_ptr(),
                     b.data_ptr(),
                     a.shape[0],
@@ -221,7 +225,7 @@ class Packed:
     def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
         """A bank's frozen adapter, sharing its A and B. Raises UsageError for one that is being trained."""
         return self.adapter(
-            {path: (one.a.detach(), one.b.detach(), one.scaling) for path, one in bank.low_rank(slot).items()},
+            {path: (pair.a.detach(), pair.b.detach(), pair.scaling) for path, pair in bank.low_rank(slot).items()},
             {path: (scale, self._shift(path, scale)) for path, scale in bank.scales(slot).items()},
         )
 
@@ -241,7 +245,7 @@ class Packed:
         self.close()
 
     @staticmethod
-    def _done(code: int) -> None:
+    def _check_code(code: int) -> None:
         if code:
             raise MemoryError("not enough memory for the native kernel")
 
@@ -253,6 +257,6 @@ def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor 
     types = model.token_type_embedding if isinstance(model, Encoder) else None
     learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()
     parts = None if types is None else types.weight.detach().contiguous()
-    told = model.layer_inputs if isinstance(model, Decoder) else None
-    rows = None if told is None else told.embedding.weight.detach().contiguous()
+    layer_inputs = model.layer_inputs if isinstance(model, Decoder) else None
+    rows = None if layer_inputs is None else layer_inputs.embedding.weight.detach().contiguous()
     return model.embedding.weight.detach().contiguous(), learned, parts, rows

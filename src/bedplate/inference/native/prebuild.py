@@ -62,12 +62,12 @@ def prebuild(folder: Path, arch: str, command: Sequence[str]) -> Mapping[str, st
     units = [unit_of(level, arch) for level in (*levels_of(arch), None)]
     targets = [folder / f"{unit.name}.so" for unit in units]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        done = pool.map(lambda unit, target: run_compiler(command, unit, target, _LINKED_IN), units, targets)
-        failed = {unit.name: reason for unit, reason in zip(units, done, strict=True) if reason is not None}
-    made = [target for target, unit in zip(targets, units, strict=True) if unit.name not in failed]
-    if any(is_foreign(target, arch) for target in made):
+        reasons = pool.map(lambda unit, target: run_compiler(command, unit, target, _LINKED_IN), units, targets)
+        failed = {unit.name: reason for unit, reason in zip(units, reasons, strict=True) if reason is not None}
+    built = [target for target, unit in zip(targets, units, strict=True) if unit.name not in failed]
+    if any(is_foreign(target, arch) for target in built):
         raise UsageError(f"{shlex.join(command)} compiles for another architecture than {arch}; set CXX to one for it")
-    files = {target.name: hashlib.sha256(target.read_bytes()).hexdigest() for target in made}
+    files = {target.name: hashlib.sha256(target.read_bytes()).hexdigest() for target in built}
     manifest = {"source": source_digest(), "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
     return failed
@@ -78,8 +78,8 @@ def platform_tag(folder: Path, arch: str) -> str:
 
     It follows from the versions of the C library's functions that they name: built on an older system, it is older.
     """
-    found = {_OLDEST}
+    versions = {_OLDEST}
     for path in folder.glob("*.so"):
         names = re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())
-        found |= {(int(major), int(minor)) for major, minor in names}
-    return "manylinux_{}_{}_{}".format(*max(found), arch)
+        versions |= {(int(major), int(minor)) for major, minor in names}
+    return "manylinux_{}_{}_{}".format(*max(versions), arch)

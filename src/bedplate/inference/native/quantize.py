@@ -45,9 +45,9 @@ def _bytes(x_half: Tensor) -> Tensor:
     return x_half.contiguous().view(torch.uint8)
 
 
-def _joined(kind: str, weight_OI: Tensor, parts: list[Tensor]) -> RawBlocks:
+def _joined(block_type: str, weight_OI: Tensor, parts: list[Tensor]) -> RawBlocks:
     out, size = weight_OI.shape
-    return RawBlocks(kind, torch.cat(parts).view(out, size // BLOCK, -1))
+    return RawBlocks(block_type, torch.cat(parts).view(out, size // BLOCK, -1))
 
 
 def _blocks(weight_OI: Tensor) -> list[Tensor]:

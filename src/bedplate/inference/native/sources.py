@@ -13,6 +13,6 @@ SOURCES = frozenset(
 """Their types, by the gguf package's names (`Source` in pack.h)."""
 
 
-def takes(kind: str, weights: str) -> bool:
+def accepts_blocks(block_type: str, weights: str) -> bool:
     """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
-    return kind in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(kind) >= 8))
+    return block_type in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(block_type) >= 8))

@@ -22,7 +22,7 @@ from typing import IO, Any, BinaryIO
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
-from bedplate.inference.engine.requests import Request, Terms
+from bedplate.inference.engine.requests import Request, LookupContext
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.predictor import Predictor
@@ -60,24 +60,24 @@ class Survey:
     bad: tuple[BadRow, ...]
 
 
-class Source:
+class RowSource:
     """Rows to predict, of a file by its suffix, or of a stream in one of FORMATS. keep_going: a row that cannot be read
     gets an error in place of its answer; without, it ends the run before anything is computed."""
 
     def __init__(self, inputs: Sequence[str], path: Path, format: str | None = None, keep_going: bool = False) -> None:
         self.inputs, self.path, self.keep_going = tuple(inputs), path, keep_going
-        self.kind = file_format(str(path) if format is None else f".{format}")
+        self.row_format = file_format(str(path) if format is None else f".{format}")
         self.unused: tuple[str, ...] = ()
 
     def rows(self, stream: IO[bytes]) -> Reading:
         """The rows as they come, each as the inputs by name and perhaps its `id`. DataError for a table without a
         column that is needed, and for a row that cannot be read."""
-        found = self.kind.read(stream, str(self.path))
+        raw_rows = self.row_format.read(stream, str(self.path))
         columns: dict[str, str] | None = None
-        for row in found:
+        for row in raw_rows:
             if isinstance(row, BadRow) and not self.keep_going:
                 raise DataError(f"{row.message} (--keep-going answers the other rows)")
-            if isinstance(row, BadRow) or not self.kind.columns:
+            if isinstance(row, BadRow) or not self.row_format.columns:
                 yield row
                 continue
             if columns is None:
@@ -124,7 +124,7 @@ def predict_rows(predictor: Answers, rows: Iterable[FileRow | BadRow], batch: in
 
 def predict_file(
     predictor: Answers,
-    source: Source,
+    source: RowSource,
     out: Path,
     *,
     sha256: str,
@@ -167,7 +167,7 @@ def predict_file(
 
 
 def write_stream(
-    predictor: Answers, source: Source, stream: IO[bytes], write: Callable[[bytes], object], *, batch: int
+    predictor: Answers, source: RowSource, stream: IO[bytes], write: Callable[[bytes], object], *, batch: int
 ) -> Counts:
     """Predicts rows as they come and writes them as they are done; nothing can be resumed."""
     counts = Counts()
@@ -183,22 +183,22 @@ def write_stream(
 def _answers(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     if isinstance(predictor, Predictor):
         return _on_engine(predictor, group, tenant)
-    return _asked(predictor, group, tenant)
+    return _predict_rows(predictor, group, tenant)
 
 
-def _asked(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
+def _predict_rows(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
     try:
-        return [_success(one) for one in predictor.predict(rows, tenant=tenant)]
+        return [_success(prediction) for prediction in predictor.predict(rows, tenant=tenant)]
     except _OF_A_ROW:
-        found: list[dict[str, Any]] = []
+        answers: list[dict[str, Any]] = []
         for row in rows:
             try:
-                found.append(_success(predictor.predict([row], tenant=tenant)[0]))
+                answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
             except _OF_A_ROW as error:
-                found.append(_failure(error))
-        return found
+                answers.append(_failure(error))
+        return answers
 
 
 def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
@@ -206,17 +206,17 @@ def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[
     requests: dict[int, Request] = {}
     for i, row in enumerate(group):
         try:
-            requests[i] = predictor.request(_inputs(predictor, row.value), terms=Terms(tenant))
+            requests[i] = predictor.request(_inputs(predictor, row.value), terms=LookupContext(tenant))
         except BedplateError as error:
             answers[i] = _failure(error)
     try:
-        predictions = predictor.ask(list(requests.values()), tenant=tenant) if requests else []
+        predictions = predictor.run_requests(list(requests.values()), tenant=tenant) if requests else []
         answers |= {i: _success(prediction) for i, prediction in zip(requests, predictions, strict=True)}
     except BedplateError:
         # One row's error must not take its neighbours along: each is tried alone.
         for i, request in requests.items():
             try:
-                answers[i] = _success(predictor.ask([request], tenant=tenant)[0])
+                answers[i] = _success(predictor.run_requests([request], tenant=tenant)[0])
             except BedplateError as error:
                 answers[i] = _failure(error)
     return [answers[i] for i in range(len(group))]
@@ -225,10 +225,10 @@ def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[
 def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
     """The row without its id; `text` stands for a skin's only input."""
     names = list(predictor.skin.inputs)
-    found = {key: item for key, item in value.items() if key != "id" or key in names}
-    if len(names) == 1 and set(found) == {"text"}:
-        found = {names[0]: found["text"]}
-    return found
+    inputs = {key: field_value for key, field_value in value.items() if key != "id" or key in names}
+    if len(names) == 1 and set(inputs) == {"text"}:
+        inputs = {names[0]: inputs["text"]}
+    return inputs
 
 
 def _head(predictor: Answers, row: FileRow) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def _count(counts: Counts, answers: list[dict[str, Any]]) -> None:
     failed = [answer for answer in answers if "error" in answer]
     counts.failed += len(failed)
     room = SHOWN - len(counts.first_failed)
-    counts.first_failed += [(one["line"], one["error"]["message"]) for one in failed[:room]]
+    counts.first_failed += [(answer["line"], answer["error"]["message"]) for answer in failed[:room]]
 
 
 def _line(answer: dict[str, Any]) -> bytes:

@@ -7,11 +7,11 @@ import time
 from typing import cast
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError
-from bedplate.core.values import Given
-from bedplate.inference.engine.requests import Classification, Timing, Usage
+from bedplate.core.values import TaskInput
+from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
+from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
 from bedplate.skins.classical import words_of
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import Skin
@@ -32,11 +32,11 @@ class ClassicalPredictor(ReadySkin):
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 
-    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
-        return [self.read(one, one.timing.total) for one in map(self.classified, rows_for(self.skin, rows))]
+        return [self.read(result, result.timing.total) for result in map(self.classified, rows_for(self.skin, rows))]
 
-    def classified(self, row: Given) -> Classification:
+    def classified(self, row: TaskInput) -> Classification:
         """What the model gives for one input, as an engine gives what a head does."""
         start = time.perf_counter()
         text = cast(str, self.skin.prompt.text(inputs_of(self.skin, row)))
@@ -48,7 +48,7 @@ class ClassicalPredictor(ReadySkin):
             )
         scores = tuple(self._model.logits_of(words).tolist())
         seconds = time.perf_counter() - start
-        return Classification(scores, Usage(len(words)), Timing(0.0, seconds, seconds, seconds))
+        return Classification(scores, Usage(len(words)), RequestTiming(0.0, seconds, seconds, seconds))
 
     def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
         """A result, parsed."""

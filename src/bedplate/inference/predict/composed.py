@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 from bedplate.core.errors import SkinError
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
+from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
 from bedplate.skins.skin import Skin
 
 
@@ -25,7 +25,7 @@ class Answers(Protocol):
     def skin(self) -> Skin: ...
     @property
     def warnings(self) -> list[str]: ...
-    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
     def close(self) -> None: ...
 
 
@@ -39,16 +39,16 @@ class CascadePredictor(ReadySkin):
         self.first, self.second = first, second
         self.warnings = [*first.warnings, *second.warnings]
 
-    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
         inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
-        found = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
-        unsure = [i for i, one in enumerate(found) if is_unsure(self.parts.threshold, one)]
+        predictions = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
+        unsure = [i for i, prediction in enumerate(predictions) if is_unsure(self.parts.threshold, prediction)]
         if unsure:
-            again = self.second.predict([inputs[i] for i in unsure], one_by_one=one_by_one, tenant=tenant)
-            for i, one in zip(unsure, again, strict=True):
-                found[i] = both(found[i], one)
-        return found
+            second_predictions = self.second.predict([inputs[i] for i in unsure], one_by_one=one_by_one, tenant=tenant)
+            for i, prediction in zip(unsure, second_predictions, strict=True):
+                predictions[i] = merge_predictions(predictions[i], prediction)
+        return predictions
 
     def close(self) -> None:
         """Nothing is its own."""
@@ -77,9 +77,9 @@ def is_unsure(threshold: float, prediction: Prediction) -> bool:
     return confidence(prediction) < threshold
 
 
-def both(first: Prediction, second: Prediction) -> Prediction:
+def merge_predictions(first: Prediction, second: Prediction) -> Prediction:
     """The second skin's answer, with what the two took together."""
-    charged = [one.usd for one in (first, second) if one.usd is not None]
+    charged = [prediction.usd for prediction in (first, second) if prediction.usd is not None]
     return dataclasses.replace(
         second,
         prompt_tokens=first.prompt_tokens + second.prompt_tokens,

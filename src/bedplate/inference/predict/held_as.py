@@ -30,7 +30,7 @@ class Runs(Protocol):
 
 
 @dataclass(frozen=True)
-class Held:
+class SkinExecution:
     """dtype: as the base is loaded; weights, kernel: as its engine is opened."""
 
     dtype: str
@@ -55,8 +55,8 @@ def evaluated_on(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
     """The same for weights of this name; `beneath` is the dtype of the base that they stand beside."""
     from bedplate.skins.skin import EvaluatedWith
 
-    told = weights in QUANTISED and beneath != "bfloat16"
-    return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if told else None)
+    records_dtype = weights in QUANTISED and beneath != "bfloat16"
+    return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if records_dtype else None)
 
 
 def held_as(
@@ -65,29 +65,35 @@ def held_as(
     dtype: str | None = None,
     weights: Weights | None = None,
     kernel: Kernel | None = None,
-) -> Held:
+) -> SkinExecution:
     """What was asked for (None: not), and as `judged` where it was not; "auto" where nobody says anything."""
     if dtype is None and weights is None and judged is not None:
         dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
     elif dtype is None:
-        same = judged is not None and judged.weights == weights
-        dtype = "auto" if weights is None else dtype_of(weights, judged.dtype if judged is not None and same else None)
+        weights_match = judged is not None and judged.weights == weights
+        dtype = (
+            "auto"
+            if weights is None
+            else dtype_of(weights, judged.dtype if judged is not None and weights_match else None)
+        )
     # For quantised weights that it was not judged with, the engine finds the kernel.
     if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
         kernel = KERNELS.get(judged.kernel)
-    return Held(dtype, weights or "auto", kernel or "auto")
+    return SkinExecution(dtype, weights or "auto", kernel or "auto")
 
 
-def check_here(skin: Skin, base: Base, held: Held, kernel: Kernel | None, allow_other_weights: bool) -> Held:
-    """`held` where this machine can; where it lacks the judged kernel (and `kernel` asks for none), SkinError, or with
+def check_here(
+    skin: Skin, base: Base, load_format: SkinExecution, kernel: Kernel | None, allow_other_weights: bool
+) -> SkinExecution:
+    """`load_format` where this machine can; where it lacks the judged kernel (and `kernel` asks for none), SkinError, or with
     `allow_other_weights` what it has."""
-    if kernel is not None or held.kernel != "native":
-        return held
+    if kernel is not None or load_format.kernel != "native":
+        return load_format
     reason = unsupported(base.spec, base.dtype, base.device)
     if reason is None:
-        return held
+        return load_format
     if allow_other_weights:
-        return replace(held, weights="auto", kernel="auto")
+        return replace(load_format, weights="auto", kernel="auto")
     raise SkinError(
         f"skin {skin.name!r} was judged with the native kernel, which cannot run here: {reason}. Its measured quality "
         "may not hold with another; to run it all the same, give --allow-other-weights (allow_other_weights=True)"

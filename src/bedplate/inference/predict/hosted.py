@@ -25,7 +25,7 @@ from bedplate.core.progress import Progress
 from bedplate.core.values import Values
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
+from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
@@ -82,7 +82,7 @@ class HostedPredictor(ReadySkin):
         self._settings = _settings(skin, reference)
         self._endpoint = open_endpoint(reference, sleep)
 
-    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
         model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
         waits between attempts included, when it was made."""
@@ -90,33 +90,33 @@ class HostedPredictor(ReadySkin):
         workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
         with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
             if workers <= 1:
-                return [self._counted(one, bar) for one in inputs]
+                return [self._counted(row_inputs, bar) for row_inputs in inputs]
             pool = ThreadPoolExecutor(workers, "bedplate-hosted")
             try:
-                futures = [pool.submit(self._counted, one, bar) for one in inputs]
+                futures = [pool.submit(self._counted, row_inputs, bar) for row_inputs in inputs]
                 return [future.result() for future in futures]
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
 
     def _counted(self, inputs: Values, bar: Progress) -> Prediction:
-        found = self._ask(inputs)
+        prediction = self._predict_row(inputs)
         bar.advance(1)
-        return found
+        return prediction
 
-    def _ask(self, inputs: Values) -> Prediction:
+    def _predict_row(self, inputs: Values) -> Prediction:
         messages = self._messages(inputs)
-        asked = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
-        key = sha256_json(asked)
-        answer = self.account.known(key)
+        request = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
+        key = sha256_json(request)
+        answer = self.account.cached_answer(key)
         if answer is None:
             answer = self._paid(key, messages)
         return self._read(answer, self.account.cost(key))
 
     def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
         schema = json.dumps(self._settings.get("response_format", ""))
-        most = self.account.most(messages, self._settings["max_tokens"], schema)
-        what = f"{self._endpoint.url}, {self.reference.model}"
-        reserved = self.account.reserve(most, what)
+        max_cost = self.account.max_cost(messages, self._settings["max_tokens"], schema)
+        description = f"{self._endpoint.url}, {self.reference.model}"
+        reserved = self.account.reserve(max_cost, description)
 
         def before_retry(error: BedplateError) -> None:
             """Each attempt may be charged for, and is paid for by a reservation of its own."""
@@ -124,7 +124,7 @@ class HostedPredictor(ReadySkin):
             if _may_be_charged(error):
                 self.account.lose(key, reserved, error.message)
                 reserved = 0.0
-                reserved = self.account.reserve(most, what)
+                reserved = self.account.reserve(max_cost, description)
 
         try:
             answer = self._complete(messages, before_retry)
@@ -165,26 +165,26 @@ class HostedPredictor(ReadySkin):
                 self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
 
     def _messages(self, inputs: Values) -> list[dict[str, str]]:
-        said = self.skin.prompt.text(inputs, self.skin.demonstrations)
-        return [{"role": "user", "content": said}] if isinstance(said, str) else said
+        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
+        return [{"role": "user", "content": content}] if isinstance(content, str) else content
 
     def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
-        found, scores = text, dict[str, float]()
+        parsed, scores = text, dict[str, float]()
         if isinstance(output, LabelOutput):
             label = read_label(output.labels, text)
             if label is not None:
                 scores = label_scores(output, label, answer)
-                found = output.answer(label, scores)
+                parsed = output.answer(label, scores)
         elif isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
         else:
             try:
-                found = output.parse(text)
+                parsed = output.parse(text)
             except RequestError:  # no JSON of the schema: given as it is, it equals no target
-                found = text
+                parsed = text
         return Prediction(
-            found,
+            parsed,
             text,
             scores,
             answer.prompt_tokens or 0,

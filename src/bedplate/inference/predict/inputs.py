@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bedplate.core.errors import RequestError
-from bedplate.core.values import Given, Value, Values, as_text
+from bedplate.core.values import TaskInput, Value, Values, as_text
 from bedplate.skins.skin import Skin
 
 
-def inputs_of(skin: Skin, row: Given) -> Values:
+def inputs_of(skin: Skin, row: TaskInput) -> Values:
     """A row's inputs by name; one alone is a skin's only one. RequestError for missing, unknown or other ones."""
     names = list(skin.inputs)
     if isinstance(row, Value):
@@ -18,8 +18,8 @@ def inputs_of(skin: Skin, row: Given) -> Values:
         row = {names[0]: row}
     missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
     if missing or unknown:
-        what = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
-        raise RequestError(f"the row {what}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
+        problem = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+        raise RequestError(f"the row {problem}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
     wrong = next((name for name in names if type(as_text(row[name])) is not str), None)
     if wrong is not None:
         raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.draft import Judge
-from bedplate.data.corpus.recipe import Recipe
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 
 
 @contextmanager
-def judges_of(recipe: Recipe, directory: Path) -> Generator[dict[str, Judge]]:
+def judges_of(recipe: CorpusRecipe, directory: Path) -> Generator[dict[str, Judge]]:
     """The skins that the rule `judged` asks, by the name that the recipe gives, loaded while it is open. directory:
     where the recipe's paths begin. ConfigError where a skin has several inputs, or no such label."""
     settings = recipe.rules.get("judged")

@@ -12,10 +12,10 @@ from bedplate.core.progress import Progress
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.composed import Answers, LoadedCascade
-from bedplate.inference.predict.held_as import Held, check_here, held_as
+from bedplate.inference.predict.held_as import SkinExecution, check_here, held_as
 from bedplate.inference.predict.hosted import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Asked, Opened, open_as, open_base
+from bedplate.inference.predict.opening import OpenOptions, Opened, open_as, open_base
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.inference.ways.calibrate import Use
 from bedplate.inference.ways.way import Kernel, Weights
@@ -54,23 +54,23 @@ class _Bases(ExitStack):
         super().__init__()
         self._device, self._allowed = device, allow_other_weights
         self._compute = ComputeLock()
-        self._models: dict[tuple[str, Held], LocalModel] = {}
+        self._models: dict[tuple[str, SkinExecution], LocalModel] = {}
 
     def model(
         self,
         skin: Skin,
         base: BaseReference,
-        held: Held,
+        load_format: SkinExecution,
         source: str | Path | None = None,
         kernel: Kernel | None = None,
         use: Use = "generate",
     ) -> LocalModel:
         """One of a skin's bases. source: where it is, when not where the skin was made."""
-        key = (base.weights_id, held)
+        key = (base.weights_id, load_format)
         if key not in self._models:
-            opened = open_as(source or base.name, held, self._device, use)
-            held = check_here(skin, opened.base, opened.held, kernel, self._allowed)
-            self._models[key] = self.enter_context(Opened(opened.base, held).model(self._compute))
+            opened = open_as(source or base.name, load_format, self._device, use)
+            load_format = check_here(skin, opened.base, opened.load_format, kernel, self._allowed)
+            self._models[key] = self.enter_context(Opened(opened.base, load_format).model(self._compute))
         return self._models[key]
 
     def embedder(self, skin: Skin, source: str | Path | None = None) -> LocalModel | None:
@@ -113,7 +113,7 @@ def load(
     """
     directory = Path(source)
     if not (directory / SKIN_FILE).is_file():
-        return open_base(source, Asked(dtype, weights, kernel), device).model()
+        return open_base(source, OpenOptions(dtype, weights, kernel), device).model()
     skin = read_skin(directory)
     if skin.is_remote or skin.cascade is not None or skin.classical is not None:
         _only_as_written(skin, dtype, base, embedder, weights, kernel)
@@ -125,17 +125,22 @@ def load(
         bases = unfinished.enter_context(_Bases(device, allow_other_weights))
         if skin.cascade is not None:
             first, second = bases.answers(skin.cascade.first), bases.answers(skin.cascade.second)
-            found = LoadedCascade(skin, first, second, bases)
+            loaded_skin = LoadedCascade(skin, first, second, bases)
         else:
-            held = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
-            model, other = bases.model(skin, skin.base, held, base, kernel), bases.embedder(skin, embedder)
-            found = LoadedSkin(model, skin, bases, embedder=other, allow_other_weights=allow_other_weights)
+            load_format = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
+            model, embedder_model = (
+                bases.model(skin, skin.base, load_format, base, kernel),
+                bases.embedder(skin, embedder),
+            )
+            loaded_skin = LoadedSkin(
+                model, skin, bases, embedder=embedder_model, allow_other_weights=allow_other_weights
+            )
         unfinished.pop_all()
-        return found
+        return loaded_skin
 
 
-def _only_as_written(skin: Skin, *asked: object) -> None:
-    if any(one is not None for one in asked):
+def _only_as_written(skin: Skin, *options: object) -> None:
+    if any(option is not None for option in options):
         how = "is loaded as it was judged, from where its bases were"
         how = how if skin.classical is None else "answers without a base"
         raise UsageError(

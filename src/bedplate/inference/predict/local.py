@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing, shown.Told):
+class LocalModel(Closing, shown.Displayable):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -105,10 +105,10 @@ class LocalModel(Closing, shown.Told):
         alone = self._ids(prompt)
         for continuation in continuations:
             whole = self._ids(prompt + continuation)
-            same = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
-            if len(whole) <= same or same == 0:
+            shared_length = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+            if len(whole) <= shared_length or shared_length == 0:
                 raise RequestError(f"{continuation!r} adds no token to the prompt, so there is nothing to score")
-            requests.append(Score(whole[:same], (whole[same:],)))
+            requests.append(Score(whole[:shared_length], (whole[shared_length:],)))
         for result in self.engine.run(_merged(requests)):
             scores += cast(Scores, result).totals
         return scores
@@ -146,7 +146,7 @@ class LocalModel(Closing, shown.Told):
         results = self.engine.run(label_requests(self.base, inputs, truncate=truncate))
         assert head is not None
         scores = [label_scores(head, cast(Classification, result).scores) for result in results]
-        return [dict(zip(head.labels, one, strict=True)) for one in scores]
+        return [dict(zip(head.labels, row_scores, strict=True)) for row_scores in scores]
 
     def text_tokens(self, text: str) -> tuple[int, ...]:
         """A text as it is embedded: with the special tokens that the tokenizer sets."""
@@ -189,12 +189,12 @@ class LocalModel(Closing, shown.Told):
     def facts(self) -> dict[str, str]:
         """What it is, and how it is held, in a few words each."""
         able = ", ".join(sorted(self.base.can))
-        held = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
+        runtime = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
         return {
             "name": self.base.name,
             "context": f"{self.base.spec.context_length:,} tokens of context",
             "can": able,
-            "held": held,
+            "held": runtime,
         }
 
     def close(self) -> None:

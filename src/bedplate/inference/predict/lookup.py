@@ -12,7 +12,7 @@ import numpy as np
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.core.values import Values
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, Terms
+from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, Result, LookupContext
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.predict.reading import text_tokens
 from bedplate.skins.nearest import PoolPooling
@@ -30,7 +30,7 @@ _PROBES = ("a", "7", "中")
 
 
 @dataclass(frozen=True)
-class Found:
+class LookupResult:
     """What a call's prompt is made with."""
 
     demonstrations: tuple[Demonstration, ...]
@@ -51,8 +51,10 @@ class Lookup:
             self.engine = main
             return
         if embedder is None:
-            what = "demonstrations" if skin.passages is None else "passages"
-            raise SkinError(f"skin {skin.name!r} chooses its {what} with the base {skin.embedder.name}; load that too")
+            material = "demonstrations" if skin.passages is None else "passages"
+            raise SkinError(
+                f"skin {skin.name!r} chooses its {material} with the base {skin.embedder.name}; load that too"
+            )
         self.warnings = verify_embedder(
             skin,
             embedder.base,
@@ -62,34 +64,36 @@ class Lookup:
         )
         self.engine = embedder
 
-    def find(self, rows: Sequence[Values], *, queued: bool = False, terms: Terms = NO_TERMS) -> list[Found]:
+    def retrieve(
+        self, rows: Sequence[Values], *, queued: bool = False, terms: LookupContext = NO_TERMS
+    ) -> list[LookupResult]:
         """What each row's inputs bring with them. queued, terms: as `embedded`."""
         index = self._index
         texts = [text_of(row, self._names) for row in rows]
-        found: list[Found] = []
+        results: list[LookupResult] = []
         vectors = embedded(
             self.engine, texts, index.pooling, index.depth, skin=self._skin.name, queued=queued, terms=terms
         )
-        for one in vectors:
-            vector, compute = np.array(one.vector, dtype=np.float32), one.timing.compute
+        for embedding in vectors:
+            vector, compute = np.array(embedding.vector, dtype=np.float32), embedding.timing.compute
             if isinstance(index, Neighbours):
-                found.append(Found(index.demonstrations(vector), LookedUp((), compute)))
+                results.append(LookupResult(index.demonstrations(vector), LookedUp((), compute)))
             else:
-                found.append(Found(self._skin.demonstrations, LookedUp(index.given(vector), compute)))
-        return found
+                results.append(LookupResult(self._skin.demonstrations, LookedUp(index.retrieve(vector), compute)))
+        return results
 
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens with which the prompts of all calls begin, whatever is looked up."""
         prompt, names = self._skin.prompt, self._names
         shared: list[int] | None = None
         for probe in _PROBES:
-            shown, given = self._skin.demonstrations, tuple[Passage, ...]()
+            shown, passages = self._skin.demonstrations, tuple[Passage, ...]()
             if isinstance(self._index, Neighbours):
                 shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._index.k
             else:
-                given = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
-            found = prompt.constant_prefix(tokenizer, shown, names, given)
-            shared = found if shared is None else _common(shared, found)
+                passages = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
+            prefix_ids = prompt.constant_prefix(tokenizer, shown, names, passages)
+            shared = prefix_ids if shared is None else _common(shared, prefix_ids)
         return tuple((shared or [])[:-1])
 
 
@@ -98,29 +102,29 @@ def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], .
     whether that holds the number in brackets, as in [1]. texts: with the passages' own."""
     if result.looked_up is None:
         return ()
-    found: list[dict[str, Any]] = []
+    cited_passages: list[dict[str, Any]] = []
     for passage in result.looked_up.passages:
-        entry: dict[str, Any] = {"number": passage.number, "document": passage.document, "start": passage.start}
+        citation: dict[str, Any] = {"number": passage.number, "document": passage.document, "start": passage.start}
         if texts:
-            entry["text"] = passage.text
+            citation["text"] = passage.text
         if isinstance(result, Generation):
-            entry["cited"] = f"[{passage.number}]" in result.text
-        found.append(entry)
-    return tuple(found)
+            citation["cited"] = f"[{passage.number}]" in result.text
+        cited_passages.append(citation)
+    return tuple(cited_passages)
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return list(a[:same])
+    common_length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return list(a[:common_length])
 
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
     """Vectors float32 [N, D] of unit length; raises what `embedded` raises."""
     size = engine.base.embedding_size if pooling == "own" else engine.base.spec.hidden_size
-    found = np.empty((len(texts), size), dtype=np.float32)
-    for i, one in enumerate(embedded(engine, texts, pooling, depth)):
-        found[i] = one.vector
-    return found
+    vectors = np.empty((len(texts), size), dtype=np.float32)
+    for i, embedding in enumerate(embedded(engine, texts, pooling, depth)):
+        vectors[i] = embedding.vector
+    return vectors
 
 
 def embedded(
@@ -131,7 +135,7 @@ def embedded(
     *,
     skin: str = "",
     queued: bool = False,
-    terms: Terms = NO_TERMS,
+    terms: LookupContext = NO_TERMS,
 ) -> Iterator[Embedding]:
     """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
     RequestError for one without tokens.
@@ -167,7 +171,7 @@ def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:
         return [_wait(engine, stream) for stream in streams]
     finally:
         for stream in streams:
-            if not stream.done:
+            if not stream.finished:
                 stream.cancel()
 
 

@@ -36,8 +36,10 @@ class Prediction:
 
     def __repr__(self) -> str:
         sure = self.probabilities.get(self.output)
-        said = None if sure is None else f"probability {sure:.3f}"
-        return shown.line("prediction", repr(shown.shortened(self.output, 80)), said, f"{1000 * self.seconds:.1f} ms")
+        confidence = None if sure is None else f"probability {sure:.3f}"
+        return shown.line(
+            "prediction", repr(shown.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
+        )
 
     @property
     def probabilities(self) -> dict[str, float]:

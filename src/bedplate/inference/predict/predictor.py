@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
-from bedplate.core.values import Given, Values
+from bedplate.core.values import TaskInput, Values
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.output_grammar import grammar_of
 from bedplate.inference.engine.requests import (
@@ -28,13 +28,13 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Score,
     Scores,
-    Terms,
+    LookupContext,
 )
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.lookup import Found, Lookup, citations
+from bedplate.inference.predict.lookup import LookupResult, Lookup, citations
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.reading import text_tokens
-from bedplate.inference.predict.ready import Asked, ReadySkin, rows_for
+from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
 from bedplate.skins.files import skin_id
 from bedplate.skins.output import (
     EmbeddingOutput,
@@ -130,71 +130,75 @@ class Predictor(ReadySkin):
         """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
         self.skin = self.skin.without_weights()
 
-    def predict(self, rows: Asked, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
         """Predictions for rows, in order: texts, mappings of inputs, or a table. `one_by_one` runs each as a call of
         its own, as a server would: that is what latencies are measured on. Beyond the skin's own prompt, beginnings are
         shared within one `tenant` only."""
-        given = rows_for(self.skin, rows)
+        checked_rows = rows_for(self.skin, rows)
         if one_by_one:
-            alone = progress(given, "single calls", unit="") if len(given) > 1 else given
+            alone = progress(checked_rows, "single calls", unit="") if len(checked_rows) > 1 else checked_rows
             return [self._timed([row], tenant)[0] for row in alone]
-        return self._timed(given, tenant)
+        return self._timed(checked_rows, tenant)
 
-    def _timed(self, rows: Sequence[Given], tenant: str) -> list[Prediction]:
+    def _timed(self, rows: Sequence[TaskInput], tenant: str) -> list[Prediction]:
         start = time.perf_counter()
-        return self.ask(self.requests(rows, terms=Terms(tenant)), tenant=tenant, since=start)
+        return self.run_requests(self.requests(rows, terms=LookupContext(tenant)), tenant=tenant, since=start)
 
-    def ask(self, requests: Sequence[Request], *, tenant: str = "", since: float | None = None) -> list[Prediction]:
+    def run_requests(
+        self, requests: Sequence[Request], *, tenant: str = "", since: float | None = None
+    ) -> list[Prediction]:
         """Predictions for requests of this skin, run together. since: when their time began (`perf_counter`)."""
         start = time.perf_counter() if since is None else since
         results = self.engine.run([replace(request, tenant=tenant) for request in requests])
         seconds = (time.perf_counter() - start) / max(len(requests), 1)
         return [self.read(result, seconds) for result in results]
 
-    def request(self, row: Given, sampling: Sampling | None = None, *, terms: Terms = NO_TERMS) -> Request:
+    def request(self, row: TaskInput, sampling: Sampling | None = None, *, terms: LookupContext = NO_TERMS) -> Request:
         """The engine request for one input. Raises RequestError for missing or unknown inputs, ContextLengthExceeded
         for a prompt that does not fit. `sampling` overrides the skin's own, for skins that generate text."""
         return self.requests([row], sampling, terms=terms)[0]
 
     def requests(
         self,
-        rows: Sequence[Given],
+        rows: Sequence[TaskInput],
         sampling: Sampling | None = None,
         *,
         queued: bool = False,
-        terms: Terms = NO_TERMS,
+        terms: LookupContext = NO_TERMS,
     ) -> list[Request]:
         """`request` for each row. What a skin looks up for each call is looked up here, on these terms, which asks the
         engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
         otherwise the caller's does."""
         inputs = [inputs_of(self.skin, row) for row in rows]
         if self._lookup is None:
-            return [self._request(one, None, sampling) for one in inputs]
-        found = self._lookup.find(inputs, queued=queued, terms=terms)
-        return [self._request(one, with_it, sampling) for one, with_it in zip(inputs, found, strict=True)]
+            return [self._request(row_inputs, None, sampling) for row_inputs in inputs]
+        lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)
+        return [
+            self._request(row_inputs, with_it, sampling) for row_inputs, with_it in zip(inputs, lookups, strict=True)
+        ]
 
-    def _request(self, inputs: Values, found: Found | None, sampling: Sampling | None) -> Request:
+    def _request(self, inputs: Values, lookup_result: LookupResult | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
         if isinstance(skin.output, EmbeddingOutput):
             return self._embedding_request(skin.output, inputs, limit)
-        shown = skin.demonstrations if found is None else found.demonstrations
-        looked_up = None if found is None else found.looked_up
-        given = () if looked_up is None else looked_up.passages
+        shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
+        looked_up = None if lookup_result is None else lookup_result.looked_up
+        passages = () if looked_up is None else looked_up.passages
         common: dict[str, Any] = {**self._common, "looked_up": looked_up}
         if skin.probe is not None:
             tokens = (
                 self._text_tokens(inputs, limit)
                 if self._reads_only
-                else skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
+                else skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
             )
             depth = int(skin.probe.layer.removeprefix("layers."))
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
         if isinstance(skin.output, LabelOutput):
-            ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, given, limit=limit)
+            ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, passages, limit=limit)
             return Score(tuple(ids), continuations, **common)
-        tokens = skin.prompt.tokens(tokenizer, inputs, shown, given, limit=limit)
+        tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
 
     def _embedding_request(self, output: EmbeddingOutput, inputs: Values, limit: int) -> Embed:
@@ -237,18 +241,18 @@ class Predictor(ReadySkin):
 
     def read(self, result: Result, seconds: float = 0.0) -> Prediction:
         """A result of this skin's request, parsed."""
-        found, given = self._parsed(result, seconds), citations(result)
-        return replace(found, passages=given) if given else found
+        prediction, passages = self._parsed(result, seconds), citations(result)
+        return replace(prediction, passages=passages) if passages else prediction
 
     def _parsed(self, result: Result, seconds: float) -> Prediction:
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
         if _writes(output):
-            made = cast(Generation, result)
-            text = made.text
-            whole = isinstance(output, TextOutput) or made.finish_reason == "stop"
-            found = _read(output, text) if whole else text
-            return Prediction(found, text, {}, *counts, finish_reason=made.finish_reason)
+            generation = cast(Generation, result)
+            text = generation.text
+            whole = isinstance(output, TextOutput) or generation.finish_reason == "stop"
+            parsed = _read(output, text) if whole else text
+            return Prediction(parsed, text, {}, *counts, finish_reason=generation.finish_reason)
         if isinstance(output, EmbeddingOutput):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
         if isinstance(output, LabelsOutput):
@@ -259,11 +263,11 @@ class Predictor(ReadySkin):
             label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
-    def embed(self, rows: Asked) -> NDArray[np.float32]:
+    def embed(self, rows: RowsLike) -> NDArray[np.float32]:
         """The vectors of an embedding skin, in order: float32 [N, D]."""
-        given = rows_for(self.skin, rows)
-        vectors = [self.vector(result) for result in self.engine.run(self.requests(given))]
-        return np.array(vectors, dtype=np.float32).reshape(len(given), -1 if vectors else 0)
+        checked_rows = rows_for(self.skin, rows)
+        vectors = [self.vector(result) for result in self.engine.run(self.requests(checked_rows))]
+        return np.array(vectors, dtype=np.float32).reshape(len(checked_rows), -1 if vectors else 0)
 
     def vector(self, result: Result) -> tuple[float, ...]:
         """A result of an embedding skin's request. RequestError for a skin that gives something else."""

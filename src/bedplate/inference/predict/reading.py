@@ -32,8 +32,8 @@ def prompt_of(base: Base, name: str | None = None) -> str:
     if name is None:
         return ""
     if name not in prompts:
-        known = f"it has {', '.join(prompts)}" if prompts else "it has none"
-        raise RequestError(f"{base.name} has no prompt {name!r}; {known}", param="prompt_name")
+        available = f"it has {', '.join(prompts)}" if prompts else "it has none"
+        raise RequestError(f"{base.name} has no prompt {name!r}; {available}", param="prompt_name")
     return prompts[name]
 
 
@@ -53,10 +53,10 @@ def longest(base: Base, truncate: bool | int) -> int | None:
     """How many tokens a text is cut to; None where none is cut. True: as its publisher says, or to the context."""
     if truncate is False:
         return None
-    own = None if base.sentence is None else base.sentence.spec.max_tokens
-    own = own or base.need_tokenizer().max_length
+    max_tokens = None if base.sentence is None else base.sentence.spec.max_tokens
+    max_tokens = max_tokens or base.need_tokenizer().max_length
     whole = base.spec.context_length
-    return min((own or whole) if truncate is True else truncate, whole)
+    return min((max_tokens or whole) if truncate is True else truncate, whole)
 
 
 def embed_requests(
@@ -71,10 +71,10 @@ def embed_requests(
     """One request for each text, or its token ids as they are. `prompt`: what stands before each text. `common`: more
     fields. RequestError for a text without tokens, ContextLengthExceeded for one that the base cannot take whole."""
     skip = _prompt_tokens(base, prompt)
-    inputs = _tokens(base, [prompt + one if isinstance(one, str) else one for one in texts], truncate)
+    inputs = _tokens(base, [prompt + text if isinstance(text, str) else text for text in texts], truncate)
     return [
-        Embed(one.ids, pooling, skip=skip if isinstance(text, str) else 0, **common)
-        for text, one in zip(texts, inputs, strict=True)
+        Embed(encoder_input.ids, pooling, skip=skip if isinstance(text, str) else 0, **common)
+        for text, encoder_input in zip(texts, inputs, strict=True)
     ]
 
 
@@ -82,47 +82,54 @@ def label_requests(base: Base, inputs: Sequence[Read], *, truncate: bool | int =
     """One request for each text or pair."""
     if base.spec.classifier is None:
         raise RequestError(f"{base.name} has no labels of its own; ask a classifier, or a skin", param="model")
-    tells = base.spec.main.token_types > 1
-    return [Label(one.ids, one.types if tells else ()) for one in _tokens(base, inputs, truncate)]
+    has_types = base.spec.main.token_types > 1
+    return [
+        Label(encoder_input.ids, encoder_input.types if has_types else ())
+        for encoder_input in _tokens(base, inputs, truncate)
+    ]
 
 
 def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[EncoderInput]:
-    written = [_written(one) for one in inputs]
-    texts = [one for one in written if one is not None]
+    written = [_written(raw_input) for raw_input in inputs]
+    texts = [text for text in written if text is not None]
     if base.sentence is not None and base.sentence.spec.lower:
         # One character at a time, as the library that did it in training: no letter looks at its neighbours.
-        texts = ["".join(map(str.lower, one)) if isinstance(one, str) else one for one in texts]
+        texts = ["".join(map(str.lower, text)) if isinstance(text, str) else text for text in texts]
     try:
         encoded = iter(base.need_tokenizer().encoder_inputs(texts, longest(base, truncate)) if texts else ())
     except UsageError as error:
         raise RequestError(str(error), param="truncate_prompt_tokens") from error
-    found = [
-        next(encoded) if text is not None else EncoderInput(cast("tuple[int, ...]", one))
-        for one, text in zip(inputs, written, strict=True)
+    encoded_inputs = [
+        next(encoded) if text is not None else EncoderInput(cast("tuple[int, ...]", raw_input))
+        for raw_input, text in zip(inputs, written, strict=True)
     ]
-    for number, one in enumerate(found):
-        if not one.ids:
+    for number, encoder_input in enumerate(encoded_inputs):
+        if not encoder_input.ids:
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
-        if len(one.ids) > base.spec.context_length:
+        if len(encoder_input.ids) > base.spec.context_length:
             raise ContextLengthExceeded(
-                f"input {number} has {len(one.ids):,} tokens; {base.name} reads {base.spec.context_length:,} at most: "
+                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} at most: "
                 "shorten it, or ask for it to be cut",
                 param="input",
             )
-    return found
+    return encoded_inputs
 
 
-def _written(one: Read) -> TextOrPair | None:
+def _written(raw_input: Read) -> TextOrPair | None:
     """The text or pair; None for token ids."""
-    return cast(TextOrPair, one) if isinstance(one, str) or (one and isinstance(one[0], str)) else None
+    return (
+        cast(TextOrPair, raw_input)
+        if isinstance(raw_input, str) or (raw_input and isinstance(raw_input[0], str))
+        else None
+    )
 
 
 def _prompt_tokens(base: Base, prompt: str) -> int:
     """How many first tokens are the prompt's, where these are not to be pooled."""
     if not prompt or base.sentence is None or base.sentence.spec.pools_prompt:
         return 0
-    (found,) = _tokens(base, [prompt], False)
-    return len(found.ids) - (found.ids[-1] in base.need_tokenizer().special_ids)
+    (prompt_input,) = _tokens(base, [prompt], False)
+    return len(prompt_input.ids) - (prompt_input.ids[-1] in base.need_tokenizer().special_ids)
 
 
 def gives_numbers(head: Classifier) -> bool:
@@ -144,11 +151,11 @@ def label_scores(head: Classifier, logits: Sequence[float]) -> list[float]:
 
 def similarities(compared: Similarity, vectors: Sequence[Sequence[float]]) -> list[float]:
     """How near each further vector is to the first one: the higher the nearer, distances with a minus."""
-    query, *others = (np.asarray(vector, dtype=np.float64) for vector in vectors)
+    query, *candidates = (np.asarray(vector, dtype=np.float64) for vector in vectors)
     if compared == "cosine":
         query = query / (np.linalg.norm(query) or 1.0)
-        return [float(query @ other) / (float(np.linalg.norm(other)) or 1.0) for other in others]
+        return [float(query @ candidate) / (float(np.linalg.norm(candidate)) or 1.0) for candidate in candidates]
     if compared == "dot":
-        return [float(query @ other) for other in others]
+        return [float(query @ candidate) for candidate in candidates]
     order = 1 if compared == "manhattan" else 2
-    return [-float(np.linalg.norm(query - other, order)) for other in others]
+    return [-float(np.linalg.norm(query - candidate, order)) for candidate in candidates]

@@ -18,7 +18,7 @@ _MESSAGE_TOKENS = 32
 
 
 @dataclass(frozen=True)
-class Price:
+class TokenPrices:
     """US dollars for a million tokens: read, read from the server's cache, and written."""
 
     input: float = 0.0
@@ -30,10 +30,10 @@ class Price:
         fresh = prompt_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output) / 1e6
 
-    def most(self, messages: Sequence[Mapping[str, str]], max_tokens: int, more: str = "") -> float:
-        """The most that a request can cost: no token is shorter than a byte. more: what else a server may read as part
+    def max_cost(self, messages: Sequence[Mapping[str, str]], max_tokens: int, extra_text: str = "") -> float:
+        """The most that a request can cost: no token is shorter than a byte. extra_text: what else a server may read as part
         of the prompt (a schema)."""
-        size = sum(len(value.encode()) for message in messages for value in message.values()) + len(more.encode())
+        size = sum(len(value.encode()) for message in messages for value in message.values()) + len(extra_text.encode())
         return (size + _MESSAGE_TOKENS * (len(messages) + 1)) * self.input / 1e6 + max_tokens * self.output / 1e6
 
 
@@ -46,7 +46,9 @@ class Account:
     Safe to share between threads.
     """
 
-    def __init__(self, path: Path | None = None, *, price: Price | None = None, max_usd: float | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, *, price: TokenPrices | None = None, max_usd: float | None = None
+    ) -> None:
         if max_usd is not None and price is None:
             raise UsageError(f"spending is to end at max_usd of ${max_usd:g}, but no price is given; give one")
         self.price = price
@@ -74,13 +76,13 @@ class Account:
                 values["alternatives"] = tuple((str(token), float(value)) for token, value in values["alternatives"])
                 answer = RemoteAnswer(**values)
                 # What was asked before a price was known is priced now.
-                self._keep(str(row["key"]), answer, usd or self._usd(answer))
+                self._record(str(row["key"]), answer, usd or self._usd(answer))
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(
                     f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
                 ) from error
 
-    def known(self, key: str) -> RemoteAnswer | None:
+    def cached_answer(self, key: str) -> RemoteAnswer | None:
         """The answer that was paid for already."""
         return self._answers.get(key)
 
@@ -88,9 +90,9 @@ class Account:
         """US dollars that a known answer had cost; None where nobody says."""
         return self._costs[key]
 
-    def most(self, messages: Sequence[Mapping[str, str]], max_tokens: int, more: str = "") -> float:
+    def max_cost(self, messages: Sequence[Mapping[str, str]], max_tokens: int, extra_text: str = "") -> float:
         """The most that a request can cost (`Price.most`); 0 without a price."""
-        return 0.0 if self.price is None else self.price.most(messages, max_tokens, more)
+        return 0.0 if self.price is None else self.price.max_cost(messages, max_tokens, extra_text)
 
     def _usd(self, answer: RemoteAnswer) -> float | None:
         """What an answer cost, from its tokens; without a price, as its server says."""
@@ -100,22 +102,22 @@ class Account:
             return None
         return self.price.usd(answer.prompt_tokens, answer.cached_tokens or 0, answer.completion_tokens)
 
-    def _keep(self, key: str, answer: RemoteAnswer, usd: float | None) -> None:
+    def _record(self, key: str, answer: RemoteAnswer, usd: float | None) -> None:
         self._answers[key], self._costs[key] = answer, usd
         self.spent += usd or 0.0
 
-    def reserve(self, most: float, what: str) -> float:
+    def reserve(self, max_cost: float, description: str) -> float:
         """Put aside what a request may cost, before it is sent. EndpointError (status 402) where it passes the cap."""
         with self._lock:
-            whole = self.spent + self._reserved + most
+            whole = self.spent + self._reserved + max_cost
             if self._max is not None and whole > self._max:
                 raise EndpointError(
-                    f"{what}: another request could take the ${self.spent:.4f} spent so far past max_usd of "
+                    f"{description}: another request could take the ${self.spent:.4f} spent so far past max_usd of "
                     f"${self._max:g}; raise max_usd to continue (answers are kept)",
                     status=402,
                 )
-            self._reserved += most
-        return most
+            self._reserved += max_cost
+        return max_cost
 
     def release(self, reserved: float) -> None:
         """The request was not sent, or refused: it costs nothing."""
@@ -130,7 +132,7 @@ class Account:
         values = asdict(answer) | {"extension": dict(answer.extension)}
         with self._lock:
             self._reserved -= reserved
-            self._keep(key, answer, usd)
+            self._record(key, answer, usd)
             self._write({"key": key, "usd": usd, "answer": values})
 
     def lose(self, key: str, reserved: float, why: str) -> None:

@@ -100,7 +100,7 @@ class Endpoint(Closing):
         """The entries of /v1/models."""
         content = self._send("GET", "/models").json()
         try:
-            return [{**entry, "id": str(entry["id"])} for entry in content["data"]]
+            return [{**model, "id": str(model["id"])} for model in content["data"]]
         except (KeyError, TypeError, ValueError):
             raise EndpointError(f"{self.url}/models does not answer with a list of models") from None
 
@@ -162,18 +162,18 @@ class Endpoint(Closing):
                 before_retry(error)
                 self._sleep(self._wait(None, attempt))
                 continue
-            asked = _retry_after(response.headers.get("retry-after"))
-            wait = self._wait(asked, attempt)
+            retry_after = _retry_after(response.headers.get("retry-after"))
+            wait = self._wait(retry_after, attempt)
             retried = STUMBLES if self._patient else RETRIED
-            if response.status_code not in retried or last or (asked or 0.0) > MAX_WAIT_SECONDS:
-                raise self._error(response, wait if asked is None else asked)
+            if response.status_code not in retried or last or (retry_after or 0.0) > MAX_WAIT_SECONDS:
+                raise self._error(response, wait if retry_after is None else retry_after)
             before_retry(self._error(response, wait))
             self._sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
-    def _wait(self, asked: float | None, attempt: int) -> float:
+    def _wait(self, retry_after: float | None, attempt: int) -> float:
         """Seconds until the next attempt: what the server asked for, or twice as long each time."""
-        wait = min(FIRST_WAIT_SECONDS * 2**attempt, MAX_WAIT_SECONDS) if asked is None else asked
+        wait = min(FIRST_WAIT_SECONDS * 2**attempt, MAX_WAIT_SECONDS) if retry_after is None else retry_after
         return wait * (1 + random.random()) if self._patient else wait
 
     def _error(self, response: httpx.Response, wait: float) -> BedplateError:
@@ -217,7 +217,7 @@ def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteA
             None,
             seconds,
             extension,
-            tuple((str(one["token"]), float(one["logprob"])) for one in first),
+            tuple((str(alternative["token"]), float(alternative["logprob"])) for alternative in first),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(f"{url} sent an answer that is none of the API: {response.text[:80]!r}") from error
@@ -238,7 +238,7 @@ class ChatStream:
 
     def __iter__(self) -> Iterator[str]:
         """Texts as they come. EndpointError where the answer breaks off or is none."""
-        return (piece.text for piece in self.pieces() if piece.kind == "content")
+        return (piece.text for piece in self.pieces() if piece.section == "content")
 
     def pieces(self) -> Iterator[ReplyPiece]:
         """Content and reasoning as they come, under the same errors."""
@@ -247,13 +247,13 @@ class ChatStream:
                 for data in event_data(self._response.iter_bytes()):
                     if data == "[DONE]":
                         break
-                    yield from self._take(data)
+                    yield from self._read_chunk(data)
         finally:
             self.close()
         if self._finish is None:
             raise EndpointError(f"{self._url} ended the answer after {len(self.text):,} characters without saying why")
 
-    def _take(self, data: str) -> list[ReplyPiece]:
+    def _read_chunk(self, data: str) -> list[ReplyPiece]:
         try:
             chunk = json.loads(data)
             if "error" in chunk:
@@ -274,8 +274,8 @@ class ChatStream:
             self._first = time.perf_counter() - self._start
         self.text += text
         self.reasoning += thought
-        found = (ReplyPiece("reasoning", thought), ReplyPiece("content", text))
-        return [piece for piece in found if piece.text]
+        pieces = (ReplyPiece("reasoning", thought), ReplyPiece("content", text))
+        return [piece for piece in pieces if piece.text]
 
     def answer(self) -> RemoteAnswer:
         """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
@@ -303,10 +303,10 @@ class ChatStream:
 def event_data(chunks: Iterable[bytes]) -> Iterator[str]:
     """The data of server-sent events. Only line feeds (and carriage returns before them) end lines: the text of an
     event may hold other characters that Python's `splitlines` would break at."""
-    held, lines = b"", list[str]()
+    buffer, lines = b"", list[str]()
     for chunk in chunks:
-        *whole, held = (held + chunk).split(b"\n")
-        if len(held) > _EVENT_BYTES:
+        *whole, buffer = (buffer + chunk).split(b"\n")
+        if len(buffer) > _EVENT_BYTES:
             raise EndpointError(f"the server sent an event of more than {_EVENT_BYTES:,} bytes")
         for ended in whole:
             line = ended.removesuffix(b"\r")
@@ -329,8 +329,8 @@ def _failures(url: str, stream: ChatStream | None = None) -> Generator[None]:
     except httpx.ConnectError as error:
         raise EndpointError(f"{url} cannot be reached ({error}); is the server running?", status=503) from error
     except httpx.HTTPError as error:
-        got = "" if stream is None else f" after {len(stream.text):,} characters"
-        raise EndpointError(f"{url} broke off its answer{got} ({error})") from error
+        progress = "" if stream is None else f" after {len(stream.text):,} characters"
+        raise EndpointError(f"{url} broke off its answer{progress} ({error})") from error
 
 
 def is_key(text: str) -> bool:

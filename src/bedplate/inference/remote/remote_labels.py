@@ -20,25 +20,25 @@ def read_label(labels: Sequence[str], text: str) -> str | None:
     The answer is the label (whatever the case, and the quotes and punctuation around it), or names exactly one of them
     as whole words; a label within a longer one that is named does not count.
     """
-    said = text.strip()
-    if said in labels:
-        return said
+    reply = text.strip()
+    if reply in labels:
+        return reply
     folded = {normalise(label): label for label in labels}
     if len(folded) < len(labels):  # labels that differ in their case only are read exactly
         folded = {label: label for label in labels}
     else:
-        said = normalise(said)
-    whole = said.strip(_AROUND)
+        reply = normalise(reply)
+    whole = reply.strip(_AROUND)
     if whole in folded:
         return folded[whole]
-    found: set[str] = set()
-    rest = said
+    matches: set[str] = set()
+    remaining = reply
     for name in sorted(folded, key=len, reverse=True):
         pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
-        if re.search(pattern, rest):
-            found.add(folded[name])
-            rest = re.sub(pattern, "\0", rest)
-    return found.pop() if len(found) == 1 else None
+        if re.search(pattern, remaining):
+            matches.add(folded[name])
+            remaining = re.sub(pattern, "\0", remaining)
+    return matches.pop() if len(matches) == 1 else None
 
 
 def label_scores(output: LabelOutput, label: str, answer: RemoteAnswer) -> dict[str, float]:
@@ -49,22 +49,22 @@ def label_scores(output: LabelOutput, label: str, answer: RemoteAnswer) -> dict[
     that it alone begins; a label that none of them begins is as likely as the least of them at most. What an answer
     begins with says nothing of a label that comes later in it.
     """
-    told = answer.extension.get("scores")
-    if isinstance(told, Mapping) and set(told) == set(output.labels):
-        return _normalised(output, [float(told[one]) for one in output.labels])
+    reported_scores = answer.extension.get("scores")
+    if isinstance(reported_scores, Mapping) and set(reported_scores) == set(output.labels):
+        return _normalised(output, [float(reported_scores[candidate]) for candidate in output.labels])
     if not answer.text.strip().casefold().startswith(label.casefold()):
         return {}
     alternatives = answer.alternatives
     mass = dict.fromkeys(output.labels, 0.0)
     for token, logprob in alternatives:
         begun = token.strip().casefold()
-        owners = [one for one in output.labels if begun and one.casefold().startswith(begun)]
+        owners = [candidate for candidate in output.labels if begun and candidate.casefold().startswith(begun)]
         if len(owners) == 1:
             mass[owners[0]] += math.exp(logprob)
     if not any(mass.values()):
         return {}
-    least = math.exp(min(logprob for _, logprob in alternatives))
-    return _normalised(output, [math.log(max(mass[one], least, 1e-30)) for one in output.labels])
+    floor = math.exp(min(logprob for _, logprob in alternatives))
+    return _normalised(output, [math.log(max(mass[candidate], floor, 1e-30)) for candidate in output.labels])
 
 
 def _normalised(output: LabelOutput, totals: Sequence[float]) -> dict[str, float]:

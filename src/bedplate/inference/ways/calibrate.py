@@ -25,16 +25,16 @@ from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import (
     PROMPT,
     ROWS,
-    Part,
+    TimedPart,
     Pass,
-    Trial,
+    PlanTrial,
     made_up,
     read_bytes,
     shortened,
     sweep_bytes,
     timed_as,
 )
-from bedplate.inference.ways.way import Way
+from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec, TransformerSpec
@@ -60,57 +60,67 @@ than a sum memory is read."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class PlanTimings:
     """Seconds of passes of a whole base, by way. dropped: ways that were given up, after their first turn or (brief)
     before there were times of all their passes. brief: the use for which it ended as soon as its fastest way was clear;
     the times themselves need not have agreed."""
 
-    seconds: Mapping[Way, Mapping[Pass, float]]
-    dropped: tuple[Way, ...] = ()
+    seconds: Mapping[ExecutionPlan, Mapping[Pass, float]]
+    dropped: tuple[ExecutionPlan, ...] = ()
     brief: Use | None = None
 
-    def cost(self, way: Way, use: Use = "generate") -> float:
+    def cost(self, backend: ExecutionPlan, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
         sequences that are decoded together. For "score" such a prompt and a short one of a quarter of its tokens, in
         which what a pass costs by itself counts: its time lies between one token's and the long one's. For encoders,
         of which prompts alone are timed, the long one."""
-        one = self.seconds[way]
-        if "decode_1" not in one:
-            return one["prefill"]
+        pass_seconds = self.seconds[backend]
+        if "decode_1" not in pass_seconds:
+            return pass_seconds["prefill"]
         if use == "score":
-            return one["prefill"] + one["decode_1"] + SHORT * (one["prefill"] - one["decode_1"])
-        return 2 * one["prefill"] + ANSWER * (one["decode_1"] + one["decode_16"] / ROWS["decode_16"])
+            return (
+                pass_seconds["prefill"]
+                + pass_seconds["decode_1"]
+                + SHORT * (pass_seconds["prefill"] - pass_seconds["decode_1"])
+            )
+        return 2 * pass_seconds["prefill"] + ANSWER * (
+            pass_seconds["decode_1"] + pass_seconds["decode_16"] / ROWS["decode_16"]
+        )
 
-    def rate(self, way: Way, of: Pass) -> float | None:
+    def rate(self, backend: ExecutionPlan, of: Pass) -> float | None:
         """Tokens a second of a pass, over all its rows; None where the base has no such pass."""
         tokens = ROWS.get(of, PROMPT)
-        return tokens / self.seconds[way][of] if of in self.seconds[way] else None
+        return tokens / self.seconds[backend][of] if of in self.seconds[backend] else None
 
-    def fastest(self, ways: Sequence[Way], use: Use = "generate") -> Way:
+    def fastest(self, backends: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
         """The way whose mix takes least time; of equal ones the first. Torch's own ways are candidates like the others,
         so that what is chosen is never slower than the best of them in this measurement."""
-        return min((way for way in ways if way in self.seconds), key=lambda way: self.cost(way, use))
+        return min(
+            (backend for backend in backends if backend in self.seconds), key=lambda backend: self.cost(backend, use)
+        )
 
 
-def measured(spec: TextSpec, ways: Sequence[Way], *, brief: Use | None = None, again: bool = False) -> Measured:
+def measured(
+    spec: TextSpec, backends: Sequence[ExecutionPlan], *, brief: Use | None = None, remeasure: bool = False
+) -> PlanTimings:
     """The measurement of these ways for a base of this architecture on this machine's CPU: read, or made now.
 
     Every way must be possible here. brief: only the fastest way for this use is asked for; somebody waits for it. Who
-    asks for the times themselves later has them measured anew. again: whatever was kept.
+    asks for the times themselves later has them measured anew. remeasure: whatever was kept.
     """
     spec = timed_as(spec)
     return measured_once(
         "ways",
-        _key(spec, ways),
-        lambda: measure(spec, ways, brief),
+        _key(spec, backends),
+        lambda: measure(spec, backends, brief),
         _to_json,
-        lambda found: _from_json(found, ways, brief),
-        again=again,
+        lambda record: _from_json(record, backends, brief),
+        remeasure=remeasure,
     )
 
 
-def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
-    library = load() if any(way.kernel == "native" for way in ways) else ""
+def _key(spec: TransformerSpec, backends: Sequence[ExecutionPlan]) -> dict[str, Any]:
+    library = load() if any(backend.kernel == "native" for backend in backends) else ""
     return {
         "version": VERSION,
         "cpu": processor_kind(),
@@ -119,77 +129,87 @@ def _key(spec: TransformerSpec, ways: Sequence[Way]) -> dict[str, Any]:
         "threads": [engine_threads(), torch.get_num_threads()],
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability(), *map(os.environ.get, _MASKS)],
         "spec": spec.key(),
-        "ways": [list(way) for way in ways],
+        "ways": [list(backend) for backend in backends],
     }
 
 
-def _to_json(found: Measured) -> dict[str, Any]:
-    seconds = [[list(way), dict(times)] for way, times in found.seconds.items()]
-    return {"seconds": seconds, "dropped": [list(way) for way in found.dropped], "brief": found.brief}
+def _to_json(measurement: PlanTimings) -> dict[str, Any]:
+    seconds = [[list(backend), dict(times)] for backend, times in measurement.seconds.items()]
+    return {
+        "seconds": seconds,
+        "dropped": [list(backend) for backend in measurement.dropped],
+        "brief": measurement.brief,
+    }
 
 
-def _from_json(record: Mapping[str, Any], ways: Sequence[Way], brief: Use | None) -> Measured:
+def _from_json(record: Mapping[str, Any], backends: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
     """The inverse of `_to_json`. ValueError and the like for what is not a measurement of these ways, or is too brief
     for what is asked."""
     if record["brief"] not in (None, brief):
         raise ValueError("a measurement for another use")
-    seconds = {Way(*way): _times(times) for way, times in record["seconds"]}
-    dropped = tuple(Way(*way) for way in record["dropped"])
-    told = set(seconds) if record["brief"] is None else {*seconds, *dropped}
-    if told != set(ways) or len({frozenset(times) for times in seconds.values()}) != 1:
+    seconds = {ExecutionPlan(*backend): _times(times) for backend, times in record["seconds"]}
+    dropped = tuple(ExecutionPlan(*backend) for backend in record["dropped"])
+    covered = set(seconds) if record["brief"] is None else {*seconds, *dropped}
+    if covered != set(backends) or len({frozenset(times) for times in seconds.values()}) != 1:
         raise ValueError("another measurement")
-    return Measured(seconds, dropped, record["brief"])
+    return PlanTimings(seconds, dropped, record["brief"])
 
 
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
     """Of all passes, or, for a base that only reads, of prompts alone."""
     passes: tuple[Pass, ...] = (*ROWS, "prefill")
-    found: dict[Pass, float] = {one: float(times[one]) for one in (passes if len(times) > 1 else ("prefill",))}
-    if not all(math.isfinite(value) and value > 0 for value in found.values()):
+    seconds: dict[Pass, float] = {
+        pass_name: float(times[pass_name]) for pass_name in (passes if len(times) > 1 else ("prefill",))
+    }
+    if not all(math.isfinite(value) and value > 0 for value in seconds.values()):
         raise ValueError("a time that cannot be")
-    return found
+    return seconds
 
 
-def measure(spec: TransformerSpec, ways: Sequence[Way], brief: Use | None = None) -> Measured:
+def measure(spec: TransformerSpec, backends: Sequence[ExecutionPlan], brief: Use | None = None) -> PlanTimings:
     """Measures these ways now, by turns: in some tenths of a second for bases of a few hundred million weights, in some
     seconds where other work keeps the times from agreeing. brief: see `measured`."""
     short, models = shortened(spec), dict[str, Model]()
     with ExitStack() as stack:
 
-        def opened(way: Way) -> Trial:
-            if way.dtype not in models:
-                models[way.dtype] = made_up(short, DTYPES[way.dtype])
-            return stack.enter_context(closing(Trial(spec, way, engine_threads(), models[way.dtype])))
+        def opened(backend: ExecutionPlan) -> PlanTrial:
+            if backend.dtype not in models:
+                models[backend.dtype] = made_up(short, DTYPES[backend.dtype])
+            return stack.enter_context(closing(PlanTrial(spec, backend, engine_threads(), models[backend.dtype])))
 
         if brief is None:
-            return by_turns({way: opened(way) for way in ways}, time.perf_counter)
-        return quickest(spec, ways, opened, time.perf_counter, brief)
+            return by_turns({backend: opened(backend) for backend in backends}, time.perf_counter)
+        return quickest(spec, backends, opened, time.perf_counter, brief)
 
 
 def quickest(
-    spec: TransformerSpec, ways: Sequence[Way], opened: Callable[[Way], Trial], clock: Callable[[], float], use: Use
-) -> Measured:
+    spec: TransformerSpec,
+    backends: Sequence[ExecutionPlan],
+    opened: Callable[[ExecutionPlan], PlanTrial],
+    clock: Callable[[], float],
+    use: Use,
+) -> PlanTimings:
     """The fastest way for one use, by as little measuring as tells it: what reads least comes first, and each other is
     given up as soon as what is known of its passes takes longer. Those that are left take turns."""
-    trials: dict[Way, Trial] = {}
-    times: dict[Way, dict[tuple[Pass, str], float]] = {}
+    trials: dict[ExecutionPlan, PlanTrial] = {}
+    times: dict[ExecutionPlan, dict[tuple[Pass, str], float]] = {}
     swept, best = _Swept(clock), math.inf
-    for way in sorted(ways, key=lambda way: (way.kernel == "torch", read_bytes(spec, way))):
-        step = swept.least(read_bytes(spec, way))
-        if step and best < Measured({way: dict.fromkeys((*ROWS, "prefill"), step)}).cost(way, use):
+    for backend in sorted(backends, key=lambda candidate: (candidate.kernel == "torch", read_bytes(spec, candidate))):
+        step = swept.min_seconds(read_bytes(spec, backend))
+        if step and best < PlanTimings({backend: dict.fromkeys((*ROWS, "prefill"), step)}).cost(backend, use):
             continue
-        trial = opened(way)
-        found = _glance(way, trial, best, swept, use)
-        if found is not None:
-            trials[way], times[way] = trial, found
-            best = min(best, _known(way, trial, found, use))
+        trial = opened(backend)
+        part_times = _glance(backend, trial, best, swept, use)
+        if part_times is not None:
+            trials[backend], times[backend] = trial, part_times
+            best = min(best, _lower_bound(backend, trial, part_times, use))
     if len(trials) == 1:
-        [(way, trial)] = trials.items()
-        seconds, late, said = {way: trial.seconds(times[way])}, (), use
+        [(backend, trial)] = trials.items()
+        seconds, late, measured_use = {backend: trial.seconds(times[backend])}, (), use
     else:
-        seconds, late, said = (turns := by_turns(trials, clock, use)).seconds, turns.dropped, turns.brief
-    dropped = tuple(way for way in ways if way not in seconds or way in late)
-    return Measured(seconds, dropped, use if len(seconds) < len(ways) else said)
+        seconds, late, measured_use = (turns := by_turns(trials, clock, use)).seconds, turns.dropped, turns.brief
+    dropped = tuple(backend for backend in backends if backend not in seconds or backend in late)
+    return PlanTimings(seconds, dropped, use if len(seconds) < len(backends) else measured_use)
 
 
 class _Swept:
@@ -204,13 +224,15 @@ class _Swept:
             self._memory[: size // 4].sum()
             self._speed = max(self._speed, size / max(self.clock() - start, 1e-9))
 
-    def least(self, size: int) -> float:
+    def min_seconds(self, size: int) -> float:
         """Seconds that reading so much takes at least, as far as it is known: 0 before anything was read. The last
         cache may hold a part of it, and a kernel may read somewhat faster than a sum."""
         return max(size - self._memory.nbytes, 0) / (_FASTER * self._speed) if self._speed else 0.0
 
 
-def _glance(way: Way, trial: Trial, best: float, swept: _Swept, use: Use) -> dict[tuple[Pass, str], float] | None:
+def _glance(
+    backend: ExecutionPlan, trial: PlanTrial, best: float, swept: _Swept, use: Use
+) -> dict[tuple[Pass, str], float] | None:
     """Times of a trial's parts, a few runs of each while they are longer than they may be; None where they stay so."""
     times: dict[tuple[Pass, str], float] = {}
     for part in trial.parts:
@@ -222,51 +244,57 @@ def _glance(way: Way, trial: Trial, best: float, swept: _Swept, use: Use) -> dic
             part.run()
             at = part.of, part.name
             times[at] = min(times.get(at, math.inf), max(swept.clock() - start, 1e-9))
-            known = _known(way, trial, times, use)
-            if known > _HOPELESS * best:
+            lower_bound = _lower_bound(backend, trial, times, use)
+            if lower_bound > _HOPELESS * best:
                 return None
-            if known <= _CLEAR * best:
+            if lower_bound <= _CLEAR * best:
                 break
         else:
             return None
     return times
 
 
-def _known(way: Way, trial: Trial, times: Mapping[tuple[Pass, str], float], use: Use) -> float:
+def _lower_bound(backend: ExecutionPlan, trial: PlanTrial, times: Mapping[tuple[Pass, str], float], use: Use) -> float:
     """What the mix takes at least by these times of parts: no pass takes less than one of a single token."""
-    found = trial.seconds(times)
-    if not found:
+    pass_seconds = trial.seconds(times)
+    if not pass_seconds:
         return 0.0
-    if "decode_1" in found:
-        found = dict.fromkeys((*ROWS, "prefill"), found["decode_1"]) | found
-    return Measured({way: found}).cost(way, use)
+    if "decode_1" in pass_seconds:
+        pass_seconds = dict.fromkeys((*ROWS, "prefill"), pass_seconds["decode_1"]) | pass_seconds
+    return PlanTimings({backend: pass_seconds}).cost(backend, use)
 
 
-def by_turns(trials: Mapping[Way, Trial], clock: Callable[[], float], brief: Use | None = None) -> Measured:
+def by_turns(
+    trials: Mapping[ExecutionPlan, PlanTrial], clock: Callable[[], float], brief: Use | None = None
+) -> PlanTimings:
     """Times every part of every trial, by turns, until the two best times of each agree or patience ends; brief: or,
     for this use, one way is clearly the fastest."""
     swept = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
-    times: dict[Way, dict[tuple[Pass, str], list[float]]] = {way: {} for way in trials}
+    times: dict[ExecutionPlan, dict[tuple[Pass, str], list[float]]] = {backend: {} for backend in trials}
     running, until = list(trials), clock() + _LONGEST
 
-    def found(brief: Use | None = None) -> Measured:
-        seconds = {way: trials[way].seconds({at: best[0] for at, best in times[way].items()}) for way in trials}
-        return Measured(seconds, tuple(way for way in trials if way not in running), brief)
+    def collect(brief: Use | None = None) -> PlanTimings:
+        seconds = {
+            backend: trials[backend].seconds({at: best[0] for at, best in times[backend].items()}) for backend in trials
+        }
+        return PlanTimings(seconds, tuple(backend for backend in trials if backend not in running), brief)
 
     for turn in range(_TURNS):
-        for way in running:
-            _take_turn(trials[way].parts, times[way], swept, clock, first=not turn)
+        for backend in running:
+            _take_turn(trials[backend].parts, times[backend], swept, clock, first=not turn)
         if not turn:
-            running = _hopeful(found(), running)
-        elif clock() >= until or all(best[1] <= _AGREE * best[0] for way in running for best in times[way].values()):
+            running = _hopeful(collect(), running)
+        elif clock() >= until or all(
+            best[1] <= _AGREE * best[0] for backend in running for best in times[backend].values()
+        ):
             break
-        elif brief is not None and turn + 1 >= _GLANCES and _clear(found(), brief):
-            return found(brief)
-    return found()
+        elif brief is not None and turn + 1 >= _GLANCES and _clear(collect(), brief):
+            return collect(brief)
+    return collect()
 
 
 def _take_turn(
-    parts: Sequence[Part],
+    parts: Sequence[TimedPart],
     times: dict[tuple[Pass, str], list[float]],
     swept: Tensor,
     clock: Callable[[], float],
@@ -285,20 +313,20 @@ def _take_turn(
         best[:] = sorted((*best, max(clock() - start, 1e-9)))[:2]
 
 
-def _clear(found: Measured, use: Use) -> bool:
+def _clear(measurement: PlanTimings, use: Use) -> bool:
     """Whether one way is so far ahead that a few more turns would not put another before it."""
-    best, *others = sorted(found.cost(way, use) for way in found.seconds)
-    return not others or best * _CLEAR <= others[0]
+    best, *slower = sorted(measurement.cost(backend, use) for backend in measurement.seconds)
+    return not slower or best * _CLEAR <= slower[0]
 
 
-def _hopeful(found: Measured, ways: Sequence[Way]) -> list[Way]:
+def _hopeful(measurement: PlanTimings, backends: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
     """The ways that are not far behind the best in both uses. The best of torch's stays: what is chosen is said against
     it."""
-    kept: list[Way] = []
-    torch_ways = [way for way in ways if way.kernel == "torch"]
+    hopeful: list[ExecutionPlan] = []
+    torch_ways = [backend for backend in backends if backend.kernel == "torch"]
     uses: tuple[Use, ...] = ("generate", "score")
     for use in uses:
-        limit = _HOPELESS * found.cost(found.fastest(ways, use), use)
-        kept += [way for way in ways if found.cost(way, use) <= limit]
-        kept += [found.fastest(torch_ways, use)] if torch_ways else []
-    return [way for way in ways if way in kept]
+        limit = _HOPELESS * measurement.cost(measurement.fastest(backends, use), use)
+        hopeful += [backend for backend in backends if measurement.cost(backend, use) <= limit]
+        hopeful += [measurement.fastest(torch_ways, use)] if torch_ways else []
+    return [backend for backend in backends if backend in hopeful]

@@ -24,11 +24,11 @@ from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.native.packed import WeightFormat, unsupported
-from bedplate.inference.native.sources import takes
-from bedplate.inference.ways.calibrate import Measured, Use, measured
+from bedplate.inference.native.sources import accepts_blocks
+from bedplate.inference.ways.calibrate import PlanTimings, Use, measured
 from bedplate.inference.ways.threads import engine_threads
 from bedplate.inference.ways.trial import read_bytes
-from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights, asked_ways
+from bedplate.inference.ways.way import QUANTISED, Kernel, ExecutionPlan, Weights, asked_ways
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks
@@ -39,7 +39,7 @@ from bedplate.models.specs import TextSpec
 
 log = logging.getLogger("bedplate.inference")
 
-TELLS = 1.03
+TIE_RATIO = 1.03
 """Times as long; ways that differ by less are not told apart."""
 
 
@@ -47,26 +47,35 @@ TELLS = 1.03
 class Choice:
     """A way, why it is this one, and what was measured for it (None: there was no choice)."""
 
-    way: Way
+    backend: ExecutionPlan
     why: str
-    measured: Measured | None = None
+    measured: PlanTimings | None = None
 
 
 def choose(
-    spec: TextSpec, ways: Sequence[Way], device: torch.device, use: Use = "generate", *, loaded: bool = False
+    spec: TextSpec,
+    backends: Sequence[ExecutionPlan],
+    device: torch.device,
+    use: Use = "generate",
+    *,
+    loaded: bool = False,
 ) -> Choice:
     """The fastest of these ways on this machine. loaded: the module is in memory already, so that only what lies beside
     it needs room. UsageError where none can be had, with the reason."""
-    reasons = {way: impossible(spec, way, device) for way in ways}
-    possible = [way for way in ways if reasons[way] is None]
+    reasons = {backend: impossible(spec, backend, device) for backend in backends}
+    possible = [backend for backend in backends if reasons[backend] is None]
     if not possible:
-        raise UsageError(f"{ways[0]} cannot run here: {reasons[ways[0]]}")
-    library = load() if len(possible) < len(ways) and device.type == "cpu" else None
+        raise UsageError(f"{backends[0]} cannot run here: {reasons[backends[0]]}")
+    library = load() if len(possible) < len(backends) and device.type == "cpu" else None
     if isinstance(library, str) and library in reasons.values():
         _warn()
     # On torch they are for where the native kernel cannot be had: what needs no measurement is not measured.
-    native = {way.weights for way in possible if way.kernel == "native"}
-    possible = [way for way in possible if way.kernel == "native" or way.weights not in native & QUANTISED.keys()]
+    native = {backend.weights for backend in possible if backend.kernel == "native"}
+    possible = [
+        backend
+        for backend in possible
+        if backend.kernel == "native" or backend.weights not in native & QUANTISED.keys()
+    ]
     if device.type != "cpu":
         return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
     if len(possible) == 1:
@@ -74,18 +83,18 @@ def choose(
     possible, left_out = fitting(spec, possible, loaded=loaded)
     if len(possible) == 1:
         return Choice(possible[0], f"the only way that memory has room for; {left_out}")
-    found = measured(spec, possible, brief=use)
-    best = pick(spec, found, possible, use)
-    said = why(found, best, possible, use)
-    return Choice(best, f"{said}; {left_out}" if left_out else said, found)
+    measurement = measured(spec, possible, brief=use)
+    best = pick(spec, measurement, possible, use)
+    reason = why(measurement, best, possible, use)
+    return Choice(best, f"{reason}; {left_out}" if left_out else reason, measurement)
 
 
-def needs(spec: TextSpec, way: Way, *, loaded: bool = False) -> int:
-    """Bytes of a base's weights in this way: the module's (unless it is loaded), and beside them what was packed."""
-    packed = read_bytes(spec.main, way) if way.kernel == "native" or way.weights in QUANTISED else 0
+def needs(spec: TextSpec, backend: ExecutionPlan, *, loaded: bool = False) -> int:
+    """Bytes of a base's weights in this backend: the module's (unless it is loaded), and beside them what was packed."""
+    packed = read_bytes(spec.main, backend) if backend.kernel == "native" or backend.weights in QUANTISED else 0
     if loaded:
         return packed
-    return _parameters(spec) * DTYPES[way.dtype].itemsize + packed
+    return _parameters(spec) * DTYPES[backend.dtype].itemsize + packed
 
 
 @lru_cache(maxsize=8)
@@ -93,43 +102,59 @@ def _parameters(spec: TextSpec) -> int:
     return sum(p.numel() for p in build(spec, device="meta").parameters())
 
 
-def fitting(spec: TextSpec, ways: Sequence[Way], *, loaded: bool = False) -> tuple[list[Way], str]:
+def fitting(
+    spec: TextSpec, backends: Sequence[ExecutionPlan], *, loaded: bool = False
+) -> tuple[list[ExecutionPlan], str]:
     """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
     free = free_bytes()
-    sizes = {way: needs(spec, way, loaded=loaded) for way in ways}
-    fit = [way for way in ways if free is None or sizes[way] <= free] or [min(ways, key=lambda way: sizes[way])]
-    out = [f"{way} would take {sizes[way] / 1e9:.1f} GB" for way in ways if way not in fit]
+    sizes = {backend: needs(spec, backend, loaded=loaded) for backend in backends}
+    fit = [backend for backend in backends if free is None or sizes[backend] <= free] or [
+        min(backends, key=lambda candidate: sizes[candidate])
+    ]
+    out = [f"{backend} would take {sizes[backend] / 1e9:.1f} GB" for backend in backends if backend not in fit]
     return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
 
 
-def pick(spec: TextSpec, found: Measured, ways: Sequence[Way], use: Use = "generate") -> Way:
+def pick(
+    spec: TextSpec, measurement: PlanTimings, backends: Sequence[ExecutionPlan], use: Use = "generate"
+) -> ExecutionPlan:
     """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
     memory."""
-    best = found.cost(found.fastest(ways, use), use)
-    level = [way for way in ways if way in found.seconds and found.cost(way, use) <= TELLS * best]
-    return min(level, key=lambda way: (needs(spec, way), found.cost(way, use)))
+    best = measurement.cost(measurement.fastest(backends, use), use)
+    level = [
+        backend
+        for backend in backends
+        if backend in measurement.seconds and measurement.cost(backend, use) <= TIE_RATIO * best
+    ]
+    return min(level, key=lambda backend: (needs(spec, backend), measurement.cost(backend, use)))
 
 
-def why(found: Measured, best: Way, ways: Sequence[Way], use: Use) -> str:
+def why(measurement: PlanTimings, best: ExecutionPlan, backends: Sequence[ExecutionPlan], use: Use) -> str:
     """The chosen way against the next one and against torch's best, in words."""
-    reads = use == "score" or "decode_1" not in found.seconds[best]
+    reads = use == "score" or "decode_1" not in measurement.seconds[best]
     mix = "prompts" if reads else "a prompt and an answer"
-    said = [f"measured fastest for {mix}"]
-    others = sorted((way for way in ways if way != best and way in found.seconds), key=lambda one: found.cost(one, use))
-    torch_best = next((way for way in others if way.kernel == "torch"), None)
-    shown = others[:1] if torch_best in (None, *others[:1]) else [others[0], torch_best]
-    if len(found.seconds) < len(ways):
-        slower = [str(way) for way in ways if way not in found.seconds]
-        said.append(f"ruled out as slower before every pass was timed: {', '.join(slower)}")
-    said += [f"{way} takes {found.cost(way, use) / found.cost(best, use):.2f} times as long" for way in shown]
-    return "; ".join(said)
+    sentences = [f"measured fastest for {mix}"]
+    runners_up = sorted(
+        (backend for backend in backends if backend != best and backend in measurement.seconds),
+        key=lambda candidate: measurement.cost(candidate, use),
+    )
+    torch_best = next((backend for backend in runners_up if backend.kernel == "torch"), None)
+    shown = runners_up[:1] if torch_best in (None, *runners_up[:1]) else [runners_up[0], torch_best]
+    if len(measurement.seconds) < len(backends):
+        slower = [str(backend) for backend in backends if backend not in measurement.seconds]
+        sentences.append(f"ruled out as slower before every pass was timed: {', '.join(slower)}")
+    sentences += [
+        f"{backend} takes {measurement.cost(backend, use) / measurement.cost(best, use):.2f} times as long"
+        for backend in shown
+    ]
+    return "; ".join(sentences)
 
 
-def impossible(spec: TextSpec, way: Way, device: torch.device) -> str | None:
+def impossible(spec: TextSpec, backend: ExecutionPlan, device: torch.device) -> str | None:
     """Why a base of this architecture cannot be run in this way here, or None if it can."""
-    if way.kernel == "torch":
+    if backend.kernel == "torch":
         return None
-    return unsupported(spec, DTYPES[way.dtype], device)
+    return unsupported(spec, DTYPES[backend.dtype], device)
 
 
 @cache
@@ -143,10 +168,10 @@ def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
     cannot, run them. The base itself stays what it is."""
     if weights not in QUANTISED or kernel == "native":
         return base
-    native = Way(dtype_name(base.dtype), "native", weights)
+    native = ExecutionPlan(dtype_name(base.dtype), "native", weights)
     if kernel == "auto" and impossible(base.spec, native, base.device) is None:
         return base
-    return replace(base, held=quantised(base.model, QUANTISED[weights]))
+    return replace(base, raw_model=quantised(base.model, QUANTISED[weights]))
 
 
 def choose_forward(
@@ -162,12 +187,12 @@ def choose_forward(
 
     Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
     """
-    own = dtype_name(base.dtype)
+    base_dtype = dtype_name(base.dtype)
     if torch_forward.weights in QUANTISED and torch_forward.weights == weights and kernel != "native":
         return torch_forward
     asked_quantised = weights in QUANTISED
-    if weights != "auto" and not asked_quantised and weights != own:
-        raise UsageError(f"{base.name} was loaded as {own}; load it as {weights} to run with {weights} weights")
+    if weights != "auto" and not asked_quantised and weights != base_dtype:
+        raise UsageError(f"{base.name} was loaded as {base_dtype}; load it as {weights} to run with {weights} weights")
     if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
         if kernel == "native" or asked_quantised:
             raise UsageError(
@@ -176,27 +201,27 @@ def choose_forward(
             )
         return torch_forward
     try:
-        ways = asked_ways((own,), dtype=own, weights=weights, kernel=kernel)
-        way = choose(base.spec, ways, base.device, loaded=True).way
+        backends = asked_ways((base_dtype,), dtype=base_dtype, weights=weights, kernel=kernel)
+        backend = choose(base.spec, backends, base.device, loaded=True).backend
     except UsageError as error:
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
-    if way.kernel == "torch":
+    if backend.kernel == "torch":
         return torch_forward
     assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", way.weights)
+    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", backend.weights)
     return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 
-def left_in_file(way: Way) -> Leave | None:
-    """What need not be read for a base that is run in this way: the matrices that the kernel takes in their own blocks.
+def left_in_file(backend: ExecutionPlan) -> Leave | None:
+    """What need not be read for a base that is run in this backend: the matrices that the kernel takes in their own blocks.
     (Of the token table it reads rows.)"""
-    if way.kernel != "native" or way.weights not in QUANTISED:
+    if backend.kernel != "native" or backend.weights not in QUANTISED:
         return None
 
-    def leave(model: Model, kinds: Mapping[str, str]) -> Collection[str]:
+    def leave(model: Model, block_types: Mapping[str, str]) -> Collection[str]:
         names = {matrix.name for matrix in matrices(cast("Stack", model))} - {"embedding.weight"}
-        return {name for name in names & kinds.keys() if takes(kinds[name], way.weights)}
+        return {name for name in names & block_types.keys() if accepts_blocks(block_types[name], backend.weights)}
 
     return leave
 

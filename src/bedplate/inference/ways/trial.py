@@ -22,7 +22,7 @@ from bedplate.inference.forward.native import NativeForward, native_forward
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.packed import WeightFormat
-from bedplate.inference.ways.way import QUANTISED, Way
+from bedplate.inference.ways.way import QUANTISED, ExecutionPlan
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 from bedplate.models.model import Model
@@ -44,7 +44,7 @@ _BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its mi
 
 
 @dataclass(frozen=True)
-class Part:
+class TimedPart:
     """A timed run. name: "fixed", "blocks" or "head" of a pass, each with what comes before it. sweep: bytes that are
     read before each run."""
 
@@ -60,7 +60,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class _Made:
+class _SyntheticBase:
     """A base of made-up weights, as far as a forward pass needs one."""
 
     model: Model
@@ -68,59 +68,59 @@ class _Made:
     device: torch.device
 
 
-class Trial:
+class PlanTrial:
     """One way of one base, ready to be timed. model: `made_up` of its `shortened` spec in the way's dtype, which ways
     may share. Close it."""
 
-    def __init__(self, spec: TransformerSpec, way: Way, threads: int, model: Model | None = None) -> None:
-        self.way, self.whole = way, spec
+    def __init__(self, spec: TransformerSpec, backend: ExecutionPlan, threads: int, model: Model | None = None) -> None:
+        self.backend, self.whole = backend, spec
         self.short = shortened(spec)
-        dtype = DTYPES[way.dtype]
+        dtype = DTYPES[backend.dtype]
         model = model or made_up(self.short, dtype)
-        made = _Made(model, dtype, torch.device("cpu"))
+        base = _SyntheticBase(model, dtype, torch.device("cpu"))
         self._native: NativeForward | None = None
         cache = self._cache = None
         generates = "generate" in model.can
         self._context = min(CONTEXT, self.short.context_length - 1)
         if generates:
-            cache = self._cache = SlotCache(self.short, dtype, made.device)
+            cache = self._cache = SlotCache(self.short, dtype, base.device)
             cache.reserve({max(ROWS.values()) - 1: self._context + 1})
-        self._forward: Forward = TorchForward(made, None, cache)
-        if way.kernel == "native":
+        self._forward: Forward = TorchForward(base, None, cache)
+        if backend.kernel == "native":
             self._forward = self._native = native_forward(
                 model,
-                cast("WeightFormat", way.weights),
-                _made_up_blocks(model, way.weights),
+                cast("WeightFormat", backend.weights),
+                _made_up_blocks(model, backend.weights),
                 None,
                 cache,
                 threads=threads,
             )
-        self._left_out = read_bytes(spec, way) - read_bytes(self.short, way)
+        self._left_out = read_bytes(spec, backend) - read_bytes(self.short, backend)
         self.parts = tuple(self._decoder_parts() if generates else self._encoder_parts())
 
-    def _decoder_parts(self) -> list[Part]:
+    def _decoder_parts(self) -> list[TimedPart]:
         base = Loaded(None)
-        found: list[Part] = []
+        parts: list[TimedPart] = []
         layers = self.short.layers
         for of, rows in ROWS.items():
             spans = [Span(row, self._context, 1) for row in range(rows)]
             adapters = [base] * rows
-            found.append(self._part(of, "head", FlatBatch([0] * rows, spans, adapters, range(rows))))
-            found.append(self._part(of, "blocks", FlatBatch([0] * rows, spans, adapters, [], layers)))
-            found.append(self._part(of, "fixed", FlatBatch([0] * rows, spans, adapters, [], 0)))
+            parts.append(self._part(of, "head", FlatBatch([0] * rows, spans, adapters, range(rows))))
+            parts.append(self._part(of, "blocks", FlatBatch([0] * rows, spans, adapters, [], layers)))
+            parts.append(self._part(of, "fixed", FlatBatch([0] * rows, spans, adapters, [], 0)))
         prompt = min(PROMPT, self.short.context_length)
         tokens = [i % self.short.vocab_size for i in range(prompt)]
         # Long enough with one block; short passes are less often disturbed by other work.
-        found.append(self._part("prefill", "blocks", FlatBatch(tokens, [Span(0, 0, prompt)], [base], [], 1)))
-        return found
+        parts.append(self._part("prefill", "blocks", FlatBatch(tokens, [Span(0, 0, prompt)], [base], [], 1)))
+        return parts
 
-    def _encoder_parts(self) -> list[Part]:
+    def _encoder_parts(self) -> list[TimedPart]:
         base = Loaded(None)
         spans = [Span(0, 0, min(length, self.short.context_length)) for length in _DOCUMENTS]
         tokens = [i % self.short.vocab_size for span in spans for i in range(span.length)]
         return [self._part("prefill", "blocks", FlatBatch(tokens, spans, [base] * len(spans), [], 1))]
 
-    def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> Part:
+    def _part(self, of: Pass, name: Literal["fixed", "blocks", "head"], batch: FlatBatch) -> TimedPart:
         forward = self._forward
 
         cache = self._cache
@@ -132,22 +132,22 @@ class Trial:
             with torch.inference_mode():
                 forward(batch)
 
-        return Part(of, name, run, min(max(self._left_out, 0), sweep_bytes()) if of != "prefill" else 0)
+        return TimedPart(of, name, run, min(max(self._left_out, 0), sweep_bytes()) if of != "prefill" else 0)
 
     def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
         """Seconds of each pass of the whole base whose parts were all timed: a step of so many rows, a prompt of PROMPT
         tokens (an encoder's documents of as many tokens together)."""
         blocks = product_weights(self.whole) / product_weights(self.short)
         head = _head_weights(self.whole) / max(_head_weights(self.short), 1)
-        found: dict[Pass, float] = {}
+        pass_seconds: dict[Pass, float] = {}
         for of in ROWS:
             fixed, upto, whole = (best.get((of, name)) for name in ("fixed", "blocks", "head"))
             if fixed is None or upto is None or whole is None:
                 continue
-            found[of] = fixed + max(upto - fixed, 0.0) * blocks + max(whole - max(upto, fixed), 0.0) * head
+            pass_seconds[of] = fixed + max(upto - fixed, 0.0) * blocks + max(whole - max(upto, fixed), 0.0) * head
         if ("prefill", "blocks") in best:
-            found["prefill"] = best["prefill", "blocks"] * blocks * self.short.layers
-        return found
+            pass_seconds["prefill"] = best["prefill", "blocks"] * blocks * self.short.layers
+        return pass_seconds
 
     def close(self) -> None:
         """Frees what the kernel holds."""
@@ -172,10 +172,10 @@ def product_weights(spec: TransformerSpec) -> int:
     return block_weights(spec) * spec.layers
 
 
-def read_bytes(spec: TransformerSpec, way: Way) -> int:
+def read_bytes(spec: TransformerSpec, backend: ExecutionPlan) -> int:
     """Bytes of weights that one pass reads: the blocks', and a decoder's head's (which is of 8 bits at least)."""
-    whole = 8.0 * DTYPES[way.dtype].itemsize
-    bits, head = _BITS.get(way.weights, whole), _BITS["int8"] if way.weights in QUANTISED else whole
+    whole = 8.0 * DTYPES[backend.dtype].itemsize
+    bits, head = _BITS.get(backend.weights, whole), _BITS["int8"] if backend.weights in QUANTISED else whole
     return int((product_weights(spec) * bits + _head_weights(spec) * head) / 8)
 
 
@@ -233,7 +233,7 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     """Quantised matrices that need no quantising; the head's are of 8 bits, as they are everywhere."""
     if weights not in QUANTISED:
         return {}
-    found: dict[str, RawBlocks] = {}
+    blocks: dict[str, RawBlocks] = {}
     scale, minimum = torch.tensor([0.001, -0.008], dtype=torch.float16).view(torch.uint8).split(2)
     tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
     for name, p in model.named_parameters():
@@ -246,5 +246,5 @@ def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
         quants = _tiled(tile, count * width).view(count, width)
         before = scale if eight else torch.cat((scale, minimum))
         raw = torch.cat((before.expand(count, -1), quants), dim=1).view(*rows, size // BLOCK, -1)
-        found[name] = RawBlocks("Q8_0" if eight else "Q4_1", raw)
-    return found
+        blocks[name] = RawBlocks("Q8_0" if eight else "Q4_1", raw)
+    return blocks

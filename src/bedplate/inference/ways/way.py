@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve, spec_of
-from bedplate.inference.native.sources import takes
+from bedplate.inference.native.sources import accepts_blocks
 from bedplate.inference.ways.names import Kernel, Weights
 from bedplate.models.checkpoints.base import locate, refuse_deeper
 from bedplate.models.checkpoints.directory import open_weights
@@ -29,7 +29,7 @@ _GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64
 _SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
-class Way(NamedTuple):
+class ExecutionPlan(NamedTuple):
     """dtype: of the loaded base. weights: what products read, the dtype's own name or "int8", "int4"."""
 
     dtype: str
@@ -41,7 +41,7 @@ class Way(NamedTuple):
         return f"{self.kernel} {self.weights}{beneath}"
 
 
-class Stored(NamedTuple):
+class StoredFormat(NamedTuple):
     """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …).
     header: what was read for it, so that loading while this is held need not read it again."""
 
@@ -51,7 +51,7 @@ class Stored(NamedTuple):
     header: object = None
 
 
-def read_stored(source: str | Path) -> Stored:
+def read_stored(source: str | Path) -> StoredFormat:
     """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
     path = locate(source)
     header = read_header(path) if path.is_file() else None
@@ -60,48 +60,50 @@ def read_stored(source: str | Path) -> Stored:
         raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
     if header is not None:
         refuse_deeper(spec, len(header.tensors), str(path))
-        types = {tensor.kind.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
-        return Stored(path, spec, frozenset(_GGUF.get(one, one) for one in types), header)
+        types = {tensor.ggml_type.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
+        return StoredFormat(path, spec, frozenset(_GGUF.get(stored_type, stored_type) for stored_type in types), header)
     with open_weights(path) as reader:
-        matrices = frozenset(_SAFETENSORS.get(one, one.lower()) for one in reader.matrix_types())
+        matrices = frozenset(
+            _SAFETENSORS.get(stored_type, stored_type.lower()) for stored_type in reader.matrix_types()
+        )
         refuse_deeper(spec, len(reader.names), str(path))
     if not matrices:
         raise CheckpointError(f"{path} holds no matrices; it is not a whole model")
-    return Stored(path, spec, matrices)
+    return StoredFormat(path, spec, matrices)
 
 
 def own_dtypes(types: Iterable[str]) -> tuple[str, ...]:
     """The dtypes that hold what is stored as these types, the stored one first. Blocks of integers are dequantised:
     bfloat16 rounds them a last time, as it does everywhere else."""
-    found = frozenset(types)
-    if found - _FLOATS or found == frozenset(("bfloat16",)):
+    stored_types = frozenset(types)
+    if stored_types - _FLOATS or stored_types == frozenset(("bfloat16",)):
         return ("bfloat16", "float32")
-    if found == frozenset(("float16",)):
+    if stored_types == frozenset(("float16",)):
         return ("float16", "float32")
-    return ("float64",) if "float64" in found else ("float32",)
+    return ("float64",) if "float64" in stored_types else ("float32",)
 
 
 def own_blocks(types: Iterable[str]) -> Literal["int8", "int4"] | None:
     """The quantised weights that are the checkpoint's own, where all its matrices can be taken as they are stored."""
-    found = {kind.upper() for kind in types}
-    if not found or not all(takes(kind, "int4") for kind in found):
+    stored_types = {stored_type.upper() for stored_type in types}
+    if not stored_types or not all(accepts_blocks(stored_type, "int4") for stored_type in stored_types):
         return None
     # Blocks of 8 bits stay what they are beside those of 4.
-    return "int8" if all(takes(kind, "int8") for kind in found) else "int4"
+    return "int8" if all(accepts_blocks(stored_type, "int8") for stored_type in stored_types) else "int4"
 
 
-def own_ways(types: Iterable[str], *, quantised: bool = True) -> tuple[Way, ...]:
+def own_ways(types: Iterable[str], *, quantised: bool = True) -> tuple[ExecutionPlan, ...]:
     """Every way that keeps what is stored. quantised: own blocks among them; training needs weights that are not."""
-    found = frozenset(types)
-    ways = [way for dtype in own_dtypes(found) for way in float_ways(dtype)]
-    blocks = own_blocks(found) if quantised else None
-    return (*ways, Way("bfloat16", "native", blocks)) if blocks is not None else tuple(ways)
+    stored_types = frozenset(types)
+    backends = [backend for dtype in own_dtypes(stored_types) for backend in float_ways(dtype)]
+    blocks = own_blocks(stored_types) if quantised else None
+    return (*backends, ExecutionPlan("bfloat16", "native", blocks)) if blocks is not None else tuple(backends)
 
 
-def float_ways(dtype: str) -> tuple[Way, ...]:
+def float_ways(dtype: str) -> tuple[ExecutionPlan, ...]:
     """The ways of a base that is loaded in this dtype and not quantised."""
-    torch = Way(dtype, "torch", dtype)
-    return (torch, Way(dtype, "native", dtype)) if dtype in NATIVE else (torch,)
+    torch = ExecutionPlan(dtype, "torch", dtype)
+    return (torch, ExecutionPlan(dtype, "native", dtype)) if dtype in NATIVE else (torch,)
 
 
 def asked_ways(
@@ -111,7 +113,7 @@ def asked_ways(
     weights: Weights | None = None,
     kernel: Kernel | None = None,
     quantised: bool = True,
-) -> tuple[Way, ...]:
+) -> tuple[ExecutionPlan, ...]:
     """The ways among which a measurement may choose where these are asked for (None and "auto": nothing is).
 
     A dtype alone asks for weights in it; quantised weights are made from bfloat16 where no dtype is named, for the
@@ -126,21 +128,27 @@ def asked_ways(
         return _quantised(QUANTISED[weights], dtype or "bfloat16", kernel)
     if weights is not None and dtype not in (None, weights):
         raise UsageError(f"weights {weights!r} are read from a base of that dtype, and dtype {dtype!r} was asked for")
-    wanted = weights or dtype
-    ways = own_ways(types, quantised=quantised) if wanted is None else float_ways(wanted)
-    found = tuple(way for way in ways if kernel in (None, way.kernel))
-    if found:
-        return found
-    if wanted is not None:
-        raise UsageError(f"the native kernel takes bases in {' and '.join(NATIVE)}, and {wanted} was asked for")
+    requested_dtype = weights or dtype
+    backends = own_ways(types, quantised=quantised) if requested_dtype is None else float_ways(requested_dtype)
+    matching = tuple(backend for backend in backends if kernel in (None, backend.kernel))
+    if matching:
+        return matching
+    if requested_dtype is not None:
+        raise UsageError(
+            f"the native kernel takes bases in {' and '.join(NATIVE)}, and {requested_dtype} was asked for"
+        )
     raise UsageError(f"the native kernel takes no {' or '.join(own_dtypes(types))}; ask for dtype float32 with it")
 
 
-def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[Way, ...]:
-    ways = (Way(dtype, "native", weights), Way(dtype, "torch", weights))
-    found = tuple(way for way in ways if kernel in (None, way.kernel) and (way.kernel == "torch" or dtype in NATIVE))
-    if not found:
+def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[ExecutionPlan, ...]:
+    backends = (ExecutionPlan(dtype, "native", weights), ExecutionPlan(dtype, "torch", weights))
+    available = tuple(
+        backend
+        for backend in backends
+        if kernel in (None, backend.kernel) and (backend.kernel == "torch" or dtype in NATIVE)
+    )
+    if not available:
         raise UsageError(
             f"the native kernel makes {weights} weights from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for"
         )
-    return found
+    return available

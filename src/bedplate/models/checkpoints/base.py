@@ -24,7 +24,7 @@ from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
     NO_TOKENIZER,
     Identity,
-    Once,
+    LazyValue,
     dense_id,
     with_dense,
 )
@@ -55,17 +55,17 @@ those that whoever loads it reads from the file themselves."""
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `held`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
+    `raw_model`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None for a
     directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
     where it says nothing of it. `headless`: the files are of a decoder's body alone, an embedder's, so that what its
     model makes of the token table is no prediction.
     """
 
     spec: TextSpec
-    held: Model | Unfinished
+    raw_model: Model | Unfinished
     tokenizer: Tokenizer | None
     family: Family
-    identified: Identity | Once
+    identified: Identity | LazyValue
     source: str
     path: Path
     dtype: torch.dtype
@@ -79,27 +79,27 @@ class Base:
     @property
     def model(self) -> Model:
         """With all its weights; those that were left in the file are read when it is first asked for."""
-        return self.held.get() if isinstance(self.held, Unfinished) else self.held
+        return self.raw_model.get() if isinstance(self.raw_model, Unfinished) else self.raw_model
 
     @property
     def outline(self) -> Model:
         """The model as far as it was read: what was left in the file has its shape and dtype only (device "meta")."""
-        return self.held.model if isinstance(self.held, Unfinished) else self.held
+        return self.raw_model.model if isinstance(self.raw_model, Unfinished) else self.raw_model
 
     @property
     def can(self) -> frozenset[Ability]:
         """What its outputs are for."""
-        return self.held.can - {"generate", "score"} if self.headless else self.held.can
+        return self.raw_model.can - {"generate", "score"} if self.headless else self.raw_model.can
 
     @property
     def causal(self) -> bool:
         """Whether its tokens see those before them alone, whose keys and values are kept."""
-        return "generate" in self.held.can
+        return "generate" in self.raw_model.can
 
     @property
     def identity(self) -> Identity:
         """Hashed when it is first read."""
-        return self.identified.get() if isinstance(self.identified, Once) else self.identified
+        return self.identified.get() if isinstance(self.identified, LazyValue) else self.identified
 
     @property
     def embedding_size(self) -> int:
@@ -127,8 +127,8 @@ class Base:
                 "generation_config.json"
             )
         named = {"decoder_start_token_id": start, "forced_bos_token_id": defaults.get("forced_bos_token_id")}
-        given = ((name, value) for name, value in named.items() if value is not None)
-        return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in given)
+        present = ((name, value) for name, value in named.items() if value is not None)
+        return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in present)
 
     def prompt_room(self, answer: int = 0) -> int:
         """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
@@ -148,7 +148,9 @@ class Base:
     @property
     def never_written(self) -> frozenset[int]:
         """Tokens that the files say are no part of any text."""
-        return frozenset(one for one in never_written(self.generation_defaults) if 0 <= one < self.spec.vocab_size)
+        return frozenset(
+            token_id for token_id in never_written(self.generation_defaults) if 0 <= token_id < self.spec.vocab_size
+        )
 
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or a CheckpointError for a base that came without one."""
@@ -204,36 +206,38 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
     family = family.of(spec)
     quantised = set(reader.types.values()) - {"F32", "F16", "BF16"}
     stored = None if quantised else torch.float32
-    wanted = resolve_dtype(dtype, stored)
+    target_dtype = resolve_dtype(dtype, stored)
     states = [file_state(path)]
     filling = Filling(spec, family, reader.names, str(path), _copies(spec, family, reader.names, reader.get, str(path)))
-    again = GgufReader(path, tensors_only=True)  # for what is read later: without the vocabulary
-    with ThreadPoolExecutor(1) as beside:
-        reading = beside.submit(gguf_tokenizer, reader.metadata)
+    weights_reader = GgufReader(path, tensors_only=True)  # for what is read later: without the vocabulary
+    with ThreadPoolExecutor(1) as executor:
+        reading = executor.submit(gguf_tokenizer, reader.metadata)
         if leave is None:
-            held = filling.model(again.get, wanted, device)
+            raw_model = filling.model(weights_reader.get, target_dtype, device)
         else:
-            kinds = StoredBlocks(path, family.weights, spec.main).kinds
-            held = filling.part(again.get, wanted, device, states, lambda model: leave(model, kinds))
+            block_types = StoredBlocks(path, family.weights, spec.main).block_types
+            raw_model = filling.part(
+                weights_reader.get, target_dtype, device, states, lambda model: leave(model, block_types)
+            )
         tokenizer = fitting(reading.result(), spec, str(path))
     sentence = gguf_sentence(reader.metadata, family.key[1], str(path))
     defaults: dict[str, Any] = {}
-    if "encode" in held.can:
+    if "encode" in raw_model.can:
         tokenizer = None if tokenizer is None else tokenizer.for_encoder(first_is_forced=False)
         defaults = gguf_generation(reader.metadata, reader.architecture)
 
     def hashed() -> str:
-        return filling.weights_id(lambda name, _: again.get(name))
+        return filling.weights_id(lambda name, _: weights_reader.get(name))
 
     return Base(
         spec=spec,
-        held=held,
+        raw_model=raw_model,
         tokenizer=tokenizer,
         family=family,
-        identified=Once(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
+        identified=LazyValue(lambda: _identify(filling.kept_id(hashed, states, None), tokenizer)),
         source=source,
         path=path,
-        dtype=wanted,
+        dtype=target_dtype,
         device=device,
         stored_dtype="+".join(sorted(set(reader.types.values()))).lower(),
         generation_defaults=defaults,
@@ -243,17 +247,17 @@ def _load_gguf(source: str, path: Path, dtype: str | torch.dtype, device: torch.
 
 
 def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.device) -> Base:
-    config, where = _read_json(path / "config.json", required=True), str(path / "config.json")
+    config, location = _read_json(path / "config.json", required=True), str(path / "config.json")
     outer = find_multimodal(config)
-    config = config if outer is None else outer.text_config(config, where)
-    family = claimed_family(config, where)
+    config = config if outer is None else outer.text_config(config, location)
+    family = claimed_family(config, location)
     packing = config.pop("quantization_config", None)
     with open_weights(path, family.weights) as files:
-        part = None if outer is None else TextPart(files, outer, where)
-        reader = unpacked(part or files, packing, where)
+        part = None if outer is None else TextPart(files, outer, location)
+        reader = unpacked(part or files, packing, location)
         config = config if outer is None else outer.with_head(config, reader.names)
-        spec = read_scored(path, _spec(family, config, reader.names, where))
-        refuse_other_classes(config, family, where)
+        spec = read_scored(path, _spec(family, config, reader.names, location))
+        refuse_other_classes(config, family, location)
         headless = is_headless(spec, family, reader.names, config, path)
         spec = spec.with_(tied_head=True) if headless and isinstance(spec, TransformerSpec) else spec
         family = family.of(spec)
@@ -263,19 +267,19 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         # Of packed matrices the others' dtype; else the narrowest that holds every matrix as it is stored.
         widest = None if packing is not None else files.widest(None if part is None else part.stored_names)
         stored = widest or reader.get(embedding).dtype
-        wanted = resolve_dtype(dtype, stored)
+        target_dtype = resolve_dtype(dtype, stored)
         states = [file_state(path / name) for name in files.files]
         copies = _copies(spec, family, reader.names, reader.get, str(path))
         filling = Filling(spec, family, reader.names, str(path), copies)
-        done = files.release if reader is files and isinstance(files, SafetensorsReader) else None
-        model = filling.model(lambda name, _: reader.get(name), wanted, device, done)
+        release = files.release if reader is files and isinstance(files, SafetensorsReader) else None
+        model = filling.model(lambda name, _: reader.get(name), target_dtype, device, release)
     sentence = read_sentence(path, spec.hidden_size)
     dense = dense_id(sentence)
 
     def hashed() -> str:
         with open_weights(path, family.weights) as files:
-            again = unpacked(files if outer is None else TextPart(files, outer, where), packing, where)
-            return filling.weights_id(lambda name, _: again.get(name))
+            weights_reader = unpacked(files if outer is None else TextPart(files, outer, location), packing, location)
+            return filling.weights_id(lambda name, _: weights_reader.get(name))
 
     defaults = read_generation(path, config)
     tokenizer = read_tokenizer(path, spec, first_is_forced=defaults.get("forced_bos_token_id") is not None)
@@ -283,10 +287,10 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     record = _read_json(path / BASE_FILE)
     lineage: dict[str, Any] = record.get("lineage", {})
     if outer is not None and part is not None:
-        part.say(source, outer)
+        part.log_omitted(source, outer)
         lineage = lineage | {"text_of": {"model_type": outer.name, "left_out": part.left_out}}
     equivalent_of = record.get("equivalent_of")
-    identity = Once(
+    identity = LazyValue(
         lambda: _identify(with_dense(filling.kept_id(hashed, states, packing), dense), tokenizer, equivalent_of)
     )
     if record and record.get("weights_id") != identity.get().weights_id:
@@ -296,13 +300,13 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
         )
     return Base(
         spec=spec,
-        held=model,
+        raw_model=model,
         tokenizer=tokenizer,
         family=family,
         identified=identity,
         source=source,
         path=path,
-        dtype=wanted,
+        dtype=target_dtype,
         device=device,
         stored_dtype=str(stored).removeprefix("torch."),
         generation_defaults=defaults,
@@ -312,34 +316,38 @@ def _load_hf(source: str, path: Path, dtype: str | torch.dtype, device: torch.de
     )
 
 
-def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], where: str) -> TextSpec:
+def _spec(family: Family, config: Mapping[str, Any], names: tuple[str, ...], location: str) -> TextSpec:
     """The family's spec. A damaged config must not build a model that the named tensors cannot fill."""
     try:
         spec = family.by_names(family.to_spec(config), names)
     except UnsupportedModelError as error:
-        raise located(error, where) from error
+        raise located(error, location) from error
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
-        raise CheckpointError(f"{where}: a field has a value of the wrong kind ({error})") from error
-    refuse_deeper(spec, len(names), where)
-    _refuse_later_turns(spec, where)
+        raise CheckpointError(f"{location}: a field has a value of the wrong kind ({error})") from error
+    refuse_deeper(spec, len(names), location)
+    _refuse_later_turns(spec, location)
     return spec
 
 
-def refuse_deeper(spec: TextSpec, tensors: int, where: str) -> None:
+def refuse_deeper(spec: TextSpec, tensors: int, location: str) -> None:
     """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
     if spec.deepest > tensors:
-        raise CheckpointError(f"{where} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
+        raise CheckpointError(f"{location} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
-def _refuse_later_turns(spec: TextSpec, where: str) -> None:
+def _refuse_later_turns(spec: TextSpec, location: str) -> None:
     """UnsupportedModelError for a decoder whose context goes beyond what LongRoPE turns in one way: what a cache holds
     would be other keys than those of the whole text. (Phi's family ends its context there.)"""
     rope = spec.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
     scaling = None if rope is None else rope.scaling
-    if not isinstance(scaling, LongRopeScaling) or scaling.even or spec.context_length <= scaling.original_context:
+    if (
+        not isinstance(scaling, LongRopeScaling)
+        or scaling.is_uniform
+        or spec.context_length <= scaling.original_context
+    ):
         return
     raise UnsupportedModelError(
-        f"{where}: longrope turns the positions of a text of more than {scaling.original_context} tokens otherwise "
+        f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens otherwise "
         "(short_factor and long_factor differ), which is supported for phi3 alone; where long_factor stands for "
         "short_factor as well, every text is read as a long one"
     )
@@ -361,14 +369,14 @@ def _read_json(path: Path, required: bool = False) -> dict[str, Any]:
 
 
 def _copies(
-    spec: TextSpec, family: Family, names: tuple[str, ...], get: Callable[[str], Tensor], where: str
+    spec: TextSpec, family: Family, names: tuple[str, ...], get: Callable[[str], Tensor], location: str
 ) -> frozenset[str]:
     """Some writers store what is tied to the token table once more: the copies' names, which must equal it."""
     weights = family.weights
-    held = {weights.from_external(name): name for name in names}
+    external_names = {weights.from_external(name): name for name in names}
     heads = [name for name in names if spec.tied_head and weights.from_external(name) == "lm_head.weight"]
     copies = [*heads, *(name for name in names if weights.bare(name) in weights.copies)]
-    table = held.get("target_embedding.weight") or held.get("embedding.weight")
+    table = external_names.get("target_embedding.weight") or external_names.get("embedding.weight")
     if table is None or not copies:
         return frozenset()
     values = get(table)
@@ -376,7 +384,7 @@ def _copies(
         if not torch.equal(get(copy), values):
             hint = "; set tie_word_embeddings to false in config.json" if copy in heads else ""
             raise CheckpointError(
-                f"{where}: the config ties {copy!r} to the embedding, but it differs from {table!r}{hint}"
+                f"{location}: the config ties {copy!r} to the embedding, but it differs from {table!r}{hint}"
             )
     return frozenset(copies)
 

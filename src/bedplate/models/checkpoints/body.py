@@ -18,10 +18,10 @@ def is_headless(spec: TextSpec, family: Family, names: Collection[str], config: 
         return False
     if any(family.weights.from_external(name) == "lm_head.weight" for name in names):
         return False
-    said = config.get("architectures") or ()
-    classes = [said] if isinstance(said, str) else said
+    architectures = config.get("architectures") or ()
+    classes = [architectures] if isinstance(architectures, str) else architectures
     # GPT-2's class with a head ends in "LMHeadModel".
-    bodies = (str(one).endswith("Model") and not str(one).endswith("HeadModel") for one in classes)
+    bodies = (str(class_name).endswith("Model") and not str(class_name).endswith("HeadModel") for class_name in classes)
     return (path / MODULES).is_file() or any(bodies)
 
 

@@ -71,11 +71,11 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
     """base.json, from the files as they were written: what a later load will compute."""
     written = load_base(draft, device="cpu")
     if written.spec != base.spec:
-        one = next(field.name for field in fields(base.spec) if _differs(field.name, base.spec, written.spec))
+        field_name = next(field.name for field in fields(base.spec) if _differs(field.name, base.spec, written.spec))
         raise CheckpointError(
-            f"the {base.family.name} family cannot say what this model has: {one} = {getattr(base.spec, one)!r}"
+            f"the {base.family.name} family cannot say what this model has: {field_name} = {getattr(base.spec, field_name)!r}"
         )
-    same = written.identity.weights_id == base.identity.weights_id
+    weights_match = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
         read = written.model.state_dict()
         for name, ours in base.model.state_dict().items():
@@ -90,19 +90,25 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
         "tokenizer_id": written.identity.tokenizer_id,
         "template_id": written.identity.template_id,
         # Claimed only when every value of the source file is the same here.
-        "equivalent_of": sha256_file(source_file) if same and source_file is not None else base.identity.equivalent_of,
+        "equivalent_of": sha256_file(source_file)
+        if weights_match and source_file is not None
+        else base.identity.equivalent_of,
         # What was trained from nothing has no weights before it.
         "lineage": dict(base.lineage)
-        | {"parent": base.identity.weights_id or None, "source": base.source.rsplit("/", 1)[-1], "same_values": same},
+        | {
+            "parent": base.identity.weights_id or None,
+            "source": base.source.rsplit("/", 1)[-1],
+            "same_values": weights_match,
+        },
     }
 
 
-def _differs(name: str, one: object, other: object) -> bool:
-    return getattr(one, name) != getattr(other, name)
+def _differs(name: str, first: object, second: object) -> bool:
+    return getattr(first, name) != getattr(second, name)
 
 
-def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> Path:
-    """Writes `base` as one GGUF file with matrices of type `kind` (see gguf.WRITABLE). replace: in the place of what is
+def export_gguf(base: Base, path: Path, ggml_type: str, *, replace: bool = False) -> Path:
+    """Writes `base` as one GGUF file with matrices of type `ggml_type` (see gguf.WRITABLE). replace: in the place of what is
     there."""
     family = family_in(base, "gguf")
     if base.headless:
@@ -118,7 +124,7 @@ def export_gguf(base: Base, path: Path, kind: str, *, replace: bool = False) -> 
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), kind, family.whole)
+        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), ggml_type, family.whole)
         draft.replace(path)
     except OSError as error:
         # numpy reports a short write without the system's reason
@@ -142,10 +148,10 @@ def tokenizer_fields(base: Base) -> Mapping[str, Any]:
 
 def family_in(base: Base, format_: str) -> Family:
     """The base's family in another format, or CheckpointError where there is none."""
-    found = in_format(base.family, format_)
-    if found is None:
+    target_family = in_format(base.family, format_)
+    if target_family is None:
         raise CheckpointError(f"the {base.family.name} family cannot be written as {format_}")
-    return found
+    return target_family
 
 
 def _starts(base: Base) -> dict[str, Any]:
@@ -153,8 +159,8 @@ def _starts(base: Base) -> dict[str, Any]:
     if "encode" not in base.can:
         return {}
     names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
-    found = {name: base.generation_defaults.get(name) for name in names}
-    return {name: value for name, value in found.items() if value is not None}
+    token_ids = {name: base.generation_defaults.get(name) for name in names}
+    return {name: value for name, value in token_ids.items() if value is not None}
 
 
 def _token_ids(base: Base) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bedplate.core.errors import CheckpointError
 from bedplate.core.files import FileState, file_state, sha256_json
 from bedplate.core.measured import measured_once
 from bedplate.models.build import build
-from bedplate.models.checkpoints.conversion import Get, Reading, read, readings
+from bedplate.models.checkpoints.conversion import Get, ConversionStep, read, readings
 from bedplate.models.checkpoints.identity import WeightsHash
 from bedplate.models.families import Family
 from bedplate.models.model import Ability, Model
@@ -44,19 +44,19 @@ class Filling:
     spec: TextSpec
     family: Family
     names: Sequence[str]
-    where: str
+    origin: str
     copies: frozenset[str] = frozenset()
 
     def model(
-        self, get: Get, dtype: torch.dtype, device: torch.device, done: Callable[[str], None] | None = None
+        self, get: Get, dtype: torch.dtype, device: torch.device, on_recast: Callable[[str], None] | None = None
     ) -> Model:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. done: told of
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast: told of
         each tensor whose values are held in another dtype than it has.
 
         CheckpointError, naming the tensor, for values that are not finite or no real numbers.
         """
         model = self._empty(dtype)
-        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, done)
+        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, on_recast)
         return model
 
     def part(
@@ -70,53 +70,53 @@ class Filling:
         """The same without the parameters that `leave` names of it; they are read when somebody wants the whole, which
         is a CheckpointError where the files are no longer in these states."""
         model = self._empty(dtype)
-        left, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
-        later = [reading for reading in plan if left.issuperset(reading.step.ours)]
-        self._read(model, [reading for reading in plan if not left.issuperset(reading.step.ours)], get, device)
+        deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
+        later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
+        self._read(model, [reading for reading in plan if not deferred.issuperset(reading.step.ours)], get, device)
         if not later:
             return model
 
-        def rest() -> None:
+        def read_deferred() -> None:
             self._unchanged(states)
             self._read(model, later, get, device)
             self._unchanged(states)
 
-        return Unfinished(model, rest)
+        return Unfinished(model, read_deferred)
 
     def _read(
         self,
         model: Model,
-        plan: Sequence[Reading],
+        plan: Sequence[ConversionStep],
         get: Get,
         device: torch.device,
-        done: Callable[[str], None] | None = None,
+        on_recast: Callable[[str], None] | None = None,
     ) -> None:
-        wanted = model.state_dict(keep_vars=True)
+        parameters = model.state_dict(keep_vars=True)
 
-        def held(reading: Reading) -> list[tuple[str, Tensor]]:
-            found = read(reading, self.spec, get, wanted, self.where)
-            kept = [(name, self._checked(name, tensor, wanted[name]).to(device)) for name, tensor in found]
-            if done is not None and all(
-                one.dtype != other.dtype for (_, one), (_, other) in zip(kept, found, strict=True)
+        def load_reading(reading: ConversionStep) -> list[tuple[str, Tensor]]:
+            tensors = read(reading, self.spec, get, parameters, self.origin)
+            converted = [(name, self._checked(name, tensor, parameters[name]).to(device)) for name, tensor in tensors]
+            if on_recast is not None and all(
+                target.dtype != source.dtype for (_, target), (_, source) in zip(converted, tensors, strict=True)
             ):
                 for name in reading.theirs:
-                    done(name)
-            return kept
+                    on_recast(name)
+            return converted
 
-        state = {name: tensor for found in _side_by_side(held, plan) for name, tensor in found}
-        model.load_state_dict(wanted | state, assign=True)
+        state = {name: tensor for named_tensors in _side_by_side(load_reading, plan) for name, tensor in named_tensors}
+        model.load_state_dict(parameters | state, assign=True)
         model.requires_grad_(False)
         model.eval()
 
     def weights_id(self, get: Get) -> str:
         """The hash of the values as they are stored (see `Identity`)."""
-        wanted, digest = self._empty(torch.float32).state_dict(keep_vars=True), WeightsHash()
+        parameters, digest = self._empty(torch.float32).state_dict(keep_vars=True), WeightsHash()
 
-        def add(reading: Reading) -> None:
-            for name, tensor in read(reading, self.spec, get, wanted, self.where, stored=True):
+        def add(reading: ConversionStep) -> None:
+            for name, tensor in read(reading, self.spec, get, parameters, self.origin, stored=True):
                 digest.add(name, tensor)
 
-        for _ in _side_by_side(add, self._readings(wanted)):
+        for _ in _side_by_side(add, self._readings(parameters)):
             pass
         return digest.hexdigest()
 
@@ -125,21 +125,21 @@ class Filling:
         when the model was read."""
         self._unchanged(states)
         if sum(state.size for state in states) < _KEPT_FROM or not all(state.settled for state in states):
-            found = get()
+            digest = get()
         else:
             steps = [[step.ours, step.theirs] for step in self.family.weights.steps(self.spec)]
             key: dict[str, Any] = {"version": 1, "files": [list(state) for state in states], "packing": packing}
             key |= {"family": list(self.family.key), "spec": self.spec.key(), "names": sha256_json(steps)}
-            found = measured_once("weights", key, get, str, _hash, timed=False)
+            digest = measured_once("weights", key, get, str, _hash, timed=False)
         self._unchanged(states)
-        return found
+        return digest
 
     def _unchanged(self, states: Iterable[FileState]) -> None:
         try:
             changed = next((state.path for state in states if file_state(Path(state.path)) != state), None)
         except OSError as error:
             raise CheckpointError(
-                f"{self.where} is gone ({error}), so what was loaded from it cannot be hashed"
+                f"{self.origin} is gone ({error}), so what was loaded from it cannot be hashed"
             ) from error
         if changed is not None:
             raise CheckpointError(f"{changed} has changed since it was loaded; load the base again")
@@ -148,38 +148,38 @@ class Filling:
         try:
             return build(self.spec, dtype, "meta")
         except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
-            raise CheckpointError(f"{self.where}: a model of these sizes cannot be built ({error})") from error
+            raise CheckpointError(f"{self.origin}: a model of these sizes cannot be built ({error})") from error
 
-    def _readings(self, wanted: Mapping[str, Tensor]) -> list[Reading]:
-        kept = [name for name in self.names if name not in self.copies]
-        return readings(self.family, self.spec, kept, wanted, self.where)
+    def _readings(self, parameters: Mapping[str, Tensor]) -> list[ConversionStep]:
+        names = [name for name in self.names if name not in self.copies]
+        return readings(self.family, self.spec, names, parameters, self.origin)
 
-    def _checked(self, name: str, tensor: Tensor, wanted: Tensor) -> Tensor:
+    def _checked(self, name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
         """A tensor in the dtype that is wanted."""
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if tensor.dtype in _FLOAT8 or (wanted.is_floating_point() and not tensor.is_floating_point()):
+        dtype_name = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
             raise CheckpointError(
-                f"{self.where}: {name} holds {kind} values where real numbers are expected, and nothing says what they "
+                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says what they "
                 "stand for; a quantised checkpoint needs its scales, and quantization_config in its config.json"
             )
-        found = tensor.to(wanted.dtype)
-        if not _finite(found):
-            if found.dtype != tensor.dtype and _finite(tensor):
-                short = str(found.dtype).removeprefix("torch.")
+        converted = tensor.to(parameter.dtype)
+        if not _finite(converted):
+            if converted.dtype != tensor.dtype and _finite(tensor):
+                short = str(converted.dtype).removeprefix("torch.")
                 raise CheckpointError(
-                    f"{self.where}: {name} holds values that {short} cannot; load it as bfloat16 or float32"
+                    f"{self.origin}: {name} holds values that {short} cannot; load it as bfloat16 or float32"
                 )
-            raise CheckpointError(f"{self.where}: {name} holds NaN or infinite values; the checkpoint is damaged")
-        return found
+            raise CheckpointError(f"{self.origin}: {name} holds NaN or infinite values; the checkpoint is damaged")
+        return converted
 
 
 class Unfinished:
     """A model some of whose parameters are still in their file. `model` is what there is of it: the others have their
     shape and dtype, and no values (device "meta")."""
 
-    def __init__(self, model: Model, rest: Callable[[], None]) -> None:
+    def __init__(self, model: Model, read_deferred: Callable[[], None]) -> None:
         self.model = model
-        self._rest: Callable[[], None] | None = rest
+        self._read_deferred: Callable[[], None] | None = read_deferred
         self._lock = Lock()
 
     @property
@@ -190,14 +190,14 @@ class Unfinished:
     def get(self) -> Model:
         """The whole, read by whichever thread asks first. Raises CheckpointError."""
         with self._lock:
-            if self._rest is not None:
+            if self._read_deferred is not None:
                 with torch.inference_mode(False):  # they may be trained on later
-                    self._rest()
-                self._rest = None
+                    self._read_deferred()
+                self._read_deferred = None
         return self.model
 
 
-def _side_by_side(work: Callable[[Reading], T], plan: Sequence[Reading]) -> Iterator[T]:
+def _side_by_side(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:
     """In order. The first failure ends it, without reading the rest."""
     with ThreadPoolExecutor(max(1, min(_READERS, torch.get_num_threads()))) as pool:
         yield from pool.map(work, plan)
@@ -210,7 +210,7 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(_PART))
 
 
-def _hash(found: Any) -> str:
-    if not isinstance(found, str) or len(found) != 64:
+def _hash(digest: Any) -> str:
+    if not isinstance(digest, str) or len(digest) != 64:
         raise ValueError("not a hash")
-    return found
+    return digest

@@ -39,24 +39,24 @@ texts are drawn at random is each request's own.)"""
 def read_generation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Of the directory `path` with this config.json. What is not followed is said, by name. CheckpointError for lists
     that are none."""
-    found = {name: config[name] for name in GENERATION if config.get(name) is not None}
+    settings = {name: config[name] for name in GENERATION if config.get(name) is not None}
     if (path / FILE).is_file():
-        found |= read_object(path / FILE)
+        settings |= read_object(path / FILE)
     else:
-        found |= _of_config(config)
+        settings |= _of_config(config)
     try:
-        _, others = never_written(found), unfollowed(found)
+        _, ignored = never_written(settings), unfollowed(settings)
     except TypeError as error:
         raise CheckpointError(f"{path}: a generation setting has a value of the wrong kind ({error})") from error
-    if others:
-        said = ", ".join(f"{name} = {value!r}" for name, value in others.items())
+    if ignored:
+        listing = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
         log.warning(
             "%s: its generation settings have %s, which texts here are not written by; give a request its own "
             "repetition_penalty or min_tokens, or expect other texts than transformers' generate",
             path,
-            said,
+            listing,
         )
-    return found
+    return settings
 
 
 def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,24 +64,26 @@ def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
     BART's answers begin with the token that begins texts."""
     ends, begin = config.get("eos_token_id"), config.get("bos_token_id")
     listed = ends if isinstance(ends, list) else [ends]
-    found = {"eos_token_id": ends} if all(isinstance(one, int) for one in listed) else {}
+    settings = {"eos_token_id": ends} if all(isinstance(token_id, int) for token_id in listed) else {}
     if config.get("force_bos_token_to_be_generated") and isinstance(begin, int):
-        found |= {"forced_bos_token_id": begin}
-    return found
+        settings |= {"forced_bos_token_id": begin}
+    return settings
 
 
 def unfollowed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings among these that change which text is likeliest, and are not followed."""
-    found = {name: settings[name] for name, same in _NEUTRAL.items() if settings.get(name) not in (None, *same)}
+    non_neutral = {
+        name: settings[name] for name, neutral in _NEUTRAL.items() if settings.get(name) not in (None, *neutral)
+    }
     phrases = [ids for ids in settings.get("bad_words_ids") or () if len(ids) > 1]
-    return found | ({"bad_words_ids": phrases} if phrases else {})
+    return non_neutral | ({"bad_words_ids": phrases} if phrases else {})
 
 
 def never_written(settings: Mapping[str, Any]) -> frozenset[int]:
     """Tokens that are no part of any text, such as Marian's padding, whose logit nobody trained."""
     lists, tokens = settings.get("bad_words_ids") or [], settings.get("suppress_tokens") or []
     for ids in (tokens, *lists):
-        if not isinstance(ids, list) or not all(isinstance(one, int) for one in ids):
+        if not isinstance(ids, list) or not all(isinstance(token_id, int) for token_id in ids):
             raise TypeError(f"bad_words_ids are lists of ids, and suppress_tokens is one, not {shown(ids)}")
     return frozenset((*(ids[0] for ids in lists if len(ids) == 1), *tokens))
 

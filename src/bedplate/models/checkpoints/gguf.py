@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, raw_blocks
-from bedplate.models.checkpoints.gguf_header import Placed, read_header, read_tensors
+from bedplate.models.checkpoints.gguf_header import GgufTensor, read_header, read_tensors
 from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.checkpoints.gguf_values import dequantise
-from bedplate.models.families.weights import Step, WeightMap, same
+from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
 from bedplate.models.specs.transformer import TransformerSpec
 
 if TYPE_CHECKING:  # whoever only reads has no need of it
@@ -58,7 +58,7 @@ class GgufReader:
     @property
     def types(self) -> dict[str, str]:
         """Tensor name → the type it is stored in, as in "Q4_1"."""
-        return {name: tensor.kind for name, tensor in self._tensors.items()}
+        return {name: tensor.ggml_type for name, tensor in self._tensors.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first (GGUF itself stores the shape the other way round)."""
@@ -67,24 +67,24 @@ class GgufReader:
     def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
         """One tensor, dequantised to float32, and part by part brought to another dtype."""
         tensor, shape = self._tensors[name], self.shape(name)
-        found = torch.empty(shape, dtype=dtype)
-        rows = found.view(-1, shape[-1])
+        values = torch.empty(shape, dtype=dtype)
+        rows = values.view(-1, shape[-1])
         step = max(1, _CHUNK // shape[-1])
         try:
             for begin in range(0, len(rows), step):
                 part = rows[begin : begin + step]
-                part[:] = dequantise(tensor.kind, torch.from_numpy(self._rows(tensor, begin, len(part))))
+                part[:] = dequantise(tensor.ggml_type, torch.from_numpy(self._rows(tensor, begin, len(part))))
         except NotImplementedError as error:
             raise UnsupportedModelError(
-                f"{self.path}: tensor {name!r} is of type {tensor.kind}, which cannot be dequantised"
+                f"{self.path}: tensor {name!r} is of type {tensor.ggml_type}, which cannot be dequantised"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} is damaged: {error}") from error
-        return found
+        return values
 
     def tables(self) -> dict[str, list[float]]:
         """The small tensors that say how positions turn, as numbers."""
-        found: dict[str, list[float]] = {}
+        rope_factors: dict[str, list[float]] = {}
         for name in self.names:
             if name.startswith("rope_"):
                 shape = self.shape(name)
@@ -93,17 +93,17 @@ class GgufReader:
                         f"{self.path}: tensor {name!r} has the shape {list(shape)}, where a number for each pair of a "
                         "head's features is wanted"
                     )
-                found[name] = self.get(name).tolist()
-        return found
+                rope_factors[name] = self.get(name).tolist()
+        return rope_factors
 
     def blocks(self, name: str) -> RawBlocks | None:
         """One matrix (or a stack of them) as its own blocks; None where it is not stored in blocks."""
         tensor = self._tensors[name]
-        if block_size(tensor.kind)[0] == 1:
+        if block_size(tensor.ggml_type)[0] == 1:
             return None
-        return raw_blocks(tensor.kind, self._rows(tensor, 0, prod(tensor.shape[:-1])), tensor.shape)
+        return raw_blocks(tensor.ggml_type, self._rows(tensor, 0, prod(tensor.shape[:-1])), tensor.shape)
 
-    def _rows(self, tensor: Placed, begin: int, count: int) -> NDArray[np.uint8]:
+    def _rows(self, tensor: GgufTensor, begin: int, count: int) -> NDArray[np.uint8]:
         """The bytes of so many of a tensor's rows, [count, bytes of a row]. Read, not mapped: of a mapped file every
         page that was touched stays in the process's memory."""
         size = tensor.size // prod(tensor.shape[:-1])
@@ -118,29 +118,29 @@ def write_gguf(
     architecture: str,
     metadata: Mapping[str, Any],
     tensors: Iterable[tuple[str, Tensor]],
-    kind: str,
+    ggml_type: str,
     whole: tuple[str, ...] = (),
 ) -> None:
-    """Writes a GGUF file. `kind` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
+    """Writes a GGUF file. `ggml_type` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
     stay float32, as llama.cpp expects, and so do tensors whose names end as one of `whole`."""
-    if kind not in WRITABLE:
-        raise UsageError(f"GGUF type {kind!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
+    if ggml_type not in WRITABLE:
+        raise UsageError(f"GGUF type {ggml_type!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in metadata.items():
         add_field(writer, key, value)
-    block = TYPES[kind.upper()].values
+    block = TYPES[ggml_type.upper()].values
     for name, tensor in tensors:
         values = tensor.detach().to("cpu", torch.float32).numpy()
         single = values.ndim < 2 or name.endswith(whole)
         if not single and values.shape[-1] % block:
             raise UsageError(
-                f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {kind} blocks of {block}; "
+                f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {ggml_type} blocks of {block}; "
                 "choose f16, bf16 or f32"
             )
-        wanted = gguf.GGMLQuantizationType["F32" if single else kind.upper()]
-        writer.add_tensor(name, gguf.quants.quantize(values, wanted), raw_dtype=wanted)
+        quant_type = gguf.GGMLQuantizationType["F32" if single else ggml_type.upper()]
+        writer.add_tensor(name, gguf.quants.quantize(values, quant_type), raw_dtype=quant_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -172,31 +172,31 @@ class StoredBlocks(Mapping[str, RawBlocks]):
 
     def __init__(self, path: Path, weights: WeightMap, spec: TransformerSpec) -> None:
         self._reader, self._spec = GgufReader(path, tensors_only=True), spec
-        types, held = self._reader.types, set(self._reader.names)
-        self._found: dict[str, tuple[Step, int]] = {}
+        types, stored_names = self._reader.types, set(self._reader.names)
+        self._sources: dict[str, tuple[BoundRule, int]] = {}
         for step in weights.steps(spec):
-            kinds = {types[name] for name in step.theirs if name in held}
-            whole = held.issuperset(step.theirs) and len(kinds) == 1 and block_size(min(kinds))[0] > 1
-            if whole and (step.rule.inverse is same or step.rule.rows):
-                self._found |= {name: (step, number) for number, name in enumerate(step.ours)}
+            step_types = {types[name] for name in step.theirs if name in stored_names}
+            whole = stored_names.issuperset(step.theirs) and len(step_types) == 1 and block_size(min(step_types))[0] > 1
+            if whole and (step.rule.inverse is unchanged or step.rule.rows):
+                self._sources |= {name: (step, number) for number, name in enumerate(step.ours)}
 
     def __getitem__(self, name: str) -> RawBlocks:
-        step, number = self._found[name]
-        if step.rule.inverse is same:
+        step, number = self._sources[name]
+        if step.rule.inverse is unchanged:
             return self._read(step.theirs[number])
-        return _moved([self._read(one) for one in step.theirs], step, self._spec)[number]
+        return _moved([self._read(source_name) for source_name in step.theirs], step, self._spec)[number]
 
     @property
-    def kinds(self) -> Mapping[str, str]:
+    def block_types(self) -> Mapping[str, str]:
         """The type of each one's blocks, as in "Q4_1"."""
         types = self._reader.types
-        return {name: types[step.theirs[0]] for name, (step, _) in self._found.items()}
+        return {name: types[step.theirs[0]] for name, (step, _) in self._sources.items()}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._found)
+        return iter(self._sources)
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._sources)
 
     def _read(self, name: str) -> RawBlocks:
         blocks = self._reader.blocks(name)
@@ -208,12 +208,12 @@ class StoredBlocks(Mapping[str, RawBlocks]):
         return blocks
 
 
-def _moved(blocks: Sequence[RawBlocks], step: Step, spec: TransformerSpec) -> list[RawBlocks]:
+def _moved(blocks: Sequence[RawBlocks], step: BoundRule, spec: TransformerSpec) -> list[RawBlocks]:
     """Matrices of one type whose rows the step's rule cuts, joins and reorders."""
-    parts = [one.data.flatten(0, -3).numpy() for one in blocks]
-    whole = RawBlocks(blocks[0].kind, torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0]))
+    parts = [block.data.flatten(0, -3).numpy() for block in blocks]
+    whole = RawBlocks(blocks[0].ggml_type, torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0]))
     numbers = torch.arange(len(whole.data))
-    shapes = [one.data.shape[:-2] for one in blocks]
+    shapes = [block.data.shape[:-2] for block in blocks]
     places = numbers.split([shape.numel() for shape in shapes])
     orders = step.rule.inverse([place.view(shape) for place, shape in zip(places, shapes, strict=True)], spec)
     return [whole.rows(order) for order in orders]

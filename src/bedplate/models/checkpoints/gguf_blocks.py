@@ -33,54 +33,54 @@ _OVERFLOWS = 252
 class RawBlocks:
     """A matrix [out, in] as a GGUF file holds it, in blocks along `in`, not dequantised.
 
-    kind: the type's name in the gguf package, as in "Q4_K". data: uint8 [out, blocks of a row, bytes of a block],
+    ggml_type: the type's name in the gguf package, as in "Q4_K". data: uint8 [out, blocks of a row, bytes of a block],
     contiguous; a stack of matrices has one more dimension in front.
     """
 
-    kind: str
+    ggml_type: str
     data: Tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the matrix that the blocks stand for."""
         *rows, blocks, _ = self.data.shape
-        return (*rows, blocks * block_size(self.kind)[0])
+        return (*rows, blocks * block_size(self.ggml_type)[0])
 
     @property
     def bits(self) -> int:
         """Bits of a value, its share of the scales left out."""
-        return block_bits(self.kind)
+        return block_bits(self.ggml_type)
 
     def rows(self, order: Tensor) -> RawBlocks:
         """The same matrix with its rows in another order. Moved by numpy, in this thread: for so little at a time
         torch's threads spend longer waking each other, the more so beside other work."""
-        return RawBlocks(self.kind, torch.from_numpy(np.ascontiguousarray(self.data.numpy()[order.numpy()])))
+        return RawBlocks(self.ggml_type, torch.from_numpy(np.ascontiguousarray(self.data.numpy()[order.numpy()])))
 
     def finite(self) -> bool:
         """Whether all the values are, which the scales tell (of types that are not listed here, nothing does)."""
         bytes_ = self.data.numpy()
-        if self.kind == "MXFP4" and int(bytes_[..., 0].max()) >= _OVERFLOWS:
+        if self.ggml_type == "MXFP4" and int(bytes_[..., 0].max()) >= _OVERFLOWS:
             return bool(self.dequantised().isfinite().all())
-        halves = (bytes_[..., at : at + 2].view(np.uint16) for at in _HALVES.get(self.kind, ()))
-        return not any(bool(((one & _ENDLESS) == _ENDLESS).any()) for one in halves)
+        halves = (bytes_[..., at : at + 2].view(np.uint16) for at in _HALVES.get(self.ggml_type, ()))
+        return not any(bool(((half & _ENDLESS) == _ENDLESS).any()) for half in halves)
 
     def dequantised(self) -> Tensor:
         """The matrix that the blocks stand for, float32."""
-        return dequantise(self.kind, self.data.flatten(-2).flatten(0, -2)).view(self.shape)
+        return dequantise(self.ggml_type, self.data.flatten(-2).flatten(0, -2)).view(self.shape)
 
 
-def block_bits(kind: str) -> int:
+def block_bits(ggml_type: str) -> int:
     """Bits of a value of a type, its share of the scales left out."""
-    return int(next(letter for letter in kind if letter.isdigit()))
+    return int(next(letter for letter in ggml_type if letter.isdigit()))
 
 
-def block_size(kind: str) -> tuple[int, int]:
+def block_size(ggml_type: str) -> tuple[int, int]:
     """Values and bytes of one block of a type; (1, …) where it has none."""
-    return TYPES[kind][1:]
+    return TYPES[ggml_type][1:]
 
 
-def raw_blocks(kind: str, data: NDArray[np.uint8], shape: Sequence[int]) -> RawBlocks:
+def raw_blocks(ggml_type: str, data: NDArray[np.uint8], shape: Sequence[int]) -> RawBlocks:
     """A tensor's bytes as blocks. shape: rows first, then values of a row."""
-    values, size = block_size(kind)
+    values, size = block_size(ggml_type)
     *rows, width = shape
-    return RawBlocks(kind, torch.from_numpy(data.reshape(*rows, width // values, size)))
+    return RawBlocks(ggml_type, torch.from_numpy(data.reshape(*rows, width // values, size)))

@@ -33,11 +33,11 @@ _DEEPEST = 4
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A tensor: shape rows first, `kind` its type's name, and its bytes in the file."""
+class GgufTensor:
+    """A tensor: shape rows first, `ggml_type` its type's name, and its bytes in the file."""
 
     name: str
-    kind: str
+    ggml_type: str
     shape: tuple[int, ...]
     begin: int
     size: int
@@ -48,7 +48,7 @@ class Header:
     """What comes before the tensors' values."""
 
     metadata: Mapping[str, Any]
-    tensors: Mapping[str, Placed]
+    tensors: Mapping[str, GgufTensor]
 
     def fields(self) -> dict[str, Any]:
         """What a family's `to_spec` reads, where the tensors' values are not there to be looked at."""
@@ -57,27 +57,27 @@ class Header:
         return {**self.metadata, "tensor_names": tuple(self.tensors), **rows}
 
 
-_HELD: WeakValueDictionary[FileState, Header] = WeakValueDictionary()
+_HEADERS: WeakValueDictionary[FileState, Header] = WeakValueDictionary()
 """Headers that somebody still holds: choosing how a file is run and loading it read it once. A vocabulary of
 hundreds of thousands of tokens takes tenths of a second and tens of megabytes, so it goes with them."""
-_PLACED: dict[FileState, Mapping[str, Placed]] = {}
+_PLACED: dict[FileState, Mapping[str, GgufTensor]] = {}
 """Where the tensors of the latest file lie, which is little."""
 
 
 def read_header(path: Path) -> Header:
     """CheckpointError for a file that is no GGUF file, is damaged, or ends before its tensors do."""
     state = _state(path)
-    found = _HELD.get(state)
-    if found is None:
-        found = _parsed(path)
+    header = _HEADERS.get(state)
+    if header is None:
+        header = _parsed(path)
         if state.settled:
-            _HELD[state] = found
+            _HEADERS[state] = header
             _PLACED.clear()
-            _PLACED[state] = found.tensors
-    return found
+            _PLACED[state] = header.tensors
+    return header
 
 
-def read_tensors(path: Path) -> Mapping[str, Placed]:
+def read_tensors(path: Path) -> Mapping[str, GgufTensor]:
     """The part of `read_header` that says where tensors lie."""
     return _PLACED.get(_state(path)) or read_header(path).tensors
 
@@ -120,22 +120,22 @@ class _Parser:
             if key in metadata:
                 raise self.damaged(f"the field {key!r} appears twice")
             metadata[key] = self.value(self.number("<I"), 0)
-        entries = [self.entry() for _ in range(tensors)]
+        entries = [self.tensor_header() for _ in range(tensors)]
         self.check_model(metadata)
         return Header(metadata, self.placed(entries, metadata.get("general.alignment", 32)))
 
     def check_model(self, metadata: Mapping[str, Any]) -> None:
         """CheckpointError for a file that holds a part of a model, or something else."""
-        kind, parts = metadata.get("general.type", "model"), metadata.get("split.count", 1)
-        if kind != "model":
-            raise CheckpointError(f"{self.path} holds no model: its general.type is {reprlib.repr(kind)}")
+        general_type, parts = metadata.get("general.type", "model"), metadata.get("split.count", 1)
+        if general_type != "model":
+            raise CheckpointError(f"{self.path} holds no model: its general.type is {reprlib.repr(general_type)}")
         if parts not in (0, 1):
             raise CheckpointError(
                 f"{self.path} is one of {reprlib.repr(parts)} parts of a model; join them with llama.cpp's "
                 "`llama-gguf-split --merge`"
             )
 
-    def entry(self) -> tuple[str, tuple[int, ...], int, int]:
+    def tensor_header(self) -> tuple[str, tuple[int, ...], int, int]:
         """A tensor's name, shape, type and offset."""
         name, dimensions = self.string(), self.number("<I")
         if not 1 <= dimensions <= 8:
@@ -145,26 +145,26 @@ class _Parser:
             raise self.damaged(f"the tensor {name!r} has the shape {list(shape)}")
         return name, shape, self.number("<I"), self.number("<Q")
 
-    def placed(self, entries: list[tuple[str, tuple[int, ...], int, int]], alignment: Any) -> dict[str, Placed]:
+    def placed(self, entries: list[tuple[str, tuple[int, ...], int, int]], alignment: Any) -> dict[str, GgufTensor]:
         if not isinstance(alignment, int) or alignment < 1:
             raise self.damaged(f"general.alignment is {alignment!r}")
         begin = -(-self.at // alignment) * alignment
-        found: dict[str, Placed] = {}
-        for name, shape, kind, offset in entries:
-            if name in found:
+        tensors: dict[str, GgufTensor] = {}
+        for name, shape, type_number, offset in entries:
+            if name in tensors:
                 raise self.damaged(f"the tensor {name!r} appears twice")
-            if kind not in NAMES:
-                raise self.damaged(f"the tensor {name!r} has the unknown type {kind}")
-            _, values, size = TYPES[NAMES[kind]]
+            if type_number not in NAMES:
+                raise self.damaged(f"the tensor {name!r} has the unknown type {type_number}")
+            _, values, size = TYPES[NAMES[type_number]]
             if shape[-1] % values:
                 raise self.damaged(f"the rows of {name!r}, {shape[-1]} values, do not divide into blocks of {values}")
-            found[name] = Placed(name, NAMES[kind], shape, begin + offset, prod(shape) // values * size)
-            if begin + offset + found[name].size > self.end:
+            tensors[name] = GgufTensor(name, NAMES[type_number], shape, begin + offset, prod(shape) // values * size)
+            if begin + offset + tensors[name].size > self.end:
                 raise CheckpointError(f"{self.path} ends before its tensor {name!r} does; download it again")
-        for one, other in pairwise(sorted(found.values(), key=lambda placed: placed.begin)):
-            if one.begin + one.size > other.begin:
-                raise self.damaged(f"the tensors {one.name!r} and {other.name!r} overlap")
-        return found
+        for current, following in pairwise(sorted(tensors.values(), key=lambda placed: placed.begin)):
+            if current.begin + current.size > following.begin:
+                raise self.damaged(f"the tensors {current.name!r} and {following.name!r} overlap")
+        return tensors
 
     def damaged(self, why: str) -> CheckpointError:
         return CheckpointError(
@@ -182,12 +182,12 @@ class _Parser:
     def number(self, form: str) -> Any:
         return struct.unpack_from(form, self.data, self.need(struct.calcsize(form)))[0]
 
-    def count(self, least: int) -> int:
-        """How many there are of what takes `least` bytes each."""
-        found = self.number("<Q")
-        if found * least > self.end - self.at:
-            raise self.damaged(f"it promises {found} entries")
-        return found
+    def count(self, min_bytes: int) -> int:
+        """How many there are of what takes `min_bytes` bytes each."""
+        total = self.number("<Q")
+        if total * min_bytes > self.end - self.at:
+            raise self.damaged(f"it promises {total} entries")
+        return total
 
     def string(self) -> str:
         size = self.number("<Q")
@@ -197,27 +197,27 @@ class _Parser:
         except UnicodeDecodeError as error:
             raise self.damaged("a string is not UTF-8") from error
 
-    def value(self, kind: int, depth: int) -> Any:
-        if kind == _STRING:
+    def value(self, value_type: int, depth: int) -> Any:
+        if value_type == _STRING:
             return self.string()
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             return self.array(depth)
-        return self.number(self.form(kind))
+        return self.number(self.form(value_type))
 
-    def form(self, kind: int) -> str:
-        if not 0 <= kind < len(_NUMBERS) or not _NUMBERS[kind]:
-            raise self.damaged(f"a value has the unknown type {kind}")
-        return _NUMBERS[kind]
+    def form(self, value_type: int) -> str:
+        if not 0 <= value_type < len(_NUMBERS) or not _NUMBERS[value_type]:
+            raise self.damaged(f"a value has the unknown type {value_type}")
+        return _NUMBERS[value_type]
 
     def array(self, depth: int) -> list[Any]:
-        kind = self.number("<I")
-        if kind == _STRING:
+        value_type = self.number("<I")
+        if value_type == _STRING:
             return self.strings(self.count(8))
-        if kind == _ARRAY:
+        if value_type == _ARRAY:
             if depth == _DEEPEST:
                 raise self.damaged("its arrays lie too deep within each other")
             return [self.array(depth + 1) for _ in range(self.count(12))]
-        form = self.form(kind)
+        form = self.form(value_type)
         length = self.count(struct.calcsize(form))
         at = self.need(length * struct.calcsize(form))
         return np.frombuffer(self.data, dtype=np.dtype(form), count=length, offset=at).tolist()
@@ -226,18 +226,18 @@ class _Parser:
         """A vocabulary has hundreds of thousands."""
         data, at, end = self.data, self.at, self.end
         unpack: Callable[..., tuple[int]] = struct.Struct("<Q").unpack_from
-        found: list[str] = []
+        texts: list[str] = []
         try:
             for _ in range(length):
                 (size,) = unpack(data, at)
                 at += 8
                 if size > end - at:
                     raise self.damaged("it ends within a string")
-                found.append(data[at : at + size].decode())
+                texts.append(data[at : at + size].decode())
                 at += size
         except struct.error as error:
             raise self.damaged("it ends within an array") from error
         except UnicodeDecodeError as error:
             raise self.damaged("a string is not UTF-8") from error
         self.at = at
-        return found
+        return texts

@@ -54,4 +54,4 @@ TYPES: Mapping[str, GgufType] = {
     "NVFP4": GgufType(40, 64, 36),
     "Q1_0": GgufType(41, 128, 18),
 }
-NAMES: Mapping[int, str] = {one.number: name for name, one in TYPES.items()}
+NAMES: Mapping[int, str] = {ggml_type.number: name for name, ggml_type in TYPES.items()}

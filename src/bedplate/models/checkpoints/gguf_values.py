@@ -66,14 +66,14 @@ _BY_TORCH: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def dequantise(kind: str, data: Tensor) -> Tensor:
+def dequantise(ggml_type: str, data: Tensor) -> Tensor:
     """The values of rows of bytes [R, bytes of a row], float32 [R, values of a row]; float32 rows are not copied.
 
     NotImplementedError for a type that the package cannot dequantise either.
     """
-    if kind in _BY_TORCH:
-        return _BY_TORCH[kind](data.reshape(-1, TYPES[kind].size)).view(len(data), -1)
+    if ggml_type in _BY_TORCH:
+        return _BY_TORCH[ggml_type](data.reshape(-1, TYPES[ggml_type].size)).view(len(data), -1)
     import gguf
 
-    found = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind])
-    return torch.from_numpy(found.astype(np.float32, copy=False))
+    values = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[ggml_type])
+    return torch.from_numpy(values.astype(np.float32, copy=False))

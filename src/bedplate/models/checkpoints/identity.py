@@ -41,11 +41,11 @@ class WeightsHash:
     def add(self, name: str, tensor: Tensor) -> None:
         """Takes a tensor. A part at a time is widened, so that a large one is never there twice."""
         # Half precisions widen exactly, so a bfloat16 copy of bfloat16 values has their id in any storage type.
-        wide = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        kind = "<f8" if wide == torch.float64 else "<f4"
-        digest = hashlib.sha256(f"{name}|{'x'.join(map(str, tensor.shape))}|{kind}|".encode())
+        dtype = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+        byte_format = "<f8" if dtype == torch.float64 else "<f4"
+        digest = hashlib.sha256(f"{name}|{'x'.join(map(str, tensor.shape))}|{byte_format}|".encode())
         for part in tensor.detach().reshape(-1).split(_PART):
-            digest.update(part.to("cpu", wide).numpy().view("uint8").data)
+            digest.update(part.to("cpu", dtype).numpy().view("uint8").data)
         self._digests[name] = digest.hexdigest()
 
     def hexdigest(self) -> str:
@@ -68,17 +68,17 @@ def with_dense(weights_id: str, dense: str | None) -> str:
     return weights_id if dense is None else hashlib.sha256(f"{weights_id} {dense}".encode()).hexdigest()
 
 
-class Once:
+class LazyValue:
     """What is found out when it is first asked for, by whichever thread, and then known."""
 
-    def __init__(self, find: Callable[[], Identity]) -> None:
-        self._find: Callable[[], Identity] | None = find
+    def __init__(self, compute: Callable[[], Identity]) -> None:
+        self._compute: Callable[[], Identity] | None = compute
         self._lock = Lock()
-        self._found: Identity | None = None
+        self._identity: Identity | None = None
 
     def get(self) -> Identity:
         with self._lock:
-            if self._found is None:
-                assert self._find is not None
-                self._found, self._find = self._find(), None
-            return self._found
+            if self._identity is None:
+                assert self._compute is not None
+                self._identity, self._compute = self._compute(), None
+            return self._identity

@@ -18,12 +18,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path, most: int = MODEL_JSON_BYTES) -> Any:
+def read_json(path: Path, max_bytes: int = MODEL_JSON_BYTES) -> Any:
     """What a file of at most so many bytes holds. CheckpointError for one that is missing or no JSON."""
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
-        return load_config(read_text(path, most))
+        return load_config(read_text(path, max_bytes))
     except DataError as error:
         raise CheckpointError(str(error)) from error
     except ValueError as error:

@@ -18,10 +18,10 @@ from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
 
 def extended_context(base: Base) -> int | None:
     """The context that `with_long_context` would give it; None where there is no longer one."""
-    found = _scaling(base)
-    if found is None or found.even or found.extended_context <= base.spec.context_length:
+    scaling = _scaling(base)
+    if scaling is None or scaling.is_uniform or scaling.extended_context <= base.spec.context_length:
         return None
-    return found.extended_context
+    return scaling.extended_context
 
 
 def with_long_context(base: Base) -> Base:
@@ -38,7 +38,7 @@ def with_long_context(base: Base) -> Base:
     model.load_state_dict(base.model.state_dict(keep_vars=True), assign=True)
     model.requires_grad_(False)
     model.eval()
-    return replace(base, spec=longer, held=model)
+    return replace(base, spec=longer, raw_model=model)
 
 
 def _scaling(base: Base) -> LongRopeScaling | None:

@@ -25,10 +25,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION = 1, 2, 3, 4
-_DIMS, _KIND, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 5, 7, 8, 9, 10, 13
-_MOST = 1 << 31
+_DIMS, _DATA_TYPE, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 5, 7, 8, 9, 10, 13
+_MAX_DIM = 1 << 31
 """What no dimension of a parameter comes to."""
-_KINDS: dict[int, tuple[str, torch.dtype]] = {
+_DTYPES: dict[int, tuple[str, torch.dtype]] = {
     1: ("<f4", torch.float32),
     2: ("u1", torch.uint8),
     3: ("i1", torch.int8),
@@ -44,7 +44,7 @@ _WRITTEN_OUT = {_FLOATS: "<f4", _DOUBLES: "<f8"}
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     """One operation, with the names of what it reads and makes."""
 
     operation: str
@@ -54,11 +54,11 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Placed:
+class OnnxTensor:
     """A tensor's values: bytes `begin` to `begin + size` of `file`, or, of a few numbers, the `numbers` themselves."""
 
     name: str
-    kind: int
+    data_type: int
     shape: tuple[int, ...]
     file: Path
     begin: int = 0
@@ -67,9 +67,9 @@ class Placed:
 
     @property
     def dtype(self) -> torch.dtype:
-        if self.kind not in _KINDS:
-            raise CheckpointError(f"{self.file}: {self.name!r} is of ONNX's type {self.kind}, which is not read")
-        return _KINDS[self.kind][1]
+        if self.data_type not in _DTYPES:
+            raise CheckpointError(f"{self.file}: {self.name!r} is of ONNX's type {self.data_type}, which is not read")
+        return _DTYPES[self.data_type][1]
 
     def values(self) -> Tensor:
         """In memory of their own. CheckpointError where the bytes are not as many as the shape asks for."""
@@ -78,19 +78,19 @@ class Placed:
             if len(self.numbers) != count:
                 raise self._short(len(self.numbers))
             if dtype in (torch.float16, torch.bfloat16):  # written as the integers of their bits
-                bits = torch.tensor([int(one) for one in self.numbers], dtype=torch.int32)
+                bits = torch.tensor([int(number) for number in self.numbers], dtype=torch.int32)
                 return bits.to(torch.int16).view(dtype).reshape(self.shape)
             return torch.tensor(self.numbers, dtype=dtype).reshape(self.shape)
-        stored = np.dtype(_KINDS[self.kind][0])
+        stored = np.dtype(_DTYPES[self.data_type][0])
         if self.size != count * stored.itemsize:
             raise self._short(self.size // stored.itemsize)
         try:
-            found = np.fromfile(self.file, stored, count, offset=self.begin)
+            raw = np.fromfile(self.file, stored, count, offset=self.begin)
         except OSError as error:
             raise CheckpointError(f"{self.file} cannot be read: {error}") from error
-        if len(found) != count:
-            raise self._short(len(found))
-        values = torch.from_numpy(found)
+        if len(raw) != count:
+            raise self._short(len(raw))
+        values = torch.from_numpy(raw)
         return (values if values.dtype == dtype else values.view(dtype)).reshape(self.shape)
 
     def _short(self, count: int) -> CheckpointError:
@@ -100,8 +100,8 @@ class Placed:
 
 @dataclass
 class Graph:
-    nodes: list[Node] = field(default_factory=list[Node])
-    tensors: dict[str, Placed] = field(default_factory=dict[str, Placed])
+    nodes: list[OnnxNode] = field(default_factory=list[OnnxNode])
+    tensors: dict[str, OnnxTensor] = field(default_factory=dict[str, OnnxTensor])
 
 
 def read_graph(path: Path) -> Graph:
@@ -109,14 +109,14 @@ def read_graph(path: Path) -> Graph:
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graph = Graph()
-            found = False
+            has_graph = False
             for number, begin, end, _ in _fields(data, 0, len(data), path):
                 if number == _MODEL_GRAPH:
-                    found = True
+                    has_graph = True
                     _read_parts(data, begin, end, path, graph)
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not found:
+    if not has_graph:
         raise CheckpointError(f"{path} is not an ONNX model: it holds no graph")
     return graph
 
@@ -130,28 +130,28 @@ def _read_parts(data: mmap.mmap, begin: int, end: int, path: Path, graph: Graph)
             graph.tensors[placed.name] = placed
 
 
-def _node(data: mmap.mmap, begin: int, end: int, path: Path) -> Node:
-    between: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: []}
-    said = {_NODE_NAME: "", _NODE_OPERATION: ""}
+def _node(data: mmap.mmap, begin: int, end: int, path: Path) -> OnnxNode:
+    ports: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: []}
+    labels = {_NODE_NAME: "", _NODE_OPERATION: ""}
     for number, start, stop, _ in _fields(data, begin, end, path):
-        if number in between:
-            between[number].append(_text(data[start:stop], path))
-        elif number in said:
-            said[number] = _text(data[start:stop], path)
-    inputs, outputs = (tuple(names) for names in between.values())
-    return Node(said[_NODE_OPERATION], said[_NODE_NAME], inputs, outputs)
+        if number in ports:
+            ports[number].append(_text(data[start:stop], path))
+        elif number in labels:
+            labels[number] = _text(data[start:stop], path)
+    inputs, outputs = (tuple(names) for names in ports.values())
+    return OnnxNode(labels[_NODE_OPERATION], labels[_NODE_NAME], inputs, outputs)
 
 
-def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> Placed:
+def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> OnnxTensor:
     shape: list[int] = []
     numbers: list[float] = []
     outside: dict[str, str] = {}
-    name, kind, at, size = "", 0, 0, 0
+    name, data_type, at, size = "", 0, 0, 0
     for number, start, stop, value in _fields(data, begin, end, path):
         if number == _DIMS:
             shape += [value] if value is not None else _varints(data, start, stop, path)
-        elif number == _KIND:
-            kind = value or 0
+        elif number == _DATA_TYPE:
+            data_type = value or 0
         elif number == _NAME:
             name = _text(data[start:stop], path)
         elif number == _RAW:
@@ -161,42 +161,42 @@ def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> Placed:
         elif number in (_INT32S, _INT64S):
             numbers += map(_signed, [value] if value is not None else _varints(data, start, stop, path))
         elif number == _EXTERNAL:
-            key, said = _entry(data, start, stop, path)
-            outside[key] = said
-    if any(not 0 <= one < _MOST for one in shape):
+            key, text = _key_value(data, start, stop, path)
+            outside[key] = text
+    if any(not 0 <= dim < _MAX_DIM for dim in shape):
         raise CheckpointError(f"{path}: {name!r} has the shape {shape}; the file is damaged")
     if outside:
-        return _outside(Placed(name, kind, tuple(shape), path), outside)
-    return Placed(name, kind, tuple(shape), path, at, size, tuple(numbers))
+        return _outside(OnnxTensor(name, data_type, tuple(shape), path), outside)
+    return OnnxTensor(name, data_type, tuple(shape), path, at, size, tuple(numbers))
 
 
-def _outside(placed: Placed, said: dict[str, str]) -> Placed:
+def _outside(placed: OnnxTensor, external_data: dict[str, str]) -> OnnxTensor:
     """A tensor whose values lie in a file beside this one."""
-    location, path = said.get("location", ""), placed.file
+    location, path = external_data.get("location", ""), placed.file
     if not is_file_name(location):
         raise CheckpointError(f"{path}: {placed.name!r} lies in {location!r}; a file of the same directory is wanted")
-    beside = path.with_name(location)
-    if not beside.is_file():
-        raise CheckpointError(f"{beside} is missing, where {path.name} keeps {placed.name!r}")
+    data_file = path.with_name(location)
+    if not data_file.is_file():
+        raise CheckpointError(f"{data_file} is missing, where {path.name} keeps {placed.name!r}")
     try:
-        begin = int(said.get("offset", "0"))
-        size = int(said.get("length", str(beside.stat().st_size - begin)))
+        begin = int(external_data.get("offset", "0"))
+        size = int(external_data.get("length", str(data_file.stat().st_size - begin)))
     except ValueError as error:
         raise CheckpointError(f"{path}: {placed.name!r} has no place in {location}: {error}") from error
-    if begin < 0 or size < 0 or begin + size > beside.stat().st_size:
+    if begin < 0 or size < 0 or begin + size > data_file.stat().st_size:
         raise CheckpointError(
             f"{path}: {placed.name!r} should be {size:,} bytes from byte {begin:,} of {location} on, which ends before "
             "that; the files are damaged, or do not belong together"
         )
-    return Placed(placed.name, placed.kind, placed.shape, beside, begin, size)
+    return OnnxTensor(placed.name, placed.data_type, placed.shape, data_file, begin, size)
 
 
-def _entry(data: mmap.mmap, begin: int, end: int, path: Path) -> tuple[str, str]:
-    said = {1: "", 2: ""}
+def _key_value(data: mmap.mmap, begin: int, end: int, path: Path) -> tuple[str, str]:
+    texts = {1: "", 2: ""}
     for number, start, stop, _ in _fields(data, begin, end, path):
-        if number in said:
-            said[number] = _text(data[start:stop], path)
-    return said[1], said[2]
+        if number in texts:
+            texts[number] = _text(data[start:stop], path)
+    return texts[1], texts[2]
 
 
 def _fields(data: mmap.mmap, begin: int, end: int, path: Path) -> Iterator[tuple[int, int, int, int | None]]:
@@ -204,16 +204,16 @@ def _fields(data: mmap.mmap, begin: int, end: int, path: Path) -> Iterator[tuple
     at = begin
     while at < end:
         tag, at = _varint(data, at, end, path)
-        number, kind = tag >> 3, tag & 7
+        number, wire_type = tag >> 3, tag & 7
         value: int | None = None
         start = at
-        if kind == _VARINT:
+        if wire_type == _VARINT:
             value, at = _varint(data, at, end, path)
-        elif kind == _BYTES:
+        elif wire_type == _BYTES:
             length, start = _varint(data, at, end, path)
             at = start + length
-        elif kind in (_FIXED32, _FIXED64):
-            at += 4 if kind == _FIXED32 else 8
+        elif wire_type in (_FIXED32, _FIXED64):
+            at += 4 if wire_type == _FIXED32 else 8
         else:
             raise CheckpointError(f"{path} is not an ONNX model, or is damaged at byte {at:,}")
         if at > end or number == 0:
@@ -236,12 +236,12 @@ def _varint(data: mmap.mmap, at: int, end: int, path: Path) -> tuple[int, int]:
 
 
 def _varints(data: mmap.mmap, begin: int, end: int, path: Path) -> list[int]:
-    found: list[int] = []
+    numbers: list[int] = []
     at = begin
     while at < end:
         value, at = _varint(data, at, end, path)
-        found.append(value)
-    return found
+        numbers.append(value)
+    return numbers
 
 
 def _signed(value: int) -> int:

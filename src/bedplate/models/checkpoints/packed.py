@@ -26,7 +26,7 @@ class TensorSource(Protocol):
     def get(self, name: str) -> Tensor: ...
 
 
-class Packed(ABC):
+class PackedCheckpoint(ABC):
     """The tensors of `source`, with `NAME.weight` in place of each `NAME` + one of the `PARTS`.
 
     A matrix is unpacked when it is asked for, one at a time. CheckpointError for parts that do not belong together.
@@ -35,24 +35,24 @@ class Packed(ABC):
     PARTS: ClassVar[tuple[str, ...]]
     """Endings of what stands in place of a matrix; the first tells that it does."""
 
-    def __init__(self, source: TensorSource, config: Mapping[str, Any], where: str) -> None:
-        self.source, self.where = source, where
-        fields = Fields(config, f"{where} quantization_config")
+    def __init__(self, source: TensorSource, config: Mapping[str, Any], origin: str) -> None:
+        self.source, self.origin = source, origin
+        fields = Fields(config, f"{origin} quantization_config")
         self.configure(fields)
         fields.finish()
-        held = set(source.names)
-        first, *rest = self.PARTS
+        tensor_names = set(source.names)
+        first, *companions = self.PARTS
         self._stems = {name.removesuffix(first) for name in source.names if name.endswith(first)}
         if not self._stems:
             raise CheckpointError(
-                f"{where}: quantization_config tells of packed matrices, but no tensor's name ends with {first!r}; "
+                f"{origin}: quantization_config tells of packed matrices, but no tensor's name ends with {first!r}; "
                 "remove it where the weights are plain"
             )
         inside = {stem + part for stem in self._stems for part in self.PARTS}
-        missing = sorted(stem + part for stem in self._stems for part in rest if stem + part not in held)
+        missing = sorted(stem + part for stem in self._stems for part in companions if stem + part not in tensor_names)
         missing = [name for name in missing if not self.optional(name)]
         if missing:
-            raise CheckpointError(f"{where}: {missing[0]!r} is missing, so its matrix cannot be unpacked")
+            raise CheckpointError(f"{origin}: {missing[0]!r} is missing, so its matrix cannot be unpacked")
         self.names: tuple[str, ...] = (
             *(name for name in source.names if name not in inside),
             *(f"{stem}.weight" for stem in sorted(self._stems)),
@@ -63,13 +63,13 @@ class Packed(ABC):
         stem = name.removesuffix(".weight")
         if stem not in self._stems:
             return self.source.get(name)
-        held = set(self.source.names)
-        parts = {part: self.source.get(stem + part) for part in self.PARTS if stem + part in held}
+        tensor_names = set(self.source.names)
+        parts = {part: self.source.get(stem + part) for part in self.PARTS if stem + part in tensor_names}
         try:
             return self.unpack(parts)
         except (RuntimeError, IndexError, ValueError) as error:
             shapes = ", ".join(f"{stem}{part} {list(value.shape)}" for part, value in parts.items())
-            raise CheckpointError(f"{self.where}: {shapes} do not make one matrix ({error})") from error
+            raise CheckpointError(f"{self.origin}: {shapes} do not make one matrix ({error})") from error
 
     def optional(self, name: str) -> bool:
         """Whether a part may be missing."""
@@ -86,10 +86,10 @@ class Packed(ABC):
 
 def _group_size(fields: Fields, usual: int) -> int:
     """Inputs of a group; -1: all of them."""
-    found = fields.whole("group_size", usual)
-    if found != -1 and found < 1:
-        raise ValueError(f"group_size is {found}: it must be at least 1, or -1 for one group of all inputs")
-    return found
+    group_size = fields.whole("group_size", usual)
+    if group_size != -1 and group_size < 1:
+        raise ValueError(f"group_size is {group_size}: it must be at least 1, or -1 for one group of all inputs")
+    return group_size
 
 
 def _whole(index_I: Tensor) -> Tensor:
@@ -101,9 +101,9 @@ def _whole(index_I: Tensor) -> Tensor:
 def _check_groups(values_IO: Tensor, zeros_GO: Tensor, scales_GO: Tensor, group: int) -> None:
     """IndexError where there is not one zero and one scale for each group of each output: others would be left over, or
     spread over several."""
-    wanted = -(-len(values_IO) // group), values_IO.shape[1]
-    if zeros_GO.shape != wanted or scales_GO.shape != wanted or not scales_GO.is_floating_point():
-        raise IndexError(f"groups of {group} inputs ask for zeros and real scales of shape {list(wanted)}")
+    grid_shape = -(-len(values_IO) // group), values_IO.shape[1]
+    if zeros_GO.shape != grid_shape or scales_GO.shape != grid_shape or not scales_GO.is_floating_point():
+        raise IndexError(f"groups of {group} inputs ask for zeros and real scales of shape {list(grid_shape)}")
 
 
 def _unpacked(words: Tensor, bits: int) -> Tensor:
@@ -123,7 +123,7 @@ _GPTQ_BOOKKEEPING = (
 )
 
 
-class Gptq(Packed):
+class Gptq(PackedCheckpoint):
     """GPTQ (https://arxiv.org/abs/2210.17323) as AutoGPTQ and GPTQModel write it.
 
     qweight [I/P, O] is packed along the inputs, qzeros [G, O/P] along the outputs; w = scale · (q − zero), where the
@@ -157,7 +157,7 @@ class Gptq(Packed):
         return ((values_IO - zeros_GO[index_I]).float() * scales.float()[index_I]).T.contiguous()
 
 
-class Awq(Packed):
+class Awq(PackedCheckpoint):
     """AWQ (https://arxiv.org/abs/2306.00978) as AutoAWQ writes it ("gemm").
 
     qweight [I, O/8] and qzeros [G, O/8] are packed along the outputs, whose order in a word is 0, 2, 4, 6, 1, 3, 5, 7.
@@ -184,7 +184,7 @@ class Awq(Packed):
         return ((values_IO - zeros_GO[index_I]).float() * parts[".scales"].float()[index_I]).T.contiguous()
 
 
-class Float8(Packed):
+class Float8(PackedCheckpoint):
     """float8 e4m3 with one factor a block of the matrix, as DeepSeek-V3 is published (https://arxiv.org/abs/2412.19437).
 
     weight [O, I], weight_scale_inv [⌈O/b⌉, ⌈I/c⌉] for blocks of b outputs and c inputs.
@@ -195,7 +195,7 @@ class Float8(Packed):
     def configure(self, fields: Fields) -> None:
         fields.only("quant_method", "fp8")
         fields.only("fmt", "e4m3")
-        block = fields.items("weight_block_size") or [128, 128]
+        block = fields.sequence("weight_block_size") or [128, 128]
         if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
             raise ValueError(
                 f"weight_block_size is {shown(block)}, where a number of rows and one of columns are wanted"
@@ -207,9 +207,11 @@ class Float8(Packed):
     def unpack(self, parts: Mapping[str, Tensor]) -> Tensor:
         weight = parts[".weight"].float()
         rows, columns = weight.shape
-        wanted = -(-rows // self.block[0]), -(-columns // self.block[1])
-        if parts[".weight_scale_inv"].shape != wanted:
-            raise IndexError(f"blocks of {self.block[0]} by {self.block[1]} ask for factors of shape {list(wanted)}")
+        grid_shape = -(-rows // self.block[0]), -(-columns // self.block[1])
+        if parts[".weight_scale_inv"].shape != grid_shape:
+            raise IndexError(
+                f"blocks of {self.block[0]} by {self.block[1]} ask for factors of shape {list(grid_shape)}"
+            )
         scales = parts[".weight_scale_inv"].float().repeat_interleave(self.block[0], 0)[:rows]
         return weight.mul_(scales.repeat_interleave(self.block[1], 1)[:, :columns])
 
@@ -221,7 +223,7 @@ PACKED: Mapping[str, Callable[[TensorSource, Mapping[str, Any], str], TensorSour
 }
 
 
-def unpacked(source: TensorSource, config: object, where: str) -> TensorSource:
+def unpacked(source: TensorSource, config: object, origin: str) -> TensorSource:
     """The tensors as those of a checkpoint that was never quantised. config: of how it was, or None.
 
     UnsupportedModelError for a method or a setting that is not known.
@@ -229,15 +231,15 @@ def unpacked(source: TensorSource, config: object, where: str) -> TensorSource:
     if config is None:
         return source
     if not isinstance(config, dict):
-        raise CheckpointError(f"{where}: quantization_config must be an object, not {config!r}")
+        raise CheckpointError(f"{origin}: quantization_config must be an object, not {config!r}")
     fields = cast("dict[str, Any]", config)
     method = str(fields.get("quant_method"))
     if method == "mxfp4":  # of experts, whose blocks a family's own rules read
         return source
     if method not in PACKED:
-        known = ", ".join(PACKED)
-        raise UnsupportedModelError(f"{where}: weights quantised by {method!r} are not supported (only {known})")
+        supported = ", ".join(PACKED)
+        raise UnsupportedModelError(f"{origin}: weights quantised by {method!r} are not supported (only {supported})")
     try:
-        return PACKED[method](source, fields, where)
+        return PACKED[method](source, fields, origin)
     except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: quantization_config has a value of the wrong kind ({error})") from error
+        raise CheckpointError(f"{origin}: quantization_config has a value of the wrong kind ({error})") from error

@@ -33,16 +33,16 @@ class SafetensorsReader:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._files: dict[str, Any] = {}
-        self._where: dict[str, str] = {}
+        self._file_by_name: dict[str, str] = {}
         if (directory / INDEX).is_file():
-            self._where = self._read_index(directory / INDEX)
+            self._file_by_name = self._read_index(directory / INDEX)
             if (directory / SINGLE).is_file() and SINGLE not in self.files:
                 raise CheckpointError(
                     f"{directory} holds {SINGLE} and, beside it, {INDEX}, which names other files; programs differ in "
                     "which they read: remove the one that is not meant"
                 )
         elif (directory / SINGLE).is_file():
-            self._where = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+            self._file_by_name = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(
                 f"{directory} holds neither {SINGLE} nor {INDEX}"
@@ -55,66 +55,73 @@ class SafetensorsReader:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._where)
+        return tuple(self._file_by_name)
 
     def get(self, name: str) -> Tensor:
         """One tensor, in the file's dtype."""
         try:
-            return self._open(self._where[name]).get_tensor(name)
+            return self._open(self._file_by_name[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{self.directory / self._where[name]}: cannot read {name!r}: {error}") from error
+            raise CheckpointError(
+                f"{self.directory / self._file_by_name[name]}: cannot read {name!r}: {error}"
+            ) from error
 
     def release(self, name: str) -> None:
         """A tensor's values are not needed any more: of a mapped file every page that was touched stays in the
         process's memory otherwise, until the file is closed."""
-        one, again = self.get(name), self.get(name)
-        if one.data_ptr() == again.data_ptr():  # and not two copies of what the file holds
-            forget_pages(one.data_ptr(), one.nbytes)
+        tensor, reread = self.get(name), self.get(name)
+        if tensor.data_ptr() == reread.data_ptr():  # and not two copies of what the file holds
+            forget_pages(tensor.data_ptr(), tensor.nbytes)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of the files that hold them."""
-        return tuple(sorted(set(self._where.values())))
+        return tuple(sorted(set(self._file_by_name.values())))
 
     def nbytes(self, name: str) -> int:
         """The bytes of one tensor, whose values are not read."""
-        found = self._open(self._where[name]).get_slice(name)
-        bits = int(re.findall(r"\d+", str(found.get_dtype()).replace("BOOL", "U8"))[0])
-        return math.prod(found.get_shape()) * bits // 8
+        tensor_slice = self._open(self._file_by_name[name]).get_slice(name)
+        bits = int(re.findall(r"\d+", str(tensor_slice.get_dtype()).replace("BOOL", "U8"))[0])
+        return math.prod(tensor_slice.get_shape()) * bits // 8
 
     def widest(self, names: Collection[str] | None = None) -> torch.dtype | None:
         """The dtype that holds the values of every matrix: of float32 beside bfloat16, and of the two halves, float32.
         None where there are no matrices of such types. names: of these tensors alone."""
-        found = [_DTYPES[kind] for kind in sorted(self.matrix_types(names)) if kind in _DTYPES]
-        return reduce(torch.promote_types, found) if found else None
+        dtypes = [_DTYPES[stored_type] for stored_type in sorted(self.matrix_types(names)) if stored_type in _DTYPES]
+        return reduce(torch.promote_types, dtypes) if dtypes else None
 
     def matrix_types(self, names: Collection[str] | None = None) -> frozenset[str]:
         """The types that matrices of real numbers are stored in, as the files name them ("BF16"); their values are not
         read. Tables of integers, such as positions, are no weights."""
-        wanted = self._where if names is None else names
-        slices = [self._open(self._where[name]).get_slice(name) for name in wanted]
-        types = {str(one.get_dtype()) for one in slices if len(one.get_shape()) > 1}
-        return frozenset(one for one in types if one.startswith(("F", "BF")))
+        selected = self._file_by_name if names is None else names
+        slices = [self._open(self._file_by_name[name]).get_slice(name) for name in selected]
+        types = {str(tensor_slice.get_dtype()) for tensor_slice in slices if len(tensor_slice.get_shape()) > 1}
+        return frozenset(stored_type for stored_type in types if stored_type.startswith(("F", "BF")))
 
     def _read_index(self, path: Path) -> dict[str, str]:
         try:
-            where: dict[str, Any] = dict(read_json(path, _INDEX_BYTES)["weight_map"])
-            if not where or not all(isinstance(shard, str) for shard in where.values()):
+            shard_by_name: dict[str, Any] = dict(read_json(path, _INDEX_BYTES)["weight_map"])
+            if not shard_by_name or not all(isinstance(shard, str) for shard in shard_by_name.values()):
                 raise ValueError("its weight_map does not map tensor names to files")
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not a safetensors index ({error})") from error
-        held = {shard: set(self._open(shard).keys()) for shard in sorted(set(where.values()))}
-        lost = [name for name, shard in where.items() if name not in held[shard]]
+        names_by_shard = {shard: set(self._open(shard).keys()) for shard in sorted(set(shard_by_name.values()))}
+        lost = [name for name, shard in shard_by_name.items() if name not in names_by_shard[shard]]
         if lost:
-            raise CheckpointError(f"{path} promises {lost[0]!r} in {where[lost[0]]}, which does not hold it")
-        more = sorted((name, shard) for shard, names in held.items() for name in names if where.get(name) != shard)
-        if more:
-            name, shard = more[0]
+            raise CheckpointError(f"{path} promises {lost[0]!r} in {shard_by_name[lost[0]]}, which does not hold it")
+        unindexed = sorted(
+            (name, shard)
+            for shard, names in names_by_shard.items()
+            for name in names
+            if shard_by_name.get(name) != shard
+        )
+        if unindexed:
+            name, shard = unindexed[0]
             raise CheckpointError(
-                f"{path} does not say that {shard} holds {name!r}, as it does ({len(more)} such tensors); shards and "
+                f"{path} does not say that {shard} holds {name!r}, as it does ({len(unindexed)} such tensors); shards and "
                 "index are of different downloads: download the checkpoint again"
             )
-        return where
+        return shard_by_name
 
     def _open(self, name: str) -> Any:
         if name not in self._files:
@@ -148,13 +155,15 @@ def write_safetensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], sh
         _save(shard, directory / f"model-{len(shards):05d}.safetensors")
         shards.append(list(shard))
         total += sum(map(_bytes, shard.values()))
-    where: dict[str, str] = {}
+    file_by_name: dict[str, str] = {}
     for number, names in enumerate(shards):
         file = SINGLE if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         (directory / f"model-{number:05d}.safetensors").rename(directory / file)
-        where.update(dict.fromkeys(names, file))
+        file_by_name.update(dict.fromkeys(names, file))
     if len(shards) > 1:
-        atomic_write(directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2))
+        atomic_write(
+            directory / INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": file_by_name}, indent=2)
+        )
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -43,7 +43,7 @@ _ACTIVATIONS: dict[str, DenseActivation] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
 }
-_MOST = 100
+_MAX_MODULES = 100
 """Modules; published encoders have two to five."""
 _SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 
@@ -56,30 +56,32 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     if not (directory / MODULES).is_file():
         return None
     modules = _modules(directory / MODULES)
-    (kind, first), rest = modules[0], modules[1:]
-    if kind != "Transformer" or first:
+    (module_type, first), later_modules = modules[0], modules[1:]
+    if module_type != "Transformer" or first:
         raise UnsupportedModelError(
-            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a {kind} in "
+            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a {module_type} in "
             f"{first!r}"
         )
-    if not rest:
+    if not later_modules:
         return None
-    if rest[0][0] != "Pooling":
-        raise UnsupportedModelError(f"{directory / MODULES}: a {rest[0][0]} after the Transformer is not supported")
-    poolings, pools_prompt = _pooling(directory / rest[0][1] / "config.json", hidden_size)
+    if later_modules[0][0] != "Pooling":
+        raise UnsupportedModelError(
+            f"{directory / MODULES}: a {later_modules[0][0]} after the Transformer is not supported"
+        )
+    poolings, pools_prompt = _pooling(directory / later_modules[0][1] / "config.json", hidden_size)
     steps: list[Any] = []
     denses: list[Path] = []
-    for kind, place in rest[1:]:
-        where = directory / place
-        if kind == "Dense":
-            steps.append(_dense(where / "config.json"))
-            denses.append(where)
-        elif kind == "Normalize":
-            _plain(Fields(_optional(where / "config.json"), str(where / "config.json")))
+    for module_type, place in later_modules[1:]:
+        folder = directory / place
+        if module_type == "Dense":
+            steps.append(_dense(folder / "config.json"))
+            denses.append(folder)
+        elif module_type == "Normalize":
+            _plain(Fields(_optional(folder / "config.json"), str(folder / "config.json")))
             steps.append("normalise")
         else:
             raise UnsupportedModelError(
-                f"{directory / MODULES}: the module {kind} is not supported (only Transformer, Pooling, Dense and "
+                f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense and "
                 "Normalize)"
             )
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
@@ -87,16 +89,18 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     return _filled(spec, denses)
 
 
-def gguf_sentence(metadata: Mapping[str, Any], architecture: str, where: str) -> Sentence | None:
+def gguf_sentence(metadata: Mapping[str, Any], architecture: str, origin: str) -> Sentence | None:
     """How a GGUF file's base makes vectors (Qwen3-Embedding), as llama.cpp's server does: pooled, and of unit length.
     None where it says nothing of it; UnsupportedModelError for a file that ranks."""
-    kind = metadata.get(f"{architecture}.{POOLING}")
-    if not kind:
+    pooling_code = metadata.get(f"{architecture}.{POOLING}")
+    if not pooling_code:
         return None
-    if kind not in _GGUF_POOLINGS:
-        known = ", ".join(map(str, (0, *_GGUF_POOLINGS)))
-        raise UnsupportedModelError(f"{where}: {architecture}.{POOLING} = {kind} is not supported (only {known})")
-    return Sentence(SentenceSpec((_GGUF_POOLINGS[kind],), ("normalise",))).eval()
+    if pooling_code not in _GGUF_POOLINGS:
+        supported = ", ".join(map(str, (0, *_GGUF_POOLINGS)))
+        raise UnsupportedModelError(
+            f"{origin}: {architecture}.{POOLING} = {pooling_code} is not supported (only {supported})"
+        )
+    return Sentence(SentenceSpec((_GGUF_POOLINGS[pooling_code],), ("normalise",))).eval()
 
 
 def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
@@ -106,7 +110,7 @@ def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
     if not isinstance(spec, TransformerSpec) or spec.classifier is None or not path.is_file():
         return spec
     fields = Fields(read_object(path), str(path))
-    name = fields.take("activation_fn")
+    name = fields.pop("activation_fn")
     if name is None:
         return spec
     return spec.with_(classifier=replace(spec.classifier, raw=is_raw(name, str(path))))
@@ -115,49 +119,49 @@ def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(class, place) of each module, in order."""
     try:
-        listed = sorted(read_json(path), key=lambda one: one["idx"])
-        found = [(str(one["type"]), str(one["path"])) for one in listed]
+        listed = sorted(read_json(path), key=lambda module: module["idx"])
+        modules = [(str(record["type"]), str(record["path"])) for record in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a list of modules ({error!r})") from error
-    if not found:
+    if not modules:
         raise CheckpointError(f"{path} lists no modules")
-    if len(found) > _MOST:
-        raise CheckpointError(f"{path} lists {len(found):,} modules; up to {_MOST} are read")
-    for kind, place in found:
-        if not kind.startswith("sentence_transformers."):
+    if len(modules) > _MAX_MODULES:
+        raise CheckpointError(f"{path} lists {len(modules):,} modules; up to {_MAX_MODULES} are read")
+    for class_name, place in modules:
+        if not class_name.startswith("sentence_transformers."):
             raise UnsupportedModelError(
-                f"{path}: {kind} is code of the checkpoint's own, which is not run; only modules of the library are "
+                f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library are "
                 "supported"
             )
         parts = Path(place).parts
         if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
             raise CheckpointError(f"{path} names a module outside the directory: {shown(place)}")
-    return [(kind.rpartition(".")[2], place) for kind, place in found]
+    return [(module_class.rpartition(".")[2], place) for module_class, place in modules]
 
 
 def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
     """Both spellings: a list of names (version 5.5), and a switch for each (before)."""
     config = read_object(path)
     fields = Fields(config, str(path))
-    size = fields.take("embedding_dimension", fields.take("word_embedding_dimension"))
+    size = fields.pop("embedding_dimension", fields.pop("word_embedding_dimension"))
     if size is not None and size != hidden_size:
         raise CheckpointError(f"{path} pools {size} features, but the model has {hidden_size}")
-    named = fields.take("pooling_mode")
-    said = _POOLINGS.keys() & config.keys()
+    named = fields.pop("pooling_mode")
+    switches = _POOLINGS.keys() & config.keys()
     on = [name for name in _POOLINGS if fields.flag(name, False)]
     pools_prompt = fields.flag("include_prompt", True)
     fields.finish()
-    if named is None and said and not on:
+    if named is None and switches and not on:
         raise UnsupportedModelError(f"{path}: none of its poolings is on; set one of {', '.join(_POOLINGS)} to true")
     if named is None:
         return tuple(_POOLINGS[name][1] for name in on) or ("mean",), pools_prompt
     names = (
-        [named] if isinstance(named, str) else Fields({"pooling_mode": named}, str(path)).items("pooling_mode") or []
+        [named] if isinstance(named, str) else Fields({"pooling_mode": named}, str(path)).sequence("pooling_mode") or []
     )
     for name in names:
         if not isinstance(name, str) or name not in _BY_NAME:
-            known = ", ".join(_BY_NAME)
-            raise UnsupportedModelError(f"{path}: the pooling {shown(name)} is not supported (only {known})")
+            supported = ", ".join(_BY_NAME)
+            raise UnsupportedModelError(f"{path}: the pooling {shown(name)} is not supported (only {supported})")
     return tuple(_BY_NAME[name] for name in names), pools_prompt
 
 
@@ -191,13 +195,13 @@ def _texts(directory: Path) -> dict[str, Any]:
     body.only("module_output_name", "token_embeddings")
     body.ignore(("modality_config", "unpad_inputs"))  # of other inputs; how a batch is laid out
     body.finish()
-    own = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
-    own.only("model_type", "SentenceTransformer")
-    own.ignore(("__version__",))
-    prompts: Mapping[str, Any] = own.part("prompts")
-    default, similarity = own.take("default_prompt_name"), own.text("similarity_fn_name", "cosine")
-    own.only("truncate_dim", None)
-    own.finish()
+    config = Fields(_optional(directory / _CONFIG), str(directory / _CONFIG))
+    config.only("model_type", "SentenceTransformer")
+    config.ignore(("__version__",))
+    prompts: Mapping[str, Any] = config.part("prompts")
+    default, similarity = config.pop("default_prompt_name"), config.text("similarity_fn_name", "cosine")
+    config.only("truncate_dim", None)
+    config.finish()
     texts = Fields(prompts, f"{directory / _CONFIG} prompts")
     Fields({"similarity_fn_name": similarity}, str(directory / _CONFIG)).only("similarity_fn_name", *_SIMILARITIES)
     return {
@@ -213,28 +217,28 @@ def _filled(spec: SentenceSpec, places: list[Path]) -> Sentence:
     """The maps' weights, which are compared with their configs before anything of those sizes is made."""
     state: dict[str, Tensor] = {}
     for number, (dense, place) in enumerate(zip(spec.denses, places, strict=True)):
-        wanted = {"linear.weight": (dense.outputs, dense.inputs)} | (
+        shapes = {"linear.weight": (dense.outputs, dense.inputs)} | (
             {"linear.bias": (dense.outputs,)} if dense.bias else {}
         )
         with SafetensorsReader(place) as reader:
             for name in reader.names:
-                if name not in wanted:
+                if name not in shapes:
                     raise CheckpointError(f"{place} holds {name!r}, for which its config has no place")
-            for name, shape in wanted.items():
+            for name, shape in shapes.items():
                 if name not in reader.names:
                     raise CheckpointError(f"{place} lacks {name}")
-                found = reader.get(name)
-                if found.shape != shape:
+                tensor = reader.get(name)
+                if tensor.shape != shape:
                     raise CheckpointError(
-                        f"{place}: {name} is {list(found.shape)}, but its config asks for {list(shape)}"
+                        f"{place}: {name} is {list(tensor.shape)}, but its config asks for {list(shape)}"
                     )
-                values = found.float()
-                if not found.is_floating_point() or not bool(values.isfinite().all()):
+                values = tensor.float()
+                if not tensor.is_floating_point() or not bool(values.isfinite().all()):
                     raise CheckpointError(f"{place}: {name} holds values that are no finite real numbers")
                 state[f"dense.{number}.{name.removeprefix('linear.')}"] = values
-    made = Sentence(spec)
-    made.load_state_dict(state)
-    return made.requires_grad_(False).eval()
+    sentence = Sentence(spec)
+    sentence.load_state_dict(state)
+    return sentence.requires_grad_(False).eval()
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -248,15 +252,15 @@ def write_sentence(directory: Path, sentence: Sentence, hidden_size: int) -> Non
     _write(directory / "1_Pooling" / "config.json", _pooling_config(spec, hidden_size))
     weights = iter(sentence.dense)
     for number, step in enumerate(spec.steps, start=2):
-        kind = "Normalize" if step == "normalise" else "Dense"
-        modules.append((kind, f"{number}_{kind}"))
+        module_type = "Normalize" if step == "normalise" else "Dense"
+        modules.append((module_type, f"{number}_{module_type}"))
         if isinstance(step, Dense):
-            place = directory / f"{number}_{kind}"
+            place = directory / f"{number}_{module_type}"
             _write(place / "config.json", _dense_config(step))
             write_safetensors(place, _tensors(next(weights)))
     listed = [
-        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for number, (kind, place) in enumerate(modules)
+        {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{module_class}"}
+        for number, (module_class, place) in enumerate(modules)
     ]
     _write(directory / MODULES, listed)
     _write(directory / _BODY_CONFIG, {"max_seq_length": spec.max_tokens, "do_lower_case": spec.lower})
@@ -277,7 +281,7 @@ def _pooling_config(spec: SentenceSpec, hidden_size: int) -> dict[str, Any]:
     if in_order == spec.poolings:
         return fields | {name: ours in spec.poolings for name, (_, ours) in _POOLINGS.items()}
     names = {ours: theirs for theirs, ours in _BY_NAME.items()}
-    return fields | {"pooling_mode": [names[one] for one in spec.poolings]}
+    return fields | {"pooling_mode": [names[pooling] for pooling in spec.poolings]}
 
 
 def _dense_config(step: Dense) -> dict[str, Any]:

@@ -77,13 +77,13 @@ def in_format(family: Family, format_: str) -> Family | None:
     return next((FAMILIES[key] for key in (family.key, *family.partners) if key[0] == format_), None)
 
 
-def find_family(format_: str, name: str | None, where: str) -> Family:
+def find_family(format_: str, name: str | None, origin: str) -> Family:
     """The family of this name in this format, or UnsupportedModelError listing the supported ones."""
     # What a damaged config calls its type can be anything, a list too.
-    found = FAMILIES.get((format_, str(name)))
-    if found is None:
-        known = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == format_))
+    family = FAMILIES.get((format_, str(name)))
+    if family is None:
+        supported = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == format_))
         if format_ == "hf":
-            known += f"; of multimodal checkpoints, the text models of {', '.join(MULTIMODAL)}"
-        raise UnsupportedModelError(f"{where}: model type {name!r} is not supported; supported are: {known}")
-    return found
+            supported += f"; of multimodal checkpoints, the text models of {', '.join(MULTIMODAL)}"
+        raise UnsupportedModelError(f"{origin}: model type {name!r} is not supported; supported are: {supported}")
+    return family

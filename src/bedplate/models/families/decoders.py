@@ -94,14 +94,14 @@ def size_fields(spec: TransformerSpec, model_type: str, architecture: str) -> di
     }
 
 
-def take_activation(fields: Fields, name: str, default: str, where: str) -> Activation:
+def take_activation(fields: Fields, name: str, default: str, origin: str) -> Activation:
     """An activation by its name in transformers."""
-    given = fields.text(name, default)
-    found = ACTIVATIONS.get(given)
-    if found is None:
-        known = ", ".join(repr(one) for one in ACTIVATIONS)
-        raise UnsupportedModelError(f"{where}: {name} = {given!r} is not supported (only {known})")
-    return found
+    hf_name = fields.text(name, default)
+    activation = ACTIVATIONS.get(hf_name)
+    if activation is None:
+        supported = ", ".join(repr(key) for key in ACTIVATIONS)
+        raise UnsupportedModelError(f"{origin}: {name} = {hf_name!r} is not supported (only {supported})")
+    return activation
 
 
 def activation_name(activation: Activation) -> str:
@@ -109,13 +109,13 @@ def activation_name(activation: Activation) -> str:
     return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
 
 
-def take_plain(fields: Fields, where: str, context: int, *, eps: float, theta: float = 10_000.0) -> dict[str, Any]:
+def take_plain(fields: Fields, origin: str, context: int, *, eps: float, theta: float = 10_000.0) -> dict[str, Any]:
     """The fields of a spec that llama's descendants name alike: the norms' epsilon, the one rope and the activation.
     eps, theta: where none is said."""
     return {
         "norm_eps": fields.real("rms_norm_eps", eps),
-        "rope": take_rope(fields, where, context=context, theta=theta),
-        "activation": take_activation(fields, "hidden_act", "silu", where),
+        "rope": take_rope(fields, origin, context=context, theta=theta),
+        "activation": take_activation(fields, "hidden_act", "silu", origin),
     }
 
 
@@ -132,18 +132,18 @@ def plain_fields(spec: TransformerSpec) -> dict[str, Any]:
 
 
 def take_windows(
-    fields: Fields, layers: int, window: int | None, default: Sequence[str], where: str
+    fields: Fields, layers: int, window: int | None, default: Sequence[str], origin: str
 ) -> tuple[int | None, ...]:
     """The window of each layer, from `layer_types`, or without them from `default`, repeated over the layers."""
-    types = fields.items("layer_types")
+    types = fields.sequence("layer_types")
     types = [default[layer % len(default)] for layer in range(layers)] if types is None else types
     if len(types) != layers:
-        raise UnsupportedModelError(f"{where}: {len(types)} layer_types for {layers} layers")
-    for kind in types:
-        Fields({"layer_types": kind}, where).only("layer_types", FULL, SLIDING)
+        raise UnsupportedModelError(f"{origin}: {len(types)} layer_types for {layers} layers")
+    for layer_type in types:
+        Fields({"layer_types": layer_type}, origin).only("layer_types", FULL, SLIDING)
     if window is None and SLIDING in types:
-        raise UnsupportedModelError(f"{where}: layer_types has {SLIDING!r}, but sliding_window says no size")
-    return shortest([window if kind == SLIDING else None for kind in types], None)
+        raise UnsupportedModelError(f"{origin}: layer_types has {SLIDING!r}, but sliding_window says no size")
+    return shortest([window if attention_type == SLIDING else None for attention_type in types], None)
 
 
 def window_fields(spec: TransformerSpec) -> dict[str, Any]:
@@ -159,7 +159,11 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
     """The shortest list that makes these values of layers when it is repeated; () where all are the default."""
     if all(value == default for value in values):
         return ()
-    size = next(n for n in range(1, len(values) + 1) if all(one == values[i % n] for i, one in enumerate(values)))
+    size = next(
+        n
+        for n in range(1, len(values) + 1)
+        if all(layer_value == values[i % n] for i, layer_value in enumerate(values))
+    )
     return tuple(values[:size])
 
 

@@ -61,7 +61,7 @@ class Family:
 
     def of(self, spec: TextSpec) -> Family:
         """The family of this spec, with the rules of its weights."""
-        found = None if self.sibling is None else self.sibling(spec)
-        if found is not None:
-            return found.of(spec)
+        sibling = None if self.sibling is None else self.sibling(spec)
+        if sibling is not None:
+            return sibling.of(spec)
         return self if self.weights_of is None else replace(self, weights=self.weights_of(spec))

@@ -27,12 +27,14 @@ def shown(value: object) -> str:
     return _SHOWN.repr(value)
 
 
-def located(error: UnsupportedModelError, where: str) -> UnsupportedModelError:
+def located(error: UnsupportedModelError, origin: str) -> UnsupportedModelError:
     """The same error with the path of the config that it is of."""
-    said = str(error)
-    if said.startswith(where):
+    message = str(error)
+    if message.startswith(origin):
         return error
-    return UnsupportedModelError(where + said.removeprefix(_CONFIG) if said.startswith(_CONFIG) else f"{where}: {said}")
+    return UnsupportedModelError(
+        origin + message.removeprefix(_CONFIG) if message.startswith(_CONFIG) else f"{origin}: {message}"
+    )
 
 
 class Fields:
@@ -42,22 +44,22 @@ class Fields:
     for true. UnsupportedModelError, naming the field, for every value of the wrong kind.
     """
 
-    def __init__(self, config: Mapping[str, Any], where: str) -> None:
-        self._left = dict(config)
-        self._where = where
+    def __init__(self, config: Mapping[str, Any], origin: str) -> None:
+        self._unread = dict(config)
+        self._origin = origin
 
-    def take(self, name: str, default: Any = None) -> Any:
+    def pop(self, name: str, default: Any = None) -> Any:
         """The field's value, or `default` where it is absent."""
-        value = self._left.pop(name, default)
+        value = self._unread.pop(name, default)
         if isinstance(value, str) and _SPELLED.fullmatch(value):
             raise self._wrong(name, value, "it must be written without quotes")
         return value
 
     def need(self, name: str) -> Any:
         """The field's value; absent is an error."""
-        if self._left.get(name) is None:
-            raise UnsupportedModelError(f"{self._where}: the field {name!r} is missing; the model cannot be built")
-        return self.take(name)
+        if self._unread.get(name) is None:
+            raise UnsupportedModelError(f"{self._origin}: the field {name!r} is missing; the model cannot be built")
+        return self.pop(name)
 
     @overload
     def whole(self, name: str, default: int, *, null: int | None = None) -> int: ...
@@ -66,26 +68,26 @@ class Fields:
     def whole(self, name: str, default: int | None = None, *, null: int | None = None) -> int | None:
         """A whole number. null: what stands for an explicit null, which is otherwise refused where there is a
         default."""
-        value = self.take(name, default)
+        value = self.pop(name, default)
         if value is None and (default is None or null is not None):
             return null
         return self._whole(name, value)
 
     def size(self, name: str) -> int:
         """A whole number of at least 1 that must be there."""
-        found = self._whole(name, self.need(name))
-        if found < 1:
-            raise UnsupportedModelError(f"{self._where}: {name} is {shown(found)}: it must be at least 1")
-        return found
+        number = self._whole(name, self.need(name))
+        if number < 1:
+            raise UnsupportedModelError(f"{self._origin}: {name} is {shown(number)}: it must be at least 1")
+        return number
 
     def layers(self, name: str, default: int | None = None) -> int:
         """A number of blocks; it must be there where there is no default."""
-        found = self.size(name) if default is None else self.whole(name, default, null=default)
-        if found > MOST_LAYERS:
+        count = self.size(name) if default is None else self.whole(name, default, null=default)
+        if count > MOST_LAYERS:
             raise UnsupportedModelError(
-                f"{self._where}: {name} asks for {shown(found)} layers; models of up to {MOST_LAYERS} are read"
+                f"{self._origin}: {name} asks for {shown(count)} layers; models of up to {MOST_LAYERS} are read"
             )
-        return found
+        return count
 
     @overload
     def real(self, name: str, default: float) -> float: ...
@@ -93,7 +95,7 @@ class Fields:
     def real(self, name: str, default: None = None) -> float | None: ...
     def real(self, name: str, default: float | None = None) -> float | None:
         """A number. An explicit null is refused where there is a default."""
-        value = self.take(name, default)
+        value = self.pop(name, default)
         return None if value is None and default is None else self._real(name, value)
 
     def need_real(self, name: str) -> float:
@@ -105,11 +107,11 @@ class Fields:
         value = self.need(name)
         if not isinstance(value, list | tuple):
             raise self._wrong(name, value, "a list of numbers is wanted")
-        return tuple(self._real(name, one) for one in value)
+        return tuple(self._real(name, number) for number in value)
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false; null is false, as it is wherever transformers asks."""
-        value = self.take(name, default)
+        value = self.pop(name, default)
         if value is None:
             return False
         if not isinstance(value, bool) and value not in (0, 1):
@@ -118,36 +120,36 @@ class Fields:
 
     def optional(self, name: str, default: int | None = None) -> int | None:
         """A whole number that an explicit null turns off."""
-        value = self.take(name, default)
+        value = self.pop(name, default)
         return None if value is None else self._whole(name, value)
 
     def part(self, name: str) -> dict[str, Any]:
         """An object; null is an empty one."""
-        value = self.take(name)
+        value = self.pop(name)
         if value is not None and not isinstance(value, Mapping):
             raise self._wrong(name, value, "an object is wanted")
         return dict(value or {})
 
-    def items(self, name: str) -> list[Any] | None:
+    def sequence(self, name: str) -> list[Any] | None:
         """A list; None where it is absent or null."""
-        value = self.take(name)
+        value = self.pop(name)
         if value is not None and not isinstance(value, list | tuple):
             raise self._wrong(name, value, "a list is wanted")
         return None if value is None else list(value)
 
     def text(self, name: str, default: str) -> str:
         """A text, which may spell anything (a GGUF file's "none"); null and an empty one are the default."""
-        value = self._left.pop(name, None) or default
+        value = self._unread.pop(name, None) or default
         if not isinstance(value, str):
             raise self._wrong(name, value, "a text is wanted")
         return value
 
     def choice(self, name: str, *allowed: Any) -> Any:
         """The field's value, which must be one of these; the first where it is absent."""
-        value = self._left.pop(name, allowed[0])
+        value = self._unread.pop(name, allowed[0])
         if value not in allowed:
             choices = " or ".join(repr(choice) for choice in allowed)
-            raise UnsupportedModelError(f"{self._where}: {name} = {shown(value)} is not supported (only {choices})")
+            raise UnsupportedModelError(f"{self._origin}: {name} = {shown(value)} is not supported (only {choices})")
         return value
 
     def only(self, name: str, *allowed: Any) -> None:
@@ -157,16 +159,16 @@ class Fields:
     def ignore(self, names: Iterable[str]) -> None:
         """Fields that do not change what the model computes (training hints, bookkeeping)."""
         for name in names:
-            self._left.pop(name, None)
+            self._unread.pop(name, None)
 
     def finish(self) -> None:
         """Refuses what is left, by name."""
-        if not self._left.get("pruned_heads"):  # by layer, and as a rule none
-            self._left.pop("pruned_heads", None)
-        unknown = sorted(name for name, value in self._left.items() if value is not None)
+        if not self._unread.get("pruned_heads"):  # by layer, and as a rule none
+            self._unread.pop("pruned_heads", None)
+        unknown = sorted(name for name, value in self._unread.items() if value is not None)
         if unknown:
             raise UnsupportedModelError(
-                f"{self._where}: unsupported field{'s' if len(unknown) > 1 else ''} "
+                f"{self._origin}: unsupported field{'s' if len(unknown) > 1 else ''} "
                 f"{', '.join(map(shown, unknown))}; ignoring them could change the model's outputs"
             )
 
@@ -181,12 +183,12 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(name, value, "a number is wanted")
         if not math.isfinite(value):
-            raise UnsupportedModelError(f"{self._where}: {name} is {value}: it must be a finite number")
+            raise UnsupportedModelError(f"{self._origin}: {name} is {value}: it must be a finite number")
         return float(value)
 
-    def _wrong(self, name: str, value: Any, wanted: str) -> UnsupportedModelError:
+    def _wrong(self, name: str, value: Any, requirement: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{self._where}: {name} = {shown(value)} is a value of the wrong kind; {wanted}: correct the file"
+            f"{self._origin}: {name} = {shown(value)} is a value of the wrong kind; {requirement}: correct the file"
         )
 
 

@@ -39,25 +39,25 @@ class Multimodal:
     unread: tuple[str, ...] = ()
     tied: bool = True
 
-    def text_config(self, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    def text_config(self, config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         """The text model's config. UnsupportedModelError, naming it, for a field outside that could change it."""
-        fields = Fields(config, f"{where} ({self.name})")
+        fields = Fields(config, f"{origin} ({self.name})")
         inside = fields.need("text_config")
         if not isinstance(inside, Mapping):
-            raise CheckpointError(f"{where}: text_config must be an object, not {inside!r}")
+            raise CheckpointError(f"{origin}: text_config must be an object, not {inside!r}")
         text: dict[str, Any] = {**dict(self.sizes), **inside}
         text.setdefault("model_type", self.texts[0])
         if text["model_type"] not in self.texts:
             raise UnsupportedModelError(
-                f"{where}: of {self.name} the text model {text['model_type']!r} is not supported (only "
+                f"{origin}: of {self.name} the text model {text['model_type']!r} is not supported (only "
                 f"{' or '.join(map(repr, self.texts))})"
             )
         for name in self.unread:
-            Fields(inside, f"{where} ({self.name}, text_config)").only(name, None)
+            Fields(inside, f"{origin} ({self.name}, text_config)").only(name, None)
         text |= {name: config[name] for name in _OUTSIDE if config.get(name) is not None}
         # The class ties its own head, whatever the text model's config says.
         text.pop("tie_word_embeddings", None)
-        tied = fields.take("tie_word_embeddings")
+        tied = fields.pop("tie_word_embeddings")
         if tied is not None:
             text["tie_word_embeddings"] = tied
         fields.ignore((*HF_BOOKKEEPING, *_OUTSIDE, *self.media))
@@ -70,16 +70,16 @@ class Multimodal:
 
     def text_name(self, name: str) -> str | None:
         """A tensor's name in a checkpoint of the text model alone; None for one of another part."""
-        found = ((theirs, alone) for theirs, alone in self.prefixes if name.startswith(theirs))
-        return next((alone + name.removeprefix(theirs) for theirs, alone in found), None)
+        matches = ((theirs, alone) for theirs, alone in self.prefixes if name.startswith(theirs))
+        return next((alone + name.removeprefix(theirs) for theirs, alone in matches), None)
 
     def part_of(self, name: str) -> str | None:
         """Which other part a tensor is of; None for one that is of none."""
         return next((part for theirs, part in self.parts if name.startswith(theirs)), None)
 
 
-def _parts(*names: str, within: tuple[str, ...] = ("model.", "")) -> tuple[tuple[str, str], ...]:
-    return tuple((f"{before}{name}.", name) for name in names for before in within)
+def _parts(*names: str, prefixes: tuple[str, ...] = ("model.", "")) -> tuple[tuple[str, str], ...]:
+    return tuple((f"{before}{name}.", name) for name in names for before in prefixes)
 
 
 _LLAVA = (
@@ -129,7 +129,7 @@ MULTIMODAL: dict[str, Multimodal] = {
         "qwen3_5",
         ("qwen3_5_text",),
         _INSIDE,
-        (*_parts("visual"), *_parts("mtp", within=("",))),
+        (*_parts("visual"), *_parts("mtp", prefixes=("",))),
         (*_IMAGES, "video_token_id", "vision_start_token_id", "vision_end_token_id", "language_model_only"),
         tied=False,
     ),

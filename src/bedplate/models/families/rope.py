@@ -17,62 +17,64 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def take_rope(
-    fields: Fields, where: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
+    fields: Fields, origin: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
 ) -> Rope:
     """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said. A family
     whose heads turn whole has no fraction (None), and one is refused."""
-    parameters = _both(fields.part("rope_scaling"), fields.part("rope_parameters"), where)
-    given: dict[str, Any] = {
-        "rope_theta": fields.take("rope_theta"),
-        "partial_rotary_factor": fields.take("partial_rotary_factor"),
-        "original_max_position_embeddings": fields.take("original_max_position_embeddings"),
+    parameters = _merged(fields.part("rope_scaling"), fields.part("rope_parameters"), origin)
+    top_level: dict[str, Any] = {
+        "rope_theta": fields.pop("rope_theta"),
+        "partial_rotary_factor": fields.pop("partial_rotary_factor"),
+        "original_max_position_embeddings": fields.pop("original_max_position_embeddings"),
     }
-    defaults = {name: value for name, value in given.items() if value is not None}
-    return read_rope(defaults | parameters, where, context=context, theta=theta, fraction=fraction)
+    defaults = {name: value for name, value in top_level.items() if value is not None}
+    return read_rope(defaults | parameters, origin, context=context, theta=theta, fraction=fraction)
 
 
-def take_ropes(fields: Fields, where: str, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
+def take_ropes(fields: Fields, origin: str, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
     """Of layers that see everything and of those with a window, where each have their own: by layer type, or (before)
     `rope_theta` with `rope_scaling`, and `rope_local_base_freq`."""
-    given: dict[str, Any] = fields.part("rope_parameters")
-    found, scaling = {"rope_theta": fields.take("rope_theta", theta)}, fields.part("rope_scaling")
-    local: dict[str, Any] = {"rope_theta": fields.take("rope_local_base_freq", local_theta)}
-    each = Fields(given, f"{where} rope_parameters")
-    found, local = found | _both(scaling, each.part(FULL), where), local | each.part(SLIDING)
-    each.finish()
-    return read_rope(found, f"{where} {FULL}", context=context), read_rope(local, f"{where} {SLIDING}", context=context)
+    parameters: dict[str, Any] = fields.part("rope_parameters")
+    full, scaling = {"rope_theta": fields.pop("rope_theta", theta)}, fields.part("rope_scaling")
+    local: dict[str, Any] = {"rope_theta": fields.pop("rope_local_base_freq", local_theta)}
+    by_layer_type = Fields(parameters, f"{origin} rope_parameters")
+    full, local = full | _merged(scaling, by_layer_type.part(FULL), origin), local | by_layer_type.part(SLIDING)
+    by_layer_type.finish()
+    return read_rope(full, f"{origin} {FULL}", context=context), read_rope(
+        local, f"{origin} {SLIDING}", context=context
+    )
 
 
-def _both(older: Mapping[str, Any], newer: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _merged(older: Mapping[str, Any], newer: Mapping[str, Any], origin: str) -> dict[str, Any]:
     """What `rope_scaling` and `rope_parameters` say together. Where they differ, programs differ in which counts."""
-    other = next((name for name in older if name in newer and older[name] != newer[name]), None)
-    if other is not None:
+    conflict = next((name for name in older if name in newer and older[name] != newer[name]), None)
+    if conflict is not None:
         raise UnsupportedModelError(
-            f"{where}: rope_scaling and rope_parameters say different things of {other!r}; leave the one that is meant"
+            f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}; leave the one that is meant"
         )
     return {**older, **newer}
 
 
 def read_rope(
-    parameters: Mapping[str, Any], where: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
+    parameters: Mapping[str, Any], origin: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
 ) -> Rope:
     """One dict of `rope_parameters`."""
-    fields = Fields(parameters, f"{where} rope_parameters")
-    given, partial = fields.real("rope_theta"), fields.real("partial_rotary_factor")
-    base = theta if given is None else given
+    fields = Fields(parameters, f"{origin} rope_parameters")
+    stored_theta, partial = fields.real("rope_theta"), fields.real("partial_rotary_factor")
+    base = theta if stored_theta is None else stored_theta
     share = (fraction or 1.0) if partial is None else partial
     older = fields.text("type", "default")
-    kind = fields.text("rope_type", older)
+    rope_type = fields.text("rope_type", older)
     original = fields.whole("original_max_position_embeddings")
-    reader = _KINDS.get(kind)
+    reader = _READERS.get(rope_type)
     if reader is None:
-        known = ", ".join(repr(one) for one in _KINDS)
-        raise UnsupportedModelError(f"{where}: rope type {kind!r} is not supported (only {known})")
+        supported = ", ".join(repr(name) for name in _READERS)
+        raise UnsupportedModelError(f"{origin}: rope type {rope_type!r} is not supported (only {supported})")
     scaling = reader(fields, context, original)
     fields.finish()
-    if fraction is None and share != 1 and kind != "proportional":
-        raise UnsupportedModelError(f"{where}: partial_rotary_factor = {share} is not supported (only 1.0)")
-    return Rope(base, scaling, share, proportional=kind == "proportional")
+    if fraction is None and share != 1 and rope_type != "proportional":
+        raise UnsupportedModelError(f"{origin}: partial_rotary_factor = {share} is not supported (only 1.0)")
+    return Rope(base, scaling, share, proportional=rope_type == "proportional")
 
 
 def _default(fields: Fields, context: int, original: int | None) -> Scaling | None:
@@ -98,8 +100,8 @@ def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | Non
 
 
 def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    given, before = fields.real("factor"), _needed(original, fields)
-    factor = context / before if given is None else given
+    stored_factor, before = fields.real("factor"), _needed(original, fields)
+    factor = context / before if stored_factor is None else stored_factor
     scale, scale_all, attention = (fields.real(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
     usual = 1 + 0.1 * math.log(max(factor, 1.0))
     if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
@@ -134,7 +136,7 @@ def _needed(original: int | None, fields: Fields) -> int:
     return fields.size("original_max_position_embeddings") if original is None else original
 
 
-_KINDS = {
+_READERS = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
@@ -146,14 +148,14 @@ _KINDS = {
 
 def rope_parameters(rope: Rope) -> dict[str, Any]:
     """The inverse of `read_rope`."""
-    found: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
+    parameters: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if rope.fraction != 1:
-        found["partial_rotary_factor"] = rope.fraction
+        parameters["partial_rotary_factor"] = rope.fraction
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
-        found |= {"rope_type": "linear", "factor": scaling.factor}
+        parameters |= {"rope_type": "linear", "factor": scaling.factor}
     elif isinstance(scaling, Llama3Scaling):
-        found |= {
+        parameters |= {
             "rope_type": "llama3",
             "factor": scaling.factor,
             "low_freq_factor": scaling.low_freq_factor,
@@ -161,28 +163,28 @@ def rope_parameters(rope: Rope) -> dict[str, Any]:
             "original_max_position_embeddings": scaling.original_context,
         }
     elif isinstance(scaling, YarnScaling):
-        found |= {
+        parameters |= {
             "rope_type": "yarn",
             "factor": scaling.factor,
             "original_max_position_embeddings": scaling.original_context,
             "beta_fast": scaling.beta_fast,
             "beta_slow": scaling.beta_slow,
         }
-        more = {
+        optional = {
             "mscale": scaling.scale,
             "mscale_all_dim": scaling.scale_all,
             "attention_factor": scaling.attention_factor,
             "truncate": None if scaling.truncate else False,
             "llama_4_scaling_beta": scaling.query_growth or None,
         }
-        found |= {name: value for name, value in more.items() if value is not None}
+        parameters |= {name: value for name, value in optional.items() if value is not None}
     elif isinstance(scaling, LongRopeScaling):
-        found |= {
+        parameters |= {
             "rope_type": "longrope",
             "short_factor": list(scaling.short),
             "long_factor": list(scaling.long),
             "original_max_position_embeddings": scaling.original_context,
         }
         if scaling.attention_factor is not None:
-            found["attention_factor"] = scaling.attention_factor
-    return found | ({"rope_type": "proportional"} if rope.proportional else {})
+            parameters["attention_factor"] = scaling.attention_factor
+    return parameters | ({"rope_type": "proportional"} if rope.proportional else {})

@@ -21,7 +21,7 @@ Sizes = Callable[[TransformerSpec], Sequence[int]]
 Heads = Callable[[TransformerSpec], int]
 
 
-def same(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+def unchanged(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """The tensors as they are."""
     return tensors
 
@@ -41,13 +41,13 @@ class Rule:
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
-    forward: Change = same
-    inverse: Change = same
+    forward: Change = unchanged
+    inverse: Change = unchanged
     rows: bool = False
     turned: bool = False
 
 
-class Step(NamedTuple):
+class BoundRule(NamedTuple):
     """A rule with its numbers filled in."""
 
     ours: tuple[str, ...]
@@ -73,30 +73,34 @@ class WeightMap:
     heads: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
 
-    def steps(self, spec: TextSpec) -> Iterator[Step]:
+    def steps(self, spec: TextSpec) -> Iterator[BoundRule]:
         """Every rule for every layer and expert of this spec; also those of parameters that its model does not have."""
         experts = spec.experts.count if spec.experts is not None else 0
         counts = {"{i}": spec.deepest, "{e}": experts, "{m}": spec.prediction_modules}
         for rule in self.rules:
             sides = "".join(rule.ours), "".join(rule.theirs)
-            both = [index for index in counts if index in sides[0] and index in sides[1]]
-            for numbers in product(*(range(counts[index]) for index in both)):
-                given = dict(zip(both, numbers, strict=True))
-                behind = given | {"{m}": given["{m}"] + spec.deepest} if "{m}" in given else given
+            shared_indices = [index for index in counts if index in sides[0] and index in sides[1]]
+            for numbers in product(*(range(counts[index]) for index in shared_indices)):
+                numbering = dict(zip(shared_indices, numbers, strict=True))
+                behind = numbering | {"{m}": numbering["{m}"] + spec.deepest} if "{m}" in numbering else numbering
                 ours, theirs = (
-                    tuple(name for one in side for name in _numbered(one, numbered, counts))
-                    for side, numbered in ((rule.ours, given), (rule.theirs, behind))
+                    tuple(name for template in side for name in _numbered(template, numbered, counts))
+                    for side, numbered in ((rule.ours, numbering), (rule.theirs, behind))
                 )
-                yield Step(ours, theirs, rule)
+                yield BoundRule(ours, theirs, rule)
 
     def bare(self, name: str) -> str:
         """The other format's name as the rules have it: without a prefix that it may have, or with the one that files
         of a body without a head leave out (Qwen3-Embedding, bart-base)."""
-        found = next((name.removeprefix(one) for one in self.prefixes if name.startswith(one)), name)
-        return found if self._known.fullmatch(found) or not self._known.fullmatch(BODY + found) else BODY + found
+        bare_name = next((name.removeprefix(prefix) for prefix in self.prefixes if name.startswith(prefix)), name)
+        return (
+            bare_name
+            if self._name_pattern.fullmatch(bare_name) or not self._name_pattern.fullmatch(BODY + bare_name)
+            else BODY + bare_name
+        )
 
     @cached_property
-    def _known(self) -> re.Pattern[str]:
+    def _name_pattern(self) -> re.Pattern[str]:
         """Every name that the rules or the copies have."""
         names = {*(theirs for rule in self.rules for theirs in rule.theirs), *self.copies}
         numbers = re.compile(r"\\\{[iem]\\\}")
@@ -105,17 +109,17 @@ class WeightMap:
     def written(self, name: str, spec: TextSpec) -> str:
         """The name as a checkpoint of this spec has it, from the bare one."""
         headless = spec.classifier is None and spec.masked_head is None
-        beside = headless or not self.heads or name.startswith(self.heads)
-        return name if beside else self.prefixes[0] + name
+        unprefixed = headless or not self.heads or name.startswith(self.heads)
+        return name if unprefixed else self.prefixes[0] + name
 
     def to_external(self, name: str) -> str | None:
         """Bedplate's name → the other format's, or None where no tensor of theirs holds just this parameter."""
         return _translated(name, self._pairs)
 
-    def from_external(self, name: str, among: Collection[str] | None = None) -> str | None:
-        """The inverse of `to_external`, where several stand for it the first that is `among` a model's parameters. A
+    def from_external(self, name: str, candidates: Collection[str] | None = None) -> str | None:
+        """The inverse of `to_external`, where several stand for it the first that is `candidates` a model's parameters. A
         known prefix may be present or not."""
-        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs], among)
+        return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs], candidates)
 
     def holder(self, name: str) -> str | None:
         """The other format's tensor that holds this parameter, alone or together with others; None where there is none,
@@ -132,7 +136,7 @@ class WeightMap:
 
     def is_ignorable(self, name: str) -> bool:
         """Whether the other format's tensor holds nothing that the model uses (derived tables, unused parts)."""
-        return any(re.fullmatch(pattern, one) for pattern in self.ignorable for one in (name, BODY + name))
+        return any(re.fullmatch(pattern, candidate) for pattern in self.ignorable for candidate in (name, BODY + name))
 
     @cached_property
     def _groups(self) -> list[tuple[str, str]]:
@@ -147,9 +151,9 @@ class WeightMap:
         return [(a, b) for a, b in pairs if all((index in a) == (index in b) for index in ("{i}", "{e}"))]
 
 
-def _numbered(name: str, given: dict[str, int], counts: dict[str, int]) -> Iterator[str]:
+def _numbered(name: str, numbers: dict[str, int], counts: dict[str, int]) -> Iterator[str]:
     """The name with the given numbers, once for each number of an index that is not given."""
-    for index, number in given.items():
+    for index, number in numbers.items():
         name = name.replace(index, str(number))
     open_ = next((index for index in counts if index in name), None)
     if open_ is None:
@@ -164,10 +168,10 @@ def _pattern(name: str) -> re.Pattern[str]:
     return re.compile(re.escape(name).replace(r"\{i\}", r"(?P<i>\d+)").replace(r"\{e\}", r"(?P<e>\d+)"))
 
 
-def _translated(name: str, table: Sequence[tuple[str, str]], among: Collection[str] | None = None) -> str | None:
-    matches = ((_pattern(one).fullmatch(name), other) for one, other in table)
-    found = (other.format(**match.groupdict()) for match, other in matches if match is not None)
-    return next((one for one in found if among is None or one in among), None)
+def _translated(name: str, table: Sequence[tuple[str, str]], candidates: Collection[str] | None = None) -> str | None:
+    matches = ((_pattern(source).fullmatch(name), target) for source, target in table)
+    names = (template.format(**match.groupdict()) for match, template in matches if match is not None)
+    return next((candidate for candidate in names if candidates is None or candidate in candidates), None)
 
 
 # Rules and changes that families share
@@ -181,11 +185,11 @@ def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:
     """Parameters of ours that stand in one tensor below each other, of so many rows each."""
 
     def split(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        wanted, (whole,) = list(sizes(spec)), tensors
-        if sum(wanted) != len(whole):
-            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be cut into {wanted}")
+        rows, (whole,) = list(sizes(spec)), tensors
+        if sum(rows) != len(whole):
+            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be cut into {rows}")
         # Copies, because views would keep all of it for as long as one is used.
-        return [part.clone() for part in whole.split(wanted)]
+        return [part.clone() for part in whole.split(rows)]
 
     return Rule(ours, (theirs,), join, split, rows=True)
 
@@ -195,14 +199,14 @@ def fused_heads(ours: tuple[str, ...], theirs: str, heads: Heads) -> Rule:
     second's of head 0, …, the first's of head 1 (GPT-NeoX)."""
 
     def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        [whole], many = join(tensors, spec), heads(spec)
-        return [whole.reshape(len(tensors), many, -1, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)]
+        [whole], head_count = join(tensors, spec), heads(spec)
+        return [whole.reshape(len(tensors), head_count, -1, *whole.shape[1:]).transpose(0, 1).reshape(whole.shape)]
 
     def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        (whole,), many, parts = tensors, heads(spec), len(ours)
-        if len(whole) % (many * parts):
-            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be {parts} projections of {many} heads")
-        split = whole.reshape(many, parts, -1, *whole.shape[1:]).transpose(0, 1)
+        (whole,), head_count, parts = tensors, heads(spec), len(ours)
+        if len(whole) % (head_count * parts):
+            raise CheckpointError(f"a tensor of {len(whole)} rows cannot be {parts} projections of {head_count} heads")
+        split = whole.reshape(head_count, parts, -1, *whole.shape[1:]).transpose(0, 1)
         return [part.reshape(-1, *whole.shape[1:]).clone() for part in split]
 
     return Rule(ours, (theirs,), forward, inverse, rows=True)
@@ -229,10 +233,10 @@ def interleaved(ours: str, theirs: str, heads: Heads) -> Rule:
     """Rows of a query or key projection: rotary pairs (2i, 2i+1) of a head in theirs, (i, i + D/2) in ours."""
 
     def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [_turned(one, heads(spec), (2, -1)) for one in tensors]
+        return [_turned(tensor, heads(spec), (2, -1)) for tensor in tensors]
 
     def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [_turned(one, heads(spec), (-1, 2)) for one in tensors]
+        return [_turned(tensor, heads(spec), (-1, 2)) for tensor in tensors]
 
     return Rule((ours,), (theirs,), forward, inverse, rows=True)
 
@@ -240,34 +244,34 @@ def interleaved(ours: str, theirs: str, heads: Heads) -> Rule:
 def join(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Several tensors below each other, as one."""
     need_alike(tensors, 1)
-    whole = tensors[0].new_empty((sum(len(one) for one in tensors), *tensors[0].shape[1:]))
+    whole = tensors[0].new_empty((sum(len(tensor) for tensor in tensors), *tensors[0].shape[1:]))
     begin = 0
-    for one in tensors:
-        whole[begin : begin + len(one)] = one
-        begin += len(one)
+    for part in tensors:
+        whole[begin : begin + len(part)] = part
+        begin += len(part)
     return [whole]
 
 
 def need_alike(tensors: Tensors, begin: int = 0) -> None:
     """CheckpointError where tensors that are to be one differ in a size, from dimension `begin` on: an assignment would
     spread the smaller one over the larger one's place."""
-    if len({one.shape[begin:] for one in tensors}) > 1:
+    if len({tensor.shape[begin:] for tensor in tensors}) > 1:
         raise CheckpointError("they are of different sizes")
 
 
 def stack(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Tensors of one shape as one, with their number as its first dimension."""
-    return [one.view(len(tensors), *tensors[0].shape) for one in join(tensors, spec)]
+    return [tensor.view(len(tensors), *tensors[0].shape) for tensor in join(tensors, spec)]
 
 
 def unstack(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """The inverse of `stack`."""
-    return [one.clone() for one in tensors[0]]
+    return [tensor.clone() for tensor in tensors[0]]
 
 
 def transpose(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Each with its last two dimensions exchanged."""
-    return [one.transpose(-1, -2).contiguous() for one in tensors]
+    return [tensor.transpose(-1, -2).contiguous() for tensor in tensors]
 
 
 def _turned(tensor: Any, heads: int, pairs: tuple[int, int]) -> Any:

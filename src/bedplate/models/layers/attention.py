@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.documents import Recurrence
 from bedplate.models.layers.fused.joined import Joined
-from bedplate.models.layers.how import PLAIN, How, plain_attention
+from bedplate.models.layers.how import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
@@ -31,12 +31,14 @@ class Attend(Protocol):
     """
 
     @property
-    def keeps(self) -> bool:
+    def is_cached(self) -> bool:
         """Whether what it is given is kept for later passes, as `cache_layout` says: layers with latent attention then
         give one key [B, T, 1, rope_dim + kv_rank], the latent behind the rotated part, and its end as the value."""
         ...
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor: ...
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor: ...
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         """For layers that keep a state: `run` over each sequence by itself, from the state before its first token on,
@@ -49,7 +51,7 @@ def masked_attention(
     k_BSGD: Tensor,
     v_BSGV: Tensor,
     seen_BTS: Tensor,
-    how: How = PLAIN,
+    how: AttentionOptions = PLAIN,
     distance_BTS: Tensor | None = None,
 ) -> Tensor:
     """`plain_attention`, by torch's kernel where that can.
@@ -74,7 +76,7 @@ def distances(count: int, device: torch.device) -> Tensor:
 
 
 def whole_attention(
-    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How, causal: bool, distance: Tensor | None = None
+    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions, causal: bool, distance: Tensor | None = None
 ) -> Tensor:
     """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed. distance:
     `distances`, where they are at hand."""
@@ -84,20 +86,22 @@ def whole_attention(
         out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=how.scale, enable_gqa=gqa)
         return out.transpose(1, 2)
     distance = distances(q_BTHD.shape[1], q_BTHD.device) if distance is None else distance
-    seen = how.within(distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal)
-    return masked_attention(q_BTHD, k_BTGD, v_BTGV, seen, how, distance)
+    mask = how.apply_window(distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal)
+    return masked_attention(q_BTHD, k_BTGD, v_BTGV, mask, how, distance)
 
 
 class RowAttention:
     """Each row is one document, without padding."""
 
-    keeps = False
+    is_cached = False
 
     def __init__(self, causal: bool) -> None:
         self._causal = causal
         self._distance: Tensor | None = None
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         if not how.plain and self._distance is None:
             # One for all layers: what a layer makes of it, all of them may use.
             self._distance = distances(q_BTHD.shape[1], q_BTHD.device)
@@ -113,21 +117,23 @@ class SharingAttend:
 
     def __init__(self, attend: Attend, sources: Collection[int]) -> None:
         self._attend, self._sources = attend, sources
-        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self._key_values: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
-    def keeps(self) -> bool:
-        return self._attend.keeps
+    def is_cached(self) -> bool:
+        return self._attend.is_cached
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         if layer in self._sources:
-            self._made[layer] = k_BTGD, v_BTGV
+            self._key_values[layer] = k_BTGD, v_BTGV
         return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, how)
 
-    def again(self, layer: int, q_BTHD: Tensor, how: How) -> Tensor:
+    def attend_shared(self, layer: int, q_BTHD: Tensor, how: AttentionOptions) -> Tensor:
         """Over the keys and values of that layer, the very tensors that it was given: a layout that keeps them need not
         write them once more."""
-        return self._attend(layer, q_BTHD, *self._made[layer], how)
+        return self._attend(layer, q_BTHD, *self._key_values[layer], how)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return self._attend.recur(layer, run, x_BTC)
@@ -146,27 +152,27 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.head_dim, self.keys_of = layer, spec.head_dim_of(layer), spec.keys_of(layer)
-        scales, own = spec.scales or Scales(), self.keys_of == layer
-        self._how = How(scales.attention, scales.attention_cap, spec.window(layer))
+        scales, has_keys = spec.scales or Scales(), self.keys_of == layer
+        self._how = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, size = spec.hidden_size, self.head_dim
         q_size, kv_size = spec.heads * size, spec.kv_heads_of(layer) * size
         # With a gate, each head's stands behind its query.
         self.gated = spec.attention_gate
         self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
-        self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if own else None
-        valued = own and not spec.keys_are_values(layer)
+        self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if has_keys else None
+        valued = has_keys and not spec.keys_are_values(layer)
         self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
-        read = [one for one in (self.q, self.k, self.v) if one is not None]
+        read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
         self.joined = Joined(*read) if len(read) > 1 else None
         self._plain = not (spec.attention_gate or spec.qk_norm is not None or spec.value_norm)
         self.whole_norm = spec.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
-            make_norm(spec, device, dtype, each) if spec.qk_norm is not None and there else None
-            for each, there in zip(sizes, (True, own), strict=True)
+            make_norm(spec, device, dtype, norm_size) if spec.qk_norm is not None and present else None
+            for norm_size, present in zip(sizes, (True, has_keys), strict=True)
         )
-        self.v_norm = RMSNorm(size, spec.norm_eps, weighted=False) if spec.value_norm and own else None
+        self.v_norm = RMSNorm(size, spec.norm_eps, weighted=False) if spec.value_norm and has_keys else None
         sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
@@ -175,7 +181,7 @@ class Attention(nn.Module):
         self._how = replace(self._how, bias=bias)
 
     @property
-    def how(self) -> How:
+    def how(self) -> AttentionOptions:
         """What this layer wants of its attention."""
         return self._how if self.sinks is None else replace(self._how, sinks=self.sinks)
 
@@ -202,7 +208,7 @@ class Attention(nn.Module):
 
     def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same of the joined product."""
-        sizes = [one.out_features for one in (self.q, self.k, self.v) if one is not None]
+        sizes = [projection.out_features for projection in (self.q, self.k, self.v) if projection is not None]
         q, k, *v = whole_BTO.split(sizes, dim=-1)
         return q, k, v[0] if v else k
 
@@ -221,7 +227,7 @@ class Attention(nn.Module):
         """What the queries get of this layer's keys and values, or of those that it shares."""
         if k is None or v is None:
             assert isinstance(attend, SharingAttend)
-            return attend.again(self.keys_of, q_BTHD, self.how)
+            return attend.attend_shared(self.keys_of, q_BTHD, self.how)
         v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
         k_BTGD = k_BTGD if by is None else rotate(k_BTGD, by)
         v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)

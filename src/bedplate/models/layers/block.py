@@ -15,27 +15,27 @@ from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
-from bedplate.models.layers.experts import Beside, Mixture
+from bedplate.models.layers.experts import ParallelExperts, MixtureOfExperts
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
 from bedplate.models.layers.kept import made_again
-from bedplate.models.layers.latent import LatentAttention
+from bedplate.models.layers.latent import LatentAttentionLayer
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import added, make_norm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
-Make = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
+ModuleFactory = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
 
-MIXERS: Mapping[Mixer, Make] = {
+MIXERS: Mapping[Mixer, ModuleFactory] = {
     "attention": Attention,
-    "latent": LatentAttention,
+    "latent": LatentAttentionLayer,
     "convolution": ConvolutionMixer,
     "delta_rule": DeltaRuleMixer,
     "mamba2": Mamba2Mixer,
 }
 """Called with x [B, T, D], the layer's rotation or None, and the layout: → [B, T, D]."""
 
-FEEDFORWARDS: Mapping[FeedForwardKind, Make] = {"dense": FeedForward, "experts": Mixture}
+FEEDFORWARDS: Mapping[FeedForwardKind, ModuleFactory] = {"dense": FeedForward, "experts": MixtureOfExperts}
 """Called with x [B, T, D]: → [B, T, D]."""
 
 
@@ -64,10 +64,10 @@ class Block(nn.Module):
         self.feedforward_norm = make_norm(spec, device, dtype)
         self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
-        self.beside = Beside(spec, layer, device, dtype) if spec.has_beside(layer) else None
-        given = spec.layer_input_size > 0
-        self.layer_input = LayerInput(spec, device, dtype) if given else None
-        self.layer_input_norm = make_norm(spec, device, dtype) if given else None
+        self.beside = ParallelExperts(spec, layer, device, dtype) if spec.has_beside(layer) else None
+        has_input = spec.layer_input_size > 0
+        self.layer_input = LayerInput(spec, device, dtype) if has_input else None
+        self.layer_input_norm = make_norm(spec, device, dtype) if has_input else None
         self.register_buffer("output_scale", torch.ones(1, device=device, dtype=dtype) if spec.output_scales else None)
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend, given_BTE: Tensor | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import UnsupportedModelError, UsageError
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import Scales, TransformerSpec
@@ -24,10 +24,10 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @runtime_checkable
-class Across(Protocol):
+class CrossAttend(Protocol):
     """A layout that also knows which of the encoder's tokens each token sees."""
 
-    def across(self, layer: int, q_BTHD: Tensor, how: How, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
         """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
         ...
 
@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")
         self.layer, self.head_dim = layer, spec.head_dim
         scales = spec.scales or Scales()
-        self.how = How(scales.attention, scales.attention_cap)
+        self.how = AttentionOptions(scales.attention, scales.attention_cap)
         q_size, kv_size = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
         self.q = Linear(spec.hidden_size, q_size, spec.attention_bias, device, dtype)
         self.k = Linear(spec.cross_size, kv_size, spec.has_key_bias, device, dtype)
@@ -57,8 +57,8 @@ class CrossAttention(nn.Module):
         return k, v
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
-        if not isinstance(attend, Across):
+        if not isinstance(attend, CrossAttend):
             raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
         B, T, _ = x_BTD.shape
         q_BTHD = self.q(x_BTD).view(B, T, -1, self.head_dim)
-        return self.o(attend.across(self.layer, q_BTHD, self.how, self.keys).reshape(B, T, -1))
+        return self.o(attend.cross_attend(self.layer, q_BTHD, self.how, self.keys).reshape(B, T, -1))

@@ -54,18 +54,18 @@ class DeltaRuleMixer(nn.Module):
 
     def _run(self, x_SLC: Tensor, lengths_S: Tensor | None, before: State | None) -> tuple[Tensor, State]:
         (S, L, _), part = x_SLC.shape, self.part
-        wide = torch.promote_types(x_SLC.dtype, torch.float32)
+        compute_dtype = torch.promote_types(x_SLC.dtype, torch.float32)
         qkv, rate, step = x_SLC.split((part.channels, part.heads, part.heads), dim=-1)
         qkv, last = self.convolution(qkv, lengths_S, None if before is None else before[0])
         key = part.key_heads * part.key_dim
-        q, k, v = F.silu(qkv).to(wide).split((key, key, part.heads * part.value_dim), dim=-1)
-        q, k = (self._unit(one.view(S, L, part.key_heads, part.key_dim)) for one in (q, k))
-        beta = rate.sigmoid().to(wide)
-        g = -self.log_decay.to(wide).exp() * F.softplus(step.to(wide) + self.step_bias)
+        q, k, v = F.silu(qkv).to(compute_dtype).split((key, key, part.heads * part.value_dim), dim=-1)
+        q, k = (self._unit(tensor.view(S, L, part.key_heads, part.key_dim)) for tensor in (q, k))
+        beta = rate.sigmoid().to(compute_dtype)
+        g = -self.log_decay.to(compute_dtype).exp() * F.softplus(step.to(compute_dtype) + self.step_bias)
         if lengths_S is not None:
             inside = (torch.arange(L, device=x_SLC.device) < lengths_S[:, None])[..., None]
             beta, g = beta * inside, g * inside
-        state = x_SLC.new_zeros(S, *part.state_shape, dtype=wide) if before is None else before[1]
+        state = x_SLC.new_zeros(S, *part.state_shape, dtype=compute_dtype) if before is None else before[1]
         y, state = recurrence.run(q * part.key_dim**-0.5, k, v.view(S, L, part.heads, -1), g, beta, state)
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 

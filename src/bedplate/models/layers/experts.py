@@ -94,7 +94,7 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
     return Order(order_M, inverse_M, tokens_M, Segments(counts_E, tokens_M, len(chosen_Nk)))
 
 
-class Mixture(nn.Module):
+class MixtureOfExperts(nn.Module):
     """A router, its experts, and the shared expert that sees every token."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Mixture(nn.Module):
         return out_BTD + always_BTD
 
 
-class Beside(nn.Module):
+class ParallelExperts(nn.Module):
     """A router and its experts beside the feed-forward that sees every token (Gemma-4)."""
 
     def __init__(
@@ -148,8 +148,8 @@ class FeedForwards(nn.Module):
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None
         self.activation = gate(spec)
-        wide = part.feedforward_size * (2 if spec.gated else 1)
-        self.gate_up = ExpertLinear(part.count, hidden, wide, part.bias, device, dtype)
+        gate_up_size = part.feedforward_size * (2 if spec.gated else 1)
+        self.gate_up = ExpertLinear(part.count, hidden, gate_up_size, part.bias, device, dtype)
         self.down = ExpertLinear(part.count, part.feedforward_size, hidden, part.bias, device, dtype)
 
     def forward(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
@@ -157,8 +157,8 @@ class FeedForwards(nn.Module):
         order = sort_by_expert(chosen_Nk, self.gate_up.experts)
 
         def copied(x_ND: Tensor) -> Tensor:
-            found: Any = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])
-            return found
+            sorted_rows: Any = _Sorted.apply(x_ND, order, chosen_Nk.shape[1])
+            return sorted_rows
 
         x_MD = copied(x_ND)
         with made_again(x_MD, copied, x_ND):
@@ -166,19 +166,19 @@ class FeedForwards(nn.Module):
         h_MI = self.activation(both_MI)
         with made_again(h_MI, self.activation, both_MI):
             y_MD = self.down(h_MI, order.segments)
-        found: Any = _Combined.apply(y_MD, weights_Nk, order)
-        return found
+        combined: Any = _Combined.apply(y_MD, weights_Nk, order)
+        return combined
 
     def plain(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
         """`forward` written out: every token through the weights of each of its experts. Without `low_rank`."""
         out_ND = torch.zeros_like(x_ND)
         for chosen_N, weights_N in zip(chosen_Nk.unbind(1), weights_Nk.unbind(1), strict=True):
-            h_NI = self.activation(_each(x_ND, self.gate_up, chosen_N))
-            out_ND = out_ND + _each(h_NI, self.down, chosen_N) * weights_N[:, None]
+            h_NI = self.activation(_expert_outputs(x_ND, self.gate_up, chosen_N))
+            out_ND = out_ND + _expert_outputs(h_NI, self.down, chosen_N) * weights_N[:, None]
         return out_ND
 
 
-def _each(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tensor:
+def _expert_outputs(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tensor:
     y_NO = torch.einsum("ni,noi->no", x_NI, layer.weight[chosen_N])
     return y_NO if layer.bias is None else y_NO + layer.bias[chosen_N]
 
@@ -191,11 +191,11 @@ def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
     if not spec.gated:
         return act
 
-    def both(x: Tensor) -> Tensor:
+    def gated_activation(x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)
         return gated(first, second, act)
 
-    return both
+    return gated_activation
 
 
 def clamped_silu(x: Tensor) -> Tensor:

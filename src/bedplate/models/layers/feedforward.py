@@ -37,8 +37,8 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _gated(both: Tensor, activation: Activation) -> Tensor:
-    gate, up = both.chunk(2, dim=-1)
+def _gated(gate_up: Tensor, activation: Activation) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
     return ACTIVATIONS[activation](gate) * up
 
 
@@ -65,17 +65,17 @@ class FeedForward(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        hidden, wide, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
+        hidden, inner_size, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
         self.activation, self._named = ACTIVATIONS[spec.activation], spec.activation
-        self.gate = Linear(hidden, wide, bias, device, dtype) if spec.gated else None
-        self.up = Linear(hidden, wide, bias, device, dtype)
-        self.down = Linear(wide, hidden, bias, device, dtype)
+        self.gate = Linear(hidden, inner_size, bias, device, dtype) if spec.gated else None
+        self.up = Linear(hidden, inner_size, bias, device, dtype)
+        self.down = Linear(inner_size, hidden, bias, device, dtype)
         self.joined = None if self.gate is None else Joined(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        both = None if self.joined is None else self.joined.product(x_BTD)
-        if both is not None:
-            return self.down(_GATED(both, self._named))
+        gate_up = None if self.joined is None else self.joined.product(x_BTD)
+        if gate_up is not None:
+            return self.down(_GATED(gate_up, self._named))
         up_BTI = self.up(x_BTD)
         if self.gate is None:
             h_BTI = self.activation(up_BTI)
@@ -83,10 +83,10 @@ class FeedForward(nn.Module):
                 return self.down(h_BTI)
         gate_BTI = self.gate(x_BTD)
         h_BTI = gated(gate_BTI, up_BTI, self.activation)
-        with made_again(h_BTI, self._made, gate_BTI, up_BTI):
+        with made_again(h_BTI, self._activated, gate_BTI, up_BTI):
             return self.down(h_BTI)
 
-    def _made(self, gate: Tensor, up: Tensor) -> Tensor:
+    def _activated(self, gate: Tensor, up: Tensor) -> Tensor:
         return gated(gate, up, self.activation)
 
 

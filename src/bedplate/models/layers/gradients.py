@@ -26,28 +26,28 @@ ones, which would fit a core's own, take longer (LOG.md): each is some calls mor
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """x / √(mean x² + eps) · weight, computed in float32 or wider; gradients to x and to the weight."""
-    found: Any = _RMSNorm.apply(x, weight_D, eps)
-    return found
+    normed: Any = _RMSNorm.apply(x, weight_D, eps)
+    return normed
 
 
 def added_rms_norm(x: Tensor, y: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + y, and `rms_norm` of it: one operation, of which the sum is kept."""
-    found: Any = _AddedRMSNorm.apply(x, y, weight_D, eps)
-    return found
+    outputs: Any = _AddedRMSNorm.apply(x, y, weight_D, eps)
+    return outputs
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x cos + (−x₂, x₁) sin, where x₁ and x₂ are the halves of the last dimension, and those of cos and sin equal."""
-    found: Any = _Rotated.apply(x, cos, sin)
-    return found
+    rotated: Any = _Rotated.apply(x, cos, sin)
+    return rotated
 
 
 def gated(gate: Tensor, up: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
     """activation(gate) ⊙ up, of which the two are kept and not the activation."""
     if not torch.is_grad_enabled() or not (gate.requires_grad or up.requires_grad):
         return activation(gate) * up
-    found: Any = _Gated.apply(gate, up, activation)
-    return found
+    product: Any = _Gated.apply(gate, up, activation)
+    return product
 
 
 def row_pieces(x: Tensor) -> Iterator[slice]:
@@ -67,21 +67,21 @@ def _flat(x: Tensor) -> Tensor:
 
 def _norm_piece(x_ND: Tensor, weight_D: Tensor, eps: float, out_ND: Tensor, scale_N1: Tensor) -> None:
     """Norms rows into `out`, and writes what they were multiplied by."""
-    wide = scale_N1.dtype
-    length = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=wide)
+    dtype = scale_N1.dtype
+    length = torch.linalg.vector_norm(x_ND, dim=-1, keepdim=True, dtype=dtype)
     scale_N1.copy_(length.square_().div_(x_ND.shape[-1]).add_(eps).rsqrt_())
-    if x_ND.dtype == wide:
+    if x_ND.dtype == dtype:
         torch.mul(x_ND, scale_N1, out=out_ND)
     else:
-        out_ND.copy_(x_ND.to(wide).mul_(scale_N1))
+        out_ND.copy_(x_ND.to(dtype).mul_(scale_N1))
     out_ND.mul_(weight_D)
 
 
 def _normed(x: Tensor, y: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """x, or x + y; its norm; and what its rows were multiplied by, [N, 1]."""
-    wide = torch.promote_types(x.dtype, torch.float32)
+    dtype = torch.promote_types(x.dtype, torch.float32)
     x_ND, y_ND = _flat(x), None if y is None else _flat(y)
-    out_ND, scale_N1 = x_ND.new_empty(x_ND.shape), x_ND.new_empty(len(x_ND), 1, dtype=wide)
+    out_ND, scale_N1 = x_ND.new_empty(x_ND.shape), x_ND.new_empty(len(x_ND), 1, dtype=dtype)
     total_ND = x_ND if y is None else x_ND.new_empty(x_ND.shape)
     for at in row_pieces(x_ND):
         if y_ND is not None:
@@ -94,19 +94,19 @@ def _norm_gradients(
     x: Tensor, weight_D: Tensor, scale_N1: Tensor, grad: Tensor, to_sum: Tensor | None, weighted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """To x, with what reaches it beside its norm (`to_sum`), and to the weight."""
-    wide, D = scale_N1.dtype, x.shape[-1]
+    dtype, D = scale_N1.dtype, x.shape[-1]
     x_ND, grad_ND = _flat(x), _flat(grad)
     beside_ND = None if to_sum is None else _flat(to_sum)
-    to_x, weight = x_ND.new_empty(x_ND.shape), weight_D.to(wide)
+    to_x, weight = x_ND.new_empty(x_ND.shape), weight_D.to(dtype)
     to_weight = torch.zeros_like(weight) if weighted else None
     for at in row_pieces(x_ND):
-        x_nD, g_nD, scale = x_ND[at].to(wide), grad_ND[at].to(wide), scale_N1[at]
+        x_nD, g_nD, scale = x_ND[at].to(dtype), grad_ND[at].to(dtype), scale_N1[at]
         along_nD = x_nD * g_nD
         if to_weight is not None:
             to_weight.addmv_(along_nD.t(), scale[:, 0])
-        along = torch.mv(along_nD, weight)[:, None] * scale.pow(3) / -D
-        into = to_x[at] if to_x.dtype == wide else along_nD
-        torch.mul(g_nD, weight, out=into).mul_(scale).addcmul_(x_nD, along)
+        correction = torch.mv(along_nD, weight)[:, None] * scale.pow(3) / -D
+        into = to_x[at] if to_x.dtype == dtype else along_nD
+        torch.mul(g_nD, weight, out=into).mul_(scale).addcmul_(x_nD, correction)
         if beside_ND is not None:
             into.add_(beside_ND[at])
         if into is along_nD:
@@ -159,10 +159,10 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
     cos_N1D, sin_N1h = (t.expand(*tokens, 1, t.shape[-1]).reshape(-1, 1, t.shape[-1]) for t in (cos, sin[..., :h]))
     out_NHD = x_NHD.new_empty(x_NHD.shape)
     for at in row_pieces(x_NHD):
-        own, out, sin_n1h = x_NHD[at], out_NHD[at], sin_N1h[at]
-        torch.mul(own, cos_N1D[at], out=out)
-        out[..., :h].addcmul_(own[..., h:], sin_n1h, value=sign)
-        out[..., h:].addcmul_(own[..., :h], sin_n1h, value=-sign)
+        rows, out, sin_n1h = x_NHD[at], out_NHD[at], sin_N1h[at]
+        torch.mul(rows, cos_N1D[at], out=out)
+        out[..., :h].addcmul_(rows[..., h:], sin_n1h, value=sign)
+        out[..., h:].addcmul_(rows[..., :h], sin_n1h, value=-sign)
     return out_NHD.view(x.shape)
 
 
@@ -179,14 +179,14 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        gate_ND, up_ND, grad_ND = (_flat(one) for one in (*ctx.saved_tensors, grad))
-        to_gate, to_up = (gate_ND.new_empty(gate_ND.shape) if own else None for own in ctx.needs_input_grad[:2])
+        gate_ND, up_ND, grad_ND = (_flat(tensor) for tensor in (*ctx.saved_tensors, grad))
+        to_gate, to_up = (gate_ND.new_empty(gate_ND.shape) if needed else None for needed in ctx.needs_input_grad[:2])
         for at in row_pieces(gate_ND):
             if to_up is not None:
                 torch.mul(grad_ND[at], ctx.activation(gate_ND[at]), out=to_up[at])
             if to_gate is not None:
                 _through(ctx.activation, grad_ND[at] * up_ND[at], gate_ND[at], to_gate[at])
-        return *(None if one is None else one.view(grad.shape) for one in (to_gate, to_up)), None
+        return *(None if gradient is None else gradient.view(grad.shape) for gradient in (to_gate, to_up)), None
 
 
 def _through(activation: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, into: Tensor) -> None:
@@ -200,6 +200,6 @@ def _through(activation: Callable[[Tensor], Tensor], grad: Tensor, x: Tensor, in
         torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=approximate, grad_input=into)
         return
     with torch.enable_grad():
-        given = x.detach().requires_grad_()
-        active = activation(given)
-    into.copy_(torch.autograd.grad(active, given, grad)[0])
+        leaf = x.detach().requires_grad_()
+        active = activation(leaf)
+    into.copy_(torch.autograd.grad(active, leaf, grad)[0])

@@ -68,8 +68,8 @@ def plain_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tenso
 
 def grouped_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
     """`plain_product`, by the fastest way that works here."""
-    found: Any = _Grouped.apply(x_MI, weight_EOI, segments)
-    return found
+    product: Any = _Grouped.apply(x_MI, weight_EOI, segments)
+    return product
 
 
 class _Grouped(torch.autograd.Function):
@@ -77,7 +77,7 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.segments = segments
-        if _takes(x_MI, weight_EOI):
+        if _is_supported(x_MI, weight_EOI):
             return _torch_grouped()(x_MI, weight_EOI.transpose(1, 2), offs=segments.ends_E)
         out_MO = x_MI.new_empty(len(x_MI), weight_EOI.shape[1])
         for expert, begin, end in segments.spans:
@@ -90,7 +90,7 @@ class _Grouped(torch.autograd.Function):
         grad_MO, segments = grad.contiguous(), ctx.segments
         to_x: Tensor | None = None
         to_weight: Tensor | None = None
-        if _takes(x_MI, weight_EOI):
+        if _is_supported(x_MI, weight_EOI):
             product, ends = _torch_grouped(), segments.ends_E
             if ctx.needs_input_grad[0]:
                 to_x = product(grad_MO, weight_EOI, offs=ends)
@@ -117,15 +117,15 @@ def by_torch(x: Tensor) -> bool:
     return not x.is_cpu and torch_product_works(x.device, x.dtype)
 
 
-def _takes(x_MI: Tensor, weight_EOI: Tensor) -> bool:
+def _is_supported(x_MI: Tensor, weight_EOI: Tensor) -> bool:
     """Whether torch's grouped product takes these: it asks for rows of a multiple of `ALIGNED` bytes."""
     return by_torch(x_MI) and all(size * x_MI.element_size() % ALIGNED == 0 for size in weight_EOI.shape[1:])
 
 
 def _torch_grouped() -> Callable[..., Tensor]:
     """torch's grouped product: public since 2.10, private before."""
-    found: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
-    return found
+    grouped_mm: Any = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
+    return grouped_mm
 
 
 @cache
@@ -140,19 +140,19 @@ def torch_product_works(device: torch.device, dtype: torch.dtype) -> bool:
     )
     segments = Segments(torch.tensor([16, 0, 32], device=device))
     spans = segments.spans
-    wanted = (
+    expected = (
         torch.cat([x_MI[b:e] @ w_EOI[n].t() for n, b, e in spans]),
         torch.cat([g_MO[b:e] @ w_EOI[n] for n, b, e in spans]),
         torch.stack([g_MO[:16].t() @ x_MI[:16], torch.zeros_like(w_EOI[0]), g_MO[16:].t() @ x_MI[16:]]),
     )
     try:
         ends = segments.ends_E
-        found = (
+        results = (
             product(x_MI, w_EOI.transpose(1, 2), offs=ends),
             product(g_MO, w_EOI, offs=ends),
             product(g_MO.t(), x_MI, offs=ends),
         )
         tolerance = 64 * torch.finfo(dtype).eps
-        return all(torch.allclose(a, b, tolerance, tolerance) for a, b in zip(found, wanted, strict=True))
+        return all(torch.allclose(a, b, tolerance, tolerance) for a, b in zip(results, expected, strict=True))
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return False

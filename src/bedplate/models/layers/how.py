@@ -16,7 +16,7 @@ from bedplate.core.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, eq=False)
-class How:
+class AttentionOptions:
     """What one layer wants, beside who sees whom, which the layout knows.
 
     scale: of the scores; None: 1/√D. cap: x → cap · tanh(x / cap) of the scaled scores (Gemma-2, arXiv 2408.00118).
@@ -45,25 +45,25 @@ class How:
         """UnsupportedModelError naming what is wanted and not among what `by` is able to do."""
         for name in (field.name for field in fields(self)):
             if name not in able and getattr(self, name) is not None:
-                what = name if name == "sinks" else f"a {name}"
-                raise UnsupportedModelError(f"attention with {what} is not supported by {by}")
+                feature = name if name == "sinks" else f"a {name}"
+                raise UnsupportedModelError(f"attention with {feature} is not supported by {by}")
 
     def within_reach(self, *able: str) -> bool:
         """Whether nothing else is wanted."""
         return all(field.name in able or getattr(self, field.name) is None for field in fields(self))
 
-    def within(self, seen_BTS: Tensor, distance_BTS: Tensor | None, causal: bool) -> Tensor:
+    def apply_window(self, seen_BTS: Tensor, distance_BTS: Tensor | None, causal: bool) -> Tensor:
         """What of the seen keys lies in the window, bool [B, T, S]. The distance may be left out where all is plain."""
         if self.window is None or distance_BTS is None:
             return seen_BTS
         return seen_BTS & (distance_BTS.abs() <= (self.window - 1 if causal else self.window // 2))
 
 
-PLAIN = How()
+PLAIN = AttentionOptions()
 
 
 def plain_attention(
-    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGV: Tensor, seen_BTS: Tensor, how: How, distance_BTS: Tensor | None
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGV: Tensor, seen_BTS: Tensor, how: AttentionOptions, distance_BTS: Tensor | None
 ) -> Tensor:
     """Attention written out, [B, T, H, V]: products in the tensors' dtype, softmax in float32 or wider.
 

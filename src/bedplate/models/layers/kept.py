@@ -37,15 +37,15 @@ def runs_again() -> bool:
     return _setting.get() == "full" and torch.is_grad_enabled()
 
 
-def made_again(made: Tensor, function: Callable[..., Tensor], *given: Tensor) -> AbstractContextManager[object]:
-    """While it is open, and where the setting is "selective", what would keep `made` for the backward pass keeps
-    `given` instead, from which `function` made it. It draws no random numbers and reads nothing else that changes."""
-    if _setting.get() != "selective" or not torch.is_grad_enabled() or not made.numel():
+def made_again(output: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> AbstractContextManager[object]:
+    """While it is open, and where the setting is "selective", what would keep `output` for the backward pass keeps
+    `inputs` instead, from which `function` made it. It draws no random numbers and reads nothing else that changes."""
+    if _setting.get() != "selective" or not torch.is_grad_enabled() or not output.numel():
         return nullcontext()
-    if any(made.untyped_storage().data_ptr() == one.untyped_storage().data_ptr() for one in given):
+    if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in inputs):
         return nullcontext()  # nothing was made
-    again = _Again(made.untyped_storage().data_ptr(), function, given)
-    return saved_tensors_hooks(again.pack, again.unpack)
+    recomputed = _RecomputedTensor(output.untyped_storage().data_ptr(), function, inputs)
+    return saved_tensors_hooks(recomputed.pack, recomputed.unpack)
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class _View:
     offset: int
 
 
-class _Again:
+class _RecomputedTensor:
     """One tensor, made when it is first wanted and dropped when all have had it."""
 
-    def __init__(self, place: int, function: Callable[..., Tensor], given: tuple[Tensor, ...]) -> None:
+    def __init__(self, place: int, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self._place, self._function = place, function
-        self._given = [(one.detach(), one.requires_grad) for one in given]
+        self._inputs = [(tensor.detach(), tensor.requires_grad) for tensor in inputs]
         self._waiting = 0
-        self._made: Tensor | None = None
+        self._output: Tensor | None = None
 
     def pack(self, x: Tensor) -> Tensor | _View:
         if x.untyped_storage().data_ptr() != self._place:
@@ -72,16 +72,16 @@ class _Again:
         self._waiting += 1
         return _View(x.size(), x.stride(), int(x.storage_offset()))
 
-    def unpack(self, kept: Tensor | _View) -> Tensor:
-        if isinstance(kept, Tensor):
-            return kept
-        made = self._make() if self._made is None else self._made
+    def unpack(self, packed: Tensor | _View) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        output = self._recompute() if self._output is None else self._output
         self._waiting -= 1
-        self._made = made if self._waiting > 0 else None
-        return made.as_strided(kept.size, kept.stride, kept.offset)
+        self._output = output if self._waiting > 0 else None
+        return output.as_strided(packed.size, packed.stride, packed.offset)
 
-    def _make(self) -> Tensor:
+    def _recompute(self) -> Tensor:
         # As it was made: some functions have another way where gradients are recorded.
         with torch.enable_grad():
-            given = (one.detach().requires_grad_(required) for one, required in self._given)
-            return self._function(*given).detach()
+            inputs = (tensor.detach().requires_grad_(required) for tensor, required in self._inputs)
+            return self._function(*inputs).detach()

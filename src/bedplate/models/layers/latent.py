@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import Rotation, rotate, yarn_scale
@@ -24,7 +24,7 @@ NORM_EPS = 1e-6
 """Of the latents' norms in DeepSeek's code, whatever the model's own."""
 
 
-class LatentAttention(nn.Module):
+class LatentAttentionLayer(nn.Module):
     """Causal attention over latents with rotary positions beside them."""
 
     def __init__(
@@ -34,7 +34,7 @@ class LatentAttention(nn.Module):
         part, hidden, heads, bias = spec.latent, spec.hidden_size, spec.heads, spec.attention_bias
         assert part is not None
         self.layer, self.part, self.heads = layer, part, heads
-        self.how = How(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
+        self.how = AttentionOptions(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
         queries = heads * part.key_dim
         if part.q_rank is None:
             self.q = Linear(hidden, queries, False, device, dtype)
@@ -55,7 +55,7 @@ class LatentAttention(nn.Module):
         latent_BTC, key_BT1P = self.kv_norm(latent_BTC), key_BTP[:, :, None]
         if by is not None:
             q_BTHP, key_BT1P = rotate(q_BTHP, by), rotate(key_BT1P, by)
-        mix = self.absorbed if attend.keeps else self.naive
+        mix = self.absorbed if attend.is_cached else self.naive
         return self.o(mix(q_BTHN, q_BTHP, latent_BTC, key_BT1P, attend).flatten(2))
 
     def _queries(self, x_BTD: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class LatentAttention(nn.Module):
     def naive(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """Every head's keys and values are made: [B, T, H, V]."""
         part = self.part
-        both = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
-        k_BTHN, v_BTHV = both.split((part.nope_dim, part.value_dim), dim=-1)
+        keys_values = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
+        k_BTHN, v_BTHV = keys_values.split((part.nope_dim, part.value_dim), dim=-1)
         k = torch.cat((k_BTHN, key_BT1P.expand(-1, -1, self.heads, -1)), dim=-1)
         return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.how)
 

@@ -45,21 +45,21 @@ class Mamba2Mixer(nn.Module):
 
     def _run(self, x_SLC: Tensor, lengths_S: Tensor | None, before: State | None) -> tuple[Tensor, State]:
         (S, L, _), part = x_SLC.shape, self.part
-        wide = torch.promote_types(x_SLC.dtype, torch.float32)
+        compute_dtype = torch.promote_types(x_SLC.dtype, torch.float32)
         xbc, step = x_SLC.split((part.channels, part.heads), dim=-1)
         xbc, last = self.convolution(xbc, lengths_S, None if before is None else before[0])
         shared = part.groups * part.state_dim
-        x, b, c = F.silu(xbc).to(wide).split((part.inner, shared, shared), dim=-1)
+        x, b, c = F.silu(xbc).to(compute_dtype).split((part.inner, shared, shared), dim=-1)
         x = x.view(S, L, part.heads, part.head_dim)
-        b, c = (self._shared(one.view(S, L, part.groups, part.state_dim)) for one in (b, c))
+        b, c = (self._shared(tensor.view(S, L, part.groups, part.state_dim)) for tensor in (b, c))
         low, high = part.step_limits
-        dt = F.softplus(step.to(wide) + self.step_bias).clamp(low, high)
+        dt = F.softplus(step.to(compute_dtype) + self.step_bias).clamp(low, high)
         if lengths_S is not None:
             dt = dt * (torch.arange(L, device=x_SLC.device) < lengths_S[:, None])[..., None]
-        state = x_SLC.new_zeros(S, *part.state_shape, dtype=wide) if before is None else before[1]
-        g = -self.log_decay.to(wide).exp() * dt
+        state = x_SLC.new_zeros(S, *part.state_shape, dtype=compute_dtype) if before is None else before[1]
+        g = -self.log_decay.to(compute_dtype).exp() * dt
         y, state = recurrence.run(c, b, x * dt[..., None], g, None, state)
-        y = y + x * self.skip.to(wide)[:, None]
+        y = y + x * self.skip.to(compute_dtype)[:, None]
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 
     def _shared(self, x_SLGN: Tensor) -> Tensor:

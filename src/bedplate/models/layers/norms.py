@@ -85,8 +85,8 @@ class LayerNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.eps, self._shape = eps, (size,)
-        for name, wanted, make in (("weight", weighted, torch.ones), ("bias", biased, torch.zeros)):
-            value = nn.Parameter(make(size, device=device, dtype=dtype)) if wanted else None
+        for name, enabled, fill in (("weight", weighted, torch.ones), ("bias", biased, torch.zeros)):
+            value = nn.Parameter(fill(size, device=device, dtype=dtype)) if enabled else None
             self.register_parameter(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,8 +111,8 @@ class GatedNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        y, opened = x.to(wide), F.silu(gate.to(wide))
+        compute_dtype = torch.promote_types(x.dtype, torch.float32)
+        y, opened = x.to(compute_dtype), F.silu(gate.to(compute_dtype))
         if self.gate_first:
             y = y * opened
         y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (y.shape[-1] // self.groups,), None, self.eps).flatten(-2)

@@ -63,8 +63,8 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
         scaling.high_freq_factor - scaling.low_freq_factor
     )
     blended = (1 - blend) * scaled / scaling.factor + blend * scaled
-    between = (wavelength >= high_wavelength) & (wavelength <= low_wavelength)
-    return torch.where(between, blended, scaled)
+    transition = (wavelength >= high_wavelength) & (wavelength <= low_wavelength)
+    return torch.where(transition, blended, scaled)
 
 
 def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) -> Tensor:
@@ -164,30 +164,32 @@ class Rotations:
     def at(self, positions_BT: Tensor, dtype: torch.dtype, last: int | None = None) -> list[Rotation | None]:
         """For tokens at these positions, in the order of the layers. last: the largest of them, where it is known;
         otherwise what depends on it is chosen where they are, and nobody waits for them."""
-        made: dict[tuple[Rope | None, int], Rotation | None] = {}
-        each = list(zip(self._ropes, self._sizes, strict=True))
-        for rope, size in each:
+        rotations: dict[tuple[Rope | None, int], Rotation | None] = {}
+        rope_sizes = list(zip(self._ropes, self._sizes, strict=True))
+        for rope, size in rope_sizes:
             if rope is None:
-                made[rope, size] = None
-            elif (rope, size) not in made:
+                rotations[rope, size] = None
+            elif (rope, size) not in rotations:
                 frequencies = self._of(rope, size, positions_BT, last)
-                made[rope, size] = rotation(positions_BT, frequencies, dtype, rope)
-        return [made[one] for one in each]
+                rotations[rope, size] = rotation(positions_BT, frequencies, dtype, rope)
+        return [rotations[key] for key in rope_sizes]
 
     def _of(self, rope: Rope, size: int, positions_BT: Tensor, last: int | None) -> Tensor:
         device, scaling = positions_BT.device, rope.scaling
         if not isinstance(scaling, LongRopeScaling) or not positions_BT.numel():
-            return self._kept(rope, size, device)
+            return self._rope_frequencies(rope, size, device)
         if last is not None:
-            return self._kept(rope, size, device, last >= scaling.original_context)
+            return self._rope_frequencies(rope, size, device, last >= scaling.original_context)
         long = positions_BT.max() >= scaling.original_context
-        return torch.where(long, self._kept(rope, size, device, True), self._kept(rope, size, device))
+        return torch.where(
+            long, self._rope_frequencies(rope, size, device, True), self._rope_frequencies(rope, size, device)
+        )
 
-    def _kept(self, rope: Rope, size: int, device: torch.device, long: bool = False) -> Tensor:
-        found = self._frequencies.get((rope, size, long))
-        if found is None or found.device != device:
-            found = self._frequencies[rope, size, long] = rotary_frequencies(rope, size, device, long)
-        return found
+    def _rope_frequencies(self, rope: Rope, size: int, device: torch.device, long: bool = False) -> Tensor:
+        frequencies = self._frequencies.get((rope, size, long))
+        if frequencies is None or frequencies.device != device:
+            frequencies = self._frequencies[rope, size, long] = rotary_frequencies(rope, size, device, long)
+        return frequencies
 
 
 def sinusoids(positions_BT: Tensor, size: int, dtype: torch.dtype) -> Tensor:

@@ -52,8 +52,8 @@ def chunked(
     reads: Tensor | None = None
     if beta_SLH is not None:
         beta = _chunks(beta_SLH[..., None], size)
-        known = torch.cat((beta * v, beta * k * sums.exp()[..., None]), dim=-1)
-        solved = torch.linalg.solve_triangular((beta * k @ k.mT) * decay, known, upper=False, unitriangular=True)
+        right_side = torch.cat((beta * v, beta * k * sums.exp()[..., None]), dim=-1)
+        solved = torch.linalg.solve_triangular((beta * k @ k.mT) * decay, right_side, upper=False, unitriangular=True)
         v, reads = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
     q = q * sums.exp()[..., None]
     k = k * (sums[..., -1:] - sums).exp()[..., None]
@@ -73,8 +73,8 @@ def _decay(g: Tensor) -> Tensor:
     """
     size = g.shape[-1]
     written = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
-    between = g[..., None].expand(*g.shape, size).masked_fill(~written.tril(-1), 0).cumsum(-2)
-    return between.masked_fill(~written, -torch.inf).exp()
+    log_decay = g[..., None].expand(*g.shape, size).masked_fill(~written.tril(-1), 0).cumsum(-2)
+    return log_decay.masked_fill(~written, -torch.inf).exp()
 
 
 def _chunks(x_SLHD: Tensor, size: int) -> Tensor:

@@ -21,12 +21,12 @@ def buckets(distance: Tensor, spec: RelativeBias, both_ways: bool) -> Tensor:
     The logarithm is taken in float32, as the published models were trained.
     """
     count = spec.buckets // 2 if both_ways else spec.buckets
-    far = distance.abs() if both_ways else (-distance).clamp(min=0)
+    magnitude = distance.abs() if both_ways else (-distance).clamp(min=0)
     exact = count // 2
-    ratio = torch.log(far.clamp(min=1).float() / exact) / math.log(spec.max_distance / exact)
-    wide = (exact + (ratio * (count - exact)).to(torch.int64)).clamp(max=count - 1)
-    found = torch.where(far < exact, far, wide)
-    return found + (distance > 0) * count if both_ways else found
+    ratio = torch.log(magnitude.clamp(min=1).float() / exact) / math.log(spec.max_distance / exact)
+    log_bucket = (exact + (ratio * (count - exact)).to(torch.int64)).clamp(max=count - 1)
+    bucket = torch.where(magnitude < exact, magnitude, log_bucket)
+    return bucket + (distance > 0) * count if both_ways else bucket
 
 
 class RelativePositions(nn.Module):
@@ -43,18 +43,18 @@ class RelativePositions(nn.Module):
         super().__init__()
         self._buckets, self._both_ways = spec, both_ways
         self.weight = nn.Parameter(torch.empty(spec.buckets, heads, device=device, dtype=dtype))
-        self._made: dict[int, tuple[Tensor, Tensor]] = {}
+        self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=0.5)
 
     def bias(self, distance_BTS: Tensor) -> Tensor:
         """What is added to the scores, [B, H, T, S]; made once a pass for each tensor of distances."""
-        found = self._made.get(id(distance_BTS))
-        if found is None:
+        cached = self._biases.get(id(distance_BTS))
+        if cached is None:
             bias_BHTS = self.weight[buckets(distance_BTS, self._buckets, self._both_ways)].permute(0, 3, 1, 2)
-            found = self._made[id(distance_BTS)] = distance_BTS, bias_BHTS
-        return found[1]
+            cached = self._biases[id(distance_BTS)] = distance_BTS, bias_BHTS
+        return cached[1]
 
     def forget(self) -> None:
         """The pass is over."""
-        self._made.clear()
+        self._biases.clear()

@@ -45,15 +45,15 @@ _heard: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
 def listening() -> Generator[list[Routing]]:
     """The routings of every layer that runs meanwhile in this context; who listens outside of it hears them too. What
     is computed again for gradients comes after it, and is not heard a second time."""
-    found: list[Routing] = []
+    routings: list[Routing] = []
     outer = _heard.get()
-    token = _heard.set(found)
+    token = _heard.set(routings)
     try:
-        yield found
+        yield routings
     finally:
         _heard.reset(token)
         if outer is not None:
-            outer.extend(found)
+            outer.extend(routings)
 
 
 class Router(nn.Module):
@@ -76,8 +76,8 @@ class Router(nn.Module):
         self.register_parameter("bias", bias)
         sizes = {"scale": spec.hidden_size, "expert_scale": count}
         for name, size in sizes.items():
-            ones = nn.Parameter(torch.ones(size, device=device, dtype=dtype)) if self.part.router_scales else None
-            self.register_parameter(name, ones)
+            unit_scale = nn.Parameter(torch.ones(size, device=device, dtype=dtype)) if self.part.router_scales else None
+            self.register_parameter(name, unit_scale)
         self.eps = spec.norm_eps
         # The balancer moves it by steps that bfloat16 would lose.
         number = torch.zeros(count, device=device, dtype=torch.float32) if self.part.selection_bias else None
@@ -86,17 +86,17 @@ class Router(nn.Module):
             nn.init.normal_(self.weight, std=spec.hidden_size**-0.5)
 
     def forward(self, x_ND: Tensor) -> Routing:
-        wide = torch.promote_types(x_ND.dtype, torch.float32)
-        bias = None if self.bias is None else self.bias.to(wide)
-        logits_NE = F.linear(self._read(x_ND).to(wide), self.weight.to(wide), bias)
+        compute_dtype = torch.promote_types(x_ND.dtype, torch.float32)
+        bias = None if self.bias is None else self.bias.to(compute_dtype)
+        logits_NE = F.linear(self._read(x_ND).to(compute_dtype), self.weight.to(compute_dtype), bias)
         scores_NE, chosen_Nk, weights_Nk = choose(logits_NE, self.part, self.selection_bias)
         if self.expert_scale is not None:
-            weights_Nk = weights_Nk * self.expert_scale.to(wide)[chosen_Nk]
-        found = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
+            weights_Nk = weights_Nk * self.expert_scale.to(compute_dtype)[chosen_Nk]
+        routing = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
         heard = _heard.get()
         if heard is not None:
-            heard.append(found)
-        return found
+            heard.append(routing)
+        return routing
 
     def _read(self, x_ND: Tensor) -> Tensor:
         """What the logits are made of: the input, or where it is scaled, what a norm without a weight makes of it."""

@@ -27,15 +27,15 @@ class Sentence(nn.Module):
         super().__init__()
         self.spec = spec
         self.dense = nn.ModuleList(
-            Linear(one.inputs, one.outputs, one.bias, device, torch.float32) for one in spec.denses
+            Linear(dense.inputs, dense.outputs, dense.bias, device, torch.float32) for dense in spec.denses
         )
 
     def forward(self, pooled_ND: Tensor) -> Tensor:
         """[N, D] → [N, E]."""
-        found, products = pooled_ND.float(), iter(self.dense)
+        vectors, products = pooled_ND.float(), iter(self.dense)
         for step in self.spec.steps:
             if step == "normalise":
-                found = F.normalize(found, dim=-1)
+                vectors = F.normalize(vectors, dim=-1)
             else:
-                found = _ACTIVATIONS[step.activation](next(products)(found))
-        return found
+                vectors = _ACTIVATIONS[step.activation](next(products)(vectors))
+        return vectors

@@ -20,7 +20,7 @@ from torch import Tensor
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers.attention import distances, whole_attention
 from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.layers.how import PLAIN, AttentionOptions
 
 _LONGEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 32}
 """Up to how many tokens a text's attention is two products, by dtype; longer ones, and others, go to torch's kernel."""
@@ -30,26 +30,28 @@ class WholeTexts:
     """Each token of the row sees its own text. lengths: of the texts, in their order; equal ones side by side are
     computed together."""
 
-    keeps = False
+    is_cached = False
 
     def __init__(self, lengths: Sequence[int]) -> None:
-        self._runs = [(length, len(list(same))) for length, same in groupby(lengths)]
+        self._runs = [(length, len(list(group))) for length, group in groupby(lengths)]
         self._distances: dict[int, Tensor] = {}
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
-        found: list[Tensor] = []
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
+        outputs: list[Tensor] = []
         begin = 0
         for length, count in self._runs:
             end = begin + length * count
             q, k, v = (x[0, begin:end].view(count, length, *x.shape[2:]) for x in (q_BTHD, k_BTGD, v_BTGV))
-            found.append(self._within(q, k, v, how).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3]))
+            outputs.append(self._attend_texts(q, k, v, how).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3]))
             begin = end
-        return (found[0] if len(found) == 1 else torch.cat(found))[None]
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         raise UnsupportedModelError("layers that keep a state do not read whole texts at once")
 
-    def _within(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: How) -> Tensor:
+    def _attend_texts(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: AttentionOptions) -> Tensor:
         (S, L, H, D), V = q_SLHD.shape, v_SLGV.shape[3]
         if how.plain and q_SLHD.is_cpu and k_SLGD.shape[2] == H and _LONGEST.get(q_SLHD.dtype, 0) >= L:
             q, k, v = (x.transpose(1, 2).reshape(S * H, L, x.shape[3]) for x in (q_SLHD, k_SLGD, v_SLGV))

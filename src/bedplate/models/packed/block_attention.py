@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
-from bedplate.models.packed.blocks import Cutting, TokenBlock, alike
+from bedplate.models.layers.how import PLAIN, AttentionOptions
+from bedplate.models.packed.blocks import Cutting, TokenBlock, batch_blocks
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.recurrences import Documents
+from bedplate.models.packed.recurrences import PackedDocuments
 
-MOST = 1 << 20
+MAX_SCORES = 1 << 20
 """Scores of blocks that are computed as one: 4 MB in float32, which stay in a processor's cache."""
 
 
@@ -37,14 +37,16 @@ class BlockAttention:
     """Attention of packed rows: each token sees its own document, behind what its row shares. Padding's outputs are
     zero. A window that no document is longer than is none."""
 
-    keeps = False
+    is_cached = False
 
     def __init__(self, placement: Placement, causal: bool = True) -> None:
         self._placement, self._causal = placement, causal
         self._cuttings: dict[tuple[int | None, torch.device], Cutting] = {}
         self._positions: dict[torch.device, Tensor] = {}
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         cutting, bias = self._cutting(how.window, q_BTHD.device), None
         if how.bias is not None:
             bias = _Bias(how.bias(self._distances(q_BTHD.device))[0, :, 0], self._positions_N(q_BTHD.device))
@@ -56,8 +58,8 @@ class BlockAttention:
         return self._documents.recur(run, x_BTC)
 
     @cached_property
-    def _documents(self) -> Documents:
-        return Documents(self._placement)
+    def _documents(self) -> PackedDocuments:
+        return PackedDocuments(self._placement)
 
     def _cutting(self, window: int | None, device: torch.device) -> Cutting:
         if window is not None and (window if self._causal else window // 2) >= self._placement.longest:
@@ -69,8 +71,8 @@ class BlockAttention:
 
     def _distances(self, device: torch.device) -> Tensor:
         """All that there are, [1, 1, X]: anew each time, since what is made of them belongs to one pass."""
-        far = self._placement.longest
-        return torch.arange(1 - far, far, device=device)[None, None]
+        longest = self._placement.longest
+        return torch.arange(1 - longest, longest, device=device)[None, None]
 
     def _positions_N(self, device: torch.device) -> Tensor:
         if device not in self._positions:
@@ -97,7 +99,7 @@ def block_attention(
     k_SGD: Tensor,
     v_SGV: Tensor,
     blocks: Sequence[TokenBlock],
-    how: How,
+    how: AttentionOptions,
     bias: _Bias | None = None,
     padded: bool = True,
 ) -> Tensor:
@@ -105,10 +107,10 @@ def block_attention(
     table, positions = (None, None) if bias is None else (bias.table_HX, bias.positions_N)
     scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if how.scale is None else how.scale
     single = bias is not None or how.sinks is not None  # which are of heads, and so of each block
-    groups = [(block,) for block in blocks] if single else alike(blocks, MOST // q_NHD.shape[1])
+    groups = [(block,) for block in blocks] if single else batch_blocks(blocks, MAX_SCORES // q_NHD.shape[1])
     work = _Work(groups, scale, how.cap, positions, padded)
-    found: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, how.sinks, table, work)
-    return found
+    output: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, how.sinks, table, work)
+    return output
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,17 @@ class _Work:
         if self.cap is None and bias is None and sinks_H is None:
             _masked(scores, block.mask)
             return scores.softmax(-1), None
-        wide = _wide(q_GnD.dtype)
-        scores = scores.to(wide)
+        compute_dtype = _compute_dtype(q_GnD.dtype)
+        scores = scores.to(compute_dtype)
         if self.cap is not None:
             capped = scores.div_(self.cap).tanh_()
             scores = capped * self.cap
         if bias is not None:
-            each_HnK = bias.table_HX.to(wide).index_select(1, bias.at(block).view(-1))
+            each_HnK = bias.table_HX.to(compute_dtype).index_select(1, bias.at(block).view(-1))
             scores.add_(each_HnK.view(len(scores), -1, n, K).transpose(1, 2))
         _masked(scores, block.mask)
         if sinks_H is not None:
-            theirs = sinks_H.to(wide).view(len(scores), 1, -1, 1).expand(-1, n, -1, -1)
+            theirs = sinks_H.to(compute_dtype).view(len(scores), 1, -1, 1).expand(-1, n, -1, -1)
             scores = torch.cat((scores, theirs), dim=-1)
         return scores.softmax(-1), capped
 
@@ -168,7 +170,7 @@ class _BlockAttention(torch.autograd.Function):
             q, K = _queries(q_GNRD, group), group[0].key_count
             p, _ = work.weights(q, _keys(k_GSD, group), group[0], sinks_H, bias)
             p = p[..., :K].to(q.dtype).view(len(q), -1, K)
-            _put(out_NGRV, torch.bmm(p, _keys(v_GSV, group)), group)
+            _scatter(out_NGRV, torch.bmm(p, _keys(v_GSV, group)), group)
         ctx.save_for_backward(q_GNRD, k_GSD, v_GSV, sinks_H, table_HX)
         ctx.work, ctx.dtypes = work, [None if x is None else x.dtype for x in (sinks_H, table_HX)]
         return out_NHV
@@ -182,8 +184,10 @@ class _BlockAttention(torch.autograd.Function):
         dq_NGRD = (grad_NHV.new_zeros if work.padded else grad_NHV.new_empty)(N, G, R, D)
         dk_GSD, dv_GSV = torch.zeros_like(k_GSD), torch.zeros_like(v_GSV)
         bias = _bias(table_HX, work)
-        dsinks_GR = None if sinks_H is None else torch.zeros(G, R, dtype=_wide(sinks_H.dtype), device=sinks_H.device)
-        dtable_HX = None if table_HX is None else torch.zeros_like(table_HX, dtype=_wide(table_HX.dtype))
+        dsinks_GR = (
+            None if sinks_H is None else torch.zeros(G, R, dtype=_compute_dtype(sinks_H.dtype), device=sinks_H.device)
+        )
+        dtable_HX = None if table_HX is None else torch.zeros_like(table_HX, dtype=_compute_dtype(table_HX.dtype))
         for group in work.groups:
             block, K = group[0], group[0].key_count
             q = _queries(q_GNRD, group)
@@ -203,7 +207,7 @@ class _BlockAttention(torch.autograd.Function):
             if capped is not None:
                 ds = ds * (1 - capped.square())
             ds = ds.to(q.dtype).reshape(len(q), -1, K)
-            _put(dq_NGRD, torch.bmm(ds, k), group, work.scale)
+            _scatter(dq_NGRD, torch.bmm(ds, k), group, work.scale)
             _add_keys(dk_GSD, torch.bmm(ds.transpose(1, 2), q), group)
         return (
             dq_NGRD.view(N, G * R, D),
@@ -229,7 +233,7 @@ def _masked(scores_GnRK: Tensor, mask_nm: Tensor | None) -> None:
         last.add_(mask_nm[:, None].to(scores_GnRK.dtype))  # of two dtypes, torch would copy both
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -240,11 +244,11 @@ def _queries(x_GNRD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
     return whole.reshape(len(whole), -1, x_GNRD.shape[-1])
 
 
-def _put(into_NGRD: Tensor, found: Tensor, group: Sequence[TokenBlock], scale: float = 1.0) -> None:
+def _scatter(into_NGRD: Tensor, outputs: Tensor, group: Sequence[TokenBlock], scale: float = 1.0) -> None:
     """What a group's queries have got, [blocks · G, n · R, D], times `scale`, where they stand."""
     G, R, D = into_NGRD.shape[1:]
-    for block, one in zip(group, found.view(len(group), G, -1, R, D), strict=True):
-        torch.mul(one.transpose(0, 1), scale, out=into_NGRD[block.start : block.stop])
+    for block, rows in zip(group, outputs.view(len(group), G, -1, R, D), strict=True):
+        torch.mul(rows.transpose(0, 1), scale, out=into_NGRD[block.start : block.stop])
 
 
 def _keys(x_GSD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
@@ -257,8 +261,8 @@ def _keys(x_GSD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
 
 def _add_keys(into_GSD: Tensor, grad: Tensor, group: Sequence[TokenBlock]) -> None:
     """grad: [blocks · G, K, D]."""
-    for block, one in zip(group, grad.view(len(group), len(into_GSD), *grad.shape[1:]), strict=True):
+    for block, key_grad in zip(group, grad.view(len(group), len(into_GSD), *grad.shape[1:]), strict=True):
         at = 0
         for start, stop in block.keys:
-            into_GSD[:, start:stop] += one[:, at : at + stop - start]
+            into_GSD[:, start:stop] += key_grad[:, at : at + stop - start]
             at += stop - start

@@ -37,23 +37,23 @@ class TokenBlock:
         return sum(stop - start for start, stop in self.keys)
 
 
-def alike(blocks: Sequence[TokenBlock], most: int) -> list[tuple[TokenBlock, ...]]:
+def batch_blocks(blocks: Sequence[TokenBlock], max_size: int) -> list[tuple[TokenBlock, ...]]:
     """The blocks in groups that can be computed as one: as many queries, as many keys in one slice, the same mask. Of
-    packed rows most are a piece of one long document, and alike. most: of queries × keys in a group, where it has
+    packed rows most are a piece of one long document, and alike. max_size: of queries × keys in a group, where it has
     several blocks."""
     waiting: dict[tuple[int, int, int], list[TokenBlock]] = {}
-    found: list[tuple[TokenBlock, ...]] = []
+    groups: list[tuple[TokenBlock, ...]] = []
     for block in blocks:
         n, K = block.stop - block.start, block.key_count
-        if len(block.keys) > 1 or 2 * n * K > most:
-            found.append((block,))
+        if len(block.keys) > 1 or 2 * n * K > max_size:
+            groups.append((block,))
             continue
         key = n, K, id(block.mask)
         group = waiting.setdefault(key, [])
         group.append(block)
-        if (len(group) + 1) * n * K > most:
-            found.append(tuple(waiting.pop(key)))
-    return [*found, *map(tuple, waiting.values())]
+        if (len(group) + 1) * n * K > max_size:
+            groups.append(tuple(waiting.pop(key)))
+    return [*groups, *map(tuple, waiting.values())]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Cutting:
         return self._window - 1 if self._causal else self._window // 2
 
     def _cuts(self, documents: Sequence[PlacedDocument]) -> Iterator[_Cut]:
-        for group in beside(documents):
+        for group in adjacent_groups(documents):
             if len(group) > 1:
                 yield self._group(group)
             else:
@@ -103,15 +103,15 @@ class Cutting:
     def _group(self, group: Sequence[PlacedDocument]) -> _Cut:
         """Whole documents beside each other."""
         first, start, stop = group[0], group[0].start, group[-1].stop
-        least = 0 if self.back is None else max(0, first.shared - self.back)
-        keys = _slices((first.prefix + least, first.prefix + first.shared), (start, stop))
+        skipped = 0 if self.back is None else max(0, first.shared - self.back)
+        keys = _slices((first.prefix + skipped, first.prefix + first.shared), (start, stop))
         count = sum(end - begin for begin, end in keys)
         return _Cut(start, stop, keys, self._masked(stop - start, count), None)
 
-    def _masked(self, own: int, count: int) -> int:
+    def _masked(self, token_count: int, count: int) -> int:
         """How many of a block's keys get a mask, where its own tokens need one: without a window all of them see what
         is before them."""
-        return own if self._window is None else count
+        return token_count if self._window is None else count
 
     def _pieces(self, document: PlacedDocument) -> Iterator[_Cut]:
         """A document by itself, in pieces of equal size (about)."""
@@ -120,10 +120,10 @@ class Cutting:
             low, high = 0 if self.back is None else max(0, begin - self.back), end
             if not self._causal:
                 high = document.whole if self.back is None else min(document.whole, end + self.back)
-            own = document.start - document.shared
+            offset = document.start - document.shared
             keys = _slices(
                 (document.prefix + low, document.prefix + document.shared),
-                (max(document.start, own + low), own + high),
+                (max(document.start, offset + low), offset + high),
             )
             needed = self._causal or self._window is not None
             last = self._masked(end - begin, high - low) if needed else 0
@@ -131,27 +131,27 @@ class Cutting:
             yield _Cut(start, stop, keys, last, (end - begin, last, high - begin))
 
     def _mask(self, cut: _Cut) -> Tensor:
-        at = torch.cat([torch.arange(*one, device=self._device) for one in cut.keys])[-cut.last :]
+        at = torch.cat([torch.arange(*span, device=self._device) for span in cut.keys])[-cut.last :]
         theirs, ours = self._numbers_N[at], self._numbers_N[cut.start : cut.stop, None]
         distance = self._positions_N[at] - self._positions_N[cut.start : cut.stop, None]
         # Of the keys that a block has, those before its own tokens are its documents' prefix, or its one document's.
-        seen = (theirs == ours) | (at < cut.start)
+        visible = (theirs == ours) | (at < cut.start)
         if self._causal:
-            seen &= distance <= 0
+            visible &= distance <= 0
         if self.back is not None:
-            seen &= distance.abs() <= self.back
-        return as_mask(seen)
+            visible &= distance.abs() <= self.back
+        return as_mask(visible)
 
 
-def beside(documents: Sequence[PlacedDocument], most: int = BLOCK) -> Iterator[list[PlacedDocument]]:
+def adjacent_groups(documents: Sequence[PlacedDocument], max_tokens: int = BLOCK) -> Iterator[list[PlacedDocument]]:
     """Documents in groups: those that stand directly beside each other, behind one prefix, and have at most so many
     tokens together; a longer one by itself."""
     group: list[PlacedDocument] = []
     for document in documents:
         if group:
             before = group[-1]
-            near = before.stop == document.start and before[2:4] == document[2:4]
-            if not near or document.stop - group[0].start > most:
+            adjacent = before.stop == document.start and before[2:4] == document[2:4]
+            if not adjacent or document.stop - group[0].start > max_tokens:
                 yield group
                 group = []
         group.append(document)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bedplate.models.layers.how import How
+from bedplate.models.layers.how import AttentionOptions
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.varlen import UnequalLengths
 
@@ -49,9 +49,9 @@ class FlashAttention(UnequalLengths):
     def missing(self) -> str | None:
         return f"{self.name} is not installed" if self._module is None else None
 
-    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: How) -> Tensor:
+    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: AttentionOptions) -> Tensor:
         assert self._module is not None
-        found = self._module.flash_attn_varlen_func(
+        result = self._module.flash_attn_varlen_func(
             q_NHD,
             k_NGD,
             v_NGV,
@@ -65,4 +65,4 @@ class FlashAttention(UnequalLengths):
             softcap=how.cap or 0.0,
         )
         # Some versions of the third give the sums beside it.
-        return found[0] if isinstance(found, tuple) else found
+        return result[0] if isinstance(result, tuple) else result

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.layers.how import PLAIN, AttentionOptions
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.recurrences import Documents
+from bedplate.models.packed.recurrences import PackedDocuments
 
 if TYPE_CHECKING:  # it brings much of torch's compiler along
     from torch.nn.attention.flex_attention import BlockMask
@@ -33,20 +33,22 @@ SIZE = 128
 class FlexAttention:
     """As `BlockAttention`, by one kernel. On a CPU it has no backward pass."""
 
-    keeps = False
+    is_cached = False
 
     def __init__(self, placement: Placement, causal: bool = True) -> None:
-        self._placement, self._causal, self._documents = placement, causal, Documents(placement)
+        self._placement, self._causal, self._documents = placement, causal, PackedDocuments(placement)
         self._masks: dict[tuple[int | None, torch.device], BlockMask] = {}
         self._places: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         from torch.nn.attention.flex_attention import AuxRequest
 
         q, k, v = (x.flatten(0, 1).transpose(0, 1)[None] for x in (q_BTHD, k_BTGD, v_BTGV))
         # Torch's compiler makes no CPU kernel of masks and scores that depend on numbers that change.
         kernel, device = _compiled(not q.is_cpu), q.device
-        found: Any = kernel(
+        result: Any = kernel(
             q,
             k,
             v,
@@ -57,9 +59,9 @@ class FlexAttention:
             return_aux=None if how.sinks is None else AuxRequest(lse=True),
         )
         if how.sinks is not None:
-            out, aux = found
-            found = out * torch.sigmoid(aux.lse - how.sinks[:, None].to(aux.lse.dtype))[..., None].to(out.dtype)
-        out_BTHV = found[0].transpose(0, 1).reshape(*q_BTHD.shape[:3], v_BTGV.shape[3])
+            out, aux = result
+            result = out * torch.sigmoid(aux.lse - how.sinks[:, None].to(aux.lse.dtype))[..., None].to(out.dtype)
+        out_BTHV = result[0].transpose(0, 1).reshape(*q_BTHD.shape[:3], v_BTGV.shape[3])
         if not self._placement.padded:
             return out_BTHV
         inside_BT = (self._place(device)[0][: q.shape[2]] >= 0).view(q_BTHD.shape[:2])
@@ -73,31 +75,33 @@ class FlexAttention:
         prefix that it stands behind (−2: none)."""
         if device not in self._places:
             documents = self._placement.documents
-            number = {(one.row, one.segment): n for n, one in enumerate(documents)}
-            behind = [number[one.row, 0] if one.shared else -2 for one in documents]
+            number = {(document.row, document.segment): n for n, document in enumerate(documents)}
+            behind = [number[member.row, 0] if member.shared else -2 for member in documents]
             numbers_N = self._placement.numbers_N
             behind_N = torch.tensor([*behind, -2])[numbers_N]
             room = -len(numbers_N) % SIZE
-            made = (numbers_N, -1), (self._placement.positions_N, 0), (behind_N, -2)
-            one, two, three = (torch.nn.functional.pad(x, (0, room), value=fill).to(device) for x, fill in made)
-            self._places[device] = one, two, three
+            columns = (numbers_N, -1), (self._placement.positions_N, 0), (behind_N, -2)
+            document_numbers, two, three = (
+                torch.nn.functional.pad(x, (0, room), value=fill).to(device) for x, fill in columns
+            )
+            self._places[device] = document_numbers, two, three
         return self._places[device]
 
-    def _scores(self, how: How, device: torch.device) -> Callable[..., Tensor] | None:
+    def _scores(self, how: AttentionOptions, device: torch.device) -> Callable[..., Tensor] | None:
         """What becomes of a scaled score."""
         if how.cap is None and how.bias is None:
             return None
-        cap, table_HX, far = how.cap, None, self._placement.longest
+        cap, table_HX, longest = how.cap, None, self._placement.longest
         positions_N = self._place(device)[1]
         if how.bias is not None:
-            table_HX = how.bias(torch.arange(1 - far, far, device=device)[None, None])[0, :, 0]
+            table_HX = how.bias(torch.arange(1 - longest, longest, device=device)[None, None])[0, :, 0]
 
         def changed(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             if cap is not None:
                 score = cap * torch.tanh(score / cap)
             if table_HX is not None:
                 # What is masked anyway may lie farther apart than anything in one document.
-                score = score + table_HX[h, (positions_N[kv] - positions_N[q] + far - 1).clamp(0, 2 * far - 2)]
+                score = score + table_HX[h, (positions_N[kv] - positions_N[q] + longest - 1).clamp(0, 2 * longest - 2)]
             return score
 
         return changed
@@ -106,21 +110,21 @@ class FlexAttention:
         if window is not None and (window if self._causal else window // 2) >= self._placement.longest:
             window = None
         if (window, device) not in self._masks:
-            self._masks[window, device] = self._made(window, device)
+            self._masks[window, device] = self._block_mask(window, device)
         return self._masks[window, device]
 
-    def _made(self, window: int | None, device: torch.device) -> BlockMask:
+    def _block_mask(self, window: int | None, device: torch.device) -> BlockMask:
         from torch.nn.attention.flex_attention import BlockMask
 
         numbers_N, positions_N, behind_N = self._place(device)
         causal, back = self._causal, None if window is None else (window - 1 if self._causal else window // 2)
 
-        def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
-            found = (numbers_N[q] == numbers_N[kv]) | (behind_N[q] == numbers_N[kv])
+        def visible(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+            allowed = (numbers_N[q] == numbers_N[kv]) | (behind_N[q] == numbers_N[kv])
             distance = positions_N[kv] - positions_N[q]
             if causal:
-                found = found & (distance <= 0)
-            return found if back is None else found & (distance.abs() <= back)
+                allowed = allowed & (distance <= 0)
+            return allowed if back is None else allowed & (distance.abs() <= back)
 
         some_bb, all_bb = self._blocks(back)
         partly_bb = some_bb & ~all_bb
@@ -129,28 +133,28 @@ class FlexAttention:
             order = which_bb.to(torch.int32).argsort(dim=1, descending=True, stable=True).to(torch.int32)
             parts += [which_bb.sum(1, dtype=torch.int32)[None, None].to(device), order[None, None].to(device)]
         N = self._placement.shape[0] * self._placement.shape[1]
-        return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=SIZE, mask_mod=seen, seq_lengths=(N, N))
+        return BlockMask.from_kv_blocks(*parts, BLOCK_SIZE=SIZE, mask_mod=visible, seq_lengths=(N, N))
 
     def _blocks(self, back: int | None) -> tuple[Tensor, Tensor]:
         """Which blocks of keys a block of queries sees any of, and which of those wholly: bool [b, b], on the CPU."""
         numbers_N, positions_N, behind_N = (x.cpu() for x in self._place(torch.device("cpu")))
         numbers, positions, behind = (x.view(-1, SIZE) for x in (numbers_N, positions_N, behind_N))
         low, high = numbers.amin(1), numbers.amax(1)
-        least = torch.where(numbers < 0, torch.iinfo(torch.int64).max, numbers).amin(1)  # of documents, not padding
-        some = (least[:, None] <= high) & (least <= high[:, None])  # their ranges of documents meet
+        lowest = torch.where(numbers < 0, torch.iinfo(torch.int64).max, numbers).amin(1)  # of documents, not padding
+        overlap = (lowest[:, None] <= high) & (lowest <= high[:, None])  # their ranges of documents meet
         for n in set(behind_N.tolist()) - {-2}:
-            some |= (behind == n).any(1)[:, None] & (numbers == n).any(1)
+            overlap |= (behind == n).any(1)[:, None] & (numbers == n).any(1)
         first, last = positions.amin(1), positions.amax(1)
-        one = (low == high) & (low >= 0)
-        whole = one[:, None] & one & (low[:, None] == low)
+        single = (low == high) & (low >= 0)
+        whole = single[:, None] & single & (low[:, None] == low)
         if self._causal:
             at = torch.arange(len(numbers))
-            some &= at <= at[:, None]
+            overlap &= at <= at[:, None]
             whole &= last <= first[:, None]
         if back is not None:
-            near = torch.maximum(last[:, None] - first, last - first[:, None]) <= back
-            whole &= near
-        return some, whole
+            in_window = torch.maximum(last[:, None] - first, last - first[:, None]) <= back
+            whole &= in_window
+        return overlap, whole
 
 
 @cache

@@ -31,7 +31,7 @@ class PlacedDocument(NamedTuple):
     segment: int = 1
 
     @property
-    def own(self) -> int:
+    def token_count(self) -> int:
         """How many tokens it has itself."""
         return self.stop - self.start
 
@@ -67,17 +67,17 @@ class Placement:
     def of_lengths(cls, lengths: Sequence[int]) -> Placement:
         """Of one row without padding: `lengths` of its prefix (or 0) and of each document."""
         prefix, *documents = lengths
-        found = [PlacedDocument(0, prefix, segment=0)] if prefix else []
+        placed = [PlacedDocument(0, prefix, segment=0)] if prefix else []
         at = prefix
         for number, length in enumerate(documents, 1):
-            found.append(PlacedDocument(at, at + length, 0, prefix, 0, number))
+            placed.append(PlacedDocument(at, at + length, 0, prefix, 0, number))
             at += length
-        return cls((1, at), tuple(found))
+        return cls((1, at), tuple(placed))
 
     @property
     def padded(self) -> bool:
         """Whether there is padding."""
-        return sum(document.own for document in self.documents) < self.shape[0] * self.shape[1]
+        return sum(document.token_count for document in self.documents) < self.shape[0] * self.shape[1]
 
     @property
     def longest(self) -> int:
@@ -87,18 +87,18 @@ class Placement:
     @cached_property
     def numbers_N(self) -> Tensor:
         """Of each token its document's number in `documents`, int64 on the CPU; −1: padding."""
-        found = torch.full((self.shape[0] * self.shape[1],), -1)
+        numbers = torch.full((self.shape[0] * self.shape[1],), -1)
         for number, document in enumerate(self.documents):
-            found[document.start : document.stop] = number
-        return found
+            numbers[document.start : document.stop] = number
+        return numbers
 
     @cached_property
     def positions_N(self) -> Tensor:
         """Of each token its place in its document behind what is shared, int64 on the CPU; 0 for padding."""
-        found = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.int64)
+        positions = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.int64)
         for document in self.documents:
-            found[document.start : document.stop] = torch.arange(document.shared, document.whole)
-        return found
+            positions[document.start : document.stop] = torch.arange(document.shared, document.whole)
+        return positions
 
 
 def _placed(runs: Iterable[tuple[tuple[int, int], int]], row_length: int) -> Iterable[PlacedDocument]:

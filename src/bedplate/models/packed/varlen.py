@@ -20,9 +20,9 @@ from torch import Tensor
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.device_memory import sent
 from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, How
+from bedplate.models.layers.how import PLAIN, AttentionOptions
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.recurrences import Documents
+from bedplate.models.packed.recurrences import PackedDocuments
 
 HEAD = 256
 """The most features of a head that the kernel takes."""
@@ -33,7 +33,7 @@ class UnequalLengths(ABC):
     tokens that are no padding. UnsupportedModelError for a shared prefix, and by name for what a layer wants and the
     kernel cannot do. name, able: the kernel's, and what it can of `How`."""
 
-    keeps = False
+    is_cached = False
     name: str
     able: tuple[str, ...]
 
@@ -41,23 +41,25 @@ class UnequalLengths(ABC):
         if any(document.shared for document in placement.documents):
             raise UnsupportedModelError(f"attention behind a shared prefix is not supported by {self.name}")
         self.placement, self.causal = placement, causal
-        self._documents = Documents(placement)
+        self._documents = PackedDocuments(placement)
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod
-    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: How) -> Tensor:
+    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: AttentionOptions) -> Tensor:
         """The kernel's output [N, H, V]. edges: where documents begin, and where the last one ends, int32 [S + 1]."""
 
     @abstractmethod
     def missing(self) -> str | None:
         """Why there is no such kernel here, if there is none."""
 
-    def window(self, how: How) -> tuple[int, int]:
+    def window(self, how: AttentionOptions) -> tuple[int, int]:
         """How many tokens before and after its own a query sees, as such kernels take it; −1: all."""
         left = -1 if how.window is None else how.window - 1 if self.causal else how.window // 2
         return left, 0 if self.causal else left
 
-    def __call__(self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: How = PLAIN) -> Tensor:
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+    ) -> Tensor:
         how.only(self.name, *self.able)
         missing = self.missing()
         if missing is not None:
@@ -77,9 +79,9 @@ class UnequalLengths(ABC):
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where each document begins among the tokens that are no padding, int32 [S + 1], and where those stand."""
         if device not in self._on:
-            own = torch.tensor([0, *(document.own for document in self.placement.documents)])
+            lengths = torch.tensor([0, *(document.token_count for document in self.placement.documents)])
             tokens = (self.placement.numbers_N >= 0).nonzero().squeeze(1)
-            self._on[device] = sent(own.cumsum(0).to(torch.int32), device), sent(tokens, device)
+            self._on[device] = sent(lengths.cumsum(0).to(torch.int32), device), sent(tokens, device)
         return self._on[device]
 
 
@@ -96,7 +98,7 @@ class VarlenAttention(UnequalLengths):
     def missing(self) -> str | None:
         return "this build of torch has no varlen_attn; it came with torch 2.10" if self._kernel is None else None
 
-    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: How) -> Tensor:
+    def run(self, q_NHD: Tensor, k_NGD: Tensor, v_NGV: Tensor, edges_S: Tensor, how: AttentionOptions) -> Tensor:
         assert self._kernel is not None
         return self._kernel(
             q_NHD,

@@ -14,7 +14,7 @@ CacheKind = Literal["kv", "window", "latent", "cross", "convolution", "recurrent
 
 
 @dataclass(frozen=True)
-class Kept:
+class LayerCache:
     """One thing that layer number `layer` keeps: `heads` pairs of `key_size` and `value_size` numbers.
 
     kv: keys and values of every token. window: of the last `window` tokens. latent: one rotated key (key_size) and the
@@ -25,7 +25,7 @@ class Kept:
     """
 
     layer: int
-    kind: CacheKind
+    cache_type: CacheKind
     heads: int
     key_size: int
     value_size: int
@@ -34,7 +34,7 @@ class Kept:
     @property
     def of_sequence(self) -> bool:
         """Whether it is kept once for a sequence, and not for its tokens."""
-        return self.kind in ("convolution", "recurrent")
+        return self.cache_type in ("convolution", "recurrent")
 
     @property
     def values(self) -> int:
@@ -44,32 +44,34 @@ class Kept:
         return self.heads * (self.key_size + self.value_size)
 
 
-def cache_layout(spec: TextSpec) -> tuple[Kept, ...]:
+def cache_layout(spec: TextSpec) -> tuple[LayerCache, ...]:
     """In the order of the layers; nothing for what sees all its tokens at once."""
     main = spec.main
-    return tuple(one for layer in range(main.layers) for one in _layer(main, layer)) if main.kind == "decoder" else ()
+    return (
+        tuple(state for layer in range(main.layers) for state in _layer(main, layer)) if main.kind == "decoder" else ()
+    )
 
 
-def _layer(spec: TransformerSpec, layer: int) -> Iterator[Kept]:
+def _layer(spec: TransformerSpec, layer: int) -> Iterator[LayerCache]:
     heads, size, window = spec.kv_heads_of(layer), spec.head_dim_of(layer), spec.window(layer)
     mixer, state = spec.mixer(layer), spec.state
     if isinstance(state, ShortConvolution) and mixer == "convolution":
-        yield Kept(layer, "convolution", 1, spec.hidden_size, state.width - 1)
+        yield LayerCache(layer, "convolution", 1, spec.hidden_size, state.width - 1)
     elif isinstance(state, DeltaRule | Mamba2) and mixer in ("delta_rule", "mamba2"):
-        yield Kept(layer, "convolution", 1, state.channels, state.width - 1)
-        yield Kept(layer, "recurrent", *state.state_shape)
+        yield LayerCache(layer, "convolution", 1, state.channels, state.width - 1)
+        yield LayerCache(layer, "recurrent", *state.state_shape)
     elif spec.latent is not None:
-        yield Kept(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
+        yield LayerCache(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
     elif spec.keys_of(layer) == layer:  # what is another layer's is kept with that
-        yield Kept(layer, "kv" if window is None else "window", heads, size, size, window)
+        yield LayerCache(layer, "kv" if window is None else "window", heads, size, size, window)
     if spec.cross_size is not None:
-        yield Kept(layer, "cross", heads, size, size)
+        yield LayerCache(layer, "cross", heads, size, size)
 
 
-def held(spec: TextSpec) -> tuple[Kept, ...]:
+def row_layout(spec: TextSpec) -> tuple[LayerCache, ...]:
     """The layout for a cache of rows: keys and values (or their latents) of tokens, and states of sequences.
 
     An encoder's tokens stand before the decoder's in the row, where attention to them and to the row's own tokens have
     keys and values of the same sizes: what is "cross" needs no room of its own.
     """
-    return tuple(one for one in cache_layout(spec) if one.kind != "cross")
+    return tuple(state for state in cache_layout(spec) if state.cache_type != "cross")

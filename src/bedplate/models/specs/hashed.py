@@ -31,16 +31,16 @@ _LATER: dict[tuple[str, ...], dict[str, Any]] = {
 def hashed_fields(spec: DataclassInstance, first: str) -> dict[str, Any]:
     """The fields as plain data. Those from `first` on, and parts' fields that came later, are left out where they say
     nothing new."""
-    found = asdict(spec)
+    values = asdict(spec)
     names = [field.name for field in fields(spec)]
     for field in fields(spec)[names.index(first) :]:
         if getattr(spec, field.name) == field.default:
-            del found[field.name]
+            del values[field.name]
     for part, later in _LATER.items():
-        inside = found
+        inside = values
         for name in part:
             inside = (inside or {}).get(name)
         for name, default in later.items():
             if inside and name in inside and inside[name] == default:
                 del inside[name]
-    return found
+    return values

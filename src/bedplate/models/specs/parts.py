@@ -124,7 +124,7 @@ class LongRopeScaling:
         return round(self.original_context * self.factor)
 
     @property
-    def even(self) -> bool:
+    def is_uniform(self) -> bool:
         """Whether every position turns in one way, whatever comes after it."""
         return self.short == self.long
 

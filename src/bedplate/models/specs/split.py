@@ -20,18 +20,18 @@ Cut = Literal["columns", "rows", "summed", "experts"]
 def cuts_of(spec: object, tensor: int, experts: int) -> Mapping[str, Cut]:
     """By a module's path, how so many ranks share its products, and how many its experts; empty for one of each.
     UnsupportedModelError for what cannot be cut."""
-    found: dict[str, Cut] = {}
+    cuts: dict[str, Cut] = {}
     if tensor == experts == 1:
-        return found
+        return cuts
     if not isinstance(spec, TransformerSpec):
         raise UnsupportedModelError(
             f"{type(spec).__name__.removesuffix('Spec')} models cannot be cut (tensor, expert) yet; shard them"
         )
     if tensor > 1:
-        found |= tensor_plan(spec, tensor)
+        cuts |= tensor_plan(spec, tensor)
     if experts > 1:
-        found |= expert_plan(spec, experts)
-    return found
+        cuts |= expert_plan(spec, experts)
+    return cuts
 
 
 def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
@@ -39,19 +39,19 @@ def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
 
     Experts stay whole: `expert_plan` is for them. UnsupportedModelError, naming the field, for what cannot be cut.
     """
-    found: dict[str, Cut] = {}
+    cuts: dict[str, Cut] = {}
     for layer in range(spec.layers):
         reason = _uncut(spec, layer, ranks)
         if reason is not None:
             raise UnsupportedModelError(f"layer {layer} cannot be shared by {ranks} ranks (tensor): {reason}")
-        at, own = f"layers.{layer}.attention", spec.keys_of(layer) == layer
-        found |= {f"{at}.q": "columns", f"{at}.o": "rows"}
-        if own:
-            found[f"{at}.k"] = "columns"
-        if own and not spec.keys_are_values(layer):
-            found[f"{at}.v"] = "columns"
+        at, has_keys = f"layers.{layer}.attention", spec.keys_of(layer) == layer
+        cuts |= {f"{at}.q": "columns", f"{at}.o": "rows"}
+        if has_keys:
+            cuts[f"{at}.k"] = "columns"
+        if has_keys and not spec.keys_are_values(layer):
+            cuts[f"{at}.v"] = "columns"
         if spec.qk_norm is not None:
-            found |= {f"{at}.{name}": "summed" for name in ("q_norm", *(("k_norm",) if own else ()))}
+            cuts |= {f"{at}.{name}": "summed" for name in ("q_norm", *(("k_norm",) if has_keys else ()))}
         place = f"layers.{layer}.feedforward"
         if spec.feedforward(layer) == "experts":
             part = spec.experts
@@ -59,10 +59,10 @@ def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
             if not part.shared_size:
                 continue
             place = f"{place}.shared"
-        found |= {f"{place}.up": "columns", f"{place}.down": "rows"}
+        cuts |= {f"{place}.up": "columns", f"{place}.down": "rows"}
         if spec.gated:
-            found[f"{place}.gate"] = "columns"
-    return found
+            cuts[f"{place}.gate"] = "columns"
+    return cuts
 
 
 def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
@@ -73,29 +73,29 @@ def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
         raise UnsupportedModelError(
             f"{ranks} ranks cannot share {spec.experts.count} experts (expert): take a number that divides them"
         )
-    found: dict[str, Cut] = {}
+    cuts: dict[str, Cut] = {}
     for layer in range(spec.layers):
         if spec.feedforward(layer) == "experts":
-            found[f"layers.{layer}.feedforward.experts"] = "experts"
+            cuts[f"layers.{layer}.feedforward.experts"] = "experts"
         if spec.has_beside(layer):
-            found[f"layers.{layer}.beside.experts"] = "experts"
-    return found
+            cuts[f"layers.{layer}.beside.experts"] = "experts"
+    return cuts
 
 
 def _uncut(spec: TransformerSpec, layer: int, ranks: int) -> str | None:
     """Why this layer cannot be cut, or None."""
-    wide = spec.feedforward_size_of(layer)
+    feedforward_size = spec.feedforward_size_of(layer)
     if spec.feedforward(layer) == "experts":
         assert spec.experts is not None
-        wide = spec.experts.shared_size or ranks
+        feedforward_size = spec.experts.shared_size or ranks
     reasons = {
         f"its mixer is {spec.mixer(layer)!r}, and only attention can be": spec.mixer(layer) != "attention",
         f"{spec.heads} heads are not a multiple of it": spec.heads % ranks != 0,
         f"{spec.kv_heads_of(layer)} key-value heads are not a multiple of it": spec.kv_heads_of(layer) % ranks != 0,
-        f"{wide} features of its feed-forward are not a multiple of it": wide % ranks != 0,
+        f"{feedforward_size} features of its feed-forward are not a multiple of it": feedforward_size % ranks != 0,
         "its q/k norm is over all heads together (qk_norm = 'projection')": spec.qk_norm == "projection",
         "it has attention sinks": spec.attention_sinks,
         "it has a relative bias by head": spec.relative_bias is not None,
         "it attends to an encoder": spec.cross_size is not None,
     }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+    return next((reason for reason, applies in reasons.items() if applies), None)

@@ -237,13 +237,13 @@ class TransformerSpec:
 
     def _check_shared(self) -> None:
         """What layers may have of their own, and of others."""
-        own = {"full": self.full, "shared_keys": self.shared_keys, "value_norm": self.value_norm or None}
-        named = next((name for name, part in own.items() if part is not None), None)
-        other = {"latent": self.latent, "cross_size": self.cross_size, "state": self.state}
-        beside = next((name for name, part in other.items() if part is not None), None)
-        if named is not None and (beside is not None or self.attention_gate or self.value_tables):
-            beside = beside or "gates and tables"
-            raise UnsupportedModelError(f"{named} is for self-attention with keys and values, not beside {beside}")
+        optional_parts = {"full": self.full, "shared_keys": self.shared_keys, "value_norm": self.value_norm or None}
+        named = next((name for name, part in optional_parts.items() if part is not None), None)
+        incompatible = {"latent": self.latent, "cross_size": self.cross_size, "state": self.state}
+        conflict = next((name for name, part in incompatible.items() if part is not None), None)
+        if named is not None and (conflict is not None or self.attention_gate or self.value_tables):
+            conflict = conflict or "gates and tables"
+            raise UnsupportedModelError(f"{named} is for self-attention with keys and values, not beside {conflict}")
         if (self.layer_input_size or self.output_scales) and self.kind != "decoder":
             raise UnsupportedModelError(f"layer_input_size and output_scales are for decoders, not for an {self.kind}")
         if (self.layer_input_size or self.shared_keys) and self.prediction_modules:
@@ -344,8 +344,8 @@ class TransformerSpec:
     def keys_of(self, layer: int) -> int:
         """The layer whose keys and values this one uses: itself, where it does not share them."""
         first = self.layers - (0 if self.shared_keys is None else self.shared_keys.layers)
-        found = self._last_alike(layer, first) if first <= layer < self.layers else layer
-        return layer if found is None else found
+        source = self._last_alike(layer, first) if first <= layer < self.layers else layer
+        return layer if source is None else source
 
     def feedforward_size_of(self, layer: int) -> int:
         """Features within this layer's dense feed-forward."""

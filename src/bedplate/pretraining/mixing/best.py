@@ -22,7 +22,7 @@ CONFIDENCE = 0.9
 
 
 @dataclass(frozen=True)
-class Spread:
+class ValueInterval:
     """A value with the interval that holds it at CONFIDENCE."""
 
     value: float
@@ -36,10 +36,10 @@ class Best:
     and of the first mixture is predicted to read. gain: what the best takes off the goal's loss of the first mixture,
     and `better`, how probable it is that it takes off anything."""
 
-    shares: tuple[Spread, ...]
-    losses: tuple[Spread, ...]
-    before: tuple[Spread, ...]
-    gain: Spread
+    shares: tuple[ValueInterval, ...]
+    losses: tuple[ValueInterval, ...]
+    before: tuple[ValueInterval, ...]
+    gain: ValueInterval
     better: float
 
 
@@ -54,21 +54,21 @@ def best(
     """weights: of each domain in the goal, which is the mean of their losses by these."""
     total = sum(weights)
     goal_D = np.array(weights) / total
-    draws = [one.draws(DRAWS, seed + number) for number, one in enumerate(responses)]
+    draws = [response.draws(DRAWS, seed + number) for number, response in enumerate(responses)]
     candidates = _candidates(tried_NK, first_K, most_K, seed)
     loss_CB = _goal(draws, goal_D, candidates)
-    near = candidates[int(loss_CB.mean(axis=1).argmin())]
-    closer = _around(near, candidates, seed)
+    center = candidates[int(loss_CB.mean(axis=1).argmin())]
+    closer = _around(center, candidates, seed)
     candidates, loss_CB = np.vstack([candidates, closer]), np.vstack([loss_CB, _goal(draws, goal_D, closer)])
     chosen_K = candidates[int(loss_CB.mean(axis=1).argmin())]
     bests_BK = candidates[loss_CB.argmin(axis=0)]
-    both = np.vstack([chosen_K, first_K])
-    gain_B = np.diff(_goal(draws, goal_D, both), axis=0)[0]
-    of_one = [one.one_run(both) for one in draws]
+    pair = np.vstack([chosen_K, first_K])
+    gain_B = np.diff(_goal(draws, goal_D, pair), axis=0)[0]
+    of_one = [draw.one_run(pair) for draw in draws]
     return Best(
         tuple(_spread(float(chosen_K[k]), bests_BK[:, k]) for k in range(len(chosen_K))),
-        tuple(_spread(float(r.at(both)[0]), one[0]) for r, one in zip(responses, of_one, strict=True)),
-        tuple(_spread(float(r.at(both)[1]), one[1]) for r, one in zip(responses, of_one, strict=True)),
+        tuple(_spread(float(r.at(pair)[0]), run_sample[0]) for r, run_sample in zip(responses, of_one, strict=True)),
+        tuple(_spread(float(r.at(pair)[1]), run_sample[1]) for r, run_sample in zip(responses, of_one, strict=True)),
         _spread(float(gain_B.mean()), gain_B),
         float((gain_B > 0).mean()),
     )
@@ -77,9 +77,9 @@ def best(
 def _goal(draws: Sequence[Draws], goal_D: Array, shares_CK: Shares) -> Array:
     """The goal's loss of each mixture in each draw [C, B]."""
     total = np.zeros((len(shares_CK), DRAWS))
-    for one, weight in zip(draws, goal_D.tolist(), strict=True):
+    for draw, weight in zip(draws, goal_D.tolist(), strict=True):
         if weight:
-            total += weight * one.at(shares_CK)
+            total += weight * draw.at(shares_CK)
     return total
 
 
@@ -87,13 +87,13 @@ def _candidates(tried_NK: Shares, first_K: Shares, most_K: Shares, seed: int) ->
     """The tried ones, mixtures between three of them, and others of the simplex; all within the shares that were
     tried."""
     draw = np.random.default_rng(seed)
-    some = draw.integers(0, len(tried_NK), (_CANDIDATES, 3))
-    between = np.einsum("cs,csk->ck", draw.dirichlet(np.ones(3), _CANDIDATES), tried_NK[some])
-    even = [capped(one_K, most_K) for one_K in draw.dirichlet(np.ones(len(first_K)), _CANDIDATES // 2)]
-    spread = np.vstack([design(first_K, most_K, _CANDIDATES // 2, seed + 1), *even])
+    triples = draw.integers(0, len(tried_NK), (_CANDIDATES, 3))
+    blends = np.einsum("cs,csk->ck", draw.dirichlet(np.ones(3), _CANDIDATES), tried_NK[triples])
+    uniform = [capped(one_K, most_K) for one_K in draw.dirichlet(np.ones(len(first_K)), _CANDIDATES // 2)]
+    spread = np.vstack([design(first_K, most_K, _CANDIDATES // 2, seed + 1), *uniform])
     low, high = tried_NK.min(axis=0) - 1e-12, np.minimum(tried_NK.max(axis=0), most_K) + 1e-12
-    every = np.vstack([tried_NK, between, spread])
-    return every[((every >= low) & (every <= high)).all(axis=1)]
+    pool = np.vstack([tried_NK, blends, spread])
+    return pool[((pool >= low) & (pool <= high)).all(axis=1)]
 
 
 def _around(near_K: Shares, candidates_CK: Shares, seed: int) -> Shares:
@@ -103,6 +103,6 @@ def _around(near_K: Shares, candidates_CK: Shares, seed: int) -> Shares:
     return near_K + np.exp(draw.uniform(np.log(0.005), np.log(0.5), (_CANDIDATES, 1))) * (towards - near_K)
 
 
-def _spread(value: float, values_B: Array) -> Spread:
+def _spread(value: float, values_B: Array) -> ValueInterval:
     low, high = np.quantile(values_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Spread(value, float(low), float(high))
+    return ValueInterval(value, float(low), float(high))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
 
-MOST = 1024
+MAX_RUNS = 1024
 """Mixtures that there are."""
 _CONCENTRATIONS = (0.5, 1.0, 2.0)
 """Of a Dirichlet distribution, for each source on average: below one most of a mixture is of a few sources."""
@@ -30,17 +30,17 @@ def design(first_K: Shares, most_K: Shares, count: int, seed: int) -> Shares:
     from scipy import stats
     from scipy.stats import qmc
 
-    if count > MOST:
-        raise UsageError(f"{count} runs: at most {MOST} are possible")
+    if count > MAX_RUNS:
+        raise UsageError(f"{count} runs: at most {MAX_RUNS} are possible")
     sobol: Any = qmc.Sobol  # which calls the seed `rng` from some version on, and takes both
     drawn = np.clip(sobol(len(first_K) + 1, scramble=True, seed=seed).random_base2(10)[: count - 1], 1e-6, 1 - 1e-6)
     around_K = np.sqrt(np.maximum(first_K, 1e-3))  # flatter than the first: rare sources are tried, too
     around_K /= around_K.mean()
-    which = (drawn[:, 0] * len(_CONCENTRATIONS)).astype(np.int64)
-    concentration = np.array(_CONCENTRATIONS)[which][:, None] * around_K
+    indices = (drawn[:, 0] * len(_CONCENTRATIONS)).astype(np.int64)
+    concentration = np.array(_CONCENTRATIONS)[indices][:, None] * around_K
     gamma = np.maximum(stats.gamma.ppf(drawn[:, 1:], concentration), 1e-9)
-    others = gamma / gamma.sum(axis=1, keepdims=True)
-    return np.vstack([first_K, *(capped(one_K, most_K) for one_K in others)])
+    mixtures = gamma / gamma.sum(axis=1, keepdims=True)
+    return np.vstack([first_K, *(capped(one_K, most_K) for one_K in mixtures)])
 
 
 def capped(shares_K: Shares, most_K: Shares) -> Shares:
@@ -51,11 +51,13 @@ def capped(shares_K: Shares, most_K: Shares) -> Shares:
             f"the sources may give {most_K.sum():.0%} of the tokens asked for; allow more epochs "
             "(data.mixture.epochs), or ask for fewer tokens"
         )
-    found = shares_K / shares_K.sum()
-    for _ in range(len(found)):
-        over = found >= most_K
-        if not (found > most_K + 1e-12).any():
+    mixture = shares_K / shares_K.sum()
+    for _ in range(len(mixture)):
+        over = mixture >= most_K
+        if not (mixture > most_K + 1e-12).any():
             break
-        left, rest = 1 - most_K[over].sum(), found[~over].sum()
-        found = np.where(over, most_K, found * left / rest if rest > 0 else left / max(1, (~over).sum()))
-    return found
+        remainder, uncapped = 1 - most_K[over].sum(), mixture[~over].sum()
+        mixture = np.where(
+            over, most_K, mixture * remainder / uncapped if uncapped > 0 else remainder / max(1, (~over).sum())
+        )
+    return mixture

@@ -35,13 +35,13 @@ def proxy_file(run: RunFile, corpus: Path, weights: Mapping[str, float]) -> RunF
     values["run"] = f"{run.run}-{_name(weights)}"
     values["data"] = {"corpus": str(corpus), "mixture": {"weights": dict(weights)}, "general": list(run.data.general)}
     values["checkpoints"] = {"every": 1.0, "seconds": run.checkpoints.seconds}
-    asked = run.evaluation
-    values["evaluation"] = {"tokens": asked.tokens, "end_tokens": asked.end_tokens, "baselines": False}
+    evaluation = run.evaluation
+    values["evaluation"] = {"tokens": evaluation.tokens, "end_tokens": evaluation.end_tokens, "baselines": False}
     if run.base is not None:
         values["base"] = run.base_source
-    made = RunFile.model_validate(values)
-    made.lies_in(run.directory)
-    return made
+    proxy_run = RunFile.model_validate(values)
+    proxy_run.lies_in(run.directory)
+    return proxy_run
 
 
 def proxy(run: RunFile, corpus: Path, weights: Mapping[str, float], runs: Path, domains: Sequence[str]) -> Proxy:
@@ -49,11 +49,11 @@ def proxy(run: RunFile, corpus: Path, weights: Mapping[str, float], runs: Path, 
 
     Raises as `pretrain`; TrainingError where the end could not be judged.
     """
-    made = proxy_file(run, corpus, weights)
+    proxy_run = proxy_file(run, corpus, weights)
     place = runs / _name(weights)
     if read_record(place).get("status") != "finished":
-        pretrain(made, place, catalogued=False)  # it is a measurement: nobody is to adapt its base
-    seen: Mapping[str, int] = read_record(place)["seen"]
+        pretrain(proxy_run, place, catalogued=False)  # it is a measurement: nobody is to adapt its base
+    token_counts: Mapping[str, int] = read_record(place)["seen"]
     judged = evaluations(place)[-1]["held_out"]
     missing = [name for name in domains if name not in judged]
     if missing:
@@ -63,7 +63,7 @@ def proxy(run: RunFile, corpus: Path, weights: Mapping[str, float], runs: Path, 
         )
     return Proxy(
         place.name,
-        {name: seen.get(name, 0) / sum(seen.values()) for name in weights},
+        {name: token_counts.get(name, 0) / sum(token_counts.values()) for name in weights},
         {name: float(judged[name]["bits_per_byte"]) for name in domains},
     )
 

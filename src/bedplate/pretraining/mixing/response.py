@@ -44,7 +44,7 @@ def _pairs(shares_NK: Array, _: float) -> Array:
 FORMS: dict[str, Form] = {
     "exponential": Form(lambda shares, _: shares, (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98), True),
     "power": Form(
-        lambda shares, least: np.hstack([np.ones((len(shares), 1)), np.log(shares + least)]),
+        lambda shares, floor: np.hstack([np.ones((len(shares), 1)), np.log(shares + floor)]),
         (0.003, 0.01, 0.03, 0.1),
         False,
     ),
@@ -53,7 +53,7 @@ FORMS: dict[str, Form] = {
 
 
 @dataclass(frozen=True)
-class Fit:
+class ResponseFit:
     """One form with its number. error: of predicting each run from the others, root mean square of log losses."""
 
     form: str
@@ -76,25 +76,25 @@ class Response:
     (of log losses) that the first predicts of each run from the others; where it is not above zero, the runs say
     nothing of the mixture."""
 
-    fits: tuple[Fit, ...]
+    fits: tuple[ResponseFit, ...]
     weights: tuple[float, ...]
     explained: float
 
     def draws(self, count: int, seed: int) -> Draws:
         """So many functions that it may be."""
         draw = np.random.default_rng(seed)
-        groups: list[tuple[Fit, Array, Array]] = []
-        for fit, many in zip(self.fits, draw.multinomial(count, self.weights).tolist(), strict=True):
-            scatter_B = fit.scatter * np.sqrt(fit.degrees / draw.chisquare(fit.degrees, many))
-            normal = draw.standard_normal((many, len(fit.constants)))
+        groups: list[tuple[ResponseFit, Array, Array]] = []
+        for fit, fit_count in zip(self.fits, draw.multinomial(count, self.weights).tolist(), strict=True):
+            scatter_B = fit.scatter * np.sqrt(fit.degrees / draw.chisquare(fit.degrees, fit_count))
+            normal = draw.standard_normal((fit_count, len(fit.constants)))
             constants_BP = fit.constants + scatter_B[:, None] * (normal @ fit.root_PP.T)
-            groups.append((fit, constants_BP.T, scatter_B * draw.standard_normal(many)))
+            groups.append((fit, constants_BP.T, scatter_B * draw.standard_normal(fit_count)))
         return Draws(tuple(groups), draw.permutation(count))
 
     def at(self, shares_CK: Array) -> Array:
         """The loss [C] that the fits give together."""
-        every = zip(self.fits, self.weights, strict=True)
-        return np.sum([weight * fit.at(shares_CK, fit.constants) for fit, weight in every], axis=0)
+        weighted = zip(self.fits, self.weights, strict=True)
+        return np.sum([weight * fit.at(shares_CK, fit.constants) for fit, weight in weighted], axis=0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Draws:
     """Functions that a response may be. groups: fits, each with constants [P, b] and the noise of one run [b]; order:
     in which they stand, so that one domain's do not go with another's of the same form."""
 
-    groups: tuple[tuple[Fit, Array, Array], ...]
+    groups: tuple[tuple[ResponseFit, Array, Array], ...]
     order: NDArray[np.int64]
 
     def at(self, shares_CK: Array) -> Array:
@@ -119,26 +119,26 @@ def fit(shares_NK: Array, losses_N: Array) -> Response:
     count, sources = shares_NK.shape
     if count < sources + 3:
         raise UsageError(f"{count} runs: at least {sources + 3} are needed to fit a response to {sources} sources")
-    found = [
-        one
+    fits = [
+        candidate
         for name, form in FORMS.items()
         for number in form.numbers
-        if (one := _fitted(name, number, shares_NK, losses_N)) is not None
+        if (candidate := _fitted(name, number, shares_NK, losses_N)) is not None
     ]
-    if not found:
+    if not fits:
         raise UsageError("the mixtures that were tried do not differ enough to fit a response to them")
-    found.sort(key=lambda one: one.error)
-    least = max(found[0].error, 1e-12)
-    weights = np.array([(least / max(one.error, 1e-12)) ** count for one in found])
-    kept = weights > 0.01
-    weights = weights[kept] / weights[kept].sum()
+    fits.sort(key=lambda ranked: ranked.error)
+    lowest_error = max(fits[0].error, 1e-12)
+    weights = np.array([(lowest_error / max(fitted.error, 1e-12)) ** count for fitted in fits])
+    relevant = weights > 0.01
+    weights = weights[relevant] / weights[relevant].sum()
     logs_N = np.log(losses_N)
     alone = float(np.sqrt(np.mean(((logs_N - logs_N.mean()) * count / (count - 1)) ** 2)))
-    explained = 1 - (found[0].error / alone) ** 2 if alone > 0 else 0.0
-    return Response(tuple(found[: len(weights)]), tuple(weights.tolist()), explained)
+    explained = 1 - (fits[0].error / alone) ** 2 if alone > 0 else 0.0
+    return Response(tuple(fits[: len(weights)]), tuple(weights.tolist()), explained)
 
 
-def _fitted(name: str, number: float, shares_NK: Array, losses_N: Array) -> Fit | None:
+def _fitted(name: str, number: float, shares_NK: Array, losses_N: Array) -> ResponseFit | None:
     """None where there are too few runs for it, or their mixtures do not tell its constants apart."""
     form = FORMS[name]
     floor = number * float(losses_N.min()) if form.floor else 0.0
@@ -155,4 +155,4 @@ def _fitted(name: str, number: float, shares_NK: Array, losses_N: Array) -> Fit 
     error = float(np.sqrt(np.mean((np.log(losses_N) - predicted_N) ** 2)))
     degrees = count - constants
     scatter = float(np.sqrt(left_N @ left_N / degrees))
-    return Fit(name, number, error, fitted_P, scatter, degrees, floor, np.linalg.inv(r))
+    return ResponseFit(name, number, error, fitted_P, scatter, degrees, floor, np.linalg.inv(r))

@@ -33,7 +33,7 @@ from bedplate.training.objectives import Corrupting
 from bedplate.training.parallel.launch import process_of
 
 SEARCH, RESULT = "search.json", "mixture.json"
-_WHAT = ("corpus", "tokens")
+_IDENTITY_KEYS = ("corpus", "tokens")
 EPOCHS = 4.0
 """How often a source is seen at most where the run file says nothing: up to here tokens seen again are worth about as
 much as new ones (https://arxiv.org/abs/2305.16264)."""
@@ -52,14 +52,14 @@ class Search:
     best: Best
     checked: Proxy
 
-    def goal_of(self, one: Proxy) -> float:
+    def goal_of(self, run: Proxy) -> float:
         """The goal's loss of a run: the mean over domains by their weights."""
-        return sum(one.losses[name] * weight for name, weight in self.goal.items()) / sum(self.goal.values())
+        return sum(run.losses[name] * weight for name, weight in self.goal.items()) / sum(self.goal.values())
 
     @property
     def weights(self) -> dict[str, float]:
         """Of the best mixture, for `data.mixture.weights`."""
-        return dict(zip(self.sources, _rounded([one.value for one in self.best.shares]), strict=True))
+        return dict(zip(self.sources, _rounded([share.value for share in self.best.shares]), strict=True))
 
     def to_json(self) -> dict[str, Any]:
         """What mixture.json holds."""
@@ -82,13 +82,13 @@ class Search:
                     "explained": response.explained,
                     "response": [
                         {
-                            "form": one.form,
-                            "number": one.number,
+                            "form": response_fit.form,
+                            "number": response_fit.number,
                             "weight": weight,
-                            "constants": one.constants.tolist(),
-                            "error": one.error,
+                            "constants": response_fit.constants.tolist(),
+                            "error": response_fit.error,
                         }
-                        for one, weight in zip(response.fits, response.weights, strict=True)
+                        for response_fit, weight in zip(response.fits, response.weights, strict=True)
                     ],
                 }
                 for name, before, after, response in zip(
@@ -100,7 +100,7 @@ class Search:
                 "measured": self.goal_of(first) - self.goal_of(checked),
                 "better": self.best.better,
             },
-            "runs": [one.to_json() for one in (*self.proxies, checked)],
+            "runs": [proxy_run.to_json() for proxy_run in (*self.proxies, checked)],
         }
 
 
@@ -111,13 +111,13 @@ def search(
     runs: int | None = None,
     goal: Mapping[str, float] | None = None,
     tokens: float | None = None,
-    told: Callable[[int, int, Proxy], None] = lambda *_: None,
+    on_progress: Callable[[int, int, Proxy], None] = lambda *_: None,
 ) -> Search:
     """Trains `runs` small runs (by default four for each source and four more) of what the run file says, each with
     another mixture of its corpus's sources, and one more of the mixture that is best for the goal.
 
     goal: how much each held-out domain counts, by default all that are to be learned the same. tokens: of the run that
-    the mixture is for; no source is then asked for more often than data.mixture.epochs says. told: which run of how
+    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of how
     many is done. The result is in `out`, too, as mixture.json.
 
     Raises ConfigError for a run file without a corpus of several sources, or of whose objective there are no bits a
@@ -136,32 +136,32 @@ def search(
     corpus = _corpus(run, out)
     first = _first(run, corpus)
     domains = [name for name in corpus.sources if corpus.shards(name, "valid")]
-    wanted = _goal(goal, domains, [name for name in first if name not in run.data.general])
+    goal_weights = _goal(goal, domains, [name for name in first if name not in run.data.general])
     count = 4 * len(first) + 4 if runs is None else runs
     if count < len(first) + 3:
         raise UsageError(f"--runs is {count}: {len(first)} sources need at least {len(first) + 3}")
-    _same(out, run, corpus, tokens)
-    most_K = _most(run, corpus, list(first), tokens)
+    _check_unchanged(out, run, corpus, tokens)
+    most_K = _max_shares(run, corpus, list(first), tokens)
     first_K = capped(np.array(list(first.values())), most_K)
     mixtures = design(first_K, most_K, count, run.seed)
 
-    def one(shares: Sequence[float]) -> Proxy:
+    def run_proxy(shares: Sequence[float]) -> Proxy:
         weights = {name: 0.0 for name in corpus.sources if corpus.shards(name, "train")}
         weights.update(zip(first, _rounded(shares), strict=True))
         return proxy(run, corpus.directory, weights, out / "runs", domains)
 
-    done: list[Proxy] = []
+    proxies: list[Proxy] = []
     for shares_K in mixtures:
-        done.append(one(shares_K.tolist()))
-        told(len(done), count + 1, done[-1])
-    tried_NK = np.array([[proxied.shares[name] for name in first] for proxied in done])
-    responses = {name: fit(tried_NK, np.array([proxied.losses[name] for proxied in done])) for name in domains}
-    weights = [wanted.get(name, 0.0) for name in domains]
+        proxies.append(run_proxy(shares_K.tolist()))
+        on_progress(len(proxies), count + 1, proxies[-1])
+    tried_NK = np.array([[proxied.shares[name] for name in first] for proxied in proxies])
+    responses = {name: fit(tried_NK, np.array([proxied.losses[name] for proxied in proxies])) for name in domains}
+    weights = [goal_weights.get(name, 0.0) for name in domains]
     most_K = np.maximum(most_K, tried_NK[0])  # which whole rows may go beyond
-    found = best(tried_NK, tried_NK[0], most_K, list(responses.values()), weights, run.seed)
-    checked = one([share.value for share in found.shares])
-    told(count + 1, count + 1, checked)
-    result = Search(out, tuple(first), wanted, tuple(done), responses, found, checked)
+    optimum = best(tried_NK, tried_NK[0], most_K, list(responses.values()), weights, run.seed)
+    checked = run_proxy([share.value for share in optimum.shares])
+    on_progress(count + 1, count + 1, checked)
+    result = Search(out, tuple(first), goal_weights, tuple(proxies), responses, optimum, checked)
     atomic_write(out / RESULT, json.dumps(result.to_json(), indent=1, allow_nan=False) + "\n")
     return result
 
@@ -180,12 +180,12 @@ def _first(run: RunFile, corpus: Corpus) -> dict[str, float]:
     if config.stages:
         raise ConfigError("data.mixture.stages: one mixture is searched for, for all of the run; leave the stages out")
     tokens = {name: corpus.tokens(name, "train") for name in corpus.sources if corpus.shards(name, "train")}
-    given = {name: weight for name in tokens if (weight := corpus.sources[name].weight) is not None}
-    shares = Mixture(config.model_copy(update={"epochs": None}), tokens, 1, 0, given).weights_at(0.0)
-    found = {name: share for name, share in shares.items() if share > 0}
-    if len(found) < 2:
+    recipe_weights = {name: weight for name in tokens if (weight := corpus.sources[name].weight) is not None}
+    shares = Mixture(config.model_copy(update={"epochs": None}), tokens, 1, 0, recipe_weights).weights_at(0.0)
+    used_shares = {name: share for name, share in shares.items() if share > 0}
+    if len(used_shares) < 2:
         raise ConfigError(f"{corpus.directory} has one source to learn from: there is no mixture to search for")
-    return found
+    return used_shares
 
 
 def _goal(goal: Mapping[str, float] | None, domains: Sequence[str], learned: Sequence[str]) -> dict[str, float]:
@@ -202,7 +202,7 @@ def _goal(goal: Mapping[str, float] | None, domains: Sequence[str], learned: Seq
     return dict(goal)
 
 
-def _most(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Shares:
+def _max_shares(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Shares:
     """The largest share that each source may have."""
     if tokens is None:
         return np.ones(len(names))
@@ -214,27 +214,33 @@ def _most(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | No
 def _refuse_others(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; name a directory for the search")
-    others = {name for name in os.listdir(out) if not name.startswith(".")} - {CORPUS} if out.is_dir() else set()
-    if others and not (out / SEARCH).is_file():
+    foreign = {name for name in os.listdir(out) if not name.startswith(".")} - {CORPUS} if out.is_dir() else set()
+    if foreign and not (out / SEARCH).is_file():
         raise UsageError(f"{out} is not empty and holds no search for a mixture; name another directory")
 
 
-def _same(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None:
+def _check_unchanged(out: Path, run: RunFile, corpus: Corpus, tokens: float | None) -> None:
     """Notes what the search is of. UsageError where the directory is of another."""
-    asked = {"run": run.model_dump(mode="json"), "corpus": corpus.sha256, "tokens": tokens}
+    settings = {"run": run.model_dump(mode="json"), "corpus": corpus.sha256, "tokens": tokens}
     path = out / SEARCH
     if path.is_file():
         try:
-            known = load_json(read_text(path))
-            changed = [str(one) for one in changes(RunFile.model_validate(known["run"]), run) if not one.allowed]
-            changed += [f"{key}: {known[key]} before, {asked[key]} now" for key in _WHAT if known[key] != asked[key]]
+            recorded = load_json(read_text(path))
+            changed = [
+                str(change) for change in changes(RunFile.model_validate(recorded["run"]), run) if not change.allowed
+            ]
+            changed += [
+                f"{key}: {recorded[key]} before, {settings[key]} now"
+                for key in _IDENTITY_KEYS
+                if recorded[key] != settings[key]
+            ]
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
         if changed:
             raise UsageError(
                 f"{out} holds a search that was begun with other values: {'; '.join(changed)}; give another --out"
             )
-    atomic_write(path, json.dumps(asked, indent=1) + "\n")
+    atomic_write(path, json.dumps(settings, indent=1) + "\n")
 
 
 def _rounded(shares: Sequence[float]) -> list[float]:

@@ -8,20 +8,25 @@ from typing import Any
 from bedplate.report.plots import FAINT, INK, SERIES, new_figure, svg_of
 
 Points = Sequence[tuple[float, float]]
-_MOST = 400
+_MAX_POINTS = 400
 """Points of one line: more than a page has pixels for say nothing, and a long run has millions."""
 
 
-def curve(lines: Mapping[str, Points], across: str, up: str, label: str) -> str:
+def curve(lines: Mapping[str, Points], x_label: str, up: str, label: str) -> str:
     """Lines over one axis, told apart by colour and named beside the picture."""
     figure, axes = new_figure(7.4, 3.6)
     for number, (name, points) in enumerate(lines.items()):
-        few = thinned(points)
-        marker = "o" if len(few) <= 30 else ""
+        sampled = thinned(points)
+        marker = "o" if len(sampled) <= 30 else ""
         axes.plot(
-            *zip(*few, strict=True), color=SERIES[number % len(SERIES)], linewidth=1.3, marker=marker, ms=4, label=name
+            *zip(*sampled, strict=True),
+            color=SERIES[number % len(SERIES)],
+            linewidth=1.3,
+            marker=marker,
+            ms=4,
+            label=name,
         )
-    axes.set_xlabel(across)
+    axes.set_xlabel(x_label)
     axes.set_ylabel(up)
     if len(lines) > 1:
         figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
@@ -37,9 +42,9 @@ def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
     axes.plot(*zip(*means(points, 100), strict=True), color=SERIES[0], linewidth=1.5, label="mean")
     names = dict.fromkeys(name for row in judged for name in row["held_out"])
     for number, name in enumerate(names, start=1):
-        held = [(row["step"], row["held_out"][name]["nats_per_token"]) for row in judged if name in row["held_out"]]
+        held_out = [(row["step"], row["held_out"][name]["nats_per_token"]) for row in judged if name in row["held_out"]]
         axes.plot(
-            *zip(*held, strict=True),
+            *zip(*held_out, strict=True),
             color=SERIES[number % len(SERIES)],
             marker="o",
             ms=4,
@@ -54,9 +59,9 @@ def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
 
 def thinned(points: Points) -> Points:
     """Every so manyth point, the last one always."""
-    step = max(1, -(-len(points) // _MOST))
-    found = list(points[::step])
-    return found if found[-1] == points[-1] else [*found, points[-1]]
+    step = max(1, -(-len(points) // _MAX_POINTS))
+    sampled = list(points[::step])
+    return sampled if sampled[-1] == points[-1] else [*sampled, points[-1]]
 
 
 def means(points: Points, parts: int) -> Points:

@@ -12,7 +12,7 @@ from bedplate.pretraining.page.curves import curve, losses
 from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.pages import page
 
-SEEN = "tokens/"
+TOKENS_PREFIX = "tokens/"
 """What the names of a step's tokens by source begin with."""
 _TAIL = 50
 
@@ -33,7 +33,7 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
         r=record,
         plots={name: Markup(svg) for name, svg in _plots(rows, judged).items()},
         facts=facts(record, rows),
-        seen=seen(rows),
+        seen=tokens_by_source(rows),
         judged=judged,
         last=judged[-1] if judged else None,
         held=same_documents(judged),
@@ -45,98 +45,100 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
 
 
 def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    judged = _alike(judged)
+    plots: dict[str, str] = {}
+    judged = _comparable(judged)
     if any(row["loss"] is not None for row in rows):
-        found["loss"] = losses(rows, judged, _counted(judged)[0])
+        plots["loss"] = losses(rows, judged, _counted(judged)[0])
         speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
-        found["speed"] = curve(speed, "step", "tokens a second", "Speed")
-    held = {
+        plots["speed"] = curve(speed, "step", "tokens a second", "Speed")
+    held_out = {
         name: [(row["tokens"], measure_of(row["held_out"][name])[1]) for row in judged if name in row["held_out"]]
         for name in dict.fromkeys(name for row in judged for name in row["held_out"])
     }
-    if any(len(points) > 1 for points in held.values()):
-        found["held"] = curve(held, "tokens", f"{_counted(judged)[1]}, held out", "Held out")
+    if any(len(points) > 1 for points in held_out.values()):
+        plots["held"] = curve(held_out, "tokens", f"{_counted(judged)[1]}, held out", "Held out")
     suites = {
         name: [(row["tokens"], row["suites"][name]["value"]) for row in judged if name in row["suites"]]
         for name in dict.fromkeys(name for row in judged for name in row["suites"])
     }
     if any(len(points) > 1 for points in suites.values()):
-        found["suites"] = curve(suites, "tokens", "accuracy", "Skills")
-    return found
+        plots["suites"] = curve(suites, "tokens", "accuracy", "Skills")
+    return plots
 
 
-def _alike(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _comparable(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows with held-out texts only where they are the first row's: the end, which reads more of them, would be a
     jump in a curve."""
     first: dict[str, int] = {}
-    found: list[Mapping[str, Any]] = []
+    comparable: list[Mapping[str, Any]] = []
     for row in judged:
-        for name, one in row["held_out"].items():
-            first.setdefault(name, one["documents"])
-        held = {name: one for name, one in row["held_out"].items() if one["documents"] == first[name]}
-        found.append({**row, "held_out": held})
-    return found
+        for name, score in row["held_out"].items():
+            first.setdefault(name, score["documents"])
+        held_out = {
+            name: text_score for name, text_score in row["held_out"].items() if text_score["documents"] == first[name]
+        }
+        comparable.append({**row, "held_out": held_out})
+    return comparable
 
 
 def _counted(judged: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """What a run's losses are counted by, and what its held-out texts are followed by."""
-    held = next((one for row in judged for one in row["held_out"].values()), {"bits_per_byte": 0.0})
-    return target_of(held), measure_of(held)[0]
+    score = next((candidate for row in judged for candidate in row["held_out"].values()), {"bits_per_byte": 0.0})
+    return target_of(score), measure_of(score)[0]
 
 
 def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By held-out text: the last row's own, and its measure of the same documents at the first and the last checkpoint
     that read just these."""
-    alike = _alike(judged)
-    found: dict[str, dict[str, Any]] = {}
+    comparable = _comparable(judged)
+    scores_by_text: dict[str, dict[str, Any]] = {}
     for name, last in judged[-1]["held_out"].items() if judged else ():
-        same = [row["held_out"][name] for row in alike if name in row["held_out"]]
-        found[name] = {
+        history = [row["held_out"][name] for row in comparable if name in row["held_out"]]
+        scores_by_text[name] = {
             **last,
-            "same_documents": same[0]["documents"],
-            "first": measure_of(same[0])[1],
-            "last": measure_of(same[-1])[1],
+            "same_documents": history[0]["documents"],
+            "first": measure_of(history[0])[1],
+            "last": measure_of(history[-1])[1],
         }
-    return found
+    return scores_by_text
 
 
-def seen(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def tokens_by_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Tokens by source over the steps so far."""
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in rows:
         for name, count in row.items():
-            if name.startswith(SEEN):
-                found[name.removeprefix(SEEN)] = found.get(name.removeprefix(SEEN), 0) + count
-    return found
+            if name.startswith(TOKENS_PREFIX):
+                counts[name.removeprefix(TOKENS_PREFIX)] = counts.get(name.removeprefix(TOKENS_PREFIX), 0) + count
+    return counts
 
 
 def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
     """Tokens of the texts that were learned from over the steps so far, as they stand in the texts: where an objective
     says a text otherwise (spans cut out, sentinels in their place), more run through the model."""
-    return sum(seen(rows).values())
+    return sum(tokens_by_source(rows).values())
 
 
 def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is said first: how it stands, and at which speed."""
     steps, tail = record.get("steps", 0), rows[-_TAIL:]
-    found = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
+    summary = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
     if rows:
         seconds = sum(row["tokens"] / row["tokens_per_second"] for row in tail if row["tokens_per_second"])
         speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
-        found["step"] = f"{rows[-1]['step']:,} of {steps:,}"
-        found["tokens"] = shown(texts_tokens(rows))
+        summary["step"] = f"{rows[-1]['step']:,} of {steps:,}"
+        summary["tokens"] = shown(texts_tokens(rows))
         lost = [row["loss"] for row in tail if row["loss"] is not None]
-        found["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
+        summary["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
         skipped = sum("skipped" in row for row in rows)
         if skipped:
-            found["steps skipped by the guard"] = f"{skipped:,}"
-        found["tokens a second"] = f"{speed:,.0f}"
+            summary["steps skipped by the guard"] = f"{skipped:,}"
+        summary["tokens a second"] = f"{speed:,.0f}"
         shares = [(row["mfu"], row["tokens"] / row["tokens_per_second"]) for row in tail if row.get("mfu")]
         if shares:
-            mean = sum(share * one for share, one in shares) / sum(one for _, one in shares)
-            found["MFU"] = f"{mean:.1%} ({record['peak']['convention']})"
-        left = (steps - rows[-1]["step"]) * seconds / len(tail)
-        if left > 0:
-            found["time left at this speed"] = f"{left / 60:.1f} minutes"
-    return found
+            mean = sum(share * duration for share, duration in shares) / sum(step_seconds for _, step_seconds in shares)
+            summary["MFU"] = f"{mean:.1%} ({record['peak']['convention']})"
+        seconds_left = (steps - rows[-1]["step"]) * seconds / len(tail)
+        if seconds_left > 0:
+            summary["time left at this speed"] = f"{seconds_left / 60:.1f} minutes"
+    return summary

@@ -9,7 +9,7 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.json import load_json
-from bedplate.data.corpus.encode import taken
+from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.hardware.table import find_device
@@ -20,7 +20,7 @@ from bedplate.models.checkpoints.base import locate
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.here import does_not_fit, plan_here
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import Sizes, check_shares, sizes_of
+from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def plan_run(run: RunFile) -> dict[str, Any]:
     """What the run takes, as plain values. Texts are not read. Raises ConfigError and UsageError for what cannot be,
     DoesNotFit (a UsageError) where no layout fits, with what would."""
     spec, family = planned_spec(run)
-    sizes = sizes_of(run, spec, _once(run))
+    sizes = sizes_of(run, spec, _single_pass_tokens(run))
     common = {"run": run.run, "family": family, **_sizes(sizes, spec)}
     hardware = run.hardware
     if hardware.device is None:
@@ -41,7 +41,7 @@ def plan_run(run: RunFile) -> dict[str, Any]:
     return {**common, **_on_devices(run, spec, sizes, hardware.device)}
 
 
-def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[str, Any]:
+def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dict[str, Any]:
     """On devices of the table: time and cost as published runs have them, memory by the layout that the run takes."""
     hardware = run.hardware
     axes = run.parallel.sizes(hardware.devices)
@@ -57,20 +57,20 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[s
         optimizer=run.optimizer.name,
         usd_per_hour=hardware.usd_per_hour,
     )
-    found, days = plan.as_json(), plan.days
+    plan_values, days = plan.as_json(), plan.days
     dtype = run.dtype
     if dtype == "auto":
         dtype = "float32" if hardware.precision in ("fp32", "tf32") else "bfloat16"
-    held = device_bytes(run, spec, sizes, dtype, axes, on_cpu=False)
+    memory = device_bytes(run, spec, sizes, dtype, axes, on_cpu=False)
     usable = plan.device.memory_bytes * (1 - MARGIN)
-    if sum(held.values()) > usable:
-        left = f"{MARGIN:.0%} of {plan.device.memory_bytes / 1e9:,.0f} GB are left as a reserve"
+    if sum(memory.values()) > usable:
+        reserve = f"{MARGIN:.0%} of {plan.device.memory_bytes / 1e9:,.0f} GB are left as a reserve"
         raise UsageError(
-            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(held, usable)} ({left})"
+            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(memory, usable)} ({reserve})"
         )
     # Training does not compute in 8 bits.
-    suggestions = [one for one in plan.suggestions if not one.startswith("fp8")]
-    notes = [f"price: {found['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
+    suggestions = [suggestion for suggestion in plan.suggestions if not suggestion.startswith("fp8")]
+    notes = [f"price: {plan_values['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
     if run.dtype == "auto" and dtype != "float32":
         notes.append(
             "counted in bfloat16: set dtype: bfloat16, since with auto a GPU computes in what weights are held in"
@@ -78,8 +78,8 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[s
     return {
         "on": f"{hardware.devices:,} × {plan.device.title}",
         "layout": _layout(run, sizes, axes),
-        "bytes": held,
-        "bytes_per_device": sum(held.values()),
+        "bytes": memory,
+        "bytes_per_device": sum(memory.values()),
         "memory_bytes": plan.device.memory_bytes,
         "flops": plan.flops,
         "mfu": plan.mfu.central,
@@ -87,13 +87,13 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: Sizes, name: str) -> dict[s
         "seconds": days.central * 86400,
         "seconds_range": [days.low * 86400, days.high * 86400],
         "device_hours": plan.gpu_hours.central,
-        "usd": found["usd"],
-        "usd_range": found["usd_range"],
+        "usd": plan_values["usd"],
+        "usd_range": plan_values["usd_range"],
         "notes": list(map(_as_keys, notes)),
     }
 
 
-def _layout(run: RunFile, sizes: Sizes, axes: Mapping[Axis, int]) -> str:
+def _layout(run: RunFile, sizes: RunSizes, axes: Mapping[Axis, int]) -> str:
     shared = " × ".join(f"{axis} {size:,}" for axis, size in axes.items() if size > 1) or "one device"
     rows = math.ceil(sizes.batch / (axes["data"] * axes["shard"] * axes["expert"]))
     micro = f"micro-batch {min(rows, sizes.micro):,} of a rank's {rows:,} rows"
@@ -105,7 +105,7 @@ def _as_keys(note: str) -> str:
     return note.replace("--usd-per-hour", "hardware.usd_per_hour").replace("--precision ", "hardware.precision=")
 
 
-def _once(run: RunFile) -> int | None:
+def _single_pass_tokens(run: RunFile) -> int | None:
     """Tokens of one pass, where that is what is trained on: from a base, if the file says nothing else. ConfigError
     where they are not known before the texts are read."""
     if run.base is None or run.tokens is not None:
@@ -114,8 +114,13 @@ def _once(run: RunFile) -> int | None:
     if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
         sources = read_manifest(run.place(data.corpus)).sources
         return sum(shard.tokens for source in sources for shard in source.splits.get("train", ()))
-    if data.sources and all(one.tokens is not None for one in data.sources):
-        return round(sum((one.tokens or 0) * data.weights.get(one.name, 1.0) for one in data.sources))
+    if data.sources and all(text_source.tokens is not None for text_source in data.sources):
+        return round(
+            sum(
+                (weighted_source.tokens or 0) * data.weights.get(weighted_source.name, 1.0)
+                for weighted_source in data.sources
+            )
+        )
     raise ConfigError(
         "a base is trained on its texts once, and a dry run does not read them: say how many tokens they are, for "
         "example tokens=2M"
@@ -147,7 +152,7 @@ def vocabulary_of(run: RunFile) -> int | None:
         choice = load_recipe(recipe).tokenizer
         if choice.train is not None:
             return choice.train.vocab_size
-        return taken(str(choice.use), recipe.parent).vocab_size
+        return resolve_tokenizer(str(choice.use), recipe.parent).vocab_size
     file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
     if file is not None and file.is_file():
         return _corpus_vocabulary(file)
@@ -161,7 +166,7 @@ def _corpus_vocabulary(file: Path) -> int:
         raise UsageError(f"{file} cannot be read as a corpus: {error}") from error
 
 
-def _sizes(sizes: Sizes, spec: TextSpec) -> dict[str, Any]:
+def _sizes(sizes: RunSizes, spec: TextSpec) -> dict[str, Any]:
     return {
         "parameters": sizes.parameters,
         "layers": spec.main.layers,

@@ -19,7 +19,7 @@ from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
-from bedplate.pretraining.plan.sizes import Sizes
+from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.objectives import Corrupting
 from bedplate.training.objectives.corrupting import Sides
@@ -33,7 +33,7 @@ _TURNED = 4
 
 
 @dataclass(frozen=True)
-class _Held:
+class _WeightCounts:
     """Parameters of one device: all, the matrices of blocks (Muon's), and of those that are gathered before they
     compute the largest block and what is outside of blocks. largest: the most values of matrices of one size."""
 
@@ -45,73 +45,75 @@ class _Held:
 
 
 def device_bytes(
-    run: RunFile, spec: TextSpec, sizes: Sizes, dtype: str, axes: Mapping[Axis, int], *, on_cpu: bool
+    run: RunFile, spec: TextSpec, sizes: RunSizes, dtype: str, axes: Mapping[Axis, int], *, on_cpu: bool
 ) -> dict[str, float]:
     """dtype: what is computed in. axes: how many ranks share what. UnsupportedModelError for what they cannot share."""
     value, several = DTYPES[dtype].itemsize, math.prod(axes.values()) > 1
     cut = axes["shard"] * axes["expert"]
-    every = list(weights(spec))
-    held = _held(spec, every, axes)
+    all_weights = list(weights(spec))
+    counts = _weight_counts(spec, all_weights, axes)
     # One process holds the weights in what it computes in, beside float32 masters and what it began with; several hold
     # float32, and gather in what is computed in.
     half = value < MASTER and not several
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
     sides = _sides(run, spec, rows, sizes.length)
-    kept = _kept(run, spec, sides, value, axes["tensor"])
+    activations = _activation_bytes(run, spec, sides, value, axes["tensor"])
     logits, waiting = _logits(spec, sides.learned, value, 2 if on_cpu else 3)
-    again = max(sides.read, sides.written) * value * _between(spec.main) / axes["tensor"]
+    transient = max(sides.read, sides.written) * value * _backward_values(spec.main) / axes["tensor"]
     passing = {
         # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
-        "activations": kept.held + max(0.0, kept.again + again + waiting - logits),
+        "activations": activations.stored + max(0.0, activations.recomputed + transient + waiting - logits),
         "logits": logits,
-        "gathered blocks": _gathered(held, value) if cut > 1 else 0.0,
+        "gathered blocks": _gathered(counts, value) if cut > 1 else 0.0,
     }
-    gradients = held.all * MASTER
+    gradients = counts.all * MASTER
     if own_rows <= rows:  # one pass makes them: they take the room that activations leave, piece by piece
         gradients = max(0.0, gradients - sum(passing.values()))
     elif half:  # each pass makes its own before they are added up
-        passing["activations"] = max(passing["activations"], held.all * value - passing["logits"])
+        passing["activations"] = max(passing["activations"], counts.all * value - passing["logits"])
     muon, ema = run.optimizer.name == "muon", run.optimizer.settings.get("ema") is not None
-    states = 8.0 * held.all - (4.0 * held.matrices if muon else 0.0) + (2 * MASTER * held.all if half else 0.0)
-    found = {
-        "weights": held.all * (value if half else MASTER),
+    states = 8.0 * counts.all - (4.0 * counts.matrices if muon else 0.0) + (2 * MASTER * counts.all if half else 0.0)
+    bytes_by_use = {
+        "weights": counts.all * (value if half else MASTER),
         "gradients": gradients,
         "optimizer": states,
-        "average": held.all * MASTER if ema else 0.0,
+        "average": counts.all * MASTER if ema else 0.0,
         **passing,
     }
     # Activations are gone by then.
-    update = held.all * (MASTER * (2 if cut == 1 and axes["data"] > 1 else 1))  # whole gradients are added up in a copy
-    update = max(update, held.all * MASTER + _update(run, held, value, cut))
-    found["update"] = max(0.0, update - gradients - sum(passing.values()))
+    update = counts.all * (
+        MASTER * (2 if cut == 1 and axes["data"] > 1 else 1)
+    )  # whole gradients are added up in a copy
+    update = max(update, counts.all * MASTER + _update(run, counts, value, cut))
+    bytes_by_use["update"] = max(0.0, update - gradients - sum(passing.values()))
     if several and on_cpu:  # a copy is written while training goes on
-        found["state being written"] = found["weights"] + states + found["average"]
-    return {name: size for name, size in found.items() if size}
+        bytes_by_use["state being written"] = bytes_by_use["weights"] + states + bytes_by_use["average"]
+    return {name: size for name, size in bytes_by_use.items() if size}
 
 
-def _held(spec: TextSpec, every: list[Weight], axes: Mapping[Axis, int]) -> _Held:
+def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis, int]) -> _WeightCounts:
     tensor, experts, cut = axes["tensor"], axes["expert"], axes["shard"] * axes["expert"]
     cuts_of(spec, tensor, experts)  # refuses what cannot be
 
-    def own(found: Iterable[Weight]) -> float:
+    def per_rank(group: Iterable[Weight]) -> float:
         """Values on one rank of those that share products, before they are sharded."""
-        return sum(one.stored / (tensor if is_block_matrix(one) and one.copies == 1 else 1) for one in found)
+        return sum(part.stored / (tensor if is_block_matrix(part) and part.copies == 1 else 1) for part in group)
 
-    matrices = [one for one in every if is_block_matrix(one)]
+    matrices = [candidate for candidate in all_weights if is_block_matrix(candidate)]
     blocks: dict[int, float] = {}
-    for one in every:
-        if one.layer is not None:
-            share = experts if one.copies > 1 else 1  # of the experts, those that are this rank's
-            blocks[one.layer] = blocks.get(one.layer, 0.0) + own([one]) / share
+    for weight in all_weights:
+        if weight.layer is not None:
+            share = experts if weight.copies > 1 else 1  # of the experts, those that are this rank's
+            blocks[weight.layer] = blocks.get(weight.layer, 0.0) + per_rank([weight]) / share
     by_size: dict[int, float] = {}
-    for one in matrices:
-        by_size[one.size] = by_size.get(one.size, 0.0) + one.stored
-    return _Held(
-        own(every) / cut,
-        own(matrices) / cut,
+    for matrix in matrices:
+        by_size[matrix.size] = by_size.get(matrix.size, 0.0) + matrix.stored
+    return _WeightCounts(
+        per_rank(all_weights) / cut,
+        per_rank(matrices) / cut,
         max(blocks.values(), default=0.0),
-        float(total(one for one in every if one.layer is None)),
+        float(total(outer_weight for outer_weight in all_weights if outer_weight.layer is None)),
         max(by_size.values(), default=0.0),
     )
 
@@ -121,11 +123,11 @@ def _sides(run: RunFile, spec: TextSpec, rows: int, length: int) -> Sides:
     objective = run.made_objective(spec.main.prediction_modules)
     if isinstance(objective, Corrupting):
         return Sides(*(rows * count for count in objective.sides(length)))
-    both = isinstance(spec, EncoderDecoderSpec)
-    return Sides(rows * length if both else 0, rows * length, rows * length)
+    has_encoder = isinstance(spec, EncoderDecoderSpec)
+    return Sides(rows * length if has_encoder else 0, rows * length, rows * length)
 
 
-def _kept(run: RunFile, spec: TextSpec, sides: Sides, value: int, tensor: int) -> KeptBytes:
+def _activation_bytes(run: RunFile, spec: TextSpec, sides: Sides, value: int, tensor: int) -> KeptBytes:
     tokens = sides.written
     if isinstance(spec, EncoderDecoderSpec):
         return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=sides.read)
@@ -146,31 +148,31 @@ def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float
     and of what it reads are made at once, and wait: how many bytes."""
     rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
     softmax = rows * size * float(MASTER)
-    found = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)
+    logit_bytes = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)
     if tokens == rows:
-        return found, softmax
+        return logit_bytes, softmax
     hidden = spec.main.hidden_size
     head, states = float(size * hidden * value), float(tokens * hidden * value)
-    return max(found + head, softmax + 2 * head) + states, head + states
+    return max(logit_bytes + head, softmax + 2 * head) + states, head + states
 
 
-def _between(spec: TransformerSpec) -> int:
+def _backward_values(spec: TransformerSpec) -> int:
     """Values a token that a feed-forward's backward pass makes at once: gradients of a product and of its factors."""
-    wide, part = spec.feedforward_size, spec.experts
+    width, part = spec.feedforward_size, spec.experts
     if part is not None:
-        wide = max(wide if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
-    return (3 if spec.gated else 2) * wide
+        width = max(width if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
+    return (3 if spec.gated else 2) * width
 
 
-def _gathered(held: _Held, value: int) -> float:
+def _gathered(counts: _WeightCounts, value: int) -> float:
     """Whole: two blocks, one being computed and the next; the gradients of one, with what is sent of them in float32;
     and what is outside of blocks, which stays, with its gradients."""
-    return held.block * (3 * value + MASTER) + held.outside * 2 * value
+    return counts.block * (3 * value + MASTER) + counts.outside * 2 * value
 
 
-def _update(run: RunFile, held: _Held, value: int, cut: int) -> float:
+def _update(run: RunFile, counts: _WeightCounts, value: int, cut: int) -> float:
     """What an update needs beside gradients, once activations are gone."""
     if run.optimizer.name == "muon":
-        whole = held.matrices * cut
-        return whole * value + _TURNED * held.largest * value
-    return held.matrices * MASTER if run.optimizer.settings.get("cautious_decay") else 0.0
+        whole = counts.matrices * cut
+        return whole * value + _TURNED * counts.largest * value
+    return counts.matrices * MASTER if run.optimizer.settings.get("cautious_decay") else 0.0

@@ -32,7 +32,7 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"{plan['layers']} layers, width {plan['width']:,}, {plan['heads']} heads ({plan['kv_heads']} of keys and "
         f"values), feed-forward {plan['feedforward']:,}, vocabulary {plan['vocabulary']:,}, context {plan['context']:,}"
     )
-    found = [
+    rows = [
         ("parameters", f"{shown(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
         ("shape", shape),
         ("tokens", f"{shown(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
@@ -44,8 +44,8 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if plan["usd"] is not None:
         low, high = plan["usd_range"]
-        found.append(("cost", f"${plan['usd']:,.2f} (${low:,.2f} to ${high:,.2f})"))
-    return found
+        rows.append(("cost", f"${plan['usd']:,.2f} (${low:,.2f} to ${high:,.2f})"))
+    return rows
 
 
 def _time(seconds: float) -> str:

@@ -21,7 +21,7 @@ FEWEST_STEPS = 200
 
 
 @dataclass(frozen=True)
-class Sizes:
+class RunSizes:
     """length: tokens of a row; batch, micro: rows of a step, and of what goes through at once. tokens: asked for.
     parameters: all; body: those that the laws count: active, without the tables."""
 
@@ -35,13 +35,13 @@ class Sizes:
     rate: float
 
 
-def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
+def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
     """available: tokens that there are to learn, once; None where the data was not read. ConfigError for what cannot
     be."""
-    found = parameters(spec)
-    total, body = found.total, max(1, found.active - found.embedding)
-    once = available if run.base is not None and run.tokens is None else None
-    tokens = run.tokens or once or default_tokens(total)
+    counts = parameters(spec)
+    total, body = counts.total, max(1, counts.active - counts.embedding)
+    single_pass = available if run.base is not None and run.tokens is None else None
+    tokens = run.tokens or single_pass or default_tokens(total)
     context = spec.context_length
     objective = run.made_objective()
     _check_kind(run, spec, kinds_of(objective))
@@ -54,9 +54,9 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
             f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {room}: the "
             f"model's context holds {context:,}"
         )
-    wanted = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
-    batch = max(1, round(wanted / length))
-    if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and once is None:
+    batch_tokens = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
+    batch = max(1, round(batch_tokens / length))
+    if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and single_pass is None:
         raise ConfigError(
             f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it, or raise tokens"
         )
@@ -69,15 +69,15 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> Sizes:
             f"{run.batch.micro_tokens:,} would cut it: set it to the step's {batch * length:,} tokens, or lower "
             "batch.tokens"
         )
-    return Sizes(total, body, tokens, steps, length, batch, micro, rate)
+    return RunSizes(total, body, tokens, steps, length, batch, micro, rate)
 
 
-def _check_kind(run: RunFile, spec: TextSpec, kinds: Sequence[str]) -> None:
+def _check_kind(run: RunFile, spec: TextSpec, model_types: Sequence[str]) -> None:
     """ConfigError where a model of this kind cannot learn the objective, or cannot write what it is asked for."""
-    if kinds and spec.kind not in kinds:
-        fitting = [name for name, make in OBJECTIVES.items() if spec.kind in kinds_of(make())]
+    if model_types and spec.kind not in model_types:
+        fitting = [name for name, factory in OBJECTIVES.items() if spec.kind in kinds_of(factory())]
         raise ConfigError(
-            f"the objective {run.objective} is for models of the kind {' or '.join(kinds)}, and this one is of the "
+            f"the objective {run.objective} is for models of the kind {' or '.join(model_types)}, and this one is of the "
             f"kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
         )
     for name in ("prompts", "suites"):
@@ -85,7 +85,7 @@ def _check_kind(run: RunFile, spec: TextSpec, kinds: Sequence[str]) -> None:
             raise ConfigError(f"evaluation.{name}: an encoder writes no text; leave it out")
 
 
-def check_shares(sizes: Sizes, axes: Mapping[Axis, int]) -> None:
+def check_shares(sizes: RunSizes, axes: Mapping[Axis, int]) -> None:
     """ConfigError where a step has fewer rows than there are ranks with data of their own."""
     shares = axes["data"] * axes["shard"] * axes["expert"]
     if sizes.batch < shares:

@@ -23,10 +23,10 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
     UnsupportedModelError for what the family cannot say: such a base could be trained and never exported."""
     family = find_family("hf", part.family, "model.family")
     if part.preset is not None:
-        found = resolve(part.preset)[1]
-        if not isinstance(found, TransformerSpec | EncoderDecoderSpec):
+        preset_spec = resolve(part.preset)[1]
+        if not isinstance(preset_spec, TransformerSpec | EncoderDecoderSpec):
             raise UnsupportedModelError(f"model.preset {part.preset!r} is of a kind that cannot be trained on text")
-        spec: TextSpec = _with(found, vocabulary, part.context)
+        spec: TextSpec = _with(preset_spec, vocabulary, part.context)
     elif vocabulary is None:
         raise ConfigError("the size of the vocabulary comes from the corpus, which does not exist yet; build it first")
     elif part.config is not None:
@@ -45,10 +45,10 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
     family = family.of(spec)
     back = family.to_spec(family.to_config(spec))
     if back != spec:
-        one = next(f.name for f in fields(spec) if getattr(spec, f.name) != getattr(back, f.name))
+        field_name = next(f.name for f in fields(spec) if getattr(spec, f.name) != getattr(back, f.name))
         raise UnsupportedModelError(
             f"model.family: {family.name} cannot say what this model has, so that it could not be exported: "
-            f"{one} = {getattr(spec, one)!r}; choose another family"
+            f"{field_name} = {getattr(spec, field_name)!r}; choose another family"
         )
     return spec, family
 
@@ -61,11 +61,11 @@ def _with(spec: TransformerSpec | EncoderDecoderSpec, vocabulary: int | None, co
 
 
 def _from_config(family: Family, config: Mapping[str, Any], part: ModelPart) -> TextSpec:
-    given = dict(config)
+    settings = dict(config)
     if part.context is not None:
-        given.setdefault("max_position_embeddings", part.context)
+        settings.setdefault("max_position_embeddings", part.context)
     try:
-        return family.to_spec(given)
+        return family.to_spec(settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config: {error}") from error
     except KeyError as error:

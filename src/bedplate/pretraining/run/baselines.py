@@ -25,15 +25,18 @@ def compressors(texts: Sequence[str]) -> dict[str, float]:
     return {"gzip": 8 * gzip / len(whole), "xz": 8 * xz / len(whole)}
 
 
-def ngram_bits(model: NgramModel, held: HeldOut) -> float:
+def ngram_bits(model: NgramModel, holdout: HeldOut) -> float:
     """Bits a byte of a model of counts."""
-    return sum(model.bits(ids) for ids in held.ids) / held.bytes
+    return sum(model.bits(ids) for ids in holdout.ids) / holdout.bytes
 
 
 def baselines(
-    stream: Callable[[], np.ndarray], held: Sequence[HeldOut], vocabulary: int
+    stream: Callable[[], np.ndarray], holdouts: Sequence[HeldOut], vocabulary: int
 ) -> dict[str, dict[str, float]]:
     """Bits a byte by held-out text, then by name. stream: makes the training tokens, of which the first `MOST_COUNTED`
     are counted."""
     model = NgramModel(stream()[:MOST_COUNTED], vocabulary, ORDER)
-    return {one.name: {**compressors(one.texts), f"{ORDER}-gram": ngram_bits(model, one)} for one in held}
+    return {
+        holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": ngram_bits(model, holdout)}
+        for holdout in holdouts
+    }

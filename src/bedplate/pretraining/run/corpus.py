@@ -29,7 +29,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowShape:
     """How documents are laid into steps: tokens of a row, rows of a step, and of what goes through at once."""
 
     length: int
@@ -37,7 +37,7 @@ class Rows:
     micro: int
 
 
-MakeSource = Callable[[Rows, int, Shard], BatchSource[PackedBatch]]
+MakeSource = Callable[[RowShape, int, Shard], BatchSource[PackedBatch]]
 """Rows, steps and this rank's share → the batches of a run; a source that ends earlier is begun again."""
 
 
@@ -47,8 +47,8 @@ class RunData:
     document after the other, for models of counts."""
 
     tokenizer: Tokenizer
-    make: MakeSource
-    held: Sequence[HeldOut]
+    make_source: MakeSource
+    holdouts: Sequence[HeldOut]
     tokens: Mapping[str, int]
     bytes: Mapping[str, int]
     documents: Mapping[str, int]

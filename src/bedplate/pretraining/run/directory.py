@@ -23,7 +23,7 @@ from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_jsonl
 from bedplate.core.processor import processor_name
 from bedplate.core.version import __version__
-from bedplate.pretraining.runfile.changes import Change, changes
+from bedplate.pretraining.runfile.changes import RunFileChange, changes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
@@ -37,7 +37,7 @@ class RunDirectory:
     """An open run directory. changed: in what the file differs from the one that the run was begun with."""
 
     path: Path
-    changed: tuple[Change, ...]
+    changed: tuple[RunFileChange, ...]
 
     def record(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -54,10 +54,10 @@ def read_record(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text("utf-8"))
+        record = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise TrainingError(f"{file} is damaged ({error}); delete it and run the same command to resume") from error
-    return found if isinstance(found, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 @contextmanager
@@ -72,26 +72,26 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; name a directory for the run")
-    known = path / RUN_FILE
-    if path.is_dir() and not known.exists() and any(not name.startswith(".") for name in os.listdir(path)):
+    run_file = path / RUN_FILE
+    if path.is_dir() and not run_file.exists() and any(not name.startswith(".") for name in os.listdir(path)):
         raise UsageError(f"{path} is not empty and holds no run; name another directory")
     with file_lock(path / ".run.lock", wait=False):
-        changed = _changed(known, run, path)
-        refused = [one for one in changed if not one.allowed]
+        changed = _changed(run_file, run, path)
+        refused = [change for change in changed if not change.allowed]
         if not (path / STATE_FILE).exists() and not (path / SHARDS).exists():  # no weights were decided
             shutil.rmtree(path / TOKENIZER, ignore_errors=True)  # of texts that may be others by now
             if refused:
                 _begin_anew(path)  # of a mistake in the file, say
                 changed = refused = []
         if refused:
-            others = [str(one) for one in changed if one.allowed]
+            allowed = [str(allowed_change) for allowed_change in changed if allowed_change.allowed]
             raise TrainingError(
                 f"{path} holds a run that was begun otherwise; what decides its weights may not change: "
                 f"{'; '.join(map(str, refused))}"
-                + (f" (these may: {'; '.join(others)})" if others else "")
+                + (f" (these may: {'; '.join(allowed)})" if allowed else "")
                 + ". Give another directory (--out), or change it back"
             )
-        atomic_write(known, dump_config(run))
+        atomic_write(run_file, dump_config(run))
         yield RunDirectory(path, tuple(changed))
 
 
@@ -103,11 +103,11 @@ def _begin_anew(path: Path) -> None:
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _changed(known: Path, run: RunFile, path: Path) -> list[Change]:
-    if not known.exists():
+def _changed(run_file: Path, run: RunFile, path: Path) -> list[RunFileChange]:
+    if not run_file.exists():
         return []
     try:
-        return changes(load_config(known, RunFile), run)
+        return changes(load_config(run_file, RunFile), run)
     except ConfigError as error:
         if all(name.startswith(".") or name in (RUN_FILE, TOKENIZER) for name in os.listdir(path)):
             return []  # it ended before it made anything

@@ -16,7 +16,7 @@ from bedplate.pretraining.measure import measure_of
 
 logger = logging.getLogger("bedplate.pretraining")
 Row = Mapping[str, Any]
-_EVERY = 1.0
+_INTERVAL = 1.0
 
 
 class Follower:
@@ -24,8 +24,8 @@ class Follower:
     already is given first. A step is given once, also where the log is cut back to a saved state and grows again. A
     taker that fails is reported once and left out."""
 
-    def __init__(self, path: Path, takers: Sequence[Callable[[Row], None]], every: float = _EVERY) -> None:
-        self._path, self._takers, self._every = path, list(takers), every
+    def __init__(self, path: Path, takers: Sequence[Callable[[Row], None]], interval: float = _INTERVAL) -> None:
+        self._path, self._takers, self._interval = path, list(takers), interval
         self._position = self._step = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bedplate-follow", daemon=True)
@@ -36,7 +36,7 @@ class Follower:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._takers:
             self._stop.set()
@@ -44,10 +44,10 @@ class Follower:
             self._read()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every):
+        while not self._stop.wait(self._interval):
             self._read()
 
-    def _read(self, again: bool = False) -> None:
+    def _read(self, retried: bool = False) -> None:
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:
@@ -62,16 +62,16 @@ class Follower:
             try:
                 row = json.loads(line)
             except ValueError:
-                if again:
+                if retried:
                     raise
                 self._position = 0  # the log was cut back, and has grown past this place since
-                self._read(again=True)
+                self._read(retried=True)
                 return
             if row["step"] > self._step:
                 self._step = row["step"]
-                self._give(row)
+                self._deliver(row)
 
-    def _give(self, row: Row) -> None:
+    def _deliver(self, row: Row) -> None:
         for taker in list(self._takers):
             try:
                 taker(row)
@@ -109,14 +109,14 @@ class TensorBoard:
 
     def judged(self, row: Row) -> None:
         """What a checkpoint was judged to be."""
-        for name, found in row["held_out"].items():
-            measure, value = measure_of(found)
+        for name, score in row["held_out"].items():
+            measure, value = measure_of(score)
             tag = f"held_out/{name}/{measure.replace(' a ', '_per_')}"
             self._writer.add_scalar(tag, value, row["step"])
-        for name, found in row["suites"].items():
-            self._writer.add_scalar(f"suites/{name}", found["value"], row["step"])
-        for number, found in enumerate(row["samples"]):
-            self._writer.add_text(f"sample {number}", f"{found['prompt']}{found['text']}", row["step"])
+        for name, suite in row["suites"].items():
+            self._writer.add_scalar(f"suites/{name}", suite["value"], row["step"])
+        for number, sample in enumerate(row["samples"]):
+            self._writer.add_text(f"sample {number}", f"{sample['prompt']}{sample['text']}", row["step"])
         self._writer.flush()
 
     def close(self) -> None:

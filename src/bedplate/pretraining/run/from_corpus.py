@@ -16,7 +16,7 @@ from bedplate.data.loader import CorpusLoader
 from bedplate.data.mixture import MixtureConfig
 from bedplate.inference.predict.judges import judges_of
 from bedplate.pretraining.run.baselines import MOST_COUNTED
-from bedplate.pretraining.run.corpus import HeldOut, MakeSource, Rows, RunData
+from bedplate.pretraining.run.corpus import HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.run.seen import BySource
 from bedplate.pretraining.runfile.file import RunFile
@@ -55,8 +55,8 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
             "data verify %s` reads all of it",
             *(directory, corpus.stored_bytes / 1e9, directory),
         )
-    own = Tokenizer.from_directory(corpus.directory)
-    if tokenizer is not None and tokenizer.identity != own.identity:
+    corpus_tokenizer = Tokenizer.from_directory(corpus.directory)
+    if tokenizer is not None and tokenizer.identity != corpus_tokenizer.identity:
         raise ConfigError(
             f"the corpus {directory} was made with another tokenizer than that of the base {run.base}; build it with "
             "the base's tokenizer"
@@ -65,16 +65,18 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
     unknown = next((name for name in run.data.general if name not in corpus.sources), None)
     if unknown is not None:
         raise ConfigError(f"data.general names {unknown!r}, and the corpus has {', '.join(corpus.sources)}")
-    held = [
-        _held(corpus, own, name, name in run.data.general) for name in corpus.sources if corpus.shards(name, "valid")
+    holdouts = [
+        _read_holdout(corpus, corpus_tokenizer, name, name in run.data.general)
+        for name in corpus.sources
+        if corpus.shards(name, "valid")
     ]
-    held = [one for one in held if one.ids]
-    if not held:
+    holdouts = [holdout for holdout in holdouts if holdout.ids]
+    if not holdouts:
         raise DataError(f"{directory} holds no texts to be judged on (split valid); build it with a share held out")
     return RunData(
-        tokenizer=own,
-        make=_maker(run, corpus, names),
-        held=held,
+        tokenizer=corpus_tokenizer,
+        make_source=_maker(run, corpus, names),
+        holdouts=holdouts,
         tokens={name: corpus.tokens(name, "train") for name in names},
         bytes={name: sum(shard.bytes for shard in corpus.shards(name, "train")) for name in names},
         documents={name: len(corpus.documents(name, "train")) for name in names},
@@ -85,7 +87,7 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
     )
 
 
-def _held(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool) -> HeldOut:
+def _read_holdout(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool) -> HeldOut:
     documents = corpus.documents(name, "valid")
     ids: list[np.ndarray] = []
     tokens = 0
@@ -96,16 +98,18 @@ def _held(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool) -> Hel
         tokens += len(ids[-1])
         if int(ids[-1].max()) >= corpus.vocab_size:
             documents.refuse(number, int(ids[-1].max()))
-    return HeldOut(name, ids, [tokenizer.decode(one[:-1].tolist(), skip_special_tokens=False) for one in ids], general)
+    return HeldOut(
+        name, ids, [tokenizer.decode(document[:-1].tolist(), skip_special_tokens=False) for document in ids], general
+    )
 
 
 def _maker(run: RunFile, corpus: Corpus, names: Sequence[str]) -> MakeSource:
-    def make(rows: Rows, steps: int, shard: Shard) -> BySource:
+    def make_source(rows: RowShape, steps: int, shard: Shard) -> BySource:
         mixture = run.data.mixture or MixtureConfig()
         loader = CorpusLoader(corpus, rows.length, total=steps * rows.batch, mixture=mixture, seed=run.seed)
         return BySource(CorpusSource(loader, rows.batch, micro_rows=rows.micro, shard=shard), names)
 
-    return make
+    return make_source
 
 
 def _stream(corpus: Corpus, names: Sequence[str]) -> np.ndarray:
@@ -113,9 +117,9 @@ def _stream(corpus: Corpus, names: Sequence[str]) -> np.ndarray:
     whole = sum(corpus.tokens(name, "train") for name in names)
     parts: list[np.ndarray] = []
     for name in names:
-        left = int(corpus.tokens(name, "train") * min(1.0, MOST_COUNTED / whole))
+        remaining = int(corpus.tokens(name, "train") * min(1.0, MOST_COUNTED / whole))
         for shard in corpus.shards(name, "train"):
-            ids = corpus.mapped(shard)[0][:left]
+            ids = corpus.mapped(shard)[0][:remaining]
             parts.append(np.asarray(ids, dtype=np.int32))
-            left -= len(ids)
+            remaining -= len(ids)
     return np.concatenate(parts)

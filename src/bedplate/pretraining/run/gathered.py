@@ -20,15 +20,15 @@ def gathered(base: Base, ranks: Ranks, dtype: torch.dtype | None = None) -> Base
         return base
     from bedplate.training.parallel.apply import whole_state
 
-    found: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     parameters = {name for name, _ in base.model.named_parameters()}
     for name, tensor in whole_state(base.model):
         if ranks.main:
-            wanted = dtype if name in parameters and dtype is not None else tensor.dtype
-            found[name] = tensor.to(base.device, wanted, copy=True)
+            target_dtype = dtype if name in parameters and dtype is not None else tensor.dtype
+            state[name] = tensor.to(base.device, target_dtype, copy=True)
     if not ranks.main:
         return base
     model = build(base.spec, dtype or base.dtype, "meta")
-    model.load_state_dict(found, assign=True)
+    model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
-    return replace(base, held=model, dtype=dtype or base.dtype, lineage=dict(base.lineage))
+    return replace(base, raw_model=model, dtype=dtype or base.dtype, lineage=dict(base.lineage))

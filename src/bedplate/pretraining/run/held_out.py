@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bedplate.pretraining.run.corpus import HeldOut, Rows
+from bedplate.pretraining.run.corpus import HeldOut, RowShape
 from bedplate.training.batch import PackedBatch
 from bedplate.training.losses import evaluate_loss
-from bedplate.training.objectives import AnyModel, Corrupting, FillInMiddle, Objective, Words
+from bedplate.training.objectives import AnyModel, Corrupting, FillInMiddle, Objective, CorruptionVocabulary
 from bedplate.training.objectives.corrupting import corrupted
 from bedplate.training.raw_text import held_batches, held_loss
 
@@ -59,8 +59,8 @@ class HeldBatches:
     def _undone(self, model: AnyModel, objective: Corrupting) -> HeldScore:
         tokens = sum(batch.target_count for batch in self.batches)
         nats = evaluate_loss(model, self.batches, objective)[objective.name]
-        said = objective.target == "token"
-        bits = nats / NATS / (self.bytes / self.all_tokens) if said else None
+        predicts_tokens = objective.target == "token"
+        bits = nats / NATS / (self.bytes / self.all_tokens) if predicts_tokens else None
         return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits, objective.target)
 
 
@@ -69,35 +69,35 @@ def reads_in_order(objective: Objective[Any]) -> bool:
     return not isinstance(objective, Corrupting) or isinstance(objective, FillInMiddle)
 
 
-def part_of(held: HeldOut, limit: int | None) -> HeldOut:
+def part_of(holdout: HeldOut, limit: int | None) -> HeldOut:
     """The first documents of at most `limit` tokens (at least one; None: all)."""
     chosen = tokens = 0
-    for ids in held.ids:
+    for ids in holdout.ids:
         if chosen and limit is not None and tokens + len(ids) > limit:
             break
         chosen, tokens = chosen + 1, tokens + len(ids)
-    return replace(held, ids=held.ids[:chosen], texts=held.texts[:chosen])
+    return replace(holdout, ids=holdout.ids[:chosen], texts=holdout.texts[:chosen])
 
 
 def held_out(
-    held: HeldOut,
-    rows: Rows,
+    holdout: HeldOut,
+    rows: RowShape,
     vocabulary: int,
     starts: bool,
     limit: int | None = None,
     objective: Corrupting | None = None,
-    words: Words | None = None,
+    words: CorruptionVocabulary | None = None,
 ) -> HeldBatches:
     """`part_of` it. starts: texts begin with a token that the tokenizer sets, which is not predicted and costs nothing.
     objective, with the words it is about: what was done to the texts the model learns from, and is to these, the same
     each time."""
-    held = part_of(held, limit)
-    named = {str(number): ids for number, ids in enumerate(held.ids)}
-    chosen, tokens = len(held.ids), sum(map(len, held.ids))
+    holdout = part_of(holdout, limit)
+    named = {str(number): ids for number, ids in enumerate(holdout.ids)}
+    chosen, tokens = len(holdout.ids), sum(map(len, holdout.ids))
     first = 0.0 if starts else chosen * math.log2(vocabulary)
     batches = held_batches(named, rows.length, rows.micro)
     if objective is None or words is None or reads_in_order(objective):
-        return HeldBatches(held.name, held.general, chosen, max(1, held.bytes), batches, first)
+        return HeldBatches(holdout.name, holdout.general, chosen, max(1, holdout.bytes), batches, first)
     corrupt = objective.corruption(words)
     batches = [corrupted(batch, corrupt, seed=0) for batch in batches]
-    return HeldBatches(held.name, held.general, chosen, max(1, held.bytes), batches, first, objective, tokens)
+    return HeldBatches(holdout.name, holdout.general, chosen, max(1, holdout.bytes), batches, first, objective, tokens)

@@ -19,32 +19,32 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.run.directory import CHECKPOINTS, EVALUATIONS
 from bedplate.pretraining.run.held_out import HeldBatches
-from bedplate.pretraining.run.samples import asked, samples
+from bedplate.pretraining.run.samples import inference_copy, samples
 from bedplate.pretraining.runfile.file import CheckpointsPart, EvaluationPart
 from bedplate.pretraining.suites import suite_rows
 
 logger = logging.getLogger("bedplate.pretraining")
 
 
-def attempt(what: str, call: Callable[[], object]) -> None:
+def attempt(subject: str, call: Callable[[], object]) -> None:
     """Does what a run can do without: where it fails, that costs a warning. Interrupts get out."""
     try:
         call()
     except Exception as error:
         if is_interrupt(error):
             raise
-        logger.warning("%s could not be written: %s: %s; the run continues", what, type(error).__name__, error)
+        logger.warning("%s could not be written: %s: %s; the run continues", subject, type(error).__name__, error)
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the base of one run. held: a part of what was held out. wrote: called with each row that is written."""
+    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is written."""
 
     out: Path
     base: Base
     evaluation: EvaluationPart
     checkpoints: CheckpointsPart
-    held: Sequence[HeldBatches]
+    holdouts: Sequence[HeldBatches]
     wrote: Callable[[dict[str, Any]], None]
 
     def at(self, step: int, tokens: int, number: int, *, all_of: Sequence[HeldBatches] | None = None) -> dict[str, Any]:
@@ -61,54 +61,59 @@ class Judge:
             "errors": [],
         }
         parts = (
-            ("held-out texts", lambda: row.update(held_out=self._held(self.held if all_of is None else all_of))),
-            ("samples and suites", lambda: self._ask(row)),
-            *((("the checkpoint's base", lambda: self._keep(step, number)),) if number and all_of is None else ()),
+            (
+                "held-out texts",
+                lambda: row.update(held_out=self._score_holdouts(self.holdouts if all_of is None else all_of)),
+            ),
+            ("samples and suites", lambda: self._generate(row)),
+            *((("the checkpoint's base", lambda: self._save_base(step, number)),) if number and all_of is None else ()),
         )
-        for what, judge in parts:
+        for part_name, judge in parts:
             try:
                 judge()
             except Exception as error:
                 if is_interrupt(error):
                     raise
-                row["errors"].append(f"{what}: {type(error).__name__}: {error}")
-                logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, what, error)
+                row["errors"].append(f"{part_name}: {type(error).__name__}: {error}")
+                logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, part_name, error)
         row["seconds"] = time.perf_counter() - started
         attempt(f"the evaluation of step {step}", lambda: append_jsonl(self.out / EVALUATIONS, [row]))
         attempt(f"the evaluation of step {step} on the terminal and in TensorBoard", lambda: self.wrote(row))
         return row
 
-    def _held(self, held: Sequence[HeldBatches]) -> dict[str, Any]:
-        found = {one.name: asdict(one.score(self.base.model)) for one in held}
-        lost = [name for name, one in found.items() if not math.isfinite(one["nats_per_token"])]
+    def _score_holdouts(self, holdouts: Sequence[HeldBatches]) -> dict[str, Any]:
+        scores = {holdout.name: asdict(holdout.score(self.base.model)) for holdout in holdouts}
+        lost = [name for name, score in scores.items() if not math.isfinite(score["nats_per_token"])]
         if lost:  # no number that a row could hold
             raise TrainingError(f"the loss on {', '.join(lost)} is not finite")
-        return found
+        return scores
 
-    def _ask(self, row: dict[str, Any]) -> None:
-        wanted = self.evaluation
-        if not ((wanted.prompts or wanted.suites) and "generate" in self.base.can):
+    def _generate(self, row: dict[str, Any]) -> None:
+        evaluation = self.evaluation
+        if not ((evaluation.prompts or evaluation.suites) and "generate" in self.base.can):
             return
-        with asked(self._now()) as model:
-            row["samples"] = samples(model, wanted.prompts, wanted.sample_tokens)
-            row["suites"] = suite_rows(model, wanted.suites, wanted.items)
+        with inference_copy(self._current_base()) as model:
+            row["samples"] = samples(model, evaluation.prompts, evaluation.sample_tokens)
+            row["suites"] = suite_rows(model, evaluation.suites, evaluation.items)
 
-    def _now(self) -> Base:
+    def _current_base(self) -> Base:
         """The base in what the run computes in at the moment."""
         return replace(self.base, dtype=next(self.base.model.parameters()).dtype, lineage=dict(self.base.lineage))
 
     @torch.no_grad()
-    def _keep(self, step: int, number: int) -> None:
+    def _save_base(self, step: int, number: int) -> None:
         """This checkpoint as a base, and those that the rules no longer keep removed."""
-        last, every = self.checkpoints.bases, self.checkpoints.bases_every
+        last, interval = self.checkpoints.bases, self.checkpoints.bases_every
         place = self.out / CHECKPOINTS / f"{number:03d}-step-{step}"
-        if (last or (every and number % every == 0)) and not place.exists():
-            now = self._now()
-            export_base(replace(now, lineage={**now.lineage, "made": {"step": step}}), place)
-        found = sorted((self.out / CHECKPOINTS).glob("[0-9]*-step-*"), key=lambda p: int(p.name.partition("-")[0]))
-        kept = {p for p in found if every and int(p.name.partition("-")[0]) % every == 0} | set(
-            found[-last:] if last else ()
+        if (last or (interval and number % interval == 0)) and not place.exists():
+            base = self._current_base()
+            export_base(replace(base, lineage={**base.lineage, "made": {"step": step}}), place)
+        directories = sorted(
+            (self.out / CHECKPOINTS).glob("[0-9]*-step-*"), key=lambda p: int(p.name.partition("-")[0])
         )
-        for old in found:
-            if old not in kept:
+        retained = {p for p in directories if interval and int(p.name.partition("-")[0]) % interval == 0} | set(
+            directories[-last:] if last else ()
+        )
+        for old in directories:
+            if old not in retained:
                 shutil.rmtree(old)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from bedplate.core.progress import console
 from bedplate.pretraining.measure import measure_of
-from bedplate.pretraining.page.page import SEEN
+from bedplate.pretraining.page.page import TOKENS_PREFIX
 from bedplate.pretraining.runfile.counts import shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class LiveView:
         self._live: Live | None = None
         self._last: Mapping[str, Any] = {}
         self._judged: Mapping[str, Any] = {}
-        self._seen: dict[str, int] = {}
+        self._token_counts: dict[str, int] = {}
         self._recent: deque[tuple[float, float]] = deque(maxlen=_RECENT)
         self._losses: list[float] = []
         self._lock = threading.Lock()
@@ -47,7 +47,7 @@ class LiveView:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
             self._live.stop()
@@ -61,8 +61,10 @@ class LiveView:
             seconds = row["tokens"] / row["tokens_per_second"] if row["tokens_per_second"] else 0.0
             self._recent.append((row["tokens"], seconds))
             for name, count in row.items():
-                if name.startswith(SEEN):
-                    self._seen[name.removeprefix(SEEN)] = self._seen.get(name.removeprefix(SEEN), 0) + count
+                if name.startswith(TOKENS_PREFIX):
+                    self._token_counts[name.removeprefix(TOKENS_PREFIX)] = (
+                        self._token_counts.get(name.removeprefix(TOKENS_PREFIX), 0) + count
+                    )
 
     def judged(self, row: Mapping[str, Any]) -> None:
         with self._lock:
@@ -88,28 +90,32 @@ class LiveView:
         return Panel(table, title=self._title, title_align="left")
 
     def _facts(self) -> list[tuple[str, str]]:
-        row, left = self._last, self.seconds_left
+        row, seconds_left = self._last, self.seconds_left
         if not row:
             return [("", "waiting for the first steps")]
         seconds = sum(s for _, s in self._recent)
         speed = sum(t for t, _ in self._recent) / seconds if seconds else 0.0
-        found = [
+        facts = [
             ("step", f"{row['step']:,} of {self._steps:,} ({row['step'] / self._steps:.0%})"),
             ("loss", f"{self._losses[-1]:.4f}  {sparkline(self._losses)}" if self._losses else "not finite"),
             ("learning rate", f"{row['learning_rate']:.3g}   gradient norm {_shown(row['gradient_norm'])}"),
             ("tokens a second", f"{speed:,.0f}" + (f"   MFU {row['mfu']:.1%}" if row.get("mfu") else "")),
-            ("time left", "" if left is None else f"{clock(left)}, until {_at(left)}"),
+            ("time left", "" if seconds_left is None else f"{clock(seconds_left)}, until {_at(seconds_left)}"),
         ]
-        if self._seen:
-            found.append(("tokens seen", ", ".join(f"{name} {shown(count)}" for name, count in self._seen.items())))
-        for name, held in self._judged.get("held_out", {}).items():
-            measure, value = measure_of(held)
-            found.append((f"held out: {name}", f"{value:.3f} {measure} at step {self._judged['step']:,}"))
+        if self._token_counts:
+            facts.append(
+                ("tokens seen", ", ".join(f"{name} {shown(count)}" for name, count in self._token_counts.items()))
+            )
+        for name, score in self._judged.get("held_out", {}).items():
+            measure, value = measure_of(score)
+            facts.append((f"held out: {name}", f"{value:.3f} {measure} at step {self._judged['step']:,}"))
         if self._judged.get("suites"):
-            found.append(("suites", ", ".join(f"{n} {one['value']:.2f}" for n, one in self._judged["suites"].items())))
+            facts.append(
+                ("suites", ", ".join(f"{n} {suite['value']:.2f}" for n, suite in self._judged["suites"].items()))
+            )
         for sample in self._judged.get("samples", ())[:1]:
-            found.append(("sample", f"{sample['prompt']}{sample['text']}"[:400]))
-        return found
+            facts.append(("sample", f"{sample['prompt']}{sample['text']}"[:400]))
+        return facts
 
 
 def sparkline(values: list[float], width: int = 40) -> str:
@@ -119,7 +125,7 @@ def sparkline(values: list[float], width: int = 40) -> str:
     size = max(1, -(-len(values) // width))
     means = [sum(part) / len(part) for part in (values[i : i + size] for i in range(0, len(values), size))]
     low, high = min(means), max(means)
-    return "".join(_BARS[round((one - low) / (high - low or 1) * (len(_BARS) - 1))] for one in means)
+    return "".join(_BARS[round((mean - low) / (high - low or 1) * (len(_BARS) - 1))] for mean in means)
 
 
 def _shown(value: float | None) -> str:
@@ -128,11 +134,11 @@ def _shown(value: float | None) -> str:
 
 def clock(seconds: float) -> str:
     """A span of time as people say it."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder:02d} s" if minutes else f"{remainder} s"
 
 
 def _at(seconds: float) -> str:

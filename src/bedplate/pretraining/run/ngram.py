@@ -19,7 +19,7 @@ class _Order:
     keys: np.ndarray
     counts: np.ndarray
     totals: np.ndarray
-    taken: np.ndarray
+    discounted: np.ndarray
     discounts: np.ndarray
 
 
@@ -35,19 +35,19 @@ class NgramModel:
             tuple[np.ndarray, np.ndarray]
         ] = []  # of each order, its n-grams' keys at every place; their contexts
         context = np.zeros(len(ids), dtype=np.int64)  # the empty context is number 0
-        known = [np.zeros(1, dtype=np.int64)]
+        unique_keys = [np.zeros(1, dtype=np.int64)]
         for size in range(1, order + 1):
             at = ids[size - 1 :]
             keys = context[: len(at)] * vocabulary + at
             grams.append((keys, context[: len(at)]))
             unique, number = np.unique(keys, return_inverse=True)
-            known.append(unique)
+            unique_keys.append(unique)
             context = number
-        self._contexts = known
+        self._contexts = unique_keys
         for size in range(1, order + 1):
-            self._orders.append(self._fit(grams, known, size))
+            self._orders.append(self._fit(grams, unique_keys, size))
 
-    def _fit(self, grams: list[tuple[np.ndarray, np.ndarray]], known: list[np.ndarray], size: int) -> _Order:
+    def _fit(self, grams: list[tuple[np.ndarray, np.ndarray]], unique_keys: list[np.ndarray], size: int) -> _Order:
         keys = grams[size - 1][0]
         if size == self.order:
             unique, counts = np.unique(keys, return_counts=True)
@@ -57,17 +57,17 @@ class NgramModel:
             ends = keys[1:][first] if len(longer) else keys[:0]
             unique, counts = np.unique(ends, return_counts=True)
         contexts = unique // self.vocabulary
-        number = len(known[size - 1])
+        number = len(unique_keys[size - 1])
         counted = counts.astype(np.float64)
         discounts = _discounts(counts)
-        take = discounts[np.minimum(counts, 3)]
+        discount = discounts[np.minimum(counts, 3)]
         totals = np.bincount(contexts, counted, minlength=number)
-        taken = np.bincount(contexts, take, minlength=number)
-        return _Order(unique, counted, totals, taken, discounts)
+        discounted = np.bincount(contexts, discount, minlength=number)
+        return _Order(unique, counted, totals, discounted, discounts)
 
     def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """Of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
-        found = np.full(len(tokens), 1.0 / self.vocabulary)
+        estimates = np.full(len(tokens), 1.0 / self.vocabulary)
         for size in range(1, self.order + 1):
             context, valid = self._number(history[:, history.shape[1] - (size - 1) :])
             part = self._orders[size - 1]
@@ -75,21 +75,21 @@ class NgramModel:
             keys = context * self.vocabulary + tokens
             at = np.minimum(np.searchsorted(part.keys, keys), len(part.keys) - 1)
             counts = np.where(valid & (part.keys[at] == keys), part.counts[at], 0.0)
-            kept = counts - part.discounts[np.minimum(counts, 3).astype(np.int64)]
-            seen = totals > 0
-            safe = np.where(seen, totals, 1.0)
-            found = np.where(seen, kept / safe + part.taken[context] / safe * found, found)
-        return found
+            discounted = counts - part.discounts[np.minimum(counts, 3).astype(np.int64)]
+            observed = totals > 0
+            safe = np.where(observed, totals, 1.0)
+            estimates = np.where(observed, discounted / safe + part.discounted[context] / safe * estimates, estimates)
+        return estimates
 
     def _number(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of contexts, and which of them were seen."""
         context = np.zeros(len(history), dtype=np.int64)
         valid = np.ones(len(history), dtype=bool)
         for place in range(history.shape[1]):
-            token, known = history[:, place], self._contexts[place + 1]
+            token, contexts = history[:, place], self._contexts[place + 1]
             keys = context * self.vocabulary + token
-            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            valid &= (token >= 0) & (known[at] == keys)
+            at = np.minimum(np.searchsorted(contexts, keys), len(contexts) - 1)
+            valid &= (token >= 0) & (contexts[at] == keys)
             context = np.where(valid, at, 0)
         return context, valid
 
@@ -112,5 +112,5 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
     n1, n2, n3, n4 = (int((counts == n).sum()) for n in (1, 2, 3, 4))
     y = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
     pairs = ((1, n1, n2), (2, n2, n3), (3, n3, n4))
-    found = [n - (n + 1) * y * after / own if own else y for n, own, after in pairs]
-    return np.array([0.0, *(one if one > 0 else y for one in found)])
+    discounts = [n - (n + 1) * y * after / count if count else y for n, count, after in pairs]
+    return np.array([0.0, *(discount if discount > 0 else y for discount in discounts)])

@@ -28,12 +28,12 @@ from bedplate.pretraining.run.gathered import gathered
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
-from bedplate.pretraining.run.written import Planned, Pretrained, Written
+from bedplate.pretraining.run.written import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.config import Asked
+from bedplate.training.config import DtypeChoice
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import CorruptedSource, Corrupting, Models, Words
+from bedplate.training.objectives import CorruptedSource, Corrupting, Models, CorruptionVocabulary
 from bedplate.training.parallel.launch import launched
 from bedplate.training.parallel.processes import Processes
 from bedplate.training.ranks import ALONE, Ranks
@@ -67,14 +67,14 @@ def pretrain(
     with launched(), ExitStack() as around:
         processes = Processes()
         around.enter_context(silent(not processes.main))
-        directory = processes.told(lambda: around.enter_context(opened(run, out)))
+        directory = processes.broadcast(lambda: around.enter_context(opened(run, out)))
         for change in directory.changed if processes.main else ():
             logger.warning("the run file has changed since the run was begun: %s", change)
         planned = processes.in_turn(lambda: _planned(run, directory, processes.world, catalogued))
         return _Run(planned, processes).finish()
 
 
-def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool) -> Planned:
+def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool) -> PreparedRun:
     """Reads all that the run begins with. What is trained or built for it is kept in its directory, where the next one
     that asks finds it."""
     axes = run.parallel.sizes(world)
@@ -83,7 +83,7 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
     base = parent or _new_base(run, data, directory.path)
     settings = settings_of(run, base.spec, sum(data.tokens.values()))
     check_shares(settings.sizes, axes)
-    return Planned(
+    return PreparedRun(
         run,
         directory,
         data,
@@ -92,7 +92,7 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
         None if parent is None else parent.identity.weights_id,
         settings,
         run.made_objective(base.spec.prediction_modules),
-        Words(data.tokenizer, base.spec.vocab_size, base.decoder_start, base.spec.pooling),
+        CorruptionVocabulary(data.tokenizer, base.spec.vocab_size, base.decoder_start, base.spec.pooling),
         ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1),
         catalogued,
     )
@@ -133,40 +133,40 @@ def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
 class _Run:
     """All processes go through it together, each with a part of the model where there are several."""
 
-    def __init__(self, planned: Planned, processes: Processes) -> None:
+    def __init__(self, planned: PreparedRun, processes: Processes) -> None:
         self.planned, self.processes, self.out = planned, processes, planned.directory.path
         self.ranks: Ranks = ALONE
-        self.written: Written | None = None
-        processes.told(self._write)
+        self.written: RunOutputs | None = None
+        processes.broadcast(self._write)
 
     def _write(self) -> None:
-        self.written = Written(self.planned)
+        self.written = RunOutputs(self.planned)
 
     def finish(self) -> Pretrained:
         """From where it stands to the end."""
         try:
             self.ranks = self._shared()
             store = store_of(self.out, self.ranks)
-            stood = store.latest() or 0
-            with nullcontext() if self.written is None else self.written.followed(stood):
-                self._before(stood)
+            start_step = store.latest() or 0
+            with nullcontext() if self.written is None else self.written.followed(start_step):
+                self._before(start_step)
                 result = self._train(store)
                 base = gathered(self.planned.base, self.ranks)
-                last = self._once(lambda written: written.at_the_end(base, result))
-            return self._once(lambda written: written.end(base, result, last))
+                last = self._on_writer(lambda written: written.at_the_end(base, result))
+            return self._on_writer(lambda written: written.end(base, result, last))
         except BaseException as error:
             if self.written is not None:
                 self.written.stopped(error)
             raise
 
-    def _once(self, call: Callable[[Written], T]) -> T:
+    def _on_writer(self, call: Callable[[RunOutputs], T]) -> T:
         """What the process that writes makes of it."""
 
-        def asked() -> T:
+        def invoke() -> T:
             assert self.written is not None
             return call(self.written)
 
-        return self.processes.told(asked)
+        return self.processes.broadcast(invoke)
 
     def _shared(self) -> Ranks:
         """The model, given out to the processes."""
@@ -174,24 +174,24 @@ class _Run:
             return ALONE
         from bedplate.training.parallel.apply import parallelised
 
-        return parallelised(self.planned.base.model, self.planned.run.parallel, self.processes.told(self._dtype))
+        return parallelised(self.planned.base.model, self.planned.run.parallel, self.processes.broadcast(self._dtype))
 
-    def _dtype(self) -> Asked:
+    def _dtype(self) -> DtypeChoice:
         """What several processes compute in: what the file says, else what a run that is gone on with began in."""
         if self.planned.run.dtype != "auto":
             return self.planned.run.dtype
         store = store_of(self.out, ALONE)
         step = store.latest()
-        known = {} if step is None else store.values(step).get("arithmetic", {})
-        return cast(Asked, known.get("dtype", "auto"))
+        arithmetic = {} if step is None else store.values(step).get("arithmetic", {})
+        return cast(DtypeChoice, arithmetic.get("dtype", "auto"))
 
     def _train(self, store: StateStore) -> TrainResult:
         planned = self.planned
         base, settings, objective = planned.base, planned.settings, planned.objective
-        source = planned.data.make(settings.rows, settings.steps, self.ranks.shard)
+        source = planned.data.make_source(settings.rows, settings.steps, self.ranks.shard)
         if isinstance(objective, Corrupting):
             source = CorruptedSource(source, objective, planned.words, planned.run.seed)
-            objective = objective.among(self.ranks)
+            objective = objective.for_ranks(self.ranks)
         return train(
             base.model,
             source,
@@ -211,15 +211,15 @@ class _Run:
             utilisation=None if self.written is None else self.written.utilisation,
         )
 
-    def _before(self, stood: int) -> None:
-        wanted = self.written is not None and stood == 0 and self.planned.parent is not None
-        if self.ranks.agreed(wanted and not evaluations(self.out))[0]:
+    def _before(self, start_step: int) -> None:
+        is_due = self.written is not None and start_step == 0 and self.planned.parent is not None
+        if self.ranks.agreed(is_due and not evaluations(self.out))[0]:
             base = gathered(self.planned.base, self.ranks)
-            self._once(lambda written: written.before(base))
+            self._on_writer(lambda written: written.before(base))
 
     def _checkpoint(self, step: int, models: Models) -> None:
         if step == self.planned.settings.steps:
             return  # judged on all of the held-out texts, when the models are in their own dtype again
         model = self.planned.base.model
         base = gathered(self.planned.base, self.ranks, self.ranks.computes_in(next(model.parameters())))
-        self._once(lambda written: written.checkpoint(base, step))
+        self._on_writer(lambda written: written.checkpoint(base, step))

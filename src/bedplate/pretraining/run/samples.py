@@ -23,13 +23,13 @@ _WEIGHTS: dict[str, Literal["float32", "bfloat16"]] = {"float32": "float32", "bf
 
 
 def as_base(
-    model: Model, spec: TextSpec, family: Family, tokenizer: Tokenizer, name: str, place: Path, **more: Any
+    model: Model, spec: TextSpec, family: Family, tokenizer: Tokenizer, name: str, place: Path, **base_fields: Any
 ) -> Base:
     """The model as a base of this name. It has no identity before it is written."""
     first = next(model.parameters())
     return Base(
         spec=spec,
-        held=model,
+        raw_model=model,
         tokenizer=tokenizer,
         family=family,
         identified=Identity("", tokenizer.identity),
@@ -38,18 +38,18 @@ def as_base(
         dtype=first.dtype,
         device=first.device,
         stored_dtype=dtype_name(first.dtype),
-        **more,
+        **base_fields,
     )
 
 
 @contextmanager
-def asked(base: Base) -> Generator[LocalModel]:
+def inference_copy(base: Base) -> Generator[LocalModel]:
     """A copy of its weights, ready to generate and score; gone afterwards."""
     copy = build(base.spec, base.dtype, "meta")
     state = {name: tensor.detach().clone() for name, tensor in base.model.state_dict().items()}
     copy.load_state_dict(state, assign=True)
     copy.requires_grad_(False).eval()
-    held = as_base(
+    snapshot = as_base(
         copy,
         base.spec,
         base.family,
@@ -60,7 +60,7 @@ def asked(base: Base) -> Generator[LocalModel]:
     )
     with (
         torch.inference_mode(False),
-        LocalModel(held, weights=_WEIGHTS.get(held.stored_dtype, "auto"), kernel="torch") as model,
+        LocalModel(snapshot, weights=_WEIGHTS.get(snapshot.stored_dtype, "auto"), kernel="torch") as model,
     ):
         yield model
 
@@ -68,9 +68,9 @@ def asked(base: Base) -> Generator[LocalModel]:
 def samples(model: LocalModel, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
     """How each prompt goes on, the likeliest token each time."""
     room = model.base.spec.main.context_length
-    found: list[dict[str, str]] = []
+    texts: list[dict[str, str]] = []
     for prompt in prompts:
         length = len(model.tokenizer.encode_prompt(prompt))
-        made = model.generate(prompt, max_tokens=max(1, min(tokens, room - length)))
-        found.append({"prompt": prompt, "text": made.text})
-    return found
+        generation = model.generate(prompt, max_tokens=max(1, min(tokens, room - length)))
+        texts.append({"prompt": prompt, "text": generation.text})
+    return texts

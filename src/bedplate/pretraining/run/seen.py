@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bedplate.pretraining.page.page import SEEN
+from bedplate.pretraining.page.page import TOKENS_PREFIX
 from bedplate.training.batch import PackedBatch
 from bedplate.training.sources import BatchSource
 
@@ -19,7 +19,7 @@ class SourcedBatch(PackedBatch):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        return {**super().counts, **{f"{SEEN}{name}": count for name, count in self.by_source.items()}}
+        return {**super().counts, **{f"{TOKENS_PREFIX}{name}": count for name, count in self.by_source.items()}}
 
 
 class BySource:
@@ -50,8 +50,8 @@ class BySource:
         self._inner.load_state(state)
 
     def _counted(self, batch: PackedBatch) -> SourcedBatch:
-        found = dict.fromkeys(self._names, 0)  # every name in every batch: ranks add up the same ones
-        own = batch.lengths[len(batch.lengths) - len(batch.ids) :]
-        for name, length in zip(batch.ids, own, strict=True):
-            found[name.partition(":")[0]] += length
-        return SourcedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)}, by_source=found)
+        counts = dict.fromkeys(self._names, 0)  # every name in every batch: ranks add up the same ones
+        lengths = batch.lengths[len(batch.lengths) - len(batch.ids) :]
+        for name, length in zip(batch.ids, lengths, strict=True):
+            counts[name.partition(":")[0]] += length
+        return SourcedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)}, by_source=counts)

@@ -9,19 +9,19 @@ import pydantic
 
 from bedplate.core.errors import ConfigError
 from bedplate.models.specs import TextSpec
-from bedplate.pretraining.plan.sizes import Sizes, sizes_of
-from bedplate.pretraining.run.corpus import Rows
+from bedplate.pretraining.plan.sizes import RunSizes, sizes_of
+from bedplate.pretraining.run.corpus import RowShape
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What follows from the file."""
 
     config: TrainConfig
-    rows: Rows
-    sizes: Sizes
+    rows: RowShape
+    sizes: RunSizes
 
     @property
     def steps(self) -> int:
@@ -43,11 +43,11 @@ class Settings:
         }
 
 
-def settings_of(run: RunFile, spec: TextSpec, available: int) -> Settings:
+def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
     """available: tokens that there are to learn, once. ConfigError for settings that cannot be."""
     sizes = sizes_of(run, spec, available)
-    rows = Rows(sizes.length, sizes.batch, sizes.micro)
-    return Settings(_config(run, sizes.rate, sizes.steps), rows, sizes)
+    rows = RowShape(sizes.length, sizes.batch, sizes.micro)
+    return RunSettings(_config(run, sizes.rate, sizes.steps), rows, sizes)
 
 
 def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
@@ -73,9 +73,9 @@ def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
         "router": run.router,
         "recompute": run.recompute,
     }
-    own = [name for name in optimizer.settings if name in fields]
-    if own:
-        raise ConfigError(f"optimizer.settings.{own[0]}: the run file has a key of its own for it")
+    reserved = [name for name in optimizer.settings if name in fields]
+    if reserved:
+        raise ConfigError(f"optimizer.settings.{reserved[0]}: the run file has a key of its own for it")
     if optimizer.name != "adamw":
         fields["optimizer"] = optimizer.name
     try:

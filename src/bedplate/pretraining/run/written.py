@@ -16,7 +16,7 @@ from bedplate.core.shown import Brief
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.card import model_card
-from bedplate.pretraining.page.page import seen, texts_tokens, write_page
+from bedplate.pretraining.page.page import tokens_by_source, texts_tokens, write_page
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.corpus import RunData
@@ -25,11 +25,11 @@ from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of, reads_in_order
 from bedplate.pretraining.run.judging import Judge, attempt
 from bedplate.pretraining.run.live import LiveView
-from bedplate.pretraining.run.settings import Settings
+from bedplate.pretraining.run.settings import RunSettings
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.training.loop import TrainResult
-from bedplate.training.objectives import Corrupting, Objective, Words
+from bedplate.training.objectives import Corrupting, Objective, CorruptionVocabulary
 from bedplate.training.state import METRICS_FILE
 from bedplate.training.utilisation import utilisation_of
 
@@ -49,7 +49,7 @@ class Pretrained(Brief):
 
 
 @dataclass(frozen=True)
-class Planned:
+class PreparedRun:
     """A run before its first step. base: what is trained, with the weights that it begins with; parent: the name of the
     base that it is gone on from, parents_id: that one's weights. layout: how several processes share it, "" for one.
     catalogued: whether its base is entered in the catalogue."""
@@ -60,32 +60,32 @@ class Planned:
     base: Base
     parent: str | None
     parents_id: str | None
-    settings: Settings
+    settings: RunSettings
     objective: Objective[Any]
-    words: Words
+    words: CorruptionVocabulary
     layout: str
     catalogued: bool
 
 
-class Written:
+class RunOutputs:
     """Of one run, by the one process that writes."""
 
-    def __init__(self, planned: Planned) -> None:
+    def __init__(self, planned: PreparedRun) -> None:
         self._planned, self._out = planned, planned.directory.path
         self._tensorboard: TensorBoard | None = None
         run, base = planned.run, planned.base
         self.utilisation = utilisation_of(base.spec, planned.settings.rows.length, base.device, run.dtype)
         self._live = LiveView(run.run, planned.settings.steps)
-        held = self._held(run.evaluation.tokens)
-        self._judge = Judge(self._out, base, run.evaluation, run.checkpoints, held, self._judged)
+        holdouts = self._holdout_batches(run.evaluation.tokens)
+        self._judge = Judge(self._out, base, run.evaluation, run.checkpoints, holdouts, self._judged)
 
     @contextmanager
-    def followed(self, stood: int) -> Generator[None]:
-        """The run goes on from step `stood` while it is open."""
+    def followed(self, start_step: int) -> Generator[None]:
+        """The run goes on from step `start_step` while it is open."""
         self._record("running")
         takers: list[Callable[[Mapping[str, Any]], None]] = [self._live]
         with ExitStack() as around:
-            self._tensorboard = TensorBoard.where_installed(self._out / places.TENSORBOARD, stood)
+            self._tensorboard = TensorBoard.where_installed(self._out / places.TENSORBOARD, start_step)
             if self._tensorboard is not None:
                 takers.append(self._tensorboard)
                 around.callback(self._tensorboard.close)
@@ -113,15 +113,15 @@ class Written:
         """On all of the held-out texts, or as many as the file says; the row."""
         self._record("judged at the end")
         number = self._number(result.steps)
-        held = self._held(self._planned.run.evaluation.end_tokens)
-        return self._of(base).at(result.steps, self._tokens(result.steps), number, all_of=held)
+        holdouts = self._holdout_batches(self._planned.run.evaluation.end_tokens)
+        return self._of(base).at(result.steps, self._tokens(result.steps), number, all_of=holdouts)
 
     def _of(self, base: Base) -> Judge:
         return replace(self._judge, base=base)
 
     def _number(self, step: int) -> int:
-        every = self._planned.settings.config.save_steps or 1
-        return -(-step // every)
+        interval = self._planned.settings.config.save_steps or 1
+        return -(-step // interval)
 
     def _tokens(self, step: int) -> int:
         rows = read_jsonl(self._out / METRICS_FILE, allow_torn_tail=True)
@@ -132,16 +132,18 @@ class Written:
         if self._tensorboard is not None:
             self._tensorboard.judged(row)
 
-    def _held(self, limit: int | None) -> Sequence[HeldBatches]:
+    def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
         corrupted = planned.objective if isinstance(planned.objective, Corrupting) else None
         rows = planned.settings.rows
-        return [held_out(one, rows, size, starts, limit, corrupted, planned.words) for one in planned.data.held]
+        return [
+            held_out(holdout, rows, size, starts, limit, corrupted, planned.words) for holdout in planned.data.holdouts
+        ]
 
     # --- what is known
 
-    def _record(self, status: str, **more: Any) -> None:
+    def _record(self, status: str, **extra_fields: Any) -> None:
         planned = self._planned
         data, settings = planned.data, planned.settings
         sources = {
@@ -178,7 +180,7 @@ class Written:
                 "bytes_per_token": data.bytes_per_token,
                 **data.about,
             },
-            **more,
+            **extra_fields,
         )
 
     def _page(self) -> None:
@@ -190,21 +192,21 @@ class Written:
     def end(self, base: Base, result: TrainResult, last: Mapping[str, Any]) -> Pretrained:
         """Writes the base, and what belongs beside it."""
         rows = read_jsonl(self._out / METRICS_FILE, allow_torn_tail=True)
-        done = {
+        totals = {
             "tokens_seen": texts_tokens(rows),
-            "seen": seen(rows),
+            "seen": tokens_by_source(rows),
             "seconds": result.seconds,
             "arithmetic": result.arithmetic.to_json(),
         }
-        self._record("trained", **done)
+        self._record("trained", **totals)
         place = self._export(base, result)
-        found = self._baselines()
-        self._record("finished", baselines=found, **done)
+        baseline_scores = self._baselines()
+        self._record("finished", baselines=baseline_scores, **totals)
         if self._planned.catalogued:
             self._catalogue(place)
         atomic_write(place / "README.md", model_card(self._planned.directory.record(), last, self._planned.parent))
         self._page()
-        return Pretrained(self._out, place, result, last, found)
+        return Pretrained(self._out, place, result, last, baseline_scores)
 
     def _catalogue(self, place: Path) -> None:
         """Entered where skins find their bases; a catalogue that cannot be written costs a warning."""
@@ -221,14 +223,14 @@ class Written:
 
     def _baselines(self) -> dict[str, dict[str, float]]:
         planned = self._planned
-        kept = planned.directory.record().get("baselines")
-        if kept is not None:
-            return kept
+        recorded = planned.directory.record().get("baselines")
+        if recorded is not None:
+            return recorded
         if not planned.run.evaluation.baselines or not reads_in_order(planned.objective):
             return {}  # those say how likely a text is, in the order in which it is written
         try:
-            held = [part_of(one, planned.run.evaluation.end_tokens) for one in planned.data.held]
-            return baselines(planned.data.stream, held, planned.data.tokenizer.vocab_size)
+            holdouts = [part_of(holdout, planned.run.evaluation.end_tokens) for holdout in planned.data.holdouts]
+            return baselines(planned.data.stream, holdouts, planned.data.tokenizer.vocab_size)
         except Exception as error:  # the base is written: counting words is not to cost it
             if is_interrupt(error):
                 raise
@@ -238,12 +240,12 @@ class Written:
     def _export(self, base: Base, result: TrainResult) -> Path:
         """The base, with its run as lineage; one that a finished run wrote stays whole until this one is."""
         place, record = self._out / places.BASE, self._planned.directory.record()
-        made = {
+        provenance = {
             key: record[key]
             for key in ("run", "objective", "settings", "machine", "data", "seen", "seconds", "arithmetic")
         }
-        kept = {k: v for k, v in base.lineage.items() if k not in ("parent", "source", "same_values")}
-        lineage = {**kept, "name": self._planned.run.run, "made": made}
+        inherited = {k: v for k, v in base.lineage.items() if k not in ("parent", "source", "same_values")}
+        lineage = {**inherited, "name": self._planned.run.run, "made": provenance}
         if not all(p.isfinite().all() for p in base.model.parameters()):
             raise TrainingError(f"{self._out}: weights are not finite after step {result.steps}; no base is written")
         identity = replace(base.identity, equivalent_of=None)

@@ -13,23 +13,23 @@ MAY = ("run", "checkpoints", "evaluation", "hardware", "parallel", "log_steps", 
 
 
 @dataclass(frozen=True)
-class Change:
+class RunFileChange:
     """One value of the file. allowed: whether a run that has begun may go on with it."""
 
     key: str
     before: Any
-    now: Any
+    after: Any
     allowed: bool
 
     def __str__(self) -> str:
-        return f"{self.key}: {brief(self.before)} before, {brief(self.now)} now"
+        return f"{self.key}: {brief(self.before)} before, {brief(self.after)} now"
 
 
-def changes(before: RunFile, now: RunFile) -> list[Change]:
+def changes(before: RunFile, after: RunFile) -> list[RunFileChange]:
     """Every value in which two files differ, in the order of their keys."""
-    old, new = flat(before.model_dump(mode="json")), flat(now.model_dump(mode="json"))
+    old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
     return [
-        Change(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
+        RunFileChange(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

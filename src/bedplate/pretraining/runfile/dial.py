@@ -36,14 +36,14 @@ SIZES: dict[str, float] = {
 
 TOKENS_A_PARAMETER = 20
 _STEP = 64
-_WIDE, _WIDEST = 2048, 32_768
+_LARGE_WIDTH, _WIDEST = 2048, 32_768
 """From the first on heads are twice as large, and with them the steps of the width."""
 MOST_RATE = 1e-2
 """The fit is of runs from 1e17 operations on; the smallest ones here would be given a rate at which they diverge."""
 
 
 @dataclass(frozen=True)
-class Shape:
+class DecoderShape:
     """Sizes of a decoder with a gated feed-forward, in counts of features, layers and heads."""
 
     width: int
@@ -72,27 +72,27 @@ class Shape:
         }
 
 
-def shape_of_width(width: int) -> Shape:
+def shape_of_width(width: int) -> DecoderShape:
     """The shape whose only free number is the width, a multiple of its heads' size."""
-    head_size = 128 if width >= _WIDE else 64
+    head_size = 128 if width >= _LARGE_WIDTH else 64
     heads = max(1, width // head_size)
     shared = next(n for n in (4, 2, 1) if heads % n == 0)
     layers = max(2, round(max(min(width / 64, 32), width / 128)))
-    return Shape(width, layers, heads, heads // shared, head_size, -(-8 * width // 3 // _STEP) * _STEP)
+    return DecoderShape(width, layers, heads, heads // shared, head_size, -(-8 * width // 3 // _STEP) * _STEP)
 
 
-def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> Shape:
+def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> DecoderShape:
     """The shape whose parameters are nearest. ConfigError where no such model is near: under half or over twice."""
-    widths = (*range(_STEP, _WIDE, _STEP), *range(_WIDE, _WIDEST + 1, 2 * _STEP))
+    widths = (*range(_STEP, _LARGE_WIDTH, _STEP), *range(_LARGE_WIDTH, _WIDEST + 1, 2 * _STEP))
     shapes = [shape_of_width(width) for width in widths]
     best = min(shapes, key=lambda shape: abs(shape.parameters(vocabulary, tied) - parameters))
     if best.parameters(vocabulary, tied) < 0.5 * parameters:  # as a ratio the next larger one may be nearer
         best = min(shapes, key=lambda shape: abs(math.log(shape.parameters(vocabulary, tied) / parameters)))
-    found = best.parameters(vocabulary, tied)
-    if not 0.5 <= found / parameters <= 2:
+    nearest_count = best.parameters(vocabulary, tied)
+    if not 0.5 <= nearest_count / parameters <= 2:
         raise ConfigError(
             f"no model of about {parameters:,.0f} parameters has a vocabulary of {vocabulary:,}: the nearest has "
-            f"{found:,}; ask for other `params`, or take a smaller vocabulary"
+            f"{nearest_count:,}; ask for other `params`, or take a smaller vocabulary"
         )
     return best
 

@@ -15,7 +15,7 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.models.specs.recompute import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.config import Asked, Fraction, RouterConfig
+from bedplate.training.config import DtypeChoice, Fraction, RouterConfig
 from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.schedules import ScheduleName
 
@@ -30,7 +30,7 @@ STDLIB = "stdlib"
 """The source of texts that is this Python's own library."""
 
 
-class TextSource(Strict):
+class TextsPart(Strict):
     """Documents: `stdlib` (the modules of the running Python's own library), a directory of text files, a .txt or .md
     file, a data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file with the text in `column`.
 
@@ -56,7 +56,7 @@ class TokenizerPart(Strict):
     source: str | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if (self.vocab_size is None) == (self.source is None):
             raise ValueError("give `vocab_size`, to train a tokenizer, or `source`, to take one; one of them")
         return self
@@ -73,7 +73,7 @@ class DataPart(Strict):
 
     corpus: str | None = None
     recipe: str | None = None
-    sources: tuple[TextSource, ...] = ()
+    sources: tuple[TextsPart, ...] = ()
     tokenizer: TokenizerPart | None = None
     held_out: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     weights: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict[str, float])
@@ -81,15 +81,15 @@ class DataPart(Strict):
     general: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [name for name in ("corpus", "recipe", "sources") if getattr(self, name)]
-        if len(given) != 1:
-            what = f"{' and '.join(given)} are given" if given else "none is given"
-            raise ValueError(f"data is one of corpus, recipe and sources; {what}")
-        names = [one.name for one in self.sources]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two sources are called {twice!r}; give each its own name")
+    def _check_exclusive(self) -> Self:
+        chosen = [name for name in ("corpus", "recipe", "sources") if getattr(self, name)]
+        if len(chosen) != 1:
+            problem = f"{' and '.join(chosen)} are given" if chosen else "none is given"
+            raise ValueError(f"data is one of corpus, recipe and sources; {problem}")
+        names = [source.name for source in self.sources]
+        duplicate = next((name for name in names if names.count(name) > 1), None)
+        if duplicate is not None:
+            raise ValueError(f"two sources are called {duplicate!r}; give each its own name")
         unknown = next((name for name in self.weights if self.sources and name not in names), None)
         if unknown is not None:
             raise ValueError(f"`weights` names {unknown!r}, and the sources are {', '.join(names)}")
@@ -119,13 +119,13 @@ class ModelPart(Strict):
     tied: bool = True
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [name for name in ("size", "params", "preset", "config") if getattr(self, name) is not None]
-        if len(given) != 1:
-            what = f"{' and '.join(given)} are given" if given else "none is given"
-            raise ValueError(f"a model is one of size, params, preset and config; {what}")
-        if self.fields and given[0] in ("preset", "config"):
-            raise ValueError(f"`fields` go over what the dial gives, not over {given[0]}")
+    def _check_exclusive(self) -> Self:
+        chosen = [name for name in ("size", "params", "preset", "config") if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            problem = f"{' and '.join(chosen)} are given" if chosen else "none is given"
+            raise ValueError(f"a model is one of size, params, preset and config; {problem}")
+        if self.fields and chosen[0] in ("preset", "config"):
+            raise ValueError(f"`fields` go over what the dial gives, not over {chosen[0]}")
         return self
 
     @property
@@ -233,7 +233,7 @@ class RunFile(Strict):
     hardware: HardwarePart = HardwarePart()
     parallel: ParallelConfig = ParallelConfig()
     router: RouterConfig = RouterConfig()
-    dtype: Asked = "auto"
+    dtype: DtypeChoice = "auto"
     recompute: Recompute = "none"
     log_steps: Annotated[int, Field(ge=1)] = 10
     seed: Annotated[int, Field(ge=0)] = 0
@@ -241,7 +241,7 @@ class RunFile(Strict):
     _directory: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_exclusive(self) -> Self:
         if (self.model is None) == (self.base is None):
             raise ValueError("give `model`, to build one, or `base`, to continue from one; one of them")
         if self.base is not None and self.data.tokenizer is not None:
@@ -280,16 +280,16 @@ class RunFile(Strict):
 
 def read_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file without looking at what its objective needs, which loads torch. ConfigError as `load_run`."""
-    found = load_config(path, RunFile, overrides)
-    found.lies_in(Path(path).parent)
-    return found
+    run = load_config(path, RunFile, overrides)
+    run.lies_in(Path(path).parent)
+    return run
 
 
 def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file. ConfigError names what is wrong with it, where, and the nearest valid key."""
-    found = read_run(path, overrides)
+    run = read_run(path, overrides)
     try:
-        found.made_objective()
+        run.made_objective()
     except ConfigError as error:
         raise ConfigError(f"{path}: objective: {error}") from error
-    return found
+    return run

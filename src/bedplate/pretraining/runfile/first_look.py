@@ -18,7 +18,7 @@ from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
-from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextSource, read_run
+from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart, read_run
 
 OBJECTIVES = (
     *("next_token", "masked", "span_corruption", "mixture_of_denoisers", "fill_in_middle", "contrastive"),
@@ -71,7 +71,7 @@ def _check_data(run: RunFile) -> None:
             check_base(data.tokenizer.source)
 
 
-def _check_text(source: TextSource, directory: Path) -> None:
+def _check_text(source: TextsPart, directory: Path) -> None:
     """As `run.texts.read_source` tells texts apart."""
     if source.source == STDLIB:
         return

@@ -20,13 +20,13 @@ import numpy as np
 from bedplate.core.errors import UsageError
 
 Form = Literal["power", "floor", "chinchilla"]
-LEAST: dict[Form, int] = {"power": 3, "floor": 4, "chinchilla": 6}
+MIN_RUNS: dict[Form, int] = {"power": 3, "floor": 4, "chinchilla": 6}
 """Runs that a form needs: one more than its constants."""
 _STARTS = 8
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """One run. parameters: without the token table; loss: nats a token on held-out texts."""
 
     name: str
@@ -37,7 +37,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class LossPrediction:
     """loss: the law's; low, high: within which one more run lies, at `confidence`."""
 
     loss: float
@@ -62,7 +62,7 @@ class Law:
         """Of freedom that are left."""
         return self.points - len(self._theta)
 
-    def predict(self, point: Point, confidence: float = 0.95) -> Prediction:
+    def predict(self, point: ScalingPoint, confidence: float = 0.95) -> LossPrediction:
         """What one more run of this size is predicted to reach."""
         from scipy import stats
 
@@ -71,36 +71,36 @@ class Law:
         slope = _jacobian(self.form, self._theta, inputs)[0]
         spread = float(np.sqrt(max(0.0, slope @ self._covariance @ slope) + self.residual**2))
         reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * spread
-        return Prediction(
+        return LossPrediction(
             float(np.exp(center)), float(np.exp(center - reach)), float(np.exp(center + reach)), confidence
         )
 
 
-def fit(points: Sequence[Point], form: Form | None = None) -> Law:
+def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
     """The law of these runs; form None: `floor` where there are runs enough for it, else `power`. UsageError for too
     few runs, or runs of one size."""
-    form = form or ("floor" if len(points) >= LEAST["floor"] else "power")
-    if form not in LEAST:
-        raise UsageError(f"there is no law {form!r}; there are {', '.join(LEAST)}")
-    if len(points) < LEAST[form]:
+    form = form or ("floor" if len(points) >= MIN_RUNS["floor"] else "power")
+    if form not in MIN_RUNS:
+        raise UsageError(f"there is no law {form!r}; there are {', '.join(MIN_RUNS)}")
+    if len(points) < MIN_RUNS[form]:
         raise UsageError(
-            f"the law {form!r} needs at least {LEAST[form]} runs beside the held-out one, not {len(points)}"
+            f"the law {form!r} needs at least {MIN_RUNS[form]} runs beside the held-out one, not {len(points)}"
         )
     inputs, losses = _inputs(points), np.log([point.loss for point in points])
     if len(np.unique(inputs[:, 0])) < 2:
         raise UsageError("all runs are of one size; a law needs runs of several")
     theta = _least_squares(form, inputs, losses)
     names, number = _FORMS[form][1], len(theta)
-    left = losses - _FORMS[form][0](theta, inputs)
+    residuals = losses - _FORMS[form][0](theta, inputs)
     degrees = len(points) - number
-    variance = float(left @ left) / degrees
+    variance = float(residuals @ residuals) / degrees
     jacobian = _jacobian(form, theta, inputs)
     covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
     constants = {name: float(value) for name, value in zip(names, _FORMS[form][2](theta), strict=True)}
     return Law(form, constants, float(np.sqrt(variance)), len(points), theta, covariance)
 
 
-def _inputs(points: Sequence[Point]) -> np.ndarray:
+def _inputs(points: Sequence[ScalingPoint]) -> np.ndarray:
     """Logarithms of operations, parameters and tokens [N, 3], about 1e12, 1e6 and 1e6 as zero."""
     return np.log([[p.flops / 1e12, p.parameters / 1e6, p.tokens / 1e6] for p in points])
 
@@ -114,8 +114,8 @@ def _floor(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _chinchilla(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    both = np.logaddexp(theta[0] - theta[1] * x[:, 1], theta[2] - theta[3] * x[:, 2])
-    return np.logaddexp(theta[4], both)
+    terms = np.logaddexp(theta[0] - theta[1] * x[:, 1], theta[2] - theta[3] * x[:, 2])
+    return np.logaddexp(theta[4], terms)
 
 
 def _power_constants(t: np.ndarray) -> tuple[float, ...]:
@@ -145,13 +145,13 @@ def _least_squares(form: Form, inputs: np.ndarray, losses: np.ndarray) -> np.nda
     from scipy import optimize
 
     log_loss = _FORMS[form][0]
-    best, least = None, np.inf
+    best, lowest_cost = None, np.inf
     for start in _starts(form, losses):
-        found = optimize.least_squares(
+        solution = optimize.least_squares(
             lambda theta: log_loss(theta, inputs) - losses, start, method="trf", x_scale="jac"
         )
-        if found.cost < least:
-            best, least = found.x, found.cost
+        if solution.cost < lowest_cost:
+            best, lowest_cost = solution.x, solution.cost
     assert best is not None
     return best
 
@@ -161,15 +161,15 @@ def _starts(form: Form, losses: np.ndarray) -> list[np.ndarray]:
     low = float(losses.min())
     if form == "power":
         return [np.array([float(losses.mean()), 0.1])]
-    found: list[np.ndarray] = []
+    starts: list[np.ndarray] = []
     for _ in range(_STARTS):
         floor = low + np.log(draw.uniform(0.05, 0.95))
         rate = draw.uniform(0.05, 0.6)
         if form == "floor":
-            found.append(np.array([low, rate, floor]))
+            starts.append(np.array([low, rate, floor]))
         else:
-            found.append(np.array([low, rate, low, draw.uniform(0.05, 0.6), floor]))
-    return found
+            starts.append(np.array([low, rate, low, draw.uniform(0.05, 0.6), floor]))
+    return starts
 
 
 def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.registry import Registry
-from bedplate.serving.models.residency import Guest, Pool, apart
+from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.wire.errors import StatusError
@@ -39,7 +39,7 @@ class SkinRequest(RequestFields):
 @answers("admin")
 async def list_skins(call: ApiCall) -> Response:
     registry = call.server.registry
-    data = [_described(registry, name) for name, one in registry.models.items() if isinstance(one, ServedSkin)]
+    data = [_described(registry, name) for name, served in registry.models.items() if isinstance(served, ServedSkin)]
     return json_response(
         {
             "object": "list",
@@ -48,7 +48,7 @@ async def list_skins(call: ApiCall) -> Response:
             "memory": {
                 "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
                 "prompt_skins": _pool(registry.plain),
-                "prefix_bytes": {"held": registry.prefixes.held, "limit": registry.prefixes.limit},
+                "prefix_bytes": {"held": registry.prefixes.cached_bytes, "limit": registry.prefixes.limit},
             },
         }
     )
@@ -57,21 +57,21 @@ async def list_skins(call: ApiCall) -> Response:
 @router.post("")
 @answers("admin")
 async def put_skin(call: ApiCall) -> Response:
-    asked = await call.read(SkinRequest)
+    request = await call.read(SkinRequest)
     registry, directory = call.server.registry, _skins_directory(call)
 
     def verified() -> ServedSkin:
-        served = registry.skin(read_card(directory.locate(asked.source)), asked.name)
+        served = registry.skin(read_card(directory.locate(request.source)), request.name)
         served.check()
         return served
 
     try:
-        served = await apart(verified)
+        served = await run_in_thread(verified)
     except BedplateError as error:
         code = error.code if isinstance(error, RequestError) else "invalid_skin"
         raise RequestError(error.message, param="source", code=code) from error
     # From here to the reply nothing is awaited: what is looked at is what is changed.
-    if served.name in registry.models and not asked.replace:
+    if served.name in registry.models and not request.replace:
         raise StatusError(
             409, f"a model is called {served.name!r} already; give another name, or replace it", "name_taken", "name"
         )
@@ -89,7 +89,7 @@ async def put_skin(call: ApiCall) -> Response:
 async def scan(call: ApiCall) -> Response:
     """Looks through the skins directory again."""
     directory = _skins_directory(call)
-    return json_response(call.server.registry.take(await apart(directory.scan)))
+    return json_response(call.server.registry.register(await run_in_thread(directory.scan)))
 
 
 @router.get("/{name}")
@@ -122,7 +122,7 @@ def _described(registry: Registry, name: str) -> dict[str, Any]:
 
 
 def _state(guest: Guest) -> dict[str, Any]:
-    served = guest.item
+    served = guest.loadable
     assert isinstance(served, ServedSkin)
     source = None if served.card.directory is None else str(served.card.directory)
     return {
@@ -136,5 +136,5 @@ def _state(guest: Guest) -> dict[str, Any]:
     }
 
 
-def _pool(pool: Pool) -> dict[str, int]:
+def _pool(pool: ResidentPool) -> dict[str, int]:
     return {"resident": pool.resident, "limit": pool.capacity, "waiting": pool.waiting}

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import ApiCall, UnderWay, Work, answers, respond
+from bedplate.serving.call.call import ApiCall, CallInProgress, Work, answers, respond
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.models.plan import AnswerPlan
 from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
@@ -40,12 +40,12 @@ _TYPES = {
 def anthropic_error(error: BaseException) -> tuple[int, dict[str, Any]]:
     """Status and body of a failure. The field that is wrong begins the message; there is no other place for it."""
     status, content = error_object(error)
-    said = content["error"]
-    message = said["message"]
-    if said["param"] is not None and said["param"] not in message:
-        message = f"{said['param']}: {message}"
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
-    return status, {"type": "error", "error": {"type": kind, "message": message}}
+    details = content["error"]
+    message = details["message"]
+    if details["param"] is not None and details["param"] not in message:
+        message = f"{details['param']}: {message}"
+    error_type = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": error_type, "message": message}}
 
 
 async def _respond(request: Request, endpoint: str, work: Work) -> Response:
@@ -62,30 +62,30 @@ async def _respond(request: Request, endpoint: str, work: Work) -> Response:
 @router.post("")
 @answers("messages", _respond)
 async def create_message(call: ApiCall) -> Response:
-    asked = await call.read(MessagesRequest)
-    chat = asked.chat()
-    served = await call.choose(asked.model)
+    request = await call.read(MessagesRequest)
+    chat = request.chat()
+    served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
     run = call.submit(plan, "messages")
-    reply = MessageReply(call, asked)
-    if asked.stream:
+    reply = MessageReply(call, request)
+    if request.stream:
         events = _events(call, chat, reply, run, plan)
-        return EventStream(events, done=False, error_name="error", error_shape=anthropic_error)
+        return EventStream(events, with_terminator=False, error_name="error", error_shape=anthropic_error)
     return json_response(reply.whole(await take_turn(call, chat, plan, run)))
 
 
 @router.post("/count_tokens")
 @answers("count_tokens", _respond)
 async def count_tokens(call: ApiCall) -> Response:
-    asked = await call.read(CountRequest)
-    chat = asked.chat()
-    served = await call.choose(asked.model)
+    request = await call.read(CountRequest)
+    chat = request.chat()
+    served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
     return json_response({"input_tokens": len(plan.requests[0].tokens)})
 
 
 async def _events(
-    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: UnderWay, plan: AnswerPlan
+    call: ApiCall, chat: ChatRequest, reply: MessageReply, run: CallInProgress, plan: AnswerPlan
 ) -> AsyncGenerator[Event]:
     turn = AssistantTurn.of(plan)
     events = MessageEvents(reply, turn)

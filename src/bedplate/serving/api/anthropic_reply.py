@@ -22,14 +22,14 @@ Json = dict[str, Any]
 class MessageReply:
     """One reply in the making."""
 
-    def __init__(self, call: ApiCall, asked: MessagesRequest) -> None:
-        self._call, self._asked = call, asked
+    def __init__(self, call: ApiCall, request: MessagesRequest) -> None:
+        self._call, self._request = call, request
         self._tokenizer = call.lease.engine.base.need_tokenizer()
 
     def whole(self, turn: AssistantTurn) -> Json:
         return {
             **self.base(),
-            "content": [_block(block) for block in turn.blocks if block.kind == "call" or block.text],
+            "content": [_block(block) for block in turn.blocks if block.block_type == "call" or block.text],
             **self.stop(turn),
             "usage": usage_of(turn.ended.usage),
             **self.extension(turn),
@@ -41,7 +41,7 @@ class MessageReply:
             "id": f"msg_{self._call.id}",
             "type": "message",
             "role": "assistant",
-            "model": self._asked.model,
+            "model": self._request.model,
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
@@ -60,17 +60,17 @@ class MessageReply:
 
     def _stop_sequence(self, answer: Answer, marks: frozenset[int]) -> str | None:
         """The text was cut before it: it is what the tokens go on with."""
-        made, asked = answer.generation, self._asked.stop_sequences or ()
-        if made is None or not asked:
+        generation, sequences = answer.generation, self._request.stop_sequences or ()
+        if generation is None or not sequences:
             return None
-        rest = self._tokenizer.decode(made.token_ids, marks=marks)[len(made.text) :]
-        return next((sequence for sequence in asked if rest.startswith(sequence)), None)
+        tail = self._tokenizer.decode(generation.token_ids, marks=marks)[len(generation.text) :]
+        return next((sequence for sequence in sequences if tail.startswith(sequence)), None)
 
 
 def _block(block: TurnBlock) -> Json:
-    if block.kind == "text":
+    if block.block_type == "text":
         return {"type": "text", "text": block.text}
-    if block.kind == "reasoning":
+    if block.block_type == "reasoning":
         return {"type": "thinking", "thinking": block.text, "signature": ""}
     return {"type": "tool_use", "id": block.id, "name": block.name, "input": _input(block.text)}
 
@@ -79,8 +79,8 @@ def _input(text: str) -> Any:
     """A call's arguments. A number that no float holds is the text that was written: JSON readers have no other. Of
     what was cut off by max_tokens, and of what is nested deeper than JSON is read here, there is no object."""
     try:
-        found = json.loads(text, parse_float=_number, parse_constant=str)
-        return {} if deeper(found, MAX_DEPTH) else found
+        arguments = json.loads(text, parse_float=_number, parse_constant=str)
+        return {} if deeper(arguments, MAX_DEPTH) else arguments
     except (ValueError, RecursionError):
         return {}
 
@@ -118,24 +118,24 @@ class MessageEvents:
         """What newly arrived."""
         for growth in part.growths:
             block = growth.block
-            if block is not self._open and (growth.text or block.kind == "call"):
+            if block is not self._open and (growth.text or block.block_type == "call"):
                 yield from self._stop()
                 self._open = block
                 self._index += 1
-                empty: Json = {"text": ""} if block.kind == "text" else {"thinking": ""}
-                begun = {**_block(block), **({"input": {}} if block.kind == "call" else empty)}
+                empty: Json = {"text": ""} if block.block_type == "text" else {"thinking": ""}
+                begun = {**_block(block), **({"input": {}} if block.block_type == "call" else empty)}
                 yield _event("content_block_start", index=self._index, content_block=begun)
             if growth.text:
                 text = {"type": "text_delta", "text": growth.text}
                 arguments = {"type": "input_json_delta", "partial_json": growth.text}
                 thinking = {"type": "thinking_delta", "thinking": growth.text}
-                delta = {"text": text, "call": arguments, "reasoning": thinking}[block.kind]
+                delta = {"text": text, "call": arguments, "reasoning": thinking}[block.block_type]
                 yield _event("content_block_delta", index=self._index, delta=delta)
 
     def ending(self) -> Iterator[Event]:
         yield from self._stop()
-        usage, more = usage_of(self._turn.ended.usage), self._reply.extension(self._turn)
-        yield _event("message_delta", delta=self._reply.stop(self._turn), usage=usage, **more)
+        usage, extension = usage_of(self._turn.ended.usage), self._reply.extension(self._turn)
+        yield _event("message_delta", delta=self._reply.stop(self._turn), usage=usage, **extension)
         yield _event("message_stop")
 
     def _stop(self) -> Iterator[Event]:
@@ -144,5 +144,5 @@ class MessageEvents:
             self._open = None
 
 
-def _event(kind: str, **fields: Any) -> Event:
-    return Event({"type": kind, **fields}, kind)
+def _event(event_type: str, **fields: Any) -> Event:
+    return Event({"type": event_type, **fields}, event_type)

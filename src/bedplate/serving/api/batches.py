@@ -36,11 +36,11 @@ class BatchRequest(RequestFields):
 async def create(call: ApiCall) -> Response:
     body = await call.body()
     metadata = _metadata(body.pop("metadata", None))
-    asked = read_fields(BatchRequest, body)
+    request = read_fields(BatchRequest, body)
     store = call.server.part(Batches).store
-    await asyncio.to_thread(store.file, asked.input_file_id, call.caller.tenant)
+    await asyncio.to_thread(store.file, request.input_file_id, call.caller.tenant)
     batch = await asyncio.to_thread(
-        store.add_batch, call.caller, asked.endpoint, asked.input_file_id, WINDOW_SECONDS, metadata
+        store.add_batch, call.caller, request.endpoint, request.input_file_id, WINDOW_SECONDS, metadata
     )
     call.server.part(Batches).wake()
     return json_response(describe(batch))
@@ -50,8 +50,8 @@ async def create(call: ApiCall) -> Response:
 @answers("batches")
 async def list_batches(call: ApiCall) -> Response:
     page, store = Page(call.request, 100), call.server.part(Batches).store
-    found = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
-    return json_response(page.reply([describe(batch) for batch in found]))
+    batches = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
+    return json_response(page.reply([describe(batch) for batch in batches]))
 
 
 @router.get("/batches/{id}")
@@ -91,14 +91,14 @@ def describe(batch: StoredBatch) -> dict[str, Any]:
     }
 
 
-def _metadata(given: Any) -> dict[str, str] | None:
+def _metadata(metadata: Any) -> dict[str, str] | None:
     """At most 16 texts, names of at most 64 and values of at most 512 characters (the API's limits). RequestError."""
-    if given is None:
+    if metadata is None:
         return None
-    if not isinstance(given, dict) or len(given) > 16:
+    if not isinstance(metadata, dict) or len(metadata) > 16:
         raise RequestError("metadata must be an object of at most 16 texts", param="metadata")
-    for name, value in given.items():
+    for name, value in metadata.items():
         if not isinstance(value, str) or len(value) > 512 or len(name) > 64:
             message = f"metadata.{name[:64]}: names have at most 64 characters, values are texts of at most 512"
             raise RequestError(message, param="metadata")
-    return given
+    return metadata

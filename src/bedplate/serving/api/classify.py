@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers
-from bedplate.serving.models.served import Answer, Reading
+from bedplate.serving.models.served import Answer, TextReading
 from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
 from bedplate.serving.wire.json_replies import json_response
 
@@ -36,7 +36,7 @@ def _inputs_of(value: Any) -> Any:
         raise ValueError("the input is an empty list; give at least one text")
     if len(inputs) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} inputs are supported in one request")
-    if not all(isinstance(one, str | dict) for one in inputs):
+    if not all(isinstance(input_text, str | dict) for input_text in inputs):
         raise ValueError("the input must be a text, an object of a skin's inputs, or a list of either")
     return tuple(inputs)
 
@@ -50,7 +50,7 @@ class ClassifyRequest(RequestFields):
     input: Annotated[tuple[str | dict[str, str], ...], BeforeValidator(_inputs_of, json_schema_input_type=_Inputs)]
 
     @property
-    def given(self) -> Sequence[str | dict[str, str]]:
+    def skin_inputs(self) -> Sequence[str | dict[str, str]]:
         return self.input
 
 
@@ -58,29 +58,29 @@ class ClassifyRequest(RequestFields):
 @router.post("/classify")
 @answers("classify")
 async def classify(call: ApiCall) -> Response:
-    asked = await call.read(ClassifyRequest)
-    served = await call.choose(asked.model)
-    reading = Reading(truncate=asked.truncate_prompt_tokens)
-    plan = await call.prepare(lambda terms: served.classify(asked.input, terms, reading), "input")
-    found = await call.in_turns(plan, "input")
-    answers = [served.answer(result) for result in found]
-    call.account(asked, found, answers)
+    request = await call.read(ClassifyRequest)
+    served = await call.choose(request.model)
+    reading = TextReading(truncate=request.truncate_prompt_tokens)
+    plan = await call.prepare(lambda terms: served.classify(request.input, terms, reading), "input")
+    results = await call.in_turns(plan, "input")
+    answers = [served.answer(result) for result in results]
+    call.account(request, results, answers)
     data: list[dict[str, Any]] = []
     for index, answer in enumerate(answers):
-        said = answer.extension or {}
-        numbers = said.get("numbers")
+        extension = answer.extension or {}
+        numbers = extension.get("numbers")
         scores = label_probabilities(answer) if numbers is None else numbers
         row = {"index": index, "label": answer.text, "probs" if numbers is None else "scores": list(scores.values())}
-        chosen = {"labels": said["labels"]} if "labels" in said else {}
+        chosen = {"labels": extension["labels"]} if "labels" in extension else {}
         data.append({**row, "num_classes": len(scores), **chosen})
     return json_response(
         {
             "id": f"classify-{call.id}",
             "object": "list",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": request.model,
             "data": data,
-            "usage": {**prompt_usage(found), "completion_tokens": 0},
+            "usage": {**prompt_usage(results), "completion_tokens": 0},
         }
     )
 

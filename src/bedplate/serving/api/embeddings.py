@@ -22,7 +22,7 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, answers
 from bedplate.serving.models.plan import PlanResult
-from bedplate.serving.models.served import Reading
+from bedplate.serving.models.served import TextReading
 from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields
 from bedplate.serving.wire.json_replies import large_json_response
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
@@ -46,37 +46,41 @@ class EmbeddingRequest(RequestFields):
 @router.post("/embeddings")
 @answers("embeddings")
 async def embeddings(call: ApiCall) -> Response:
-    asked = await call.read(EmbeddingRequest)
-    served = await call.choose(asked.model)
-    if asked.dimensions is not None and asked.dimensions > served.dimensions:
-        message = f"dimensions is {asked.dimensions}; {served.name} has {served.dimensions}"
+    request = await call.read(EmbeddingRequest)
+    served = await call.choose(request.model)
+    if request.dimensions is not None and request.dimensions > served.dimensions:
+        message = f"dimensions is {request.dimensions}; {served.name} has {served.dimensions}"
         raise RequestError(message, param="dimensions")
-    reading = Reading(asked.prompt_name, asked.truncate_prompt_tokens)
-    plan = await call.prepare(lambda _: served.embed(asked.input, reading), "input")
-    found = await call.in_turns(plan, "input")
-    call.account(asked, found, ())
+    reading = TextReading(request.prompt_name, request.truncate_prompt_tokens)
+    plan = await call.prepare(lambda _: served.embed(request.input, reading), "input")
+    results = await call.in_turns(plan, "input")
+    call.account(request, results, ())
 
     def reply() -> Response:
         data = [
-            {"object": "embedding", "index": index, "embedding": _written(served.vector(one, asked.dimensions), asked)}
-            for index, one in enumerate(found)
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _written(served.vector(result, request.dimensions), request),
+            }
+            for index, result in enumerate(results)
         ]
-        whole = {"object": "list", "data": data, "model": asked.model, "usage": prompt_usage(found)}
+        whole = {"object": "list", "data": data, "model": request.model, "usage": prompt_usage(results)}
         return large_json_response(whole, levels=3)
 
-    size = NUMBER_BYTES * len(found) * (asked.dimensions or served.dimensions)
+    size = NUMBER_BYTES * len(results) * (request.dimensions or served.dimensions)
     return await call.written(reply, size) if size > READ_AT_ONCE else reply()
 
 
-def prompt_usage(found: Sequence[PlanResult]) -> dict[str, Any]:
+def prompt_usage(results: Sequence[PlanResult]) -> dict[str, Any]:
     """Token counts of a reply that generates nothing."""
-    tokens = sum(result.usage.prompt_tokens for result in found)
-    cached = sum(result.usage.cached_tokens for result in found)
+    tokens = sum(result.usage.prompt_tokens for result in results)
+    cached = sum(result.usage.cached_tokens for result in results)
     return {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
-def _written(vector: Sequence[float], asked: EmbeddingRequest) -> list[float] | str:
+def _written(vector: Sequence[float], request: EmbeddingRequest) -> list[float] | str:
     """As numbers, or as the base64 of little-endian float32."""
-    if asked.encoding_format == "base64":
+    if request.encoding_format == "base64":
         return base64.b64encode(np.asarray(vector, dtype="<f4").tobytes()).decode("ascii")
     return list(vector)

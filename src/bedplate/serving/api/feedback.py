@@ -32,18 +32,18 @@ class FeedbackRequest(RequestFields):
 
 @router.post("/v1/feedback")
 @answers("feedback")
-async def give(call: ApiCall) -> Response:
+async def create_feedback(call: ApiCall) -> Response:
     feedback = call.server.part(Feedback)
-    asked = await call.read(FeedbackRequest)
-    if asked.rating is None and asked.correction is None and asked.comment is None:
+    request = await call.read(FeedbackRequest)
+    if request.rating is None and request.correction is None and request.comment is None:
         raise RequestError("give a rating, a correction or a comment", param="rating")
-    id_, model = await feedback.owned(asked.id, call.caller.tenant)
+    id_, model = await feedback.owned(request.id, call.caller.tenant)
     served = call.server.registry.models.get(model)
-    if asked.correction is not None and served is not None:
-        _check_correction(asked.correction, model, served.describe())
-    said = asked.model_dump(include={"rating", "correction", "comment", "index"})
-    await feedback.give(id_, model, call.caller.tenant, said)
-    return json_response({"id": asked.id, "object": "feedback", "model": model, "index": asked.index})
+    if request.correction is not None and served is not None:
+        _check_correction(request.correction, model, served.describe())
+    values = request.model_dump(include={"rating", "correction", "comment", "index"})
+    await feedback.record(id_, model, call.caller.tenant, values)
+    return json_response({"id": request.id, "object": "feedback", "model": model, "index": request.index})
 
 
 def _check_correction(correction: str, model: str, described: Mapping[str, Any]) -> None:
@@ -64,18 +64,18 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
 @router.delete("/v1/feedback/{id}")
 @answers("feedback")
 async def forget(call: ApiCall) -> Response:
-    given = call.request.path_params["id"]
-    id_, _ = await call.server.part(Feedback).owned(given, call.caller.tenant)
+    reply_id = call.request.path_params["id"]
+    id_, _ = await call.server.part(Feedback).owned(reply_id, call.caller.tenant)
     lines = await call.server.part(Feedback).forget(id_)
-    return json_response({"id": given, "object": "feedback", "deleted": True, "lines": lines})
+    return json_response({"id": reply_id, "object": "feedback", "deleted": True, "lines": lines})
 
 
 @router.get("/admin/feedback")
 @answers("admin")
 async def summary(call: ApiCall) -> Response:
     feedback = call.server.part(Feedback)
-    found = await feedback.apart(feedback.store.summary)
-    return json_response({"object": "list", "data": found, "counts": dict(feedback.counts)})
+    summaries = await feedback.run_in_writer(feedback.store.summary)
+    return json_response({"object": "list", "data": summaries, "counts": dict(feedback.counts)})
 
 
 @router.get("/admin/feedback/{model:path}/export")
@@ -83,6 +83,6 @@ async def summary(call: ApiCall) -> Response:
 async def export(call: ApiCall) -> Response:
     feedback, model = call.server.part(Feedback), call.request.path_params["model"]
     store = feedback.store
-    exported = await feedback.apart(lambda: store.export(model))
+    exported = await feedback.run_in_writer(lambda: store.export(model))
     content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
     return Response(content, media_type="application/jsonl")

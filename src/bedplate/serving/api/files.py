@@ -34,7 +34,7 @@ _FORM_BYTES = 64 * 1024
 @answers("files")
 async def upload(call: ApiCall) -> Response:
     limits, store = call.server.config.batches, call.server.part(Batches).store
-    call.held.take(min(_SPOOLED_BYTES, call.server.config.limits.body_bytes))
+    call.reservation.reserve(min(_SPOOLED_BYTES, call.server.config.limits.body_bytes))
     with await asyncio.to_thread(store.arriving, call.caller.tenant) as arriving:
         form = await _form(call.request, limits.file_bytes, arriving.add)
         try:
@@ -52,12 +52,12 @@ async def upload(call: ApiCall) -> Response:
 @answers("files")
 async def list_files(call: ApiCall) -> Response:
     page = Page(call.request, 10_000, "purpose", "order")
-    order = page.given.get("order", "desc")
+    order = page.query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
-    store, purpose = call.server.part(Batches).store, page.given.get("purpose")
-    found = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
-    return json_response(page.reply([describe(file) for file in found]))
+    store, purpose = call.server.part(Batches).store, page.query.get("purpose")
+    stored_files = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
+    return json_response(page.reply([describe(file) for file in stored_files]))
 
 
 @router.get("/files/{id}")
@@ -83,13 +83,13 @@ class _Content(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
 
-        async def told(message: Message) -> None:
+        async def tracked_send(message: Message) -> None:
             nonlocal begun
             begun = True
             await send(message)
 
         try:
-            await super().__call__(scope, receive, told)
+            await super().__call__(scope, receive, tracked_send)
         except (FileNotFoundError, RuntimeError) as error:
             if await asyncio.to_thread(os.path.exists, self.path):
                 raise
@@ -109,24 +109,24 @@ async def delete(call: ApiCall) -> Response:
 class Page:
     """The query of a list: `after`, `limit`, and those named. RequestError for anything else."""
 
-    def __init__(self, request: Request, most: int, *names: str) -> None:
-        self.given = dict(request.query_params)
-        known = {"after", "limit", *names}
-        unknown = next((name for name in self.given if name not in known), None)
+    def __init__(self, request: Request, max_limit: int, *names: str) -> None:
+        self.query = dict(request.query_params)
+        parameters = {"after", "limit", *names}
+        unknown = next((name for name in self.query if name not in parameters), None)
         if unknown is not None:
-            message = f"unknown query parameter {unknown[:80]!r}; there are {', '.join(sorted(known))}"
+            message = f"unknown query parameter {unknown[:80]!r}; there are {', '.join(sorted(parameters))}"
             raise RequestError(message, param=unknown[:80], code="unknown_parameter")
-        self.after = self.given.get("after")
-        limit = self.given.get("limit", str(min(most, 10_000 if most > 100 else 20)))
-        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
-            raise RequestError(f"limit is {limit[:40]!r}; it is a number from 1 to {most}", param="limit")
+        self.after = self.query.get("after")
+        limit = self.query.get("limit", str(min(max_limit, 10_000 if max_limit > 100 else 20)))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= max_limit):
+            raise RequestError(f"limit is {limit[:40]!r}; it is a number from 1 to {max_limit}", param="limit")
         self.limit = int(limit)
 
-    def reply(self, found: list[dict[str, Any]]) -> dict[str, Any]:
-        """The list object; `found` may hold one more than the limit."""
-        data = found[: self.limit]
+    def reply(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The list object; `rows` may hold one more than the limit."""
+        data = rows[: self.limit]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": data, **ends, "has_more": len(found) > len(data)}
+        return {"object": "list", "data": data, **ends, "has_more": len(rows) > len(data)}
 
 
 def describe(file: StoredFile) -> dict[str, Any]:
@@ -151,15 +151,15 @@ def clean_name(name: str) -> str:
     return printable[:MAX_NAME] if printable.strip(".") else "file"
 
 
-async def _form(request: Request, limit: int, take: Callable[[int], None]) -> FormData:
-    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow. take: told of its bytes
+async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -> FormData:
+    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow. on_bytes: told of its bytes
     as they come."""
-    kind = request.headers.get("content-type", "")
-    if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         message = "send multipart/form-data with the fields purpose and file"
         raise StatusError(415, message, "unsupported_media_type")
     parser = MultiPartParser(
-        request.headers, _limited(request, limit, take), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
+        request.headers, _limited(request, limit, on_bytes), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
     )
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
@@ -172,13 +172,13 @@ async def _form(request: Request, limit: int, take: Callable[[int], None]) -> Fo
         raise RequestError(f"the form cannot be read: {error.message}", code="invalid_form") from None
 
 
-async def _limited(request: Request, limit: int, take: Callable[[int], None]) -> AsyncGenerator[bytes]:
+async def _limited(request: Request, limit: int, on_bytes: Callable[[int], None]) -> AsyncGenerator[bytes]:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit + _FORM_BYTES:
             raise _too_large(limit)
-        take(max(size - _FORM_BYTES, 0) - max(size - len(chunk) - _FORM_BYTES, 0))
+        on_bytes(max(size - _FORM_BYTES, 0) - max(size - len(chunk) - _FORM_BYTES, 0))
         yield chunk
 
 
@@ -192,8 +192,8 @@ def _batch_file(form: FormData) -> UploadFile:
     for name in ("purpose", "file"):
         count = sum(key == name for key, _ in fields)
         if count != 1:
-            what = "is missing" if count == 0 else f"is given {count} times"
-            raise RequestError(f"{name} {what}; send it once", param=name, code="missing_required_parameter")
+            problem = "is missing" if count == 0 else f"is given {count} times"
+            raise RequestError(f"{name} {problem}; send it once", param=name, code="missing_required_parameter")
     unknown = next((key for key, _ in fields if key not in ("purpose", "file")), None)
     if unknown is not None:
         message = f"unknown field {unknown[:80]!r}; the fields are purpose and file"

@@ -68,7 +68,7 @@ async def web_file(request: Request) -> Response:
 @router.get("/skins/{name:path}/report")
 @answers("report")
 async def report(call: ApiCall) -> Response:
-    served = call.server.registry.find(call.request.path_params["name"], call.caller)
+    served = call.server.registry.lookup(call.request.path_params["name"], call.caller)
     page = await asyncio.to_thread(lambda: served.report)
     if page is None:
         raise StatusError(404, f"the model {served.name!r} has no report", "no_report", "name")
@@ -89,7 +89,7 @@ def _file(request: Request, name: str) -> Response:
     """The file, or 304 where the browser has it already. It is asked about each time: an update is seen at once."""
     content, tag = page_file(name)
     headers = {**_COMMON, "etag": tag, "cache-control": "no-cache", "content-security-policy": PAGE_POLICY}
-    known = request.headers.get("if-none-match", "")
-    if any(one.strip().removeprefix("W/") == tag for one in known.split(",")):
+    etags = request.headers.get("if-none-match", "")
+    if any(etag.strip().removeprefix("W/") == tag for etag in etags.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(content, media_type=FILES[name], headers=headers)

@@ -34,13 +34,13 @@ class ChoicesReply(ABC, Generic[A]):
     source: str
     """The field that holds the prompt, for messages about it."""
 
-    def __init__(self, call: ApiCall, asked: A) -> None:
-        self._call, self.asked = call, asked
+    def __init__(self, call: ApiCall, request: A) -> None:
+        self._call, self.request = call, request
         self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._head: Json = {
             "id": f"{self.prefix}-{call.id}",
             "created": int(time.time()),
-            "model": asked.model,
+            "model": request.model,
             "system_fingerprint": f"bedplate-{call.lease.served.fingerprint[:12]}",
         }
 
@@ -66,8 +66,8 @@ class ChoicesReply(ABC, Generic[A]):
         return whole | self._priced()
 
     def chunk(self, choice: Json) -> Json:
-        usage = {"usage": None} if self.asked.reports_usage else {}
-        padding = {"obfuscation": padding_of(choice)} if self.asked.obfuscates else {}
+        usage = {"usage": None} if self.request.reports_usage else {}
+        padding = {"obfuscation": padding_of(choice)} if self.request.obfuscates else {}
         return {**self._head, "object": self.chunk_object, "choices": [choice], **usage, **padding}
 
     def usage_chunk(self, answers: Sequence[Answer]) -> Json:
@@ -80,7 +80,7 @@ class ChoicesReply(ABC, Generic[A]):
 
     def usage(self, answers: Sequence[Answer]) -> Json:
         """Token counts. The choices of one prompt count it once."""
-        prompts = answers[:: self.asked.choices]
+        prompts = answers[:: self.request.choices]
         prompt = sum(answer.usage.prompt_tokens for answer in prompts)
         completion = sum(answer.usage.completion_tokens for answer in answers)
         return {
@@ -90,26 +90,28 @@ class ChoicesReply(ABC, Generic[A]):
             "prompt_tokens_details": {"cached_tokens": sum(answer.usage.cached_tokens for answer in prompts)},
         }
 
-    def prompt_logprobs(self, prompt: Sequence[int], made: Generation) -> list[Json | None]:
+    def prompt_logprobs(self, prompt: Sequence[int], generation: Generation) -> list[Json | None]:
         """Per token of the prompt, None for the first: by token id, the log-probability of the token itself and of the
         likeliest (vLLM's shape). The rank of a token that is not among these is not known, and null."""
-        count = self.asked.prompt_logprobs or 0
-        found: list[Json | None] = []
-        for token, logprob, top in zip(prompt, made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True):
+        count = self.request.prompt_logprobs or 0
+        rows: list[Json | None] = []
+        for token, logprob, top in zip(
+            prompt, generation.prompt_logprobs or (), generation.prompt_top_logprobs, strict=True
+        ):
             if logprob is None:
-                found.append(None)
+                rows.append(None)
                 continue
             ranked: dict[int, tuple[float, int | None]] = {
                 index: (number, rank) for rank, (index, number) in enumerate(top[:count], 1)
             }
             ranked.setdefault(token, (logprob, None))
-            found.append(
+            rows.append(
                 {
                     str(index): {"logprob": finite(number), "rank": rank, "decoded_token": self._token(index)}
                     for index, (number, rank) in ranked.items()
                 }
             )
-        return found
+        return rows
 
     def _token(self, index: int) -> str:
         return token_text(self._tokenizer, index)
@@ -138,14 +140,14 @@ class ChatReply(ChoicesReply[ChatRequest]):
     chunk_object = "chat.completion.chunk"
     source = "messages"
 
-    def __init__(self, call: ApiCall, asked: ChatRequest, plan: AnswerPlan) -> None:
-        super().__init__(call, asked)
+    def __init__(self, call: ApiCall, request: ChatRequest, plan: AnswerPlan) -> None:
+        super().__init__(call, request)
         self._prompt = plan.requests[0].tokens
-        self._spoken = [Spoken(plan.form) for _ in range(asked.choices)]
+        self._spoken = [Spoken(plan.form) for _ in range(request.choices)]
 
     def choice(self, index: int, answer: Answer) -> Json:
-        made = answer.generation
-        steps = [] if made is None else steps_of(made)
+        generation = answer.generation
+        steps = [] if generation is None else steps_of(generation)
         spoken = self._spoken[index]
         return {
             "index": index,
@@ -156,9 +158,9 @@ class ChatReply(ChoicesReply[ChatRequest]):
         }
 
     def whole(self, answers: Sequence[Answer]) -> Json:
-        whole, made = super().whole(answers), answers[0].generation
-        if self.asked.prompt_logprobs is not None and made is not None:
-            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, made)
+        whole, generation = super().whole(answers), answers[0].generation
+        if self.request.prompt_logprobs is not None and generation is not None:
+            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, generation)
         return whole
 
     def usage(self, answers: Sequence[Answer]) -> Json:
@@ -177,14 +179,14 @@ class ChatReply(ChoicesReply[ChatRequest]):
 
     def ending(self, index: int, answer: Answer) -> Json:
         spoken = self._spoken[index]
-        rest, reason = spoken.delta(spoken.finish(answer.finish_reason)), spoken.finish_reason(answer.finish_reason)
-        return {**self._delta(index, rest), "finish_reason": reason, **_extension(answer)}
+        delta, reason = spoken.delta(spoken.finish(answer.finish_reason)), spoken.finish_reason(answer.finish_reason)
+        return {**self._delta(index, delta), "finish_reason": reason, **_extension(answer)}
 
     def _delta(self, index: int, delta: Json, logprobs: Json | None = None) -> Json:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _logprobs(self, steps: Sequence[Step]) -> Json | None:
-        return {"content": token_entries(self._tokenizer, steps), "refusal": None} if self.asked.logprobs else None
+        return {"content": token_entries(self._tokenizer, steps), "refusal": None} if self.request.logprobs else None
 
 
 class CompletionReply(ChoicesReply[CompletionRequest]):
@@ -192,9 +194,9 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
     whole_object = chunk_object = "text_completion"
     source = "prompt"
 
-    def __init__(self, call: ApiCall, asked: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, call: ApiCall, request: CompletionRequest, prompts: Sequence[Sequence[int]]) -> None:
         """`prompts`: the token ids of each choice's prompt."""
-        super().__init__(call, asked)
+        super().__init__(call, request)
         self._prompts = prompts
         self._written = [0] * len(prompts)
         self._ends = {(token,) for token in self._tokenizer.eos_ids}
@@ -202,16 +204,16 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
     def choice(self, index: int, answer: Answer) -> Json:
         echoed = self._echo(index)
         logprobs = None
-        if answer.generation is not None and self.asked.logprobs is not None:
-            prompt = self._prompt_steps(index, answer.generation) if self.asked.echo else []
+        if answer.generation is not None and self.request.logprobs is not None:
+            prompt = self._prompt_steps(index, answer.generation) if self.request.echo else []
             logprobs = self._logprobs(prompt, 0, None)
-            made = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
-            logprobs = {key: logprobs[key] + made[key] for key in made}
+            generated = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
+            logprobs = {key: logprobs[key] + generated[key] for key in generated}
         reason = answer.finish_reason
         if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
             reason = "stop"  # the one token that was asked for with its log-probability is the end token
         whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
-        if self.asked.prompt_logprobs is not None and answer.generation is not None:
+        if self.request.prompt_logprobs is not None and answer.generation is not None:
             whole["prompt_logprobs"] = self.prompt_logprobs(self._prompts[index], answer.generation)
         return whole
 
@@ -223,8 +225,8 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
     def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
         start = self._written[index]
         self._written[index] += len(text)
-        wanted = self.asked.logprobs is not None
-        return self._choice(index, text, self._logprobs(steps, start, start + len(text)) if wanted else None)
+        has_logprobs = self.request.logprobs is not None
+        return self._choice(index, text, self._logprobs(steps, start, start + len(text)) if has_logprobs else None)
 
     def ending(self, index: int, answer: Answer) -> Json:
         return {**self._choice(index, "", None, answer.finish_reason), **_extension(answer)}
@@ -234,21 +236,21 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
 
     def _echo(self, index: int) -> str:
         """The prompt's text, where it is to be repeated."""
-        if not self.asked.echo:
+        if not self.request.echo:
             return ""
-        prompt = self.asked.prompt[index // self.asked.choices]
+        prompt = self.request.prompt[index // self.request.choices]
         if isinstance(prompt, str):
             return prompt
         return self._tokenizer.reading.decode(prompt, skip_special_tokens=False)
 
-    def _prompt_steps(self, index: int, made: Generation) -> list[Step]:
+    def _prompt_steps(self, index: int, generation: Generation) -> list[Step]:
         """The prompt's tokens as steps."""
-        found = zip(self._prompts[index], made.prompt_logprobs or (), made.prompt_top_logprobs, strict=True)
-        return [Step(token, "", logprob, top[: self.asked.logprobs]) for token, logprob, top in found]
+        rows = zip(self._prompts[index], generation.prompt_logprobs or (), generation.prompt_top_logprobs, strict=True)
+        return [Step(token, "", logprob, top[: self.request.logprobs]) for token, logprob, top in rows]
 
     def _logprobs(self, steps: Sequence[Step], offset: int, end: int | None) -> Json:
         """Parallel lists. `text_offset` is where a token's text begins in the choice's, which ends at `end`."""
-        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        logprobs: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         decoder = self._tokenizer.stream(skip_special_tokens=end is not None)
         for step in steps:
             if step.token_id is None:
@@ -258,12 +260,12 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
             top = {self._token(token): finite(logprob) for token, logprob in reversed(step.top_logprobs)}
             if top and step.logprob is not None:
                 top.setdefault(text, finite(step.logprob))
-            found["tokens"].append(text)
-            found["token_logprobs"].append(None if step.logprob is None else finite(step.logprob))
-            found["top_logprobs"].append(top or None)
-            found["text_offset"].append(offset if end is None else min(offset, end))
+            logprobs["tokens"].append(text)
+            logprobs["token_logprobs"].append(None if step.logprob is None else finite(step.logprob))
+            logprobs["top_logprobs"].append(top or None)
+            logprobs["text_offset"].append(offset if end is None else min(offset, end))
             offset += len(decoder.push(step.token_id))
-        return found
+        return logprobs
 
 
 def token_text(tokenizer: Tokenizer, index: int) -> str:
@@ -280,22 +282,23 @@ def token_text(tokenizer: Tokenizer, index: int) -> str:
 
 def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
     """The tokens of steps with their log-probabilities and those of the likeliest, as chats list them."""
-    found: list[Json] = []
+    rows: list[Json] = []
     for step in steps:
         if step.token_id is not None and step.logprob is not None:
-            top = [_entry(tokenizer, token, logprob) for token, logprob in step.top_logprobs]
-            found.append({**_entry(tokenizer, step.token_id, step.logprob), "top_logprobs": top})
-    return found
+            top = [_token_logprob(tokenizer, token, logprob) for token, logprob in step.top_logprobs]
+            rows.append({**_token_logprob(tokenizer, step.token_id, step.logprob), "top_logprobs": top})
+    return rows
 
 
-def _entry(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
+def _token_logprob(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
     content = list(tokenizer.token_bytes(index)) if index < tokenizer.vocab_size else []
     return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
 
 
-def steps_of(made: Generation) -> list[Step]:
+def steps_of(generation: Generation) -> list[Step]:
     """A finished generation's tokens as the steps they came in."""
-    tops = made.top_logprobs or ((),) * len(made.token_ids)
+    tops = generation.top_logprobs or ((),) * len(generation.token_ids)
     return [
-        Step(token, "", logprob, top) for token, logprob, top in zip(made.token_ids, made.logprobs, tops, strict=True)
+        Step(token, "", logprob, top)
+        for token, logprob, top in zip(generation.token_ids, generation.logprobs, tops, strict=True)
     ]

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.call.call import ApiCall, answers
-from bedplate.serving.models.served import Reading
+from bedplate.serving.models.served import TextReading
 from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
 from bedplate.serving.wire.json_replies import json_response
 
@@ -28,8 +28,8 @@ def _documents_of(value: Any) -> Any:
     if not isinstance(value, list):
         return value
     texts: list[str] = []
-    for one in value:
-        text = one["text"] if isinstance(one, dict) and one.keys() == {"text"} else one
+    for document in value:
+        text = document["text"] if isinstance(document, dict) and document.keys() == {"text"} else document
         if not isinstance(text, str):
             raise ValueError('a document must be a text or an object {"text": "…"}')
         texts.append(text)
@@ -55,18 +55,20 @@ class RerankRequest(RequestFields):
 @router.post("/rerank")
 @answers("rerank")
 async def rerank(call: ApiCall) -> Response:
-    asked = await call.read(RerankRequest)
-    served = await call.choose(asked.model)
-    reading = Reading(truncate=asked.truncate_prompt_tokens)
-    plan = await call.prepare(lambda terms: served.rerank(asked.query, asked.documents, terms, reading), "documents")
-    found = await call.in_turns(plan, "documents")
+    request = await call.read(RerankRequest)
+    served = await call.choose(request.model)
+    reading = TextReading(truncate=request.truncate_prompt_tokens)
+    plan = await call.prepare(
+        lambda terms: served.rerank(request.query, request.documents, terms, reading), "documents"
+    )
+    plan_results = await call.in_turns(plan, "documents")
     labelled = "labels" in served.describe()
-    call.account(asked, found, [served.answer(one) for one in found] if labelled else ())
-    scores = served.relevances(found)
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])[: asked.top_n]
+    call.account(request, plan_results, [served.answer(result) for result in plan_results] if labelled else ())
+    scores = served.relevances(plan_results)
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])[: request.top_n]
     results: list[dict[str, Any]] = []
     for index in order:
-        document = {} if asked.return_documents is False else {"document": {"text": asked.documents[index]}}
+        document = {} if request.return_documents is False else {"document": {"text": request.documents[index]}}
         results.append({"index": index, "relevance_score": scores[index], **document})
-    usage = prompt_usage(found)
-    return json_response({"id": f"rerank-{call.id}", "model": asked.model, "results": results, "usage": usage})
+    usage = prompt_usage(plan_results)
+    return json_response({"id": f"rerank-{call.id}", "model": request.model, "results": results, "usage": usage})

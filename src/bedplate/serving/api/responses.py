@@ -14,13 +14,13 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests import Terms
+from bedplate.inference.engine.requests import LookupContext
 from bedplate.serving.api.files import Page
 from bedplate.serving.api.input_items import input_items
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.truncation import fitting_plan
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, UnderWay, answers
+from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, CallInProgress, answers
 from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
 from bedplate.serving.models.plan import AnswerPlan
@@ -36,29 +36,29 @@ T = TypeVar("T")
 @router.post("")
 @answers("responses")
 async def create_response(call: ApiCall) -> Response:
-    asked = await call.read(ResponsesRequest)
-    keeps = _keeps(call, asked)
-    earlier = _earlier(call, asked)
+    request = await call.read(ResponsesRequest)
+    is_stored = _is_stored(call, request)
+    earlier = _earlier(call, request)
     call.size += 0 if earlier is None else earlier.size
-    chat, messages = await _beside(call, lambda: asked.chat(() if earlier is None else earlier.messages()))
-    served = await call.choose(asked.model)
+    chat, messages = await _off_loop(call, lambda: request.chat(() if earlier is None else earlier.messages()))
+    served = await call.choose(request.model)
     left_out = 0
 
-    def make(terms: Terms) -> AnswerPlan:
+    def make_plan(terms: LookupContext) -> AnswerPlan:
         nonlocal left_out
-        if asked.truncation != "auto":
+        if request.truncation != "auto":
             return served.chat(chat, terms)
         plan, left_out = fitting_plan(served, chat, terms)
         return plan
 
-    plan = await call.prepare(make, "input")
+    plan = await call.prepare(make_plan, "input")
     run = call.submit(plan, "input", "max_output_tokens")
-    reply = ResponseReply(call, asked, keeps, left_out)
-    if asked.stream:
-        return EventStream(_events(call, chat, messages, reply, plan, run), done=False, error_name="error")
+    reply = ResponseReply(call, request, is_stored, left_out)
+    if request.stream:
+        return EventStream(_events(call, chat, messages, reply, plan, run), with_terminator=False, error_name="error")
     turn = await take_turn(call, chat, plan, run)
     whole = reply.whole(turn)
-    await _keep(call, reply, [*messages, turn.message()], whole)
+    await _store(call, reply, [*messages, turn.message()], whole)
     return json_response(whole)
 
 
@@ -68,31 +68,31 @@ async def get_response(call: ApiCall) -> Response:
     if call.request.query_params.get("stream") not in {None, "false"}:
         raise RequestError("a kept reply cannot be streamed; leave stream out", param="stream")
     name = call.request.path_params["name"]
-    return Response(_found(call, name).response, media_type="application/json")
+    return Response(_stored_response(call, name).response, media_type="application/json")
 
 
 @router.get("/{name}/input_items")
 @answers("responses")
 async def list_input_items(call: ApiCall) -> Response:
     page = Page(call.request, 100, "order", "include")
-    order, name = page.given.get("order", "desc"), call.request.path_params["name"]
+    order, name = page.query.get("order", "desc"), call.request.path_params["name"]
     if order not in ("asc", "desc"):
         raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
-    kept = _found(call, name)
-    call.size = kept.size
+    stored = _stored_response(call, name)
+    call.size = stored.size
 
     def listed() -> Response:
-        items = input_items(name, kept.messages()[:-1])
+        rows = input_items(name, stored.messages()[:-1])
         if order == "desc":
-            items.reverse()
+            rows.reverse()
         if page.after is not None:
-            place = next((i for i, one in enumerate(items) if one["id"] == page.after), None)
+            place = next((i for i, row in enumerate(rows) if row["id"] == page.after), None)
             if place is None:
                 raise RequestError(f"after is {page.after[:80]!r}, which is not an item of this list", param="after")
-            items = items[place + 1 :]
-        return large_json_response(page.reply(items))
+            rows = rows[place + 1 :]
+        return large_json_response(page.reply(rows))
 
-    return await _beside(call, listed)
+    return await _off_loop(call, listed)
 
 
 @router.delete("/{name}")
@@ -104,42 +104,42 @@ async def delete_response(call: ApiCall) -> Response:
     return json_response({"id": name, "object": "response", "deleted": True})
 
 
-def _found(call: ApiCall, name: str) -> KeptResponse:
+def _stored_response(call: ApiCall, name: str) -> KeptResponse:
     """StatusError 404 also for another tenant's."""
-    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
-    if kept is None:
+    stored = call.server.part(ResponseStore).get(call.caller.tenant, name)
+    if stored is None:
         raise _not_found(name)
-    return kept
+    return stored
 
 
-async def _beside(call: ApiCall, work: Callable[[], T]) -> T:
+async def _off_loop(call: ApiCall, work: Callable[[], T]) -> T:
     """What `work` makes of the call's bytes: beside the event loop, unless they are few."""
-    return work() if call.size <= READ_AT_ONCE else await call.apart(lambda _: work())
+    return work() if call.size <= READ_AT_ONCE else await call.off_loop(lambda _: work())
 
 
 def _not_found(name: str) -> StatusError:
     return StatusError(404, f"no reply with the id {name[:100]!r} is kept here", "response_not_found")
 
 
-def _keeps(call: ApiCall, asked: ResponsesRequest) -> bool:
+def _is_stored(call: ApiCall, request: ResponsesRequest) -> bool:
     """Whether the reply is kept: where the server keeps any, unless it is not to be. The reply's own `store` says."""
-    able = call.server.part(ResponseStore).config.keeps
-    return able and asked.store is not False
+    able = call.server.part(ResponseStore).config.enabled
+    return able and request.store is not False
 
 
-def _earlier(call: ApiCall, asked: ResponsesRequest) -> KeptResponse | None:
+def _earlier(call: ApiCall, request: ResponsesRequest) -> KeptResponse | None:
     """What the request goes on from."""
-    name = asked.previous_response_id
+    name = request.previous_response_id
     if name is None:
         return None
-    kept = call.server.part(ResponseStore).get(call.caller.tenant, name)
-    if kept is None:
+    stored = call.server.part(ResponseStore).get(call.caller.tenant, name)
+    if stored is None:
         raise RequestError(
             f"no reply with the id {name[:100]!r} is kept here; send the whole conversation as input",
             param="previous_response_id",
             code="previous_response_not_found",
         )
-    return kept
+    return stored
 
 
 async def _events(
@@ -148,7 +148,7 @@ async def _events(
     messages: Sequence[ChatMessage],
     reply: ResponseReply,
     plan: AnswerPlan,
-    run: UnderWay,
+    run: CallInProgress,
 ) -> AsyncGenerator[Event]:
     turn = AssistantTurn.of(plan)
     events = ResponseEvents(reply, turn)
@@ -158,21 +158,21 @@ async def _events(
         async for part in arriving:
             for event in events.part(part):
                 yield event
-    await _keep(call, reply, [*messages, turn.message()], reply.whole(turn))
+    await _store(call, reply, [*messages, turn.message()], reply.whole(turn))
     for event in events.ending():
         yield event
 
 
-async def _keep(
+async def _store(
     call: ApiCall, reply: ResponseReply, conversation: Sequence[ChatMessage], whole: dict[str, Any]
 ) -> None:
     """Keeps the whole reply, where it is to be."""
-    if not reply.keeps:
+    if not reply.is_stored:
         return
     tenant = call.caller.tenant
     if call.size <= READ_AT_ONCE:
-        kept = KeptResponse.of(whole, conversation)
+        stored = KeptResponse.of(whole, conversation)
     else:  # not `written`: of a stream somebody listens already whether its client leaves
         turn = call.server.preparation.run
-        kept = await turn(tenant, call.size, lambda: KeptResponse.of(whole, conversation), refused=False)
-    call.server.part(ResponseStore).put(tenant, kept)
+        stored = await turn(tenant, call.size, lambda: KeptResponse.of(whole, conversation), refused=False)
+    call.server.part(ResponseStore).add(tenant, stored)

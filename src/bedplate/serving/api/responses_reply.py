@@ -22,9 +22,9 @@ Json = dict[str, Any]
 class ResponseReply:
     """One reply in the making. Items have ids from the start, so that events and the whole agree."""
 
-    def __init__(self, call: ApiCall, asked: ResponsesRequest, keeps: bool, left_out: int = 0) -> None:
+    def __init__(self, call: ApiCall, request: ResponsesRequest, is_stored: bool, left_out: int = 0) -> None:
         """left_out: messages that had no place in the context, where the request allowed that."""
-        self._call, self._asked, self.keeps, self._left_out = call, asked, keeps, left_out
+        self._call, self._request, self.is_stored, self._left_out = call, request, is_stored, left_out
         self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._created = int(time.time())
 
@@ -33,7 +33,9 @@ class ResponseReply:
         reasoned = reasoning_tokens(self._tokenizer, turn.spoken.reasoning, answer)
         return {
             **self.base("incomplete" if cut else "completed"),
-            "output": [self.item(block, self.status(turn, block), self._whole_logprobs(turn)) for block in turn.blocks],
+            "output": [
+                self.output_item(block, self.status(turn, block), self._whole_logprobs(turn)) for block in turn.blocks
+            ],
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "usage": {
                 "input_tokens": answer.usage.prompt_tokens,
@@ -46,15 +48,15 @@ class ResponseReply:
         }
 
     def _extension(self, answer: Answer) -> Json:
-        said = extension_of(self._call, answer)
+        extension = extension_of(self._call, answer)
         if not self._left_out:
-            return said
-        return {"bedplate": {**said.get("bedplate", {}), "messages_left_out": self._left_out}}
+            return extension
+        return {"bedplate": {**extension.get("bedplate", {}), "messages_left_out": self._left_out}}
 
     def base(self, status: str) -> Json:
         """The reply without what it says."""
-        asked = self._asked
-        form = None if asked.text is None else asked.text.format
+        request = self._request
+        form = None if request.text is None else request.text.format
         return {
             "id": f"resp_{self._call.id}",
             "object": "response",
@@ -63,56 +65,56 @@ class ResponseReply:
             "background": False,
             "error": None,
             "incomplete_details": None,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "metadata": asked.metadata or {},
-            "model": asked.model,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "metadata": request.metadata or {},
+            "model": request.model,
             "output": [],
-            "parallel_tool_calls": asked.parallel_tool_calls is not False,
-            "previous_response_id": asked.previous_response_id,
-            "reasoning": {"effort": None if asked.reasoning is None else asked.reasoning.effort, "summary": None},
-            "store": self.keeps,
-            "temperature": asked.temperature,
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": request.previous_response_id,
+            "reasoning": {"effort": None if request.reasoning is None else request.reasoning.effort, "summary": None},
+            "store": self.is_stored,
+            "temperature": request.temperature,
             "text": {"format": form or {"type": "text"}},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": asked.tools or [],
-            "top_logprobs": asked.top_logprobs or 0,
-            "top_p": asked.top_p,
-            "truncation": asked.truncation or "disabled",
+            "tool_choice": request.tool_choice or "auto",
+            "tools": request.tools or [],
+            "top_logprobs": request.top_logprobs or 0,
+            "top_p": request.top_p,
+            "truncation": request.truncation or "disabled",
             "usage": None,
         }
 
     @property
     def obfuscates(self) -> bool:
-        return self._asked.obfuscates
+        return self._request.obfuscates
 
     def status(self, turn: AssistantTurn, block: TurnBlock) -> str:
         """Of a block that has ended: the last one of a turn that was cut off is not whole."""
         cut = turn.answer is not None and turn.finish_reason == "length" and block is turn.blocks[-1]
         return "incomplete" if cut else "completed"
 
-    def item(self, block: TurnBlock, status: str, logprobs: Sequence[Json] = ()) -> Json:
+    def output_item(self, block: TurnBlock, status: str, logprobs: Sequence[Json] = ()) -> Json:
         """A block as an output item."""
         name = self.item_id(block)
-        if block.kind == "call":
+        if block.block_type == "call":
             head = {"id": name, "type": "function_call", "status": status}
             return {**head, "call_id": block.id, "name": block.name, "arguments": block.text}
-        if block.kind == "reasoning":
-            said = [_reasoning_part(block.text)] if block.text else []
-            return {"id": name, "type": "reasoning", "status": status, "summary": [], "content": said}
+        if block.block_type == "reasoning":
+            reasoning = [_reasoning_part(block.text)] if block.text else []
+            return {"id": name, "type": "reasoning", "status": status, "summary": [], "content": reasoning}
         content = [text_part(block.text, logprobs)]
         return {"id": name, "type": "message", "status": status, "role": "assistant", "content": content}
 
     def item_id(self, block: TurnBlock) -> str:
-        kinds = {"call": "fc", "text": "msg", "reasoning": "rs"}
-        return f"{kinds[block.kind]}_{self._call.id}_{block.index}"
+        prefixes = {"call": "fc", "text": "msg", "reasoning": "rs"}
+        return f"{prefixes[block.block_type]}_{self._call.id}_{block.index}"
 
     def _whole_logprobs(self, turn: AssistantTurn) -> list[Json]:
-        made = turn.ended.generation
-        return [] if made is None else self.logprobs(steps_of(made))
+        generation = turn.ended.generation
+        return [] if generation is None else self.logprobs(steps_of(generation))
 
     def logprobs(self, steps: Sequence[Step]) -> list[Json]:
-        return token_entries(self._tokenizer, steps) if self._asked.includes_logprobs else []
+        return token_entries(self._tokenizer, steps) if self._request.includes_logprobs else []
 
 
 def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:
@@ -145,12 +147,12 @@ class ResponseEvents:
             if growth.begins:
                 yield from self._close()
                 yield from self._begin(block)
-            if block.kind == "call" and growth.text:
+            if block.block_type == "call" and growth.text:
                 place = self._place(block)
                 yield self._event("response.function_call_arguments.delta", **place, delta=growth.text)
-            elif block.kind == "reasoning" and growth.text:
+            elif block.block_type == "reasoning" and growth.text:
                 yield self._event("response.reasoning_text.delta", **self._place(block, 0), delta=growth.text)
-            elif block.kind == "text" and (growth.text or logprobs):
+            elif block.block_type == "text" and (growth.text or logprobs):
                 place, self._logprobs = self._place(block, 0), [*self._logprobs, *logprobs]
                 yield self._event("response.output_text.delta", **place, delta=growth.text, logprobs=logprobs)
                 logprobs = []
@@ -163,8 +165,8 @@ class ResponseEvents:
 
     def _begin(self, block: TurnBlock) -> Iterator[Event]:
         self._open, self._logprobs = block, []
-        empty = self._reply.item(replace(block, text=""), "in_progress")
-        if block.kind != "text":
+        empty = self._reply.output_item(replace(block, text=""), "in_progress")
+        if block.block_type != "text":
             yield self._event("response.output_item.added", output_index=block.index, item=empty)
             return
         yield self._event("response.output_item.added", output_index=block.index, item={**empty, "content": []})
@@ -174,24 +176,24 @@ class ResponseEvents:
         block, self._open = self._open, None
         if block is None:
             return
-        if block.kind == "call":
-            done = {"name": block.name, "arguments": block.text}
-            yield self._event("response.function_call_arguments.done", **self._place(block), **done)
-        elif block.kind == "reasoning":
+        if block.block_type == "call":
+            call_fields = {"name": block.name, "arguments": block.text}
+            yield self._event("response.function_call_arguments.done", **self._place(block), **call_fields)
+        elif block.block_type == "reasoning":
             yield self._event("response.reasoning_text.done", **self._place(block, 0), text=block.text)
         else:
             place, text = self._place(block, 0), block.text
             yield self._event("response.output_text.done", **place, text=text, logprobs=self._logprobs)
             yield self._event("response.content_part.done", **place, part=text_part(text, self._logprobs))
-        item = self._reply.item(block, self._reply.status(self._turn, block), self._logprobs)
-        yield self._event("response.output_item.done", output_index=block.index, item=item)
+        output_item = self._reply.output_item(block, self._reply.status(self._turn, block), self._logprobs)
+        yield self._event("response.output_item.done", output_index=block.index, item=output_item)
 
     def _place(self, block: TurnBlock, content: int | None = None) -> Json:
         place: Json = {"item_id": self._reply.item_id(block), "output_index": block.index}
         return place if content is None else {**place, "content_index": content}
 
-    def _event(self, kind: str, **fields: Any) -> Event:
-        said = {"type": kind, "sequence_number": next(self._numbers), **fields}
-        if kind.endswith(".delta") and self._reply.obfuscates:
-            said["obfuscation"] = padding_of(said)
-        return Event(said, kind)
+    def _event(self, event_type: str, **fields: Any) -> Event:
+        payload = {"type": event_type, "sequence_number": next(self._numbers), **fields}
+        if event_type.endswith(".delta") and self._reply.obfuscates:
+            payload["obfuscation"] = padding_of(payload)
+        return Event(payload, event_type)

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.serving.call.call import ApiCall, answers
-from bedplate.serving.rollout.routing import Router
+from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.wire.json_replies import json_response
 
 router = APIRouter(prefix="/admin/routes")
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/admin/routes")
 @router.get("")
 @answers("admin")
 async def list_routes(call: ApiCall) -> Response:
-    names = call.server.part(Router).names()
+    names = call.server.part(VersionRouter).names()
     return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
 
 
@@ -25,4 +25,4 @@ async def list_routes(call: ApiCall) -> Response:
 @answers("admin")
 async def get_route(call: ApiCall) -> Response:
     name = call.request.path_params["name"]
-    return json_response(await asyncio.to_thread(call.server.part(Router).report, name))
+    return json_response(await asyncio.to_thread(call.server.part(VersionRouter).report, name))

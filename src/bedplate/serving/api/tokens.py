@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
-from bedplate.inference.engine.requests import Terms
+from bedplate.inference.engine.requests import LookupContext
 from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.served import Served
 from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
@@ -60,36 +60,36 @@ class DetokenizeRequest(RequestFields):
 @router.post("/tokenize")
 @answers("tokenize")
 async def tokenize(call: ApiCall) -> Response:
-    asked = await call.read(TokenizeRequest)
-    served = await choose(call, asked.model)
+    request = await call.read(TokenizeRequest)
+    served = await choose(call, request.model)
     base = served.engine.base
     tokenizer = served.tokenizer
 
-    def reply(terms: Terms) -> Response:
-        tokens = _tokens(served, tokenizer, asked, terms)
-        strings = [tokenizer.id_to_token(token) or "" for token in tokens] if asked.return_token_strs else None
+    def reply(terms: LookupContext) -> Response:
+        tokens = _tokens(served, tokenizer, request, terms)
+        strings = [tokenizer.id_to_token(token) or "" for token in tokens] if request.return_token_strs else None
         context = base.spec.context_length
-        found = {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings}
-        return large_json_response(found)
+        body = {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings}
+        return large_json_response(body)
 
-    return await call.apart(reply)
+    return await call.off_loop(reply)
 
 
 @router.post("/detokenize")
 @answers("detokenize")
 async def detokenize(call: ApiCall) -> Response:
-    asked = await call.read(DetokenizeRequest)
-    served = await choose(call, asked.model)
+    request = await call.read(DetokenizeRequest)
+    served = await choose(call, request.model)
     tokenizer = served.tokenizer
 
-    def reply(_: Terms) -> Response:
-        bad = next((token for token in asked.tokens if token >= tokenizer.vocab_size), None)
+    def reply(_: LookupContext) -> Response:
+        bad = next((token for token in request.tokens if token >= tokenizer.vocab_size), None)
         if bad is not None:
             message = f"there is no token {bad}; the vocabulary has {tokenizer.vocab_size} ids"
             raise RequestError(message, param="tokens")
-        return json_response({"prompt": tokenizer.reading.decode(asked.tokens, skip_special_tokens=False)})
+        return json_response({"prompt": tokenizer.reading.decode(request.tokens, skip_special_tokens=False)})
 
-    return await call.apart(reply)
+    return await call.off_loop(reply)
 
 
 @router.get("/tokenizer_info")
@@ -122,12 +122,12 @@ async def choose(call: ApiCall, name: str | None) -> Served:
     return await call.choose(name)
 
 
-def _tokens(served: Served, tokenizer: Tokenizer, asked: TokenizeRequest, terms: Terms) -> list[int]:
-    if asked.prompt is not None:
-        return tokenizer.reading.encode(asked.prompt, add_special_tokens=asked.add_special_tokens is not False)
-    tools = {} if asked.tools is None else {"tools": asked.tools}
-    chat = read_fields(ChatRequest, {"model": served.name, "messages": asked.messages, **tools})
-    if asked.add_generation_prompt is False:
+def _tokens(served: Served, tokenizer: Tokenizer, request: TokenizeRequest, terms: LookupContext) -> list[int]:
+    if request.prompt is not None:
+        return tokenizer.reading.encode(request.prompt, add_special_tokens=request.add_special_tokens is not False)
+    tools = {} if request.tools is None else {"tools": request.tools}
+    chat = read_fields(ChatRequest, {"model": served.name, "messages": request.messages, **tools})
+    if request.add_generation_prompt is False:
         if served.describe()["kind"] != "base":
             message = f"{served.name!r} is a skin: its prompt always ends where the answer begins"
             raise RequestError(message, param="add_generation_prompt")

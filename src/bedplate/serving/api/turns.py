@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.call.call import ApiCall, UnderWay
+from bedplate.serving.call.call import ApiCall, CallInProgress
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.wire.fields import ChatRequest
 from bedplate.serving.wire.tools import Spoken
 from bedplate.text.calls.reading import ReplyPiece
 
-_KINDS: dict[str, Literal["text", "call", "reasoning"]] = {
+_BLOCK_TYPES: dict[str, Literal["text", "call", "reasoning"]] = {
     "content": "text",
     "reasoning": "reasoning",
     "name": "call",
@@ -30,7 +30,7 @@ _KINDS: dict[str, Literal["text", "call", "reasoning"]] = {
 class TurnBlock:
     """One part of a turn. text: what it says or reasons, or a call's arguments as JSON. id, name: of a call."""
 
-    kind: Literal["text", "call", "reasoning"]
+    block_type: Literal["text", "call", "reasoning"]
     index: int
     id: str = ""
     name: str = ""
@@ -64,10 +64,10 @@ class AssistantTurn:
     def end(self, answer: Answer) -> list[BlockGrowth]:
         """What was held back. A turn that says nothing is an empty text."""
         self.answer = answer
-        held = self.spoken.finish(answer.finish_reason)
-        if not held and all(block.kind == "reasoning" for block in self.blocks):
-            held = [ReplyPiece("content", "")]
-        return [self._grow(piece) for piece in held]
+        pieces = self.spoken.finish(answer.finish_reason)
+        if not pieces and all(block.block_type == "reasoning" for block in self.blocks):
+            pieces = [ReplyPiece("content", "")]
+        return [self._grow(piece) for piece in pieces]
 
     @property
     def ended(self) -> Answer:
@@ -80,25 +80,25 @@ class AssistantTurn:
 
     def message(self) -> dict[str, Any]:
         """As a chat's message."""
-        text = "".join(block.text for block in self.blocks if block.kind == "text")
+        text = "".join(block.text for block in self.blocks if block.block_type == "text")
         calls = [
             {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}
             for block in self.blocks
-            if block.kind == "call"
+            if block.block_type == "call"
         ]
         head = {"role": "assistant", "content": text}
-        reasoning = "".join(block.text for block in self.blocks if block.kind == "reasoning")
+        reasoning = "".join(block.text for block in self.blocks if block.block_type == "reasoning")
         if reasoning:
             head["reasoning_content"] = reasoning
         return {**head, "tool_calls": calls} if calls else head
 
     def _grow(self, piece: ReplyPiece) -> BlockGrowth:
         last = self.blocks[-1] if self.blocks else None
-        kind = _KINDS[piece.kind]
-        if piece.kind == "name" or last is None or last.kind != kind:
-            block = TurnBlock(kind, len(self.blocks))
+        block_type = _BLOCK_TYPES[piece.section]
+        if piece.section == "name" or last is None or last.block_type != block_type:
+            block = TurnBlock(block_type, len(self.blocks))
             self.blocks.append(block)
-            if piece.kind == "name":
+            if piece.section == "name":
                 block.id, block.name = self.spoken.id(piece.call), piece.text
                 return BlockGrowth(block, "", begins=True)
             block.text = piece.text
@@ -115,34 +115,36 @@ class TurnPart:
     steps: Sequence[Step]
 
 
-async def take_turn(call: ApiCall, asked: ChatRequest, plan: AnswerPlan, run: UnderWay) -> AssistantTurn:
+async def take_turn(call: ApiCall, request: ChatRequest, plan: AnswerPlan, run: CallInProgress) -> AssistantTurn:
     """The whole turn, told to whoever counts."""
-    found = (await call.results(run))[0]
-    answer = _accounted(call, asked, found, call.lease.served.answer(found))
+    result = (await call.results(run))[0]
+    answer = _accounted(call, request, result, call.lease.served.answer(result))
     turn = AssistantTurn.of(plan)
     turn.push(answer.text)
     turn.end(answer)
     return turn
 
 
-async def parts_of(turn: AssistantTurn, call: ApiCall, asked: ChatRequest, run: UnderWay) -> AsyncGenerator[TurnPart]:
+async def parts_of(
+    turn: AssistantTurn, call: ApiCall, request: ChatRequest, run: CallInProgress
+) -> AsyncGenerator[TurnPart]:
     """The turn as it comes, told to whoever counts when it has ended."""
     async with aclosing(call.arrivals(run)) as arriving:
-        async for one in arriving:
-            growths = turn.push(one.text)
-            if one.found is not None and one.answer is not None:
-                growths += turn.end(_accounted(call, asked, one.found, one.answer))
-            yield TurnPart(growths, one.steps)
+        async for arrival in arriving:
+            growths = turn.push(arrival.text)
+            if arrival.result is not None and arrival.answer is not None:
+                growths += turn.end(_accounted(call, request, arrival.result, arrival.answer))
+            yield TurnPart(growths, arrival.steps)
 
 
-def _accounted(call: ApiCall, asked: ChatRequest, found: PlanResult, answer: Answer) -> Answer:
-    answer = call.noted(asked, answer)
-    call.account(asked, [found], [answer])
+def _accounted(call: ApiCall, request: ChatRequest, result: PlanResult, answer: Answer) -> Answer:
+    answer = call.noted(request, answer)
+    call.account(request, [result], [answer])
     return answer
 
 
 def extension_of(call: ApiCall, answer: Answer) -> dict[str, Any]:
     """The reply's `bedplate` field, where there is something to say that its API has no field for."""
     cost = {} if call.cost_usd is None else {"cost_usd": call.cost_usd}
-    said = {**(answer.extension or {}), **cost}
-    return {"bedplate": said} if said else {}
+    extension = {**(answer.extension or {}), **cost}
+    return {"bedplate": extension} if extension else {}

@@ -58,11 +58,11 @@ async def results(engine: Submits, streams: Sequence[Stream]) -> list[Result]:
     """The finished results, in order. The first error of a stream is raised."""
     wake = _Wake()
     for stream in streams:
-        stream.listen(lambda stream=stream: wake.ring() if stream.done else None)
-    while not all(stream.done for stream in streams):
+        stream.listen(lambda stream=stream: wake.ring() if stream.finished else None)
+    while not all(stream.finished for stream in streams):
         await wake.wait(engine)
         for stream in streams:
-            if stream.done:
+            if stream.finished:
                 stream.result(0)
     return [stream.result(0) for stream in streams]
 
@@ -70,17 +70,17 @@ async def results(engine: Submits, streams: Sequence[Stream]) -> list[Result]:
 async def until_disconnect(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
     """Runs `work`; where the client goes away first, cancels it and raises ClientGone."""
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(receive))
+    disconnect = asyncio.ensure_future(_disconnected(receive))
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         raise ClientGone
     finally:
-        for one in (task, gone):
-            one.cancel()
+        for future in (task, disconnect):
+            future.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
-            await asyncio.gather(task, gone, return_exceptions=True)
+            await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
@@ -122,5 +122,5 @@ class _Wake:
 def cancel_all(streams: Sequence[Stream]) -> None:
     """Ends what still runs: whoever submitted streams calls this when the reply is over, however it ended."""
     for stream in streams:
-        if not stream.done:
+        if not stream.finished:
             stream.cancel()

@@ -16,7 +16,7 @@ from fastapi import Request
 from starlette.responses import FileResponse, Response
 
 from bedplate.core.errors import DeadlineError, RequestError
-from bedplate.inference.engine.requests import Step, Terms
+from bedplate.inference.engine.requests import Step, LookupContext
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.call.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.call.events import EventStream
@@ -26,7 +26,7 @@ from bedplate.serving.call.state import ServerState
 from bedplate.serving.call.unanswered import spent_on, when_over
 from bedplate.serving.callers.guard import AdmittedCall, Caller
 from bedplate.serving.models.plan import AnswerPlan, PlanResult, compute_of
-from bedplate.serving.models.registry import Lease, ModelWanted
+from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.wire.bodies import parse_object, read_bytes
 from bedplate.serving.wire.errors import StoppingError, name_source
@@ -45,7 +45,7 @@ VERSION_HEADER = "x-bedplate-version"
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class CallInProgress:
     """A plan whose first step is queued: a stream for each choice."""
 
     plan: AnswerPlan
@@ -60,7 +60,7 @@ class Arrival:
     index: int
     text: str
     steps: Sequence[Step] = ()
-    found: PlanResult | None = None
+    result: PlanResult | None = None
     answer: Answer | None = None
 
 
@@ -80,20 +80,20 @@ class ApiCall:
         self.size = 0  # bytes: the body's, and what a route reads with it
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
-        self.held = self.server.preparation.held(caller.tenant)
+        self.reservation = self.server.preparation.reservation(caller.tenant)
         self._deadline = time.monotonic() + self._seconds()
 
     def _seconds(self) -> float:
         limit = self.server.config.limits.timeout_seconds
-        asked = self.request.headers.get(TIMEOUT_HEADER)
-        if asked is None:
+        header = self.request.headers.get(TIMEOUT_HEADER)
+        if header is None:
             return limit
         try:
-            seconds = float(asked)
+            seconds = float(header)
         except ValueError:
             seconds = float("nan")
         if not 0 < seconds <= limit:
-            message = f"the header {TIMEOUT_HEADER} is {asked[:40]!r}; give a number above 0, at most {limit:g}"
+            message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
             raise RequestError(message, param=TIMEOUT_HEADER)
         return seconds
 
@@ -104,11 +104,11 @@ class ApiCall:
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
-        content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.held.take)
+        content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.reservation.reserve)
         self.size = len(content)
         if self.size <= READ_AT_ONCE:
             return self._read(parse_object(content))
-        return self._read(await self.apart(lambda _: parse_object(content)))
+        return self._read(await self.off_loop(lambda _: parse_object(content)))
 
     def _read(self, body: dict[str, Any]) -> dict[str, Any]:
         self.sent = body
@@ -121,38 +121,38 @@ class ApiCall:
         body = await self.body()
         if self.size <= READ_AT_ONCE:
             return read_fields(model, body)
-        return await self.apart(lambda _: read_fields(model, body))
+        return await self.off_loop(lambda _: read_fields(model, body))
 
     async def choose(self, name: str) -> Served:
         """The model of this name, which stays what it is until the call ends."""
         if self._lease is not None:
             raise RuntimeError("a call has one model")
-        await self._within_its_time(self._take(name), f"{name!r} could not be loaded")
+        await self._within_its_time(self._lease_model(name), f"{name!r} could not be loaded")
         lease, scope = self.lease, self.request.scope
         if lease.routed is not None:
             scope[REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
         scope[ACCESS_FACTS]["model"] = lease.served.name
         return lease.served
 
-    async def _take(self, name: str) -> None:
+    async def _lease_model(self, name: str) -> None:
         # Set here: whoever gives up waiting for this must not lose a lease that has just come.
-        wanted = ModelWanted(name, self.caller, self.id, self.request.url.path, self.sent, self._origin)
-        self._lease = await self.server.leases.lease(wanted)
+        model_request = ModelRequest(name, self.caller, self.id, self.request.url.path, self.sent, self._origin)
+        self._lease = await self.server.leases.lease(model_request)
 
-    async def _within_its_time(self, work: Coroutine[Any, Any, T], what: str) -> T:
-        """Until the deadline, or until the client goes away. what: is said to have failed."""
-        return await self._until_deadline(until_disconnect(self.request.receive, work), what)
+    async def _within_its_time(self, work: Coroutine[Any, Any, T], failure: str) -> T:
+        """Until the deadline, or until the client goes away. failure: is said to have failed."""
+        return await self._until_deadline(until_disconnect(self.request.receive, work), failure)
 
-    async def _until_deadline(self, work: Coroutine[Any, Any, T], what: str) -> T:
+    async def _until_deadline(self, work: Coroutine[Any, Any, T], failure: str) -> T:
         try:
             async with asyncio.timeout(self._deadline - time.monotonic()):
                 return await work
         except TimeoutError:
-            raise DeadlineError(f"{what} before the deadline; allow more time") from None
+            raise DeadlineError(f"{failure} before the deadline; allow more time") from None
 
     @property
-    def _terms(self) -> Terms:
-        return Terms(self.caller.tenant, self._deadline)
+    def _terms(self) -> LookupContext:
+        return LookupContext(self.caller.tenant, self._deadline)
 
     @property
     def _origin(self) -> object:
@@ -164,11 +164,11 @@ class ApiCall:
         assert self._lease is not None
         return self._lease
 
-    async def prepare(self, make: Callable[[Terms], AnswerPlan], source: str) -> AnswerPlan:
-        """The plan that `make` makes, in the caller's name. source: the field that holds the prompt, for messages about
+    async def prepare(self, make_plan: Callable[[LookupContext], AnswerPlan], source: str) -> AnswerPlan:
+        """The plan that `make_plan` makes, in the caller's name. source: the field that holds the prompt, for messages about
         it."""
         try:
-            return (await self.apart(make)).on(self._terms)
+            return (await self.off_loop(make_plan)).on(self._terms)
         except RequestError as error:
             name_source(error, source)
             raise
@@ -178,23 +178,25 @@ class ApiCall:
         turn = self.server.preparation.run(self.caller.tenant, size, work, refused=False)
         return await self._within_its_time(turn, "the reply could not be written")
 
-    async def apart(self, work: Callable[[Terms], T]) -> T:
+    async def off_loop(self, work: Callable[[LookupContext], T]) -> T:
         """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
         engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
         deadline at the latest. LimitError where too much of the tenant's waits."""
-        return await self._within_its_time(self._beside(lambda: work(self._terms)), "the prompt could not be made")
+        return await self._within_its_time(
+            self._run_off_loop(lambda: work(self._terms)), "the prompt could not be made"
+        )
 
-    async def _beside(self, work: Callable[[], T], *, refused: bool = True) -> T:
+    async def _run_off_loop(self, work: Callable[[], T], *, refused: bool = True) -> T:
         return await self.server.preparation.run(self.caller.tenant, self.size, work, refused=refused)
 
-    def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> UnderWay:
+    def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> CallInProgress:
         """Queues a plan's first step, all or none. What runs for the call ends with it."""
-        most = self.server.config.limits.max_waiting
+        max_waiting = self.server.config.limits.max_waiting
         # The choices of one prompt are the same request again, and count it once.
-        prompts = [one for one, _ in groupby(request.tokens for request in plan.requests)]
-        if len(plan.requests) > most:
+        prompts = [prompt for prompt, _ in groupby(request.tokens for request in plan.requests)]
+        if len(plan.requests) > max_waiting:
             raise RequestError(
-                f"the request asks for {len(plan.requests)} answers at once; the queue holds {most}: send fewer",
+                f"the request asks for {len(plan.requests)} answers at once; the queue holds {max_waiting}: send fewer",
                 param=source if len(prompts) > 1 else "n",
             )
         tokens = sum(map(len, prompts))
@@ -209,43 +211,49 @@ class ApiCall:
             self.admission.take_tokens(tokens)
         return run
 
-    def _queue(self, plan: AnswerPlan) -> UnderWay:
+    def _queue(self, plan: AnswerPlan) -> CallInProgress:
         streams = submit_all(plan.engine, plan.requests)
         self._streams += streams
-        return UnderWay(plan, streams)
+        return CallInProgress(plan, streams)
 
-    async def results(self, run: UnderWay) -> list[PlanResult]:
+    async def results(self, run: CallInProgress) -> list[PlanResult]:
         """What comes of all choices, unless the client goes away first."""
         return await until_disconnect(self.request.receive, self._steps(run))
 
     async def in_turns(self, plan: AnswerPlan, source: str) -> list[PlanResult]:
         """The results of a plan that may ask more than the queue holds: no call takes more than half of it at once."""
-        found: list[PlanResult] = []
+        turn_results: list[PlanResult] = []
         for turn in plan.turns(max(1, self.server.config.limits.max_waiting // 2)):
-            found += await self.results(self.submit(turn, source))
-        return found
+            turn_results += await self.results(self.submit(turn, source))
+        return turn_results
 
-    async def _steps(self, run: UnderWay) -> list[PlanResult]:
+    async def _steps(self, run: CallInProgress) -> list[PlanResult]:
         """Waits for a step, and takes those that follow on it."""
-        further = run.plan.further
-        found = [PlanResult((one,)) for one in await results(run.plan.engine, run.streams)]
-        unsure = [] if further is None else [i for i, one in enumerate(found) if further.is_unsure(one.last)]
-        if further is None or not unsure:
-            return found
-        again = partial(further.again, [run.plan.inputs[i] for i in unsure], self._terms)
-        making = self._beside(again, refused=False)  # the first skin has computed its part
-        made = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(self._terms)
-        for i, one in zip(unsure, await self._steps(self._queue(made)), strict=True):
-            found[i] = PlanResult((*found[i].steps, *one.steps))
-        return found
+        next_step = run.plan.followup
+        step_results = [PlanResult((result,)) for result in await results(run.plan.engine, run.streams)]
+        unsure = (
+            []
+            if next_step is None
+            else [i for i, result in enumerate(step_results) if next_step.is_unsure(result.last)]
+        )
+        if next_step is None or not unsure:
+            return step_results
+        make_plan = partial(next_step.next_plan, [run.plan.inputs[i] for i in unsure], self._terms)
+        making = self._run_off_loop(make_plan, refused=False)  # the first skin has computed its part
+        next_plan = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(
+            self._terms
+        )
+        for i, continued in zip(unsure, await self._steps(self._queue(next_plan)), strict=True):
+            step_results[i] = PlanResult((*step_results[i].steps, *continued.steps))
+        return step_results
 
-    async def arrivals(self, run: UnderWay) -> AsyncGenerator[Arrival]:
+    async def arrivals(self, run: CallInProgress) -> AsyncGenerator[Arrival]:
         """Texts and answers as they come; those of a plan with further steps once all of these are over."""
         served, streams = self.lease.served, run.streams
-        if run.plan.further is not None:
-            for index, found in enumerate(await self._steps(run)):
-                answer = served.answer(found)
-                yield Arrival(index, answer.text, (), found, answer)
+        if run.plan.followup is not None:
+            for index, result in enumerate(await self._steps(run)):
+                answer = served.answer(result)
+                yield Arrival(index, answer.text, (), result, answer)
             return
         pieces = [served.pieces() for _ in streams]
         async with aclosing(arrivals(run.plan.engine, streams)) as arriving:
@@ -254,30 +262,30 @@ class ApiCall:
                 if not ended:
                     yield Arrival(index, text, steps)
                     continue
-                found = PlanResult((streams[index].result(0),))
-                answer = served.answer(found)
-                yield Arrival(index, answer.text if answer.generation is None else text, steps, found, answer)
+                result = PlanResult((streams[index].result(0),))
+                answer = served.answer(result)
+                yield Arrival(index, answer.text if answer.generation is None else text, steps, result, answer)
 
-    def noted(self, asked: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
+    def noted(self, request: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
         """The answer, with what there is to say about how its request was read."""
-        notes = self.lease.served.notes(asked)
+        notes = self.lease.served.notes(request)
         return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
 
-    def account(self, asked: RequestFields, found: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
+    def account(self, request: RequestFields, plan_results: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
         price = self.server.config.price
         if price is not None:
-            self.cost_usd = compute_of(found) * price.usd_per_hour / 3600
-        prompt, completion = tokens_of(asked, found)
+            self.cost_usd = compute_of(plan_results) * price.usd_per_hour / 3600
+        prompt, completion = tokens_of(request, plan_results)
         self._accounted = True
         if self.admission is not None:
             self.admission.settle(prompt + completion, self.cost_usd or 0.0)
         self.request.scope[ACCESS_FACTS].update(
             prompt=prompt,
             completion=completion,
-            cached=sum(one.usage.cached_tokens for one in found),
-            queued_ms=round(1000 * max((one.timing.queued for one in found), default=0.0), 1),
-            ttft_ms=round(1000 * max((one.timing.first for one in found), default=0.0), 1),
+            cached=sum(result.usage.cached_tokens for result in plan_results),
+            queued_ms=round(1000 * max((result.timing.queued for result in plan_results), default=0.0), 1),
+            ttft_ms=round(1000 * max((result.timing.first for result in plan_results), default=0.0), 1),
             finish=",".join(sorted({answer.finish_reason for answer in answers})),
         )
         if self.cost_usd is not None:
@@ -289,8 +297,8 @@ class ApiCall:
             endpoint=self.endpoint,
             caller=self.caller,
             served=served,
-            asked=asked,
-            results=found,
+            request=request,
+            results=plan_results,
             answers=answers,
             seconds=seconds,
             cost_usd=self.cost_usd,
@@ -304,7 +312,7 @@ class ApiCall:
     def sending(self, reply: Response) -> Response:
         """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
         at once."""
-        self.held.add(0 if isinstance(reply, FileResponse) else len(reply.body))
+        self.reservation.add(0 if isinstance(reply, FileResponse) else len(reply.body))
         return Sending(reply, self.close)
 
     def let_go(self) -> None:
@@ -321,21 +329,21 @@ class ApiCall:
         self.let_go()
         if self.admission is not None:
             self.admission.end()
-        self.held.close()
+        self.reservation.close()
 
     def _charge_the_rest(self) -> None:
         """What was computed for a client that left is charged once the engine has let go of it."""
         lease, streams, price = self._lease, list(self._streams), self.server.config.price
 
         def charge() -> None:
-            prompt, said, seconds = spent_on(streams)
+            prompt, completion, seconds = spent_on(streams)
             usd = None if price is None else seconds * price.usd_per_hour / 3600
             if self.admission is not None:
-                self.admission.settle(prompt + said, usd or 0.0)
-            if lease is None or not (prompt or said):
+                self.admission.settle(prompt + completion, usd or 0.0)
+            if lease is None or not (prompt or completion):
                 return
-            for told in self.server.unanswered:
-                told(UnansweredCall(lease.served.name, self.caller, prompt, said, usd))
+            for notify in self.server.unanswered:
+                notify(UnansweredCall(lease.served.name, self.caller, prompt, completion, usd))
 
         when_over(streams, charge)
 
@@ -378,7 +386,7 @@ def answers(
     """Makes a route of a function that answers a call. endpoint: what observers and the access log call it; "admin" is
     for keys of admins only."""
 
-    def made(work: Work) -> Callable[[Request], Awaitable[Response]]:
+    def decorate(work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def as_admin(call: ApiCall) -> Response:
             call.caller.need_admin()
             return await work(call)
@@ -389,10 +397,10 @@ def answers(
         route.__name__, route.__doc__ = getattr(work, "__name__", endpoint), work.__doc__
         return route
 
-    return made
+    return decorate
 
 
-def tokens_of(asked: RequestFields, found: Sequence[PlanResult]) -> tuple[int, int]:
+def tokens_of(request: RequestFields, plan_results: Sequence[PlanResult]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
-    prompt = sum(one.usage.prompt_tokens for one in found[:: asked.choices])
-    return prompt, sum(one.usage.completion_tokens for one in found)
+    prompt = sum(result.usage.prompt_tokens for result in plan_results[:: request.choices])
+    return prompt, sum(result.usage.completion_tokens for result in plan_results)

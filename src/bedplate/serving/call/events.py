@@ -45,13 +45,13 @@ class EventStream(Response):
         self,
         events: AsyncGenerator[Event],
         *,
-        done: bool = True,
+        with_terminator: bool = True,
         error_name: str | None = None,
         error_shape: ErrorShape = error_object,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
-        self._events, self._done = events, done
+        self._events, self._with_terminator = events, with_terminator
         self._error_name, self._error_shape = error_name, error_shape
         self._close: Callable[[], None] = lambda: None
         self._started = False
@@ -73,7 +73,7 @@ class EventStream(Response):
         try:
             async for event in self._events:
                 await self._send(send, dump_json(event.data), event.name)
-            if self._done:
+            if self._with_terminator:
                 await self._send(send, b"[DONE]")
         except TimeoutError:
             raise ClientGone from None

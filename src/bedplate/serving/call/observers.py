@@ -15,7 +15,7 @@ from bedplate.serving.wire.strict_fields import RequestFields
 
 @dataclass(frozen=True)
 class FinishedCall:
-    """A call that was answered. `asked`: the request as it was read; cost_usd: None where no price is configured;
+    """A call that was answered. `request`: the request as it was read; cost_usd: None where no price is configured;
     origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
     version, where its name was a route's; size: bytes of its body."""
 
@@ -23,7 +23,7 @@ class FinishedCall:
     endpoint: str
     caller: Caller
     served: Served
-    asked: RequestFields
+    request: RequestFields
     results: Sequence[PlanResult]
     answers: Sequence[Answer]
     seconds: float

@@ -79,13 +79,13 @@ class Pacing:
         self._end()
         self._decay()
         mine, total = self._spent.get(tenant, 0.0), sum(self._spent.values())
-        others = len(self._spent) - 1
-        if not mine or not others or total <= PART * SECONDS:
+        rival_count = len(self._spent) - 1
+        if not mine or not rival_count or total <= PART * SECONDS:
             return 0.0
-        allowed = TIMES * (total - mine) / others
+        allowed = TIMES * (total - mine) / rival_count
         if mine > allowed:
-            asked = {name: round(1e6 * value) for name, value in self._spent.items()}
-            allowed = max(allowed, fair_shares(round(1e6 * PART * SECONDS), asked)[tenant] / 1e6)
+            demand = {name: round(1e6 * value) for name, value in self._spent.items()}
+            allowed = max(allowed, fair_shares(round(1e6 * PART * SECONDS), demand)[tenant] / 1e6)
         return SECONDS * math.log(mine / allowed) if mine > allowed + FORGOTTEN else 0.0
 
     def spent(self, tenant: str, seconds: float) -> None:
@@ -103,7 +103,7 @@ class Pacing:
             self._current = None
 
     def _decay(self) -> None:
-        now = self._clock()
-        left = math.exp((self._since - now) / SECONDS)
-        self._spent = {name: left * value for name, value in self._spent.items() if left * value > FORGOTTEN}
-        self._since = now
+        current_time = self._clock()
+        decay = math.exp((self._since - current_time) / SECONDS)
+        self._spent = {name: decay * value for name, value in self._spent.items() if decay * value > FORGOTTEN}
+        self._since = current_time

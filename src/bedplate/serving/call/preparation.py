@@ -39,18 +39,18 @@ LEFT_BYTES, GIVE_BACK_SECONDS = 512 * 1024, 1.0
 takes some hundred times its own size while it is encoded, in pieces that the allocator keeps."""
 
 
-class Held:
+class CallMemory:
     """The bytes of one call, of its body and its reply, that are in memory. Close it when they are not any more."""
 
-    def __init__(self, most: int, sizes: Counter[str], tenant: str, let_go: Callable[[int], None]) -> None:
-        """most: bytes of all calls; sizes: those that are held, by tenant. let_go: told how many were, at the end."""
-        self._most, self._sizes, self._tenant, self._let_go = most, sizes, tenant, let_go
+    def __init__(self, limit: int, sizes: Counter[str], tenant: str, let_go: Callable[[int], None]) -> None:
+        """limit: bytes of all calls; sizes: those that are held, by tenant. let_go: told how many were, at the end."""
+        self._limit, self._sizes, self._tenant, self._let_go = limit, sizes, tenant, let_go
         self._mine = 0
 
-    def take(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
         """Holds so many more bytes. LimitError where the tenant has its part already."""
-        crowded = self._sizes.total() + size > self._most
-        if crowded and not may_queue(self._most, self._sizes, self._tenant, size):
+        crowded = self._sizes.total() + size > self._limit
+        if crowded and not may_queue(self._limit, self._sizes, self._tenant, size):
             raise LimitError("too many bytes of your requests are waiting here; wait for some to be answered", 1.0)
         self.add(size)
 
@@ -84,15 +84,15 @@ class _Threads:
     """A pool that nobody waits for when the process is to end: what its threads then work on is for clients that have
     gone. They end with the pool."""
 
-    def __init__(self, most: int, name: str) -> None:
-        self._most, self._name, self._begun = most, name, 0
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads, self._name, self._begun = max_threads, name, 0
         self._work: _Work = queue.SimpleQueue()
         weakref.finalize(self, self._work.put, None).atexit = False
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         result: Future[T] = Future()
         self._work.put((work, result))
-        if self._begun < self._most:
+        if self._begun < self._max_threads:
             self._begun += 1
             name = f"{self._name}_{self._begun}"
             threading.Thread(target=_work_on, args=(self._work,), name=name, daemon=True).start()
@@ -100,18 +100,18 @@ class _Threads:
 
 
 def _work_on(waiting: _Work) -> None:
-    while (one := waiting.get()) is not None:
-        work, result = one
+    while (job := waiting.get()) is not None:
+        work, result = job
         if not result.set_running_or_notify_cancel():
             continue
         try:
-            found = work()
+            outcome = work()
         except BaseException as error:  # the caller's to judge
             result.set_exception(error)
         else:
-            result.set_result(found)
-            del found
-        del one, work, result  # an idle thread keeps nobody's request
+            result.set_result(outcome)
+            del outcome
+        del job, work, result  # an idle thread keeps nobody's request
     waiting.put(None)
 
 
@@ -125,13 +125,13 @@ class Preparation:
         self._waiting: dict[str, deque[_Turn]] = {}
         self._calls: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
-        self._held: Counter[str] = Counter()
-        self._left = 0
+        self._reserved: Counter[str] = Counter()
+        self._released_bytes = 0
         self._giving_back: asyncio.TimerHandle | None = None
 
-    def held(self, tenant: str) -> Held:
+    def reservation(self, tenant: str) -> CallMemory:
         """For one call of the tenant."""
-        return Held(HELD_BODIES * self._body_bytes, self._held, tenant, self._leaves)
+        return CallMemory(HELD_BODIES * self._body_bytes, self._reserved, tenant, self._leaves)
 
     @property
     def under_way(self) -> int:
@@ -176,7 +176,7 @@ class Preparation:
         return await asyncio.wrap_future(running)
 
     def _is_full(self, waiting: Collection[_Turn], size: int) -> bool:
-        return len(waiting) >= WAITING or sum(one.size for one in waiting) + size > WAITING_BODIES * self._body_bytes
+        return len(waiting) >= WAITING or sum(turn.size for turn in waiting) + size > WAITING_BODIES * self._body_bytes
 
     def _begin(self) -> None:
         """Begins what fits, a turn of each tenant after the other."""
@@ -189,8 +189,8 @@ class Preparation:
                     turns.popleft()
                 if not turns:
                     del self._waiting[tenant]
-                elif self._within(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
-                    if not self._within(self._calls.total(), self._bytes.total() + turns[0].size, 1):
+                elif self._fits(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
+                    if not self._fits(self._calls.total(), self._bytes.total() + turns[0].size, 1):
                         return  # it is the next, however much smaller those behind it are
                     began = True
                     turn = turns.popleft()
@@ -199,9 +199,9 @@ class Preparation:
                     self._bytes[tenant] += turn.size
                     turn.begun.set_result(None)
 
-    def _within(self, calls: int, size: int, among: int) -> bool:
+    def _fits(self, calls: int, size: int, parts: int) -> bool:
         """Whether one more fits the part of the threads, and so many bytes that of the bodies, or stand alone."""
-        return calls < THREADS // among and (calls == 0 or size <= BODIES * self._body_bytes // among)
+        return calls < THREADS // parts and (calls == 0 or size <= BODIES * self._body_bytes // parts)
 
     def _end(self, turn: _Turn) -> None:
         self._spent(turn.tenant, turn.seconds)
@@ -214,10 +214,10 @@ class Preparation:
 
     def _leaves(self, size: int) -> None:
         """Work on so many bytes is over. What it took is given back to the system soon: it may be a gigabyte."""
-        self._left += size
-        if self._left >= LEFT_BYTES and self._giving_back is None:
+        self._released_bytes += size
+        if self._released_bytes >= LEFT_BYTES and self._giving_back is None:
             self._giving_back = asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, self._give_back)
 
     def _give_back(self) -> None:
-        self._left, self._giving_back = 0, None
+        self._released_bytes, self._giving_back = 0, None
         self._threads.submit(give_back)

@@ -12,7 +12,7 @@ from bedplate.serving.callers.guard import Caller
 from bedplate.serving.wire.scope import CALLER, ORIGIN
 
 
-class Unseen:
+class SilentObserver:
     """The origin of calls whose answers no client gets; nothing is kept of them."""
 
 
@@ -25,9 +25,9 @@ class SelfReply:
 
 
 async def self_call(
-    app: ASGIApp, path: str, content: bytes, caller: Caller, origin: object, gone: asyncio.Event
+    app: ASGIApp, path: str, content: bytes, caller: Caller, origin: object, disconnected: asyncio.Event
 ) -> SelfReply:
-    """POSTs JSON to a route in the caller's name. When `gone` is set the call ends as if its client had left.
+    """POSTs JSON to a route in the caller's name. When `disconnected` is set the call ends as if its client had left.
 
     `origin` tells observers who is asking (`FinishedCall.origin`); its name stands for the client in the access log.
     """
@@ -54,7 +54,7 @@ async def self_call(
         if not sent:
             sent = True
             return {"type": "http.request", "body": content, "more_body": False}
-        await gone.wait()
+        await disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:

@@ -13,7 +13,7 @@ from bedplate.serving.call.observers import Observer, UnansweredCall, Watcher
 from bedplate.serving.call.pacing import Pacing
 from bedplate.serving.call.preparation import Preparation
 from bedplate.serving.callers.guard import CallerGuard
-from bedplate.serving.models.registry import Lease, ModelWanted, Registry
+from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.settings.config import ServerConfig
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ class BackgroundService(Protocol):
 class Leases(Protocol):
     """Who gives models to calls: the registry, or what stands before it."""
 
-    async def lease(self, wanted: ModelWanted) -> Lease: ...
+    async def lease(self, model_request: ModelRequest) -> Lease: ...
 
 
 @dataclass
@@ -56,13 +56,13 @@ class ServerState:
         self._parts[type(part)] = part
         return part
 
-    def part(self, kind: type[T]) -> T:
+    def part(self, part_class: type[T]) -> T:
         """The part of this class."""
-        return cast(T, self._parts[kind])
+        return cast(T, self._parts[part_class])
 
     @property
     def has_free_rows(self) -> bool:
         """Whether nobody waits on any engine and each has a row free: what batches and shadow calls look at before they
         ask for anything."""
-        most = self.config.limits.max_rows
-        return all(engine.waiting == 0 and engine.running < most for engine in self.registry.engines)
+        max_rows = self.config.limits.max_rows
+        return all(engine.waiting == 0 and engine.running < max_rows for engine in self.registry.engines)

@@ -103,8 +103,8 @@ class CallerGuard:
         """The caller of a request with these headers. StatusError 401 without a right key."""
         if self._store is None:
             return self._anybody
-        given = _key_of(headers)
-        key = self._store.recognise(given)
+        api_key = _key_of(headers)
+        key = self._store.recognise(api_key)
         if key is None:
             raise _refused("the API key is not one of this server's")
         if (state := key.state(datetime.now(UTC))) != "active":
@@ -155,14 +155,14 @@ def _key_of(headers: Mapping[str, str]) -> str:
     """The key in `Authorization: Bearer`, or in x-api-key."""
     authorization = headers.get("authorization")
     if authorization is None:
-        given = headers.get("x-api-key")
-        if given is None:
+        api_key = headers.get("x-api-key")
+        if api_key is None:
             raise _refused("an API key is needed: send the header `Authorization: Bearer bp_…` or `x-api-key: bp_…`")
-        return given.strip()
-    scheme, _, given = authorization.partition(" ")
+        return api_key.strip()
+    scheme, _, api_key = authorization.partition(" ")
     if scheme.lower() != "bearer":
         raise _refused("the Authorization header must be `Bearer` and an API key")
-    return given.strip()
+    return api_key.strip()
 
 
 def check_open(config: ServerConfig) -> None:

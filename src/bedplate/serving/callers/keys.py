@@ -85,10 +85,10 @@ class Key(Strict):
     expires: Moment | None = None
     disabled: bool = False
 
-    def state(self, now: datetime) -> Literal["active", "disabled", "expired"]:
+    def state(self, current_time: datetime) -> Literal["active", "disabled", "expired"]:
         if self.disabled:
             return "disabled"
-        return "expired" if self.expires is not None and self.expires <= now else "active"
+        return "expired" if self.expires is not None and self.expires <= current_time else "active"
 
 
 class KeysFile(Strict):
@@ -98,11 +98,11 @@ class KeysFile(Strict):
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> KeysFile:
-        seen: set[str] = set()
+        ids: set[str] = set()
         for key in self.keys:
-            if key.id in seen:
+            if key.id in ids:
                 raise ValueError(f"two keys have the id {key.id}; revoke or remove one")
-            seen.add(key.id)
+            ids.add(key.id)
         return self
 
 
@@ -145,8 +145,8 @@ def replace_key(file: KeysFile, id_: str, **changes: object) -> KeysFile:
     """The file with one key changed. UsageError for an id that is not there."""
     if all(key.id != id_ for key in file.keys):
         raise UsageError(f"there is no key with the id {id_!r}; `bedplate keys list` shows them")
-    kept = tuple(Key.model_validate({**key.model_dump(), **changes}) if key.id == id_ else key for key in file.keys)
-    return KeysFile(keys=kept)
+    keys = tuple(Key.model_validate({**key.model_dump(), **changes}) if key.id == id_ else key for key in file.keys)
+    return KeysFile(keys=keys)
 
 
 class KeyStore:
@@ -159,7 +159,7 @@ class KeyStore:
     def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
         self._path, self._check = path, check
         self._served: Callable[[], Iterable[str]] | None = None
-        self._seen = self._stamp()
+        self._last_stamp = self._stamp()
         self._keys = self._read()
 
     def compare(self, served: Callable[[], Iterable[str]]) -> None:
@@ -170,9 +170,9 @@ class KeyStore:
     def _warn(self) -> None:
         if self._served is None:
             return
-        served, now = list(self._served()), datetime.now(UTC)
+        served, current_time = list(self._served()), datetime.now(UTC)
         for key in self._keys.values():
-            for name in () if key.models == "all" or key.state(now) != "active" else key.models:
+            for name in () if key.models == "all" or key.state(current_time) != "active" else key.models:
                 if name not in served:
                     hint = did_you_mean(nearest(name, served)) or "its holder cannot call it"
                     log.warning("the key %s names the model %r, which is not served; %s", key.id, name, hint)
@@ -184,17 +184,17 @@ class KeyStore:
 
     def _stamp(self) -> tuple[int, int, int, int] | None:
         try:
-            now = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return now.st_mtime_ns, now.st_size, now.st_ino, now.st_mode
+        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
     def refresh(self) -> None:
         """Reads the file again if it is another than before."""
         stamp = self._stamp()
-        if stamp == self._seen:
+        if stamp == self._last_stamp:
             return
-        self._seen = stamp
+        self._last_stamp = stamp
         try:
             self._keys = self._read()
         except BedplateError as error:
@@ -207,9 +207,9 @@ class KeyStore:
         self.refresh()
         return self._keys.get(id_)
 
-    def recognise(self, given: str) -> Key | None:
+    def recognise(self, api_key: str) -> Key | None:
         """The key that was given, whatever its state; None for a wrong one."""
-        match = _KEY.fullmatch(given)
+        match = _KEY.fullmatch(api_key)
         key = self.get(match[1]) if match else None
-        right = hmac.compare_digest(digest(given), _NOBODY if key is None else key.hash)
+        right = hmac.compare_digest(digest(api_key), _NOBODY if key is None else key.hash)
         return key if right else None

@@ -31,14 +31,14 @@ class KeyWindows:
 
     def begin(self, key: Key) -> None:
         """Counts a call of this key. LimitError 429 when it is one too many; then nothing is counted."""
-        most = key.limits.concurrent
-        if most is not None and self._running[key.id] >= most:
-            raise LimitError(f"this API key may run {most} calls at once; wait for one to end", 1.0)
+        max_concurrent = key.limits.concurrent
+        if max_concurrent is not None and self._running[key.id] >= max_concurrent:
+            raise LimitError(f"this API key may run {max_concurrent} calls at once; wait for one to end", 1.0)
         per_minute = key.limits.requests_per_minute
         if per_minute is not None:
-            item = RateLimitItemPerMinute(per_minute)
-            if not self._requests.hit(item, "requests", key.id):
-                reset = self._requests.get_window_stats(item, "requests", key.id).reset_time
+            rate_limit = RateLimitItemPerMinute(per_minute)
+            if not self._requests.hit(rate_limit, "requests", key.id):
+                reset = self._requests.get_window_stats(rate_limit, "requests", key.id).reset_time
                 wait = max(1.0, reset - time.time())
                 raise LimitError(
                     f"this API key may ask {per_minute} times a minute; try again in {math.ceil(wait)} s", wait
@@ -57,47 +57,52 @@ class KeyWindows:
 
     def need_tokens(self, key: Key, count: int) -> None:
         """LimitError 429 when `count` more tokens do not fit into this minute."""
-        most = key.limits.tokens_per_minute
-        if most is None:
+        token_limit = key.limits.tokens_per_minute
+        if token_limit is None:
             return
-        item = RateLimitItemPerMinute(most)
-        if count > most:
+        rate_limit = RateLimitItemPerMinute(token_limit)
+        if count > token_limit:
             raise LimitError(
-                f"the prompt has {count} tokens, and this API key may use {most} a minute; send a shorter one", _MINUTE
+                f"the prompt has {count} tokens, and this API key may use {token_limit} a minute; send a shorter one",
+                _MINUTE,
             )
-        if not self._tokens.test(item, "tokens", key.id, cost=max(count, 1)):
+        if not self._tokens.test(rate_limit, "tokens", key.id, cost=max(count, 1)):
             # The window lets go evenly: what is missing frees at the rate at which it was used, at most in a minute.
-            wait = max(1.0, _MINUTE * min(1.0, count / most))
-            raise LimitError(f"this API key may use {most} tokens a minute; try again in {math.ceil(wait)} s", wait)
+            wait = max(1.0, _MINUTE * min(1.0, count / token_limit))
+            raise LimitError(
+                f"this API key may use {token_limit} tokens a minute; try again in {math.ceil(wait)} s", wait
+            )
 
     def use_tokens(self, key: Key, count: int) -> None:
         """Counts tokens that were computed, also those over the limit: a long answer is a debt of the next calls. Below
         nought they are given back, as many as this minute still has."""
-        most = key.limits.tokens_per_minute
-        if most is None or not count:
+        token_limit = key.limits.tokens_per_minute
+        if token_limit is None or not count:
             return
-        item = RateLimitItemPerMinute(most)
-        name, expiry = item.key_for("tokens", key.id), item.get_expiry()
+        rate_limit = RateLimitItemPerMinute(token_limit)
+        name, expiry = rate_limit.key_for("tokens", key.id), rate_limit.get_expiry()
         if count < 0:
             count = -min(-count, self._storage.get_sliding_window(name, expiry)[2])
         self._storage.acquire_sliding_window_entry(name, limit=2**62, expiry=expiry, amount=count)
 
     def headers(self, key: Key) -> dict[str, str]:
         """x-ratelimit-*, as the OpenAI API names them, for the limits that the key has."""
-        found: dict[str, str] = {}
-        if (most := key.limits.requests_per_minute) is not None:
-            item = RateLimitItemPerMinute(most)
-            found |= _headers("requests", most, *self._requests.get_window_stats(item, "requests", key.id))
-        if (most := key.limits.tokens_per_minute) is not None:
-            item = RateLimitItemPerMinute(most)
-            found |= _headers("tokens", most, *self._tokens.get_window_stats(item, "tokens", key.id))
-        return found
+        headers: dict[str, str] = {}
+        if (limit := key.limits.requests_per_minute) is not None:
+            rate_limit = RateLimitItemPerMinute(limit)
+            headers |= _headers("requests", limit, *self._requests.get_window_stats(rate_limit, "requests", key.id))
+        if (limit := key.limits.tokens_per_minute) is not None:
+            rate_limit = RateLimitItemPerMinute(limit)
+            headers |= _headers("tokens", limit, *self._tokens.get_window_stats(rate_limit, "tokens", key.id))
+        return headers
 
 
-def _headers(what: str, most: int, reset: float, remaining: int) -> dict[str, str]:
-    left = max(0.0, reset - time.time())
+def _headers(resource: str, limit: int, reset: float, remaining: int) -> dict[str, str]:
+    seconds = max(0.0, reset - time.time())
     return {
-        f"x-ratelimit-limit-{what}": str(most),
-        f"x-ratelimit-remaining-{what}": str(remaining),
-        f"x-ratelimit-reset-{what}": f"{left:.3f}s" if left < _MINUTE else f"{int(left // 60)}m{left % 60:.0f}s",
+        f"x-ratelimit-limit-{resource}": str(limit),
+        f"x-ratelimit-remaining-{resource}": str(remaining),
+        f"x-ratelimit-reset-{resource}": f"{seconds:.3f}s"
+        if seconds < _MINUTE
+        else f"{int(seconds // 60)}m{seconds % 60:.0f}s",
     }

@@ -34,26 +34,26 @@ ON CONFLICT (key, period) DO UPDATE SET tokens = tokens + excluded.tokens, usd =
 
 
 @dataclass(frozen=True)
-class Spent:
+class Spending:
     tokens: int = 0
     usd: float = 0.0
 
 
-def _now() -> datetime:
+def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _periods(now: datetime) -> tuple[str, str]:
+def _periods(moment: datetime) -> tuple[str, str]:
     """The names of the day and the month, in UTC."""
-    return now.strftime("%Y-%m-%d"), now.strftime("%Y-%m")
+    return moment.strftime("%Y-%m-%d"), moment.strftime("%Y-%m")
 
 
 class SpendLedger:
     """The spending of one server. Open it once; close it at the end. `clock` gives the time in UTC."""
 
-    def __init__(self, path: Path, clock: Callable[[], datetime] = _now) -> None:
+    def __init__(self, path: Path, clock: Callable[[], datetime] = _utc_now) -> None:
         self._path, self._clock = path, clock
-        self._totals: dict[tuple[str, str], Spent] = {}
+        self._totals: dict[tuple[str, str], Spending] = {}
         self._queue: queue.SimpleQueue[tuple[str, str, int, float] | None] = queue.SimpleQueue()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class SpendLedger:
         except (OSError, sqlite3.Error) as error:
             raise UsageError(f"{path} cannot be opened: {error}; choose another state directory") from error
         current = set(_periods(clock()))
-        self._totals = {(key, period): Spent(tokens, usd) for key, period, tokens, usd in rows if period in current}
+        self._totals = {(key, period): Spending(tokens, usd) for key, period, tokens, usd in rows if period in current}
         self._thread = threading.Thread(target=self._write, name="bedplate-spending", daemon=True)
         self._thread.start()
 
@@ -73,10 +73,10 @@ class SpendLedger:
         connection.execute("PRAGMA synchronous=NORMAL")
         return connection
 
-    def spent(self, id_: str) -> tuple[Spent, Spent]:
+    def spent(self, id_: str) -> tuple[Spending, Spending]:
         """What a key has spent today and this month."""
         day, month = _periods(self._clock())
-        return self._totals.get((id_, day), Spent()), self._totals.get((id_, month), Spent())
+        return self._totals.get((id_, day), Spending()), self._totals.get((id_, month), Spending())
 
     def add(self, id_: str, tokens: int, usd: float) -> None:
         """Counts what a call cost."""
@@ -85,8 +85,8 @@ class SpendLedger:
             if (id_, period) not in self._totals:  # one has begun for this key; nobody asks for those before it
                 for of in [of for of in self._totals if of[1] < (day if len(of[1]) == len(day) else month)]:
                     del self._totals[of]
-            before = self._totals.get((id_, period), Spent())
-            self._totals[id_, period] = Spent(before.tokens + tokens, before.usd + usd)
+            before = self._totals.get((id_, period), Spending())
+            self._totals[id_, period] = Spending(before.tokens + tokens, before.usd + usd)
             self._queue.put((id_, period, tokens, usd))
 
     def need(self, key: Key) -> None:
@@ -95,25 +95,25 @@ class SpendLedger:
         if quota.unlimited:
             return
         day, month = self.spent(key.id)
-        now = self._clock()
-        midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+        current_time = self._clock()
+        midnight = current_time.replace(hour=0, minute=0, second=0, microsecond=0)
         tomorrow = midnight + timedelta(days=1)
         next_month = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
-        for used, most, what, until in (
+        for used, limit, period, until in (
             (day.usd, quota.usd_per_day, "a day", tomorrow),
             (day.tokens, quota.tokens_per_day, "a day", tomorrow),
             (month.usd, quota.usd_per_month, "a month", next_month),
             (month.tokens, quota.tokens_per_month, "a month", next_month),
         ):
-            if most is not None and used >= most:
-                allowed = f"{most:g} USD" if isinstance(most, float) else f"{most} tokens"
+            if limit is not None and used >= limit:
+                allowed = f"{limit:g} USD" if isinstance(limit, float) else f"{limit} tokens"
                 message = (
-                    f"this API key has spent its {allowed} {what}; it can be used again at {until:%Y-%m-%d} 00:00 UTC"
+                    f"this API key has spent its {allowed} {period}; it can be used again at {until:%Y-%m-%d} 00:00 UTC"
                 )
-                raise QuotaError(message, (until - now).total_seconds())
+                raise QuotaError(message, (until - current_time).total_seconds())
 
     def _write(self) -> None:
-        waiting: dict[tuple[str, str], Spent] = {}
+        waiting: dict[tuple[str, str], Spending] = {}
         """Sums: while a disk is full, they stay as many as there are keys."""
         ending = False
         while not ending or waiting:
@@ -125,12 +125,12 @@ class SpendLedger:
                         ending |= row is None
                         if row is not None:
                             id_, period, tokens, usd = row
-                            before = waiting.get((id_, period), Spent())
-                            waiting[id_, period] = Spent(before.tokens + tokens, before.usd + usd)
+                            before = waiting.get((id_, period), Spending())
+                            waiting[id_, period] = Spending(before.tokens + tokens, before.usd + usd)
                         row = self._queue.get_nowait()
             try:
                 with contextlib.closing(self._connect()) as connection, connection:
-                    connection.executemany(_ADD, [(*of, one.tokens, one.usd) for of, one in waiting.items()])
+                    connection.executemany(_ADD, [(*of, spent.tokens, spent.usd) for of, spent in waiting.items()])
                 waiting.clear()
             except sqlite3.Error as error:
                 log.error("what API keys spent cannot be written to %s: %s", self._path, error)

@@ -11,15 +11,15 @@ from bedplate.serving.wire.errors import StatusError
 class Arriving:
     """One upload. Leave the context when its bytes have been entered, or given up."""
 
-    def __init__(self, tenant: str, kept: int, quota: int, all_: Counter[str], lock: threading.Lock) -> None:
-        """kept: bytes that the tenant has on the disk already. all_: what arrives of each tenant."""
+    def __init__(self, tenant: str, stored_bytes: int, quota: int, all_: Counter[str], lock: threading.Lock) -> None:
+        """stored_bytes: bytes that the tenant has on the disk already. all_: what arrives of each tenant."""
         self.tenant, self.bytes = tenant, 0
-        self._kept, self._quota, self._all, self._lock = kept, quota, all_, lock
+        self._stored_bytes, self._quota, self._all, self._lock = stored_bytes, quota, all_, lock
 
     def add(self, size: int) -> None:
         """So many bytes more. StatusError 413 where the tenant would have more than its part."""
         with self._lock:
-            if self._kept + self._all[self.tenant] + size > self._quota:
+            if self._stored_bytes + self._all[self.tenant] + size > self._quota:
                 raise full(self._quota)
             self._all[self.tenant] += size
             self.bytes += size

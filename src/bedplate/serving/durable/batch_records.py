@@ -84,8 +84,8 @@ class DoneRow:
 def open_tables(db: sqlite3.Connection) -> None:
     """Makes the tables that are missing, and what is missing in those of earlier versions: all of it or, where that is
     interrupted, nothing."""
-    known = {row["name"] for row in db.execute("PRAGMA table_info(batches)")}
-    if known and "bytes" not in known:
+    column_names = {row["name"] for row in db.execute("PRAGMA table_info(batches)")}
+    if column_names and "bytes" not in column_names:
         try:
             db.executescript(f"BEGIN IMMEDIATE; {_COUNT_BYTES} COMMIT;")
         except BaseException:

@@ -84,33 +84,33 @@ class BatchStore:
 
     def _remove_orphans(self) -> None:
         """Contents that a killed server had written, but not yet entered."""
-        known = {row["id"] for row in self._all("SELECT id FROM files")}
+        file_ids = {row["id"] for row in self._all("SELECT id FROM files")}
         for path in self._contents.iterdir():
-            if path.name not in known:
+            if path.name not in file_ids:
                 path.unlink()
 
     # --- files
 
     def arriving(self, tenant: str) -> Arriving:
         """For an upload that begins."""
-        return Arriving(tenant, self._kept(tenant), self._limits.tenant_bytes, self._arriving, self._counting)
+        return Arriving(tenant, self._stored_bytes(tenant), self._limits.tenant_bytes, self._arriving, self._counting)
 
     def is_full(self, tenant: str) -> bool:
         """Whether the tenant's part of the disk is taken."""
-        return self._kept(tenant) >= self._limits.tenant_bytes
+        return self._stored_bytes(tenant) >= self._limits.tenant_bytes
 
-    def _kept(self, tenant: str) -> int:
+    def _stored_bytes(self, tenant: str) -> int:
         with self._lock:
             return _used(self._db, tenant)
 
     def add_file(self, tenant: str, name: str, purpose: str, source: BinaryIO) -> StoredFile:
         """Keeps the content of `source`. StatusError 413 where the tenant would keep more bytes or files than it may;
         then nothing of it is kept."""
-        kept = self._kept(tenant)
+        stored_bytes = self._stored_bytes(tenant)
         with self._writing() as (id_, file):
             while chunk := source.read(1 << 20):
                 file.write(chunk)
-                if kept + file.tell() > self._limits.tenant_bytes:
+                if stored_bytes + file.tell() > self._limits.tenant_bytes:
                     raise full(self._limits.tenant_bytes)
             size = file.tell()
         stored = StoredFile(id_, tenant, name, purpose, size, int(time.time()))
@@ -153,18 +153,18 @@ class BatchStore:
 
     def file(self, id_: str, tenant: str) -> StoredFile:
         """StatusError 404 also for another tenant's file."""
-        found = self._all("SELECT * FROM files WHERE id = ? AND tenant = ?", (id_, tenant))
-        if not found:
+        rows = self._all("SELECT * FROM files WHERE id = ? AND tenant = ?", (id_, tenant))
+        if not rows:
             raise StatusError(404, f"there is no file {id_[:80]!r}", "file_not_found", "file_id")
-        return file_of(found[0])
+        return file_of(rows[0])
 
     def content(self, file: StoredFile) -> Path:
         """Where the file's bytes lie."""
         return self._contents / file.id
 
     def files(self, tenant: str, purpose: str | None, after: str | None, limit: int, order: str) -> list[StoredFile]:
-        where, values = ("AND purpose = ?", [purpose]) if purpose is not None else ("", [])
-        return [file_of(row) for row in self._page("files", tenant, where, values, after, limit, order)]
+        condition, values = ("AND purpose = ?", [purpose]) if purpose is not None else ("", [])
+        return [file_of(row) for row in self._page("files", tenant, condition, values, after, limit, order)]
 
     def delete_file(self, id_: str, tenant: str) -> None:
         """StatusError 404. The entry goes first: a kill between leaves bytes that the next start removes."""
@@ -179,29 +179,31 @@ class BatchStore:
         self, caller: Caller, endpoint: str, input_file: str, window: int, metadata: dict[str, str] | None
     ) -> StoredBatch:
         """LimitError where too many of the tenant's have not ended."""
-        now, id_ = int(time.time()), f"batch_{uuid.uuid4().hex}"
-        values = (id_, caller.tenant, dump_caller(caller), endpoint, input_file, "validating", now + window)
+        created_at, id_ = int(time.time()), f"batch_{uuid.uuid4().hex}"
+        values = (id_, caller.tenant, dump_caller(caller), endpoint, input_file, "validating", created_at + window)
         with self._transaction() as db:
-            mine, which = (caller.tenant, *UNFINISHED), f"IN ({', '.join('?' * len(UNFINISHED))})"
-            query = f"SELECT count(*) FROM batches WHERE tenant = ? AND status {which}"
+            mine, status_clause = (caller.tenant, *UNFINISHED), f"IN ({', '.join('?' * len(UNFINISHED))})"
+            query = f"SELECT count(*) FROM batches WHERE tenant = ? AND status {status_clause}"
             pending = db.execute(query, mine).fetchone()[0]
             if pending >= self._limits.pending:
                 raise LimitError(f"{pending} of your batches are waiting or under way; wait for one to end", 60.0)
-            ended = f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {which} ORDER BY seq DESC LIMIT -1"
+            ended = (
+                f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {status_clause} ORDER BY seq DESC LIMIT -1"
+            )
             db.execute(f"DELETE FROM batches WHERE seq IN ({ended} OFFSET ?)", (*mine, MOST_ENDED))
             db.execute(
                 "INSERT INTO batches (id, tenant, caller, endpoint, input_file, status, expires, times, metadata) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (*values, json.dumps({"created_at": now}), None if metadata is None else json.dumps(metadata)),
+                (*values, json.dumps({"created_at": created_at}), None if metadata is None else json.dumps(metadata)),
             )
         return self.batch(id_, caller.tenant)
 
     def batch(self, id_: str, tenant: str) -> StoredBatch:
         """StatusError 404 also for another tenant's batch."""
-        found = self._all("SELECT * FROM batches WHERE id = ? AND tenant = ?", (id_, tenant))
-        if not found:
+        rows = self._all("SELECT * FROM batches WHERE id = ? AND tenant = ?", (id_, tenant))
+        if not rows:
             raise StatusError(404, f"there is no batch {id_[:80]!r}", "batch_not_found", "batch_id")
-        return batch_of(found[0])
+        return batch_of(rows[0])
 
     def batches(self, tenant: str, after: str | None, limit: int) -> list[StoredBatch]:
         return [batch_of(row) for row in self._page("batches", tenant, "", [], after, limit, "desc")]
@@ -257,47 +259,50 @@ class BatchStore:
     def row(self, batch: StoredBatch, number: int) -> tuple[str, str]:
         """(custom_id, body)."""
         query = "SELECT custom_id, body FROM rows WHERE batch = ? AND number = ?"
-        found = self._all(query, (batch.seq, number))[0]
-        return found["custom_id"], found["body"]
+        row = self._all(query, (batch.seq, number))[0]
+        return row["custom_id"], row["body"]
 
-    def record(self, done: Sequence[DoneRow]) -> None:
+    def record(self, rows: Sequence[DoneRow]) -> None:
         """Commits outputs, what they say of their rows, and the counts, in one transaction. An output takes the place
         of the body that it answers."""
         with self._transaction() as db:
-            for row in done:
-                where = (row.batch, row.number)
+            for row in rows:
+                row_key = (row.batch, row.number)
                 query = "SELECT length(CAST(body AS BLOB)) FROM rows WHERE batch = ? AND number = ? AND ok IS NULL"
-                body = db.execute(query, where).fetchone()
+                body = db.execute(query, row_key).fetchone()
                 if body is None:
                     continue
                 db.execute(
                     "UPDATE rows SET ok = ?, output = ?, body = '' WHERE batch = ? AND number = ?",
-                    (row.ok, row.output, *where),
+                    (row.ok, row.output, *row_key),
                 )
-                counted, more = "completed" if row.ok else "failed", len(row.output.encode()) - body[0]
+                counted, added_bytes = "completed" if row.ok else "failed", len(row.output.encode()) - body[0]
                 db.execute(
-                    f"UPDATE batches SET {counted} = {counted} + 1, bytes = bytes + ? WHERE seq = ?", (more, row.batch)
+                    f"UPDATE batches SET {counted} = {counted} + 1, bytes = bytes + ? WHERE seq = ?",
+                    (added_bytes, row.batch),
                 )
 
-    def finish(self, batch: StoredBatch, status: str, left: Callable[[str], str]) -> None:
+    def finish(self, batch: StoredBatch, status: str, unfinished_line: Callable[[str], str]) -> None:
         """Writes the output files and ends the batch; the rows are gone with it.
 
-        left: the line in the error file for a row that was not done, by its custom_id. A kill anywhere here leaves the
+        unfinished_line: the line in the error file for a row that was not done, by its custom_id. A kill anywhere here leaves the
         batch unfinished, and files without an entry, which the next start removes.
         """
         with self._transaction() as db:
             _move(db, batch.seq, ("in_progress",), "finalizing")
-        made = [
+        files = [
             self._write_lines(batch, "output", (row["output"] for row in self._rows(batch, "ok = 1"))),
             self._write_lines(
-                batch, "error", (row["output"] or left(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1"))
+                batch,
+                "error",
+                (row["output"] or unfinished_line(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1")),
             ),
         ]
         with self._transaction() as db:
-            for file in made:
+            for file in files:
                 if file is not None:
                     _insert_file(db, file)
-            output, error = (None if file is None else file.id for file in made)
+            output, error = (None if file is None else file.id for file in files)
             failed = db.execute("SELECT total - completed FROM batches WHERE seq = ?", (batch.seq,)).fetchone()[0]
             _move(
                 db,
@@ -311,19 +316,17 @@ class BatchStore:
             )
             db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
 
-    def _rows(self, batch: StoredBatch, which: str) -> Iterator[sqlite3.Row]:
+    def _rows(self, batch: StoredBatch, condition: str) -> Iterator[sqlite3.Row]:
         last = -1
         while True:
-            query = (
-                f"SELECT * FROM rows WHERE batch = ? AND number > ? AND {which} ORDER BY number LIMIT {_READ_AT_ONCE}"
-            )
-            found = self._all(query, (batch.seq, last))
-            yield from found
-            if len(found) < _READ_AT_ONCE:
+            query = f"SELECT * FROM rows WHERE batch = ? AND number > ? AND {condition} ORDER BY number LIMIT {_READ_AT_ONCE}"
+            rows = self._all(query, (batch.seq, last))
+            yield from rows
+            if len(rows) < _READ_AT_ONCE:
                 return
-            last = found[-1]["number"]
+            last = rows[-1]["number"]
 
-    def _write_lines(self, batch: StoredBatch, what: str, lines: Iterator[str]) -> StoredFile | None:
+    def _write_lines(self, batch: StoredBatch, suffix: str, lines: Iterator[str]) -> StoredFile | None:
         """A file of the lines; None where there is none."""
         first = next(lines, None)
         if first is None:
@@ -333,21 +336,21 @@ class BatchStore:
             for line in lines:
                 file.write(line.encode() + b"\n")
             size = file.tell()
-        return StoredFile(id_, batch.tenant, f"{batch.id}_{what}.jsonl", BATCH_OUTPUT, size, int(time.time()))
+        return StoredFile(id_, batch.tenant, f"{batch.id}_{suffix}.jsonl", BATCH_OUTPUT, size, int(time.time()))
 
     def _page(
-        self, table: str, tenant: str, where: str, values: Sequence[Any], after: str | None, limit: int, order: str
+        self, table: str, tenant: str, condition: str, values: Sequence[Any], after: str | None, limit: int, order: str
     ) -> list[sqlite3.Row]:
         """One more than `limit`, which says whether there are more. StatusError where `after` is nothing of theirs."""
         sign, seq = ("<", 1 << 62) if order == "desc" else (">", 0)
         if after is not None:
-            found = self._all(f"SELECT seq FROM {table} WHERE id = ? AND tenant = ?", (after, tenant))
-            if not found:
+            rows = self._all(f"SELECT seq FROM {table} WHERE id = ? AND tenant = ?", (after, tenant))
+            if not rows:
                 raise StatusError(
                     400, f"after: there is no {after[:80]!r}; give the last id of a page", "invalid_value", "after"
                 )
-            seq = found[0]["seq"]
-        query = f"SELECT * FROM {table} WHERE tenant = ? {where} AND seq {sign} ? ORDER BY seq {order} LIMIT ?"
+            seq = rows[0]["seq"]
+        query = f"SELECT * FROM {table} WHERE tenant = ? {condition} AND seq {sign} ? ORDER BY seq {order} LIMIT ?"
         return self._all(query, (tenant, *values, seq, limit + 1))
 
 
@@ -367,10 +370,10 @@ def _insert_file(db: sqlite3.Connection, file: StoredFile) -> None:
 def _move(db: sqlite3.Connection, seq: int, sources: Sequence[str], status: str, **values: Any) -> bool:
     """Brings a batch from one of the `sources` to a status, and notes when. False where it was in none of them."""
     marks = ", ".join("?" * len(sources))
-    found = db.execute(f"SELECT times FROM batches WHERE seq = ? AND status IN ({marks})", (seq, *sources)).fetchone()
-    if found is None:
+    row = db.execute(f"SELECT times FROM batches WHERE seq = ? AND status IN ({marks})", (seq, *sources)).fetchone()
+    if row is None:
         return False
-    times = {**json.loads(found["times"]), f"{status}_at": int(time.time())}
+    times = {**json.loads(row["times"]), f"{status}_at": int(time.time())}
     values |= {"status": status, "times": json.dumps(times)}
     assigned = ", ".join(f"{name} = ?" for name in values)
     db.execute(f"UPDATE batches SET {assigned} WHERE seq = ?", (*values.values(), seq))

@@ -39,7 +39,7 @@ _BROKEN: dict[str, Any] = {
     "param": None,
 }
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.
-_AGAIN = frozenset((0, 429, 503))
+_RETRY_STATUSES = frozenset((0, 429, 503))
 
 
 class BatchOrigin:
@@ -75,9 +75,9 @@ class BatchWorker:
         self._state, self._store, self._app = state, store, app
         self._active: dict[int, _Active] = {}
         # Bounded, so that rows are not computed on and on while their outputs cannot be kept.
-        self._done: asyncio.Queue[DoneRow] = asyncio.Queue(_UNKEPT)
+        self._finished_rows: asyncio.Queue[DoneRow] = asyncio.Queue(_UNKEPT)
         self._wake = asyncio.Event()
-        self._gone = asyncio.Event()
+        self._disconnected = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = itertools.count(1)
 
@@ -98,7 +98,7 @@ class BatchWorker:
                     await asyncio.sleep(_TROUBLE_SECONDS)
             await self._drain()
         finally:
-            self._gone.set()
+            self._disconnected.set()
             for task in (committing, *self._calls):
                 task.cancel()
             await asyncio.gather(committing, *self._calls, return_exceptions=True)
@@ -108,12 +108,12 @@ class BatchWorker:
         ends = time.monotonic() + self._state.config.grace_seconds
         while self._calls and time.monotonic() < ends:
             await asyncio.wait(self._calls, timeout=_PULSE_SECONDS)
-        self._gone.set()
+        self._disconnected.set()
         if self._calls:
             await asyncio.wait(self._calls, timeout=_TROUBLE_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_TROUBLE_SECONDS):
-                await self._done.join()
+                await self._finished_rows.join()
 
     # --- batches
 
@@ -156,8 +156,8 @@ class BatchWorker:
                 with path.open("rb") as lines:
                     checked = check_lines(lines, batch.endpoint, limits.rows, most_bytes)
             except (StatusError, OSError):
-                gone = {"code": "file_not_found", "line": None, "param": "input_file_id"}
-                self._store.fail(batch, [{**gone, "message": "the input file was deleted before it was read"}])
+                file_error = {"code": "file_not_found", "line": None, "param": "input_file_id"}
+                self._store.fail(batch, [{**file_error, "message": "the input file was deleted before it was read"}])
                 return
             if checked.errors:
                 self._store.fail(batch, checked.errors)
@@ -181,23 +181,27 @@ class BatchWorker:
             return
         status = active.stopped or "completed"
         del self._active[active.batch.seq]
-        await asyncio.to_thread(self._store.finish, active.batch, status, lambda id_: _left(id_, status))
+        await asyncio.to_thread(self._store.finish, active.batch, status, lambda id_: _unfinished_line(id_, status))
 
     # --- rows
 
     async def _work(self) -> None:
         """Begins rows, of one tenant after the other, until there is something to look at."""
         while not self._wake.is_set() and not self._state.stopping:
-            now = time.monotonic()
+            current_time = time.monotonic()
             ready = [
-                one for one in self._active.values() if one.waiting and one.stopped is None and one.not_before <= now
+                candidate
+                for candidate in self._active.values()
+                if candidate.waiting and candidate.stopped is None and candidate.not_before <= current_time
             ]
             if not ready:
-                await self._pause(min(_PULSE_SECONDS, *(one.pause for one in self._active.values() if one.pause), 1.0))
+                await self._pause(
+                    min(_PULSE_SECONDS, *(paused.pause for paused in self._active.values() if paused.pause), 1.0)
+                )
                 return
             next_of: dict[str, _Active] = {}
-            for one in sorted(ready, key=lambda one: one.turn):
-                next_of.setdefault(one.batch.tenant, one)
+            for ready_batch in sorted(ready, key=lambda batch_state: batch_state.turn):
+                next_of.setdefault(ready_batch.batch.tenant, ready_batch)
             for active in next_of.values():
                 if not await self._room():
                     return
@@ -232,11 +236,11 @@ class BatchWorker:
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
             if await asyncio.to_thread(self._store.is_full, batch.tenant):
-                await self._done.put(DoneRow(batch.seq, number, False, _no_room(custom_id)))
+                await self._finished_rows.put(DoneRow(batch.seq, number, False, _no_room(custom_id)))
                 return
             caller = self._state.guard.with_rights_of_now(batch.caller)
-            reply = await self_call(self._app, batch.endpoint, body.encode(), caller, BatchOrigin(), self._gone)
-            done = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
+            reply = await self_call(self._app, batch.endpoint, body.encode(), caller, BatchOrigin(), self._disconnected)
+            finished_row = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
         except (OSError, sqlite3.OperationalError) as error:  # the disk's fault, as often as it takes
             log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
             self._put_back(active, number, _RETRY_SECONDS[1])
@@ -248,13 +252,13 @@ class BatchWorker:
                 self._put_back(active, number, _RETRY_SECONDS[1])
                 return
             log.exception("batch %s, line %d has failed: %s", batch.id, number, error)
-            await self._done.put(DoneRow(batch.seq, number, False, _broken(custom_id)))
+            await self._finished_rows.put(DoneRow(batch.seq, number, False, _broken(custom_id)))
             return
-        if reply.status in _AGAIN:
+        if reply.status in _RETRY_STATUSES:
             self._put_back(active, number, min(max(_RETRY_SECONDS[0], 2 * active.pause), _RETRY_SECONDS[1]))
             return
         active.pause = 0.0
-        await self._done.put(done)
+        await self._finished_rows.put(finished_row)
 
     def _put_back(self, active: _Active, number: int, pause: float) -> None:
         """The row is to be done later; its batch waits so long before the next."""
@@ -266,18 +270,18 @@ class BatchWorker:
     async def _commit(self) -> None:
         """Commits outputs: one at a time when they come slowly, together when they come faster than the disk."""
         while True:
-            done = [await self._done.get()]
-            while not self._done.empty():
-                done.append(self._done.get_nowait())
+            finished_rows = [await self._finished_rows.get()]
+            while not self._finished_rows.empty():
+                finished_rows.append(self._finished_rows.get_nowait())
             while True:
                 try:
-                    await asyncio.to_thread(self._store.record, done)
+                    await asyncio.to_thread(self._store.record, finished_rows)
                     break
                 except sqlite3.Error as error:
-                    log.error("batches: %d outputs cannot be kept, trying again: %s", len(done), error)
+                    log.error("batches: %d outputs cannot be kept, trying again: %s", len(finished_rows), error)
                     await asyncio.sleep(1.0)
-            for row in done:
-                self._done.task_done()
+            for row in finished_rows:
+                self._finished_rows.task_done()
                 active = self._active.get(row.batch)
                 if active is None:  # its batch has failed meanwhile
                     continue
@@ -305,7 +309,7 @@ def _no_room(custom_id: str) -> str:
     return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
 
 
-def _left(custom_id: str, status: str) -> str:
+def _unfinished_line(custom_id: str, status: str) -> str:
     """The line of a row that was not done."""
     why = "its time was over" if status == "expired" else "the batch was cancelled"
     error = {"code": f"batch_{status}", "message": f"this row was not done: {why}"}

@@ -29,7 +29,7 @@ class Batches:
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         """Goes on with what an earlier server left; at the end the worker stops within the grace period."""
         self._app = app
-        if self._directory.wanted and self._directory.begin():
+        if self._directory.is_needed and self._directory.begin():
             self._open()
         try:
             yield
@@ -56,7 +56,7 @@ class Batches:
         if self._app is None:
             raise StatusError(503, "batches are not running on this server", STATE_BUSY)
         if self._store is None or self._worker is None:
-            self._store = BatchStore(self._directory.hold(), self._state.config.batches)
+            self._store = BatchStore(self._directory.acquire(), self._state.config.batches)
             self._worker = BatchWorker(self._state, self._store, self._app)
             self._running = asyncio.create_task(self._worker.run())
         return self._store, self._worker

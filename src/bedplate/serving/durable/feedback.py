@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.serving.call.observers import FinishedCall
-from bedplate.serving.call.self_calls import Unseen
+from bedplate.serving.call.self_calls import SilentObserver
 from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.latest import Latest
 from bedplate.serving.durable.state_directory import StateDirectory
@@ -61,14 +61,14 @@ class Feedback:
         self._generation = ""
         self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is; `JUDGED_WRONG`: bad."""
-        self._said: Latest[int] = Latest(MOST_OWNERS)
+        self._feedback_counts: Latest[int] = Latest(MOST_OWNERS)
         """Reply id → how often something was said of it."""
         self.counts: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         """Reads whose replies there are, and forgets what is too old, then and every hour."""
-        self._store = FeedbackStore(self._directory.hold() / DIRECTORY)
+        self._store = FeedbackStore(self._directory.acquire() / DIRECTORY)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
         await self._read()
         sweeping = asyncio.create_task(self._sweep())
@@ -85,7 +85,7 @@ class Feedback:
             raise StatusError(404, "this server keeps no feedback", "feedback_not_kept")
         return self._store
 
-    async def apart(self, call: Callable[[], T]) -> T:
+    async def run_in_writer(self, call: Callable[[], T]) -> T:
         """Runs in the writer's thread, after what waits there."""
         assert self._writer is not None
         return await asyncio.wrap_future(self._writer.submit(call))
@@ -95,9 +95,9 @@ class Feedback:
     def finished(self, call: FinishedCall) -> None:
         """An observer's part: notes whose reply it is, and queues what may be kept."""
         rule = self._config.rule(call.served.name)
-        if self._writer is None or rule is None or not call.answers or isinstance(call.origin, Unseen):
+        if self._writer is None or rule is None or not call.answers or isinstance(call.origin, SilentObserver):
             return
-        if len(self._pending) >= MAX_PENDING or not self._takes(call):
+        if len(self._pending) >= MAX_PENDING or not self._reserve_memory(call):
             self.counts["dropped"] += 1
             return
         owner = Owner(call.caller.tenant, call.served.name)
@@ -108,7 +108,7 @@ class Feedback:
         if len(self._pending) == 1:
             self._writer.submit(self._write).add_done_callback(_log_failure)
 
-    def _takes(self, call: FinishedCall) -> bool:
+    def _reserve_memory(self, call: FinishedCall) -> bool:
         """Counts what a call takes of memory until it is written, where there is room for it."""
         tenant, size = call.caller.tenant, _bytes_of(call)
         with self._counting:
@@ -164,10 +164,10 @@ class Feedback:
         texts: Row = {}
         try:
             if rule.requests:
-                inputs = inputs_of(call.served, call.asked.given, len(call.answers))
+                inputs = inputs_of(call.served, call.request.skin_inputs, len(call.answers))
                 if inputs is None:
-                    asked = call.asked.model_dump(mode="json", exclude_none=True)
-                    texts["request"] = _cleaned(asked, redactor)
+                    request = call.request.model_dump(mode="json", exclude_none=True)
+                    texts["request"] = _cleaned(request, redactor)
                 else:
                     texts["inputs"] = _cleaned(inputs, redactor)
             if rule.replies:
@@ -194,31 +194,31 @@ class Feedback:
             raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
         return plain, owner.model
 
-    async def give(self, id_: str, model: str, tenant: str, said: Row) -> None:
+    async def record(self, id_: str, model: str, tenant: str, feedback: Row) -> None:
         """Keeps what was said (rating, correction, comment, index); it is on the disk afterwards. StatusError 409 where
         enough was said of this reply."""
-        if self._said.get(id_, 0) >= MOST_SAID:
+        if self._feedback_counts.get(id_, 0) >= MOST_SAID:
             message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
             raise StatusError(409, message, "too_much_feedback", "id")
         rule = self._config.rule(model)
         redactor = self.redactor(rule or KeepRule())
         try:
-            cleaned = {name: _cleaned(said[name], redactor) for name in ("correction", "comment")}
+            cleaned = {name: _cleaned(feedback[name], redactor) for name in ("correction", "comment")}
         except RedactionTimeout:
             raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
-        self._said.note(id_, self._said.get(id_, 0) + 1)
-        row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **said, **cleaned}
-        await self.apart(lambda: self.store.append([(model, row)]))
+        self._feedback_counts.note(id_, self._feedback_counts.get(id_, 0) + 1)
+        row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **feedback, **cleaned}
+        await self.run_in_writer(lambda: self.store.append([(model, row)]))
         _note(self.targets, row)
         self.counts["feedback"] += 1
 
     async def forget(self, id_: str) -> int:
         """Writes a reply out of the files. Returns how many lines are gone."""
-        gone = await self.apart(lambda: self.store.purge(ids={id_}))
+        purged_count = await self.run_in_writer(lambda: self.store.purge(ids={id_}))
         self._owners.forget(id_)
         self.targets.forget(id_)
-        self._said.forget(id_)
-        return gone
+        self._feedback_counts.forget(id_)
+        return purged_count
 
     async def _read(self) -> None:
         """Whose replies are kept, and what was said of them, from the files."""
@@ -226,12 +226,12 @@ class Feedback:
             self._since = Latest(MOST_OWNERS)
             self._generation = self.store.generation
             # What waits to be written comes before this in the writer's thread.
-            owners, targets, said = await self.apart(lambda: _remembered(self.store))
+            owners, targets, feedback_counts = await self.run_in_writer(lambda: _remembered(self.store))
             for id_, owner in self._since.items():
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
             self.targets.become(targets)
-            self._said.become(said)
+            self._feedback_counts.become(feedback_counts)
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:
@@ -239,7 +239,7 @@ class Feedback:
             return None if rule is None else rule.days
 
         while True:
-            if await self.apart(lambda: self.store.sweep(days)):
+            if await self.run_in_writer(lambda: self.store.sweep(days)):
                 await self._read()
             await asyncio.sleep(SWEEP_SECONDS)
 
@@ -255,23 +255,23 @@ def sampled(id_: str, share: float) -> bool:
 
 
 def inputs_of(
-    served: Served, given: Sequence[str | dict[str, str]], answers: int
+    served: Served, raw_inputs: Sequence[str | dict[str, str]], answers: int
 ) -> list[dict[str, str] | None] | None:
     """A skin's inputs for each of the answers; None for what is no skin's, or has no inputs of its own."""
     names = served.describe().get("inputs")
-    if not names or not given or answers % len(given):
+    if not names or not raw_inputs or answers % len(raw_inputs):
         return None
-    return [found for one in given for found in [_fields(one, names)] * (answers // len(given))]
+    return [fields for raw_input in raw_inputs for fields in [_fields(raw_input, names)] * (answers // len(raw_inputs))]
 
 
-def _fields(given: str | dict[str, str], names: list[str]) -> dict[str, str] | None:
+def _fields(raw_input: str | dict[str, str], names: list[str]) -> dict[str, str] | None:
     """One input by name: a text stands for the only one, or is the JSON object of several."""
-    if isinstance(given, str) and len(names) == 1:
-        return {names[0]: given}
-    found = parse_json(given) if isinstance(given, str) else given
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    if isinstance(raw_input, str) and len(names) == 1:
+        return {names[0]: raw_input}
+    fields = parse_json(raw_input) if isinstance(raw_input, str) else raw_input
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         return None
-    return found
+    return fields
 
 
 def _cleaned(value: Any, redactor: Redactor) -> Any:
@@ -279,9 +279,9 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
     if isinstance(value, str):
         return redactor.clean(value)
     if isinstance(value, dict):
-        return {key: _cleaned(item, redactor) for key, item in value.items()}
+        return {key: _cleaned(child, redactor) for key, child in value.items()}
     if isinstance(value, list):
-        return [_cleaned(item, redactor) for item in value]
+        return [_cleaned(child, redactor) for child in value]
     return value
 
 
@@ -289,14 +289,14 @@ def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None]
     """Whose the latest replies in the files are, what they should have been, and how often something was said of
     them."""
     owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
-    said = Latest[int](MOST_OWNERS)
+    feedback_counts = Latest[int](MOST_OWNERS)
     for model, row in store.rows():
         if row["kind"] == "reply":
             owners.note(row["id"], Owner(row["tenant"], model))
         else:
             _note(targets, row)
-            said.note(row["id"], said.get(row["id"], 0) + 1)
-    return owners, targets, said
+            feedback_counts.note(row["id"], feedback_counts.get(row["id"], 0) + 1)
+    return owners, targets, feedback_counts
 
 
 def _note(targets: Latest[str | None], row: Row) -> None:

@@ -30,9 +30,9 @@ GOOD = "good"
 _ID = re.compile(r"(?:[a-z]+[-_])?([0-9a-f]{32})(?:_\d+)?")
 
 
-def plain_id(given: str) -> str | None:
+def plain_id(reply_id: str) -> str | None:
     """The id in what a reply calls itself (chatcmpl-…, resp_…, msg_…_0); None where there is none."""
-    match = _ID.fullmatch(given)
+    match = _ID.fullmatch(reply_id)
     return None if match is None else match[1]
 
 
@@ -55,24 +55,24 @@ class Exported:
 class FeedbackStore:
     """The lines below one directory. Several processes may use it: every change is made under one lock."""
 
-    def __init__(self, root: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._root, self._now = root, now
+    def __init__(self, root: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._root, self._clock = root, clock
 
     # --- writing
 
     def append(self, rows: Iterable[tuple[str, Row]]) -> None:
         """Rows by model, on the disk when this returns. `time` is added."""
-        now = self._now()
+        timestamp = self._clock()
         by_model: dict[str, list[Row]] = {}
         for model, row in rows:
-            by_model.setdefault(model, []).append({**row, "time": now.isoformat(timespec="seconds")})
+            by_model.setdefault(model, []).append({**row, "time": timestamp.isoformat(timespec="seconds")})
         with self._locked():
-            for model, own in by_model.items():
+            for model, model_rows in by_model.items():
                 directory = self._root / _directory_name(model)
                 directory.mkdir(mode=0o700, exist_ok=True)
-                path = directory / f"{now.date().isoformat()}.jsonl"
+                path = directory / f"{timestamp.date().isoformat()}.jsonl"
                 os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-                append_jsonl(path, own)
+                append_jsonl(path, model_rows)
 
     def purge(
         self,
@@ -84,29 +84,31 @@ class FeedbackStore:
     ) -> int:
         """Writes every line of these replies, or of these tenants, or every line, out of the files: those of the models
         that are named, or of all. Returns how many are gone. What the disk itself remembers is not this function's."""
-        gone = 0
+        removed_count = 0
         with self._locked():
             for path in self._paths(models):
                 rows = read_jsonl(path, allow_torn_tail=True)
-                kept = [row for row in rows if not everything and row["id"] not in ids and row["tenant"] not in tenants]
-                if len(kept) < len(rows):
-                    gone += len(rows) - len(kept)
-                    _rewrite(path, kept)
-            if gone:
+                remaining = [
+                    row for row in rows if not everything and row["id"] not in ids and row["tenant"] not in tenants
+                ]
+                if len(remaining) < len(rows):
+                    removed_count += len(rows) - len(remaining)
+                    _rewrite(path, remaining)
+            if removed_count:
                 marker = self._root / ".purged"
                 marker.write_text(secrets.token_hex(8))
-        return gone
+        return removed_count
 
     def sweep(self, days: Callable[[str], int | None]) -> int:
         """Deletes whole days that are older than a model's `days`; None keeps them. Returns how many files are gone."""
-        today, gone = self._now().date(), 0
+        today, deleted_files = self._clock().date(), 0
         with self._locked():
             for path in self._paths(()):
-                most = days(_model_name(path.parent.name))
-                if most is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=most):
+                max_days = days(_model_name(path.parent.name))
+                if max_days is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=max_days):
                     path.unlink()
-                    gone += 1
-        return gone
+                    deleted_files += 1
+        return deleted_files
 
     def _locked(self) -> AbstractContextManager[None]:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -132,14 +134,16 @@ class FeedbackStore:
 
     def summary(self) -> list[Row]:
         """Per model: how many replies, with texts or without, and how many were judged."""
-        found: dict[str, Counter[str]] = {}
+        counts_by_model: dict[str, Counter[str]] = {}
         for model, row in self.rows():
-            counts = found.setdefault(model, Counter())
+            counts = counts_by_model.setdefault(model, Counter())
             counts["replies" if row["kind"] == "reply" else "feedback"] += 1
             counts["with_texts"] += row["kind"] == "reply" and ("inputs" in row or "replies" in row)
             counts["corrections"] += row.get("correction") is not None
         keys = ("replies", "with_texts", "feedback", "corrections")
-        return [{"model": model, **{key: counts[key] for key in keys}} for model, counts in sorted(found.items())]
+        return [
+            {"model": model, **{key: counts[key] for key in keys}} for model, counts in sorted(counts_by_model.items())
+        ]
 
     def export(
         self, model: str, columns: Mapping[str, str] | None = None, target: str = "target", group: str | None = None
@@ -150,28 +154,31 @@ class FeedbackStore:
         rows are not independent. The last feedback on a reply counts. UsageError for columns that collide.
         """
         replies: dict[str, Row] = {}
-        said: dict[tuple[str, int], Row] = {}
+        feedback_by_key: dict[tuple[str, int], Row] = {}
         for _, row in self.rows((model,)):
             if row["kind"] == "reply":
                 replies[row["id"]] = row
             else:
                 key = (row["id"], row["index"])
-                said[key] = {**said.get(key, {}), **{name: value for name, value in row.items() if value is not None}}
+                feedback_by_key[key] = {
+                    **feedback_by_key.get(key, {}),
+                    **{name: value for name, value in row.items() if value is not None},
+                }
         exported = Exported()
-        exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in said})
-        for (id_, index), feedback in said.items():
-            found, why = _example(replies.get(id_), index, feedback)
-            if found is None:
+        exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
+        for (id_, index), feedback in feedback_by_key.items():
+            example, why = _example(replies.get(id_), index, feedback)
+            if example is None:
                 exported.skipped[why] += 1
                 continue
-            inputs, answer = found
+            inputs, answer = example
             named = {name: name for name in inputs} if columns is None else columns
             if named.keys() != inputs.keys():
                 message = f"the inputs of {model} are {', '.join(inputs)}, those of the task {', '.join(named)}"
                 raise UsageError(f"{message}; export with the task of this skin")
-            taken = ["id", *(named[name] for name in inputs), target, *([group] if group else [])]
-            if len(set(taken)) < len(taken):
-                raise UsageError(f"two columns have one name ({', '.join(taken)}); choose another target")
+            column_names = ["id", *(named[name] for name in inputs), target, *([group] if group else [])]
+            if len(set(column_names)) < len(column_names):
+                raise UsageError(f"two columns have one name ({', '.join(column_names)}); choose another target")
             row = {"id": f"{id_}-{index}", **{named[name]: text for name, text in inputs.items()}, target: answer}
             if group:
                 row[group] = hashlib.sha256(feedback["tenant"].encode()).hexdigest()[:12]
@@ -180,8 +187,8 @@ class FeedbackStore:
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
         names = {_directory_name(model) for model in models}
-        found = self._root.glob("*/*.jsonl")
-        mine = (path for path in found if not names or path.parent.name in names)
+        paths = self._root.glob("*/*.jsonl")
+        mine = (path for path in paths if not names or path.parent.name in names)
         return sorted(mine, key=lambda path: (path.name, path.parent.name))
 
 

@@ -44,26 +44,26 @@ class ResponseStore:
 
     def __init__(self, config: ResponsesConfig) -> None:
         self.config = config
-        self._kept: dict[str, OrderedDict[str, KeptResponse]] = {}
+        self._responses: dict[str, OrderedDict[str, KeptResponse]] = {}
         """By tenant, and then by id."""
         self._order: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._size = 0
 
-    def put(self, tenant: str, kept: KeptResponse) -> None:
+    def add(self, tenant: str, response: KeptResponse) -> None:
         """Keeps a reply; what is too old or too large for the bounds goes."""
-        self._kept.setdefault(tenant, OrderedDict())[kept.id] = kept
-        self._order[tenant, kept.id] = None
-        self._sizes[tenant] = self._sizes.get(tenant, 0) + kept.size
-        self._size += kept.size
+        self._responses.setdefault(tenant, OrderedDict())[response.id] = response
+        self._order[tenant, response.id] = None
+        self._sizes[tenant] = self._sizes.get(tenant, 0) + response.size
+        self._size += response.size
         while self._sizes.get(tenant, 0) > self.config.bytes_per_tenant:
-            self._drop(tenant, next(iter(self._kept[tenant])))
+            self._drop(tenant, next(iter(self._responses[tenant])))
         while self._size > self.config.bytes_in_all:
             self._drop(*next(iter(self._order)))
 
     def get(self, tenant: str, name: str) -> KeptResponse | None:
         """The tenant's own only."""
-        return self._kept.get(tenant, {}).get(name)
+        return self._responses.get(tenant, {}).get(name)
 
     def remove(self, tenant: str, name: str) -> bool:
         """Whether it was there."""
@@ -73,9 +73,9 @@ class ResponseStore:
         return True
 
     def _drop(self, tenant: str, name: str) -> None:
-        size = self._kept[tenant].pop(name).size
+        size = self._responses[tenant].pop(name).size
         del self._order[tenant, name]
         self._sizes[tenant] -= size
         self._size -= size
-        if not self._kept[tenant]:
-            del self._kept[tenant], self._sizes[tenant]
+        if not self._responses[tenant]:
+            del self._responses[tenant], self._sizes[tenant]

@@ -26,14 +26,14 @@ class StateDirectory:
         self._lock: BinaryIO | None = None
 
     @property
-    def wanted(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether there is something to hold: a directory that was asked for, or one that an earlier server left."""
         return self._named or self.path.exists()
 
     def begin(self) -> bool:
         """Holds the directory at the server's start. False where only the default one is taken: that is logged."""
         try:
-            self.hold()
+            self.acquire()
         except StatusError as error:
             if self._named:
                 raise UsageError(error.message) from None
@@ -41,7 +41,7 @@ class StateDirectory:
             return False
         return True
 
-    def hold(self) -> Path:
+    def acquire(self) -> Path:
         """The directory, from now on this server's alone. StatusError 503 where another server has it."""
         if self._lock is not None:
             return self.path

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bedplate.core.errors import RequestError, SkinError
-from bedplate.core.values import Given
+from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Result, Terms
+from bedplate.inference.engine.requests import Result, LookupContext
 from bedplate.inference.predict.composed import is_unsure
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import PLAIN, Answer, Reading
+from bedplate.serving.models.served import PLAIN, Answer, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.skins.card import Card
@@ -64,16 +64,16 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
-        given = [self._input(one) if isinstance(one, str) else one for one in inputs]
-        return replace(self.first.classify(given, terms), inputs=given, further=self)
+        input_values = [self._input(raw_input) if isinstance(raw_input, str) else raw_input for raw_input in inputs]
+        return replace(self.first.classify(input_values, terms), inputs=input_values, followup=self)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
 
-    def _plan(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> AnswerPlan:
-        self.first.refuse_settings(asked)
+    def _plan(self, texts: Sequence[str], body: ChatRequest | CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        self.first.refuse_settings(body)
         return self.classify(texts, terms)
 
     def is_unsure(self, result: Result) -> bool:
@@ -81,11 +81,11 @@ class ServedCascade(ServedSkin):
         assert self._threshold is not None
         return is_unsure(self._threshold, self.first.read(result))
 
-    def again(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def next_plan(self, inputs: Sequence[TaskInput], terms: LookupContext) -> AnswerPlan:
         """The second skin is asked."""
         return self.second.classify(inputs, terms)
 
-    def answer(self, found: PlanResult) -> Answer:
-        passed_on = len(found.steps) > 1
-        said = (self.second if passed_on else self.first).answer(found)
-        return replace(said, usage=found.usage, extension={**(said.extension or {}), "passed_on": passed_on})
+    def answer(self, plan_result: PlanResult) -> Answer:
+        passed_on = len(plan_result.steps) > 1
+        answer = (self.second if passed_on else self.first).answer(plan_result)
+        return replace(answer, usage=plan_result.usage, extension={**(answer.extension or {}), "passed_on": passed_on})

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError
-from bedplate.core.values import Given
+from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Classification, Request, Result, Terms
+from bedplate.inference.engine.requests import Classification, Request, Result, LookupContext
 from bedplate.inference.engine.stream import Stream
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.serving.models.plan import AnswerPlan
-from bedplate.serving.models.served import PLAIN, Reading
+from bedplate.serving.models.served import PLAIN, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.skin import Skin
@@ -26,14 +26,14 @@ _serial = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class Answered(Request):
+class ImmediateAnswer(Request):
     """A request whose result is there. tokens: one for each word, all of them the request's own number, so that no two
     are taken for the same prompt."""
 
     result: Classification
 
 
-class AtOnce:
+class ImmediatePlan:
     """What answered requests are submitted to, in an engine's place."""
 
     alive = True
@@ -41,7 +41,7 @@ class AtOnce:
     def submit(self, request: Request) -> Stream:
         """A stream that has ended."""
         stream = Stream(request)
-        stream.finish(cast(Answered, request).result)
+        stream.finish(cast(ImmediateAnswer, request).result)
         return stream
 
 
@@ -87,17 +87,26 @@ class ServedClassical(ServedSkin):
 
     # Asking
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
-        found = [self._asked.classified(self._input(one) if isinstance(one, str) else one) for one in inputs]
-        numbered = [((next(_serial),) * one.usage.prompt_tokens, one) for one in found]
-        return AnswerPlan(AtOnce(), [Answered(tokens, skin=self.name, result=one) for tokens, one in numbered])
+        classifications = [
+            self._classifier.classified(self._input(raw_input) if isinstance(raw_input, str) else raw_input)
+            for raw_input in inputs
+        ]
+        numbered = [
+            ((next(_serial),) * classification.usage.prompt_tokens, classification)
+            for classification in classifications
+        ]
+        return AnswerPlan(
+            ImmediatePlan(),
+            [ImmediateAnswer(tokens, skin=self.name, result=classification) for tokens, classification in numbered],
+        )
 
     def read(self, result: Result) -> Prediction:
-        return self._asked.read(cast(Classification, result))
+        return self._classifier.read(cast(Classification, result))
 
     @property
-    def _asked(self) -> ClassicalPredictor:
+    def _classifier(self) -> ClassicalPredictor:
         if self._resident is None:
             raise RuntimeError(f"the skin {self.name!r} is not in memory; hold a lease on it")
         return self._resident

@@ -16,9 +16,9 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.held_as import KERNELS, dtype_of
-from bedplate.inference.predict.opening import Asked, chosen, held_in
+from bedplate.inference.predict.opening import OpenOptions, chosen, held_in
 from bedplate.inference.ways.choice import left_in_file
-from bedplate.inference.ways.way import QUANTISED, Kernel, Way, Weights
+from bedplate.inference.ways.way import QUANTISED, Kernel, ExecutionPlan, Weights
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now
@@ -50,50 +50,53 @@ class ResidentBase:
 
     config: BaseConfig
     base: Base
-    ways: tuple[Holding, ...]
+    holdings: tuple[Holding, ...]
 
 
-def resident(config: BaseConfig, bases: int, given: Sequence[Card], lying: Sequence[Card]) -> ResidentBase:
-    """Loads a base, and finds how it is to be held. given: the skins that were named; lying: those of the skins
+def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying: Sequence[Card]) -> ResidentBase:
+    """Loads a base, and finds how it is to be held. named_cards: the skins that were named; lying: those of the skins
     directory. UsageError for one without a tokenizer."""
     open_weights = config.weights in ("auto", "fastest")
-    asked = config.dtype or (None if open_weights else dtype_of(config.weights))
+    requested_dtype = config.dtype or (None if open_weights else dtype_of(config.weights))
     # The only base must be that of all skins; which of several it is, its weights tell.
-    hint = [card.evaluated_with for card in given if card.evaluated_with] if bases == 1 else []
-    fastest: Way | None = None
-    if asked is None and hint:
+    hint = [card.evaluated_with for card in named_cards if card.evaluated_with] if bases == 1 else []
+    fastest: ExecutionPlan | None = None
+    if requested_dtype is None and hint:
         first = _dtype(_ordered(hint)[0])
-    elif asked is None:
-        fastest = chosen(config.source, _asked(config), config.device).way
+    elif requested_dtype is None:
+        fastest = chosen(config.source, _requirements(config), config.device).backend
         first = fastest.dtype
     else:
-        first = asked
+        first = requested_dtype
     base = _load(config, first, None if fastest is None else left_in_file(fastest))
-    if asked is not None or config.weights == "fastest":
-        return ResidentBase(config, base, (_as_asked(config, base, given, lying),))
-    ways: list[Holding] = []
-    named = _of(base, given)
+    if requested_dtype is not None or config.weights == "fastest":
+        return ResidentBase(config, base, (_as_asked(config, base, named_cards, lying),))
+    holdings: list[Holding] = []
+    named = _of(base, named_cards)
     for judged in _ordered([*named, *_of(base, lying)]):
         kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
-        way = Holding(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
-        if not any((way.dtype, way.weights, way.kernel) == (one.dtype, one.weights, one.kernel) for one in ways):
-            ways.append(way)
-    if not ways and fastest is not None and _is_of(base, fastest.dtype):
-        held = held_in(fastest)
-        ways = [Holding(held.dtype, held.weights, held.kernel)]
-    ways = ways or [_fastest(config, base)]
-    if not _is_of(base, ways[0].dtype):
-        base = _load(config, ways[0].dtype)
-    return ResidentBase(config, base, tuple(ways))
+        holding = Holding(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
+        if not any(
+            (holding.dtype, holding.weights, holding.kernel) == (existing.dtype, existing.weights, existing.kernel)
+            for existing in holdings
+        ):
+            holdings.append(holding)
+    if not holdings and fastest is not None and _is_of(base, fastest.dtype):
+        fastest_holding = held_in(fastest)
+        holdings = [Holding(fastest_holding.dtype, fastest_holding.weights, fastest_holding.kernel)]
+    holdings = holdings or [_fastest(config, base)]
+    if not _is_of(base, holdings[0].dtype):
+        base = _load(config, holdings[0].dtype)
+    return ResidentBase(config, base, tuple(holdings))
 
 
 def _dtype(judged: EvaluatedWith) -> str:
     return dtype_of(judged.weights, judged.dtype)
 
 
-def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequence[Card]) -> Holding:
+def _as_asked(config: BaseConfig, base: Base, named_cards: Sequence[Card], lying: Sequence[Card]) -> Holding:
     """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
-    kernels = {judged.kernel for judged in _of(base, [*given, *lying])}
+    kernels = {judged.kernel for judged in _of(base, [*named_cards, *lying])}
     if config.weights == "fastest" or not kernels:
         return _fastest(config, base)
     # Quantised weights run on one kernel only, which the engine finds.
@@ -105,18 +108,18 @@ def _as_asked(config: BaseConfig, base: Base, given: Sequence[Card], lying: Sequ
 def _fastest(config: BaseConfig, base: Base) -> Holding:
     """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
     dtype = dtype_name(base.dtype)
-    held = held_in(apart_now(lambda: chosen(config.source, _asked(config, dtype), config.device).way))
-    return Holding(dtype, held.weights, held.kernel)
+    fastest = held_in(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).backend))
+    return Holding(dtype, fastest.weights, fastest.kernel)
 
 
-def _asked(config: BaseConfig, loaded: str | None = None) -> Asked:
+def _requirements(config: BaseConfig, loaded: str | None = None) -> OpenOptions:
     weights = None if config.weights in ("auto", "fastest") else config.weights
-    return Asked(config.dtype, weights, config.kernel, loaded=None if config.dtype is not None else loaded)
+    return OpenOptions(config.dtype, weights, config.kernel, loaded=None if config.dtype is not None else loaded)
 
 
 def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:
     """Each once; those in a base's own dtype first: the base's name stands for these."""
-    return sorted(dict.fromkeys(judged), key=lambda one: one.weights in QUANTISED)
+    return sorted(dict.fromkeys(judged), key=lambda evaluation: evaluation.weights in QUANTISED)
 
 
 def opened(
@@ -126,45 +129,54 @@ def opened(
     cannot hold a base as it must be; what only the skins directory asks for is then left out, and said."""
     # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
     # sets of weights, here or on another engine.
-    slots = config.limits.adapters * (sum(len(one.ways) for one in loaded) + 1)
-    for one in loaded:
-        modules = {dtype_name(one.base.dtype): one.base}
-        held = 0
-        for way in (*one.ways, _OPEN):
-            if way is _OPEN and held:
+    slots = config.limits.adapters * (sum(len(resident_base.holdings) for resident_base in loaded) + 1)
+    for resident_base in loaded:
+        modules = {dtype_name(resident_base.base.dtype): resident_base.base}
+        engine_count = 0
+        for holding in (*resident_base.holdings, _OPEN):
+            if holding is _OPEN and engine_count:
                 break
             before = _memory()
             try:
                 engine = apart_now(
-                    lambda one=one, way=way, modules=modules: _engine(config, one, way, modules, compute, slots)
+                    lambda resident_base=resident_base, holding=holding, modules=modules: _engine(
+                        config, resident_base, holding, modules, compute, slots
+                    )
                 )
             except UsageError as error:
-                if way is _OPEN or (way.needed and not config.allow_other_weights):
+                if holding is _OPEN or (holding.needed and not config.allow_other_weights):
                     raise
-                log.warning("%s is not held with %s weights: %s", one.base.name, way.weights, error.message)
+                log.warning(
+                    "%s is not held with %s weights: %s", resident_base.base.name, holding.weights, error.message
+                )
                 continue
-            held += 1
+            engine_count += 1
             after = _memory()
             cost = "" if before is None or after is None else f", {max(after - before, 0) / 1e6:.0f} MB more in memory"
-            log.info("%s: %s weights, %s kernel%s", one.base.name, engine.weights, engine.kernel, cost)
-            yield one, engine
+            log.info("%s: %s weights, %s kernel%s", resident_base.base.name, engine.weights, engine.kernel, cost)
+            yield resident_base, engine
 
 
 def _engine(
-    config: ServerConfig, one: ResidentBase, way: Holding, modules: dict[str, Base], compute: ComputeLock, slots: int
+    config: ServerConfig,
+    resident_base: ResidentBase,
+    holding: Holding,
+    modules: dict[str, Base],
+    compute: ComputeLock,
+    slots: int,
 ) -> Engine:
-    base = one.base if _is_of(one.base, way.dtype) else modules.get(way.dtype)
+    base = resident_base.base if _is_of(resident_base.base, holding.dtype) else modules.get(holding.dtype)
     if base is None:
-        base = modules[way.dtype] = _load(one.config, way.dtype)
+        base = modules[holding.dtype] = _load(resident_base.config, holding.dtype)
     return Engine(
         base,
-        weights=way.weights,
-        kernel=way.kernel,
+        weights=holding.weights,
+        kernel=holding.kernel,
         max_rows=config.limits.max_rows,
         max_waiting=config.limits.max_waiting,
         adapters=slots,
         cache_bytes=config.limits.cache_bytes,
-        speculate=one.config.speculate,
+        speculate=resident_base.config.speculate,
         compute=compute,
     )
 
@@ -184,7 +196,7 @@ def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
     """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
     on_it = [card.evaluated_with for card in cards if card.base and card.base.has_weights_of(base.identity)]
     for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
-    return [one for one in (*on_it, *for_others) if one is not None]
+    return [evaluation for evaluation in (*on_it, *for_others) if evaluation is not None]
 
 
 def _memory() -> int | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Protocol
 
-from bedplate.core.values import Given
-from bedplate.inference.engine.requests import Request, Result, Terms, Timing, Usage
+from bedplate.core.values import TaskInput
+from bedplate.inference.engine.requests import Request, Result, LookupContext, RequestTiming, Usage
 from bedplate.inference.engine.stream import Stream
 from bedplate.text.calls.reply_form import ReplyForm
 
@@ -34,31 +34,31 @@ class FurtherSteps(Protocol):
         """Whether a choice is asked again after this result."""
         ...
 
-    def again(self, inputs: Sequence[Given], terms: Terms) -> AnswerPlan:
+    def next_plan(self, inputs: Sequence[TaskInput], terms: LookupContext) -> AnswerPlan:
         """The next step, for choices with these inputs. It may take a while."""
         ...
 
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """The first step's requests, one for each choice of a reply in their order. further: what follows on them, which
+    """The first step's requests, one for each choice of a reply in their order. followup: what follows on them, which
     then has to know the choices' inputs. form: of the texts that come of them, None where all is content."""
 
     engine: Submits
     requests: Sequence[Request]
-    inputs: Sequence[Given] = ()
-    further: FurtherSteps | None = None
+    inputs: Sequence[TaskInput] = ()
+    followup: FurtherSteps | None = None
     form: ReplyForm | None = None
 
-    def on(self, terms: Terms) -> AnswerPlan:
+    def on(self, terms: LookupContext) -> AnswerPlan:
         """The same on a caller's terms."""
-        requests = [replace(one, tenant=terms.tenant, deadline=terms.deadline) for one in self.requests]
+        requests = [replace(request, tenant=terms.tenant, deadline=terms.deadline) for request in self.requests]
         return replace(self, requests=requests)
 
-    def turns(self, most: int) -> Iterator[AnswerPlan]:
+    def turns(self, max_choices: int) -> Iterator[AnswerPlan]:
         """The plan in parts of at most so many choices."""
-        for start in range(0, len(self.requests), most):
-            part = slice(start, start + most)
+        for start in range(0, len(self.requests), max_choices):
+            part = slice(start, start + max_choices)
             yield replace(self, requests=self.requests[part], inputs=self.inputs[part])
 
 
@@ -75,11 +75,11 @@ class PlanResult:
 
     @cached_property
     def usage(self) -> Usage:
-        return reduce(_both_usages, (one.usage for one in self.steps))
+        return reduce(_both_usages, (step.usage for step in self.steps))
 
     @cached_property
-    def timing(self) -> Timing:
-        return reduce(_one_after_the_other, (one.timing for one in self.steps))
+    def timing(self) -> RequestTiming:
+        return reduce(_one_after_the_other, (step.timing for step in self.steps))
 
 
 def _both_usages(a: Usage, b: Usage) -> Usage:
@@ -88,12 +88,12 @@ def _both_usages(a: Usage, b: Usage) -> Usage:
     )
 
 
-def _one_after_the_other(a: Timing, b: Timing) -> Timing:
-    return Timing(a.queued + b.queued, a.total + b.first, a.total + b.total, a.compute + b.compute)
+def _one_after_the_other(a: RequestTiming, b: RequestTiming) -> RequestTiming:
+    return RequestTiming(a.queued + b.queued, a.total + b.first, a.total + b.total, a.compute + b.compute)
 
 
-def compute_of(found: Sequence[PlanResult]) -> float:
+def compute_of(results: Sequence[PlanResult]) -> float:
     """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
-    steps = [step for one in found for step in one.steps]
+    steps = [step for result in results for step in result.steps]
     looked_up = {id(step.looked_up): step.looked_up.compute for step in steps if step.looked_up is not None}
     return sum(step.timing.compute for step in steps) + sum(looked_up.values())

@@ -25,38 +25,38 @@ class _Place:
 
 
 @dataclass
-class _Kept:
+class _CachedPrefix:
     size: int
     owners: set[object] = field(default_factory=set[object])
 
 
-class Prefixes:
+class SkinPrefixes:
     """At most `limit` bytes of keys and values."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.held = 0
+        self.cached_bytes = 0
         """Bytes that are kept now."""
-        self._kept: OrderedDict[_Place, _Kept] = OrderedDict()
-        self._wanted: dict[object, _Place | None] = {}
+        self._cached: OrderedDict[_Place, _CachedPrefix] = OrderedDict()
+        self._places: dict[object, _Place | None] = {}
         self._lock = threading.Lock()
         self._pinning = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._cached)
 
     def used(self, owner: object) -> bool:
         """Whether the owner's beginning is kept, which counts as its use. True also where there is none to keep."""
         with self._lock:
-            place = self._wanted.get(owner)
+            place = self._places.get(owner)
             if place is None:
                 return True
-            if place not in self._kept:
+            if place not in self._cached:
                 return False
-            self._kept.move_to_end(place)
+            self._cached.move_to_end(place)
             return True
 
-    def keep(self, owner: object, engine: Engine, tokens: Sequence[int], adapter: str | None) -> None:
+    def add(self, owner: object, engine: Engine, tokens: Sequence[int], adapter: str | None) -> None:
         """Computes and keeps a beginning for its owner; others that were used longer ago go. One larger than the limit
         is not kept: its requests share what they can among themselves."""
         size = prefix_bytes(engine, len(tokens))
@@ -64,26 +64,26 @@ class Prefixes:
         with self._pinning:
             with self._lock:
                 if not tokens or size > self.limit:
-                    self._wanted[owner] = None
+                    self._places[owner] = None
                     return
-                self._wanted[owner] = place
-                known = self._kept.get(place)
-                leaving = [] if known is not None else self._make_room(size)
-            for gone in leaving:
-                gone.engine.unpin(gone.tokens, gone.adapter, public=False)
-            if known is None:
+                self._places[owner] = place
+                existing = self._cached.get(place)
+                leaving = [] if existing is not None else self._make_room(size)
+            for evicted in leaving:
+                evicted.engine.unpin(evicted.tokens, evicted.adapter, public=False)
+            if existing is None:
                 engine.pin(tokens, adapter, public=False)
             with self._lock:
-                kept = self._kept.setdefault(place, _Kept(size))
-                self.held += 0 if known is not None else size
-                kept.owners.add(owner)
-                self._kept.move_to_end(place)
+                prefix = self._cached.setdefault(place, _CachedPrefix(size))
+                self.cached_bytes += 0 if existing is not None else size
+                prefix.owners.add(owner)
+                self._cached.move_to_end(place)
 
     def _make_room(self, size: int) -> list[_Place]:
         leaving: list[_Place] = []
-        while self._kept and self.held + size > self.limit:
-            place, kept = self._kept.popitem(last=False)
-            self.held -= kept.size
+        while self._cached and self.cached_bytes + size > self.limit:
+            place, prefix = self._cached.popitem(last=False)
+            self.cached_bytes -= prefix.size
             leaving.append(place)
         return leaving
 
@@ -91,15 +91,15 @@ class Prefixes:
         """The owner needs its beginning no more; the last owner takes it along."""
         with self._pinning:
             with self._lock:
-                place = self._wanted.pop(owner, None)
-                kept = None if place is None else self._kept.get(place)
-                if place is None or kept is None:
+                place = self._places.pop(owner, None)
+                prefix = None if place is None else self._cached.get(place)
+                if place is None or prefix is None:
                     return
-                kept.owners.discard(owner)
-                if kept.owners:
+                prefix.owners.discard(owner)
+                if prefix.owners:
                     return
-                del self._kept[place]
-                self.held -= kept.size
+                del self._cached[place]
+                self.cached_bytes -= prefix.size
             place.engine.unpin(place.tokens, place.adapter, public=False)
 
 
@@ -108,5 +108,5 @@ def prefix_bytes(engine: Engine, tokens: int) -> int:
     spec = engine.base.spec.main
     if spec.kind == "encoder":
         return 0
-    each = sum(one.values for one in cache_layout(spec) if not one.of_sequence)
-    return each * engine.base.dtype.itemsize * tokens
+    values_per_token = sum(cache_part.values for cache_part in cache_layout(spec) if not cache_part.of_sequence)
+    return values_per_token * engine.base.dtype.itemsize * tokens

@@ -16,8 +16,8 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.cascades import ServedCascade
 from bedplate.serving.models.classical import ServedClassical
-from bedplate.serving.models.prefixes import Prefixes
-from bedplate.serving.models.residency import Guest, Moved, Pool, Residency, apart
+from bedplate.serving.models.prefixes import SkinPrefixes
+from bedplate.serving.models.residency import Guest, Moved, ResidentPool, Residency, run_in_thread
 from bedplate.serving.models.served import Served
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import Scanned
@@ -48,7 +48,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class ModelWanted:
+class ModelRequest:
     """What a call says of itself when it wants a model: its name for it, who asks; its own id, its path and its body as
     it was sent; origin: what a call that the server makes to itself is made for."""
 
@@ -79,9 +79,9 @@ class Registry:
         self.engines = engines
         self.created = int(time.time())
         self.models: dict[str, Served] = {}
-        self.prefixes = Prefixes(prefix_bytes)
-        self.adapters = {engine: Pool(adapters) for engine in engines}
-        self.plain = Pool(prompt_skins)
+        self.prefixes = SkinPrefixes(prefix_bytes)
+        self.adapters = {engine: ResidentPool(adapters) for engine in engines}
+        self.plain = ResidentPool(prompt_skins)
         self._allow_other_weights = allow_other_weights
         self._guests: dict[str, Guest] = {}
         self._retired: list[Guest] = []
@@ -112,18 +112,18 @@ class Registry:
             return ServedClassical(self.engine, source, name=name)
         judged, embedded = source.evaluated_with, source.embedded_with
         engine, second = self._engine_of(mine, judged), None
-        here = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
+        base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
         if engine is None:
             raise SkinError(
                 f"skin {source.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…); served here "
-                f"is {here}"
+                f"is {base_names}"
             )
         if source.embedder is not None:
             second = self._engine_of(source.embedder, embedded)
             if second is None:
                 raise SkinError(
                     f"skin {source.name!r} chooses its demonstrations with the base {source.embedder.name} (weights "
-                    f"{source.embedder.weights_id[:12]}…); served here is {here}: serve that base too"
+                    f"{source.embedder.weights_id[:12]}…); served here is {base_names}: serve that base too"
                 )
         allowed = self._allow_other_weights
         return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
@@ -135,25 +135,29 @@ class Registry:
             raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
         return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
 
-    def _pool(self, served: ServedSkin) -> Pool:
+    def _pool(self, served: ServedSkin) -> ResidentPool:
         """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
         engine = served.adapted_on
         return self.plain if engine is None else self.adapters[engine]
 
     def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
         """The engine of this base that holds it as was `judged`, else its first."""
-        its = [one for one in self.engines if base.has_weights_of(one.base.identity)]
-        wanted = None if judged is None else (judged.weights, judged.kernel)
-        return next((one for one in its if (one.weights, one.kernel) == wanted), its[0] if its else None)
+        its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
+        evaluated_as = None if judged is None else (judged.weights, judged.kernel)
+        return next(
+            (engine for engine in its if (engine.weights, engine.kernel) == evaluated_as), its[0] if its else None
+        )
 
     def label(self, engine: Engine) -> str:
         """What an engine is called: by its base's name, and where that stands for another engine, by how it holds it
         as well."""
-        bases = [one for one in self.models.values() if not isinstance(one, ServedSkin)]
-        own = next((one.name for one in bases if one.engine is engine), None)
-        if own is not None:
-            return own
-        named = next((one.name for one in bases if one.engine.base.identity == engine.base.identity), engine.base.name)
+        bases = [model for model in self.models.values() if not isinstance(model, ServedSkin)]
+        base_name = next((model.name for model in bases if model.engine is engine), None)
+        if base_name is not None:
+            return base_name
+        named = next(
+            (model.name for model in bases if model.engine.base.identity == engine.base.identity), engine.base.name
+        )
         return f"{named} ({engine.weights}, {engine.kernel})"
 
     def add(self, served: Served) -> None:
@@ -204,38 +208,40 @@ class Registry:
     @property
     def retired(self) -> list[Guest]:
         """Versions that are served no more, but still in use."""
-        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.AWAY]
+        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.UNLOADED]
         return self._retired
 
-    def take(self, found: Scanned) -> dict[str, Any]:
-        """Registers what a scan found: new skins are added, changed ones replace their name, and those of an earlier
+    def register(self, scanned: Scanned) -> dict[str, Any]:
+        """Registers what a scan scanned: new skins are added, changed ones replace their name, and those of an earlier
         scan that lie there no more are removed. Skins that were given by hand stay as they are."""
         names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
-        problems = list(found.problems)
-        seen: dict[str, Card] = {}
-        for card in found.cards:
-            if card.name in seen:
-                problems.append(f"{card.directory}: {seen[card.name].directory} has the name {card.name!r} already")
+        problems = list(scanned.problems)
+        cards_by_name: dict[str, Card] = {}
+        for card in scanned.cards:
+            if card.name in cards_by_name:
+                problems.append(
+                    f"{card.directory}: {cards_by_name[card.name].directory} has the name {card.name!r} already"
+                )
                 continue
-            seen[card.name] = card
-            what, problem = self._take(card)
-            if what is not None:
-                names[what].append(card.name)
+            cards_by_name[card.name] = card
+            change, problem = self._register(card)
+            if change is not None:
+                names[change].append(card.name)
             if problem is not None:
                 problems.append(f"{card.directory}: {problem}")
-        for name in [name for name in self._scanned if name not in seen]:
+        for name in [name for name in self._scanned if name not in cards_by_name]:
             self._retire(name)
             names["removed"].append(name)
         return {**names, "registered": len(self._guests), "problems": problems}
 
-    def _take(self, card: Card) -> tuple[str | None, str | None]:
+    def _register(self, card: Card) -> tuple[str | None, str | None]:
         """("added" or "replaced", None), or (None, what is wrong with it, if anything is)."""
-        known = self.models.get(card.name)
-        if isinstance(known, ServedSkin) and known.card.id == card.id:
+        existing = self.models.get(card.name)
+        if isinstance(existing, ServedSkin) and existing.card.id == card.id:
             return None, None
         if card.id in self._removed:
             return None, None
-        if known is not None and card.name not in self._scanned:
+        if existing is not None and card.name not in self._scanned:
             return None, f"another model is called {card.name!r}"
         try:
             served = self.skin(card)
@@ -251,32 +257,32 @@ class Registry:
         """The models that the caller may use."""
         return [served for name, served in self.models.items() if caller.may_use(name)]
 
-    def find(self, name: str, caller: Caller) -> Served:
+    def lookup(self, name: str, caller: Caller) -> Served:
         """UnknownModelError also for a model that the caller may not use: it learns nothing of it."""
         served = self.models.get(name) if caller.may_use(name) else None
         if served is None:
-            known = ", ".join(_first(one.name for one in self.visible(caller)))
-            told = f"the models are: {known}" if known else "the caller may use none of those that are here"
-            raise UnknownModelError(f"there is no model {name[:100]!r} here; {told}", param="model")
+            model_names = ", ".join(_first(model.name for model in self.visible(caller)))
+            hint = f"the models are: {model_names}" if model_names else "the caller may use none of those that are here"
+            raise UnknownModelError(f"there is no model {name[:100]!r} here; {hint}", param="model")
         return served
 
-    async def lease(self, wanted: ModelWanted) -> Lease:
+    async def lease(self, model_request: ModelRequest) -> Lease:
         """The model to use for one call, in memory. Waits for its turn where more are wanted than fit."""
-        name = wanted.name
+        name = model_request.name
         while True:
-            served = self.find(name, wanted.caller)
+            served = self.lookup(name, model_request.caller)
             guest = self._guests.get(name)
             if guest is None or not isinstance(served, ServedSkin):
                 return Lease(served)
             try:
-                await guest.hold()
+                await guest.acquire()
             except Moved:
                 continue
             except BedplateError as error:
                 raise _unavailable(name) from error
             try:
                 if not served.is_warm:
-                    await apart(served.warm)
+                    await run_in_thread(served.warm)
             except BaseException:
                 guest.release()
                 raise
@@ -288,9 +294,9 @@ class Registry:
         return {**head, "bedplate": {"base": served.engine.base.name, **served.describe()}}
 
 
-def _first(names: Iterable[str], most: int = 20) -> list[str]:
+def _first(names: Iterable[str], limit: int = 20) -> list[str]:
     listed = list(names)
-    return listed if len(listed) <= most else [*listed[:most], f"and {len(listed) - most} more"]
+    return listed if len(listed) <= limit else [*listed[:limit], f"and {len(listed) - limit} more"]
 
 
 def _unavailable(name: str) -> StatusError:

@@ -35,7 +35,7 @@ class Loadable(Protocol):
 
 
 class Residency(Enum):
-    AWAY = "registered"
+    UNLOADED = "registered"
     QUEUED = "waiting"
     LOADING = "loading"
     READY = "resident"
@@ -49,9 +49,9 @@ class Moved(Exception):
 class Guest:
     """One loadable in a pool: who uses it, and who waits for it."""
 
-    def __init__(self, pool: Pool, item: Loadable) -> None:
-        self.pool, self.item = pool, item
-        self.state = Residency.AWAY
+    def __init__(self, pool: ResidentPool, loadable: Loadable) -> None:
+        self.pool, self.loadable = pool, loadable
+        self.state = Residency.UNLOADED
         self.holders = 0
         self.waiters: list[asyncio.Future[None]] = []
         self.since = 0.0
@@ -59,7 +59,7 @@ class Guest:
         self.yielding = False
         self.retired = False
 
-    async def hold(self) -> None:
+    async def acquire(self) -> None:
         """Waits until it is in memory, where it stays until `release`. Raises Moved, or what loading it raised."""
         if self.state is Residency.READY and not self.yielding:
             self.holders += 1
@@ -67,7 +67,7 @@ class Guest:
             return
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.waiters.append(ready)
-        self.pool.want(self)
+        self.pool.request_load(self)
         try:
             await ready
         except BaseException:
@@ -80,14 +80,14 @@ class Guest:
     def release(self) -> None:
         """Ends one `hold`."""
         self.holders -= 1
-        self.pool.left(self)
+        self.pool.on_release(self)
 
     def retire(self) -> None:
         """It is served under no name any more: it leaves when its last holder does. Whoever still waits gets Moved."""
         self.retired = True
-        if self.state in {Residency.AWAY, Residency.QUEUED, Residency.LEAVING} or self.yielding:
+        if self.state in {Residency.UNLOADED, Residency.QUEUED, Residency.LEAVING} or self.yielding:
             self.fail(Moved())
-        self.pool.left(self)
+        self.pool.on_release(self)
 
     def admit(self) -> None:
         """All who wait hold it now."""
@@ -105,7 +105,7 @@ class Guest:
                 ready.set_exception(error)
 
 
-class Pool:
+class ResidentPool:
     """At most `capacity` guests at once."""
 
     def __init__(self, capacity: int) -> None:
@@ -130,13 +130,13 @@ class Pool:
     def used(self, guest: Guest) -> None:
         self._ready[guest] = self._ready.pop(guest)
 
-    def want(self, guest: Guest) -> None:
+    def request_load(self, guest: Guest) -> None:
         """Somebody waits for it."""
-        if guest.state is Residency.AWAY:
+        if guest.state is Residency.UNLOADED:
             self._enqueue(guest)
         self._advance()
 
-    def left(self, guest: Guest) -> None:
+    def on_release(self, guest: Guest) -> None:
         """A holder has gone, or it was retired."""
         if guest.state is Residency.READY and not guest.holders and (guest.retired or guest.yielding):
             self._start(guest, Residency.LEAVING, self._unload(guest))
@@ -166,14 +166,14 @@ class Pool:
         given_up = [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]
         for guest in given_up:
             self._queue.remove(guest)
-            guest.state = Residency.AWAY
+            guest.state = Residency.UNLOADED
 
     def _ask_for_turns(self, missing: int) -> None:
-        now = time.monotonic()
+        current_time = time.monotonic()
         for guest in sorted(self._ready, key=lambda guest: guest.since):
             if guest.yielding:
                 continue
-            wait = guest.since + TURN_SECONDS - now
+            wait = guest.since + TURN_SECONDS - current_time
             if missing <= 0 or wait > 0:
                 if missing > 0 and self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(wait + 0.001, self._timed)
@@ -202,36 +202,36 @@ class Pool:
 
     async def _load(self, guest: Guest) -> None:
         try:
-            await apart(guest.item.load)
+            await run_in_thread(guest.loadable.load)
         except BaseException as error:
             self._moving.discard(guest)
-            guest.state = Residency.AWAY
+            guest.state = Residency.UNLOADED
             guest.fail(Moved() if guest.retired else error)
             if not isinstance(error, Exception):
                 raise
-            log.error("the skin %s cannot be loaded: %s", guest.item.name, error, exc_info=error)
+            log.error("the skin %s cannot be loaded: %s", guest.loadable.name, error, exc_info=error)
         else:
             self._moving.discard(guest)
             self._ready[guest] = None
             guest.state, guest.since = Residency.READY, time.monotonic()
             guest.admit()
-            self.left(guest)
+            self.on_release(guest)
         self._advance()
 
     async def _unload(self, guest: Guest) -> None:
         try:
-            await apart(guest.item.unload)
+            await run_in_thread(guest.loadable.unload)
         except Exception as error:
-            log.error("unloading %s failed", guest.item.name, exc_info=error)
+            log.error("unloading %s failed", guest.loadable.name, exc_info=error)
         finally:
             self._moving.discard(guest)
-            guest.state, guest.yielding = Residency.AWAY, False
+            guest.state, guest.yielding = Residency.UNLOADED, False
         if guest.waiters:
             self._enqueue(guest)
         self._advance()
 
 
-async def apart(call: Callable[[], T]) -> T:
+async def run_in_thread(call: Callable[[], T]) -> T:
     """Calls in a thread that ends with the call, and its OpenMP pool with it: while a second pool exists, libgomp lets
     the workers of the engine's pool sleep between operations, and short calls take half as long again."""
     thread = ThreadPoolExecutor(1, "bedplate-load")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
-from bedplate.core.values import Given
+from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Embedding,
@@ -16,7 +16,7 @@ from bedplate.inference.engine.requests import (
     Generation,
     Request,
     Sampling,
-    Terms,
+    LookupContext,
     Usage,
 )
 from bedplate.inference.predict.reading import (
@@ -51,7 +51,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TextReading:
     """How texts are read that are not continued. prompt_name: of those that a sentence encoder has. truncate: longer
     texts are cut, to so many tokens or (True) to what the model's publisher says."""
 
@@ -59,7 +59,7 @@ class Reading:
     truncate: bool | int = False
 
 
-PLAIN = Reading()
+PLAIN = TextReading()
 
 
 class Served(Protocol):
@@ -90,30 +90,32 @@ class Served(Protocol):
         """Numbers of the vectors that it gives."""
         ...
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan: ...
-    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan: ...
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan: ...
+    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan: ...
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         """One choice for each text (or its token ids)."""
         ...
 
-    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+    def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         ...
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
         ...
 
-    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def rerank(
+        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
+    ) -> AnswerPlan:
         """How well each document fits the query; `relevances` of its results has the scores."""
         ...
 
-    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         """The documents' scores, from all results of `rerank`: the higher the better."""
         ...
 
-    def answer(self, found: PlanResult) -> Answer: ...
-    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    def answer(self, plan_result: PlanResult) -> Answer: ...
+    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """What the reply must say about how the request was read."""
         ...
 
@@ -138,19 +140,19 @@ class ServedBase:
     def fingerprint(self) -> str:
         return self.engine.base.identity.weights_id
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
-        messages = [message.plain() for message in asked.messages]
-        begun = str(messages.pop()["content"]) if asked.continue_final_message and len(messages) > 1 else ""
-        effort, tools = asked.reasoning_effort, asked.usable_tools
+    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
+        messages = [message.plain() for message in body.messages]
+        begun = str(messages.pop()["content"]) if body.continue_final_message and len(messages) > 1 else ""
+        effort, tools = body.reasoning_effort, body.usable_tools
         if self.tokenizer.chat is None and self.tokenizer.answers_apart:
-            tokens = self.tokenizer.encode_prompt(self._only_text(asked))
+            tokens = self.tokenizer.encode_prompt(self._only_text(body))
         elif self.tokenizer.chat is None:
             raise RequestError(f"the model {self.name!r} has no chat template; use /v1/completions", param="messages")
         else:
             tokens = conversation_tokens(self.tokenizer, messages, tools, effort=effort)
-        settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **asked.sampling()}
+        settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": None, **body.sampling()}
         # An answer that is held to a form of its own is that form from its first token on.
-        reasons = bool(asked.usable_tools) or asked.grammar is None
+        reasons = bool(body.usable_tools) or body.grammar is None
         form = reply_form(self.tokenizer, tokens, tools, reasons=reasons)
         if begun and (form.opened or form.channels):
             tokens = begun_tokens(self.tokenizer, tokens, form, begun)
@@ -161,70 +163,72 @@ class ServedBase:
                 message = "this model calls tools in channels, and its answer is begun in one; leave tools out"
                 raise RequestError(message, param="tools", code="unsupported_parameter")
             form = replace(form, thinking=None, opened=False)
-        if asked.usable_tools:
+        if body.usable_tools:
             # So that what is wrong in it is named by its own field.
-            compiled(self.engine, asked.content_grammar, terms.tenant)
-        grammar = compiled(self.engine, asked.grammar_in(form), terms.tenant)
+            compiled(self.engine, body.content_grammar, terms.tenant)
+        grammar = compiled(self.engine, body.grammar_in(form), terms.tenant)
         request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
-        return AnswerPlan(self.engine, choices(request, asked.choices), form=form)
+        return AnswerPlan(self.engine, choices(request, body.choices), form=form)
 
-    def _only_text(self, asked: ChatRequest) -> str:
+    def _only_text(self, body: ChatRequest) -> str:
         """What an encoder–decoder without a template reads of a conversation: its only message."""
-        if len(asked.messages) == 1 and not asked.usable_tools and asked.messages[0].role == "user":
-            return asked.messages[0].content
+        if len(body.messages) == 1 and not body.usable_tools and body.messages[0].role == "user":
+            return body.messages[0].content
         raise RequestError(
             f"the model {self.name!r} reads one text and has no chat template: give one user message, and no tools",
             param="messages",
         )
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
-        settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **asked.sampling()}
-        if asked.echo and asked.logprobs is not None:
-            settings["prompt_logprobs"] = max(asked.logprobs, asked.prompt_logprobs or 0)
+    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        settings: dict[str, Any] = {"temperature": 1.0, "max_tokens": COMPLETION_MAX_TOKENS, **body.sampling()}
+        if body.echo and body.logprobs is not None:
+            settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
             # Harnesses ask for one token and cut its entry off: it must be there even where it is the end token.
-            settings["ignore_eos"] = asked.max_tokens == 1
-        sampling, grammar = Sampling(**settings), compiled(self.engine, asked.grammar, terms.tenant)
+            settings["ignore_eos"] = body.max_tokens == 1
+        sampling, grammar = Sampling(**settings), compiled(self.engine, body.grammar, terms.tenant)
         requests: list[Request] = []
-        for prompt in asked.prompt:
+        for prompt in body.prompt:
             tokens = prompt
             if isinstance(prompt, str):
                 tokens = tuple(self.tokenizer.encode_prompt(prompt))
-            requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), asked.choices)
+            requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), body.choices)
         return AnswerPlan(self.engine, requests)
 
     @property
     def dimensions(self) -> int:
         return self.engine.base.embedding_size
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         base = self.engine.base
         prompt = prompt_of(base, reading.prompt_name)
         return AnswerPlan(self.engine, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
 
-    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+    def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         sentence = self.engine.base.sentence
         normalise = sentence is None or sentence.spec.unit_length
-        return cut(cast(Embedding, found.last).vector, dimensions, normalise=normalise)
+        return cut(cast(Embedding, plan_result.last).vector, dimensions, normalise=normalise)
 
-    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def rerank(
+        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
+    ) -> AnswerPlan:
         base, truncate = self.engine.base, reading.truncate
-        asked = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
-        asked += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
-        return AnswerPlan(self.engine, asked)
+        requests = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
+        requests += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
+        return AnswerPlan(self.engine, requests)
 
-    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         sentence = self.engine.base.sentence
         compared = "cosine" if sentence is None else sentence.spec.similarity
-        return similarities(compared, [self.vector(one) for one in found])
+        return similarities(compared, [self.vector(plan_result) for plan_result in plan_results])
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
-    def answer(self, found: PlanResult) -> Answer:
-        generation = cast(Generation, found.last)
+    def answer(self, plan_result: PlanResult) -> Answer:
+        generation = cast(Generation, plan_result.last)
         return Answer(generation.text, generation.finish_reason, generation.usage, generation)
 
-    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
+    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
         return {}
 
     def pieces(self) -> Callable[[str], str]:
@@ -239,16 +243,16 @@ class Stripped:
 
     def __init__(self) -> None:
         self._begun = False
-        self._held = ""
+        self._trailing_space = ""
 
     def push(self, piece: str) -> str:
-        text = self._held + piece
+        text = self._trailing_space + piece
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
-        kept = text.rstrip()
-        self._held = text[len(kept) :]
-        return kept
+        stripped = text.rstrip()
+        self._trailing_space = text[len(stripped) :]
+        return stripped
 
 
 def cut(vector: Sequence[float], dimensions: int | None, *, normalise: bool = True) -> Sequence[float]:
@@ -257,9 +261,9 @@ def cut(vector: Sequence[float], dimensions: int | None, *, normalise: bool = Tr
         return vector
     if dimensions > len(vector):
         raise RequestError(f"dimensions is {dimensions}; this model has {len(vector)}", param="dimensions")
-    kept = vector[:dimensions]
-    length = math.sqrt(sum(number * number for number in kept)) or 1.0
-    return [number / length for number in kept] if normalise else kept
+    truncated = vector[:dimensions]
+    length = math.sqrt(sum(number * number for number in truncated)) or 1.0
+    return [number / length for number in truncated] if normalise else truncated
 
 
 def finite(logprob: float) -> float:

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError
-from bedplate.core.values import Given
-from bedplate.inference.engine.requests import Classification, Terms
+from bedplate.core.values import TaskInput
+from bedplate.inference.engine.requests import Classification, LookupContext
 from bedplate.inference.predict.reading import gives_numbers, label_requests, label_scores
 from bedplate.models.specs.transformer import Classifier
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import PLAIN, Answer, Reading, ServedBase
+from bedplate.serving.models.served import PLAIN, Answer, TextReading, ServedBase
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.text.encoder_inputs import TextOrPair
 
@@ -23,16 +23,16 @@ PAIR = ("text", "text_pair")
 class ServedEncoder(ServedBase):
     """An encoder without a head of its own: it gives vectors, and nothing else."""
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
+    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
         raise self._cannot()
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
+    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan:
         raise self._cannot()
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         raise self._cannot()
 
-    def answer(self, found: PlanResult) -> Answer:
+    def answer(self, plan_result: PlanResult) -> Answer:
         raise self._cannot()
 
     def _cannot(self) -> RequestError:
@@ -53,13 +53,15 @@ class ServedClassifier(ServedEncoder):
         assert head is not None
         return head
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         raise self._cannot()
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
-        return self._plan([self._pair(one) for one in inputs], reading)
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+        return self._plan([self._pair(raw_input) for raw_input in inputs], reading)
 
-    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def rerank(
+        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
+    ) -> AnswerPlan:
         if len(self._head.labels) > 1:
             raise RequestError(
                 f"{self.name!r} tells {len(self._head.labels)} labels apart and ranks nothing; use /v1/classify, or "
@@ -68,36 +70,36 @@ class ServedClassifier(ServedEncoder):
             )
         return self._plan([(query, document) for document in documents], reading)
 
-    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
-        return [self._scores(one)[0] for one in found]
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
+        return [self._scores(plan_result)[0] for plan_result in plan_results]
 
-    def answer(self, found: PlanResult) -> Answer:
-        head, scores = self._head, self._scores(found)
+    def answer(self, plan_result: PlanResult) -> Answer:
+        head, scores = self._head, self._scores(plan_result)
         named = dict(zip(head.labels, scores, strict=True))
-        label = max(head.labels, key=lambda one: named[one])
+        label = max(head.labels, key=lambda candidate: named[candidate])
         if gives_numbers(head):
-            return Answer(label, "stop", found.usage, extension={"label": label, "numbers": named})
-        said: dict[str, Any] = {"label": label, "probabilities": named}
+            return Answer(label, "stop", plan_result.usage, extension={"label": label, "numbers": named})
+        extension: dict[str, Any] = {"label": label, "probabilities": named}
         if head.problem == "any":
-            chosen = [one for one in head.labels if named[one] >= 0.5]
-            label, said = json.dumps(chosen, ensure_ascii=False), {"labels": chosen, "probabilities": named}
-        return Answer(label, "stop", found.usage, extension=said)
+            chosen = [candidate for candidate in head.labels if named[candidate] >= 0.5]
+            label, extension = json.dumps(chosen, ensure_ascii=False), {"labels": chosen, "probabilities": named}
+        return Answer(label, "stop", plan_result.usage, extension=extension)
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()
         del described["dimensions"]
         return described | {"labels": list(self._head.labels)}
 
-    def _plan(self, inputs: Sequence[TextOrPair], reading: Reading) -> AnswerPlan:
+    def _plan(self, inputs: Sequence[TextOrPair], reading: TextReading) -> AnswerPlan:
         return AnswerPlan(self.engine, label_requests(self.engine.base, inputs, truncate=reading.truncate))
 
-    def _scores(self, found: PlanResult) -> list[float]:
-        return label_scores(self._head, cast(Classification, found.last).scores)
+    def _scores(self, plan_result: PlanResult) -> list[float]:
+        return label_scores(self._head, cast(Classification, plan_result.last).scores)
 
-    def _pair(self, given: Given) -> TextOrPair:
-        if isinstance(given, str):
-            return given
-        fields = given if isinstance(given, Mapping) else {}
+    def _pair(self, raw_input: TaskInput) -> TextOrPair:
+        if isinstance(raw_input, str):
+            return raw_input
+        fields = raw_input if isinstance(raw_input, Mapping) else {}
         first, second = (fields.get(name) for name in PAIR)
         if set(fields) != set(PAIR) or not isinstance(first, str) or not isinstance(second, str):
             raise RequestError(
@@ -106,9 +108,9 @@ class ServedClassifier(ServedEncoder):
         return first, second
 
     def _cannot(self) -> RequestError:
-        what = "judges pairs of texts" if len(self._head.labels) == 1 else "classifies texts"
+        ability = "judges pairs of texts" if len(self._head.labels) == 1 else "classifies texts"
         return RequestError(
-            f"{self.name!r} {what} and does nothing else; use /v1/classify"
+            f"{self.name!r} {ability} and does nothing else; use /v1/classify"
             + (" or /v1/rerank" if len(self._head.labels) == 1 else ""),
             param="model",
         )

@@ -10,16 +10,16 @@ from dataclasses import replace
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
-from bedplate.core.values import Given
+from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Terms
+from bedplate.inference.engine.requests import Generate, Generation, Request, Result, LookupContext
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.reading import similarities
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.prefixes import Prefixes
-from bedplate.serving.models.served import PLAIN, Answer, Reading, Stripped, choices, cut, finite
+from bedplate.serving.models.prefixes import SkinPrefixes
+from bedplate.serving.models.served import PLAIN, Answer, TextReading, Stripped, choices, cut, finite
 from bedplate.serving.wire.errors import StatusError
 from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
 from bedplate.serving.wire.formats import compiled
@@ -52,7 +52,7 @@ class ServedSkin:
         self,
         engine: Engine,
         source: Card | Skin,
-        prefixes: Prefixes,
+        prefixes: SkinPrefixes,
         *,
         embedder: Engine | None = None,
         name: str | None = None,
@@ -75,10 +75,12 @@ class ServedSkin:
         if card.embedder is not None and embedder is not None:
             check_base(card.name, card.embedder, "plain", embedder.base)
         self.warnings: list[str] = []
-        for one, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
-            if one is not None:
-                beneath = dtype_name(one.base.dtype)
-                self.warnings += check_judged(card.name, judged, one.weights, one.kernel, allow_other_weights, beneath)
+        for host_engine, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
+            if host_engine is not None:
+                beneath = dtype_name(host_engine.base.dtype)
+                self.warnings += check_judged(
+                    card.name, judged, host_engine.weights, host_engine.kernel, allow_other_weights, beneath
+                )
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
@@ -114,8 +116,8 @@ class ServedSkin:
     def _read_registered(self) -> Skin:
         """What lies where the card was read. SkinError where that is another skin by now."""
         assert self.card.directory is not None
-        found, skin = read_identified(self.card.directory)
-        if found != self.card.id:
+        current_id, skin = read_identified(self.card.directory)
+        if current_id != self.card.id:
             raise SkinError(
                 f"{self.card.directory} holds another skin than when {self.name!r} was registered; register it again, "
                 "with replace"
@@ -146,7 +148,7 @@ class ServedSkin:
     def warm(self) -> None:
         """Computes the beginning that its prompts share, and keeps it while there is room."""
         predictor = self._predictor
-        self._prefixes.keep(self, self.engine, predictor.prefix, predictor.adapter)
+        self._prefixes.add(self, self.engine, predictor.prefix, predictor.adapter)
 
     @property
     def _predictor(self) -> Predictor:
@@ -160,34 +162,34 @@ class ServedSkin:
     def report(self) -> bytes | None:
         return report_of(self.card)
 
-    def chat(self, asked: ChatRequest, terms: Terms) -> AnswerPlan:
-        last = next((message for message in reversed(asked.messages) if message.role == "user"), None)
+    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
+        last = next((message for message in reversed(body.messages) if message.role == "user"), None)
         if last is None:
             raise RequestError("there is no user message; a skin's input is the last one", param="messages")
-        if asked.continue_final_message:
+        if body.continue_final_message:
             message = f"{self.name!r} is a skin and begins its answers itself; end with the user's message"
             raise RequestError(message, param="messages")
-        return self._plan([last.content], asked, terms)
+        return self._plan([last.content], body, terms)
 
-    def complete(self, asked: CompletionRequest, terms: Terms) -> AnswerPlan:
-        if asked.echo:
+    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        if body.echo:
             raise RequestError(f"{self.name!r} is a skin and does not echo its prompt", param="echo")
-        if asked.logprobs is not None:
+        if body.logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for logprobs", param="logprobs")
-        texts = [prompt for prompt in asked.prompt if isinstance(prompt, str)]
-        if len(texts) < len(asked.prompt):
+        texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
+        if len(texts) < len(body.prompt):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="prompt")
-        return self._plan(texts, asked, terms)
+        return self._plan(texts, body, terms)
 
     @property
     def dimensions(self) -> int:
         output, base = self.card.output, self.engine.base
         if not isinstance(output, EmbeddingOutput):
             return base.embedding_size
-        own = output.pooling is None and output.depth is None
-        return output.dimensions or (base.embedding_size if own else base.spec.hidden_size)
+        default_pooling = output.pooling is None and output.depth is None
+        return output.dimensions or (base.embedding_size if default_pooling else base.spec.hidden_size)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: Reading = PLAIN) -> AnswerPlan:
+    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
         if not isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
@@ -196,18 +198,20 @@ class ServedSkin:
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
         return AnswerPlan(self.engine, [self._predictor.request(self._input(text)) for text in texts])
 
-    def vector(self, found: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+    def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
-        return cut(self._predictor.vector(found.last), dimensions, normalise=normalise)
+        return cut(self._predictor.vector(plan_result.last), dimensions, normalise=normalise)
 
-    def _refuse(self, reading: Reading) -> None:
+    def _refuse(self, reading: TextReading) -> None:
         """A skin reads its inputs as it was judged."""
         if reading.prompt_name is not None:
             raise RequestError(f"{self.name!r} is a skin, with a prompt of its own", param="prompt_name")
         if reading.truncate is not False:
             raise RequestError(f"{self.name!r} is a skin and cuts no input", param="truncate_prompt_tokens")
 
-    def rerank(self, query: str, documents: Sequence[str], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def rerank(
+        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
+    ) -> AnswerPlan:
         if isinstance(self.card.output, EmbeddingOutput):
             return self.embed((query, *documents), reading)
         if set(self.card.inputs) != {"query", "document"} or RELEVANT not in self.card.labels:
@@ -218,51 +222,53 @@ class ServedSkin:
             )
         return self.classify([{"query": query, "document": text} for text in documents], terms, reading)
 
-    def relevances(self, found: Sequence[PlanResult]) -> list[float]:
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         if isinstance(self.card.output, EmbeddingOutput):
-            return similarities("cosine", [self.vector(one) for one in found])
-        scores = [(self.answer(one).extension or {})["scores"][RELEVANT] for one in found]
+            return similarities("cosine", [self.vector(plan_result) for plan_result in plan_results])
+        scores = [(self.answer(plan_result).extension or {})["scores"][RELEVANT] for plan_result in plan_results]
         return [math.exp(score) for score in scores]
 
-    def classify(self, inputs: Sequence[Given], terms: Terms, reading: Reading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
         if not self.card.labels:
             raise RequestError(
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
-        rows = [self._input(one) if isinstance(one, str) else one for one in inputs]
+        rows = [self._input(raw_input) if isinstance(raw_input, str) else raw_input for raw_input in inputs]
         return AnswerPlan(self.engine, self._predictor.requests(rows, queued=True, terms=terms))
 
-    def refuse_settings(self, asked: ChatRequest | CompletionRequest) -> None:
+    def refuse_settings(self, body: ChatRequest | CompletionRequest) -> None:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
-        if asked.prompt_logprobs is not None:
+        if body.prompt_logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
         if isinstance(self.card.output, EmbeddingOutput):
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
-        if isinstance(asked, ChatRequest):
-            refuse_tools(self.name, asked.usable_tools)
-        if asked.grammar is not None and (self.card.labels or self._predictor.grammar is not None):
-            field = asked.grammar[0]
+        if isinstance(body, ChatRequest):
+            refuse_tools(self.name, body.usable_tools)
+        if body.grammar is not None and (self.card.labels or self._predictor.grammar is not None):
+            field = body.grammar[0]
             raise RequestError(f"{self.name!r} is a skin whose answers have a form already; leave it out", param=field)
         if self.card.labels:
-            if asked.choices > 1:
+            if body.choices > 1:
                 raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")
-            if asked.alternatives is not None:
+            if body.alternatives is not None:
                 raise RequestError(
                     f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
                     param="logprobs",
                 )
 
-    def _plan(self, texts: Sequence[str], asked: ChatRequest | CompletionRequest, terms: Terms) -> AnswerPlan:
-        self.refuse_settings(asked)
+    def _plan(self, texts: Sequence[str], body: ChatRequest | CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        self.refuse_settings(body)
         if self.card.labels:
             return self.classify(texts, terms)
-        own = self._predictor.grammar
-        changes = asked.sampling()
-        cutting = next((name for name in ("stop", "stop_token_ids") if name in changes and own is not None), None)
+        skin_grammar = self._predictor.grammar
+        changes = body.sampling()
+        cutting = next(
+            (name for name in ("stop", "stop_token_ids") if name in changes and skin_grammar is not None), None
+        )
         if cutting is not None:
             raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
-        grammar = compiled(self.engine, asked.grammar, terms.tenant)
+        grammar = compiled(self.engine, body.grammar, terms.tenant)
         if "stop" in changes:  # the skin's own belong to its output
             stops = self._predictor.sampling().stop
             changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
@@ -270,10 +276,10 @@ class ServedSkin:
         requests: list[Request] = []
         rows = [self._input(text) for text in texts]
         for request in self._predictor.requests(rows, sampling, queued=True, terms=terms):
-            requests += choices(replace(cast(Generate, request), grammar=grammar or own), asked.choices)
+            requests += choices(replace(cast(Generate, request), grammar=grammar or skin_grammar), body.choices)
         return AnswerPlan(self.engine, requests)
 
-    def _input(self, text: str) -> Given:
+    def _input(self, text: str) -> TaskInput:
         names = self.card.inputs
         if len(names) == 1:
             return text
@@ -297,22 +303,22 @@ class ServedSkin:
             message = f"what the model said is no answer of {self.name!r}, ask otherwise: {error.message}"
             raise StatusError(422, message, "unreadable_answer") from error
 
-    def answer(self, found: PlanResult) -> Answer:
-        result = found.last
+    def answer(self, plan_result: PlanResult) -> Answer:
+        result = plan_result.last
         prediction = self.read(result)
-        given = citations(result, texts=True)
-        more: dict[str, Any] = {"passages": list(given)} if given else {}
+        cited_passages = citations(result, texts=True)
+        extension: dict[str, Any] = {"passages": list(cited_passages)} if cited_passages else {}
         if isinstance(result, Generation):
             # As it was streamed: `output` may be another writing of it.
-            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, more or None)
+            return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, extension or None)
         scores = {label: finite(score) for label, score in prediction.scores.items()}
         chosen: dict[str, Any] = {"label": prediction.output}
         if isinstance(self.card.output, LabelsOutput):
             chosen = {"labels": json.loads(prediction.output)}
-        return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **more})
+        return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **extension})
 
-    def notes(self, asked: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        ignored = len(asked.messages) - 1 if isinstance(asked, ChatRequest) else 0
+    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
+        ignored = len(body.messages) - 1 if isinstance(body, ChatRequest) else 0
         return {"ignored_messages": ignored} if ignored else {}
 
     def pieces(self) -> Callable[[str], str]:
@@ -320,10 +326,10 @@ class ServedSkin:
 
     def describe(self) -> dict[str, Any]:
         card, output = self.card, self.card.output
-        more: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
+        extras: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
         if isinstance(output, EmbeddingOutput):
-            more["dimensions"] = self.dimensions
+            extras["dimensions"] = self.dimensions
         if self.warnings:
-            more["warnings"] = self.warnings
+            extras["warnings"] = self.warnings
         report = {"report": self.card.report}
-        return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **more, **report}
+        return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **extras, **report}

@@ -70,11 +70,11 @@ def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> J
         "agreement": rate(sum(pair.agrees for pair in pairs), len(pairs)),
         "seconds": _times([(p.ours.seconds, p.shadow.seconds, p.tenant) for p in pairs[-MOST_TIMED:]]),
         "compute_seconds": _times([(p.ours.compute, p.shadow.compute, p.tenant) for p in pairs[-MOST_TIMED:]]),
-        "correctness": _correctness([pair for pair in pairs if _known(pair, targets)], targets),
+        "correctness": _correctness([pair for pair in pairs if _is_judged(pair, targets)], targets),
     }
 
 
-def _known(pair: ShadowPair, targets: Mapping[str, str | None]) -> bool:
+def _is_judged(pair: ShadowPair, targets: Mapping[str, str | None]) -> bool:
     """Whether both answers of a pair were judged: where ours was only called bad, nobody knows of another."""
     return pair.id in targets and (targets[pair.id] != WRONG or pair.ours.answers[0] == pair.shadow.answers[0])
 
@@ -119,15 +119,15 @@ def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None])
         ours.append(float(pair.ours.answers[0] == right))
         shadow.append(float(pair.shadow.answers[0] == right))
     unit, groups = _groups([pair.tenant for pair in pairs])
-    found = paired_difference(shadow, ours, groups, CONFIDENCE)
+    comparison = paired_difference(shadow, ours, groups, CONFIDENCE)
     return {
         "version": rate(int(sum(ours)), len(ours)),
         "shadow": rate(int(sum(shadow)), len(shadow)),
-        "difference": found.difference,
-        "interval": list(found.interval),
+        "difference": comparison.difference,
+        "interval": list(comparison.interval),
         "confidence": CONFIDENCE,
-        "p_value": found.p_value,
-        "test": found.test,
-        "n": found.n,
+        "p_value": comparison.p_value,
+        "test": comparison.test,
+        "n": comparison.n,
         "unit": unit,
     }

@@ -16,10 +16,10 @@ from starlette.types import ASGIApp
 
 from bedplate.core.errors import UnknownModelError, UsageError
 from bedplate.serving.call.observers import FinishedCall
-from bedplate.serving.call.self_calls import Unseen
+from bedplate.serving.call.self_calls import SilentObserver
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
-from bedplate.serving.models.registry import Lease, ModelWanted
+from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.rollout.comparison import ShadowPair, answer_digest, compare, rate
 from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
 from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
@@ -34,7 +34,7 @@ _MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify"
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Observation:
     """One answered call: whose version, and the digest of its first answer."""
 
     id: str
@@ -47,14 +47,14 @@ class _Route:
     config: RouteConfig
     calls: Counter[str] = field(default_factory=Counter[str])
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
-    seen: deque[_Seen] = field(default_factory=lambda: deque[_Seen](maxlen=MOST_KEPT))
+    observations: deque[_Observation] = field(default_factory=lambda: deque[_Observation](maxlen=MOST_KEPT))
     pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
     verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
 
 
-class Router(Collector):
+class VersionRouter(Collector):
     """Between a call's model name and the registry: an observer of calls, and a service that sends the copies.
 
     targets: call id → the right answer as users gave it, None where the given one was called good."""
@@ -64,7 +64,7 @@ class Router(Collector):
         for name in routes:
             if not name or ":" in name or not name.isprintable():
                 raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
-        self._registry, self._given = state.registry, targets
+        self._registry, self._feedback_targets = state.registry, targets
         self._routes = {name: _Route(config) for name, config in routes.items()}
         for route in self._routes.values():
             if route.config.verdict is not None:
@@ -74,34 +74,34 @@ class Router(Collector):
 
     # --- on the way in
 
-    async def lease(self, wanted: ModelWanted) -> Lease:
+    async def lease(self, model_request: ModelRequest) -> Lease:
         """The model for a call to this name; by a route, its version. UnknownModelError, or StatusError 503 where a
         route leads to a version that is not served."""
-        name, caller = wanted.name, wanted.caller
-        if name not in self._routes or not caller.may_use(name) or isinstance(wanted.origin, Unseen):
-            return await self._registry.lease(wanted)
-        version = self.version(wanted)
+        name, caller = model_request.name, model_request.caller
+        if name not in self._routes or not caller.may_use(name) or isinstance(model_request.origin, SilentObserver):
+            return await self._registry.lease(model_request)
+        version = self.version(model_request)
         try:
             its_own = replace(caller, models=frozenset((version,)))
-            lease = await self._registry.lease(replace(wanted, name=version, caller=its_own))
+            lease = await self._registry.lease(replace(model_request, name=version, caller=its_own))
         except UnknownModelError:
             log.warning("the route %s leads to %s, which is not served", name, version)
             message = f"a version of {name!r} is not served at the moment"
             raise StatusError(503, message, "version_unavailable", "model") from None
-        lease.routed = Routed(name, version, wanted.path, wanted.sent)
+        lease.routed = Routed(name, version, model_request.path, model_request.sent)
         return lease
 
-    def version(self, wanted: ModelWanted) -> str:
+    def version(self, model_request: ModelRequest) -> str:
         """Which version of a route's name a call gets."""
-        config, tenant = self._routes[wanted.name].config, wanted.caller.tenant
-        user = wanted.sent.get("user") or wanted.sent.get("safety_identifier")
+        config, tenant = self._routes[model_request.name].config, model_request.caller.tenant
+        user = model_request.sent.get("user") or model_request.sent.get("safety_identifier")
         if config.sticky == "tenant":
             keys = ("tenant", tenant)
         elif config.sticky == "user" and isinstance(user, str):
             keys = ("user", tenant, user)
         else:
-            keys = ("request", wanted.id)
-        return pick(config.versions, unit_of(wanted.name, *keys))
+            keys = ("request", model_request.id)
+        return pick(config.versions, unit_of(model_request.name, *keys))
 
     def listed(self, caller: Caller) -> list[dict[str, Any]]:
         """The entries of /v1/models for the routes that the caller may use."""
@@ -128,32 +128,34 @@ class Router(Collector):
         if not call.answers:
             return
         digest = answer_digest(call.answers[0].text)
-        route.seen.append(_Seen(call.id, routed.version, digest))
+        route.observations.append(_Observation(call.id, routed.version, digest))
         if route.verdict is not None:
-            route.verdict.told(call.id, routed.version, digest, None, self._digests)
+            route.verdict.record(call.id, routed.version, digest, None, self._digests)
         config = route.config
         mirrored = config.shadow is not None and call.origin is None and routed.path in _MIRRORED
         if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
             return
 
-        def tell(pair: ShadowPair | None, why: str) -> None:
+        def record_outcome(pair: ShadowPair | None, why: str) -> None:
             if pair is not None:
                 route.pairs.append(pair)
                 if route.verdict is not None:
                     ours_first, shadow_first = pair.ours.answers[0], pair.shadow.answers[0]
-                    route.verdict.told(pair.id, pair.version, ours_first, shadow_first, self._digests)
+                    route.verdict.record(pair.id, pair.version, ours_first, shadow_first, self._digests)
                 why = "agreed" if pair.agrees else "differed"
             route.outcomes[why] += 1
 
         ours, body = answered(call), dict(routed.body)
-        self._shadows.add(Copy(call.id, routed.path, body, call.caller, config.shadow, routed.version, ours, tell))
+        self._shadows.add(
+            Copy(call.id, routed.path, body, call.caller, config.shadow, routed.version, ours, record_outcome)
+        )
 
     @contextlib.asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         """Sends copies while the server runs."""
         for name, route in self._routes.items():
-            wanted = (*route.config.versions, *([route.config.shadow] if route.config.shadow else []))
-            for model in wanted:
+            model_names = (*route.config.versions, *([route.config.shadow] if route.config.shadow else []))
+            for model in model_names:
                 if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
         sending = asyncio.create_task(self._shadows.run(app))
@@ -191,7 +193,10 @@ class Router(Collector):
                     "weight": weight / whole,
                     "calls": route.calls[version],
                     "seconds": route.seconds[version] / route.calls[version] if route.calls[version] else None,
-                    "correctness": _judged([one for one in list(route.seen) if one.version == version], targets),
+                    "correctness": _judged(
+                        [observation for observation in list(route.observations) if observation.version == version],
+                        targets,
+                    ),
                 }
                 for version, weight in config.versions.items()
             ],
@@ -201,7 +206,9 @@ class Router(Collector):
 
     def _targets(self) -> dict[str, str | None]:
         """Call id → digest of the right answer, None where the given one was called good."""
-        return {id_: None if text is None else answer_digest(text) for id_, text in dict(self._given).items()}
+        return {
+            id_: None if text is None else answer_digest(text) for id_, text in dict(self._feedback_targets).items()
+        }
 
     def collect(self) -> Iterable[Metric]:
         """For /metrics."""
@@ -215,7 +222,7 @@ class Router(Collector):
         return (calls, copies)
 
 
-def _judged(seen: list[_Seen], targets: Mapping[str, str | None]) -> dict[str, Any] | None:
+def _judged(observations: list[_Observation], targets: Mapping[str, str | None]) -> dict[str, Any] | None:
     """How often users found a version's answers right, where they said."""
-    judged = [one for one in seen if one.id in targets]
-    return rate(sum(targets[one.id] in (None, one.answer) for one in judged), len(judged))
+    judged = [observation for observation in observations if observation.id in targets]
+    return rate(sum(targets[observation.id] in (None, observation.answer) for observation in judged), len(judged))

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from bedplate.serving.call.observers import FinishedCall
-from bedplate.serving.call.self_calls import Unseen, self_call
+from bedplate.serving.call.self_calls import SilentObserver, self_call
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest
@@ -30,7 +30,7 @@ CALL_SECONDS = 60.0
 _POLL_SECONDS = 0.005
 
 
-class ShadowCall(Unseen):
+class ShadowCall(SilentObserver):
     """The origin of a copy; it is told what came of it."""
 
     def __init__(self) -> None:
@@ -51,14 +51,14 @@ class Copy:
     model: str
     version: str
     ours: AnsweredCall
-    tell: Callable[[ShadowPair | None, str], None]
+    on_outcome: Callable[[ShadowPair | None, str], None]
     """Gets the pair, or None and why there is none."""
 
 
 def answered(call: FinishedCall) -> AnsweredCall:
     """What is remembered of an answered call."""
     digests = tuple(answer_digest(answer.text) for answer in call.answers)
-    return AnsweredCall(digests, call.seconds, sum(one.timing.compute for one in call.results))
+    return AnsweredCall(digests, call.seconds, sum(result.timing.compute for result in call.results))
 
 
 class Shadows:
@@ -68,12 +68,12 @@ class Shadows:
         self._state = state
         self._waiting: deque[tuple[float, Copy]] = deque()
         self._wake = asyncio.Event()
-        self._gone = asyncio.Event()
+        self._preempted = asyncio.Event()
 
     def add(self, copy: Copy) -> None:
         """Queues a copy, or drops it where too many wait."""
         if len(self._waiting) >= MOST_WAITING:
-            copy.tell(None, "queue_full")
+            copy.on_outcome(None, "queue_full")
             return
         self._waiting.append((time.monotonic(), copy))
         self._wake.set()
@@ -90,40 +90,40 @@ class Shadows:
                         await self._send(app, since, copy)
                     except Exception as error:
                         log.exception("a shadow call failed: %s", error)
-                        copy.tell(None, "failed")
+                        copy.on_outcome(None, "failed")
         finally:
-            self._gone.set()
+            self._preempted.set()
 
     async def _send(self, app: ASGIApp, since: float, copy: Copy) -> None:
         while not self._state.has_free_rows:
             if time.monotonic() - since > WAIT_SECONDS:
-                copy.tell(None, "busy")
+                copy.on_outcome(None, "busy")
                 return
             await asyncio.sleep(_POLL_SECONDS)
         origin = ShadowCall()
-        kept = {name: value for name, value in copy.body.items() if name not in ("stream", "stream_options")}
-        content = json.dumps({**kept, "model": copy.model}).encode()
+        fields = {name: value for name, value in copy.body.items() if name not in ("stream", "stream_options")}
+        content = json.dumps({**fields, "model": copy.model}).encode()
         # Nobody pays for a copy, and it may use the shadow whatever its caller may.
         caller = replace(copy.caller, key="", admin=False, models=frozenset((copy.model,)))
-        self._gone = asyncio.Event()
+        self._preempted = asyncio.Event()
         watching = asyncio.create_task(self._watch(len(copy.ours.answers)))
         try:
-            reply = await self_call(app, copy.path, content, caller, origin, self._gone)
+            reply = await self_call(app, copy.path, content, caller, origin, self._preempted)
         finally:
             watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
         if reply.status == 200 and origin.answered is not None:
             pair = ShadowPair(copy.id, copy.caller.tenant, copy.version, copy.ours, origin.answered)
-            copy.tell(pair, "compared")
+            copy.on_outcome(pair, "compared")
         else:
-            copy.tell(None, "preempted" if self._gone.is_set() else "failed")
+            copy.on_outcome(None, "preempted" if self._preempted.is_set() else "failed")
 
-    async def _watch(self, own: int) -> None:
-        """Gives the copy up when clients wait (more than its `own` requests do), or when it takes too long."""
+    async def _watch(self, copy_requests: int) -> None:
+        """Gives the copy up when clients wait (more than its `copy_requests` requests do), or when it takes too long."""
         ends = time.monotonic() + CALL_SECONDS
         while time.monotonic() < ends:
-            if any(engine.waiting > own for engine in self._state.registry.engines):
+            if any(engine.waiting > copy_requests for engine in self._state.registry.engines):
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        self._gone.set()
+        self._preempted.set()

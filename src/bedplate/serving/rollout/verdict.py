@@ -28,20 +28,20 @@ Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
 class Digests:
     """Right answers by call id, as users gave them, each as its digest."""
 
-    def __init__(self, given: Mapping[str, str | None]) -> None:
-        self._given = given
+    def __init__(self, targets: Mapping[str, str | None]) -> None:
+        self._targets = targets
 
     def of(self, id: str) -> tuple[bool, str | None]:
         """Whether anything was said of the call, and the digest of the right answer, None where its own was called
         good."""
         missing = object()
-        found = self._given.get(id, missing)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        known = found is not missing
-        return known, None if not known or found is None else answer_digest(str(found))
+        target = self._targets.get(id, missing)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        has_target = target is not missing
+        return has_target, None if not has_target or target is None else answer_digest(str(target))
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class OutcomeCall:
     """One call, of the version that is judged or of the one that it is held against, or of both (a shadow's). ours:
     the digest of what the caller got; shadow: of the copy's answer."""
 
@@ -83,44 +83,46 @@ class OnlineVerdict:
     clock: seconds; tests turn it.
     """
 
-    def __init__(self, asked: RouteVerdict, shadow: str | None, clock: Callable[[], float] = time.time) -> None:
-        self.asked, self._clock = asked, clock
-        self._paired = asked.of == shadow
-        self._waiting: deque[Told] = deque()
+    def __init__(self, config: RouteVerdict, shadow: str | None, clock: Callable[[], float] = time.time) -> None:
+        self.config, self._clock = config, clock
+        self._paired = config.of == shadow
+        self._waiting: deque[OutcomeCall] = deque()
         self._arms: dict[str, _Arm] = {"of": _Arm(), "against": _Arm()}
         self._early = 0
         self._lock = threading.Lock()
 
-    def told(self, id: str, version: str, ours: str, shadow: str | None, targets: Digests) -> None:
+    def record(self, id: str, version: str, ours: str, shadow: str | None, targets: Digests) -> None:
         """An answered call, or with `shadow` a pair."""
-        if (shadow is not None) != self._paired or not (self._paired or version in (self.asked.of, self.asked.against)):
+        if (shadow is not None) != self._paired or not (
+            self._paired or version in (self.config.of, self.config.against)
+        ):
             return
-        if self._paired and self.asked.against not in (None, version):
+        if self._paired and self.config.against not in (None, version):
             return
         with self._lock:
-            self._waiting.append(Told(id, self._clock(), version, ours, shadow))
+            self._waiting.append(OutcomeCall(id, self._clock(), version, ours, shadow))
             self._settle(targets)
 
     def _settle(self, targets: Digests) -> None:
         """Counts calls whose time is over."""
-        before = self._clock() - 60 * self.asked.wait_minutes
+        before = self._clock() - 60 * self.config.wait_minutes
         while self._waiting and (self._waiting[0].at <= before or len(self._waiting) > MOST_PENDING):
-            one = self._waiting.popleft()
-            self._early += one.at > before
-            arm = self._arms["of" if self._paired or one.version == self.asked.of else "against"]
-            known, target = targets.of(one.id)
-            if known and not (target == WRONG and one.shadow not in (None, one.ours)):
-                arm.values[self._value(one, target)] += 1
+            answer_record = self._waiting.popleft()
+            self._early += answer_record.at > before
+            arm = self._arms["of" if self._paired or answer_record.version == self.config.of else "against"]
+            has_target, target = targets.of(answer_record.id)
+            if has_target and not (target == WRONG and answer_record.shadow not in (None, answer_record.ours)):
+                arm.values[self._value(answer_record, target)] += 1
             else:  # nothing was said, or only that ours is bad, where the shadow's differs
                 arm.missing += 1
 
-    def _value(self, one: Told, target: str | None) -> float:
+    def _value(self, answer_record: OutcomeCall, target: str | None) -> float:
         """In 0 to 1. Of a pair against the version: half of one more than the difference."""
-        right = one.ours if target is None else target
-        if one.shadow is None:
-            return float(one.ours == right)
-        theirs = float(one.shadow == right)
-        return theirs if self.asked.against is None else (theirs - float(one.ours == right) + 1) / 2
+        right = answer_record.ours if target is None else target
+        if answer_record.shadow is None:
+            return float(answer_record.ours == right)
+        theirs = float(answer_record.shadow == right)
+        return theirs if self.config.against is None else (theirs - float(answer_record.ours == right) + 1) / 2
 
     # --- what came of it
 
@@ -130,35 +132,37 @@ class OnlineVerdict:
             self._settle(targets)
             of, against = (_Arm(Counter(arm.values), arm.missing) for arm in self._arms.values())
             pending, early = len(self._waiting), self._early
-        asked = self.asked
-        needed = asked.at_least if asked.against is None else -asked.margin
+        config = self.config
+        needed = config.at_least if config.against is None else -config.margin
         assert needed is not None
         low, high = self._bounds(of, against, worst=False)
         worst_low, worst_high = self._bounds(of, against, worst=True)
         status, worst = _status(low, high, needed), _status(worst_low, worst_high, needed)
         judged, missing = of.judged + against.judged, of.missing + against.missing
-        versions = {asked.of: of} if asked.against is None or self._paired else {asked.of: of, asked.against: against}
+        versions = (
+            {config.of: of} if config.against is None or self._paired else {config.of: of, config.against: against}
+        )
         return {
-            "of": asked.of,
-            "against": asked.against,
+            "of": config.of,
+            "against": config.against,
             "status": status,
             "needed": needed,
             "estimate": self._estimate(of.mean, against.mean),
             "lower": low,
             "upper": high,
-            "confidence": asked.confidence,
+            "confidence": config.confidence,
             "judged": {name: arm.judged for name, arm in versions.items()},
             "missing": {name: arm.missing for name, arm in versions.items()},
             "pending": pending,
             "settled_early": early,
             "worst_case": {"status": worst, "lower": worst_low, "upper": worst_high},
-            "reason": _reason(asked, status, worst, (low, high), (worst_low, worst_high), judged, missing)
+            "reason": _reason(config, status, worst, (low, high), (worst_low, worst_high), judged, missing)
             + (f" {pending:,} calls are pending." if pending else "")
             + (f" {early:,} were settled before their time: there are too many." if early else ""),
         }
 
     def _estimate(self, of: float | None, against: float | None) -> float | None:
-        if self.asked.against is None or of is None:
+        if self.config.against is None or of is None:
             return of
         if self._paired:
             return 2 * of - 1
@@ -167,8 +171,8 @@ class OnlineVerdict:
     def _bounds(self, of: _Arm, against: _Arm, *, worst: bool) -> tuple[float, float]:
         """Of the version's share of right answers, or of what it has more of them than the other. Two versions that
         answer different calls share the error."""
-        confidence, unseen = self.asked.confidence, 0.0 if worst else None
-        if self.asked.against is None:
+        confidence, unseen = self.config.confidence, 0.0 if worst else None
+        if self.config.against is None:
             return of.bounds(confidence, unseen)
         if self._paired:
             low, high = of.bounds(confidence, unseen)
@@ -183,7 +187,7 @@ def _status(low: float, high: float, needed: float) -> Status:
 
 
 def _reason(
-    asked: RouteVerdict,
+    config: RouteVerdict,
     status: Status,
     worst: Status,
     bounds: tuple[float, float],
@@ -191,17 +195,17 @@ def _reason(
     judged: int,
     missing: int,
 ) -> str:
-    if asked.against is None:
-        what, wanted = f"{asked.of} is right in", f"the bar is {asked.at_least:g}"
+    if config.against is None:
+        subject, requirement = f"{config.of} is right in", f"the bar is {config.at_least:g}"
     else:
-        what = f"{asked.of} minus {asked.against} is"
-        wanted = f"it may lose {asked.margin:g}"
+        subject = f"{config.of} minus {config.against} is"
+        requirement = f"it may lose {config.margin:g}"
     low, high = bounds
-    said = f"{what} {low:.3f} to {high:.3f} by {judged:,} judged calls ({asked.confidence:.0%} each side); {wanted}."
+    reason = f"{subject} {low:.3f} to {high:.3f} by {judged:,} judged calls ({config.confidence:.0%} each side); {requirement}."
     if not missing:
-        return said
-    said += (
+        return reason
+    reason += (
         f" {missing:,} calls of which nothing was said are left out, as if they were like the judged ones; whatever "
         f"they were, it is {at_worst[0]:.3f} to {at_worst[1]:.3f}"
     )
-    return f"{said}, which decides the same." if worst == status else f"{said}, which alone is {worst}."
+    return f"{reason}, which decides the same." if worst == status else f"{reason}, which alone is {worst}."

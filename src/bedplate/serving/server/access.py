@@ -55,8 +55,8 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         began, start, status = time.time(), time.perf_counter(), 0
-        given = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        asked_id = given.get(REQUEST_ID.encode(), "")
+        request_headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        asked_id = request_headers.get(REQUEST_ID.encode(), "")
         request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
@@ -101,7 +101,7 @@ class AccessLog:
                 status=status,
                 began=began,
                 seconds=time.perf_counter() - start,
-                traceparent=given.get(b"traceparent"),
+                traceparent=request_headers.get(b"traceparent"),
                 facts=facts,
             )
             for watch in (write_line, *self._state.watchers):
@@ -135,7 +135,7 @@ def _shown(client: str) -> str:
 def write_line(exchange: Exchange) -> None:
     """The access log: one line, as text; its fields go along for formats that have them."""
     facts = {name: value for name, value in exchange.facts.items() if value not in ("", None)}
-    said = "".join(
+    facts_text = "".join(
         f" {name}={json.dumps(value) if isinstance(value, dict | list) else value}" for name, value in facts.items()
     )
     fields = {
@@ -155,7 +155,7 @@ def write_line(exchange: Exchange) -> None:
         exchange.path,
         exchange.status,
         1000 * exchange.seconds,
-        said,
+        facts_text,
         exchange.id,
         extra={FIELDS: fields},
     )

@@ -33,7 +33,7 @@ from bedplate.serving.api import (
 from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import check_open
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.rollout.routing import Router
+from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.server import health, metrics, openapi
 from bedplate.serving.server.access import AccessLog
 from bedplate.serving.server.lifecycle import Server
@@ -74,7 +74,7 @@ def create_app(state: ServerState) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     metrics = state.add(Metrics(state))
-    metrics.registry.register(state.part(Router))
+    metrics.registry.register(state.part(VersionRouter))
     watchdog = state.add(Watchdog())
     metrics.registry.register(watchdog)
     state.services.append(watchdog)
@@ -129,7 +129,7 @@ def serve(
     with _listening(config.host, config.port) as listener:
         check_open(config)
 
-        def make(state: ServerState) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
+        def build_app(state: ServerState) -> tuple[ASGIApp, AbstractAsyncContextManager[None]]:
             app = create_app(state)
             return app, _services(app)
 
@@ -139,7 +139,7 @@ def serve(
 
         # A line of a header has some bytes more than its name and value.
         head = 2 * (config.limits.header_bytes + config.limits.url_bytes)
-        server = Server(lambda: loaded_server(config, skins), make, ready, config.grace_seconds, head)
+        server = Server(lambda: loaded_server(config, skins), build_app, ready, config.grace_seconds, head)
         return server.serve_until_stopped(listener)
 
 
@@ -147,8 +147,8 @@ def serve(
 def _listening(host: str, port: int) -> Generator[socket.socket]:
     """The bound socket, before a model is loaded for nothing."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
+        family, sock_type, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, sock_type, protocol)
     except (OSError, UnicodeError) as error:
         raise UsageError(f"there is no address {host!r} port {port} to serve on: {error}") from error
     with listener:

@@ -37,11 +37,11 @@ costs the event loop as much as reading some hundred bytes."""
 def allow_connections() -> None:
     """Lets this process open as many files as the connections and the rest may need, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        wanted = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    file_limit = MOST_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < file_limit:
+        file_limit = file_limit if hard == resource.RLIM_INFINITY else min(file_limit, hard)
         with contextlib.suppress(OSError, ValueError):  # then there are fewer connections
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit, hard))
 
 
 def most_connections() -> int:
@@ -59,8 +59,8 @@ class TimedConnection(H11Protocol):
     _since = 0.0
     """When it was opened, or last answered (time.monotonic)."""
 
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
+    def __init__(self, *arguments: Any, **kwargs: Any) -> None:
+        super().__init__(*arguments, **kwargs)
         self.conn = _Frugal(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -73,11 +73,11 @@ class TimedConnection(H11Protocol):
     def _make_room(self) -> None:
         """Closes those that have waited longest for their client, a sixteenth of all at once: to look for them takes
         its time. Where all others are being answered, it is this one that is closed."""
-        others = cast("set[TimedConnection]", self.connections - {self})
-        waiting = sorted((one for one in others if one.waits), key=lambda one: one._since)
-        for one in waiting[: max(1, len(others) // 16)] or [self]:
-            self.connections.discard(one)
-            one.transport.abort()
+        peers = cast("set[TimedConnection]", self.connections - {self})
+        waiting = sorted((peer for peer in peers if peer.waits), key=lambda peer: peer._since)
+        for connection in waiting[: max(1, len(peers) // 16)] or [self]:
+            self.connections.discard(connection)
+            connection.transport.abort()
 
     @property
     def waits(self) -> bool:
@@ -127,11 +127,11 @@ class TimedConnection(H11Protocol):
 
     def _watch(self, before: int) -> None:
         def look() -> None:
-            left = self.transport.get_write_buffer_size()
-            if left >= before:
+            buffered = self.transport.get_write_buffer_size()
+            if buffered >= before:
                 self.transport.abort()  # closing would wait for what nobody takes
             else:
-                self._watch(left)
+                self._watch(buffered)
 
         self._untaken = self.loop.call_later(TAKE_SECONDS, look)
 

@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         load: Callable[[], AbstractContextManager[ServerState]],
-        make: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
+        build_app: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
         on_ready: Callable[[ServerState], object],
         grace: float,
         head_bytes: int,
@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             lifespan="off",
         )
         super().__init__(config)
-        self._make, self._on_ready, self._grace = make, on_ready, grace
+        self._build_app, self._on_ready, self._grace = build_app, on_ready, grace
         self._loader = _Loader(load)
         self._state: ServerState | None = None
         self._stack = contextlib.AsyncExitStack()
@@ -111,8 +111,8 @@ class Server(uvicorn.Server):
     async def _open(self) -> None:
         try:
             self._state = state = await self._loader.load()
-            app, beside = self._make(state)
-            await self._stack.enter_async_context(beside)
+            app, services = self._build_app(state)
+            await self._stack.enter_async_context(services)
             state.stopping = self._stop_at is not None
             self._front.app = app
             self._on_ready(state)
@@ -121,10 +121,10 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        again = self._stop_at is not None
+        already_stopping = self._stop_at is not None
         super().handle_exit(sig, frame)
-        if again or self._state is None:
-            self.force_exit = again
+        if already_stopping or self._state is None:
+            self.force_exit = already_stopping
             return
         self._stop_at = time.monotonic() + self._grace
         self._state.stopping = True
@@ -151,27 +151,27 @@ class Server(uvicorn.Server):
 class _Loader:
     """A context entered in a thread of its own, which nobody need wait for."""
 
-    def __init__(self, make: Callable[[], AbstractContextManager[ServerState]]) -> None:
-        self._make = make
+    def __init__(self, open_state: Callable[[], AbstractContextManager[ServerState]]) -> None:
+        self._open_state = open_state
         self._context: AbstractContextManager[ServerState] | None = None
         self._lock = threading.Lock()
         self._dropped = False
 
     async def load(self) -> ServerState:
         loop = asyncio.get_running_loop()
-        found: asyncio.Future[ServerState] = loop.create_future()
+        state_future: asyncio.Future[ServerState] = loop.create_future()
 
-        def tell(set_: Callable[[Any], None], value: Any) -> None:
-            if not found.done():
+        def resolve(set_: Callable[[Any], None], value: Any) -> None:
+            if not state_future.done():
                 set_(value)
 
         def run() -> None:
-            context = self._make()
+            context = self._open_state()
             try:
                 state = context.__enter__()
             except BaseException as error:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
-                    loop.call_soon_threadsafe(tell, found.set_exception, error)
+                    loop.call_soon_threadsafe(resolve, state_future.set_exception, error)
                 return
             with self._lock:
                 self._context = context
@@ -180,10 +180,10 @@ class _Loader:
                 context.__exit__(None, None, None)
                 return
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(tell, found.set_result, state)
+                loop.call_soon_threadsafe(resolve, state_future.set_result, state)
 
         threading.Thread(target=run, name="bedplate-loading", daemon=True).start()
-        return await found
+        return await state_future
 
     def close(self) -> bool:
         """Leaves the context; False where it was not entered yet, or cannot be left because a step hangs."""
@@ -192,16 +192,16 @@ class _Loader:
             context = self._context
         if context is None:
             return False
-        left = threading.Event()
+        exited = threading.Event()
 
         def leave() -> None:
             try:
                 context.__exit__(None, None, None)
             finally:
-                left.set()
+                exited.set()
 
         threading.Thread(target=leave, name="bedplate-closing", daemon=True).start()
-        if not left.wait(CLOSE_SECONDS):
+        if not exited.wait(CLOSE_SECONDS):
             log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
             return False
         return True

@@ -26,7 +26,7 @@ from bedplate.serving.models.residency import apart_now
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_encoder import ServedClassifier, ServedEncoder
 from bedplate.serving.models.skins_directory import Scanned, SkinsDirectory
-from bedplate.serving.rollout.routing import Router
+from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.card import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
@@ -36,7 +36,7 @@ log = logging.getLogger("bedplate.serving")
 
 def server_config(
     base: str | Path,
-    *more: str | Path,
+    *extra_bases: str | Path,
     name: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
@@ -48,21 +48,23 @@ def server_config(
     adapters: int | None = None,
     **settings: Any,
 ) -> ServerConfig:
-    """The configuration of one base (and `more`) with a few settings; `settings` are other fields of ServerConfig.
+    """The configuration of one base (and `extra_bases`) with a few settings; `settings` are other fields of ServerConfig.
 
     UsageError for a value that cannot be.
     """
     limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
-    given = {field: value for field, value in limits.items() if value is not None}
-    held = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    limit_settings = {field: value for field, value in limits.items() if value is not None}
+    base_settings = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
     try:
-        main = BaseConfig.model_validate({"source": str(base), "name": name, **held})
-        others = tuple(BaseConfig.model_validate({"source": str(one), "device": device}) for one in more)
-        return ServerConfig(bases=(main, *others), limits=LimitsConfig(**given), **settings)
+        main = BaseConfig.model_validate({"source": str(base), "name": name, **base_settings})
+        extra_configs = tuple(
+            BaseConfig.model_validate({"source": str(source), "device": device}) for source in extra_bases
+        )
+        return ServerConfig(bases=(main, *extra_configs), limits=LimitsConfig(**limit_settings), **settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{where}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
+        field_path = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{field_path}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
 
 
 @contextlib.contextmanager
@@ -77,38 +79,43 @@ def loaded_server(
     here, UsageError for names that collide.
     """
     config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
-    given: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
-    given += [(skin, None) for skin in skins]
-    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
-    found = Scanned((), ()) if config.skins_directory is None else SkinsDirectory(config.skins_directory).scan()
+    named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
+    named_skins += [(skin, None) for skin in skins]
+    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
+    scanned = Scanned((), ()) if config.skins_directory is None else SkinsDirectory(config.skins_directory).scan()
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
-    lying = _whole(found.cards)
-    loaded = [apart_now(lambda one=one: resident(one, len(config.bases), cards, lying)) for one in config.bases]
+    lying = _whole(scanned.cards)
+    loaded = [
+        apart_now(lambda base_config=base_config: resident(base_config, len(config.bases), cards, lying))
+        for base_config in config.bases
+    ]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        held = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+        base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         trial = stack.enter_context(GrammarTrial())
-        for _, engine in held:
+        for _, engine in base_engines:
             engine.try_grammars_in(trial)
         limits = config.limits
         registry = Registry(
-            [engine for _, engine in held],
+            [engine for _, engine in base_engines],
             adapters=limits.adapters,
             prompt_skins=limits.prompt_skins,
             prefix_bytes=limits.prefix_bytes,
             allow_other_weights=config.allow_other_weights,
         )
-        for one in loaded:
-            engine = next(engine for base, engine in held if base is one)  # of several the first has the base's name
-            registry.add(_served(engine, one.config.name or engine.base.name))
+        for resident_base in loaded:
+            engine = next(
+                engine for base, engine in base_engines if base is resident_base
+            )  # of several the first has the base's name
+            registry.add(_served(engine, resident_base.config.name or engine.base.name))
         for source, name in sources:
             served = registry.skin(source, name)
             apart_now(served.check)
             for warning in served.warnings:
                 log.warning("%s", warning)
             registry.add(served)
-        for problem in registry.take(found)["problems"]:
+        for problem in registry.register(scanned)["problems"]:
             log.warning("not registered: %s", problem)
         yield assembled(config, registry, guard)
 
@@ -121,7 +128,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback))
-    router = state.add(Router(state, feedback.targets))
+    router = state.add(VersionRouter(state, feedback.targets))
     if config.feedback.keep:
         state.observers.append(feedback)
         state.services.append(feedback)
@@ -135,7 +142,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
 
 def _whole(cards: Sequence[Card]) -> list[Card]:
     """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
-    return [one for card in cards for one in (parts_of(card) or [card])]
+    return [part for card in cards for part in (parts_of(card) or [card])]
 
 
 def _served(engine: Engine, name: str) -> Served:

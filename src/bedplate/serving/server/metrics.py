@@ -24,7 +24,7 @@ from bedplate.serving.call.state import ServerState
 router = APIRouter()
 
 PREFIX = "bedplate:"
-OTHER = "other"
+FALLBACK_LABEL = "other"
 MAX_MODELS = 100
 """Names with series of their own; what is served under further ones is counted as `other`."""
 
@@ -120,12 +120,12 @@ class Metrics(Collector):
     def _label(self, model: str) -> str:
         if model not in self._models and len(self._models) < MAX_MODELS:
             self._models.add(model)
-        return model if model in self._models else OTHER
+        return model if model in self._models else FALLBACK_LABEL
 
     def finished(self, call: FinishedCall) -> None:
         """Counts a call that was answered."""
         model = self._label(call.served.name)
-        prompt, generated = tokens_of(call.asked, call.results)
+        prompt, generated = tokens_of(call.request, call.results)
         self._prompt.add(model, amount=prompt)
         self._generated.add(model, amount=generated)
         if call.cost_usd is not None:
@@ -148,8 +148,8 @@ class Metrics(Collector):
 
     def watch(self, exchange: Exchange) -> None:
         """Counts an HTTP request."""
-        method = exchange.method if exchange.method in _METHODS else OTHER
-        self._http.add(exchange.route or OTHER, method, str(exchange.status))
+        method = exchange.method if exchange.method in _METHODS else FALLBACK_LABEL
+        self._http.add(exchange.route or FALLBACK_LABEL, method, str(exchange.status))
         code = exchange.facts.get("error")
         if code is not None:
             model = exchange.facts.get("model")

@@ -79,7 +79,7 @@ _QUERIES: dict[tuple[str, str], dict[str, Json]] = {
     ("GET", "/v1/batches"): {"limit": {"type": "integer"}, "after": _TEXT},
 }
 _STREAMS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-_KINDS: dict[tuple[str, str], str] = {
+_CONTENT_TYPES: dict[tuple[str, str], str] = {
     ("GET", "/metrics"): "text/plain",
     ("GET", "/v1/files/{id}/content"): "application/jsonl",
     ("GET", "/admin/feedback/{model:path}/export"): "application/jsonl",
@@ -157,13 +157,13 @@ def document(routers: Sequence[APIRouter]) -> Json:
 
 def _operation(method: str, route: APIRoute, body: Json | None) -> Json:
     path = route.path_format
-    kind = _KINDS.get((method, path), "application/json")
-    content: Json = {kind: {}}
+    content_type = _CONTENT_TYPES.get((method, path), "application/json")
+    content: Json = {content_type: {}}
     if path in _STREAMS:
         content["text/event-stream"] = {}
     failure = "MessagesError" if path.startswith("/v1/messages") else "Error"
     error = {"application/json": {"schema": {"$ref": f"#/components/schemas/{failure}"}}}
-    found: Json = {
+    operation: Json = {
         "operationId": f"{method} {path}",
         "summary": route.endpoint.__name__.replace("_", " "),
         "responses": {
@@ -173,15 +173,17 @@ def _operation(method: str, route: APIRoute, body: Json | None) -> Json:
         },
     }
     if route.endpoint.__doc__:
-        found["description"] = route.endpoint.__doc__
+        operation["description"] = route.endpoint.__doc__
     parameters = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in route.param_convertors]
     queries = _QUERIES.get((method, path), {})
-    parameters += [{"name": name, "in": "query", "required": False, "schema": one} for name, one in queries.items()]
+    parameters += [
+        {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in queries.items()
+    ]
     if parameters:
-        found["parameters"] = parameters
+        operation["parameters"] = parameters
     if body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     form = _FORMS.get((method, path))
     if form is not None:
-        found["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
-    return found
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
+    return operation

@@ -15,7 +15,11 @@ from bedplate.serving.wire.errors import StatusError
 EXPOSED = (
     "x-request-id",
     "retry-after",
-    *(f"x-ratelimit-{part}-{what}" for part in ("limit", "remaining", "reset") for what in ("requests", "tokens")),
+    *(
+        f"x-ratelimit-{part}-{resource}"
+        for part in ("limit", "remaining", "reset")
+        for resource in ("requests", "tokens")
+    ),
 )
 """Headers of replies that pages of allowed origins may read."""
 
@@ -33,8 +37,8 @@ class Origins:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._checks and scope["type"] == "http":
-            given = {name: value.decode("latin-1") for name, value in scope["headers"]}
-            self._check(given.get(b"host", ""), given.get(b"origin"))
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            self._check(headers.get(b"host", ""), headers.get(b"origin"))
         await self._app(scope, receive, send)
 
     def _check(self, host: str, origin: str | None) -> None:

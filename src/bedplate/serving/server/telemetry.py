@@ -107,7 +107,7 @@ class Telemetry:
 
 def _attributes(exchange: Exchange, operation: str) -> dict[str, Any]:
     facts = exchange.facts
-    found: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "gen_ai.operation.name": operation,
         "gen_ai.provider.name": "bedplate",
         "gen_ai.request.model": facts["model"],
@@ -125,4 +125,4 @@ def _attributes(exchange: Exchange, operation: str) -> dict[str, Any]:
         "bedplate.queued_ms": facts.get("queued_ms"),
         "bedplate.ttft_ms": facts.get("ttft_ms"),
     }
-    return {name: value for name, value in found.items() if value not in (None, "")}
+    return {name: value for name, value in attributes.items() if value not in (None, "")}

@@ -39,7 +39,7 @@ class Watchdog(Collector):
         self._counts = [0] * (len(_BOUNDS) + 1)
         self._sum = 0.0
         self._due = 0.0
-        self._told = 0.0
+        self._reported_due = 0.0
         self._quiet_until = 0.0
         self._untold = 0
         self._over = threading.Event()
@@ -62,9 +62,9 @@ class Watchdog(Collector):
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(max(0.0, self._due - time.monotonic()))
-            now = time.monotonic()
-            self.observe(max(0.0, now - self._due))
-            self._due = now + BEAT_SECONDS
+            current_time = time.monotonic()
+            self.observe(max(0.0, current_time - self._due))
+            self._due = current_time + BEAT_SECONDS
 
     def observe(self, lag: float) -> None:
         """Counts one beat that came so many seconds late."""
@@ -73,17 +73,17 @@ class Watchdog(Collector):
 
     def _watch(self, loop_thread: int) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            due, now = self._due, time.monotonic()
-            late = now - due
-            if late <= LATE_SECONDS or due == self._told:
+            due, current_time = self._due, time.monotonic()
+            late = current_time - due
+            if late <= LATE_SECONDS or due == self._reported_due:
                 continue
-            self._told = due
-            if now < self._quiet_until:
+            self._reported_due = due
+            if current_time < self._quiet_until:
                 self._untold += 1
                 continue
-            more = f" ({self._untold} more times since the last such message)" if self._untold else ""
-            self._quiet_until, self._untold = now + QUIET_SECONDS, 0
-            log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, more, _stack_of(loop_thread))
+            suppressed = f" ({self._untold} more times since the last such message)" if self._untold else ""
+            self._quiet_until, self._untold = current_time + QUIET_SECONDS, 0
+            log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, suppressed, _stack_of(loop_thread))
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(NAME, "How late the server's event loop came to what was due.")

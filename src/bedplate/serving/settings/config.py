@@ -90,7 +90,7 @@ class ResponsesConfig(Strict):
     bytes_in_all: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
 
     @property
-    def keeps(self) -> bool:
+    def enabled(self) -> bool:
         return self.bytes_per_tenant > 0 and self.bytes_in_all > 0
 
 
@@ -158,6 +158,6 @@ class ServerConfig(Strict):
     telemetry: TelemetryConfig | None = None
 
 
-def state_directory(given: Path | None) -> Path:
+def state_directory(path: Path | None) -> Path:
     """Where a server keeps what must outlive it: the directory of its file, or the default one of this machine's."""
-    return (given or bedplate_home() / "serve").expanduser().absolute()
+    return (path or bedplate_home() / "serve").expanduser().absolute()

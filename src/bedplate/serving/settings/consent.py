@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from bedplate.core.config import Strict
 from bedplate.serving.settings.redaction import NAMED, Expression
 
-EVERY = "*"
+ALL_MODELS = "*"
 
 
 class KeepRule(Strict):
@@ -27,7 +27,7 @@ class KeepRule(Strict):
 
     @field_validator("redact")
     @classmethod
-    def _known(cls, rules: tuple[str | Expression, ...]) -> tuple[str | Expression, ...]:
+    def _check_patterns(cls, rules: tuple[str | Expression, ...]) -> tuple[str | Expression, ...]:
         for rule in rules:
             if isinstance(rule, str) and rule not in NAMED:
                 raise ValueError(
@@ -43,4 +43,4 @@ class FeedbackConfig(Strict):
 
     def rule(self, model: str) -> KeepRule | None:
         """None: nothing of this model's calls may be kept."""
-        return self.keep.get(model, self.keep.get(EVERY))
+        return self.keep.get(model, self.keep.get(ALL_MODELS))

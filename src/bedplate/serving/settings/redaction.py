@@ -50,11 +50,11 @@ class Expression(Strict):
 
 @dataclass(frozen=True)
 class Named:
-    """A pattern that is known by name. kept: what stays of a match (usually nothing, or all of it where the shape is
+    """A pattern that is known by name. remainder: what stays of a match (usually nothing, or all of it where the shape is
     right and the content is not)."""
 
     pattern: str
-    kept: Callable[[str], str]
+    remainder: Callable[[str], str]
 
 
 def _nothing(text: str) -> str:
@@ -115,17 +115,21 @@ class Redactor:
     """Cuts what the rules name out of texts."""
 
     def __init__(self, rules: Sequence[str | Expression]) -> None:
-        chosen = [(name, one.pattern, one.kept) for name, one in NAMED.items() if name in rules]
+        chosen = [
+            (name, named_pattern.pattern, named_pattern.remainder)
+            for name, named_pattern in NAMED.items()
+            if name in rules
+        ]
         chosen += [(rule.name, rule.pattern, _nothing) for rule in rules if isinstance(rule, Expression)]
-        self._rules = [(f"[{name.upper()}]", regex.compile(pattern), kept) for name, pattern, kept in chosen]
+        self._rules = [(f"[{name.upper()}]", regex.compile(pattern), remainder) for name, pattern, remainder in chosen]
 
     def clean(self, text: str) -> str:
         """The text with [EMAIL], [PHONE] and so on for what was cut. RedactionTimeout."""
-        for mark, pattern, kept in self._rules:
+        for mark, pattern, remainder in self._rules:
 
-            def replaced(match: regex.Match[str], mark: str = mark, kept: Callable[[str], str] = kept) -> str:
-                rest = kept(match[0])
-                return rest if rest == match[0] else mark + rest
+            def replaced(match: regex.Match[str], mark: str = mark, remainder: Callable[[str], str] = remainder) -> str:
+                remaining = remainder(match[0])
+                return remaining if remaining == match[0] else mark + remaining
 
             try:
                 text = pattern.sub(replaced, text, timeout=SECONDS, concurrent=True)

@@ -55,13 +55,13 @@ class RouteConfig(Strict):
     verdict: RouteVerdict | None = None
 
     @model_validator(mode="after")
-    def _known(self) -> RouteConfig:
-        asked = self.verdict
-        if asked is not None:
-            if asked.of not in (*self.versions, self.shadow):
-                raise ValueError(f"verdict.of: {asked.of!r} is neither a version of the route nor its shadow")
-            if asked.against is not None and asked.against not in self.versions:
-                raise ValueError(f"verdict.against: {asked.against!r} is no version of the route")
+    def _check_versions(self) -> RouteConfig:
+        verdict = self.verdict
+        if verdict is not None:
+            if verdict.of not in (*self.versions, self.shadow):
+                raise ValueError(f"verdict.of: {verdict.of!r} is neither a version of the route nor its shadow")
+            if verdict.against is not None and verdict.against not in self.versions:
+                raise ValueError(f"verdict.against: {verdict.against!r} is no version of the route")
         return self
 
     @field_validator("versions")

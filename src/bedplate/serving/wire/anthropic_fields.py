@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, any_of_types
 from bedplate.serving.wire.messages import MAX_MESSAGES
 from bedplate.serving.wire.sampling_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
 
@@ -29,7 +29,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 # Fields of a block that change nothing here: a prompt's beginning is always cached.
 _HINTS = frozenset({"cache_control", "citations", "eager_input_streaming"})
 
-_SYSTEM = either(str, list, said="it must be a text or a list of text blocks")
+_SYSTEM = any_of_types(str, list, message="it must be a text or a list of text blocks")
 
 ChatMessage = dict[str, Any]
 
@@ -53,7 +53,7 @@ class OutputConfig(RequestFields):
     effort: Effort | None = None
 
 
-class _Asked(RequestFields):
+class _MessagesFields(RequestFields):
     """What a message and the counting of its tokens have in common."""
 
     model: str
@@ -71,9 +71,9 @@ class _Asked(RequestFields):
         messages: list[ChatMessage] = [*head]
         places = ["system"] * len(head)
         for index, message in enumerate(self.messages):
-            found = _messages_of(message, f"messages[{index}]")
-            messages += found
-            places += [f"messages[{index}]"] * len(found)
+            chat_messages = _messages_of(message, f"messages[{index}]")
+            messages += chat_messages
+            places += [f"messages[{index}]"] * len(chat_messages)
         begun = messages[-1]["role"] == "assistant"
         if begun and messages[-1].get("tool_calls"):
             message = f"{places[-1]}: tool calls must be followed by their results, in a user message"
@@ -81,7 +81,7 @@ class _Asked(RequestFields):
         body = {
             "model": self.model,
             "messages": messages,
-            "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
+            "tools": None if self.tools is None else [_tool_of(tool, i) for i, tool in enumerate(self.tools)],
             **_choice_of(self.tool_choice),
             **_format_of(self.output_config),
             "reasoning_effort": self._effort,
@@ -109,11 +109,11 @@ class _Asked(RequestFields):
         return {}
 
 
-class CountRequest(_Asked):
+class CountRequest(_MessagesFields):
     """POST /v1/messages/count_tokens."""
 
 
-class MessagesRequest(_Asked):
+class MessagesRequest(_MessagesFields):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)]
@@ -139,53 +139,55 @@ def _place(param: str | None, places: Sequence[str]) -> str | None:
     return param if match is None else f"{places[int(match.group(1))]}{match.group(2)}"
 
 
-def _messages_of(message: Any, where: str) -> list[ChatMessage]:
+def _messages_of(message: Any, location: str) -> list[ChatMessage]:
     """One message as chats have it: results of tools stand before what the user says with them."""
     if not isinstance(message, dict):
-        raise _wrong(where, "a message is an object")
+        raise _wrong(location, "a message is an object")
     unknown = next((name for name in message if name not in {"role", "content"}), None)
     if unknown is not None:
-        raise RequestError(f"unknown field '{where}.{unknown}'", param=f"{where}.{unknown}", code="unknown_parameter")
+        raise RequestError(
+            f"unknown field '{location}.{unknown}'", param=f"{location}.{unknown}", code="unknown_parameter"
+        )
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):  # it may be of any kind, also of those that no set holds
-        raise _wrong(f"{where}.role", "the roles are user and assistant; a system prompt is the field system")
+        raise _wrong(f"{location}.role", "the roles are user and assistant; a system prompt is the field system")
     if isinstance(content, str):
         return [{"role": role, "content": content}]
     if not isinstance(content, list) or not content:
-        raise _wrong(f"{where}.content", "it must be a text or a list of blocks")
+        raise _wrong(f"{location}.content", "it must be a text or a list of blocks")
     texts: list[str] = []
     reasoning: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[ChatMessage] = []
     for index, block in enumerate(content):
-        place = f"{where}.content[{index}]"
-        kind = _kind_of(block, place)
-        if kind == "text":
+        place = f"{location}.content[{index}]"
+        block_type = _kind_of(block, place)
+        if block_type == "text":
             texts.append(_text(block, "text", place))
-        elif kind == "thinking" and role == "assistant":
+        elif block_type == "thinking" and role == "assistant":
             reasoning.append(_text(block, "thinking", place))
-        elif kind == "tool_use" and role == "assistant":
+        elif block_type == "tool_use" and role == "assistant":
             arguments = block.get("input")
             if not isinstance(arguments, dict):
                 raise _wrong(f"{place}.input", "it must be an object")
             function = {"name": _text(block, "name", place), "arguments": json.dumps(arguments, ensure_ascii=False)}
             calls.append({"id": _text(block, "id", place), "type": "function", "function": function})
-        elif kind == "tool_result" and role == "user":
-            found = block.get("content")
-            said = "" if found is None else _text_of(found, f"{place}.content")
+        elif block_type == "tool_result" and role == "user":
+            result_content = block.get("content")
+            result_text = "" if result_content is None else _text_of(result_content, f"{place}.content")
             if block.get("is_error"):
-                said = f"Error: {said}"
-            results.append({"role": "tool", "tool_call_id": _text(block, "tool_use_id", place), "content": said})
+                result_text = f"Error: {result_text}"
+            results.append({"role": "tool", "tool_call_id": _text(block, "tool_use_id", place), "content": result_text})
         else:
             raise _wrong(
                 f"{place}.type",
-                f"blocks of type {kind[:60]!r} are not supported in a message of the {role}: this server reads text, "
+                f"blocks of type {block_type[:60]!r} are not supported in a message of the {role}: this server reads text, "
                 "uses of tools and their results only, and fetches nothing",
             )
     text = "".join(texts)
     if role == "assistant":
-        more = {"tool_calls": calls, "reasoning_content": "".join(reasoning)}
-        return [{**_plain(role, text), **{key: value for key, value in more.items() if value}}]
+        extras = {"tool_calls": calls, "reasoning_content": "".join(reasoning)}
+        return [{**_plain(role, text), **{key: value for key, value in extras.items() if value}}]
     return [*results, _plain(role, text)] if texts or not results else results
 
 
@@ -193,20 +195,18 @@ def _plain(role: str, text: str) -> ChatMessage:
     return {"role": role, "content": text}
 
 
-def _text_of(content: Any, where: str) -> str:
+def _text_of(content: Any, location: str) -> str:
     """A text, or the joined blocks of one."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise _wrong(where, "it must be a text or a list of text blocks")
+        raise _wrong(location, "it must be a text or a list of text blocks")
     texts: list[str] = []
     for index, block in enumerate(content):
-        place = f"{where}[{index}]"
-        kind = _kind_of(block, place)
-        if kind != "text":
-            message = (
-                f"blocks of type {kind[:60]!r} are not supported: this server reads text only, and fetches nothing"
-            )
+        place = f"{location}[{index}]"
+        block_type = _kind_of(block, place)
+        if block_type != "text":
+            message = f"blocks of type {block_type[:60]!r} are not supported: this server reads text only, and fetches nothing"
             raise _wrong(f"{place}.type", message)
         texts.append(_text(block, "text", place))
     return "".join(texts)
@@ -218,11 +218,13 @@ def _kind_of(block: Any, place: str) -> str:
     return block["type"]
 
 
-def _text(block: Mapping[str, Any], name: str, where: str) -> str:
+def _text(block: Mapping[str, Any], name: str, location: str) -> str:
     if name not in block:
-        raise RequestError(f"{where}.{name} is missing", param=f"{where}.{name}", code="missing_required_parameter")
+        raise RequestError(
+            f"{location}.{name} is missing", param=f"{location}.{name}", code="missing_required_parameter"
+        )
     if not isinstance(block[name], str):
-        raise _wrong(f"{where}.{name}", "it must be a text")
+        raise _wrong(f"{location}.{name}", "it must be a text")
     return block[name]
 
 
@@ -232,11 +234,13 @@ def _wrong(place: str, message: str) -> RequestError:
 
 def _tool_of(tool: Any, index: int) -> dict[str, Any]:
     """A tool as chats have it."""
-    where = f"tools[{index}]"
+    location = f"tools[{index}]"
     if not isinstance(tool, dict):
-        raise _wrong(where, "a tool is an object with name and input_schema")
+        raise _wrong(location, "a tool is an object with name and input_schema")
     if tool.get("type") not in (None, "custom"):
-        raise _wrong(f"{where}.type", f"tools of type {str(tool['type'])[:60]!r} are not supported; only your own are")
+        raise _wrong(
+            f"{location}.type", f"tools of type {str(tool['type'])[:60]!r} are not supported; only your own are"
+        )
     function = {name: value for name, value in tool.items() if name not in {"type", "input_schema", *_HINTS}}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
 
@@ -245,14 +249,14 @@ def _choice_of(choice: dict[str, Any] | None) -> dict[str, Any]:
     """tool_choice and parallel_tool_calls, as chats have them."""
     if choice is None:
         return {}
-    kind = choice.get("type")
+    choice_type = choice.get("type")
     parallel = {"parallel_tool_calls": False} if choice.get("disable_parallel_tool_use") else {}
-    if kind == "tool":
+    if choice_type == "tool":
         named = {"type": "function", "function": {"name": _text(choice, "name", "tool_choice")}}
         return {"tool_choice": named, **parallel}
-    if not isinstance(kind, str) or kind not in _CHOICES:
+    if not isinstance(choice_type, str) or choice_type not in _CHOICES:
         raise _wrong("tool_choice.type", f"it must be {', '.join(_CHOICES)} or tool")
-    return {"tool_choice": _CHOICES[kind], **parallel}
+    return {"tool_choice": _CHOICES[choice_type], **parallel}
 
 
 def _format_of(config: OutputConfig | None) -> dict[str, Any]:

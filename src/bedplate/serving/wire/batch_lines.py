@@ -25,7 +25,7 @@ class Checked:
 
 def check_lines(lines: Iterable[bytes], endpoint: str, most_rows: int, most_bytes: int) -> Checked:
     """Every line of the file. After MAX_ERRORS errors the rest is only counted, and the last error says how many."""
-    checked, seen, more = Checked(), {}, 0
+    checked, line_numbers, extra_errors = Checked(), {}, 0
     for number, line in enumerate(_split(lines), start=1):
         if not line.strip():
             continue
@@ -34,9 +34,9 @@ def check_lines(lines: Iterable[bytes], endpoint: str, most_rows: int, most_byte
             break
         try:
             custom_id, body = _row(line, endpoint, most_bytes)
-            if custom_id in seen:
+            if custom_id in line_numbers:
                 raise RequestError(
-                    f"the custom_id {custom_id[:80]!r} is that of line {seen[custom_id]} too",
+                    f"the custom_id {custom_id[:80]!r} is that of line {line_numbers[custom_id]} too",
                     param="custom_id",
                     code="duplicate_custom_id",
                 )
@@ -44,12 +44,12 @@ def check_lines(lines: Iterable[bytes], endpoint: str, most_rows: int, most_byte
             if len(checked.errors) < MAX_ERRORS:
                 checked.errors.append(_error(number, error.message, error.param, error.code))
             else:
-                more += 1
+                extra_errors += 1
             continue
-        seen[custom_id] = number
+        line_numbers[custom_id] = number
         checked.rows.append((number, custom_id, json.dumps(body, ensure_ascii=True, allow_nan=False)))
-    if more:
-        checked.errors.append(_error(None, f"{more:,} more lines have errors", None, "more_errors"))
+    if extra_errors:
+        checked.errors.append(_error(None, f"{extra_errors:,} more lines have errors", None, "more_errors"))
     if not checked.rows and not checked.errors:
         checked.errors.append(_error(None, "the file has no rows", None, "empty_file"))
     return checked

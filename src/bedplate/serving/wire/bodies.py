@@ -25,24 +25,24 @@ def parse_object(content: bytes) -> dict[str, Any]:
     return parsed
 
 
-async def read_bytes(request: Request, limit: int, take: Callable[[int], None] = lambda _: None) -> bytes:
-    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow. take: told of the bytes
+async def read_bytes(request: Request, limit: int, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
+    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow. on_bytes: told of the bytes
     that are kept, as they come; what it raises ends the reading."""
     try:
         async with asyncio.timeout(READ_SECONDS):
-            return await _read(request, limit, take)
+            return await _read(request, limit, on_bytes)
     except TimeoutError:
         raise StatusError(408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout") from None
     except ClientDisconnect:
         raise ClientGone from None
 
 
-async def _read(request: Request, limit: int, take: Callable[[int], None]) -> bytes:
+async def _read(request: Request, limit: int, on_bytes: Callable[[int], None]) -> bytes:
     content, size = bytearray(), 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= limit:
-            take(len(chunk))
+            on_bytes(len(chunk))
             content += chunk
         elif size > limit + _DRAINED_BYTES:
             break

@@ -87,15 +87,15 @@ def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
         status, code, param = 500, "internal_error", None
         message = "the server failed on this request; its log says why"
     message, param = shortened(message), None if param is None else shortened(param, PARAM_CHARACTERS)
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    error_type = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return status, {"error": {"message": message, "type": error_type, "param": param, "code": code}}
 
 
-def shortened(text: str, most: int = MESSAGE_CHARACTERS) -> str:
+def shortened(text: str, max_characters: int = MESSAGE_CHARACTERS) -> str:
     """The text without its middle where it is long: what it says of a request may hold much of that."""
-    if len(text) <= most:
+    if len(text) <= max_characters:
         return text
-    return f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
+    return f"{text[: max_characters * 2 // 3]} … {text[-max_characters // 3 :]}"
 
 
 def is_full(error: BaseException) -> bool:

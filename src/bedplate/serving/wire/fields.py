@@ -32,7 +32,7 @@ from bedplate.serving.wire.sampling_fields import (
     TopP,
     is_id,
 )
-from bedplate.serving.wire.strict_fields import RequestFields, either, first_mistake
+from bedplate.serving.wire.strict_fields import RequestFields, any_of_types, first_mistake
 from bedplate.serving.wire.tools import (
     PLAIN_REPLY,
     AllowedChoice,
@@ -86,11 +86,14 @@ def prompts_of(prompt: Any) -> Any:
         raise ValueError("the prompt is an empty list; give at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts are supported in one request")
-    if not all(isinstance(one, str) or (isinstance(one, list) and one and all(map(is_id, one))) for one in prompts):
+    if not all(
+        isinstance(candidate, str) or (isinstance(candidate, list) and candidate and all(map(is_id, candidate)))
+        for candidate in prompts
+    ):
         raise ValueError("the prompt must be a string, a list of token ids, or a list of either")
-    if len({isinstance(one, str) for one in prompts}) > 1:
+    if len({isinstance(candidate, str) for candidate in prompts}) > 1:
         raise ValueError("the prompts must all be strings, or all be lists of token ids")
-    return tuple(one if isinstance(one, str) else tuple(one) for one in prompts)
+    return tuple(candidate if isinstance(candidate, str) else tuple(candidate) for candidate in prompts)
 
 
 def _cut_of(limit: Any) -> Any:
@@ -107,7 +110,7 @@ CUT = Annotated[bool | int, BeforeValidator(_cut_of, json_schema_input_type=int 
 # What may be sent where a validator makes one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 
-_CHOICE = either(str, NamedChoice, AllowedChoice, said="it must be a word or an object")
+_CHOICE = any_of_types(str, NamedChoice, AllowedChoice, message="it must be a word or an object")
 
 
 class StreamOptions(RequestFields):
@@ -115,7 +118,7 @@ class StreamOptions(RequestFields):
     include_obfuscation: bool | None = None
 
 
-class _Asked(RequestFields, ABC):
+class _GenerationFields(RequestFields, ABC):
     """What both endpoints take."""
 
     model: str
@@ -156,15 +159,17 @@ class _Asked(RequestFields, ABC):
         return self
 
     def _forms(self) -> dict[str, Grammar]:
-        asked = {
+        grammars = {
             "response_format": None if self.response_format is None else self.response_format.grammar,
             "guided_json": guided(self.guided_json, None, None, None),
             "guided_regex": guided(None, self.guided_regex, None, None),
             "guided_choice": guided(None, None, self.guided_choice, None),
             "guided_grammar": guided(None, None, None, self.guided_grammar),
-            "structured_outputs": None if self.structured_outputs is None else self.structured_outputs.asked,
+            "structured_outputs": None
+            if self.structured_outputs is None
+            else self.structured_outputs.requested_grammar,
         }
-        return {field: grammar for field, grammar in asked.items() if grammar is not None}
+        return {field: grammar for field, grammar in grammars.items() if grammar is not None}
 
     @property
     def grammar(self) -> tuple[str, Grammar] | None:
@@ -201,12 +206,12 @@ class _Asked(RequestFields, ABC):
 
     def sampling(self) -> dict[str, Any]:
         """The settings that the request gives, by their names in `Sampling`."""
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
-        given |= {"max_tokens": self.token_limit, "logprobs": self.alternatives}
-        return {name: value for name, value in given.items() if value is not None}
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(Sampling)}
+        settings |= {"max_tokens": self.token_limit, "logprobs": self.alternatives}
+        return {name: value for name, value in settings.items() if value is not None}
 
 
-class ChatRequest(_Asked):
+class ChatRequest(_GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -229,14 +234,14 @@ class ChatRequest(_Asked):
     def _consistent(self) -> Self:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only for requests with logprobs set to true")
-        both = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(both) > 1:
+        token_limits = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(token_limits) > 1:
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         check_results(self.messages)
         if self.continue_final_message:
             self._check_begun()
         for field, form in self._forms().items() if self.usable_tools else ():
-            if form.kind not in {"json_schema", "json_object"}:
+            if form.syntax not in {"json_schema", "json_object"}:
                 raise ValueError(
                     f"{field}: with tools that may be called, an answer can be held to JSON only; set tool_choice to "
                     "none"
@@ -280,8 +285,8 @@ class ChatRequest(_Asked):
         if not self.usable_tools:
             return self.content_grammar
         parallel, answer = self.parallel_tool_calls is not False, self.content_grammar
-        held = None if answer is None else answer[1]
-        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form, held)
+        answer_grammar = None if answer is None else answer[1]
+        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form, answer_grammar)
 
     @property
     def token_limit(self) -> int | None:
@@ -296,12 +301,12 @@ class ChatRequest(_Asked):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def given(self) -> Sequence[str]:
+    def skin_inputs(self) -> Sequence[str]:
         users = [message.content for message in self.messages if message.role == "user"]
         return [content for content in users[-1:] if content]
 
 
-class CompletionRequest(_Asked):
+class CompletionRequest(_GenerationFields):
     """POST /v1/completions."""
 
     prompt: Annotated[tuple[str | tuple[int, ...], ...], PROMPTS]
@@ -323,18 +328,18 @@ class CompletionRequest(_Asked):
         return self.logprobs
 
     @property
-    def given(self) -> Sequence[str]:
+    def skin_inputs(self) -> Sequence[str]:
         return [prompt for prompt in self.prompt if isinstance(prompt, str)]
 
 
 def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
     """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
-    kept: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in body.items():
         if name in _HOUSEKEEPING and name not in model.model_fields:
             continue
         if name in _NOT_SERVED and name not in model.model_fields:
-            if value is not None and not any(_same(value, neutral) for neutral in _NOT_SERVED[name]):
+            if value is not None and not any(_is_identical(value, neutral) for neutral in _NOT_SERVED[name]):
                 allowed = " or ".join(map(repr, _NOT_SERVED[name])) or "null"
                 instead = _INSTEAD.get(name, "leave it out")
                 raise RequestError(
@@ -343,9 +348,9 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
                     code="unsupported_parameter",
                 )
             continue
-        kept[name] = value
+        fields[name] = value
     try:
-        return model.model_validate(kept)
+        return model.model_validate(fields)
     except ValidationError as error:
         raise first_mistake(error, model) from None
 
@@ -361,5 +366,5 @@ def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
         raise
 
 
-def _same(value: Any, neutral: Any) -> bool:
+def _is_identical(value: Any, neutral: Any) -> bool:
     return type(value) is type(neutral) and value == neutral

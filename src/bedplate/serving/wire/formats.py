@@ -41,7 +41,7 @@ class NamedSchema(RequestFields):
     strict: bool | None = None
 
     @property
-    def held(self) -> dict[str, Any]:
+    def enforced_schema(self) -> dict[str, Any]:
         """In the words that are enforced."""
         return as_held(self.schema_, strict=bool(self.strict))
 
@@ -66,7 +66,7 @@ class ResponseFormat(RequestFields):
     @property
     def grammar(self) -> Grammar | None:
         if self.json_schema is not None:
-            return Grammar("json_schema", json.dumps(self.json_schema.held, ensure_ascii=False))
+            return Grammar("json_schema", json.dumps(self.json_schema.enforced_schema, ensure_ascii=False))
         return None if self.type == "text" else Grammar("json_object")
 
 
@@ -80,13 +80,13 @@ class StructuredOutputs(RequestFields):
     json_object: bool | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> Self:
+    def _check_single(self) -> Self:
         if len(self.model_fields_set) != 1:
             raise ValueError("give exactly one of json, regex, choice, grammar, json_object")
         return self
 
     @property
-    def asked(self) -> Grammar | None:
+    def requested_grammar(self) -> Grammar | None:
         if self.json_object is not None:
             return Grammar("json_object") if self.json_object else None
         return guided(self.json_, self.regex, self.choice, self.grammar)
@@ -105,11 +105,11 @@ def guided(
     return None if rules is None else Grammar("ebnf", rules)
 
 
-def compiled(engine: Engine, asked: tuple[str, Grammar] | None, tenant: str) -> Grammar | None:
+def compiled(engine: Engine, named_grammar: tuple[str, Grammar] | None, tenant: str) -> Grammar | None:
     """The grammar that a field asks for, ready to be used. RequestError names the field. tenant: who asks."""
-    if asked is None:
+    if named_grammar is None:
         return None
-    field, grammar = asked
+    field, grammar = named_grammar
     try:
         return replace(engine.compile(grammar, tenant), named=field)
     except RequestError as error:

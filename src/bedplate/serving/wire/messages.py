@@ -66,13 +66,15 @@ class Message(RequestFields):
     def _nothing_said(cls, message: Any) -> Any:
         if not isinstance(message, dict):
             return message
-        given = cast("dict[str, Any]", message)
-        if given.get("tool_calls") == []:
-            given = {**given, "tool_calls": None}
-        silent = given.get("content") in (None, [])
-        if silent and (given.get("tool_calls") or ("content" in given and given.get("role") in ("assistant", "tool"))):
-            given = {**given, "content": ""}
-        return given
+        fields = cast("dict[str, Any]", message)
+        if fields.get("tool_calls") == []:
+            fields = {**fields, "tool_calls": None}
+        silent = fields.get("content") in (None, [])
+        if silent and (
+            fields.get("tool_calls") or ("content" in fields and fields.get("role") in ("assistant", "tool"))
+        ):
+            fields = {**fields, "content": ""}
+        return fields
 
     @model_validator(mode="after")
     def _fields_of_the_role(self) -> Self:
@@ -86,12 +88,14 @@ class Message(RequestFields):
 
     def plain(self) -> dict[str, Any]:
         """As chat templates see it."""
-        more: dict[str, Any] = {name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")}
+        optional_fields: dict[str, Any] = {
+            name: getattr(self, name) for name in ("name", "tool_call_id", "reasoning_content")
+        }
         if self.tool_calls is not None:
-            more["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+            optional_fields["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
         role = "system" if self.role == "developer" else self.role
         return {
             "role": role,
             "content": self.content,
-            **{key: value for key, value in more.items() if value is not None},
+            **{key: value for key, value in optional_fields.items() if value is not None},
         }

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, either
+from bedplate.serving.wire.fields import ChatRequest, RequestFields, as_chat, any_of_types
 from bedplate.serving.wire.messages import MAX_MESSAGES
 from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT, Effort, Temperature, TopP
 
@@ -32,7 +32,7 @@ _NAMES = {
     "logprobs": "top_logprobs",
 }
 
-_CHOICE = either(str, dict, said="it must be none, auto, required, or an object")
+_CHOICE = any_of_types(str, dict, message="it must be none, auto, required, or an object")
 
 ChatMessage = dict[str, Any]
 
@@ -75,9 +75,9 @@ def _metadata_of(value: Any) -> Any:
 
 
 def _include_of(value: Any) -> Any:
-    known = (_LOGPROBS, *_NOTHING)
-    if isinstance(value, list) and not all(one in known for one in value):
-        raise ValueError(f"only {' and '.join(known)} can be included")
+    includable = (_LOGPROBS, *_NOTHING)
+    if isinstance(value, list) and not all(name in includable for name in value):
+        raise ValueError(f"only {' and '.join(includable)} can be included")
     return value
 
 
@@ -132,7 +132,7 @@ class ResponsesRequest(RequestFields):
             "max_completion_tokens": self.max_output_tokens,
             **self.model_dump(include={"temperature", "top_p", "parallel_tool_calls"}),
             "response_format": _format_of(self.text),
-            "tools": None if self.tools is None else [_tool_of(one, i) for i, one in enumerate(self.tools)],
+            "tools": None if self.tools is None else [_tool_of(tool, i) for i, tool in enumerate(self.tools)],
             "tool_choice": _choice_of(self.tool_choice),
             "reasoning_effort": None if self.reasoning is None else self.reasoning.effort,
         }
@@ -154,35 +154,41 @@ def _place_in_input(param: str | None, before: int) -> str | None:
     return f"input[{place}]{match.group(2)}" if place >= 0 else "input"
 
 
-def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
+def messages_of(input_items: str | Sequence[Any]) -> list[ChatMessage]:
     """Input items as messages: calls belong to the assistant's message before them, results are messages of tools."""
-    if isinstance(given, str):
-        return [{"role": "user", "content": given}]
+    if isinstance(input_items, str):
+        return [{"role": "user", "content": input_items}]
     messages: list[ChatMessage] = []
     reasoning = ""
-    for index, item in enumerate(given):
-        where = f"input[{index}]"
-        if not isinstance(item, dict):
-            raise _wrong(where, "an item is an object such as a message", where)
-        kind = item.get("type", "message")
-        if kind == "message":
-            messages.append(_message_of(item, where))
-        elif kind == "reasoning":
-            reasoning += _reasoning_of(item, where)
+    for index, input_item in enumerate(input_items):
+        location = f"input[{index}]"
+        if not isinstance(input_item, dict):
+            raise _wrong(location, "an item is an object such as a message", location)
+        item_type = input_item.get("type", "message")
+        if item_type == "message":
+            messages.append(_message_of(input_item, location))
+        elif item_type == "reasoning":
+            reasoning += _reasoning_of(input_item, location)
             continue
-        elif kind == "function_call":
-            name, arguments = _text(item, "name", where), _text(item, "arguments", where)
+        elif item_type == "function_call":
+            name, arguments = _text(input_item, "name", location), _text(input_item, "arguments", location)
             function = {"name": name, "arguments": arguments}
-            call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
+            call = {"id": _text(input_item, "call_id", location), "type": "function", "function": function}
             if not messages or messages[-1]["role"] != "assistant":
                 messages.append({"role": "assistant", "content": ""})
             messages[-1].setdefault("tool_calls", []).append(call)
-        elif kind == "function_call_output":
-            content = _content_of(item.get("output"), f"{where}.output")
-            messages.append({"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": content})
+        elif item_type == "function_call_output":
+            content = _content_of(input_item.get("output"), f"{location}.output")
+            messages.append(
+                {"role": "tool", "tool_call_id": _text(input_item, "call_id", location), "content": content}
+            )
         else:
-            said = "messages, reasoning, function calls and their outputs"
-            raise _wrong(f"{where}.type", f"items of type {str(kind)[:60]!r} are not supported; only {said} are", where)
+            supported = "messages, reasoning, function calls and their outputs"
+            raise _wrong(
+                f"{location}.type",
+                f"items of type {str(item_type)[:60]!r} are not supported; only {supported} are",
+                location,
+            )
         if reasoning and messages[-1]["role"] == "assistant":
             # it belongs to what the assistant says or calls after it
             messages[-1]["reasoning_content"] = messages[-1].get("reasoning_content", "") + reasoning
@@ -190,68 +196,77 @@ def messages_of(given: str | Sequence[Any]) -> list[ChatMessage]:
     return messages
 
 
-def _reasoning_of(item: Mapping[str, Any], where: str) -> str:
-    parts: Any = item.get("content") or []
+def _reasoning_of(input_item: Mapping[str, Any], location: str) -> str:
+    parts: Any = input_item.get("content") or []
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise _wrong(f"{where}.content", "it must be a list of parts with texts", where)
-    return "".join(_text(part, "text", f"{where}.content[{i}]") for i, part in enumerate(parts))
+        raise _wrong(f"{location}.content", "it must be a list of parts with texts", location)
+    return "".join(_text(part, "text", f"{location}.content[{i}]") for i, part in enumerate(parts))
 
 
-def _message_of(item: Mapping[str, Any], where: str) -> ChatMessage:
-    unknown = next((name for name in item if name not in {"type", "role", "content", "id", "status", "phase"}), None)
+def _message_of(input_item: Mapping[str, Any], location: str) -> ChatMessage:
+    unknown = next(
+        (name for name in input_item if name not in {"type", "role", "content", "id", "status", "phase"}), None
+    )
     if unknown is not None:
-        raise RequestError(f"unknown field '{where}.{unknown}'", param=f"{where}.{unknown}", code="unknown_parameter")
-    role = item.get("role")
+        raise RequestError(
+            f"unknown field '{location}.{unknown}'", param=f"{location}.{unknown}", code="unknown_parameter"
+        )
+    role = input_item.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise _wrong(f"{where}.role", f"the roles are {', '.join(_ROLES)}", where)
-    return {"role": _ROLES[role], "content": _content_of(item.get("content"), f"{where}.content")}
+        raise _wrong(f"{location}.role", f"the roles are {', '.join(_ROLES)}", location)
+    return {"role": _ROLES[role], "content": _content_of(input_item.get("content"), f"{location}.content")}
 
 
-def _content_of(content: Any, where: str) -> str:
+def _content_of(content: Any, location: str) -> str:
     """A text, or the joined parts of one."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
-        raise _wrong(where, "it must be a text or a list of parts of type input_text", where)
+        raise _wrong(location, "it must be a text or a list of parts of type input_text", location)
     texts: list[str] = []
     for index, part in enumerate(content):
-        place = f"{where}[{index}]"
+        place = f"{location}[{index}]"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise _wrong(place, 'a part is an object such as {"type": "input_text", "text": "…"}', place)
         if part["type"] not in _TEXTS:
-            kind = part["type"][:60]
-            message = f"parts of type {kind!r} are not supported: this server reads text only, and fetches nothing"
+            part_type = part["type"][:60]
+            message = f"parts of type {part_type!r} are not supported: this server reads text only, and fetches nothing"
             raise _wrong(f"{place}.type", message, place)
         texts.append(_text(part, "text", place))
     return "".join(texts)
 
 
-def _text(item: Mapping[str, Any], name: str, where: str) -> str:
-    if name not in item:
-        raise RequestError(f"{where}.{name} is missing", param=f"{where}.{name}", code="missing_required_parameter")
-    if not isinstance(item[name], str):
-        raise _wrong(f"{where}.{name}", "it must be a text", where)
-    return item[name]
+def _text(container: Mapping[str, Any], name: str, location: str) -> str:
+    if name not in container:
+        raise RequestError(
+            f"{location}.{name} is missing", param=f"{location}.{name}", code="missing_required_parameter"
+        )
+    if not isinstance(container[name], str):
+        raise _wrong(f"{location}.{name}", "it must be a text", location)
+    return container[name]
 
 
-def _wrong(place: str, message: str, where: str) -> RequestError:
-    return RequestError(f"{where}: {message}", param=place, code="invalid_value")
+def _wrong(place: str, message: str, location: str) -> RequestError:
+    return RequestError(f"{location}: {message}", param=place, code="invalid_value")
 
 
 def _format_of(text: TextOptions | None) -> dict[str, Any] | None:
     """text.format as the chat's response_format, which nests what belongs to a schema."""
     if text is None or text.format is None:
         return None
-    kind = text.format.get("type")
-    if kind == "json_schema":
-        return {"type": kind, "json_schema": {name: value for name, value in text.format.items() if name != "type"}}
+    format_type = text.format.get("type")
+    if format_type == "json_schema":
+        return {
+            "type": format_type,
+            "json_schema": {name: value for name, value in text.format.items() if name != "type"},
+        }
     return text.format
 
 
 def _tool_of(tool: Any, index: int) -> dict[str, Any]:
     if not isinstance(tool, dict) or tool.get("type") != "function":
-        kind = tool.get("type") if isinstance(tool, dict) else tool
-        message = f"only tools of type function are supported here, not {str(kind)[:60]!r}"
+        tool_type = tool.get("type") if isinstance(tool, dict) else tool
+        message = f"only tools of type function are supported here, not {str(tool_type)[:60]!r}"
         raise RequestError(message, param=f"tools[{index}].type", code="invalid_value")
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
@@ -260,7 +275,7 @@ def _choice_of(choice: Any) -> Any:
     """As chats have it, which nest what belongs to a type."""
     if not isinstance(choice, dict) or choice.get("type") not in ("function", "allowed_tools"):
         return choice
-    kind, rest = choice["type"], {name: value for name, value in choice.items() if name != "type"}
-    if kind == "allowed_tools" and isinstance(rest.get("tools"), list):
-        rest["tools"] = [_choice_of(one) for one in rest["tools"]]
-    return {"type": kind, kind: rest}
+    choice_type, options = choice["type"], {name: value for name, value in choice.items() if name != "type"}
+    if choice_type == "allowed_tools" and isinstance(options.get("tools"), list):
+        options["tools"] = [_choice_of(tool) for tool in options["tools"]]
+    return {"type": choice_type, choice_type: options}

@@ -34,94 +34,105 @@ def as_held(schema: Any, *, strict: bool = True) -> Any:
 
 class _Writer:
     def __init__(self, strict: bool, name: str | None) -> None:
-        self._strict, self._name, self._left = strict, name, LISTS_IN_ALL
+        self._strict, self._name, self._list_budget = strict, name, LISTS_IN_ALL
 
     def node(self, node: Any, *, root: bool = False) -> Any:
         """Depth is bounded by that of the request's JSON."""
         if not isinstance(node, Mapping):
             return node
-        found = {key: self._inner(key, value) for key, value in node.items()}
-        if isinstance(found.get("$id"), str) and (root or not _refers(node)):
-            del found["$id"]
-        reference = found.get("$ref")
+        rewritten = {key: self._inner(key, value) for key, value in node.items()}
+        if isinstance(rewritten.get("$id"), str) and (root or not _refers(node)):
+            del rewritten["$id"]
+        reference = rewritten.get("$ref")
         if self._name and isinstance(reference, str) and reference.startswith(f"{self._name}#"):
-            found["$ref"] = reference[len(self._name) :]
-        if isinstance(found.get("nullable"), bool):
-            _nullable(found)
-        if isinstance(found.get("uniqueItems"), bool):
-            return self._unique(found)
-        return found
+            rewritten["$ref"] = reference[len(self._name) :]
+        if isinstance(rewritten.get("nullable"), bool):
+            _nullable(rewritten)
+        if isinstance(rewritten.get("uniqueItems"), bool):
+            return self._unique(rewritten)
+        return rewritten
 
     def _inner(self, key: str, value: Any) -> Any:
         if key in _SCHEMAS:
             return self.node(value)
         if key in _LISTS_OF_SCHEMAS and isinstance(value, list):
-            return [self.node(one) for one in value]
+            return [self.node(schema) for schema in value]
         if key in _MAPS_OF_SCHEMAS and isinstance(value, Mapping):
-            return {name: self.node(one) for name, one in value.items()}
+            return {name: self.node(schema) for name, schema in value.items()}
         return value
 
     def _unique(self, node: dict[str, Any]) -> dict[str, Any]:
         if not node.pop("uniqueItems"):
             return node
-        most = node.get("maxItems")
-        if type(most) is int and most <= 1:
+        max_items = node.get("maxItems")
+        if type(max_items) is int and max_items <= 1:
             return node
-        lists = _lists(node) if self._left > 0 else None
+        lists = _lists(node) if self._list_budget > 0 else None
         if lists is not None:
-            self._left -= len(lists)
-            rest = {key: value for key, value in node.items() if key not in _OF_LISTS}
-            return {**rest, "anyOf": lists}
+            self._list_budget -= len(lists)
+            remaining_keywords = {key: value for key, value in node.items() if key not in _OF_LISTS}
+            return {**remaining_keywords, "anyOf": lists}
         return {**node, "uniqueItems": True} if self._strict else node
 
 
 _OF_LISTS = frozenset(("type", "items", "minItems", "maxItems"))
-_OTHER = frozenset(("prefixItems", "contains", "anyOf", "oneOf", "allOf", "not", "enum", "const", "$ref"))
+_UNSUPPORTED_KEYWORDS = frozenset(
+    ("prefixItems", "contains", "anyOf", "oneOf", "allOf", "not", "enum", "const", "$ref")
+)
 
 
 def _lists(node: Mapping[str, Any]) -> list[Any] | None:
     """Every list of different items, each as a schema; None where these are too many, or more than lists is meant."""
-    values, least, most = _values(node.get("items")), node.get("minItems", 0), node.get("maxItems")
-    if values is None or node.get("type") != "array" or node.keys() & _OTHER:
+    values, min_items, max_items = _values(node.get("items")), node.get("minItems", 0), node.get("maxItems")
+    if values is None or node.get("type") != "array" or node.keys() & _UNSUPPORTED_KEYWORDS:
         return None
-    most = len(values) if most is None else most
-    if type(least) is not int or type(most) is not int:
+    max_items = len(values) if max_items is None else max_items
+    if type(min_items) is not int or type(max_items) is not int:
         return None
-    most = min(most, len(values))
-    if sum(perm(len(values), count) for count in range(max(least, 0), min(most, LISTS) + 1)) > LISTS or least > most:
+    max_items = min(max_items, len(values))
+    if (
+        sum(perm(len(values), count) for count in range(max(min_items, 0), min(max_items, LISTS) + 1)) > LISTS
+        or min_items > max_items
+    ):
         return None
     return [
-        {"type": "array", "prefixItems": [{"const": one} for one in chosen], "items": False, "minItems": count}
+        {"type": "array", "prefixItems": [{"const": value} for value in chosen], "items": False, "minItems": count}
         if count
         else {"type": "array", "maxItems": 0}
-        for count in range(max(least, 0), most + 1)
+        for count in range(max(min_items, 0), max_items + 1)
         for chosen in permutations(values, count)
     ]
 
 
-def _values(items: Any) -> list[Any] | None:
+def _values(item_schema: Any) -> list[Any] | None:
     """The values that an item may have, where they are listed and a few."""
-    if not isinstance(items, Mapping):
+    if not isinstance(item_schema, Mapping):
         return None
-    listed = items.get("enum")
-    if items.get("type") == "boolean" and listed is None:
+    listed = item_schema.get("enum")
+    if item_schema.get("type") == "boolean" and listed is None:
         return [False, True]
-    if not isinstance(listed, list) or len(listed) > LISTS or items.keys() - {"enum", "type", "title", "description"}:
+    if (
+        not isinstance(listed, list)
+        or len(listed) > LISTS
+        or item_schema.keys() - {"enum", "type", "title", "description"}
+    ):
         return None
-    if "type" in items and not (items["type"] == "string" and all(isinstance(one, str) for one in listed)):
+    if "type" in item_schema and not (
+        item_schema["type"] == "string" and all(isinstance(value, str) for value in listed)
+    ):
         return None
-    texts = {json.dumps(one, sort_keys=True) for one in listed}
+    texts = {json.dumps(value, sort_keys=True) for value in listed}
     return listed if len(texts) == len(listed) else None
 
 
 def _nullable(node: dict[str, Any]) -> None:
     if not node.pop("nullable"):
         return
-    kinds = node.get("type")
-    if not isinstance(kinds, str | list):
+    types = node.get("type")
+    if not isinstance(types, str | list):
         raise ValueError('nullable has no effect without a type beside it; use anyOf with {"type": "null"}')
-    kinds = [kinds] if isinstance(kinds, str) else kinds
-    node["type"] = kinds if "null" in kinds else [*kinds, "null"]
+    types = [types] if isinstance(types, str) else types
+    node["type"] = types if "null" in types else [*types, "null"]
 
 
 def _refers(node: Any) -> bool:

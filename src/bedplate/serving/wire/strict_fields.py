@@ -21,17 +21,17 @@ class RequestFields(BaseModel):
         return 1
 
     @property
-    def given(self) -> Sequence[str | dict[str, str]]:
+    def skin_inputs(self) -> Sequence[str | dict[str, str]]:
         """What a skin would be asked with: texts that stand for its only input, or inputs by name."""
         return ()
 
 
-def either(*kinds: type, said: str) -> BeforeValidator:
-    """For a field that may be of several kinds: one message, where a union's would speak of each of them."""
+def any_of_types(*types: type, message: str) -> BeforeValidator:
+    """For a field that may be of several types: one message, where a union's would speak of each of them."""
 
     def check(value: Any) -> Any:
-        if value is not None and not isinstance(value, kinds):
-            raise ValueError(said)
+        if value is not None and not isinstance(value, types):
+            raise ValueError(message)
         return value
 
     return BeforeValidator(check)
@@ -39,17 +39,17 @@ def either(*kinds: type, said: str) -> BeforeValidator:
 
 def first_mistake(error: ValidationError, model: type[BaseModel]) -> RequestError:
     """One message for the first thing that is wrong."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ""
-    for part in found["loc"]:
-        where += f"[{part}]" if isinstance(part, int) else f".{part}" if where else str(part)
-    message = found["msg"].removeprefix("Value error, ")
-    if found["type"] == "extra_forbidden":
-        what = f"unknown field {where!r}"
-        known = ", ".join(sorted(model.model_fields))
-        return RequestError(f"{what}; the fields are {known}", param=where, code="unknown_parameter")
-    if found["type"] == "missing":
-        return RequestError(f"{where} is missing", param=where, code="missing_required_parameter")
-    if not where:  # checks over several fields begin with the one to change
+    mistake = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    location = ""
+    for part in mistake["loc"]:
+        location += f"[{part}]" if isinstance(part, int) else f".{part}" if location else str(part)
+    message = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "extra_forbidden":
+        problem = f"unknown field {location!r}"
+        field_names = ", ".join(sorted(model.model_fields))
+        return RequestError(f"{problem}; the fields are {field_names}", param=location, code="unknown_parameter")
+    if mistake["type"] == "missing":
+        return RequestError(f"{location} is missing", param=location, code="missing_required_parameter")
+    if not location:  # checks over several fields begin with the one to change
         return RequestError(message, param=message.split(":", 1)[0], code="invalid_value")
-    return RequestError(f"{where}: {message}", param=where, code="invalid_value")
+    return RequestError(f"{location}: {message}", param=location, code="invalid_value")

@@ -24,8 +24,8 @@ def parse_json(content: bytes | str) -> Any:
             _need_text(value)
         return value
     except JsonRuleError as error:
-        what = f"the JSON is {error}" if str(error).startswith("nested") else str(error)
-        raise RequestError(what, param=error.key, code="invalid_json") from None
+        problem = f"the JSON is {error}" if str(error).startswith("nested") else str(error)
+        raise RequestError(problem, param=error.key, code="invalid_json") from None
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except json.JSONDecodeError as error:

@@ -31,7 +31,7 @@ class Function(RequestFields):
     strict: bool | None = None
 
     @model_validator(mode="after")
-    def _held(self) -> Self:
+    def _check_parameters(self) -> Self:
         as_held(self.parameters)
         return self
 
@@ -106,13 +106,15 @@ def choice_of(value: Any) -> Any:
         raise ValueError('it must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
     if not isinstance(value, dict):
         return value
-    kind = value.get("type")
-    if not isinstance(kind, str) or kind not in _CHOICES:
-        raise ValueError(f"a choice of type {str(kind)[:60]!r} is not supported; the types are {', '.join(_CHOICES)}")
+    choice_type = value.get("type")
+    if not isinstance(choice_type, str) or choice_type not in _CHOICES:
+        raise ValueError(
+            f"a choice of type {str(choice_type)[:60]!r} is not supported; the types are {', '.join(_CHOICES)}"
+        )
     try:
-        return _CHOICES[kind].model_validate(value)
+        return _CHOICES[choice_type].model_validate(value)
     except ValidationError as error:
-        raise ValueError(first_mistake(error, _CHOICES[kind]).message) from None
+        raise ValueError(first_mistake(error, _CHOICES[choice_type]).message) from None
 
 
 def is_required(choice: Choice) -> bool:
@@ -126,22 +128,22 @@ def is_required(choice: Choice) -> bool:
 
 def usable(tools: Sequence[ToolField], choice: Choice) -> tuple[Tool, ...]:
     """The tools that may be called. ValueError for names that are taken twice or that no tool has."""
-    names = [one.function.name for one in tools]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ValueError(f"tools: two tools are called {twice!r}")
+    names = [tool_field.function.name for tool_field in tools]
+    duplicate = next((name for name in names if names.count(name) > 1), None)
+    if duplicate is not None:
+        raise ValueError(f"tools: two tools are called {duplicate!r}")
     if choice == "none":
         return ()
     if not tools and (is_required(choice) or isinstance(choice, AllowedChoice)):
         raise ValueError("tool_choice: there are no tools to choose from")
     if isinstance(choice, str | None):
-        return tuple(one.tool for one in tools)
+        return tuple(tool_field.tool for tool_field in tools)
     named = [choice] if isinstance(choice, NamedChoice) else choice.allowed_tools.tools
-    chosen = {one.function.name for one in named}
+    chosen = {named_choice.function.name for named_choice in named}
     missing = next((name for name in chosen if name not in names), None)
     if missing is not None:
         raise ValueError(f"tool_choice: no tool is called {missing!r}")
-    return tuple(one.tool for one in tools if one.function.name in chosen)
+    return tuple(tool_field.tool for tool_field in tools if tool_field.function.name in chosen)
 
 
 def calls_grammar(
@@ -153,7 +155,7 @@ def calls_grammar(
 ) -> Grammar:
     """Free text or valid calls, in the form of the base's replies; calls only where one is required. answer: what the
     text is held to where there is no call, which is JSON."""
-    schema = None if answer is None else {"type": "object"} if answer.kind == "json_object" else answer.source
+    schema = None if answer is None else {"type": "object"} if answer.syntax == "json_object" else answer.source
     source = call_grammar_source(
         tools,
         required=is_required(choice),
@@ -197,12 +199,12 @@ def conversation_tokens(
     written = written or HERMES
     if not listed and (written is HERMES or written.channels):
         return tokenizer.encode_chat(with_tools(talk, tools), **settings)
-    own = tokenizer.own_text()
-    told = talk if listed else told_tools(talk, tools, written, own)
-    shown = as_shown(told, written, tokenizer.chat, tools if listed else (), own)
+    trusted_text = tokenizer.own_text()
+    messages_with_tools = talk if listed else told_tools(talk, tools, written, trusted_text)
+    shown = as_shown(messages_with_tools, written, tokenizer.chat, tools if listed else (), trusted_text)
     if variable is not None and tools:
         settings[variable] = [tool.plain() for tool in tools]
-    return tokenizer.encode_chat(shown, own=own, **settings)
+    return tokenizer.encode_chat(shown, trusted_text=trusted_text, **settings)
 
 
 class Spoken:
@@ -228,7 +230,7 @@ class Spoken:
         return self._noted(self._reader.finish(cut=reason in CUT_REASONS))
 
     def _noted(self, pieces: list[ReplyPiece]) -> list[ReplyPiece]:
-        self._reasoned += [piece.text for piece in pieces if piece.kind == "reasoning"]
+        self._reasoned += [piece.text for piece in pieces if piece.section == "reasoning"]
         return pieces
 
     def id(self, call: int) -> str:
@@ -247,13 +249,15 @@ class Spoken:
     def delta(self, pieces: Sequence[ReplyPiece]) -> Json:
         """What the pieces add to a message, in the shape of a stream's delta."""
         names = {"reasoning": "reasoning_content", "content": "content"}
-        texts = {name: "".join(piece.text for piece in pieces if piece.kind == kind) for kind, name in names.items()}
+        texts = {
+            name: "".join(piece.text for piece in pieces if piece.section == section) for section, name in names.items()
+        }
         calls: dict[int, Json] = {}
         for piece in pieces:
-            if piece.kind == "name":
+            if piece.section == "name":
                 head = {"index": piece.call, "id": self.id(piece.call), "type": "function"}
                 calls[piece.call] = {**head, "function": {"name": piece.text, "arguments": ""}}
-            elif piece.kind == "arguments":
+            elif piece.section == "arguments":
                 call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
                 call["function"]["arguments"] += piece.text
         delta: Json = {name: text for name, text in texts.items() if text}

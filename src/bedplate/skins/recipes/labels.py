@@ -15,14 +15,14 @@ def log_probabilities(logits: np.ndarray, output: dict[str, Any]) -> np.ndarray:
     return logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))
 
 
-def labels_of(given: np.ndarray, output: dict[str, Any]) -> list[Any]:
+def labels_of(log_scores: np.ndarray, output: dict[str, Any]) -> list[Any]:
     """The label of each row of log-probabilities (or what is said where it is too unsure), or its list of labels."""
     if output["kind"] == "labels":
-        chosen = given >= np.log(output["threshold"])
-        return [[label for label, one in zip(output["labels"], row, strict=True) if one] for row in chosen]
-    found = [output["labels"][i] for i in given.argmax(axis=1)]
+        chosen = log_scores >= np.log(output["threshold"])
+        return [[label for label, is_chosen in zip(output["labels"], row, strict=True) if is_chosen] for row in chosen]
+    labels = [output["labels"][i] for i in log_scores.argmax(axis=1)]
     unsure = output.get("abstain")
     if unsure is None:
-        return found
-    below = given.max(axis=1) < np.log(unsure["below"])
-    return [unsure["answer"] if no else label for label, no in zip(found, below, strict=True)]
+        return labels
+    below = log_scores.max(axis=1) < np.log(unsure["below"])
+    return [unsure["answer"] if no else label for label, no in zip(labels, below, strict=True)]

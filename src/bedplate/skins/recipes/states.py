@@ -15,24 +15,24 @@ import numpy as np
 
 from bedplate.skins.recipes.labels import labels_of, log_probabilities
 
-HERE = Path(__file__).parent
-ASKED: dict[str, Any] = json.loads((HERE / "prompt.json").read_text("utf-8"))
-with np.load(HERE / "weights.npz") as file:
+DIRECTORY = Path(__file__).parent
+PROMPT_SPEC: dict[str, Any] = json.loads((DIRECTORY / "prompt.json").read_text("utf-8"))
+with np.load(DIRECTORY / "weights.npz") as file:
     WEIGHTS = dict(file)
 
 
 def pooled(states: np.ndarray) -> np.ndarray:
     """The features [D] of one prompt, from the states [T, D] of its tokens."""
-    how = ASKED["head"]["pooling"]
+    how = PROMPT_SPEC["head"]["pooling"]
     return states.mean(axis=0) if how == "mean" else states[-1 if how == "last" else 0]
 
 
 def scores(features: np.ndarray) -> np.ndarray:
     """Log-probabilities [N, C] of the labels, in the order of prompt.json, from features [N, D]: of each label among
     them all, or where any number may be right, of each by itself."""
-    return log_probabilities(features @ WEIGHTS["weight"].T + WEIGHTS["bias"], ASKED["output"])
+    return log_probabilities(features @ WEIGHTS["weight"].T + WEIGHTS["bias"], PROMPT_SPEC["output"])
 
 
 def answers(features: np.ndarray) -> list[Any]:
     """The label of each row (or what is said where it is too unsure), or its list of labels."""
-    return labels_of(scores(features), ASKED["output"])
+    return labels_of(scores(features), PROMPT_SPEC["output"])

@@ -17,38 +17,38 @@ import numpy as np
 
 from bedplate.skins.recipes.labels import labels_of, log_probabilities
 
-HERE = Path(__file__).parent
-ASKED: dict[str, Any] = json.loads((HERE / "prompt.json").read_text("utf-8"))
-with np.load(HERE / "weights.npz") as file:
+DIRECTORY = Path(__file__).parent
+PROMPT_SPEC: dict[str, Any] = json.loads((DIRECTORY / "prompt.json").read_text("utf-8"))
+with np.load(DIRECTORY / "weights.npz") as file:
     WEIGHTS = dict(file)
-TERMS: list[str] = json.loads((HERE / "vocabulary.json").read_text("utf-8"))["terms"]
+TERMS: list[str] = json.loads((DIRECTORY / "vocabulary.json").read_text("utf-8"))["terms"]
 PLACE = {term: number for number, term in enumerate(TERMS)}
-WORD = re.compile(ASKED["head"]["word"])
-FEWEST, MOST = ASKED["head"]["words"]
+WORD = re.compile(PROMPT_SPEC["head"]["word"])
+FEWEST, MAX_NGRAM = PROMPT_SPEC["head"]["words"]
 
 
 def features(text: str) -> np.ndarray:
     """TF-IDF of one text, [V], of unit length where the text has a known term."""
     words = WORD.findall(text.lower())
-    terms = [" ".join(words[i : i + n]) for n in range(FEWEST, MOST + 1) for i in range(len(words) - n + 1)]
-    found = np.zeros(len(TERMS))
+    terms = [" ".join(words[i : i + n]) for n in range(FEWEST, MAX_NGRAM + 1) for i in range(len(words) - n + 1)]
+    vector = np.zeros(len(TERMS))
     for term, count in Counter(terms).items():
         if term in PLACE:
-            found[PLACE[term]] = 1 + np.log(count) if ASKED["head"]["sublinear"] else count
-    found = found * WEIGHTS["idf"]
-    return found / (np.linalg.norm(found) or 1.0)
+            vector[PLACE[term]] = 1 + np.log(count) if PROMPT_SPEC["head"]["sublinear"] else count
+    vector = vector * WEIGHTS["idf"]
+    return vector / (np.linalg.norm(vector) or 1.0)
 
 
 def scores(texts: list[str]) -> np.ndarray:
     """Log-probabilities [N, C] of the labels, in the order of prompt.json: of each among them all, or where any number
     may be right, of each by itself."""
     logits = np.stack([features(text) for text in texts]) @ WEIGHTS["weight"].T + WEIGHTS["bias"]
-    return log_probabilities(logits, ASKED["output"])
+    return log_probabilities(logits, PROMPT_SPEC["output"])
 
 
 def answers(texts: list[str]) -> list[Any]:
     """The label of each text (or what is said where it is too unsure), or its list of labels."""
-    return labels_of(scores(texts), ASKED["output"])
+    return labels_of(scores(texts), PROMPT_SPEC["output"])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class ChannelReader:
 
     def __init__(self, *, calls: bool = True) -> None:
         self._reads_calls = calls
-        self._held = ""
+        self._buffer = ""
         self._state: Literal["header", "content", "reasoning", "arguments"] = "header"
         self._space = WaitingSpace(leading=False)
         self._written: list[str] = []
@@ -47,51 +47,51 @@ class ChannelReader:
             return False
 
     def push(self, text: str) -> list[ReplyPiece]:
-        found: list[ReplyPiece] = []
+        pieces: list[ReplyPiece] = []
         for start in range(0, len(text), SLICE):
-            self._held += text[start : start + SLICE]
-            while self._header(found) if self._state == "header" else self._body(found):
+            self._buffer += text[start : start + SLICE]
+            while self._header(pieces) if self._state == "header" else self._body(pieces):
                 pass
-        return found
+        return pieces
 
     def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
-        found: list[ReplyPiece] = []
-        held, self._held = "" if cut else self._held, ""
+        pieces: list[ReplyPiece] = []
+        buffered, self._buffer = "" if cut else self._buffer, ""
         if self._state == "header":
             if self._spoken or cut:  # nothing was said under it
                 return []
             self._state = "content"
-        self._say(found, held)
+        self._emit(pieces, buffered)
         if self._state == "arguments":
-            self._end(found)
+            self._end(pieces)
             self._state = "arguments"
         elif self._state == "content" and not self.calls:
-            rest = self._space.take()
-            if rest.strip():
-                found.append(ReplyPiece("content", rest))
-        return found
+            trailing_space = self._space.flush()
+            if trailing_space.strip():
+                pieces.append(ReplyPiece("content", trailing_space))
+        return pieces
 
-    def _header(self, found: list[ReplyPiece]) -> bool:
-        window = self._held[:FRAME_CHARACTERS]
+    def _header(self, pieces: list[ReplyPiece]) -> bool:
+        window = self._buffer[:FRAME_CHARACTERS]
         header, mark, _ = window.partition(_MESSAGE)
         begins = window.lstrip()
-        plausible = any(begins.startswith(one) or one.startswith(begins) for one in _STARTS)
+        plausible = any(begins.startswith(start) or start.startswith(begins) for start in _STARTS)
         if not mark or not plausible:
             if plausible and len(window) < FRAME_CHARACTERS:
                 return False
-            if any(end != self._held and end.startswith(self._held) for end in _ENDS):
+            if any(end != self._buffer and end.startswith(self._buffer) for end in _ENDS):
                 return False  # a mark that is not here in full
             self._open("content")  # no header: it is said as it is, its mark included
-            mark = _END.match(self._held)
+            mark = _END.match(self._buffer)
             at = 0 if mark is None else mark.end()
-            self._say(found, self._held[:at])
-            self._held = self._held[at:]
+            self._emit(pieces, self._buffer[:at])
+            self._buffer = self._buffer[at:]
             return True
-        self._held = self._held[len(header) + len(mark) :]
+        self._buffer = self._buffer[len(header) + len(mark) :]
         recipient, channel = _RECIPIENT.search(header), _CHANNEL.findall(header)
         if recipient is not None and self._reads_calls:
             self._open("arguments")
-            found.append(ReplyPiece("name", recipient.group(1), self.calls))
+            pieces.append(ReplyPiece("name", recipient.group(1), self.calls))
             self.calls += 1
         else:
             self._open("reasoning" if channel[-1:] == ["analysis"] and recipient is None else "content")
@@ -101,33 +101,33 @@ class ChannelReader:
         # messages of one kind are told apart by a line
         self._state, self._space, self._written, self._spoken = state, WaitingSpace(leading=False), [], True
 
-    def _body(self, found: list[ReplyPiece]) -> bool:
-        end = _END.search(self._held)
+    def _body(self, pieces: list[ReplyPiece]) -> bool:
+        end = _END.search(self._buffer)
         if end is None:
-            cut = max(partial_mark(self._held, mark) for mark in _ENDS)
-            text, self._held = self._held[: len(self._held) - cut], self._held[len(self._held) - cut :]
-            self._say(found, text)
+            cut = max(partial_mark(self._buffer, mark) for mark in _ENDS)
+            text, self._buffer = self._buffer[: len(self._buffer) - cut], self._buffer[len(self._buffer) - cut :]
+            self._emit(pieces, text)
             return False
-        text = self._held[: end.start()]
+        text = self._buffer[: end.start()]
         opens = end.group() in {"<|start|>", "<|channel|>"}
-        self._held = self._held[end.start() if opens else end.end() :]
-        self._say(found, text)
-        self._end(found)
+        self._buffer = self._buffer[end.start() if opens else end.end() :]
+        self._emit(pieces, text)
+        self._end(pieces)
         return True
 
-    def _say(self, found: list[ReplyPiece], text: str) -> None:
+    def _emit(self, pieces: list[ReplyPiece], text: str) -> None:
         text = self._space.push(text)
         if text and self._state == "arguments":
             self._written.append(text)
-            found.append(ReplyPiece("arguments", text, self.calls - 1))
+            pieces.append(ReplyPiece("arguments", text, self.calls - 1))
         elif text:
-            found.append(ReplyPiece("reasoning" if self._state == "reasoning" else "content", text))
+            pieces.append(ReplyPiece("reasoning" if self._state == "reasoning" else "content", text))
 
-    def _end(self, found: list[ReplyPiece]) -> None:
+    def _end(self, pieces: list[ReplyPiece]) -> None:
         """A message has ended."""
         if self._state == "arguments":
             if not self._written:
                 self._written.append("{}")
-                found.append(ReplyPiece("arguments", "{}", self.calls - 1))
+                pieces.append(ReplyPiece("arguments", "{}", self.calls - 1))
             self._whole = self._whole and self._is_json()
         self._state = "header"

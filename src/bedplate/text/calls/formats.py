@@ -42,7 +42,7 @@ class Tags:
 @dataclass(frozen=True)
 class Literals:
     """Arguments as a language's literals, behind a head that ends with `begin`: `equals` stands between a parameter's
-    name and its value, `between` from one to the next, `end` after the last. In objects it is a colon. quotes: what
+    name and its value, `separator` from one to the next, `end` after the last. In objects it is a colon. quotes: what
     may stand around a text, of two that begin alike the longer first; quote: the one that texts are written in.
     words: true, false and null. bare: names in objects, and texts, may stand without quotes. ordered: members are
     written by their names' order."""
@@ -50,7 +50,7 @@ class Literals:
     begin: str
     end: str
     equals: str
-    between: str
+    separator: str
     quotes: tuple[str, ...]
     quote: str
     words: tuple[str, str, str]
@@ -61,11 +61,11 @@ class Literals:
 @dataclass(frozen=True)
 class CallFormat:
     """How calls stand in a reply: `begin`, an `opening`, then a `head`, the arguments and a `tail` for each call, with
-    `between` from one to the next, and a `close` after the last. Of several the first is how calls are written; the
+    `separator` from one to the next, and a `close` after the last. Of several the first is how calls are written; the
     others are read as well. White space, and any around JSON's punctuation, may differ.
 
-    signs: what a template that uses it holds; tells: any of them suffices where no format's signs are all there.
-    betweens None: each call has a `begin` of its own, with `apart` before it. literals: how arguments are written
+    signs: what a template that uses it holds; fallback_signs: any of them suffices where no format's signs are all there.
+    betweens None: each call has a `begin` of its own, with `gap` before it. literals: how arguments are written
     behind heads that end in their `begin`. bare: a call may also begin the reply, without `begin`. arguments: how
     templates want those of earlier calls. single: templates show one call of a message only. id_letters: length of a
     call's id where templates insist. open_end: the reply's end closes as well. results: the role in which a template
@@ -78,11 +78,11 @@ class CallFormat:
     tails: tuple[str, ...] = ("}",)
     openings: tuple[str, ...] = ("",)
     betweens: tuple[str, ...] | None = None
-    apart: str = ""
+    gap: str = ""
     closes: tuple[str, ...] = ("",)
     tags: Tags | None = None
     literals: Literals | None = None
-    tells: tuple[str, ...] = ()
+    fallback_signs: tuple[str, ...] = ()
     bare: bool = False
     arguments: Literal["object", "text"] = "object"
     single: bool = False
@@ -96,7 +96,7 @@ class CallFormat:
         return self.openings[0]
 
     @property
-    def between(self) -> str | None:
+    def separator(self) -> str | None:
         return None if self.betweens is None else self.betweens[0]
 
     @property
@@ -117,7 +117,7 @@ class CallFormat:
 
 
 _DEEP, _ENDS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
-_ONE, _SEP, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
+_CALL_BEGIN, _SEP, _ONE_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 _BODY = '{"name": "§", "arguments": '
 _LISTED = ("}", ', "id": "§"}')
 _NAMED = '{"id": "§", "name": "§", "arguments": '
@@ -127,14 +127,14 @@ _JSON_VALUES = Literals("(", ")", "=", ", ", _PYTHON_QUOTES, '"', ("true", "fals
 _GEMMA = Literals("{", "}", ":", ",", ('<|"|>', '"'), '<|"|>', ("true", "false", "null"), bare=True, ordered=True)
 _LLAMA = ('{"name": "§", "parameters": ', '{"type": "function", "name": "§", "parameters": ')
 
-HERMES = CallFormat("hermes", ("<tool_call>",), "<tool_call>", openings=("\n",), apart="\n", closes=("\n</tool_call>",))
+HERMES = CallFormat("hermes", ("<tool_call>",), "<tool_call>", openings=("\n",), gap="\n", closes=("\n</tool_call>",))
 FORMATS = (
     CallFormat("channels", ("<|channel|>", "<|message|>", "functions"), "<|channel|>", single=True, channels=True),
     CallFormat(
         "fenced",
         (_DEEP, "```json"),
         _DEEP,
-        (f"{_ONE}function{_SEP}{NAME}\n```json\n",),
+        (f"{_CALL_BEGIN}function{_SEP}{NAME}\n```json\n",),
         (f"\n```{_ONE_END}",),
         betweens=("\n",),
         closes=(_ENDS,),
@@ -144,7 +144,7 @@ FORMATS = (
         "marked",
         (_DEEP,),
         _DEEP,
-        (f"{_ONE}{NAME}{_SEP}",),
+        (f"{_CALL_BEGIN}{NAME}{_SEP}",),
         (_ONE_END,),
         betweens=("",),
         closes=(_ENDS,),
@@ -176,7 +176,7 @@ FORMATS = (
         (f"<function={NAME}>\n",),
         ("",),
         openings=("\n",),
-        apart="\n",
+        gap="\n",
         closes=("\n</tool_call>",),
         tags=Tags(("<parameter=", ">"), ("", "</parameter>\n"), "\n", "</function>"),
     ),
@@ -186,7 +186,7 @@ FORMATS = (
         "<tool_call>",
         (f"{NAME}\n",),
         ("",),
-        apart="\n",
+        gap="\n",
         closes=("</tool_call>",),
         tags=Tags(("<arg_key>", "</arg_key>"), ("\n<arg_value>", "</arg_value>\n"), "", ""),
     ),
@@ -211,7 +211,7 @@ FORMATS = (
         closes=("]<|tool_call_end|>", "\n<|tool_call_end|>"),
         literals=_PYTHON,
         open_end=True,
-        tells=("<|tool_list_start|>", "List of tools: ["),
+        fallback_signs=("<|tool_list_start|>", "List of tools: ["),
     ),
     CallFormat(
         "lines",
@@ -235,7 +235,7 @@ FORMATS = (
         openings=("[", ""),
         betweens=(", ",),
         closes=("]<|/tool_call|>", "\n<|/tool_call|>"),
-        tells=("<|/tool|>",),
+        fallback_signs=("<|/tool|>",),
         open_end=True,
         results="tool_response",
     ),
@@ -261,7 +261,7 @@ FORMATS = (
         single=True,
     ),
 )
-BY_NAME = {one.name: one for one in FORMATS}
+BY_NAME = {call_format.name: call_format for call_format in FORMATS}
 
 _ON_MESSAGE = re.compile(
     r"""['"](tools|functions)['"] in m\w*|\bm\w*(?:\[0\])?(?:\.get\(|[.\[])['"]?(tools|functions)\b"""
@@ -274,8 +274,8 @@ _PARTS = re.compile(r"(\s+|[{}\[\]:,]|§)")
 @lru_cache(maxsize=64)
 def tools_key(template: str) -> str | None:
     """What a system message calls the text that shows the tools, for a template that is given no list of them."""
-    found = _ON_MESSAGE.search(template)
-    return None if found is None or _TOOLS.search(_ON_MESSAGE.sub("", template)) else found[1] or found[2]
+    match = _ON_MESSAGE.search(template)
+    return None if match is None or _TOOLS.search(_ON_MESSAGE.sub("", template)) else match[1] or match[2]
 
 
 def shows_tools(template: str | None) -> bool:
@@ -296,11 +296,11 @@ def format_of(template: str | None) -> CallFormat | None:
     shows calls, if it does."""
     if template is None:
         return HERMES
-    signed = (one for one in FORMATS if all(sign in template for sign in one.signs))
+    signed = (call_format for call_format in FORMATS if all(sign in template for sign in call_format.signs))
     if not shows_tools(template):
-        return next((one for one in signed if one.channels or "tool_calls" in template), HERMES)
-    told = (one for one in FORMATS if any(sign in template for sign in one.tells))
-    return next(signed, None) or next(told, None)
+        return next((call_format for call_format in signed if call_format.channels or "tool_calls" in template), HERMES)
+    fallback = (call_format for call_format in FORMATS if any(sign in template for sign in call_format.fallback_signs))
+    return next(signed, None) or next(fallback, None)
 
 
 # --- frames
@@ -311,8 +311,8 @@ FRAME_CHARACTERS = 512
 
 def partial_mark(text: str, mark: str) -> int:
     """How many characters at the text's end may be the beginning of a mark."""
-    most = min(len(text), len(mark) - 1)
-    return next((n for n in range(most, 0, -1) if mark.startswith(text[-n:])), 0)
+    max_length = min(len(text), len(mark) - 1)
+    return next((n for n in range(max_length, 0, -1) if mark.startswith(text[-n:])), 0)
 
 
 @dataclass(frozen=True)
@@ -329,15 +329,15 @@ _WORD = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 @lru_cache(maxsize=256)
 def _pieces(frame: str) -> tuple[str, ...]:
     """Literals, names, and "" for white space that may be there."""
-    found: list[str] = []
+    pieces: list[str] = []
     for part in _PARTS.split(frame):
         if part.isspace():
-            found.append("")
+            pieces.append("")
         elif part and part in "{}[]:,":
-            found += ["", part, ""]
+            pieces += ["", part, ""]
         elif part:
-            found.append(part)
-    return tuple(found)
+            pieces.append(part)
+    return tuple(pieces)
 
 
 def find_frame(frame: str, text: str) -> Framed | Literal["begun"] | None:
@@ -355,8 +355,8 @@ def find_frame(frame: str, text: str) -> Framed | Literal["begun"] | None:
             if at == len(text):
                 return "begun"
         else:
-            there = text[at : at + len(piece)]
-            if there != piece:
-                return "begun" if piece.startswith(there) and at + len(there) == len(text) else None
+            segment = text[at : at + len(piece)]
+            if segment != piece:
+                return "begun" if piece.startswith(segment) and at + len(segment) == len(text) else None
             at += len(piece)
     return Framed(at, tuple(names))

@@ -40,19 +40,19 @@ def call_grammar_source(
 def call_grammar(source: str) -> str:
     """The rules (in llguidance's dialect of Lark) for such a text: free text or calls, and a call that was begun is
     valid to its end. RequestError (code invalid_grammar) names the tool whose parameters cannot be enforced."""
-    asked = json.loads(source)
-    written, spell = BY_NAME[asked["format"]], Spelling(asked["marks"])
+    spec = json.loads(source)
+    written, spell = BY_NAME[spec["format"]], Spelling(spec["marks"])
     rules = [
         rule
-        for number, tool in enumerate(asked["tools"])
+        for number, tool in enumerate(spec["tools"])
         for rule in _tool_rules(number, tool["name"], tool["parameters"], written, spell)
     ]
-    body = " | ".join(f"tool{number}" for number in range(len(asked["tools"])))
-    answer = None if asked["required"] else _answer(asked["answer"], written)
+    body = " | ".join(f"tool{number}" for number in range(len(spec["tools"])))
+    answer = None if spec["required"] else _answer(spec["answer"], written)
     if answer is not None:
         rules.append(f"reply: {answer}")
-    asked["held"] = answer is not None
-    frame = _channels(asked, spell) if written.channels else _frame(asked, written, spell)
+    spec["held"] = answer is not None
+    frame = _channels(spec, spell) if written.channels else _frame(spec, written, spell)
     return "\n".join((*frame, f"body: {body}", _FREE, *rules))
 
 
@@ -120,9 +120,13 @@ def _tagged(number: int, name: str, parameters: Mapping[str, Any], tags: Tags, s
             one_of = " | ".join(spell(text + end) for text in schema.get("enum", [schema.get("const")]))
             rules.append(f"{rule}: {begin} ({one_of})")
         else:
-            held = sorted(schema.keys() & {"pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf"})
-            if held:
-                raise _refused(name, f": {held[0]} of {key!r} cannot be enforced in texts that stand between tags")
+            constraints = sorted(
+                schema.keys() & {"pattern", "format", "minLength", "maxLength", "anyOf", "oneOf", "allOf"}
+            )
+            if constraints:
+                raise _refused(
+                    name, f": {constraints[0]} of {key!r} cannot be enforced in texts that stand between tags"
+                )
             rules.append(f"{rule}: {begin} {rule}v\n{spell.after_text(rule + 'v', end)}")
     body = " ".join([*parts, spell(tags.end)]).strip()
     return [f"args{number}: {body}" if body else f'args{number}: ""', *rules]
@@ -132,22 +136,22 @@ def _schema(schema: Any) -> Mapping[str, Any]:
     return {} if schema is True else schema
 
 
-def _frame(asked: Mapping[str, Any], written: CallFormat, spell: Spelling) -> list[str]:
+def _frame(spec: Mapping[str, Any], written: CallFormat, spell: Spelling) -> list[str]:
     """Calls behind their mark, or text that may become them; and before either, reasoning."""
     opening, close = spell(written.opening), spell(written.close)
-    many = asked["parallel"] and not written.single
-    if written.between is None:
-        again = f"({spell(written.apart + written.begin)} {opening} body {close})*" if many else ""
-        calls = f"{opening} body {close} {again}"
+    is_parallel = spec["parallel"] and not written.single
+    if written.separator is None:
+        repeated_calls = f"({spell(written.gap + written.begin)} {opening} body {close})*" if is_parallel else ""
+        calls = f"{opening} body {close} {repeated_calls}"
     else:
-        more = f"({spell(written.between)} body)*" if many else ""
-        calls = f"{opening} body {more} {close}"
-    thought, rules = _thought(asked, spell)
+        repeated_bodies = f"({spell(written.separator)} body)*" if is_parallel else ""
+        calls = f"{opening} body {repeated_bodies} {close}"
+    thought, rules = _thought(spec, spell)
     rules.append(f"calls: {calls}")
     begin = "" if written.bare else spell(written.begin)
-    if asked["required"]:
+    if spec["required"]:
         return [f"start: {thought} {begin} calls", *rules]
-    if asked["held"]:
+    if spec["held"]:
         return [f"start: {thought} (reply | {begin} calls)", *rules]
     # What begins like a call that is the whole reply has to be one.
     text, bare = ("PLAIN?", " | calls") if written.bare else ("TEXT", "")
@@ -155,27 +159,27 @@ def _frame(asked: Mapping[str, Any], written: CallFormat, spell: Spelling) -> li
     return [f"start: {thought} (text | head calls{bare})", f"text: {text}", head, "PLAIN: /[^{\\s](.|\\n)*/", *rules]
 
 
-def _thought(asked: Mapping[str, Any], spell: Spelling) -> tuple[str, list[str]]:
+def _thought(spec: Mapping[str, Any], spell: Spelling) -> tuple[str, list[str]]:
     """What stands for reasoning in the start rule, and its rules. Where it may begin and text may follow without it,
     text is all that it is for the grammar, unless its mark is a token of its own."""
-    if asked["thinking"] is None:
+    if spec["thinking"] is None:
         return "", []
-    opening, closing = asked["thinking"]
+    opening, closing = spec["thinking"]
     rules = [spell.after_text("thought", closing), "SPACE: /\\s+/"]
-    held = asked["required"] or asked["held"]
-    space = "SPACE?" if held else ""
-    if asked["opened"]:
+    is_constrained = spec["required"] or spec["held"]
+    space = "SPACE?" if is_constrained else ""
+    if spec["opened"]:
         return f"thought {space}", rules
-    if held or any(mark in opening for mark in asked["marks"]):
+    if is_constrained or any(mark in opening for mark in spec["marks"]):
         return f"({spell(opening)} thought {space})?", rules
     return "", []
 
 
-def _channels(asked: Mapping[str, Any], spell: Spelling) -> list[str]:
+def _channels(spec: Mapping[str, Any], spell: Spelling) -> list[str]:
     """Reasoning and preambles, then one call or the answer. The token that ends it ends the reply."""
     channel, message = spell("<|channel|>"), spell("<|message|>")
-    last = "call" if asked["required"] else "(call | answer)"
-    text = "reply" if asked["held"] else "TEXT"
+    last = "call" if spec["required"] else "(call | answer)"
+    text = "reply" if spec["held"] else "TEXT"
     return [
         f"start: (told {spell('<|start|>assistant')})* {last}",
         f'told: {channel} ("analysis" | "commentary") {message} said',

@@ -50,9 +50,13 @@ class Unwritable(Exception):
 
 def _fits(value: Any, node: Mapping[str, Any]) -> bool:
     """Whether a listed value is of the schema's types, and its constant if it has one."""
-    told: Any = node.get("type", list(_TYPES))
-    kinds: Sequence[str] = [told] if isinstance(told, str) else told
-    typed = any(isinstance(value, _TYPES[kind]) for kind in kinds if isinstance(value, bool) is (kind == "boolean"))
+    declared: Any = node.get("type", list(_TYPES))
+    types: Sequence[str] = [declared] if isinstance(declared, str) else declared
+    typed = any(
+        isinstance(value, _TYPES[type_name])
+        for type_name in types
+        if isinstance(value, bool) is (type_name == "boolean")
+    )
     return typed and value == node.get("const", value)
 
 
@@ -100,7 +104,7 @@ class LiteralRules:
             if self._json_words:
                 return self._json(node)
             try:
-                return " | ".join(list(self._ways(node)))
+                return " | ".join(list(self._alternatives(node)))
             except Unwritable:
                 if self._written.bare:
                     raise
@@ -108,47 +112,49 @@ class LiteralRules:
 
         return self._shared(f"node {id(node)}", right)
 
-    def _ways(self, node: Mapping[str, Any]) -> Iterator[str]:
+    def _alternatives(self, node: Mapping[str, Any]) -> Iterator[str]:
         """The alternatives of one schema."""
-        held = node.keys() - ANNOTATIONS - _DEFINITIONS
-        if held & {"enum", "const"}:
-            self._check(held - {"enum", "const", "type"})
-            listed = [one for one in node.get("enum", [node.get("const")]) if _fits(one, node)]
-            self._check(set() if listed else held)
-            for one in listed:
-                yield self._spell(Literal(self._written).value(one))
-                if isinstance(one, str) and not self._written.bare and _SINGLE_INSIDE.fullmatch(one):
-                    yield self._spell(f"'{one}'")
+        keywords = node.keys() - ANNOTATIONS - _DEFINITIONS
+        if keywords & {"enum", "const"}:
+            self._check(keywords - {"enum", "const", "type"})
+            listed = [candidate for candidate in node.get("enum", [node.get("const")]) if _fits(candidate, node)]
+            self._check(set() if listed else keywords)
+            for constant in listed:
+                yield self._spell(Literal(self._written).value(constant))
+                if isinstance(constant, str) and not self._written.bare and _SINGLE_INSIDE.fullmatch(constant):
+                    yield self._spell(f"'{constant}'")
             return
-        if "anyOf" in held:
-            self._check(held - {"anyOf"})
-            for one in node["anyOf"]:
-                yield self._value(one)
+        if "anyOf" in keywords:
+            self._check(keywords - {"anyOf"})
+            for branch in node["anyOf"]:
+                yield self._value(branch)
             return
-        told: Any = node.get("type", "object" if "properties" in node else ())
-        kinds: Sequence[str] = [told] if isinstance(told, str) else told
-        self._check(held - {"type"}.union(*(_KEYWORDS[kind] for kind in kinds)))
-        for kind in kinds:
-            yield self._kind(kind, node)
+        declared: Any = node.get("type", "object" if "properties" in node else ())
+        types: Sequence[str] = [declared] if isinstance(declared, str) else declared
+        self._check(keywords - {"type"}.union(*(_KEYWORDS[name] for name in types)))
+        for type_name in types:
+            yield self._rule_of_type(type_name, node)
 
     def _check(self, odd: Sequence[str] | set[str] | frozenset[str]) -> None:
         if odd:
             raise Unwritable(min(odd))
 
-    def _kind(self, kind: str, node: Mapping[str, Any]) -> str:
+    def _rule_of_type(self, type_name: str, node: Mapping[str, Any]) -> str:
         true, false, null = (self._spell(word) for word in self._written.words)
-        if kind == "boolean":
+        if type_name == "boolean":
             return f"({true} | {false})"
-        if kind == "null":
+        if type_name == "null":
             return null
-        if kind == "string":
+        if type_name == "string":
             return self._text()
-        if kind == "array":
+        if type_name == "array":
             return self._array(node)
-        if kind == "object":
+        if type_name == "object":
             colon = self._written.equals if self._written.bare else ": "
             return f'"{{" {self._object(node, colon, self._key_of)} "}}"'
-        return self._rule(as_json({**{key: node[key] for key in _KEYWORDS[kind] if key in node}, "type": kind}))
+        return self._rule(
+            as_json({**{key: node[key] for key in _KEYWORDS[type_name] if key in node}, "type": type_name})
+        )
 
     def _key_of(self, key: str) -> str:
         return self._spell(key if self._written.bare else json.dumps(key, ensure_ascii=False))
@@ -165,20 +171,24 @@ class LiteralRules:
         return self._names["text"]
 
     def _array(self, node: Mapping[str, Any]) -> str:
-        items, between = self._value(node.get("items", True)), self._spell(self._written.between)
-        least, most = node.get("minItems", 0), node.get("maxItems")
-        if most is not None and most < least:
-            raise Unwritable(f"minItems {least} above maxItems {most}")
-        if most == 0:
+        item_rule, separator = self._value(node.get("items", True)), self._spell(self._written.separator)
+        min_items, max_items = node.get("minItems", 0), node.get("maxItems")
+        if max_items is not None and max_items < min_items:
+            raise Unwritable(f"minItems {min_items} above maxItems {max_items}")
+        if max_items == 0:
             return '"[" "]"'
-        count = "*" if least < 2 and most is None else f"{{{max(least - 1, 0)},{'' if most is None else most - 1}}}"
-        more = f"({between} {items}){count}"
-        inside = f"{items} {more}"
-        return f'"[" {inside} "]"' if least else f'"[" ({inside})? "]"'
+        count = (
+            "*"
+            if min_items < 2 and max_items is None
+            else f"{{{max(min_items - 1, 0)},{'' if max_items is None else max_items - 1}}}"
+        )
+        repeats = f"({separator} {item_rule}){count}"
+        inside = f"{item_rule} {repeats}"
+        return f'"[" {inside} "]"' if min_items else f'"[" ({inside})? "]"'
 
     def _any(self) -> str:
         def right() -> str:
-            return " | ".join(self._kind(kind, {}) for kind in _KEYWORDS if kind != "integer")
+            return " | ".join(self._rule_of_type(type_name, {}) for type_name in _KEYWORDS if type_name != "integer")
 
         return self._shared("any", right)
 
@@ -193,13 +203,13 @@ class LiteralRules:
             return self._free(node.get("additionalProperties", True), equals)
         if isinstance(node.get("additionalProperties"), Mapping):
             raise Unwritable("additionalProperties")
-        between = self._spell(self._written.between)
+        separator = self._spell(self._written.separator)
         first, after = '""', '""'  # what may follow while none was written, and after one was
         for key in reversed(in_order(properties, self._written)):
             member = f"{spelled(key)} {self._spell(equals)} {self._value(properties[key])}"
-            rest = self._rule(f"{between} {member} {after}" + ("" if key in required else f" | {after}"))
+            tail = self._rule(f"{separator} {member} {after}" + ("" if key in required else f" | {after}"))
             first = self._rule(f"{member} {after}" + ("" if key in required else f" | {first}"))
-            after = rest
+            after = tail
         return first
 
     def _free(self, values: Any, equals: str) -> str:
@@ -209,4 +219,4 @@ class LiteralRules:
         plain = self._written.bare or equals == self._written.equals
         key = self._shared("key", lambda: "/[A-Za-z_][A-Za-z0-9_]*/") if plain else self._text()
         member = f"{key} {self._spell(equals)} {self._value(values)}"
-        return f"({member} ({self._spell(self._written.between)} {member})*)?"
+        return f"({member} ({self._spell(self._written.separator)} {member})*)?"

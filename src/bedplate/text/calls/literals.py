@@ -29,8 +29,8 @@ _HEX = re.compile(r"[0-9a-fA-F]*")
 
 def begins_literals(text: str, written: Literals) -> bool | None:
     """Whether arguments stand at the text's start; None where that cannot be told yet."""
-    rest = text.lstrip()
-    return rest.startswith(written.end) or _named(rest, written)
+    stripped = text.lstrip()
+    return stripped.startswith(written.end) or _named(stripped, written)
 
 
 def is_plain_key(key: str, written: Literals) -> bool:
@@ -38,14 +38,14 @@ def is_plain_key(key: str, written: Literals) -> bool:
     return _KEYS[written.bare].fullmatch(key) is not None and key == key.strip() and len(key) < FRAME_CHARACTERS
 
 
-def _named(rest: str, written: Literals) -> bool | None:
+def _named(text: str, written: Literals) -> bool | None:
     """Whether a name and its `equals` stand at the start."""
-    if written.bare and rest.startswith(written.quotes):
+    if written.bare and text.startswith(written.quotes):
         return True
-    key = _KEYS[written.bare].match(rest)
+    key = _KEYS[written.bare].match(text)
     if key is None:
-        return None if not rest or (written.bare and written.quotes[0].startswith(rest)) else False
-    after = rest[key.end() :].lstrip()
+        return None if not text or (written.bare and written.quotes[0].startswith(text)) else False
+    after = text[key.end() :].lstrip()
     return after.startswith(written.equals) if after else None
 
 
@@ -55,7 +55,7 @@ class LiteralReader:
     def __init__(self, written: Literals) -> None:
         self._written = written
         self._text, self._at = "", 0
-        self._said: list[str] = ["{"]
+        self._output: list[str] = ["{"]
         self._inside = ["call"]
         """The brackets that are open."""
         self._due: Literal["key", "equals", "value", "more"] = "key"
@@ -70,12 +70,12 @@ class LiteralReader:
         status: Status = "on"
         while self._inside and status == "on":
             status = self._step()
-        said, self._said = "".join(self._said), []
-        return said, text[self._at :], "done" if status == "on" else status
+        json_text, self._output = "".join(self._output), []
+        return json_text, text[self._at :], "done" if status == "on" else status
 
     def _step(self) -> Status:
         if self._quote:
-            return self._within()
+            return self._read_quoted()
         space = _SPACE.match(self._text, self._at)
         self._at = len(self._text) if space is None else space.end()
         if self._at == len(self._text):
@@ -83,7 +83,7 @@ class LiteralReader:
         listed = self._inside[-1] in ("[", "(")
         if (self._due in ("key", "more") or listed) and self._text.startswith(self._end, self._at):
             self._at += len(self._end)
-            self._said.append("]" if listed else "}")
+            self._output.append("]" if listed else "}")
             self._inside.pop()
             self._first, self._due = False, "more"
             return "on"
@@ -98,12 +98,12 @@ class LiteralReader:
         """What closes the innermost bracket."""
         return _CLOSING.get(self._inside[-1], self._written.end)
 
-    def _sign(self, sign: str, due: Literal["key", "value"], said: str = "") -> Status:
+    def _sign(self, sign: str, due: Literal["key", "value"], json_text: str = "") -> Status:
         if self._text[self._at] != sign:
             return "broken"
         self._at += 1
         self._due = due
-        self._said += [said] if said else []
+        self._output += [json_text] if json_text else []
         return "on"
 
     def _begin(self) -> Status:
@@ -113,36 +113,36 @@ class LiteralReader:
         if not is_key or self._inside[-1] != "call" or self._written.bare:
             for quote in self._written.quotes:
                 if text.startswith(quote, at):
-                    self._say('"', len(quote))
+                    self._emit('"', len(quote))
                     self._quote = quote
                     return "on"
                 if quote.startswith(text[at : at + len(quote)]):
                     return "more"
         if not is_key and text[at] in ("[{" if self._written.bare else "[{("):
-            self._say("{" if text[at] == "{" else "[", 1)
+            self._emit("{" if text[at] == "{" else "[", 1)
             self._inside.append(text[at])
             self._first, self._due = True, "key" if text[at] == "{" else "value"
             return "on"
         pattern = (_KEYS if is_key else _UNQUOTED)[self._written.bare]
-        found = pattern.match(text, at, at + FRAME_CHARACTERS)
-        if found is None or found.end() == at + FRAME_CHARACTERS:
+        match = pattern.match(text, at, at + FRAME_CHARACTERS)
+        if match is None or match.end() == at + FRAME_CHARACTERS:
             return "broken"
-        if found.end() == len(text):
+        if match.end() == len(text):
             return "more"
-        if text[found.end()] in "([{\"'":
+        if text[match.end()] in "([{\"'":
             return "broken"
-        word = found.group().strip()
-        said = json.dumps(word, ensure_ascii=False) if is_key else self._unquoted(word)
-        if said is None:
+        word = match.group().strip()
+        json_text = json.dumps(word, ensure_ascii=False) if is_key else self._unquoted(word)
+        if json_text is None:
             return "broken"
-        self._say(said, len(found.group()))
+        self._emit(json_text, len(match.group()))
         self._due = "equals" if is_key else "more"
         return "on"
 
-    def _say(self, said: str, length: int) -> None:
+    def _emit(self, json_text: str, length: int) -> None:
         """A key or value begins, written in so many characters; all but the first in a bracket behind a comma."""
         follows = not self._first and (self._is_key or self._inside[-1] in ("[", "("))
-        self._said.append(f", {said}" if follows else said)
+        self._output.append(f", {json_text}" if follows else json_text)
         self._first = False
         self._at += length
 
@@ -160,7 +160,7 @@ class LiteralReader:
             pass
         return json.dumps(text, ensure_ascii=False) if self._written.bare or _NAME.fullmatch(text) else None
 
-    def _within(self) -> Status:
+    def _read_quoted(self) -> Status:
         """A text, up to its quote or its next backslash."""
         quote, begin = self._quote, self._at
         ends = self._text.find(quote, begin)
@@ -181,13 +181,13 @@ class LiteralReader:
         if not closes:
             self._add(quote)
             return "on"
-        self._said.append('"')
+        self._output.append('"')
         self._quote = ""
         self._due = "equals" if self._is_key else "more"
         return "on"
 
     def _add(self, text: str) -> None:
-        self._said.append(json.dumps(text, ensure_ascii=False)[1:-1])
+        self._output.append(json.dumps(text, ensure_ascii=False)[1:-1])
 
     def _escape(self) -> Status:
         code = self._text[self._at + 1 : self._at + 2]
@@ -200,7 +200,7 @@ class LiteralReader:
                 return "more"
             number = int(digits, 16)
             if code == "u":  # half of a pair may stand there, which JSON writes as well
-                self._said.append(f"\\u{digits}")
+                self._output.append(f"\\u{digits}")
             else:
                 self._add(chr(number) if number < 0xD800 or 0xDFFF < number < 0x110000 else f"\\{code}{digits}")
         else:
@@ -213,16 +213,16 @@ class LiteralReader:
     def _closes(self, at: int) -> bool | None:
         """Whether a quote that ends here ends its text; None where that cannot be told yet."""
         window = self._text[at : at + FRAME_CHARACTERS]
-        rest, inside = window.lstrip(), self._inside[-1]
-        found: bool | None
-        if not rest:
-            found = None
+        stripped, inside = window.lstrip(), self._inside[-1]
+        closes: bool | None
+        if not stripped:
+            closes = None
         elif self._is_key:
-            found = rest.startswith(self._written.equals if inside == "call" else ":")
-        elif rest.startswith(self._end):
-            found = True
-        elif inside == "call" and rest[0] == ",":
-            found = begins_literals(rest[1:], self._written)
+            closes = stripped.startswith(self._written.equals if inside == "call" else ":")
+        elif stripped.startswith(self._end):
+            closes = True
+        elif inside == "call" and stripped[0] == ",":
+            closes = begins_literals(stripped[1:], self._written)
         else:
-            found = rest[0] == ","
-        return found if found is not None or len(window) < FRAME_CHARACTERS else False
+            closes = stripped[0] == ","
+        return closes if closes is not None or len(window) < FRAME_CHARACTERS else False

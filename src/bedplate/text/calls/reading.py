@@ -25,7 +25,7 @@ class ReplyPiece:
     """What newly read text adds: to the reply's `content` or `reasoning`, or to a call: its `name`, then pieces of its
     `arguments`. `call` counts from 0."""
 
-    kind: Literal["content", "reasoning", "name", "arguments"]
+    section: Literal["content", "reasoning", "name", "arguments"]
     text: str
     call: int = -1
 
@@ -67,7 +67,7 @@ class WaitingSpace:
     """White space waits for what follows it: it is dropped at the end, and (leading=False) at the beginning."""
 
     def __init__(self, *, leading: bool = True) -> None:
-        self._held: list[str] = []
+        self._pending: list[str] = []
         self._begun = leading
 
     def push(self, text: str) -> str:
@@ -75,18 +75,18 @@ class WaitingSpace:
         if not self._begun:
             text = text.lstrip()
             self._begun = bool(text)
-        kept = text.rstrip()
-        if kept:
-            before, self._held = "".join(self._held), []
-            kept, text = before + kept, text[len(kept) :]
+        stripped = text.rstrip()
+        if stripped:
+            before, self._pending = "".join(self._pending), []
+            stripped, text = before + stripped, text[len(stripped) :]
         if text:
-            self._held.append(text)
-        return kept
+            self._pending.append(text)
+        return stripped
 
-    def take(self) -> str:
+    def flush(self) -> str:
         """What waits, all of it."""
-        held, self._held = "".join(self._held), []
-        return held
+        pending, self._pending = "".join(self._pending), []
+        return pending
 
 
 class CallReader:
@@ -95,7 +95,7 @@ class CallReader:
     def __init__(self, written: CallFormat = HERMES, tools: Sequence[Tool] = ()) -> None:
         self._format = written
         self._properties = {tool.name: tool.schema.get("properties", {}) for tool in tools}
-        self._held = ""
+        self._buffer = ""
         self._state: Literal["content", "head", "arguments", "key", "value", "tail", "next"] = "content"
         self._opener = ""
         self._broken = False
@@ -109,34 +109,34 @@ class CallReader:
 
     @property
     def closed(self) -> bool:
-        ended = not self._format.close or (self._format.open_end and self._held.strip() in ("", "]"))
-        done = self._state == "content" or (self._state == "next" and ended)
-        return not self._broken and (done or (self._state == "head" and not self._opener and not self._held))
+        ended = not self._format.close or (self._format.open_end and self._buffer.strip() in ("", "]"))
+        is_complete = self._state == "content" or (self._state == "next" and ended)
+        return not self._broken and (is_complete or (self._state == "head" and not self._opener and not self._buffer))
 
     def push(self, text: str) -> list[ReplyPiece]:
-        found: list[ReplyPiece] = []
+        pieces: list[ReplyPiece] = []
         for start in range(0, len(text), SLICE):
-            self._held += text[start : start + SLICE]
-            while self._step(found):
+            self._buffer += text[start : start + SLICE]
+            while self._step(pieces):
                 pass
-        return found
+        return pieces
 
     def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
         """A call without a name yet is given as the text that it is, unless it was cut off before it had one."""
-        space, held, self._held = self._space.take(), self._held, ""
+        space, buffered, self._buffer = self._space.flush(), self._buffer, ""
         if self._state == "value":  # as far as it was written
-            found: list[ReplyPiece] = []
-            self._say(found, self._member("".join(self._value) + ("" if cut else held))[:-1])
-            return found
+            pieces: list[ReplyPiece] = []
+            self._emit_arguments(pieces, self._member("".join(self._value) + ("" if cut else buffered))[:-1])
+            return pieces
         if self._state not in ("head", "content"):
             return []
         if self._state == "head":
-            held = self._opener + held
-        self._broken = self._broken or (bool(held) and (cut or self._state == "head"))
-        text = "" if cut and held else space + held
+            buffered = self._opener + buffered
+        self._broken = self._broken or (bool(buffered) and (cut or self._state == "head"))
+        text = "" if cut and buffered else space + buffered
         return [ReplyPiece("content", text)] if text and not (self.calls and not text.strip()) else []
 
-    def _step(self, found: list[ReplyPiece]) -> bool:
+    def _step(self, pieces: list[ReplyPiece]) -> bool:
         """One move; False where more text is needed."""
         move = {
             "content": self._content,
@@ -147,79 +147,79 @@ class CallReader:
             "tail": self._tail,
             "next": self._next,
         }
-        return move[self._state](found)
+        return move[self._state](pieces)
 
-    def _content(self, found: list[ReplyPiece]) -> bool:
-        before, tag, after = self._held.partition(self._format.begin)
+    def _content(self, pieces: list[ReplyPiece]) -> bool:
+        before, tag, after = self._buffer.partition(self._format.begin)
         if tag:
-            text, self._held, self._opener, self._state = self._space.push(before), after, tag, "head"
+            text, self._buffer, self._opener, self._state = self._space.push(before), after, tag, "head"
         else:
             cut = partial_mark(before, self._format.begin)
-            text, self._held = self._space.push(before[: len(before) - cut]), before[len(before) - cut :]
+            text, self._buffer = self._space.push(before[: len(before) - cut]), before[len(before) - cut :]
         if text:
-            found.append(ReplyPiece("content", text))
+            pieces.append(ReplyPiece("content", text))
         return bool(tag)
 
-    def _head(self, found: list[ReplyPiece]) -> bool:
+    def _head(self, pieces: list[ReplyPiece]) -> bool:
         bare = self._format.bare and not self._opener
         begins = [self._format.begin, ""] if bare else [""]
         starts = [begin + opening for begin in begins for opening in self._format.openings]
         frames = [start + head for start in starts for head in self._format.heads]
-        if self._call(found, frames):
+        if self._call(pieces, frames):
             return True
-        if len(self._held) < FRAME_CHARACTERS and any(self._begun(frame) for frame in frames):
+        if len(self._buffer) < FRAME_CHARACTERS and any(self._begun(frame) for frame in frames):
             return False
         self._broken = self._broken or bool(self._opener)
         text, self._opener, self._state = self._space.push(self._opener), "", "content"
         if text:
-            found.append(ReplyPiece("content", text))
+            pieces.append(ReplyPiece("content", text))
         return True
 
     @property
     def _window(self) -> str:
         """What a frame may be found in: so it does not matter how much more there is already."""
-        return self._held[:FRAME_CHARACTERS]
+        return self._buffer[:FRAME_CHARACTERS]
 
     def _begun(self, frame: str) -> bool:
         """Whether the held text may become a head."""
-        seen = find_frame(frame, self._window)
-        return seen == "begun" or (isinstance(seen, Framed) and self._follow(frame, seen) is None)
+        frame_match = find_frame(frame, self._window)
+        return frame_match == "begun" or (isinstance(frame_match, Framed) and self._follow(frame, frame_match) is None)
 
-    def _follow(self, frame: str, seen: Framed) -> bool | None:
+    def _follow(self, frame: str, frame_match: Framed) -> bool | None:
         """Whether arguments stand behind a head; None where that cannot be told yet."""
-        rest, literals = self._window[seen.end :].lstrip(), self._format.literals_behind(frame)
+        following, literals = self._window[frame_match.end :].lstrip(), self._format.literals_behind(frame)
         if literals is not None:
-            return begins_literals(rest, literals)
-        return True if self._format.tags is not None else rest.startswith("{") if rest else None
+            return begins_literals(following, literals)
+        return True if self._format.tags is not None else following.startswith("{") if following else None
 
-    def _call(self, found: list[ReplyPiece], frames: Sequence[str]) -> bool:
+    def _call(self, pieces: list[ReplyPiece], frames: Sequence[str]) -> bool:
         """Whether one of the frames stands here, with arguments behind it: then a call begins."""
         tagged = self._format.tags is not None
         for frame in frames:
-            seen = find_frame(frame, self._window)
-            if isinstance(seen, Framed) and self._follow(frame, seen):
-                rest = self._held[seen.end :]
+            frame_match = find_frame(frame, self._window)
+            if isinstance(frame_match, Framed) and self._follow(frame, frame_match):
+                remaining = self._buffer[frame_match.end :]
                 # of an id and a name, in either order, the id is not kept
                 named = 1 if '"id"' in frame else 0
-                self._tool = seen.names[named]
-                found.append(ReplyPiece("name", self._tool, self.calls))
+                self._tool = frame_match.names[named]
+                pieces.append(ReplyPiece("name", self._tool, self.calls))
                 self.calls += 1
-                self._space.take()
-                self._held, self._keys = rest.lstrip(), 0
+                self._space.flush()
+                self._buffer, self._keys = remaining.lstrip(), 0
                 literals = self._format.literals_behind(frame)
                 self._literal = None if literals is None else LiteralReader(literals)
                 self._state = "key" if tagged else "arguments"
                 return True
         return False
 
-    def _take_arguments(self, found: list[ReplyPiece]) -> bool:
+    def _take_arguments(self, pieces: list[ReplyPiece]) -> bool:
         if self._literal is not None:
-            said, self._held, status = self._literal.read(self._held)
-            self._say(found, said)
+            json_text, self._buffer, status = self._literal.read(self._buffer)
+            self._emit_arguments(pieces, json_text)
             self._state = "next" if status == "done" else "arguments"
             return self._break() if status == "broken" else status == "done"
-        end = len(self._held)
-        for place, character in enumerate(self._held):
+        end = len(self._buffer)
+        for place, character in enumerate(self._buffer):
             if self._quoted:
                 if self._escaped:
                     self._escaped = False
@@ -236,47 +236,47 @@ class CallReader:
                 if self._depth == 0:
                     end, self._state = place + 1, "tail"
                     break
-        self._say(found, self._held[:end])
-        self._held = self._held[end:]
+        self._emit_arguments(pieces, self._buffer[:end])
+        self._buffer = self._buffer[end:]
         return self._state == "tail"
 
-    def _say(self, found: list[ReplyPiece], text: str) -> None:
+    def _emit_arguments(self, pieces: list[ReplyPiece], text: str) -> None:
         if text:
-            found.append(ReplyPiece("arguments", text, self.calls - 1))
+            pieces.append(ReplyPiece("arguments", text, self.calls - 1))
 
-    def _take_key(self, found: list[ReplyPiece]) -> bool:
+    def _take_key(self, pieces: list[ReplyPiece]) -> bool:
         tags = self._format.tags
         assert tags is not None
-        self._held = self._held.lstrip()
+        self._buffer = self._buffer.lstrip()
         opened, closing = tags.key[0], tags.key[1].rstrip()
-        if self._held.startswith(opened):
-            key, tag, rest = self._window[len(opened) :].partition(closing)
-            value = find_frame(tags.value[0], rest) if tag else "begun"
+        if self._buffer.startswith(opened):
+            key, tag, remaining = self._window[len(opened) :].partition(closing)
+            value = find_frame(tags.value[0], remaining) if tag else "begun"
             if isinstance(value, Framed):
                 at = len(opened) + len(key) + len(closing) + value.end
-                self._key, self._value, self._held = key, [], self._held[at:]
+                self._key, self._value, self._buffer = key, [], self._buffer[at:]
                 self._state = "value"
                 return True
-            if value == "begun" and len(self._held) < FRAME_CHARACTERS:
+            if value == "begun" and len(self._buffer) < FRAME_CHARACTERS:
                 return False
             return self._break()
         end = find_frame(tags.end or self._format.close, self._window)
         if isinstance(end, Framed):
-            self._say(found, "}" if self._keys else "{}")
-            self._held, self._state = self._held[end.end if tags.end else 0 :], "next"
+            self._emit_arguments(pieces, "}" if self._keys else "{}")
+            self._buffer, self._state = self._buffer[end.end if tags.end else 0 :], "next"
             return True
-        return False if opened.startswith(self._held) or end == "begun" else self._break()
+        return False if opened.startswith(self._buffer) or end == "begun" else self._break()
 
-    def _take_value(self, found: list[ReplyPiece]) -> bool:
+    def _take_value(self, pieces: list[ReplyPiece]) -> bool:
         tags = self._format.tags
         assert tags is not None
         mark = tags.value[1].rstrip()
-        before, tag, after = self._held.partition(mark)
+        before, tag, after = self._buffer.partition(mark)
         cut = 0 if tag else partial_mark(before, mark)
         self._value.append(before[: len(before) - cut])
-        self._held = after if tag else before[len(before) - cut :]
+        self._buffer = after if tag else before[len(before) - cut :]
         if tag:
-            self._say(found, self._member("".join(self._value)))
+            self._emit_arguments(pieces, self._member("".join(self._value)))
             self._keys += 1
             self._state = "key"
         return bool(tag)
@@ -288,27 +288,27 @@ class CallReader:
         value = _value(text.removeprefix(tags.pad).removesuffix(tags.pad), schema)
         return f"{', ' if self._keys else '{'}{json.dumps(self._key, ensure_ascii=False)}: {value}"
 
-    def _tail(self, found: list[ReplyPiece]) -> bool:
-        seen = [find_frame(tail, self._window) for tail in self._format.tails]
-        done = next((one for one in seen if isinstance(one, Framed)), None)
-        if done is not None:
-            self._held, self._state = self._held[done.end :], "next"
+    def _tail(self, pieces: list[ReplyPiece]) -> bool:
+        matches = [find_frame(tail, self._window) for tail in self._format.tails]
+        tail_match = next((match for match in matches if isinstance(match, Framed)), None)
+        if tail_match is not None:
+            self._buffer, self._state = self._buffer[tail_match.end :], "next"
             return True
-        return False if "begun" in seen and len(self._held) < FRAME_CHARACTERS else self._break()
+        return False if "begun" in matches and len(self._buffer) < FRAME_CHARACTERS else self._break()
 
-    def _next(self, found: list[ReplyPiece]) -> bool:
+    def _next(self, pieces: list[ReplyPiece]) -> bool:
         """Another call, or the end of them."""
         written = self._format
-        frames = [between + head for between in written.betweens or () for head in written.heads]
-        if self._call(found, frames):
+        frames = [separator + head for separator in written.betweens or () for head in written.heads]
+        if self._call(pieces, frames):
             return True
         closes = [find_frame(close, self._window) for close in written.closes]
-        close = next((one for one in closes if isinstance(one, Framed)), None)
+        close = next((candidate for candidate in closes if isinstance(candidate, Framed)), None)
         if close is not None and written.close:
-            self._held, self._state = self._held[close.end :], "content"
+            self._buffer, self._state = self._buffer[close.end :], "content"
             return True
-        short = len(self._held) < FRAME_CHARACTERS
-        if short and ("begun" in closes or not self._held.strip() or any(self._begun(frame) for frame in frames)):
+        short = len(self._buffer) < FRAME_CHARACTERS
+        if short and ("begun" in closes or not self._buffer.strip() or any(self._begun(frame) for frame in frames)):
             # a call that has no close is whole; the next begins as the first did
             if not written.close and not frames:
                 self._state = "content"
@@ -340,5 +340,5 @@ def is_text(schema: Any) -> bool:
         return False
     listed: Any = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(listed, Sequence) and not isinstance(listed, str):
-        return all(isinstance(one, str) for one in listed)
+        return all(isinstance(option, str) for option in listed)
     return schema.get("type") == "string"

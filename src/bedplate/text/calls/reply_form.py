@@ -44,8 +44,8 @@ class ReplyForm:
 def thinking_of(template: str | None) -> tuple[str, str] | None:
     """What stands around reasoning in a template's conversations."""
     # some only begin it in the prompt, and leave its end to the reply
-    held = "" if template is None else template
-    return next((pair for pair in THINKING if pair[0] in held or pair[1] in held), None)
+    source = "" if template is None else template
+    return next((pair for pair in THINKING if pair[0] in source or pair[1] in source), None)
 
 
 def reply_form(
@@ -78,8 +78,8 @@ def effort_variables(effort: str, variables: Set[str]) -> dict[str, Any]:
     """What a template that looks up these variables is told of how much is to be reasoned: gpt-oss's knows three
     efforts; Qwen 3's, SmolLM3's and DeepSeek V3.1's, whether it is to be done at all. Nothing to all others."""
     thinks = effort not in {"none", "minimal"}
-    known = {"reasoning_effort": _EFFORTS.get(effort, effort), "enable_thinking": thinks, "thinking": thinks}
-    return {name: value for name, value in known.items() if name in variables}
+    settings = {"reasoning_effort": _EFFORTS.get(effort, effort), "enable_thinking": thinks, "thinking": thinks}
+    return {name: value for name, value in settings.items() if name in variables}
 
 
 def begun_tokens(tokenizer: Tokenizer, prompt: Sequence[int], form: ReplyForm, begun: str) -> list[int]:
@@ -104,7 +104,7 @@ class ThinkingReader:
         self._inner, (self._open, self._close) = inner, marks
         self._state: Literal["start", "reasoning", "after", "rest"] = "reasoning" if opened else "start"
         self._space = WaitingSpace(leading=False)
-        self._held = ""
+        self._buffer = ""
         self._before: list[str] = []
         """White space that may stand before reasoning."""
 
@@ -119,49 +119,49 @@ class ThinkingReader:
     def push(self, text: str) -> list[ReplyPiece]:
         if self._state == "rest":
             return self._inner.push(text)
-        found: list[ReplyPiece] = []
-        self._held += text
+        pieces: list[ReplyPiece] = []
+        self._buffer += text
         if self._state == "start":
             self._start()
         if self._state == "reasoning":
-            self._reason(found)
+            self._reason(pieces)
         if self._state == "after":
             # the lines between reasoning and answer belong to neither
-            self._held = self._held.lstrip()
-            if self._held:
+            self._buffer = self._buffer.lstrip()
+            if self._buffer:
                 self._state = "rest"
         if self._state == "rest":
-            text, self._held = self._held, ""
-            found += self._inner.push(text)
-        return found
+            text, self._buffer = self._buffer, ""
+            pieces += self._inner.push(text)
+        return pieces
 
     def finish(self, *, cut: bool = False) -> list[ReplyPiece]:
-        held, self._held = "" if cut else self._held, ""
+        buffered, self._buffer = "" if cut else self._buffer, ""
         if self._state == "reasoning":
-            text = self._space.push(held)
+            text = self._space.push(buffered)
             return [ReplyPiece("reasoning", text)] if text else []
         if self._state == "start":
-            text = "" if cut else "".join(self._before) + held
+            text = "" if cut else "".join(self._before) + buffered
             return [*self._inner.push(text), *self._inner.finish(cut=cut)]
         return self._inner.finish(cut=cut)
 
     def _start(self) -> None:
-        text = self._held.lstrip()
-        if len(text) < len(self._held):
+        text = self._buffer.lstrip()
+        if len(text) < len(self._buffer):
             # apart, so that none is looked at again with what follows
-            self._before.append(self._held[: len(self._held) - len(text)])
-        self._held = text
+            self._before.append(self._buffer[: len(self._buffer) - len(text)])
+        self._buffer = text
         if text.startswith(self._open):
-            self._state, self._held = "reasoning", text[len(self._open) :]
+            self._state, self._buffer = "reasoning", text[len(self._open) :]
         elif not self._open.startswith(text):
-            self._state, self._held = "rest", "".join(self._before) + text
+            self._state, self._buffer = "rest", "".join(self._before) + text
 
-    def _reason(self, found: list[ReplyPiece]) -> None:
-        before, mark, after = self._held.partition(self._close)
+    def _reason(self, pieces: list[ReplyPiece]) -> None:
+        before, mark, after = self._buffer.partition(self._close)
         cut = 0 if mark else partial_mark(before, self._close)
         text = self._space.push(before[: len(before) - cut])
-        self._held = after if mark else before[len(before) - cut :]
+        self._buffer = after if mark else before[len(before) - cut :]
         if text:
-            found.append(ReplyPiece("reasoning", text))
+            pieces.append(ReplyPiece("reasoning", text))
         if mark:
             self._state = "after"

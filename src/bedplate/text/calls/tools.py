@@ -81,17 +81,17 @@ def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[
     for message in shown:
         if "results" in message:
             message["content"] = "\n".join(message.pop("results"))
-    return _told(shown, _instructions(tools, HERMES, str)) if tools else shown
+    return _with_system_text(shown, _instructions(tools, HERMES, str)) if tools else shown
 
 
 def told_tools(
-    messages: Sequence[Message], tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]
+    messages: Sequence[Message], tools: Sequence[Tool], written: CallFormat, spell: Callable[[str], str]
 ) -> Sequence[Message]:
-    """The conversation for a template that shows calls, and no tools. own: see `written_calls`."""
-    return _told(messages, _instructions(tools, written, own)) if tools else messages
+    """The conversation for a template that shows calls, and no tools. spell: see `written_calls`."""
+    return _with_system_text(messages, _instructions(tools, written, spell)) if tools else messages
 
 
-def _told(messages: Sequence[Message], text: str) -> list[dict[str, Any]]:
+def _with_system_text(messages: Sequence[Message], text: str) -> list[dict[str, Any]]:
     """The conversation with a text at the end of its system message."""
     shown = [dict(message) for message in messages]
     if shown and shown[0]["role"] == "system":
@@ -106,32 +106,37 @@ def as_shown(
     written: CallFormat,
     chat: ChatTemplate | None = None,
     tools: Sequence[Tool] = (),
-    own: Callable[[str], str] = str,
+    spell: Callable[[str], str] = str,
 ) -> list[dict[str, Any]]:
     """The conversation for a template that shows tools itself: arguments as objects or as JSON text, whichever it
     wants; calls one by one, each before its result, where it shows no more; in the content where it shows none. What
     came of calls stands in the role that it knows, and beside the calls where it looks for it there. Tools stand in
-    the system message where it is given no list of them. chat: None for one that shows all of them as lists. own: see
+    the system message where it is given no list of them. chat: None for one that shows all of them as lists. spell: see
     `written_calls`."""
     shown: list[dict[str, Any]] = []
     waiting: dict[str, dict[str, Any]] = {}
     for message in messages:
-        found = dict(message)
-        if found["role"] == "tool" and found.get("tool_call_id") in waiting:
-            shown.append(waiting.pop(found["tool_call_id"]))
-        if found.get("tool_calls"):
-            found["tool_calls"] = calls = [_call(call, written) for call in found["tool_calls"]]
-            found["content"] = found.get("content") or ""
+        shown_message = dict(message)
+        if shown_message["role"] == "tool" and shown_message.get("tool_call_id") in waiting:
+            shown.append(waiting.pop(shown_message["tool_call_id"]))
+        if shown_message.get("tool_calls"):
+            shown_message["tool_calls"] = calls = [_call(call, written) for call in shown_message["tool_calls"]]
+            shown_message["content"] = shown_message.get("content") or ""
             if written.single and len(calls) > 1:
-                later = {call["id"]: {"role": found["role"], "content": "", "tool_calls": [call]} for call in calls[1:]}
+                later = {
+                    call["id"]: {"role": shown_message["role"], "content": "", "tool_calls": [call]}
+                    for call in calls[1:]
+                }
                 waiting |= later
-                found["tool_calls"] = calls[:1]
-        shown.append(found)
+                shown_message["tool_calls"] = calls[:1]
+        shown.append(shown_message)
     if chat is None:
         return shown
     if not knows_results(chat.source):
-        shown = _beside(shown) if "tool_responses" in chat.source else [_renamed(one, written) for one in shown]
-    shown = [_with_calls(message, written, own, chat) for message in shown]
+        shown = (
+            _with_responses(shown) if "tool_responses" in chat.source else [_renamed(turn, written) for turn in shown]
+        )
+    shown = [_with_calls(message, written, spell, chat) for message in shown]
     key = tools_key(chat.source)
     return shown if key is None or not tools else _with_listed(shown, key, tools)
 
@@ -143,9 +148,9 @@ def tools_variable(chat: ChatTemplate) -> str | None:
     tool = Tool("tool-to-be-seen")
     for name in ("tools", "xml_tools"):
         if re.search(rf"\b{name}\b", chat.source):
-            given: dict[str, Any] = {name: [tool.plain()]}
+            variables: dict[str, Any] = {name: [tool.plain()]}
             try:
-                text = chat.render([{"role": "user", "content": "a"}], **given)
+                text = chat.render([{"role": "user", "content": "a"}], **variables)
             except TemplateError:  # it says what is wrong where it is given the conversation itself
                 return name
             if tool.name in text:
@@ -162,22 +167,22 @@ def _shows_calls(chat: ChatTemplate, written: CallFormat, beside_content: bool) 
     name = "call-to-be-seen"
     function = {"name": name, "arguments": "{}" if written.arguments == "text" else {}}
     calls = [{"id": "0" * 9, "type": "function", "function": function}]
-    asked = {"role": "user", "content": "a"}
+    user_turn = {"role": "user", "content": "a"}
     turn = {"role": "assistant", "content": "b" if beside_content else "", "tool_calls": calls}
     try:
-        return name in chat.render([asked, turn], add_generation_prompt=False)
+        return name in chat.render([user_turn, turn], add_generation_prompt=False)
     except TemplateError:  # it says what is wrong where it is given the conversation itself
         return True
 
 
 def _with_calls(
-    message: dict[str, Any], written: CallFormat, own: Callable[[str], str], chat: ChatTemplate
+    message: dict[str, Any], written: CallFormat, spell: Callable[[str], str], chat: ChatTemplate
 ) -> dict[str, Any]:
     """The message with its calls in its content, where the template would not show them."""
     if not message.get("tool_calls") or _shows_calls(chat, written, bool(message["content"])):
         return message
-    apart = written.apart if message["content"] else ""
-    content = message["content"] + apart + written_calls([_named(call) for call in message["tool_calls"]], written, own)
+    gap = written.gap if message["content"] else ""
+    content = message["content"] + gap + written_calls([_named(call) for call in message["tool_calls"]], written, spell)
     return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
 
 
@@ -185,7 +190,7 @@ def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
     return {**message, "role": written.results} if message["role"] == "tool" and written.results else message
 
 
-def _beside(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _with_responses(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What came of calls, as `tool_responses` of the message that made them."""
     shown: list[dict[str, Any]] = []
     # of the message that was shown last: its calls' names by their ids, and what came of them
@@ -236,7 +241,7 @@ def _named(call: Mapping[str, Any]) -> tuple[str, Any]:
     return call["function"]["name"], _arguments(call) if isinstance(arguments, str) else arguments
 
 
-def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str], str]) -> str:
+def _instructions(tools: Sequence[Tool], written: CallFormat, spell: Callable[[str], str]) -> str:
     lines = "\n".join(json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools)
     listed = (
         f"You can call these tools. Each line is one tool, with the JSON schema of its arguments:\n<tools>\n{lines}\n"
@@ -244,7 +249,7 @@ def _instructions(tools: Sequence[Tool], written: CallFormat, own: Callable[[str
     )
     plain = "Answer in plain text where no tool is needed."
     if written is not HERMES:
-        example = written_calls([("name", {"argument": "value"})], written, own)
+        example = written_calls([("name", {"argument": "value"})], written, spell)
         return (
             f"{listed}To call a tool, write its name and its arguments so, and nothing after them:\n{example}\n{plain}"
         )

@@ -10,11 +10,11 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.training.objectives.classification import Classification
+from bedplate.training.objectives.classification import ClassificationObjective
 from bedplate.training.objectives.contrastive import Contrastive
-from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, Words
+from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, CorruptionVocabulary
 from bedplate.training.objectives.crops import Crops
-from bedplate.training.objectives.language import Further, NextToken, Sft
+from bedplate.training.objectives.language import MultiTokenPrediction, NextToken, Sft
 from bedplate.training.objectives.masked import Masked
 from bedplate.training.objectives.middle import FillInMiddle
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Scope, Term
@@ -34,7 +34,7 @@ OBJECTIVES: dict[str, Callable[..., Objective[Any]]] = {
 
 def kinds_of(objective: Objective[Any]) -> tuple[str, ...]:
     """Of models that can learn it; none where it does not say, and any may be tried."""
-    return objective.kinds if isinstance(objective, NextToken | Corrupting) else ()
+    return objective.architectures if isinstance(objective, NextToken | Corrupting) else ()
 
 
 def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Objective[Any]:
@@ -49,14 +49,14 @@ def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Ob
         raise ConfigError(f"there is no objective {name!r}; use {', '.join(OBJECTIVES)}")
     settings = dict(settings)
     if name == "next_token":
-        weight = settings.pop("further", Further.weight)
+        weight = settings.pop("further", MultiTokenPrediction.weight)
         if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
             raise ConfigError(f"the settings of the objective {name}: further is {weight!r}: it is a weight, 0 or more")
-        settings["further"] = Further(modules, weight) if modules and weight else None
-    known = inspect.signature(OBJECTIVES[name]).parameters
+        settings["further"] = MultiTokenPrediction(modules, weight) if modules and weight else None
+    parameters = inspect.signature(OBJECTIVES[name]).parameters
     for key in settings:
-        if key not in known:
-            hint = did_you_mean(nearest(key, known)) or f"its settings are {', '.join(known) or 'none'}"
+        if key not in parameters:
+            hint = did_you_mean(nearest(key, parameters)) or f"its settings are {', '.join(parameters) or 'none'}"
             raise ConfigError(f"the objective {name} has no setting {key!r}; {hint}")
     try:
         return OBJECTIVES[name](**settings)
@@ -67,13 +67,13 @@ def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> Ob
 __all__ = [
     "OBJECTIVES",
     "AnyModel",
-    "Classification",
+    "ClassificationObjective",
     "Contrastive",
     "CorruptedSource",
     "Corrupting",
     "Crops",
     "FillInMiddle",
-    "Further",
+    "MultiTokenPrediction",
     "Masked",
     "MixtureOfDenoisers",
     "Models",
@@ -86,7 +86,7 @@ __all__ = [
     "SpanCorruption",
     "Term",
     "TextPair",
-    "Words",
+    "CorruptionVocabulary",
     "kinds_of",
     "objective_of",
     "pack_pairs",

@@ -15,7 +15,7 @@ from bedplate.training.objectives.objective import Models, Scope, Term
 from bedplate.training.texts import TextBatch, pooled
 
 
-class Classification:
+class ClassificationObjective:
     """Cross-entropy of the right label, or, where any number of them may be right (`several`), of each by itself.
 
     weight [C, D], bias [C]: the head, float32, on the states after `depth` blocks, before any norm behind them;
@@ -44,7 +44,7 @@ class Classification:
         states_TD = model(batch.inputs, depth=self.depth).hidden[0]
         features_ND = pooled(states_TD, batch.segments[0], len(batch.ids), self.pooling)
         logits_NC = F.linear(features_ND, self.weight.to(features_ND), self.bias.to(features_ND))
-        return {self.name: Term(self._lost(logits_NC, batch.wanted), float(len(batch.ids)))}
+        return {self.name: Term(self._lost(logits_NC, batch.targets), float(len(batch.ids)))}
 
     def _lost(self, logits_NC: Tensor, wanted_NC: Tensor) -> Tensor:
         wanted_NC = wanted_NC.to(logits_NC)

@@ -50,6 +50,6 @@ def told_apart(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -
     candidates_CD, first = ranks.joined(own_CD)
     logits_PC = scale * anchors_PD @ candidates_CD.T
     right_P = torch.arange(first, first + pairs, device=logits_PC.device)
-    found = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
+    correct = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
     lost: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
-    return Term(lost, float(pairs), {"accuracy": found})
+    return Term(lost, float(pairs), {"accuracy": correct})

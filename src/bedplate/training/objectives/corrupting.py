@@ -27,7 +27,7 @@ BatchT = TypeVar("BatchT", bound=PackedBatch)
 
 
 @dataclass(frozen=True)
-class Words:
+class CorruptionVocabulary:
     """What corruption knows of a vocabulary, and of the model. size: ids that the model has; decoder_start: of an
     encoder–decoder; pooling: how its states become a text's vector."""
 
@@ -38,7 +38,7 @@ class Words:
 
     def ids_of(self, names: Sequence[str], objective: str) -> list[int]:
         """The ids of control tokens. ConfigError naming the first that the tokenizer lacks."""
-        found: list[int] = []
+        ids: list[int] = []
         for name in names:
             index = self.tokenizer.token_to_id(name)
             if index is None or index >= self.size:
@@ -46,8 +46,8 @@ class Words:
                     f"the objective {objective} needs the token {name!r}, which the vocabulary lacks; train a "
                     "tokenizer that has it, or say in the objective's settings which tokens it is to use"
                 )
-            found.append(index)
-        return found
+            ids.append(index)
+        return ids
 
 
 Corruption = Callable[[PackedBatch, Sequence[np.random.Generator]], PackedBatch]
@@ -81,7 +81,7 @@ class Corrupting(Strict, ABC):
 
     @property
     @abstractmethod
-    def kinds(self) -> tuple[str, ...]:
+    def architectures(self) -> tuple[str, ...]:
         """Of models that can learn it."""
 
     @property
@@ -89,7 +89,7 @@ class Corrupting(Strict, ABC):
         """What one target is, for people. Of tokens there are bits a byte."""
         return "token"
 
-    def among(self, ranks: Ranks) -> Self:
+    def for_ranks(self, ranks: Ranks) -> Self:
         """The objective for a run of these processes."""
         return self
 
@@ -108,7 +108,7 @@ class Corrupting(Strict, ABC):
         return Sides(0, length, length)
 
     @abstractmethod
-    def corruption(self, words: Words) -> Corruption:
+    def corruption(self, words: CorruptionVocabulary) -> Corruption:
         """What is done to batches. ConfigError where the vocabulary lacks a token for it."""
 
     @abstractmethod
@@ -122,7 +122,9 @@ class Corrupting(Strict, ABC):
 class CorruptedSource:
     """Another source's batches, corrupted on the CPU as they are drawn."""
 
-    def __init__(self, inner: BatchSource[PackedBatch], objective: Corrupting, words: Words, seed: int) -> None:
+    def __init__(
+        self, inner: BatchSource[PackedBatch], objective: Corrupting, words: CorruptionVocabulary, seed: int
+    ) -> None:
         self._inner, self._objective, self._seed = inner, objective, seed
         self._corrupt = objective.corruption(words)
 
@@ -169,9 +171,11 @@ def documents_of(batch: PackedBatch) -> Iterator[tuple[PlacedDocument, Ids]]:
 def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> BatchT:
     """The batch with other tokens in each document's place, every one of which is predicted from those before it. Rows
     are as long as the longest then. of_each: so many documents, one behind the other, stand where one was."""
-    found = rows_of(batch, documents, of_each)
-    same = ("ids", "rows")
-    return replace(batch, **{f.name: getattr(found, f.name) for f in fields(PackedBatch) if f.name not in same})
+    relaid_rows = rows_of(batch, documents, of_each)
+    unchanged = ("ids", "rows")
+    return replace(
+        batch, **{f.name: getattr(relaid_rows, f.name) for f in fields(PackedBatch) if f.name not in unchanged}
+    )
 
 
 def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> PackedBatch:
@@ -181,4 +185,4 @@ def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids], of_eac
     for number, (document, ids) in enumerate(zip(places, documents, strict=True)):
         rows[document.row].append(DocumentPiece(number, 0, len(ids)))
     longest = max(sum(map(len, row)) for row in rows)
-    return rows_batch(rows, documents, [one for one in batch.ids for _ in range(of_each)], longest)
+    return rows_batch(rows, documents, [document_id for document_id in batch.ids for _ in range(of_each)], longest)

@@ -19,7 +19,14 @@ from bedplate.core.errors import ConfigError
 from bedplate.models.device_memory import sent
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.contrastive import Contrastive, told_apart
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, Words, documents_of, relaid
+from bedplate.training.objectives.corrupting import (
+    Corrupting,
+    Corruption,
+    Ids,
+    CorruptionVocabulary,
+    documents_of,
+    relaid,
+)
 from bedplate.training.objectives.objective import Models, Scope, Term
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.texts import pooled
@@ -53,7 +60,7 @@ class Crops(Corrupting):
         return Contrastive.name
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def architectures(self) -> tuple[str, ...]:
         return ("encoder", "decoder")
 
     @property
@@ -64,12 +71,12 @@ class Crops(Corrupting):
     def target(self) -> str:
         return "pair"
 
-    def among(self, ranks: Ranks) -> Self:
-        found = self.model_copy()
-        found._ranks = ranks
-        return found
+    def for_ranks(self, ranks: Ranks) -> Self:
+        clone = self.model_copy()
+        clone._ranks = ranks
+        return clone
 
-    def corruption(self, words: Words) -> Corruption:
+    def corruption(self, words: CorruptionVocabulary) -> Corruption:
         if words.pooling != self.pooling:
             raise ConfigError(
                 f"the objective {self.name} pools by {self.pooling}, and what embeds with this model by "
@@ -109,9 +116,9 @@ class Crops(Corrupting):
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         states_BTD = models["policy"](batch.inputs).hidden
         numbers, texts = batch.placement.numbers_N, len(batch.placement.documents)
-        kept = (numbers >= 0).nonzero().squeeze(1)
-        states_ND = states_BTD.flatten(0, 1).index_select(0, sent(kept, states_BTD.device))
-        segments_N = sent(numbers[kept] + 1, states_BTD.device)
+        positions = (numbers >= 0).nonzero().squeeze(1)
+        states_ND = states_BTD.flatten(0, 1).index_select(0, sent(positions, states_BTD.device))
+        segments_N = sent(numbers[positions] + 1, states_BTD.device)
         vectors = F.normalize(pooled(states_ND, segments_N, texts, self.pooling), dim=-1)
         last = texts // 2 * 2
         return {self.name: told_apart(vectors[0:last:2], vectors[1:last:2], self.scale, self._ranks)}

@@ -17,7 +17,7 @@ from bedplate.training.objectives.token_term import targets_term, token_losses
 
 
 @dataclass(frozen=True)
-class Further:
+class MultiTokenPrediction:
     """Tokens after the next are learned too, by the model's `modules` for it (DeepSeek-V3,
     https://arxiv.org/abs/2412.19437, equation 25): the mean of their losses, times `weight`, is added."""
 
@@ -27,15 +27,15 @@ class Further:
     def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each module's term: where it has targets in the flattened rows, and those. How many there are depends on
         the batch, which is read."""
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        targets_by_term: dict[str, tuple[Tensor, Tensor]] = {}
         for number in range(1, self.modules + 1):
             targets_BT = torch.full_like(batch.targets, NO_TARGET)
             inside = batch.segments[:, number:] == batch.segments[:, :-number]
             targets_BT[:, :-number] = torch.where(inside, batch.targets[:, number:], NO_TARGET)
             targets = targets_BT.reshape(-1)
             learned = (targets != NO_TARGET).nonzero().squeeze(1)
-            found[f"further_{number}"] = (learned, targets.index_select(0, learned))
-        return found
+            targets_by_term[f"further_{number}"] = (learned, targets.index_select(0, learned))
+        return targets_by_term
 
 
 class NextToken:
@@ -44,52 +44,52 @@ class NextToken:
     name: str = "next_token"
     roles: tuple[str, ...] = ("policy",)
     scope: Scope = "row"
-    kinds: tuple[str, ...] = ("decoder",)
-    _further: Further | None = None
+    architectures: tuple[str, ...] = ("decoder",)
+    _multi_token: MultiTokenPrediction | None = None
     _z: float = 0.0
 
-    def __init__(self, further: Further | None = None, z: float = 0.0) -> None:
+    def __init__(self, further: MultiTokenPrediction | None = None, z: float = 0.0) -> None:
         """z: weight of the squared log of the sum that logits are divided by, which keeps it near 1."""
         if not 0 <= z < float("inf"):
             raise ConfigError(f"{self.name}: z is {z}: it must be 0 or a positive number")
-        self._further, self._z = further, z
+        self._multi_token, self._z = further, z
         self._terms: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
         """The number of targets. What is read for that is kept for the batch's turn, when it may be on a device."""
-        found = {self.name: float(batch.target_count)}
-        if self._further is None:
-            return found
-        terms = self._terms[batch.ids] = self._further.terms(batch)
-        return found | {name: float(len(learned)) for name, (learned, _) in terms.items()}
+        weights = {self.name: float(batch.target_count)}
+        if self._multi_token is None:
+            return weights
+        terms = self._terms[batch.ids] = self._multi_token.terms(batch)
+        return weights | {name: float(len(learned)) for name, (learned, _) in terms.items()}
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model = models["policy"]
         inputs = batch.inputs
         attend = inputs.layout(causal=True)
         hidden_BTD = model(inputs, attend).hidden
-        found = {self.name: targets_term(model, hidden_BTD, batch, z=self._z)}
-        return found if self._further is None else found | self._further_terms(model, batch, hidden_BTD, attend)
+        terms = {self.name: targets_term(model, hidden_BTD, batch, z=self._z)}
+        return terms if self._multi_token is None else terms | self._further_terms(model, batch, hidden_BTD, attend)
 
     def _further_terms(
         self, model: AnyModel, batch: PackedBatch, hidden_BTD: Tensor, attend: Attend
     ) -> dict[str, Term]:
-        further = self._further
-        assert further is not None
-        if not isinstance(model, Decoder) or len(model.predictions) != further.modules:
+        multi_token = self._multi_token
+        assert multi_token is not None
+        if not isinstance(model, Decoder) or len(model.predictions) != multi_token.modules:
             raise UsageError(
-                f"{further.modules} modules that predict further tokens are to learn; this model has others"
+                f"{multi_token.modules} modules that predict further tokens are to learn; this model has others"
             )
-        states, known = model.further(hidden_BTD, batch.inputs, attend), self._terms.pop(batch.ids, None)
-        terms = further.terms(batch) if known is None else known
-        found: dict[str, Term] = {}
-        for state_BTD, (name, both) in zip(states, terms.items(), strict=True):
-            learned, targets_N = (sent(one, hidden_BTD.device) for one in both)
+        states, cached_terms = model.predict_ahead(hidden_BTD, batch.inputs, attend), self._terms.pop(batch.ids, None)
+        terms = multi_token.terms(batch) if cached_terms is None else cached_terms
+        losses: dict[str, Term] = {}
+        for state_BTD, (name, positions_and_targets) in zip(states, terms.items(), strict=True):
+            learned, targets_N = (sent(tensor, hidden_BTD.device) for tensor in positions_and_targets)
             hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
             lost = token_losses(model, hidden_ND, targets_N)
-            total = lost * (further.weight / further.modules)
-            found[name] = Term(total, float(len(learned)), {"unweighted": lost.detach()})
-        return found
+            total = lost * (multi_token.weight / multi_token.modules)
+            losses[name] = Term(total, float(len(learned)), {"unweighted": lost.detach()})
+        return losses
 
 
 class Sft(NextToken):

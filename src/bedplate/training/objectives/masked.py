@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Sides, Words, documents_of
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, Sides, CorruptionVocabulary, documents_of
 from bedplate.training.objectives.objective import Models, Term
 from bedplate.training.objectives.token_term import targets_term
 
@@ -43,7 +43,7 @@ class Masked(Corrupting):
         return "masked"
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def architectures(self) -> tuple[str, ...]:
         return ("encoder",)
 
     @property
@@ -53,12 +53,12 @@ class Masked(Corrupting):
     def sides(self, length: int) -> Sides:
         return Sides(0, length, max(1, round(length * self.density)))
 
-    def corruption(self, words: Words) -> Corruption:
+    def corruption(self, words: CorruptionVocabulary) -> Corruption:
         (mask,) = words.ids_of([self.mask], self.name)
         special = np.zeros(words.size, bool)
         special[[index for index in words.tokenizer.special_ids if index < words.size]] = True
-        known = min(words.size, words.tokenizer.vocab_size)
-        plain = np.flatnonzero(~special[:known])
+        vocab_size = min(words.size, words.tokenizer.vocab_size)
+        plain = np.flatnonzero(~special[:vocab_size])
         starts = starts_word(words.tokenizer, words.size) if self.whole_words else None
 
         def corrupt(batch: PackedBatch, draws: Sequence[np.random.Generator]) -> PackedBatch:
@@ -71,11 +71,11 @@ class Masked(Corrupting):
                 at = place.start + chosen
                 targets[at] = ids[chosen]
                 luck = draw.random(len(chosen))
-                other = plain[draw.integers(0, len(plain), len(chosen))]
-                made = np.where(
-                    luck < self.hidden, mask, np.where(luck < self.hidden + self.random, other, ids[chosen])
+                random_tokens = plain[draw.integers(0, len(plain), len(chosen))]
+                replacements = np.where(
+                    luck < self.hidden, mask, np.where(luck < self.hidden + self.random, random_tokens, ids[chosen])
                 )
-                tokens[at] = made
+                tokens[at] = replacements
                 losses.append(len(chosen))
             shape = batch.tokens.shape
             learned = torch.from_numpy(np.flatnonzero(targets != NO_TARGET))
@@ -100,22 +100,22 @@ class Masked(Corrupting):
         places = np.flatnonzero(~special[ids])
         if not len(places):
             return places
-        wanted = max(1, round(len(places) * self.density))
+        target_count = max(1, round(len(places) * self.density))
         if starts is None:
-            return np.sort(draw.permutation(places)[:wanted])
+            return np.sort(draw.permutation(places)[:target_count])
         # A word goes on to the next place where one begins, or where there is a control token between.
         first = starts[ids[places]]
         first[1:] |= np.diff(places) > 1
         first[0] = True
         words = np.split(places, np.flatnonzero(first)[1:])
-        found: list[NDArray[np.int64]] = []
+        chosen_places: list[NDArray[np.int64]] = []
         count = 0
         for number in draw.permutation(len(words)):
-            found.append(words[number])
+            chosen_places.append(words[number])
             count += len(words[number])
-            if count >= wanted:
+            if count >= target_count:
                 break
-        return np.sort(np.concatenate(found))
+        return np.sort(np.concatenate(chosen_places))
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model, inputs = models["policy"], batch.inputs
@@ -127,13 +127,13 @@ def starts_word(tokenizer: Tokenizer, size: int) -> NDArray[np.bool_]:
     anything but a letter or digit, as a space or a punctuation mark."""
     names = [tokenizer.id_to_token(index) for index in range(min(size, tokenizer.vocab_size))]
     pieces = any((name or "").startswith("##") for name in names)
-    found = np.ones(size, bool)
+    starts = np.ones(size, bool)
     for index, name in enumerate(names):
         if name is None or index in tokenizer.special_ids:
             continue
         if pieces:
-            found[index] = not name.startswith("##")
+            starts[index] = not name.startswith("##")
         else:
             first = tokenizer.token_bytes(index)[:1]
-            found[index] = not (first.isalnum() or first >= b"\x80")
-    return found
+            starts[index] = not (first.isalnum() or first >= b"\x80")
+    return starts

@@ -12,11 +12,18 @@ from pydantic import Field
 from bedplate.core.errors import ConfigError
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, Words, documents_of, relaid
+from bedplate.training.objectives.corrupting import (
+    Corrupting,
+    Corruption,
+    Ids,
+    CorruptionVocabulary,
+    documents_of,
+    relaid,
+)
 from bedplate.training.objectives.objective import Models, Term
 from bedplate.training.objectives.token_term import targets_term
 
-KNOWN = (
+FIM_TOKENS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
@@ -48,18 +55,18 @@ class FillInMiddle(Corrupting):
         return "fill_in_middle"
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def architectures(self) -> tuple[str, ...]:
         return ("decoder",)
 
     @property
     def special(self) -> tuple[str, ...]:
-        return self.tokens or KNOWN[0]
+        return self.tokens or FIM_TOKENS[0]
 
     @property
     def room(self) -> int:
         return 3 + (_SPLIT if self.at == "characters" else 0)
 
-    def corruption(self, words: Words) -> Corruption:
+    def corruption(self, words: CorruptionVocabulary) -> Corruption:
         marks, tokenizer = self._marks(words), words.tokenizer
         starts, eos = list(tokenizer.prompt_start), tokenizer.eos_id
 
@@ -80,23 +87,23 @@ class FillInMiddle(Corrupting):
 
         return corrupt
 
-    def _marks(self, words: Words) -> list[int]:
-        for names in (self.tokens,) if self.tokens else KNOWN:
+    def _marks(self, words: CorruptionVocabulary) -> list[int]:
+        for names in (self.tokens,) if self.tokens else FIM_TOKENS:
             if all(words.tokenizer.token_to_id(name) is not None for name in names):
                 return words.ids_of(names, self.name)
         if self.tokens:
             return words.ids_of(self.tokens, self.name)
-        known = "; ".join(", ".join(names) for names in KNOWN)
+        supported = "; ".join(", ".join(names) for names in FIM_TOKENS)
         raise ConfigError(
             f"the objective {self.name} needs tokens for prefix, suffix and middle, and the tokenizer has none of "
-            f"{known}; name its own in the objective's settings (tokens), or train a tokenizer that has them"
+            f"{supported}; name its own in the objective's settings (tokens), or train a tokenizer that has them"
         )
 
     def _parts(self, text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Three:
         if self.at == "characters":
-            found = split_at_characters(text, draw, tokenizer)
-            if found is not None:
-                return found
+            parts = split_at_characters(text, draw, tokenizer)
+            if parts is not None:
+                return parts
         first, second = sorted(draw.integers(0, len(text) + 1, 2).tolist())
         return text[:first], text[first:second], text[second:]
 
@@ -115,7 +122,9 @@ def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: T
     encoded = tokenizer.encode_batch(pieces, parse_special=False)
     if sum(map(len, encoded)) > len(text) + _SPLIT:
         return None
-    if b"".join(tokenizer.token_bytes(i) for one in encoded for i in one) != b"".join(map(tokenizer.token_bytes, text)):
+    if b"".join(tokenizer.token_bytes(i) for piece_ids in encoded for i in piece_ids) != b"".join(
+        map(tokenizer.token_bytes, text)
+    ):
         return None
     return encoded[0], encoded[1], encoded[2]
 

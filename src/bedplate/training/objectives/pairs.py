@@ -43,9 +43,9 @@ def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
     """The pairs as one micro-batch. DataError when there are none."""
     if not pairs:
         raise DataError("a batch needs at least one pair")
-    anchors, positives = [one.anchor for one in pairs], [one.positive for one in pairs]
-    texts = [*anchors, *positives, *(negative for one in pairs for negative in one.negatives)]
-    return PairBatch(*in_one_row(texts), tuple(one.id for one in pairs), len(texts))
+    anchors, positives = [pair.anchor for pair in pairs], [pair.positive for pair in pairs]
+    texts = [*anchors, *positives, *(negative for pair in pairs for negative in pair.negatives)]
+    return PairBatch(*in_one_row(texts), tuple(pair.id for pair in pairs), len(texts))
 
 
 class PairSource(EpochSource[PairBatch]):
@@ -79,7 +79,7 @@ class PairSource(EpochSource[PairBatch]):
         super().__init__(len(pairs) // batch_size * batch_size, batch_size, epochs, shard, content, settings)
 
     def _everything(self) -> Any:
-        return [[one.id, one.anchor, one.positive, *one.negatives] for one in self._pairs]
+        return [[pair.id, pair.anchor, pair.positive, *pair.negatives] for pair in self._pairs]
 
     def _steps(self, epoch: int) -> list[list[int]]:
         order = list(range(len(self._pairs)))
@@ -92,11 +92,11 @@ class PairSource(EpochSource[PairBatch]):
 
 
 def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
-    seen: set[str] = set()
+    ids: set[str] = set()
     for pair in pairs:
-        if pair.id in seen:
+        if pair.id in ids:
             raise DataError(f"two pairs have the id {pair.id!r}; ids must differ, so that errors can name one")
-        seen.add(pair.id)
+        ids.add(pair.id)
         longest = max(map(len, (pair.anchor, pair.positive, *pair.negatives)))
         if context_length is not None and longest > context_length:
             raise DataError(

@@ -29,28 +29,28 @@ def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -
         return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
     # What the loss reads is seen in the graph of its first position.
     read = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
-    found: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
-    return found
+    total: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
+    return total
 
 
-def _leaves(made: Tensor) -> tuple[Tensor, ...]:
+def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
     """The parameters that it was made of."""
-    found: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    waiting: list[Any] = [made.grad_fn]
+    leaves: dict[int, Tensor] = {}
+    visited: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if hasattr(node, "variable"):  # how autograd shows a leaf
-            found[id(node.variable)] = node.variable
+            leaves[id(node.variable)] = node.variable
         waiting += [following for following, _ in node.next_functions]
-    return tuple(found.values())
+    return tuple(leaves.values())
 
 
-def taken(ctx: Any) -> Any:
-    """What a forward pass has left in `ctx.found` for its backward pass, which changes it and so has it once.
+def pop_gradients(ctx: Any) -> Any:
+    """What a forward pass has left in `ctx.gradients` for its backward pass, which changes it and so has it once.
 
     UsageError for a second backward pass, and for one whose gradients are to be differentiated themselves.
     """
@@ -59,13 +59,13 @@ def taken(ctx: Any) -> Any:
             "this loss has no gradients of its gradients: leave create_graph out, or compute the loss with "
             "torch.nn.functional.cross_entropy"
         )
-    found, ctx.found = ctx.found, None
-    if found is None:
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:
         raise UsageError(
             "the gradients of this loss were computed already, and what they are made of is gone, with retain_graph as "
             "well: compute the loss again for another backward pass"
         )
-    return found
+    return gradients
 
 
 class _Pieces(torch.autograd.Function):
@@ -76,22 +76,24 @@ class _Pieces(torch.autograd.Function):
         to_states: list[Tensor] = []
         to_read: list[Tensor] = []
         losses: list[Tensor] = []
-        wanted = states_ND.requires_grad
+        states_need_grad = states_ND.requires_grad
         with torch.enable_grad():
             for states, targets in zip(states_ND.split(rows), targets_N.split(rows), strict=True):
-                own = states.detach().requires_grad_(wanted)
-                lost = loss(own, targets)
+                piece_states = states.detach().requires_grad_(states_need_grad)
+                lost = loss(piece_states, targets)
                 losses.append(lost.detach())
-                asked = [own, *read] if wanted else list(read)
-                found = list(torch.autograd.grad(lost, asked)) if asked else []
-                if wanted:
-                    to_states.append(found.pop(0))
-                to_read = [a.add_(b) for a, b in zip(to_read, found, strict=True)] if to_read else found
-        ctx.found = torch.cat(to_states) if wanted else None, to_read
+                inputs = [piece_states, *read] if states_need_grad else list(read)
+                gradients = list(torch.autograd.grad(lost, inputs)) if inputs else []
+                if states_need_grad:
+                    to_states.append(gradients.pop(0))
+                to_read = [a.add_(b) for a, b in zip(to_read, gradients, strict=True)] if to_read else gradients
+        ctx.gradients = torch.cat(to_states) if states_need_grad else None, to_read
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        to_states, to_read = taken(ctx)
-        scaled = [None if one is None else one.mul_(grad.to(one.dtype)) for one in (to_states, *to_read)]
+        to_states, to_read = pop_gradients(ctx)
+        scaled = [
+            None if gradient is None else gradient.mul_(grad.to(gradient.dtype)) for gradient in (to_states, *to_read)
+        ]
         return None, None, None, None, *scaled

@@ -19,7 +19,7 @@ from bedplate.training.objectives.corrupting import (
     Corruption,
     Ids,
     Sides,
-    Words,
+    CorruptionVocabulary,
     documents_of,
     relaid,
     rows_of,
@@ -45,17 +45,17 @@ class Denoiser(Strict):
         ends the text, which is then the only one that is ever cut out of a short document. Lengths of spans, and of
         what is between them, are drawn evenly from all that there may be."""
         noise, count = self._cut(length)
-        kept = length - noise
+        uncut = length - noise
         if self.mean_span is None:
-            return [(kept, length)]
-        cut, left = _lengths(noise, count, draw), _lengths(kept + 2, count + 1, draw)
-        left[0] -= 1  # before the first and after the last there may be nothing
-        found: list[tuple[int, int]] = []
+            return [(uncut, length)]
+        cut, gaps = _lengths(noise, count, draw), _lengths(uncut + 2, count + 1, draw)
+        gaps[0] -= 1  # before the first and after the last there may be nothing
+        spans: list[tuple[int, int]] = []
         at = 0
-        for before, span in zip(left, cut, strict=False):
-            found.append((at + before, at + before + span))
+        for before, span in zip(gaps, cut, strict=False):
+            spans.append((at + before, at + before + span))
             at += before + span
-        return found
+        return spans
 
     def sides(self, length: int) -> tuple[int, int]:
         """Tokens of a text of so many that are read and written, without what stands before and after them."""
@@ -82,12 +82,12 @@ class _Spans(Corrupting):
     sentinels: tuple[str, ...] = SENTINELS
 
     @property
-    def kinds(self) -> tuple[str, ...]:
+    def architectures(self) -> tuple[str, ...]:
         return ("encoder–decoder",)
 
     @property
     def special(self) -> tuple[str, ...]:
-        modes = dict.fromkeys(one.mode for one in self.ways if one.mode is not None)
+        modes = dict.fromkeys(denoiser.mode for denoiser in self.mixture if denoiser.mode is not None)
         return (*self.sentinels, *modes)
 
     @property
@@ -96,17 +96,20 @@ class _Spans(Corrupting):
 
     @property
     @abstractmethod
-    def ways(self) -> tuple[Denoiser, ...]:
+    def mixture(self) -> tuple[Denoiser, ...]:
         """Those that a document's is drawn from."""
 
     def sides(self, length: int) -> Sides:
         """Rows are as long as the longest among them: on each side that of the way that makes most of a text."""
-        read, written = (max(side) for side in zip(*(way.sides(length) for way in self.ways), strict=True))
+        read, written = (max(side) for side in zip(*(denoiser.sides(length) for denoiser in self.mixture), strict=True))
         return Sides(read, written, written)
 
-    def corruption(self, words: Words) -> Corruption:
+    def corruption(self, words: CorruptionVocabulary) -> Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)
-        modes = [() if one.mode is None else tuple(words.ids_of([one.mode], self.name)) for one in self.ways]
+        modes = [
+            () if denoiser.mode is None else tuple(words.ids_of([denoiser.mode], self.name))
+            for denoiser in self.mixture
+        ]
         if not words.decoder_start:
             raise ConfigError(f"the objective {self.name} is for encoder–decoders, and this model is none")
         if not sentinels:
@@ -119,10 +122,10 @@ class _Spans(Corrupting):
             written: list[Sequence[int]] = []
             for (place, ids), name in zip(documents_of(batch), batch.ids, strict=True):
                 draw = draws[place.row]
-                number = int(draw.integers(len(self.ways))) if len(self.ways) > 1 else 0
+                number = int(draw.integers(len(self.mixture))) if len(self.mixture) > 1 else 0
                 # An end that the document has is no text: it ends both sides.
                 text = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
-                spans = self.ways[number].spans(len(text), draw)
+                spans = self.mixture[number].spans(len(text), draw)
                 if len(spans) > len(sentinels):
                     raise DataError(
                         f"{name}: {len(text)} tokens have {len(spans)} spans cut out, and there are "
@@ -158,7 +161,7 @@ class SpanCorruption(_Spans):
         return "span_corruption"
 
     @property
-    def ways(self) -> tuple[Denoiser, ...]:
+    def mixture(self) -> tuple[Denoiser, ...]:
         return (Denoiser(density=self.density, mean_span=self.mean_span),)
 
 
@@ -180,7 +183,7 @@ class MixtureOfDenoisers(_Spans):
         return "mixture_of_denoisers"
 
     @property
-    def ways(self) -> tuple[Denoiser, ...]:
+    def mixture(self) -> tuple[Denoiser, ...]:
         return self.denoisers
 
 

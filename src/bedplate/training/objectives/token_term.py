@@ -14,7 +14,7 @@ from torch import Tensor
 from bedplate.models.layers.gradients import row_pieces
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import Loss, summed_losses, taken
+from bedplate.training.objectives.pieces import Loss, summed_losses, pop_gradients
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
@@ -42,10 +42,10 @@ def _loss(model: AnyModel, z: float, hits: bool, read: list[Tensor]) -> Loss:
     def loss(states_ND: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = model.head(states_ND)
         if logits_NV.is_cpu and logits_NV.requires_grad and type(logits_NV) is Tensor and torch.is_grad_enabled():
-            total, found = _CrossEntropy.apply(logits_NV, targets_N, z, hits)  # type: ignore[misc]
+            total, metrics = _CrossEntropy.apply(logits_NV, targets_N, z, hits)  # type: ignore[misc]
         else:
-            total, found = _plain(logits_NV, targets_N, z, hits)
-        read.append(found)
+            total, metrics = _plain(logits_NV, targets_N, z, hits)
+        read.append(metrics)
         return total
 
     return loss
@@ -60,8 +60,8 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[
     plain = (logs_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)).sum()
     squared = logs_N.square().sum()
     right = (logits_NV.detach().argmax(-1) == targets_N).sum() if hits else plain.detach()
-    found = torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype)))
-    return plain + z * squared if z else plain, found
+    metrics = torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype)))
+    return plain + z * squared if z else plain, metrics
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -74,35 +74,35 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool
     ) -> tuple[Tensor, Tensor]:
         to_logits = torch.empty_like(logits_NV)
-        found = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-        plain, squared, right = found.unbind()
+        metrics = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
+        plain, squared, right = metrics.unbind()
         for at in row_pieces(logits_NV):
-            own, target = logits_NV[at].to(found.dtype), targets_N[at, None]
-            kept = target != NO_TARGET
-            target = target.where(kept, 0)
-            top = own.amax(-1, keepdim=True)
+            logits, target = logits_NV[at].to(metrics.dtype), targets_N[at, None]
+            has_target = target != NO_TARGET
+            target = target.where(has_target, 0)
+            top = logits.amax(-1, keepdim=True)
             if hits:
-                right += ((own.argmax(-1, keepdim=True) == target) & kept).sum()
-            below = own - top
-            wanted = below.gather(1, target)
+                right += ((logits.argmax(-1, keepdim=True) == target) & has_target).sum()
+            below = logits - top
+            target_logits = below.gather(1, target)
             shares = below.exp_()
             divisor = shares.sum(-1, keepdim=True)
             logs = divisor.log()
-            plain += (logs - wanted).where(kept, 0.0).sum()
+            plain += (logs - target_logits).where(has_target, 0.0).sum()
             if z:
                 logs += top
-                squared += logs.square().where(kept, 0.0).sum()
+                squared += logs.square().where(has_target, 0.0).sum()
                 divisor /= 1 + 2 * z * logs
-            shares.div_(divisor.masked_fill(~kept, torch.inf))  # nothing where there is no target
-            to_logits[at] = shares.scatter_add_(1, target, -kept.to(shares.dtype))
+            shares.div_(divisor.masked_fill(~has_target, torch.inf))  # nothing where there is no target
+            to_logits[at] = shares.scatter_add_(1, target, -has_target.to(shares.dtype))
         total = plain + z * squared
-        ctx.mark_non_differentiable(found)
-        ctx.found = to_logits
-        return total, found
+        ctx.mark_non_differentiable(metrics)
+        ctx.gradients = to_logits
+        return total, metrics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return taken(ctx).mul_(grad), None, None, None
+        return pop_gradients(ctx).mul_(grad), None, None, None
 
 
 def token_term(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Group(NamedTuple):
+class ParameterGroup(NamedTuple):
     """Parameters that share a rate (by which the run's is multiplied) and a decay."""
 
     masters: Sequence[nn.Parameter]
@@ -30,7 +30,7 @@ class AdamW:
     def __init__(
         self,
         masters: Mapping[str, nn.Parameter],
-        groups: Sequence[Group],
+        groups: Sequence[ParameterGroup],
         betas: tuple[float, float],
         eps: float,
         cautious: bool,
@@ -38,11 +38,11 @@ class AdamW:
         self._masters, self._cautious = masters, cautious
         self._rates = [group.rate for group in groups]
         self._decays = [group.decay for group in groups]
-        made = [
+        param_groups = [
             {"params": list(group.masters), "weight_decay": 0.0 if cautious else group.decay, "lr": group.rate}
             for group in groups
         ]
-        self._adamw = _Fused(made, betas=betas, eps=eps, fused=True)
+        self._adamw = _Fused(param_groups, betas=betas, eps=eps, fused=True)
         for master in masters.values():
             # As the fused optimizer makes them: the step is a float32 scalar beside the parameter, wherever that is.
             self._adamw.state[master] = {
@@ -57,12 +57,12 @@ class AdamW:
         self._adamw.found_inf = void
         for group, rate in zip(self._adamw.param_groups, self._rates, strict=True):
             group["lr"] = learning_rate * rate
-        held = self._before()
+        snapshots = self._before()
         self._adamw.step()
-        for master, before, kept in held:
+        for master, before, decay in snapshots:
             # What moved against the weight's sign decays; nothing moved in a step that is skipped.
             against = (before - master) * before > 0
-            master.sub_(before * against, alpha=kept)
+            master.sub_(before * against, alpha=decay)
 
     def _before(self) -> list[tuple[nn.Parameter, Tensor, float]]:
         """Of cautious decay: each that decays, a copy, and by how much."""
@@ -82,5 +82,5 @@ class AdamW:
     @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `tensors` gave, as it lies here."""
-        for key, own in self.tensors(name).items():
-            own.copy_(tensors[key])
+        for key, tensor in self.tensors(name).items():
+            tensor.copy_(tensors[key])

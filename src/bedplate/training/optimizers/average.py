@@ -28,8 +28,8 @@ class Average:
     @torch.no_grad()
     def step(self, tensors: Mapping[str, Tensor], void: Tensor) -> None:
         """After a step; none where `void`, a scalar that is not read, is 1."""
-        for name, own in self.tensors.items():
-            own.lerp_(tensors[name].detach(), ((1 - self._decay) * (1 - void)).to(own.dtype))
+        for name, average in self.tensors.items():
+            average.lerp_(tensors[name].detach(), ((1 - self._decay) * (1 - void)).to(average.dtype))
 
 
 @contextmanager
@@ -44,12 +44,12 @@ def averaged(
     missing = next((name for name in parameters if f"{AVERAGE}{name}" not in tensors), None)
     if missing is not None:
         raise TrainingError(f"this state holds no average of {missing!r}: train with ema, which keeps one")
-    held = {name: ranks.own(parameter).clone() for name, parameter in parameters.items()}
+    originals = {name: ranks.local_part(parameter).clone() for name, parameter in parameters.items()}
     with torch.no_grad():
         try:
             for name, parameter in parameters.items():
-                ranks.own(parameter).copy_(ranks.taken(parameter, tensors[f"{AVERAGE}{name}"]))
+                ranks.local_part(parameter).copy_(ranks.local_slice(parameter, tensors[f"{AVERAGE}{name}"]))
             yield
         finally:
             for name, parameter in parameters.items():
-                ranks.own(parameter).copy_(held[name])
+                ranks.local_part(parameter).copy_(originals[name])

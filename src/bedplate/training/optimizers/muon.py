@@ -88,14 +88,14 @@ class Muon:
                 whole = self._ranks.matrices(parameter, self._moved(name, master.grad, void)).to(dtype)
                 groups.setdefault((whole.shape[-2:], whole.dtype), {})[name] = whole
         applied = 1 - void
-        for found in groups.values():
-            counts = [math.prod(whole.shape[:-2]) for whole in found.values()]
-            shape = next(iter(found.values())).shape[-2:]
-            stacked = torch.cat([whole.reshape(-1, *shape) for whole in found.values()])
+        for matrices in groups.values():
+            counts = [math.prod(whole.shape[:-2]) for whole in matrices.values()]
+            shape = next(iter(matrices.values())).shape[-2:]
+            stacked = torch.cat([whole.reshape(-1, *shape) for whole in matrices.values()])
             stacked = orthogonalised(stacked, self._config.orthogonalisation, self._config.iterations)
-            for (name, whole), update in zip(found.items(), stacked.split(counts), strict=True):
-                own = self._ranks.part(self._parameters[name], update.view(whole.shape))
-                scaled = own * scale_of(shape, self._config)
+            for (name, whole), update in zip(matrices.items(), stacked.split(counts), strict=True):
+                local_update = self._ranks.part(self._parameters[name], update.view(whole.shape))
+                scaled = local_update * scale_of(shape, self._config)
                 self._update(self._masters[name], scaled, learning_rate, applied)
 
     def _moved(self, name: str, grad: Tensor, void: Tensor) -> Tensor:
@@ -109,8 +109,8 @@ class Muon:
     def _update(self, master: nn.Parameter, update: Tensor, learning_rate: float, applied: Tensor) -> None:
         update = update.to(master.dtype) * applied.to(master.dtype)
         if self._decay:
-            kept = learning_rate * self._decay * applied.to(master.dtype)
-            against = master * kept
+            decay = learning_rate * self._decay * applied.to(master.dtype)
+            against = master * decay
             if self._cautious:
                 against = against * (update * master > 0)
             master.sub_(against)

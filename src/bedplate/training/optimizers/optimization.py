@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import TrainConfig
-from bedplate.training.optimizers.adamw import AdamW, Group
+from bedplate.training.optimizers.adamw import AdamW, ParameterGroup
 from bedplate.training.optimizers.average import AVERAGE, Average
-from bedplate.training.optimizers.kinds import Kind
+from bedplate.training.optimizers.kinds import ParameterRole
 from bedplate.training.optimizers.muon import Muon
 from bedplate.training.ranks import ALONE, Ranks
 
@@ -37,7 +37,7 @@ class Optimization:
         trainable: NamedParameters,
         config: TrainConfig,
         originals: Mapping[int, Tensor] | None = None,
-        kinds: Mapping[int, Kind] | None = None,
+        parameter_roles: Mapping[int, ParameterRole] | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
         self.parameters = dict(trainable)
@@ -46,9 +46,11 @@ class Optimization:
             raise TrainingError("nothing is to be trained: `trainable` is empty")
         self._masters = {name: self._master(parameter) for name, parameter in self.parameters.items()}
         self._clip = config.clip
-        known = kinds or {}
-        by_kind: dict[str, Kind] = {name: known.get(id(p), "other") for name, p in self.parameters.items()}
-        turned = [name for name, kind in by_kind.items() if kind == "matrix"] if config.optimizer == "muon" else []
+        roles_by_id = parameter_roles or {}
+        by_kind: dict[str, ParameterRole] = {
+            name: roles_by_id.get(id(p), "other") for name, p in self.parameters.items()
+        }
+        turned = [name for name, role in by_kind.items() if role == "matrix"] if config.optimizer == "muon" else []
         self._muon_rate = config.rates.matrix
         masters = {name: self._masters[name] for name in turned}
         self._muon = (
@@ -56,18 +58,18 @@ class Optimization:
             if turned
             else None
         )
-        rest = {name: master for name, master in self._masters.items() if name not in masters}
-        self._rest = rest
-        groups = _groups(rest, self.parameters, by_kind, config)
+        adamw_masters = {name: master for name, master in self._masters.items() if name not in masters}
+        self._adamw_masters = adamw_masters
+        groups = _groups(adamw_masters, self.parameters, by_kind, config)
         betas = (config.beta1, config.beta2)
-        self._adamw = AdamW(rest, groups, betas, config.eps, config.cautious_decay) if rest else None
+        self._adamw = AdamW(adamw_masters, groups, betas, config.eps, config.cautious_decay) if adamw_masters else None
         self._average = None if config.ema is None else Average(config.ema, self._masters)
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
-        own = self._ranks.own(parameter)
+        local = self._ranks.local_part(parameter)
         if not _is_wide(parameter):
-            return nn.Parameter(self._originals.get(id(parameter), own).detach().to(torch.float32, copy=True))
-        return nn.Parameter(own) if self._ranks.splits(parameter) else parameter
+            return nn.Parameter(self._originals.get(id(parameter), local).detach().to(torch.float32, copy=True))
+        return nn.Parameter(local) if self._ranks.splits(parameter) else parameter
 
     def collect(self) -> None:
         """After each backward pass: moves gradients that are not their masters' own into the masters' sums."""
@@ -111,7 +113,7 @@ class Optimization:
     def _write_back(self) -> None:
         for name, parameter in self.parameters.items():
             if not _is_wide(parameter):  # else the master is what is held of it
-                self._ranks.own(parameter).copy_(self._masters[name])
+                self._ranks.local_part(parameter).copy_(self._masters[name])
 
     @torch.no_grad()
     def hand_back(self) -> None:
@@ -122,17 +124,17 @@ class Optimization:
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters (their masters), moments and averages by name, each placed as the ranks say."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            own = {"parameter": self._masters[name].detach(), **self._moments(name)}
+            state = {"parameter": self._masters[name].detach(), **self._moments(name)}
             if self._average is not None:
-                own[AVERAGE.removesuffix("/")] = self._average.tensors[name]
-            for key, value in own.items():
-                found[f"{key}/{name}"] = self._ranks.placed(parameter, value) if value.dim() else value
-        return found
+                state[AVERAGE.removesuffix("/")] = self._average.tensors[name]
+            for key, value in state.items():
+                tensors[f"{key}/{name}"] = self._ranks.placed(parameter, value) if value.dim() else value
+        return tensors
 
     def _moments(self, name: str) -> Mapping[str, Tensor]:
-        if self._muon is not None and name not in self._rest:
+        if self._muon is not None and name not in self._adamw_masters:
             return {_MOMENTUM: self._muon.momenta[name]}
         return {} if self._adamw is None else self._adamw.tensors(name)
 
@@ -142,17 +144,17 @@ class Optimization:
         for name, master in self._masters.items():
             parameter = self.parameters[name]
 
-            def taken(key: str, name: str = name, parameter: nn.Parameter = parameter) -> Tensor:
+            def local_part(key: str, name: str = name, parameter: nn.Parameter = parameter) -> Tensor:
                 stored = tensors[f"{key}/{name}"]
-                return self._ranks.taken(parameter, stored) if stored.dim() else stored
+                return self._ranks.local_slice(parameter, stored) if stored.dim() else stored
 
-            master.copy_(taken("parameter"))
-            if self._muon is not None and name not in self._rest:
-                self._muon.momenta[name].copy_(taken(_MOMENTUM))
+            master.copy_(local_part("parameter"))
+            if self._muon is not None and name not in self._adamw_masters:
+                self._muon.momenta[name].copy_(local_part(_MOMENTUM))
             elif self._adamw is not None and f"{_MOMENTS[0]}/{name}" in tensors:  # files of earlier versions lack some
-                self._adamw.load(name, {key: taken(key) for key in _MOMENTS})
+                self._adamw.load(name, {key: local_part(key) for key in _MOMENTS})
             if self._average is not None:
-                self._average.tensors[name].copy_(taken(AVERAGE.removesuffix("/")))
+                self._average.tensors[name].copy_(local_part(AVERAGE.removesuffix("/")))
         self._write_back()
 
 
@@ -163,12 +165,14 @@ def _is_wide(parameter: nn.Parameter) -> bool:
 def _groups(
     masters: Mapping[str, nn.Parameter],
     parameters: Mapping[str, nn.Parameter],
-    kinds: Mapping[str, Kind],
+    parameter_roles: Mapping[str, ParameterRole],
     config: TrainConfig,
-) -> list[Group]:
+) -> list[ParameterGroup]:
     """By rate and decay, matrices before others."""
-    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    masters_by_group: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, master in masters.items():
-        found.setdefault((parameters[name].dim() < 2, getattr(config.rates, kinds[name])), []).append(master)
-    ordered = sorted(found.items(), key=lambda item: item[0][0])
-    return [Group(params, rate, 0.0 if flat else config.weight_decay) for (flat, rate), params in ordered]
+        masters_by_group.setdefault(
+            (parameters[name].dim() < 2, getattr(config.rates, parameter_roles[name])), []
+        ).append(master)
+    ordered = sorted(masters_by_group.items(), key=lambda group: group[0][0])
+    return [ParameterGroup(params, rate, 0.0 if flat else config.weight_decay) for (flat, rate), params in ordered]

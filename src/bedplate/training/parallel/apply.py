@@ -17,15 +17,15 @@ from bedplate.models.layers.experts import FeedForwards
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.split import Cut, cuts_of
-from bedplate.training.config import Asked
+from bedplate.training.config import DtypeChoice
 from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.parallel.mesh import Mesh
-from bedplate.training.parallel.styles import Experts, Linears
+from bedplate.training.parallel.styles import ExpertsStyle, LinearsStyle
 from bedplate.training.parallel.team import Team
 from bedplate.training.ranks import ALONE, Ranks
 
 
-def parallelised(model: Model, config: ParallelConfig, dtype: Asked = "auto") -> Ranks:
+def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "auto") -> Ranks:
     """The ranks that train this model together, to whom it is given out in place; ALONE for a single process.
 
     Every rank must hold the same model (the same seed, or the same checkpoint). dtype: what a sharded model computes
@@ -38,9 +38,9 @@ def parallelised(model: Model, config: ParallelConfig, dtype: Asked = "auto") ->
         return ALONE
     device = next(model.parameters()).device
     mesh = Mesh.of(config, device)
-    own = next(model.parameters()).dtype
-    computes = own if dtype == "auto" else DTYPES[dtype]
-    if computes != own and not mesh.cuts_parameters:
+    model_dtype = next(model.parameters()).dtype
+    computes = model_dtype if dtype == "auto" else DTYPES[dtype]
+    if computes != model_dtype and not mesh.cuts_parameters:
         raise UsageError(f"without sharding a model computes as it is held: hold it in {dtype}, or let dtype be auto")
     cuts = _cut(model, mesh)
     if mesh.cuts_parameters:
@@ -54,11 +54,11 @@ def parallelised(model: Model, config: ParallelConfig, dtype: Asked = "auto") ->
 def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
     """Shares products and experts; what became of which module."""
     cuts = cuts_of(model.spec, mesh.sizes["tensor"], mesh.sizes["expert"])
-    styles: dict[Cut, ParallelStyle] = {"columns": Linears(rows=False), "rows": Linears(rows=True)}
-    along = {path: styles[cut] for path, cut in cuts.items() if cut in styles}
-    if along:
-        parallelize_module(model, mesh.whole["tensor"], along)
-    experts: dict[str, ParallelStyle] = {path: Experts() for path, cut in cuts.items() if cut == "experts"}
+    styles: dict[Cut, ParallelStyle] = {"columns": LinearsStyle(rows=False), "rows": LinearsStyle(rows=True)}
+    tensor_styles = {path: styles[cut] for path, cut in cuts.items() if cut in styles}
+    if tensor_styles:
+        parallelize_module(model, mesh.whole["tensor"], tensor_styles)
+    experts: dict[str, ParallelStyle] = {path: ExpertsStyle() for path, cut in cuts.items() if cut == "experts"}
     if experts:
         parallelize_module(model, mesh.whole["expert"], experts)
     return cuts
@@ -66,14 +66,16 @@ def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
 
 def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
     """FSDP2 block by block: gathered when it runs, in what it computes in; gradients are sums, in what is held."""
-    own = next(model.parameters()).dtype
+    model_dtype = next(model.parameters()).dtype
     # Inputs keep their dtype: token numbers, positions, and rotations that are wider on purpose.
     policy = (
-        MixedPrecisionPolicy(computes, own, cast_forward_inputs=False) if computes != own else MixedPrecisionPolicy()
+        MixedPrecisionPolicy(computes, model_dtype, cast_forward_inputs=False)
+        if computes != model_dtype
+        else MixedPrecisionPolicy()
     )
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         if mesh.sizes["expert"] > 1:
-            for module in [one for one in block.modules() if isinstance(one, FeedForwards)]:
+            for module in [submodule for submodule in block.modules() if isinstance(submodule, FeedForwards)]:
                 fully_shard(module, mesh=mesh.expert_shards, mp_policy=policy)
         fully_shard(block, mesh=mesh.shards, mp_policy=policy)
     # What is outside of the blocks is read again for the loss, after the forward pass.
@@ -88,5 +90,5 @@ def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
     """What the model's `state_dict` is on one process, tensor by tensor on the CPU: to export it. Every rank must go
     through all of it, whichever of them writes."""
     for name, tensor in model.state_dict().items():
-        found = tensor.detach()
-        yield name, (found.full_tensor() if isinstance(found, DTensor) else found).cpu()
+        detached = tensor.detach()
+        yield name, (detached.full_tensor() if isinstance(detached, DTensor) else detached).cpu()

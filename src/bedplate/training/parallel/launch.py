@@ -44,10 +44,10 @@ def process_of(environment: Mapping[str, str]) -> Process:
 
 def first_host(nodes: str) -> str:
     """Of Slurm's short form of a list: "gpu[003-007,9],cpu1" → "gpu003"."""
-    found = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    if found is None:
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    if match is None:
         raise UsageError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host")
-    before, number, after = found.groups()
+    before, number, after = match.groups()
     return before + (number or "") + (after or "")
 
 

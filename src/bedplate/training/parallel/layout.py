@@ -32,7 +32,7 @@ class ParallelConfig(Strict):
     context: Count = 1
 
     @property
-    def least(self) -> int:
+    def min_processes(self) -> int:
         """The fewest processes that it is for."""
         return self.data * (self.shard or 1) * self.tensor * self.expert
 
@@ -43,11 +43,13 @@ class ParallelConfig(Strict):
                 f"context is {self.context}: torch shares a row among ranks for plain attention only, which packed "
                 "documents are not; leave it at 1"
             )
-        others = self.data * self.tensor * self.expert
-        shard = self.shard if self.shard is not None else max(1, world // others)
-        found: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}
-        if math.prod(found.values()) != world:
-            asked = " x ".join(f"{axis} {size}" for axis, size in found.items())
+        unsharded_size = self.data * self.tensor * self.expert
+        shard = self.shard if self.shard is not None else max(1, world // unsharded_size)
+        axis_sizes: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}
+        if math.prod(axis_sizes.values()) != world:
+            layout = " x ".join(f"{axis} {size}" for axis, size in axis_sizes.items())
             start = "; start them with torchrun or srun" if world == 1 else ""
-            raise UsageError(f"{asked} is for {math.prod(found.values())} processes, and there are {world}{start}")
-        return found
+            raise UsageError(
+                f"{layout} is for {math.prod(axis_sizes.values())} processes, and there are {world}{start}"
+            )
+        return axis_sizes

@@ -26,33 +26,33 @@ class Processes:
         group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
         self._group = group if isinstance(group, dist.ProcessGroup) else None
 
-    def told(self, call: Callable[[], T]) -> T:
+    def broadcast(self, call: Callable[[], T]) -> T:
         """What the first process's call gives, which can be pickled. Its error ends the others too, with RankError."""
         if self._group is None:
             return call()
-        said: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]
         failure: BaseException | None = None
         if self.main:
             try:
-                said = [call(), None]
+                outcome = [call(), None]
             except BaseException as error:
                 failure = error
-                said = [None, f"{type(error).__name__}: {error}"]
+                outcome = [None, f"{type(error).__name__}: {error}"]
         try:
-            dist.broadcast_object_list(said, src=0, group=self._group)
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
         except RuntimeError as lost:
             if failure is not None:  # the others have ended already, and this is why
                 raise failure from lost
             raise
         if failure is not None:
             raise failure
-        if said[1] is not None:
-            raise RankError(f"the first process has ended: {said[1]}", said=True)
-        return cast(T, said[0])
+        if outcome[1] is not None:
+            raise RankError(f"the first process has ended: {outcome[1]}", reported=True)
+        return cast(T, outcome[0])
 
     def in_turn(self, call: Callable[[], T]) -> T:
         """What each process's own call gives; the others begin theirs when the first has made it, and find what that
         one has written."""
-        own: list[T] = []
-        self.told(lambda: own.append(call()))
-        return own[0] if self.main else call()
+        results: list[T] = []
+        self.broadcast(lambda: results.append(call()))
+        return results[0] if self.main else call()

@@ -34,7 +34,7 @@ _RANDOM = "rng/"
 _VERSION = 1
 
 
-class States:
+class DistributedStates:
     """The last state of a run whose processes may be another number each time."""
 
     def __init__(self, out: Path, ranks: Ranks) -> None:
@@ -57,9 +57,9 @@ class States:
             return
         rank = self._ranks.rank
         tensors = {_of_rank(name, rank): _copied(tensor) for name, tensor in state.tensors.items()}
-        every: list[Any] = [None] * self._ranks.world
-        dist.all_gather_object(every, state.values["random"])
-        values = {**state.values, "version": _VERSION, "random": every}
+        rank_states: list[Any] = [None] * self._ranks.world
+        dist.all_gather_object(rank_states, state.values["random"])
+        values = {**state.values, "version": _VERSION, "random": rank_states}
         self._writing = threading.Thread(target=self._write, args=(step, tensors, values), daemon=True)
         self._writing.start()
 
@@ -80,9 +80,9 @@ class States:
                 shutil.rmtree(final)
             partial.rename(final)
             _sync(self._directory)
-            for other in self._directory.iterdir():
-                if other != final:
-                    shutil.rmtree(other, ignore_errors=True)
+            for directory in self._directory.iterdir():
+                if directory != final:
+                    shutil.rmtree(directory, ignore_errors=True)
             self._file.remove()
         except BaseException as error:
             self._failure = error
@@ -97,15 +97,15 @@ class States:
 
     def latest(self) -> int | None:
         if self._ranks.main and self._directory.exists():
-            for left in self._directory.glob(f"*{_PARTIAL}"):
-                shutil.rmtree(left)
-        found = self._ranks.most(max(self._file.latest() or 0, self._last_shards()))
-        return found or None
+            for partial in self._directory.glob(f"*{_PARTIAL}"):
+                shutil.rmtree(partial)
+        latest_step = self._ranks.maximum(max(self._file.latest() or 0, self._last_shards()))
+        return latest_step or None
 
     def _last_shards(self) -> int:
         if not self._directory.exists():
             return 0
-        return max((int(one.name) for one in self._directory.iterdir() if one.name.isdigit()), default=0)
+        return max((int(path.name) for path in self._directory.iterdir() if path.name.isdigit()), default=0)
 
     def values(self, step: int) -> dict[str, Any]:
         if self._file.latest() == step:
@@ -123,31 +123,31 @@ class States:
             ) from error
         return values
 
-    def load(self, step: int, like: Mapping[str, Tensor] | None = None) -> RunState:
+    def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
         values = self.values(step)
         if self._file.latest() == step:
             return self._file.load(step)
         place = self._directory / f"{step:010d}"
         try:
             reader = dcp.FileSystemReader(place)
-            known = reader.read_metadata().state_dict_metadata
-            rank = self._ranks.rank if f"{_RANDOM}{self._ranks.world - 1}/torch" in known else 0
-            wanted: dict[str, Any] = {}
-            for name, about in known.items():
+            tensor_metadata = reader.read_metadata().state_dict_metadata
+            rank = self._ranks.rank if f"{_RANDOM}{self._ranks.world - 1}/torch" in tensor_metadata else 0
+            tensors: dict[str, Any] = {}
+            for name, about in tensor_metadata.items():
                 assert isinstance(about, TensorStorageMetadata)
-                given = None if like is None else like.get(name)
-                if given is not None:
-                    wanted[name] = given
+                template = None if templates is None else templates.get(name)
+                if template is not None:
+                    tensors[name] = template
                 elif not name.startswith(_RANDOM) or name.startswith(f"{_RANDOM}{rank}/"):
-                    wanted[name] = torch.empty(about.size, dtype=about.properties.dtype)
+                    tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process means to
-                dcp.load(wanted, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
+                dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         except (OSError, KeyError, ValueError, RuntimeError, CheckpointException) as error:
             raise TrainingError(
                 f"{place}: not a training state that can be read ({error}); delete it to start anew"
             ) from error
-        return RunState({name.replace(f"{_RANDOM}{rank}/", _RANDOM): x for name, x in wanted.items()}, values)
+        return RunState({name.replace(f"{_RANDOM}{rank}/", _RANDOM): x for name, x in tensors.items()}, values)
 
     def remove(self) -> None:
         self.settle()
@@ -164,9 +164,9 @@ def _of_rank(name: str, rank: int) -> str:
 def _copied(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)
-    own = tensor.to_local().to("cpu", copy=True)
+    local = tensor.to_local().to("cpu", copy=True)
     return DTensor.from_local(
-        own, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
     )
 
 

@@ -21,7 +21,7 @@ from bedplate.models.layers.grouped import Segments, grouped_product
 from bedplate.models.layers.linear import Linear
 
 
-class Linears(ParallelStyle):
+class LinearsStyle(ParallelStyle):
     """A linear of which each rank has some outputs ("columns", the input being whole) or some inputs ("rows", the
     output being whole again)."""
 
@@ -33,10 +33,10 @@ class Linears(ParallelStyle):
         _cut(module, "weight", device_mesh, Shard(1 if self._rows else 0))
         if module.bias is not None:
             _cut(module, "bias", device_mesh, Replicate() if self._rows else Shard(0))
-        given: Placement = Shard(-1) if self._rows else Replicate()
+        input_placement: Placement = Shard(-1) if self._rows else Replicate()
 
         def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[DTensor]:
-            return (DTensor.from_local(inputs[0], device_mesh, [given], run_check=False),)
+            return (DTensor.from_local(inputs[0], device_mesh, [input_placement], run_check=False),)
 
         def after(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             assert isinstance(output, DTensor)
@@ -49,7 +49,7 @@ class Linears(ParallelStyle):
         return module
 
 
-class Experts(ParallelStyle):
+class ExpertsStyle(ParallelStyle):
     """Experts that ranks with tokens of their own share: copies of tokens travel to the rank that has their expert, and
     what it makes of them travels back."""
 
@@ -94,19 +94,19 @@ def _local(parameter: Tensor) -> Tensor:
 class _Exchange:
     """`FeedForwards.forward` over the experts of all ranks; `here`: how many each has."""
 
-    def __init__(self, forward: Any, here: int, group: dist.ProcessGroup) -> None:
-        self._forward, self._here, self._group = forward, here, group
+    def __init__(self, forward: Any, local_count: int, group: dist.ProcessGroup) -> None:
+        self._forward, self._local_count, self._group = forward, local_count, group
 
     def __call__(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
         ranks = self._group.size()
-        order = sort_by_expert(chosen_Nk, ranks * self._here)
-        counts_RE = order.segments.counts_E.view(ranks, self._here)
+        order = sort_by_expert(chosen_Nk, ranks * self._local_count)
+        counts_RE = order.segments.counts_E.view(ranks, self._local_count)
         from_RE = torch.empty_like(counts_RE)
         dist.all_to_all_single(from_RE, counts_RE, group=self._group)
         # How much travels must be known to the host: the one wait of the layer.
         sent, received = torch.stack((counts_RE.sum(1), from_RE.sum(1))).tolist()
         there_MD = _travelled(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
-        numbers_E = torch.arange(self._here, device=x_ND.device).repeat(ranks)
+        numbers_E = torch.arange(self._local_count, device=x_ND.device).repeat(ranks)
         expert_M = numbers_E.repeat_interleave(from_RE.reshape(-1), output_size=len(there_MD))
         made_MD = self._forward(there_MD, expert_M[:, None], there_MD.new_ones(len(there_MD), 1))
         back_MD = _travelled(made_MD, sent, received, self._group)
@@ -116,8 +116,8 @@ class _Exchange:
 
 def _travelled(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
     """Rows to the other ranks, so many to each, and so many of each from them."""
-    found: Any = _Travel.apply(x_MD, received, sent, group)
-    return found
+    received_rows: Any = _Travel.apply(x_MD, received, sent, group)
+    return received_rows
 
 
 class _Travel(torch.autograd.Function):
@@ -134,6 +134,6 @@ class _Travel(torch.autograd.Function):
 
 
 def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
-    found = x_MD.new_empty(sum(received), x_MD.shape[1])
-    dist.all_to_all_single(found, x_MD.contiguous(), received, sent, group=group)
-    return found
+    received_rows = x_MD.new_empty(sum(received), x_MD.shape[1])
+    dist.all_to_all_single(received_rows, x_MD.contiguous(), received, sent, group=group)
+    return received_rows

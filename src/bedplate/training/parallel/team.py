@@ -31,50 +31,52 @@ class Team(Ranks):
     def check_same(self, model: nn.Module) -> None:
         """TrainingError where ranks were given other models."""
         shapes = {name: (str(p.dtype), tuple(p.shape)) for name, p in model.named_parameters()}
-        every: list[Any] = [None] * self.world
-        dist.all_gather_object(every, shapes)
-        other = next((rank for rank, one in enumerate(every) if one != every[0]), None)
-        if other is not None:
-            raise TrainingError(f"rank {other} was given another model than rank 0; give all the same")
+        rank_shapes: list[Any] = [None] * self.world
+        dist.all_gather_object(rank_shapes, shapes)
+        differing_rank = next(
+            (rank for rank, rank_shape in enumerate(rank_shapes) if rank_shape != rank_shapes[0]), None
+        )
+        if differing_rank is not None:
+            raise TrainingError(f"rank {differing_rank} was given another model than rank 0; give all the same")
 
     # --- sums
 
-    def sums(self, own: Mapping[str, float]) -> Mapping[str, float]:
-        found: dict[str, float] = {}
-        for one in self.every(dict(own)):
-            for name, value in one.items():
-                found[name] = found.get(name, 0.0) + value
-        return found
+    def sums(self, local_sums: Mapping[str, float]) -> Mapping[str, float]:
+        totals: dict[str, float] = {}
+        for rank_sums in self.gather(dict(local_sums)):
+            for name, value in rank_sums.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return totals
 
-    def every(self, own: Any) -> Sequence[Any]:
-        found: list[Any] = [None] * self._batch.size()
-        dist.all_gather_object(found, own, group=self._batch)
-        return found
+    def gather(self, local: Any) -> Sequence[Any]:
+        gathered: list[Any] = [None] * self._batch.size()
+        dist.all_gather_object(gathered, local, group=self._batch)
+        return gathered
 
-    def total(self, own: Tensor) -> Tensor:
-        found = own.detach().clone()
-        dist.all_reduce(found, group=self._batch)
-        return found
+    def total(self, local: Tensor) -> Tensor:
+        reduced = local.detach().clone()
+        dist.all_reduce(reduced, group=self._batch)
+        return reduced
 
-    def worst(self, own: Tensor) -> Tensor:
-        found = own.detach().clone()
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return found
+    def worst(self, local: Tensor) -> Tensor:
+        reduced = local.detach().clone()
+        dist.all_reduce(reduced, dist.ReduceOp.MAX)
+        return reduced
 
-    def agreed(self, *own: bool) -> tuple[bool, ...]:
-        found = torch.tensor(own, dtype=torch.int32)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return tuple(map(bool, found.tolist()))
+    def agreed(self, *flags: bool) -> tuple[bool, ...]:
+        reduced = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(reduced, dist.ReduceOp.MAX)
+        return tuple(map(bool, reduced.tolist()))
 
-    def most(self, own: int) -> int:
-        found = torch.tensor([own])
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found[0])
+    def maximum(self, local: int) -> int:
+        reduced = torch.tensor([local])
+        dist.all_reduce(reduced, dist.ReduceOp.MAX)
+        return int(reduced[0])
 
     def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
-        counts: list[int] = list(self.every(len(own_ND)))
-        found: Any = _Joined.apply(own_ND, counts, self.shard[0], self._batch)
-        return found, sum(counts[: self.shard[0]])
+        counts: list[int] = list(self.gather(len(own_ND)))
+        all_rows: Any = _Joined.apply(own_ND, counts, self.shard[0], self._batch)
+        return all_rows, sum(counts[: self.shard[0]])
 
     def together(self) -> None:
         dist.barrier()
@@ -87,7 +89,7 @@ class Team(Ranks):
     def computes_in(self, parameter: Tensor) -> torch.dtype:
         return self._computes
 
-    def own(self, parameter: Tensor) -> Tensor:
+    def local_part(self, parameter: Tensor) -> Tensor:
         whole = parameter.detach()
         return whole.to_local() if isinstance(whole, DTensor) else whole
 
@@ -102,8 +104,8 @@ class Team(Ranks):
 
     def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
         """Every rank has a gradient of the same parameters: what had nothing to do ran all the same."""
-        along = self.mesh.whole["tensor"].get_group()
-        _add_up([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], along)
+        tensor_group = self.mesh.whole["tensor"].get_group()
+        _add_up([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], tensor_group)
         if not self.mesh.cuts_parameters:  # else it is done where gradients are made
             _add_up(list(grads.values()), self._batch)
 
@@ -120,18 +122,18 @@ class Team(Ranks):
                         over.append(group.group_name)
             squares.setdefault(tuple(sorted(over)), []).append(torch.linalg.vector_norm(grad).square())
         total: Tensor | None = None
-        for over, each in sorted(squares.items()):
-            found = torch.stack(each).sum()
+        for over, terms in sorted(squares.items()):
+            subtotal = torch.stack(terms).sum()
             for name in over:
-                dist.all_reduce(found, group=groups[name])
-            total = found if total is None else total + found
+                dist.all_reduce(subtotal, group=groups[name])
+            total = subtotal if total is None else total + subtotal
         assert total is not None
         return total.sqrt()
 
-    def matrices(self, parameter: Tensor, own: Tensor) -> Tensor:
+    def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor) or _stands_alone(parameter):
-            return own
-        whole = self.placed(parameter, own)
+            return local
+        whole = self.placed(parameter, local)
         assert isinstance(whole, DTensor)
         return whole.full_tensor()
 
@@ -140,15 +142,15 @@ class Team(Ranks):
             return matrices
         return _slice(parameter, matrices)
 
-    def placed(self, parameter: Tensor, own: Tensor) -> Tensor:
+    def placed(self, parameter: Tensor, local: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
-            return own
+            return local
         mesh, placements = parameter.device_mesh, parameter.placements
         return DTensor.from_local(
-            own, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+            local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
         )
 
-    def taken(self, parameter: Tensor, stored: Tensor) -> Tensor:
+    def local_slice(self, parameter: Tensor, stored: Tensor) -> Tensor:
         if isinstance(stored, DTensor):
             return stored.to_local()
         return _slice(parameter, stored) if isinstance(parameter, DTensor) else stored
@@ -164,9 +166,9 @@ class _Joined(torch.autograd.Function):
         ctx.counts, ctx.at, ctx.group = counts, at, group
         padded = own_ND.new_zeros(max(counts), own_ND.shape[1])
         padded[: len(own_ND)] = own_ND
-        found = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(found, padded, group=group)
-        return torch.cat([rows[:count] for rows, count in zip(found, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(gathered, padded, group=group)
+        return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
@@ -196,8 +198,8 @@ def _add_up(grads: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
     for grad in grads:
         by_dtype.setdefault(grad.dtype, []).append(grad)
-    for found in by_dtype.values():
-        flat = torch.cat([grad.reshape(-1) for grad in found])
+    for dtype_grads in by_dtype.values():
+        flat = torch.cat([grad.reshape(-1) for grad in dtype_grads])
         dist.all_reduce(flat, group=group)
-        for grad, summed in zip(found, flat.split([grad.numel() for grad in found]), strict=True):
+        for grad, summed in zip(dtype_grads, flat.split([grad.numel() for grad in dtype_grads]), strict=True):
             grad.copy_(summed.view_as(grad))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 
 _GENERATED = re.compile(
     r"auto[- ]?generated|generated (?:automatically|by|from)|do not (?:edit|modify)|this file (?:is|was) generated",
@@ -31,7 +31,7 @@ class CodeSettings(Strict):
 def code(settings: CodeSettings, tools: Tools) -> Rule:
     """Minified, generated, data that is written as code, or hardly any text."""
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         text = draft.text
         if len(text) < settings.min_characters:
             return f"short: {len(text)} characters"
@@ -50,7 +50,7 @@ def code(settings: CodeSettings, tools: Tools) -> Rule:
         for number, line in enumerate(lines[: settings.generated_lines], start=1):
             if _GENERATED.search(line):
                 return f"generated: line {number} says {line.strip()[:80]!r}"
-        data = sum(found.end() - found.start() for found in _HEX.finditer(text)) / len(text)
+        data = sum(match.end() - match.start() for match in _HEX.finditer(text)) / len(text)
         return f"data: {data:.2f} of characters are encoded bytes" if data > settings.max_data else None
 
     return rule

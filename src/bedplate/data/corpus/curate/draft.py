@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bedplate.data.corpus.curate.vocabulary import Vocabulary, Words, shared
+from bedplate.data.corpus.curate.vocabulary import WordTable, TextWords, shared
 
 Judge = Callable[[Sequence[str]], Sequence[float]]
 """Texts → how good each is, from 0 to 1."""
@@ -20,16 +20,16 @@ class Tools:
         self.language, self.judges = language, judges or {}
 
     @cached_property
-    def vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> WordTable:
         return shared(self.language)
 
 
-class Draft:
+class DraftDocument:
     """A text and what is known of it."""
 
     def __init__(self, text: str, about: Mapping[str, str], tools: Tools) -> None:
         self._text, self.about, self.tools = text, about, tools
-        self._words: Words | None = None
+        self._words: TextWords | None = None
         self._lines: list[str] | None = None
 
     @property
@@ -42,7 +42,7 @@ class Draft:
             self._text, self._words, self._lines = text, None, None
 
     @property
-    def words(self) -> Words:
+    def words(self) -> TextWords:
         if self._words is None:
             self._words = self.tools.vocabulary.words(self._text)
         return self._words
@@ -50,7 +50,7 @@ class Draft:
     @property
     def least_words(self) -> int:
         """A count that is not above that of the words, and found faster."""
-        return self.tools.vocabulary.least(self._text) if self._words is None else self._words.count
+        return self.tools.vocabulary.min_words(self._text) if self._words is None else self._words.count
 
     @property
     def lines(self) -> list[str]:
@@ -60,7 +60,7 @@ class Draft:
         return self._lines
 
 
-Rule = Callable[[Draft], str | None]
+Rule = Callable[[DraftDocument], str | None]
 """Why a draft is dropped (a word, and a detail behind a colon), or None where it is kept, changed or not."""
 
 
@@ -68,10 +68,10 @@ Rule = Callable[[Draft], str | None]
 class Together:
     """A rule that is faster for several drafts at once; for one it is as any other."""
 
-    many: Callable[[Sequence[Draft]], Sequence[str | None]]
+    apply_batch: Callable[[Sequence[DraftDocument]], Sequence[str | None]]
 
-    def __call__(self, draft: Draft) -> str | None:
-        return self.many([draft])[0]
+    def __call__(self, draft: DraftDocument) -> str | None:
+        return self.apply_batch([draft])[0]
 
 
 PARAGRAPHS = re.compile(r"\n{2,}")

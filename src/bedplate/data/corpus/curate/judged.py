@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError
-from bedplate.data.corpus.curate.draft import Draft, Together, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Together, Tools
 
 
 class JudgedSettings(Strict):
@@ -25,7 +25,7 @@ def judged(settings: JudgedSettings, tools: Tools) -> Together:
     if judge is None:
         raise ConfigError(f"rules.judged: {settings.skin!r} was not loaded; `bedplate data build` does that")
 
-    def rule(drafts: Sequence[Draft]) -> list[str | None]:
+    def rule(drafts: Sequence[DraftDocument]) -> list[str | None]:
         scores = judge([draft.text[: settings.characters] for draft in drafts])
         return [None if score >= settings.at_least else f"{settings.label}: {score:.3f}" for score in scores]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bedplate.core.config import Strict
 from bedplate.core.errors import UsageError
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 
 MODEL = "lid-176"
 """The model's name in the catalogue."""
@@ -25,13 +25,13 @@ class LanguageSettings(Strict):
 def language(settings: LanguageSettings, tools: Tools) -> Rule:
     """In another language than wanted, or in none that is told for sure."""
     model: Any = load()
-    wanted = settings.languages or (tools.language,)
+    languages = settings.languages or (tools.language,)
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         text = draft.text[: settings.characters].replace("\n", " ")
         [(score, label)] = model.f.predict(text + "\n", 1, 0.0, "strict") or [(0.0, "__label__none")]
-        found = label.removeprefix("__label__")
-        return None if found in wanted and score >= settings.at_least else f"{found}: {score:.2f}"
+        detected = label.removeprefix("__label__")
+        return None if detected in languages and score >= settings.at_least else f"{detected}: {score:.2f}"
 
     return rule
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 
 _CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 _ENDS = (".", "?", "!", '"', "'")
@@ -33,8 +33,8 @@ class C4Settings(Strict):
 def c4(settings: C4Settings, tools: Tools) -> Rule:
     """Lines that end like no sentence, that speak of cookies or JavaScript; then documents with few sentences."""
 
-    def rule(draft: Draft) -> str | None:
-        kept: list[str] = []
+    def rule(draft: DraftDocument) -> str | None:
+        lines: list[str] = []
         everywhere = draft.text.lower()  # what is nowhere is looked for in no line
         lorem = settings.lorem_ipsum and "lorem ipsum" in everywhere
         javascript = settings.javascript and "javascript" in everywhere
@@ -61,17 +61,17 @@ def c4(settings: C4Settings, tools: Tools) -> Rule:
                 return "curly_bracket"
             if policies and any(policy in lower for policy in policies):
                 continue
-            kept.append(line)
-        count = _sentences(kept, settings.min_sentences, tools)
+            lines.append(line)
+        count = _sentences(lines, settings.min_sentences, tools)
         if count < settings.min_sentences:
-            return f"few_sentences: {count} in {len(kept)} lines that were kept"
-        draft.text = "\n".join(kept).strip()
+            return f"few_sentences: {count} in {len(lines)} lines that were kept"
+        draft.text = "\n".join(lines).strip()
         return None
 
     return rule
 
 
-def _sentences(lines: list[str], wanted: int, tools: Tools) -> int:
+def _sentences(lines: list[str], minimum: int, tools: Tools) -> int:
     """How many there are, counted no further than must be: every line that says something has one."""
     plain = sum(1 for line in lines if line.strip())
-    return plain if plain >= wanted else sum(map(tools.vocabulary.sentences, lines))
+    return plain if plain >= minimum else sum(map(tools.vocabulary.sentences, lines))

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import cycle
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 
 _BYTE = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
 _WORD = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -20,7 +20,7 @@ _MAIL = re.compile(
     r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
 )
 _ADDRESS = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
-_WITHIN = re.compile(r"\.[0-9]{1,3}\.[0-9]")
+_INNER_OCTET = re.compile(r"\.[0-9]{1,3}\.[0-9]")
 """What every address has, and what is found faster."""
 
 
@@ -44,11 +44,11 @@ class PersonalSettings(Strict):
 def personal(settings: PersonalSettings, tools: Tools) -> Rule:
     """Replaces; never drops."""
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         text = draft.text
         if settings.mail and "@" in text:
             text = _MAIL.sub(_in_turn(settings.mail_replacements), text)
-        if settings.addresses and _WITHIN.search(text):
+        if settings.addresses and _INNER_OCTET.search(text):
             turn = _in_turn(settings.address_replacements)
             text = _ADDRESS.sub(lambda m: turn(m) if _is_meant(m[0], settings.public_only) else m[0], text)
         draft.text = text

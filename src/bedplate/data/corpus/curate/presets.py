@@ -20,7 +20,7 @@ class RuleKind:
     """Settings, and what makes a rule of them."""
 
     settings: type[Strict]
-    make: Callable[[Any, Tools], Rule]
+    build: Callable[[Any, Tools], Rule]
 
 
 RULES: dict[str, RuleKind] = {
@@ -70,7 +70,7 @@ def rules_of(
             chosen.pop(name, None)
         elif recipes or name in chosen or name not in owned:
             chosen[name] = {**chosen.get(name, {}), **settings}
-    return [(name, _made(name, chosen[name], tools)) for name in RULES if name in chosen]
+    return [(name, _build_rule(name, chosen[name], tools)) for name in RULES if name in chosen]
 
 
 def checked(over: Mapping[str, Mapping[str, Any] | None]) -> None:
@@ -83,16 +83,16 @@ def checked(over: Mapping[str, Mapping[str, Any] | None]) -> None:
             _settings(name, settings)
 
 
-def _made(name: str, settings: Mapping[str, Any], tools: Tools) -> Rule:
-    return RULES[name].make(_settings(name, settings), tools)
+def _build_rule(name: str, settings: Mapping[str, Any], tools: Tools) -> Rule:
+    return RULES[name].build(_settings(name, settings), tools)
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> Strict:
-    kind = RULES[name].settings
+    model = RULES[name].settings
     try:
-        return kind.model_validate(dict(settings))
+        return model.model_validate(dict(settings))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        known = f"; its settings are {', '.join(kind.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"rules.{name}.{where}: {first['msg']}{known}") from error
+        location = ".".join(map(str, first["loc"]))
+        hint = f"; its settings are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise ConfigError(f"rules.{name}.{location}: {first['msg']}{hint}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 
 
 class LengthSettings(Strict):
@@ -20,7 +20,7 @@ class LengthSettings(Strict):
 def length(settings: LengthSettings, tools: Tools) -> Rule:
     """Too short to say anything, or so long that it is no document."""
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         size = len(draft.text.strip())
         if size < settings.min_characters:
             return f"short: {size} characters" if size else "empty"
@@ -46,7 +46,7 @@ class GopherSettings(Strict):
 def gopher(settings: GopherSettings, tools: Tools) -> Rule:
     """Words, symbols, bullets, ellipses, letters and stop words."""
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         words, text = draft.words, draft.text
         real = words.length[~words.symbol]
         if len(real) < settings.min_words:
@@ -98,7 +98,7 @@ def fineweb(settings: FineWebSettings, tools: Tools) -> Rule:
     """Ends of lines, short lines, repeated lines, lists."""
     from datatrove.utils.text import TERMINAL_PUNCTUATION
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         lines = draft.lines
         if not lines:
             return "empty"
@@ -120,16 +120,16 @@ def fineweb(settings: FineWebSettings, tools: Tools) -> Rule:
     return rule
 
 
-def repeats(things: list[str]) -> tuple[int, int]:
+def repeats(segments: list[str]) -> tuple[int, int]:
     """How many came before, and their characters."""
-    if len(set(things)) == len(things):
+    if len(set(segments)) == len(segments):
         return 0, 0
-    seen: set[str] = set()
+    unique: set[str] = set()
     count = characters = 0
-    for thing in things:
-        if thing in seen:
+    for segment in segments:
+        if segment in unique:
             count += 1
-            characters += len(thing)
+            characters += len(segment)
         else:
-            seen.add(thing)
+            unique.add(segment)
     return count, characters

@@ -9,9 +9,9 @@ import pydantic
 from numpy.typing import NDArray
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import PARAGRAPHS, Draft, Rule, Tools
+from bedplate.data.corpus.curate.draft import PARAGRAPHS, DraftDocument, Rule, Tools
 from bedplate.data.corpus.curate.quality import repeats
-from bedplate.data.corpus.curate.vocabulary import Words
+from bedplate.data.corpus.curate.vocabulary import TextWords
 from bedplate.data.corpus.repeated.words import longer
 
 
@@ -32,7 +32,7 @@ class RepetitionSettings(Strict):
 def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
     """Lines, paragraphs and n-grams said again."""
 
-    def rule(draft: Draft) -> str | None:
+    def rule(draft: DraftDocument) -> str | None:
         text = draft.text
         if not text:
             return "empty"
@@ -60,7 +60,7 @@ def _lines(text: str) -> list[str]:
     return [*([""] if text[0] == "\n" else []), *lines, *([""] if text[-1] == "\n" else [])]
 
 
-def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str | None:
+def _n_grams(words: TextWords, characters: int, settings: RepetitionSettings) -> str | None:
     before = np.concatenate([[0], np.cumsum(words.length)])
     grams, size = words.hash, 1
     for n in range(2, max((0, *settings.top, *settings.duplicate)) + 1):
@@ -69,17 +69,17 @@ def _n_grams(words: Words, characters: int, settings: RepetitionSettings) -> str
             return None
         if n not in settings.top and n not in settings.duplicate:
             continue
-        again = _repeated(grams)
+        repeat_count = _repeated(grams)
         longest = int((before[n:] - before[:-n]).max())
         # what no n-gram of these can reach is not counted
-        if n in settings.top and (longest + n - 1) * (again + 1) / characters > settings.top[n]:
+        if n in settings.top and (longest + n - 1) * (repeat_count + 1) / characters > settings.top[n]:
             at, count = _most_frequent(grams)
             share = (int(before[at + n] - before[at]) + n - 1) * count / characters
             if share > settings.top[n]:
                 return f"top_{n}_gram: {share:.3f} of characters"
-        if not again and n >= max((0, *settings.top)):
+        if not repeat_count and n >= max((0, *settings.top)):
             return None  # nor does a longer one occur twice
-        if n in settings.duplicate and longest * again / characters > settings.duplicate[n]:
+        if n in settings.duplicate and longest * repeat_count / characters > settings.duplicate[n]:
             share = _said_again(grams, before, n) / characters
             if share > settings.duplicate[n]:
                 return f"duplicate_{n}_grams: {share:.3f} of characters"
@@ -102,17 +102,17 @@ def _most_frequent(grams: NDArray[np.uint64]) -> tuple[int, int]:
 def _said_again(grams: NDArray[np.uint64], before: NDArray[np.int64], n: int) -> int:
     """Characters in n-grams that came before, none counted twice. Only those that occur twice can be."""
     ordered = np.sort(grams)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    at = np.minimum(np.searchsorted(twice, grams), len(twice) - 1)
-    places = np.flatnonzero(twice[at] == grams)
-    seen: set[int] = set()
+    duplicates = ordered[1:][ordered[1:] == ordered[:-1]]
+    at = np.minimum(np.searchsorted(duplicates, grams), len(duplicates) - 1)
+    places = np.flatnonzero(duplicates[at] == grams)
+    visited: set[int] = set()
     characters = free = 0
     for place, gram in zip(places.tolist(), grams[places].tolist(), strict=True):
         if place < free:
             continue
-        if gram in seen:
+        if gram in visited:
             characters += int(before[place + n] - before[place])
             free = place + n
         else:
-            seen.add(gram)
+            visited.add(gram)
     return characters

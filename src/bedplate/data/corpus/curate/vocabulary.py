@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 
 _BITS = (1 << 64) - 1
-_MOST, _LONGEST = 1 << 18, 64
+_CACHE_SIZE, _LONGEST = 1 << 18, 64
 """Stretches and words that are remembered before all is forgotten, by spaCy too; characters that one may have to be
 remembered as it is."""
 _NO_SPACES = frozenset(("zh", "ja", "th", "vi", "ko", "lo", "km", "my", "bo"))
@@ -27,44 +27,44 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 class _Remembered(dict[str, bytes]):
     """Stretch → numbers of its words, of eight bytes each, made on first sight."""
 
-    def __init__(self, make: Callable[[str], bytes]) -> None:
+    def __init__(self, encode: Callable[[str], bytes]) -> None:
         super().__init__()
-        self._make = make
+        self._encode = encode
 
     def __missing__(self, stretch: str) -> bytes:
-        found = self._make(stretch)
+        encoding = self._encode(stretch)
         if len(stretch) <= _LONGEST:
-            self[stretch] = found
-        return found
+            self[stretch] = encoding
+        return encoding
 
 
-class Vocabulary:
+class WordTable:
     """Words by number, with what rules ask of each. Languages that spaCy does not split at white space are tokenised
     as a whole, in datatrove's way. UsageError where datatrove and spaCy are not installed, or have no such language."""
 
     def __init__(self, language: str = "en") -> None:
         self._language = language
         self._punctuation, self._tokenizer = _datatrove(language)
-        self._apart = language not in _NO_SPACES
+        self._splits_on_spaces = language not in _NO_SPACES
         self._forget()
 
     def _forget(self) -> None:
         self._numbers: dict[str | bytes, int] = {}
         self._remembered = _Remembered(self._of_stretch)
         self._split, self._sentence_ends = (
-            _spacy(self._language, self._tokenizer) if self._apart else (None, frozenset())
+            _spacy(self._language, self._tokenizer) if self._splits_on_spaces else (None, frozenset())
         )
         size = 1 << 12
         self._length, self._hash = np.zeros(size, np.int64), np.zeros(size, np.uint64)
         self._symbol, self._alpha, self._stop = np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, np.int64)
         self._ends, self._punct = np.zeros(size, bool), np.zeros(size, bool)
 
-    def words(self, text: str) -> Words:
+    def words(self, text: str) -> TextWords:
         """The words of a text."""
-        if self._apart:
-            return Words(self, self._numbered(text.split()))
+        if self._splits_on_spaces:
+            return TextWords(self, self._numbered(text.split()))
         self._make_room()
-        return Words(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
+        return TextWords(self, np.fromiter(map(self._number, self._tokenizer.word_tokenize(text)), np.int64))
 
     def sentences(self, text: str) -> int:
         """How many there are, as datatrove has spaCy count them: one begins with the first word behind an end."""
@@ -80,38 +80,38 @@ class Vocabulary:
         return np.frombuffer(b"".join(map(self._remembered.__getitem__, stretches)), np.int64)
 
     def _make_room(self) -> None:
-        if max(len(self._remembered), len(self._numbers)) > _MOST:
+        if max(len(self._remembered), len(self._numbers)) > _CACHE_SIZE:
             self._forget()
 
-    def least(self, text: str) -> int:
+    def min_words(self, text: str) -> int:
         """A count that is not above that of a text's words: each stretch has one."""
         return 0 if self._split is None or "IS_ALPHA" in text else len(text.split())
 
     def _of_stretch(self, stretch: str) -> bytes:
         if self._split is None:
-            found = [self._number(word) for word in self._tokenizer.word_tokenize(stretch) if word]
+            numbers = [self._number(word) for word in self._tokenizer.word_tokenize(stretch) if word]
         else:  # datatrove leaves this string out, which the tokenizer cannot read
             tokens = self._split(stretch.replace("IS_ALPHA", ""))
-            found = [self._number(word, token.is_punct) for token in tokens if (word := token.text.strip())]
-        return np.array(found, np.int64).tobytes()
+            numbers = [self._number(word, token.is_punct) for token in tokens if (word := token.text.strip())]
+        return np.array(numbers, np.int64).tobytes()
 
     def _number(self, word: str, punct: bool = False) -> int:
         key = word if len(word) <= _LONGEST else hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()
-        found = self._numbers.get(key)
-        if found is None:
-            found = self._numbers[key] = len(self._numbers)
-            if found == len(self._length):
+        number = self._numbers.get(key)
+        if number is None:
+            number = self._numbers[key] = len(self._numbers)
+            if number == len(self._length):
                 for name in ("_length", "_hash", "_symbol", "_alpha", "_stop", "_ends", "_punct"):
                     old = getattr(self, name)
                     setattr(self, name, np.concatenate([old, np.zeros_like(old)]))
-            self._length[found] = len(word)
-            self._hash[found] = _random(found)
-            self._symbol[found] = all(c in self._punctuation for c in word)
-            self._alpha[found] = any(c.isalpha() for c in word)
-            self._stop[found] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
-            self._ends[found] = word in self._sentence_ends
-            self._punct[found] = punct or self._ends[found]
-        return found
+            self._length[number] = len(word)
+            self._hash[number] = _random(number)
+            self._symbol[number] = all(c in self._punctuation for c in word)
+            self._alpha[number] = any(c.isalpha() for c in word)
+            self._stop[number] = STOP_WORDS.index(word) + 1 if word in STOP_WORDS else 0
+            self._ends[number] = word in self._sentence_ends
+            self._punct[number] = punct or self._ends[number]
+        return number
 
     @property
     def facts(
@@ -123,15 +123,15 @@ class Vocabulary:
 
 
 @cache
-def shared(language: str) -> Vocabulary:
+def shared(language: str) -> WordTable:
     """One for all parts that a process works off: what is remembered of words depends on no text."""
-    return Vocabulary(language)
+    return WordTable(language)
 
 
-class Words:
+class TextWords:
     """A text's words. [W] each: length in characters; hash; symbol, alpha; stop."""
 
-    def __init__(self, vocabulary: Vocabulary, numbers: NDArray[np.int64]) -> None:
+    def __init__(self, vocabulary: WordTable, numbers: NDArray[np.int64]) -> None:
         self.count, self._numbers, self._facts = len(numbers), numbers, vocabulary.facts
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bedplate.core.errors import DataError
-from bedplate.data.corpus.readers.part import Part, Piece, Read, grouped
+from bedplate.data.corpus.readers.part import SourcePart, FilePiece, Read, grouped
 from bedplate.data.corpus.readers.tables import JSON_LINES, json_lines, opened, parquet_rows
 from bedplate.data.corpus.recipe import Hub
 from bedplate.data.table_files import arrow
@@ -15,24 +15,24 @@ from bedplate.data.table_files import arrow
 class HubReader:
     """kind: hub. A part is some of the data set's files, at the revision that the plan found."""
 
-    def plan(self, source: Hub, directory: Path, part_bytes: int) -> list[Part]:
+    def plan(self, source: Hub, directory: Path, part_bytes: int) -> list[SourcePart]:
         from bedplate.hub.datasets import files
 
         repository, commit, listed = files(source.data, source.pattern)
         pieces = [
-            Piece(one.path, one.size, f"{commit}:{one.stamp}")
-            for one in listed
-            if one.path.endswith((".parquet", *JSON_LINES))
+            FilePiece(file.path, file.size, f"{commit}:{file.stamp}")
+            for file in listed
+            if file.path.endswith((".parquet", *JSON_LINES))
         ]
         if not pieces:
             raise DataError(
                 f"source {source.name!r}: {source.data} has no Parquet or JSON-lines file that fits "
                 f"{source.pattern!r}; "
-                f"it has {', '.join(one.path for one in listed[:8]) or 'none at all'}"
+                f"it has {', '.join(file.path for file in listed[:8]) or 'none at all'}"
             )
         return grouped(source, f"{repository}@{commit}", pieces, part_bytes)
 
-    def read(self, source: Hub, part: Part) -> Iterator[Read]:
+    def read(self, source: Hub, part: SourcePart) -> Iterator[Read]:
         from bedplate.hub.datasets import stream
 
         for piece in part.pieces:

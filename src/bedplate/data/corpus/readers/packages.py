@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bedplate.core.files import sha256_file
-from bedplate.data.corpus.readers.part import Part, Piece, Read, unicode_text
+from bedplate.data.corpus.readers.part import SourcePart, FilePiece, Read, unicode_text
 from bedplate.data.corpus.readers.text import as_code, checked, is_own, language_of
 from bedplate.data.corpus.recipe import PyPI
 
@@ -14,18 +14,18 @@ from bedplate.data.corpus.recipe import PyPI
 class PyPIReader:
     """kind: pypi. A part is one release."""
 
-    def plan(self, source: PyPI, directory: Path, part_bytes: int) -> list[Part]:
+    def plan(self, source: PyPI, directory: Path, part_bytes: int) -> list[SourcePart]:
         from bedplate.hub.releases import release
 
         checked(source, source.languages)
-        parts: list[Part] = []
+        parts: list[SourcePart] = []
         for requirement in source.packages:
             archive = release(requirement)
-            piece = Piece(str(archive), archive.stat().st_size, sha256_file(archive))
-            parts.append(Part(source.name, len(parts), requirement, (piece,)))
+            piece = FilePiece(str(archive), archive.stat().st_size, sha256_file(archive))
+            parts.append(SourcePart(source.name, len(parts), requirement, (piece,)))
         return parts
 
-    def read(self, source: PyPI, part: Part) -> Iterator[Read]:
+    def read(self, source: PyPI, part: SourcePart) -> Iterator[Read]:
         from bedplate.hub.releases import members
 
         languages = checked(source, source.languages)

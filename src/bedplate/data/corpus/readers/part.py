@@ -13,7 +13,7 @@ from bedplate.data.corpus.recipe import Source
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """A file, from byte (of Parquet: from row group) `start` to `stop`, or all of it. stamp: what changes when the file
     does."""
 
@@ -25,13 +25,13 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Part:
+class SourcePart:
     """What one job reads. root: ids of documents are relative to it."""
 
     source: str
     number: int
     root: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePiece, ...]
 
     @property
     def name(self) -> str:
@@ -45,8 +45,10 @@ class Part:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Part:
-        return cls(values["source"], values["number"], values["root"], tuple(Piece(**one) for one in values["pieces"]))
+    def from_json(cls, values: Mapping[str, Any]) -> SourcePart:
+        return cls(
+            values["source"], values["number"], values["root"], tuple(FilePiece(**piece) for piece in values["pieces"])
+        )
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,27 @@ class Reader(Protocol):
     """Of one kind of source. `plan` names its parts, reading no text; `read` yields every document of one, or says why
     not: nothing is left out in silence."""
 
-    def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[Part]: ...
-    def read(self, source: Any, part: Part) -> Iterator[Read]: ...
+    def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[SourcePart]: ...
+    def read(self, source: Any, part: SourcePart) -> Iterator[Read]: ...
 
 
-def grouped(source: Source, root: Path | str, pieces: Iterable[Piece], part_bytes: int) -> list[Part]:
+def grouped(source: Source, root: Path | str, pieces: Iterable[FilePiece], part_bytes: int) -> list[SourcePart]:
     """Pieces in parts of about so many bytes, in order."""
-    parts: list[Part] = []
-    waiting: list[Piece] = []
+    parts: list[SourcePart] = []
+    waiting: list[FilePiece] = []
     size = 0
     for piece in pieces:
         if waiting and size + piece.size > part_bytes:
-            parts.append(Part(source.name, len(parts), str(root), tuple(waiting)))
+            parts.append(SourcePart(source.name, len(parts), str(root), tuple(waiting)))
             waiting, size = [], 0
         waiting.append(piece)
         size += piece.size
     if waiting:
-        parts.append(Part(source.name, len(parts), str(root), tuple(waiting)))
+        parts.append(SourcePart(source.name, len(parts), str(root), tuple(waiting)))
     return parts
 
 
-def found(
+def source_files(
     source: Source, path: str, directory: Path, suffixes: Sequence[str], pattern: str | None = None
 ) -> tuple[Path, list[Path]]:
     """The root and the files of a source's path: the file itself, or all below the folder that end in `suffixes` or fit
@@ -112,19 +114,19 @@ def found(
         names = list(place.rglob(wildcards))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"source {source.name!r}: pattern {pattern!r}: {error}; write it as in '*.txt'") from error
-    wanted = [p for p in names if p.is_file() and (pattern or p.name.lower().endswith(tuple(suffixes)))]
-    files = sorted(p for p in wanted if not p.is_symlink())
+    matches = [p for p in names if p.is_file() and (pattern or p.name.lower().endswith(tuple(suffixes)))]
+    files = sorted(p for p in matches if not p.is_symlink())
     if not files:
-        what = f"fits {pattern!r}" if pattern else f"ends in {', '.join(suffixes)}"
-        links = f" but {len(wanted)} symbolic links, which are not followed" if wanted else ""
-        raise DataError(f"source {source.name!r}: no file below {place} {what}{links}")
+        criterion = f"fits {pattern!r}" if pattern else f"ends in {', '.join(suffixes)}"
+        links = f" but {len(matches)} symbolic links, which are not followed" if matches else ""
+        raise DataError(f"source {source.name!r}: no file below {place} {criterion}{links}")
     return place, files
 
 
-def whole(path: Path) -> Piece:
+def whole(path: Path) -> FilePiece:
     """All of a file."""
     state = path.stat()
-    return Piece(str(path), state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
+    return FilePiece(str(path), state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
 
 
 def stream_of(path: str) -> IO[bytes]:

@@ -14,12 +14,12 @@ from typing import IO, Any, cast
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
 from bedplate.data.corpus.readers.part import (
-    Part,
-    Piece,
+    SourcePart,
+    FilePiece,
     RawDocument,
     Read,
     Unread,
-    found,
+    source_files,
     grouped,
     relative,
     stream_of,
@@ -35,11 +35,11 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
 class JsonReader:
     """kind: jsonl."""
 
-    def plan(self, source: Json, directory: Path, part_bytes: int) -> list[Part]:
-        root, files = found(source, source.path, directory, JSON_LINES)
+    def plan(self, source: Json, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = source_files(source, source.path, directory, JSON_LINES)
         return grouped(source, root, (piece for path in files for piece in _stretches(path, part_bytes)), part_bytes)
 
-    def read(self, source: Json, part: Part) -> Iterator[Read]:
+    def read(self, source: Json, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             name = relative(piece.path, part.root)
             with opened(piece.path) as stream:
@@ -49,11 +49,11 @@ class JsonReader:
 class ParquetReader:
     """kind: parquet."""
 
-    def plan(self, source: Parquet, directory: Path, part_bytes: int) -> list[Part]:
-        root, files = found(source, source.path, directory, (".parquet",))
+    def plan(self, source: Parquet, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = source_files(source, source.path, directory, (".parquet",))
         return grouped(source, root, (piece for path in files for piece in _row_groups(path)), part_bytes)
 
-    def read(self, source: Parquet, part: Part) -> Iterator[Read]:
+    def read(self, source: Parquet, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             name = relative(piece.path, part.root)
             yield from parquet_rows(piece.path, name, source.text, source.id, range(piece.start, piece.stop or 0))
@@ -111,15 +111,15 @@ def zstandard() -> Any:
     return library
 
 
-def _stretches(path: Path, part_bytes: int) -> Iterator[Piece]:
+def _stretches(path: Path, part_bytes: int) -> Iterator[FilePiece]:
     """A plain file in stretches of bytes: a line belongs to the one that it begins in."""
-    every = whole(path)
-    if path.suffix in {".gz", ".zst"} or every.size <= part_bytes:
-        yield every
+    piece = whole(path)
+    if path.suffix in {".gz", ".zst"} or piece.size <= part_bytes:
+        yield piece
         return
-    for start in range(0, every.size, part_bytes):
-        stop = min(every.size, start + part_bytes)
-        yield Piece(every.path, stop - start, every.stamp, start, stop)
+    for start in range(0, piece.size, part_bytes):
+        stop = min(piece.size, start + part_bytes)
+        yield FilePiece(piece.path, stop - start, piece.stamp, start, stop)
 
 
 def json_lines(
@@ -167,14 +167,14 @@ def document(row: dict[str, Any], place: str, column: str, id: str | None, name:
         place = unicode_text(f"{name}#{row[id]}")
     text = row.get(column)
     if not isinstance(text, str):
-        there = unicode_text(", ".join(map(str, row))[:200])
-        return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {there}")
+        columns = unicode_text(", ".join(map(str, row))[:200])
+        return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {columns}")
     about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
     return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
 
 
-def _row_groups(path: Path) -> Iterator[Piece]:
-    every = whole(path)
+def _row_groups(path: Path) -> Iterator[FilePiece]:
+    piece = whole(path)
     try:
         metadata = arrow().ParquetFile(path).metadata
     except UsageError:
@@ -183,20 +183,20 @@ def _row_groups(path: Path) -> Iterator[Piece]:
         raise DataError(f"{path} is not a readable Parquet file: {error}") from error
     for number in range(metadata.num_row_groups):
         size = metadata.row_group(number).total_byte_size
-        yield Piece(every.path, size, every.stamp, number, number + 1)
+        yield FilePiece(piece.path, size, piece.stamp, number, number + 1)
 
 
 def parquet_rows(file: Any, name: str, column: str, id: str | None, groups: range) -> Iterator[Read]:
     """The documents of some row groups. DataError for a column that is missing, and for what is damaged."""
     parquet = arrow().ParquetFile(file, page_checksum_verification=True)
-    known = parquet.schema_arrow.names
-    wanted = [column, *([id] if id else []), *(["url"] if "url" in known and column != "url" else [])]
-    for one in wanted:
-        if one not in known:
-            raise DataError(f"{name}: no column {one!r}; the columns are {', '.join(known)}")
+    available = parquet.schema_arrow.names
+    columns = [column, *([id] if id else []), *(["url"] if "url" in available and column != "url" else [])]
+    for field in columns:
+        if field not in available:
+            raise DataError(f"{name}: no column {field!r}; the columns are {', '.join(available)}")
     for group in groups:
         number = sum(parquet.metadata.row_group(i).num_rows for i in range(group))
-        for row in _rows(parquet, name, group, list(dict.fromkeys(wanted))):
+        for row in _rows(parquet, name, group, list(dict.fromkeys(columns))):
             yield document(row, f"{name}@{number}", column, id, name)
             number += 1
 

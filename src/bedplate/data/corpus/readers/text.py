@@ -13,13 +13,13 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import on_closed
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.readers.part import (
-    Part,
-    Piece,
+    SourcePart,
+    FilePiece,
     RawDocument,
     Read,
     Unread,
     content_of,
-    found,
+    source_files,
     grouped,
     relative,
     whole,
@@ -52,11 +52,11 @@ NOT_OWN = frozenset(
 class FilesReader:
     """kind: files."""
 
-    def plan(self, source: Files, directory: Path, part_bytes: int) -> list[Part]:
-        root, files = found(source, source.path, directory, TEXT_FILES, source.pattern)
+    def plan(self, source: Files, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = source_files(source, source.path, directory, TEXT_FILES, source.pattern)
         return grouped(source, root, map(whole, files), part_bytes)
 
-    def read(self, source: Files, part: Part) -> Iterator[Read]:
+    def read(self, source: Files, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             yield as_text(relative(piece.path, part.root), content_of(piece.path))
 
@@ -64,7 +64,7 @@ class FilesReader:
 class CodeReader:
     """kind: code."""
 
-    def plan(self, source: Code, directory: Path, part_bytes: int) -> list[Part]:
+    def plan(self, source: Code, directory: Path, part_bytes: int) -> list[SourcePart]:
         root = directory / Path(source.path).expanduser()
         if not root.is_dir():
             raise DataError(f"source {source.name!r}: {root} is not a folder")
@@ -73,7 +73,7 @@ class CodeReader:
             raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
         return grouped(source, root, pieces, part_bytes)
 
-    def read(self, source: Code, part: Part) -> Iterator[Read]:
+    def read(self, source: Code, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             yield as_code(relative(piece.path, part.root), content_of(piece.path))
 
@@ -84,7 +84,7 @@ class StandardLibraryReader:
     installed = frozenset(("site-packages", "dist-packages"))
     left_out = installed | {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
 
-    def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[Part]:
+    def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[SourcePart]:
         root = Path(sysconfig.get_paths()["stdlib"])
         without = self.installed if source.everything else self.left_out
         paths = sorted(p for p in root.rglob("*.py") if not without & set(p.relative_to(root).parts[:-1]))
@@ -92,19 +92,19 @@ class StandardLibraryReader:
             raise DataError(f"{root} holds no source code; this Python comes without its library's source")
         return grouped(source, root, map(whole, paths), part_bytes)
 
-    def read(self, source: StandardLibrary, part: Part) -> Iterator[Read]:
+    def read(self, source: StandardLibrary, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             yield as_code(relative(piece.path, part.root), content_of(piece.path))
 
 
 def checked(source: Source, languages: Sequence[str] | None) -> frozenset[str]:
     """The languages asked for, or all. ConfigError for one that is not known."""
-    known = frozenset((*LANGUAGES.values(), *NAMED.values()))
+    all_languages = frozenset((*LANGUAGES.values(), *NAMED.values()))
     for name in languages or ():
-        if name not in known:
-            hint = did_you_mean(nearest(name, known)) or f"there are {', '.join(sorted(known))}"
+        if name not in all_languages:
+            hint = did_you_mean(nearest(name, all_languages)) or f"there are {', '.join(sorted(all_languages))}"
             raise ConfigError(f"source {source.name!r}: no language {name!r} is known; {hint}")
-    return frozenset(languages) if languages else known
+    return frozenset(languages) if languages else all_languages
 
 
 def language_of(name: str) -> str | None:
@@ -118,7 +118,7 @@ def is_own(name: str) -> bool:
     return not NOT_OWN & set(PurePosixPath(name).parts[:-1])
 
 
-def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[Piece]:
+def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[FilePiece]:
     for folder, inner, names in os.walk(root, onerror=on_closed(f"source {source.name!r}: ")):
         inner[:] = sorted(name for name in inner if name not in NOT_OWN)
         for name in sorted(names):

@@ -12,12 +12,12 @@ from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers.part import (
-    Part,
+    SourcePart,
     RawDocument,
     Read,
     Unread,
     content_of,
-    found,
+    source_files,
     grouped,
     relative,
     stream_of,
@@ -32,11 +32,11 @@ _PAGES = ("text/html", "application/xhtml+xml")
 class HtmlReader:
     """kind: html."""
 
-    def plan(self, source: Html, directory: Path, part_bytes: int) -> list[Part]:
-        root, files = found(source, source.path, directory, (".html", ".htm", ".xhtml"))
+    def plan(self, source: Html, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = source_files(source, source.path, directory, (".html", ".htm", ".xhtml"))
         return grouped(source, root, map(whole, files), part_bytes)
 
-    def read(self, source: Html, part: Part) -> Iterator[Read]:
+    def read(self, source: Html, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
             yield article(relative(piece.path, part.root), content_of(piece.path), {})
 
@@ -44,12 +44,12 @@ class HtmlReader:
 class WarcReader:
     """kind: warc."""
 
-    def plan(self, source: Warc, directory: Path, part_bytes: int) -> list[Part]:
+    def plan(self, source: Warc, directory: Path, part_bytes: int) -> list[SourcePart]:
         suffixes = (".warc", ".warc.gz", ".wet", ".wet.gz")
-        root, files = found(source, source.path, directory, suffixes)
+        root, files = source_files(source, source.path, directory, suffixes)
         return grouped(source, root, map(whole, files), part_bytes)
 
-    def read(self, source: Warc, part: Part) -> Iterator[Read]:
+    def read(self, source: Warc, part: SourcePart) -> Iterator[Read]:
         records, failure = _warcio()
         for piece in part.pieces:
             with stream_of(piece.path) as stream:
@@ -86,11 +86,11 @@ def _damaged(path: str, why: str) -> DataError:
 
 def _length(record: Any, path: str) -> int:
     """The bytes that a record says it has. DataError for one that does not, as when the file ends in its headers."""
-    said = record.rec_headers.get_header("Content-Length") or ""
-    if not (said.isascii() and said.isdigit()):
+    length = record.rec_headers.get_header("Content-Length") or ""
+    if not (length.isascii() and length.isdigit()):
         name = record.rec_headers.get_header("WARC-Record-ID") or "the last record"
         raise _damaged(path, f"{name} has no Content-Length")
-    return int(said)
+    return int(length)
 
 
 def _exhaust(record: Any, length: int, path: str) -> None:
@@ -119,7 +119,7 @@ def _record(record: Any, name: str) -> Iterator[Read]:
     url = headers.get_header("WARC-Target-URI") or ""
     id = f"{name}#{headers.get_header('WARC-Record-ID') or url}"
     http = record.http_headers.get_header("Content-Type") if record.http_headers else None
-    kind = headers.get_header("WARC-Identified-Payload-Type") or http or ""
+    media_type = headers.get_header("WARC-Identified-Payload-Type") or http or ""
     content = record.content_stream().read()
     about = {"url": url} if url else {}
     if record.rec_type == "conversion":
@@ -127,10 +127,10 @@ def _record(record: Any, name: str) -> Iterator[Read]:
         yield RawDocument(id, text, about) if text.strip() else Unread(id, "no_article", "the record is empty")
     elif record.http_headers and not str(record.http_headers.get_statuscode()).startswith("2"):
         yield Unread(id, "no_page", f"HTTP status {record.http_headers.get_statuscode()}")
-    elif kind and kind.split(";")[0].strip().lower() not in _PAGES:
-        yield Unread(id, "no_page", f"of the type {kind.split(';')[0].strip()}")
+    elif media_type and media_type.split(";")[0].strip().lower() not in _PAGES:
+        yield Unread(id, "no_page", f"of the type {media_type.split(';')[0].strip()}")
     else:
-        yield article(id, content, about, kind)
+        yield article(id, content, about, media_type)
 
 
 def article(id: str, content: bytes, about: dict[str, str], content_type: str = "") -> Read:
@@ -153,9 +153,9 @@ def article(id: str, content: bytes, about: dict[str, str], content_type: str = 
 
 def decoded(content: bytes, content_type: str) -> str | None:
     """As the protocol says, as the page says, as UTF-8, or as Windows calls Latin-1; None where none of them can be."""
-    said = re.search(r"charset=[\"']?([\w-]+)", content_type)
+    charset = re.search(r"charset=[\"']?([\w-]+)", content_type)
     inside = _CHARSET.search(content[:4096])
-    names = [said[1] if said else None, inside[1].decode("ascii") if inside else None, "utf-8", "cp1252"]
+    names = [charset[1] if charset else None, inside[1].decode("ascii") if inside else None, "utf-8", "cp1252"]
     for name in filter(None, names):
         try:
             return content.decode(name)

@@ -39,12 +39,14 @@ class Contamination:
         grams: list[NDArray[np.uint64]] = []
         owners: list[NDArray[np.int32]] = []
         for number, name in enumerate(against):
-            found = [n_grams(word_hashes(text), words) for path in files(name, directory) for text in _texts(path)]
-            every = np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
-            if not len(every):
+            gram_arrays = [
+                n_grams(word_hashes(text), words) for path in files(name, directory) for text in _texts(path)
+            ]
+            unique_grams = np.unique(np.concatenate(gram_arrays)) if gram_arrays else np.empty(0, np.uint64)
+            if not len(unique_grams):
                 raise DataError(f"decontaminate: {name} holds no text of {words} words, so nothing could be told by it")
-            grams.append(every)
-            owners.append(np.full(len(every), number, np.int32))
+            grams.append(unique_grams)
+            owners.append(np.full(len(unique_grams), number, np.int32))
         if not grams:
             return cls(words, np.empty(0, np.uint64), np.empty(0, np.int32), ())
         together, first = np.unique(np.concatenate(grams), return_index=True)
@@ -57,9 +59,9 @@ class Contamination:
 
     @classmethod
     def load(cls, path: Path) -> Contamination:
-        with np.load(path, allow_pickle=False) as kept:
-            names = tuple(map(str, kept["names"].tolist()))
-            return cls(int(kept["words"]), kept["grams"], kept["owners"], names)
+        with np.load(path, allow_pickle=False) as archive:
+            names = tuple(map(str, archive["names"].tolist()))
+            return cls(int(archive["words"]), archive["grams"], archive["owners"], names)
 
     def found_in(self, text: str) -> str | None:
         """The evaluation that a text has words of, and which."""
@@ -79,18 +81,20 @@ def files(name: str, directory: Path) -> list[Path]:
     from bedplate.hub.catalog import CATALOG
 
     place = directory / Path(name).expanduser()
-    if name in CATALOG and CATALOG[name].kind in {"suite", "dataset"}:
+    if name in CATALOG and CATALOG[name].artifact_type in {"suite", "dataset"}:
         from bedplate.hub.pull import pull
 
         place = Path(pull(name, quiet=True).path)
     elif not place.exists():
-        known = [one for one, item in CATALOG.items() if item.kind in {"suite", "dataset"}]
-        hint = did_you_mean(nearest(name, known)) or f"the catalogue has {', '.join(known)}"
+        choices = [
+            catalog_name for catalog_name, artifact in CATALOG.items() if artifact.artifact_type in {"suite", "dataset"}
+        ]
+        hint = did_you_mean(nearest(name, choices)) or f"the catalogue has {', '.join(choices)}"
         raise DataError(f"decontaminate: {name!r} is not a file, folder, suite or data set; {hint}")
-    found = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(_ENDS))
-    if not found:
+    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name.endswith(_ENDS))
+    if not paths:
         raise DataError(f"decontaminate: {place} holds no file that ends in {', '.join(_ENDS)}")
-    return found
+    return paths
 
 
 def fingerprint(against: Sequence[str], directory: Path) -> str:
@@ -130,19 +134,19 @@ def _cells(text: str, delimiter: str, path: Path) -> Iterator[str]:
             raise DataError(f"decontaminate: {path}, line {start}: malformed row: {error}") from error
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, source: str) -> Any:
     try:
         return load_json(text)
     except ValueError as error:
-        raise DataError(f"decontaminate: {where}: not valid JSON: {error}") from error
+        raise DataError(f"decontaminate: {source}: not valid JSON: {error}") from error
 
 
 def _strings(value: Any) -> Iterator[str]:
     """However deep they lie, in order."""
     waiting = [value]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, str):
-            yield one
-        elif isinstance(one, dict | list):
-            waiting += reversed(list(one.values() if isinstance(one, dict) else one))
+        node = waiting.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, dict | list):
+            waiting += reversed(list(node.values() if isinstance(node, dict) else node))

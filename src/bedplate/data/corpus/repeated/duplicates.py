@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bedplate.data.corpus.recipe import Dedup
 from bedplate.data.corpus.repeated.minhash import clusters
 
-KEPT, EXACT, NEAR = 0, 1, 2
+UNIQUE, EXACT, NEAR = 0, 1, 2
 
 
 def text_hash(text: str) -> tuple[int, int]:
@@ -32,8 +32,8 @@ def copies(
         of[order] = order[np.flatnonzero(new)[np.cumsum(new) - 1]]
         fate[of != np.arange(count)] = EXACT
     if settings.minhash is not None and count:
-        near = clusters(bands_DB, has_D & (fate == KEPT))
-        copied = (fate == KEPT) & (near != np.arange(count))
-        fate[copied], of[copied] = NEAR, near[copied]
+        first_of_cluster = clusters(bands_DB, has_D & (fate == UNIQUE))
+        copied = (fate == UNIQUE) & (first_of_cluster != np.arange(count))
+        fate[copied], of[copied] = NEAR, first_of_cluster[copied]
         of = of[of]  # an exact copy of a near copy is a copy of the one that stays
     return fate, of

@@ -33,17 +33,17 @@ class MinHash:
         shingles = n_grams(word_hashes(text), self.settings.words)
         if not len(shingles):
             return None
-        least = np.full(len(self._a), np.iinfo(np.uint64).max, np.uint64)
+        signature = np.full(len(self._a), np.iinfo(np.uint64).max, np.uint64)
         for start in range(0, len(shingles), _TOGETHER):
             some_SH = shingles[start : start + _TOGETHER, None] * self._a
             some_SH += self._b
             some_SH >>= np.uint64(24)  # the high bits are the good ones
-            np.minimum(least, some_SH.min(axis=0), out=least)
-        least_BR = least.reshape(self.settings.bands, self.settings.rows)
-        found = least_BR[:, 0].copy()
+            np.minimum(signature, some_SH.min(axis=0), out=signature)
+        least_BR = signature.reshape(self.settings.bands, self.settings.rows)
+        band_hashes = least_BR[:, 0].copy()
         for row in range(1, self.settings.rows):
-            found = (found ^ (found >> np.uint64(29))) * _MIX + least_BR[:, row]
-        return found
+            band_hashes = (band_hashes ^ (band_hashes >> np.uint64(29))) * _MIX + least_BR[:, row]
+        return band_hashes
 
 
 def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -59,9 +59,9 @@ def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[
     for band in range(bands_DB.shape[1] if len(places) else 0):
         values = bands_DB[places, band]
         order = np.argsort(values, kind="stable")
-        same = np.flatnonzero(values[order][1:] == values[order][:-1])
-        left.append(places[order[same]])
-        right.append(places[order[same + 1]])
+        matches = np.flatnonzero(values[order][1:] == values[order][:-1])
+        left.append(places[order[matches]])
+        right.append(places[order[matches + 1]])
     if not left:
         return np.arange(count)
     rows, columns = np.concatenate(left), np.concatenate(right)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_MOST, _LONGEST = 1 << 20, 64
+_CACHE_SIZE, _LONGEST = 1 << 20, 64
 """Stretches that are remembered, and the characters that one may have."""
 PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(
     map(chr, (x for a, b in ((0, 9), (11, 13), (13, 32), (127, 160)) for x in range(a, b)))
@@ -24,12 +24,12 @@ class _Remembered(dict[str, bytes]):
     """Stretch between white space → hashes of its words, of eight bytes each."""
 
     def __missing__(self, stretch: str) -> bytes:
-        found = b"".join(map(_hash, simplified(stretch).split()))
+        hashes = b"".join(map(_hash, simplified(stretch).split()))
         if len(stretch) <= _LONGEST:
-            if len(self) >= _MOST:
+            if len(self) >= _CACHE_SIZE:
                 self.clear()
-            self[stretch] = found
-        return found
+            self[stretch] = hashes
+        return hashes
 
 
 _remembered = _Remembered()
@@ -54,18 +54,18 @@ def _one_number(text: str) -> str:
     """Each run of decimal digits, with one separator and further digits behind it, becomes 0."""
     if not any(c.isdecimal() for c in text):
         return text
-    made: list[str] = []
+    chars: list[str] = []
     at, size = 0, len(text)
     while at < size:
         if not text[at].isdecimal():
-            made.append(text[at])
+            chars.append(text[at])
             at += 1
             continue
         at = _digits(text, at)
         if at + 1 < size and text[at] in _SEPARATORS and text[at + 1].isdecimal():
             at = _digits(text, at + 1)
-        made.append("0")
-    return "".join(made)
+        chars.append("0")
+    return "".join(chars)
 
 
 def _digits(text: str, at: int) -> int:
@@ -76,10 +76,10 @@ def _digits(text: str, at: int) -> int:
 
 def n_grams(hashes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
     """A hash of each n-gram [W − n + 1], polynomial modulo 2⁶⁴."""
-    found = hashes
+    grams = hashes
     for size in range(1, n):
-        found = longer(found, hashes, size)
-    return found
+        grams = longer(grams, hashes, size)
+    return grams
 
 
 def longer(grams: NDArray[np.uint64], hashes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:

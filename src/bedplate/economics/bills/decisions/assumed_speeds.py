@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.economics.bills.decisions.calls import Tokens
-from bedplate.economics.bills.decisions.case import MeasuredEngine, Planned, TrainingRun
+from bedplate.economics.bills.decisions.case import MeasuredEngine, DataSheetDecoder, TrainingRun
 from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.numbers.quantities import Amount
 
@@ -36,25 +36,25 @@ def measured_speeds(measured: MeasuredEngine, prices: Prices, machine: str, toke
     return Amount.exactly(prefill), Amount.exactly(decode), f"measured {speed.measured_at}: {speed.base}"
 
 
-def planned_speeds(planned: Planned, prices: Prices, machine: str, tokens: Tokens, needed_by: str) -> Speeds:
+def planned_speeds(planned: DataSheetDecoder, prices: Prices, machine: str, tokens: Tokens, needed_by: str) -> Speeds:
     """Of a decoder on the machine's devices by the roofline, over what engines reach. ConfigError: it does not fit."""
     from bedplate.economics.hardware.table import find_device
     from bedplate.economics.model.named_model import resolve
     from bedplate.economics.serving.replica import decoder_of
     from bedplate.economics.serving.steps import REACHED, RooflineSteps
 
-    entry, place = prices.machine(machine, needed_by), f"{needed_by}.machine.planned"
-    if entry.device is None:
+    machine_price, place = prices.machine(machine, needed_by), f"{needed_by}.machine.planned"
+    if machine_price.device is None:
         raise ConfigError(f"{place}: the price file does not say which `device` {machine!r} has")
     try:
-        name, found = resolve(planned.model)
-        spec, device = decoder_of(found, name), find_device(entry.device)
-        _check_fits(spec, planned, tokens, device.memory_bytes * entry.devices)
+        name, architecture = resolve(planned.model)
+        spec, device = decoder_of(architecture, name), find_device(machine_price.device)
+        _check_fits(spec, planned, tokens, device.memory_bytes * machine_price.devices)
         steps = {
-            case: RooflineSteps(spec, device, entry.devices, planned.weights, reached=reached)
+            case: RooflineSteps(spec, device, machine_price.devices, planned.weights, reached=reached)
             for case, reached in REACHED.items()
         }
-        speeds = {case: _speeds(one, tokens, planned.batch) for case, one in steps.items()}
+        speeds = {case: _speeds(step_model, tokens, planned.batch) for case, step_model in steps.items()}
     except BedplateError as error:
         raise ConfigError(f"{place}: {error}") from error
     prefill, decode = (Amount(value=speeds["central"][i], low=speeds["low"][i], high=speeds["high"][i]) for i in (0, 1))
@@ -73,16 +73,16 @@ def _speeds(steps: StepModel, tokens: Tokens, batch: int) -> tuple[float, float]
     return prefill, decode_tokens_per_second(service, batch, context)
 
 
-def _check_fits(spec: Spec, planned: Planned, tokens: Tokens, memory_bytes: float) -> None:
+def _check_fits(spec: Spec, planned: DataSheetDecoder, tokens: Tokens, memory_bytes: float) -> None:
     from bedplate.economics.model.footprint import kv_bytes, weight_bytes
 
     context = round(tokens.prefix + tokens.fresh + tokens.passages + tokens.output)
-    wanted = weight_bytes(spec, planned.weights) + planned.batch * kv_bytes(spec, max(1, context))
-    there = memory_bytes * (1 - _MEMORY_LEFT)
-    if wanted > there:
+    required_bytes = weight_bytes(spec, planned.weights) + planned.batch * kv_bytes(spec, max(1, context))
+    available_bytes = memory_bytes * (1 - _MEMORY_LEFT)
+    if required_bytes > available_bytes:
         raise ConfigError(
             f"{planned.model} in {planned.weights} with {planned.batch} sequences of {context:,} tokens takes "
-            f"{wanted / 1e9:.1f} GB, {(wanted - there) / 1e9:.1f} GB more than a machine holds; take smaller weights, "
+            f"{required_bytes / 1e9:.1f} GB, {(required_bytes - available_bytes) / 1e9:.1f} GB more than a machine holds; take smaller weights, "
             "a smaller batch, or a machine with more devices"
         )
 
@@ -92,13 +92,13 @@ def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[A
     from bedplate.economics.hardware.table import find_device
     from bedplate.economics.training.training_cost import plan_training
 
-    entry = prices.machine(run.machine, needed_by)
-    if entry.device is None:
+    machine_price = prices.machine(run.machine, needed_by)
+    if machine_price.device is None:
         raise ConfigError(f"{needed_by}: the price file does not say which `device` {run.machine!r} has")
     try:
-        plan = plan_training(run.model, run.tokens.value, find_device(entry.device), run.devices)
+        plan = plan_training(run.model, run.tokens.value, find_device(machine_price.device), run.devices)
     except BedplateError as error:
         raise ConfigError(f"{needed_by}: {error}") from error
     hours, tokens = plan.gpu_hours, run.tokens.value
-    found = Amount(value=hours.central / tokens, low=hours.low / tokens, high=hours.high / tokens)
-    return found, f"planned: {plan.model} on {run.devices} × {plan.device.name}"
+    amount = Amount(value=hours.central / tokens, low=hours.low / tokens, high=hours.high / tokens)
+    return amount, f"planned: {plan.model} on {run.devices} × {plan.device.name}"

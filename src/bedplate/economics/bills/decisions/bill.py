@@ -71,14 +71,14 @@ class Fleet:
         passed = (logs + (end - begin) * math.log(self.calls_per_day / first)) / rate
         return begin * days + (end - begin) * days - passed
 
-    def steps(self, volume: Volume, up_to: float, most: int) -> list[float]:
-        """First-day calls at which a machine is added on the first or on the last day; at most `most` of each."""
+    def steps(self, volume: Volume, up_to: float, max_steps: int) -> list[float]:
+        """First-day calls at which a machine is added on the first or on the last day; at most `max_steps` of each."""
         ends = {1.0, math.exp(volume.rate * volume.days)}
         begin = self.machines(0.0)
         return [
             j * self.calls_per_day / grown
             for grown in ends
-            for j in range(begin, begin + most)
+            for j in range(begin, begin + max_steps)
             if j * self.calls_per_day / grown <= up_to
         ]
 
@@ -140,8 +140,8 @@ class Bill:
 
     def idle_usd(self, volume: Volume) -> float:
         """The standing cost at no volume: with the machines that are there at the least."""
-        least = 0.0 if self.fleet is None else self.fleet.usd_per_day * self.fleet.machines(0.0) * volume.days
-        return self.standing_usd + least
+        idle_fleet_usd = 0.0 if self.fleet is None else self.fleet.usd_per_day * self.fleet.machines(0.0) * volume.days
+        return self.standing_usd + idle_fleet_usd
 
     def marginal_usd(self) -> float:
         """Net USD of one call more at great volume, where machines are as full as they may be."""
@@ -151,12 +151,12 @@ class Bill:
     def lines(self, volume: Volume) -> list[tuple[str, str, float]]:
         """(once | over time | calls | machines, what for, USD): they add up to total_usd."""
         calls = volume.calls
-        found = [("once", what, usd) for what, usd in self.fixed]
-        found += [("over time", what, usd) for what, usd in self.recurring]
-        found += [("calls", what, usd * calls) for what, usd in self.per_call]
+        bill_lines = [("once", purpose, usd) for purpose, usd in self.fixed]
+        bill_lines += [("over time", purpose, usd) for purpose, usd in self.recurring]
+        bill_lines += [("calls", purpose, usd * calls) for purpose, usd in self.per_call]
         if self.fleet is not None:
-            found.append(("machines", "reserved machines", self.machines_usd(volume)))
-        return [line for line in found if line[2]]
+            bill_lines.append(("machines", "reserved machines", self.machines_usd(volume)))
+        return [line for line in bill_lines if line[2]]
 
 
 def merged(lines: Sequence[Line]) -> tuple[Line, ...]:

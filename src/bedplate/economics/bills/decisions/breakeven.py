@@ -48,7 +48,7 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
     saving = cheap.marginal_usd() - dear.marginal_usd()
     if dear.fleet is None and cheap.fleet is None:
         return (extra / saving / volume.day_count if saving > 0 else None), ()
-    slack = sum(one.fleet.usd_per_day * volume.days * 2 for one in (dear, cheap) if one.fleet is not None)
+    slack = sum(bill.fleet.usd_per_day * volume.days * 2 for bill in (dear, cheap) if bill.fleet is not None)
     # From here on a machine more or less decides nothing any more.
     settled = (abs(extra) + slack) / abs(saving) / volume.day_count if saving else _BEYOND
     settled = min(_BEYOND, max(settled, 1e-6) * 1.01)
@@ -62,11 +62,11 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
     last = 0.0
     for point in points:
         if cheaper(point) != (begin is not None):
-            found = _change(cheaper, last, point)
+            crossing = _change(cheaper, last, point)
             if begin is None:
-                begin = found
+                begin = crossing
             else:
-                windows.append((begin, found))
+                windows.append((begin, crossing))
                 begin = None
         last = point
     if begin is not None and saving <= 0:  # it stays cheaper nowhere: its calls cost more in the end
@@ -78,7 +78,7 @@ def cheaper_from(dear: Bill, cheap: Bill, volume: Volume) -> tuple[float | None,
 def _points(dear: Bill, cheap: Bill, volume: Volume, settled: float) -> list[float]:
     """Volumes between two of which the difference only rises or only falls: to both sides of every step, and where the
     straight line of the calls and the logarithm of growing machines turn. Beyond so many steps, a grid."""
-    fleets = [(sign, one.fleet) for sign, one in ((1, dear), (-1, cheap)) if one.fleet is not None]
+    fleets = [(sign, bill.fleet) for sign, bill in ((1, dear), (-1, cheap)) if bill.fleet is not None]
     steps = sorted({step for _, fleet in fleets for step in fleet.steps(volume, settled, _STEPS)})
     points = {settled, *(step * (1 - 1e-10) for step in steps), *(step * (1 + 1e-8) for step in steps)}
     slope = (dear.net_call_usd - cheap.net_call_usd) * volume.day_count
@@ -130,9 +130,9 @@ def drawn_interval(
     value: float | None, dear: Sequence[Bill], cheap: Sequence[Bill], volumes: Sequence[Volume]
 ) -> tuple[float | None, float | None]:
     """90% of the draws' break-evens, widened to hold the stated numbers' own; never counts as beyond any number."""
-    found = sorted(_quick(d, c, volume) for d, c, volume in zip(dear, cheap, volumes, strict=True))
-    own = math.inf if value is None else value
-    low, high = min(own, percentile(found, _SHARES[0])), max(own, percentile(found, _SHARES[1]))
+    crossings = sorted(_quick(d, c, volume) for d, c, volume in zip(dear, cheap, volumes, strict=True))
+    stated = math.inf if value is None else value
+    low, high = min(stated, percentile(crossings, _SHARES[0])), max(stated, percentile(crossings, _SHARES[1]))
     return (None if math.isinf(low) else low), (None if math.isinf(high) else high)
 
 
@@ -147,7 +147,7 @@ def _quick(dear: Bill, cheap: Bill, volume: Volume) -> float:
         return max(0.0, extra) / saving / volume.day_count
     if extra <= 0:
         return 0.0
-    slack = sum(one.fleet.usd_per_day * volume.days * 2 for one in (dear, cheap) if one.fleet is not None)
+    slack = sum(bill.fleet.usd_per_day * volume.days * 2 for bill in (dear, cheap) if bill.fleet is not None)
     low, high = 0.0, (extra + slack) / saving / volume.day_count
     while high - low > 1e-4 * high:
         middle = (low + high) / 2
@@ -170,14 +170,14 @@ def why_never(option: str, against: str, dear: Bill, cheap: Bill, saved_prompt_t
         if bill.earned_usd:
             lines["revenue"] = -bill.earned_usd
     total = 0.0
-    for what in dict.fromkeys([*theirs, *ours]):
-        difference = ours.get(what, 0.0) - theirs.get(what, 0.0)
+    for purpose in dict.fromkeys([*theirs, *ours]):
+        difference = ours.get(purpose, 0.0) - theirs.get(purpose, 0.0)
         total += difference
         if difference:
-            (adds if difference > 0 else saves).append(f"${abs(difference):.3g} on {what}")
+            (adds if difference > 0 else saves).append(f"${abs(difference):.3g} on {purpose}")
     if not saves:
-        less = "no less" if total else "the same"
-        return f"{option} costs more to start than {against}, and {less} per call"
+        comparison = "no less" if total else "the same"
+        return f"{option} costs more to start than {against}, and {comparison} per call"
     tokens = (
         f" (the {saved_prompt_tokens:,.0f} prompt tokens it spares, at their price)" if saved_prompt_tokens > 0 else ""
     )

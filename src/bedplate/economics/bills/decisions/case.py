@@ -30,17 +30,17 @@ _NONE = NonNegative.exactly(0)
 class CallsPerDay(Amount):
     """Sought far from where it stands: volume is what most answers turn on."""
 
-    wanted = "a number above 0, up to 1e12"
+    requirement = "a number above 0, up to 1e12"
     at_most = 1e12
 
     def search(self) -> tuple[float, float]:
-        return self._within(min(self.low, self.value / 10, 1.0), max(self.high, self.value * 1000))
+        return self._clamp(min(self.low, self.value / 10, 1.0), max(self.high, self.value * 1000))
 
 
 class Days(Amount):
     """Up to a century: growth over longer is no plan."""
 
-    wanted = "a number above 0, up to 36,500"
+    requirement = "a number above 0, up to 36,500"
     at_most = 36_500.0
 
 
@@ -67,7 +67,7 @@ class Text(Strict):
     output: NonNegative = _NONE
 
 
-class OwnText(Strict):
+class OptionText(Strict):
     """Where an option's text differs. With `unit: tokens`, counted by its own tokenizer, all four are wanted."""
 
     unit: Literal["tokens"] | None = None
@@ -90,7 +90,7 @@ class Knowledge(Strict):
     changes_every_days: Amount
 
 
-class Bar(Strict):
+class QualityBar(Strict):
     """What an option must reach: its quality's low end, its latency's high end."""
 
     quality: Share | None = None
@@ -195,7 +195,7 @@ class MeasuredEngine(Strict):
     batch: Annotated[int, Field(ge=1)] = 1
 
 
-class Planned(Strict):
+class DataSheetDecoder(Strict):
     """A decoder on the devices of the machine, by their data sheet, with the range of what engines reach of it. model:
     as for `bedplate plan serve`; batch: sequences at once."""
 
@@ -218,7 +218,7 @@ class MachineUse(Strict):
     prefill_tokens_per_second: Amount | None = None
     decode_tokens_per_second: Amount | None = None
     measured: MeasuredEngine | None = None
-    planned: Planned | None = None
+    planned: DataSheetDecoder | None = None
     paid: Literal["reserved", "by_use"] = "reserved"
     utilisation: PositiveShare
     at_least: Factor = Factor.exactly(1)
@@ -227,13 +227,13 @@ class MachineUse(Strict):
     def _one_speed(self) -> Self:
         if (self.prefill_tokens_per_second is None) != (self.decode_tokens_per_second is None):
             raise ValueError("prefill_tokens_per_second and decode_tokens_per_second are given together")
-        ways = (self.seconds_per_call, self.prefill_tokens_per_second, self.measured, self.planned)
-        if sum(one is not None for one in ways) > 1:
+        speeds = (self.seconds_per_call, self.prefill_tokens_per_second, self.measured, self.planned)
+        if sum(speed is not None for speed in speeds) > 1:
             raise ValueError("give one of seconds_per_call, the two tokens_per_second, measured or planned")
         return self
 
 
-class Evidence(Strict):
+class LadderEvidence(Strict):
     """A rung of an adaptation ladder's report.json, beside this file: quality with its interval, latency, seconds of a
     call, tuning time. split: test where the rung was confirmed there, otherwise valid. What the option states itself
     goes before. despite: why the report is used although its verdict is not a PASS that holds for this rung."""
@@ -251,8 +251,8 @@ class Option(Strict):
     model: str | None = None
     machine: MachineUse | None = None
     tokens_per_unit: Amount | None = None
-    text: OwnText = OwnText()
-    report: Evidence | None = None
+    text: OptionText = OptionText()
+    report: LadderEvidence | None = None
     quality: Share | None = None
     p95_ms: Amount | None = None
     setup: WorkSpec = WorkSpec()
@@ -276,14 +276,14 @@ class Option(Strict):
 
     def method(self, how: How, retrieves: bool) -> str:
         """What is done, in the words of the answer."""
-        where = {"hosted": "a hosted model", "open": "open weights", "own": "a base pretrained from scratch"}
-        verb = {"tuned": f"tune {where[self.weights]}", "prompted": f"prompt {where[self.weights]}"}
+        origins = {"hosted": "a hosted model", "open": "open weights", "own": "a base pretrained from scratch"}
+        verb = {"tuned": f"tune {origins[self.weights]}", "prompted": f"prompt {origins[self.weights]}"}
         return f"{verb.get(how, 'train a classical model')}{' with retrieval' if retrieves else ''}"
 
     def method_in_short(self, how: How, retrieves: bool) -> str:
         """As `open, tuned, retrieval`."""
-        whose = "own" if how == "classical" else self.weights
-        return f"{whose}, {how}{', retrieval' if retrieves else ''}"
+        origin = "own" if how == "classical" else self.weights
+        return f"{origin}, {how}{', retrieval' if retrieves else ''}"
 
 
 class Case(Strict):
@@ -295,7 +295,7 @@ class Case(Strict):
     traffic: CaseTraffic
     text: Text
     knowledge: Knowledge | None = None
-    bar: Bar = Bar()
+    bar: QualityBar = QualityBar()
     value: Value = Value()
     constraints: dict[Constraint, str] = Field(default_factory=dict[Constraint, str])
     """Each with why it holds here."""
@@ -317,7 +317,7 @@ class Case(Strict):
         """What errors name it by."""
         return str(self._path or self.case)
 
-    def beside(self, name: str) -> Path:
+    def resolve_path(self, name: str) -> Path:
         """A file that this one names."""
         return Path(name) if self._path is None else self._path.parent / name
 
@@ -328,9 +328,9 @@ def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[
     Overrides go before both files; those of prices begin with `prices.`, as in
     prices.hosted.NAME.usd_per_million_input=2. ConfigError.
     """
-    of_prices = [one.removeprefix("prices.") for one in overrides if one.startswith("prices.")]
-    case = load_config(path, Case, [one for one in overrides if not one.startswith("prices.")])
+    of_prices = [override.removeprefix("prices.") for override in overrides if override.startswith("prices.")]
+    case = load_config(path, Case, [override for override in overrides if not override.startswith("prices.")])
     case._path = Path(path)  # pyright: ignore[reportPrivateUsage]
     if prices is None and case.prices is None:
         raise ConfigError(f"{path}: no price file is named; add `prices: FILE.yaml`, or give --prices FILE.yaml")
-    return case, load_prices(prices or case.beside(case.prices or ""), of_prices)
+    return case, load_prices(prices or case.resolve_path(case.prices or ""), of_prices)

@@ -85,21 +85,23 @@ class Decision(Brief):
     warnings: tuple[str, ...]
 
     def outcome(self, name: str) -> OptionOutcome:
-        return next(one for one in self.outcomes if one.name == name)
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
 
     @property
     def chosen(self) -> OptionOutcome | None:
         """The answer's row, None where the answer is none of the options."""
-        return next((one for one in self.outcomes if one.name == self.answer), None)
+        return next((outcome for outcome in self.outcomes if outcome.name == self.answer), None)
 
     def break_even(self, option: str, against: str) -> BreakEvenVolume | None:
         """Of two options, whichever of them is the dearer to start. UsageError for what is no option of the case."""
-        known = [one.name for one in self.outcomes]
+        option_names = [outcome.name for outcome in self.outcomes]
         for name in (option, against):
-            if name not in known:
-                raise UsageError(f"the case has no option {name!r}; its options are {', '.join(known)}")
+            if name not in option_names:
+                raise UsageError(f"the case has no option {name!r}; its options are {', '.join(option_names)}")
         pair = {option, against}
-        return next((one for one in self.break_evens if {one.option, one.against} == pair), None)
+        return next(
+            (break_even for break_even in self.break_evens if {break_even.option, break_even.against} == pair), None
+        )
 
 
 def decide(case: Case, prices: Prices, today: datetime.date | None = None) -> Decision:
@@ -107,24 +109,25 @@ def decide(case: Case, prices: Prices, today: datetime.date | None = None) -> De
     resolver = Resolver(case, prices)
     options = resolver.options()
     v = resolver.sheet.values
-    allowed = [one for one in options if not broken_constraints(one.option, case.constraints)]
+    allowed = [option for option in options if not broken_constraints(option.option, case.constraints)]
     must_pay = case.value.usd_per_call is not None
     chooser = Chooser(allowed, must_pay)
     draws = resolver.sheet.draws(DRAWS, case.seed)
-    drawn = [[one.bill(each) for each in draws] for one in options]
-    volumes = [resolver.shared.volume(each) for each in draws]
+    drawn = [[option.bill(draw) for draw in draws] for option in options]
+    volumes = [resolver.shared.volume(draw) for draw in draws]
     winners = [_winner(options, drawn, volumes, i, chooser, must_pay, v) for i in range(len(draws))]
     outcomes = tuple(
-        _outcome(one, v, case, drawn[i], volumes, winners.count(one.name) / len(draws)) for i, one in enumerate(options)
+        _outcome(option, v, case, drawn[i], volumes, winners.count(option.name) / len(draws))
+        for i, option in enumerate(options)
     )
-    feasible = sorted((one for one in outcomes if one.feasible), key=lambda one: one.net_usd)
+    feasible = sorted((outcome for outcome in outcomes if outcome.feasible), key=lambda outcome: outcome.net_usd)
     volume = resolver.shared.volume(v)
     return Decision(
         case=case,
         answer=chooser.choose(v),
         unconstrained=Chooser(options, must_pay).choose(v),
         outcomes=outcomes,
-        ranking=tuple(one.name for one in feasible),
+        ranking=tuple(outcome.name for outcome in feasible),
         calls=volume.calls,
         days=volume.days,
         break_evens=_break_evens(options, allowed, v, drawn, volumes, any(not i.exact for i in resolver.sheet.inputs)),
@@ -145,29 +148,29 @@ def _winner(
 ) -> str | None:
     """The best in one draw of those that are feasible as stated: the bars have looked at the ranges already."""
     best: tuple[float, str] | None = None
-    for one, bills in zip(options, drawn, strict=True):
-        if one in chooser.allowed and clears_bars(one, v):
+    for option, bills in zip(options, drawn, strict=True):
+        if option in chooser.allowed and clears_bars(option, v):
             net = bills[draw].net_usd(volumes[draw])
             if best is None or net < best[0]:
-                best = (net, one.name)
+                best = (net, option.name)
     return None if best is None or (must_pay and best[0] > 0) else best[1]
 
 
 def _outcome(
-    one: Resolved, v: Values, case: Case, drawn: Sequence[Bill], volumes: Sequence[Volume], best_in: float
+    option: Resolved, v: Values, case: Case, drawn: Sequence[Bill], volumes: Sequence[Volume], best_in: float
 ) -> OptionOutcome:
-    bill, volume, tokens = one.bill(v), one.case.volume(v), one.tokens.of(v)
-    total, net, quality = bill.total_usd(volume), bill.net_usd(volume), one.quality
-    broken = broken_constraints(one.option, case.constraints)
+    bill, volume, tokens = option.bill(v), option.case.volume(v), option.tokens.of(v)
+    total, net, quality = bill.total_usd(volume), bill.net_usd(volume), option.quality
+    broken = broken_constraints(option.option, case.constraints)
     growth = (1 + volume.growth_per_year) ** (volume.days / DAYS_PER_YEAR)
     busiest = volume.calls_per_day * max(1.0, growth)
     return OptionOutcome(
-        name=one.name,
-        method=one.method,
-        method_in_short=one.method_in_short,
-        feasible=not broken and clears_bars(one, v),
+        name=option.name,
+        method=option.method,
+        method_in_short=option.method_in_short,
+        feasible=not broken and clears_bars(option, v),
         broken=broken,
-        short=tuple(shortfalls(one, v)),
+        short=tuple(shortfalls(option, v)),
         total_usd=total,
         total_interval=_interval([b.total_usd(at) for b, at in zip(drawn, volumes, strict=True)], total),
         cost_per_call=total / volume.calls,
@@ -177,15 +180,15 @@ def _outcome(
         profit_usd=None if case.value.usd_per_call is None else -net,
         quality=bill.quality,
         quality_interval=None if quality is None else (quality.low(v), quality.high(v)),
-        p95_ms=None if one.p95_ms is None else v[one.p95_ms.place],
+        p95_ms=None if option.p95_ms is None else v[option.p95_ms.place],
         lines=tuple(bill.lines(volume)),
         prompt_tokens=tokens.prefix + tokens.fresh + tokens.passages,
         output_tokens=tokens.output,
         machines=None if bill.fleet is None else bill.fleet.machines(busiest),
-        busy=one.busy_share(v),
+        busy=option.busy_share(v),
         best_in=best_in,
-        notes=one.notes,
-        doubts=one.doubts,
+        notes=option.notes,
+        doubts=option.doubts,
     )
 
 
@@ -204,13 +207,15 @@ def _break_evens(
     uncertain: bool,
 ) -> tuple[BreakEvenVolume, ...]:
     """Of every pair that the constraints allow."""
-    places = [i for i, one in enumerate(options) if one in allowed]
-    found: list[BreakEvenVolume] = []
+    places = [i for i, option in enumerate(options) if option in allowed]
+    break_evens: list[BreakEvenVolume] = []
     for i, j in combinations(places, 2):
         volume = options[i].case.volume(v)
         dear, cheap = sorted((i, j), key=lambda k: -options[k].bill(v).idle_usd(volume))
-        found.append(_pair(options[dear], options[cheap], v, drawn[dear], drawn[cheap], volumes if uncertain else ()))
-    return tuple(found)
+        break_evens.append(
+            _pair(options[dear], options[cheap], v, drawn[dear], drawn[cheap], volumes if uncertain else ())
+        )
+    return tuple(break_evens)
 
 
 def _pair(

@@ -12,7 +12,7 @@ from typing import Any, cast
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.bills.decisions.case import Evidence, How
+from bedplate.economics.bills.decisions.case import LadderEvidence, How
 from bedplate.economics.numbers.quantities import Amount, Share
 
 
@@ -20,7 +20,7 @@ from bedplate.economics.numbers.quantities import Amount, Share
 class MeasuredRung:
     """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
     where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
-    the report, None where its price was 0 (the report has dollars only). said: what the verdict says of it; doubts: why
+    the report, None where its price was 0 (the report has dollars only). verdict_notes: what the verdict says of it; doubts: why
     that is no PASS. how: as its skin was made, and whether that looks passages up; None where the report does not say.
     """
 
@@ -29,13 +29,13 @@ class MeasuredRung:
     p95_ms: Amount | None
     seconds_per_call: float | None
     train_seconds: float | None
-    said: tuple[str, ...]
+    verdict_notes: tuple[str, ...]
     doubts: tuple[str, ...]
     how: How | None = None
     retrieves: bool = False
 
 
-def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRung:
+def read_evidence(evidence: LadderEvidence, path: Path, needed_by: str) -> MeasuredRung:
     """The rung's row, with the verdict. ConfigError for a file that is no report, a rung that is not there, skipped or
     failed, and for a verdict that is not PASS, is exploratory, or whose guards or requirements of the rung do not hold,
     unless the option says why it is used `despite` that."""
@@ -84,61 +84,61 @@ def read_evidence(evidence: Evidence, path: Path, needed_by: str) -> MeasuredRun
         p95_ms=_p95(row, place),
         seconds_per_call=seconds or None,
         train_seconds=_number(row, "train_seconds", place),
-        said=_said(report, evidence.rung, split, confirmed, source, place),
+        verdict_notes=_verdict_notes(report, evidence.rung, split, confirmed, source, place),
         doubts=doubts,
         how=_how(report, evidence.rung),
-        retrieves="retrieval" in _kind(report, evidence.rung),
+        retrieves="retrieval" in _skin_parts(report, evidence.rung),
     )
 
 
-def _made(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+def _skin_records(report: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
     """What a report says of the skins that its rungs made; nothing in one from before it did."""
     lineage = report.get("lineage")
-    found = lineage.get("skins") if isinstance(lineage, Mapping) else None
-    return cast("Mapping[str, Mapping[str, Any]]", found) if isinstance(found, Mapping) else {}
+    skins = lineage.get("skins") if isinstance(lineage, Mapping) else None
+    return cast("Mapping[str, Mapping[str, Any]]", skins) if isinstance(skins, Mapping) else {}
 
 
-def _kind(report: Mapping[str, Any], rung: str) -> list[str]:
+def _skin_parts(report: Mapping[str, Any], rung: str) -> list[str]:
     """The parts of the rung's skin, as its kind names them."""
-    return str(_made(report).get(rung, {}).get("kind", "")).split("+")
+    return str(_skin_records(report).get(rung, {}).get("kind", "")).split("+")
 
 
 def _how(report: Mapping[str, Any], rung: str) -> How | None:
     """Tuned is what has weights of its own, or stands on a base that was made for the task, or is made of such."""
-    made, kind = _made(report), _kind(report, rung)
-    if rung not in made:
+    skins, parts = _skin_records(report), _skin_parts(report, rung)
+    if rung not in skins:
         return None
-    if "classical" in kind:
+    if "classical" in parts:
         return "classical"
-    if "cascade" in kind:
-        parents = [_how(report, name) for name, one in made.items() if one.get("skin_id") in made[rung]["parents"]]
+    if "cascade" in parts:
+        parents = [_how(report, name) for name, skin in skins.items() if skin.get("skin_id") in skins[rung]["parents"]]
         return "tuned" if "tuned" in parents else "prompted"
-    named = {one.get("weights_id") for one in _list(report["lineage"].get("bases"))}
-    child = "hosted" not in kind and made[rung].get("bases", {}).get("main") not in named
-    return "tuned" if child or {"lora", "soft_prompt", "probe"} & set(kind) else "prompted"
+    named = {base.get("weights_id") for base in _list(report["lineage"].get("bases"))}
+    child = "hosted" not in parts and skins[rung].get("bases", {}).get("main") not in named
+    return "tuned" if child or {"lora", "soft_prompt", "probe"} & set(parts) else "prompted"
 
 
 def _verdict(report: Mapping[str, Any], place: str) -> Mapping[str, Any]:
-    found = report.get("verdict")
-    if not isinstance(found, Mapping) or "status" not in found:
+    verdict = report.get("verdict")
+    if not isinstance(verdict, Mapping) or "status" not in verdict:
         raise ConfigError(f"{place}: the report has no `verdict`; give a report.json that a finished ladder wrote")
-    return cast("Mapping[str, Any]", found)
+    return cast("Mapping[str, Any]", verdict)
 
 
 def _doubts(report: Mapping[str, Any], rung: str, place: str) -> tuple[str, ...]:
     """Why the report's verdict is no PASS that this rung can be used by."""
-    verdict, found = _verdict(report, place), list[str]()
+    verdict, doubts = _verdict(report, place), list[str]()
     if verdict["status"] != "PASS":
-        found.append(f"the report's verdict is {verdict['status']}: {verdict.get('reason') or 'no reason is given'}")
+        doubts.append(f"the report's verdict is {verdict['status']}: {verdict.get('reason') or 'no reason is given'}")
     elif verdict.get("exploratory"):
-        found.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
-    beside = [(f"the {one.get('guard')} guard of {rung}", one) for one in _of_rung(report, "guards", rung)]
-    beside += [(f"a requirement of {rung}", one) for one in _of_rung(report, "requirements", rung)]
-    for name, one in beside:
-        if one.get("holds") is not True:
-            how = "is broken" if one.get("holds") is False else "is undecided"
-            found.append(f"{name} {how}: {one.get('reason')}")
-    return tuple(found)
+        doubts.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
+    conditions = [(f"the {guard.get('guard')} guard of {rung}", guard) for guard in _of_rung(report, "guards", rung)]
+    conditions += [(f"a requirement of {rung}", requirement) for requirement in _of_rung(report, "requirements", rung)]
+    for name, condition in conditions:
+        if condition.get("holds") is not True:
+            how = "is broken" if condition.get("holds") is False else "is undecided"
+            doubts.append(f"{name} {how}: {condition.get('reason')}")
+    return tuple(doubts)
 
 
 def _of_rung(report: Mapping[str, Any], part: str, rung: str) -> Sequence[Any]:
@@ -149,11 +149,11 @@ def _of_rung(report: Mapping[str, Any], part: str, rung: str) -> Sequence[Any]:
 def _confirmed(report: Mapping[str, Any], rung: str) -> Mapping[str, Any] | None:
     """What was confirmed of a nominee on test."""
     nominees = report.get("nominees")
-    made = _list(nominees.get("confirmations")) if isinstance(nominees, Mapping) else []
-    return next((one for one in made if one.get("rung") == rung), None)
+    confirmations = _list(nominees.get("confirmations")) if isinstance(nominees, Mapping) else []
+    return next((confirmation for confirmation in confirmations if confirmation.get("rung") == rung), None)
 
 
-def _said(
+def _verdict_notes(
     report: Mapping[str, Any], rung: str, split: str, confirmed: Mapping[str, Any] | None, source: str, place: str
 ) -> tuple[str, ...]:
     """What the verdict says of the rung, as sentences without their full stop."""
@@ -167,18 +167,22 @@ def _said(
     lower = _number(confirmed, "lower", place)
     if lower is None:
         return (f"no bound of its quality could be made ({source}): {confirmed.get('reason')}",)
-    other = verdict.get("rung")
-    passed = verdict["status"] == "PASS" and (other == rung or confirmed.get("passed") is True)
-    what = "PASS" if passed else f"{verdict['status']}{'' if other in (None, rung) else f' of {other}'}, not of {rung}"
+    verdict_rung = verdict.get("rung")
+    passed = verdict["status"] == "PASS" and (verdict_rung == rung or confirmed.get("passed") is True)
+    outcome = (
+        "PASS"
+        if passed
+        else f"{verdict['status']}{'' if verdict_rung in (None, rung) else f' of {verdict_rung}'}, not of {rung}"
+    )
     if _compares(report):
         system = report["target"].get("against")
         return (
-            f"the verdict of its report is {what}, by a comparison with {system}, which bounds the difference alone: "
+            f"the verdict of its report is {outcome}, by a comparison with {system}, which bounds the difference alone: "
             f"its quality is an estimate with its interval ({source})",
         )
     level = _number(confirmed, "lower_confidence", place) or 0.0
     return (
-        f"the verdict of its report is {what}: quality at least {lower:.3f} with {level:.1%} confidence ({source})",
+        f"the verdict of its report is {outcome}: quality at least {lower:.3f} with {level:.1%} confidence ({source})",
     )
 
 
@@ -190,14 +194,14 @@ def _compares(report: Mapping[str, Any]) -> bool:
 
 def _read(path: Path, needed_by: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(read_text(path))
+        report = json.loads(read_text(path))
     except DataError as error:
         raise ConfigError(f"{needed_by}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{needed_by}: {path} is not JSON ({error}); give a ladder's report.json") from None
-    if not isinstance(found, dict) or "rungs" not in found:
+    if not isinstance(report, dict) or "rungs" not in report:
         raise ConfigError(f"{needed_by}: {path} is not a ladder's report: it has no `rungs`")
-    return cast("dict[str, Any]", found)
+    return cast("dict[str, Any]", report)
 
 
 def _list(value: Any) -> Sequence[Any]:
@@ -219,8 +223,8 @@ def _p95(row: Mapping[str, Any], place: str) -> Amount | None:
     if not value:
         return None
     bounds = _list(row.get("p95_bounds_ms")) or [None, None]
-    known = [end for end in bounds if isinstance(end, int | float) and end > 0]
-    return Amount(value=value, low=min(value, *known, value), high=max(value, *known, value))
+    valid_bounds = [end for end in bounds if isinstance(end, int | float) and end > 0]
+    return Amount(value=value, low=min(value, *valid_bounds, value), high=max(value, *valid_bounds, value))
 
 
 def _quality(row: Mapping[str, Any], confirmed: Mapping[str, Any] | None, compares: bool, place: str) -> Share:

@@ -18,7 +18,7 @@ from bedplate.economics.bills.decisions.sheet import Values
 class Exclusion:
     """What a constraint rules out, in words and as a test."""
 
-    says: str
+    explanation: str
     breaks: Callable[[Option], bool]
 
 
@@ -68,26 +68,26 @@ class Shortfall:
     shown: bool
 
 
-def clears_bars(one: Resolved, v: Values) -> bool:
+def clears_bars(option: Resolved, v: Values) -> bool:
     """At these values."""
-    case = one.case
-    if case.bar_quality is not None and (one.quality is None or one.quality.low(v) < v[case.bar_quality]):
+    case = option.case
+    if case.bar_quality is not None and (option.quality is None or option.quality.low(v) < v[case.bar_quality]):
         return False
-    return case.bar_p95_ms is None or (one.p95_ms is not None and one.p95_ms.high(v) <= v[case.bar_p95_ms])
+    return case.bar_p95_ms is None or (option.p95_ms is not None and option.p95_ms.high(v) <= v[case.bar_p95_ms])
 
 
-def shortfalls(one: Resolved, v: Values) -> list[Shortfall]:
+def shortfalls(option: Resolved, v: Values) -> list[Shortfall]:
     """Which bars are not reached, and by how much."""
-    case, found = one.case, list[Shortfall]()
-    if case.bar_quality is not None and one.quality is not None and one.quality.low(v) < v[case.bar_quality]:
-        low, high, bar = one.quality.low(v), one.quality.high(v), v[case.bar_quality]
+    case, missed = option.case, list[Shortfall]()
+    if case.bar_quality is not None and option.quality is not None and option.quality.low(v) < v[case.bar_quality]:
+        low, high, bar = option.quality.low(v), option.quality.high(v), v[case.bar_quality]
         why = f"is at most {high:.3g}" if high < bar else f"is only shown to be at least {low:.3g}"
-        found.append(Shortfall("quality", f"its quality {why}; {bar:.3g} is wanted", high < bar))
+        missed.append(Shortfall("quality", f"its quality {why}; {bar:.3g} is wanted", high < bar))
     if case.bar_p95_ms is not None:
         bar = v[case.bar_p95_ms]
-        if one.p95_ms is None:
-            found.append(Shortfall("latency", f"its p95_ms is not known; at most {bar:g} is wanted", False))
-        elif one.p95_ms.high(v) > bar:
-            why = f"its p95 latency is up to {one.p95_ms.high(v):.4g} ms; at most {bar:g} is wanted"
-            found.append(Shortfall("latency", why, one.p95_ms.low(v) > bar))
-    return found
+        if option.p95_ms is None:
+            missed.append(Shortfall("latency", f"its p95_ms is not known; at most {bar:g} is wanted", False))
+        elif option.p95_ms.high(v) > bar:
+            why = f"its p95 latency is up to {option.p95_ms.high(v):.4g} ms; at most {bar:g} is wanted"
+            missed.append(Shortfall("latency", why, option.p95_ms.low(v) > bar))
+    return missed

@@ -53,33 +53,35 @@ class Resolver:
 
     # --- rows of the sheet
 
-    def _put(self, name: str, quantity: Quantity, source: str | None = None) -> int:
+    def _add_input(self, name: str, quantity: Quantity, source: str | None = None) -> int:
         return self.sheet.add(name, quantity, source or self._source)
 
     def _maybe(self, name: str, quantity: Quantity | None, source: str | None = None) -> int | None:
-        return None if quantity is None else self._put(name, quantity, source)
+        return None if quantity is None else self._add_input(name, quantity, source)
 
     def _ranged(self, name: str, quantity: Quantity, source: str | None) -> Ranged:
-        place = self._put(name, quantity, source)
+        place = self._add_input(name, quantity, source)
         return Ranged(place, quantity.value - quantity.low, quantity.high - quantity.value)
 
     def _cached_share(self) -> int:
-        return self._put("traffic.cached_share", self._case.traffic.cached_share)
+        return self._add_input("traffic.cached_share", self._case.traffic.cached_share)
 
-    def _price(self, section: str, entry: str, field: str, quantity: Quantity, as_of: object) -> int:
-        self.used_prices.append((section, entry))
-        where = self._prices.path.name if self._prices.path is not None else "prices"
-        return self._put(key_path(["prices", section, entry, *field.split(".")]), quantity, f"{where}, {as_of}")
+    def _price(self, section: str, price_name: str, field: str, quantity: Quantity, as_of: object) -> int:
+        self.used_prices.append((section, price_name))
+        file_name = self._prices.path.name if self._prices.path is not None else "prices"
+        return self._add_input(
+            key_path(["prices", section, price_name, *field.split(".")]), quantity, f"{file_name}, {as_of}"
+        )
 
     def _shared(self) -> CasePlaces:
         traffic, value, bar = self._case.traffic, self._case.value, self._case.bar
         return CasePlaces(
-            calls=self._put("traffic.calls_per_day", traffic.calls_per_day),
-            days=self._put("traffic.horizon_days", traffic.horizon_days),
-            growth=self._put("traffic.growth_per_year", traffic.growth_per_year),
+            calls=self._add_input("traffic.calls_per_day", traffic.calls_per_day),
+            days=self._add_input("traffic.horizon_days", traffic.horizon_days),
+            growth=self._add_input("traffic.growth_per_year", traffic.growth_per_year),
             wrong=self._maybe("value.usd_per_wrong_answer", value.usd_per_wrong_answer),
             revenue=self._maybe("value.usd_per_call", value.usd_per_call),
-            margin=None if value.usd_per_call is None else self._put("value.margin", value.margin),
+            margin=None if value.usd_per_call is None else self._add_input("value.margin", value.margin),
             by_right_answer=value.earned_by == "right_answer",
             bar_quality=self._maybe("bar.quality", bar.quality),
             bar_p95_ms=self._maybe("bar.p95_ms", bar.p95_ms),
@@ -91,7 +93,7 @@ class Resolver:
         self.sheet.touched = set()
         place = f"{self._case.place}: options.{name}"
         evidence = option.report
-        measured = None if evidence is None else read_evidence(evidence, self._case.beside(evidence.file), place)
+        measured = None if evidence is None else read_evidence(evidence, self._case.resolve_path(evidence.file), place)
         how, retrieves = what_is_done(option, measured)
         tokens = self._tokens(name, option, place)
         calls = (
@@ -123,18 +125,18 @@ class Resolver:
         )
 
     def _tokens(self, name: str, option: Option, place: str) -> TokenCounts:
-        own, text = option.text, self._case.text
-        unit = own.unit or text.unit
+        option_text, text = option.text, self._case.text
+        unit = option_text.unit or text.unit
         if unit != "tokens" and option.tokens_per_unit is None:
             raise ConfigError(
                 f"{place}: tokens_per_unit is missing: how many tokens its own tokenizer makes of one of the {unit}"
             )
 
         def row(field: str) -> int:
-            given: Quantity | None = getattr(own, field)
-            if given is not None:
-                return self._put(f"{_at(name)}.text.{field}", given)
-            return self._put(f"text.{field}", getattr(text, field))
+            quantity: Quantity | None = getattr(option_text, field)
+            if quantity is not None:
+                return self._add_input(f"{_at(name)}.text.{field}", quantity)
+            return self._add_input(f"text.{field}", getattr(text, field))
 
         passages = None if option.retrieval is None else option.retrieval.passages
         ratio = None if unit == "tokens" else option.tokens_per_unit
@@ -167,7 +169,7 @@ class Resolver:
             batch_discount=row("batch_discount", price.batch_discount),
             multiplier=None if tuned is None else row("tuning.price_multiplier", tuned.price_multiplier),
             cached_share=self._cached_share(),
-            waiting_share=self._put("traffic.waiting_share", self._case.traffic.waiting_share),
+            waiting_share=self._add_input("traffic.waiting_share", self._case.traffic.waiting_share),
         )
 
     def _machine(
@@ -184,7 +186,7 @@ class Resolver:
                     f"{place}.retrieval: say who embeds: `embedder` (an entry of the price file's embeddings), or "
                     "embed_tokens_per_second of the option's machine"
                 )
-            embed = self._put(
+            embed = self._add_input(
                 f"{_at(name)}.retrieval.embed_tokens_per_second", option.retrieval.embed_tokens_per_second
             )
         return MachineCalls(
@@ -193,9 +195,9 @@ class Resolver:
             prefill=prefill,
             decode=decode,
             embed=embed,
-            utilisation=self._put(f"{at}.utilisation", use.utilisation),
-            at_least=self._put(f"{at}.at_least", use.at_least),
-            peak=self._put("traffic.peak_to_mean", self._case.traffic.peak_to_mean),
+            utilisation=self._add_input(f"{at}.utilisation", use.utilisation),
+            at_least=self._add_input(f"{at}.at_least", use.at_least),
+            peak=self._add_input("traffic.peak_to_mean", self._case.traffic.peak_to_mean),
             cached_share=self._cached_share(),
             reserved=use.paid == "reserved",
         )
@@ -205,16 +207,16 @@ class Resolver:
     ) -> tuple[int | None, int | None, int | None]:
         """seconds, or prefill and decode."""
         if use.seconds_per_call is not None:
-            return self._put(f"{at}.seconds_per_call", use.seconds_per_call), None, None
+            return self._add_input(f"{at}.seconds_per_call", use.seconds_per_call), None, None
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
-            prefill = self._put(f"{at}.prefill_tokens_per_second", use.prefill_tokens_per_second)
-            return None, prefill, self._put(f"{at}.decode_tokens_per_second", use.decode_tokens_per_second)
-        found = self._found_speeds(use, place, tokens)
-        if found is not None:
-            prefill = self._put(f"{at}.prefill_tokens_per_second", found[0], found[2])
-            return None, prefill, self._put(f"{at}.decode_tokens_per_second", found[1], found[2])
+            prefill = self._add_input(f"{at}.prefill_tokens_per_second", use.prefill_tokens_per_second)
+            return None, prefill, self._add_input(f"{at}.decode_tokens_per_second", use.decode_tokens_per_second)
+        speeds = self._found_speeds(use, place, tokens)
+        if speeds is not None:
+            prefill = self._add_input(f"{at}.prefill_tokens_per_second", speeds[0], speeds[2])
+            return None, prefill, self._add_input(f"{at}.decode_tokens_per_second", speeds[1], speeds[2])
         if measured is not None and measured.seconds_per_call is not None:
-            row = self._put(f"{at}.seconds_per_call", Amount.exactly(measured.seconds_per_call), measured.source)
+            row = self._add_input(f"{at}.seconds_per_call", Amount.exactly(measured.seconds_per_call), measured.source)
             return row, None, None
         why = "" if measured is None else " (the report was made at a machine price of 0, so its seconds are not known)"
         raise ConfigError(
@@ -231,7 +233,7 @@ class Resolver:
         return None
 
     def _quality(self, name: str, option: Option, measured: MeasuredRung | None, place: str) -> Ranged | None:
-        found = option.quality or (None if measured is None else measured.quality)
+        quality = option.quality or (None if measured is None else measured.quality)
         value = self._case.value
         why = (
             "bar.quality"
@@ -242,12 +244,12 @@ class Resolver:
             if value.usd_per_call is not None and value.earned_by == "right_answer"
             else None
         )
-        if found is None:
+        if quality is None:
             if why is not None:
                 raise ConfigError(f"{place}: {why} wants its `quality`: state it with a range, or name a `report`")
             return None
         source = None if option.quality is not None or measured is None else measured.source
-        return self._ranged(f"{_at(name)}.quality", found, source)
+        return self._ranged(f"{_at(name)}.quality", quality, source)
 
     def _hour_of_machine(self, name: str, place: str) -> int:
         price = self._prices.machine(name, place)
@@ -255,25 +257,25 @@ class Resolver:
 
     def _hour(self, *needed: Quantity) -> int:
         """What an hour of work costs; without a price where no hour is worked."""
-        if not any(one.high for one in needed) and self._case.staff not in self._prices.staff:
-            return self._put("no work", NonNegative.exactly(0))
+        if not any(quantity.high for quantity in needed) and self._case.staff not in self._prices.staff:
+            return self._add_input("no work", NonNegative.exactly(0))
         rate = self._prices.staff_rate(self._case.staff, f"{self._case.place}: staff")
         return self._price("staff", self._case.staff, "usd_per_hour", rate.usd_per_hour, rate.as_of)
 
     def _label(self, *needed: Quantity) -> int:
-        if not any(one.high for one in needed) and self._case.labelling not in self._prices.labelling:
-            return self._put("no labels", NonNegative.exactly(0))
+        if not any(quantity.high for quantity in needed) and self._case.labelling not in self._prices.labelling:
+            return self._add_input("no labels", NonNegative.exactly(0))
         price = self._prices.label(self._case.labelling, f"{self._case.place}: labelling")
         return self._price("labelling", self._case.labelling, "usd_per_label", price.usd_per_label, price.as_of)
 
     def _setup(self, name: str, option: Option, place: str) -> SetupWork:
         work, upkeep, at = option.setup, option.upkeep, _at(name)
         return SetupWork(
-            hours=self._put(f"{at}.setup.hours", work.hours),
-            evaluation_labels=self._put(f"{at}.setup.evaluation_labels", work.evaluation_labels),
-            usd=self._put(f"{at}.setup.usd", work.usd),
-            hours_per_month=self._put(f"{at}.upkeep.hours_per_month", upkeep.hours_per_month),
-            usd_per_month=self._put(f"{at}.upkeep.usd_per_month", upkeep.usd_per_month),
+            hours=self._add_input(f"{at}.setup.hours", work.hours),
+            evaluation_labels=self._add_input(f"{at}.setup.evaluation_labels", work.evaluation_labels),
+            usd=self._add_input(f"{at}.setup.usd", work.usd),
+            hours_per_month=self._add_input(f"{at}.upkeep.hours_per_month", upkeep.hours_per_month),
+            usd_per_month=self._add_input(f"{at}.upkeep.usd_per_month", upkeep.usd_per_month),
             hour=self._hour(work.hours, upkeep.hours_per_month),
             label=self._label(work.evaluation_labels),
         )
@@ -282,19 +284,21 @@ class Resolver:
         self, name: str, option: Option, tuning: TuningSpec, place: str, measured: MeasuredRung | None
     ) -> TuningWork:
         at = f"{_at(name)}.tuning"
-        refresh, every = self._refresh(at, option, tuning, place)
+        refresh, refresh_days = self._refresh(at, option, tuning, place)
         price = None if option.model is None else self._prices.hosted_model(option.model, place)
         deployed = None if price is None or price.tuning is None else price.tuning.usd_per_hour
-        again = (refresh.labels, refresh.evaluation_labels, refresh.hours)
+        refresh_inputs = (refresh.labels, refresh.evaluation_labels, refresh.hours)
         return TuningWork(
             compute=self._compute(at, option, tuning, place, measured),
-            hours=self._put(f"{at}.hours", tuning.hours),
+            hours=self._add_input(f"{at}.hours", tuning.hours),
             hour=self._hour(tuning.hours, refresh.hours),
             label=self._label(tuning.labels, refresh.labels, refresh.evaluation_labels),
-            every_days=every,
-            refresh_labels=None if every is None else self._put(f"{at}.refresh.labels", again[0]),
-            refresh_evaluation=None if every is None else self._put(f"{at}.refresh.evaluation_labels", again[1]),
-            refresh_hours=None if every is None else self._put(f"{at}.refresh.hours", again[2]),
+            every_days=refresh_days,
+            refresh_labels=None if refresh_days is None else self._add_input(f"{at}.refresh.labels", refresh_inputs[0]),
+            refresh_evaluation=None
+            if refresh_days is None
+            else self._add_input(f"{at}.refresh.evaluation_labels", refresh_inputs[1]),
+            refresh_hours=None if refresh_days is None else self._add_input(f"{at}.refresh.hours", refresh_inputs[2]),
             hosting=None
             if price is None or deployed is None or not deployed.high
             else self._price("hosted", option.model or "", "tuning.usd_per_hour", deployed, price.as_of),
@@ -304,14 +308,14 @@ class Resolver:
         """What tuning again takes, and the place of how often; None where it is tuned once."""
         refresh, knowledge = tuning.refresh, self._case.knowledge
         if refresh is not None and refresh.every_days is not None:
-            return refresh, self._put(f"{at}.refresh.every_days", refresh.every_days)
+            return refresh, self._add_input(f"{at}.refresh.every_days", refresh.every_days)
         if knowledge is not None and option.retrieval is None:
             if refresh is None:
                 raise ConfigError(
                     f"{place}.tuning: what it knows changes every {knowledge.changes_every_days.value:g} days; say "
                     "with `refresh: {labels, hours}` what tuning again takes"
                 )
-            return refresh, self._put("knowledge.changes_every_days", knowledge.changes_every_days)
+            return refresh, self._add_input("knowledge.changes_every_days", knowledge.changes_every_days)
         if refresh is not None and knowledge is None:
             raise ConfigError(f"{place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
         return refresh or Refresh(), None
@@ -319,7 +323,7 @@ class Resolver:
     def _compute(
         self, at: str, option: Option, tuning: TuningSpec, place: str, measured: MeasuredRung | None
     ) -> TuningCompute:
-        labels, epochs = self._put(f"{at}.labels", tuning.labels), self._put(f"{at}.epochs", tuning.epochs)
+        labels, epochs = self._add_input(f"{at}.labels", tuning.labels), self._add_input(f"{at}.epochs", tuning.epochs)
         if option.model is not None:
             price = self._prices.hosted_model(option.model, place)
             assert price.tuning is not None
@@ -334,12 +338,12 @@ class Resolver:
         assert option.machine is not None
         hour = self._hour_of_machine(tuning.machine or option.machine.name, f"{place}.tuning")
         if tuning.machine_hours is not None:
-            hours, speed = self._put(f"{at}.machine_hours", tuning.machine_hours), None
+            hours, speed = self._add_input(f"{at}.machine_hours", tuning.machine_hours), None
         elif tuning.tokens_per_second is not None:
-            hours, speed = None, self._put(f"{at}.tokens_per_second", tuning.tokens_per_second)
+            hours, speed = None, self._add_input(f"{at}.tokens_per_second", tuning.tokens_per_second)
         elif measured is not None and measured.train_seconds is not None:
-            known = NonNegative.exactly(measured.train_seconds / 3600)
-            hours, speed = self._put(f"{at}.machine_hours", known, measured.source), None
+            machine_hours = NonNegative.exactly(measured.train_seconds / 3600)
+            hours, speed = self._add_input(f"{at}.machine_hours", machine_hours, measured.source), None
         else:
             raise ConfigError(f"{place}.tuning: how long does it take? Give machine_hours or tokens_per_second")
         return TuningCompute(labels, epochs, None, hour, hours, speed)
@@ -350,20 +354,24 @@ class Resolver:
         at = f"{_at(name)}.retrieval"
         price = hour = embed = None
         if retrieval.embedder is not None:
-            entry = self._prices.embedder(retrieval.embedder, f"{place}.retrieval")
+            embedder = self._prices.embedder(retrieval.embedder, f"{place}.retrieval")
             price = self._price(
-                "embeddings", retrieval.embedder, "usd_per_million_input", entry.usd_per_million_input, entry.as_of
+                "embeddings",
+                retrieval.embedder,
+                "usd_per_million_input",
+                embedder.usd_per_million_input,
+                embedder.as_of,
             )
         elif option.machine is None:
             raise ConfigError(f"{place}.retrieval: name an `embedder` of the price file's embeddings")
         else:
             assert retrieval.embed_tokens_per_second is not None
             hour = self._hour_of_machine(option.machine.name, place)
-            embed = self._put(f"{at}.embed_tokens_per_second", retrieval.embed_tokens_per_second)
+            embed = self._add_input(f"{at}.embed_tokens_per_second", retrieval.embed_tokens_per_second)
         return RetrievalWork(
-            corpus=self._put(f"{at}.corpus", retrieval.corpus),
-            changed_per_month=self._put(f"{at}.changed_per_month", retrieval.changed_per_month),
-            usd_per_month=self._put(f"{at}.usd_per_month", retrieval.usd_per_month),
+            corpus=self._add_input(f"{at}.corpus", retrieval.corpus),
+            changed_per_month=self._add_input(f"{at}.changed_per_month", retrieval.changed_per_month),
+            usd_per_month=self._add_input(f"{at}.usd_per_month", retrieval.usd_per_month),
             ratio=tokens.ratio,
             price=price,
             usd_per_hour=hour,
@@ -374,22 +382,22 @@ class Resolver:
         at = f"{_at(name)}.pretraining"
         return PretrainingWork(
             run=self._run(at, pretraining, f"{place}.pretraining.run"),
-            runs=self._put(f"{at}.runs", pretraining.runs),
-            data_usd=self._put(f"{at}.data_usd", pretraining.data_usd),
-            hours=self._put(f"{at}.hours", pretraining.hours),
+            runs=self._add_input(f"{at}.runs", pretraining.runs),
+            data_usd=self._add_input(f"{at}.data_usd", pretraining.data_usd),
+            hours=self._add_input(f"{at}.hours", pretraining.hours),
             hour=self._hour(pretraining.hours),
-            features=self._put(f"{at}.features", pretraining.features),
+            features=self._add_input(f"{at}.features", pretraining.features),
         )
 
     def _run(self, at: str, pretraining: Pretraining, place: str) -> int | RunPrice:
         if pretraining.usd is not None:
-            return self._put(f"{at}.usd", pretraining.usd)
+            return self._add_input(f"{at}.usd", pretraining.usd)
         run = pretraining.run
         assert run is not None
         hours, source = hours_per_token(run, self._prices, place)
         return RunPrice(
-            tokens=self._put(f"{at}.run.tokens", run.tokens),
-            hours_per_token=self._put(f"{at}.run.device_hours_per_token", hours, source),
+            tokens=self._add_input(f"{at}.run.tokens", run.tokens),
+            hours_per_token=self._add_input(f"{at}.run.device_hours_per_token", hours, source),
             usd_per_machine_hour=self._hour_of_machine(run.machine, place),
             devices_per_machine=self._prices.machine(run.machine, place).devices,
         )

@@ -136,13 +136,13 @@ def taken_for_granted(option: Option, measured: MeasuredRung | None) -> tuple[st
     """What an option leaves unsaid, and what its report's verdict says of its quality."""
     notes: list[str] = []
     if measured is not None and option.quality is None:
-        notes += measured.said
+        notes += measured.verdict_notes
     if option.tuning is not None and option.tuning.refresh is None:
         notes.append("it is tuned once and never again")
     if option.tuning is None and measured is not None and measured.how in ("tuned", "classical"):
-        what = "tuned" if measured.how == "tuned" else "a model trained on labels"
+        description = "tuned" if measured.how == "tuned" else "a model trained on labels"
         notes.append(
-            f"it is {what} ({measured.source}), and the option has no `tuning`: labels, time and hours of that are not "
+            f"it is {description} ({measured.source}), and the option has no `tuning`: labels, time and hours of that are not "
             "in its bill"
         )
     return tuple(notes)

@@ -48,8 +48,8 @@ class Sensitivity:
     def nearness(self) -> float:
         """The ratio by which the number must change for the nearest flip, 1 or more; infinite without one."""
         value = self.input.value
-        found = [flip.at for flip in (self.below, self.above) if flip is not None]
-        return min((_ratio(value, at) for at in found), default=float("inf"))
+        thresholds = [flip.at for flip in (self.below, self.above) if flip is not None]
+        return min((_ratio(value, at) for at in thresholds), default=float("inf"))
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Chooser:
 
     def nets(self, v: Values) -> list[float | None]:
         """Net USD of each, None where it misses a bar."""
-        return [self._net(one, v) for one in self.allowed]
+        return [self._net(option, v) for option in self.allowed]
 
-    def _net(self, one: Resolved, v: Values) -> float | None:
-        return one.bill(v).net_usd(one.case.volume(v)) if clears_bars(one, v) else None
+    def _net(self, option: Resolved, v: Values) -> float | None:
+        return option.bill(v).net_usd(option.case.volume(v)) if clears_bars(option, v) else None
 
     def choose(self, v: Values) -> str:
         """The name of the best, or why there is none."""
@@ -88,9 +88,9 @@ class Chooser:
 
     def _best(self, nets: Sequence[float | None]) -> str:
         best: tuple[float, str] | None = None
-        for one, net in zip(self.allowed, nets, strict=True):
+        for option, net in zip(self.allowed, nets, strict=True):
             if net is not None and (best is None or net < best[0]):
-                best = (net, one.name)
+                best = (net, option.name)
         if best is None:
             return NOTHING_FEASIBLE
         return NOTHING_PAYS if self._must_pay and best[0] > 0 else best[1]
@@ -98,14 +98,14 @@ class Chooser:
     def varying(self, v: Values, place: int) -> Callable[[float], str]:
         """The choice as a function of one number; options that do not depend on it are computed once."""
         base, changed = self.nets(v), list(v)
-        depends = [place in one.uses for one in self.allowed]
+        depends = [place in option.uses for option in self.allowed]
 
         def choice(x: float) -> str:
             changed[place] = x
             return self._best(
                 [
-                    self._net(one, changed) if uses else net
-                    for one, uses, net in zip(self.allowed, depends, base, strict=True)
+                    self._net(option, changed) if uses else net
+                    for option, uses, net in zip(self.allowed, depends, base, strict=True)
                 ]
             )
 
@@ -115,19 +115,21 @@ class Chooser:
 def flipping_points(chooser: Chooser, inputs: Sequence[Input], v: Values) -> list[Sensitivity]:
     """Of every number that may vary and that an option depends on, nearest flip first, then those that do not flip."""
     answer = chooser.choose(v)
-    found: list[Sensitivity] = []
-    for place, one in enumerate(inputs):
-        if one.search is None or not any(place in option.uses for option in chooser.allowed):
+    sensitivities: list[Sensitivity] = []
+    for place, factor in enumerate(inputs):
+        if factor.search is None or not any(place in option.uses for option in chooser.allowed):
             continue
         choice = chooser.varying(v, place)
-        low, high = one.search
-        found.append(Sensitivity(one, _outward(choice, answer, one, low), _outward(choice, answer, one, high)))
-    return sorted(found, key=lambda each: each.nearness)
+        low, high = factor.search
+        sensitivities.append(
+            Sensitivity(factor, _outward(choice, answer, factor, low), _outward(choice, answer, factor, high))
+        )
+    return sorted(sensitivities, key=lambda sensitivity: sensitivity.nearness)
 
 
-def _outward(choice: Callable[[float], str], answer: str, one: Input, end: float) -> Flip | None:
-    inside = one.value
-    for place in _places(one.value, end):
+def _outward(choice: Callable[[float], str], answer: str, factor: Input, end: float) -> Flip | None:
+    inside = factor.value
+    for place in _places(factor.value, end):
         if choice(place) != answer:
             outside = place
             while abs(outside - inside) > _CLOSE * max(abs(outside), abs(inside)):
@@ -138,7 +140,7 @@ def _outward(choice: Callable[[float], str], answer: str, one: Input, end: float
                     inside = middle
                 else:
                     outside = middle
-            return Flip(outside, choice(outside), one.low <= outside <= one.high)
+            return Flip(outside, choice(outside), factor.low <= outside <= factor.high)
         inside = place
     return None
 
@@ -166,20 +168,20 @@ def swings(chooser: Chooser, inputs: Sequence[Input], v: Values) -> list[Swing]:
     if len(ranked) < 2:
         return []
     best = ranked[0][1]
-    found: list[Swing] = []
-    for place, one in enumerate(inputs):
-        if one.search is None or not any(place in option.uses for option in chooser.allowed):
+    tornado: list[Swing] = []
+    for place, factor in enumerate(inputs):
+        if factor.search is None or not any(place in option.uses for option in chooser.allowed):
             continue
-        assumed = one.exact
-        fifth = _UNSTATED * abs(one.value)
-        low = max(one.search[0], one.value - fifth) if assumed else one.low
-        high = min(one.search[1], one.value + fifth) if assumed else one.high
+        assumed = factor.exact
+        fifth = _UNSTATED * abs(factor.value)
+        low = max(factor.search[0], factor.value - fifth) if assumed else factor.low
+        high = min(factor.search[1], factor.value + fifth) if assumed else factor.high
         leads = [_lead(chooser, v, place, x, best) for x in (low, high)]
         if None not in leads:
-            swing = Swing(one, low, high, leads[0] or 0.0, leads[1] or 0.0, assumed)
+            swing = Swing(factor, low, high, leads[0] or 0.0, leads[1] or 0.0, assumed)
             if swing.width:
-                found.append(swing)
-    return sorted(found, key=lambda each: -each.width)
+                tornado.append(swing)
+    return sorted(tornado, key=lambda bar: -bar.width)
 
 
 def _lead(chooser: Chooser, v: Values, place: int, x: float, best: int) -> float | None:
@@ -187,6 +189,6 @@ def _lead(chooser: Chooser, v: Values, place: int, x: float, best: int) -> float
     changed = list(v)
     changed[place] = x
     nets = chooser.nets(changed)
-    others = [net for i, net in enumerate(nets) if i != best and net is not None]
-    own = nets[best]
-    return None if own is None or not others else min(others) - own
+    rival_nets = [net for i, net in enumerate(nets) if i != best and net is not None]
+    best_net = nets[best]
+    return None if best_net is None or not rival_nets else min(rival_nets) - best_net

@@ -61,20 +61,20 @@ class Sheet:
     @property
     def values(self) -> list[float]:
         """As stated."""
-        return [one.value for one in self.inputs]
+        return [factor.value for factor in self.inputs]
 
     def draws(self, count: int, seed: int) -> list[list[float]]:
         """`count` draws. A row's depend on the seed and its own name and range alone, so that two cases that differ in
         one number are compared on the same draws of the others."""
         drawn = [self.values for _ in range(count)]
-        for place, one in enumerate(self.inputs):
-            if one.exact:
+        for place, factor in enumerate(self.inputs):
+            if factor.exact:
                 continue
-            rng = random.Random(f"{seed} {one.name}")
+            rng = random.Random(f"{seed} {factor.name}")
             strata = [(i + rng.random()) / count for i in range(count)]
             rng.shuffle(strata)
             for values, u in zip(drawn, strata, strict=True):
-                values[place] = triangle(u, one.low, one.value, one.high)
+                values[place] = triangle(u, factor.low, factor.value, factor.high)
         return drawn
 
 

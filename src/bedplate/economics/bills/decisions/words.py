@@ -26,47 +26,51 @@ def answer(decision: Decision) -> str:
         return f"None of them pays: the best, {first.name}, would lose {usd(first.net_usd)} {days}."
     low, high = best.total_interval
     span = "" if high - low <= 1e-9 * high else f" ({INTERVAL:.0%}: {usd(low)} to {usd(high)})"
-    said = (
+    sentence = (
         f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{span}, "
         f"{usd(best.cost_per_call)} a call"
     )
     if best.doubts:
-        said += ", on a report without a PASS that holds"
+        sentence += ", on a report without a PASS that holds"
     if best.profit_usd is not None:
-        said += f", and brings in {usd(best.profit_usd)} more than it costs"
+        sentence += f", and brings in {usd(best.profit_usd)} more than it costs"
     if len(decision.ranking) > 1:
         second = decision.outcome(decision.ranking[1])
-        said += f"; next is {second.name}, which costs {_more(second.net_usd - best.net_usd)}"
+        sentence += f"; next is {second.name}, which costs {_extra_cost(second.net_usd - best.net_usd)}"
     elif len(decision.outcomes) > 1:
-        said += "; no other option is feasible"
-    return f"{said}."
+        sentence += "; no other option is feasible"
+    return f"{sentence}."
 
 
 def reasons(decision: Decision) -> list[str]:
     """Why: constraints and what they cost, who misses a bar, where the others' money goes, who pays back when."""
-    lines = [f"{one.name} rests on no PASS: {'; '.join(one.doubts)}." for one in decision.outcomes if one.doubts]
+    lines = [
+        f"{outcome.name} rests on no PASS: {'; '.join(outcome.doubts)}."
+        for outcome in decision.outcomes
+        if outcome.doubts
+    ]
     for name, because in decision.case.constraints.items():
-        out = [one.name for one in decision.outcomes if name in one.broken]
-        lines.append(f"{name} ({because}): {RULES[name].says}. Ruled out: {', '.join(out) or 'none'}.")
+        out = [outcome.name for outcome in decision.outcomes if name in outcome.broken]
+        lines.append(f"{name} ({because}): {RULES[name].explanation}. Ruled out: {', '.join(out) or 'none'}.")
     if decision.case.constraints and decision.unconstrained != decision.answer:
         lines.append(_price_of_constraints(decision))
     lines += [
-        f"{one.name} is out: {'; '.join(short.text for short in one.short)}."
-        for one in decision.outcomes
-        if one.short and not one.broken
+        f"{outcome.name} is out: {'; '.join(short.text for short in outcome.short)}."
+        for outcome in decision.outcomes
+        if outcome.short and not outcome.broken
     ]
     best = decision.chosen
     if best is not None:
-        others = [decision.outcome(name) for name in decision.ranking if name != best.name]
-        lines += [_compared(one, best) for one in others]
+        rivals = [decision.outcome(name) for name in decision.ranking if name != best.name]
+        lines += [_compared(rival, best) for rival in rivals]
     lines += [
-        f"{one.name}: {one.machines} reserved {'machine is' if one.machines == 1 else 'machines are'} paid day and "
-        f"night and busy {figures(100 * one.busy, 2)}% of the time."
-        for one in decision.outcomes
-        if one.machines is not None and one.busy is not None and not one.broken
+        f"{outcome.name}: {outcome.machines} reserved {'machine is' if outcome.machines == 1 else 'machines are'} paid day and "
+        f"night and busy {figures(100 * outcome.busy, 2)}% of the time."
+        for outcome in decision.outcomes
+        if outcome.machines is not None and outcome.busy is not None and not outcome.broken
     ]
     if best is not None and len(decision.ranking) > 1:
-        drawn = any(not each.input.exact for each in decision.sensitivities)
+        drawn = any(not sensitivity.input.exact for sensitivity in decision.sensitivities)
         if drawn:
             lines.append(f"{best.name} is the answer in {best.best_in:.0%} of the draws from the stated ranges.")
     return lines
@@ -74,9 +78,9 @@ def reasons(decision: Decision) -> list[str]:
 
 def _why_out(decision: Decision) -> str:
     parts: list[str] = []
-    for one in decision.outcomes:
-        why = [*one.broken, *(short.text for short in one.short)]
-        parts.append(f"{one.name} ({'; '.join(why)})")
+    for outcome in decision.outcomes:
+        why = [*outcome.broken, *(short.text for short in outcome.short)]
+        parts.append(f"{outcome.name} ({'; '.join(why)})")
     return ", ".join(parts)
 
 
@@ -85,71 +89,77 @@ def _price_of_constraints(decision: Decision) -> str:
     if decision.unconstrained in {NOTHING_FEASIBLE, NOTHING_PAYS}:
         return f"Without {names} it would be {decision.unconstrained}."
     free, best = decision.outcome(decision.unconstrained), decision.chosen
-    less = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
-    return f"Without {names} it would be {free.name} at {usd(free.total_usd)}{less}."
+    cost_note = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
+    return f"Without {names} it would be {free.name} at {usd(free.total_usd)}{cost_note}."
 
 
-def _compared(one: OptionOutcome, best: OptionOutcome) -> str:
+def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: lines of more than a twentieth of the sum of all differences, then the rest."""
-    ours, theirs = _by_name(best), _by_name(one)
-    differences = {what: theirs.get(what, 0.0) - ours.get(what, 0.0) for what in dict.fromkeys([*theirs, *ours])}
+    ours, theirs = _by_name(best), _by_name(outcome)
+    differences = {
+        purpose: theirs.get(purpose, 0.0) - ours.get(purpose, 0.0) for purpose in dict.fromkeys([*theirs, *ours])
+    }
     whole = sum(abs(amount) for amount in differences.values())
-    told = sorted(
-        ((what, amount) for what, amount in differences.items() if abs(amount) > _SMALL_LINE * whole),
+    large_lines = sorted(
+        ((purpose, amount) for purpose, amount in differences.items() if abs(amount) > _SMALL_LINE * whole),
         key=lambda pair: -pair[1],
     )
-    parts = [f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {what}" for what, amount in told]
-    rest = sum(differences.values()) - sum(amount for _, amount in told)
-    if abs(rest) > _NOTHING * whole:
-        parts.append(f"{'+' if rest > 0 else '-'}{usd(abs(rest))} all else")
+    parts = [f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {purpose}" for purpose, amount in large_lines]
+    remainder = sum(differences.values()) - sum(amount for _, amount in large_lines)
+    if abs(remainder) > _NOTHING * whole:
+        parts.append(f"{'+' if remainder > 0 else '-'}{usd(abs(remainder))} all else")
     told_apart = f": {', '.join(parts)}" if parts else ""
-    return f"{one.name} costs {_more(one.net_usd - best.net_usd)}{told_apart}."
+    return f"{outcome.name} costs {_extra_cost(outcome.net_usd - best.net_usd)}{told_apart}."
 
 
-def _more(dollars: float) -> str:
+def _extra_cost(dollars: float) -> str:
     return f"{usd(dollars)} more" if dollars else "as much"
 
 
-def _by_name(one: OptionOutcome) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for when, what, amount in one.lines:
-        name = f"{what} (calls)" if when == "calls" else what
-        found[name] = found.get(name, 0.0) + amount
-    found["wrong answers less revenue"] = one.net_usd - one.total_usd
-    return found
+def _by_name(outcome: OptionOutcome) -> dict[str, float]:
+    amounts: dict[str, float] = {}
+    for period, purpose, amount in outcome.lines:
+        name = f"{purpose} (calls)" if period == "calls" else purpose
+        amounts[name] = amounts.get(name, 0.0) + amount
+    amounts["wrong answers less revenue"] = outcome.net_usd - outcome.total_usd
+    return amounts
 
 
-def break_even(one: BreakEvenVolume) -> str:
+def break_even(volume: BreakEvenVolume) -> str:
     """One line."""
-    if one.calls_per_day is None:
-        said = f"{one.option} against {one.against}: never; {one.reason}"
-    elif one.calls_per_day == 0:
-        said = f"{one.option} against {one.against}: at any volume"
+    if volume.calls_per_day is None:
+        sentence = f"{volume.option} against {volume.against}: never; {volume.reason}"
+    elif volume.calls_per_day == 0:
+        sentence = f"{volume.option} against {volume.against}: at any volume"
     else:
-        said = f"{one.option} against {one.against}: from {number(one.calls_per_day)} calls a day"
-        if one.interval is not None:
-            low, high = ("never" if end is None else number(end) for end in one.interval)
-            said += "" if low == high else f" ({low} to {high})"
-    if one.windows:
-        lows, highs = zip(*one.windows, strict=True)
-        said += f"; not for good already at some volumes from {number(min(lows))} to {number(max(highs))}"
-    if one.calls_per_day:
+        sentence = f"{volume.option} against {volume.against}: from {number(volume.calls_per_day)} calls a day"
+        if volume.interval is not None:
+            low, high = ("never" if end is None else number(end) for end in volume.interval)
+            sentence += "" if low == high else f" ({low} to {high})"
+    if volume.windows:
+        lows, highs = zip(*volume.windows, strict=True)
+        sentence += f"; not for good already at some volumes from {number(min(lows))} to {number(max(highs))}"
+    if volume.calls_per_day:
         days = (
-            "not within ten years" if one.days is None else f"after {number(one.days)} days" if one.days else "at once"
+            "not within ten years"
+            if volume.days is None
+            else f"after {number(volume.days)} days"
+            if volume.days
+            else "at once"
         )
-        said += f"; at this volume {days}"
-    return f"{said}."
+        sentence += f"; at this volume {days}"
+    return f"{sentence}."
 
 
-def flips(each: Sensitivity) -> str:
+def flips(sensitivity: Sensitivity) -> str:
     """One line: where the answer changes, or that it does not."""
-    one = each.input
-    assert one.search is not None
-    found = [text for text in (_flip("below", each.below), _flip("above", each.above)) if text]
-    if not found:
-        low, high = one.search
-        return f"{one.name} (now {number(one.value)}): does not flip in [{number(low)}, {number(high)}]"
-    return f"{one.name} (now {number(one.value)}): {'; '.join(found)}"
+    factor = sensitivity.input
+    assert factor.search is not None
+    texts = [text for text in (_flip("below", sensitivity.below), _flip("above", sensitivity.above)) if text]
+    if not texts:
+        low, high = factor.search
+        return f"{factor.name} (now {number(factor.value)}): does not flip in [{number(low)}, {number(high)}]"
+    return f"{factor.name} (now {number(factor.value)}): {'; '.join(texts)}"
 
 
 def _flip(side: str, flip: Flip | None) -> str:
@@ -173,9 +183,9 @@ def as_values(decision: Decision) -> dict[str, Any]:
         "interval": INTERVAL,
         "reasons": reasons(decision),
         "ranking": list(decision.ranking),
-        "options": [_option(one) for one in decision.outcomes],
-        "break_evens": [{**asdict(one), "text": break_even(one)} for one in decision.break_evens],
-        "flips": [_sensitivity(each) for each in decision.sensitivities],
+        "options": [_option(outcome) for outcome in decision.outcomes],
+        "break_evens": [{**asdict(volume), "text": break_even(volume)} for volume in decision.break_evens],
+        "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
         "tornado": [
             {
                 "input": swing.input.name,
@@ -192,21 +202,21 @@ def as_values(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _option(one: OptionOutcome) -> dict[str, Any]:
-    values = asdict(one)
-    values["lines"] = [{"when": when, "what": what, "usd": amount} for when, what, amount in one.lines]
+def _option(outcome: OptionOutcome) -> dict[str, Any]:
+    values = asdict(outcome)
+    values["lines"] = [{"when": period, "what": purpose, "usd": amount} for period, purpose, amount in outcome.lines]
     return values
 
 
-def _sensitivity(each: Sensitivity) -> dict[str, Any]:
-    one = each.input
+def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
+    factor = sensitivity.input
     return {
-        "input": one.name,
-        "value": one.value,
-        "stated_range": None if one.exact else [one.low, one.high],
-        "searched": None if one.search is None else list(one.search),
-        "source": one.source,
-        "below": None if each.below is None else asdict(each.below),
-        "above": None if each.above is None else asdict(each.above),
-        "text": flips(each),
+        "input": factor.name,
+        "value": factor.value,
+        "stated_range": None if factor.exact else [factor.low, factor.high],
+        "searched": None if factor.search is None else list(factor.search),
+        "source": factor.source,
+        "below": None if sensitivity.below is None else asdict(sensitivity.below),
+        "above": None if sensitivity.above is None else asdict(sensitivity.above),
+        "text": flips(sensitivity),
     }

@@ -55,14 +55,14 @@ class TuningCompute:
 
     def usd(self, v: Values, tokens: Tokens) -> float:
         example = tokens.prefix + tokens.fresh + tokens.passages + tokens.output
-        seen = v[self.labels] * v[self.epochs] * example
+        trained_tokens = v[self.labels] * v[self.epochs] * example
         if self.usd_per_million is not None:
-            return seen * v[self.usd_per_million] / _MILLION
+            return trained_tokens * v[self.usd_per_million] / _MILLION
         assert self.usd_per_hour is not None
         if self.hours is not None:
             return v[self.hours] * v[self.usd_per_hour]
         assert self.tokens_per_second is not None
-        return seen / v[self.tokens_per_second] / 3600 * v[self.usd_per_hour]
+        return trained_tokens / v[self.tokens_per_second] / 3600 * v[self.usd_per_hour]
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class TuningWork:
             assert self.refresh_evaluation is not None
             assert self.refresh_hours is not None
             labels = (v[self.refresh_labels] + v[self.refresh_evaluation]) * v[self.label]
-            once = labels + v[self.refresh_hours] * v[self.hour] + self.compute.usd(v, tokens)
-            lines.append(("tuning again", once * repetitions(days, v[self.every_days])))
+            refresh_usd = labels + v[self.refresh_hours] * v[self.hour] + self.compute.usd(v, tokens)
+            lines.append(("tuning again", refresh_usd * repetitions(days, v[self.every_days])))
         return lines
 
 

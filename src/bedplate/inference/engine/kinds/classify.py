@@ -9,7 +9,7 @@ from torch import Tensor
 from bedplate.adapters.head import Head
 from bedplate.inference.engine.job import Equipment
 from bedplate.inference.engine.kinds.pooled import PooledJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 
@@ -29,7 +29,7 @@ class Classification(Result):
 
     scores: tuple[float, ...]
     usage: Usage
-    timing: Timing = NO_TIMING
+    timing: RequestTiming = NO_TIMING
     looked_up: LookedUp | None = None
 
 

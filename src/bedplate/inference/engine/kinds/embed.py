@@ -10,7 +10,7 @@ from torch import Tensor
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.job import Equipment
 from bedplate.inference.engine.kinds.pooled import PooledJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 
@@ -35,7 +35,7 @@ class Embed(Request):
 class Embedding(Result):
     vector: tuple[float, ...]
     usage: Usage
-    timing: Timing = NO_TIMING
+    timing: RequestTiming = NO_TIMING
     looked_up: LookedUp | None = None
 
 
@@ -59,7 +59,7 @@ class EmbedJob(PooledJob[Embed]):
 
     def read(self, pooled_E: Tensor) -> Embedding:
         found_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]
-        wanted = self.request.normalise
-        if self._sentence is None if wanted is None else wanted:
+        normalize = self.request.normalise
+        if self._sentence is None if normalize is None else normalize:
             found_E = F.normalize(found_E, dim=0)
         return Embedding(tuple(found_E.tolist()), *self.account())

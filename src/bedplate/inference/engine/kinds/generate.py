@@ -16,7 +16,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.choosing import Alternatives, WritingRow
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
+from bedplate.inference.engine.job import Equipment, RequestJob, PassResult, PassRequest
 from bedplate.inference.engine.kinds.request import (
     NO_TIMING,
     FinishReason,
@@ -24,7 +24,7 @@ from bedplate.inference.engine.kinds.request import (
     Request,
     Result,
     Step,
-    Timing,
+    RequestTiming,
     Usage,
 )
 from bedplate.inference.engine.kinds.sampling import Grammar, Sampling
@@ -58,7 +58,7 @@ class Generation(Result):
     top_logprobs: tuple[Alternatives, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[Alternatives, ...] = ()
-    timing: Timing = NO_TIMING
+    timing: RequestTiming = NO_TIMING
     looked_up: LookedUp | None = None
 
     def __repr__(self) -> str:
@@ -66,7 +66,7 @@ class Generation(Result):
         return shown.line("generation", text, f"{len(self.token_ids)} tokens", f"ended by {self.finish_reason}")
 
 
-class GenerateJob(Job[Generate]):
+class GenerateJob(RequestJob[Generate]):
     """limit: tokens to generate at most."""
 
     writes: ClassVar[bool] = True
@@ -93,11 +93,11 @@ class GenerateJob(Job[Generate]):
         check_ids(base, [token for token, _ in request.sampling.logit_bias], "logit_bias")
         check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
-        asked = request.sampling.max_tokens
-        left = answer_room(base, virtual + len(request.tokens))
+        max_tokens = request.sampling.max_tokens
+        room = answer_room(base, virtual + len(request.tokens))
         if self.equipment.longest is not None:
-            left = min(left, self.equipment.longest - self.prompt_end)
-        self.limit = max(left, 1) if asked is None else asked
+            room = min(room, self.equipment.longest - self.prompt_end)
+        self.limit = max(room, 1) if max_tokens is None else max_tokens
         check_prompt(base, request.tokens, virtual, self.limit)
         if request.sampling.prompt_logprobs is not None and self.source:
             raise RequestError(
@@ -121,42 +121,42 @@ class GenerateJob(Job[Generate]):
         return "grammar" if self.request.grammar is None else self.request.grammar.named
 
     @property
-    def said(self) -> int:
+    def generated_tokens(self) -> int:
         return len(self.state.output)
 
     @property
-    def more(self) -> int:
+    def max_new_tokens(self) -> int:
         return self.limit
 
     @property
     def decoding(self) -> bool:
-        return self.begun and self.row is not None and len(self.tokens) - self.done == 1
+        return self.begun and self.row is not None and len(self.tokens) - self.computed_tokens == 1
 
-    def draft(self, most: int) -> Sequence[int]:
-        left = min(most, self.limit - len(self.state.output) - 1)
+    def draft(self, max_tokens: int) -> Sequence[int]:
+        budget = min(max_tokens, self.limit - len(self.state.output) - 1)
         if self._drafter is not None:
-            return self._drafter.draft(left)
+            return self._drafter.draft(budget)
         # Where a grammar leaves no choice, the next tokens need not be waited for.
-        return [] if self.state.matcher is None else self.state.matcher.forced()[:left]
+        return [] if self.state.matcher is None else self.state.matcher.forced()[:budget]
 
-    def keeps(self, begin: int, end: int) -> int:
+    def cacheable_length(self, begin: int, end: int) -> int:
         return end if end - begin > 1 else 0
 
-    def wanted(self, begin: int, end: int) -> Wants:
+    def pass_request(self, begin: int, end: int) -> PassRequest:
         if self._asks_prompt:
-            return Wants(range(begin, end))
+            return PassRequest(range(begin, end))
         # Held to a grammar, or kept from some tokens, it may need another one.
         likeliest = self.plain and self.request.grammar is None and not self.state.withheld
-        return Wants(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
+        return PassRequest(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
 
-    def take(self, seen: Seen) -> WritingRow | None:
+    def consume(self, pass_slice: PassResult) -> WritingRow | None:
         if self._asks_prompt:
-            self._take_prompt(seen.begin, seen.logits_WV)
-        if seen.end < len(self.tokens):
+            self._take_prompt(pass_slice.begin, pass_slice.logits_WV)
+        if pass_slice.end < len(self.tokens):
             return None
         if not self.begun:
             self._begin()
-        return None if self.ended else WritingRow(self, seen.at + len(seen.positions) - 1, seen.draft)
+        return None if self.ended else WritingRow(self, pass_slice.at + len(pass_slice.positions) - 1, pass_slice.draft)
 
     def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
         """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits
@@ -167,13 +167,13 @@ class GenerateJob(Job[Generate]):
         logits_TV = logits_TV[: len(tokens) - 1 - first]
         logprobs_TV = logits_TV.log_softmax(dim=-1)
         target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
-        found = logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
-        if any(map(math.isnan, found)):
+        logprobs = logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
+        if any(map(math.isnan, logprobs)):
             raise not_finite(self.equipment.base, self.adapter.key)
-        self._prompt_logprobs += found
+        self._prompt_logprobs += logprobs
         values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
         self._prompt_top_logprobs += [
-            tuple(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)
+            tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)
         ]
 
     def _begin(self) -> None:
@@ -191,14 +191,14 @@ class GenerateJob(Job[Generate]):
         state, text = self.state, self.text
         self.first = self.first or time.monotonic()
         # The token that was computed in this pass is in the cache now, whatever comes next.
-        self.done = len(self.tokens)
+        self.computed_tokens = len(self.tokens)
         if state.failure is not None:
             self.failed = RequestError(state.failure, param=self._grammar_name, code=INVALID)
             return False
         if state.ends(token):
             self._end("stop")
             return False
-        state.take(token)
+        state.append(token)
         self.tokens.append(token)
         self._logprobs.append(logprob)
         self._top_logprobs.append(alternatives)
@@ -211,8 +211,8 @@ class GenerateJob(Job[Generate]):
             self._end("length")
         return self.ended is None
 
-    def learn(self, said: int, draft: Sequence[int]) -> int:
-        accepted = max(min(said - (self.ended is None), len(draft)), 0)
+    def learn(self, chosen_count: int, draft: Sequence[int]) -> int:
+        accepted = max(min(chosen_count - (self.ended is None), len(draft)), 0)
         if self._drafter is not None and draft:
             self._drafter.learn(len(draft), accepted)
         return accepted
@@ -233,7 +233,7 @@ class GenerateJob(Job[Generate]):
     def result(self) -> Generation:
         assert self.ended is not None
         settings, output = self.request.sampling, self.state.output
-        asked = settings.prompt_logprobs is not None
+        include_prompt = settings.prompt_logprobs is not None
         usage, timing, looked_up = self.account(len(output))
         return Generation(
             text=self.text.text,
@@ -242,8 +242,8 @@ class GenerateJob(Job[Generate]):
             finish_reason=self.ended,
             usage=usage,
             top_logprobs=tuple(self._top_logprobs) if settings.logprobs is not None else (),
-            prompt_logprobs=tuple(self._prompt_logprobs) if asked else None,
-            prompt_top_logprobs=tuple(self._prompt_top_logprobs) if asked else (),
+            prompt_logprobs=tuple(self._prompt_logprobs) if include_prompt else None,
+            prompt_top_logprobs=tuple(self._prompt_top_logprobs) if include_prompt else (),
             timing=timing,
             looked_up=looked_up,
         )

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.checks import check_depth, not_finite
-from bedplate.inference.engine.job import Equipment, Job, R, Seen, Wants
+from bedplate.inference.engine.job import Equipment, RequestJob, R, PassResult, PassRequest
 from bedplate.inference.engine.kinds.request import Result
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 
 
-class PooledJob(Job[R]):
+class PooledJob(RequestJob[R]):
     """States are taken in as they come, so that a prompt may be computed in parts."""
 
     def __init__(
@@ -41,18 +41,18 @@ class PooledJob(Job[R]):
     def reusable(self) -> int | None:
         return super().reusable if self.poolings == ("last",) else None
 
-    def wanted(self, begin: int, end: int) -> Wants:
-        return Wants(states=True)
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        return PassRequest(states=True)
 
-    def take(self, seen: Seen) -> None:
-        first = seen.begin - self.adapter.virtual
+    def consume(self, pass_slice: PassResult) -> None:
+        first = pass_slice.begin - self.adapter.virtual
         skipped = max(self._skip - first, 0)
-        states_TD = seen.states_TD[skipped:]
+        states_TD = pass_slice.states_TD[skipped:]
         if len(states_TD):
             for number, pooling in enumerate(self.poolings):
                 before = self._pooled[number]
-                self._pooled[number] = _TAKE[pooling](before, states_TD.float(), first + skipped)
-        if seen.end == len(self.tokens):
+                self._pooled[number] = _ACCUMULATE[pooling](before, states_TD.float(), first + skipped)
+        if pass_slice.end == len(self.tokens):
             self.ended = "stop"
 
     def restart(self) -> None:
@@ -60,12 +60,12 @@ class PooledJob(Job[R]):
         self._pooled = [None] * len(self.poolings)
 
     def result(self) -> Result:
-        found: list[Tensor] = []
+        vectors: list[Tensor] = []
         for pooling, pooled in zip(self.poolings, self._pooled, strict=True):
             assert pooled is not None
             divide = _DIVIDE.get(pooling)
-            found.append(pooled if divide is None else pooled / divide(self._skip, len(self.request.tokens)))
-        pooled_E = found[0] if len(found) == 1 else torch.cat(found)
+            vectors.append(pooled if divide is None else pooled / divide(self._skip, len(self.request.tokens)))
+        pooled_E = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
         if not bool(pooled_E.isfinite().all()):
             raise not_finite(self.equipment.base, self.adapter.key)
         return self.read(pooled_E)
@@ -75,7 +75,7 @@ class PooledJob(Job[R]):
         """What the pooled states of the whole prompt say, float32 [E]."""
 
 
-Take = Callable[[Tensor | None, Tensor, int], Tensor]
+Accumulate = Callable[[Tensor | None, Tensor, int], Tensor]
 
 
 def _sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
@@ -101,7 +101,7 @@ def _last(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
     return states_TD[-1]
 
 
-_TAKE: Mapping[Pooling, Take] = {
+_ACCUMULATE: Mapping[Pooling, Accumulate] = {
     "mean": _sum,
     "root_mean": _sum,
     "weighted_mean": _weighted_sum,

@@ -21,14 +21,14 @@ class LookedUp:
 
 
 @dataclass(frozen=True)
-class Terms:
+class LookupContext:
     """In whose name, and until when, something is looked up before a request can be made: as `Request` has them."""
 
     tenant: str = ""
     deadline: float | None = None
 
 
-NO_TERMS = Terms()
+NO_TERMS = LookupContext()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Spent:
+class RequestUsage:
     """What was computed for a request, however it ended. usage: the tokens of the prompt that were read.
     compute: as in `Timing`."""
 
@@ -81,7 +81,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Timing:
+class RequestTiming:
     """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
 
     compute: its share of the seconds of the steps it was in, by its cost in each: what it costs.
@@ -93,12 +93,12 @@ class Timing:
     compute: float = 0.0
 
 
-NO_TIMING = Timing()
+NO_TIMING = RequestTiming()
 
 
 class Result:
     """What every result comes with; each kind's adds what it found."""
 
     usage: Usage
-    timing: Timing
+    timing: RequestTiming
     looked_up: LookedUp | None

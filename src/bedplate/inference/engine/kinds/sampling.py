@@ -44,27 +44,27 @@ class Sampling:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _between("max_tokens", self.max_tokens, 0, 2**31)
-        _between("temperature", self.temperature, 0.0, 100.0)
-        _between("top_k", self.top_k, 0, 2**31)
-        _between("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _between("min_p", self.min_p, 0.0, 1.0)
-        _between("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
-        _between("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _between("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _between("seed", self.seed, -(2**63), MAX_SEED)
-        _between("logprobs", self.logprobs, 0, MAX_ALTERNATIVES)
-        _between("prompt_logprobs", self.prompt_logprobs, 0, MAX_ALTERNATIVES)
-        _between("min_tokens", self.min_tokens, 0, 2**31)
+        _check_range("max_tokens", self.max_tokens, 0, 2**31)
+        _check_range("temperature", self.temperature, 0.0, 100.0)
+        _check_range("top_k", self.top_k, 0, 2**31)
+        _check_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_range("seed", self.seed, -(2**63), MAX_SEED)
+        _check_range("logprobs", self.logprobs, 0, MAX_ALTERNATIVES)
+        _check_range("prompt_logprobs", self.prompt_logprobs, 0, MAX_ALTERNATIVES)
+        _check_range("min_tokens", self.min_tokens, 0, 2**31)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise RequestError(f"min_tokens {self.min_tokens} is more than max_tokens", param="min_tokens")
         for _, bias in self.logit_bias:
-            _between("logit_bias", bias, -100.0, 100.0)
+            _check_range("logit_bias", bias, -100.0, 100.0)
         if any(not text for text in self.stop):
             raise RequestError("a stop string is empty; it would stop before the first token", param="stop")
 
 
-def _between(name: str, value: float | int | None, low: float, high: float, open_low: bool = False) -> None:
+def _check_range(name: str, value: float | int | None, low: float, high: float, open_low: bool = False) -> None:
     if value is None:
         return
     too_low = value <= low if open_low else value < low
@@ -80,10 +80,10 @@ class Grammar:
     json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
     rule is `start`; tool_calls: what `text.calls.grammar.call_grammar_source` gives. named: what its caller calls it,
-    in messages about it. made: what an engine compiled of it, kept for as long as this lives (`Engine.compile`).
+    in messages about it. compiled: what an engine compiled of it, kept for as long as this lives (`Engine.compile`).
     """
 
-    kind: GrammarKind
+    syntax: GrammarKind
     source: str = ""
     named: str = field(default="grammar", compare=False)
-    made: object = field(default=None, compare=False, repr=False)
+    compiled: object = field(default=None, compare=False, repr=False)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
-from bedplate.inference.engine.job import Equipment, Job, Seen, Wants
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, Timing, Usage
+from bedplate.inference.engine.job import Equipment, RequestJob, PassResult, PassRequest
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
 from bedplate.inference.forward.adapters import Loaded
 
 
@@ -30,11 +30,11 @@ class Scores(Result):
     totals: tuple[float, ...]
     token_counts: tuple[int, ...]
     usage: Usage
-    timing: Timing = NO_TIMING
+    timing: RequestTiming = NO_TIMING
     looked_up: LookedUp | None = None
 
 
-class ScoreJob(Job[Score]):
+class ScoreJob(RequestJob[Score]):
     """One continuation after the other stands behind the prompt; the first token of each is scored with the prompt.
 
     branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far.
@@ -69,17 +69,17 @@ class ScoreJob(Job[Score]):
         return self.prompt_end if sum(len(tokens) > 1 for tokens in self.request.continuations) > 1 else None
 
     @property
-    def more(self) -> int:
+    def max_new_tokens(self) -> int:
         return max(len(tokens) for tokens in self.request.continuations) - 1
 
-    def wanted(self, begin: int, end: int) -> Wants:
+    def pass_request(self, begin: int, end: int) -> PassRequest:
         first = self.prompt_end - (self.branch == 0)
-        return Wants(range(max(first, begin), end))
+        return PassRequest(range(max(first, begin), end))
 
-    def take(self, seen: Seen) -> None:
-        if seen.positions:
-            self._add(seen.positions[0], seen.logits_WV.log_softmax(dim=-1))
-        if seen.end < len(self.tokens):
+    def consume(self, pass_slice: PassResult) -> None:
+        if pass_slice.positions:
+            self._add(pass_slice.positions[0], pass_slice.logits_WV.log_softmax(dim=-1))
+        if pass_slice.end < len(self.tokens):
             return
         continuations = self.request.continuations
         longer = (i for i in range(self.branch + 1, len(continuations)) if len(continuations[i]) > 1)
@@ -88,7 +88,7 @@ class ScoreJob(Job[Score]):
             self.ended = "stop"
         else:
             self._turn(following)
-            self.done = self.prompt_end
+            self.computed_tokens = self.prompt_end
 
     def _add(self, begin: int, logprobs_WV: Tensor) -> None:
         """Adds what the positions from `begin` on say of the continuation in turn, and the prompt's last token of the

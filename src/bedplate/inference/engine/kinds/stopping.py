@@ -14,35 +14,35 @@ class TextStream:
         """marks: special tokens that the text shows; it shows no others."""
         self._decoder = None if tokenizer is None else tokenizer.stream(marks=marks)
         self._stop = tuple(stop)
-        self._held = ""
+        self._pending = ""
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """The text that this token releases."""
-        return "" if self._decoder is None else self._take(self._decoder.push(token))
+        return "" if self._decoder is None else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
         """The text still held back when the row ends for another reason than a stop string."""
         if self._decoder is None or self.stopped:
             return ""
-        released = self._take(self._decoder.flush())
+        released = self._release(self._decoder.flush())
         if not self.stopped:
-            tail, self._held = self._held, ""
+            tail, self._pending = self._pending, ""
             self.text += tail
             released += tail
         return released
 
-    def _take(self, piece: str) -> str:
-        self._held += piece
-        found = [place for place in (self._held.find(stop) for stop in self._stop) if place >= 0]
-        if found:
-            released, self._held = self._held[: min(found)], ""
+    def _release(self, piece: str) -> str:
+        self._pending += piece
+        stop_places = [place for place in (self._pending.find(stop) for stop in self._stop) if place >= 0]
+        if stop_places:
+            released, self._pending = self._pending[: min(stop_places)], ""
             self.stopped = True
         else:
-            keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-            cut = len(self._held) - keep
-            released, self._held = self._held[:cut], self._held[cut:]
+            overlap = max((_overlap(self._pending, stop) for stop in self._stop), default=0)
+            cut = len(self._pending) - overlap
+            released, self._pending = self._pending[:cut], self._pending[cut:]
         self.text += released
         return released
 

@@ -28,7 +28,7 @@ from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_r
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
-_WHERE = "config.json (gemma2)"
+_ORIGIN = "config.json (gemma2)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *SANDWICH_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -47,21 +47,23 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Gemma2ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, head_dim=256, context=8192, tied=True)
     fields.only("use_bidirectional_attention", None, False)
     # Old files repeat the activation, as what it was not.
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation", "hidden_act"))
-    caps = fields.take("attn_logit_softcapping", 50.0), fields.take("final_logit_softcapping", 30.0)
+    caps = fields.pop("attn_logit_softcapping", 50.0), fields.pop("final_logit_softcapping", 30.0)
     queries = fields.real("query_pre_attn_scalar", 256)
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
         norm_offset=1.0,
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
-        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 4096), [SLIDING, FULL], _WHERE),
-        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
+        windows=take_windows(
+            fields, sizes["layers"], fields.optional("sliding_window", 4096), [SLIDING, FULL], _ORIGIN
+        ),
+        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _ORIGIN),
         attention_bias=fields.flag("attention_bias", False),
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5,

@@ -30,7 +30,7 @@ from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_r
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
-_WHERE = "config.json (gemma3_text)"
+_ORIGIN = "config.json (gemma3_text)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -53,7 +53,7 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Gemma3ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
     # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
     fields.only("attn_logit_softcapping", None)
@@ -62,7 +62,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     window = fields.optional("sliding_window", 4096)
     default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(sizes["layers"])]
     context = sizes["context_length"]
-    full, sliding = take_ropes(fields, _WHERE, context=context, theta=1_000_000.0, local_theta=10_000.0)
+    full, sliding = take_ropes(fields, _ORIGIN, context=context, theta=1_000_000.0, local_theta=10_000.0)
     cap = fields.real("final_logit_softcapping")
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
     queries = fields.real("query_pre_attn_scalar", 256)
@@ -74,8 +74,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         qk_norm="head",
         rope=full,
         local_rope=None if sliding == full else sliding,
-        windows=take_windows(fields, sizes["layers"], window, default, _WHERE),
-        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
+        windows=take_windows(fields, sizes["layers"], window, default, _ORIGIN),
+        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _ORIGIN),
         attention_bias=fields.flag("attention_bias", False),
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5,

@@ -36,8 +36,8 @@ from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_r
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, FullAttention, Rope, Scales, SharedKeys, TransformerSpec
 
-_WHERE = "config.json (gemma4_text)"
-_LAYER, _BESIDE = "model.layers.{i}", "layers.{i}.beside"
+_ORIGIN = "config.json (gemma4_text)"
+_LAYER, _MIXTURE = "model.layers.{i}", "layers.{i}.beside"
 
 _EXPERTS = (
     ("beside.dense_after_norm", "post_feedforward_layernorm_1"),
@@ -45,21 +45,21 @@ _EXPERTS = (
     ("beside.after_norm", "post_feedforward_layernorm_2"),
     ("beside.router", "router.proj"),
 )
-_GIVEN = (
+_LAYER_INPUTS = (
     ("layer_input.gate", "per_layer_input_gate"),
     ("layer_input.down", "per_layer_projection"),
     ("layer_input_norm", "post_per_layer_input_norm"),
 )
 HF_WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_EXPERTS, *_GIVEN),
+        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_EXPERTS, *_LAYER_INPUTS),
         renamed("layer_inputs.embedding.weight", "model.embed_tokens_per_layer.weight"),
         renamed("layer_inputs.projection.weight", "model.per_layer_model_projection.weight"),
         renamed("layer_inputs.norm.weight", "model.per_layer_projection_norm.weight"),
         renamed("layers.{i}.output_scale", f"{_LAYER}.layer_scalar"),
-        renamed(f"{_BESIDE}.router.scale", f"{_LAYER}.router.scale"),
-        renamed(f"{_BESIDE}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
-        *stacked_rules(f"{_LAYER}.experts", f"{_BESIDE}.experts"),
+        renamed(f"{_MIXTURE}.router.scale", f"{_LAYER}.router.scale"),
+        renamed(f"{_MIXTURE}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
+        *stacked_rules(f"{_LAYER}.experts", f"{_MIXTURE}.experts"),
     ),
     IGNORABLE,
 )
@@ -103,14 +103,16 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Gemma4ForCausalLM → spec."""
-    fields = Fields(_DEFAULTS | {name: value for name, value in config.items() if value is not None}, _WHERE)
+    fields = Fields(_DEFAULTS | {name: value for name, value in config.items() if value is not None}, _ORIGIN)
     sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
     windows = _take_windows(fields, sizes["layers"])
-    full, sliding = take_ropes(fields, _WHERE, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0)
+    full, sliding = take_ropes(
+        fields, _ORIGIN, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0
+    )
     # Images alone are seen in both directions.
     fields.only("use_bidirectional_attention", None, "vision")
-    cap, given = fields.real("final_logit_softcapping"), fields.whole("hidden_size_per_layer_input", 256)
-    if given:
+    cap, input_size = fields.real("final_logit_softcapping"), fields.whole("hidden_size_per_layer_input", 256)
+    if input_size:
         fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
     part = _take_experts(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "vocab_size_per_layer_input", "cache_implementation"))
@@ -123,29 +125,29 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         rope=full,
         local_rope=None if sliding == full or not windows else sliding,
         windows=windows,
-        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _WHERE),
+        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _ORIGIN),
         attention_bias=fields.flag("attention_bias", False),
         scales=Scales(embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=cap),
         experts=part,
         shared_keys=_take_shared(fields, sizes["feedforward_size"]),
-        layer_input_size=given,
+        layer_input_size=input_size,
         output_scales=True,
     )
     spec = replace(spec, full=_take_full(fields, spec))
     fields.finish()
     for rope in (full, sliding):
         if rope.fraction != 1 and not rope.proportional:
-            raise UnsupportedModelError(f"{_WHERE}: partial_rotary_factor is for the rope_type 'proportional' alone")
+            raise UnsupportedModelError(f"{_ORIGIN}: partial_rotary_factor is for the rope_type 'proportional' alone")
     return spec
 
 
 def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
     """Of the layers, the last of which sees everything."""
     default = [FULL if (layer + 1) % 6 == 0 or layer == layers - 1 else SLIDING for layer in range(layers)]
-    found = take_windows(fields, layers, fields.size("sliding_window"), default, _WHERE)
-    if found and found[(layers - 1) % len(found)] is not None:
-        raise UnsupportedModelError(f"{_WHERE}: the last of layer_types must be {FULL!r}; transformers makes it so")
-    return found
+    windows = take_windows(fields, layers, fields.size("sliding_window"), default, _ORIGIN)
+    if windows and windows[(layers - 1) % len(windows)] is not None:
+        raise UnsupportedModelError(f"{_ORIGIN}: the last of layer_types must be {FULL!r}; transformers makes it so")
+    return windows
 
 
 def _take_experts(fields: Fields) -> Experts | None:
@@ -160,33 +162,36 @@ def _take_experts(fields: Fields) -> Experts | None:
 
 def _take_shared(fields: Fields, size: int) -> SharedKeys | None:
     """Layers that share keys and values."""
-    layers, wide = fields.whole("num_kv_shared_layers", 0), fields.flag("use_double_wide_mlp", False)
-    return SharedKeys(layers, 2 * size if wide else None) if layers else None
+    layers, double_width = fields.whole("num_kv_shared_layers", 0), fields.flag("use_double_wide_mlp", False)
+    return SharedKeys(layers, 2 * size if double_width else None) if layers else None
 
 
 def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:
     """The shape of attention in layers that see everything: by number of layer, or (before) for all of them."""
-    same, heads = fields.flag("attention_k_eq_v", False), fields.take("num_global_key_value_heads")
-    found: dict[str, Any] = {"head_dim": fields.take("global_head_dim", 512)}
-    if same and heads is not None:
-        found["num_key_value_heads"] = heads
-    each: Mapping[str, Mapping[str, Any]] | None = fields.take("per_layer_config")
-    if each is not None:
-        sets = {int(layer): dict(one) for layer, one in each.items()}
-        found = sets.get(spec.layers - 1, {})
+    keys_are_values, heads = fields.flag("attention_k_eq_v", False), fields.pop("num_global_key_value_heads")
+    overrides: dict[str, Any] = {"head_dim": fields.pop("global_head_dim", 512)}
+    if keys_are_values and heads is not None:
+        overrides["num_key_value_heads"] = heads
+    layer_configs: Mapping[str, Mapping[str, Any]] | None = fields.pop("per_layer_config")
+    if layer_configs is not None:
+        sets = {int(layer): dict(layer_config) for layer, layer_config in layer_configs.items()}
+        overrides = sets.get(spec.layers - 1, {})
         for layer in range(spec.layers):
-            if sets.get(layer, {}) != (found if spec.window(layer) is None else {}):
+            if sets.get(layer, {}) != (overrides if spec.window(layer) is None else {}):
                 raise UnsupportedModelError(
-                    f"{_WHERE}: per_layer_config of layer {layer} is not supported (only one and the same for all "
+                    f"{_ORIGIN}: per_layer_config of layer {layer} is not supported (only one and the same for all "
                     f"layers of type {FULL!r}, and none for others)"
                 )
-    own = Fields(found, f"{_WHERE} per_layer_config")
+    attention_fields = Fields(overrides, f"{_ORIGIN} per_layer_config")
     head_dim, kv_heads = (
-        int(own.take(*one)) for one in (("head_dim", spec.head_dim), ("num_key_value_heads", spec.kv_heads))
+        int(attention_fields.pop(*arguments))
+        for arguments in (("head_dim", spec.head_dim), ("num_key_value_heads", spec.kv_heads))
     )
-    own.finish()
+    attention_fields.finish()
     part = FullAttention(
-        None if head_dim == spec.head_dim else head_dim, None if kv_heads == spec.kv_heads else kv_heads, same
+        None if head_dim == spec.head_dim else head_dim,
+        None if kv_heads == spec.kv_heads else kv_heads,
+        keys_are_values,
     )
     return None if part == FullAttention() else part
 
@@ -195,9 +200,11 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     scales, rope, experts = spec.scales or Scales(), spec.rope or Rope(), spec.experts
     local, shared, part = spec.local_rope or rope, spec.shared_keys, spec.full or FullAttention()
-    wide = None if shared is None else shared.feedforward_size
-    if wide is not None and wide != 2 * spec.feedforward_size:
-        raise UnsupportedModelError(f"{_WHERE}: layers that share keys can be twice as wide as others, not {wide}")
+    shared_size = None if shared is None else shared.feedforward_size
+    if shared_size is not None and shared_size != 2 * spec.feedforward_size:
+        raise UnsupportedModelError(
+            f"{_ORIGIN}: layers that share keys can be twice as wide as others, not {shared_size}"
+        )
     heads = spec.kv_heads if part.kv_heads is None else part.kv_heads
     full = {"head_dim": part.head_dim or spec.head_dim, "num_key_value_heads": heads}
     everything = [layer for layer in range(spec.layers) if spec.window(layer) is None]
@@ -215,7 +222,7 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
             "num_global_key_value_heads": heads if part.keys_are_values else None,
             "per_layer_config": {str(layer): full for layer in everything},
             "num_kv_shared_layers": 0 if shared is None else shared.layers,
-            "use_double_wide_mlp": wide is not None,
+            "use_double_wide_mlp": shared_size is not None,
             "hidden_size_per_layer_input": spec.layer_input_size,
             "vocab_size_per_layer_input": spec.vocab_size,
             "enable_moe_block": experts is not None,

@@ -13,7 +13,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import Rule, WeightMap, fused, renamed, transposed, turned
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (gpt2)"
+_ORIGIN = "config.json (gpt2)"
 
 
 def _thirds(spec: TransformerSpec) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ EXAMPLES = (_TINY, _TINY | {"n_head": 3, "n_inner": 80, "activation_function": "
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GPT2LMHeadModel → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     hidden, heads, context = (
         fields.size("n_embd"),
         fields.size("n_head"),
@@ -81,7 +81,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         position_rows=context,
         norm="layer",
         norm_eps=fields.real("layer_norm_epsilon", 1e-5),
-        activation=take_activation(fields, "activation_function", "gelu_new", _WHERE),
+        activation=take_activation(fields, "activation_function", "gelu_new", _ORIGIN),
         gated=False,
         attention_bias=True,
         feedforward_bias=True,

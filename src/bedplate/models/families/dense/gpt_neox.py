@@ -15,7 +15,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, WeightMap, fused_heads, renamed
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (gpt_neox)"
+_ORIGIN = "config.json (gpt_neox)"
 _LAYER = "gpt_neox.layers.{i}."
 _PAIRS = (
     ("attention.o", "attention.dense"),
@@ -64,7 +64,7 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GPTNeoXForCausalLM → spec."""
-    fields = Fields({**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}, _WHERE)
+    fields = Fields({**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}, _ORIGIN)
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     context, fraction = fields.whole("max_position_embeddings", 2048), fields.real("rotary_pct", 0.25)
     fields.only("is_decoder", False, True)
@@ -81,8 +81,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         context_length=context,
         norm="layer",
         norm_eps=fields.real("layer_norm_eps", 1e-5),
-        rope=take_rope(fields, _WHERE, context=context, fraction=fraction),
-        activation=take_activation(fields, "hidden_act", "gelu", _WHERE),
+        rope=take_rope(fields, _ORIGIN, context=context, fraction=fraction),
+        activation=take_activation(fields, "hidden_act", "gelu", _ORIGIN),
         gated=False,
         attention_bias=fields.flag("attention_bias", True),
         feedforward_bias=True,

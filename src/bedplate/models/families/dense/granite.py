@@ -24,7 +24,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-_WHERE = "config.json (granite)"
+_ORIGIN = "config.json (granite)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -42,12 +42,12 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GraniteForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6),
+        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6),
         attention_bias=fields.flag("attention_bias", False),
         feedforward_bias=fields.flag("mlp_bias", False),
         scales=take_multipliers(fields),

@@ -22,7 +22,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (llama)"
+_ORIGIN = "config.json (llama)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 
@@ -42,13 +42,13 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a LlamaForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     fields.only("rope_interleaved", False)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "pretraining_tp", "is_llama_config", "mlp_dropout"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6),
+        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6),
         attention_bias=fields.flag("attention_bias", False),
         feedforward_bias=fields.flag("mlp_bias", False),
     )

@@ -13,7 +13,7 @@ from bedplate.models.families.family import Family
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (ministral3)"
+_ORIGIN = "config.json (ministral3)"
 
 _YARN: dict[str, Any] = {
     "rope_type": "yarn",
@@ -45,8 +45,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     parameters: dict[str, Any] = dict(config.get("rope_parameters") or ({} if has_rope else _DEFAULT))
     # The context, once more.
     parameters.pop("max_position_embeddings", None)
-    fields = Fields({**config, "rope_parameters": parameters}, _WHERE)
-    return read_mistral(fields, _WHERE, window=None, eps=1e-5, head_dim=128)
+    fields = Fields({**config, "rope_parameters": parameters}, _ORIGIN)
+    return read_mistral(fields, _ORIGIN, window=None, eps=1e-5, head_dim=128)
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (mistral)"
+_ORIGIN = "config.json (mistral)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -36,16 +36,18 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a MistralForCausalLM → spec."""
-    return read_mistral(Fields(config, _WHERE), _WHERE, window=4096)
+    return read_mistral(Fields(config, _ORIGIN), _ORIGIN, window=4096)
 
 
-def read_mistral(fields: Fields, where: str, window: int | None, eps: float = 1e-6, **defaults: Any) -> TransformerSpec:
+def read_mistral(
+    fields: Fields, origin: str, window: int | None, eps: float = 1e-6, **defaults: Any
+) -> TransformerSpec:
     """The fields that Mistral's families have in common."""
     sizes = take_sizes(fields, context=131_072, **defaults)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, where, sizes["context_length"], eps=eps),
+        **take_plain(fields, origin, sizes["context_length"], eps=eps),
         windows=one_window(fields.optional("sliding_window", window)),
     )
     fields.finish()

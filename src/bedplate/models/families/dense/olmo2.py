@@ -24,7 +24,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (olmo2)"
+_ORIGIN = "config.json (olmo2)"
 
 BRANCH_NORMS = (("attention_norm", "post_attention_layernorm"), ("feedforward_norm", "post_feedforward_layernorm"))
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *BRANCH_NORMS), IGNORABLE)
@@ -36,12 +36,12 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of an Olmo2ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-5),
+        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-5),
         norm_placement="branch",
         qk_norm="projection",
         attention_bias=fields.flag("attention_bias", False),

@@ -28,7 +28,7 @@ from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_r
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (olmo3)"
+_ORIGIN = "config.json (olmo3)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *BRANCH_NORMS), IGNORABLE)
 _YARN = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -48,10 +48,10 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of an Olmo3ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     context, default = sizes["context_length"], [SLIDING, SLIDING, SLIDING, FULL]
-    full, sliding = take_ropes(fields, _WHERE, context=context, theta=500_000.0, local_theta=500_000.0)
+    full, sliding = take_ropes(fields, _ORIGIN, context=context, theta=500_000.0, local_theta=500_000.0)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
@@ -60,8 +60,8 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         qk_norm="projection",
         rope=full,
         local_rope=None if sliding == full else sliding,
-        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 4096), default, _WHERE),
-        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
+        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 4096), default, _ORIGIN),
+        activation=take_activation(fields, "hidden_act", "silu", _ORIGIN),
         attention_bias=fields.flag("attention_bias", False),
     )
     fields.finish()

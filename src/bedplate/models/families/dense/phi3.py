@@ -28,7 +28,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused
 from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
-_WHERE, _ORIGINAL = "config.json (phi3)", "original_max_position_embeddings"
+_ORIGIN, _ORIGINAL = "config.json (phi3)", "original_max_position_embeddings"
 
 
 def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
@@ -74,21 +74,21 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Phi3ForCausalLM → spec."""
     # What stands outside is what counts, and its default too.
     inside = {name: _renamed(config.get(name)) for name in ("rope_scaling", "rope_parameters")}
-    fields = Fields({_ORIGINAL: 4096, **config, **inside}, _WHERE)
+    fields = Fields({_ORIGINAL: 4096, **config, **inside}, _ORIGIN)
     sizes = take_sizes(fields, context=4096)
     for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
         fields.only(name, False)
     for name in ("full_attn_mod", "interpolate_factor"):  # of every layer, and of no more than was trained on
         fields.only(name, 1)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
-    rope = take_rope(fields, _WHERE, context=sizes["context_length"], fraction=1.0)
+    rope = take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=1.0)
     sizes["context_length"] = even_context(rope, sizes["context_length"])
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=rope,
         windows=one_window(fields.optional("sliding_window")),
-        activation=take_activation(fields, "hidden_act", "silu", _WHERE),
+        activation=take_activation(fields, "hidden_act", "silu", _ORIGIN),
     )
     fields.finish()
     return spec
@@ -97,7 +97,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 def even_context(rope: Rope, context: int) -> int:
     """Of `context`, as much as turns in one way."""
     scaling = rope.scaling
-    if not isinstance(scaling, LongRopeScaling) or scaling.even:
+    if not isinstance(scaling, LongRopeScaling) or scaling.is_uniform:
         return context
     return min(context, scaling.original_context)
 
@@ -106,9 +106,9 @@ def _renamed(scaling: Any) -> Any:
     """LongRoPE under the names that Phi's first files had for it, without the context before it was extended."""
     if not isinstance(scaling, Mapping):
         return scaling
-    found = {name: value for name, value in scaling.items() if name != _ORIGINAL}
-    kind = found.get("rope_type") or found.get("type")
-    return {**found, "rope_type": "longrope"} if kind in ("su", "yarn") else found
+    renamed = {name: value for name, value in scaling.items() if name != _ORIGINAL}
+    rope_type = renamed.get("rope_type") or renamed.get("type")
+    return {**renamed, "rope_type": "longrope"} if rope_type in ("su", "yarn") else renamed
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (qwen2)"
+_ORIGIN = "config.json (qwen2)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -38,10 +38,10 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen2ForCausalLM → spec."""
-    return read_qwen(Fields(config, _WHERE), _WHERE, attention_bias=True, output_bias=False)
+    return read_qwen(Fields(config, _ORIGIN), _ORIGIN, attention_bias=True, output_bias=False)
 
 
-def read_qwen(fields: Fields, where: str, head_dim: int | None = None, **features: Any) -> TransformerSpec:
+def read_qwen(fields: Fields, origin: str, head_dim: int | None = None, **features: Any) -> TransformerSpec:
     """The fields that Qwen's dense families have in common; features: of the spec."""
     sizes = take_sizes(fields, context=32_768, head_dim=head_dim)
     layers, window = sizes["layers"], fields.optional("sliding_window", 4096)
@@ -52,8 +52,8 @@ def read_qwen(fields: Fields, where: str, head_dim: int | None = None, **feature
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, where, sizes["context_length"], eps=1e-6),
-        windows=take_windows(fields, layers, window, default, where),
+        **take_plain(fields, origin, sizes["context_length"], eps=1e-6),
+        windows=take_windows(fields, layers, window, default, origin),
         **features,
     )
     fields.finish()

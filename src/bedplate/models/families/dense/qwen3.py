@@ -23,7 +23,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (qwen3)"
+_ORIGIN = "config.json (qwen3)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS), IGNORABLE)
 _YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -35,14 +35,14 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
-    return read_qwen(fields, _WHERE, 128, qk_norm="head", attention_bias=fields.flag("attention_bias", False))
+    fields = Fields(config, _ORIGIN)
+    return read_qwen(fields, _ORIGIN, 128, qk_norm="head", attention_bias=fields.flag("attention_bias", False))
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    own = {"attention_bias": spec.attention_bias}
-    return size_fields(spec, "qwen3", "Qwen3ForCausalLM") | qwen_fields(spec) | own
+    extra_fields = {"attention_bias": spec.attention_bias}
+    return size_fields(spec, "qwen3", "Qwen3ForCausalLM") | qwen_fields(spec) | extra_fields
 
 
 HF = Family(("hf", "qwen3"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "qwen3"),), examples=EXAMPLES)

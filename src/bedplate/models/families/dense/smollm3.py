@@ -28,7 +28,7 @@ from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_WHERE = "config.json (smollm3)"
+_ORIGIN = "config.json (smollm3)"
 
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
@@ -49,21 +49,21 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a SmolLM3ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=32_768, tied=True)
-    layers, every = sizes["layers"], fields.whole("no_rope_layer_interval", 4, null=4)
+    layers, interval = sizes["layers"], fields.whole("no_rope_layer_interval", 4, null=4)
     # Its name says the contrary: 1 where a layer has a rope.
-    turns = [bool(one) for one in fields.items("no_rope_layers") or [(n + 1) % every for n in range(layers)]]
-    Fields({"no_rope_layers": len(turns)}, _WHERE).only("no_rope_layers", layers)
+    turns = [bool(flag) for flag in fields.sequence("no_rope_layers") or [(n + 1) % interval for n in range(layers)]]
+    Fields({"no_rope_layers": len(turns)}, _ORIGIN).only("no_rope_layers", layers)
     window = fields.optional("sliding_window")
     window = window if fields.flag("use_sliding_window", False) else None
-    default = [SLIDING if window is not None and not one else FULL for one in turns]
+    default = [SLIDING if window is not None and not has_rope else FULL for has_rope in turns]
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
     spec = TransformerSpec(
         **sizes,
-        **take_plain(fields, _WHERE, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
+        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
         rope_layers=shortest(turns, True),
-        windows=take_windows(fields, layers, window, default, _WHERE),
+        windows=take_windows(fields, layers, window, default, _ORIGIN),
         attention_bias=fields.flag("attention_bias", False),
         feedforward_bias=fields.flag("mlp_bias", False),
     )

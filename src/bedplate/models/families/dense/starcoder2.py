@@ -26,7 +26,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (starcoder2)"
+_ORIGIN = "config.json (starcoder2)"
 
 _PLAIN = (("feedforward.up", "mlp.c_fc"), ("feedforward.down", "mlp.c_proj"))
 HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *_PLAIN, *LLAMA_NORMS), IGNORABLE)
@@ -38,7 +38,7 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Starcoder2ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=4096, tied=True)
     fields.only("norm_type", "layer_norm")
     fields.only("mlp_type", "default")
@@ -48,9 +48,9 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         **sizes,
         norm="layer",
         norm_eps=fields.real("norm_epsilon", 1e-5),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
         windows=one_window(fields.optional("sliding_window")),
-        activation=take_activation(fields, "hidden_act", "gelu_pytorch_tanh", _WHERE),
+        activation=take_activation(fields, "hidden_act", "gelu_pytorch_tanh", _ORIGIN),
         gated=False,
         attention_bias=bias,
         feedforward_bias=bias,

@@ -33,11 +33,11 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """`config.json` → spec, without a bias of the head: see `by_names`."""
-    where = "config.json (bart)"
-    fields = Fields(config, where)
+    origin = "config.json (bart)"
+    fields = Fields(config, origin)
     fields.only("static_position_embeddings", False)
     fields.only("normalize_embedding", True)
-    return take_sides(fields, where, OFFSET, embedding_norm=True)
+    return take_sides(fields, origin, OFFSET, embedding_norm=True)
 
 
 def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:

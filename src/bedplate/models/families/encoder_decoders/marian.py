@@ -36,8 +36,8 @@ def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """`config.json` → spec, without a bias of the head: see `by_names`."""
-    where = "config.json (marian)"
-    fields = Fields(config, where)
+    origin = "config.json (marian)"
+    fields = Fields(config, origin)
     fields.only("static_position_embeddings", True)
     fields.only("normalize_embedding", False)
     words: int | None = None
@@ -45,13 +45,13 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         fields.only("decoder_vocab_size", config.get("vocab_size"))
     else:
         words = fields.whole("decoder_vocab_size") or fields.size("vocab_size")
-    return take_sides(fields, where, None, words, sinusoids=True, embedding_norm=False)
+    return take_sides(fields, origin, None, words, sinusoids=True, embedding_norm=False)
 
 
 def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    own = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": spec.shared_embedding}
-    return config_of(spec, "marian", "MarianMTModel") | own | {"decoder_vocab_size": spec.vocab_size}
+    marian_fields = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": spec.shared_embedding}
+    return config_of(spec, "marian", "MarianMTModel") | marian_fields | {"decoder_vocab_size": spec.vocab_size}
 
 
 HF = Family(("hf", "marian"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, weights_of=weights_of)

@@ -13,7 +13,7 @@ from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
 
-_WHERE = "config.json (t5)"
+_ORIGIN = "config.json (t5)"
 _PLAIN = (("up", "wi"), ("down", "wo"))
 _GATED = (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
@@ -30,8 +30,8 @@ def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
             theirs = "SelfAttention" if name == "attention" else "EncDecAttention"
             rules.append(renamed(f"{side}.layers.{{i}}.{name}_norm.weight", f"{block}.{at}.layer_norm.weight"))
             rules += [
-                renamed(f"{side}.layers.{{i}}.{name}.{one}.weight", f"{block}.{at}.{theirs}.{one}.weight")
-                for one in "qkvo"
+                renamed(f"{side}.layers.{{i}}.{name}.{projection}.weight", f"{block}.{at}.{theirs}.{projection}.weight")
+                for projection in "qkvo"
             ]
         last = f"{block}.{len(attentions)}"
         rules.append(renamed(f"{side}.layers.{{i}}.feedforward_norm.weight", f"{last}.layer_norm.weight"))
@@ -84,7 +84,7 @@ def weights_by(names: Collection[str]) -> WeightMap:
 
 def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """`config.json` → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     gated, activation = _feedforward(fields)
     hidden, heads = fields.size("d_model"), fields.size("num_heads")
     # Version 5 of transformers writes the one, earlier ones the other; files of T5 itself neither.
@@ -120,10 +120,10 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
 
 def _feedforward(fields: Fields) -> tuple[bool, Activation]:
     """Whether it is gated, and by what. "gated-gelu" has always meant the approximation by tanh."""
-    kind = fields.text("feed_forward_proj", "relu")
-    gated = kind.startswith("gated-")
-    name = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
-    Fields({"feed_forward_proj": name}, _WHERE).only("feed_forward_proj", *_ACTIVATIONS)
+    hf_name = fields.text("feed_forward_proj", "relu")
+    gated = hf_name.startswith("gated-")
+    name = "gelu_new" if hf_name == "gated-gelu" else hf_name.removeprefix("gated-")
+    Fields({"feed_forward_proj": name}, _ORIGIN).only("feed_forward_proj", *_ACTIVATIONS)
     fields.only("is_gated_act", gated)
     fields.only("dense_act_fn", name)
     return gated, _ACTIVATIONS[name]
@@ -141,7 +141,7 @@ def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     encoder, decoder = spec.stack, spec.decoder
     bias, scaled = decoder.relative_bias or RelativeBias(), (decoder.scales or Scales()).head != 1
     name = next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.activation)
-    kind = f"gated-{'gelu' if name == 'gelu_new' else name}" if decoder.gated else name
+    hf_name = f"gated-{'gelu' if name == 'gelu_new' else name}" if decoder.gated else name
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
@@ -155,7 +155,7 @@ def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
         "num_heads": decoder.heads,
         "n_positions": spec.context_length,
         "layer_norm_epsilon": decoder.norm_eps,
-        "feed_forward_proj": kind,
+        "feed_forward_proj": hf_name,
         "relative_attention_num_buckets": bias.buckets,
         "relative_attention_max_distance": bias.max_distance,
         "scale_decoder_outputs": scaled,

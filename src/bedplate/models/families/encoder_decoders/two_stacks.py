@@ -56,11 +56,11 @@ TINY: dict[str, Any] = {
 
 
 def _row(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
-    return [one[None] for one in tensors]
+    return [tensor[None] for tensor in tensors]
 
 
 def _vector(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
-    return [one.reshape(-1) for one in tensors]
+    return [tensor.reshape(-1) for tensor in tensors]
 
 
 def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = (), shared: bool = True) -> WeightMap:
@@ -96,10 +96,10 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
 
 
 def take_sides(
-    fields: Fields, where: str, offset: int | None, target_words: int | None = None, **more: Any
+    fields: Fields, origin: str, offset: int | None, target_words: int | None = None, **stack_fields: Any
 ) -> EncoderDecoderSpec:
     """The spec of a config, all of whose fields it takes. offset: rows of the tables of positions before that of the
-    first token, None without tables. target_words: tokens that it writes, where they have a table of their own. more:
+    first token, None without tables. target_words: tokens that it writes, where they have a table of their own. stack_fields:
     of both stacks."""
     for name, usual in (("normalize_before", False), ("add_final_layer_norm", False)):
         fields.only(name, usual)
@@ -109,14 +109,14 @@ def take_sides(
     tied = fields.flag("tie_word_embeddings", True)
     fields.only("is_decoder", False)
     activation = fields.text("activation_function", "gelu")
-    Fields({"activation_function": activation}, where).only("activation_function", *_ACTIVATIONS)
+    Fields({"activation_function": activation}, origin).only("activation_function", *_ACTIVATIONS)
     fields.ignore((*HF_BOOKKEEPING, *_HINTS))
     words, hidden = fields.size("vocab_size"), fields.size("d_model")
     context = fields.size("max_position_embeddings")
     scaled = fields.flag("scale_embedding", False)
     positions = {"position_rows": 0} if offset is None else {"position_rows": context + offset}
 
-    def side(name: str, words: int, **own: Any) -> TransformerSpec:
+    def side(name: str, words: int, **side_fields: Any) -> TransformerSpec:
         heads = fields.size(f"{name}_attention_heads")
         return TransformerSpec(
             vocab_size=words,
@@ -137,8 +137,8 @@ def take_sides(
             scales=Scales(embedding=hidden**0.5) if scaled else None,
             position_offset=offset or 0,
             **positions,
-            **more,
-            **own,
+            **stack_fields,
+            **side_fields,
         )
 
     reads = side("encoder", words, kind="encoder")
@@ -150,7 +150,7 @@ def take_sides(
 def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> dict[str, Any]:
     """The `config.json` that transformers loads."""
     encoder, decoder = spec.stack, spec.decoder
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "architectures": [model_class],
         "model_type": model_type,
         "is_encoder_decoder": True,
@@ -162,9 +162,9 @@ def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> di
         "tie_word_embeddings": decoder.tied_head,
     }
     for name, side in (("encoder", encoder), ("decoder", decoder)):
-        found |= {
+        config |= {
             f"{name}_layers": side.layers,
             f"{name}_attention_heads": side.heads,
             f"{name}_ffn_dim": side.feedforward_size,
         }
-    return found
+    return config

@@ -82,13 +82,13 @@ EXAMPLES = (TINY, TINY | {"num_hidden_layers": 2, "hidden_act": "gelu_new", "typ
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` → spec, without a pooler: see `by_names`."""
-    where = "config.json (bert)"
-    fields = Fields(config, where)
+    origin = "config.json (bert)"
+    fields = Fields(config, origin)
     classifier = None
-    head = take_head(fields, where, _BODIES, _CLASSIFIER, _MASKED)
+    head = take_head(fields, origin, _BODIES, _CLASSIFIER, _MASKED)
     if head == "classifier":
-        classifier = Classifier(**take_labels(fields, where), on_pooler=True)
-    spec = body(fields, where).with_(classifier=classifier, pooler=classifier is not None)
+        classifier = Classifier(**take_labels(fields, origin), on_pooler=True)
+    spec = body(fields, origin).with_(classifier=classifier, pooler=classifier is not None)
     return masked_spec(spec, config, _masked_head(spec)) if head == "masked" else spec
 
 
@@ -100,14 +100,14 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
     return spec.with_(masked_head=_masked_head(spec))
 
 
-def body(fields: Fields, where: str, offset: int = 0) -> TransformerSpec:
+def body(fields: Fields, origin: str, offset: int = 0) -> TransformerSpec:
     """The spec of all but a head. offset: rows of the table of positions before that of a text's first token."""
     hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
     fields.only("position_embedding_type", "absolute")
     fields.only("is_decoder", False)
     fields.only("add_cross_attention", False)
     activation = fields.text("hidden_act", "gelu")
-    Fields({"hidden_act": activation}, where).only("hidden_act", *ACTIVATIONS)
+    Fields({"hidden_act": activation}, origin).only("hidden_act", *ACTIVATIONS)
     # Dropout acts in pretraining only; Bedplate's encoders have none.
     fields.ignore((*HF_BOOKKEEPING, "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"))
     # The head of pretraining; BERT's size of a pooler that it never had; how XLM-RoBERTa's files were written.
@@ -147,8 +147,8 @@ def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
 
 def pooled(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -> TransformerSpec:
     """With the pooler that the names tell of, or that the classifier reads."""
-    wanted = spec.classifier is not None and spec.classifier.on_pooler
-    return spec.with_(pooler=wanted or any(weights.from_external(name) == "pooler.weight" for name in names))
+    reads_pooler = spec.classifier is not None and spec.classifier.on_pooler
+    return spec.with_(pooler=reads_pooler or any(weights.from_external(name) == "pooler.weight" for name in names))
 
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from bedplate.models.specs.transformer import MaskedHead, Problem, TransformerSp
 _ACTIVATION, _OLDER = "sentence_transformers", "sbert_ce_default_activation_function"
 _IDENTITY = "torch.nn.modules.linear.Identity"
 
-_MOST = 1_000_000
+_MAX_LABELS = 1_000_000
 _PROBLEMS: dict[str, Problem] = {
     "single_label_classification": "one",
     "multi_label_classification": "any",
@@ -26,61 +26,63 @@ _MASKED = ("masked_head.dense.weight", "masked_head.norm.weight", "masked_head.b
 Head = Literal["classifier", "masked"]
 
 
-def take_head(fields: Fields, where: str, bodies: Collection[str], classifier: str, masked: str) -> Head | None:
+def take_head(fields: Fields, origin: str, bodies: Collection[str], classifier: str, masked: str) -> Head | None:
     """Which head the checkpoint's class has: `classifier`, `masked`, or none of `bodies`, whose heads are not read.
 
     UnsupportedModelError for any other class: its head would be taken for another, or left out.
     """
-    found = fields.take("architectures") or []
-    named = [found] if isinstance(found, str) else list(found)
-    other = next((name for name in named if name not in {*bodies, classifier, masked}), None)
-    if other is not None:
+    architectures = fields.pop("architectures") or []
+    named = [architectures] if isinstance(architectures, str) else list(architectures)
+    unsupported = next((name for name in named if name not in {*bodies, classifier, masked}), None)
+    if unsupported is not None:
         raise UnsupportedModelError(
-            f"{where}: the head of {other} is not supported (only {', '.join((*bodies, masked, classifier))})"
+            f"{origin}: the head of {unsupported} is not supported (only {', '.join((*bodies, masked, classifier))})"
         )
     return "classifier" if classifier in named else "masked" if masked in named else None
 
 
-def take_labels(fields: Fields, where: str) -> dict[str, Any]:
+def take_labels(fields: Fields, origin: str) -> dict[str, Any]:
     """Fields of a Classifier: the labels in the order of the head's rows, and what their scores are. A config without
     any means transformers' two."""
-    names: Mapping[Any, Any] | None = fields.take("id2label")
-    names = None if names is None else Fields({"id2label": names}, where).part("id2label")
+    names: Mapping[Any, Any] | None = fields.pop("id2label")
+    names = None if names is None else Fields({"id2label": names}, origin).part("id2label")
     count = fields.whole("num_labels")
-    if count is not None and not 0 <= count <= _MOST:
-        raise UnsupportedModelError(f"{where}: num_labels is {count}; heads of at most {_MOST:,} labels are read")
-    problem = fields.take("problem_type")
+    if count is not None and not 0 <= count <= _MAX_LABELS:
+        raise UnsupportedModelError(
+            f"{origin}: num_labels is {count}; heads of at most {_MAX_LABELS:,} labels are read"
+        )
+    problem = fields.pop("problem_type")
     fields.ignore(("label2id",))
     if names is None:
         labels = tuple(f"LABEL_{number}" for number in range(2 if count is None else count))
     else:
         by_number = {int(number): str(label) for number, label in names.items()}
         if sorted(by_number) != list(range(len(by_number))):
-            raise UnsupportedModelError(f"{where}: id2label must number its labels from 0 on, without a gap")
+            raise UnsupportedModelError(f"{origin}: id2label must number its labels from 0 on, without a gap")
         labels = tuple(by_number[number] for number in range(len(by_number)))
     if count is not None and count != len(labels):
-        raise UnsupportedModelError(f"{where}: num_labels is {count}, but id2label names {len(labels)}")
+        raise UnsupportedModelError(f"{origin}: num_labels is {count}, but id2label names {len(labels)}")
     if problem is not None and problem not in _PROBLEMS:
-        raise UnsupportedModelError(f"{where}: problem_type = {problem!r} is not one of {', '.join(_PROBLEMS)}")
-    found = _PROBLEMS[problem] if problem is not None else "score" if len(labels) == 1 else "one"
-    return {"labels": labels, "problem": found, "raw": _is_raw(fields, where)}
+        raise UnsupportedModelError(f"{origin}: problem_type = {problem!r} is not one of {', '.join(_PROBLEMS)}")
+    problem_type = _PROBLEMS[problem] if problem is not None else "score" if len(labels) == 1 else "one"
+    return {"labels": labels, "problem": problem_type, "raw": _is_raw(fields, origin)}
 
 
-def _is_raw(fields: Fields, where: str) -> bool:
+def _is_raw(fields: Fields, origin: str) -> bool:
     """Whether a cross-encoder gives its output as it is. Its sigmoid is the default."""
-    given = fields.part(_ACTIVATION)
-    older = fields.take(_OLDER)
-    name = given.get("activation_fn") or older
-    return name is not None and is_raw(name, where)
+    settings = fields.part(_ACTIVATION)
+    older = fields.pop(_OLDER)
+    name = settings.get("activation_fn") or older
+    return name is not None and is_raw(name, origin)
 
 
-def is_raw(name: Any, where: str) -> bool:
+def is_raw(name: Any, origin: str) -> bool:
     """Whether torch's function of this name leaves a score as it is; UnsupportedModelError for one that does anything
     but that or a sigmoid."""
-    kind = str(name).rpartition(".")[2]
-    if not str(name).startswith("torch.nn.") or kind not in ("Sigmoid", "Identity"):
-        raise UnsupportedModelError(f"{where}: the activation {name!r} is not supported (only Sigmoid and Identity)")
-    return kind == "Identity"
+    class_name = str(name).rpartition(".")[2]
+    if not str(name).startswith("torch.nn.") or class_name not in ("Sigmoid", "Identity"):
+        raise UnsupportedModelError(f"{origin}: the activation {name!r} is not supported (only Sigmoid and Identity)")
+    return class_name == "Identity"
 
 
 def label_fields(spec: TransformerSpec) -> dict[str, Any]:
@@ -101,8 +103,8 @@ def present(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -
     model that they were trained from."""
     if spec.masked_head is not None and not any(weights.from_external(name, _MASKED) in _MASKED for name in names):
         spec = spec.with_(masked_head=None)
-    held = any((weights.from_external(name) or "").startswith("classifier.") for name in names)
-    return spec if held else spec.with_(classifier=None)
+    has_classifier = any((weights.from_external(name) or "").startswith("classifier.") for name in names)
+    return spec if has_classifier else spec.with_(classifier=None)
 
 
 def masked_spec(spec: TransformerSpec, config: Mapping[str, Any], head: MaskedHead) -> TransformerSpec:

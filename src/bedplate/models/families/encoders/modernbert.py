@@ -14,7 +14,7 @@ from bedplate.models.families.weights import WeightMap, fused, renamed
 from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Rope, TransformerSpec
 
 _PARTS = ("weight", "bias")
-_WHERE = "config.json (modernbert)"
+_ORIGIN = "config.json (modernbert)"
 _ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _THETAS = {_FULL: ("global_rope_theta", 160_000.0), _SLIDING: ("local_rope_theta", 10_000.0)}
@@ -89,9 +89,9 @@ EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "attention_bias": True, "mlp
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a ModernBertModel or a ModernBertForSequenceClassification → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     classifier = None
-    head = take_head(fields, _WHERE, ("ModernBertModel",), _CLASSIFIER, _MASKED)
+    head = take_head(fields, _ORIGIN, ("ModernBertModel",), _CLASSIFIER, _MASKED)
     if head == "classifier":
         classifier = _classifier(fields)
     masked = _masked_head(fields) if head == "masked" else None
@@ -150,27 +150,27 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def _windows(fields: Fields, layers: int, window: int) -> tuple[int | None, ...]:
     """Of each layer: as its type says, or every so manieth one sees everything, from the first on."""
-    every = fields.whole("global_attn_every_n_layers", 3, null=3)
-    types = fields.items("layer_types")
+    interval = fields.whole("global_attn_every_n_layers", 3, null=3)
+    types = fields.sequence("layer_types")
     if types is None:
-        return tuple(window if layer % every else None for layer in range(layers))
-    for kind in types:
-        Fields({"layer_types": kind}, _WHERE).only("layer_types", _FULL, _SLIDING)
+        return tuple(window if layer % interval else None for layer in range(layers))
+    for layer_type in types:
+        Fields({"layer_types": layer_type}, _ORIGIN).only("layer_types", _FULL, _SLIDING)
     if len(types) != layers:
-        raise UnsupportedModelError(f"{_WHERE}: {len(types)} layer_types for {layers} layers")
-    return tuple(window if kind == _SLIDING else None for kind in types)
+        raise UnsupportedModelError(f"{_ORIGIN}: {len(types)} layer_types for {layers} layers")
+    return tuple(window if attention_type == _SLIDING else None for attention_type in types)
 
 
 def _ropes(fields: Fields) -> dict[str, Rope]:
     """Both spellings: `rope_parameters` by layer type (transformers 5), `global_` and `local_rope_theta` (before)."""
-    parameters = Fields(fields.part("rope_parameters"), f"{_WHERE} rope_parameters")
+    parameters = Fields(fields.part("rope_parameters"), f"{_ORIGIN} rope_parameters")
     fields.only("rope_scaling", None)
     ropes: dict[str, Rope] = {}
-    for kind, (older, default) in _THETAS.items():
-        given = fields.real(older)
-        nested = Fields(parameters.part(kind), f"{_WHERE} rope_parameters.{kind}")
+    for layer_type, (older, default) in _THETAS.items():
+        theta = fields.real(older)
+        nested = Fields(parameters.part(layer_type), f"{_ORIGIN} rope_parameters.{layer_type}")
         nested.only("rope_type", "default")
-        ropes[kind] = Rope(nested.real("rope_theta", default if given is None else given))
+        ropes[layer_type] = Rope(nested.real("rope_theta", default if theta is None else theta))
         nested.finish()
     parameters.finish()
     return ropes
@@ -178,9 +178,9 @@ def _ropes(fields: Fields) -> dict[str, Rope]:
 
 def _classifier(fields: Fields) -> Classifier:
     pooling = fields.text("classifier_pooling", "cls")
-    Fields({"classifier_pooling": pooling}, _WHERE).only("classifier_pooling", "cls", "mean")
+    Fields({"classifier_pooling": pooling}, _ORIGIN).only("classifier_pooling", "cls", "mean")
     return Classifier(
-        **take_labels(fields, _WHERE),
+        **take_labels(fields, _ORIGIN),
         pooling="first" if pooling == "cls" else "mean",
         dense=True,
         dense_bias=fields.flag("classifier_bias", False),
@@ -190,9 +190,9 @@ def _classifier(fields: Fields) -> Classifier:
 
 
 def _activation(fields: Fields, name: str) -> Activation:
-    found = fields.text(name, "gelu")
-    Fields({name: found}, _WHERE).only(name, *_ACTIVATIONS)
-    return _ACTIVATIONS[found]
+    activation = fields.text(name, "gelu")
+    Fields({name: activation}, _ORIGIN).only(name, *_ACTIVATIONS)
+    return _ACTIVATIONS[activation]
 
 
 def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:

@@ -42,15 +42,15 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def kin_from_hf(config: Mapping[str, Any], model_type: str, classes: str) -> TransformerSpec:
     """The same for a family whose classes' names begin with `classes`."""
-    where = f"config.json ({model_type})"
-    fields = Fields(config, where)
+    origin = f"config.json ({model_type})"
+    fields = Fields(config, origin)
     classifier = None
     names = f"{classes}ForSequenceClassification", f"{classes}ForMaskedLM"
-    head = take_head(fields, where, (f"{classes}Model",), *names)
+    head = take_head(fields, origin, (f"{classes}Model",), *names)
     if head == "classifier":
-        classifier = Classifier(**take_labels(fields, where), dense=True)
+        classifier = Classifier(**take_labels(fields, origin), dense=True)
     padding = fields.optional("pad_token_id", 1)
-    spec = body(fields, where, (1 if padding is None else padding) + 1).with_(classifier=classifier)
+    spec = body(fields, origin, (1 if padding is None else padding) + 1).with_(classifier=classifier)
     return masked_spec(spec, config, MaskedHead()) if head == "masked" else spec
 
 

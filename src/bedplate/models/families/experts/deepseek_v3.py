@@ -24,7 +24,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import LatentAttention, Rope, TransformerSpec
 
-_WHERE = "config.json (deepseek_v3)"
+_ORIGIN = "config.json (deepseek_v3)"
 _MLP = "model.layers.{i}.mlp"
 _ATTENTION = tuple(
     (f"attention.{ours}", f"self_attn.{theirs}")
@@ -80,7 +80,7 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a DeepseekV3ForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     heads, context = fields.size("num_attention_heads"), fields.whole("max_position_embeddings", 4096)
     fields.only("hidden_act", "silu")
     fields.only("num_key_value_heads", heads, None)
@@ -103,7 +103,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         context_length=context,
         tied_head=fields.flag("tie_word_embeddings", False),
         norm_eps=fields.real("rms_norm_eps", 1e-6),
-        rope=replace(take_rope(fields, _WHERE, context=context), interleaved=turned),
+        rope=replace(take_rope(fields, _ORIGIN, context=context), interleaved=turned),
         attention_bias=fields.flag("attention_bias", False),
         latent=latent,
         experts=part,

@@ -33,11 +33,11 @@ def expert_rules(mlp: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj"
 
 
 def stacked_rules(
-    held: str = "model.layers.{i}.mlp.experts", ours: str = "layers.{i}.feedforward.experts"
+    prefix: str = "model.layers.{i}.mlp.experts", ours: str = "layers.{i}.feedforward.experts"
 ) -> tuple[Rule, ...]:
     """Of all experts in one tensor, laid out as ours."""
     pairs = (("gate_up", "gate_up_proj"), ("down", "down_proj"))
-    return tuple(renamed(f"{ours}.{one}.weight", f"{held}.{theirs}") for one, theirs in pairs)
+    return tuple(renamed(f"{ours}.{projection}.weight", f"{prefix}.{theirs}") for projection, theirs in pairs)
 
 
 def gate_up(tensors: Tensors, spec: TransformerSpec) -> Tensors:
@@ -83,9 +83,9 @@ def mxfp4(blocks: Any, scales: Any) -> Any:
             f"MXFP4 blocks of shape {list(blocks.shape)} do not fit scales of shape {list(scales.shape)}: "
             "they must be [..., groups, 16] and [..., groups]"
         )
-    like = scales.bfloat16()
-    values, powers = like.new_tensor(_VALUES), like.new_tensor(_POWERS)
-    whole = like.new_empty((*blocks.shape, 2))
+    reference = scales.bfloat16()
+    values, powers = reference.new_tensor(_VALUES), reference.new_tensor(_POWERS)
+    whole = reference.new_empty((*blocks.shape, 2))
     whole[..., 0] = values[(blocks & 15).int()]
     whole[..., 1] = values[(blocks >> 4).int()]
     whole *= powers[scales.int()][..., None, None]
@@ -107,11 +107,11 @@ def _unwritten(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 
 def _from_turns(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Rows of gates and others by turns → the gates' before the others'."""
-    return [_turned(one, (-1, 2)) for one in tensors]
+    return [_turned(tensor, (-1, 2)) for tensor in tensors]
 
 
 def _to_turns(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-    return [_turned(one, (2, -1)) for one in tensors]
+    return [_turned(tensor, (2, -1)) for tensor in tensors]
 
 
 def _turned(tensor: Any, pairs: tuple[int, int]) -> Any:

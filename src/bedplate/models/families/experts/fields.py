@@ -17,21 +17,21 @@ def take_count(fields: Fields, *names: str) -> int:
     """A number that goes by several names. UnsupportedModelError where they do not agree, or there is none."""
     counts = {name: count for name in names if (count := fields.whole(name)) is not None}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} = {count}" for name, count in counts.items())
-        raise UnsupportedModelError(f"{said}: they mean the same number; correct one of them")
+        listing = ", ".join(f"{name} = {count}" for name, count in counts.items())
+        raise UnsupportedModelError(f"{listing}: they mean the same number; correct one of them")
     return next(iter(counts.values())) if counts else fields.size(names[0])
 
 
-def sparse_layers(where: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
+def sparse_layers(origin: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
     """`first_dense` and `every` of a model whose every `step`th layer has experts, but for those in `dense`."""
-    wanted = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
+    sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
     for first in range(layers):
-        for every in {1, step}:
-            made = Experts(1, 1, 1, first_dense=first, every=every)
-            if [made.in_layer(layer) for layer in range(layers)] == wanted:
-                return first, every
+        for interval in {1, step}:
+            experts = Experts(1, 1, 1, first_dense=first, every=interval)
+            if [experts.in_layer(layer) for layer in range(layers)] == sparse:
+                return first, interval
     raise UnsupportedModelError(
-        f"{where}: mlp_only_layers = {sorted(dense)} with decoder_sparse_step = {step} is not supported "
+        f"{origin}: mlp_only_layers = {sorted(dense)} with decoder_sparse_step = {step} is not supported "
         "(only layers without experts before those with)"
     )
 

@@ -26,7 +26,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (glm4_moe)"
+_ORIGIN = "config.json (glm4_moe)"
 _MLP = "model.layers.{i}.mlp"
 _SHARED = tuple((f"feedforward.shared.{name}", f"mlp.shared_experts.{name}_proj") for name in ("gate", "up", "down"))
 _LAYER = (
@@ -52,7 +52,7 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Glm4MoeForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=131_072)
     fields.only("hidden_act", "silu")
     size = fields.whole("moe_intermediate_size", 1408)
@@ -62,7 +62,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.5),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.5),
         attention_bias=fields.flag("attention_bias", False),
         output_bias=False,
         qk_norm="head" if fields.flag("use_qk_norm", False) else None,

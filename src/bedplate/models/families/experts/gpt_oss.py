@@ -27,7 +27,7 @@ from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_r
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
-_WHERE = "config.json (gpt_oss)"
+_ORIGIN = "config.json (gpt_oss)"
 _MLP = "model.layers.{i}.mlp"
 # What transformers takes where a config has no rope.
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
@@ -56,7 +56,7 @@ EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDIN
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GptOssForCausalLM → spec."""
     has_rope = config.get("rope_parameters") or config.get("rope_scaling")
-    fields = Fields(config if has_rope else {**config, "rope_parameters": _YARN}, _WHERE)
+    fields = Fields(config if has_rope else {**config, "rope_parameters": _YARN}, _ORIGIN)
     sizes = take_sizes(fields, head_dim=64, context=131_072)
     _check(fields)
     part = Experts(
@@ -71,10 +71,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         **sizes,
         activation="clamped_silu",
         norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=150_000.0),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=150_000.0),
         attention_bias=fields.flag("attention_bias", True),
         attention_sinks=True,
-        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 128), (SLIDING, FULL), _WHERE),
+        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 128), (SLIDING, FULL), _ORIGIN),
         experts=part,
     )
     fields.finish()
@@ -85,8 +85,8 @@ def _check(fields: Fields) -> None:
     fields.only("hidden_act", "silu")
     fields.only("swiglu_alpha", 1.702)
     fields.only("swiglu_limit", 7.0)
-    blocks = fields.take("quantization_config") or {"quant_method": "mxfp4"}
-    Fields({"quant_method": blocks.get("quant_method")}, f"{_WHERE} quantization_config").only("quant_method", "mxfp4")
+    blocks = fields.pop("quantization_config") or {"quant_method": "mxfp4"}
+    Fields({"quant_method": blocks.get("quant_method")}, f"{_ORIGIN} quantization_config").only("quant_method", "mxfp4")
     # The context before it was extended, which the rope says as well.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "initial_context_length"))
 

@@ -23,7 +23,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
-_WHERE = "config.json (mixtral)"
+_ORIGIN = "config.json (mixtral)"
 _MLP = "model.layers.{i}.block_sparse_moe"
 
 WEIGHTS = WeightMap(
@@ -41,7 +41,7 @@ EXAMPLES = (_TINY, _TINY | {"num_experts_per_tok": 3, "num_local_experts": 4, "s
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a MixtralForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=131_072)
     count = take_count(fields, "num_local_experts", "num_experts")
     fields.only("hidden_act", "silu")
@@ -50,7 +50,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=1e6),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=1e6),
         windows=one_window(window),
         experts=Experts(count, fields.whole("num_experts_per_tok", 2), sizes["feedforward_size"]),
     )

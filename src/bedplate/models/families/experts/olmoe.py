@@ -23,7 +23,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
-_WHERE = "config.json (olmoe)"
+_ORIGIN = "config.json (olmoe)"
 _MLP = "model.layers.{i}.mlp"
 
 WEIGHTS = WeightMap(
@@ -40,7 +40,7 @@ EXAMPLES = (_TINY, _TINY | {"num_key_value_heads": 6, "norm_topk_prob": True, "a
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of an OlmoeForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=4096)
     fields.only("hidden_act", "silu")
     fields.only("clip_qkv", None)
@@ -54,7 +54,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="projection",
         experts=part,

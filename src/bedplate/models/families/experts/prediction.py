@@ -35,5 +35,7 @@ def prediction_rules(layer_rules: Iterable[Rule]) -> tuple[Rule, ...]:
 
 def held_modules(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     """With as many modules as the files hold: a config speaks of them also where they were left out."""
-    found = {match[1] for name in names if (match := re.fullmatch(r"model\.layers\.(\d+)\.eh_proj\.weight", name))}
-    return spec.with_(prediction_modules=len(found))
+    module_layers = {
+        match[1] for name in names if (match := re.fullmatch(r"model\.layers\.(\d+)\.eh_proj\.weight", name))
+    }
+    return spec.with_(prediction_modules=len(module_layers))

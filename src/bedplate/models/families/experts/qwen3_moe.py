@@ -25,7 +25,7 @@ from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
-_WHERE = "config.json (qwen3_moe)"
+_ORIGIN = "config.json (qwen3_moe)"
 _MLP = "model.layers.{i}.mlp"
 
 WEIGHTS = WeightMap(
@@ -45,26 +45,26 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3MoeForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, context=32_768)
-    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.items("mlp_only_layers") or []
+    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.sequence("mlp_only_layers") or []
     window, windowed = fields.optional("sliding_window"), fields.flag("use_sliding_window", False)
     fields.only("hidden_act", "silu")
-    first, every = sparse_layers(_WHERE, sizes["layers"], step, dense)
+    first, interval = sparse_layers(_ORIGIN, sizes["layers"], step, dense)
     part = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
         fields.whole("num_experts_per_tok", 8),
         fields.whole("moe_intermediate_size", 768),
         renormalise=fields.flag("norm_topk_prob", False),
         first_dense=first,
-        every=every,
+        every=interval,
     )
     # The window is every layer's or none's, whatever max_window_layers says.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "max_window_layers"))
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"]),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
         attention_bias=fields.flag("attention_bias", False),
         qk_norm="head",
         windows=one_window(window if windowed else None),

@@ -64,7 +64,7 @@ _ATTENTION = tuple(
 _SHARED = tuple((f"feedforward.shared.{name}", f"ffn_{name}_shexp") for name in ("gate", "up", "down"))
 
 
-def _apart(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+def _split_heads(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """What makes keys and values of a latent, by heads: the former turned [H, C, N], the latter [H, V, C]."""
     part = _latent(spec)
     keys, values = tensors[0].unflatten(0, (spec.heads, -1)).split((part.nope_dim, part.value_dim), dim=1)
@@ -87,7 +87,7 @@ _KV_UP = "layers.{i}.attention.kv_up.weight"
 WEIGHTS = WeightMap(
     (
         *decoder_rules(*_ATTENTION, *PRE_NORMS, *GATED, *_SHARED, *ROUTER),
-        Rule((_KV_UP,), ("blk.{i}.attn_k_b.weight", "blk.{i}.attn_v_b.weight"), _apart, _together),
+        Rule((_KV_UP,), ("blk.{i}.attn_k_b.weight", "blk.{i}.attn_v_b.weight"), _split_heads, _together),
         renamed(_KV_UP, "blk.{i}.attn_kv_b.weight"),
         renamed("layers.{i}.feedforward.router.selection_bias", "blk.{i}.exp_probs_b.bias"),
         *expert_rules(),
@@ -120,7 +120,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     experts = _take_experts(fields, sizes["layers"], names)
     sizes["kv_heads"], sizes["head_dim"] = sizes["heads"], part.key_dim
     rope = take_rope(fields, config, part.rope_dim)
-    multiplier = fields.take(_LOG_MULTIPLIER)
+    multiplier = fields.pop(_LOG_MULTIPLIER)
     if isinstance(rope.scaling, YarnScaling):
         weight = decimal(10 * float(multiplier or 0.0))
         if not weight:
@@ -139,21 +139,21 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 def _take_latent(fields: Fields) -> LatentAttention:
     """The sizes of attention: in files with keys and values apart as one head over latents, with the others' beside."""
     rank, turned = fields.size("attention.kv_lora_rank"), fields.size("rope.dimension_count")
-    key, value = fields.take("attention.key_length_mla"), fields.take("attention.value_length_mla")
+    key, value = fields.pop("attention.key_length_mla"), fields.pop("attention.value_length_mla")
     fields.ignore(("attention.head_count_kv",))  # it says which of the two layouts it is
     if key is None:
         key, value = fields.need("attention.key_length"), fields.need("attention.value_length")
     else:
         fields.only("attention.key_length", rank + turned)
         fields.only("attention.value_length", rank)
-    queries = fields.take("attention.q_lora_rank")
+    queries = fields.pop("attention.q_lora_rank")
     return LatentAttention(rank, int(key) - turned, turned, int(value), None if queries is None else int(queries))
 
 
 def _take_experts(fields: Fields, layers: int, names: Any) -> Experts | None:
     gating, shared = fields.whole("expert_gating_func") or 1, fields.whole("expert_shared_count") or 0
     Fields({"expert_gating_func": gating}, f"GGUF metadata ({_NAME})").only("expert_gating_func", *_SCORINGS)
-    first, scale = fields.whole("leading_dense_block_count") or 0, fields.take("expert_weights_scale")
+    first, scale = fields.whole("leading_dense_block_count") or 0, fields.pop("expert_weights_scale")
     groups, chosen = (fields.whole(name) or 1 for name in ("expert_group_count", "expert_group_used_count"))
     part = take_experts(
         fields,
@@ -181,7 +181,7 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
     scaling = rope.scaling
     weight = scaling.scale_all if isinstance(scaling, YarnScaling) else None
     plain = replace(scaling, scale=None, scale_all=None) if isinstance(scaling, YarnScaling) else scaling
-    own: dict[str, Any] = {
+    mla_keys: dict[str, Any] = {
         "attention.head_count_kv": 1,
         "attention.key_length": part.kv_rank + part.rope_dim,
         "attention.value_length": part.kv_rank,
@@ -193,7 +193,7 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
         _LOG_MULTIPLIER: None if weight is None else 0.1 * weight,
     }
     if experts is not None:
-        own |= {
+        mla_keys |= {
             "leading_dense_block_count": experts.first_dense,
             "expert_shared_count": experts.shared_size // experts.feedforward_size,
             "expert_gating_func": next(n for n, scoring in _SCORINGS.items() if scoring == experts.scoring),
@@ -203,7 +203,7 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
             "expert_group_used_count": experts.groups_chosen,
         }
     without = spec.with_(rope=replace(rope, scaling=plain))
-    return size_fields(spec) | rope_fields(without) | own | expert_fields(spec)
+    return size_fields(spec) | rope_fields(without) | mla_keys | expert_fields(spec)
 
 
 GGUF = Family(

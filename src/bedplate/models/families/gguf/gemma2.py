@@ -28,8 +28,10 @@ _LARGEST = 46
 """Layers of the 27B model, whose scores llama.cpp scales by 1/√(hidden/heads)."""
 
 WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *PRE_NORMS, *AFTER_NORMS, offset=1.0), IGNORABLE)
-_ONE, _TWO = ({name: value for name, value in one.items() if name != "layer_types"} for one in gemma2.EXAMPLES)
-EXAMPLES = (_ONE | {"query_pre_attn_scalar": 8}, _TWO)
+_FIRST_EXAMPLE, _TWO = (
+    {name: value for name, value in example.items() if name != "layer_types"} for example in gemma2.EXAMPLES
+)
+EXAMPLES = (_FIRST_EXAMPLE | {"query_pre_attn_scalar": 8}, _TWO)
 
 
 def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
@@ -47,8 +49,8 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         scales=Scales(
             embedding=sizes["hidden_size"] ** 0.5,
             attention=None if size == sizes["head_dim"] else size**-0.5,
-            attention_cap=decimal(fields.take("attn_logit_softcapping") or 50.0),
-            logit_cap=decimal(fields.take("final_logit_softcapping") or 30.0),
+            attention_cap=decimal(fields.pop("attn_logit_softcapping") or 50.0),
+            logit_cap=decimal(fields.pop("final_logit_softcapping") or 30.0),
         ),
     )
     fields.finish()

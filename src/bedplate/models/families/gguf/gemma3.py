@@ -43,7 +43,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec."""
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
-    cap = fields.take("final_logit_softcapping")
+    cap = fields.pop("final_logit_softcapping")
     rope = take_rope(fields, config, sizes["head_dim"])
     windows = take_windows(fields, sizes["layers"], _PATTERN)
     local = Rope(decimal(fields.real("rope.freq_base_swa", 10_000.0)))
@@ -73,11 +73,11 @@ def _scale(layers: int, hidden: int, heads: int, head_dim: int) -> float | None:
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
     scales, local = spec.scales or Scales(), spec.local_rope or spec.rope or Rope()
-    own = {
+    gemma_keys = {
         "rope.freq_base_swa": local.theta if spec.windows else None,
         "final_logit_softcapping": scales.logit_cap,
     }
-    return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | own
+    return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | gemma_keys
 
 
 EXAMPLES = ({**gemma3_text.EXAMPLES[0], "query_pre_attn_scalar": 8}, gemma3_text.EXAMPLES[1])

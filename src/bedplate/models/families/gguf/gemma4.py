@@ -37,13 +37,13 @@ from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import FullAttention, Rope, Scales, SharedKeys, TransformerSpec
 
 _NAME, _PATTERN = "gemma4", 6
-_STILL = 1e30
+_NO_ROTATION = 1e30
 """What divides the frequency of a pair that does not turn."""
 _SHARE = 0.25
 """Of a head's pairs that turn, where nothing is known but metadata."""
 _CAP = 30.0
 """Of logits, where the file says nothing."""
-_KV, _WIDE = "attention.head_count_kv", "feed_forward_length"
+_KV, _FEEDFORWARD = "attention.head_count_kv", "feed_forward_length"
 
 _EXPERTS = (
     ("beside.dense_after_norm", "post_ffw_norm_1"),
@@ -51,19 +51,19 @@ _EXPERTS = (
     ("beside.after_norm", "post_ffw_norm_2"),
     ("beside.router", "ffn_gate_inp"),
 )
-_GIVEN = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
-_BESIDE = "layers.{i}.beside"
+_LAYER_INPUTS = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
+_MIXTURE = "layers.{i}.beside"
 WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_EXPERTS, *_GIVEN),
+        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_EXPERTS, *_LAYER_INPUTS),
         renamed("layer_inputs.embedding.weight", "per_layer_token_embd.weight"),
         renamed("layer_inputs.projection.weight", "per_layer_model_proj.weight"),
         renamed("layer_inputs.norm.weight", "per_layer_proj_norm.weight"),
         renamed("layers.{i}.output_scale", "blk.{i}.layer_output_scale.weight"),
-        renamed(f"{_BESIDE}.router.scale", "blk.{i}.ffn_gate_inp.scale"),
-        renamed(f"{_BESIDE}.router.expert_scale", "blk.{i}.ffn_down_exps.scale"),
-        renamed(f"{_BESIDE}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
-        *expert_rules(f"{_BESIDE}.experts"),
+        renamed(f"{_MIXTURE}.router.scale", "blk.{i}.ffn_gate_inp.scale"),
+        renamed(f"{_MIXTURE}.router.expert_scale", "blk.{i}.ffn_down_exps.scale"),
+        renamed(f"{_MIXTURE}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
+        *expert_rules(f"{_MIXTURE}.experts"),
     ),
     IGNORABLE,
 )
@@ -76,8 +76,8 @@ EXAMPLES = (
 def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec."""
     layers = read(config, _NAME).layers("block_count")
-    kv_heads, wide = (_each(config, name, layers) for name in (_KV, _WIDE))
-    first = {f"{_NAME}.{_KV}": kv_heads[0], f"{_NAME}.{_WIDE}": wide[0]}
+    kv_heads, feedforward_sizes = (_per_layer(config, name, layers) for name in (_KV, _FEEDFORWARD))
+    first = {f"{_NAME}.{_KV}": kv_heads[0], f"{_NAME}.{_FEEDFORWARD}": feedforward_sizes[0]}
     fields = read({**config, **first}, _NAME)
     windows = take_windows(fields, layers, _PATTERN)
     sees_all = [not windows or windows[layer % len(windows)] is None for layer in range(layers)]
@@ -96,7 +96,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         next((n for n, all_ in zip(kv_heads, sees_all, strict=True) if all_ and n != sizes["kv_heads"]), None),
         any(all_ and f"blk.{n}.attn_v.weight" not in names for n, all_ in enumerate(sees_all[: layers - shared])),
     )
-    given = fields.whole("embedding_length_per_layer_input") or 0
+    input_size = fields.whole("embedding_length_per_layer_input") or 0
     spec = TransformerSpec(
         **sizes,
         norm_placement="sandwich",
@@ -111,17 +111,22 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         ),
         experts=take_experts(fields, beside=True, router_scales=True),
         full=None if full == FullAttention() else full,
-        shared_keys=SharedKeys(shared, None if wide[-1] == wide[0] else wide[-1]) if shared else None,
-        layer_input_size=given,
+        shared_keys=SharedKeys(shared, None if feedforward_sizes[-1] == feedforward_sizes[0] else feedforward_sizes[-1])
+        if shared
+        else None,
+        layer_input_size=input_size,
         output_scales="blk.0.layer_output_scale.weight" in names,
     )
     fields.finish()
-    for name, found, meant in ((_KV, kv_heads, spec.kv_heads_of), (_WIDE, wide, spec.feedforward_size_of)):
-        if list(found) != [meant(layer) for layer in range(layers)]:
-            raise UnsupportedModelError(f"GGUF metadata ({_NAME}): {name} = {list(found)} is not supported")
+    for name, layer_sizes, meant in (
+        (_KV, kv_heads, spec.kv_heads_of),
+        (_FEEDFORWARD, feedforward_sizes, spec.feedforward_size_of),
+    ):
+        if list(layer_sizes) != [meant(layer) for layer in range(layers)]:
+            raise UnsupportedModelError(f"GGUF metadata ({_NAME}): {name} = {list(layer_sizes)} is not supported")
     # llama.cpp takes those of the last layer with its own, which must see everything, or of the one before it.
-    wanted = [n if n < layers - shared else layers - shared - (1 if sees_all[n] else 2) for n in range(layers)]
-    if [spec.keys_of(n) for n in range(layers)] != wanted:
+    key_layers = [n if n < layers - shared else layers - shared - (1 if sees_all[n] else 2) for n in range(layers)]
+    if [spec.keys_of(n) for n in range(layers)] != key_layers:
         raise UnsupportedModelError(
             f"GGUF metadata ({_NAME}): attention.shared_kv_layers = {shared} needs a layer with a window and then one "
             "without before them"
@@ -139,7 +144,7 @@ def _take_sizes(fields: Fields, config: Mapping[str, Any], alone: bool) -> tuple
     return sizes | {"head_dim": full if alone or not windowed else windowed}, full
 
 
-def _each(config: Mapping[str, Any], name: str, layers: int) -> Sequence[int]:
+def _per_layer(config: Mapping[str, Any], name: str, layers: int) -> Sequence[int]:
     """What each layer has of it: a list, or one number for all."""
     value = config.get(f"{_NAME}.{name}", 0)
     return value if isinstance(value, list | tuple) else [value] * layers
@@ -150,10 +155,10 @@ def _share(config: Mapping[str, Any]) -> float:
     divisors: Sequence[float] | None = config.get("tables", {}).get(FREQUENCIES)
     if divisors is None:
         return _SHARE
-    turning = sum(one < _STILL / 10 for one in divisors)
-    if not turning or any(one != 1 for one in divisors[:turning]):
+    turning = sum(divisor < _NO_ROTATION / 10 for divisor in divisors)
+    if not turning or any(turning_divisor != 1 for turning_divisor in divisors[:turning]):
         raise UnsupportedModelError(
-            f"{FREQUENCIES} ({_NAME}): {list(divisors)} is not supported (only 1, and then {_STILL})"
+            f"{FREQUENCIES} ({_NAME}): {list(divisors)} is not supported (only 1, and then {_NO_ROTATION})"
         )
     return turning / len(divisors)
 
@@ -161,18 +166,18 @@ def _share(config: Mapping[str, Any]) -> float:
 def _tables(spec: TransformerSpec) -> dict[str, list[float]]:
     rope, pairs = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1) // 2
     turning = int(rope.fraction * pairs)
-    return {FREQUENCIES: [1.0] * turning + [_STILL] * (pairs - turning)}
+    return {FREQUENCIES: [1.0] * turning + [_NO_ROTATION] * (pairs - turning)}
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    rope, full_dim, each = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
-    own = {
+    rope, full_dim, layers = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
+    metadata = {
         "attention.key_length": full_dim,
         "attention.value_length": full_dim,
         "attention.key_length_swa": spec.head_dim,
         "attention.value_length_swa": spec.head_dim,
-        _KV: [spec.kv_heads_of(layer) for layer in each],
-        _WIDE: [spec.feedforward_size_of(layer) for layer in each],
+        _KV: [spec.kv_heads_of(layer) for layer in layers],
+        _FEEDFORWARD: [spec.feedforward_size_of(layer) for layer in layers],
         "attention.shared_kv_layers": 0 if spec.shared_keys is None else spec.shared_keys.layers,
         "embedding_length_per_layer_input": spec.layer_input_size,
         "rope.freq_base": rope.theta,
@@ -180,9 +185,9 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
         "rope.dimension_count": full_dim,
         "rope.dimension_count_swa": spec.head_dim,
         "final_logit_softcapping": (spec.scales or Scales()).logit_cap or 0.0,
-        "attention.sliding_window_pattern": [spec.window(layer) is not None for layer in each],
+        "attention.sliding_window_pattern": [spec.window(layer) is not None for layer in layers],
     }
-    return size_fields(spec) | window_fields(spec, _PATTERN) | own | expert_fields(spec)
+    return size_fields(spec) | window_fields(spec, _PATTERN) | metadata | expert_fields(spec)
 
 
 def _weights_of(spec: TransformerSpec) -> WeightMap:

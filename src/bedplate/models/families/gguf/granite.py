@@ -31,7 +31,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     """Metadata → spec. A factor that a file does not give is none."""
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
-    scores = fields.take("attention.scale")
+    scores = fields.pop("attention.scale")
     fields.only("expert_count", 0)
     fields.only("expert_used_count", 0)
     fields.only("rope.scaling.finetuned", True)  # False: no rotary positions at all
@@ -40,10 +40,10 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         **take_biases(config["tensor_names"]),
         rope=take_rope(fields, config, sizes["head_dim"]),
         scales=Scales(
-            embedding=decimal(fields.take("embedding_scale") or 1.0),
+            embedding=decimal(fields.pop("embedding_scale") or 1.0),
             attention=decimal(scores) if scores else sizes["head_dim"] ** -0.5,
             head=1.0 / decimal(fields.need("logit_scale")),
-            residual=decimal(fields.take("residual_scale") or 1.0),
+            residual=decimal(fields.pop("residual_scale") or 1.0),
         ),
     )
     fields.finish()

@@ -33,16 +33,16 @@ _CLOSE = 1e-5
 """How far a table may be from what a scaling makes: it is stored in single precision."""
 
 
-def where(architecture: str) -> str:
+def metadata_origin(architecture: str) -> str:
     return f"GGUF metadata ({architecture})"
 
 
 def read(config: Mapping[str, Any], architecture: str) -> Fields:
     """The architecture's own keys, without its name."""
     begin = f"{architecture}."
-    own = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
-    own.pop(POOLING, None)
-    return Fields(own, where(architecture))
+    keys = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+    keys.pop(POOLING, None)
+    return Fields(keys, metadata_origin(architecture))
 
 
 def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,14 +56,14 @@ def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_
     head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
     fields.ignore(("vocab_size",))  # written by some converters; it repeats the number of token rows
-    given = fields.take("attention.head_count_kv")
+    kv_heads = fields.pop("attention.head_count_kv")
     return {
         "kind": "decoder",
         "vocab_size": int(config["embedding_rows"]),
         "hidden_size": hidden,
         "layers": fields.layers("block_count"),
         "heads": heads,
-        "kv_heads": _one(given, "attention.head_count_kv") or heads,
+        "kv_heads": _uniform_number(kv_heads, "attention.head_count_kv") or heads,
         "head_dim": head_dim,
         "feedforward_size": uniform(fields, width),
         "context_length": fields.size("context_length"),
@@ -90,10 +90,10 @@ def size_fields(spec: TransformerSpec, *, width: str = "feed_forward_length") ->
 
 def uniform(fields: Fields, name: str) -> int:
     """A number that a file may give for each layer: only one and the same for all is supported."""
-    return _one(fields.need(name), name)
+    return _uniform_number(fields.need(name), name)
 
 
-def _one(value: Any, name: str) -> int:
+def _uniform_number(value: Any, name: str) -> int:
     if isinstance(value, list | tuple):
         if len(set(value)) != 1:
             raise UnsupportedModelError(f"{name} differs from layer to layer ({shown(value)}), which is not supported")
@@ -113,10 +113,14 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     """The window of each layer. pattern: of so many layers the last sees everything, where the file does not say which;
     size: of the window, where the file does not say."""
     window = fields.whole("attention.sliding_window") or size or 0
-    which: Any = fields.take("attention.sliding_window_pattern", pattern)
+    layer_pattern: Any = fields.pop("attention.sliding_window_pattern", pattern)
     if not window:
         return ()
-    slides = which if isinstance(which, list | tuple) else [layer % which < which - 1 for layer in range(layers)]
+    slides = (
+        layer_pattern
+        if isinstance(layer_pattern, list | tuple)
+        else [layer % layer_pattern < layer_pattern - 1 for layer in range(layers)]
+    )
     if len(slides) != layers:
         raise UnsupportedModelError(
             f"attention.sliding_window_pattern is of {len(slides)} layers, and there are {layers}"
@@ -132,11 +136,11 @@ def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
         raise UnsupportedModelError(f"windows of {sorted(sizes)} tokens: GGUF can say only one size")
     if not sizes:
         return {"attention.sliding_window": None}
-    own = [layer % pattern < pattern - 1 for layer in range(spec.layers)]
+    default_slides = [layer % pattern < pattern - 1 for layer in range(spec.layers)]
     slides = [window is not None for window in windows]
     return {
         "attention.sliding_window": next(iter(sizes)),
-        "attention.sliding_window_pattern": None if slides == own else slides,
+        "attention.sliding_window_pattern": None if slides == default_slides else slides,
     }
 
 
@@ -154,49 +158,49 @@ def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest:
 
 def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int, longest: int | None) -> Scaling | None:
     tables: Mapping[str, Sequence[float]] = config.get("tables", {})
-    kind = fields.text("rope.scaling.type", "none")
+    scaling_type = fields.text("rope.scaling.type", "none")
     factor = fields.real("rope.scaling.factor") or 1.0
-    original = fields.take("rope.scaling.original_context_length")
+    original = fields.pop("rope.scaling.original_context_length")
     fields.ignore(("rope.scaling.finetuned",))  # how it was trained
     if (SHORT in tables) != (LONG in tables):
         raise UnsupportedModelError(f"of the tensors {SHORT} and {LONG} there is only one; they belong together")
     if SHORT in tables:
         before = int(original or fields.need("rope.scaling.original_context_length"))
-        return _longrope(tables, before, (longest or before) / before, fields.take("rope.scaling.attn_factor"))
+        return _longrope(tables, before, (longest or before) / before, fields.pop("rope.scaling.attn_factor"))
     if FREQUENCIES in tables:
         return scaling_of(tables[FREQUENCIES], rope.theta, turned)
     readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
     if "tables" not in config:
         readers["longrope"] = None  # of which a header alone says nothing
-    if kind == "yarn":
+    if scaling_type == "yarn":
         _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
         return YarnScaling(
             factor=factor,
             original_context=int(original or fields.need("rope.scaling.original_context_length")),
-            beta_fast=decimal(fields.take("rope.scaling.yarn_beta_fast") or 32.0),
-            beta_slow=decimal(fields.take("rope.scaling.yarn_beta_slow") or 1.0),
+            beta_fast=decimal(fields.pop("rope.scaling.yarn_beta_fast") or 32.0),
+            beta_slow=decimal(fields.pop("rope.scaling.yarn_beta_slow") or 1.0),
         )
-    Fields({"rope.scaling.type": kind}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
-    return readers[kind]
+    Fields({"rope.scaling.type": scaling_type}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
+    return readers[scaling_type]
 
 
 def _check_repeated(fields: Fields, usual: float) -> None:
     """Converters write YaRN's own factors once more (Olmo 3's), where a config does."""
     for name, value in (("attn_factor", usual), ("yarn_attn_factor", usual), ("yarn_ext_factor", 1.0)):
-        given = fields.take(f"rope.scaling.{name}")
-        if given is not None and not math.isclose(given, value, rel_tol=_CLOSE):
-            raise UnsupportedModelError(f"rope.scaling.{name} = {given:g} is not supported (only {value:g})")
+        stored_factor = fields.pop(f"rope.scaling.{name}")
+        if stored_factor is not None and not math.isclose(stored_factor, value, rel_tol=_CLOSE):
+            raise UnsupportedModelError(f"rope.scaling.{name} = {stored_factor:g} is not supported (only {value:g})")
 
 
 def _longrope(
     tables: Mapping[str, Sequence[float]], original: int, factor: float, attention: float | None
 ) -> LongRopeScaling:
     short, long = (tuple(map(decimal, tables[name])) for name in (SHORT, LONG))
-    made = LongRopeScaling(short, long, original, factor)
-    usual = _attention_factor(made)
+    scaling = LongRopeScaling(short, long, original, factor)
+    usual = _attention_factor(scaling)
     if attention is None or math.isclose(attention, usual, rel_tol=_CLOSE):
-        return made
-    return replace(made, attention_factor=decimal(attention))
+        return scaling
+    return replace(scaling, attention_factor=decimal(attention))
 
 
 def _attention_factor(scaling: LongRopeScaling) -> float:
@@ -219,16 +223,16 @@ def longest_context(spec: TransformerSpec) -> int:
 def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `take_rope`, without the tables."""
     rope = spec.rope or Rope()
-    found: dict[str, Any] = {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": rope.theta}
+    metadata: dict[str, Any] = {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": rope.theta}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
-        found |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
+        metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     elif isinstance(scaling, YarnScaling):
         if scaling.scale is not None or scaling.scale_all is not None or scaling.attention_factor is not None:
             raise UnsupportedModelError(
                 "this YaRN rope scales its cosines by a factor of its own; GGUF cannot say that"
             )
-        found |= {
+        metadata |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": scaling.factor,
             "rope.scaling.original_context_length": scaling.original_context,
@@ -236,11 +240,11 @@ def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
             "rope.scaling.yarn_beta_slow": scaling.beta_slow,
         }
     elif isinstance(scaling, LongRopeScaling):
-        found |= {
+        metadata |= {
             "rope.scaling.original_context_length": scaling.original_context,
             "rope.scaling.attn_factor": _attention_factor(scaling),
         }
-    return found
+    return metadata
 
 
 def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
@@ -256,20 +260,20 @@ def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
 def divisors_of(spec: TransformerSpec) -> list[float] | None:
     """What each pair's frequency is divided by, where that is the same at every position."""
     scaling = None if spec.rope is None else spec.rope.scaling
-    if isinstance(scaling, LongRopeScaling) and scaling.even and scaling.attention_factor == 1.0:
+    if isinstance(scaling, LongRopeScaling) and scaling.is_uniform and scaling.attention_factor == 1.0:
         return list(scaling.short)
     return rope_tables(spec).get(FREQUENCIES)
 
 
 def llama3_factors(scaling: Llama3Scaling, theta: float, turned: int) -> list[float]:
     """What each pair's frequency is divided by in Llama-3's scaling (https://arxiv.org/abs/2407.21783)."""
-    found: list[float] = []
+    divisors: list[float] = []
     for turns in _turns(theta, turned):
         smooth = (scaling.original_context * turns - scaling.low_freq_factor) / (
             scaling.high_freq_factor - scaling.low_freq_factor
         )
-        found.append(1 / ((1 - min(max(smooth, 0), 1)) / scaling.factor + min(max(smooth, 0), 1)))
-    return found
+        divisors.append(1 / ((1 - min(max(smooth, 0), 1)) / scaling.factor + min(max(smooth, 0), 1)))
+    return divisors
 
 
 def scaling_of(factors: Sequence[float], theta: float, turned: int) -> Scaling:
@@ -288,10 +292,13 @@ def scaling_of(factors: Sequence[float], theta: float, turned: int) -> Scaling:
         low = last - bottom / slope if slope > 0 else 0.0
         context = round(1 / low) if low > 0 else 0
         if context:
-            found = Llama3Scaling(_short(highest), 1.0, _short((low + 1 / slope) / low), context)
-            again = llama3_factors(found, theta, turned)
-            if all(math.isclose(one, other, rel_tol=_CLOSE) for one, other in zip(again, factors, strict=True)):
-                return found
+            scaling = Llama3Scaling(_short(highest), 1.0, _short((low + 1 / slope) / low), context)
+            divisors = llama3_factors(scaling, theta, turned)
+            if all(
+                math.isclose(divisor, expected_factor, rel_tol=_CLOSE)
+                for divisor, expected_factor in zip(divisors, factors, strict=True)
+            ):
+                return scaling
     exact = tuple(map(decimal, factors))
     return LongRopeScaling(exact, exact, original_context=1, attention_factor=1.0)
 

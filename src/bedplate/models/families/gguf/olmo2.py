@@ -58,7 +58,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
     # llama.cpp reads no list of the layers that have it.
-    window = next((one for one in spec.windows if one is not None), None)
+    window = next((size for size in spec.windows if size is not None), None)
     return size_fields(spec) | rope_fields(spec) | {"attention.sliding_window": window}
 
 

@@ -61,8 +61,8 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    own = {"context_length": longest_context(spec), "attention.sliding_window": spec.window(0)}
-    return size_fields(spec) | rope_fields(spec) | own
+    context_keys = {"context_length": longest_context(spec), "attention.sliding_window": spec.window(0)}
+    return size_fields(spec) | rope_fields(spec) | context_keys
 
 
 GGUF = Family(

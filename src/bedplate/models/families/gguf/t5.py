@@ -26,16 +26,18 @@ def _weights() -> WeightMap:
     rules = [renamed("embedding.weight", "token_embd.weight")]
     for ours, theirs in _SIDES:
         parts = {
-            **{f"attention.{one}": f"attn_{one}" for one in "qkvo"},
-            **{f"feedforward.{one}": f"ffn_{one}" for one in ("gate", "up", "down")},
+            **{f"attention.{projection}": f"attn_{projection}" for projection in "qkvo"},
+            **{f"feedforward.{product_name}": f"ffn_{product_name}" for product_name in ("gate", "up", "down")},
             "attention_norm": "attn_norm",
             "feedforward_norm": "ffn_norm",
         }
         if ours == "decoder":
-            parts |= {f"cross.{one}": f"cross_attn_{one}" for one in "qkvo"} | {"cross_norm": "cross_attn_norm"}
+            parts |= {f"cross.{cross_projection}": f"cross_attn_{cross_projection}" for cross_projection in "qkvo"} | {
+                "cross_norm": "cross_attn_norm"
+            }
         rules += [
-            renamed(f"{ours}.layers.{{i}}.{one}.weight", f"{theirs}.blk.{{i}}.{other}.weight")
-            for one, other in parts.items()
+            renamed(f"{ours}.layers.{{i}}.{our_part}.weight", f"{theirs}.blk.{{i}}.{their_part}.weight")
+            for our_part, their_part in parts.items()
         ]
         rules.append(renamed(f"{ours}.relative_positions.weight", f"{theirs}.blk.0.attn_rel_b.weight"))
         rules.append(renamed(f"{ours}.norm.weight", f"{theirs}.output_norm.weight"))
@@ -102,16 +104,16 @@ def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
             "attention.relative_buckets_count": (decoder.relative_bias or RelativeBias()).buckets,
         },
     )
-    there = {"output.weight": not decoder.tied_head, _GATE: decoder.gated}
-    names = {name for name, is_there in there.items() if is_there}
-    again = from_gguf({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
-    for one, other in ((encoder, again.stack), (decoder, again.decoder)):
-        said, meant = other.key(), one.key()
-        different = next((field for field in (meant | said) if said.get(field) != meant.get(field)), None)
+    presence = {"output.weight": not decoder.tied_head, _GATE: decoder.gated}
+    names = {name for name, is_there in presence.items() if is_there}
+    restored = from_gguf({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
+    for original, read_back in ((encoder, restored.stack), (decoder, restored.decoder)):
+        stored, meant = read_back.key(), original.key()
+        different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
         if different is not None:
             raise UnsupportedModelError(
-                f"GGUF's {_NAME} cannot say that the {one.kind}'s {different} is {getattr(one, different)!r}: it would "
-                f"be {getattr(other, different)!r}. Export a Hugging Face directory instead"
+                f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is {getattr(original, different)!r}: it would "
+                f"be {getattr(read_back, different)!r}. Export a Hugging Face directory instead"
             )
     return metadata
 
@@ -123,6 +125,6 @@ GGUF = Family(
     to_gguf,
     WEIGHTS,
     (("hf", "t5"),),
-    examples=tuple(one | {"relative_attention_max_distance": _MAX_DISTANCE} for one in hf.EXAMPLES),
+    examples=tuple(example | {"relative_attention_max_distance": _MAX_DISTANCE} for example in hf.EXAMPLES),
     whole=("attn_rel_b.weight",),
 )

@@ -41,11 +41,11 @@ def decoder_rules(*pairs: tuple[str, str], offset: float = 0.0, turned: bool = F
 
 
 def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rule:
-    ours, theirs, kind = f"{ours}.{part}", f"{theirs}.{part}", ours.rpartition(".")[2]
-    if offset and part == "weight" and kind.endswith("norm"):
+    ours, theirs, parameter_name = f"{ours}.{part}", f"{theirs}.{part}", ours.rpartition(".")[2]
+    if offset and part == "weight" and parameter_name.endswith("norm"):
         return shifted(ours, theirs, offset)
-    if turned and kind in ("q", "k"):
-        return interleaved(ours, theirs, attrgetter("heads" if kind == "q" else "kv_heads"))
+    if turned and parameter_name in ("q", "k"):
+        return interleaved(ours, theirs, attrgetter("heads" if parameter_name == "q" else "kv_heads"))
     return renamed(ours, theirs)
 
 
@@ -53,10 +53,10 @@ def shifted(ours: str, theirs: str, by: float) -> Rule:
     """A vector that they store with a number added, in single precision."""
 
     def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [one.float() + by for one in tensors]
+        return [tensor.float() + by for tensor in tensors]
 
     def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [one - by for one in tensors]
+        return [tensor - by for tensor in tensors]
 
     return Rule((ours,), (theirs,), forward, inverse)
 
@@ -67,20 +67,20 @@ def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
     return spec.heads * spec.head_dim, keys, keys
 
 
-def expert_rules(held: str = "layers.{i}.feedforward.experts") -> tuple[Rule, ...]:
+def expert_rules(prefix: str = "layers.{i}.feedforward.experts") -> tuple[Rule, ...]:
     """All experts' gates in one tensor, their other products in another; ours are one, the gates of each on top."""
     pair = ("blk.{i}.ffn_gate_exps", "blk.{i}.ffn_up_exps")
     return tuple(
         rule
         for part in PARTS
         for rule in (
-            Rule((f"{held}.gate_up.{part}",), tuple(f"{name}.{part}" for name in pair), _apart, _on_top, rows=True),
-            renamed(f"{held}.down.{part}", f"blk.{{i}}.ffn_down_exps.{part}"),
+            Rule((f"{prefix}.gate_up.{part}",), tuple(f"{name}.{part}" for name in pair), _halves, _on_top, rows=True),
+            renamed(f"{prefix}.down.{part}", f"blk.{{i}}.ffn_down_exps.{part}"),
         )
     )
 
 
-def _apart(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+def _halves(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     (whole,) = tensors
     return [half.clone() for half in whole.chunk(2, dim=1)]
 

@@ -30,7 +30,7 @@ def writer(
         if needs_head and spec.tied_head:
             raise UnsupportedModelError(f"GGUF's {architecture} needs a head of its own; this model's is its embedding")
         metadata = named(architecture, keys(spec))
-        again = from_gguf(
+        restored = from_gguf(
             {
                 **metadata,
                 "tensor_names": _telling_names(spec),
@@ -39,10 +39,10 @@ def writer(
             }
         )
         for field in fields(spec):
-            said, meant = getattr(again, field.name), getattr(spec, field.name)
-            if not _alike(said, meant) and not (field.name == "rope" and _turns_alike(again, spec)):
+            stored, meant = getattr(restored, field.name), getattr(spec, field.name)
+            if not _is_close(stored, meant) and not (field.name == "rope" and _turns_alike(restored, spec)):
                 raise UnsupportedModelError(
-                    f"GGUF's {architecture} cannot say that {field.name} is {meant!r}: it would be {said!r}. "
+                    f"GGUF's {architecture} cannot say that {field.name} is {meant!r}: it would be {stored!r}. "
                     "Export a Hugging Face directory instead"
                 )
         return metadata
@@ -50,16 +50,16 @@ def writer(
     return to_gguf
 
 
-def _turns_alike(one: TransformerSpec, other: TransformerSpec) -> bool:
+def _turns_alike(first: TransformerSpec, second: TransformerSpec) -> bool:
     """Whether two ropes, one of them of Llama-3's scaling, divide the frequencies by the same numbers."""
-    divisors = [divisors_of(spec) for spec in (one, other)]
-    same = one.rope is not None and other.rope is not None and one.rope.theta == other.rope.theta
-    return same and divisors[0] is not None and _alike(*(tuple(found or ()) for found in divisors))
+    divisors = [divisors_of(spec) for spec in (first, second)]
+    equal_theta = first.rope is not None and second.rope is not None and first.rope.theta == second.rope.theta
+    return equal_theta and divisors[0] is not None and _is_close(*(tuple(factors or ()) for factors in divisors))
 
 
 def _telling_names(spec: TransformerSpec) -> set[str]:
     """The tensors whose presence says what metadata does not."""
-    there = {
+    presence = {
         "output.weight": not spec.tied_head,
         "blk.0.attn_q.bias": spec.attention_bias,
         "blk.0.attn_k.bias": spec.has_key_bias,
@@ -69,7 +69,7 @@ def _telling_names(spec: TransformerSpec) -> set[str]:
         "blk.0.exp_probs_b.bias": spec.experts is not None and spec.experts.selection_bias,
         **{f"blk.{layer}.attn_v.weight": not spec.keys_are_values(layer) for layer in range(spec.layers)},
     }
-    return {name for name, is_there in there.items() if is_there}
+    return {name for name, is_there in presence.items() if is_there}
 
 
 def take_biases(names: Any) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def take_biases(names: Any) -> dict[str, Any]:
     }
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _is_close(first: Any, second: Any) -> bool:
     """Equal, but for what single precision loses."""
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=_SINGLE)
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if is_dataclass(one) and type(one) is type(other):
-        return all(_alike(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
-    return bool(one == other)
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=_SINGLE)
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        return len(first) == len(second) and all(map(_is_close, first, second))
+    if is_dataclass(first) and type(first) is type(second):
+        return all(_is_close(getattr(first, field.name), getattr(second, field.name)) for field in fields(first))
+    return bool(first == second)

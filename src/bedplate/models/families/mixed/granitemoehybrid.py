@@ -21,9 +21,9 @@ from bedplate.models.families.weights import WeightMap, fused, renamed
 from bedplate.models.specs.states import Mamba2
 from bedplate.models.specs.transformer import Experts, Scales, TransformerSpec
 
-_WHERE = "config.json (granitemoehybrid)"
+_ORIGIN = "config.json (granitemoehybrid)"
 _LINEAR = "linear_attention"
-_KINDS = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
+_STATEFUL = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
 _MAMBA, _EXPERTS = "model.layers.{i}.mamba", "model.layers.{i}.block_sparse_moe"
 
 HF_WEIGHTS = WeightMap(
@@ -103,9 +103,9 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a GraniteMoeHybridForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
-    types, older = fields.items("layer_types"), fields.items("layers_block_type")
+    types, older = fields.sequence("layer_types"), fields.sequence("layers_block_type")
     types = older if types is None else types
     types = [_LINEAR] * sizes["layers"] if types is None else types
     fields.only("hidden_act", "silu")
@@ -113,10 +113,10 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING, "mamba_chunk_size", "init_method"))
     shared = fields.whole("shared_intermediate_size", 1024)
     count, chosen = fields.whole("num_local_experts", 0, null=0), fields.whole("num_experts_per_tok", 0, null=0)
-    wide, sizes["feedforward_size"] = sizes["feedforward_size"], shared
-    rope = take_rope(fields, _WHERE, context=sizes["context_length"])
+    expert_size, sizes["feedforward_size"] = sizes["feedforward_size"], shared
+    rope = take_rope(fields, _ORIGIN, context=sizes["context_length"])
     rotates = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
-    pattern = state_layers(types, sizes["layers"], _KINDS, _WHERE)
+    pattern = state_layers(types, sizes["layers"], _STATEFUL, _ORIGIN)
     part = _take_mamba(fields, sizes["hidden_size"])
     spec = TransformerSpec(
         **sizes,
@@ -129,7 +129,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
             residual=fields.real("residual_multiplier", 1.0),
             head=1 / fields.real("logits_scaling", 1.0),
         ),
-        experts=Experts(count, chosen, wide, shared_size=shared, scoring="softmax_chosen") if count else None,
+        experts=Experts(count, chosen, expert_size, shared_size=shared, scoring="softmax_chosen") if count else None,
         state=part if any(pattern) else None,
         state_layers=pattern if any(pattern) else (),
     )
@@ -138,12 +138,12 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 
 def _take_mamba(fields: Fields, hidden: int) -> Mamba2:
-    heads, size = fields.whole("mamba_n_heads", 128), fields.take("mamba_d_head", "auto")
-    inner = int(fields.take("mamba_expand", 2) * hidden)
+    heads, size = fields.whole("mamba_n_heads", 128), fields.pop("mamba_d_head", "auto")
+    inner = int(fields.pop("mamba_expand", 2) * hidden)
     head_dim = inner // heads if size == "auto" else int(size)
     if heads * head_dim != inner:
-        raise UnsupportedModelError(f"{_WHERE}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand")
-    low, high = (_number(one) for one in fields.take("time_step_limit") or (0.0, float("inf")))
+        raise UnsupportedModelError(f"{_ORIGIN}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand")
+    low, high = (_number(limit) for limit in fields.pop("time_step_limit") or (0.0, float("inf")))
     return Mamba2(
         heads=heads,
         head_dim=head_dim,
@@ -167,8 +167,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     # Of a model without such layers transformers wants sizes that fit all the same.
     part = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if spec.state is None else spec.state
     if not isinstance(part, Mamba2) or part.inner % spec.hidden_size:
-        raise UnsupportedModelError(f"{_WHERE}: only a model with Mamba-2 layers, a multiple of its features wide")
-    found = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
+        raise UnsupportedModelError(f"{_ORIGIN}: only a model with Mamba-2 layers, a multiple of its features wide")
+    config = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
         "hidden_act": "silu",
         "rms_norm_eps": spec.norm_eps,
         "attention_bias": spec.attention_bias,
@@ -192,10 +192,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "mamba_proj_bias": part.bias,
     }
     if part.step_limits != Mamba2.step_limits:
-        found["time_step_limit"] = list(part.step_limits)
+        config["time_step_limit"] = list(part.step_limits)
     if spec.rope is not None:
-        found["rope_parameters"] = rope_parameters(spec.rope)
-    return found
+        config["rope_parameters"] = rope_parameters(spec.rope)
+    return config
 
 
 HF = Family(("hf", "granitemoehybrid"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)

@@ -9,17 +9,17 @@ from bedplate.models.families.weights import Rule, Tensors
 from bedplate.models.specs.transformer import TransformerSpec
 
 
-def state_layers(types: Sequence[str], layers: int, kinds: Mapping[str, bool], where: str) -> tuple[bool, ...]:
+def state_layers(types: Sequence[str], layers: int, stateful: Mapping[str, bool], origin: str) -> tuple[bool, ...]:
     """Which layers keep a state, by their `layer_types`; the shortest list that makes them when it is repeated."""
     if len(types) != layers:
-        raise UnsupportedModelError(f"{where}: {len(types)} layer_types for {layers} layers")
-    unknown = next((kind for kind in types if kind not in kinds), None)
+        raise UnsupportedModelError(f"{origin}: {len(types)} layer_types for {layers} layers")
+    unknown = next((layer_type for layer_type in types if layer_type not in stateful), None)
     if unknown is not None:
-        known = ", ".join(repr(kind) for kind in kinds)
-        raise UnsupportedModelError(f"{where}: a layer of type {unknown!r} is not supported (only {known})")
-    found = tuple(kinds[kind] for kind in types)
-    size = next(n for n in range(1, layers + 1) if all(one == found[i % n] for i, one in enumerate(found)))
-    return found[:size]
+        supported = ", ".join(repr(name) for name in stateful)
+        raise UnsupportedModelError(f"{origin}: a layer of type {unknown!r} is not supported (only {supported})")
+    flags = tuple(stateful[block_type] for block_type in types)
+    size = next(n for n in range(1, layers + 1) if all(flag == flags[i % n] for i, flag in enumerate(flags)))
+    return flags[:size]
 
 
 def layer_types(spec: TransformerSpec, state: str, attention: str) -> list[str]:
@@ -31,9 +31,9 @@ def convolution(ours: str, theirs: str) -> Rule:
     """Weights [features, width] of a convolution, in theirs [features, 1, width]."""
 
     def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [one[:, None] for one in tensors]
+        return [tensor[:, None] for tensor in tensors]
 
     def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-        return [one[:, 0] for one in tensors]
+        return [tensor[:, 0] for tensor in tensors]
 
     return Rule((ours,), (theirs,), forward, inverse)

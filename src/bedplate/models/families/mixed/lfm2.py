@@ -17,7 +17,7 @@ from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.states import ShortConvolution
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (lfm2)"
+_ORIGIN = "config.json (lfm2)"
 _CONVOLUTION = "conv"
 _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
@@ -58,11 +58,11 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of an Lfm2ForCausalLM → spec."""
-    fields = Fields(_named_as_now(config), _WHERE)
+    fields = Fields(_named_as_now(config), _ORIGIN)
     sizes = take_sizes(fields, context=128_000, tied=True)
     layers, hidden = sizes["layers"], sizes["hidden_size"]
     sizes["feedforward_size"] = _adjusted(fields, sizes["feedforward_size"])
-    whole, types = fields.items("full_attn_idxs"), fields.items("layer_types")
+    whole, types = fields.sequence("full_attn_idxs"), fields.sequence("layer_types")
     if types is None:
         types = [FULL if whole is None or layer in whole else _CONVOLUTION for layer in range(layers)]
     # Written beside the fields above by the model's makers; they repeat them.
@@ -76,12 +76,12 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     eps = fields.real("norm_eps", 1e-5)
     fields.only("block_norm_eps", eps, None)
     part = ShortConvolution(fields.whole("conv_L_cache", 3), fields.flag("conv_bias", False))
-    pattern = state_layers(types, layers, {_CONVOLUTION: True, FULL: False}, _WHERE)
+    pattern = state_layers(types, layers, {_CONVOLUTION: True, FULL: False}, _ORIGIN)
     spec = TransformerSpec(
         **sizes,
         norm_eps=eps,
         qk_norm="head",
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], theta=1_000_000.0),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=1_000_000.0),
         state=part if any(pattern) else None,
         state_layers=pattern if any(pattern) else (),
     )
@@ -91,18 +91,18 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     """The first checkpoints' names of three fields."""
-    found = dict(config)
-    for before, now in (("block_ff_dim", "intermediate_size"), ("tie_embedding", "tie_word_embeddings")):
-        if before in found:
-            found[now] = found.pop(before)
-    if "theta" in found:
-        found.setdefault("rope_theta", found.pop("theta"))
-    return found
+    settings = dict(config)
+    for before, current in (("block_ff_dim", "intermediate_size"), ("tie_embedding", "tie_word_embeddings")):
+        if before in settings:
+            settings[current] = settings.pop(before)
+    if "theta" in settings:
+        settings.setdefault("rope_theta", settings.pop("theta"))
+    return settings
 
 
 def _adjusted(fields: Fields, size: int) -> int:
     """The feed-forward's size: where it is to be adjusted, two thirds of what is said, and then rounded up."""
-    factor, multiple = fields.take("block_ffn_dim_multiplier", 1.0), fields.whole("block_multiple_of", 256)
+    factor, multiple = fields.pop("block_ffn_dim_multiplier", 1.0), fields.whole("block_multiple_of", 256)
     if not fields.flag("block_auto_adjust_ff_dim", True):
         return size
     size = int(2 * size / 3)

@@ -28,7 +28,7 @@ from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.states import DeltaRule
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_WHERE = "config.json (qwen3_5_text)"
+_ORIGIN = "config.json (qwen3_5_text)"
 LINEAR = "linear_attention"
 DELTA = (
     ("attention.qkv", "linear_attn.in_proj_qkv"),
@@ -74,25 +74,25 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3_5ForCausalLM → spec."""
-    fields = Fields(of_text(config), _WHERE)
+    fields = Fields(of_text(config), _ORIGIN)
     sizes = take_sizes(fields, head_dim=256, context=32_768)
-    layers, every = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
-    types = fields.items("layer_types")
-    types = [LINEAR if (layer + 1) % every else FULL for layer in range(layers)] if types is None else types
+    layers, interval = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
+    types = fields.sequence("layer_types")
+    types = [LINEAR if (layer + 1) % interval else FULL for layer in range(layers)] if types is None else types
     fields.only("hidden_act", "silu")
     # Published files say so, and the class knows nothing else; states are of float32 here as there.
     fields.only("attn_output_gate", True)
     fields.only("mamba_ssm_dtype", "float32")
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "mlp_only_layers"))
     fields.ignore(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
-    pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _WHERE)
+    pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _ORIGIN)
     part = take_delta_rule(fields)
     spec = TransformerSpec(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
         qk_norm="head",
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.25),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.25),
         attention_bias=fields.flag("attention_bias", False),
         attention_gate=True,
         state=part if any(pattern) else None,
@@ -117,7 +117,7 @@ def delta_rule_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse. UnsupportedModelError for a spec whose state is another."""
     part = spec.state
     if not isinstance(part, DeltaRule):
-        raise UnsupportedModelError(f"{_WHERE}: a model without a gated delta network cannot be written as one")
+        raise UnsupportedModelError(f"{_ORIGIN}: a model without a gated delta network cannot be written as one")
     return {
         "linear_num_value_heads": part.heads,
         "linear_num_key_heads": part.key_heads,
@@ -131,7 +131,7 @@ def delta_rule_fields(spec: TransformerSpec) -> dict[str, Any]:
 def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what says how positions in time, height and width are mixed: of text all three are the same."""
     mixed = ("mrope_section", "mrope_interleaved")
-    rope = Fields(config, _WHERE).part("rope_parameters")
+    rope = Fields(config, _ORIGIN).part("rope_parameters")
     return {**config, "rope_parameters": {name: value for name, value in rope.items() if name not in mixed}}
 
 

@@ -31,7 +31,7 @@ from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, ren
 from bedplate.models.specs.states import DeltaRule
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
-_WHERE = "config.json (qwen3_next)"
+_ORIGIN = "config.json (qwen3_next)"
 _LINEAR, _MLP = "model.layers.{i}.linear_attn", "model.layers.{i}.mlp"
 
 
@@ -54,20 +54,20 @@ def _rates_and_steps(spec: TransformerSpec) -> list[int]:
 
 def _by_key_heads(parts: Tensors, spec: TransformerSpec) -> Any:
     """Tensors of all heads as one, each key head's rows of all of them together."""
-    heads, rest = _delta(spec).key_heads, parts[0].shape[1:]
-    cut = [one.reshape(heads, -1, *rest) for one in parts]
-    whole = parts[0].new_empty((heads, sum(one.shape[1] for one in cut), *rest))
+    heads, trailing = _delta(spec).key_heads, parts[0].shape[1:]
+    cut = [tensor.reshape(heads, -1, *trailing) for tensor in parts]
+    whole = parts[0].new_empty((heads, sum(piece.shape[1] for piece in cut), *trailing))
     begin = 0
-    for one in cut:
-        whole[:, begin : begin + one.shape[1]] = one
-        begin += one.shape[1]
-    return whole.reshape(-1, *rest)
+    for block in cut:
+        whole[:, begin : begin + block.shape[1]] = block
+        begin += block.shape[1]
+    return whole.reshape(-1, *trailing)
 
 
 def _of_all_heads(whole: Any, sizes: list[int], spec: TransformerSpec) -> list[Any]:
     """The inverse."""
     parts = whole.reshape(_delta(spec).key_heads, -1, *whole.shape[1:]).split(sizes, dim=1)
-    return [one.reshape(-1, *whole.shape[1:]).clone() for one in parts]
+    return [part.reshape(-1, *whole.shape[1:]).clone() for part in parts]
 
 
 def _fuse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
@@ -128,14 +128,14 @@ EXAMPLES = (
 
 def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     """`config.json` of a Qwen3NextForCausalLM → spec."""
-    fields = Fields(config, _WHERE)
+    fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields, head_dim=256, context=32_768)
-    layers, every = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
-    types = fields.items("layer_types")
-    types = [LINEAR if (layer + 1) % every else FULL for layer in range(layers)] if types is None else types
-    pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _WHERE)
-    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.items("mlp_only_layers") or []
-    first, each = sparse_layers(_WHERE, layers, step, dense)
+    layers, interval = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
+    types = fields.sequence("layer_types")
+    types = [LINEAR if (layer + 1) % interval else FULL for layer in range(layers)] if types is None else types
+    pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _ORIGIN)
+    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.sequence("mlp_only_layers") or []
+    first, expert_interval = sparse_layers(_ORIGIN, layers, step, dense)
     experts = Experts(
         take_count(fields, "num_experts", "num_local_experts"),
         fields.whole("num_experts_per_tok", 10),
@@ -144,7 +144,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         shared_gate=True,
         renormalise=fields.flag("norm_topk_prob", True),
         first_dense=first,
-        every=each,
+        every=expert_interval,
     )
     fields.only("hidden_act", "silu")
     fields.only("use_sliding_window", False)
@@ -155,7 +155,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
         qk_norm="head",
-        rope=take_rope(fields, _WHERE, context=sizes["context_length"], fraction=0.25),
+        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.25),
         attention_bias=fields.flag("attention_bias", False),
         attention_gate=True,
         experts=experts,
@@ -170,7 +170,7 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     rope, part = spec.rope or Rope(), spec.experts
     if part is None:
-        raise UnsupportedModelError(f"{_WHERE}: a model without experts is written as qwen3_5_text")
+        raise UnsupportedModelError(f"{_ORIGIN}: a model without experts is written as qwen3_5_text")
     return (
         size_fields(spec, "qwen3_next", "Qwen3NextForCausalLM")
         | {

@@ -29,16 +29,16 @@ class Joined(nn.Module):
         """The linears, in the order of their outputs."""
         return self._parts
 
-    def exchange(self, others: Mapping[Linear, Linear]) -> None:
+    def exchange(self, replacements: Mapping[Linear, Linear]) -> None:
         """Others in the place of parts, which are then computed one by one until they are laid."""
-        self._parts = tuple(others.get(part, part) for part in self._parts)
+        self._parts = tuple(replacements.get(part, part) for part in self._parts)
         self._whole = None
 
     @torch.no_grad()
-    def lay(self) -> None:
+    def pack(self) -> None:
         """Moves the parts' weights, and their biases, behind each other. Nothing happens where they cannot be one
         product, or are one already."""
-        if self._lies() or not self._alike():
+        if self._is_packed() or not self._is_uniform():
             return
         # Not inference tensors, as the parameters may be trained later.
         with torch.inference_mode(False):
@@ -47,22 +47,22 @@ class Joined(nn.Module):
             bias_O = torch.cat(tuple(biases)) if biases else None
             begin = 0
             for part in self._parts:
-                own = slice(begin, begin + part.out_features)
-                part.weight.data = weight_OI[own]
+                rows = slice(begin, begin + part.out_features)
+                part.weight.data = weight_OI[rows]
                 if part.bias is not None and bias_O is not None:
-                    part.bias.data = bias_O[own]
+                    part.bias.data = bias_O[rows]
                 begin += part.out_features
         self._whole = weight_OI, bias_O
 
-    def _alike(self) -> bool:
+    def _is_uniform(self) -> bool:
         first = self._parts[0]
-        same = (first.weight.dtype, first.weight.device, first.bias is None)
+        layout = (first.weight.dtype, first.weight.device, first.bias is None)
         return not first.weight.is_meta and all(
-            (one.weight.dtype, one.weight.device, one.bias is None) == same and type(one) is Linear
-            for one in self._parts
+            (part.weight.dtype, part.weight.device, part.bias is None) == layout and type(part) is Linear
+            for part in self._parts
         )
 
-    def _lies(self) -> bool:
+    def _is_packed(self) -> bool:
         """Whether the parts still are what was laid: a parameter may have been given other values since."""
         if self._whole is None:
             return False
@@ -78,7 +78,7 @@ class Joined(nn.Module):
     def product(self, x_BTI: Tensor) -> Tensor | None:
         """Outputs [B, T, O] of all parts behind each other; None where they are to be computed one by one: gradients
         are recorded, or their weights do not lie together."""
-        if self._whole is None or torch.is_grad_enabled() or not self._lies():
+        if self._whole is None or torch.is_grad_enabled() or not self._is_packed():
             return None
         y_BTO = F.linear(x_BTI, *self._whole)
         outputs = y_BTO.split([part.out_features for part in self._parts], dim=-1)
@@ -93,4 +93,4 @@ def lay_together(model: nn.Module) -> None:
     layer's weights are held twice for a moment."""
     for module in model.modules():
         if isinstance(module, Joined):
-            module.lay()
+            module.pack()

@@ -40,22 +40,22 @@ def add_norm(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: fl
 
 @triton.jit
 def _add_norm(
-    x, y, weight, total, normed, x_row, y_row, eps, offset, D: tl.constexpr, WIDE: tl.constexpr, WEIGHTED: tl.constexpr
+    x, y, weight, total, normed, x_row, y_row, eps, offset, D: tl.constexpr, BLOCK: tl.constexpr, WEIGHTED: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, WIDE)
+    at = tl.arange(0, BLOCK)
     inside = at < D
     a = tl.load(x + row * x_row + at, mask=inside, other=0.0)
     b = tl.load(y + row * y_row + at, mask=inside, other=0.0)
     # Rounded as it is kept, so that it is the sum of the plain function that is normed.
     a = (a.to(tl.float32) + b.to(tl.float32)).to(total.dtype.element_ty)
     tl.store(total + row * D + at, a, mask=inside)
-    wide = a.to(tl.float32)
-    scale = 1.0 / tl.sqrt(tl.sum(wide * wide, axis=0) / D + eps)
-    wide = wide * scale
+    summed = a.to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(summed * summed, axis=0) / D + eps)
+    summed = summed * scale
     if WEIGHTED:
-        wide = wide * (tl.load(weight + at, mask=inside, other=0.0).to(tl.float32) + offset)
-    tl.store(normed + row * D + at, wide.to(normed.dtype.element_ty), mask=inside)
+        summed = summed * (tl.load(weight + at, mask=inside, other=0.0).to(tl.float32) + offset)
+    tl.store(normed + row * D + at, summed.to(normed.dtype.element_ty), mask=inside)
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -88,11 +88,11 @@ def _rotate(
     x_h,
     D: tl.constexpr,
     R: tl.constexpr,
-    WIDE: tl.constexpr,
+    BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
 ):
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.arange(0, WIDE)
+    at = tl.arange(0, BLOCK)
     inside, turns = at < D, at < R
     begin = x + (token // T) * x_b + (token % T) * x_t + head * x_h
     if INTERLEAVED:
@@ -101,34 +101,34 @@ def _rotate(
     else:
         partner = tl.where(at < R // 2, at + R // 2, at - R // 2)
         negative = at < R // 2
-    own = tl.load(begin + at, mask=inside, other=0.0)
-    other = tl.load(begin + partner, mask=turns, other=0.0).to(tl.float32)
-    other = tl.where(negative, -other, other)
+    feature = tl.load(begin + at, mask=inside, other=0.0)
+    paired = tl.load(begin + partner, mask=turns, other=0.0).to(tl.float32)
+    paired = tl.where(negative, -paired, paired)
     c = tl.load(cos + token * R + at, mask=turns, other=1.0).to(tl.float32)
     s = tl.load(sin + token * R + at, mask=turns, other=0.0).to(tl.float32)
-    turned = (own.to(tl.float32) * c + other * s).to(out.dtype.element_ty)
-    tl.store(out + (token * tl.num_programs(1) + head) * D + at, tl.where(turns, turned, own), mask=inside)
+    turned = (feature.to(tl.float32) * c + paired * s).to(out.dtype.element_ty)
+    tl.store(out + (token * tl.num_programs(1) + head) * D + at, tl.where(turns, turned, feature), mask=inside)
 
 
-def gated(both: Tensor, activation: str) -> Tensor:
+def gated(gate_up: Tensor, activation: str) -> Tensor:
     """act(gate) · up, of rows with the gate before the up."""
-    _check(both)
+    _check(gate_up)
     if activation not in GATES:
         raise Refused
-    rows, F = both.reshape(-1, both.shape[-1]), both.shape[-1] // 2
-    out = torch.empty(len(rows), F, dtype=both.dtype, device=both.device)
-    wide = min(triton.next_power_of_2(F), 1024)
-    _gated[(len(rows), triton.cdiv(F, wide))](rows, out, rows.stride(0), F, WIDE=wide, GATE=GATES[activation])
-    return out.view(*both.shape[:-1], F)
+    rows, F = gate_up.reshape(-1, gate_up.shape[-1]), gate_up.shape[-1] // 2
+    out = torch.empty(len(rows), F, dtype=gate_up.dtype, device=gate_up.device)
+    block = min(triton.next_power_of_2(F), 1024)
+    _gated[(len(rows), triton.cdiv(F, block))](rows, out, rows.stride(0), F, WIDE=block, GATE=GATES[activation])
+    return out.view(*gate_up.shape[:-1], F)
 
 
 @triton.jit
-def _gated(both, out, row_step, F, WIDE: tl.constexpr, GATE: tl.constexpr):
+def _gated(gate_up, out, row_step, F, BLOCK: tl.constexpr, GATE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    at = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < F
-    up = tl.load(both + row * row_step + F + at, mask=inside, other=0.0)
-    g = tl.load(both + row * row_step + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * row_step + F + at, mask=inside, other=0.0)
+    g = tl.load(gate_up + row * row_step + at, mask=inside, other=0.0).to(tl.float32)
     if GATE == 0:
         a = g / (1.0 + tl.exp(-g))
     elif GATE == 1:
@@ -148,5 +148,5 @@ def _check(*tensors: Tensor) -> None:
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not first.numel():
         raise Refused
-    if any(one.dtype != first.dtype or one.shape != first.shape or one.stride(-1) != 1 for one in tensors):
+    if any(tensor.dtype != first.dtype or tensor.shape != first.shape or tensor.stride(-1) != 1 for tensor in tensors):
         raise Refused

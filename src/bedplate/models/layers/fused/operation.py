@@ -46,8 +46,8 @@ def operation(schema: str, plain: Callable[..., Any], kernel: Callable[[], Calla
     _LIBRARY.impl(name, on_cuda, "CUDA")
     dispatched = getattr(torch.ops.bedplate, name).default
 
-    def run(first: Tensor, *others: Any) -> Any:
+    def run(first: Tensor, *arguments: Any) -> Any:
         # A kernel in Python costs the dispatcher some microseconds, which on a CPU buy nothing.
-        return plain(first, *others) if first.is_cpu else dispatched(first, *others)
+        return plain(first, *arguments) if first.is_cpu else dispatched(first, *arguments)
 
     return run

@@ -12,7 +12,7 @@ from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 def tower(hidden: int, layers: int, heads: int, feedforward: int, tokens: int, **fields: Any) -> TransformerSpec:
     """A pre-norm encoder with learned positions and biases everywhere."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "kind": "tower",
         "vocab_size": 0,
         "hidden_size": hidden,
@@ -31,7 +31,7 @@ def tower(hidden: int, layers: int, heads: int, feedforward: int, tokens: int, *
         "feedforward_bias": True,
         "final_norm": True,
     }
-    return TransformerSpec(**given | fields)
+    return TransformerSpec(**defaults | fields)
 
 
 def clip(image_size: int, projection_size: int) -> VisionSpec:
