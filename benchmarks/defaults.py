@@ -17,15 +17,16 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import count
 
+from bedplate.inference.execution.calibration import measured
+from bedplate.inference.execution.choice import impossible
+from bedplate.inference.execution.threads import use_cores
+
 import masks
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.execution.plan import ExecutionPlan, own_ways, read_stored
 from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.predict.opening import chosen, held_in
-from bedplate.inference.ways.calibrate import measured
-from bedplate.inference.ways.choice import impossible
-from bedplate.inference.ways.threads import use_cores
-from bedplate.inference.ways.way import ExecutionPlan, own_ways, read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report

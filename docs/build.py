@@ -156,13 +156,13 @@ def _formulas() -> str:
 
 
 def _decision_formulas() -> str:
-    from bedplate.economics.bills.decisions.formulas import FORMULAS
+    from bedplate.economics.costs.decisions.formulas import FORMULAS
 
     return _table(("figure", "formula", "source"), ((name, *row) for name, row in FORMULAS.items()))
 
 
 def _constraints() -> str:
-    from bedplate.economics.bills.decisions.exclusions import RULES
+    from bedplate.economics.costs.decisions.exclusions import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.explanation) for name, rule in RULES.items()))
 
@@ -175,7 +175,7 @@ def _curves() -> str:
 
 
 def _assumptions() -> str:
-    from bedplate.economics.bills.decisions.decision import DRAWS
+    from bedplate.economics.costs.decisions.decision import DRAWS
     from bedplate.economics.hardware import mfu
     from bedplate.economics.serving import replica
     from bedplate.economics.serving import serving_cost as serving

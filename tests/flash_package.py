@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.how import AttentionOptions, plain_attention
+from bedplate.models.layers.attention_options import AttentionOptions, plain_attention
 
 Window = tuple[int, int]
 

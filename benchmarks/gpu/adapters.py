@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from engine import best
 from numerics import random_adapter
-from results import Skipped, Part, Speed
+from results import Part, Skipped, Speed
 from shapes import SMALL, WORK, generations, prompts, random_llama
 from torch import Tensor
 

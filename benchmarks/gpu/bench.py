@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from results import RESULT_TYPES, Skipped, Result, page, read
+from results import RESULT_TYPES, Result, Skipped, page, read
 from vllm_place import Installation
 
 SCRIPTS = Path(__file__).parent

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results import Skipped, Part, Speed
+from results import Part, Skipped, Speed
 from shapes import SMALL, WORK, Work, generations, prompts, random_llama, smollm2
 
 from bedplate.inference.engine.engine import Engine

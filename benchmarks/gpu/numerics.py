@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from results import Check, Skipped, Part
+from results import Check, Part, Skipped
 from shapes import SMALL, WORK, generations, prompts, random_llama, smollm2
 from torch import Tensor
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from results import Check, Skipped, Part, Speed
+from results import Check, Part, Skipped, Speed
 from shapes import prompts, random_llama
 from torch import Tensor
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from engine import ours
-from results import Skipped, Part, Speed
+from results import Part, Skipped, Speed
 from shapes import WORK, random_llama
 from vllm_place import python_of
 

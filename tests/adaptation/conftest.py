@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.after import compare_skins
 from bedplate.adaptation.context import context
+from bedplate.adaptation.postprocess import compare_skins
 from bedplate.adaptation.report.report import Report, write_report
 from bedplate.report import plots, plots_curve
 from bedplate.report.schema import report_schema

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from bedplate.adaptation.search.abstention import threshold
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
@@ -17,7 +18,6 @@ from tests.adaptation.test_bases import endpoint
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 
-from bedplate.adaptation.climb.abstention import threshold
 from bedplate.adaptation.ladder import adapt
 from bedplate.core.errors import ConfigError
 from bedplate.evaluation.comparison import compare

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bedplate.adaptation.search.task_file import load_adapt_task
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
@@ -16,19 +17,18 @@ from tests.inference.fake_server import fake_server
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.after.reproduce import reproduce
-from bedplate.adaptation.climb.asked_of_children import children
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.bases import Bases, suffixes_of
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
+from bedplate.adaptation.search.guard_looks import children
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
-from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.skins.catalog import Catalog
 

@@ -18,8 +18,8 @@ from tests.elsewhere import answers as answers_elsewhere
 from tests.homes import new_home
 from tests.near import assert_near
 
-from bedplate.adaptation.after.reproduce import reproduce
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
 from bedplate.adaptation.task.raw_text import inputs_in

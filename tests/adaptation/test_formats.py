@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bedplate.inference.execution.calibration import PlanTimings
 from pydantic import ValidationError
 from scipy import stats
 from tests.adaptation.conftest import write_rows, write_task
@@ -22,14 +23,14 @@ from tests.adaptation.test_gate import evaluation
 from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.after.reproduce import reproduce
-from bedplate.adaptation.climb import formats
 from bedplate.adaptation.context import format_speed
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.outcome import Latency
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.children import trainable_copy
+from bedplate.adaptation.search import formats
 from bedplate.adaptation.task.format_spec import FormatsSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import design_effect
@@ -38,11 +39,10 @@ from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load as library
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.ways.calibrate import PlanTimings
-from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.skins.files import read_skin
 
 BASE_SIZES = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}

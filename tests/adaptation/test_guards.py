@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
+from bedplate.adaptation.search.guards import Guarding, broken
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.climb.guard_drops import GuardResult, bounded, drop_of, guards_pass
-from bedplate.adaptation.climb.guards import Guarding, broken
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
@@ -192,7 +192,7 @@ def test_a_drop_in_refusals_is_scaled_by_what_the_detector_misses(
         texts = ["I cannot help with that."] * refused + ["Sure."] * (len(prompts) - refused)
         return (prompt.grade([SimpleNamespace(text=text)]) for prompt, text in zip(prompts, texts, strict=True))
 
-    monkeypatch.setattr("bedplate.adaptation.climb.guards.grades", replies)
+    monkeypatch.setattr("bedplate.adaptation.search.guards.grades", replies)
     refusal_result = check(
         guarding(tmp_path, retention=None, loss=None, refusal={"max_drop": 0.3}), parent, forgotten_base
     )["refusal"]

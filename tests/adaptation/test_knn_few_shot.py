@@ -17,7 +17,7 @@ from tests.serving.conftest import Server, running
 from bedplate.adaptation.context import embedding
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs import search
+from bedplate.adaptation.rungs import successive_halving
 from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
@@ -152,7 +152,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
 ):
     task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
     queries: list[tuple[str, str]] = []
-    original_ask = search._predict
+    original_ask = successive_halving._predict
 
     def counted(context, variant, rows):
         if variant.neighbours is not None and len(queries) > 100:
@@ -162,7 +162,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_predict", counted)
+        patch.setattr(successive_halving, "_predict", counted)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, tmp_path / "out")
     pools = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "rungs" / "knn_few_shot").glob("pool-*")}
@@ -173,7 +173,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
         queries.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
         return original_ask(context, variant, rows)
 
-    monkeypatch.setattr(search, "_predict", recorded)
+    monkeypatch.setattr(successive_halving, "_predict", recorded)
     resumed = adapt(task, tmp_path / "out").row("knn_few_shot")
     assert len(queries) > query_count
     assert len(set(queries)) == len(queries)

@@ -16,8 +16,8 @@ from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.after.reproduce import judged, reproduce
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.reproduce import judged, reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.cli.adapt import EXIT_CODES

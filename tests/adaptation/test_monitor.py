@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.after import monitor
+from bedplate.adaptation.postprocess import monitor
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
-from bedplate.evaluation.fresh import fresh_rows
-from bedplate.evaluation.leaks.seen import write_splits
+from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.ledger import TestLedger
+from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import load_task
+from bedplate.inference.predict.callable_skin import RowsLike
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.inference.predict.ready import RowsLike
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput

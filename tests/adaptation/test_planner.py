@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 
-from bedplate.adaptation.climb import planner
 from bedplate.adaptation.context.clock import Clock, Stopwatch
-from bedplate.adaptation.context.outcome import Latency, RungPlan, RungResult, RungOutcome
+from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungPlan, RungResult
 from bedplate.adaptation.context.outcome import Tested as OnTest
 from bedplate.adaptation.context.throughput import CallTimings, read_texts
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.search import planner
 from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import rules

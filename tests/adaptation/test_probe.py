@@ -14,7 +14,7 @@ from bedplate.adaptation.rungs.probe import _fastest
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.training import computing
+from bedplate.training import precision
 
 TOKENS = Inputs(torch.tensor([[5, 3, 7, 2, 9]]))
 
@@ -55,7 +55,7 @@ def test_weights_are_never_rounded() -> None:
 
 
 def test_without_room_the_base_computes_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(computing, "free_bytes", lambda: 0)
+    monkeypatch.setattr(precision, "free_bytes", lambda: 0)
     model = base(torch.bfloat16)
     expected = features(model)
     with _fastest(context("float32"), model):

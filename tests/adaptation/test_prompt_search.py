@@ -14,7 +14,7 @@ from tests.inference.fake_server import Fake, fake_server
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs import proposals, search
+from bedplate.adaptation.rungs import proposals, successive_halving
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.skins.files import read_skin
@@ -95,7 +95,7 @@ def test_an_endpoint_proposes_and_is_asked_once(
         adapt(task, tmp_path / "out")
     monkeypatch.setenv("PROPOSER_KEY", "secret")
     queries: list[tuple[str, str]] = []
-    original_ask = search._predict
+    original_ask = successive_halving._predict
 
     def counted(context, variant, rows):
         if len(queries) > 200:
@@ -106,7 +106,7 @@ def test_an_endpoint_proposes_and_is_asked_once(
         return answers
 
     with monkeypatch.context() as patch:
-        patch.setattr(search, "_predict", counted)
+        patch.setattr(successive_halving, "_predict", counted)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, tmp_path / "out")
     assert len(server.requests) == 4
@@ -118,7 +118,7 @@ def test_an_endpoint_proposes_and_is_asked_once(
         queries.extend((variant.key, row.id) for row in rows)
         return original_ask(context, variant, rows)
 
-    monkeypatch.setattr(search, "_predict", recorded)
+    monkeypatch.setattr(successive_halving, "_predict", recorded)
     adapt(task, tmp_path / "out")
     assert len(server.requests) == 4
     assert len(queries) > before

@@ -12,15 +12,15 @@ import pytest
 from tests.adaptation.conftest import write_task
 
 import bedplate.adaptation
-from bedplate.adaptation.climb import climb
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult
 from bedplate.adaptation.curve import learning_curve
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import HalvingStage, Variant, choose
+from bedplate.adaptation.rungs.successive_halving import HalvingStage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
+from bedplate.adaptation.search import run_rung
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.executor import Job, LocalExecutor, Outcome
@@ -54,7 +54,7 @@ class Travelling(LocalExecutor):
 
 def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RUNGS, "toy", Toy())
-    monkeypatch.setattr(climb, "LocalExecutor", Travelling)
+    monkeypatch.setattr(run_rung, "LocalExecutor", Travelling)
     monkeypatch.setattr(learning_curve, "DRAWS", 1)
     task, out = write_task(tmp_path / "task", tiny_base), tmp_path / "out"
     report = adapt(task, out, rungs=["majority", "zero_shot", "toy"], curve=[20])

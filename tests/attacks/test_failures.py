@@ -9,6 +9,7 @@ import sys
 import threading
 
 import pytest
+from bedplate.serving.request.observers import Exchange
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tests.tiny import write_tiny_base
 
@@ -17,7 +18,6 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar import Matcher
 from bedplate.inference.engine.requests import Generate, Grammar, Sampling
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.call.observers import Exchange
 from bedplate.serving.durable.latest import Latest
 from bedplate.serving.server import telemetry
 from bedplate.serving.server.telemetry import Telemetry
@@ -84,7 +84,7 @@ def test_the_latest_replies_are_remembered_and_no_more():
 
 SLOW_WORK = """
 import asyncio, threading
-from bedplate.serving.call.preparation import Preparation
+from bedplate.serving.request.preparation import Preparation
 
 async def main():
     begun = threading.Event()

@@ -12,8 +12,8 @@ import pytest
 
 from bedplate.core.errors import BedplateError
 from bedplate.inference.engine.grammar_rules import _check_rules
+from bedplate.text.control_tokens import ControlTokens
 from bedplate.text.json_schema import check_pattern, parse_schema
-from bedplate.text.marks import ControlTokens
 
 SMALL, LARGE = 4_000, 32_000
 MAX_RATIO = 3.0 * LARGE / SMALL

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from tests.serving.conftest import Files, Server
 from tests.serving.test_guard import make_key
-from tests.serving.test_guard_http import post_chat, guarded
+from tests.serving.test_guard_http import guarded, post_chat
 from tests.serving.test_lifecycle import send, wait_until
 
 from bedplate.serving.durable.batches import Batches

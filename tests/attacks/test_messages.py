@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.wire.errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
-from bedplate.serving.wire.messages import MAX_MESSAGES
+from bedplate.serving.schemas.errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
+from bedplate.serving.schemas.messages import MAX_MESSAGES
 
 from .conftest import head
 from .test_poison import CHAT, HI

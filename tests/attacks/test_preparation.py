@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.serving.conftest import Server
 
-from bedplate.serving.call.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
-from bedplate.serving.wire import strict_json
-from bedplate.serving.wire.errors import LimitError
-from bedplate.serving.wire.strict_json import dump_in_pieces, dump_json
+from bedplate.serving.request.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
+from bedplate.serving.schemas import strict_json
+from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.schemas.strict_json import dump_in_pieces, dump_json
 
 from .conftest import at_once, attacked, head
 
@@ -200,7 +200,7 @@ def crowd(target: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         answered.set()
         return reply
 
-    replies = at_once(8, call)
+    replies = at_once(8, lifecycle)
     assert peak[0] == BODIES // 2
     assert replies[0].status_code == 200
     assert {reply.status_code for reply in replies[1:]} <= {200, 429}
@@ -209,17 +209,17 @@ def crowd(target: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/tokenize"])
 def test_large_bodies_are_read_beside_the_loop(target, monkeypatch, path):
-    from bedplate.serving.call import call
+    from bedplate.serving.request import lifecycle
 
     threads: list[str] = []
     for name in ("parse_object", "read_fields"):
-        original = getattr(call, name)
+        original = getattr(lifecycle, name)
 
         def recorded(*arguments: Any, original: Any = original) -> Any:
             threads.append(threading.current_thread().name)
             return original(*arguments)
 
-        monkeypatch.setattr(call, name, recorded)
+        monkeypatch.setattr(lifecycle, name, recorded)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}] * 2000, "prompt": "x" * 50_000}
     fields_by_path = {"/v1/chat/completions": ("model", "messages"), "/v1/completions": ("model", "prompt")}
     target.post(

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from tests.serving.conftest import Server
 
-from .test_page import last_text, ready, stream_chunks, send, served, settings
+from .test_page import last_text, ready, send, served, settings, stream_chunks
 
 # The element with focus, and how it looks: name, tag, whether an outline is drawn.
 FOCUS = """() => { const e = document.activeElement, s = getComputedStyle(e);

@@ -19,8 +19,8 @@ from tests.economics.decisions.builders import PRICES, case_values
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.economics import plan
-from bedplate.economics.bills.decisions import decide, load_case
-from bedplate.economics.bills.decisions.words import as_values
+from bedplate.economics.costs.decisions import decide, load_case
+from bedplate.economics.costs.decisions.words import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.cases import plan_cases, replicas_of
 from bedplate.economics.serving.replica import ReplicaEngine

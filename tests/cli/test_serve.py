@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from bedplate.inference.execution.calibration import PlanTimings
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.adapt import _from_here
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load
-from bedplate.inference.ways.calibrate import PlanTimings
-from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server import app
@@ -77,7 +77,7 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
             {weight_format: {"prefill": costs[weight_format.weights]} for weight_format in weight_formats}
         )
 
-    monkeypatch.setattr("bedplate.inference.ways.choice.measured", fake)
+    monkeypatch.setattr("bedplate.inference.execution.choice.measured", fake)
     for options, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
         assert run(capsys, tmp_path / "x.gguf", *options)[0] == 0
         with loaded_server(served_configs.pop()) as state:

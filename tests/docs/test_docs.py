@@ -16,19 +16,19 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from bedplate.adaptation.search.task_file import load_adapt_task
 from tests.scripts import DOCS, script
 from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.recipe import load_recipe
-from bedplate.economics.bills.amortisation import amortise
-from bedplate.economics.bills.amortisation_file import load_account
-from bedplate.economics.bills.decisions import decide, load_case
+from bedplate.economics.costs.amortisation import amortise
+from bedplate.economics.costs.amortisation_file import load_account
+from bedplate.economics.costs.decisions import decide, load_case
 from bedplate.economics.hardware.file import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import load_prices
 from bedplate.evaluation.metrics_judge import judge_metric

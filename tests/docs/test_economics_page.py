@@ -14,14 +14,14 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
-from bedplate.economics.bills.amortisation_file import AmortisationFile
-from bedplate.economics.bills.decisions.case import (
-    QualityBar,
+from bedplate.economics.costs.amortisation_file import AmortisationFile
+from bedplate.economics.costs.decisions.case import (
     Case,
     CaseTraffic,
     MachineUse,
     Option,
     Pretraining,
+    QualityBar,
     Text,
     TuningSpec,
     Value,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from tests.economics.test_usage import metrics_text
 
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
-from bedplate.economics.bills.amortisation import MICRO, Statement, amortise, as_values, divide
-from bedplate.economics.bills.amortisation_file import load_account
+from bedplate.economics.costs.amortisation import MICRO, Statement, amortise, as_values, divide
+from bedplate.economics.costs.amortisation_file import load_account
 
 HOURS = 744  # October
 FILE: dict[str, Any] = {

@@ -17,9 +17,9 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
 from bedplate.economics.training.layout import (
     PRODUCT_SHARE,
+    BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
-    BytesPerParameter,
     device_bytes,
     step_time,
 )

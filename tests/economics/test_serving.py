@@ -15,8 +15,8 @@ from bedplate.economics.hardware.machine import Load
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.serving.replica import (
-    ReplicaEngine,
     Replica,
+    ReplicaEngine,
     check_fits,
     held_bytes,
     measured_replica,

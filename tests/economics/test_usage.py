@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.economics.bills.usage import (
+from bedplate.economics.costs.usage import (
     NO_TENANT,
     CountedUse,
     count_between,

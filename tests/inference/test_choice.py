@@ -19,15 +19,10 @@ import bedplate
 from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.native.library import load
-from bedplate.inference.native.sources import SOURCES, accepts_blocks
-from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
-from bedplate.inference.ways import calibrate, choice
-from bedplate.inference.ways.calibrate import PlanTimings, Use, by_turns, measured, quickest
-from bedplate.inference.ways.choice import choose, pick
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, PlanTrial, block_weights, shortened
-from bedplate.inference.ways.way import (
+from bedplate.inference.execution import calibration, choice
+from bedplate.inference.execution.calibration import PlanTimings, Use, by_turns, measured, quickest
+from bedplate.inference.execution.choice import choose, pick
+from bedplate.inference.execution.plan import (
     ExecutionPlan,
     asked_ways,
     own_blocks,
@@ -35,6 +30,11 @@ from bedplate.inference.ways.way import (
     own_ways,
     read_stored,
 )
+from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, block_weights, shortened
+from bedplate.inference.native.library import load
+from bedplate.inference.native.sources import SOURCES, accepts_blocks
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.specs.presets import PRESETS
@@ -318,7 +318,7 @@ def test_a_hopeless_way_has_one_turn_and_torchs_best_stays() -> None:
 def test_measuring_ends_where_times_never_agree() -> None:
     rising = [0.4 * 2.0**-i for i in range(60)]
     _, runs = turns({T32: rising})
-    assert runs[T32] <= calibrate._TURNS + 1
+    assert runs[T32] <= calibration._TURNS + 1
 
 
 def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
@@ -372,23 +372,23 @@ def test_one_slow_run_gives_no_way_up_that_may_be_the_fastest() -> None:
 
 
 def test_what_reading_alone_makes_slower_is_not_opened() -> None:
-    swept = calibrate._Swept(iter([0.0, 0.001]).__next__)
+    swept = calibration._Swept(iter([0.0, 0.001]).__next__)
     assert swept.min_seconds(1 << 40) == 0.0  # nothing is known yet
     swept.sweep(1 << 20)
     speed = (1 << 20) / 0.001
-    assert swept.min_seconds(1 << 40) == pytest.approx((1 << 40) / speed / calibrate._FASTER, rel=0.01)
+    assert swept.min_seconds(1 << 40) == pytest.approx((1 << 40) / speed / calibration._FASTER, rel=0.01)
     assert swept.min_seconds(1 << 20) == 0.0  # the last cache may hold it
 
 
 def test_a_brief_measurement_names_every_way_once_kept(counted: list[TransformerSpec]) -> None:
     backends = (T32, T16)
     whole = PlanTimings({T32: times(1.0, 1.0)}, (T16,), "score")
-    assert calibrate._from_json(calibrate._to_json(whole), backends, "score") == whole
+    assert calibration._from_json(calibration._to_json(whole), backends, "score") == whole
     for use in ("generate", None):
         with pytest.raises(ValueError, match="another use"):
-            calibrate._from_json(calibrate._to_json(whole), backends, use)  # type: ignore[arg-type]
+            calibration._from_json(calibration._to_json(whole), backends, use)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="another measurement"):
-        calibrate._from_json(calibrate._to_json(PlanTimings(whole.seconds, (), "score")), backends, "score")
+        calibration._from_json(calibration._to_json(PlanTimings(whole.seconds, (), "score")), backends, "score")
 
 
 # --- trials
@@ -456,7 +456,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[TransformerSpec]:
             {backend: times(1.0 + i, 1.0) for i, backend in enumerate(backends)}, tuple(backends[1:]), brief
         )
 
-    monkeypatch.setattr(calibrate, "measure", fake)
+    monkeypatch.setattr(calibration, "measure", fake)
     return measured_specs
 
 
@@ -527,7 +527,7 @@ def test_another_processor_has_a_record_of_its_own(
 ) -> None:
     """A home directory may be shared by machines of different kinds."""
     measured(tiny_spec(), (T32, T16))
-    monkeypatch.setattr(calibrate, "processor_kind", lambda: "another processor")
+    monkeypatch.setattr(calibration, "processor_kind", lambda: "another processor")
     measured(tiny_spec(), (T32, T16))
     monkeypatch.undo()
     assert len(counted) == 2

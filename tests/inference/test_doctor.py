@@ -15,12 +15,12 @@ from tests.tiny import tiny_spec, write_tiny_base
 from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
 from bedplate.economics.hardware.machine import MeasuredMachine
+from bedplate.inference.execution import calibration
+from bedplate.inference.execution.plan import ExecutionPlan
+from bedplate.inference.execution.trial import block_weights, read_bytes
 from bedplate.inference.measure import doctor
 from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure.doctor import bound, examine
-from bedplate.inference.ways import calibrate
-from bedplate.inference.ways.trial import block_weights, read_bytes
-from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base, parameter_count
 
 pytestmark = pytest.mark.usefixtures("own_machine")
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "_SIZE", 64)
-    monkeypatch.setattr(calibrate, "_LONGEST", 0.05)
+    monkeypatch.setattr(calibration, "_LONGEST", 0.05)
 
 
 def machine(**rates: float) -> MeasuredMachine:

@@ -16,7 +16,7 @@ from tests.near import assert_near
 
 from bedplate.adapters.head import Head
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.engine import prefixes, runner
+from bedplate.inference.engine import prefix_store, runner
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -98,7 +98,7 @@ def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     base = base_of(name)
     batch, states = requests(base), base.spec.state is not None
     monkeypatch.setattr(runner, "HEADROOM", 3)
-    monkeypatch.setattr(prefixes, "SNAPSHOT", 8)
+    monkeypatch.setattr(prefix_store, "SNAPSHOT", 8)
     with Engine(base, kernel="torch", cache_bytes=0, speculate=False) as engine:
         alone = [engine.run([request])[0] for request in batch]
     with Engine(base, kernel="torch", max_step_tokens=13, speculate=not states) as engine:

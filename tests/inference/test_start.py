@@ -35,8 +35,8 @@ from tests.tiny import tiny_spec
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.predict.opening import open_base
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.ways.calibrate import measured
-from bedplate.inference.ways.way import float_ways
+from bedplate.inference.execution.calibration import measured
+from bedplate.inference.execution.plan import float_ways
 from bedplate.models.checkpoints.base import load_base
 
 measured(tiny_spec(), float_ways("float32")[:1], brief="generate")

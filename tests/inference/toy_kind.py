@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.inference.engine.job import RequestJob, PassResult, PassRequest
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
+from bedplate.inference.engine.job import PassRequest, PassResult, RequestJob
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
-from bedplate.inference.ways.way import read_stored
+from bedplate.inference.execution.plan import read_stored
 from bedplate.models.checkpoints.base import load_base
 
 

@@ -14,7 +14,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.modeling_layers import MtpModel
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.inference.measure.parity import relative_difference, reference_of
+from bedplate.inference.measure.parity import reference_of, relative_difference
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.decoder import Decoder

@@ -18,8 +18,8 @@ from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run.directory import evaluations, read_record
+from bedplate.pretraining.run.outputs import RunOutputs
 from bedplate.pretraining.run.pretrain import pretrain
-from bedplate.pretraining.run.written import RunOutputs
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.parallel import parallelised
 

@@ -27,9 +27,9 @@ from bedplate.serving.durable import batch_store, batch_worker
 from bedplate.serving.durable.batch_records import DoneRow
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.schemas.batch_lines import MAX_ERRORS, check_lines
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import BatchesConfig
-from bedplate.serving.wire.batch_lines import MAX_ERRORS, check_lines
 
 from .conftest import Files, Server, running
 
@@ -462,7 +462,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
 def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
     """A full queue is waited for; a caller that may no longer ask has its rows refused one by one."""
     from bedplate.core.errors import BusyError
-    from bedplate.serving.call import bridge
+    from bedplate.serving.request import bridge
 
     real, refusals = bridge.submit_all, [True] * 5
 
@@ -472,7 +472,7 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
             raise BusyError("the server's queue is full; try again in a moment")
         return real(engine, requests)
 
-    monkeypatch.setattr("bedplate.serving.call.call.submit_all", full)
+    monkeypatch.setattr("bedplate.serving.request.lifecycle.submit_all", full)
     with serving(files, tmp_path) as server:
         batch = run(server.client, *(line(f"r{i}") for i in range(10)))
         assert (batch.status, batch.request_counts.completed, refusals) == ("completed", 10, [])
@@ -480,7 +480,7 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
         def admit(*_: Any, **__: Any) -> Any:
             raise openai_error
 
-        from bedplate.serving.wire.errors import StatusError
+        from bedplate.serving.schemas.errors import StatusError
 
         openai_error = StatusError(401, "the API key is no longer one of this server's", "invalid_api_key")
         file = upload(server.client, line("a"))
@@ -566,7 +566,8 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
 
 
 def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
-    from bedplate.serving.call.self_calls import self_call
+    from bedplate.serving.request.self_calls import self_call
+
     from bedplate.serving.server.app import create_app
 
     slow(monkeypatch, 0.02)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from bedplate.serving.request.state import ServerState
 from tests.serving.conftest import Files, running
 from tests.tiny import write_tiny_base
 
@@ -23,7 +24,6 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin

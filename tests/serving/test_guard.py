@@ -30,11 +30,11 @@ from bedplate.serving.callers.keys import (
     read_keys,
 )
 from bedplate.serving.callers.limits import KeyWindows
-from bedplate.serving.callers.quotas import SpendLedger, Spending
+from bedplate.serving.callers.quotas import Spending, SpendLedger
+from bedplate.serving.schemas.errors import LimitError, QuotaError, StatusError
 from bedplate.serving.server.loading import assembled
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig
 from bedplate.serving.settings.route_config import RouteConfig
-from bedplate.serving.wire.errors import LimitError, QuotaError, StatusError
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.serving.conftest import LABELS, Server
 
 from bedplate.core.errors import UnknownModelError
-from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.skins.output import JsonOutput, LabelOutput, Output
 from bedplate.skins.prompt import Prompt

@@ -98,8 +98,8 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(server):
 
 def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
     """Its socket is full and nothing is read: the reply is broken off after a while."""
-    from bedplate.serving.call import events
-    from bedplate.serving.wire.errors import ClientGone
+    from bedplate.serving.request import events
+    from bedplate.serving.schemas.errors import ClientGone
 
     monkeypatch.setattr(events, "STALL_SECONDS", 0.1)
     closed: list[bool] = []
@@ -180,7 +180,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event(server, monkeypatch):
 
 def test_an_unexpected_exception_is_500(server, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("bedplate.serving.call.call.read_fields", lambda *_: 1 / 0)
+        patch.setattr("bedplate.serving.request.lifecycle.read_fields", lambda *_: 1 / 0)
         check(server.chat(), 500, code="internal_error")
     assert server.chat().status_code == 200
 

@@ -13,7 +13,7 @@ from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.call.call import TIMEOUT_HEADER
+from bedplate.serving.request.lifecycle import TIMEOUT_HEADER
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import BaseConfig
 from bedplate.skins.card import card_of, read_card

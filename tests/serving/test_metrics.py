@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bedplate.serving.server.loading import loaded_server
-from bedplate.serving.server.metrics import MAX_MODELS, FALLBACK_LABEL, Metrics
+from bedplate.serving.server.metrics import FALLBACK_LABEL, MAX_MODELS, Metrics
 from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running

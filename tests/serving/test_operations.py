@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
+from bedplate.serving.request.state import ServerState
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.forked import Command
 
@@ -26,7 +27,6 @@ from bedplate.cli.main import VERBS, main
 from bedplate.core.config import Strict
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.server import connections
 from bedplate.serving.server.app import create_app, serve
 from bedplate.serving.server.connections import HEAD_SECONDS
@@ -298,7 +298,7 @@ def test_a_json_log_holds_tracebacks_in_their_line():
 
 def test_the_log_names_the_key_by_its_id_only(files, tmp_path, caplog):
     from .test_guard import make_key
-    from .test_guard_http import post_chat, guarded
+    from .test_guard_http import guarded, post_chat
 
     caplog.set_level(logging.INFO)
     key, secret = make_key(tenant="shop")

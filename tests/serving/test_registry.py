@@ -19,7 +19,7 @@ from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import Scanned
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.schemas.errors import StatusError
 from bedplate.skins.card import Card
 from bedplate.skins.output import TextOutput
 from bedplate.skins.skin import BaseReference

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from bedplate.text.marks import secret_name
+from bedplate.text.control_tokens import secret_name
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.text.tokenizer_parts import TokenizerParts
 

@@ -22,13 +22,13 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives import (
+    CorruptionVocabulary,
     Crops,
     FillInMiddle,
     Masked,
     MixtureOfDenoisers,
     NextToken,
     SpanCorruption,
-    CorruptionVocabulary,
 )
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, corrupted, documents_of
 from bedplate.training.objectives.masked import starts_word

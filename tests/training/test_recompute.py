@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.economics.training.kept import kept_bytes
+from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
-from bedplate.models.layers.kept import recomputing
+from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.specs.parts import LatentAttention
 from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.states import DeltaRule
+from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train

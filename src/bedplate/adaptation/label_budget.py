@@ -11,16 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.adaptation.climb.start import LABELS, check_output
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.labels.files import CANNOT, file_of, read_labels, write_rows
-from bedplate.adaptation.labels.looking import Looking
-from bedplate.adaptation.labels.plan import LabelPlan, can_be_judged, look_at, next_rows, read_plan
+from bedplate.adaptation.labels.label_plan import LabelPlan, can_be_judged, look_at, next_rows, read_plan
+from bedplate.adaptation.labels.sequential_looks import Looking
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.search.start import LABELS, check_output
+from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
-from bedplate.evaluation.leaks.answered import grouping_of, sources_of
+from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
 from bedplate.evaluation.pool import LabelPool, load_pool
 from bedplate.report.run_report import Report
 from bedplate.report.schema_labels import LabelBudget

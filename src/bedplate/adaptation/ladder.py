@@ -12,33 +12,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.climb import formats, planner
-from bedplate.adaptation.climb.ascent import Ascent
-from bedplate.adaptation.climb.asked_of_children import children, guards_asked
-from bedplate.adaptation.climb.candidates import candidates_of
-from bedplate.adaptation.climb.guard_drops import GuardResult
-from bedplate.adaptation.climb.guards import broken, check_child
-from bedplate.adaptation.climb.judging import judge
-from bedplate.adaptation.climb.retimed import retimed
-from bedplate.adaptation.climb.start import LOCK_FILE, begin, check_bases, check_output, opened
-from bedplate.adaptation.climb.task_file import load_adapt_task
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungResult, RungOutcome, Tested
+from bedplate.adaptation.context.outcome import RungOutcome, RungResult, Tested
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.labels.looking import SINGLE_LOOK, Looking, rows_of
-from bedplate.adaptation.report.catalogued import record
+from bedplate.adaptation.labels.sequential_looks import SINGLE_LOOK, Looking, rows_of
+from bedplate.adaptation.report.catalog_entries import record
 from bedplate.adaptation.report.dollars import curve_in_dollars
 from bedplate.adaptation.report.report import build_report, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
+from bedplate.adaptation.search import formats, planner
+from bedplate.adaptation.search.candidates import candidates_of
+from bedplate.adaptation.search.guard_drops import GuardResult
+from bedplate.adaptation.search.guard_looks import children, guards_asked
+from bedplate.adaptation.search.guards import broken, check_child
+from bedplate.adaptation.search.retiming import retimed
+from bedplate.adaptation.search.run_all import Ascent
+from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
+from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.search.evaluate_on_test import judge
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
+from bedplate.adaptation.verdict.acceptance import Hurdles
 from bedplate.adaptation.verdict.admission import admissions
 from bedplate.adaptation.verdict.candidate import over
-from bedplate.adaptation.verdict.hurdles import Hurdles
-from bedplate.adaptation.verdict.nominated import fixed, write
+from bedplate.adaptation.verdict.earlier_nominees import fixed, write
 from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
@@ -46,7 +46,7 @@ from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
-from bedplate.evaluation.given import given_rows, write_sources, overrides_for
+from bedplate.evaluation.in_memory import given_rows, overrides_for, write_sources
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.report.run_report import Report
 from bedplate.report.schema_plan import Formats

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from bedplate.adapters.dora import MAGNITUDE
-from bedplate.adapters.fused import split_fused, is_part, joined, row_counts
+from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
 from bedplate.adapters.linear_adapter import Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
 from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
@@ -32,7 +32,7 @@ from bedplate.adapters.tensors import read_json_object, read_metadata, read_tens
 from bedplate.core.errors import SkinError, UnsupportedModelError
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.written import spec_of, spec_text
+from bedplate.models.specs.serialization import spec_of, spec_text
 
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
 CONFIG_FILE = "adapter_config.json"

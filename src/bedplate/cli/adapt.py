@@ -12,13 +12,13 @@ import typer
 
 from bedplate.adaptation.task.rung_names import RUNG_LINES
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, AllColumns, program
+from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
-from bedplate.report.said import costs, shown_estimate
+from bedplate.report.formatting import costs, shown_estimate
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
@@ -169,7 +169,7 @@ def adapt(
         raise UsageError(
             "--label-budget does not go with --curve or --parent; adapt with these once there is a verdict"
         )
-    from bedplate.inference.ways.threads import use_cores
+    from bedplate.inference.execution.threads import use_cores
 
     use_cores()
     common: _Common = {

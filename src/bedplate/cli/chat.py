@@ -75,7 +75,9 @@ def chat(
             endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
             open_partner: Callable[[str | None], Partner] = partial(RemoteModel, endpoint)
         else:
-            from bedplate.inference.ways.threads import use_cores  # loads torch, which a server's model does without
+            from bedplate.inference.execution.threads import (
+                use_cores,  # loads torch, which a server's model does without
+            )
 
             use_cores()
             open_partner = partial(open_local, **loading)

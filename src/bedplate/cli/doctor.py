@@ -43,8 +43,8 @@ def doctor(
     Measure on a quiet machine. More threads than cores, a container's quota and other work are what slows most:
     OMP_NUM_THREADS says how many threads there are to be, by default one for each core that this process may use.
     """
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.measure.doctor import examine
-    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     findings = examine(base)

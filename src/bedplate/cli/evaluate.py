@@ -12,13 +12,13 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import (
+    AllColumns,
     AllowOtherWeights,
     JudgedDtype,
     JudgedKernel,
     JudgedWeights,
     Overrides,
     Overwrite,
-    AllColumns,
     whole,
 )
 from bedplate.core.errors import UsageError
@@ -130,8 +130,8 @@ def _on_split(
         check_source(source, task.directory)
     from bedplate.evaluation import harness
     from bedplate.evaluation.examples import load_examples
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.predict.predictor import Predictor
-    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     data = load_examples(task)
@@ -162,8 +162,8 @@ def _on_suites(
 
     suite_names = suites_of(names)  # before anything heavy is imported
     from bedplate.evaluation.suites.suite_scores import run_suite
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.predict.opening import OpenOptions, open_base
-    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     with open_base(base, OpenOptions(*engine_options)).model() as model:
@@ -193,8 +193,8 @@ def _on_suites(
 def _on_new_rows(
     skin: str, rows: Path, task: Path | None, out: Path | None, loading: Mapping[str, Any], as_json: bool
 ) -> None:
-    from bedplate.adaptation.after.monitor import drift
-    from bedplate.inference.ways.threads import use_cores
+    from bedplate.adaptation.postprocess.monitor import drift
+    from bedplate.inference.execution.threads import use_cores
 
     use_cores()
     result = drift(skin, rows, task_file=task, **loading)
@@ -272,7 +272,7 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
 
 
 def _overlap_note(result: Evaluation) -> str:
-    from bedplate.evaluation.leaks.seen import describe_counts
+    from bedplate.evaluation.leaks.seen_rows import describe_counts
 
     total = result.n + result.left_out
     overlap = (

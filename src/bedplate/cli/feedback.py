@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, AllColumns
+from bedplate.cli.options import AllColumns, Overwrite
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.tables import numbers, show

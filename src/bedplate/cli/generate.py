@@ -52,8 +52,8 @@ def generate(
         for name in WITHOUT_TORCH:
             importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
+        from bedplate.inference.execution.threads import use_cores
         from bedplate.inference.predict.opening import OpenOptions, open_base
-        from bedplate.inference.ways.threads import use_cores
         from bedplate.models.precision import resolve_device
 
         target = resolve_device(device)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, AllColumns, duration, program
+from bedplate.cli.options import AllColumns, Overwrite, duration, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
@@ -156,8 +156,8 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     beside those it names. ConfigError, DataError."""
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
-    from bedplate.evaluation.leaks.answered import sources_of
-    from bedplate.evaluation.leaks.hidden import hidden_groups
+    from bedplate.evaluation.leaks.grouping_check import sources_of
+    from bedplate.evaluation.leaks.hidden_groups import hidden_groups
     from bedplate.evaluation.leaks.table import table_of
     from bedplate.evaluation.task import Task
 

@@ -70,9 +70,9 @@ def predict(
       bedplate predict runs/x/skins/lora - --out - < rows.jsonl
     """
     _check(skin, rows, out, format, overwrite, as_json)
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.predict.loaded import load
     from bedplate.inference.predict.local import LocalModel
-    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     start = time.perf_counter()

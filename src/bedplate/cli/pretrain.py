@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, AllColumns
+from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.errors import RankError
 from bedplate.core.tables import numbers, show
 
@@ -57,12 +57,12 @@ def pretrain(
     run_config = load_run(run, overrides or ())
     if dry_run:
         from bedplate.pretraining.plan.dry_run import plan_run
-        from bedplate.pretraining.plan.shown import show_plan
+        from bedplate.pretraining.plan.summary import show_plan
 
         plan = plan_run(run_config)
         print(json.dumps(plan, allow_nan=False)) if as_json else show_plan(plan)
         return
-    from bedplate.inference.ways.threads import use_cores
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.pretraining.run import pretrain as runs
     from bedplate.training.parallel.launch import process_of
 

@@ -18,7 +18,7 @@ from bedplate.core.garbage import left_alone
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
-    from bedplate.serving.call.state import ServerState
+    from bedplate.serving.request.state import ServerState
     from bedplate.serving.settings.config import ServerConfig
 
 BESIDE_CONFIG = frozenset(("base", "more", "config", "skin", "as_json"))
@@ -129,7 +129,7 @@ def serve(
         from bedplate.serving.settings.logs import write_logs
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
-    from bedplate.inference.ways.threads import use_cores
+    from bedplate.inference.execution.threads import use_cores
 
     if settings is None:
         settings = server_config(

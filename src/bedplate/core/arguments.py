@@ -17,8 +17,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bedplate.core.display import shortened
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import shortened
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -20,7 +20,7 @@ from bedplate.data.corpus.shards import Corpus, ShardDocuments
 from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.data.packing import DocumentPiece
 from bedplate.data.permutation import Permutation
-from bedplate.data.row_table import RowLayout, Long, RowTable, row_table
+from bedplate.data.row_table import Long, RowLayout, RowTable, row_table
 
 
 class RowPlace(NamedTuple):

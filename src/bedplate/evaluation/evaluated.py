@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import shown, statistics
+from bedplate.core import display, statistics
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.bootstrap import influence
 from bedplate.core.statistics.proportions import Side
@@ -24,7 +24,7 @@ from bedplate.evaluation.task_row import GradedRow
 
 
 @dataclass(frozen=True, repr=False)
-class Evaluation(shown.Brief):
+class Evaluation(display.Brief):
     """A metric on a split. `interval` is two-sided, `lower_bound` one-sided, both at `confidence`.
 
     `lower_bound` is None, with the `reason`, where rows come in too few groups for a bound; the interval is then shown
@@ -190,7 +190,7 @@ class Evaluation(shown.Brief):
         groups = f" in {self.groups:,} groups" if self.groups < self.n else ""
         format_score = self.scale.format_score
         estimate_text = f"{self.metric} {format_score(self.estimate)} ({format_score(low)} to {format_score(high)})"
-        return shown.line("evaluation", self.task, estimate_text, f"{self.n:,} rows of {self.split}{groups}")
+        return display.line("evaluation", self.task, estimate_text, f"{self.n:,} rows of {self.split}{groups}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for report.json; `from_json` reads them back."""

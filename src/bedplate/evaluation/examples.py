@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
@@ -119,7 +119,7 @@ class TaskData:
 
     def __repr__(self) -> str:
         sizes = {"train": len(self.train), "valid": len(self.valid), "test": self.test.n}
-        return shown.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
+        return display.line("task data", *(f"{n:,} {name}" for name, n in sizes.items()))
 
     def keys(self, split: str) -> Keys:
         """What the ledger knows the rows of a split by; asking opens nothing."""

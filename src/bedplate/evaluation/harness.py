@@ -18,13 +18,13 @@ from bedplate.core.values import Values
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.examples import Example, TaskData, load_examples, weighted
-from bedplate.evaluation.given import by_hash, given_rows, task_of
 from bedplate.evaluation.grading import graded
+from bedplate.evaluation.in_memory import by_hash, given_rows, task_of
 from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
-from bedplate.evaluation.task_row import PredictionLike, GradedRow, TaskRow
+from bedplate.evaluation.task_row import GradedRow, PredictionLike, TaskRow
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.loaded import Loaded
@@ -113,7 +113,7 @@ def evaluate(
     later verdict on these rows is exploratory, because what was seen here may shape what is judged there. The same skin
     asked again is no new opening.
     """
-    from bedplate.evaluation.leaks.seen import judged_by  # late, as reading skins loads torch
+    from bedplate.evaluation.leaks.seen_rows import judged_by  # late, as reading skins loads torch
 
     source_rows = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
     if source_rows is not None:

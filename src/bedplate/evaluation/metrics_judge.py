@@ -19,7 +19,7 @@ from bedplate.core.files import bedplate_home
 from bedplate.core.values import Value, Values
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
 from bedplate.evaluation.metrics_spec import JudgeSpec
-from bedplate.inference.predict.hosted import HostedPredictor, api_key
+from bedplate.inference.predict.hosted_predictor import HostedPredictor, api_key
 from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt

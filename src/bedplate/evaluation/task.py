@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
@@ -300,10 +300,10 @@ class Task(Strict):
         return self
 
     def __repr__(self) -> str:
-        inputs, labels = shown.join_names(list(self.inputs)), self.output.labels
-        output_summary = self.output.kind if labels is None else f"{self.output.kind} ({shown.join_names(labels)})"
+        inputs, labels = display.join_names(list(self.inputs)), self.output.labels
+        output_summary = self.output.kind if labels is None else f"{self.output.kind} ({display.join_names(labels)})"
         metric = self.metric if isinstance(self.metric, str) else "a metric of its own"
-        return shown.line("task", self.task, f"{inputs} → {output_summary}", metric, self._path)
+        return display.line("task", self.task, f"{inputs} → {output_summary}", metric, self._path)
 
     @property
     def path(self) -> Path | None:

@@ -18,7 +18,7 @@ from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations, sinusoids
 from bedplate.models.layers.relative import RelativePositions
 from bedplate.models.model import Model
-from bedplate.models.packed.across import EncoderStatesLayout
+from bedplate.models.packed.cross_attention import EncoderStatesLayout
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import UsageError
+from bedplate.models.layers.activation_checkpointing import runs_again
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.kept import runs_again
 from bedplate.models.layers.positions import Rotation
 
 

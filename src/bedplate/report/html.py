@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from bedplate.report.formatting import costs, shown_bar, shown_estimate
 from bedplate.report.pages import page
-from bedplate.report.said import costs, shown_estimate, shown_bar
 
 SECTIONS = {
     "rungs": "Quality against cost",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from bedplate.core.shown import chosen
+from bedplate.core.display import chosen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

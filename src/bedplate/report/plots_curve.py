@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.core.shown import chosen
+from bedplate.core.display import chosen
 from bedplate.report.plots import INK, REFERENCE, SERIES, TARGET, errors, new_figure, svg_of
 
 _MARKERS = "osD^vP"

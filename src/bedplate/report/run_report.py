@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.arguments import checked
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
-from bedplate.report.said import shown_estimate
+from bedplate.report.formatting import shown_estimate
 from bedplate.report.schema import SCHEMA_VERSION
 from bedplate.report.schema_curve import Curve
 
@@ -70,14 +70,14 @@ class Report:
         count = len({row["rung"] for row in self.rungs if row["status"] == "done"})
         rung = self.verdict["rung"]
         verdict = f"{self.verdict['status']}{'' if rung is None else f' with {rung}'}"
-        return shown.line("report", self.data["task"], verdict, f"{count} rungs made", self.directory)
+        return display.line("report", self.data["task"], verdict, f"{count} rungs made", self.directory)
 
     def _repr_html_(self) -> str:
         metric = self.data["target"]["metric"]
         header = ("rung", "split", f"{metric} (95% interval)", "rows", "USD per 1,000 calls", "p95 ms")
         rows = [self._cells(row) for row in self.rungs]
         verdict = f"{self.verdict['status']}: {self.verdict['reason']}"
-        return shown.table(f"Report of {self.data['task']}", header, rows, verdict)
+        return display.table(f"Report of {self.data['task']}", header, rows, verdict)
 
     def _cells(self, row: dict[str, Any]) -> tuple[object, ...]:
         if row["estimate"] is None:

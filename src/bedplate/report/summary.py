@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from bedplate.report.formatting import shown_estimate
 from bedplate.report.html import headline
 from bedplate.report.markdown import cell, table
-from bedplate.report.said import shown_estimate
 
 
 def summary(report: Mapping[str, Any]) -> str:

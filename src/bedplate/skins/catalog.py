@@ -22,7 +22,7 @@ from bedplate.core.files import bedplate_home, file_lock, sha256_file
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins import records
 from bedplate.skins.manifest import SKIN_FILE
-from bedplate.skins.records import CatalogRecord, ArtifactType
+from bedplate.skins.records import ArtifactType, CatalogRecord
 from bedplate.skins.skin import Skin
 
 TABLES: dict[ArtifactType, str] = {"base": "bases", "skin": "skins", "run": "runs", "report": "reports", "data": "data"}

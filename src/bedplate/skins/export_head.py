@@ -48,7 +48,7 @@ def head_files(skin: Skin) -> dict[str, bytes]:
 
 def _recipe(name: str) -> bytes:
     """A recipe as it is exported: what it imports of Bedplate stands in it, before its own functions."""
-    folder = files("bedplate.skins.recipes")
+    folder = files("bedplate.skins.export_recipes")
     source, shared = ((folder / filename).read_text("utf-8") for filename in (name, "labels.py"))
     functions = shared[shared.index("def ") :].strip()
     source = re.sub(r"^from bedplate\..*\n\n", "", source, flags=re.MULTILINE)

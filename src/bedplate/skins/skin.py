@@ -13,7 +13,7 @@ from torch import Tensor
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint import EndpointSpec
@@ -183,7 +183,7 @@ def check_parts(name: str, bases: Mapping[str, object], parts: Sequence[str]) ->
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Skin(shown.Displayable):
+class Skin(display.Displayable):
     """One product feature on one base, a remote model, or none: a prompt, and what else it has, alone or together.
 
     demonstrations: examples in the prompt. lora: adapter weights. soft_prompt: vectors before the prompt. probe: a head
@@ -364,12 +364,14 @@ class Skin(shown.Displayable):
         """What it is, in a few words each: for people."""
         answer_form, output = self.output.kind, self.output
         if isinstance(output, LabelOutput | LabelsOutput):
-            answer_form = f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {shown.join_names(output.labels)}"
+            answer_form = (
+                f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {display.join_names(output.labels)}"
+            )
         return {
             "name": self.name,
             "kind": self.kind,
             "bases": ", ".join(base.name for base in self.bases.values()) or "no base",
-            "answers": f"{shown.join_names(list(self.inputs))} → {answer_form}",
+            "answers": f"{display.join_names(list(self.inputs))} → {answer_form}",
         }
 
     def without_weights(self) -> Skin:

@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bedplate.core.errors import TokenizerError
-from bedplate.text.cuts import cuts
+from bedplate.text.token_boundaries import cuts
 
 SPACE = "▁"
 _REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

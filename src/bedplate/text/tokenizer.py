@@ -16,7 +16,7 @@ import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError, need_failure
 from bedplate.core.files import sha256_json
-from bedplate.text import marks, tokenizer_parts
+from bedplate.text import control_tokens, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
 from bedplate.text.directory import FILE, parts_from_directory, save_parts, save_target
@@ -244,7 +244,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         begun: str = "",
-        trusted_text: marks.TemplateText | None = None,
+        trusted_text: control_tokens.TemplateText | None = None,
         **extra: Any,
     ) -> list[int]:
         """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
@@ -267,10 +267,10 @@ class Tokenizer:
         named = self._control_tokens.rename(rendered, mark)
         return self.encode(named if trusted_text is None else trusted_text.named(named), parse_special=False)
 
-    def own_text(self) -> marks.TemplateText:
+    def own_text(self) -> control_tokens.TemplateText:
         """For one conversation: what spells the texts that this program itself writes into its contents, for
         `encode_chat`."""
-        return marks.TemplateText(self._control_tokens)
+        return control_tokens.TemplateText(self._control_tokens)
 
     def encode_conversation(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
@@ -301,11 +301,11 @@ class Tokenizer:
     ) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up. marks: special tokens that are
         not skipped."""
-        return self._decoding.text([self._check_id(index) for index in ids], skip_special_tokens, marks)
+        return self._decoding.text([self._check_id(index) for index in ids], skip_special_tokens, control_tokens)
 
     def stream(self, *, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()) -> StreamDecoder:
         """A decoder for ids that come one at a time. marks: special tokens that are not skipped."""
-        return StreamDecoder(self._decoding, skip_special_tokens, marks)
+        return StreamDecoder(self._decoding, skip_special_tokens, control_tokens)
 
     # --- inside
 
@@ -317,13 +317,13 @@ class Tokenizer:
 
     @cached_property
     def _user_backend(self) -> tokenizers.Tokenizer:
-        return marks.without_control_tokens(self._backend)
+        return control_tokens.without_control_tokens(self._backend)
 
     @cached_property
-    def _control_tokens(self) -> marks.ControlTokens:
+    def _control_tokens(self) -> control_tokens.ControlTokens:
         added = self._backend.get_added_tokens_decoder()
         special = {token.content: index for index, token in added.items() if token.special}
-        return marks.ControlTokens(special, (token.content for token in added.values() if not token.special))
+        return control_tokens.ControlTokens(special, (token.content for token in added.values() if not token.special))
 
     @cached_property
     def _missing_bytes(self) -> frozenset[int]:

@@ -15,11 +15,9 @@ from torch import Tensor
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
-from bedplate.models.layers.kept import recomputing
+from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.layers.routing import listening
-from bedplate.training.arithmetic import Arithmetic, native_arithmetic
 from bedplate.training.batch import MicroBatch
-from bedplate.training.computing import compiled, computing, only_trained, policy_of, run_arithmetic
 from bedplate.training.config import TrainConfig
 from bedplate.training.guard import StepGuard
 from bedplate.training.interrupts import Interrupts
@@ -27,14 +25,16 @@ from bedplate.training.losses import evaluate_loss
 from bedplate.training.metrics_log import MetricsLog
 from bedplate.training.objectives import AnyModel, Models, Objective, Term
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
+from bedplate.training.precision import compiled, computing, only_trained, policy_of, run_arithmetic
+from bedplate.training.precision_choice import Arithmetic, native_arithmetic
 from bedplate.training.random_states import random_states, seeded, set_random_states
 from bedplate.training.ranks import ALONE, Ranks
-from bedplate.training.readings import LOSS, UnreadStep, read_steps
 from bedplate.training.routers import Routers
-from bedplate.training.skipped import Skipped
+from bedplate.training.skipped_steps import Skipped
 from bedplate.training.sources import BatchSource
 from bedplate.training.state import METRICS_FILE, RunState, StateStore, check_fingerprint, run_directory
-from bedplate.training.stores import store_of
+from bedplate.training.state_stores import store_of
+from bedplate.training.step_metrics import LOSS, UnreadStep, read_steps
 from bedplate.training.utilisation import Utilisation
 
 B = TypeVar("B", bound=MicroBatch)

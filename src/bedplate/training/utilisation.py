@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from bedplate.core.errors import UsageError
-from bedplate.core.measured import measured_once
+from bedplate.core.measurements import measured_once
 from bedplate.core.processor import processor, processor_kind
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.flops import training_flops_per_token

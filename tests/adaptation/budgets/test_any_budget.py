@@ -16,10 +16,10 @@ import pytest
 from tests.adaptation.conftest import write_task
 
 import bedplate.adaptation
-from bedplate.adaptation.climb import ascent
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import lora, probe
+from bedplate.adaptation.search import run_all
 from bedplate.core import executor
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict import predictor
@@ -88,7 +88,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(Engine, "run", running)
     monkeypatch.setattr(probe, "features_on", reading)
     monkeypatch.setattr(lora, "train", training)
-    monkeypatch.setattr(ascent, "_print_outcome", lambda outcome: fake_machine.climbed.append(outcome.rung))
+    monkeypatch.setattr(run_all, "_print_outcome", lambda outcome: fake_machine.climbed.append(outcome.rung))
     return fake_machine
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bedplate.adaptation.climb import retimed as retimed_module
+from bedplate.adaptation.search import retiming as retimed_module
 
 
 class TwoSkins:

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from bedplate.adaptation.search.schedule import Schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedplate.adaptation.climb import schedule as schedule_module
-from bedplate.adaptation.climb.larger import GROWTH_FILE, again_of, make_way, wants_more
-from bedplate.adaptation.climb.schedule import Schedule
 from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
-from bedplate.adaptation.context.outcome import RungPlan, RungOutcome, no_time
+from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, no_time
 from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.search import schedule as schedule_module
+from bedplate.adaptation.search.refits import GROWTH_FILE, again_of, make_way, wants_more
 
 NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
 MIN_SECONDS = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}

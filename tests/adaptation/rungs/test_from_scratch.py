@@ -15,10 +15,10 @@ from sklearn.pipeline import make_pipeline
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 
-from bedplate.adaptation.after.compare_skins import side_by_side
-from bedplate.adaptation.after.monitor import drift
-from bedplate.adaptation.after.reproduce import reproduce
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.compare_skins import side_by_side
+from bedplate.adaptation.postprocess.monitor import drift
+from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from tests.adaptation.conftest import write_rows, write_task
 
-from bedplate.adaptation.after.origin import origin_of, promise_of
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.origin import origin_of, promise_of
 from bedplate.adaptation.report.report import Report
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.report.html import adaptation_page, headline

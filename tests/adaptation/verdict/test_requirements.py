@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, f1_score
 from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.acceptance import OnTest
 from bedplate.adaptation.verdict.bar import Bar
-from bedplate.adaptation.verdict.hurdles import OnTest
-from bedplate.adaptation.verdict.measured import CallPrice, Priced
+from bedplate.adaptation.verdict.estimates import CallPrice, Priced
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
 from bedplate.core.statistics import binomial_lower, binomial_upper

@@ -15,12 +15,12 @@ import pytest
 from tests.attacks.conftest import attacked, head
 
 from bedplate.serving.api import openai
-from bedplate.serving.callers.quotas import SpendLedger, Spending
+from bedplate.serving.callers.quotas import Spending, SpendLedger
 from bedplate.serving.durable import feedback
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
+from bedplate.serving.schemas.responses_fields import ResponsesRequest
 from bedplate.serving.settings.config import ResponsesConfig
-from bedplate.serving.wire.responses_fields import ResponsesRequest
 
 CHAT = "/v1/chat/completions"
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
-from bedplate.serving.call import pacing as module
-from bedplate.serving.call.pacing import PART, REFUSED, SECONDS, TIMES, Pacing
-from bedplate.serving.wire.errors import LimitError
+from bedplate.serving.request import interpreter_turns as module
+from bedplate.serving.request.interpreter_turns import PART, REFUSED, SECONDS, TIMES, Pacing
+from bedplate.serving.schemas.errors import LimitError
 
 
 class Clocks:

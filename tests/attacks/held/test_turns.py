@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Any
 
+from bedplate.serving.request.state import ServerState
 from tests.attacks.conftest import attacked
 from tests.attacks.test_poison import begin, client, ended, line
 
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.durable import batch_worker
 
 ROWS, BATCHES = 4, 6

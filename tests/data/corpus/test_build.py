@@ -14,7 +14,7 @@ from bedplate.core.config import parse_config
 from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.executor import Job, LocalExecutor, Outcome
 from bedplate.core.files import file_lock, sha256_file
-from bedplate.data.corpus import sift as sifting
+from bedplate.data.corpus import filter_part as sifting
 from bedplate.data.corpus.build import BuiltCorpus, build
 from bedplate.data.corpus.fates import fates_of, read_fates
 from bedplate.data.corpus.funnel import read_funnel

@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from bedplate.core.config import parse_config
-from bedplate.economics.bills.decisions import Case, Decision, OptionOutcome, decide
-from bedplate.economics.bills.decisions.exclusions import broken_constraints
-from bedplate.economics.bills.decisions.resolve import Resolver
-from bedplate.economics.bills.decisions.sensitivity import Chooser
+from bedplate.economics.costs.decisions import Case, Decision, OptionOutcome, decide
+from bedplate.economics.costs.decisions.exclusions import broken_constraints
+from bedplate.economics.costs.decisions.resolve import Resolver
+from bedplate.economics.costs.decisions.sensitivity import Chooser
 from bedplate.economics.numbers.prices import Prices
 
 TODAY = datetime.date(2026, 11, 20)

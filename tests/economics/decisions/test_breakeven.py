@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, PRICES, decided
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.bills.decisions.bill import Bill, Fleet, Volume
-from bedplate.economics.bills.decisions.breakeven import cheaper_from
-from bedplate.economics.bills.decisions.words import as_values, break_even
+from bedplate.economics.costs.decisions.bill import Bill, Fleet, Volume
+from bedplate.economics.costs.decisions.breakeven import cheaper_from
+from bedplate.economics.costs.decisions.words import as_values, break_even
 
 DAYS = 100
 TUNED = {

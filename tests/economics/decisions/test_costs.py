@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
 
 from bedplate.core.errors import BedplateError
-from bedplate.economics.bills.decisions.bill import Fleet, Volume
-from bedplate.economics.bills.decisions.words import as_values
+from bedplate.economics.costs.decisions.bill import Fleet, Volume
+from bedplate.economics.costs.decisions.words import as_values
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.training.training_cost import plan_training
 

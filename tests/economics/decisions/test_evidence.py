@@ -11,8 +11,8 @@ import yaml
 from tests.economics.decisions.builders import PRICES, TODAY, case_values
 
 from bedplate.core.errors import ConfigError
-from bedplate.economics.bills.decisions import Decision, decide, load_case
-from bedplate.economics.bills.decisions.words import answer, as_values, reasons
+from bedplate.economics.costs.decisions import Decision, decide, load_case
+from bedplate.economics.costs.decisions.words import answer, as_values, reasons
 from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, SecondsCurve, StepShape, write_machine
 
 

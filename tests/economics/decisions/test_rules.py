@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.economics.decisions.builders import HOSTED, MACHINE, decided
 
-from bedplate.economics.bills.decisions.exclusions import RULES
-from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE
-from bedplate.economics.bills.decisions.words import answer, reasons
+from bedplate.economics.costs.decisions.exclusions import RULES
+from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE
+from bedplate.economics.costs.decisions.words import answer, reasons
 
 OWN_RETRIEVAL = {"retrieval": {"passages": 10, "embed_tokens_per_second": 1000}}
 SENT_RETRIEVAL = {"retrieval": {"passages": 10, "embedder": "embed"}}

@@ -9,9 +9,9 @@ import pytest
 from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of, decided
 
 from bedplate.core.errors import ConfigError
-from bedplate.economics.bills.decisions import Decision, decide, load_case
-from bedplate.economics.bills.decisions.sensitivity import NOTHING_PAYS, Sensitivity
-from bedplate.economics.bills.decisions.sheet import Sheet, percentile, triangle
+from bedplate.economics.costs.decisions import Decision, decide, load_case
+from bedplate.economics.costs.decisions.sensitivity import NOTHING_PAYS, Sensitivity
+from bedplate.economics.costs.decisions.sheet import Sheet, percentile, triangle
 from bedplate.economics.numbers.quantities import Amount, NonNegative
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"

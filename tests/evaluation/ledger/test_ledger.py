@@ -10,7 +10,7 @@ import pytest
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, file_lock, read_jsonl
-from bedplate.evaluation.ledger import TestLedger, Opening, keys_of
+from bedplate.evaluation.ledger import Opening, TestLedger, keys_of
 
 
 def open_verdict(ledger: TestLedger, verdict: str, rows: list[str]) -> Opening:

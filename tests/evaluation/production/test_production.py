@@ -13,8 +13,8 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.comparison import compare, drop_between
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import TaskData, load_examples
-from bedplate.evaluation.fresh import fresh_rows
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.slices import calibration, slices
 from bedplate.evaluation.task import Task, load_task
 

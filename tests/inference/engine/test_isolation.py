@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.inference.mixtures import random_prompt
-from tests.inference.test_every_family import base_of, requests, assert_same_results
+from tests.inference.test_every_family import assert_same_results, base_of, requests
 from tests.near import assert_near
 from tests.references import reference_bert
 from tests.tiny import tiny_spec
@@ -27,7 +27,7 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.model import Model
 
 CONFIG = LoraConfig(r=4, alpha=6)

@@ -16,7 +16,7 @@ from bedplate.inference.forward import flash, paged_attention
 from bedplate.inference.forward.flash import FlashPaged, flash_for
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 
 CPU, H, G, D = torch.device("cpu"), 6, 2, 8
 HOWS = {

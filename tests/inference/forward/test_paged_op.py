@@ -21,7 +21,7 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.paged_attention import PagedAttention
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 
 CPU = torch.device("cpu")
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.3])
@@ -45,11 +45,11 @@ def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PagedAttention, "_one_operation", lambda self: True)
     if request.param == "kernel":
         interpreting(monkeypatch)
-        from bedplate.inference.forward import keeping, kernels
+        from bedplate.inference.forward import kernels, kv_write
 
         monkeypatch.setattr(paged_attention, "paged_attention", kernels.paged_attention)
         monkeypatch.setattr(paged_attention, "write_kv", kernels.write_kv)
-        assert keeping.write_kv is not kernels.write_kv
+        assert kv_write.write_kv is not kernels.write_kv
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -14,7 +14,7 @@ from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.specs.cache import cache_layout
 from bedplate.models.specs.transformer import LatentAttention, TransformerSpec
 

@@ -19,7 +19,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward.prefix_keys import Key
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.specs.states import DeltaRule
+from bedplate.models.specs.state_mixers import DeltaRule
 
 SNAPSHOT, SIZE, CAPACITY = 70, 10, 500
 

@@ -19,7 +19,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.job import RequestJob
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.engine.runner import Runner
-from bedplate.inference.engine.share import ScheduledTokens
+from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.forward import slot_attention
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.batch import FlatBatch

@@ -18,12 +18,12 @@ from tests.inference.native.native_models import (
     TOLERANCE,
     Cache,
     base_dtype,
-    supported_levels,
     in_float32,
     logits,
     random_decoder,
     relative,
     some_tokens,
+    supported_levels,
     wanted_logits,
 )
 from tests.inference.native.native_specs import spec_of

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from bedplate.inference.execution.calibration import PlanTimings
 from tests.encoders import ENCODERS as REFERENCES
 from tests.inference.native.native_models import FORMATS, TOLERANCE, base_dtype, random_model, relative, some_tokens
 from tests.inference.native.native_specs import ENCODERS
@@ -20,12 +21,11 @@ from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label
+from bedplate.inference.execution import choice
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.inference.ways import choice
-from bedplate.inference.ways.calibrate import PlanTimings
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs

@@ -16,17 +16,17 @@ from tests.made import made_base
 from tests.near import assert_near
 
 from bedplate.adapters.lora import LoraConfig
-from bedplate.inference.engine import prefixes, runner
+from bedplate.inference.engine import prefix_store, runner
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Generate, Generation, Result, Sampling
+from bedplate.inference.execution.choice import left_in_file, stored_blocks
+from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.measure.parity import reference_of
 from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.description import matrices
 from bedplate.inference.native.library import load
 from bedplate.inference.native.packed import unsupported
-from bedplate.inference.ways.choice import left_in_file, stored_blocks
-from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf
@@ -88,7 +88,7 @@ def test_company_changes_no_bit(number: int, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(embedded, Embed)
     batch.append(replace(embedded, pooling="last"))  # means are added up by steps
     monkeypatch.setattr(runner, "HEADROOM", 3)
-    monkeypatch.setattr(prefixes, "SNAPSHOT", 8)
+    monkeypatch.setattr(prefix_store, "SNAPSHOT", 8)
 
     def opened(**settings: Any) -> Engine:
         engine = Engine(base, kernel="native", adapters=1, **settings)

@@ -31,7 +31,7 @@ SPEC = TransformerSpec(
 LOAD = """
 import sys, torch
 from bedplate.inference.native.decoder import NativeDecoder
-from bedplate.inference.ways.choice import stored_blocks
+from bedplate.inference.execution.choice import stored_blocks
 from bedplate.models.checkpoints.base import load_base
 torch.ones(8, 8) @ torch.ones(8, 8)
 def taken(what):

@@ -16,8 +16,8 @@ from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, TokenizerError, UnsupportedModelError
+from bedplate.inference.execution.plan import read_stored
 from bedplate.inference.measure.parity import reference_of
-from bedplate.inference.ways.way import read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import readings
 from bedplate.models.checkpoints.sentence import read_sentence

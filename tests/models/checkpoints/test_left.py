@@ -14,9 +14,9 @@ from tests.tiny import write_tiny_base
 from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
-from bedplate.models.checkpoints.filling import Unfinished
 from bedplate.models.checkpoints.gguf import StoredBlocks
 from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.checkpoints.weight_loading import Unfinished
 from bedplate.models.model import Model
 
 SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}

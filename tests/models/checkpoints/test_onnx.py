@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import T5ForConditionalGeneration
 
 from bedplate.core.errors import CheckpointError
-from bedplate.inference.ways.way import read_stored
+from bedplate.inference.execution.plan import read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.export import export_base

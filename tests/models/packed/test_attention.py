@@ -28,7 +28,7 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.how import PLAIN, AttentionOptions, plain_attention
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.packed import block_attention
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.blocks import BLOCK, Cutting, batch_blocks

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from tests.flash_package import MODULES
-from tests.models.packed.test_attention import CPU, HOWS, LONG, D, segments_of, distances, random_qkv
+from tests.models.packed.test_attention import CPU, HOWS, LONG, D, distances, random_qkv, segments_of
 from tests.near import assert_near
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.layers.how import PLAIN, AttentionOptions, plain_attention
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.packed import flash, flex, layouts
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flash import FlashAttention

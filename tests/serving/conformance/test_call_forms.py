@@ -16,13 +16,13 @@ from tests.tiny import write_tiny_base
 from bedplate.serving.api.anthropic_reply import _block
 from bedplate.serving.api.turns import AssistantTurn
 from bedplate.serving.models.served import Answer
+from bedplate.serving.schemas.tools import Spoken
 from bedplate.serving.server.loading import loaded_server
-from bedplate.serving.wire.tools import Spoken
 from bedplate.text.calls.formats import BY_NAME
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.writing import written_calls
 
-from .conftest import HI, CLOCK_TOOL, TOOL
+from .conftest import CLOCK_TOOL, HI, TOOL
 
 FORMS = [name for name in SHAPES if name != "channels"]
 

@@ -11,13 +11,13 @@ import pytest
 from tests.serving.conftest import Server, running
 
 from bedplate.serving.api.replies import FULL_LENGTH
+from bedplate.serving.schemas.schema_dialects import as_held
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.settings.config import ResponsesConfig
-from bedplate.serving.wire.schema_dialects import as_held
 from bedplate.text.calls.reply_form import effort_variables
 from bedplate.text.chat_template import ChatTemplate
 
-from .conftest import HI, CLOCK_TOOL, TOOL, WEATHER, called, content_of
+from .conftest import CLOCK_TOOL, HI, TOOL, WEATHER, called, content_of
 
 
 def tokens(server: Server, messages: list[Any], **fields: Any) -> list[int]:

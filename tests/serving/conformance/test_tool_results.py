@@ -10,7 +10,7 @@ import langchain_openai
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from tests.serving.conftest import Server
 
-from .conftest import HI, CLOCK_TOOL, TOOL, WEATHER, called, content_of
+from .conftest import CLOCK_TOOL, HI, TOOL, WEATHER, called, content_of
 
 TURN: list[Any] = [
     *HI,

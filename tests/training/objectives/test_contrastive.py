@@ -21,10 +21,10 @@ from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives import (
     Contrastive,
     CorruptedSource,
+    CorruptionVocabulary,
     Crops,
     PairSource,
     TextPair,
-    CorruptionVocabulary,
     pack_pairs,
 )
 from bedplate.training.objectives.corrupting import documents_of

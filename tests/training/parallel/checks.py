@@ -30,12 +30,12 @@ from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import (
     Contrastive,
     CorruptedSource,
+    CorruptionVocabulary,
     Crops,
     PairSource,
     Sft,
     Term,
     TextPair,
-    CorruptionVocabulary,
 )
 from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
 from bedplate.training.parallel.states import DistributedStates

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.evaluation.task import Task
+from bedplate.inference.execution.plan import QUANTISED, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.held_as import KERNELS
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, open_base
-from bedplate.inference.ways.way import QUANTISED, Weights
+from bedplate.inference.predict.skin_execution import KERNELS
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.device_memory import free_on

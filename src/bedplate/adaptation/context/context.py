@@ -12,7 +12,7 @@ from typing import Any
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.format_speed import worth_trying
-from bedplate.adaptation.context.outcome import SLOW, Climbed, RungResult, RungOutcome
+from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome, RungResult
 from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
     CallTimings,
@@ -26,7 +26,7 @@ from bedplate.adaptation.context.throughput import (
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.adaptation.task.task_prompt import TaskOutput, AnswerLengths, task_prompt
+from bedplate.adaptation.task.task_prompt import AnswerLengths, TaskOutput, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import enough_groups, values_needed
@@ -36,10 +36,10 @@ from bedplate.data.documents import Documents, read_whole_documents
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
-from bedplate.inference.predict.held_as import evaluated_now
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.skin_execution import evaluated_now
 from bedplate.skins.neighbours import Neighbours
 from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.passages import Passages

@@ -16,7 +16,7 @@ from bedplate.core.files import atomic_write
 from bedplate.core.progress import progress
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.lookup import embed_texts
-from bedplate.inference.predict.reading import text_tokens
+from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
 from bedplate.skins.neighbours import text_of

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bedplate.adaptation.task.format_spec import FORMATS, Format, FormatsSpec
+from bedplate.inference.execution.calibration import measured as measured_ways
+from bedplate.inference.execution.choice import impossible
+from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.ways.calibrate import measured as measured_ways
-from bedplate.inference.ways.choice import impossible
-from bedplate.inference.ways.way import ExecutionPlan
 from bedplate.models.precision import dtype_name
 
 CLEARLY = 1.05

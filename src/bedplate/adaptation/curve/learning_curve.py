@@ -10,13 +10,13 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bedplate.adaptation.climb.candidates import Candidate
-from bedplate.adaptation.climb.climb import climb
-from bedplate.adaptation.climb.kept import PLAN_FILE, RESULT_FILE
-from bedplate.adaptation.context.outcome import RungResult, RungOutcome
+from bedplate.adaptation.context.outcome import RungOutcome, RungResult
 from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
 from bedplate.adaptation.curve.curve_values import CurveRuns, SizedRung, TunedPair, curve_values
 from bedplate.adaptation.rungs.rung import Side
+from bedplate.adaptation.search.candidates import Candidate
+from bedplate.adaptation.search.run_rung import climb
+from bedplate.adaptation.search.rung_files import PLAN_FILE, RESULT_FILE
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import SplitRecord, nested

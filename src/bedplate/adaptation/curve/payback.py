@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bedplate.adaptation.context.outcome import RungResult
-from bedplate.economics.bills.decisions.bill import Bill, Volume
-from bedplate.economics.bills.decisions.breakeven import cheaper_from, why_never
+from bedplate.economics.costs.decisions.bill import Bill, Volume
+from bedplate.economics.costs.decisions.breakeven import cheaper_from, why_never
 
 Cost = tuple[float, float]
 """USD of making it (training, or the search of a prompt), and of one call."""

@@ -9,22 +9,22 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.climb import planner
-from bedplate.adaptation.climb.formats import not_tried
-from bedplate.adaptation.climb.guard_drops import GuardResult
 from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
-from bedplate.adaptation.context.outcome import Latency, RungResult, RungOutcome, Tested
-from bedplate.adaptation.report import beside
+from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
+from bedplate.adaptation.report import reference_rows
 from bedplate.adaptation.report.data_card import data_card
 from bedplate.adaptation.report.dollars import in_dollars
 from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
+from bedplate.adaptation.search import planner
+from bedplate.adaptation.search.formats import not_tried
+from bedplate.adaptation.search.guard_drops import GuardResult
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.acceptance import Hurdles
 from bedplate.adaptation.verdict.admission import BudgetChanges
-from bedplate.adaptation.verdict.hurdles import Hurdles
-from bedplate.adaptation.verdict.measured import Priced
+from bedplate.adaptation.verdict.estimates import Priced
 from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
@@ -103,12 +103,12 @@ def build_report(
             ),
         ),
         rungs=(
-            *beside.current_rows(context.task, hurdles),
+            *reference_rows.current_rows(context.task, hurdles),
             *_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence, hurdles),
         ),
         nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
-        target=beside.target_of(context.task, context.spec.target, bar),
+        target=reference_rows.target_of(context.task, context.spec.target, bar),
         requirements={name: tuple(nominee_checks) for name, nominee_checks in required.items()},
         predictions=tuple(schema_plan.RulePrediction(**prediction) for prediction in predictions),
         guards={name: tuple(nominee_guards) for name, nominee_guards in guards.items()},

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Climbed, RungPlan, RungResult, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import predict_examples, export, single_calls
+from bedplate.adaptation.rungs.answers import export, predict_examples, single_calls
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__

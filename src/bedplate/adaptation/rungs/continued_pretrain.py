@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungPlan, RungResult, RungOutcome, Skip, no_time
+from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import export
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Rung, Traits

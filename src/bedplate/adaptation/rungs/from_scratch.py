@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency
-from bedplate.adaptation.rungs.answers import agreement, predict_examples, export, single_calls
+from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
 from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.rungs.probe import THRESHOLDS, wanted_of

@@ -20,7 +20,7 @@ from bedplate.adaptation.context.embedding import Embedder, embedders_of, named_
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import SkinError

@@ -15,7 +15,7 @@ from torch import nn
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.heads import fit_head
 from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, settled, wanted_of
-from bedplate.adaptation.rungs.tuning import ADAPTER_COST, TrainingExamples, TuningRecipe, Settings, TuningRung
+from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Settings, TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig

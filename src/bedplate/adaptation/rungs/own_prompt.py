@@ -9,7 +9,7 @@ from typing import Any
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import HalvingStage, Variant, choose
+from bedplate.adaptation.rungs.successive_halving import HalvingStage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import task_output
 

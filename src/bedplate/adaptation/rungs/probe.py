@@ -23,7 +23,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.fits import KEPT_WITHIN
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged
-from bedplate.adaptation.rungs.heads import AnyOf, OneOf, HeadTargets, fit_head, tempered
+from bedplate.adaptation.rungs.heads import AnyOf, HeadTargets, OneOf, fit_head, tempered
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
@@ -35,8 +35,8 @@ from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
-from bedplate.training.arithmetic import choose
-from bedplate.training.computing import computing, lacks_room
+from bedplate.training.precision import computing, lacks_room
+from bedplate.training.precision_choice import choose
 
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4

@@ -18,7 +18,14 @@ from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.prompt_room import room_beside
 from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import HalvingStage, Variant, first_rows_of, halve, row_cost, stages_for
+from bedplate.adaptation.rungs.successive_halving import (
+    HalvingStage,
+    Variant,
+    first_rows_of,
+    halve,
+    row_cost,
+    stages_for,
+)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import target_text, task_prompt
 from bedplate.evaluation.examples import Example

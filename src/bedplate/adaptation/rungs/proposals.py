@@ -25,7 +25,7 @@ from bedplate.core.errors import (
 )
 from bedplate.core.files import append_jsonl, read_jsonl
 from bedplate.core.progress import progress
-from bedplate.inference.predict.hosted import open_endpoint
+from bedplate.inference.predict.hosted_predictor import open_endpoint
 from bedplate.inference.remote.endpoint import Endpoint
 
 MAX_CHARACTERS = 600

@@ -11,7 +11,7 @@ from typing import Any
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_over, write_fit
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.answers import predict_examples, export, judged
+from bedplate.adaptation.rungs.answers import export, judged, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
@@ -22,11 +22,11 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
-from bedplate.training.arithmetic import token_seconds
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.examples import answer_example, completion_example
 from bedplate.training.loop import TrainResult
+from bedplate.training.precision_choice import token_seconds
 from bedplate.training.sources import BatchSource, ExampleSource
 from bedplate.training.state import StateFile
 

@@ -12,7 +12,15 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.search import Variant, choose, first_rows_of, row_cost, spread, stages_for, variant_skin
+from bedplate.adaptation.rungs.successive_halving import (
+    Variant,
+    choose,
+    first_rows_of,
+    row_cost,
+    spread,
+    stages_for,
+    variant_skin,
+)
 from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
 from bedplate.skins.files import read_skin

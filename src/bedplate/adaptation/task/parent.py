@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bedplate.core.errors import UsageError
 from bedplate.data.splits import Assigned
-from bedplate.evaluation.leaks.seen import made_in, read_splits
+from bedplate.evaluation.leaks.seen_rows import made_in, read_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.files import read_identified
 from bedplate.skins.run import SPLITS_FILE

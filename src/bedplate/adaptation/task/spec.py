@@ -22,7 +22,7 @@ from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import parse_seconds
 from bedplate.evaluation.task import Task
-from bedplate.inference.ways.names import Kernel, Weights
+from bedplate.inference.execution.names import Kernel, Weights
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt

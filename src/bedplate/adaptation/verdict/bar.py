@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec
-from bedplate.adaptation.verdict.measured import NOTHING, ReferenceComparison, ReferenceLevel, CallPrice, Priced
+from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.evaluation.costs.scale import Scale
 from bedplate.evaluation.evaluated import Evaluation

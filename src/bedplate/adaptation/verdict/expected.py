@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bedplate.adaptation.context.estimated import Estimated
+from bedplate.adaptation.context.estimate import Estimated
 
 
 def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:

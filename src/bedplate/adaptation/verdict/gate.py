@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
-from bedplate.adaptation.context.estimated import Estimated, BoundedEstimate
+from bedplate.adaptation.context.estimate import BoundedEstimate, Estimated
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import BudgetChanges

@@ -14,21 +14,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
-from bedplate.adaptation.verdict.measured import (
+from bedplate.adaptation.verdict.estimates import (
     NOTHING,
     POWER,
-    ReferenceComparison,
     Calibrated,
-    MetricEstimate,
     CallPrice,
+    MetricEstimate,
     Priced,
+    ReferenceComparison,
 )
 from bedplate.core.statistics import InsufficientGroups, needed_n
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.restricted import ROW_SCORE, by_metric, coverage_of, rows_of, sure
 from bedplate.evaluation.slices import values_of
+from bedplate.evaluation.subsets import ROW_SCORE, by_metric, coverage_of, rows_of, sure
 from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_bar import Requirement
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, AllColumns
+from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bedplate.cli.options import CorpusDirectory, PageFile, AllColumns, write_page
+from bedplate.cli.options import AllColumns, CorpusDirectory, PageFile, write_page
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table

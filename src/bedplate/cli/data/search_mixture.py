@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, AllColumns
+from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
@@ -76,7 +76,7 @@ def search_mixture(
     from bedplate.pretraining.runfile.file import load_run
 
     run_spec = load_run(run, overrides or ())
-    from bedplate.inference.ways.threads import use_cores
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.pretraining.mixing.search import search
 
     use_cores()

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overrides, AllColumns
+from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import numbers, show
 from bedplate.economics.numbers.money import bills, exact_usd
 
 if TYPE_CHECKING:
-    from bedplate.economics.bills.amortisation import Statement, StatementRow
+    from bedplate.economics.costs.amortisation import Statement, StatementRow
 
 
 def amortise(
@@ -47,9 +47,9 @@ def amortise(
 
     The rows add up to the machines' bill. examples/amortise has one.
     """
-    from bedplate.economics.bills.amortisation import amortise as amortised
-    from bedplate.economics.bills.amortisation import as_values
-    from bedplate.economics.bills.amortisation_file import load_account
+    from bedplate.economics.costs.amortisation import amortise as amortised
+    from bedplate.economics.costs.amortisation import as_values
+    from bedplate.economics.costs.amortisation_file import load_account
 
     statement = amortised(load_account(account_file, overrides or ()))
     if as_json:

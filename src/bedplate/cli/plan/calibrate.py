@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Dtype, Kernel, Weights, AllColumns
+from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
@@ -43,8 +43,8 @@ def calibrate(
     """Measure memory bandwidth, products, the steps of a base's engine and of its tuning, in about a minute; other work
     on the machine disturbs it. What was measured before of other bases stays in the file."""
     from bedplate.economics.hardware.machine import machine_file, read_machine, write_machine
+    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.measure.speeds import measure_machine
-    from bedplate.inference.ways.threads import use_cores
 
     use_cores()
     if base is None and (tuning or url is not None):

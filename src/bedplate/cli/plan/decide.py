@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import PageFile, AllColumns, as_given, write_page
+from bedplate.cli.options import AllColumns, PageFile, as_given, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.core.progress import console
@@ -20,7 +20,7 @@ from bedplate.core.tables import Column, numbers, show
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bedplate.economics.bills.decisions import Decision, OptionOutcome
+    from bedplate.economics.costs.decisions import Decision, OptionOutcome
 
 _FLIPS = 10
 _CASE = re.compile(r"^case\s*:", re.MULTILINE)
@@ -62,9 +62,9 @@ def decide(
     Example: bedplate plan decide case.yaml traffic.calls_per_day=50000 \\
                prices.hosted.hosted-small.usd_per_million_output=0.9
     """
-    from bedplate.economics.bills.decisions import decide as decided
-    from bedplate.economics.bills.decisions import load_case
-    from bedplate.economics.bills.decisions.words import as_values
+    from bedplate.economics.costs.decisions import decide as decided
+    from bedplate.economics.costs.decisions import load_case
+    from bedplate.economics.costs.decisions.words import as_values
 
     files, overrides, prices = _sorted_out(arguments, prices)
     if page is not None and len(files) > 1:
@@ -120,7 +120,7 @@ def _is_report(path: Path) -> bool:
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
     from rich.markup import escape
 
-    from bedplate.economics.bills.decisions import words
+    from bedplate.economics.costs.decisions import words
 
     screen.print(f"[bold]{escape(decision.case.case)}[/bold]")
     screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n")

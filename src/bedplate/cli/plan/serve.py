@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli.options import (
+    AllColumns,
     Formulas,
     Hardware,
     PageFile,
-    AllColumns,
     as_given,
     count,
     milliseconds,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import Formulas, Hardware, PageFile, AllColumns, as_given, show_formulas, whole, write_page
+from bedplate.cli.options import AllColumns, Formulas, Hardware, PageFile, as_given, show_formulas, whole, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, parse_count

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import Overwrite, AllColumns
+from bedplate.cli.options import AllColumns, Overwrite
 from bedplate.core.tables import numbers, show
 
 TESTS = {
@@ -65,7 +65,7 @@ def compare(
       bedplate skins compare runs/x/skins/probe runs/x/skins/lora october.jsonl
     """
     paths.free(out, overwrite)
-    from bedplate.adaptation.after.compare_skins import side_by_side
+    from bedplate.adaptation.postprocess.compare_skins import side_by_side
     from bedplate.core.files import atomic_write
 
     result = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)

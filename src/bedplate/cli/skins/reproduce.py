@@ -11,7 +11,7 @@ import typer
 from bedplate.cli import paths
 
 if TYPE_CHECKING:
-    from bedplate.adaptation.after.reproduce import Reproduction
+    from bedplate.adaptation.postprocess.reproduce import Reproduction
 
 
 def reproduce(
@@ -47,7 +47,7 @@ def reproduce(
 
     Ctrl-C is safe: the same command resumes where it stopped.
     """
-    from bedplate.adaptation.after.reproduce import reproduce as again
+    from bedplate.adaptation.postprocess.reproduce import reproduce as again
     from bedplate.skins.catalog import Catalog
     from bedplate.skins.files import read_skin
 

@@ -27,6 +27,7 @@ from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.encode import COPY, TRAIN, VALID, ShardGroup, encoded, make_tokenizer, resolve_tokenizer
 from bedplate.data.corpus.fates import Tally
+from bedplate.data.corpus.filter_part import SiftedPart, finished
 from bedplate.data.corpus.manifest import MANIFEST, SPLITS, ShardEntry
 from bedplate.data.corpus.readers.part import SourcePart, grouped
 from bedplate.data.corpus.readers.table import READERS
@@ -35,7 +36,6 @@ from bedplate.data.corpus.records import RECORD, BuildRecords, write_records
 from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
 from bedplate.data.corpus.repeated.duplicates import copies
 from bedplate.data.corpus.shards import Corpus
-from bedplate.data.corpus.sift import SiftedPart, finished
 
 WORK, LOCK = ".work", ".lock"
 BYTES_PER_TOKEN = 3.5
@@ -182,7 +182,7 @@ class _Build:
         jobs = [
             Job(
                 part.name,
-                "bedplate.data.corpus.sift:sift",
+                "bedplate.data.corpus.filter_part:sift",
                 {
                     "work": str(self._work),
                     "directory": str(self._directory),

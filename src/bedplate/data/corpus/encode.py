@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import ConfigError, DataError, TokenizerError
 from bedplate.core.files import atomic_write
+from bedplate.data.corpus.filter_part import SiftedPart
 from bedplate.data.corpus.manifest import SPLITS, ShardEntry, TokenizerEntry
 from bedplate.data.corpus.recipe import TokenizerChoice
 from bedplate.data.corpus.shards import INDEX, ShardWriter
-from bedplate.data.corpus.sift import SiftedPart
 from bedplate.text.tokenizer import Tokenizer
 
 TRAIN, VALID, COPY = 0, 1, 2

@@ -18,13 +18,13 @@ from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.corpus.card import card
 from bedplate.data.corpus.encode import COPY, entry_of
 from bedplate.data.corpus.fates import Fate, Tally, write_fates
+from bedplate.data.corpus.filter_part import SiftedPart
 from bedplate.data.corpus.funnel import funnel_of
 from bedplate.data.corpus.manifest import MANIFEST, SPLITS, CorpusManifest, ShardEntry, SourceEntry
 from bedplate.data.corpus.readers.part import SourcePart
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.data.corpus.repeated.duplicates import EXACT
 from bedplate.data.corpus.shards import INDEX, Corpus
-from bedplate.data.corpus.sift import SiftedPart
 from bedplate.text.tokenizer import Tokenizer
 
 RECORD = "build.json"

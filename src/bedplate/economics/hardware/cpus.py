@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 
-from bedplate.economics.hardware.device import RentalExample, DeviceSizes, device_row
+from bedplate.economics.hardware.device import DeviceSizes, RentalExample, device_row
 
 _cpu = functools.partial(device_row, "cpu")
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
+from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import Brief
 
 GB = 1e9
 

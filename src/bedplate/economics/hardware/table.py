@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from bedplate.core.errors import UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.hardware.cpus import CPUS
-from bedplate.economics.hardware.device import Device, RentalExample, DeviceSizes, device_row
+from bedplate.economics.hardware.device import Device, DeviceSizes, RentalExample, device_row
 
 _gpu = functools.partial(device_row, "gpu")
 _tpu = functools.partial(device_row, "tpu")

@@ -1,5 +1,5 @@
 // Which option is best, from which volume on one pays back, and what would change the answer:
-// economics/bills/decisions/{exclusions,breakeven,sensitivity,decision}.py, line for line.
+// economics/costs/decisions/{exclusions,breakeven,sensitivity,decision}.py, line for line.
 
 const TEN_YEARS = 3650,
   DAY_PLACES = 80,

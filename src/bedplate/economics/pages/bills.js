@@ -1,4 +1,4 @@
-// What an option costs as a function of the sheet's values: economics/bills/decisions/{calls,work,bill,resolved_option}.py, line for
+// What an option costs as a function of the sheet's values: economics/costs/decisions/{calls,work,bill,resolved_option}.py, line for
 // line. `v` are the sheet's values; what an option holds are places in it (null: it has no such number).
 
 const DAYS_PER_YEAR = 365,

@@ -10,15 +10,15 @@ from importlib.resources import files
 from typing import Any
 
 from bedplate.core.config import key_path
-from bedplate.economics.bills.decisions.calls import HostedCalls
-from bedplate.economics.bills.decisions.case import Case
-from bedplate.economics.bills.decisions.decision import DRAWS, INTERVAL, decide
-from bedplate.economics.bills.decisions.exclusions import RULES, broken_constraints
-from bedplate.economics.bills.decisions.formulas import FORMULAS
-from bedplate.economics.bills.decisions.resolve import Resolver
-from bedplate.economics.bills.decisions.resolved_option import Resolved
-from bedplate.economics.bills.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS
-from bedplate.economics.bills.decisions.sheet import Input
+from bedplate.economics.costs.decisions.calls import HostedCalls
+from bedplate.economics.costs.decisions.case import Case
+from bedplate.economics.costs.decisions.decision import DRAWS, INTERVAL, decide
+from bedplate.economics.costs.decisions.exclusions import RULES, broken_constraints
+from bedplate.economics.costs.decisions.formulas import FORMULAS
+from bedplate.economics.costs.decisions.resolve import Resolver
+from bedplate.economics.costs.decisions.resolved_option import Resolved
+from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS
+from bedplate.economics.costs.decisions.sheet import Input
 from bedplate.economics.numbers.prices import Prices
 from bedplate.report.interactive import interactive_page
 

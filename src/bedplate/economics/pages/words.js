@@ -1,4 +1,4 @@
-// The answer in sentences: economics/bills/decisions/words.py, exclusions.py and breakeven.py, word for word.
+// The answer in sentences: economics/costs/decisions/words.py, exclusions.py and breakeven.py, word for word.
 
 /** Which bars are not reached, and by how much. */
 function shortfalls(option, state) {

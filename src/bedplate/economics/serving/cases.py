@@ -10,8 +10,8 @@ from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.machine import read_machine
 from bedplate.economics.model.footprint import WeightFormat
-from bedplate.economics.serving.replica import ReplicaEngine, Replica, measured_replica, on_devices
-from bedplate.economics.serving.serving_cost import ServingPlan, LatencyTarget, plan_serving
+from bedplate.economics.serving.replica import Replica, ReplicaEngine, measured_replica, on_devices
+from bedplate.economics.serving.serving_cost import LatencyTarget, ServingPlan, plan_serving
 from bedplate.economics.serving.traffic import Traffic
 
 LOCAL_ENGINE = ReplicaEngine()

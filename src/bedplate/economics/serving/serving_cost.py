@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bedplate.core.arguments import need_fields
+from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import Brief
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
 from bedplate.economics.serving.replica import Replica

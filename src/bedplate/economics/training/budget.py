@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Precision, peak_of
 from bedplate.economics.numbers.bounds import positive, whole
 from bedplate.economics.training.scaling_laws import (
     DEFAULT_FIT,
-    ScalingFit,
     Optimum,
+    ScalingFit,
     compute_optimal,
     flops_for_budget,
     inference_aware,

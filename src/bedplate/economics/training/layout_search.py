@@ -17,9 +17,9 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import LayoutShape, shape_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
 from bedplate.economics.training.layout import (
+    BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
-    BytesPerParameter,
     StepTime,
     device_bytes,
     step_time,

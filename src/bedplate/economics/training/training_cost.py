@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_of
 from bedplate.economics.model.flops import training_flops_per_token

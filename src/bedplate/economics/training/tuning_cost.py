@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.core.shown import Brief
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import Execution, Mfu, Precision, peak_of
 from bedplate.economics.model.adapter_size import lora_parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bedplate.core.shown import chosen
+from bedplate.core.display import chosen
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ looks.py    what earlier looks at a skin found, so that all of them are one test
 from __future__ import annotations
 
 from bedplate.evaluation.ledger.keys import Keys, keys_of
-from bedplate.evaluation.ledger.ledger import TestLedger, Opening
+from bedplate.evaluation.ledger.ledger import Opening, TestLedger
 from bedplate.evaluation.ledger.places import ledger_for
 
 __all__ = ["Keys", "TestLedger", "Opening", "keys_of", "ledger_for"]

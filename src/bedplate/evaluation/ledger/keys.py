@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
 from bedplate.data.splits import normalise, row_hash
-from bedplate.evaluation.ledger.alike import as_seen
+from bedplate.evaluation.ledger.confusables import as_seen
 
 if TYPE_CHECKING:
     from bedplate.data.corpus.repeated.minhash import MinHash

@@ -18,7 +18,7 @@ from typing import Any
 from bedplate.core.files import bedplate_home, file_lock
 from bedplate.evaluation.ledger.chain import Chain, LedgerRecord, append, merged, read_chain
 from bedplate.evaluation.ledger.keys import Keys, matching_rows
-from bedplate.evaluation.ledger.told import ReportedOpening
+from bedplate.evaluation.ledger.reported_openings import ReportedOpening
 
 OPENINGS = "test-openings.jsonl"
 _SHOWN = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bedplate.data.sources import is_file
 from bedplate.evaluation.ledger.ledger import OPENINGS, TestLedger
-from bedplate.evaluation.ledger.told import told_at_home
+from bedplate.evaluation.ledger.reported_openings import told_at_home
 from bedplate.evaluation.task import Task
 
 FOLDER = ".bedplate"

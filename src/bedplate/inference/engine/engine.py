@@ -31,13 +31,13 @@ from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_siz
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.stream import Stream
+from bedplate.inference.execution.choice import choose_forward, held_for
+from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
-from bedplate.inference.ways.choice import choose_forward, held_for
-from bedplate.inference.ways.way import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.device_memory import free_on
 from bedplate.models.families import in_format

@@ -14,18 +14,18 @@ from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.inference.engine.checks import check_prompt, check_room, not_finite
-from bedplate.inference.engine.choosing import WritingRow
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.kinds.request import (
     FinishReason,
     LookedUp,
     Request,
-    Result,
-    RequestUsage,
     RequestTiming,
+    RequestUsage,
+    Result,
     Usage,
 )
 from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.token_selection import WritingRow
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.prefix_keys import Key
 from bedplate.inference.forward.torch import PassOutput

@@ -8,11 +8,11 @@ from bedplate.inference.engine.kinds.request import (
     NO_TERMS,
     FinishReason,
     LookedUp,
+    LookupContext,
     Request,
+    RequestTiming,
     Result,
     Step,
-    LookupContext,
-    RequestTiming,
     Usage,
 )
 from bedplate.inference.engine.kinds.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling

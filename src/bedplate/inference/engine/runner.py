@@ -14,18 +14,18 @@ from torch import Tensor
 
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
 from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.choosing import WritingRow, choose
-from bedplate.inference.engine.job import RequestJob, PassResult, PassRequest, give_error
-from bedplate.inference.engine.prefixes import PrefixStore, shares_prefix, namespace
+from bedplate.inference.engine.job import PassRequest, PassResult, RequestJob, give_error
+from bedplate.inference.engine.prefix_store import PrefixStore, namespace, shares_prefix
 from bedplate.inference.engine.sampler import sample
+from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, together
 from bedplate.inference.engine.scheduler import Admission
-from bedplate.inference.engine.share import ScheduledTokens, together
 from bedplate.inference.engine.stats import Counters
+from bedplate.inference.engine.token_selection import WritingRow, choose
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.torch import FlatBatch, Forward, PassOutput, EncoderSource, TorchForward
+from bedplate.inference.forward.torch import EncoderSource, FlatBatch, Forward, PassOutput, TorchForward
 
 # Rows beside those for generations: requests of one pass hold theirs for a step or two.
 ONE_PASS_ROWS = 48

@@ -17,8 +17,8 @@ from bedplate.core.errors import DeadlineError, UsageError, need_failure
 from bedplate.inference.engine.fairness import fair_shares
 from bedplate.inference.engine.job import RequestJob
 from bedplate.inference.engine.runner import Runner
+from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.share import ScheduledTokens
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.forward.adapters import Adapters
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.engine.kinds.request import Request, Result, RequestUsage, Step
+from bedplate.inference.engine.kinds.request import Request, RequestUsage, Result, Step
 
 log = logging.getLogger("bedplate.inference")
 

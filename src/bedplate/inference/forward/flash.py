@@ -22,7 +22,7 @@ from torch import Tensor
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
 from bedplate.inference.forward.spans import Span
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.packed.attempts import REFUSALS, clearly_less, least_seconds
 from bedplate.models.packed.flash import ABLE, MODULES, Edition, package
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
+from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.paged import PagedCache
-from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.grouped import by_torch
 from bedplate.models.model import Model

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.forward.keeping import CachedAttend
-from bedplate.inference.forward.parcel import HostToDevice
+from bedplate.inference.forward.host_to_device import HostToDevice
+from bedplate.inference.forward.kv_storage import SlotSegment, Store, stores_of
+from bedplate.inference.forward.kv_write import CachedAttend
 from bedplate.inference.forward.radix import Segment
+from bedplate.inference.forward.recurrent_states import RecurrentStates
 from bedplate.inference.forward.slot_attention import SlotAttention
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.states import RecurrentStates
-from bedplate.inference.forward.stores import SlotSegment, Store, stores_of
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import LayerCache, row_layout
 

@@ -16,15 +16,15 @@ from functools import partial
 import torch
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.inference.forward.keeping import CachedAttend
+from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.kv_cache import STEP
+from bedplate.inference.forward.kv_storage import stores_of
+from bedplate.inference.forward.kv_write import CachedAttend
 from bedplate.inference.forward.paged_attention import PagedAttention
-from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.inference.forward.pool import BlockPool
 from bedplate.inference.forward.radix import Segment
+from bedplate.inference.forward.recurrent_states import RecurrentStates, Snapshot
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.states import Snapshot, RecurrentStates
-from bedplate.inference.forward.stores import stores_of
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import row_layout
 

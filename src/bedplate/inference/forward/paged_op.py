@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.keeping import write_kv_reference
-from bedplate.inference.forward.parcel import Numbers
+from bedplate.inference.forward.host_to_device import Numbers
+from bedplate.inference.forward.kv_write import write_kv_reference
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import masked_attention
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.how import AttentionOptions
 
 TILE = 16
 """Tokens of one row that a program of the kernel has, where a row has more than one."""

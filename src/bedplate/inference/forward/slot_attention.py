@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.keeping import write_kv
-from bedplate.inference.forward.parcel import Numbers, HostToDevice, DeviceTensors
+from bedplate.inference.forward.host_to_device import DeviceTensors, HostToDevice, Numbers
+from bedplate.inference.forward.kv_write import write_kv
+from bedplate.inference.forward.recurrent_states import RecurrentStates
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
-from bedplate.inference.forward.states import RecurrentStates
 from bedplate.models.layers.attention import whole_attention
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
 from bedplate.models.layers.cross import KeysOf
-from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, AttentionOptions
+from bedplate.models.layers.recurrence_inputs import Recurrence
 
 
 class Slots(Protocol):

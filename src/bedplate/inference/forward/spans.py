@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.inference.forward.parcel import Numbers, HostToDevice
+from bedplate.inference.forward.host_to_device import HostToDevice, Numbers
 from bedplate.models.layers.attention import masked_attention
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 
 
 @dataclass(frozen=True)

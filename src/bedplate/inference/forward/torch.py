@@ -15,15 +15,15 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.batch import FlatBatch, PassOutput, EncoderSource
+from bedplate.inference.forward.batch import EncoderSource, FlatBatch, PassOutput
 from bedplate.inference.forward.graphs import RecordedDecode, Recorder
+from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.paged import PagedCache
-from bedplate.inference.forward.parcel import HostToDevice
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.joined import lay_together
-from bedplate.models.layers.texts import WholeTexts
+from bedplate.models.layers.whole_texts import WholeTexts
 from bedplate.models.model import Model
 
 

@@ -15,15 +15,15 @@ import torch
 
 from bedplate.core.processor import Processor, processor
 from bedplate.economics.hardware.machine import MeasuredMachine
+from bedplate.inference.execution.calibration import PlanTimings, Use, measure, measured
+from bedplate.inference.execution.choice import fitting, impossible, pick, why
+from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, float_ways, own_ways, read_stored
+from bedplate.inference.execution.threads import engine_threads, threads_are_set
+from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
 from bedplate.inference.native.detection import supported
 from bedplate.inference.native.library import load
-from bedplate.inference.ways.calibrate import PlanTimings, Use, measure, measured
-from bedplate.inference.ways.choice import fitting, impossible, pick, why
-from bedplate.inference.ways.threads import engine_threads, threads_are_set
-from bedplate.inference.ways.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
-from bedplate.inference.ways.way import QUANTISED, ExecutionPlan, float_ways, own_ways, read_stored
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
 

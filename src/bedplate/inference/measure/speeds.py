@@ -30,7 +30,7 @@ from bedplate.economics.serving.steps import shape_of
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
-from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.models.checkpoints.base import Base
 
 # Steps of these sizes are measured; economics goes straight between them.

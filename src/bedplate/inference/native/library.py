@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from bedplate.inference.native.compiler import opened
-from bedplate.inference.native.detection import supported, levels_to_try
+from bedplate.inference.native.detection import levels_to_try, supported
 from bedplate.inference.native.levels import LEVELS, Level
 
 log = logging.getLogger("bedplate.inference")

@@ -22,11 +22,11 @@ from typing import IO, Any, BinaryIO
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
-from bedplate.inference.engine.requests import Request, LookupContext
+from bedplate.inference.engine.requests import LookupContext, Request
+from bedplate.inference.predict.callable_skin import columns_for
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.ready import columns_for
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 

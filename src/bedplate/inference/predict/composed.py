@@ -11,9 +11,9 @@ from contextlib import ExitStack
 from typing import Protocol, runtime_checkable
 
 from bedplate.core.errors import SkinError
+from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
 from bedplate.skins.skin import Skin
 
 

@@ -9,16 +9,16 @@ from typing import TypeAlias
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
+from bedplate.inference.execution.calibration import Use
+from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.composed import Answers, LoadedCascade
-from bedplate.inference.predict.held_as import SkinExecution, check_here, held_as
-from bedplate.inference.predict.hosted import HostedPredictor
+from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import OpenOptions, Opened, open_as, open_base
+from bedplate.inference.predict.opening import Opened, OpenOptions, open_as, open_base
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.ways.calibrate import Use
-from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.inference.predict.skin_execution import SkinExecution, check_here, held_as
 from bedplate.skins.files import SKIN_FILE, read_skin
 from bedplate.skins.skin import BaseReference, Skin
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.arguments import checked
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
@@ -24,8 +24,8 @@ from bedplate.inference.engine.requests import (
     Score,
     Scores,
 )
-from bedplate.inference.predict.reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
-from bedplate.inference.ways.way import Kernel, Weights
+from bedplate.inference.execution.plan import Kernel, Weights
+from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.text.encoder_inputs import TextOrPair
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing, shown.Displayable):
+class LocalModel(Closing, display.Displayable):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 

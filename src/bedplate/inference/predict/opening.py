@@ -11,12 +11,20 @@ from pathlib import Path
 import torch
 
 from bedplate.core.errors import CheckpointError, UsageError
+from bedplate.inference.execution.calibration import Use
+from bedplate.inference.execution.choice import Choice, choose, left_in_file
+from bedplate.inference.execution.plan import (
+    QUANTISED,
+    ExecutionPlan,
+    Kernel,
+    StoredFormat,
+    Weights,
+    asked_ways,
+    read_stored,
+)
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.held_as import SkinExecution
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.ways.calibrate import Use
-from bedplate.inference.ways.choice import Choice, choose, left_in_file
-from bedplate.inference.ways.way import QUANTISED, Kernel, StoredFormat, ExecutionPlan, Weights, asked_ways, read_stored
+from bedplate.inference.predict.skin_execution import SkinExecution
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bedplate.core import shown
+from bedplate.core import display
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,8 +37,8 @@ class Prediction:
     def __repr__(self) -> str:
         sure = self.probabilities.get(self.output)
         confidence = None if sure is None else f"probability {sure:.3f}"
-        return shown.line(
-            "prediction", repr(shown.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
+        return display.line(
+            "prediction", repr(display.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
         )
 
     @property

@@ -23,18 +23,18 @@ from bedplate.inference.engine.requests import (
     Embedding,
     Generate,
     Generation,
+    LookupContext,
     Request,
     Result,
     Sampling,
     Score,
     Scores,
-    LookupContext,
 )
+from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
 from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.lookup import LookupResult, Lookup, citations
+from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.inference.predict.reading import text_tokens
-from bedplate.inference.predict.ready import RowsLike, ReadySkin, rows_for
+from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
 from bedplate.skins.output import (
     EmbeddingOutput,

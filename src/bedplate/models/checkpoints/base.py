@@ -15,11 +15,10 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
 from bedplate.core.progress import Progress
 from bedplate.hub.pull import resolve
-from bedplate.models.checkpoints.body import is_headless
 from bedplate.models.checkpoints.directory import open_weights
-from bedplate.models.checkpoints.filling import Filling, Unfinished
 from bedplate.models.checkpoints.generation import gguf_generation, never_written, read_generation
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
+from bedplate.models.checkpoints.headless import is_headless
 from bedplate.models.checkpoints.identity import (
     NO_TEMPLATE,
     NO_TOKENIZER,
@@ -33,7 +32,8 @@ from bedplate.models.checkpoints.packed import unpacked
 from bedplate.models.checkpoints.safetensors import SafetensorsReader
 from bedplate.models.checkpoints.sentence import gguf_sentence, read_scored, read_sentence
 from bedplate.models.checkpoints.text_part import TextPart
-from bedplate.models.checkpoints.vocabulary import fitting, gguf_tokenizer, read_tokenizer, written_id
+from bedplate.models.checkpoints.tokenizer_files import fitting, gguf_tokenizer, read_tokenizer, written_id
+from bedplate.models.checkpoints.weight_loading import Filling, Unfinished
 from bedplate.models.families import Family, find_family
 from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.fields import located

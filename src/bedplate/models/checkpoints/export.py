@@ -16,9 +16,9 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_directory, atomic_write, sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
-from bedplate.models.checkpoints.body import body_fields
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
+from bedplate.models.checkpoints.headless import body_fields
 from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.documents import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.layers.fused.joined import Joined
-from bedplate.models.layers.how import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
+from bedplate.models.layers.recurrence_inputs import Recurrence
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.layers.activation_checkpointing import made_again
 from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
 from bedplate.models.layers.delta_rule import DeltaRuleMixer
-from bedplate.models.layers.experts import ParallelExperts, MixtureOfExperts
+from bedplate.models.layers.experts import MixtureOfExperts, ParallelExperts
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
-from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.latent import LatentAttentionLayer
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import added, make_norm

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.states import ShortConvolution
+from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.specs.state_mixers import ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import UnsupportedModelError, UsageError
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.specs.transformer import Scales, TransformerSpec

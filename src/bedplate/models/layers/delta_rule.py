@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from bedplate.models.layers import recurrence
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.convolution import CausalConvolution
-from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.states import DeltaRule
+from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import TransformerSpec
 
 L2_EPS = 1e-6

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.activation_checkpointing import made_again
 from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import gated
-from bedplate.models.layers.kept import made_again
 from bedplate.models.layers.linear import Linear
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 

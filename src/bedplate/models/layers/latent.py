@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import Rotation, rotate, yarn_scale

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bedplate.models.layers import recurrence
 from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.convolution import CausalConvolution
-from bedplate.models.layers.documents import State
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.specs.states import Mamba2
+from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.specs.state_mixers import Mamba2
 from bedplate.models.specs.transformer import TransformerSpec
 
 

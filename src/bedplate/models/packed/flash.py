@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from bedplate.models.layers.how import AttentionOptions
+from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.varlen import UnequalLengths
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.documents import Recurrence
-from bedplate.models.layers.how import PLAIN, AttentionOptions
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
+from bedplate.models.layers.recurrence_inputs import Recurrence
 from bedplate.models.packed.attempts import REFUSALS, clearly_less, least_seconds
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flash import ABLE, FlashAttention, package

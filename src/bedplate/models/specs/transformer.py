@@ -27,7 +27,7 @@ from bedplate.models.specs.parts import (
     YarnScaling,
     at_least,
 )
-from bedplate.models.specs.states import DeltaRule, Mamba2, ShortConvolution, StateMixer
+from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution, StateMixer
 
 __all__ = [
     "Activation",

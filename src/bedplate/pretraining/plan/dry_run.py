@@ -18,7 +18,7 @@ from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
 from bedplate.models.checkpoints.base import locate
 from bedplate.models.specs import TextSpec
-from bedplate.pretraining.plan.here import does_not_fit, plan_here
+from bedplate.pretraining.plan.local_estimate import does_not_fit, plan_here
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
 from bedplate.pretraining.plan.spec import spec_of

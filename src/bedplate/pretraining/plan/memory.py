@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
-from bedplate.economics.training.kept import KeptBytes, kept_bytes
+from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
 from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec

@@ -15,8 +15,8 @@ from bedplate.core.progress import progress
 from bedplate.models.checkpoints.base import locate
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import TOKENIZER
-from bedplate.pretraining.run.seen import BySource
-from bedplate.pretraining.run.texts import SourceText, read_source
+from bedplate.pretraining.run.source_counts import BySource
+from bedplate.pretraining.run.source_texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.pretraining.run.corpus import HeldOut, RowShape
 from bedplate.training.batch import PackedBatch
 from bedplate.training.losses import evaluate_loss
-from bedplate.training.objectives import AnyModel, Corrupting, FillInMiddle, Objective, CorruptionVocabulary
+from bedplate.training.objectives import AnyModel, Corrupting, CorruptionVocabulary, FillInMiddle, Objective
 from bedplate.training.objectives.corrupting import corrupted
 from bedplate.training.raw_text import held_batches, held_loss
 

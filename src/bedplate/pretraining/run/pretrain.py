@@ -24,21 +24,21 @@ from bedplate.pretraining.run.corpus import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
 from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
-from bedplate.pretraining.run.gathered import gathered
+from bedplate.pretraining.run.full_model import gathered
 from bedplate.pretraining.run.model import new_model
+from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
-from bedplate.pretraining.run.written import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import DtypeChoice
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import CorruptedSource, Corrupting, Models, CorruptionVocabulary
+from bedplate.training.objectives import CorruptedSource, Corrupting, CorruptionVocabulary, Models
 from bedplate.training.parallel.launch import launched
 from bedplate.training.parallel.processes import Processes
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.state import StateStore
-from bedplate.training.stores import store_of
+from bedplate.training.state_stores import store_of
 
 logger = logging.getLogger("bedplate.pretraining")
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.pretraining.run.directory import evaluations, read_record
-from bedplate.pretraining.scaling.law import Form, Law, ScalingPoint, LossPrediction, fit
+from bedplate.pretraining.scaling.law import Form, Law, LossPrediction, ScalingPoint, fit
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.registry import Registry
 from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import SkinsDirectory
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import RequestFields
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.fields import RequestFields
+from bedplate.serving.schemas.json_replies import json_response
 from bedplate.skins.card import read_card
 
 router = APIRouter(prefix="/admin/skins")

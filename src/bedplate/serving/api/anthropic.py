@@ -14,14 +14,14 @@ from starlette.responses import Response
 
 from bedplate.serving.api.anthropic_reply import MessageEvents, MessageReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import ApiCall, CallInProgress, Work, answers, respond
-from bedplate.serving.call.events import Event, EventStream
-from bedplate.serving.models.plan import AnswerPlan
-from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
-from bedplate.serving.wire.errors import ClientGone, error_object, error_response, log_failure
-from bedplate.serving.wire.fields import ChatRequest
-from bedplate.serving.wire.json_replies import json_response
-from bedplate.serving.wire.scope import note_error
+from bedplate.serving.models.answer_plan import AnswerPlan
+from bedplate.serving.request.events import Event, EventStream
+from bedplate.serving.request.lifecycle import ApiCall, CallInProgress, Work, answers, respond
+from bedplate.serving.schemas.anthropic_fields import CountRequest, MessagesRequest
+from bedplate.serving.schemas.errors import ClientGone, error_object, error_response, log_failure
+from bedplate.serving.schemas.fields import ChatRequest
+from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.scope import note_error
 
 router = APIRouter(prefix="/v1/messages")
 

@@ -10,11 +10,11 @@ from typing import Any
 from bedplate.core.json import deeper
 from bedplate.inference.engine.requests import Usage
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
-from bedplate.serving.call.call import ApiCall
-from bedplate.serving.call.events import Event
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.anthropic_fields import MessagesRequest
-from bedplate.serving.wire.strict_json import MAX_DEPTH
+from bedplate.serving.request.events import Event
+from bedplate.serving.request.lifecycle import ApiCall
+from bedplate.serving.schemas.anthropic_fields import MessagesRequest
+from bedplate.serving.schemas.strict_json import MAX_DEPTH
 
 Json = dict[str, Any]
 

@@ -10,11 +10,11 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.api.files import Page
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.durable.batch_records import StoredBatch
 from bedplate.serving.durable.batches import Batches
-from bedplate.serving.wire.fields import RequestFields, read_fields
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.fields import RequestFields, read_fields
+from bedplate.serving.schemas.json_replies import json_response
 
 router = APIRouter(prefix="/v1")
 

@@ -20,12 +20,12 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, answers
-from bedplate.serving.models.plan import PlanResult
+from bedplate.serving.models.answer_plan import PlanResult
 from bedplate.serving.models.served import TextReading
-from bedplate.serving.wire.fields import CUT, PROMPTS, RequestFields
-from bedplate.serving.wire.json_replies import large_json_response
-from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
+from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, answers
+from bedplate.serving.schemas.fields import CUT, PROMPTS, RequestFields
+from bedplate.serving.schemas.json_replies import large_json_response
+from bedplate.serving.schemas.sampling_fields import TOKEN_LIMIT
 
 router = APIRouter(prefix="/v1")
 NUMBER_BYTES = 20

@@ -10,11 +10,11 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.durable.feedback import Feedback
-from bedplate.serving.wire.fields import RequestFields
-from bedplate.serving.wire.json_replies import json_response
-from bedplate.serving.wire.strict_json import dump_json
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.fields import RequestFields
+from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.skins.output import LabelsOutput
 
 router = APIRouter()

@@ -15,11 +15,11 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.durable.batch_records import StoredFile
 from bedplate.serving.durable.batches import Batches
-from bedplate.serving.wire.errors import ClientGone, StatusError
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.errors import ClientGone, StatusError
+from bedplate.serving.schemas.json_replies import json_response
 
 router = APIRouter(prefix="/v1")
 

@@ -12,13 +12,13 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Generate
 from bedplate.serving.api.replies import ChatReply, ChoicesReply, CompletionReply
-from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, CallInProgress, answers
-from bedplate.serving.call.events import Event, EventStream
-from bedplate.serving.models.plan import AnswerPlan, PlanResult
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
+from bedplate.serving.request.events import Event, EventStream
+from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
 from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.json_replies import json_response, large_json_response
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.json_replies import json_response, large_json_response
 
 router = APIRouter(prefix="/v1")
 TOKEN_BYTES = 1000

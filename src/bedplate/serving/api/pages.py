@@ -12,9 +12,9 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.call.call import ApiCall, answers
-from bedplate.serving.wire.bodies import read_bytes
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.bodies import read_bytes
+from bedplate.serving.schemas.errors import StatusError
 
 router = APIRouter()
 

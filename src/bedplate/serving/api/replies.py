@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from bedplate.inference.engine.requests import Generation, Step
-from bedplate.serving.call.call import ApiCall
-from bedplate.serving.models.plan import AnswerPlan
+from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import Answer, finite
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.strict_json import dump_json
-from bedplate.serving.wire.tools import Spoken
+from bedplate.serving.request.lifecycle import ApiCall
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.strict_json import dump_json
+from bedplate.serving.schemas.tools import Spoken
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]

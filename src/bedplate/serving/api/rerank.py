@@ -15,10 +15,10 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from bedplate.serving.api.embeddings import prompt_usage
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.served import TextReading
-from bedplate.serving.wire.fields import CUT, MAX_PROMPTS, RequestFields
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.fields import CUT, MAX_PROMPTS, RequestFields
+from bedplate.serving.schemas.json_replies import json_response
 
 router = APIRouter()
 

@@ -20,14 +20,14 @@ from bedplate.serving.api.input_items import input_items
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.truncation import fitting_plan
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
-from bedplate.serving.call.call import READ_AT_ONCE, ApiCall, CallInProgress, answers
-from bedplate.serving.call.events import Event, EventStream
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
-from bedplate.serving.models.plan import AnswerPlan
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import ChatRequest
-from bedplate.serving.wire.json_replies import json_response, large_json_response
-from bedplate.serving.wire.responses_fields import ChatMessage, ResponsesRequest
+from bedplate.serving.models.answer_plan import AnswerPlan
+from bedplate.serving.request.events import Event, EventStream
+from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
+from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.fields import ChatRequest
+from bedplate.serving.schemas.json_replies import json_response, large_json_response
+from bedplate.serving.schemas.responses_fields import ChatMessage, ResponsesRequest
 
 router = APIRouter(prefix="/v1/responses")
 T = TypeVar("T")

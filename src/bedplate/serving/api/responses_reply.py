@@ -11,10 +11,10 @@ from typing import Any
 from bedplate.inference.engine.requests import Step
 from bedplate.serving.api.replies import padding_of, reasoning_tokens, steps_of, token_entries
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of
-from bedplate.serving.call.call import ApiCall
-from bedplate.serving.call.events import Event
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.responses_fields import ResponsesRequest
+from bedplate.serving.request.events import Event
+from bedplate.serving.request.lifecycle import ApiCall
+from bedplate.serving.schemas.responses_fields import ResponsesRequest
 
 Json = dict[str, Any]
 

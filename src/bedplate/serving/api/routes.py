@@ -7,9 +7,9 @@ import asyncio
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from bedplate.serving.call.call import ApiCall, answers
+from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.schemas.json_replies import json_response
 
 router = APIRouter(prefix="/admin/routes")
 

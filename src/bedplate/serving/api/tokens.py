@@ -13,12 +13,12 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import LookupContext
-from bedplate.serving.call.call import ApiCall, answers
 from bedplate.serving.models.served import Served
-from bedplate.serving.wire.fields import ChatRequest, RequestFields, read_fields
-from bedplate.serving.wire.json_replies import json_response, large_json_response
-from bedplate.serving.wire.sampling_fields import TOKEN_LIMIT
-from bedplate.serving.wire.tools import conversation_tokens
+from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.fields import ChatRequest, RequestFields, read_fields
+from bedplate.serving.schemas.json_replies import json_response, large_json_response
+from bedplate.serving.schemas.sampling_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
 router = APIRouter()

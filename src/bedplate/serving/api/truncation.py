@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bedplate.inference.engine.requests import LookupContext
-from bedplate.serving.models.plan import AnswerPlan
+from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import Served
-from bedplate.serving.wire.fields import ChatRequest
+from bedplate.serving.schemas.fields import ChatRequest
 
 
 def fitting_plan(served: Served, request: ChatRequest, terms: LookupContext) -> tuple[AnswerPlan, int]:

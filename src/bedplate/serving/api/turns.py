@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.call.call import ApiCall, CallInProgress
-from bedplate.serving.models.plan import AnswerPlan, PlanResult
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
-from bedplate.serving.wire.fields import ChatRequest
-from bedplate.serving.wire.tools import Spoken
+from bedplate.serving.request.lifecycle import ApiCall, CallInProgress
+from bedplate.serving.schemas.fields import ChatRequest
+from bedplate.serving.schemas.tools import Spoken
 from bedplate.text.calls.reading import ReplyPiece
 
 _BLOCK_TYPES: dict[str, Literal["text", "call", "reasoning"]] = {

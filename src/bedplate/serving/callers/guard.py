@@ -12,8 +12,8 @@ from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.keys import Key, KeysFile, KeyStore
 from bedplate.serving.callers.limits import KeyWindows
 from bedplate.serving.callers.quotas import SpendLedger
+from bedplate.serving.schemas.errors import StatusError
 from bedplate.serving.settings.config import ServerConfig, state_directory
-from bedplate.serving.wire.errors import StatusError
 
 log = logging.getLogger("bedplate.serving")
 

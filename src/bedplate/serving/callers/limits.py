@@ -15,7 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from bedplate.serving.callers.keys import Key
-from bedplate.serving.wire.errors import LimitError
+from bedplate.serving.schemas.errors import LimitError
 
 _MINUTE = 60.0
 

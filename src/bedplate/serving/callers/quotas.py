@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bedplate.core.errors import UsageError
 from bedplate.serving.callers.keys import Key
-from bedplate.serving.wire.errors import QuotaError
+from bedplate.serving.schemas.errors import QuotaError
 
 log = logging.getLogger("bedplate.serving")
 

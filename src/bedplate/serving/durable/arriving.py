@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.schemas.errors import StatusError
 
 
 class Arriving:

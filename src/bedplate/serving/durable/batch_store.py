@@ -35,8 +35,8 @@ from bedplate.serving.durable.batch_records import (
     file_of,
     open_tables,
 )
+from bedplate.serving.schemas.errors import LimitError, StatusError
 from bedplate.serving.settings.config import BatchesConfig
-from bedplate.serving.wire.errors import LimitError, StatusError
 
 _READ_AT_ONCE = 500
 MOST_ENDED = 1_000

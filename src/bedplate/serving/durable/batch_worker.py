@@ -16,12 +16,12 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.self_calls import SelfReply, self_call
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.durable.batch_records import UNFINISHED, DoneRow, StoredBatch
 from bedplate.serving.durable.batch_store import BatchStore
-from bedplate.serving.wire.batch_lines import check_lines
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.request.self_calls import SelfReply, self_call
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.batch_lines import check_lines
+from bedplate.serving.schemas.errors import StatusError
 
 log = logging.getLogger("bedplate.serving")
 

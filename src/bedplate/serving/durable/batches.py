@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.batch_worker import BatchWorker
 from bedplate.serving.durable.state_directory import STATE_BUSY, StateDirectory
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.errors import StatusError
 
 
 class Batches:

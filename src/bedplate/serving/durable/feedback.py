@@ -15,17 +15,17 @@ from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.fairness import may_queue
-from bedplate.serving.call.observers import FinishedCall
-from bedplate.serving.call.self_calls import SilentObserver
 from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.latest import Latest
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
+from bedplate.serving.request.observers import FinishedCall
+from bedplate.serving.request.self_calls import SilentObserver
+from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.strict_json import parse_json
 from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
 from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
 from bedplate.serving.settings.route_config import JUDGED_WRONG
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.strict_json import parse_json
 
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.settings.config import ResponsesConfig
-from bedplate.serving.wire.strict_json import dump_json
 
 
 @dataclass(frozen=True)

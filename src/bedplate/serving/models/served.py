@@ -14,12 +14,12 @@ from bedplate.inference.engine.requests import (
     Embedding,
     Generate,
     Generation,
+    LookupContext,
     Request,
     Sampling,
-    LookupContext,
     Usage,
 )
-from bedplate.inference.predict.reading import (
+from bedplate.inference.predict.text_reading import (
     DOCUMENTS,
     QUERIES,
     embed_requests,
@@ -27,11 +27,11 @@ from bedplate.inference.predict.reading import (
     side_prompt,
     similarities,
 )
-from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.formats import compiled
-from bedplate.serving.wire.sampling_fields import SEED_LOW
-from bedplate.serving.wire.tools import conversation_tokens
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.formats import compiled
+from bedplate.serving.schemas.sampling_fields import SEED_LOW
+from bedplate.serving.schemas.tools import conversation_tokens
 from bedplate.text.calls.reply_form import begun_tokens, reply_form
 from bedplate.text.tokenizer import Tokenizer
 

@@ -9,11 +9,11 @@ from typing import Any, cast
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import Classification, LookupContext
-from bedplate.inference.predict.reading import gives_numbers, label_requests, label_scores
+from bedplate.inference.predict.text_reading import gives_numbers, label_requests, label_scores
 from bedplate.models.specs.transformer import Classifier
-from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import PLAIN, Answer, TextReading, ServedBase
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
+from bedplate.serving.models.served import PLAIN, Answer, ServedBase, TextReading
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
 from bedplate.text.encoder_inputs import TextOrPair
 
 PAIR = ("text", "text_pair")

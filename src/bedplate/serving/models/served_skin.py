@@ -12,19 +12,19 @@ from typing import Any, cast
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, Request, Result, LookupContext
+from bedplate.inference.engine.requests import Generate, Generation, LookupContext, Request, Result
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
-from bedplate.inference.predict.reading import similarities
+from bedplate.inference.predict.text_reading import similarities
 from bedplate.models.precision import dtype_name
-from bedplate.serving.models.plan import AnswerPlan, PlanResult
-from bedplate.serving.models.prefixes import SkinPrefixes
-from bedplate.serving.models.served import PLAIN, Answer, TextReading, Stripped, choices, cut, finite
-from bedplate.serving.wire.errors import StatusError
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.formats import compiled
-from bedplate.serving.wire.strict_json import parse_json
-from bedplate.serving.wire.tools import refuse_tools
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
+from bedplate.serving.models.served import PLAIN, Answer, Stripped, TextReading, choices, cut, finite
+from bedplate.serving.models.skin_prefixes import SkinPrefixes
+from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.formats import compiled
+from bedplate.serving.schemas.strict_json import parse_json
+from bedplate.serving.schemas.tools import refuse_tools
 from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.output import EmbeddingOutput, LabelsOutput

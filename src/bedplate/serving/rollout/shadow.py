@@ -14,10 +14,10 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.call.observers import FinishedCall
-from bedplate.serving.call.self_calls import SilentObserver, self_call
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import Caller
+from bedplate.serving.request.observers import FinishedCall
+from bedplate.serving.request.self_calls import SilentObserver, self_call
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest
 
 log = logging.getLogger("bedplate.serving")

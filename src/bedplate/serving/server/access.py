@@ -16,10 +16,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.core.errors import need_failure
-from bedplate.serving.call.observers import Exchange
-from bedplate.serving.call.state import ServerState
-from bedplate.serving.settings.logs import FIELDS
-from bedplate.serving.wire.errors import (
+from bedplate.serving.request.observers import Exchange
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.errors import (
     ClientGone,
     StatusError,
     StoppingError,
@@ -27,7 +26,8 @@ from bedplate.serving.wire.errors import (
     error_response,
     log_failure,
 )
-from bedplate.serving.wire.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
+from bedplate.serving.schemas.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
+from bedplate.serving.settings.logs import FIELDS
 
 log = logging.getLogger("bedplate.access")
 

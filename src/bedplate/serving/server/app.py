@@ -30,10 +30,11 @@ from bedplate.serving.api import (
     routes,
     tokens,
 )
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import check_open
 from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.rollout.routing import VersionRouter
+from bedplate.serving.schemas.errors import add_error_handlers
 from bedplate.serving.server import health, metrics, openapi
 from bedplate.serving.server.access import AccessLog
 from bedplate.serving.server.lifecycle import Server
@@ -43,7 +44,6 @@ from bedplate.serving.server.origins import EXPOSED, Origins
 from bedplate.serving.server.telemetry import Telemetry
 from bedplate.serving.server.watchdog import Watchdog
 from bedplate.serving.settings.config import ServerConfig
-from bedplate.serving.wire.errors import add_error_handlers
 from bedplate.skins.skin import Skin
 
 ROUTERS: tuple[APIRouter, ...] = (

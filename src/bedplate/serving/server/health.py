@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.call.state import ServerState
-from bedplate.serving.wire.json_replies import json_response
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.json_replies import json_response
 
 router = APIRouter()
 

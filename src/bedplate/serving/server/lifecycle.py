@@ -18,10 +18,10 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bedplate.core.memory import share_heaps
-from bedplate.serving.call.state import ServerState
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.errors import StoppingError, error_response
+from bedplate.serving.schemas.json_replies import json_response
 from bedplate.serving.server.connections import TimedConnection, allow_connections
-from bedplate.serving.wire.errors import StoppingError, error_response
-from bedplate.serving.wire.json_replies import json_response
 
 log = logging.getLogger("bedplate.serving")
 

@@ -14,7 +14,6 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar_trial import GrammarTrial
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.serving.call.state import ServerState
 from bedplate.serving.callers.guard import CallerGuard, guard_for
 from bedplate.serving.durable.batches import Batches
 from bedplate.serving.durable.feedback import Feedback
@@ -26,6 +25,7 @@ from bedplate.serving.models.residency import apart_now
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_encoder import ServedClassifier, ServedEncoder
 from bedplate.serving.models.skins_directory import Scanned, SkinsDirectory
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.card import Card, card_of, parts_of, read_card

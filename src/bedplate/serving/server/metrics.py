@@ -17,9 +17,9 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 
 from bedplate.core.version import __version__
-from bedplate.serving.call.call import tokens_of
-from bedplate.serving.call.observers import Exchange, FinishedCall, UnansweredCall
-from bedplate.serving.call.state import ServerState
+from bedplate.serving.request.lifecycle import tokens_of
+from bedplate.serving.request.observers import Exchange, FinishedCall, UnansweredCall
+from bedplate.serving.request.state import ServerState
 
 router = APIRouter()
 

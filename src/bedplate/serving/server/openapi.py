@@ -24,10 +24,10 @@ from bedplate.serving.api.embeddings import EmbeddingRequest
 from bedplate.serving.api.feedback import FeedbackRequest
 from bedplate.serving.api.rerank import RerankRequest
 from bedplate.serving.api.tokens import DetokenizeRequest, TokenizeRequest
-from bedplate.serving.wire.anthropic_fields import CountRequest, MessagesRequest
-from bedplate.serving.wire.fields import ChatRequest, CompletionRequest
-from bedplate.serving.wire.json_replies import json_response
-from bedplate.serving.wire.responses_fields import ResponsesRequest
+from bedplate.serving.schemas.anthropic_fields import CountRequest, MessagesRequest
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.responses_fields import ResponsesRequest
 
 Json = dict[str, Any]
 

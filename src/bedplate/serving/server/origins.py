@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bedplate.serving.call.state import ServerState
-from bedplate.serving.wire.errors import StatusError
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.errors import StatusError
 
 EXPOSED = (
     "x-request-id",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.call.observers import Exchange
+from bedplate.serving.request.observers import Exchange
 from bedplate.serving.settings.config import TelemetryConfig
 
 if TYPE_CHECKING:

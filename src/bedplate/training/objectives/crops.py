@@ -22,8 +22,8 @@ from bedplate.training.objectives.contrastive import Contrastive, told_apart
 from bedplate.training.objectives.corrupting import (
     Corrupting,
     Corruption,
-    Ids,
     CorruptionVocabulary,
+    Ids,
     documents_of,
     relaid,
 )

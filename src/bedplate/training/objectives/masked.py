@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Sides, CorruptionVocabulary, documents_of
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, CorruptionVocabulary, Sides, documents_of
 from bedplate.training.objectives.objective import Models, Term
 from bedplate.training.objectives.token_term import targets_term
 

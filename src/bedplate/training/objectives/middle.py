@@ -15,8 +15,8 @@ from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.corrupting import (
     Corrupting,
     Corruption,
-    Ids,
     CorruptionVocabulary,
+    Ids,
     documents_of,
     relaid,
 )

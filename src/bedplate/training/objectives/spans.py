@@ -17,9 +17,9 @@ from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.corrupting import (
     Corrupting,
     Corruption,
+    CorruptionVocabulary,
     Ids,
     Sides,
-    CorruptionVocabulary,
     documents_of,
     relaid,
     rows_of,

@@ -14,7 +14,7 @@ from torch import Tensor
 from bedplate.models.layers.gradients import row_pieces
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import Loss, summed_losses, pop_gradients
+from bedplate.training.objectives.pieces import Loss, pop_gradients, summed_losses
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""

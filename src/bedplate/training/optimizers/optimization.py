@@ -12,8 +12,8 @@ from bedplate.core.errors import TrainingError
 from bedplate.training.config import TrainConfig
 from bedplate.training.optimizers.adamw import AdamW, ParameterGroup
 from bedplate.training.optimizers.average import AVERAGE, Average
-from bedplate.training.optimizers.kinds import ParameterRole
 from bedplate.training.optimizers.muon import Muon
+from bedplate.training.optimizers.parameter_groups import ParameterRole
 from bedplate.training.ranks import ALONE, Ranks
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]

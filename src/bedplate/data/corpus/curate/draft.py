@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from bedplate.data.corpus.curate.vocabulary import WordTable, TextWords, shared
+from bedplate.data.corpus.curate.vocabulary import TextWords, WordTable, shared
 
 Judge = Callable[[Sequence[str]], Sequence[float]]
 """Texts → how good each is, from 0 to 1."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bedplate.core.errors import DataError
-from bedplate.data.corpus.readers.part import SourcePart, FilePiece, Read, grouped
+from bedplate.data.corpus.readers.part import FilePiece, Read, SourcePart, grouped
 from bedplate.data.corpus.readers.tables import JSON_LINES, json_lines, opened, parquet_rows
 from bedplate.data.corpus.recipe import Hub
 from bedplate.data.table_files import arrow

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bedplate.core.files import sha256_file
-from bedplate.data.corpus.readers.part import SourcePart, FilePiece, Read, unicode_text
+from bedplate.data.corpus.readers.part import FilePiece, Read, SourcePart, unicode_text
 from bedplate.data.corpus.readers.text import as_code, checked, is_own, language_of
 from bedplate.data.corpus.recipe import PyPI
 

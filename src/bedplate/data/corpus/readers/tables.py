@@ -14,14 +14,14 @@ from typing import IO, Any, cast
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
 from bedplate.data.corpus.readers.part import (
-    SourcePart,
     FilePiece,
     RawDocument,
     Read,
+    SourcePart,
     Unread,
-    source_files,
     grouped,
     relative,
+    source_files,
     stream_of,
     unicode_text,
     whole,

@@ -13,15 +13,15 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import on_closed
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.readers.part import (
-    SourcePart,
     FilePiece,
     RawDocument,
     Read,
+    SourcePart,
     Unread,
     content_of,
-    source_files,
     grouped,
     relative,
+    source_files,
     whole,
 )
 from bedplate.data.corpus.recipe import Code, Files, Source, StandardLibrary

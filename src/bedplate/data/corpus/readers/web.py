@@ -12,14 +12,14 @@ from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers.part import (
-    SourcePart,
     RawDocument,
     Read,
+    SourcePart,
     Unread,
     content_of,
-    source_files,
     grouped,
     relative,
+    source_files,
     stream_of,
     whole,
 )

@@ -11,26 +11,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bedplate.core import shown
+from bedplate.core import display
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
-from bedplate.inference.engine.choosing import Alternatives, WritingRow
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.job import Equipment, RequestJob, PassResult, PassRequest
+from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.kinds.request import (
     NO_TIMING,
     FinishReason,
     LookedUp,
     Request,
+    RequestTiming,
     Result,
     Step,
-    RequestTiming,
     Usage,
 )
 from bedplate.inference.engine.kinds.sampling import Grammar, Sampling
 from bedplate.inference.engine.kinds.stopping import TextStream
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.speculate import Drafter
+from bedplate.inference.engine.token_selection import Alternatives, WritingRow
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.text.json_schema import INVALID
 
@@ -62,8 +62,8 @@ class Generation(Result):
     looked_up: LookedUp | None = None
 
     def __repr__(self) -> str:
-        text = repr(shown.shortened(self.text, 80))
-        return shown.line("generation", text, f"{len(self.token_ids)} tokens", f"ended by {self.finish_reason}")
+        text = repr(display.shortened(self.text, 80))
+        return display.line("generation", text, f"{len(self.token_ids)} tokens", f"ended by {self.finish_reason}")
 
 
 class GenerateJob(RequestJob[Generate]):

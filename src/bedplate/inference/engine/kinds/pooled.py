@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.checks import check_depth, not_finite
-from bedplate.inference.engine.job import Equipment, RequestJob, R, PassResult, PassRequest
+from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, R, RequestJob
 from bedplate.inference.engine.kinds.request import Result
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
-from bedplate.inference.engine.job import Equipment, RequestJob, PassResult, PassRequest
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, Result, RequestTiming, Usage
+from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, RequestJob
+from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
 from bedplate.inference.forward.adapters import Loaded
 
 

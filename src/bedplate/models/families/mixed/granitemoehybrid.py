@@ -18,7 +18,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.mixed.layers import convolution, layer_types, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused, renamed
-from bedplate.models.specs.states import Mamba2
+from bedplate.models.specs.state_mixers import Mamba2
 from bedplate.models.specs.transformer import Experts, Scales, TransformerSpec
 
 _ORIGIN = "config.json (granitemoehybrid)"

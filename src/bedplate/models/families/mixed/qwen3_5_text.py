@@ -25,7 +25,7 @@ from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.mixed.layers import convolution, layer_types, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.states import DeltaRule
+from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 _ORIGIN = "config.json (qwen3_5_text)"

@@ -28,7 +28,7 @@ from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.mixed.qwen3_5_text import LINEAR, NOISE, delta_rule_fields, take_delta_rule
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
-from bedplate.models.specs.states import DeltaRule
+from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
 _ORIGIN = "config.json (qwen3_next)"

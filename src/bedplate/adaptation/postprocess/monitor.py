@@ -1,0 +1,306 @@
+"""A skin on rows that came after it was made: do they differ from those that it was made from, does it keep what its
+report promised, is it time to climb again?
+
+Every look at a skin is numbered in a ledger of its own, which keeps what its bets gained: all looks are one test, so
+that however often one looks, a skin with which nothing is wrong is called wrong at most with the error of all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.adaptation.postprocess.origin import Origin, origin_of, promise_of
+from bedplate.adaptation.rungs.answers import predict_examples
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import sha256_json
+from bedplate.core.progress import progress
+from bedplate.core.statistics import Gains
+from bedplate.data.splits import SplitRecord, subsample
+from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.ledger.looks import EarlierLook, earlier_looks, looks, remember
+from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.lookup import embed_texts
+from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.text_reading import text_tokens
+
+if TYPE_CHECKING:
+    from bedplate.inference.execution.plan import Kernel, Weights
+
+MOST_ROWS = 500
+"""Rows of each sample that are embedded."""
+_WORD_DIRECTIONS = 80
+_AT_ONCE = 64
+
+
+def drift(
+    directory: Path | str,
+    new: Path | str,
+    *,
+    task_file: Path | None = None,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
+    allow_other_weights: bool = False,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Drift:
+    """Set the rows in the file `new` against those that a skin was made from, and the skin's answers to them, where
+    they have targets, against its report. confidence: for all looks at the skin together.
+
+    Quality is that on rows which the skin has not seen. Raises UsageError without a task or for a skin that embeds,
+    DataError for rows that cannot be used, SkinError, and what loading the skin raises.
+    """
+    origin = origin_of(directory, None if task_file is None else load_task(task_file))
+    task = origin.task
+    if task.output.kind == "embedding":
+        raise UsageError(f"{directory} gives vectors; drift is told of skins that answer")
+    task.scorer.ready()
+    fresh = fresh_rows(task, new)
+    notes = [*origin.notes, *fresh.notes]
+    unseen = _unseen(origin, fresh, notes) if fresh.labelled else []
+    old, elsewhere = _old_rows(origin, notes)
+    query = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
+    question = sha256_json(query)
+    look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
+    earlier = earlier_looks(origin.id, question)
+    notes += earlier.notes
+    levels = Levels(round(1 - confidence, 12))
+    largest = earlier.largest or _largest(old or fresh.all_examples)
+    predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
+    assert not isinstance(predictor, LocalModel)
+    evaluation = measured = None
+    gained: dict[str, Gains] = {}
+    with closing(predictor):
+        if fresh.labelled:
+            evaluation, measured = _quality(
+                origin, unseen, predictor, levels, look.number, earlier, largest, seed, notes
+            )
+            gained |= measured.gains
+        input_shifts = (
+            _shifts(origin, old, elsewhere, fresh, predictor, levels, earlier, largest, seed, notes) if old else ()
+        )
+        gained |= {shift.aspect: shift.gains for shift in input_shifts}
+    rows = [e.row_hash for e in fresh.all_examples]
+    remember(
+        origin.id,
+        question,
+        look.number,
+        rows=rows,
+        judged=rows if fresh.labelled else (),
+        largest=largest,
+        gains=gained,
+    )
+    repeated_rows = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
+    if repeated_rows:
+        notes.append(f"{repeated_rows:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
+    verdict, sentence = decide(input_shifts, measured)
+    return Drift(
+        verdict,
+        sentence,
+        look.number,
+        levels.alpha,
+        input_shifts,
+        measured,
+        len(old),
+        len(fresh.all_examples),
+        tuple(notes),
+        evaluation,
+    )
+
+
+def _largest(rows: Sequence[Example]) -> int:
+    """So many rows of a group at most that nine rows in ten are bet on: what the largest group could lose limits what
+    is staked on all."""
+    sizes = Counter(row.group for row in rows).values()
+    return next(cap for cap in itertools.count(1) if sum(min(size, cap) for size in sizes) >= 0.9 * len(rows))
+
+
+def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]]:
+    """What the skin was made from, copies of one text among it (nothing, where that is not there any more), and the
+    hashes of its task's other rows: test, and what was dropped."""
+    if origin.splits is None:
+        return [], set()
+    source_hashes = {row for row, split in origin.splits.items() if split in ("train", "valid")}
+    try:
+        examples = every_row(origin.run_task)
+    except DataError as error:
+        notes.append(f"the rows that the skin was made from cannot be read ({error.message}): inputs are not compared")
+        return [], set()
+    present_hashes = {e.row_hash for e in examples}
+    missing = len(source_hashes - present_hashes)
+    if missing:
+        notes.append(
+            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of {origin.run_task.path}: "
+            "inputs are not compared"
+        )
+        return [], set()
+    return [e for e in examples if e.row_hash in source_hashes], present_hashes - source_hashes
+
+
+def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]:
+    """The rows that say something of the skin's quality."""
+    had = origin.had(fresh.examples)
+    unseen = [e for e, split in zip(fresh.examples, had, strict=True) if split is None]
+    if not unseen:
+        raise DataError(f"all rows of {fresh.source} are among those that the skin was made from or judged by")
+    if len(unseen) < len(fresh.examples):
+        overlap = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
+        notes.append(
+            f"{overlap} are among those that the skin was made from or judged by: quality is that on the others"
+        )
+    return unseen
+
+
+def _quality(
+    origin: Origin,
+    unseen: Sequence[Example],
+    predictor: Answers,
+    levels: Levels,
+    look: int,
+    earlier: EarlierLook,
+    largest: int,
+    seed: int,
+    notes: list[str],
+) -> tuple[Evaluation, Quality]:
+    promise = promise_of(origin)
+    if promise is not None and promise.split == "valid":
+        notes.append("the skin was not judged on test: its report has its quality on valid, by which it was chosen")
+    answered = predict_examples(predictor, unseen)
+    evaluation = evaluate_predictions(origin.task, unseen, answered, split="new", seed=seed)
+    bets = [e.row_hash not in earlier.judged for e in unseen]
+    before = earlier.gains
+    return evaluation, quality(
+        evaluation, promise, levels.quality, look=look, unseen=bets, earlier=before, largest=largest
+    )
+
+
+# --- inputs
+
+
+def _shifts(
+    origin: Origin,
+    old: Sequence[Example],
+    elsewhere: set[str],
+    fresh: FreshRows,
+    predictor: Answers,
+    levels: Levels,
+    earlier: EarlierLook,
+    largest: int,
+    seed: int,
+    notes: list[str],
+) -> tuple[Shift, ...]:
+    """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in test,
+    over its limit, or twice with different targets) is left out of both."""
+    new = [e for e in fresh.all_examples if e.row_hash not in elsewhere]
+    if not new:
+        notes.append(
+            "all new rows are in the task's own data, outside of what the skin was made from: inputs are not compared"
+        )
+        return ()
+    sides = (
+        (old, origin.run_task.data.group_by is not None),
+        (new, origin.task.data.group_by is not None and fresh.grouped),
+    )
+    # new rows that an earlier look had are not bet on: room is for the others
+    counted = [i for i, e in enumerate(new) if e.row_hash not in earlier.rows] or range(len(new))
+    chosen = [
+        _subsample(rows, places, whole, seed)
+        for (rows, whole), places in zip(sides, (range(len(old)), counted), strict=True)
+    ]
+    for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
+        if len(part) < len(rows):
+            notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
+    texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
+    learned = parts([old[i].group for i in chosen[0]] if sides[0][1] else None, len(chosen[0]), seed).learned
+    vectors = input_vectors(texts[0], texts[1], learned, predictor, notes)
+    labels_of = _labels_of(origin.task) if fresh.labelled else None
+    samples: list[Sample] = []
+    for (rows, whole), places, sample_vectors in zip(sides, chosen, vectors, strict=True):
+        groups = [e.group for e in rows] if whole else None
+        labels = None if labels_of is None else [labels_of(e.target) for e in rows]
+        unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
+        samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
+    old_side, new_side = samples
+    return shifts(old_side, new_side, levels.shift, earlier=earlier.gains, largest=largest, seed=seed)
+
+
+def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
+    """At most MOST_ROWS of the rows that are numbered so, whole groups where there are any; all where no group is so
+    small."""
+    named = [(i, rows[i]) for i in numbers]
+    records = [SplitRecord(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in named]
+    sampled = subsample(records, MOST_ROWS, seed) or records
+    return sorted(int(record.id) for record in sampled)
+
+
+def _labels_of(task: Task) -> Callable[[str], Sequence[str]] | None:
+    if task.output.kind == "labels":
+        return json.loads
+    return (lambda target: (target,)) if task.labels else None
+
+
+def _text(example: Example) -> str:
+    return "\n".join(example.texts.values())
+
+
+def input_vectors(
+    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: Answers, notes: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
+    base is here."""
+    engine = _engine(predictor)
+    if engine is None:
+        why = "no base of the skin is on this machine" if predictor.skin.bases else "the skin has no base"
+        notes.append(f"{why}: inputs are compared by their words")
+        return _word_vectors(old, new, first)
+    tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
+    distinct = list(dict.fromkeys([*old, *new]))
+    fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
+    # a decoder's last states say what comes next, those of the middle what the text is about
+    depth = round(spec.layers * 2 / 3) if "generate" in engine.base.can else None
+    vectors = dict.fromkeys(distinct, np.zeros(spec.hidden_size))
+    for start in progress(range(0, len(fits), _AT_ONCE), "embedding inputs"):
+        part = fits[start : start + _AT_ONCE]
+        vectors |= zip(part, embed_texts(engine, part, "mean", depth).astype(np.float64), strict=True)
+    if len(fits) < len(distinct):
+        notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as alike")
+    return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])
+
+
+def _engine(predictor: Answers) -> Engine | None:
+    """Of the skin's base, or of the first base of a cascade's two skins."""
+    if isinstance(predictor, CascadePredictor):
+        return _engine(predictor.first) or _engine(predictor.second)
+    return predictor.engine if isinstance(predictor, Predictor) else None
+
+
+def _word_vectors(
+    old: Sequence[str], new: Sequence[str], first: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Directions of the words of some of the old texts: words of the others must be as unknown as those of new ones."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]").fit([old[i] for i in first])
+    marks: list[Any] = [words.transform(texts) for texts in ([old[i] for i in first], old, new)]
+    size = min(_WORD_DIRECTIONS, *(n - 1 for n in marks[0].shape))
+    if size < 1:
+        return marks[1].toarray(), marks[2].toarray()
+    directions = TruncatedSVD(size, random_state=0).fit(marks[0])
+    return directions.transform(marks[1]), directions.transform(marks[2])

@@ -1,0 +1,275 @@
+"""A skin made again from what it recorded, and compared with the one that is there.
+
+Its rung is climbed in a new directory with the run's task file, seed and plan, after the rungs that it builds on. The
+plan is taken over because how much is done depends on the time that was left then. Test is not opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bedplate.adaptation.context.clock import Clock
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungPlan
+from bedplate.adaptation.postprocess.recorded import (
+    RecordedDifference,
+    RecordedSkin,
+    base_differences,
+    code_differences,
+    data_differences,
+    parent_of,
+    recorded_of,
+)
+from bedplate.adaptation.rungs import chosen_rungs
+from bedplate.adaptation.rungs.answers import predict_examples
+from bedplate.adaptation.search.candidates import Candidate, candidates_of
+from bedplate.adaptation.search.fingerprint import config_of
+from bedplate.adaptation.search.format_trial import in_weights
+from bedplate.adaptation.search.rung_files import read_plan, write_plan
+from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
+from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
+from bedplate.core.files import atomic_write, file_lock, read_text
+from bedplate.core.progress import progress
+from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task import Task
+from bedplate.inference.execution.plan import QUANTISED
+from bedplate.inference.predict.loaded import load as load_skin
+from bedplate.inference.predict.local import LocalModel
+from bedplate.skins.difference import FileDifference, compare_skins
+from bedplate.skins.files import read_skin
+from bedplate.skins.skin import Skin
+
+REPRODUCTION_FILE = "reproduction.json"
+Status = Literal["identical", "equivalent", "different", "not_possible"]
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """status: identical (every file, bit for bit); equivalent (numbers differ, and no answer on valid does); different;
+    or not_possible. differences: what it was made from and is not what it was. comparison: the new skin minus the old
+    one on valid, both as they are served now; None where a remote model answers. recorded: the old one's estimate, when
+    it was made."""
+
+    skin: str
+    skin_id: str
+    status: Status
+    reason: str
+    differences: tuple[RecordedDifference, ...] = ()
+    notes: tuple[str, ...] = ()
+    directory: str | None = None
+    parts: tuple[FileDifference, ...] = ()
+    rows: int = 0
+    equal_answers: int = 0
+    recorded: float | None = None
+    estimate: float | None = None
+    comparison: PairedComparison | None = None
+
+    @property
+    def reproduced(self) -> bool:
+        return self.status in ("identical", "equivalent")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"reproduced": self.reproduced}
+
+
+def reproduce(directory: Path | str, out: Path | str, *, task_file: Path | None = None) -> Reproduction:
+    """Make the skin in `directory` again in `out`, a new directory, and compare the two.
+
+    task_file: the task, where the run's own directory is gone or its task file has moved. What was made from other data
+    or on another base is not made again; the answer says what differs. The same call resumes where an interrupted one
+    stopped. Raises UsageError where nothing says how the skin was made, SkinError, ConfigError.
+    """
+    out = Path(out)
+    recorded = recorded_of(Path(directory), task_file)
+    _check_place(out, recorded.id)
+    task, spec = load_adapt_task(
+        recorded.settings, rungs=recorded.run_settings["rungs"], anchor_file=recorded.anchor_file
+    )
+    try:
+        reproduction = _Reproducer(recorded, task, spec, out).reproduce()
+    except (DataError, HubError, CheckpointError) as error:  # of what it was made from
+        reproduction = _not_possible(recorded, (), error.message)
+    if (out / REPRODUCTION_FILE).is_file():
+        atomic_write(out / REPRODUCTION_FILE, json.dumps(reproduction.to_json(), indent=1, allow_nan=False) + "\n")
+    return reproduction
+
+
+@dataclass
+class _Reproducer:
+    recorded: RecordedSkin
+    task: Task
+    spec: AdaptSpec
+    out: Path
+    differences: list[RecordedDifference] = field(default_factory=list[RecordedDifference])
+    notes: list[str] = field(default_factory=list[str])
+
+    def reproduce(self) -> Reproduction:
+        recorded, task = self.recorded, self.task
+        parent = parent_of(recorded, task)
+        if isinstance(parent, RecordedDifference):
+            return _not_possible(recorded, [parent])
+        data = load_examples(task, None if parent is None else parent.assigned)
+        self.differences += [*data_differences(recorded.skin, data), *code_differences(recorded)]
+        if any(difference.decides for difference in self.differences):
+            return _not_possible(recorded, self.differences)
+        run_settings, limits = recorded.run_settings, self.spec.budget
+        clock = Clock(run_settings["budget_seconds"], usd=limits.train_usd, usd_per_hour=self.spec.machine.usd_per_hour)
+        seed, exhaustive = run_settings["seed"], run_settings["exhaustive"]
+        run = opened(task, self.spec, data, self.out, clock, seed=seed, exhaustive=exhaustive, parent=parent)
+        with run as contexts:
+            self.differences += base_differences(recorded.report, contexts)
+            if any(difference.decides for difference in self.differences):
+                return _not_possible(recorded, self.differences)
+            check_bases(contexts)
+            with file_lock(self.out / LOCK_FILE):
+                self._mark()
+                begin(contexts, data, self.out, recorded.anchor_file)
+                return self._climbed(candidates_of(contexts, chosen_rungs(self.spec)))
+
+    def _mark(self) -> None:
+        """That what is in the directory belongs to this reproduction."""
+        values = {"skin": self.recorded.skin.name, "skin_id": self.recorded.id, "status": "unfinished"}
+        atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
+
+    def _climbed(self, candidates: Sequence[Candidate]) -> Reproduction:
+        needed = _needed(self.recorded, candidates)
+        for candidate in progress(needed, "making it again"):
+            self._take_over_plan(candidate)
+            outcome = climb_candidate(candidate)
+            if outcome.result is None or outcome.result.skin is None:
+                return _not_possible(
+                    self.recorded, self.differences, f"{candidate.name} {outcome.status} this time: {outcome.reason}"
+                )
+        return self._compared(needed[-1])
+
+    def _take_over_plan(self, candidate: Candidate) -> None:
+        """Put the run's plan where the rung will look for its own."""
+        config = config_of(candidate.context, candidate.rung)
+        if read_plan(candidate.directory, config) is not None:  # of an interrupted reproduction
+            return
+        settings = self.recorded.plan(candidate.name)
+        if settings is None:
+            self.notes.append(f"the plan of {candidate.name} was not recorded: how much is done was planned anew")
+        else:
+            write_plan(candidate.directory, config, RungPlan(settings))
+
+    def _compared(self, candidate: Candidate) -> Reproduction:
+        old, new = self.recorded.skin, self._reproduced_skin(candidate)
+        parts = compare_skins(old, new)
+        comparison, equal, rows = None, 0, 0
+        if not old.is_remote:
+            first, second = (_on_valid(candidate.context, skin) for skin in (old, new))
+            comparison = compare(second, first, candidate.context.seed)
+            pairs = zip(first.rows, second.rows, strict=True)
+            equal, rows = sum(a.prediction == b.prediction for a, b in pairs), first.n
+        status, reason = judged(parts, equal, rows)
+        return Reproduction(
+            old.name,
+            self.recorded.id,
+            status,
+            reason,
+            tuple(self.differences),
+            tuple(self.notes),
+            str(new.directory),
+            parts,
+            rows,
+            equal,
+            self.recorded.estimate,
+            candidate.climbed.result.evaluation.estimate if comparison is None else comparison.a,
+            comparison,
+        )
+
+    def _reproduced_skin(self, candidate: Candidate) -> Skin:
+        """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
+        new, judged = read_skin(candidate.climbed.directory), self.recorded.skin.evaluated_with
+        if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
+            return new
+        return in_weights(candidate, judged)
+
+
+def judged(parts: Sequence[FileDifference], equal: int, rows: int) -> tuple[Status, str]:
+    """What the files and the answers on valid say together. rows: 0 where nobody was asked."""
+    differing = [part for part in parts if not part.equal]
+    if not differing:
+        return "identical", "every file is the same, bit for bit"
+    summary = ", ".join(
+        f"{part.name} differs" if part.largest is None else f"{part.name} differs by at most {part.largest:.3g}"
+        for part in differing
+    )
+    answers = f"{equal} of {rows} answers on valid are the same" if rows else "nobody was asked"
+    only_numbers = all(part.largest is not None for part in differing)
+    return "equivalent" if only_numbers and equal == rows > 0 else "different", f"{summary}; {answers}"
+
+
+def _check_place(out: Path, id_: str) -> None:
+    """A run of `adapt` is no place: its rungs would be taken for the new ones."""
+    marker = out / REPRODUCTION_FILE
+    used = out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir())
+    if used and (not marker.is_file() or json.loads(read_text(marker)).get("skin_id") != id_):
+        raise UsageError(
+            f"{out} holds something else than an earlier reproduction of this skin; choose a new directory"
+        )
+    check_output(out)
+
+
+def _not_possible(
+    recorded: RecordedSkin, differences: Sequence[RecordedDifference], reason: str | None = None
+) -> Reproduction:
+    if reason is None:
+        named = ", ".join(difference.what for difference in differences if difference.decides)
+        reason = f"it was made from something else than what is here: {named}"
+    return Reproduction(
+        recorded.skin.name, recorded.id, "not_possible", reason, tuple(differences), recorded=recorded.estimate
+    )
+
+
+def _needed(recorded: RecordedSkin, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidate, last, after those that it builds on: for a cascade its two skins, and the prompt of each base as
+    it is. UsageError where the task has it no more."""
+    by_name, name = {candidate.name: candidate for candidate in candidates}, recorded.candidate
+    target_candidate = by_name.get(name)
+    needed_names = {
+        name,
+        *(() if target_candidate is None else target_candidate.rung.parts(recorded.report["details"][name])),
+    }
+    for candidate_name in sorted(needed_names):
+        if candidate_name not in by_name:
+            raise UsageError(f"the task has no candidate {candidate_name!r} any more; it has {', '.join(by_name)}")
+    finished = {row["rung"] for row in recorded.report["rungs"] if row["status"] == "done"}
+    places = {
+        by_name[candidate_name].context.suffix
+        for candidate_name in needed_names
+        if by_name[candidate_name].traits.needs != "nothing"
+    }
+    plain = [
+        candidate
+        for candidate in candidates
+        if candidate.traits.role == "baseline" and candidate.context.suffix in places
+    ]
+    needed_names |= finished & {candidate.name for candidate in plain}
+    ordered = [candidate for candidate in candidates if candidate.name in needed_names]
+    return sorted(ordered, key=lambda candidate: (candidate.name == name, candidate.traits.role != "baseline"))
+
+
+def _on_valid(context: Context, skin: Skin) -> Evaluation:
+    """A skin as read back from disk: on the base that is loaded, where it stands on that."""
+    assert skin.directory is not None
+    main = skin.bases.get("main")
+    if skin.cascade is None and main is not None and main.has_weights_of(context.at.facts.identity):
+        predictor = context.predictor(skin)
+    else:
+        predictor = load_skin(skin.directory)
+    if isinstance(predictor, LocalModel):
+        raise UsageError(f"{skin.directory} is a base and no skin")
+    with closing(predictor):
+        predictions = predict_examples(predictor, context.valid)
+    return evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)

@@ -1,0 +1,233 @@
+"""Quantised weights as candidates: a nominee is asked again on valid in each format that is faster here, the fastest
+first, and keeps the first that is shown to cost less than the task's margin and whose own calls take clearly less time
+(the median).
+
+That is non-inferiority (`core.statistics.noninferiority`): the upper bound of the paired drop on valid lies under
+the task's margin. Nothing is fitted again: biases, thresholds and heads are those that were found in the base's own
+weights. Several formats need no correction, because test judges the one that will be served.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.format_speed import CLEARLY, worth_trying
+from bedplate.adaptation.context.outcome import RungResult
+from bedplate.adaptation.search.candidates import Candidate
+from bedplate.adaptation.search.format_trial import TURNS, FormatTrial, discard, kept_trial, make_trial, restore
+from bedplate.core.errors import BedplateError
+from bedplate.core.statistics import enough_groups
+from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
+from bedplate.evaluation.comparison import drop_between, independent_rows
+from bedplate.evaluation.harness import Evaluation
+from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
+from bedplate.skins.files import read_skin
+from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
+from bedplate.skins.skin import Skin
+
+PACKED_BYTES_PER_SECOND = 50e6
+"""About what quantising reads on one core."""
+
+
+def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
+    """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
+    it is; one in a format that it keeps lies beside it."""
+    context, climbed = candidate.context, candidate.climbed
+    result = climbed.result
+    unfit = _unfit(candidate)
+    if unfit is not None:
+        return _chosen(None, None, unfit), result
+    skin = read_skin(climbed.directory)
+    engine = climbed.base.model.engine
+    summarize = partial(_chosen, engine.weights, engine.kernel)
+    worth = worth_trying(climbed.base.model, context.spec.formats, writes=_writes(skin))
+    if isinstance(worth, str):
+        return summarize(worth), result
+    shortage = too_few(context, result.evaluation)
+    if shortage is not None:
+        return summarize(shortage), result
+    tried: list[TriedFormat] = []
+    left_out: list[FormatLeftOut] = []
+    for weights, times in worth.items():
+        trial = kept_trial(candidate, weights)
+        if trial is None:
+            seconds, seconds_available = expected_seconds(candidate, times), seconds_left(context)
+            if seconds > seconds_available:
+                why = (
+                    f"it needs about {seconds:.0f} s on valid, {max(seconds_available, 0):.0f} s of the budget are left"
+                )
+                left_out.append(FormatLeftOut(weights=weights, kind="budget", reason=why))
+                continue
+            try:
+                trial = make_trial(candidate, skin, weights)
+            except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
+                why = error.message if isinstance(error, BedplateError) else repr(error)
+                left_out.append(FormatLeftOut(weights=weights, kind="impossible", reason=why))
+                continue
+        tried_format = judged(context, result, trial)
+        tried.append(tried_format)
+        if tried_format.kept:
+            restore(candidate, skin, trial)
+            return summarize(tried_format.reason, weights, tried, left_out), _in_format(result, trial)
+        discard(candidate, trial)
+    reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
+    return summarize(reason, None, tried, left_out), result
+
+
+def _chosen(
+    weights: str | None,
+    kernel: str | None,
+    reason: str,
+    selected: str | None = None,
+    tried: Sequence[TriedFormat] = (),
+    left_out: Sequence[FormatLeftOut] = (),
+) -> Formats:
+    return Formats(
+        weights=weights, kernel=kernel, kept=selected, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
+    )
+
+
+def not_tried(formats: Mapping[str, Formats]) -> list[NotTried]:
+    """The formats of candidates that were left out, as `planner.not_tried` says of rungs."""
+    return [
+        NotTried(
+            rung=name, what="part", kind=omission.kind, reason=f"{omission.weights} was not tried: {omission.reason}"
+        )
+        for name, chosen in formats.items()
+        for omission in chosen.left_out
+    ]
+
+
+def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFormat:
+    """Whether the skin keeps the format. result: in its own weights."""
+    spec, confidence = context.spec.formats, context.spec.target.confidence
+    before, after = result.evaluation, trial.evaluation
+    drop = drop_between(before, after, confidence, context.seed, scattered=True)  # answers that rounding changed
+    place = {row.row_hash: row.prediction for row in after.rows}
+    changed = sum(place[row.row_hash] != row.prediction for row in before.rows)
+    faster = trial.latency.p50 * CLEARLY <= trial.own.p50
+    within_margin = drop.is_within(spec.margin)
+    rate = context.spec.machine.usd_per_hour
+    return TriedFormat(
+        weights=trial.weights,
+        kernel=trial.kernel,
+        kept=bool(within_margin) and faster,
+        reason=_format_reason(before, after, drop, spec.margin, changed, trial, faster),
+        own_estimate=before.estimate,
+        estimate=after.estimate,
+        difference=after.estimate - before.estimate,
+        lower=None if drop.upper is None else -drop.upper,
+        confidence=confidence,
+        margin=spec.margin,
+        n=drop.n,
+        groups=drop.groups,
+        changed=changed,
+        needed_n=drop.needed(spec.margin) if within_margin is None else None,
+        own_p50_ms=trial.own.p50 * 1000,
+        own_p95_ms=trial.own.p95 * 1000,
+        own_usd_per_1k_calls=1000 * result.price(rate, trial.own.mean),
+        p50_ms=trial.latency.p50 * 1000,
+        p95_ms=trial.latency.p95 * 1000,
+        usd_per_1k_calls=1000 * result.price(rate, trial.latency.mean),
+    )
+
+
+def _format_reason(
+    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
+) -> str:
+    format_score = before.scale.format_score
+    answers = (
+        f"{changed} of {drop.n} answers on valid changed, {before.metric} {format_score(before.estimate)} to "
+        f"{format_score(after.estimate)}"
+    )
+    calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
+    within_margin = drop.is_within(margin)
+    if drop.upper is None or drop.lower is None:
+        return f"{answers}; {drop.groups} groups are too few for a bound"
+    if within_margin and faster:
+        bound = f"worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin:g}"
+        return f"{answers}: {bound}; {calls}"
+    if within_margin:
+        return f"{answers}, which would do, but it saves nothing: {calls}"
+    if within_margin is False:
+        return f"{answers}: shown to be worse, by at least {drop.lower:.4f}, over {margin:g}"
+    needed = drop.needed(margin)
+    hint = "" if needed is None else f" (about {needed:,} would)"
+    return (
+        f"{answers}: worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin:g}{hint}"
+    )
+
+
+def too_few(context: Context, evaluation: Evaluation) -> str | None:
+    """Why valid cannot show that a format is no worse, even if no answer changed; None where it can."""
+    margin, confidence = context.spec.formats.margin, context.spec.target.confidence
+    if not enough_groups([row.group for row in evaluation.rows]):
+        return f"valid has {evaluation.groups} groups, too few, or of too unequal sizes, for a bound of a difference"
+    units = independent_rows(evaluation)
+    unseen = hidden(units, confidence)
+    if unseen < margin:
+        return None
+    rows = f"the {evaluation.n} rows of valid"
+    if units < evaluation.n:
+        rows += f" (worth {units:.0f} independent ones)"
+    needed = math.ceil(units_needed(margin, confidence) * evaluation.n / units)
+    return (
+        f"{rows} could not show it: without any answer changed they could hide {unseen:.4f}, the margin is {margin:g}; "
+        f"about {needed:,} rows would do"
+    )
+
+
+def expected_seconds(candidate: Candidate, times: float) -> float:
+    """What trying a format takes: its weights made, valid asked, and calls timed in both weights."""
+    context, call = candidate.context, candidate.climbed.result.latency.mean
+    rows = context.throughput.rows(len(context.valid)) * max(1.0, call / max(context.throughput.call, 1e-9))
+    calls = (min(context.latency_calls, len(context.valid)) + TURNS) * call
+    packing = 0.0 if candidate.climbed.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
+    return packing + rows / times + calls * (1 + 1 / times)
+
+
+def seconds_left(context: Context) -> float:
+    """What may still be spent before test; infinite where the ladder is exhaustive."""
+    return math.inf if context.exhaustive else context.clock.seconds_left - context.for_test
+
+
+def _unfit(candidate: Candidate) -> str | None:
+    if candidate.climbed.result.parts:
+        return "a cascade's two skins keep the weights that it was made with"
+    if candidate.traits.needs == "nothing":
+        return "it has no base whose weights could be in another format"
+    if candidate.context.hosted is not None:
+        return "a remote model answers"
+    if candidate.context.is_encoder:
+        return "an encoder runs in its own weights"
+    return None
+
+
+def _writes(skin: Skin) -> bool:
+    """Whether its answers are written token by token."""
+    return isinstance(skin.output, TextOutput | JsonOutput) or (
+        isinstance(skin.output, LabelsOutput) and skin.probe is None
+    )
+
+
+def _in_format(result: RungResult, trial: FormatTrial) -> RungResult:
+    assert result.skin is not None
+    details: Mapping[str, Any] = result.details
+    if "coverage" in details:
+        details = {**details, "coverage": trial.evaluation.coverage, "answered": trial.evaluation.answered}
+    return replace(
+        result,
+        evaluation=trial.evaluation,
+        latency=trial.latency,
+        export=trial.export,
+        skin=str(Path(result.skin).with_name(Path(trial.skin).name)),
+        skin_id=trial.skin_id,
+        reason=f"{result.reason}; served in {trial.weights} weights",
+        details=details,
+    )

@@ -1,0 +1,165 @@
+"""What a rung is expected to take, before it starts: time from what was measured, money from the machine's price and
+what endpoints charge. What cannot meet the task's limits is left out, and says so; an exhaustive ladder climbs it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.rungs.rung import Rung
+from bedplate.report.schema_plan import Forecast, NotTried
+
+
+def ruled_out(context: Context, rung: Rung) -> Skip | None:
+    """Why a rung is not worth planning, by what was measured and by rule, or None. A call that would be over the budget
+    is timed again with the rung's own lightest prompt before it excludes it, and what such a call waits for a processor
+    that other work has does not count."""
+    if context.exhaustive:
+        return None
+    traits = rung.traits
+    labels, min_labels = len(context.train), traits.least_labels
+    if labels < min_labels:
+        return Skip(f"{labels} labels are fewer than the {min_labels} that it is worth trying with", "rule")
+    if not traits.whole_prompt:
+        return None
+    budget, times = context.spec.budget, context.format_gain
+    rate = usd_per_second(context) * 1000
+    limits = [math.inf if budget.p95_ms is None else budget.p95_ms / 1000]
+    if budget.usd_per_1k_calls is not None and rate > 0:
+        limits.append(budget.usd_per_1k_calls / rate)
+    limit = min(limits) * times
+    if context.throughput.call <= limit:
+        return None
+    reading = context.cached_reading(*rung.lightest(context), limit)
+    if reading.quiet <= limit:
+        return None
+    format_note = "" if times == 1.0 else f", and {times:.1f} times less in a format"
+    call, needs = reading.quiet / times, dict[str, float]()
+    if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
+        needs["p95_ms"] = call * 1000
+    if budget.usd_per_1k_calls is not None and call * rate > budget.usd_per_1k_calls:
+        needs["usd_per_1k_calls"] = call * rate
+    call_note = (
+        f"a call with its lightest prompt takes {reading.quiet * 1000:.0f} ms here ({reading.description}){format_note}"
+    )
+    budget_notes = {
+        "p95_ms": f"the budget's p95 is {budget.p95_ms} ms",
+        "usd_per_1k_calls": f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${call * rate:.4f}",
+    }
+    return Skip(f"{call_note}; {' and '.join(budget_notes[key] for key in needs)}", "budget", needs=needs)
+
+
+def over_budget(context: Context, plan: RungPlan) -> Skip | None:
+    """Why a planned rung may not start, or None: what it takes is more than the money that is left. (Rungs plan within
+    the time that is left, which the machine's price bounds as well.)"""
+    usd_left = context.usd_left
+    needed = plan.seconds * usd_per_second(context) + plan.usd
+    if needed <= usd_left:
+        return None
+    reason = f"it needs about ${needed:.4f}, ${max(usd_left, 0):.4f} of the climb's money are left"
+    usd = context.spec.budget.train_usd
+    return Skip(reason, "budget", plan.seconds, {} if usd is None else {"train_usd": usd + needed - usd_left})
+
+
+def planned(context: Context, rung: Rung) -> RungPlan | Skip:
+    """The rung's own plan, if nothing that is known before speaks against it and there is money for it; where it makes
+    a child base, within the time that the child's guards leave."""
+    out = ruled_out(context, rung)
+    if out is not None:
+        return out
+    before = context.until
+    if rung.traits.makes_child and context.seconds_left < math.inf:
+        context.until = min(before, context.clock.used + context.seconds_left - guard_seconds(context))
+    try:
+        plan = rung.plan(context)
+    finally:
+        context.until = before
+    if isinstance(plan, Skip):
+        return _with_needs(context, plan)
+    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
+    return over_budget(context, plan) or plan
+
+
+def _with_needs(context: Context, skip: Skip) -> Skip:
+    """A rung that there is no time for says which limit would leave it enough."""
+    limits, clock = context.spec.budget, context.clock
+    if skip.kind != "budget" or skip.seconds is None or skip.needs:
+        return skip
+    whole = clock.used + context.test_reserve + skip.seconds * context.pace
+    needs: dict[str, float] = {}
+    if clock.seconds is not None and whole > clock.seconds:
+        needs["train_minutes"] = whole / 60
+    if limits.train_usd is not None and whole * usd_per_second(context) > limits.train_usd:
+        needs["train_usd"] = whole * usd_per_second(context)
+    return replace(skip, seconds=skip.seconds * context.pace, needs=needs)
+
+
+def guard_seconds(context: Context) -> float:
+    """Expected seconds of the task's guards for one child: its parent is asked once and may have to be as well."""
+    guards, token = context.spec.guards, context.throughput.token
+    tokens = 0.0
+    if guards.retention is not None:
+        tokens_per_question = [_ITEM_TOKENS[name] for name in guards.retention.sets]
+        tokens += guards.retention.per_set * sum(tokens_per_question)
+    if guards.loss is not None:
+        tokens += guards.loss.documents * _DOCUMENT_TOKENS
+    if guards.refusal is not None:
+        tokens += _REFUSAL_TOKENS
+    return 2 * tokens * token
+
+
+_ITEM_TOKENS = {"piqa": 65, "openbookqa": 45, "commonsenseqa": 45, "boolq": 170}
+_DOCUMENT_TOKENS, _REFUSAL_TOKENS = 130, 20_000
+"""Prompt tokens of an item with its choices and of a document; 72 replies of 40 tokens, written at about a seventh of
+the pace that prompts are read at."""
+
+
+def usd_per_second(context: Context) -> float:
+    """What this machine's time costs."""
+    return context.spec.machine.usd_per_hour / 3600
+
+
+def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
+    """Of every rung, in the order in which they were climbed."""
+    rate = usd_per_second(context)
+
+    def forecast(name: str, outcome: RungOutcome) -> Forecast:
+        plan, seconds = outcome.plan, outcome.seconds
+        return Forecast(
+            rung=name,
+            expected_seconds=None if plan is None else plan.seconds,
+            expected_usd=None if plan is None else plan.seconds * rate + plan.usd,
+            seconds=seconds,
+            usd=seconds * rate + (0.0 if outcome.result is None else outcome.result.usd),
+        )
+
+    return [forecast(name, outcome) for name, outcome in outcomes.items()]
+
+
+def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[NotTried]:
+    """What the ladder left out, whole rungs and parts of them, each with its reason and what kind of reason it is."""
+    omissions: list[NotTried] = []
+    for name, outcome in outcomes.items():
+        if outcome.status == "skipped":
+            category = outcome.skip or "impossible"
+            omissions.append(NotTried(rung=name, what="rung", kind=category, reason=outcome.reason))
+        if outcome.result is not None:
+            left_out = outcome.result.left_out
+            omissions += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
+    return omissions
+
+
+def order(names: Sequence[str], favours: str) -> tuple[str, ...]:
+    """The rungs in the order of climbing: cheapest first as given, but the dear search for a prompt comes before the
+    rungs that train weights where prompting is expected to win, and after them where tuning is."""
+    late = [name for name in names if RUNGS[name].traits.dear]
+    early = [name for name in names if name not in late]
+    trained = [i for i, name in enumerate(early) if RUNGS[name].traits.trained]
+    if not late or not trained:
+        return tuple(names)
+    place = trained[0] if favours == "prompting" else trained[-1] + 1
+    return (*early[:place], *late, *early[place:])

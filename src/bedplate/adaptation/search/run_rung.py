@@ -1,0 +1,106 @@
+"""One rung in its own directory: planned, fitted and kept. What it did before is reused where nothing that matters has
+changed, and what was planned is done as it was planned."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungOutcome, RungResult, Skip
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.adaptation.search.abstention import abstaining
+from bedplate.adaptation.search.fingerprint import config_of, limits_of
+from bedplate.adaptation.search.machine_pace import planned_now
+from bedplate.adaptation.search.rung_files import (
+    read_plan,
+    read_result,
+    read_skip,
+    write_plan,
+    write_result,
+    write_skip,
+)
+from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
+from bedplate.core.executor import Job, LocalExecutor
+from bedplate.core.files import DISK_FULL
+from bedplate.skins.files import read_skin
+
+_BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
+
+
+def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = True) -> RungOutcome:
+    """What became of a rung; its failure is an outcome, bad input is raised. needs_skin: a result whose skin is gone is
+    made again."""
+    rung = RUNGS[name]
+    config = config_of(context, rung)
+    reused = read_result(directory, config)
+    if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
+        result, seconds = reused
+        rung.remember(context, result)
+        context.clock.add(seconds)
+        context.clock.charge(result.usd)
+        plan = read_plan(directory, config)
+        return RungOutcome(name, "done", result.reason, result, seconds, plan, reused=True)
+    limits = limits_of(context, config)
+    left_out = read_skip(directory, limits) if context.outer_clock is None else None
+    if left_out is not None:
+        skipped, seconds = left_out
+        return RungOutcome(
+            name, "skipped", skipped.reason, None, seconds, skip=skipped.kind, needs=skipped.needs, reused=True
+        )
+    arguments = {"rung": name, "directory": str(directory), "config": config}
+    job = Job(name, f"{__name__}:fit", arguments, needs=("context",))
+    outcome = next(LocalExecutor({"context": context}).run([job]))
+    if outcome.error is not None:
+        if isinstance(outcome.error, _BAD_INPUT):
+            raise outcome.error
+        if isinstance(outcome.error, OSError) and outcome.error.errno in DISK_FULL:  # the next would fare alike
+            raise UsageError(
+                f"{name}: {outcome.error.strerror}: make room in {directory}, and give the same command again; "
+                "what is finished is kept"
+            ) from outcome.error
+        message = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
+        return RungOutcome(name, "failed", message, None, outcome.seconds, read_plan(directory, config))
+    if isinstance(outcome.value, Skip):
+        skipped = outcome.value
+        if context.outer_clock is None and skipped.kind == "budget":
+            write_skip(directory, limits, outcome.seconds, skipped)
+        return RungOutcome(
+            name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
+        )
+    assert outcome.value is not None
+    write_result(directory, config, outcome.seconds, outcome.value)
+    context.clock.charge(outcome.value.usd)
+    plan = read_plan(directory, config)
+    return RungOutcome(name, "done", outcome.value.reason, outcome.value, outcome.seconds, plan)
+
+
+def fit(context: Context, rung: str, directory: str, config: str) -> RungResult | Skip:
+    """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
+    place, outer_clock = Path(directory), context.outer_clock
+    saved_plan = read_plan(place, config)
+    plan = planned_now(context, RUNGS[rung]) if saved_plan is None else saved_plan
+    if isinstance(plan, Skip):
+        return plan
+    if outer_clock is not None and plan.seconds > outer_clock.seconds_left:
+        return Skip(f"it needs about {plan.seconds:.0f} s, {max(outer_clock.seconds_left, 0):.0f} s are left", "budget")
+    if outer_clock is not None and plan.usd > outer_clock.usd_left:
+        return Skip(f"it needs about ${plan.usd:.4f}, ${max(outer_clock.usd_left, 0):.4f} are left", "budget")
+    if saved_plan is None:
+        if place.exists():  # of another configuration
+            shutil.rmtree(place)
+        write_plan(place, config, plan)
+    return abstaining(context, RUNGS[rung].fit(context, plan, place))
+
+
+def _skin_is_whole(context: Context, result: RungResult) -> bool:
+    if result.skin is None:
+        return True
+    try:
+        skin = read_skin(context.out / result.skin)
+        if result.child is None:
+            return True
+        child = context.at.child(context.out / result.child).facts.identity
+    except BedplateError:
+        return False
+    return skin.base.has_weights_of(child)

@@ -1,0 +1,163 @@
+"""What layers keep of a whole sequence, however long it is: the last inputs of convolutions, states of recurrences.
+
+A state belongs to one position, and goes only forwards. So a row can go on from where it is, from its beginning, or
+from a snapshot; there is no cutting it shorter. What a pass computes becomes the rows' own when the pass is over
+(`commit`): one that failed, and is tried again in parts, begins where it began.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.forward.spans import Padded, Span
+from bedplate.models.device_memory import integers
+from bedplate.models.layers.recurrence_inputs import Recurrence, State
+from bedplate.models.specs.cache import LayerCache
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """All states of one row at one position; of the first layers, where only those were run."""
+
+    states: tuple[Tensor, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(state.numel() * state.element_size() for state in self.states)
+
+
+class RecurrentStates:
+    """States of rows [R, ...], one tensor of each `Kept` that is of a sequence."""
+
+    def __init__(self, layout: Sequence[LayerCache], dtype: torch.dtype, device: torch.device) -> None:
+        self._layout = [layer_cache for layer_cache in layout if layer_cache.of_sequence]
+        state_dtype = torch.promote_types(dtype, torch.float32)
+        self._dtypes = [state_dtype if layer_cache.cache_type == "recurrent" else dtype for layer_cache in self._layout]
+        self._device = device
+        self._data: list[Tensor] = []
+        self._of_layer: dict[int, list[int]] = {}
+        for number, layer_cache in enumerate(self._layout):
+            self._of_layer.setdefault(layer_cache.layer, []).append(number)
+        self._at: dict[int, int] = {}
+        self._pending: list[tuple[int, list[int], Tensor]] = []
+        self._spans: Sequence[Span] = ()
+        self.rows = 0
+        self.nbytes = self.bytes_of(None)
+        """Of one row."""
+
+    def __bool__(self) -> bool:
+        return bool(self._layout)
+
+    def bytes_of(self, depth: int | None) -> int:
+        """Bytes of a snapshot of the first layers, or of all."""
+        layers = zip(self._layout, self._dtypes, strict=True)
+        return sum(
+            layer_cache.values * dtype.itemsize
+            for layer_cache, dtype in layers
+            if depth is None or layer_cache.layer < depth
+        )
+
+    def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
+        """Room for so many rows, of which the first ones are those that were `live_rows`, or all."""
+        live_rows = range(self.rows) if live_rows is None else live_rows
+        new_data: list[Tensor] = []  # all or, where memory runs out, none
+        for number, (layer_cache, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
+            new_data.append(torch.zeros(rows, *_shape(layer_cache), dtype=dtype, device=self._device))
+            for to, row in enumerate(live_rows if self._data else ()):
+                new_data[number][to] = self._data[number][row]
+        self._data = new_data
+        self._at = {to: self._at[row] for to, row in enumerate(live_rows) if row in self._at}
+        self.rows = rows
+
+    def is_at(self, row: int, position: int) -> bool:
+        """Whether a row's states are those after its first `position` tokens."""
+        return not self or self._at.get(row) == position
+
+    def assume(self, row: int, position: int) -> None:
+        """Takes a row's states for those of this position, whatever they are (to time a pass)."""
+        self._at[row] = position
+
+    def begin(self, spans: Sequence[Span]) -> None:
+        """A pass over these spans. UsageError where a row's states are not those before its span."""
+        self._pending, self._spans = [], spans
+        for span in spans if self else ():
+            if span.start and not self.is_at(span.row, span.start):
+                raise UsageError(
+                    f"row {span.row} cannot go on from token {span.start}: its states are those of token "
+                    f"{self._at.get(span.row)}"
+                )
+
+    def _read(self, layer: int, spans: Sequence[Span]) -> State | None:
+        """The layer's states before these spans; None where all of them are beginnings."""
+        if not any(span.start for span in spans):
+            return None
+        rows = integers([span.row for span in spans], self._device)
+        begun = integers([span.start for span in spans], self._device) > 0
+        states = (self._data[number].index_select(0, rows) for number in self._of_layer[layer])
+        return tuple(torch.where(begun.view(-1, *(1,) * (state.dim() - 1)), state, 0) for state in states)
+
+    def _write(self, layer: int, spans: Sequence[Span], after: State) -> None:
+        """The layer's states after these spans, from the end of the pass on."""
+        rows = [span.row for span in spans]
+        self._pending += [(number, rows, state) for number, state in zip(self._of_layer[layer], after, strict=True)]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor, groups: Sequence[Padded]) -> Tensor:
+        """`Attend.recur` of a flat batch [1, N, C] of the pass's spans, in groups of alike ones; no groups where it is
+        the beginning of one sequence."""
+        if not groups:
+            y_BTE, after = run(x_BTC, None, None)
+            self._write(layer, self._spans, after)
+            return y_BTE
+        out_NE: Tensor | None = None
+        for group in groups:
+            y_STE, after = run(group.block(x_BTC[0]), group.lengths_S, self._read(layer, group.spans))
+            self._write(layer, group.spans, after)
+            out_NE = y_STE.new_empty(x_BTC.shape[1], y_STE.shape[2]) if out_NE is None else out_NE
+            out_NE[group.tokens_N] = group.flat(y_STE)
+        assert out_NE is not None
+        return out_NE[None]
+
+    def commit(self) -> None:
+        """The pass is over: its states are the rows' own."""
+        for number, rows, state in self._pending:
+            self._data[number][integers(rows, self._device)] = state.to(self._data[number].dtype)
+        self._at.update({span.row: span.end for span in self._spans} if self else {})
+        self._pending, self._spans = [], ()
+
+    def save(self, row: int, position: int, depth: int | None) -> Snapshot | None:
+        """A copy of a row's states, where they are those of this position."""
+        if not self or not self.is_at(row, position):
+            return None
+        layers = zip(self._layout, self._data, strict=True)
+        return Snapshot(
+            tuple(data[row].clone() for layer_cache, data in layers if depth is None or layer_cache.layer < depth)
+        )
+
+    def forget(self, row: int) -> None:
+        """Nothing can go on in this row but from its beginning."""
+        self._at.pop(row, None)
+
+    def close(self) -> None:
+        """Gives the memory back."""
+        self._data, self._pending, self._at = [], [], {}
+
+    def load(self, row: int, position: int, snapshot: Snapshot | None) -> None:
+        """A row's states at this position; without a snapshot nothing can go on from there."""
+        self._at.pop(row, None)
+        if snapshot is not None:
+            for data, state in zip(self._data, snapshot.states, strict=False):
+                data[row] = state
+            self._at[row] = position
+
+
+def _shape(layer_cache: LayerCache) -> tuple[int, ...]:
+    return (
+        (layer_cache.value_size, layer_cache.key_size)
+        if layer_cache.cache_type == "convolution"
+        else (layer_cache.heads, layer_cache.key_size, layer_cache.value_size)
+    )

@@ -1,0 +1,122 @@
+"""What every skin that is ready to be asked can do besides `predict`: be called, and give probabilities."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.core import display
+from bedplate.core.closing import Closing
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.values import TaskInput, Value
+from bedplate.data.tables import is_table, records
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.skins.output import LabelOutput, LabelsOutput, Output
+from bedplate.skins.skin import Skin
+
+RowsLike: TypeAlias = Iterable[TaskInput] | Any
+"""Rows to ask a skin with: a list of texts (for a skin of one input) or of mappings, a column of a table, or a table
+(pandas, polars, `datasets`, pyarrow) with the inputs as its columns."""
+
+
+class ReadySkin(Closing, display.Displayable):
+    """Call it with one text or mapping of inputs for one answer, or with several rows for a list of answers."""
+
+    skin: Skin
+    warnings: list[str]
+
+    @abstractmethod
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
+
+    @overload  # one text is also several of one letter, for type checkers
+    def __call__(self, inputs: TaskInput) -> str: ...  # pyright: ignore[reportOverlappingOverload]
+    @overload
+    def __call__(self, inputs: RowsLike) -> list[str]: ...
+    def __call__(self, inputs: Any) -> str | list[str]:
+        """The parsed output for one input, or a list of them for several rows (as `predict` takes them)."""
+        if isinstance(inputs, Value | Mapping):
+            return self.predict([inputs])[0].output
+        return [prediction.output for prediction in self.predict(inputs)]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that the skin chooses from, in the order of `predict_proba`'s columns; () where it writes text."""
+        output: Output = self.skin.output
+        return output.labels if isinstance(output, LabelOutput | LabelsOutput) else ()
+
+    def predict_proba(self, rows: RowsLike) -> NDArray[np.float64]:
+        """The probability of each label for each row [N, L], in the order of `labels`: a row sums to 1, or where there
+        may be several labels each number is that of its label being right. A row is NaN where a remote model tells too
+        little. UsageError for a skin that scores no labels."""
+        output = self.skin.output
+        if not isinstance(output, LabelOutput | LabelsOutput):
+            raise UsageError(f"skin {self.skin.name!r} gives {output.kind}, no labels; it has no probabilities")
+        if isinstance(output, LabelsOutput) and output.threshold is None:
+            raise UsageError(f"skin {self.skin.name!r} writes its labels and scores none of them")
+        predictions = self.predict(rows)
+        table = np.full((len(predictions), len(output.labels)), np.nan)
+        for row, prediction in enumerate(predictions):
+            if prediction.scores:
+                table[row] = [math.exp(prediction.scores[label]) for label in output.labels]
+        return table
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What the skin is, in a few words each."""
+        return self.skin.facts
+
+
+def rows_for(skin: Skin, rows: RowsLike) -> list[TaskInput]:
+    """Rows as a skin is asked with them. Of a table only the skin's inputs are read (`text` stands for the only one).
+    UsageError for what is not rows, DataError for a table without a column that is needed."""
+    if isinstance(rows, Value | Mapping):
+        raise UsageError(f"rows is one {type(rows).__name__}; give a list of them, or call the skin with it")
+    if is_table(rows):
+        return [dict(zip(skin.inputs, cells, strict=True)) for cells in _cells(skin, rows)]
+    if isinstance(rows, bytes) or not isinstance(rows, Iterable):
+        raise UsageError(f"rows is {type(rows).__name__}; give a list of texts or of mappings of inputs, or a table")
+    inputs = _listed(rows)
+    wrong = next((i for i, row in enumerate(inputs) if not isinstance(row, Value | Mapping)), None)
+    if wrong is not None:
+        raise UsageError(
+            f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give a text, or a mapping of the inputs "
+            f"{', '.join(skin.inputs)}"
+        )
+    return inputs
+
+
+def _listed(rows: Iterable[Any]) -> list[Any]:
+    """A column of a table gives its values as Python's own."""
+    for name in ("tolist", "to_list", "to_pylist"):
+        if hasattr(rows, name):
+            return list(getattr(rows, name)())
+    return list(rows)
+
+
+def columns_for(inputs: Sequence[str], columns: Sequence[str], location: str) -> dict[str, str]:
+    """Input → the column that it is read from. DataError where there is none."""
+    column_by_input: dict[str, str] = {}
+    for name in inputs:
+        alone = len(inputs) == 1 and name not in columns and "text" in columns
+        column_by_input[name] = "text" if alone else name
+        if column_by_input[name] not in columns:
+            hint = did_you_mean(nearest(name, columns), f"the columns are {', '.join(columns)}")
+            raise DataError(f"{location}: no column {name!r} for the skin's input of this name; {hint}")
+    return column_by_input
+
+
+def _cells(skin: Skin, table: Any) -> Iterable[list[Value]]:
+    columns: dict[str, str] | None = None
+    for number, row in enumerate(records(table, "rows"), start=1):
+        if columns is None:
+            columns = columns_for(list(skin.inputs), list(row), "rows")
+        odd = next((column for column in columns.values() if not isinstance(row.get(column), Value)), None)
+        if odd is not None:
+            raise DataError(f"rows, row {number}: column {odd!r} holds {row.get(odd)!r}, which is not a text")
+        yield [cast(Value, row[column]) for column in columns.values()]

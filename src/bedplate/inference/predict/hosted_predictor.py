@@ -1,0 +1,238 @@
+"""A skin whose base is a remote model: its prompt goes to an OpenAI-compatible endpoint, and the answer is read as the
+skin's output. The key comes from the environment, and is written nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.errors import (
+    BedplateError,
+    ContextLengthExceeded,
+    DeadlineError,
+    EndpointError,
+    RequestError,
+    UnknownModelError,
+    UsageError,
+)
+from bedplate.core.files import sha256_json
+from bedplate.core.progress import Progress
+from bedplate.core.values import Values
+from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
+from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.remote.account import Account
+from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
+from bedplate.inference.remote.remote_labels import label_scores, read_label
+from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
+from bedplate.skins.skin import EndpointReference, Skin
+
+ALTERNATIVES = 20
+_OPTIONAL = frozenset(("temperature", "logprobs", "top_logprobs", "seed"))
+"""Fields that a server may refuse, and that are then left out of every further request."""
+_FILTERED = frozenset(("content_filter", "content_policy_violation"))
+_CHARGED = frozenset((500, 502, 504))
+"""Failures after which nobody knows whether the server had answered, and charged for it."""
+
+
+def api_key(reference: EndpointSpec) -> str | None:
+    """The endpoint's key. UsageError where the environment lacks it."""
+    name = reference.api_key_env
+    if name is None:
+        return None
+    key = os.environ.get(name)
+    if not key:
+        raise UsageError(
+            f"{reference.url} wants the key in the environment variable {name}, which is not set; export it (a key is "
+            "written into no file)"
+        )
+    if not is_key(key):
+        raise UsageError(
+            f"the environment variable {name}, for {reference.url}, holds no key: something in it is not printable "
+            "ASCII, or white space (a line break at its end?); export the key alone"
+        )
+    return key
+
+
+class HostedPredictor(ReadySkin):
+    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
+
+    account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
+    raises EndpointError (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been
+    answered by then is in the account.
+    """
+
+    def __init__(
+        self, skin: Skin, *, account: Account | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        reference = skin.bases.get("main")
+        if not isinstance(reference, EndpointReference):
+            its = "has no base" if reference is None else f"belongs to the base {reference.name}"
+            raise UsageError(f"skin {skin.name!r} {its}; no endpoint answers for it")
+        self.skin, self.reference = skin, reference
+        self.account = Account() if account is None else account
+        self.warnings: list[str] = []
+        self.left_out: set[str] = set()
+        """Fields that the server refused."""
+        self._settings = _settings(skin, reference)
+        self._endpoint = open_endpoint(reference, sleep)
+
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
+        model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
+        waits between attempts included, when it was made."""
+        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
+        workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
+        with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
+            if workers <= 1:
+                return [self._counted(row_inputs, bar) for row_inputs in inputs]
+            pool = ThreadPoolExecutor(workers, "bedplate-hosted")
+            try:
+                futures = [pool.submit(self._counted, row_inputs, bar) for row_inputs in inputs]
+                return [future.result() for future in futures]
+            finally:
+                pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
+
+    def _counted(self, inputs: Values, bar: Progress) -> Prediction:
+        prediction = self._predict_row(inputs)
+        bar.advance(1)
+        return prediction
+
+    def _predict_row(self, inputs: Values) -> Prediction:
+        messages = self._messages(inputs)
+        request = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
+        key = sha256_json(request)
+        answer = self.account.cached_answer(key)
+        if answer is None:
+            answer = self._paid(key, messages)
+        return self._read(answer, self.account.cost(key))
+
+    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
+        schema = json.dumps(self._settings.get("response_format", ""))
+        max_cost = self.account.max_cost(messages, self._settings["max_tokens"], schema)
+        description = f"{self._endpoint.url}, {self.reference.model}"
+        reserved = self.account.reserve(max_cost, description)
+
+        def before_retry(error: BedplateError) -> None:
+            """Each attempt may be charged for, and is paid for by a reservation of its own."""
+            nonlocal reserved
+            if _may_be_charged(error):
+                self.account.lose(key, reserved, error.message)
+                reserved = 0.0
+                reserved = self.account.reserve(max_cost, description)
+
+        try:
+            answer = self._complete(messages, before_retry)
+        except RequestError as error:
+            if error.code not in _FILTERED:
+                self.account.release(reserved)
+                raise
+            # The server will not speak about this row: that is an answer, and not a right one.
+            answer = RemoteAnswer("", "content_filter", 0, 0, 0)
+        except BedplateError as error:
+            if _may_be_charged(error):
+                self.account.lose(key, reserved, error.message)
+            else:
+                self.account.release(reserved)
+            raise
+        except BaseException:  # an interruption, most likely, while the server was at work
+            self.account.lose(key, reserved, "interrupted")
+            raise
+        self.account.settle(key, answer, reserved)
+        return answer
+
+    def _complete(
+        self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
+    ) -> RemoteAnswer:
+        """The answer, without the fields that this server does not know."""
+        while True:
+            settings = {name: value for name, value in self._settings.items() if name not in self.left_out}
+            if "max_tokens" in self.left_out:
+                settings["max_completion_tokens"] = self._settings["max_tokens"]
+            try:
+                return self._endpoint.complete(self.reference.model, messages, before_retry=before_retry, **settings)
+            except (ContextLengthExceeded, UnknownModelError):
+                raise
+            except RequestError as error:
+                refused = (error.param or "").split(".")[0]
+                if refused not in {*_OPTIONAL, "max_tokens"} or refused not in settings:
+                    raise
+                self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
+
+    def _messages(self, inputs: Values) -> list[dict[str, str]]:
+        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
+        return [{"role": "user", "content": content}] if isinstance(content, str) else content
+
+    def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
+        output, text = self.skin.output, answer.text
+        parsed, scores = text, dict[str, float]()
+        if isinstance(output, LabelOutput):
+            label = read_label(output.labels, text)
+            if label is not None:
+                scores = label_scores(output, label, answer)
+                parsed = output.answer(label, scores)
+        elif isinstance(output, EmbeddingOutput):
+            raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
+        else:
+            try:
+                parsed = output.parse(text)
+            except RequestError:  # no JSON of the schema: given as it is, it equals no target
+                parsed = text
+        return Prediction(
+            parsed,
+            text,
+            scores,
+            answer.prompt_tokens or 0,
+            answer.completion_tokens or 0,
+            answer.cached_tokens or 0,
+            answer.seconds,
+            usd=usd,
+            finish_reason=answer.finish_reason,
+        )
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._endpoint.close()
+
+
+def open_endpoint(reference: EndpointSpec, sleep: Callable[[float], None] = time.sleep) -> Endpoint:
+    """A patient client of the endpoint that a skin or a task file names; its key is read from the environment."""
+    return Endpoint(
+        reference.url,
+        key=api_key(reference),
+        timeout=reference.timeout_s,
+        retries=reference.retries,
+        patient=True,
+        sleep=sleep,
+    )
+
+
+def _may_be_charged(error: BedplateError) -> bool:
+    """Whether a server may have answered, and charged, before it failed so."""
+    return isinstance(error, DeadlineError) or (isinstance(error, EndpointError) and error.status in _CHARGED)
+
+
+def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
+    """What is asked besides the messages."""
+    output = skin.output
+    settings: dict[str, Any] = {"temperature": 0.0, **skin.generation}
+    if isinstance(output, LabelOutput):
+        # no token is shorter than a byte; a few more for quotes and the like
+        settings.setdefault("max_tokens", 8 + max(len(label.encode()) for label in output.labels))
+        if reference.logprobs:
+            settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
+        return settings
+    if isinstance(output, EmbeddingOutput):
+        raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
+    settings.setdefault("max_tokens", output.max_tokens)
+    if isinstance(output, TextOutput):
+        return settings | ({"stop": list(output.stop)} if output.stop else {})
+    if isinstance(output, JsonOutput):
+        named = {"name": "answer", "schema": dict(output.json_schema), "strict": True}
+        settings["response_format"] = {"type": "json_schema", "json_schema": named}
+    return settings

@@ -1,0 +1,216 @@
+"""A model filled with a checkpoint's tensors, and the hash of them.
+
+Tensors are read side by side, each checked as it comes, and none stays in memory in another dtype than the model's.
+The hash is of the values as they are stored: whoever needs it reads the checkpoint once more, and what it found is kept
+with the state that the files were in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from bedplate.core.errors import CheckpointError
+from bedplate.core.files import FileState, file_state, sha256_json
+from bedplate.core.measurements import measured_once
+from bedplate.models.build import build
+from bedplate.models.checkpoints.conversion import ConversionStep, Get, read, readings
+from bedplate.models.checkpoints.identity import WeightsHash
+from bedplate.models.families import Family
+from bedplate.models.model import Ability, Model
+from bedplate.models.specs import TextSpec
+
+T = TypeVar("T")
+_READERS = 4
+"""Tensors that are read at once, at most: each may need room beside the model."""
+_PART = 1 << 20
+_KEPT_FROM = 1 << 25
+"""Bytes of files from which a hash is kept; of fewer it takes no longer than looking for it."""
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A checkpoint that holds tensors `names` for a model. copies: names of what is stored a second time."""
+
+    spec: TextSpec
+    family: Family
+    names: Sequence[str]
+    origin: str
+    copies: frozenset[str] = frozenset()
+
+    def model(
+        self, get: Get, dtype: torch.dtype, device: torch.device, on_recast: Callable[[str], None] | None = None
+    ) -> Model:
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast: told of
+        each tensor whose values are held in another dtype than it has.
+
+        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
+        """
+        model = self._empty(dtype)
+        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, on_recast)
+        return model
+
+    def part(
+        self,
+        get: Get,
+        dtype: torch.dtype,
+        device: torch.device,
+        states: Sequence[FileState],
+        leave: Callable[[Model], Collection[str]],
+    ) -> Model | Unfinished:
+        """The same without the parameters that `leave` names of it; they are read when somebody wants the whole, which
+        is a CheckpointError where the files are no longer in these states."""
+        model = self._empty(dtype)
+        deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
+        later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
+        self._read(model, [reading for reading in plan if not deferred.issuperset(reading.step.ours)], get, device)
+        if not later:
+            return model
+
+        def read_deferred() -> None:
+            self._unchanged(states)
+            self._read(model, later, get, device)
+            self._unchanged(states)
+
+        return Unfinished(model, read_deferred)
+
+    def _read(
+        self,
+        model: Model,
+        plan: Sequence[ConversionStep],
+        get: Get,
+        device: torch.device,
+        on_recast: Callable[[str], None] | None = None,
+    ) -> None:
+        parameters = model.state_dict(keep_vars=True)
+
+        def load_reading(reading: ConversionStep) -> list[tuple[str, Tensor]]:
+            tensors = read(reading, self.spec, get, parameters, self.origin)
+            converted = [(name, self._checked(name, tensor, parameters[name]).to(device)) for name, tensor in tensors]
+            if on_recast is not None and all(
+                target.dtype != source.dtype for (_, target), (_, source) in zip(converted, tensors, strict=True)
+            ):
+                for name in reading.theirs:
+                    on_recast(name)
+            return converted
+
+        state = {name: tensor for named_tensors in _side_by_side(load_reading, plan) for name, tensor in named_tensors}
+        model.load_state_dict(parameters | state, assign=True)
+        model.requires_grad_(False)
+        model.eval()
+
+    def weights_id(self, get: Get) -> str:
+        """The hash of the values as they are stored (see `Identity`)."""
+        parameters, digest = self._empty(torch.float32).state_dict(keep_vars=True), WeightsHash()
+
+        def add(reading: ConversionStep) -> None:
+            for name, tensor in read(reading, self.spec, get, parameters, self.origin, stored=True):
+                digest.add(name, tensor)
+
+        for _ in _side_by_side(add, self._readings(parameters)):
+            pass
+        return digest.hexdigest()
+
+    def kept_id(self, get: Callable[[], str], states: Sequence[FileState], packing: object) -> str:
+        """What `get` hashes, or hashed earlier of the same files. CheckpointError where they are not what they were
+        when the model was read."""
+        self._unchanged(states)
+        if sum(state.size for state in states) < _KEPT_FROM or not all(state.settled for state in states):
+            digest = get()
+        else:
+            steps = [[step.ours, step.theirs] for step in self.family.weights.steps(self.spec)]
+            key: dict[str, Any] = {"version": 1, "files": [list(state) for state in states], "packing": packing}
+            key |= {"family": list(self.family.key), "spec": self.spec.key(), "names": sha256_json(steps)}
+            digest = measured_once("weights", key, get, str, _hash, timed=False)
+        self._unchanged(states)
+        return digest
+
+    def _unchanged(self, states: Iterable[FileState]) -> None:
+        try:
+            changed = next((state.path for state in states if file_state(Path(state.path)) != state), None)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.origin} is gone ({error}), so what was loaded from it cannot be hashed"
+            ) from error
+        if changed is not None:
+            raise CheckpointError(f"{changed} has changed since it was loaded; load the base again")
+
+    def _empty(self, dtype: torch.dtype) -> Model:
+        try:
+            return build(self.spec, dtype, "meta")
+        except (RuntimeError, TypeError, OverflowError) as error:  # sizes that no tensor can have
+            raise CheckpointError(f"{self.origin}: a model of these sizes cannot be built ({error})") from error
+
+    def _readings(self, parameters: Mapping[str, Tensor]) -> list[ConversionStep]:
+        names = [name for name in self.names if name not in self.copies]
+        return readings(self.family, self.spec, names, parameters, self.origin)
+
+    def _checked(self, name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor in the dtype that is wanted."""
+        dtype_name = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
+            raise CheckpointError(
+                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says what they "
+                "stand for; a quantised checkpoint needs its scales, and quantization_config in its config.json"
+            )
+        converted = tensor.to(parameter.dtype)
+        if not _finite(converted):
+            if converted.dtype != tensor.dtype and _finite(tensor):
+                short = str(converted.dtype).removeprefix("torch.")
+                raise CheckpointError(
+                    f"{self.origin}: {name} holds values that {short} cannot; load it as bfloat16 or float32"
+                )
+            raise CheckpointError(f"{self.origin}: {name} holds NaN or infinite values; the checkpoint is damaged")
+        return converted
+
+
+class Unfinished:
+    """A model some of whose parameters are still in their file. `model` is what there is of it: the others have their
+    shape and dtype, and no values (device "meta")."""
+
+    def __init__(self, model: Model, read_deferred: Callable[[], None]) -> None:
+        self.model = model
+        self._read_deferred: Callable[[], None] | None = read_deferred
+        self._lock = Lock()
+
+    @property
+    def can(self) -> frozenset[Ability]:
+        """What its outputs are for."""
+        return self.model.can
+
+    def get(self) -> Model:
+        """The whole, read by whichever thread asks first. Raises CheckpointError."""
+        with self._lock:
+            if self._read_deferred is not None:
+                with torch.inference_mode(False):  # they may be trained on later
+                    self._read_deferred()
+                self._read_deferred = None
+        return self.model
+
+
+def _side_by_side(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:
+    """In order. The first failure ends it, without reading the rest."""
+    with ThreadPoolExecutor(max(1, min(_READERS, torch.get_num_threads()))) as pool:
+        yield from pool.map(work, plan)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """A sum shows what is not; one that merely grew too large is looked at again."""
+    if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
+        return True
+    return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(_PART))
+
+
+def _hash(digest: Any) -> str:
+    if not isinstance(digest, str) or len(digest) != 64:
+        raise ValueError("not a hash")
+    return digest

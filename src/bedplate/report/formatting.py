@@ -1,0 +1,30 @@
+"""How a ladder's report says its numbers: scores, or US dollars of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bedplate.core.display import chosen
+
+
+def costs(report: Mapping[str, Any]) -> bool:
+    """Whether estimates are dollars, of which less is better."""
+    return bool(report["target"].get("lower_is_better"))
+
+
+def shown_estimate(report: Mapping[str, Any], value: float) -> str:
+    """An estimate, or an end of its interval."""
+    return f"${value:.4f}" if costs(report) else f"{value:.3f}"
+
+
+def shown_bar(report: Mapping[str, Any]) -> str:
+    """The target's value, and what it is taken from."""
+    target = report["target"]
+    bar = f"${chosen(target['value'])}" if costs(report) else chosen(target["value"])
+    if target.get("against") is None:
+        return bar
+    margin, better_by = target.get("margin"), target.get("better_by")
+    comparison = f"worse by less than {margin:g} than" if margin is not None else f"better by {better_by:g} than"
+    comparison = comparison if better_by != 0 else "better than"
+    return f"{bar} ({comparison} {target['against']})"

@@ -1,0 +1,406 @@
+"""One API call's life: who asks, of which model, what was computed for it, and who must hear of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import FileResponse, Response
+
+from bedplate.core.errors import DeadlineError, RequestError
+from bedplate.inference.engine.requests import LookupContext, Step
+from bedplate.inference.engine.scheduler import Stream
+from bedplate.serving.callers.guard import AdmittedCall, Caller
+from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult, compute_of
+from bedplate.serving.models.registry import Lease, ModelRequest
+from bedplate.serving.models.served import Answer, Served
+from bedplate.serving.request.abandoned import spent_on, when_over
+from bedplate.serving.request.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
+from bedplate.serving.request.events import EventStream
+from bedplate.serving.request.observers import FinishedCall, UnansweredCall
+from bedplate.serving.request.sending import Sending
+from bedplate.serving.request.state import ServerState
+from bedplate.serving.schemas.bodies import parse_object, read_bytes
+from bedplate.serving.schemas.errors import StoppingError, name_source
+from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest, read_fields
+from bedplate.serving.schemas.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
+from bedplate.serving.schemas.strict_fields import RequestFields
+
+T = TypeVar("T")
+M = TypeVar("M", bound=RequestFields)
+
+READ_AT_ONCE = 32 * 1024
+"""Bytes of a body that is read on the loop; larger ones are read beside it."""
+
+TIMEOUT_HEADER = "x-request-timeout-seconds"
+VERSION_HEADER = "x-bedplate-version"
+
+
+@dataclass(frozen=True)
+class CallInProgress:
+    """A plan whose first step is queued: a stream for each choice."""
+
+    plan: AnswerPlan
+    streams: Sequence[Stream]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What newly came of one choice: text (as the client gets it), and the steps behind it; with the last of it, the
+    whole and its answer."""
+
+    index: int
+    text: str
+    steps: Sequence[Step] = ()
+    result: PlanResult | None = None
+    answer: Answer | None = None
+
+
+class ApiCall:
+    """Made by `respond`; a route asks it for the body, the model, and the results."""
+
+    def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
+        self.request, self.endpoint, self.caller = request, endpoint, caller
+        self.server: ServerState = request.app.state.server
+        self.id = uuid.uuid4().hex
+        self.start = time.perf_counter()
+        self.cost_usd: float | None = None
+        self.sent: dict[str, Any] = {}
+        """The body, once it has been read."""
+        self.admission: AdmittedCall | None = None
+        self._accounted = False
+        self.size = 0  # bytes: the body's, and what a route reads with it
+        self._lease: Lease | None = None
+        self._streams: list[Stream] = []
+        self.reservation = self.server.preparation.reservation(caller.tenant)
+        self._deadline = time.monotonic() + self._seconds()
+
+    def _seconds(self) -> float:
+        limit = self.server.config.limits.timeout_seconds
+        header = self.request.headers.get(TIMEOUT_HEADER)
+        if header is None:
+            return limit
+        try:
+            seconds = float(header)
+        except ValueError:
+            seconds = float("nan")
+        if not 0 < seconds <= limit:
+            message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
+            raise RequestError(message, param=TIMEOUT_HEADER)
+        return seconds
+
+    async def turn(self) -> None:
+        """Waits for the tenant's turn. DeadlineError, LimitError."""
+        turn = self.server.pacing.turn(self.caller.tenant)
+        await self._until_deadline(turn, "other tenants wait too, and the turn of this call did not come")
+
+    async def body(self) -> dict[str, Any]:
+        """The request's JSON object. RequestError."""
+        content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.reservation.reserve)
+        self.size = len(content)
+        if self.size <= READ_AT_ONCE:
+            return self._read(parse_object(content))
+        return self._read(await self.off_loop(lambda _: parse_object(content)))
+
+    def _read(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.sent = body
+        if self.server.config.logs.prompts:
+            self.request.scope[ACCESS_FACTS]["asked"] = body
+        return body
+
+    async def read(self, model: type[M]) -> M:
+        """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
+        body = await self.body()
+        if self.size <= READ_AT_ONCE:
+            return read_fields(model, body)
+        return await self.off_loop(lambda _: read_fields(model, body))
+
+    async def choose(self, name: str) -> Served:
+        """The model of this name, which stays what it is until the call ends."""
+        if self._lease is not None:
+            raise RuntimeError("a call has one model")
+        await self._within_its_time(self._lease_model(name), f"{name!r} could not be loaded")
+        lease, scope = self.lease, self.request.scope
+        if lease.routed is not None:
+            scope[REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
+        scope[ACCESS_FACTS]["model"] = lease.served.name
+        return lease.served
+
+    async def _lease_model(self, name: str) -> None:
+        # Set here: whoever gives up waiting for this must not lose a lease that has just come.
+        model_request = ModelRequest(name, self.caller, self.id, self.request.url.path, self.sent, self._origin)
+        self._lease = await self.server.leases.lease(model_request)
+
+    async def _within_its_time(self, work: Coroutine[Any, Any, T], failure: str) -> T:
+        """Until the deadline, or until the client goes away. failure: is said to have failed."""
+        return await self._until_deadline(until_disconnect(self.request.receive, work), failure)
+
+    async def _until_deadline(self, work: Coroutine[Any, Any, T], failure: str) -> T:
+        try:
+            async with asyncio.timeout(self._deadline - time.monotonic()):
+                return await work
+        except TimeoutError:
+            raise DeadlineError(f"{failure} before the deadline; allow more time") from None
+
+    @property
+    def _terms(self) -> LookupContext:
+        return LookupContext(self.caller.tenant, self._deadline)
+
+    @property
+    def _origin(self) -> object:
+        """What a call that the server makes to itself is made for; None for a client's."""
+        return self.request.scope.get(ORIGIN)
+
+    @property
+    def lease(self) -> Lease:
+        assert self._lease is not None
+        return self._lease
+
+    async def prepare(self, make_plan: Callable[[LookupContext], AnswerPlan], source: str) -> AnswerPlan:
+        """The plan that `make_plan` makes, in the caller's name. source: the field that holds the prompt, for messages about
+        it."""
+        try:
+            return (await self.off_loop(make_plan)).on(self._terms)
+        except RequestError as error:
+            name_source(error, source)
+            raise
+
+    async def written(self, work: Callable[[], T], size: int) -> T:
+        """What `work` makes of answers that were computed, as `apart`, but never refused. size: bytes, about."""
+        turn = self.server.preparation.run(self.caller.tenant, size, work, refused=False)
+        return await self._within_its_time(turn, "the reply could not be written")
+
+    async def off_loop(self, work: Callable[[LookupContext], T]) -> T:
+        """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
+        engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
+        deadline at the latest. LimitError where too much of the tenant's waits."""
+        return await self._within_its_time(
+            self._run_off_loop(lambda: work(self._terms)), "the prompt could not be made"
+        )
+
+    async def _run_off_loop(self, work: Callable[[], T], *, refused: bool = True) -> T:
+        return await self.server.preparation.run(self.caller.tenant, self.size, work, refused=refused)
+
+    def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> CallInProgress:
+        """Queues a plan's first step, all or none. What runs for the call ends with it."""
+        max_waiting = self.server.config.limits.max_waiting
+        # The choices of one prompt are the same request again, and count it once.
+        prompts = [prompt for prompt, _ in groupby(request.tokens for request in plan.requests)]
+        if len(plan.requests) > max_waiting:
+            raise RequestError(
+                f"the request asks for {len(plan.requests)} answers at once; the queue holds {max_waiting}: send fewer",
+                param=source if len(prompts) > 1 else "n",
+            )
+        tokens = sum(map(len, prompts))
+        if self.admission is not None:
+            self.admission.ask_tokens(tokens)
+        try:
+            run = self._queue(plan)
+        except RequestError as error:
+            name_source(error, source, limit_field)
+            raise
+        if self.admission is not None:
+            self.admission.take_tokens(tokens)
+        return run
+
+    def _queue(self, plan: AnswerPlan) -> CallInProgress:
+        streams = submit_all(plan.engine, plan.requests)
+        self._streams += streams
+        return CallInProgress(plan, streams)
+
+    async def results(self, run: CallInProgress) -> list[PlanResult]:
+        """What comes of all choices, unless the client goes away first."""
+        return await until_disconnect(self.request.receive, self._steps(run))
+
+    async def in_turns(self, plan: AnswerPlan, source: str) -> list[PlanResult]:
+        """The results of a plan that may ask more than the queue holds: no call takes more than half of it at once."""
+        turn_results: list[PlanResult] = []
+        for turn in plan.turns(max(1, self.server.config.limits.max_waiting // 2)):
+            turn_results += await self.results(self.submit(turn, source))
+        return turn_results
+
+    async def _steps(self, run: CallInProgress) -> list[PlanResult]:
+        """Waits for a step, and takes those that follow on it."""
+        next_step = run.plan.followup
+        step_results = [PlanResult((result,)) for result in await results(run.plan.engine, run.streams)]
+        unsure = (
+            []
+            if next_step is None
+            else [i for i, result in enumerate(step_results) if next_step.is_unsure(result.last)]
+        )
+        if next_step is None or not unsure:
+            return step_results
+        make_plan = partial(next_step.next_plan, [run.plan.inputs[i] for i in unsure], self._terms)
+        making = self._run_off_loop(make_plan, refused=False)  # the first skin has computed its part
+        next_plan = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(
+            self._terms
+        )
+        for i, continued in zip(unsure, await self._steps(self._queue(next_plan)), strict=True):
+            step_results[i] = PlanResult((*step_results[i].steps, *continued.steps))
+        return step_results
+
+    async def arrivals(self, run: CallInProgress) -> AsyncGenerator[Arrival]:
+        """Texts and answers as they come; those of a plan with further steps once all of these are over."""
+        served, streams = self.lease.served, run.streams
+        if run.plan.followup is not None:
+            for index, result in enumerate(await self._steps(run)):
+                answer = served.answer(result)
+                yield Arrival(index, answer.text, (), result, answer)
+            return
+        pieces = [served.pieces() for _ in streams]
+        async with aclosing(arrivals(run.plan.engine, streams)) as arriving:
+            async for index, steps, ended in arriving:
+                text = pieces[index]("".join(step.text for step in steps))
+                if not ended:
+                    yield Arrival(index, text, steps)
+                    continue
+                result = PlanResult((streams[index].result(0),))
+                answer = served.answer(result)
+                yield Arrival(index, answer.text if answer.generation is None else text, steps, result, answer)
+
+    def noted(self, request: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
+        """The answer, with what there is to say about how its request was read."""
+        notes = self.lease.served.notes(request)
+        return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
+
+    def account(self, request: RequestFields, plan_results: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
+        """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
+        price = self.server.config.price
+        if price is not None:
+            self.cost_usd = compute_of(plan_results) * price.usd_per_hour / 3600
+        prompt, completion = tokens_of(request, plan_results)
+        self._accounted = True
+        if self.admission is not None:
+            self.admission.settle(prompt + completion, self.cost_usd or 0.0)
+        self.request.scope[ACCESS_FACTS].update(
+            prompt=prompt,
+            completion=completion,
+            cached=sum(result.usage.cached_tokens for result in plan_results),
+            queued_ms=round(1000 * max((result.timing.queued for result in plan_results), default=0.0), 1),
+            ttft_ms=round(1000 * max((result.timing.first for result in plan_results), default=0.0), 1),
+            finish=",".join(sorted({answer.finish_reason for answer in answers})),
+        )
+        if self.cost_usd is not None:
+            self.request.scope[ACCESS_FACTS]["cost_usd"] = self.cost_usd
+        seconds = time.perf_counter() - self.start
+        served = self.lease.served
+        finished = FinishedCall(
+            id=self.id,
+            endpoint=self.endpoint,
+            caller=self.caller,
+            served=served,
+            request=request,
+            results=plan_results,
+            answers=answers,
+            seconds=seconds,
+            cost_usd=self.cost_usd,
+            origin=self._origin,
+            routed=self.lease.routed,
+            size=self.size,
+        )
+        for observer in self.server.observers:
+            observer.finished(finished)
+
+    def sending(self, reply: Response) -> Response:
+        """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
+        at once."""
+        self.reservation.add(0 if isinstance(reply, FileResponse) else len(reply.body))
+        return Sending(reply, self.close)
+
+    def let_go(self) -> None:
+        """Ends what still runs for the call, and gives its model back; its reply may still be on its way."""
+        cancel_all(self._streams)
+        if not self._accounted:
+            self._accounted = True
+            self._charge_the_rest()
+        if self._lease is not None:
+            self._lease.release()
+
+    def close(self) -> None:
+        """The call is over."""
+        self.let_go()
+        if self.admission is not None:
+            self.admission.end()
+        self.reservation.close()
+
+    def _charge_the_rest(self) -> None:
+        """What was computed for a client that left is charged once the engine has let go of it."""
+        lease, streams, price = self._lease, list(self._streams), self.server.config.price
+
+        def charge() -> None:
+            prompt, completion, seconds = spent_on(streams)
+            usd = None if price is None else seconds * price.usd_per_hour / 3600
+            if self.admission is not None:
+                self.admission.settle(prompt + completion, usd or 0.0)
+            if lease is None or not (prompt or completion):
+                return
+            for notify in self.server.unanswered:
+                notify(UnansweredCall(lease.served.name, self.caller, prompt, completion, usd))
+
+        when_over(streams, charge)
+
+
+Work = Callable[[ApiCall], Awaitable[Response]]
+"""What gives a call's reply."""
+
+
+async def respond(request: Request, endpoint: str, work: Work) -> Response:
+    """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
+    server: ServerState = request.app.state.server
+    if server.stopping:
+        raise StoppingError("the server is shutting down")
+    caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
+    facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
+    facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
+    call = ApiCall(request, endpoint, caller)
+    made_here = CALLER in request.scope
+    try:
+        if not made_here:
+            await call.turn()
+        call.admission = server.guard.admit(caller, counted=not made_here)
+        response = await work(call)
+    except BaseException:
+        server.pacing.refused(caller.tenant)
+        call.close()
+        headers.update(server.guard.headers(caller) if call.admission is None else call.admission.headers())
+        raise
+    headers.update(call.admission.headers())
+    if isinstance(response, EventStream):
+        response.at_end(call.close)
+        return response
+    call.let_go()
+    return call.sending(response)
+
+
+def answers(
+    endpoint: str, respond: Callable[[Request, str, Work], Awaitable[Response]] = respond
+) -> Callable[[Work], Callable[[Request], Awaitable[Response]]]:
+    """Makes a route of a function that answers a call. endpoint: what observers and the access log call it; "admin" is
+    for keys of admins only."""
+
+    def decorate(work: Work) -> Callable[[Request], Awaitable[Response]]:
+        async def as_admin(call: ApiCall) -> Response:
+            call.caller.need_admin()
+            return await work(call)
+
+        async def route(request: Request) -> Response:
+            return await respond(request, endpoint, as_admin if endpoint == "admin" else work)
+
+        route.__name__, route.__doc__ = getattr(work, "__name__", endpoint), work.__doc__
+        return route
+
+    return decorate
+
+
+def tokens_of(request: RequestFields, plan_results: Sequence[PlanResult]) -> tuple[int, int]:
+    """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
+    prompt = sum(result.usage.prompt_tokens for result in plan_results[:: request.choices])
+    return prompt, sum(result.usage.completion_tokens for result in plan_results)

@@ -1,0 +1,223 @@
+"""Work on what requests hold, beside the event loop: so much at once in all and for one tenant, whoever asks.
+
+Tokenizers, templates and JSON of strangers' texts take memory in proportion to the texts, and hold the interpreter.
+Tenants take turns; what one of them has under way never takes the threads or the bytes that another could use at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from bedplate.core.memory import give_back
+from bedplate.inference.engine.fairness import may_queue
+from bedplate.serving.schemas.errors import LimitError
+
+T = TypeVar("T")
+
+THREADS = 16
+"""At work at once; half of them for one tenant."""
+BODIES = 4
+"""Request bodies of the largest size that are worked on at once; half of them for one tenant."""
+WAITING_BODIES, WAITING = 16, 1024
+"""What of one tenant may wait: bodies of the largest size, and calls."""
+
+HELD_BODIES = 16
+"""Bodies of the largest size that are in memory at once, from their first byte to the last of their reply: all of them
+for one tenant, its part where others have some."""
+LEFT_BYTES, GIVE_BACK_SECONDS = 512 * 1024, 1.0
+"""Work on so many bytes leaves freed memory that is worth giving back, and how long afterwards that is done. A text
+takes some hundred times its own size while it is encoded, in pieces that the allocator keeps."""
+
+
+class CallMemory:
+    """The bytes of one call, of its body and its reply, that are in memory. Close it when they are not any more."""
+
+    def __init__(self, limit: int, sizes: Counter[str], tenant: str, let_go: Callable[[int], None]) -> None:
+        """limit: bytes of all calls; sizes: those that are held, by tenant. let_go: told how many were, at the end."""
+        self._limit, self._sizes, self._tenant, self._let_go = limit, sizes, tenant, let_go
+        self._mine = 0
+
+    def reserve(self, size: int) -> None:
+        """Holds so many more bytes. LimitError where the tenant has its part already."""
+        crowded = self._sizes.total() + size > self._limit
+        if crowded and not may_queue(self._limit, self._sizes, self._tenant, size):
+            raise LimitError("too many bytes of your requests are waiting here; wait for some to be answered", 1.0)
+        self.add(size)
+
+    def add(self, size: int) -> None:
+        """Holds so many more bytes, whoever has how many: they are there already."""
+        self._mine += size
+        self._sizes[self._tenant] += size
+
+    def close(self) -> None:
+        """A second time does nothing."""
+        mine, self._mine = self._mine, 0
+        self._sizes[self._tenant] -= mine
+        if self._sizes[self._tenant] <= 0:
+            del self._sizes[self._tenant]
+        self._let_go(mine)
+
+
+@dataclass(eq=False)
+class _Turn:
+    tenant: str
+    size: int
+    begun: asyncio.Future[None]
+    seconds: float = 0.0
+    """Of processor that it took."""
+
+
+_Work = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]
+
+
+class _Threads:
+    """A pool that nobody waits for when the process is to end: what its threads then work on is for clients that have
+    gone. They end with the pool."""
+
+    def __init__(self, max_threads: int, name: str) -> None:
+        self._max_threads, self._name, self._begun = max_threads, name, 0
+        self._work: _Work = queue.SimpleQueue()
+        weakref.finalize(self, self._work.put, None).atexit = False
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        result: Future[T] = Future()
+        self._work.put((work, result))
+        if self._begun < self._max_threads:
+            self._begun += 1
+            name = f"{self._name}_{self._begun}"
+            threading.Thread(target=_work_on, args=(self._work,), name=name, daemon=True).start()
+        return result
+
+
+def _work_on(waiting: _Work) -> None:
+    while (job := waiting.get()) is not None:
+        work, result = job
+        if not result.set_running_or_notify_cancel():
+            continue
+        try:
+            outcome = work()
+        except BaseException as error:  # the caller's to judge
+            result.set_exception(error)
+        else:
+            result.set_result(outcome)
+            del outcome
+        del job, work, result  # an idle thread keeps nobody's request
+    waiting.put(None)
+
+
+class Preparation:
+    """The turns of one server. Used from its event loop only."""
+
+    def __init__(self, body_bytes: int, spent: Callable[[str, float], None] = lambda *_: None) -> None:
+        """body_bytes: of the largest request. spent: told how many seconds of processor a tenant's work took."""
+        self._body_bytes, self._spent = body_bytes, spent
+        self._threads = _Threads(THREADS, "bedplate-preparing")
+        self._waiting: dict[str, deque[_Turn]] = {}
+        self._calls: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._reserved: Counter[str] = Counter()
+        self._released_bytes = 0
+        self._giving_back: asyncio.TimerHandle | None = None
+
+    def reservation(self, tenant: str) -> CallMemory:
+        """For one call of the tenant."""
+        return CallMemory(HELD_BODIES * self._body_bytes, self._reserved, tenant, self._leaves)
+
+    @property
+    def under_way(self) -> int:
+        """How many are at work."""
+        return self._calls.total()
+
+    async def run(self, tenant: str, size: int, work: Callable[[], T], *, refused: bool = True) -> T:
+        """What `work` gives, in a thread, when it is its turn. size: bytes of what it works on. LimitError where too
+        much of the tenant's waits already; refused=False: not even then, for what an answer was already computed for.
+        Work that was begun continues when its caller gives up, and counts until its end."""
+        mine = self._waiting.setdefault(tenant, deque())
+        if refused and self._is_full(mine, size):
+            raise LimitError("too many of your requests are being prepared; wait for some to be answered", 1.0)
+        loop = asyncio.get_running_loop()
+        turn = _Turn(tenant, size, loop.create_future())
+        mine.append(turn)
+        self._begin()
+        try:
+            await turn.begun
+        except asyncio.CancelledError:
+            if turn.begun.done() and not turn.begun.cancelled():
+                self._end(turn)
+            else:
+                with contextlib.suppress(ValueError):
+                    mine.remove(turn)
+                self._begin()
+            raise
+
+        def over(_: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(self._end, turn)
+
+        def timed() -> T:
+            began = time.thread_time()
+            try:
+                return work()
+            finally:
+                turn.seconds = time.thread_time() - began
+
+        running = self._threads.submit(timed)
+        running.add_done_callback(over)
+        return await asyncio.wrap_future(running)
+
+    def _is_full(self, waiting: Collection[_Turn], size: int) -> bool:
+        return len(waiting) >= WAITING or sum(turn.size for turn in waiting) + size > WAITING_BODIES * self._body_bytes
+
+    def _begin(self) -> None:
+        """Begins what fits, a turn of each tenant after the other."""
+        began = True
+        while began:
+            began = False
+            for tenant in list(self._waiting):
+                turns = self._waiting[tenant]
+                while turns and turns[0].begun.cancelled():  # its caller has left, and is only about to say so
+                    turns.popleft()
+                if not turns:
+                    del self._waiting[tenant]
+                elif self._fits(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
+                    if not self._fits(self._calls.total(), self._bytes.total() + turns[0].size, 1):
+                        return  # it is the next, however much smaller those behind it are
+                    began = True
+                    turn = turns.popleft()
+                    self._waiting[tenant] = self._waiting.pop(tenant)
+                    self._calls[tenant] += 1
+                    self._bytes[tenant] += turn.size
+                    turn.begun.set_result(None)
+
+    def _fits(self, calls: int, size: int, parts: int) -> bool:
+        """Whether one more fits the part of the threads, and so many bytes that of the bodies, or stand alone."""
+        return calls < THREADS // parts and (calls == 0 or size <= BODIES * self._body_bytes // parts)
+
+    def _end(self, turn: _Turn) -> None:
+        self._spent(turn.tenant, turn.seconds)
+        self._calls[turn.tenant] -= 1
+        self._bytes[turn.tenant] -= turn.size
+        self._calls += Counter()
+        self._bytes += Counter()
+        self._begin()
+        self._leaves(turn.size)
+
+    def _leaves(self, size: int) -> None:
+        """Work on so many bytes is over. What it took is given back to the system soon: it may be a gigabyte."""
+        self._released_bytes += size
+        if self._released_bytes >= LEFT_BYTES and self._giving_back is None:
+            self._giving_back = asyncio.get_running_loop().call_later(GIVE_BACK_SECONDS, self._give_back)
+
+    def _give_back(self) -> None:
+        self._released_bytes, self._giving_back = 0, None
+        self._threads.submit(give_back)

@@ -1,0 +1,149 @@
+"""Every failure as the one error object: `{"error": {"message", "type", "param", "code"}}`.
+
+What the caller did wrong is said in full; what went wrong here is logged and answered without details, so that no
+stack trace or file path leaves the server.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import sqlite3
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from bedplate.core.errors import BedplateError, BusyError, DataError, DeadlineError, RequestError, TemplateError
+from bedplate.serving.schemas.scope import note_error
+from bedplate.serving.schemas.strict_json import dump_json
+
+log = logging.getLogger("bedplate.serving")
+
+RETRY_AFTER_SECONDS = 1
+MESSAGE_CHARACTERS, PARAM_CHARACTERS = 2000, 200
+"""Of one error object."""
+# Errors that speak about the request. All others may hold paths or other internals.
+_ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class StoppingError(BedplateError):
+    """The server is shutting down."""
+
+    status = 503
+    code = "shutting_down"
+
+
+class ClientGone(Exception):
+    """The caller closed the connection; there is nobody to answer."""
+
+
+class StatusError(RequestError):
+    """A request that HTTP has its own status for (401, 403, 404, 405, 408, 413, 414, 422, 429, 431), with `headers`."""
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.status = status
+        self.headers = dict(headers or {})
+
+
+class LimitError(StatusError):
+    """An API key asked too fast; it may ask again after some seconds."""
+
+    def __init__(self, message: str, seconds: float, code: str = "rate_limit_exceeded") -> None:
+        super().__init__(429, message, code, headers={"retry-after": str(math.ceil(seconds))})
+
+
+class QuotaError(LimitError):
+    """An API key has spent what it may in a day or a month."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message, seconds, "insufficient_quota")
+
+
+def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
+    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
+    if error.param in {"prompt", "input"}:
+        error.param = source
+    elif error.param == "max_tokens":
+        error.param = limit
+
+
+def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
+    """HTTP status and error object of an exception."""
+    if isinstance(error, (*_ABOUT_THE_REQUEST, StoppingError)):
+        status, message, code = error.status, error.message, error.code
+        param = error.param if isinstance(error, RequestError) else None
+    elif is_full(error):
+        status, code, param = 507, "insufficient_storage", None
+        message = "the server's disk is full, so this was not kept; try again later"
+    else:
+        status, code, param = 500, "internal_error", None
+        message = "the server failed on this request; its log says why"
+    message, param = shortened(message), None if param is None else shortened(param, PARAM_CHARACTERS)
+    error_type = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return status, {"error": {"message": message, "type": error_type, "param": param, "code": code}}
+
+
+def shortened(text: str, max_characters: int = MESSAGE_CHARACTERS) -> str:
+    """The text without its middle where it is long: what it says of a request may hold much of that."""
+    if len(text) <= max_characters:
+        return text
+    return f"{text[: max_characters * 2 // 3]} … {text[-max_characters // 3 :]}"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk, or the share of it that this server may take, has no room left."""
+    if isinstance(error, OSError):
+        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+    return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
+"""Status and body of a failure, in some API's shape."""
+
+
+def error_response(error: BaseException, shape: ErrorShape = error_object) -> Response:
+    """The reply to a request that failed."""
+    status, content = shape(error)
+    headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else {}
+    if isinstance(error, StatusError):
+        headers |= error.headers
+    return Response(dump_json(content), status, headers, media_type="application/json")
+
+
+def log_failure(error: BaseException) -> None:
+    """Writes what the reply does not say to the log."""
+    if error_object(error)[0] in {500, 507}:
+        log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answers every exception of a route, and of routing itself, with the error object."""
+    app.add_exception_handler(BedplateError, _on_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    log_failure(error)
+    note_error(request.scope, error_object(error)[1]["error"]["code"])
+    return error_response(error)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    note_error(request.scope, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request"))
+    if error.status_code == 404:
+        return error_response(StatusError(404, "there is no such route; the API is under /v1", "not_found"))
+    if error.status_code == 405:
+        message = f"this route does not take {request.method}"
+        response = error_response(StatusError(405, message, "method_not_allowed"))
+        response.headers.update(error.headers or {})
+        return response
+    return error_response(StatusError(error.status_code, "the request cannot be answered", "invalid_request"))
