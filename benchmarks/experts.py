@@ -21,7 +21,7 @@ from bedplate.models.precision import DTYPES
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples
 from comparison import Row, best_seconds, interleaved, need, report, start

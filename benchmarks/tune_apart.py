@@ -37,7 +37,7 @@ from bedplate.models.checkpoints.export import export_base
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.examples import completion_example
+from bedplate.training.batch import completion_example
 from comparison import Row, need, report, start
 from peers import BASE, THREADS
 from tune import (
@@ -101,7 +101,7 @@ Scored = Callable[[Sequence[TrainingExample]], float]
 def ours(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
     from bedplate.adapters.bank import Bank
     from bedplate.training.loop import evaluate_loss, train
-    from bedplate.training.objectives import Sft
+    from bedplate.training.objectives.language import Sft
     from bedplate.training.sources import ExampleSource
 
     loaded = load_base(base, dtype="bfloat16")

@@ -16,7 +16,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.layers import gradients
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.sources import DocumentSource
 
 LENGTH, ROWS = 40, 6

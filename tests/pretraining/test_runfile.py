@@ -22,7 +22,8 @@ from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
 from bedplate.pretraining.runfile.file import ModelPart, RunFile, load_run
-from bedplate.training.objectives import OBJECTIVES, Sft
+from bedplate.training.objectives import OBJECTIVES
+from bedplate.training.objectives.language import Sft
 
 
 @given(st.integers(1, 10**15))

@@ -29,7 +29,6 @@ from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.objectives import Corrupting
 from bedplate.training.parallel.launch import process_of
 
 SEARCH, RESULT = "search.json", "mixture.json"
@@ -127,7 +126,7 @@ def search(
     if process_of(os.environ).world > 1:
         raise UsageError("a search for a mixture is one process; start it without torchrun or srun")
     objective = run.made_objective()
-    if isinstance(objective, Corrupting) and objective.target != "token":
+    if objective.target != "token":
         raise ConfigError(
             f"mixtures are compared by bits a byte, and the objective {run.objective} says no text: search with "
             "next_token or masked"

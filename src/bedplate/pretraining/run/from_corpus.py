@@ -21,8 +21,7 @@ from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.run.source_counts import BySource
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.corpus_source import CorpusSource
-from bedplate.training.sources import Shard
+from bedplate.training.sources import CorpusSource, Shard
 
 logger = logging.getLogger("bedplate.pretraining")
 MOST_HASHED = 16e9

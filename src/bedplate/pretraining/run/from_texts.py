@@ -20,7 +20,6 @@ from bedplate.pretraining.run.source_texts import SourceText, read_source
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.objectives import Corrupting
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
 
@@ -139,8 +138,7 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
     assert settings.vocab_size is not None
     texts = (document.text for source in sources for document in source.documents)
     objective = run.made_objective()
-    special = objective.special if isinstance(objective, Corrupting) else ()
-    tokenizer = train_bpe(texts, settings.vocab_size, f"the tokenizer of run {run.run}", special)
+    tokenizer = train_bpe(texts, settings.vocab_size, f"the tokenizer of run {run.run}", objective.special)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
     return Tokenizer.from_directory(directory)

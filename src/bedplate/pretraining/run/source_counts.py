@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 from bedplate.pretraining.page.page import TOKENS_PREFIX
 from bedplate.training.batch import PackedBatch
-from bedplate.training.sources import BatchSource
+from bedplate.training.sources import BatchSource, TransformedSource
 
 
 @dataclass(frozen=True)
@@ -22,34 +21,14 @@ class SourcedBatch(PackedBatch):
         return {**super().counts, **{f"{TOKENS_PREFIX}{name}": count for name, count in self.by_source.items()}}
 
 
-class BySource:
+class BySource(TransformedSource):
     """Another source's batches, counted by what their ids begin with (`source:document`)."""
 
     def __init__(self, inner: BatchSource[PackedBatch], names: Sequence[str]) -> None:
-        self._inner, self._names = inner, names
+        super().__init__(inner)
+        self._names = names
 
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        return self._inner.identity
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._inner.identity_like(saved)
-
-    @property
-    def steps(self) -> int | None:
-        return self._inner.steps
-
-    def __iter__(self) -> Iterator[tuple[SourcedBatch, ...]]:
-        for step in self._inner:
-            yield tuple(self._counted(batch) for batch in step)
-
-    def state(self) -> dict[str, Any]:
-        return self._inner.state()
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._inner.load_state(state)
-
-    def _counted(self, batch: PackedBatch) -> SourcedBatch:
+    def _transformed(self, batch: PackedBatch) -> SourcedBatch:
         counts = dict.fromkeys(self._names, 0)  # every name in every batch: ranks add up the same ones
         lengths = batch.lengths[len(batch.lengths) - len(batch.ids) :]
         for name, length in zip(batch.ids, lengths, strict=True):

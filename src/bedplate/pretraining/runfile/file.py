@@ -15,12 +15,12 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.models.specs.recompute import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.config import DtypeChoice, Fraction, RouterConfig
+from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName
+from bedplate.training.objectives import objective_of
 from bedplate.training.parallel.layout import ParallelConfig
-from bedplate.training.schedules import ScheduleName
 
 if TYPE_CHECKING:
-    from bedplate.training.objectives import Objective
+    from bedplate.training.objectives.objective import TextObjective
 
 Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
 """A whole number, or text such as 5M, 300k or 1.5B."""
@@ -250,11 +250,9 @@ class RunFile(Strict):
             raise ValueError("texts need `data.tokenizer`: {vocab_size: 8192}, or {source: a base's name}")
         return self
 
-    def made_objective(self, modules: int = 0) -> Objective[Any]:
+    def made_objective(self, modules: int = 0) -> TextObjective:
         """What the run minimises. modules: of the model, that predict further tokens. ConfigError for settings that the
         objective does not have."""
-        from bedplate.training.objectives import objective_of
-
         return objective_of(self.objective, self.objective_settings, modules)
 
     @property
