@@ -1,0 +1,56 @@
+"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint.
+
+Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bedplate.inference.engine.kinds.request import Request, Result
+from bedplate.inference.engine.stream import Stream
+from bedplate.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an answerer says of itself.
+
+    name: of the base or the endpoint. fingerprint: identifies the weights that compute the answers. can: the kinds of
+    answers it gives ("generate", "score", "embed", "classify", …), as `Model.can`. context_length: tokens of a prompt
+    with its answer. tokenizer: None where texts are sent as they are. dimensions: numbers of its vectors, 0 for none.
+    """
+
+    name: str
+    fingerprint: str
+    can: frozenset[str]
+    context_length: int
+    tokenizer: Tokenizer | None = None
+    dimensions: int = 0
+
+
+class Answers(Protocol):
+    """Anything that answers requests. `Engine` and `LocalModel` are the ones on this machine."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
+        ...
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
+        ...
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests together and returns their results in order."""
+        ...
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
+        ...
+
+    def describe(self) -> Facts:
+        """Facts that are known without asking anything."""
+        ...
