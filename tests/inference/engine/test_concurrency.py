@@ -34,7 +34,7 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Score,
 )
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests import Stream
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.models.checkpoints.base import Base, load_base
 

@@ -14,7 +14,7 @@ from bedplate.text.calls.reply_form import ReplyForm, reply_form
 
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling
-    from bedplate.inference.engine.stream import Stream
+    from bedplate.inference.engine.requests import Stream
     from bedplate.inference.predict.classical import ClassicalPredictor
     from bedplate.inference.predict.loaded import LoadedSkin
     from bedplate.inference.predict.local import LocalModel
@@ -282,7 +282,7 @@ class LocalClassical:
 
     def respond(self, messages: Messages, settings: Settings) -> Reply:
         from bedplate.inference.engine.requests import Request
-        from bedplate.inference.engine.stream import Stream
+        from bedplate.inference.engine.requests import Stream
 
         self.check(settings)
         content = messages[-1]["content"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 from bedplate.skins.output import JsonOutput, LabelsOutput, Output, TextOutput
 from bedplate.text.json_form import labels_rules
 
