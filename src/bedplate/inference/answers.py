@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bedplate.inference.engine.kinds.request import Request, Result
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests import Request, Result, Stream
 from bedplate.text.tokenizer import Tokenizer
 
 
