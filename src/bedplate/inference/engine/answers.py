@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from bedplate.core.errors import UsageError
 from bedplate.inference.engine.requests import Request, Result, Stream
 from bedplate.text.tokenizer import Tokenizer
 
@@ -17,17 +18,22 @@ from bedplate.text.tokenizer import Tokenizer
 class Facts:
     """What an answerer says of itself.
 
-    name: of the base or the endpoint. fingerprint: identifies the weights that compute the answers. can: the kinds of
-    answers it gives ("generate", "score", "embed", "classify", …), as `Model.can`. context_length: tokens of a prompt
-    with its answer. tokenizer: None where texts are sent as they are. dimensions: numbers of its vectors, 0 for none.
+    name: of the base or the endpoint. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …),
+    as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are sent as they are.
     """
 
     name: str
-    fingerprint: str
     can: frozenset[str]
     context_length: int
     tokenizer: Tokenizer | None = None
-    dimensions: int = 0
+
+    def need_tokenizer(self) -> Tokenizer:
+        """UsageError for one that is not asked by token ids."""
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.name} has no tokenizer here, so it cannot be asked by token ids; give a base with one"
+            )
+        return self.tokenizer
 
 
 class Answers(Protocol):
