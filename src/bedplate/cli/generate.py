@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import Annotated, cast
@@ -12,14 +11,7 @@ import typer
 from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
-from bedplate.core.libraries import complete_torch, leave_parts, torch_beside
-
-WITHOUT_TORCH = (
-    "bedplate.economics.model.named_model",
-    "bedplate.models.checkpoints.gguf_header",
-    "bedplate.text.tokenizer",
-)
-"""What is imported while torch's libraries are loaded."""
+from bedplate.core.libraries import complete_torch, leave_parts
 
 
 def generate(
@@ -47,10 +39,7 @@ def generate(
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
     with left_alone():
-        torch_beside()
         leave_parts()
-        for name in WITHOUT_TORCH:
-            importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
         from bedplate.inference.execution.threads import use_cores
         from bedplate.inference.predict.opening import OpenOptions, open_base
