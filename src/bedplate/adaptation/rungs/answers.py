@@ -13,7 +13,7 @@ from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.grading import graded
+from bedplate.evaluation.grading import SingleTurn, graded
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -39,15 +39,15 @@ def predict_examples(
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectedAnswers:
+class CollectedAnswers(SingleTurn[object, Values, Prediction | None, Prediction | None]):
     """A row whose answer is taken as it is."""
 
     inputs: Values
 
-    def requests(self, _: object) -> list[Values]:
+    def requests(self, _: object, /) -> list[Values]:
         return [self.inputs]
 
-    def grade(self, answers: Sequence[Prediction | None]) -> Prediction | None:
+    def grade(self, answers: Sequence[Prediction | None], /) -> Prediction | None:
         return answers[0]
 
 
