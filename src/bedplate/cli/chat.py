@@ -51,24 +51,19 @@ def chat(
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk
 
-    if url is not None:
-        from bedplate.inference.remote.endpoint import Endpoint
+    with contextlib.ExitStack() as stack:
+        if url is not None:
+            from bedplate.inference.remote.endpoint import Endpoint
 
-        partner = RemoteModel(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout), model)
-    else:
-        from bedplate.inference.execution.threads import use_cores  # loads torch, which a server's model does without
+            endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
+            partner = RemoteModel(endpoint, model)
+        else:
+            from bedplate.inference.execution.threads import use_cores  # loads torch, as a server's model does not
 
-        use_cores()
-        partner = open_local(
-            model,
-            dtype=dtype,
-            weights=weights,
-            kernel=kernel,
-            device=device,
-            base=base,
-            allow_other_weights=allow_other_weights,
-        )
-    with contextlib.closing(partner):
+            use_cores()
+            options = {"dtype": dtype, "weights": weights, "kernel": kernel, "device": device, "base": base}
+            partner = open_local(model, **options, allow_other_weights=allow_other_weights)
+        stack.callback(partner.close)
         settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         conversation = Conversation(partner, system=system, settings=settings)
         if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
