@@ -18,7 +18,7 @@ from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_prediction
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.skins.skin import Skin
 
 
@@ -51,17 +51,16 @@ class CollectedAnswers(SingleTurn[object, Values, Prediction | None, Prediction 
         return answers[0]
 
 
-def with_bias(
-    predictions: Sequence[Prediction | None], output: LabelOutput, bias: Sequence[float]
-) -> list[Prediction | None]:
-    """The predictions of a skin without bias, as the same skin with `bias` gives them."""
-    biased = output.model_copy(update={"bias": tuple(bias), "normalise": "none"})
+def with_bias(predictions: Sequence[Prediction | None], biased: Output) -> list[Prediction | None]:
+    """The predictions of a skin without bias, as the same skin with this output gives them."""
+    if not biased.label_texts:
+        return list(predictions)
     biased_predictions: list[Prediction | None] = []
     for prediction in predictions:
         if prediction is None:
             biased_predictions.append(None)
             continue
-        label, scores = biased.parse([prediction.scores[name] for name in output.labels])
+        label, scores = biased.read_scores([prediction.scores[name] for name in biased.all_labels])
         biased_predictions.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
     return biased_predictions
 

@@ -19,8 +19,7 @@ from bedplate.text.calls.reply_form import reply_form
 
 if TYPE_CHECKING:
     from bedplate.core.values import Values
-    from bedplate.inference.engine.requests import Sampling
-    from bedplate.inference.engine.stream import Stream
+    from bedplate.inference.engine.requests import Sampling, Stream
     from bedplate.inference.predict.composed import Answers
     from bedplate.inference.predict.local import LocalModel
 
@@ -155,8 +154,9 @@ class LocalSkin(Partner):
         skin = predictor.skin
         self._predictor = predictor
         self.name, self.inputs, self.warnings = skin.name, tuple(skin.inputs), predictor.warnings
-        self._writer = predictor if isinstance(predictor, LoadedSkin) and skin.output.kind in ("text", "json") else None
-        if skin.output.kind == "embedding":
+        writes = isinstance(predictor, LoadedSkin) and skin.output.answered_by == "generate"
+        self._writer = predictor if writes else None
+        if skin.output.as_embedding is not None:
             predictor.close()
             raise UsageError(f"{self.name} gives vectors; there is nothing to chat about")
 
