@@ -151,12 +151,11 @@ class LocalSkin(Partner):
     def __init__(self, predictor: Answers) -> None:
         from bedplate.inference.predict.loaded import LoadedSkin
 
-        skin = predictor.skin
+        skin, output = predictor.skin, predictor.skin.output
         self._predictor = predictor
         self.name, self.inputs, self.warnings = skin.name, tuple(skin.inputs), predictor.warnings
-        writes = isinstance(predictor, LoadedSkin) and skin.output.answered_by == "generate"
-        self._writer = predictor if writes else None
-        if skin.output.as_embedding is not None:
+        self._writer = predictor if isinstance(predictor, LoadedSkin) and output.answered_by == "generate" else None
+        if output.as_embedding is not None:
             predictor.close()
             raise UsageError(f"{self.name} gives vectors; there is nothing to chat about")
 
