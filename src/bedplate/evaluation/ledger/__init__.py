@@ -1,11 +1,10 @@
 """The test ledger: which rows were opened for which verdict, whatever they are called now.
 
 keys.py     what a row is known by again: its texts, what is nearly the same, its id
-alike.py    letters that look alike, so that a text is known by its look
 chain.py    a file of entries that only grows, each with the hash of the one before
 places.py   where ledgers lie: at home, and beside the data
 ledger.py   an opening: counted, and written down before anything is read
-told.py     openings that reports tell of, where no ledger does any more
+reported_openings.py  openings that reports tell of, where no ledger does any more
 looks.py    what earlier looks at a skin found, so that all of them are one test
 """
 
@@ -15,4 +14,4 @@ from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.ledger.ledger import Opening, TestLedger
 from bedplate.evaluation.ledger.places import ledger_for
 
-__all__ = ["Keys", "TestLedger", "Opening", "keys_of", "ledger_for"]
+__all__ = ["Keys", "Opening", "TestLedger", "keys_of", "ledger_for"]

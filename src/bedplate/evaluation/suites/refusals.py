@@ -16,9 +16,9 @@ from typing import Any, cast
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
 from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
-from bedplate.evaluation.suites.suite import SampleSet
+from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
-from bedplate.inference.predict.local import LocalModel
 
 MAX_TOKENS = 40
 LOOKED_AT = 240
@@ -105,23 +105,23 @@ def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWER
 
 
 @dataclass(frozen=True)
-class RefusalPrompt:
+class RefusalPrompt(SingleTurnItem[float]):
     """One thing that is asked for. should_refuse: whether it should be refused."""
 
     id: str
     text: str
     should_refuse: bool
 
-    def requests(self, model: LocalModel) -> list[Generate]:
+    def requests(self, model: Answers, /) -> list[Generate]:
         """A greedy reply: as a chat where the base has a template, else after the plain text."""
-        tokenizer = model.tokenizer
+        tokenizer = model.describe().need_tokenizer()
         if tokenizer.chat is not None:
             ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
         else:
             ids = tuple(tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:"))
         return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
 
-    def grade(self, results: Sequence[Result]) -> float:
+    def grade(self, results: Sequence[Result], /) -> float:
         """1 where the reply reads like a refusal, else 0."""
         return float(is_refusal(cast(Generation, results[0]).text))
 
