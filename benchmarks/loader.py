@@ -98,8 +98,8 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
 
     from bedplate.models.decoder import Decoder
     from bedplate.models.specs.transformer import Rope, TransformerSpec
-    from bedplate.training.sources import CorpusSource
     from bedplate.training.objectives.language import NextToken
+    from bedplate.training.sources import CorpusSource
 
     corpus = write(place / "large", options.tokens)
     began = time.perf_counter()

@@ -35,9 +35,8 @@ from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, completion_example
 from bedplate.training.config import TrainConfig
-from bedplate.training.batch import completion_example
 from comparison import Row, need, report, start
 from peers import BASE, THREADS
 from tune import (

@@ -13,7 +13,7 @@ from tests.pretraining.runs import tiny_run
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.run.corpus import RowShape
+from bedplate.pretraining.run.data import RowShape
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bedplate.pretraining.run.corpus import HeldOut, RowShape
+from bedplate.pretraining.run.data import HeldOut, RowShape
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.corrupting import Corrupting, corrupted
 from bedplate.training.objectives.objective import AnyModel, CorruptionVocabulary, TextObjective, evaluate_loss

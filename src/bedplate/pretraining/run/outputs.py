@@ -15,16 +15,15 @@ from bedplate.core.errors import BedplateError, TrainingError, is_interrupt
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
-from bedplate.pretraining.card import model_card
+from bedplate.pretraining.page.card import model_card
 from bedplate.pretraining.page.page import texts_tokens, tokens_by_source, write_page
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
-from bedplate.pretraining.run.corpus import RunData
+from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
-from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of
-from bedplate.pretraining.run.live import LiveView
+from bedplate.pretraining.run.live import Follower, LiveView, TensorBoard
 from bedplate.pretraining.run.settings import RunSettings
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog

@@ -20,14 +20,12 @@ from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.pretraining.plan.sizes import check_shares
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
-from bedplate.pretraining.run.corpus import RunData
+from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
 from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
-from bedplate.pretraining.run.full_model import gathered
-from bedplate.pretraining.run.model import new_model
+from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
-from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer

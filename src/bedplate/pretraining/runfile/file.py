@@ -21,6 +21,9 @@ from bedplate.training.parallel.layout import ParallelConfig
 
 if TYPE_CHECKING:
     from bedplate.training.objectives.objective import TextObjective
+from dataclasses import dataclass
+
+from bedplate.core.json import brief, flat
 
 Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
 """A whole number, or text such as 5M, 300k or 1.5B."""
@@ -291,3 +294,30 @@ def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     except ConfigError as error:
         raise ConfigError(f"{path}: objective: {error}") from error
     return run
+
+
+MAY = ("run", "checkpoints", "evaluation", "hardware", "parallel", "log_steps", "recompute")
+"""What decides no weight: names, how often is saved and looked, what is counted with, who does which part."""
+
+
+@dataclass(frozen=True)
+class RunFileChange:
+    """One value of the file. allowed: whether a run that has begun may go on with it."""
+
+    key: str
+    before: Any
+    after: Any
+    allowed: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {brief(self.before)} before, {brief(self.after)} now"
+
+
+def changes(before: RunFile, after: RunFile) -> list[RunFileChange]:
+    """Every value in which two files differ, in the order of their keys."""
+    old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
+    return [
+        RunFileChange(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
