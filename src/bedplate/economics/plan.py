@@ -27,10 +27,10 @@ from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
 __all__ = [
     "BudgetPlan",
     "Device",
-    "ReplicaEngine",
-    "TokenLengths",
-    "ServingPlan",
     "LatencyTarget",
+    "ReplicaEngine",
+    "ServingPlan",
+    "TokenLengths",
     "Traffic",
     "TrainingPlan",
     "TuningPlan",
