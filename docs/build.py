@@ -1,5 +1,5 @@
-"""Builds the site: writes cli.md from `--help`, report.schema.json from the report's models, house.svg from the imports
-and the marked parts of pages from the cost model's tables, then every Markdown page of this folder to site/ as HTML."""
+"""Builds the site: writes cli.md from `--help`, report.schema.json from the report's models, architecture.svg from the
+imports and the marked parts of pages from the cost model's tables, then every Markdown page of this folder to site/ as HTML."""
 
 from __future__ import annotations
 
@@ -113,8 +113,8 @@ def _papers(text: str) -> str:
     return re.sub(r"(?:https://arxiv\.org/abs/|arXiv )?\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text)
 
 
-def _house() -> ModuleType:
-    return _script("house")
+def _architecture() -> ModuleType:
+    return _script("architecture")
 
 
 def _published() -> ModuleType:
@@ -283,7 +283,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "runs": _runs,
     "throughputs": _throughputs,
     "summary": _summary,
-    "rooms": lambda: _house().table(),
+    "packages": lambda: _architecture().table(),
     "families": _families,
 }
 
@@ -317,7 +317,7 @@ def _schema() -> str:
 if __name__ == "__main__":
     (DOCS / "report.schema.json").write_text(_schema(), encoding="utf-8")
     (DOCS / "cli.md").write_text(command_line(), encoding="utf-8")
-    (DOCS / "house.svg").write_text(_house().picture(), encoding="utf-8")
+    (DOCS / "architecture.svg").write_text(_architecture().picture(), encoding="utf-8")
     for page in (DOCS / f"{name}.md" for name in PAGES):
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     target = Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS.parent / "site"

@@ -158,7 +158,7 @@ def test_what_is_asked_for_is_said_in_words() -> None:
             "total_seconds is the text '6'; give a number or None",
         ),
         (lambda: bedplate.plan.ReplicaEngine(max_rows="8"), "max_rows is the text '8'; give a whole number"),
-        (lambda: bedplate.plan.Traffic("250~900", 80), "prompt is the text '250~900'; give a Lengths, as bedplate.pl"),
+        (lambda: bedplate.plan.Traffic("250~900", 80), "prompt is the text '250~900'; give a TokenLengths, as bedplate.pl"),
         (lambda: bedplate.load("x", kernel="rust"), "kernel is the text 'rust'; give one of 'auto', 'torch', 'native'"),
         (lambda: bedplate.load("x", allow_other_weights=1), "allow_other_weights is 1; give True or False"),
     ):

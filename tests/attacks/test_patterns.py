@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-ROOMS = ("bedplate.serving", "bedplate.text", "bedplate.inference.engine", "bedplate.core")
+PACKAGES = ("bedplate.serving", "bedplate.text", "bedplate.inference.engine", "bedplate.core")
 SMALL, LARGE = 500, 4_000
 SUSPECT_SECONDS = 0.002
 """Less is not measured again: that many characters, looked through once, take a tenth of it."""
@@ -30,9 +30,9 @@ OPERATORS = {"bedplate.serving.settings.redaction"}
 @lru_cache(maxsize=1)
 def modules() -> tuple[ModuleType, ...]:
     loaded: list[ModuleType] = []
-    for room in ROOMS:
-        package = importlib.import_module(room)
-        names = [module_info.name for module_info in pkgutil.walk_packages(package.__path__, f"{room}.")]
+    for package_name in PACKAGES:
+        package = importlib.import_module(package_name)
+        names = [module_info.name for module_info in pkgutil.walk_packages(package.__path__, f"{package_name}.")]
         loaded += [importlib.import_module(name) for name in names if not name.endswith("__main__")]
     return tuple(loaded)
 

@@ -257,8 +257,8 @@ def _commands(text: str) -> None:
             assert words[0] in {"git", "cd", "for", "done", ".", "curl"}, line
 
 
-def test_the_picture_of_the_house_is_current(builder: ModuleType) -> None:
-    assert (DOCS / "house.svg").read_text("utf-8") == builder._house().picture(), "run `make docs`"
+def test_the_picture_of_the_architecture_is_current(builder: ModuleType) -> None:
+    assert (DOCS / "architecture.svg").read_text("utf-8") == builder._architecture().picture(), "run `make docs`"
 
 
 def test_the_command_line_page_is_current(builder: ModuleType) -> None:

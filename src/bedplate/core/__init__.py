@@ -1,1 +1,1 @@
-"""Foundations that every room stands on: errors, config files, files, progress, statistics, executors."""
+"""Foundations of every package: errors, config files, files, progress, statistics, executors."""

@@ -1,4 +1,4 @@
-"""What a model can do at a checkpoint: suites of skills, asked through the evaluation room as of any base."""
+"""What a model can do at a checkpoint: suites of skills, run by the evaluation harness as for any base."""
 
 from __future__ import annotations
 

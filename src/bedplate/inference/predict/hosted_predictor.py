@@ -27,9 +27,8 @@ from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_f
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.remote.account import Account
-from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
+from bedplate.inference.remote.endpoint import Endpoint, ChatAnswer, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
-from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
 from bedplate.skins.skin import EndpointReference, Skin
 
 ALTERNATIVES = 20
@@ -112,7 +111,7 @@ class HostedPredictor(ReadySkin):
             answer = self._paid(key, messages)
         return self._read(answer, self.account.cost(key))
 
-    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
+    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> ChatAnswer:
         schema = json.dumps(self._settings.get("response_format", ""))
         max_cost = self.account.max_cost(messages, self._settings["max_tokens"], schema)
         description = f"{self._endpoint.url}, {self.reference.model}"
@@ -133,7 +132,7 @@ class HostedPredictor(ReadySkin):
                 self.account.release(reserved)
                 raise
             # The server will not speak about this row: that is an answer, and not a right one.
-            answer = RemoteAnswer("", "content_filter", 0, 0, 0)
+            answer = ChatAnswer("", "content_filter", 0, 0, 0)
         except BedplateError as error:
             if _may_be_charged(error):
                 self.account.lose(key, reserved, error.message)
@@ -148,7 +147,7 @@ class HostedPredictor(ReadySkin):
 
     def _complete(
         self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
-    ) -> RemoteAnswer:
+    ) -> ChatAnswer:
         """The answer, without the fields that this server does not know."""
         while True:
             settings = {name: value for name, value in self._settings.items() if name not in self.left_out}
@@ -168,21 +167,16 @@ class HostedPredictor(ReadySkin):
         content = self.skin.prompt.text(inputs, self.skin.demonstrations)
         return [{"role": "user", "content": content}] if isinstance(content, str) else content
 
-    def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
+    def _read(self, answer: ChatAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
         parsed, scores = text, dict[str, float]()
-        if isinstance(output, LabelOutput):
-            label = read_label(output.labels, text)
+        if output.scored_labels:
+            label = read_label(output.scored_labels, text)
             if label is not None:
                 scores = label_scores(output, label, answer)
                 parsed = output.answer(label, scores)
-        elif isinstance(output, EmbeddingOutput):
-            raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
         else:
-            try:
-                parsed = output.parse(text)
-            except RequestError:  # no JSON of the schema: given as it is, it equals no target
-                parsed = text
+            parsed = output.read_text(text)
         return Prediction(
             parsed,
             text,
@@ -220,19 +214,10 @@ def _may_be_charged(error: BedplateError) -> bool:
 def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     """What is asked besides the messages."""
     output = skin.output
-    settings: dict[str, Any] = {"temperature": 0.0, **skin.generation}
-    if isinstance(output, LabelOutput):
-        # no token is shorter than a byte; a few more for quotes and the like
-        settings.setdefault("max_tokens", 8 + max(len(label.encode()) for label in output.labels))
-        if reference.logprobs:
-            settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
-        return settings
-    if isinstance(output, EmbeddingOutput):
+    if output.answered_by == "embed":
         raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
-    settings.setdefault("max_tokens", output.max_tokens)
-    if isinstance(output, TextOutput):
-        return settings | ({"stop": list(output.stop)} if output.stop else {})
-    if isinstance(output, JsonOutput):
-        named = {"name": "answer", "schema": dict(output.json_schema), "strict": True}
-        settings["response_format"] = {"type": "json_schema", "json_schema": named}
+    form = output.remote_settings()
+    settings = {"temperature": 0.0, "max_tokens": form.pop("max_tokens"), **skin.generation, **form}
+    if output.scored_labels and reference.logprobs:
+        settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
     return settings

@@ -1,7 +1,7 @@
-"""The house as its imports draw it: who imports whom, circles, folders, and the picture of docs/architecture.md.
+"""The architecture as the imports draw it: who imports whom, cycles, folder sizes, the picture of docs/architecture.md.
 
-Every import counts: those inside functions and those for type checkers as well. `python docs/house.py` says what it
-finds and how large each room is; `make docs` draws docs/house.svg.
+Every import counts: those inside functions and those for type checkers as well. `python docs/architecture.py` prints
+cycles and the size of each package; `make docs` draws docs/architecture.svg.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def folders(package: Path = PACKAGE) -> dict[str, int]:
     return {folder.relative_to(package).as_posix(): count for folder, count in sorted(counted.items())}
 
 
-def lines_by_room(package: Path = PACKAGE) -> dict[str, int]:
-    """Room → lines of its sources, the kernel's C++ included."""
+def lines_by_package(package: Path = PACKAGE) -> dict[str, int]:
+    """Package → lines of its sources, the kernel's C++ included."""
     counts: Counter[str] = Counter()
     for suffix in ("*.py", "*.cpp", "*.h"):
         for path in package.rglob(suffix):
@@ -108,8 +108,8 @@ def lines_by_room(package: Path = PACKAGE) -> dict[str, int]:
 
 
 def layers(container: str = "bedplate") -> list[list[str]]:
-    """The rooms of a container from top to bottom, those that may not import each other on one line, as pyproject.toml
-    has them; empty where it has no such list. Rooms that are not built yet are left out."""
+    """The packages of a container from top to bottom, as pyproject.toml lists them: those on one line may not import
+    each other. Empty without such a list. Packages that are not built yet are left out."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
     for contract in contracts:
         if contract["type"] == "layers" and contract["containers"] == [container]:
@@ -123,19 +123,19 @@ WIDTH, ROW, GAP, PAD = 1080, 20, 14, 12
 
 
 def picture() -> str:
-    """The rooms as an SVG: a row for each layer, in each room what it is for and its inner rooms."""
+    """The packages as an SVG: a row for each layer, in each package its purpose and its subpackages."""
     parts: list[str] = []
     top = 34.0
     for row in layers():
-        inner = {room: [" | ".join(layer) for layer in layers(f"bedplate.{room}")] for room in row}
-        height = 2 * PAD + ROW * (2 + max(len(_wrapped(inner[room], len(row))) for room in row))
+        inner = {package: [" | ".join(layer) for layer in layers(f"bedplate.{package}")] for package in row}
+        height = 2 * PAD + ROW * (2 + max(len(_wrapped(inner[package], len(row))) for package in row))
         width = (WIDTH - GAP * (len(row) + 1)) / len(row)
-        for place, room in enumerate(row):
+        for place, package in enumerate(row):
             x = GAP + place * (width + GAP)
             texts = [
-                (room, "font-weight='600' font-size='15'"),
-                (_job(room, len(row)), "fill='#57606a'"),
-                *((line, "") for line in _wrapped(inner[room], len(row))),
+                (package, "font-weight='600' font-size='15'"),
+                (_job(package, len(row)), "fill='#57606a'"),
+                *((line, "") for line in _wrapped(inner[package], len(row))),
             ]
             parts.append(
                 f"<rect x='{x:.0f}' y='{top:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='#f4f7fb' "
@@ -148,23 +148,23 @@ def picture() -> str:
     head = (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {top:.0f}' font-family='system-ui, sans-serif' "
         "font-size='12.5' fill='#1b1f24'><rect width='100%' height='100%' fill='white'/>"
-        f"<text x='{GAP}' y='20' fill='#57606a'>Imports point down. Inner rooms are listed from top to bottom, under "
+        f"<text x='{GAP}' y='20' fill='#57606a'>Imports point down. Subpackages are listed from top to bottom, under "
         "the same rule.</text>"
     )
     return "\n".join([head, *parts, "</svg>", ""])
 
 
-def _job(room: str, rooms: int) -> str:
-    """What a room is for: the first line of its docstring, cut to its width."""
-    docstring = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text("utf-8"))) or ""
+def _job(package: str, packages: int) -> str:
+    """The purpose of a package: the first line of its docstring, cut to its width."""
+    docstring = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text("utf-8"))) or ""
     return textwrap.shorten(
-        " ".join(docstring.split("\n\n")[0].split()), int((WIDTH / rooms - 4 * PAD) / 6.8), placeholder=" …"
+        " ".join(docstring.split("\n\n")[0].split()), int((WIDTH / packages - 4 * PAD) / 6.8), placeholder=" …"
     )
 
 
-def _wrapped(inner: list[str], rooms: int) -> list[str]:
-    """Inner rooms as lines of text that fit a room's width."""
-    limit = int(WIDTH / rooms / 7.2)
+def _wrapped(inner: list[str], packages: int) -> list[str]:
+    """Subpackages as lines of text that fit a package's width."""
+    limit = int(WIDTH / packages / 7.2)
     lines: list[str] = []
     for name in inner:
         if lines and len(lines[-1]) + len(name) + 3 <= limit:
@@ -175,7 +175,7 @@ def _wrapped(inner: list[str], rooms: int) -> list[str]:
 
 
 def _cross_imports(graph: Graph) -> defaultdict[str, Counter[str]]:
-    """Room → other room → how many imports go there."""
+    """Package → imported package → number of imports."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name, targets in graph.items():
         for target in targets:
@@ -186,13 +186,13 @@ def _cross_imports(graph: Graph) -> defaultdict[str, Counter[str]]:
 
 
 def table() -> str:
-    """Room, and what it imports of the others, as Markdown."""
+    """Each package and the packages it imports, as Markdown."""
     cross_imports = _cross_imports(imports())
-    rows = ["| room | imports |", "|---|---|"]
-    ordered = [room for row in layers() for room in row]
-    for room in ordered:
-        below = ", ".join(name for name in ordered if cross_imports[room][name])
-        rows.append(f"| {room} | {below or '–'} |")
+    rows = ["| package | imports |", "|---|---|"]
+    ordered = [package for row in layers() for package in row]
+    for package in ordered:
+        below = ", ".join(name for name in ordered if cross_imports[package][name])
+        rows.append(f"| {package} | {below or '–'} |")
     return "\n".join(rows)
 
 
@@ -202,9 +202,9 @@ def main() -> None:
         print("circle:", ", ".join(circle))
     for folder, count in sorted(folders().items(), key=lambda folder_count: -folder_count[1])[:10]:
         print(f"{count:4} files in {folder}")
-    lines = lines_by_room()
-    for room, count in lines.items():
-        print(f"{count:6,} lines in {room}")
+    lines = lines_by_package()
+    for package, count in lines.items():
+        print(f"{count:6,} lines in {package}")
     print(f"{sum(lines.values()):6,} lines in all")
 
 
