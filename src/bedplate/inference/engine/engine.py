@@ -18,6 +18,7 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
 from bedplate.inference.engine.loading import Loading
@@ -30,7 +31,7 @@ from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
-from bedplate.inference.execution.choice import choose_forward, held_for
+from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.caches import open_caches
@@ -84,7 +85,7 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base, run, causal = base, held_for(base, weights, kernel), base.causal
+        self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
         self.bank = Bank(run.outline, adapters, hf_name=names)
@@ -147,6 +148,15 @@ class Engine(Closing):
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as a prompt. CheckpointError for a base without a tokenizer."""
+        return self.base.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        """What the base is."""
+        base = self.base
+        return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
