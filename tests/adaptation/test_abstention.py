@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from bedplate.adaptation.search.abstention import threshold
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
@@ -19,6 +18,7 @@ from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.search.abstention import threshold
 from bedplate.core.errors import ConfigError
 from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bedplate.adaptation.search.task_file import load_adapt_task
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
@@ -24,6 +23,7 @@ from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
 from bedplate.adaptation.search.guard_looks import children
+from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bedplate.inference.execution.calibration import PlanTimings
 from pydantic import ValidationError
 from scipy import stats
 from tests.adaptation.conftest import write_rows, write_task
@@ -39,6 +38,7 @@ from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load as library
 from bedplate.inference.predict.loaded import LoadedSkin, load

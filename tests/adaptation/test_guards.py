@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
-from bedplate.adaptation.search.guards import Guarding, broken
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
+from bedplate.adaptation.search.guards import Guarding, broken
 from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate

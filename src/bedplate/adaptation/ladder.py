@@ -25,6 +25,7 @@ from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
+from bedplate.adaptation.search.evaluate_on_test import judge
 from bedplate.adaptation.search.guard_drops import GuardResult
 from bedplate.adaptation.search.guard_looks import children, guards_asked
 from bedplate.adaptation.search.guards import broken, check_child
@@ -32,7 +33,6 @@ from bedplate.adaptation.search.retiming import retimed
 from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.search.task_file import load_adapt_task
-from bedplate.adaptation.search.evaluate_on_test import judge
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.acceptance import Hurdles

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bedplate.adaptation.search.schedule import Schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import schedule as schedule_module
 from bedplate.adaptation.search.refits import GROWTH_FILE, again_of, make_way, wants_more
+from bedplate.adaptation.search.schedule import Schedule
 
 NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
 MIN_SECONDS = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from bedplate.inference.execution.calibration import PlanTimings
 from tests.encoders import ENCODERS as REFERENCES
 from tests.inference.native.native_models import FORMATS, TOLERANCE, base_dtype, random_model, relative, some_tokens
 from tests.inference.native.native_specs import ENCODERS
@@ -22,6 +21,7 @@ from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label
 from bedplate.inference.execution import choice
+from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed import WeightFormat

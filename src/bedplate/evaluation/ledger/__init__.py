@@ -15,4 +15,4 @@ from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.ledger.ledger import Opening, TestLedger
 from bedplate.evaluation.ledger.places import ledger_for
 
-__all__ = ["Keys", "TestLedger", "Opening", "keys_of", "ledger_for"]
+__all__ = ["Keys", "Opening", "TestLedger", "keys_of", "ledger_for"]
