@@ -92,8 +92,8 @@ def test_the_ratio_is_bounded_and_compared_as_a_ratio():
 
 def test_an_output_abstains_below_its_probability():
     output = LabelOutput(labels=("a", "b"), abstain=Abstain(below=0.8, answer="ask a person"))
-    assert output.parse([0.0, math.log(4.1)])[0] == "b"
-    label, scores = output.parse([0.0, math.log(3.9)])
+    assert output.read_scores([0.0, math.log(4.1)])[0] == "b"
+    label, scores = output.read_scores([0.0, math.log(3.9)])
     assert label == "ask a person"
     assert math.exp(scores["b"]) == pytest.approx(3.9 / 4.9)
     with pytest.raises(ValueError, match="'a' is a label"):

@@ -19,14 +19,14 @@ from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
-from bedplate.adaptation.task.task_prompt import AnswerLengths, check_answers, phrasings, target_text, task_prompt
+from bedplate.adaptation.task.task_prompt import AnswerLengths, check_answers, phrasings, task_prompt
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.completion import completion_tokens
+from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.output import JsonOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, InputField, Skin
@@ -165,13 +165,13 @@ def test_what_is_learned_is_what_will_be_asked_for(tmp_path: Path, tokenizer: To
     prompt, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), format)
     assert not hasattr(output, "continuations")
     for example in train:
-        answer = target_text(prompt, output, example.target)
+        answer = answer_text(prompt, output, example.target)
         ids, answer_ids = completion_tokens(prompt, tokenizer, example.inputs, answer)
         assert ids == prompt.tokens(tokenizer, example.inputs)
         assert answer_ids[-1] in tokenizer.eos_ids
         written = tokenizer.decode(answer_ids[:-1])
         assert written == answer
-        assert task.output.canonical(output.parse(written)) == example.target  # pyright: ignore
+        assert task.output.canonical(output.read_text(written)) == example.target  # pyright: ignore
         assert len(answer_ids) <= output.max_tokens  # pyright: ignore
 
 
@@ -203,12 +203,12 @@ def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path,
     assert "continuation" in phrasings(task)
     prompt, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), "plain", "continuation")
     assert prompt.text({"note": "def f():\n"}) == "def f():\n"
-    assert target_text(prompt, output, "    return 1") == "    return 1"
+    assert answer_text(prompt, output, "    return 1") == "    return 1"
     form, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train))
-    assert target_text(form, output, "    return 1") == " return 1"
+    assert answer_text(form, output, "    return 1") == " return 1"
     below, output = task_prompt(task, AnswerLengths.of(task, tokenizer, train), "plain", "below")
     assert str(below.text({"note": "x"})).endswith("Text:\n")
-    assert target_text(below, output, "    return 1") == "    return 1"
+    assert answer_text(below, output, "    return 1") == "    return 1"
     json_task, _ = toy(tmp_path / "json", "json")
     assert "continuation" not in phrasings(json_task)
 
@@ -220,7 +220,7 @@ def test_a_json_prompt_names_fields_and_json_begins_on_a_line_of_its_own(tmp_pat
     assert isinstance(text, str)
     assert 'what (one of "apples", "pears", "plums", "figs": the fruit), count (whole number)' in text
     assert text.endswith("JSON:\n")
-    assert target_text(prompt, output, '{"count":3,"what":"figs"}') == '{"what":"figs","count":3}'
+    assert answer_text(prompt, output, '{"count":3,"what":"figs"}') == '{"what":"figs","count":3}'
 
 
 def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_path: Path, tiny_base: Path):
@@ -246,7 +246,7 @@ def test_answers_that_no_grammar_lets_through_are_found_before_a_rung_runs(tmp_p
 def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalModel, monkeypatch: pytest.MonkeyPatch):
     task, train = toy(tmp_path, "json")
     check_answers(task, model.engine, train)
-    bad = target_text(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
+    bad = answer_text(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
     monkeypatch.setattr(model.engine, "accepts", lambda grammar, text: text != bad)
     first = next(e for e in train if e.target == train[3].target)
     with pytest.raises(DataError, match=f"row {first.id}"):

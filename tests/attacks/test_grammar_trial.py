@@ -17,7 +17,7 @@ from bedplate.inference.engine import grammar_rules, grammar_trial
 from bedplate.inference.engine.grammar import CACHED, Grammars
 from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, TokenVocabulary
 from bedplate.inference.engine.grammar_trial import COMMAND, GrammarTrial
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 
 from .conftest import head
 from .test_poison import CHAT, HI

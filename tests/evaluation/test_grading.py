@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 from tests.evaluation.test_harness import examples
@@ -16,17 +17,17 @@ from tests.tiny import write_tiny_base
 
 from bedplate.evaluation import harness
 from bedplate.evaluation.examples import TaskData, TestHandle
-from bedplate.evaluation.grading import graded
+from bedplate.evaluation.grading import SingleTurn, Turns, graded
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.suite import SampleSet, grades
-from bedplate.inference.engine.requests import Score, Scores
+from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Sampling, Score, Scores
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
 
-class Counted:
+class Counted(SingleTurn[str, str, str, tuple[int, list[str]]]):
     """An item that asks as many questions as its number has digits, and is told when it goes."""
 
     alive = peak = 0
@@ -81,7 +82,7 @@ def test_no_items_ask_nothing() -> None:
 
 
 @dataclass(frozen=True)
-class Claim:
+class Claim(SingleTurn[LocalModel, Score, Scores, dict[str, float]]):
     """Whether a base thinks alike of a claim in two wordings."""
 
     text: str
@@ -125,6 +126,70 @@ def test_what_is_asked_of_a_base_is_the_same_every_time() -> None:
     assert set(sampled.samples) < set(complete.samples)
     assert complete == SUITES["refusals"](None)
     assert sampled.sha256 != complete.sha256
+
+
+# --- several turns
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A tool-using conversation: the base names a row of a table, reads it, and is asked again, twice at most."""
+
+    question: str
+    table: tuple[str, ...] = ("one", "two", "three")
+
+    def turns(self, model: LocalModel) -> Turns[Request, Result, list[str]]:
+        tokenizer, transcript, replies = model.tokenizer, self.question, []
+        rows = tuple(tuple(tokenizer.encode(f" {number}")) for number in range(len(self.table)))
+        for _ in range(2):
+            (choice,) = yield [Score(tuple(tokenizer.encode(transcript)), rows)]
+            totals = cast(Scores, choice).totals
+            replies.append(self.table[totals.index(max(totals))])
+            transcript = f"{transcript} {replies[-1]}"
+            if replies[-1] == "one":  # the tool has nothing to add
+                break
+        (reply,) = yield [Generate(tuple(tokenizer.encode(transcript)), Sampling(max_tokens=3, temperature=0.0))]
+        return [*replies, cast(Generation, reply).text]
+
+
+def dialogues(limit: int | None = None) -> SampleSet[Dialogue]:
+    words = ("good", "bad", "the first", "number 7", "it is", "why not")[:limit]
+    return SampleSet(tuple(Dialogue(word) for word in words), "this test", "0" * 64)
+
+
+def test_a_suite_of_several_turns_sees_its_answers_and_asks_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A toy multi-turn suite: dialogues of different lengths in one window, each as if it were asked alone."""
+    monkeypatch.setitem(SUITES, "dialogues", dialogues)  # type: ignore[arg-type]
+    with LocalModel(load_base(tiny)) as model:
+        samples = SUITES["dialogues"](None).samples
+        together = list(grades(model, samples, "dialogues"))
+        alone = [next(grades(model, [sample], "dialogues")) for sample in samples]
+    assert together == alone
+    assert all(len(grade) in (2, 3) for grade in together)
+    assert all(len(grade) == 3 or grade[0] == "one" for grade in together)
+
+
+def test_the_answers_of_a_turn_come_back_to_the_sample_that_asked() -> None:
+    class Countdown:
+        """Asks for its number minus one until that is zero."""
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def turns(self, _: object) -> Turns[int, int, list[int]]:
+            seen = [self.number]
+            while seen[-1]:
+                seen += yield [seen[-1]]
+            return seen
+
+    asked: list[int] = []
+
+    def answer(requests: list[int]) -> Iterator[tuple[int, int]]:
+        asked.append(len(requests))
+        yield from ((place, request - 1) for place, request in enumerate(requests))
+
+    assert list(graded(map(Countdown, (3, 0, 1)), "m", answer, 100)) == [[3, 2, 1, 0], [0], [1, 0]]
+    assert asked == [2, 1, 1]
 
 
 # --- tasks

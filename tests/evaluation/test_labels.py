@@ -179,7 +179,7 @@ def test_wrong_config_is_a_config_error(tmp_path: Path) -> None:
 
 @given(st.lists(st.floats(-800, 800), min_size=len(LABELS), max_size=len(LABELS)), st.floats(0.01, 0.99))
 def test_a_head_gives_the_labels_whose_probability_reaches_the_threshold(logits: list[float], threshold: float) -> None:
-    chosen, log_probabilities = LabelsOutput(labels=LABELS, threshold=threshold).choose(logits)
+    chosen, log_probabilities = LabelsOutput(labels=LABELS, threshold=threshold).read_scores(logits)
     probabilities = special.expit(np.array(logits))
     np.testing.assert_allclose(np.exp(list(log_probabilities.values())), probabilities, atol=1e-12)
     sure = np.abs(probabilities - threshold) > 1e-9
@@ -192,4 +192,4 @@ def test_outputs_from_before_there_was_a_threshold_keep_their_form() -> None:
     assert "threshold" not in OUTPUT.model_dump()
     assert LabelsOutput(labels=LABELS, threshold=0.3).model_dump()["threshold"] == 0.3
     with pytest.raises(RequestError, match="one number for each"):
-        LabelsOutput(labels=LABELS, threshold=0.3).choose([math.nan] * len(LABELS))
+        LabelsOutput(labels=LABELS, threshold=0.3).read_scores([math.nan] * len(LABELS))

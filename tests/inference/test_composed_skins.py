@@ -112,7 +112,7 @@ def scored(model: LocalModel, prompt: Prompt, row: str, adapter: str | None, **l
     ids = model.tokenizer.encode(text)
     answers = tuple(tuple(model.tokenizer.encode(text + c)[len(ids) :]) for c in LABELS.continuations)
     result = model.engine.run([Score(tuple(ids), answers, adapter=adapter)])[0]
-    return LABELS.parse(cast(Scores, result).totals)[1]
+    return LABELS.read_scores(cast(Scores, result).totals)[1]
 
 
 @pytest.mark.parametrize("looked_up", ["passages", "neighbours"])

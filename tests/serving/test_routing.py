@@ -271,7 +271,6 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
     from bedplate.serving.request.state import ServerState
-
     from bedplate.serving.rollout import shadow
 
     monkeypatch.setattr(shadow, "MOST_WAITING", 2)

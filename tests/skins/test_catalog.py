@@ -37,7 +37,7 @@ def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, buil
     child_id = catalog.record_skin(child, tmp_path / "child")
     catalog.record_run("run-1", "adapt", tmp_path, {"seed": 0}, parents=[base_id])
     up = catalog.lineage("child")
-    assert {(e.what, e.name) for e in up.ancestors} == {
+    assert {(e.artifact_type, e.name) for e in up.ancestors} == {
         ("base", "tiny"),
         ("skin", "parent"),
         ("report", "reviews-sentiment"),
@@ -47,8 +47,8 @@ def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, buil
     assert up.descendants == ()
     down = catalog.lineage(base_id[:8])
     assert {e.name for e in down.descendants} == {"parent", "child", "adapt"}
-    assert catalog.find(child_id).details["kind"] == "lora"
-    assert catalog.find("parent").path == str(tmp_path / "parent")
+    assert catalog.resolve(child_id).details["kind"] == "lora"
+    assert catalog.resolve("parent").path == str(tmp_path / "parent")
     assert [e.details["seed"] for e in catalog.entries("run")] == [0]
 
 
@@ -69,12 +69,12 @@ def test_finding(tmp_path, catalog):
     for name in ("abcdef1", "abcdef2"):
         catalog.record_run(name, "run", tmp_path)
     with pytest.raises(UnknownItemError, match="nothing"):
-        catalog.find("zzz")
+        catalog.resolve("zzz")
     with pytest.raises(UnknownItemError):
-        catalog.find("abcde")
+        catalog.resolve("abcde")
     with pytest.raises(UsageError, match="2 ids"):
-        catalog.find("abcdef")
-    assert catalog.find("run").id == "abcdef2"
+        catalog.resolve("abcdef")
+    assert catalog.resolve("run").id == "abcdef2"
 
 
 WRITER = """

@@ -12,7 +12,7 @@ from bedplate.skins.output import JsonOutput, LabelOutput, TextOutput
 
 def test_label_probabilities_are_a_softmax_of_biased_scores():
     output = LabelOutput(labels=("a", "b", "c"), continuations=(" a", " b", " c"), bias=(0.0, 1.0, 0.0))
-    label, log_probabilities = output.parse([-2.0, -2.5, -4.0], [1, 2, 1])
+    label, log_probabilities = output.read_scores([-2.0, -2.5, -4.0], [1, 2, 1])
     assert label == "b"
     expected = scipy.special.log_softmax([-2.0, -1.5, -4.0])
     assert list(log_probabilities.values()) == pytest.approx(list(expected))
@@ -22,18 +22,18 @@ def test_normalising_by_tokens_can_change_the_label():
     by_total = LabelOutput(labels=("a", "b"))
     by_token = LabelOutput(labels=("a", "b"), normalise="tokens")
     assert by_total.bias == (0.0, 0.0)
-    assert by_total.parse([-2.0, -3.0], [1, 2])[0] == "a"
-    assert by_token.parse([-2.0, -3.0], [1, 2])[0] == "b"
-    assert by_token.parse([-2.0, -3.0])[0] == "a"  # a head's logits have no tokens
+    assert by_total.read_scores([-2.0, -3.0], [1, 2])[0] == "a"
+    assert by_token.read_scores([-2.0, -3.0], [1, 2])[0] == "b"
+    assert by_token.read_scores([-2.0, -3.0])[0] == "a"  # a head's logits have no tokens
 
 
 def test_ties_and_impossible_scores():
     output = LabelOutput(labels=("a", "b"))
-    assert output.parse([0.0, 0.0])[0] == "a"
-    assert output.parse([-math.inf, 0.0]) == ("b", {"a": -math.inf, "b": 0.0})
+    assert output.read_scores([0.0, 0.0])[0] == "a"
+    assert output.read_scores([-math.inf, 0.0]) == ("b", {"a": -math.inf, "b": 0.0})
     for scores in ([math.nan, 0.0], [-math.inf, -math.inf], [0.0]):
         with pytest.raises(RequestError):
-            output.parse(scores)
+            output.read_scores(scores)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_bad_label_outputs(fields):
 
 
 def test_text():
-    assert TextOutput().parse("  hello\n") == "hello"
+    assert TextOutput().read_text("  hello\n") == "hello"
     with pytest.raises(ValidationError):
         TextOutput(stop=("",))
 

@@ -12,9 +12,8 @@ from jsonschema import Draft202012Validator
 from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.inference.engine.grammar import Grammars
-from bedplate.inference.engine.output_grammar import ORDERED_LABELS, grammar_of
 from bedplate.inference.engine.requests import Grammar
-from bedplate.skins.output import JsonOutput, LabelsOutput
+from bedplate.skins.output import ORDERED_LABELS, JsonOutput, LabelsOutput
 from bedplate.text.json_form import schema_fields, schema_form, type_words
 from bedplate.text.tokenizer import Tokenizer
 
@@ -161,8 +160,7 @@ def test_a_loop_that_no_value_ends_is_refused(loop: dict[str, Any]):
 @given(st.sets(st.integers(0, 4)), st.permutations(range(5)))
 def test_labels_are_written_in_their_order_each_once(grammars: Grammars, chosen: set[int], order: list[int]):
     output = LabelsOutput(labels=("red", 'a "b"', "é", "c,d", "red e"))
-    grammar = grammar_of(output)
-    assert grammar is not None
+    grammar = Grammar(*output.grammar())
     named = [output.labels[i] for i in order if i in chosen]
     canonical = output.canonical(named)
     assert grammars.accepts(grammar, canonical)
@@ -176,13 +174,11 @@ def test_labels_are_written_in_their_order_each_once(grammars: Grammars, chosen:
 
 def test_many_labels_are_still_only_labels(grammars: Grammars):
     output = LabelsOutput(labels=tuple(f"label {i}" for i in range(ORDERED_LABELS + 30)))
-    grammar = grammar_of(output)
-    assert grammar is not None
+    grammar = Grammar(*output.grammar())
     assert grammars.accepts(grammar, '["label 3","label 111"]')
     assert not grammars.accepts(grammar, '["label 3","label 400"]')
     largest = LabelsOutput(labels=output.labels[:ORDERED_LABELS])
-    ordered = grammar_of(largest)
-    assert ordered is not None
+    ordered = Grammar(*largest.grammar())
     assert grammars.accepts(ordered, largest.canonical(largest.labels))
 
 

@@ -35,7 +35,7 @@ from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.production.spec import CurrentSpec, TrafficSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.evaluation.split_spec import SplitSpec
-from bedplate.skins.output import OUTPUT_KINDS, JsonOutput, LabelsOutput, Output
+from bedplate.skins.output import OUTPUT_KINDS, Output
 
 INPUT_KINDS = ("text",)
 LABEL = "label"
@@ -156,9 +156,7 @@ class OutputSpec(Grown):
         """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
         JSON list in their order, ranked documents as one of their ids, anything else as it is. RequestError for what
         fits neither."""
-        if isinstance(self.form, JsonOutput | LabelsOutput):
-            return self.form.parse(text)
-        return ranked(text) if self.kind == "embedding" else text
+        return ranked(text) if self.kind == "embedding" else self.form.comparable(text)
 
 
 Column = Annotated[str, Field(min_length=1)]

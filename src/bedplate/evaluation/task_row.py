@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from bedplate.core.errors import RequestError
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import SingleTurn
 from bedplate.evaluation.task import Task
 
 
@@ -43,17 +44,17 @@ class GradedRow:
 
 
 @dataclass(frozen=True)
-class TaskRow:
+class TaskRow(SingleTurn[object, Values, PredictionLike | str | None, GradedRow]):
     """An example of a task, to be asked."""
 
     task: Task
     example: Example
 
-    def requests(self, _: object) -> list[Values]:
+    def requests(self, _: object, /) -> list[Values]:
         """Its inputs."""
         return [self.example.inputs]
 
-    def grade(self, answers: Sequence[PredictionLike | str | None]) -> GradedRow:
+    def grade(self, answers: Sequence[PredictionLike | str | None], /) -> GradedRow:
         """The answer in canonical form, None where it is none; its score is set when all rows are there."""
         (answer,), task, example = answers, self.task, self.example
         scores = seconds = None

@@ -11,7 +11,7 @@ from bedplate.core.errors import BedplateError
 from bedplate.core.files import sha256_bytes
 from bedplate.skins.files import CASCADED, skin_id
 from bedplate.skins.manifest import REPORT_FILE, SKIN_FILE, manifest_id, read_manifest
-from bedplate.skins.output import Output, labels_by_score
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin, kind_of
 
@@ -47,7 +47,7 @@ class Card:
     @property
     def labels(self) -> tuple[str, ...]:
         """What it chooses from, one or some of them; () where it writes what it answers."""
-        return labels_by_score(self.output)
+        return self.output.scored_labels
 
 
 def read_card(directory: Path | str) -> Card:

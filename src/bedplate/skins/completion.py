@@ -1,35 +1,48 @@
-"""The answer that should follow a prompt, as text and as tokens, where the model writes it: what tuning teaches, what
-demonstrations show, and what generation is then asked for."""
+"""Prompts with their answers, as text and as tokens: what tuning teaches, what demonstrations show, and what scoring and
+generation are then asked for."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TypeAlias
 
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
-from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.text.json_form import schema_form
 from bedplate.text.tokenizer import Tokenizer
 
-GeneratedOutput: TypeAlias = TextOutput | JsonOutput | LabelsOutput
+
+def answer_text(prompt: Prompt, output: Output, target: str) -> str:
+    """The text that follows `prompt` when `target` is the right answer; JSON stands as its grammar writes it."""
+    return output.answer_text(target, prompt.lead_in)
 
 
-def answer_text(prompt: Prompt, output: GeneratedOutput, target: str) -> str:
-    """The text that follows `prompt` when `target` is the right answer.
+def prompt_and_longest_answer(
+    prompt: Prompt,
+    tokenizer: Tokenizer,
+    inputs: Values,
+    output: Output,
+    demonstrations: Sequence[Demonstration] = (),
+    *,
+    limit: int | None = None,
+) -> tuple[list[int], int]:
+    """Ids of the prompt, and how many tokens its answer may have. ContextLengthExceeded for a prompt (with the labels'
+    texts, where these are scored) of more than `limit`."""
+    if output.label_texts:
+        ids, answers = prompt.label_tokens(tokenizer, inputs, demonstrations, output, limit=limit)
+        return ids, max(map(len, answers))
+    return prompt.tokens(tokenizer, inputs, demonstrations, limit=limit), output.token_limit
 
-    JSON stands as its grammar writes it. Text comes bare in a chat, after a space where a plain prompt ends in a word
-    or a colon, and untouched where the prompt ends in white space or in the input itself, which it continues.
-    """
-    if isinstance(output, JsonOutput):
-        return schema_form(output.json_schema, json.loads(target))
-    if isinstance(output, LabelsOutput):
-        return target
-    if prompt.format == "chat":
-        return target.strip()
-    return target if prompt.template.endswith(("}", *" \t\n")) else f" {target.strip()}"
+
+def target_tokens(
+    prompt: Prompt, tokenizer: Tokenizer, inputs: Values, output: Output, target: str, *, limit: int | None = None
+) -> tuple[list[int], Sequence[int]]:
+    """Ids of the prompt and of the right answer, exactly as scoring and generation meet them: the label's text, or the
+    written answer with the token that ends it."""
+    if output.label_texts:
+        ids, answers = prompt.label_tokens(tokenizer, inputs, (), output, limit=limit)
+        return ids, answers[output.all_labels.index(target)]
+    return completion_tokens(prompt, tokenizer, inputs, answer_text(prompt, output, target), limit=limit)
 
 
 def completion_tokens(

@@ -20,7 +20,6 @@ from bedplate.adapters.head import Head
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.skins.classical import VOCABULARY_FILE, WORD, Classical
-from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import Skin
 
 ONNX_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.onnx", "weights.npz", "recipe.py"
@@ -67,7 +66,7 @@ def head_fields(skin: Skin) -> dict[str, Any]:
 def _arrays(head: Head, output: Any) -> dict[str, NDArray[np.float32]]:
     """weight [C, F] and bias [C], what the output adds to each label's score included."""
     bias = head.bias.double().numpy()
-    if isinstance(output, LabelOutput):
+    if output.is_one_label:
         bias = bias + np.asarray(output.bias)
     return {"weight": head.weight.float().numpy(), "bias": bias.astype(np.float32)}
 
@@ -120,10 +119,9 @@ def _tfidf(graph: _Graph, text: str, model: Classical) -> str:
 def _outputs(graph: _Graph, logits: str, output: Any) -> None:
     """`log_probabilities` [N, C]; and `chosen` [N, C], or `label` [N]."""
     labels: tuple[str, ...] = output.labels
-    if isinstance(output, LabelsOutput):
-        assert output.threshold is not None
+    if output.probability_threshold is not None:
         scores = graph.add("Neg", graph.add("Softplus", graph.add("Neg", logits)))
-        chosen = graph.add("GreaterOrEqual", scores, graph.constant(np.float32(np.log(output.threshold))))
+        chosen = graph.add("GreaterOrEqual", scores, graph.constant(np.float32(np.log(output.probability_threshold))))
         graph.add_output(chosen, "chosen", "BOOL", ["N", len(labels)])
     else:
         scores = graph.add("LogSoftmax", logits, axis=1)

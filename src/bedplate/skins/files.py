@@ -48,7 +48,6 @@ from bedplate.skins.manifest import (
 )
 from bedplate.skins.nearest import INDEX_DIRECTORY, MAX_ROWS_BYTES, VECTORS_FILE
 from bedplate.skins.neighbours import ROWS_FILE
-from bedplate.skins.output import labels_by_score
 from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart, Skin
@@ -332,7 +331,7 @@ def _classical(directory: Path, manifest: SkinManifest, contents: Mapping[str, b
 
 def _told_apart(directory: Path, manifest: SkinManifest, part_name: str) -> tuple[str, ...]:
     """The labels that a head scores. SkinError where the output has none."""
-    labels = labels_by_score(manifest.output)
+    labels = manifest.output.scored_labels
     if not labels:
         raise SkinError(
             f"{directory / SKIN_FILE}: {part_name}'s output must be a label, or labels with a threshold, not the "

@@ -1,28 +1,146 @@
-"""What a skin answers with, and how an answer is read from what the model gives."""
+"""What a skin answers with. Each kind of output answers for itself: how an answer comes about, how it is read from what
+the model gives, what holds generated text to its form. Nobody asks for an output's class."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.text.json_form import labels_rules, schema_form
 from bedplate.text.json_schema import check_schema
+
+AnsweredBy = Literal["generate", "score", "embed"]
+ORDERED_LABELS = 90
+"""A grammar of two rules for each label holds as many to their order (`grammar.RULES`); more are only held to be
+labels."""
 
 
 class Abstain(Strict):
-    """Where no label is given: `answer` stands for one whose probability among the labels is `below` this."""
+    """Abstention: `answer` replaces a label whose probability among the labels is `below` this."""
 
     below: Annotated[float, Field(gt=0, le=1)]
     answer: Annotated[str, Field(min_length=1)] = "abstain"
 
 
-class LabelOutput(Grown):
+class OutputForm(Grown):
+    """What every kind of output answers for itself; the defaults are those of generated text.
+
+    A new kind is one class and one row in OUTPUT_KINDS, and overrides what differs.
+    """
+
+    @property
+    def answered_by(self) -> AnsweredBy:
+        """How an answer comes about: the model writes it, scores decide between labels, or its states are it."""
+        return "generate"
+
+    @property
+    def scored_labels(self) -> tuple[str, ...]:
+        """The labels that scores decide between; () where the answer is written or is a vector."""
+        return ()
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        """The labels that answers consist of, scored or written; () for outputs without labels."""
+        return ()
+
+    @property
+    def is_one_label(self) -> bool:
+        """Whether every answer is exactly one label, or an abstention."""
+        return False
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        """The text that is scored after the prompt for each label; () where a head decides, or nothing is scored."""
+        return ()
+
+    @property
+    def structure(self) -> str | None:
+        """The fixed structure of every answer, in a few words; None for free text and vectors."""
+        return None
+
+    @property
+    def json_form(self) -> Mapping[str, Any] | None:
+        """The JSON schema that a prompt describes the written answer by; None where it is no JSON."""
+        return None
+
+    @property
+    def probability_threshold(self) -> float | None:
+        """The probability from which a head gives a label, where any number of labels may be right."""
+        return None
+
+    @property
+    def token_limit(self) -> int:
+        """The most tokens of a written answer; 0 where nothing is written."""
+        return 0
+
+    @property
+    def as_embedding(self) -> EmbeddingOutput | None:
+        """The settings of the vector, where the answer is one."""
+        return None
+
+    def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
+        """The output of a skin with one prompt. texts: of the labels; max_tokens, stop: of written answers."""
+        return self
+
+    def answer(self, label: str, log_probabilities: Mapping[str, float]) -> str:
+        """The label, unless its probability is so low that the output abstains."""
+        return label
+
+    def comparable(self, text: str) -> str:
+        """The text as predictions and targets are compared. RequestError where it is no answer of this form."""
+        return text
+
+    def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
+        """The text that follows a prompt when `target` is the right answer. lead_in: joins free text to the prompt."""
+        return lead_in(target)
+
+    def read_text(self, text: str, *, finished: bool = True) -> str:
+        """The answer in a generated text. finished: whether the model ended it by itself."""
+        return text.strip()
+
+    def read_scores(
+        self, scores: Sequence[float], token_counts: Sequence[int] | None = None
+    ) -> tuple[str, dict[str, float]]:
+        """The answer that the labels' scores give, and each label's log-probability.
+
+        scores: the total log-probability of each label's text (then with their `token_counts`), or a head's logits.
+        RequestError when they are not numbers, or for outputs without scores.
+        """
+        raise RequestError("this output is not decided by scores")
+
+    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+        """Syntax and source of the grammar that generated text is held to; None for free text and for scores."""
+        return None
+
+    def generation_settings(self) -> dict[str, Any]:
+        """Sampling settings that follow from the output."""
+        return {"max_tokens": self.token_limit}
+
+    def remote_settings(self) -> dict[str, Any]:
+        """Fields of a chat completion that make a remote model answer in this form."""
+        return {"max_tokens": self.token_limit}
+
+    def with_bias(self, bias: Sequence[float]) -> Self:
+        """The same output with this bias on its labels' scores."""
+        return self
+
+    def uncalibrated(self) -> Self:
+        """The same output without what was fitted on validation rows: bias and abstention."""
+        return self
+
+    def bare(self) -> Self:
+        """The same answers, without the texts and biases that belong to one prompt."""
+        return self
+
+
+class LabelOutput(OutputForm):
     """One label out of a list, or `abstain`'s answer.
 
     `continuations`: the text that is scored for each label after the prompt (" positive"); empty where a head decides.
@@ -61,34 +179,74 @@ class LabelOutput(Grown):
             raise ValueError(f"{self.abstain.answer!r} is a label; abstaining needs another answer")
         return self
 
-    def parse(self, totals: Sequence[float], token_counts: Sequence[int] | None = None) -> tuple[str, dict[str, float]]:
-        """The label (or `abstain`'s answer) and each label's log-probability among the labels.
+    @property
+    def answered_by(self) -> AnsweredBy:
+        return "score"
 
-        `totals`: total log-probability of each continuation, or a head's logits (then without `token_counts`).
-        The first label wins a tie. Raises RequestError when the scores are not numbers.
-        """
-        if len(totals) != len(self.labels):
-            raise RequestError(f"{len(totals)} scores for {len(self.labels)} labels")
-        scores = list(totals)
+    @property
+    def scored_labels(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
+    def is_one_label(self) -> bool:
+        return True
+
+    @property
+    def structure(self) -> str:
+        return "one of few labels"
+
+    @property
+    def label_texts(self) -> tuple[str, ...]:
+        return self.continuations
+
+    def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
+        return type(self)(labels=self.labels, continuations=texts)
+
+    def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
+        return self.continuations[self.labels.index(target)]
+
+    def read_scores(
+        self, scores: Sequence[float], token_counts: Sequence[int] | None = None
+    ) -> tuple[str, dict[str, float]]:
+        """The label, or `abstain`'s answer; the first label wins a tie."""
+        if len(scores) != len(self.labels):
+            raise RequestError(f"{len(scores)} scores for {len(self.labels)} labels")
+        totals = list(scores)
         if self.normalise == "tokens" and token_counts is not None:
-            scores = [score / count for score, count in zip(totals, token_counts, strict=True)]
-        scores = [score + bias for score, bias in zip(scores, self.bias, strict=True)]
-        highest = max(scores)
-        if not math.isfinite(highest) or any(math.isnan(score) for score in scores):
-            raise RequestError(f"the model's scores for the labels are not numbers: {list(totals)}")
-        normaliser = highest + math.log(sum(math.exp(score - highest) for score in scores))
-        log_probabilities = {name: score - normaliser for name, score in zip(self.labels, scores, strict=True)}
-        return self.answer(self.labels[scores.index(highest)], log_probabilities), log_probabilities
+            totals = [score / count for score, count in zip(scores, token_counts, strict=True)]
+        totals = [total + bias for total, bias in zip(totals, self.bias, strict=True)]
+        highest = max(totals)
+        if not math.isfinite(highest) or any(math.isnan(total) for total in totals):
+            raise RequestError(f"the model's scores for the labels are not numbers: {list(scores)}")
+        normaliser = highest + math.log(sum(math.exp(total - highest) for total in totals))
+        log_probabilities = {name: total - normaliser for name, total in zip(self.labels, totals, strict=True)}
+        return self.answer(self.labels[totals.index(highest)], log_probabilities), log_probabilities
 
     def answer(self, label: str, log_probabilities: Mapping[str, float]) -> str:
-        """The label, or `abstain`'s answer where its probability among the labels is too low. One whose probability
-        nobody tells stands."""
+        """The label, or `abstain`'s answer. A label without a reported probability is never withheld."""
         if self.abstain is None or label not in log_probabilities:
             return label
         return self.abstain.answer if math.exp(log_probabilities[label]) < self.abstain.below else label
 
+    def remote_settings(self) -> dict[str, Any]:
+        # no token is shorter than a byte; a few more for quotes and the like
+        return {"max_tokens": 8 + max(len(label.encode()) for label in self.labels)}
 
-class TextOutput(Strict):
+    def with_bias(self, bias: Sequence[float]) -> Self:
+        return self.model_copy(update={"bias": tuple(bias)})
+
+    def uncalibrated(self) -> Self:
+        return self.model_copy(update={"bias": (0.0,) * len(self.labels), "abstain": None})
+
+    def bare(self) -> Self:
+        return type(self)(labels=self.labels)
+
+
+class TextOutput(OutputForm):
     """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings; where there are `choices`, one of
     them and nothing else."""
 
@@ -103,12 +261,27 @@ class TextOutput(Strict):
             raise ValueError(f"choices must be different and without white space around them, got {self.choices}")
         return self
 
-    def parse(self, text: str) -> str:
-        """The generated text without white space around it."""
-        return text.strip()
+    @property
+    def token_limit(self) -> int:
+        return self.max_tokens
+
+    def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
+        return type(self)(max_tokens=max_tokens, stop=stop)
+
+    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+        if not self.choices:
+            return None
+        # after a prompt like "Answer:" the natural token begins with a space, which `read_text` removes
+        return "choice", json.dumps([space + choice for choice in self.choices for space in ("", " ")])
+
+    def generation_settings(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, "stop": self.stop}
+
+    def remote_settings(self) -> dict[str, Any]:
+        return {"max_tokens": self.max_tokens, **({"stop": list(self.stop)} if self.stop else {})}
 
 
-class EmbeddingOutput(Strict):
+class EmbeddingOutput(OutputForm):
     """One vector for each text.
 
     `pooling`: over the tokens' states ("mean"), the first's or the last's; None is what the base's own configuration
@@ -122,8 +295,21 @@ class EmbeddingOutput(Strict):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     normalise: bool = True
 
+    @property
+    def answered_by(self) -> AnsweredBy:
+        return "embed"
+
+    @property
+    def as_embedding(self) -> EmbeddingOutput:
+        return self
+
+    def full_size(self, pooled: int, hidden: int) -> int:
+        """The size of a vector before it is cut to `dimensions`. pooled: of what the base's own configuration makes;
+        hidden: of a state."""
+        return pooled if self.pooling is None and self.depth is None else hidden
+
     def parse(self, vector: Sequence[float]) -> tuple[float, ...]:
-        """The vector as this output wants it, from the whole pooled one. RequestError when it is not finite."""
+        """The answer from the whole pooled vector: cut and normalised. RequestError when it is not finite."""
         if not all(map(math.isfinite, vector)):
             raise RequestError("the model's vector for the text is not finite")
         truncated = tuple(vector[: self.dimensions])
@@ -133,7 +319,7 @@ class EmbeddingOutput(Strict):
         return tuple(number / length for number in truncated)
 
 
-class JsonOutput(Strict):
+class JsonOutput(OutputForm):
     """A JSON value that `json_schema` describes, of at most `max_tokens` tokens. What is generated is held to the
     schema, so its keywords must be ones that can be enforced (`bedplate.text.json_schema`)."""
 
@@ -150,8 +336,35 @@ class JsonOutput(Strict):
         return self
 
     @property
-    def schema_text(self) -> str:
-        return json.dumps(self.json_schema, ensure_ascii=False)
+    def token_limit(self) -> int:
+        return self.max_tokens
+
+    @property
+    def structure(self) -> str:
+        return "JSON of one schema"
+
+    @property
+    def json_form(self) -> Mapping[str, Any]:
+        return self.json_schema
+
+    def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
+        return type(self)(json_schema=self.json_schema, max_tokens=max_tokens)
+
+    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str]:
+        return "json_schema", json.dumps(self.json_schema, ensure_ascii=False)
+
+    def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
+        return schema_form(self.json_schema, json.loads(target))
+
+    def comparable(self, text: str) -> str:
+        return self.parse(text)
+
+    def read_text(self, text: str, *, finished: bool = True) -> str:
+        return _parsed_or_raw(self.parse, text, finished)
+
+    def remote_settings(self) -> dict[str, Any]:
+        schema = {"name": "answer", "schema": dict(self.json_schema), "strict": True}
+        return {**super().remote_settings(), "response_format": {"type": "json_schema", "json_schema": schema}}
 
     def parse(self, text: str) -> str:
         """The value as JSON with sorted keys and without white space, so that equal values are equal texts.
@@ -167,7 +380,7 @@ class JsonOutput(Strict):
         return _compact(value)
 
 
-class LabelsOutput(Grown):
+class LabelsOutput(OutputForm):
     """Any of the labels, each at most once, as a JSON list in the order of `labels`: written, in at most `max_tokens`
     tokens, or, where there is a `threshold`, those whose probability by a head is at least that."""
 
@@ -183,6 +396,53 @@ class LabelsOutput(Grown):
         if len(set(self.labels)) != len(self.labels) or not all(self.labels):
             raise ValueError(f"labels must be different and not empty, got {list(self.labels)}")
         return self
+
+    @property
+    def answered_by(self) -> AnsweredBy:
+        return "generate" if self.threshold is None else "score"
+
+    @property
+    def scored_labels(self) -> tuple[str, ...]:
+        return () if self.threshold is None else self.labels
+
+    @property
+    def all_labels(self) -> tuple[str, ...]:
+        return self.labels
+
+    @property
+    def structure(self) -> str:
+        return "some of few labels"
+
+    @property
+    def json_form(self) -> Mapping[str, Any]:
+        return {"type": "array", "items": {"enum": list(self.labels)}}
+
+    @property
+    def probability_threshold(self) -> float | None:
+        return self.threshold
+
+    def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
+        return type(self)(labels=self.labels, max_tokens=max_tokens)
+
+    @property
+    def token_limit(self) -> int:
+        return self.max_tokens
+
+    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+        if self.threshold is not None:
+            return None
+        if len(self.labels) <= ORDERED_LABELS:
+            return "ebnf", labels_rules(self.labels)
+        return "json_schema", json.dumps({**self.json_form, "maxItems": len(self.labels)})
+
+    def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
+        return target
+
+    def comparable(self, text: str) -> str:
+        return self.parse(text)
+
+    def read_text(self, text: str, *, finished: bool = True) -> str:
+        return _parsed_or_raw(self.parse, text, finished)
 
     def canonical(self, chosen: Iterable[str]) -> str:
         """The JSON list of some labels in their order, without white space; one that stands twice is one label.
@@ -201,16 +461,28 @@ class LabelsOutput(Grown):
             raise RequestError(f"the output is not a JSON list of labels: {text[:80]!r}")
         return self.canonical(value)
 
-    def choose(self, logits: Sequence[float]) -> tuple[str, dict[str, float]]:
-        """The labels that a head gives, as `canonical` writes them, and each label's log-probability of being right,
-        independent of the others'. RequestError where the logits are not numbers."""
+    def read_scores(
+        self, scores: Sequence[float], token_counts: Sequence[int] | None = None
+    ) -> tuple[str, dict[str, float]]:
+        """The labels that a head's logits give, as `canonical` writes them; each label's log-probability of being right
+        is independent of the others'."""
         assert self.threshold is not None
-        if len(logits) != len(self.labels) or any(math.isnan(logit) for logit in logits):
+        if len(scores) != len(self.labels) or any(math.isnan(logit) for logit in scores):
             raise RequestError(f"the head's scores are not one number for each of {len(self.labels)} labels")
-        log_probabilities = {name: -_softplus(-logit) for name, logit in zip(self.labels, logits, strict=True)}
-        return self.canonical(
-            name for name, log_probability in log_probabilities.items() if log_probability >= math.log(self.threshold)
-        ), log_probabilities
+        log_probabilities = {name: -_softplus(-logit) for name, logit in zip(self.labels, scores, strict=True)}
+        least = math.log(self.threshold)
+        return self.canonical(name for name, value in log_probabilities.items() if value >= least), log_probabilities
+
+
+def _parsed_or_raw(parse: Callable[[str], str], text: str, finished: bool) -> str:
+    """The parsed answer. Text that is none (cut off, or with a number such as 1e999, which the grammar allows and no
+    float holds) is returned unchanged: it equals no parsed answer."""
+    if not finished:
+        return text
+    try:
+        return parse(text)
+    except RequestError:
+        return text
 
 
 def _softplus(x: float) -> float:
@@ -249,11 +521,3 @@ OUTPUT_KINDS: Mapping[str, type[LabelOutput | LabelsOutput | TextOutput | JsonOu
     "json": JsonOutput,
     "embedding": EmbeddingOutput,
 }
-
-
-def labels_by_score(output: Output) -> tuple[str, ...]:
-    """The labels that are told apart by their scores, where one or some of them are the answer; () where the answer is
-    written."""
-    if isinstance(output, LabelsOutput):
-        return () if output.threshold is None else output.labels
-    return output.labels if isinstance(output, LabelOutput) else ()

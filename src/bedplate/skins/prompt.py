@@ -17,7 +17,7 @@ import jinja2.meta
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError, TemplateError
 from bedplate.core.values import Values, as_text
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.text import sandbox
 from bedplate.text.tokenizer import Tokenizer
 
@@ -113,6 +113,13 @@ class Prompt:
         messages.append({"role": "user", "content": self._render(inputs, (), passages)})
         return messages
 
+    def lead_in(self, text: str) -> str:
+        """The text as it follows the prompt: bare in a chat, after a space where a plain prompt ends in a word or a
+        colon, and untouched where the prompt ends in white space or in the input itself, which it continues."""
+        if self.format == "chat":
+            return text.strip()
+        return text if self.template.endswith(("}", *" \t\n")) else f" {text.strip()}"
+
     def tokens(
         self,
         tokenizer: Tokenizer,
@@ -132,7 +139,7 @@ class Prompt:
         tokenizer: Tokenizer,
         inputs: Values,
         demonstrations: Sequence[Demonstration],
-        output: LabelOutput,
+        output: Output,
         passages: Sequence[Passage] = (),
         *,
         limit: int | None = None,
@@ -145,18 +152,18 @@ class Prompt:
         continuation has more than `limit` tokens.
         """
         rendered = self.text(inputs, demonstrations, passages)
-        if not output.continuations:
+        if not output.label_texts:
             raise SkinError("this output names no text to score for its labels; give it continuations")
         if isinstance(rendered, str):
             if tokenizer.answers_apart:
                 prompt = self._encode(tokenizer, rendered)
                 return _check_limit(prompt, 0, limit), tuple(
-                    tuple(tokenizer.encode_answer(c)) for c in output.continuations
+                    tuple(tokenizer.encode_answer(c)) for c in output.label_texts
                 )
-            self.check_continuations(output.continuations)
-            prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), rendered, output.continuations)
+            self.check_continuations(output.label_texts)
+            prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), rendered, output.label_texts)
         else:
-            prompt, answers = _split_chat(tokenizer, rendered, output.continuations)
+            prompt, answers = _split_chat(tokenizer, rendered, output.label_texts)
         return _check_limit(prompt, max(map(len, answers)), limit), answers
 
     def constant_prefix(

@@ -22,7 +22,7 @@ from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
 from bedplate.skins.classical import Classical
 from bedplate.skins.neighbours import Neighbours
-from bedplate.skins.output import EmbeddingOutput, LabelOutput, LabelsOutput, Output, labels_by_score
+from bedplate.skins.output import Output
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
@@ -161,7 +161,7 @@ def name_parts(
     """Names out of PARTS: what of `parts` there is, and what bases and output say."""
     has = {name: part is not None for name, part in parts.items()}
     has["hosted"] = not has["cascade"] and isinstance(bases.get("main"), EndpointReference)
-    has["embed"] = isinstance(output, EmbeddingOutput)
+    has["embed"] = output.answered_by == "embed"
     return tuple(part for part in PARTS if has[part])
 
 
@@ -267,18 +267,17 @@ class Skin(display.Displayable):
         if self.bases != _bases_of(first, second) or self.prompt != first.prompt:
             raise SkinError(f"skin {self.name!r}: a cascade's bases and prompt are those of its two skins")
         for part in (first, second):
-            output = part.output
-            if part.cascade is not None or not isinstance(output, LabelOutput):
+            if part.cascade is not None or not part.output.is_one_label:
                 raise SkinError(f"skin {self.name!r} is a cascade of {part.name!r}, which does not choose one label")
-            if part.inputs != self.inputs or not isinstance(self.output, LabelOutput):
+            if part.inputs != self.inputs or not self.output.is_one_label:
                 raise SkinError(f"skin {self.name!r}: its inputs are not those of {part.name!r}")
-            if output.labels != self.output.labels:
+            if part.output.all_labels != self.output.all_labels:
                 raise SkinError(f"skin {self.name!r}: its labels are not those of {part.name!r}, in the same order")
         if not 0 < self.cascade.threshold <= 1:
             raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is not a probability above 0")
 
     def _check_output(self) -> None:
-        if isinstance(self.output, EmbeddingOutput) and (self.demonstrations or self.prompt.format == "chat"):
+        if self.output.answered_by == "embed" and (self.demonstrations or self.prompt.format == "chat"):
             raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
         if self.classical is not None and (self.demonstrations or self.prompt.format == "chat" or self.evaluated_with):
             raise SkinError(
@@ -287,13 +286,13 @@ class Skin(display.Displayable):
             )
         head = self.head
         if head is None:
-            if isinstance(self.output, LabelsOutput) and self.output.threshold is not None:
+            if self.output.probability_threshold is not None:
                 raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
             scored = not {"hosted", "cascade"} & set(self.parts)
-            if scored and isinstance(self.output, LabelOutput) and not self.output.continuations:
+            if scored and self.output.is_one_label and not self.output.label_texts:
                 raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
             return
-        labels = labels_by_score(self.output)
+        labels = self.output.scored_labels
         if not labels:
             raise SkinError(
                 f"skin {self.name!r} answers by a head, so its output must be one of some labels, or any by a threshold"
@@ -363,10 +362,8 @@ class Skin(display.Displayable):
     def facts(self) -> dict[str, str]:
         """What it is, in a few words each: for people."""
         answer_form, output = self.output.kind, self.output
-        if isinstance(output, LabelOutput | LabelsOutput):
-            answer_form = (
-                f"{'any' if isinstance(output, LabelsOutput) else 'one'} of {display.join_names(output.labels)}"
-            )
+        if output.all_labels:
+            answer_form = f"{'one' if output.is_one_label else 'any'} of {display.join_names(output.all_labels)}"
         return {
             "name": self.name,
             "kind": self.kind,
@@ -385,7 +382,7 @@ def cascaded(name: str, first: Skin, second: Skin, threshold: float, provenance:
         name=name,
         bases=_bases_of(first, second),
         inputs=first.inputs,
-        output=LabelOutput(labels=second.output.labels) if isinstance(second.output, LabelOutput) else second.output,
+        output=second.output.bare(),
         prompt=first.prompt,
         cascade=CascadePart(first, second, threshold),
         provenance=provenance or Provenance(),

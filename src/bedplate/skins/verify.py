@@ -14,7 +14,6 @@ from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
 from bedplate.skins.files import family_of
-from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
 
@@ -145,12 +144,12 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
             raise _sizes(skin.name, f"a head for features of size {skin.probe.head.weight.shape[1]}", spec.hidden_size)
     if skin.embedder is None:
         _check_pool(skin, base)
-    if isinstance(skin.output, EmbeddingOutput):
-        _check_depth(skin.name, skin.output.depth or 0, spec)
-        default_pooling = skin.output.pooling is None and skin.output.depth is None
-        size = base.embedding_size if default_pooling else spec.hidden_size
-        if (skin.output.dimensions or 0) > size:
-            raise _sizes(skin.name, f"embeddings of {skin.output.dimensions} dimensions", size)
+    embedding = skin.output.as_embedding
+    if embedding is not None:
+        _check_depth(skin.name, embedding.depth or 0, spec)
+        size = embedding.full_size(base.embedding_size, spec.hidden_size)
+        if (embedding.dimensions or 0) > size:
+            raise _sizes(skin.name, f"embeddings of {embedding.dimensions} dimensions", size)
 
 
 def _check_pool(skin: Skin, base: OnBase) -> None:

@@ -301,11 +301,11 @@ class Tokenizer:
     ) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD. Nothing is cleaned up. marks: special tokens that are
         not skipped."""
-        return self._decoding.text([self._check_id(index) for index in ids], skip_special_tokens, control_tokens)
+        return self._decoding.text([self._check_id(index) for index in ids], skip_special_tokens, marks)
 
     def stream(self, *, skip_special_tokens: bool = True, marks: frozenset[int] = frozenset()) -> StreamDecoder:
         """A decoder for ids that come one at a time. marks: special tokens that are not skipped."""
-        return StreamDecoder(self._decoding, skip_special_tokens, control_tokens)
+        return StreamDecoder(self._decoding, skip_special_tokens, marks)
 
     # --- inside
 

@@ -26,7 +26,7 @@ from bedplate.adaptation.context.throughput import (
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
-from bedplate.adaptation.task.task_prompt import AnswerLengths, TaskOutput, task_prompt
+from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import enough_groups, values_needed
@@ -41,7 +41,7 @@ from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.inference.predict.skin_execution import evaluated_now
 from bedplate.skins.neighbours import Neighbours
-from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
@@ -55,7 +55,7 @@ LATENCY_CALLS, LEAST_CALLS = 64, 12
 class Chosen:
     """The prompt that the base as it is chose on valid, with what it answers; later rungs build on it."""
 
-    prompt: tuple[Prompt, TaskOutput] | None = None
+    prompt: tuple[Prompt, Output] | None = None
 
 
 @dataclass(eq=False)
@@ -198,7 +198,7 @@ class Context:
         """The examples in an order that seed and purpose decide, whatever their labels."""
         return sorted(examples, key=lambda e: sha256_bytes(f"{self.seed}/{purpose}/{e.row_hash}".encode()))
 
-    def default_prompt(self) -> tuple[Prompt, TaskOutput]:
+    def default_prompt(self) -> tuple[Prompt, Output]:
         """The prompt that later rungs build on, or the plain form where none was chosen; for an encoder the inputs
         alone."""
         if self.is_encoder:
@@ -206,7 +206,7 @@ class Context:
             return text_prompt(self.fields), LabelOutput(labels=self.labels) if self.labels else several
         return self.chosen.prompt or self.task_prompt()
 
-    def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, TaskOutput]:
+    def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, Output]:
         """The task in one of its phrasings, and the output that fits it."""
         return task_prompt(self.task, self.written, format, phrasing)
 
@@ -247,14 +247,14 @@ class Context:
         spec = self.spec
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
-    def cached_reading(self, prompt: Prompt, output: TaskOutput, limit: float) -> CallTimings:
+    def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> CallTimings:
         """`calls` with this prompt, read once."""
         key = f"{prompt.format}/{prompt.template}"
         self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
         return self.readings[key]
 
     def calls(
-        self, prompt: Prompt, output: TaskOutput, limit: float, max_rows: int | None = None, tenant: str = "timing"
+        self, prompt: Prompt, output: Output, limit: float, max_rows: int | None = None, tenant: str = "timing"
     ) -> CallTimings:
         """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
         many rows at `max_rows`. tenant: for whom nothing of them is cached."""
@@ -330,7 +330,7 @@ class Context:
         self,
         rung: str,
         prompt: Prompt,
-        output: TaskOutput,
+        output: Output,
         *,
         demonstrations: Sequence[Demonstration] = (),
         lora: LoraPart | None = None,

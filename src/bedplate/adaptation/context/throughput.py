@@ -12,7 +12,6 @@ from bedplate.core.processor import is_busy, load_average, processor
 from bedplate.core.values import Values
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction, Predictor
-from bedplate.skins.output import LabelOutput
 
 BATCH, CALLS = 64, 12
 LEAST_BATCH, LEAST_CALLS = 4, 3
@@ -114,7 +113,7 @@ def measure_throughput(
     """Time a batch or two, and a few single calls: fewer rows where that would take more than about `room` seconds."""
     predictor.predict(rows[:1])
     first = predictor.predict(rows[1:3] or rows)[0].seconds
-    if isinstance(predictor.skin.output, LabelOutput):
+    if predictor.skin.output.answered_by == "score":
         size, count = (
             _fitting_count(room / 2, first, LEAST_BATCH, BATCH),
             _fitting_count(room / 4, first, LEAST_CALLS, CALLS),

@@ -13,12 +13,12 @@ from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.grading import graded
+from bedplate.evaluation.grading import SingleTurn, graded
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
 from bedplate.inference.predict.composed import Answers
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.skins.skin import Skin
 
 
@@ -39,29 +39,28 @@ def predict_examples(
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectedAnswers:
+class CollectedAnswers(SingleTurn[object, Values, Prediction | None, Prediction | None]):
     """A row whose answer is taken as it is."""
 
     inputs: Values
 
-    def requests(self, _: object) -> list[Values]:
+    def requests(self, _: object, /) -> list[Values]:
         return [self.inputs]
 
-    def grade(self, answers: Sequence[Prediction | None]) -> Prediction | None:
+    def grade(self, answers: Sequence[Prediction | None], /) -> Prediction | None:
         return answers[0]
 
 
-def with_bias(
-    predictions: Sequence[Prediction | None], output: LabelOutput, bias: Sequence[float]
-) -> list[Prediction | None]:
-    """The predictions of a skin without bias, as the same skin with `bias` gives them."""
-    biased = output.model_copy(update={"bias": tuple(bias), "normalise": "none"})
+def with_bias(predictions: Sequence[Prediction | None], biased: Output) -> list[Prediction | None]:
+    """The predictions of a skin without bias, as the same skin with this output gives them."""
+    if not biased.label_texts:
+        return list(predictions)
     biased_predictions: list[Prediction | None] = []
     for prediction in predictions:
         if prediction is None:
             biased_predictions.append(None)
             continue
-        label, scores = biased.parse([prediction.scores[name] for name in output.labels])
+        label, scores = biased.read_scores([prediction.scores[name] for name in biased.all_labels])
         biased_predictions.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
     return biased_predictions
 

@@ -15,10 +15,10 @@ from bedplate.adaptation.rungs.prompt_room import prompt_limit
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import TaskOutput, target_text
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.completion import answer_text, prompt_and_longest_answer
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Demonstration, Prompt
 
 SIZES = (8, 4)
@@ -91,14 +91,10 @@ class FewShot(Rung):
 
     def _fits(self, context: Context, variant: Variant) -> bool:
         longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
-        prompt, output, shown, limit = variant.prompt, variant.output, variant.demonstrations, prompt_limit(context)
-        tokenizer = context.model.tokenizer
+        prompt, output, tokenizer = variant.prompt, variant.output, context.model.tokenizer
+        limit = min(prompt_limit(context), context.model.base.prompt_room(output.token_limit))
         try:
-            if isinstance(output, LabelOutput):
-                prompt.label_tokens(tokenizer, longest.inputs, shown, output, limit=limit)
-            else:
-                limit = min(limit, context.model.base.prompt_room(output.max_tokens))
-                prompt.tokens(tokenizer, longest.inputs, shown, limit=limit)
+            prompt_and_longest_answer(prompt, tokenizer, longest.inputs, output, variant.demonstrations, limit=limit)
         except ContextLengthExceeded:
             return False
         return True
@@ -106,11 +102,11 @@ class FewShot(Rung):
     def _variant(self, context: Context, prompt_format: str, size: int, number: int) -> Variant:
         prompt, output = self._prompt(context, prompt_format)
         chosen = self.draw(context, size, number)
-        shown = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in chosen)
+        shown = tuple(Demonstration(e.inputs, answer_text(prompt, output, e.target)) for e in chosen)
         return Variant(f"{prompt_format}, set {number} of {size}", prompt, output, shown)
 
     @staticmethod
-    def _prompt(context: Context, prompt_format: str) -> tuple[Prompt, TaskOutput]:
+    def _prompt(context: Context, prompt_format: str) -> tuple[Prompt, Output]:
         if prompt_format == "plain":
             prompt, output = context.default_prompt()
             if prompt.format == "plain":

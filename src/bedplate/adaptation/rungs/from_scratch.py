@@ -18,7 +18,7 @@ from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, late
 from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
 from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
 from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
-from bedplate.adaptation.rungs.probe import THRESHOLDS, wanted_of
+from bedplate.adaptation.rungs.probe import head_outputs, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
@@ -28,7 +28,7 @@ from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.classical import WORD, Classical, most_terms
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.neighbours import text_of
-from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.output import Output
 from bedplate.skins.phrasings import values_prompt
 from bedplate.skins.skin import InputField, Skin
 
@@ -36,8 +36,6 @@ STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
 WORDS = (1, 2)
 """Of how many words a term is made."""
-
-Labelled = LabelOutput | LabelsOutput
 
 
 class FromScratch(Rung):
@@ -74,8 +72,9 @@ class FromScratch(Rung):
             provenance=context.provenance(self.name, context.seed, context.parents),
         )
         seconds = time.perf_counter() - start
-        extra_details = {"threshold": output.threshold} if isinstance(output, LabelsOutput) else {}
-        threshold_note = f", labels of at least {output.threshold:g}" if isinstance(output, LabelsOutput) else ""
+        threshold = output.probability_threshold
+        extra_details = {} if threshold is None else {"threshold": threshold}
+        threshold_note = "" if threshold is None else f", labels of at least {threshold:g}"
         reason = (
             f"TF-IDF of {WORDS[0]} and {WORDS[1]} words ({len(model.terms):,} terms) with logistic regression, C = "
             f"{best:g} by {plan.settings['folds']}-fold cross-validation within train{threshold_note}; it needs no base"
@@ -129,7 +128,7 @@ class FromScratch(Rung):
 def _strength(context: Context, plan: RungPlan) -> tuple[float, list[dict[str, Any]]]:
     """C, by cross-validation over whole groups within train: by accuracy, or where there may be several labels by the
     task's metric."""
-    train, output = context.train, _outputs(context)[0]
+    train, output = context.train, head_outputs(context)[0]
     answers: dict[float, dict[int, str]] = {strength: {} for strength in STRENGTHS}
     for fit, holdout in _folds(context, plan):
         vectorizer = _vectorizer(context)
@@ -180,29 +179,20 @@ def _regressed(seed: int) -> Regression:
     return regressed
 
 
-def _outputs(context: Context) -> list[Labelled]:
-    """What it may answer with, the plainest first; of several, valid decides."""
-    if context.labels:
-        return [LabelOutput(labels=context.labels)]
-    labels = context.task.output.labels or ()
-    return [LabelsOutput(labels=labels, threshold=threshold) for threshold in THRESHOLDS]
-
-
-def _output(context: Context, model: Classical) -> Labelled:
-    outputs = _outputs(context)
+def _output(context: Context, model: Classical) -> Output:
+    outputs = head_outputs(context)
     if len(outputs) == 1:
         return outputs[0]
     logits = model.logits([text_of(e.inputs, context.fields) for e in context.valid])
 
-    def estimate(output: Labelled) -> float:
+    def estimate(output: Output) -> float:
         return evaluate_predictions(context.task, context.valid, _read(output, logits), seed=context.seed).estimate
 
     return max(outputs, key=estimate)
 
 
-def _read(output: Labelled, logits_NC: Floats) -> list[str]:
-    read = output.choose if isinstance(output, LabelsOutput) else output.parse
-    return [read(logits)[0] for logits in logits_NC.tolist()]
+def _read(output: Output, logits_NC: Floats) -> list[str]:
+    return [output.read_scores(logits)[0] for logits in logits_NC.tolist()]
 
 
 def _texts(context: Context, rows: Sequence[int]) -> list[str]:

@@ -11,8 +11,8 @@ from bedplate.adaptation.context.outcome import RungPlan, Skip
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Traits
 from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.version import __version__
+from bedplate.skins.output import Output
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives import Sft
@@ -50,7 +50,7 @@ class Full(TuningRung):
         return f"{CHILDREN}/{self.name}"
 
     def train(
-        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: Output
     ) -> tuple[Mapping[str, Any], TrainResult]:
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)

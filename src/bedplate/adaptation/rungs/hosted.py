@@ -21,7 +21,6 @@ from bedplate.inference.predict.hosted_predictor import HostedPredictor, api_key
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.inference.remote.account import Account
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import InputField, Skin
 
 BYTES_A_TOKEN = 4
@@ -128,13 +127,11 @@ class Hosted(Rung):
 
     def _skin(self, context: Context, spec: HostedSpec) -> Skin:
         prompt, output = context.task_prompt("chat")
-        if isinstance(output, LabelOutput):
-            output = LabelOutput(labels=output.labels)
         return Skin(
             name="-".join(filter(None, (context.task.task, self.name, context.suffix))),
             bases={"main": spec.reference},
             inputs={name: InputField() for name in context.task.inputs},
-            output=output,
+            output=output.bare(),
             prompt=prompt,
             provenance=context.provenance(self.name, context.seed),
         )

@@ -22,8 +22,8 @@ from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import SkinError
+from bedplate.skins.completion import answer_text
 from bedplate.skins.neighbours import Neighbours, Order, text_of
 from bedplate.skins.prompt import Demonstration
 
@@ -127,7 +127,7 @@ class KnnFewShot(Rung):
         bare = len(prompt.tokens(tokenizer, context.train[0].inputs))
         rows: list[_Row] = []
         for index, example in enumerate(context.train):
-            shown = Demonstration(example.inputs, target_text(prompt, output, example.target))
+            shown = Demonstration(example.inputs, answer_text(prompt, output, example.target))
             tokens = len(prompt.tokens(tokenizer, context.train[0].inputs, (shown,))) - bare
             rows.append(_Row(index, shown, tokens))
         return rows

@@ -16,11 +16,11 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.heads import fit_head
 from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, settled, wanted_of
 from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Settings, TrainingExamples, TuningRecipe, TuningRung
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.evaluation.examples import Example
 from bedplate.models.checkpoints.base import Base
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, ProbePart, Skin
 from bedplate.training.config import TrainConfig
@@ -71,7 +71,7 @@ class Lora(TuningRung):
         return head is not None and (head.layer, head.pooling, head.head.labels) == place
 
     def lessons(
-        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example], settings: Settings
+        self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example], settings: Settings
     ) -> TrainingExamples:
         if not context.is_encoder:
             return super().lessons(context, prompt, output, chosen, settings)
@@ -91,7 +91,7 @@ class Lora(TuningRung):
         )
 
     def train(
-        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: Output
     ) -> tuple[Mapping[str, Any], TrainResult]:
         bank, parent = context.model.engine.bank, self.start(context)
         before = None if parent is None or parent.lora is None else parent.lora.tensors

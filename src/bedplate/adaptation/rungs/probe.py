@@ -31,7 +31,7 @@ from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
-from bedplate.skins.output import LabelOutput, LabelsOutput
+from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
@@ -121,7 +121,7 @@ class Probe(Rung):
             for pooling in poolings:
                 for name in names:
                     head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
-                    estimate = _estimate(context, chosen_on, head, valid_features[name, pooling], _output(context))
+                    estimate = _estimate(context, chosen_on, head, valid_features[name, pooling], head_outputs(context)[0])
                     row = {
                         "name": f"{name}, {pooling}{', the inputs alone' if prompt_name == 'text' else ''}",
                         "C": strength,
@@ -162,14 +162,14 @@ class Probe(Rung):
         plan: RungPlan,
         prompt: Prompt,
         part: ProbePart,
-        output: LabelOutput | LabelsOutput,
+        output: Output,
         temperature: float,
         seconds: float,
         search: list[dict[str, Any]],
         rows: int,
     ) -> RungResult:
         skin = context.skin(self.name, prompt, output, probe=part)
-        threshold = output.threshold if isinstance(output, LabelsOutput) else None
+        threshold = output.probability_threshold
         threshold_note = "" if threshold is None else f", labels of at least {threshold:g}"
         extra_details: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
         reason = (
@@ -213,22 +213,23 @@ def _best(tried: Sequence[_Tried]) -> _Tried:
 
 def settled(
     context: Context, head: Head, features_ND: NDArray[np.float32], examples: Sequence[Example]
-) -> tuple[Head, float, LabelOutput | LabelsOutput]:
+) -> tuple[Head, float, Output]:
     """A head brought to how sure it may be, by rows that it was not fitted on; its temperature, and what it answers
     with."""
     head, temperature = tempered(head, features_ND, wanted_of(context, examples))
-    output = _output(context)
-    if isinstance(output, LabelsOutput):
-        outputs = [_output(context, threshold) for threshold in THRESHOLDS]
-        output = max(outputs, key=lambda candidate: _estimate(context, examples, head, features_ND, candidate))
-    return head, temperature, output
+    outputs = head_outputs(context)
+    if len(outputs) == 1:
+        return head, temperature, outputs[0]
+    best = max(outputs, key=lambda candidate: _estimate(context, examples, head, features_ND, candidate))
+    return head, temperature, best
 
 
-def _output(context: Context, threshold: float = THRESHOLDS[0]) -> LabelOutput | LabelsOutput:
-    """What the head answers with. threshold: where any number of labels may be right."""
+def head_outputs(context: Context) -> list[Output]:
+    """The outputs that a head may answer with, the plainest first; of several, validation rows decide."""
     if context.labels:
-        return LabelOutput(labels=context.labels)
-    return LabelsOutput(labels=context.task.output.labels or (), threshold=threshold)
+        return [LabelOutput(labels=context.labels)]
+    labels = context.task.output.labels or ()
+    return [LabelsOutput(labels=labels, threshold=threshold) for threshold in THRESHOLDS]
 
 
 def wanted_of(context: Context, examples: Sequence[Example]) -> HeadTargets:
@@ -243,11 +244,10 @@ def _estimate(
     examples: Sequence[Example],
     head: Head,
     features_ND: NDArray[np.float32],
-    output: LabelOutput | LabelsOutput,
+    output: Output,
 ) -> float:
     """The task's metric of what the head answers on these rows."""
-    read = output.choose if isinstance(output, LabelsOutput) else output.parse
-    answers = [read(logits)[0] for logits in head(torch.from_numpy(features_ND)).tolist()]
+    answers = [output.read_scores(logits)[0] for logits in head(torch.from_numpy(features_ND)).tolist()]
     return evaluate_predictions(context.task, examples, answers).estimate
 
 

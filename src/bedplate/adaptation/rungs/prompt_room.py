@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.task.task_prompt import TaskOutput
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.completion import prompt_and_longest_answer
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 
 
@@ -16,13 +16,9 @@ def prompt_limit(context: Context) -> int:
     return context_length if budget is None else min(budget, context_length)
 
 
-def room_beside(context: Context, prompt: Prompt, output: TaskOutput) -> int:
+def room_beside(context: Context, prompt: Prompt, output: Output) -> int:
     """Prompt tokens that are left beside the longest input of valid and its answer."""
     longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
     tokenizer = context.model.tokenizer
-    if isinstance(output, LabelOutput):
-        prompt_tokens, answers = prompt.label_tokens(tokenizer, longest.inputs, (), output)
-        answer = max(map(len, answers))
-    else:
-        prompt_tokens, answer = prompt.tokens(tokenizer, longest.inputs), output.max_tokens
+    prompt_tokens, answer = prompt_and_longest_answer(prompt, tokenizer, longest.inputs, output)
     return prompt_limit(context) - len(prompt_tokens) - (0 if tokenizer.answers_apart else answer)

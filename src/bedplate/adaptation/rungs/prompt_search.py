@@ -27,8 +27,9 @@ from bedplate.adaptation.rungs.successive_halving import (
     stages_for,
 )
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.task_prompt import target_text, task_prompt
+from bedplate.adaptation.task.task_prompt import task_prompt
 from bedplate.evaluation.examples import Example
+from bedplate.skins.completion import answer_text
 from bedplate.skins.prompt import Demonstration, Format
 
 NUMBER = 8
@@ -120,7 +121,7 @@ class PromptSearch(Rung):
         chosen: Format = context.default_prompt()[0].format
         task = context.task.model_copy(update={"instructions": proposal.text})
         prompt, output = task_prompt(task, context.written, chosen)
-        demonstrations = tuple(Demonstration(e.inputs, target_text(prompt, output, e.target)) for e in shown)
+        demonstrations = tuple(Demonstration(e.inputs, answer_text(prompt, output, e.target)) for e in shown)
         return Variant(name or proposal.name, prompt, output, demonstrations)
 
     def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.evaluation.harness import Predicts
 from bedplate.skins.files import read_skin
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 
 Needs = Literal["nothing", "base", "decoder", "endpoint", "skins"]
@@ -72,7 +72,7 @@ class Rung(ABC):
         assert result.skin is not None
         return context.predictor(read_skin(context.out / result.skin))
 
-    def lightest(self, context: Context) -> tuple[Prompt, TaskOutput]:
+    def lightest(self, context: Context) -> tuple[Prompt, Output]:
         """The lightest prompt that its skin's calls may have."""
         return context.default_prompt()
 

@@ -16,10 +16,9 @@ from torch import nn
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
 from bedplate.training.batch import TrainingExample
@@ -58,7 +57,7 @@ class SoftPrompts(TuningRung):
         return {rung.name: rung.wish(context) for rung in waiting if rung.name not in climbed_names}
 
     def examples(
-        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]
+        self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example]
     ) -> list[TrainingExample]:
         before = stand_ins(VECTORS)
         unseen = (False,) * VECTORS
@@ -75,7 +74,7 @@ class SoftPrompts(TuningRung):
         )
 
     def train(
-        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: Output
     ) -> tuple[Mapping[str, Any], TrainResult]:
         ids = self._first_ids(context, output)
         with context.model.engine.exclusive() as base:
@@ -100,10 +99,10 @@ class SoftPrompts(TuningRung):
         return {"soft_prompt": SoftPrompt(vectors.detach().float().cpu())}, result
 
     @staticmethod
-    def _first_ids(context: Context, output: TaskOutput) -> list[int]:
+    def _first_ids(context: Context, output: Output) -> list[int]:
         """Tokens of the task's own words: each label's continuation, then the instructions, or else its name."""
         tokenizer = context.model.tokenizer
-        words = [*output.continuations] if isinstance(output, LabelOutput) else []
+        words = list(output.label_texts)
         words.append(context.task.instructions or ("" if words else context.task.task))
         return [i for text in words for i in tokenizer.encode(text, add_special_tokens=False, parse_special=False)]
 

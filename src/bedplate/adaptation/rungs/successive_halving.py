@@ -14,14 +14,13 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.rungs.answers import fit_bias, predict_examples, with_bias
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.core.errors import TemplateError
 from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.neighbours import Neighbours
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import Skin
@@ -34,7 +33,7 @@ class Variant:
 
     name: str
     prompt: Prompt
-    output: TaskOutput
+    output: Output
     demonstrations: tuple[Demonstration, ...] = ()
     neighbours: Neighbours | None = None
     passages: Passages | None = None
@@ -170,9 +169,9 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example], answers
         return
     targets = [e.target for e in rows]
     variant.raw_estimate = variant.estimate = evaluate_predictions(context.task, rows, variant.predictions).estimate
-    if isinstance(variant.output, LabelOutput):
+    if variant.output.label_texts:
         variant.bias = fit_bias(variant.predictions, targets, context.labels)
-        biased = with_bias(variant.predictions, variant.output, variant.bias)
+        biased = with_bias(variant.predictions, variant.output.with_bias(variant.bias))
         variant.estimate = evaluate_predictions(context.task, rows, biased).estimate
         if variant.raw_estimate >= variant.estimate:  # likelihood is not the metric: a bias that does not help is none
             variant.bias, variant.estimate = (0.0,) * len(context.labels), variant.raw_estimate
@@ -185,7 +184,7 @@ def _predict(context: Context, variant: Variant, rows: Sequence[Example]) -> lis
         return predict_examples(predictor, rows)
 
 
-def variant_skin(context: Context, rung: str, variant: Variant, output: TaskOutput) -> Skin:
+def variant_skin(context: Context, rung: str, variant: Variant, output: Output) -> Skin:
     """The skin of a variant, with this output."""
     return context.skin(
         rung,

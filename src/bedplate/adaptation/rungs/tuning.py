@@ -13,13 +13,12 @@ from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import export, judged, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.task.task_prompt import TaskOutput
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.skins.completion import answer_text, completion_tokens
+from bedplate.skins.completion import target_tokens
 from bedplate.skins.files import read_skin
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
 from bedplate.training.batch import TrainingExample
@@ -74,7 +73,7 @@ class TuningRung(Rung):
 
     # --- on which prompt
 
-    def prompts(self, context: Context) -> dict[str, tuple[Prompt, TaskOutput]]:
+    def prompts(self, context: Context) -> dict[str, tuple[Prompt, Output]]:
         """The prompts that a skin may be trained on, by name, the shortest last: "chosen", which the base as it is
         chose (or the parent was trained on), and "bare", the inputs and the cue. What is trained needs no instructions,
         and the shortest that keeps the score is the cheapest to serve."""
@@ -92,7 +91,7 @@ class TuningRung(Rung):
         shorter = len(bare[0].tokens(tokenizer, row)) < len(chosen[0].tokens(tokenizer, row))
         return {"chosen": chosen, "bare": bare} if shorter else {"chosen": chosen}
 
-    def lightest(self, context: Context) -> tuple[Prompt, TaskOutput]:
+    def lightest(self, context: Context) -> tuple[Prompt, Output]:
         return list(self.prompts(context).values())[-1]
 
     # --- how much
@@ -237,12 +236,12 @@ class TuningRung(Rung):
 
     @abstractmethod
     def train(
-        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: TaskOutput
+        self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: Output
     ) -> tuple[Mapping[str, Any], TrainResult]:
         """One seed's weights, as arguments of `Context.skin`; a saved state in `work` is resumed bit by bit."""
 
     def lessons(
-        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example], settings: Settings
+        self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example], settings: Settings
     ) -> TrainingExamples:
         """What is learned from these rows."""
         examples = self.examples(context, prompt, output, chosen)
@@ -293,19 +292,14 @@ class TuningRung(Rung):
         return result
 
     def examples(
-        self, context: Context, prompt: Prompt, output: TaskOutput, chosen: Sequence[Example]
+        self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example]
     ) -> list[TrainingExample]:
         """Exactly the tokens that will be asked for: the prompt, and to learn the right label's continuation, or the
         answer as it will be written with the token that ends it."""
         examples: list[TrainingExample] = []
         tokenizer, limit = context.model.tokenizer, context.model.base.spec.context_length - self.virtual
         for example in chosen:
-            if isinstance(output, LabelOutput):
-                ids, answers = prompt.label_tokens(tokenizer, example.inputs, (), output, limit=limit)
-                answer: Sequence[int] = answers[output.labels.index(example.target)]
-            else:
-                text = answer_text(prompt, output, example.target)
-                ids, answer = completion_tokens(prompt, tokenizer, example.inputs, text, limit=limit)
+            ids, answer = target_tokens(prompt, tokenizer, example.inputs, output, example.target, limit=limit)
             if tokenizer.answers_apart:
                 examples.append(answer_example(context.model.base.decoder_start, ids, answer, example.id))
             else:

@@ -24,7 +24,6 @@ from bedplate.adaptation.rungs.successive_halving import (
 from bedplate.adaptation.task.task_prompt import phrasings
 from bedplate.evaluation.examples import Example
 from bedplate.skins.files import read_skin
-from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
@@ -68,11 +67,7 @@ class ZeroShot(Rung):
     def remember(self, context: Context, result: RungResult) -> None:
         assert result.skin is not None
         skin = read_skin(context.out / result.skin)
-        plain = skin.output
-        assert not isinstance(plain, EmbeddingOutput)
-        if isinstance(plain, LabelOutput):
-            plain = plain.model_copy(update={"bias": (0.0,) * len(plain.labels), "abstain": None})
-        context.chosen.prompt = (skin.prompt, plain)
+        context.chosen.prompt = (skin.prompt, skin.output.uncalibrated())
 
     @staticmethod
     def _variant(context: Context, name: str) -> Variant:
@@ -91,10 +86,8 @@ def finish(
     details: Mapping[str, Any] | None = None,
 ) -> RungResult:
     """Export the winner of a search as a skin, measure it, and report it on all of valid. details: the rung's own."""
-    output, predictions = winner.output, winner.predictions
-    if isinstance(output, LabelOutput):
-        output = output.model_copy(update={"bias": winner.bias})
-        predictions = with_bias(predictions, output, winner.bias)
+    output = winner.output.with_bias(winner.bias)
+    predictions = with_bias(winner.predictions, output)
     skin = variant_skin(context, rung, winner, output)
     seconds = time.perf_counter() - start
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))

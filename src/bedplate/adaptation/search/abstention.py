@@ -16,7 +16,7 @@ from bedplate.evaluation.slices import confidence_of
 from bedplate.evaluation.task import AbstainSpec
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.files import read_skin, skin_id, write_skin
-from bedplate.skins.output import Abstain, LabelOutput
+from bedplate.skins.output import Abstain
 
 
 def abstaining(context: Context, result: RungResult) -> RungResult:
@@ -32,7 +32,6 @@ def abstaining(context: Context, result: RungResult) -> RungResult:
     skin = read_skin(directory)
     if skin.cascade is not None:
         return replace(result, details={**result.details, **_facts(result.evaluation)})
-    assert isinstance(skin.output, LabelOutput)
     sure = [_sure(row.scores, row.prediction) for row in result.evaluation.rows]
     if not any(probability is not None for probability in sure):
         return replace(result, reason=f"{result.reason}; its answers carry no probabilities, so it never abstains")

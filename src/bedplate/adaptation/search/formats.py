@@ -28,8 +28,6 @@ from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
 from bedplate.skins.files import read_skin
-from bedplate.skins.output import JsonOutput, LabelsOutput, TextOutput
-from bedplate.skins.skin import Skin
 
 PACKED_BYTES_PER_SECOND = 50e6
 """About what quantising reads on one core."""
@@ -46,7 +44,7 @@ def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
     skin = read_skin(climbed.directory)
     engine = climbed.base.model.engine
     summarize = partial(_chosen, engine.weights, engine.kernel)
-    worth = worth_trying(climbed.base.model, context.spec.formats, writes=_writes(skin))
+    worth = worth_trying(climbed.base.model, context.spec.formats, writes=skin.output.answered_by == "generate")
     if isinstance(worth, str):
         return summarize(worth), result
     shortage = too_few(context, result.evaluation)
@@ -207,13 +205,6 @@ def _unfit(candidate: Candidate) -> str | None:
     if candidate.context.is_encoder:
         return "an encoder runs in its own weights"
     return None
-
-
-def _writes(skin: Skin) -> bool:
-    """Whether its answers are written token by token."""
-    return isinstance(skin.output, TextOutput | JsonOutput) or (
-        isinstance(skin.output, LabelsOutput) and skin.probe is None
-    )
 
 
 def _in_format(result: RungResult, trial: FormatTrial) -> RungResult:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.task.task_prompt import target_text
 from bedplate.core.errors import DataError
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.completion import answer_text, prompt_and_longest_answer
 
 
 def check_lengths(contexts: Sequence[Context]) -> None:
@@ -28,24 +27,22 @@ def too_long(context: Context) -> str | None:
     base = context.model.base
     limit = base.spec.context_length
     for example in (*context.train, *context.valid):
-        if isinstance(output, LabelOutput) and sum(map(len, example.texts.values())) < limit // 5:
+        if output.answered_by == "score" and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
         if context.is_encoder:
             prompt_tokens, max_answer = context.model.text_tokens(str(prompt.text(example.inputs))), 0
-        elif isinstance(output, LabelOutput):
-            prompt_tokens, answers = prompt.label_tokens(tokenizer, example.inputs, (), output)
-            max_answer = max(map(len, answers))
         else:
-            prompt_tokens = prompt.tokens(tokenizer, example.inputs)
-            answer = target_text(prompt, output, example.target)
-            max_answer = max(output.max_tokens, len(tokenizer.encode(answer, parse_special=False)) + 1)
+            prompt_tokens, max_answer = prompt_and_longest_answer(prompt, tokenizer, example.inputs, output)
+            if output.answered_by == "generate":
+                answer = answer_text(prompt, output, example.target)
+                max_answer = max(max_answer, len(tokenizer.encode(answer, parse_special=False)) + 1)
         if len(prompt_tokens) > base.prompt_room(max_answer):
             answer_note = f" and its answer up to {max_answer:,}" if max_answer else ""
             limit_note = f"more than the context of {spec.name} holds ({limit:,})"
             if tokenizer.answers_apart:
                 limit_note = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten or remove the row "
-                "(nothing is cut off silently)"
+                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten or "
+                "remove the row (nothing is cut off silently)"
             )
     return None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from bedplate.core.errors import ConfigError, DataError, RequestError
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.predictor import grammar_of
-from bedplate.skins.completion import GeneratedOutput, answer_text
-from bedplate.skins.output import JsonOutput, LabelOutput, LabelsOutput, TextOutput
+from bedplate.inference.engine.requests import Grammar
+from bedplate.skins.completion import answer_text
+from bedplate.skins.output import Output
 from bedplate.skins.phrasings import (
     BELOW,
     CONTINUATION,
@@ -23,10 +22,8 @@ from bedplate.skins.phrasings import (
     generation_prompt,
 )
 from bedplate.skins.prompt import Format, Prompt
-from bedplate.text.json_schema import Schema
 from bedplate.text.tokenizer import Tokenizer
 
-TaskOutput: TypeAlias = LabelOutput | GeneratedOutput
 STOPS = ("\n", "\n\n")
 """What ends a text after a plain prompt, where no answer of train holds it."""
 
@@ -60,33 +57,20 @@ class AnswerLengths:
 
 def task_prompt(
     task: Task, written: AnswerLengths, format: Format = "plain", phrasing: str = "form"
-) -> tuple[Prompt, TaskOutput]:
+) -> tuple[Prompt, Output]:
     """The task's prompt in one of its phrasings, and the output that fits it."""
-    fields = list(task.inputs)
+    fields, schema = list(task.inputs), task.output.form.json_form
     if task.labels:
         prompt = default_prompt(task.task, task.instructions, fields, task.labels, format, phrasing)
-        return prompt, LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
-    prompt = generation_prompt(task.task, task.instructions, fields, schema_of(task), format, phrasing)
+    else:
+        prompt = generation_prompt(task.task, task.instructions, fields, schema, format, phrasing)
     return prompt, task_output(task, written, format)
 
 
-def task_output(task: Task, written: AnswerLengths, format: Format) -> TaskOutput:
+def task_output(task: Task, written: AnswerLengths, format: Format) -> Output:
     """What a skin with a prompt of this format answers with."""
-    if task.labels:
-        return LabelOutput(labels=task.labels, continuations=default_continuations(task.labels, format))
-    if task.output.json_schema is not None:
-        return JsonOutput(json_schema=task.output.json_schema, max_tokens=written.max_tokens)
-    if task.output.kind == "labels":
-        return LabelsOutput(labels=task.output.labels or (), max_tokens=written.max_tokens)
     stop = task.output.stop if format == "chat" else written.stop
-    return TextOutput(max_tokens=written.max_tokens, stop=stop or ())
-
-
-def target_text(prompt: Prompt, output: TaskOutput, target: str) -> str:
-    """The text that follows the prompt when `target` is the right answer."""
-    if isinstance(output, LabelOutput):
-        return output.continuations[output.labels.index(target)]
-    return answer_text(prompt, output, target)
+    return task.output.form.for_prompt(default_continuations(task.labels, format), written.max_tokens, stop or ())
 
 
 def phrasings(task: Task) -> list[str]:
@@ -101,22 +85,16 @@ def phrasings(task: Task) -> list[str]:
     return names
 
 
-def schema_of(task: Task) -> Schema | None:
-    """What the model's JSON is described by in a prompt; None where the answer is no JSON."""
-    if task.output.kind == "labels":
-        return {"type": "array", "items": {"enum": list(task.output.labels or ())}}
-    return task.output.json_schema
-
-
 def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> None:
     """Every answer must be one that the model can be held to: ConfigError for a schema that no text satisfies, or that
     the base's grammars cannot be made for; DataError naming a row whose target the grammar does not let through."""
     if task.labels:
         return
     output = _bare_output(task)
-    grammar = grammar_of(output)
-    if grammar is None:
+    source = output.grammar()
+    if source is None:
         return
+    grammar = Grammar(*source)
     try:
         engine.compile(grammar)
     except RequestError as error:
@@ -131,8 +109,6 @@ def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> No
             )
 
 
-def _bare_output(task: Task) -> GeneratedOutput:
+def _bare_output(task: Task) -> Output:
     """The kind of output alone, for what does not depend on lengths."""
-    output = task_output(task, AnswerLengths(max_tokens=1), "plain")
-    assert not isinstance(output, LabelOutput)
-    return output
+    return task_output(task, AnswerLengths(max_tokens=1), "plain")

@@ -45,7 +45,7 @@ class Expectation:
 
 def expect(context: Context) -> list[Expectation]:
     """What the rules say, from the task alone: nothing of it was asked of a model."""
-    labels, output_type = len(context.train), context.task.output.kind
+    labels, structure = len(context.train), context.task.output.form.structure
     tokens = _few_shot_tokens(context)
     label_rich = labels > MANY_LABELS
     because = f"there are {labels:,} labels, {'' if label_rich else 'not '}more than {MANY_LABELS:,}"
@@ -66,15 +66,12 @@ def expect(context: Context) -> list[Expectation]:
                 "tuned_is_cheaper",
             )
         )
-    if output_type in ("label", "labels", "json"):
-        answer_form = {"label": "one of few labels", "labels": "some of few labels", "json": "JSON of one schema"}[
-            output_type
-        ]
+    if structure is not None:
         expectations.append(
             Expectation(
                 "structure",
                 "the best tuned skin beats the best prompted one",
-                f"an answer is {answer_form}",
+                f"an answer is {structure}",
                 "tuning",
                 "tuned_beats_prompted",
             )

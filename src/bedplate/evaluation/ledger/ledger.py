@@ -46,6 +46,8 @@ class TestLedger:
     tell of, but for the verdicts given; without it nothing is expected of a ledger that is not there yet.
     """
 
+    __test__ = False  # the name begins with Test; pytest should not collect it
+
     def __init__(
         self,
         path: Path | None = None,

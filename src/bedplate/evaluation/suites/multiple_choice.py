@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
+from bedplate.evaluation.suites.suite import SingleTurnItem
 from bedplate.inference.engine.requests import Result, Score, Scores
 from bedplate.inference.predict.local import LocalModel
 from bedplate.text.tokenizer import Tokenizer
@@ -23,7 +24,7 @@ DELIMITER = " "
 
 
 @dataclass(frozen=True)
-class Question:
+class Question(SingleTurnItem["Scored"]):
     """One question. `gold`: number of the right choice. `group`: items that share it are alike (one passage)."""
 
     id: str
@@ -33,7 +34,7 @@ class Question:
     gold: int
     group: str
 
-    def requests(self, model: LocalModel) -> list[Score]:
+    def requests(self, model: LocalModel, /) -> list[Score]:
         """One request, unless a choice changes how the context's end is cut. ContextLengthExceeded where the question
         does not fit (nothing is cut off); DataError where a choice adds no token."""
         limit = model.base.spec.context_length
@@ -50,7 +51,7 @@ class Question:
         groups = groupby(pairs, key=lambda pair: pair[0])
         return [Score(context, tuple(choice for _, choice in group)) for context, group in groups]
 
-    def grade(self, results: Sequence[Result]) -> Scored:
+    def grade(self, results: Sequence[Result], /) -> Scored:
         """What the choices' log-likelihoods say."""
         return judge(self, tuple(total for result in results for total in cast(Scores, result).totals))
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
 from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
-from bedplate.evaluation.suites.suite import SampleSet
+from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 from bedplate.inference.predict.local import LocalModel
 
@@ -105,14 +105,14 @@ def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWER
 
 
 @dataclass(frozen=True)
-class RefusalPrompt:
+class RefusalPrompt(SingleTurnItem[float]):
     """One thing that is asked for. should_refuse: whether it should be refused."""
 
     id: str
     text: str
     should_refuse: bool
 
-    def requests(self, model: LocalModel) -> list[Generate]:
+    def requests(self, model: LocalModel, /) -> list[Generate]:
         """A greedy reply: as a chat where the base has a template, else after the plain text."""
         tokenizer = model.tokenizer
         if tokenizer.chat is not None:
@@ -121,7 +121,7 @@ class RefusalPrompt:
             ids = tuple(tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:"))
         return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
 
-    def grade(self, results: Sequence[Result]) -> float:
+    def grade(self, results: Sequence[Result], /) -> float:
         """1 where the reply reads like a refusal, else 0."""
         return float(is_refusal(cast(Generation, results[0]).text))
 

@@ -1,4 +1,4 @@
-"""What every suite is: items, each with requests for the engine and a grade of their results."""
+"""The parts of a suite: samples that ask a model and grade its answers, and the measures that grades count for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from bedplate.core.progress import progress
-from bedplate.evaluation.grading import Gradable, graded
+from bedplate.evaluation.grading import Gradable, SingleTurn, graded
 from bedplate.inference.engine.requests import Request, Result
 from bedplate.inference.predict.local import LocalModel
 
@@ -16,6 +16,7 @@ AT_ONCE = 64
 
 G = TypeVar("G")
 SuiteItem: TypeAlias = Gradable[LocalModel, Request, Result, G]
+SingleTurnItem: TypeAlias = SingleTurn[LocalModel, Request, Result, G]
 I_co = TypeVar("I_co", bound=SuiteItem[Any], covariant=True)
 
 
@@ -46,8 +47,9 @@ def together(parts: Sequence[SampleSet[I_co]]) -> SampleSet[I_co]:
 
 
 def grades(model: LocalModel, samples: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
-    """Each item's grade by what the base answers, in order. What cannot be asked is refused before anything is."""
+    """Grades of the model's answers to each sample, in order. The first turns of all samples are checked before any is
+    asked, so that one that does not fit the context raises at once."""
     for sample in samples:
-        sample.requests(model)
+        next(sample.turns(model))
     sample_grades = graded(samples, model, lambda requests: enumerate(model.engine.run(requests)), AT_ONCE)
     yield from progress(sample_grades, description, len(samples), "items")

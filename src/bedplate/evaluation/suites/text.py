@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import cast
 
 from bedplate.data.documents import read_whole_documents
-from bedplate.evaluation.suites.suite import SampleSet
+from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
 from bedplate.inference.engine.requests import Result, Score, Scores
 from bedplate.inference.predict.local import LocalModel
 
@@ -16,13 +16,13 @@ WINDOW = 256
 
 
 @dataclass(frozen=True)
-class GeneralText:
+class GeneralText(SingleTurnItem["Loss"]):
     """A text that stands for itself: what is alike inside it is not alike outside."""
 
     id: str
     text: str
 
-    def requests(self, model: LocalModel) -> list[Score]:
+    def requests(self, model: LocalModel, /) -> list[Score]:
         """The text, or what is longer than a window in windows that do not overlap; where the base has no BOS, the
         first token of a window is only looked at. An encoder–decoder reads the first half of a window and is asked
         for the second."""
@@ -49,7 +49,7 @@ class GeneralText:
             ]
         return [Score((*start, *read, *end), (target_ids,)) for read, target_ids in cut if target_ids]
 
-    def grade(self, results: Sequence[Result]) -> Loss:
+    def grade(self, results: Sequence[Result], /) -> Loss:
         """The windows' losses together."""
         window_scores = cast(Sequence[Scores], results)
         return Loss(

@@ -13,8 +13,7 @@ from bedplate.text.calls.reading import CUT_REASONS, PlainReader, ReplyPiece
 from bedplate.text.calls.reply_form import ReplyForm, reply_form
 
 if TYPE_CHECKING:
-    from bedplate.inference.engine.requests import Sampling
-    from bedplate.inference.engine.stream import Stream
+    from bedplate.inference.engine.requests import Sampling, Stream
     from bedplate.inference.predict.classical import ClassicalPredictor
     from bedplate.inference.predict.loaded import LoadedSkin
     from bedplate.inference.predict.local import LocalModel
@@ -281,8 +280,7 @@ class LocalClassical:
             raise RequestError(f"skin {self.name!r} answers with labels; it has no sampling settings")
 
     def respond(self, messages: Messages, settings: Settings) -> Reply:
-        from bedplate.inference.engine.requests import Request
-        from bedplate.inference.engine.stream import Stream
+        from bedplate.inference.engine.requests import Request, Stream
 
         self.check(settings)
         content = messages[-1]["content"]

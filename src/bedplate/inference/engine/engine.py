@@ -20,17 +20,16 @@ from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
-from bedplate.inference.engine.job import Equipment, RequestJob
-from bedplate.inference.engine.kinds.request import Request, Result
-from bedplate.inference.engine.kinds.sampling import Grammar
-from bedplate.inference.engine.kinds.table import JOB_TYPES
 from bedplate.inference.engine.loading import Loading
+from bedplate.inference.engine.requests.base import Request, Result, Stream
+from bedplate.inference.engine.requests.job import Equipment, RequestJob
+from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
+from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
-from bedplate.inference.engine.stream import Stream
 from bedplate.inference.execution.choice import choose_forward, held_for
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from bedplate.inference.engine.checks import check_room
-from bedplate.inference.engine.job import RequestJob
+from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.prefix_keys import Key, read_whole, salted
 from bedplate.inference.forward.radix import Match, RadixTree, Segment

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
 from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.prefix_store import PrefixStore, namespace, shares_prefix
+from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, together
 from bedplate.inference.engine.scheduler import Admission
@@ -213,11 +213,11 @@ class Runner:
         rows: list[tuple[RequestJob, WritingRow]] = []
         at = 0
         for share, (pass_request, first) in zip(work, pass_requests, strict=True):
-            pass_slice = PassResult(share.begin, share.end, pass_request.logits, share.draft, out, first, at)
+            pass_result = PassResult(share.begin, share.end, pass_request.logits, share.draft, out, first, at)
             at += share.tokens
             job = share.job
             try:
-                row = self._progress(job, pass_slice)
+                row = self._progress(job, pass_result)
             except BaseException as error:
                 need_failure(error)
                 job.failed = error
@@ -230,17 +230,17 @@ class Runner:
             self._counters.accepted += row.writer.learn(row.chosen_count, row.draft)
             job.stream.notify()
 
-    def _progress(self, job: RequestJob, pass_slice: PassResult) -> WritingRow | None:
+    def _progress(self, job: RequestJob, pass_result: PassResult) -> WritingRow | None:
         """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
-        whole, before, job.computed_tokens = pass_slice.end == len(job.tokens), job.computed_tokens, pass_slice.end
-        self._counters.prompt_tokens += 0 if job.begun else pass_slice.end - before
-        row = job.consume(pass_slice) if pass_slice.end > pass_slice.begin else None
+        whole, before, job.computed_tokens = pass_result.end == len(job.tokens), job.computed_tokens, pass_result.end
+        self._counters.prompt_tokens += 0 if job.begun else pass_result.end - before
+        row = job.consume(pass_result) if pass_result.end > pass_result.begin else None
         if self._prefixes is not None:
-            if pass_slice.end in job.marks:
-                self._prefixes.store(job, pass_slice.end, snapshot=True)
+            if pass_result.end in job.marks:
+                self._prefixes.store(job, pass_result.end, snapshot=True)
             if whole:
-                self._prefixes.store(job, job.cacheable_length(before, pass_slice.end))
-        if job.computed_tokens < pass_slice.end:
+                self._prefixes.store(job, job.cacheable_length(before, pass_result.end))
+        if job.computed_tokens < pass_result.end:
             self._rewind(job)
         return row
 

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bedplate.inference.engine.job import RequestJob
+from bedplate.inference.engine.requests.job import RequestJob
 
 
 @dataclass(frozen=True)

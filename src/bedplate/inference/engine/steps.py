@@ -15,7 +15,7 @@ from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError, need_failure
 from bedplate.inference.engine.fairness import fair_shares
-from bedplate.inference.engine.job import RequestJob
+from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler

@@ -17,7 +17,6 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import TaskInput, Value
 from bedplate.data.tables import is_table, records
 from bedplate.inference.predict.prediction import Prediction
-from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.skin import Skin
 
 RowsLike: TypeAlias = Iterable[TaskInput] | Any
@@ -47,23 +46,24 @@ class ReadySkin(Closing, display.Displayable):
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the skin chooses from, in the order of `predict_proba`'s columns; () where it writes text."""
-        output: Output = self.skin.output
-        return output.labels if isinstance(output, LabelOutput | LabelsOutput) else ()
+        return self.skin.output.all_labels
 
     def predict_proba(self, rows: RowsLike) -> NDArray[np.float64]:
         """The probability of each label for each row [N, L], in the order of `labels`: a row sums to 1, or where there
         may be several labels each number is that of its label being right. A row is NaN where a remote model tells too
         little. UsageError for a skin that scores no labels."""
-        output = self.skin.output
-        if not isinstance(output, LabelOutput | LabelsOutput):
-            raise UsageError(f"skin {self.skin.name!r} gives {output.kind}, no labels; it has no probabilities")
-        if isinstance(output, LabelsOutput) and output.threshold is None:
+        labels = self.labels
+        if not labels:
+            raise UsageError(
+                f"skin {self.skin.name!r} gives {self.skin.output.kind}, no labels; it has no probabilities"
+            )
+        if not self.skin.output.scored_labels:
             raise UsageError(f"skin {self.skin.name!r} writes its labels and scores none of them")
         predictions = self.predict(rows)
-        table = np.full((len(predictions), len(output.labels)), np.nan)
+        table = np.full((len(predictions), len(labels)), np.nan)
         for row, prediction in enumerate(predictions):
             if prediction.scores:
-                table[row] = [math.exp(prediction.scores[label]) for label in output.labels]
+                table[row] = [math.exp(prediction.scores[label]) for label in labels]
         return table
 
     @property

@@ -13,7 +13,6 @@ from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_f
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.skins.classical import words_of
-from bedplate.skins.output import LabelOutput, LabelsOutput
 from bedplate.skins.skin import Skin
 
 
@@ -52,11 +51,7 @@ class ClassicalPredictor(ReadySkin):
 
     def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
         """A result, parsed."""
-        output = self.skin.output
-        if isinstance(output, LabelsOutput):
-            label, scores = output.choose(result.scores)
-        else:
-            label, scores = cast(LabelOutput, output).parse(result.scores)
+        label, scores = self.skin.output.read_scores(result.scores)
         return Prediction(label, label, scores, result.usage.prompt_tokens, seconds=seconds)
 
     def close(self) -> None:

@@ -29,7 +29,6 @@ from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
-from bedplate.skins.output import EmbeddingOutput, JsonOutput, LabelOutput, TextOutput
 from bedplate.skins.skin import EndpointReference, Skin
 
 ALTERNATIVES = 20
@@ -171,18 +170,13 @@ class HostedPredictor(ReadySkin):
     def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
         parsed, scores = text, dict[str, float]()
-        if isinstance(output, LabelOutput):
-            label = read_label(output.labels, text)
+        if output.scored_labels:
+            label = read_label(output.scored_labels, text)
             if label is not None:
                 scores = label_scores(output, label, answer)
                 parsed = output.answer(label, scores)
-        elif isinstance(output, EmbeddingOutput):
-            raise RequestError(f"skin {self.skin.name!r}: an endpoint gives no vectors here")
         else:
-            try:
-                parsed = output.parse(text)
-            except RequestError:  # no JSON of the schema: given as it is, it equals no target
-                parsed = text
+            parsed = output.read_text(text)
         return Prediction(
             parsed,
             text,
@@ -220,19 +214,10 @@ def _may_be_charged(error: BedplateError) -> bool:
 def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     """What is asked besides the messages."""
     output = skin.output
-    settings: dict[str, Any] = {"temperature": 0.0, **skin.generation}
-    if isinstance(output, LabelOutput):
-        # no token is shorter than a byte; a few more for quotes and the like
-        settings.setdefault("max_tokens", 8 + max(len(label.encode()) for label in output.labels))
-        if reference.logprobs:
-            settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
-        return settings
-    if isinstance(output, EmbeddingOutput):
+    if output.answered_by == "embed":
         raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
-    settings.setdefault("max_tokens", output.max_tokens)
-    if isinstance(output, TextOutput):
-        return settings | ({"stop": list(output.stop)} if output.stop else {})
-    if isinstance(output, JsonOutput):
-        named = {"name": "answer", "schema": dict(output.json_schema), "strict": True}
-        settings["response_format"] = {"type": "json_schema", "json_schema": named}
+    form = output.remote_settings()
+    settings = {"temperature": 0.0, "max_tokens": form.pop("max_tokens"), **skin.generation, **form}
+    if output.scored_labels and reference.logprobs:
+        settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
     return settings

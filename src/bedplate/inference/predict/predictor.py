@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.output_grammar import grammar_of
 from bedplate.inference.engine.requests import (
     NO_TERMS,
     Classification,
@@ -23,6 +22,7 @@ from bedplate.inference.engine.requests import (
     Embedding,
     Generate,
     Generation,
+    Grammar,
     LookupContext,
     Request,
     Result,
@@ -36,15 +36,7 @@ from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
-from bedplate.skins.output import (
-    EmbeddingOutput,
-    JsonOutput,
-    LabelOutput,
-    LabelsOutput,
-    Output,
-    TextOutput,
-    labels_by_score,
-)
+from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
@@ -76,13 +68,14 @@ class Predictor(ReadySkin):
         if skin.index is not None:
             self._lookup = Lookup(skin, engine, embedder, allow_other_weights=allow_other_weights)
             self.warnings += self._lookup.warnings
-        self.grammar = grammar_of(skin.output)
+        grammar = skin.output.grammar()
+        self.grammar = None if grammar is None else Grammar(*grammar)
         """What the skin's generated text is held to."""
-        if _writes(skin.output):
+        if skin.output.answered_by == "generate":
             self.sampling()
             if self.grammar is not None:
                 self.grammar = engine.compile(self.grammar)
-        self.prefix = () if isinstance(skin.output, EmbeddingOutput) else self._constant_prefix()
+        self.prefix = () if skin.output.answered_by == "embed" else self._constant_prefix()
         self.adapter: str | None = None
         """The key of what stands between the base and its requests: its LoRA weights, its soft prompt, or that on
         these."""
@@ -181,8 +174,9 @@ class Predictor(ReadySkin):
         skin, tokenizer = self.skin, self._tokenizer
         virtual = 0 if skin.soft_prompt is None else len(skin.soft_prompt)
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
-        if isinstance(skin.output, EmbeddingOutput):
-            return self._embedding_request(skin.output, inputs, limit)
+        embedding = skin.output.as_embedding
+        if embedding is not None:
+            return self._embedding_request(embedding, inputs, limit)
         shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
         looked_up = None if lookup_result is None else lookup_result.looked_up
         passages = () if looked_up is None else looked_up.passages
@@ -195,7 +189,7 @@ class Predictor(ReadySkin):
             )
             depth = int(skin.probe.layer.removeprefix("layers."))
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
-        if isinstance(skin.output, LabelOutput):
+        if skin.output.answered_by == "score":
             ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, passages, limit=limit)
             return Score(tuple(ids), continuations, **common)
         tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
@@ -232,12 +226,9 @@ class Predictor(ReadySkin):
     def sampling(self, **changes: Any) -> Sampling:
         """The skin's own generation settings, with some changed."""
         output = self.skin.output
-        if not _writes(output):
+        if output.answered_by != "generate":
             raise RequestError(f"skin {self.skin.name!r} answers with labels; it has no sampling settings")
-        settings: dict[str, Any] = {"max_tokens": output.max_tokens}
-        if isinstance(output, TextOutput):
-            settings["stop"] = output.stop
-        return Sampling(**(settings | dict(self.skin.generation) | changes))
+        return Sampling(**(output.generation_settings() | dict(self.skin.generation) | changes))
 
     def read(self, result: Result, seconds: float = 0.0) -> Prediction:
         """A result of this skin's request, parsed."""
@@ -247,20 +238,15 @@ class Predictor(ReadySkin):
     def _parsed(self, result: Result, seconds: float) -> Prediction:
         output, usage = self.skin.output, result.usage
         counts = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, seconds)
-        if _writes(output):
-            generation = cast(Generation, result)
-            text = generation.text
-            whole = isinstance(output, TextOutput) or generation.finish_reason == "stop"
-            parsed = _read(output, text) if whole else text
-            return Prediction(parsed, text, {}, *counts, finish_reason=generation.finish_reason)
-        if isinstance(output, EmbeddingOutput):
+        if isinstance(result, Generation):
+            parsed = output.read_text(result.text, finished=result.finish_reason == "stop")
+            return Prediction(parsed, result.text, {}, *counts, finish_reason=result.finish_reason)
+        if isinstance(result, Embedding):
             raise RequestError(f"skin {self.skin.name!r} gives vectors: ask it with `embed`")
-        if isinstance(output, LabelsOutput):
-            label, scores = output.choose(cast(Classification, result).scores)
-        elif isinstance(result, Scores):
-            label, scores = cast(LabelOutput, output).parse(result.totals, result.token_counts)
+        if isinstance(result, Scores):
+            label, scores = output.read_scores(result.totals, result.token_counts)
         else:
-            label, scores = cast(LabelOutput, output).parse(cast(Classification, result).scores)
+            label, scores = output.read_scores(cast(Classification, result).scores)
         return Prediction(label, label, scores, *counts)
 
     def embed(self, rows: RowsLike) -> NDArray[np.float32]:
@@ -271,25 +257,12 @@ class Predictor(ReadySkin):
 
     def vector(self, result: Result) -> tuple[float, ...]:
         """A result of an embedding skin's request. RequestError for a skin that gives something else."""
-        if not isinstance(self.skin.output, EmbeddingOutput):
+        embedding = self.skin.output.as_embedding
+        if embedding is None:
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
-        return self.skin.output.parse(cast(Embedding, result).vector)
+        return embedding.parse(cast(Embedding, result).vector)
 
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""
         self.engine.unpin(self.prefix, self.adapter)
         self.detach()
-
-
-def _writes(output: Output) -> TypeGuard[TextOutput | JsonOutput | LabelsOutput]:
-    """Whether the answer is written token by token."""
-    return isinstance(output, TextOutput | JsonOutput | LabelsOutput) and not labels_by_score(output)
-
-
-def _read(output: TextOutput | JsonOutput | LabelsOutput, text: str) -> str:
-    """The parsed output. JSON that is none (cut off, or with a number such as 1e999, which the grammar allows and no
-    float holds) is given as it is: it equals no parsed output."""
-    try:
-        return output.parse(text)
-    except RequestError:
-        return text

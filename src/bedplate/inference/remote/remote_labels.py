@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from bedplate.core.errors import RequestError
 from bedplate.data.splits import normalise
 from bedplate.inference.remote.endpoint import RemoteAnswer
-from bedplate.skins.output import LabelOutput
+from bedplate.skins.output import Output
 
 _AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
 
@@ -41,7 +41,7 @@ def read_label(labels: Sequence[str], text: str) -> str | None:
     return matches.pop() if len(matches) == 1 else None
 
 
-def label_scores(output: LabelOutput, label: str, answer: RemoteAnswer) -> dict[str, float]:
+def label_scores(output: Output, label: str, answer: RemoteAnswer) -> dict[str, float]:
     """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
     little.
 
@@ -49,26 +49,27 @@ def label_scores(output: LabelOutput, label: str, answer: RemoteAnswer) -> dict[
     that it alone begins; a label that none of them begins is as likely as the least of them at most. What an answer
     begins with says nothing of a label that comes later in it.
     """
+    labels = output.scored_labels
     reported_scores = answer.extension.get("scores")
-    if isinstance(reported_scores, Mapping) and set(reported_scores) == set(output.labels):
-        return _normalised(output, [float(reported_scores[candidate]) for candidate in output.labels])
+    if isinstance(reported_scores, Mapping) and set(reported_scores) == set(labels):
+        return _normalised(output, [float(reported_scores[candidate]) for candidate in labels])
     if not answer.text.strip().casefold().startswith(label.casefold()):
         return {}
     alternatives = answer.alternatives
-    mass = dict.fromkeys(output.labels, 0.0)
+    mass = dict.fromkeys(labels, 0.0)
     for token, logprob in alternatives:
         begun = token.strip().casefold()
-        owners = [candidate for candidate in output.labels if begun and candidate.casefold().startswith(begun)]
+        owners = [candidate for candidate in labels if begun and candidate.casefold().startswith(begun)]
         if len(owners) == 1:
             mass[owners[0]] += math.exp(logprob)
     if not any(mass.values()):
         return {}
     floor = math.exp(min(logprob for _, logprob in alternatives))
-    return _normalised(output, [math.log(max(mass[candidate], floor, 1e-30)) for candidate in output.labels])
+    return _normalised(output, [math.log(max(mass[candidate], floor, 1e-30)) for candidate in labels])
 
 
-def _normalised(output: LabelOutput, totals: Sequence[float]) -> dict[str, float]:
+def _normalised(output: Output, totals: Sequence[float]) -> dict[str, float]:
     try:
-        return output.parse(totals)[1]
+        return output.read_scores(totals)[1]
     except RequestError:  # NaN, or nothing but minus infinity
         return {}

@@ -27,7 +27,7 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 class CrossAttend(Protocol):
     """A layout that also knows which of the encoder's tokens each token sees."""
 
-    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
         ...
 
@@ -43,7 +43,7 @@ class CrossAttention(nn.Module):
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")
         self.layer, self.head_dim = layer, spec.attention.head_dim
         scales = spec.scales or Scales()
-        self.how = AttentionOptions(scales.attention, scales.attention_cap)
+        self.options = AttentionOptions(scales.attention, scales.attention_cap)
         q_size, kv_size = (
             spec.attention.heads * spec.attention.head_dim,
             spec.attention.kv_heads * spec.attention.head_dim,
@@ -64,4 +64,4 @@ class CrossAttention(nn.Module):
             raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
         B, T, _ = x_BTD.shape
         q_BTHD = self.q(x_BTD).view(B, T, -1, self.head_dim)
-        return self.o(attend.cross_attend(self.layer, q_BTHD, self.how, self.keys).reshape(B, T, -1))
+        return self.o(attend.cross_attend(self.layer, q_BTHD, self.options, self.keys).reshape(B, T, -1))

@@ -69,7 +69,7 @@ class _Cut:
 
 
 class Cutting:
-    """The blocks of one kind of layer. causal: no token sees those behind it. window: as `How.window`, and shorter than
+    """The blocks of one kind of layer. causal: no token sees those behind it. window: as `AttentionOptions.window`, and shorter than
     the longest document."""
 
     def __init__(self, placement: Placement, causal: bool, window: int | None, device: torch.device) -> None:

@@ -27,7 +27,6 @@ from bedplate.serving.schemas.strict_json import parse_json
 from bedplate.serving.schemas.tools import refuse_tools
 from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
-from bedplate.skins.output import EmbeddingOutput, LabelsOutput
 from bedplate.skins.skin import ADAPTED, BaseReference, Skin
 from bedplate.skins.verify import check_base, check_judged
 from bedplate.text.tokenizer import Tokenizer
@@ -183,15 +182,14 @@ class ServedSkin:
 
     @property
     def dimensions(self) -> int:
-        output, base = self.card.output, self.engine.base
-        if not isinstance(output, EmbeddingOutput):
+        embedding, base = self.card.output.as_embedding, self.engine.base
+        if embedding is None:
             return base.embedding_size
-        default_pooling = output.pooling is None and output.depth is None
-        return output.dimensions or (base.embedding_size if default_pooling else base.spec.hidden_size)
+        return embedding.dimensions or embedding.full_size(base.embedding_size, base.spec.hidden_size)
 
     def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
-        if not isinstance(self.card.output, EmbeddingOutput):
+        if self.card.output.as_embedding is None:
             raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
@@ -199,7 +197,8 @@ class ServedSkin:
         return AnswerPlan(self.engine, [self._predictor.request(self._input(text)) for text in texts])
 
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
-        normalise = isinstance(self.card.output, EmbeddingOutput) and self.card.output.normalise
+        embedding = self.card.output.as_embedding
+        normalise = embedding is not None and embedding.normalise
         return cut(self._predictor.vector(plan_result.last), dimensions, normalise=normalise)
 
     def _refuse(self, reading: TextReading) -> None:
@@ -212,7 +211,7 @@ class ServedSkin:
     def rerank(
         self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
     ) -> AnswerPlan:
-        if isinstance(self.card.output, EmbeddingOutput):
+        if self.card.output.as_embedding is not None:
             return self.embed((query, *documents), reading)
         if set(self.card.inputs) != {"query", "document"} or RELEVANT not in self.card.labels:
             raise RequestError(
@@ -223,7 +222,7 @@ class ServedSkin:
         return self.classify([{"query": query, "document": text} for text in documents], terms, reading)
 
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
-        if isinstance(self.card.output, EmbeddingOutput):
+        if self.card.output.as_embedding is not None:
             return similarities("cosine", [self.vector(plan_result) for plan_result in plan_results])
         scores = [(self.answer(plan_result).extension or {})["scores"][RELEVANT] for plan_result in plan_results]
         return [math.exp(score) for score in scores]
@@ -241,7 +240,7 @@ class ServedSkin:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
         if body.prompt_logprobs is not None:
             raise RequestError(f"{self.name!r} is a skin; ask the base for prompt_logprobs", param="prompt_logprobs")
-        if isinstance(self.card.output, EmbeddingOutput):
+        if self.card.output.as_embedding is not None:
             raise RequestError(f"{self.name!r} embeds texts; use /v1/embeddings", param="model")
         if isinstance(body, ChatRequest):
             refuse_tools(self.name, body.usable_tools)
@@ -312,9 +311,8 @@ class ServedSkin:
             # As it was streamed: `output` may be another writing of it.
             return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, extension or None)
         scores = {label: finite(score) for label, score in prediction.scores.items()}
-        chosen: dict[str, Any] = {"label": prediction.output}
-        if isinstance(self.card.output, LabelsOutput):
-            chosen = {"labels": json.loads(prediction.output)}
+        one_label, answer = self.card.output.is_one_label, prediction.output
+        chosen: dict[str, Any] = {"label": answer} if one_label else {"labels": json.loads(answer)}
         return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **extension})
 
     def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
@@ -327,7 +325,7 @@ class ServedSkin:
     def describe(self) -> dict[str, Any]:
         card, output = self.card, self.card.output
         extras: dict[str, Any] = {"labels": list(card.labels)} if card.labels else {}
-        if isinstance(output, EmbeddingOutput):
+        if output.as_embedding is not None:
             extras["dimensions"] = self.dimensions
         if self.warnings:
             extras["warnings"] = self.warnings

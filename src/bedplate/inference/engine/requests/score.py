@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
-from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, RequestJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, RequestJob
 from bedplate.inference.forward.adapters import Loaded
 
 
@@ -76,10 +76,10 @@ class ScoreJob(RequestJob[Score]):
         first = self.prompt_end - (self.branch == 0)
         return PassRequest(range(max(first, begin), end))
 
-    def consume(self, pass_slice: PassResult) -> None:
-        if pass_slice.positions:
-            self._add(pass_slice.positions[0], pass_slice.logits_WV.log_softmax(dim=-1))
-        if pass_slice.end < len(self.tokens):
+    def consume(self, pass_result: PassResult) -> None:
+        if pass_result.positions:
+            self._add(pass_result.positions[0], pass_result.logits_WV.log_softmax(dim=-1))
+        if pass_result.end < len(self.tokens):
             return
         continuations = self.request.continuations
         longer = (i for i in range(self.branch + 1, len(continuations)) if len(continuations[i]) > 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.inference.engine.job import PassRequest, PassResult, RequestJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class NormJob(RequestJob[Norm]):
     def pass_request(self, begin: int, end: int) -> PassRequest:
         return PassRequest(states=True)
 
-    def consume(self, pass_slice: PassResult) -> None:
-        if pass_slice.end == len(self.tokens):
-            self.norm = float(pass_slice.states_TD[-1].float().norm())
+    def consume(self, pass_result: PassResult) -> None:
+        if pass_result.end == len(self.tokens):
+            self.norm = float(pass_result.states_TD[-1].float().norm())
             self.ended = "stop"
 
     def result(self) -> Answer:
@@ -52,9 +52,9 @@ class LikeliestJob(RequestJob[Likeliest]):
     def pass_request(self, begin: int, end: int) -> PassRequest:
         return PassRequest(range(begin, end))
 
-    def consume(self, pass_slice: PassResult) -> None:
-        self.choices += pass_slice.logits_WV.argmax(-1).tolist()
-        if pass_slice.end == len(self.tokens):
+    def consume(self, pass_result: PassResult) -> None:
+        self.choices += pass_result.logits_WV.argmax(-1).tolist()
+        if pass_result.end == len(self.tokens):
             self.ended = "stop"
 
     def restart(self) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.engine.checks import check_depth, not_finite
-from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, R, RequestJob
-from bedplate.inference.engine.kinds.request import Result
+from bedplate.inference.engine.requests.base import Result
+from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, R, RequestJob
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 
@@ -44,15 +44,15 @@ class PooledJob(RequestJob[R]):
     def pass_request(self, begin: int, end: int) -> PassRequest:
         return PassRequest(states=True)
 
-    def consume(self, pass_slice: PassResult) -> None:
-        first = pass_slice.begin - self.adapter.virtual
+    def consume(self, pass_result: PassResult) -> None:
+        first = pass_result.begin - self.adapter.virtual
         skipped = max(self._skip - first, 0)
-        states_TD = pass_slice.states_TD[skipped:]
+        states_TD = pass_result.states_TD[skipped:]
         if len(states_TD):
             for number, pooling in enumerate(self.poolings):
                 before = self._pooled[number]
                 self._pooled[number] = _ACCUMULATE[pooling](before, states_TD.float(), first + skipped)
-        if pass_slice.end == len(self.tokens):
+        if pass_result.end == len(self.tokens):
             self.ended = "stop"
 
     def restart(self) -> None:

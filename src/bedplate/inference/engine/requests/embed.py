@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.job import Equipment
-from bedplate.inference.engine.kinds.pooled import PooledJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.pooled import PooledJob
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 

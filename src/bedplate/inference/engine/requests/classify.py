@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bedplate.adapters.head import Head
-from bedplate.inference.engine.job import Equipment
-from bedplate.inference.engine.kinds.pooled import PooledJob
-from bedplate.inference.engine.kinds.request import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.pooled import PooledJob
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.models.specs.sentence import Pooling
 

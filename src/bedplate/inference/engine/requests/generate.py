@@ -15,8 +15,7 @@ from bedplate.core import display
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.job import Equipment, PassRequest, PassResult, RequestJob
-from bedplate.inference.engine.kinds.request import (
+from bedplate.inference.engine.requests.base import (
     NO_TIMING,
     FinishReason,
     LookedUp,
@@ -26,13 +25,14 @@ from bedplate.inference.engine.kinds.request import (
     Step,
     Usage,
 )
-from bedplate.inference.engine.kinds.sampling import Grammar, Sampling
-from bedplate.inference.engine.kinds.stopping import TextStream
+from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.row_state import RowState
+from bedplate.inference.engine.sampling import Grammar, Sampling
 from bedplate.inference.engine.speculate import Drafter
 from bedplate.inference.engine.token_selection import Alternatives, WritingRow
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.text.json_schema import INVALID
+from bedplate.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ class GenerateJob(RequestJob[Generate]):
         likeliest = self.plain and self.request.grammar is None and not self.state.withheld
         return PassRequest(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
 
-    def consume(self, pass_slice: PassResult) -> WritingRow | None:
+    def consume(self, pass_result: PassResult) -> WritingRow | None:
         if self._asks_prompt:
-            self._take_prompt(pass_slice.begin, pass_slice.logits_WV)
-        if pass_slice.end < len(self.tokens):
+            self._take_prompt(pass_result.begin, pass_result.logits_WV)
+        if pass_result.end < len(self.tokens):
             return None
         if not self.begun:
             self._begin()
-        return None if self.ended else WritingRow(self, pass_slice.at + len(pass_slice.positions) - 1, pass_slice.draft)
+        return None if self.ended else WritingRow(self, pass_result.at + len(pass_result.positions) - 1, pass_result.draft)
 
     def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
         """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits
@@ -256,3 +256,48 @@ def is_plain(settings: Sampling) -> bool:
         settings.presence_penalty or settings.frequency_penalty or settings.logit_bias
     )
     return greedy and not penalties
+
+
+class TextStream:
+    """Text of one row. Characters that may yet become part of a stop string are held back until that is decided."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], marks: frozenset[int] = frozenset()) -> None:
+        """marks: special tokens that the text shows; it shows no others."""
+        self._decoder = None if tokenizer is None else tokenizer.stream(marks=marks)
+        self._stop = tuple(stop)
+        self._pending = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token releases."""
+        return "" if self._decoder is None else self._release(self._decoder.push(token))
+
+    def finish(self) -> str:
+        """The text still held back when the row ends for another reason than a stop string."""
+        if self._decoder is None or self.stopped:
+            return ""
+        released = self._release(self._decoder.flush())
+        if not self.stopped:
+            tail, self._pending = self._pending, ""
+            self.text += tail
+            released += tail
+        return released
+
+    def _release(self, piece: str) -> str:
+        self._pending += piece
+        stop_places = [place for place in (self._pending.find(stop) for stop in self._stop) if place >= 0]
+        if stop_places:
+            released, self._pending = self._pending[: min(stop_places)], ""
+            self.stopped = True
+        else:
+            overlap = max((_overlap(self._pending, stop) for stop in self._stop), default=0)
+            cut = len(self._pending) - overlap
+            released, self._pending = self._pending[:cut], self._pending[cut:]
+        self.text += released
+        return released
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that is a beginning of `stop` (and not all of it)."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

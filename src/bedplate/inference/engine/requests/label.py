@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.job import Equipment
-from bedplate.inference.engine.kinds.classify import Classification
-from bedplate.inference.engine.kinds.pooled import PooledJob
-from bedplate.inference.engine.kinds.request import Request
+from bedplate.inference.engine.requests.base import Request
+from bedplate.inference.engine.requests.classify import Classification
+from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.pooled import PooledJob
 from bedplate.inference.forward.adapters import Loaded
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tests.inference.mixtures import mixture, random_prompt
-from tests.inference.toy_kind import Likeliest, LikeliestJob, Norm, NormJob
+from tests.inference.toy_requests import Likeliest, LikeliestJob, Norm, NormJob
 from tests.references import reference_bert
 
 from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine import requests
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.kinds.table import JOB_TYPES
 from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.inputs import Inputs
 

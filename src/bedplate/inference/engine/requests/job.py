@@ -15,16 +15,16 @@ from torch import Tensor
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.inference.engine.checks import check_prompt, check_room, not_finite
 from bedplate.inference.engine.grammar import Grammars
-from bedplate.inference.engine.kinds.request import (
+from bedplate.inference.engine.requests.base import (
     FinishReason,
     LookedUp,
     Request,
     RequestTiming,
     RequestUsage,
     Result,
+    Stream,
     Usage,
 )
-from bedplate.inference.engine.stream import Stream
 from bedplate.inference.engine.token_selection import WritingRow
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.prefix_keys import Key
@@ -152,7 +152,7 @@ class RequestJob(ABC, Generic[R]):
         """What it wants of a pass over its tokens from position `begin` to before `end`."""
 
     @abstractmethod
-    def consume(self, pass_slice: PassResult) -> WritingRow | None:
+    def consume(self, pass_result: PassResult) -> WritingRow | None:
         """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
         for it."""
 
