@@ -19,16 +19,12 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False, callback=paths.existing)
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", callback=paths.existing)],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.",
-            show_default=False,
-            callback=paths.directory,
+            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.", callback=paths.directory
         ),
     ] = None,
     dry_run: Annotated[

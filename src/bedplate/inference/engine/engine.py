@@ -30,7 +30,7 @@ from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
-from bedplate.inference.execution.choice import choose_forward, held_for
+from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.caches import open_caches
@@ -84,7 +84,7 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base, run, causal = base, held_for(base, weights, kernel), base.causal
+        self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
         self.bank = Bank(run.outline, adapters, hf_name=names)

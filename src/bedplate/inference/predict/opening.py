@@ -19,7 +19,7 @@ from bedplate.inference.execution.plan import (
     Kernel,
     StoredFormat,
     Weights,
-    asked_ways,
+    matching_plans,
     read_stored,
 )
 from bedplate.inference.forward.compute_lock import ComputeLock
@@ -79,9 +79,9 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
     """
     target = resolve_device(device)
     stored = _stored(source, target)
-    backend = _chosen(stored, source, options, target).backend
-    load_format = held_in(backend)
-    return Opened(load_base(source, dtype=load_format.dtype, device=device, leave=left_in_file(backend)), load_format)
+    plan = _chosen(stored, source, options, target).plan
+    load_format = held_in(plan)
+    return Opened(load_base(source, dtype=load_format.dtype, device=device, leave=left_in_file(plan)), load_format)
 
 
 def open_as(
@@ -93,20 +93,20 @@ def open_as(
     return Opened(load_base(source, dtype=load_format.dtype, device=device), load_format)
 
 
-def held_in(backend: ExecutionPlan) -> SkinExecution:
+def held_in(plan: ExecutionPlan) -> SkinExecution:
     """A way as a base is loaded and its engine opened."""
-    return SkinExecution(backend.dtype, QUANTISED.get(backend.weights, "auto"), backend.kernel)
+    return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 
 def _backends(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
     weights, kernel = options.weights, options.kernel
-    backends = asked_ways(
+    plans = matching_plans(
         stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised
     )
     if options.loaded is None:
-        return backends
-    fitting = tuple(backend for backend in backends if backend.dtype == options.loaded)
-    return fitting or asked_ways(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
+        return plans
+    fitting = tuple(plan for plan in plans if plan.dtype == options.loaded)
+    return fitting or matching_plans(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
 
 
 def _stored(source: str | Path, device: torch.device) -> StoredFormat:
