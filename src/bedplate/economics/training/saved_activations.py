@@ -22,8 +22,8 @@ _STATISTIC = 4.0
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """stored: from the forward pass on. recomputed: of the largest block that is run again, and kept while its own backward
-    pass lasts."""
+    """Bytes that a training step keeps. stored: from the forward pass on. recomputed: of the largest block that is run
+    again, while its backward pass lasts."""
 
     stored: float
     recomputed: float

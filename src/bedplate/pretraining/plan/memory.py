@@ -15,7 +15,6 @@ from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
-from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
@@ -23,7 +22,7 @@ from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.objectives import Corrupting
 from bedplate.training.objectives.corrupting import Sides
-from bedplate.training.objectives.token_term import HEAD_ROWS
+from bedplate.training.objectives.token_term import HEAD_ROWS, PIECE
 from bedplate.training.parallel.layout import Axis
 
 MASTER = 4
