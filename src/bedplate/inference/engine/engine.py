@@ -18,6 +18,7 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
 from bedplate.inference.engine.loading import Loading
@@ -147,6 +148,15 @@ class Engine(Closing):
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as a prompt. CheckpointError for a base without a tokenizer."""
+        return self.base.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        """What the base is."""
+        base = self.base
+        return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
