@@ -97,7 +97,7 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
     from torch.utils.data import DataLoader
 
     from bedplate.models.decoder import Decoder
-    from bedplate.models.specs.transformer import Rope, TransformerSpec
+    from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
     from bedplate.training.objectives.language import NextToken
     from bedplate.training.sources import CorpusSource
 
@@ -123,12 +123,10 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
         vocab_size=512,
         hidden_size=128,
         layers=4,
-        heads=4,
-        kv_heads=4,
-        head_dim=32,
-        feedforward_size=384,
         context_length=options.row,
-        rope=Rope(10_000.0),
+        attention=AttentionSpec(heads=4, kv_heads=4, head_dim=32),
+        feedforward=FeedForwardSpec(size=384),
+        position=PositionSpec(rope=Rope(10_000.0)),
     )
     model = Decoder(spec).train()
 

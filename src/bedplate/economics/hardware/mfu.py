@@ -7,9 +7,9 @@ peak, recomputation not counted. Attention of decoders is counted CAUSALLY, the 
 the full square were converted, which lowers theirs (Llama-3.1-8B at 8,192 tokens: 39% is 35% here).
 
 The constants are written by hand, two a curve, rounded. They were set between the sources named with each curve, none
-of which is a row that `published.py` is checked on; those rows were known then, so the check there is not blind. No row
-has a constant of its own. `first` is of one node with well-made kernels, `floor` what very many devices approach.
-β: from the A100 sources, whose scale is the widest (8 to 2,048).
+of which is a row that docs/predictions.md is checked on; those rows were known then, so the check there is not blind.
+No row has a constant of its own. `first` is of one node with well-made kernels, `floor` what very many devices
+approach. β: from the A100 sources, whose scale is the widest (8 to 2,048).
 
 The range is a factor of 0.8 to 1.25: the published MFU of large runs and of NVIDIA's own tuned recipes lie in it; a
 first run of a new stack can lie below.

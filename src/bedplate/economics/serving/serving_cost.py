@@ -177,9 +177,9 @@ def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed:
     ):
         if limit is not None and seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over the "
-                f"target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts or "
-                "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
+                f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
+                "or answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return outcome
 

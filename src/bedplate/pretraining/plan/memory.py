@@ -15,14 +15,13 @@ from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
-from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
 from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.objectives.objective import TokenCounts
-from bedplate.training.objectives.token_term import HEAD_ROWS
+from bedplate.training.objectives.token_term import HEAD_ROWS, PIECE
 from bedplate.training.parallel.layout import Axis
 
 MASTER = 4
@@ -125,9 +124,9 @@ def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: 
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(
-            heads=spec.heads // tensor,
-            kv_heads=spec.kv_heads // tensor,
-            feedforward_size=spec.feedforward_size // tensor,
+            heads=spec.attention.heads // tensor,
+            kv_heads=spec.attention.kv_heads // tensor,
+            feedforward_size=spec.feedforward.size // tensor,
             experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
         )
     return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
@@ -149,10 +148,10 @@ def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float
 
 def _backward_values(spec: TransformerSpec) -> int:
     """Values a token that a feed-forward's backward pass makes at once: gradients of a product and of its factors."""
-    width, part = spec.feedforward_size, spec.experts
+    width, part = spec.feedforward.size, spec.experts
     if part is not None:
         width = max(width if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
-    return (3 if spec.gated else 2) * width
+    return (3 if spec.feedforward.gated else 2) * width
 
 
 def _gathered(counts: _WeightCounts, value: int) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, UnsupportedModelError
@@ -45,10 +44,10 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
     family = family.of(spec)
     back = family.to_spec(family.to_config(spec))
     if back != spec:
-        field_name = next(f.name for f in fields(spec) if getattr(spec, f.name) != getattr(back, f.name))
+        field_name = next(name for name, value in spec.flat().items() if value != back.flat()[name])
         raise UnsupportedModelError(
             f"model.family: {family.name} cannot say what this model has, so that it could not be exported: "
-            f"{field_name} = {getattr(spec, field_name)!r}; choose another family"
+            f"{field_name} = {spec.flat()[field_name]!r}; choose another family"
         )
     return spec, family
 

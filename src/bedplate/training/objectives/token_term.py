@@ -5,7 +5,7 @@ Shapes: N positions, D features, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.models.layers.gradients import row_pieces
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
 
@@ -103,6 +102,10 @@ HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 
 
+PIECE = 1 << 19
+"""Logits whose loss is computed at a time on a CPU: 2 MB in float32, of which a few fit the last-level cache."""
+
+
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
     """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states; what is
     NO_TARGET among them adds nothing, as in torch's own.
@@ -147,6 +150,13 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[
     return plain + z * squared if z else plain, metrics
 
 
+def _row_pieces(x: Tensor) -> Iterator[slice]:
+    """Rows of the first dimension, so many at a time that they hold about `PIECE` values."""
+    rows = max(1, PIECE * len(x) // max(1, x.numel()))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets. One exponential a
     logit, of rows that stay in cache; autograd's own way makes two, and reads and writes several tensors as large as
@@ -159,7 +169,7 @@ class _CrossEntropy(torch.autograd.Function):
         to_logits = torch.empty_like(logits_NV)
         metrics = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
         plain, squared, right = metrics.unbind()
-        for at in row_pieces(logits_NV):
+        for at in _row_pieces(logits_NV):
             logits, target = logits_NV[at].to(metrics.dtype), targets_N[at, None]
             has_target = target != NO_TARGET
             target = target.where(has_target, 0)

@@ -317,9 +317,10 @@ def markdown_throughputs() -> str:
     """The table of throughputs."""
     head = "| run | devices | tokens/s/device, predicted | measured | error | source |\n|---|---|---|---|---|---|"
     rows = (
-        f"| {prediction.run.name} | {prediction.run.devices} | {prediction.tokens_per_second:,.0f} | {prediction.run.tokens_per_second:,.0f} "
-        f"| {_error(prediction.error, prediction.run.is_checked)} | {_source(prediction.run.source, prediction.run.note)} |"
+        f"| {run.name} | {run.devices} | {prediction.tokens_per_second:,.0f} | {run.tokens_per_second:,.0f} "
+        f"| {_error(prediction.error, run.is_checked)} | {_source(run.source, run.note)} |"
         for prediction in predicted_throughputs()
+        for run in (prediction.run,)
     )
     return "\n".join((head, *rows))
 
@@ -332,7 +333,8 @@ def _run_rows() -> Iterator[str]:
         flops = f"{prediction.flops:.3g}" if run.model is not None else "as logged"
         hours = ""
         if prediction.gpu_hours is not None:
-            hours = f"{_round(prediction.gpu_hours.central)} ({_round(prediction.gpu_hours.low)} to {_round(prediction.gpu_hours.high)})"
+            low, central, high = (_round(getattr(prediction.gpu_hours, end)) for end in ("low", "central", "high"))
+            hours = f"{central} ({low} to {high})"
         cells = (
             run.name,
             devices,

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, PRICES, decided
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.costs.decisions.bill import Bill, Fleet, Volume
-from bedplate.economics.costs.decisions.breakeven import cheaper_from
-from bedplate.economics.costs.decisions.words import as_values, break_even
+from bedplate.economics.costs.decisions.break_even import last_change
+from bedplate.economics.costs.decisions.explanation import as_values, break_even
 
 DAYS = 100
 TUNED = {
@@ -45,8 +44,8 @@ def test_tuning_never_pays_where_its_premium_is_more_than_the_spared_prompt() ->
     assert crossing.calls_per_day is None
     assert crossing.days is None
     assert crossing.reason is not None
-    assert "saves $0.000235 on repeated prompt (the 480 prompt tokens it spares, at their price)" in crossing.reason
-    assert "does not cover the $0.0002 on input and $0.0005 on output that it adds" in crossing.reason
+    assert "saves $0.000235 on repeated prompt (its prompt is 480 tokens shorter)" in crossing.reason
+    assert "but adds $0.0002 on input and $0.0005 on output" in crossing.reason
     assert "never" in break_even(crossing)
 
 
@@ -140,61 +139,25 @@ def test_whole_machines_make_steps_and_every_one_counts(price: float) -> None:
 
 
 def test_a_window_that_closes_again_is_told_but_is_no_break_even() -> None:
-    """The machine is cheaper until a second one is needed; in the end its calls cost more."""
-    volume = Volume(1, 0.0, 10)
-    machine = Bill((), (), (), Fleet(10.0, 100.0, 1))
-    hosted_bill = Bill((("start", 95.0),), (), (("call", 0.06),))
-    calls, windows = cheaper_from(machine, hosted_bill, volume)
-    assert calls is None
-    # 100 < 95 + 0.6 v from v = 8.33 to 100; 200 < 95 + 0.6 v from 175 to 200, and so on: 0.6 v < 95 + … never closes
-    assert windows[0] == pytest.approx((5 / 0.6, 100))
-    assert windows[1] == pytest.approx((105 / 0.6, 200))
-    dear_calls = Bill((("start", 95.0),), (), (("call", 0.02),))
-    assert cheaper_from(machine, dear_calls, volume) == (None, (pytest.approx((25, 100)),))
+    """A difference that is below 0 from 1 to 3 and from 5 on, or before that alone."""
+    places = [0.5 * n for n in range(1, 20)]
+    assert last_change(lambda x: (x - 1) * (x - 3) * (5 - x), places) == (
+        pytest.approx(5),
+        ((pytest.approx(1), pytest.approx(3)),),
+    )
+    assert last_change(lambda x: x - 2.2, places) == (None, ((0.0, pytest.approx(2.2)),))
+    assert last_change(lambda x: -x, places) == (0.0, ())
 
 
-@pytest.mark.parametrize("growth", [0.8, -0.5])
-@pytest.mark.parametrize("price", [0.22, 0.24, 0.26])
-def test_with_growth_machines_are_added_as_they_are_needed(growth: float, price: float) -> None:
-    prices = PRICES.replace("small: {usd_per_million_input: 1", f"small: {{usd_per_million_input: {price}")
-    hosted_call = (600 * price + 50 * 3) / 1e6
-    crossing = decided(
-        {"hosted": {"model": "small"}, "open": RESERVED}, f"traffic.growth_per_year={growth}", prices=prices
-    ).break_even("open", "hosted")
-    assert crossing is not None
-    steps = [2e5 * 1.004**i for i in range(700)]
-    assert crossing.calls_per_day == pytest.approx(brute(steps, hosted_call, growth, parts=8), rel=0.01)
-
-
-@given(
-    growth=st.sampled_from([0.0, 0.6, -0.3]),
-    setup=st.floats(1, 3000),
-    call=st.floats(0.9, 1.5),
-    price_ratio=st.one_of(st.none(), st.floats(0.6, 2.0)),
-)
-@settings(deadline=None, max_examples=40)
-def test_every_crossing_is_found(growth: float, setup: float, call: float, price_ratio: float | None) -> None:
-    """Against 6,000 volumes looked at one by one, near the machines' own cost of a call, where crossings are many."""
-    volume, fleet = Volume(1, growth, 100), Fleet(50.0, 100_000.0, 1)
-    dear = Bill((("setup", setup),), (), (), fleet)
-    if price_ratio is None:
-        cheap = Bill((), (), (("call", call * 50 / 100_000),))
-    else:  # both on machines, of different size
-        cheap = Bill((), (), (), Fleet(20.0, 20_000.0 * price_ratio, 1))
-        setup_short = dear.idle_usd(volume) - cheap.idle_usd(volume)
-        assert setup_short > 0
-    start, windows = cheaper_from(dear, cheap, volume)
-    # Of each fleet 300 steps are looked at, which growth brings nearer; beyond them there is a grid.
-    covered = 300 / 1.2 * min(100_000.0, math.inf if price_ratio is None else 20_000.0 * price_ratio)
-    looked = [v for i in range(1, 6000) if (v := 20 * i**2 / 6) < covered]
-    inside = [any(low <= v < high for low, high in windows) or (start is not None and v >= start) for v in looked]
-    truly = [dear.net_at(volume, v) < cheap.net_at(volume, v) for v in looked]
-    wrong = [
-        v
-        for v, ours, theirs in zip(looked, inside, truly, strict=True)
-        if ours != theirs and abs(dear.net_at(volume, v) - cheap.net_at(volume, v)) > 1e-3
-    ]
-    assert not wrong
+def test_a_machine_that_must_be_added_closes_the_window() -> None:
+    """One machine for $4,800 is cheaper than hosted calls until a second one is needed, at 216,000 calls a day."""
+    price = 0.22 / 1e6 * 600 + 50 * 3 / 1e6  # of a hosted call, a little above that of a full machine
+    prices = PRICES.replace("small: {usd_per_million_input: 1", "small: {usd_per_million_input: 0.22")
+    machine = {"machine": {"name": "box", "seconds_per_call": 0.2, "utilisation": 0.5}}
+    point = decided({"hosted": {"model": "small"}, "open": machine}, prices=prices).break_even("open", "hosted")
+    assert point is not None
+    assert point.windows[0] == pytest.approx((4800 / 100 / price, 216_000), rel=1e-6)
+    assert "for a while also at volumes from" in break_even(point)
 
 
 def test_intervals_hold_the_value_and_say_never_where_some_draws_do() -> None:

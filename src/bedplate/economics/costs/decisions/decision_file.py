@@ -21,14 +21,14 @@ Constraint = Literal[
     "regulatory_isolation", "data_may_not_leave", "highly_proprietary_data", "frontier_research", "latency"
 ]
 Unit = Literal["words", "characters", "tokens"]
-How = Literal["prompted", "tuned", "classical"]
+Method = Literal["prompted", "tuned", "classical"]
 """How an option's model is made to do the task: by its prompt, by weights, or without a base, by a bag of words."""
 
 _NONE = NonNegative.exactly(0)
 
 
 class CallsPerDay(Amount):
-    """Sought far from where it stands: volume is what most answers turn on."""
+    """Searched for flips over a wide range: volume is what most answers turn on."""
 
     requirement = "a number above 0, up to 1e12"
     at_most = 1e12
@@ -68,7 +68,7 @@ class Text(Strict):
 
 
 class OptionText(Strict):
-    """Where an option's text differs. With `unit: tokens`, counted by its own tokenizer, all four are wanted."""
+    """Where an option's text differs. With `unit: tokens`, counted by its own tokenizer, all four must be given."""
 
     unit: Literal["tokens"] | None = None
     instructions: NonNegative | None = None
@@ -78,9 +78,8 @@ class OptionText(Strict):
 
     @model_validator(mode="after")
     def _whole_in_tokens(self) -> Self:
-        four = (self.instructions, self.examples, self.input, self.output)
-        if self.unit == "tokens" and None in four:
-            raise ValueError("text counted in this option's own tokens wants instructions, examples, input and output")
+        if self.unit == "tokens" and None in (self.instructions, self.examples, self.input, self.output):
+            raise ValueError("text counted in this option's own tokens needs instructions, examples, input and output")
         return self
 
 
@@ -274,16 +273,16 @@ class Option(Strict):
         """Whose weights these are."""
         return "hosted" if self.model is not None else "open" if self.pretraining is None else "own"
 
-    def method(self, how: How, retrieves: bool) -> str:
-        """What is done, in the words of the answer."""
-        origins = {"hosted": "a hosted model", "open": "open weights", "own": "a base pretrained from scratch"}
-        verb = {"tuned": f"tune {origins[self.weights]}", "prompted": f"prompt {origins[self.weights]}"}
-        return f"{verb.get(how, 'train a classical model')}{' with retrieval' if retrieves else ''}"
+    def describe(self, method: Method, retrieves: bool) -> str:
+        """What is done, as the answer words it: `tune open weights with retrieval`."""
+        weights = {"hosted": "a hosted model", "open": "open weights", "own": "a base pretrained from scratch"}
+        verbs = {"tuned": f"tune {weights[self.weights]}", "prompted": f"prompt {weights[self.weights]}"}
+        return f"{verbs.get(method, 'train a classical model')}{' with retrieval' if retrieves else ''}"
 
-    def method_in_short(self, how: How, retrieves: bool) -> str:
-        """As `open, tuned, retrieval`."""
-        origin = "own" if how == "classical" else self.weights
-        return f"{origin}, {how}{', retrieval' if retrieves else ''}"
+    def label(self, method: Method, retrieves: bool) -> str:
+        """The same for a table: `open, tuned, retrieval`."""
+        weights = "own" if method == "classical" else self.weights
+        return f"{weights}, {method}{', retrieval' if retrieves else ''}"
 
 
 class Case(Strict):
