@@ -24,7 +24,7 @@ from bedplate.economics.training.training_cost import (
     plan_training,
 )
 from bedplate.models.specs import TransformerSpec
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _SCRIPTS = ("runs.js", "training.js")
 _FEWER, _LARGER = 64, 16
