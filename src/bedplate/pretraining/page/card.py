@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bedplate.pretraining.measure import target_of
+from bedplate.pretraining.page.page import target_of
 from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.markdown import cell, table
 
