@@ -131,9 +131,8 @@ def main() -> None:
     parser.add_argument("--under", default="src", help="a folder or file below the repository's root")
     options = parser.parse_args()
     place = ROOT / options.under
-    candidates = [
-        mutant for path in sorted([place] if place.is_file() else place.rglob("*.py")) for mutant in mutants(path)
-    ]
+    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
+    candidates = [mutant for path in files for mutant in mutants(path)]
     chosen = random.Random(options.seed).sample(candidates, min(options.samples, len(candidates)))
     counts = {"found": 0, "survived": 0, "no tests": 0}
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,13 +143,13 @@ def main() -> None:
             begun = time.perf_counter()
             verdict = outcome(mutant, copy, options.seconds)
             counts[verdict] += 1
-            line = {"outcome": verdict, "file": str(mutant.path.relative_to(ROOT)), "line": mutant.line,
-                    "before": mutant.before, "after": mutant.after, "seconds": round(time.perf_counter() - begun, 1)}  # fmt: skip
+            seconds = round(time.perf_counter() - begun, 1)
+            line = {"outcome": verdict, "file": str(mutant.path.relative_to(ROOT)), "line": mutant.line}
+            line |= {"before": mutant.before, "after": mutant.after, "seconds": seconds}
             print(json.dumps(line), flush=True)
     tried = counts["found"] + counts["survived"]
-    print(
-        f"mutation score {counts['found']} of {tried} = {counts['found'] / max(1, tried):.2f}; {counts['no tests']} without tests"
-    )
+    score = counts["found"] / max(1, tried)
+    print(f"mutation score {counts['found']} of {tried} = {score:.2f}; {counts['no tests']} without tests")
 
 
 if __name__ == "__main__":
