@@ -21,6 +21,7 @@ from tests.inference.toy_requests import (
     reference_denoised,
 )
 from tests.references import reference_bert
+from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine import requests
@@ -121,6 +122,8 @@ def test_the_table_has_every_request_type() -> None:
 
 # --- vectors and latents beside tokens
 
+NATIVE_SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 32}
+
 
 @pytest.fixture
 def unified(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Base:
@@ -177,7 +180,10 @@ def test_vectors_and_latents_run_in_one_batch_with_text_and_answer_as_alone(unif
 
 
 @pytest.mark.parametrize("kernel", ["torch", "native"])
-def test_prompts_with_vectors_answer_like_their_tokens_and_are_cached_by_their_hash(base: Base, kernel: Any) -> None:
+def test_prompts_with_vectors_answer_like_their_tokens_and_are_cached_by_their_hash(
+    tmp_path: Path, kernel: Any
+) -> None:
+    base = load_base(write_tiny_base(tmp_path / "base", **NATIVE_SIZES))
     if kernel == "native" and unsupported(base.spec, base.dtype, base.device) is not None:
         pytest.skip("no native kernel here")
     prompt = random_prompt(7, 40)
