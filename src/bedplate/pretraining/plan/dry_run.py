@@ -16,7 +16,7 @@ from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.local_estimate import does_not_fit, plan_here
 from bedplate.pretraining.plan.memory import device_bytes

@@ -12,7 +12,7 @@ import numpy as np
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.pretraining.run.corpus import HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.run.source_counts import BySource
