@@ -153,6 +153,6 @@ def make_norm(
 ) -> Norm:
     """The spec's norm, over the hidden size if nothing else is said."""
     size = size or spec.hidden_size
-    if spec.norm == "rms":
-        return RMSNorm(size, spec.norm_eps, device, dtype, spec.norm_weight, spec.norm_offset)
-    return LayerNorm(size, spec.norm_eps, device, dtype, spec.norm_weight, spec.norm_bias)
+    if spec.norm.type == "rms":
+        return RMSNorm(size, spec.norm.eps, device, dtype, spec.norm.weight, spec.norm.offset)
+    return LayerNorm(size, spec.norm.eps, device, dtype, spec.norm.weight, spec.norm.bias)

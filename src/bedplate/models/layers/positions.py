@@ -154,7 +154,7 @@ class Rotations:
 
     def __init__(self, spec: TransformerSpec) -> None:
         self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
-        latent = spec.latent
+        latent = spec.attention.latent
         self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
         self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
