@@ -34,7 +34,8 @@ class ScalingFit:
     tokens: tuple[float, float] = (5e9, 500e9)
 
     def loss(self, parameters: Number, tokens: Number) -> Number:
-        return parameters**-self.alpha * self.a + tokens**-self.beta * self.b + self.floor
+        terms = parameters**-self.alpha * self.a + tokens**-self.beta * self.b
+        return terms + self.floor  # pyright: ignore[reportReturnType], a power may be complex for all it knows
 
     def best_parameters(self, flops: Number) -> Number:
         """The size of least loss for so many training operations."""

@@ -312,7 +312,7 @@ def run_formulas(flops_per_token: float, peak_flops_per_second: float, watts: fl
 
 def batch_tokens(flops: Number) -> Number:
     """Tokens of an optimizer step by DeepSeek LLM's fit (2401.02954, equation 4)."""
-    return flops**BATCH_EXPONENT * BATCH_SCALE
+    return flops**BATCH_EXPONENT * BATCH_SCALE  # pyright: ignore[reportReturnType], see ScalingFit.loss
 
 
 def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:

@@ -280,6 +280,16 @@ class Runner:
         job.restart()
         self.put_back(job)
 
+    def recompute_running(self) -> None:
+        """All running jobs start again, because the base's weights change; what they have generated stays."""
+        for job in list(self.active):
+            self._leave_row(job)
+            self.active.remove(job)
+            job.restart()
+            self.put_back(job)
+        if self._rows is not None:
+            self._rows.forget()
+
     def take_back(self, tenant: str, count: int) -> None:
         """A tenant's youngest generations give up their rows, so many of them."""
         mine = [job for job in self.active if job.holds_row and job.request.tenant == tenant and not job.over]

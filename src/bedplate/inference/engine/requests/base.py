@@ -141,6 +141,8 @@ class Stream:
         self._listener: Callable[[], None] | None = None
         self._process = os.getpid()
         self.cancelled = False
+        self.weights_version = 1
+        """The version of the adapter, or of the base, with which the request was queued (`Engine.update`)."""
         self.spent = RequestUsage()
         """What was computed for the request; known once it has ended."""
         self.on_cancel: Callable[[], None] | None = None
