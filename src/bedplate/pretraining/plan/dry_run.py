@@ -30,7 +30,7 @@ from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.device_memory import free_on
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import TextSpec
