@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, count, moved, whole
+from bedplate.cli.options import AllColumns, count, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
@@ -31,7 +31,6 @@ def keys(
     tenant: Annotated[
         str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
     ] = None,
-    model: Annotated[str | None, moved("--model", replacement="bedplate keys create NAME MODEL...")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
     requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
     tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
