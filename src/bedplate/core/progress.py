@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sized
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_MARGIN = re.compile(r"\s*(?:- )?")
 _AFTER = 0.3
 """Seconds after which a bar is shown: what is over sooner does not flicker."""
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
@@ -30,12 +32,38 @@ def console(stderr: bool = False) -> rich.console.Console:
     import rich.console
 
     class Console(rich.console.Console):
-        def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*objects, **{"overflow": "ignore", "crop": False, "highlight": False, **options})
+        def print(self, *objects: Any, **how: Any) -> None:
+            whole: dict[str, Any] = {"overflow": "ignore", "no_wrap": True, "crop": False, "highlight": False, **how}
+            if len(objects) == 1 and isinstance(objects[0], str) and not how.get("soft_wrap"):
+                markup = how.get("markup", True)
+                objects = tuple(_lines(self.render_str(objects[0], markup=markup, highlight=False), self.width))
+                whole["sep"] = "\n"
+            super().print(*objects, **whole)
 
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() or os.environ.get("COLUMNS") else _PIPE_WIDTH
     return Console(stderr=stderr, width=width)
+
+
+def _lines(text: rich.text.Text, width: int) -> Iterator[rich.text.Text]:
+    """A text in lines that are broken at spaces alone; those that go on begin below the first word, behind a dash of
+    a list."""
+    import rich.text
+
+    for line in text.split("\n", allow_blank=True):
+        words = [(match.start(), match.end()) for match in re.finditer(r"\S+", line.plain)]
+        margin = len(_MARGIN.match(line.plain)[0])  # pyright: ignore[reportOptionalSubscript]
+        start, before = 0, ""
+        for at, end in words[1:]:
+            if len(before) + end - start > width:
+                yield rich.text.Text(before).append_text(_without_end(line[start:at]))
+                start, before = at, " " * margin
+        yield rich.text.Text(before).append_text(line[start:])
+
+
+def _without_end(line: rich.text.Text) -> rich.text.Text:
+    line.rstrip()
+    return line
 
 
 def progress(iterable: Iterable[T], description: str, total: float | None = None, unit: str = "it") -> Iterator[T]:
