@@ -23,7 +23,7 @@ from bedplate.core.files import read_jsonl
 from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, compare
 from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.config import FeedbackConfig, KeepRule
 from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
 
 from .conftest import Files, Server, running

@@ -115,7 +115,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
         "num_virtual_tokens": len(prompt),
         "token_dim": prompt.size,
         "num_transformer_submodules": 1,
-        "num_attention_heads": spec.main.heads,
+        "num_attention_heads": spec.main.attention.heads,
         "num_layers": spec.layers,
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,

@@ -19,8 +19,8 @@ _SCRIPTS = ("numbers.js", "page.js", "controls.js", "plots.js", "rows.js")
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
-def interactive_page(title: str, scripts: Sequence[Traversable], data: Mapping[str, Any]) -> str:
-    """The page of some data. scripts: JavaScript files of the page's own arithmetic, in order; the last one starts it.
+def interactive_page(title: str, scripts: Sequence[Traversable | str], data: Mapping[str, Any]) -> str:
+    """The page of some data. scripts: JavaScript of the page, as files or as text, in order; the last one starts it.
 
     ValueError for data with NaN or infinite numbers: a page shows "never" as a word, so it is a null in the data.
     """
@@ -28,8 +28,9 @@ def interactive_page(title: str, scripts: Sequence[Traversable], data: Mapping[s
     from markupsafe import Markup
 
     assets = files("bedplate.report") / "assets"
-    parts = [assets / name for name in _SCRIPTS]
-    script = "\n" + "\n".join(part.read_text(encoding="utf-8") for part in (*parts, *scripts))
+    parts = [*(assets / name for name in _SCRIPTS), *scripts]
+    texts = [part if isinstance(part, str) else part.read_text(encoding="utf-8") for part in parts]
+    script = "\n" + "\n".join(texts)
     style = "\n" + (assets / "page.css").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     return environment.from_string((assets / "page.html").read_text(encoding="utf-8")).render(

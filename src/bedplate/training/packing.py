@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import DataError
 from bedplate.data.packing import DocumentPiece, fill_rows, placed
 from bedplate.models.packed.placement import PlacedDocument, Placement
-from bedplate.training.batch import NO_TARGET, PackedBatch, TrainingExample
-from bedplate.training.texts import LabelledText
+from bedplate.training.batch import NO_TARGET, LabelledText, PackedBatch, TrainingExample
 
 MIN_PREFIX = 4
 """Shorter common prefixes are not worth one more document in the attention."""

@@ -21,7 +21,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.routing import Router, Routing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
-from bedplate.training.objectives import AnyModel, Term
+from bedplate.training.objectives.objective import AnyModel, Term
 from bedplate.training.ranks import ALONE, Ranks
 
 TERM = "router"

@@ -16,8 +16,7 @@ from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
 from bedplate.evaluation.leaks.hidden_groups import hidden_groups
-from bedplate.evaluation.leaks.table import table_of
-from bedplate.evaluation.leaks.words import near_copies, word_vectors
+from bedplate.evaluation.leaks.table import near_copies, table_of, word_vectors
 from bedplate.evaluation.new_rows import every_row
 from bedplate.evaluation.task import Task, load_task
 from bedplate.report.schema_groups import HiddenGroups

@@ -23,8 +23,7 @@ from bedplate.core.statistics import holm, worth
 from bedplate.core.statistics.clusters import group_codes
 from bedplate.core.statistics.likeness import Likeness, likeness
 from bedplate.data.profile import is_group_name
-from bedplate.evaluation.leaks.table import Table
-from bedplate.evaluation.leaks.words import near_copies, word_vectors
+from bedplate.evaluation.leaks.table import Table, near_copies, word_vectors
 from bedplate.report.schema_groups import HiddenGroups
 
 MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40

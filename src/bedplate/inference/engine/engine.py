@@ -18,6 +18,7 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
 from bedplate.inference.engine.loading import Loading
@@ -87,7 +88,7 @@ class Engine(Closing):
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, adapters, hf_name=names)
+        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         requested = SizeOptions(max_step_tokens, max_rows, cache_bytes, slot_bytes)
@@ -116,7 +117,7 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner)
+        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
         self._adapters = self._loading.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
@@ -147,6 +148,15 @@ class Engine(Closing):
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as a prompt. CheckpointError for a base without a tokenizer."""
+        return self.base.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        """What the base is."""
+        base = self.base
+        return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
@@ -214,6 +224,8 @@ class Engine(Closing):
                 self._adapters.release(adapter)
             self._wake()  # somebody may wait for the last who holds an adapter
             raise
+        for job in jobs:
+            job.stream.weights_version = job.adapter.version
         return [job.stream for job in jobs]
 
     def _wake(self) -> None:
@@ -274,6 +286,27 @@ class Engine(Closing):
         with self._compute:
             self._check_open()
             self._loading.load_soft_prompt(key, vectors, adapter)
+
+    def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
+        """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
+
+        Requests from now on use them, and what the prefix cache holds of the older version is out of their reach.
+        Requests that run on an adapter end on the version that they began with (`Stream.weights_version`). Those that
+        run on the base are computed again on the new weights, from the tokens that they have: a base is held once.
+        UsageError where the tensors do not fit, or the engine cannot take them.
+        """
+        self._check_open()
+        with self._compute:
+            self._check_open()
+            if adapter is None:
+                return self._loading.update_base(tensors)
+            return self._loading.update(adapter, tensors)
+
+    def fingerprint(self, adapter: str | None = None) -> str:
+        """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
+        self._check_open()
+        with self._compute:
+            return self._loading.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.

@@ -338,7 +338,7 @@ def refuse_deeper(spec: TextSpec, tensors: int, location: str) -> None:
 def _refuse_later_turns(spec: TextSpec, location: str) -> None:
     """UnsupportedModelError for a decoder whose context goes beyond what LongRoPE turns in one way: what a cache holds
     would be other keys than those of the whole text. (Phi's family ends its context there.)"""
-    rope = spec.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
+    rope = spec.position.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
     scaling = None if rope is None else rope.scaling
     if (
         not isinstance(scaling, LongRopeScaling)

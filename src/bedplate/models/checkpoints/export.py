@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,9 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
     """base.json, from the files as they were written: what a later load will compute."""
     written = load_base(draft, device="cpu")
     if written.spec != base.spec:
-        field_name = next(field.name for field in fields(base.spec) if _differs(field.name, base.spec, written.spec))
-        raise CheckpointError(
-            f"the {base.family.name} family cannot say what this model has: {field_name} = {getattr(base.spec, field_name)!r}"
-        )
+        stored = written.spec.flat()
+        name, value = next((name, value) for name, value in base.spec.flat().items() if value != stored.get(name))
+        raise CheckpointError(f"the {base.family.name} family cannot say what this model has: {name} = {value!r}")
     weights_match = written.identity.weights_id == base.identity.weights_id
     if written.dtype == base.dtype:
         read = written.model.state_dict()
@@ -101,10 +99,6 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
             "same_values": weights_match,
         },
     }
-
-
-def _differs(name: str, first: object, second: object) -> bool:
-    return getattr(first, name) != getattr(second, name)
 
 
 def export_gguf(base: Base, path: Path, ggml_type: str, *, replace: bool = False) -> Path:

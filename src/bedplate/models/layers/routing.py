@@ -78,7 +78,7 @@ class Router(nn.Module):
         for name, size in sizes.items():
             unit_scale = nn.Parameter(torch.ones(size, device=device, dtype=dtype)) if self.part.router_scales else None
             self.register_parameter(name, unit_scale)
-        self.eps = spec.norm_eps
+        self.eps = spec.norm.eps
         # The balancer moves it by steps that bfloat16 would lose.
         number = torch.zeros(count, device=device, dtype=torch.float32) if self.part.selection_bias else None
         self.register_buffer("selection_bias", number)

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,31 @@ import torch
 
 from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl
+from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.run.directory import CHECKPOINTS, EVALUATIONS
 from bedplate.pretraining.run.held_out import HeldBatches
-from bedplate.pretraining.run.samples import inference_copy, samples
+from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.runfile.file import CheckpointsPart, EvaluationPart
-from bedplate.pretraining.suites import suite_rows
+
+SKILLS = ("grammar", "facts", "arithmetic", "code")
+"""Those of SUITES that were written for checkpoints."""
+MEASURES = ("acc", "score", "nats_per_token")
+"""Which measure of a suite makes its curve: the first that it has."""
+
+
+def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
+    """Of each suite the measure that makes its curve, its value and interval, and of how many items."""
+    return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
+
+
+def _row(measures: Mapping[str, Any]) -> dict[str, Any]:
+    measure = next((name for name in MEASURES if name in measures), next(iter(measures)))
+    estimate = measures[measure]
+    return {"measure": measure, "value": estimate["value"], "interval": estimate["interval"], "n": estimate["n"]}
+
 
 logger = logging.getLogger("bedplate.pretraining")
 

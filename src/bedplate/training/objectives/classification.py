@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import UsageError
 from bedplate.models.model import Model
+from bedplate.training.batch import TextBatch, pooled
 from bedplate.training.objectives.objective import Models, Scope, Term
-from bedplate.training.texts import TextBatch, pooled
 
 
 class ClassificationObjective:
