@@ -15,10 +15,11 @@ from torch import Tensor
 
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
-from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.errors import BedplateError, TrainingError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.training.precision import Arithmetic, computing
 
 CONFIG = LoraConfig(r=4, alpha=8)
 PROMPT = random_prompt(3, 40)
@@ -156,3 +157,17 @@ def test_a_base_is_updated_under_running_requests_which_are_computed_again(tiny_
         engine.pin(PROMPT[:16])
         with pytest.raises(UsageError, match="take them out first"):
             engine.update(None, changed)
+
+
+def test_training_converts_no_weights_under_an_engine_that_shares_them(engine: Engine) -> None:
+    models, other = {"policy": engine.base.model}, Arithmetic("bfloat16")
+    with pytest.raises(TrainingError, match="an engine answers with these weights"), computing(models, other):
+        pass
+    with engine.exclusive(), computing(models, other):
+        assert {p.dtype for p in engine.base.model.parameters()} == {torch.bfloat16}
+        with pytest.raises(UsageError, match="has converted this engine's weights"):
+            _answer(engine, adapter=None)
+    assert len(_answer(engine, adapter=None).token_ids) == 10
+    engine.close()
+    with computing(models, other):
+        assert engine.base.model.converted

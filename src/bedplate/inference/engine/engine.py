@@ -129,6 +129,8 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
+        self._weights = run.outline
+        self._weights.readers += 1
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
 
@@ -182,6 +184,10 @@ class Engine(Closing):
         # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
         # takes half as long again, for the rest of the process.
         with self._compute:
+            if self._weights.converted and self._forward is self._torch:
+                raise UsageError(
+                    "a training run has converted this engine's weights for its time; run after it has ended"
+                )
             if self._steps.began is not None:
                 raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
@@ -348,11 +354,16 @@ class Engine(Closing):
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
-        """The base to oneself, between steps: requests wait meanwhile (training, raw logits)."""
+        """The base alone, between steps: requests wait meanwhile (training, raw logits)."""
         if not self._closed:
             self._check_open()
         with self._compute:
-            yield self.base
+            reading = not self._closed
+            self._weights.readers -= reading
+            try:
+                yield self.base
+            finally:
+                self._weights.readers += reading
 
     # The thread
 
@@ -388,5 +399,6 @@ class Engine(Closing):
         with self._compute, contextlib.ExitStack() as cleanup:
             if not self._freed:
                 self._freed = True
+                self._weights.readers -= 1
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
                     cleanup.callback(free)

@@ -45,7 +45,9 @@ def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rul
     if offset and part == "weight" and parameter_name.endswith("norm"):
         return shifted(ours, theirs, offset)
     if turned and parameter_name in ("q", "k"):
-        return interleaved(ours, theirs, attrgetter("attention.heads" if parameter_name == "q" else "attention.kv_heads"))
+        return interleaved(
+            ours, theirs, attrgetter("attention.heads" if parameter_name == "q" else "attention.kv_heads")
+        )
     return renamed(ours, theirs)
 
 
