@@ -22,7 +22,7 @@ from bedplate.models.families.field_map import (
 )
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import Rule, renamed
+from bedplate.models.families.weights import Rule, WeightMap, renamed
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 T = TypeVar("T")
@@ -64,11 +64,19 @@ def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule
     )
 
 
+def decoder_weights(*pairs: tuple[str, str], more: Iterable[Rule] = ()) -> WeightMap:
+    """The weights of a decoder with llama's tables: of each layer these pairs, and `more` rules."""
+    return WeightMap((*decoder_rules(*pairs), *more), IGNORABLE)
+
+
 def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
     """Weights and biases of each layer under other names; parameters that a model does not have are passed over."""
     return (
         renamed(f"layers.{{i}}.{ours}.{part}", f"{prefix}{theirs}.{part}") for ours, theirs in pairs for part in PARTS
     )
+
+
+LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *GATED, *LLAMA_NORMS)
 
 
 def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = False) -> tuple[Field, ...]:

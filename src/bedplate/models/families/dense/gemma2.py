@@ -9,11 +9,10 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     SANDWICH_NORMS,
     TINY,
     activation,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
     windows,
@@ -22,10 +21,9 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *SANDWICH_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *GATED, *SANDWICH_NORMS)
 EXAMPLES = (
     {**TINY, "head_dim": 8, "sliding_window": 7, "query_pre_attn_scalar": 12, "attn_logit_softcapping": 2.0},
     {

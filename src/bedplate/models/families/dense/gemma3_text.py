@@ -10,12 +10,11 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     NO_DROPOUT,
     QK_NORMS,
     SANDWICH_NORMS,
     TINY,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
     take_windows,
@@ -26,10 +25,9 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, ropes
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS)
 EXAMPLES = (
     {**TINY, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 12},
     {

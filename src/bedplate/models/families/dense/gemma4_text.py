@@ -18,12 +18,11 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     NO_DROPOUT,
     QK_NORMS,
     SANDWICH_NORMS,
     TINY,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
     take_windows,
@@ -51,9 +50,14 @@ _LAYER_INPUTS = (
     ("layer_input.down", "per_layer_projection"),
     ("layer_input_norm", "post_per_layer_input_norm"),
 )
-HF_WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_EXPERTS, *_LAYER_INPUTS),
+HF_WEIGHTS = decoder_weights(
+    *ATTENTION,
+    *QK_NORMS,
+    *GATED,
+    *SANDWICH_NORMS,
+    *_EXPERTS,
+    *_LAYER_INPUTS,
+    more=(
         renamed("layer_inputs.embedding.weight", "model.embed_tokens_per_layer.weight"),
         renamed("layer_inputs.projection.weight", "model.per_layer_model_projection.weight"),
         renamed("layer_inputs.norm.weight", "model.per_layer_projection_norm.weight"),
@@ -62,7 +66,6 @@ HF_WEIGHTS = WeightMap(
         renamed(f"{_MIXTURE}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
         *stacked_rules(f"{_LAYER}.experts", f"{_MIXTURE}.experts"),
     ),
-    IGNORABLE,
 )
 _ROPES = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},

@@ -4,24 +4,11 @@ embeddings, scores, residuals and logits.
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
-    MLP_BIAS,
-    TINY,
-    decoder_rules,
-    plain,
-    sizes,
-)
+from bedplate.models.families.decoders import ATTENTION_BIAS, LLAMA_WEIGHTS, MLP_BIAS, TINY, plain, sizes
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, converted, part, real
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {
         **TINY,
@@ -58,4 +45,4 @@ def multipliers(digits: int | None = 9) -> Field:
 
 FIELDS = (*sizes(), *plain(eps=1e-6), ATTENTION_BIAS, MLP_BIAS, multipliers())
 
-HF = hf_family("granite", "GraniteForCausalLM", FIELDS, HF_WEIGHTS, "granite", examples=EXAMPLES)
+HF = hf_family("granite", "GraniteForCausalLM", FIELDS, LLAMA_WEIGHTS, "granite", examples=EXAMPLES)

@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
-    MLP_BIAS,
-    TINY,
-    decoder_rules,
-    plain,
-    sizes,
-)
+from bedplate.models.families.decoders import ATTENTION_BIAS, LLAMA_WEIGHTS, MLP_BIAS, TINY, plain, sizes
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import ignored, only
-from bedplate.models.families.weights import WeightMap
-
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 
 _LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
@@ -43,4 +29,4 @@ FIELDS = (
     ignored("pretraining_tp", "is_llama_config", "mlp_dropout"),
 )
 
-HF = hf_family("llama", "LlamaForCausalLM", FIELDS, HF_WEIGHTS, "llama", examples=EXAMPLES)
+HF = hf_family("llama", "LlamaForCausalLM", FIELDS, LLAMA_WEIGHTS, "llama", examples=EXAMPLES)

@@ -7,8 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import TINY, one_window, plain, sizes
-from bedplate.models.families.dense.mistral import HF_WEIGHTS
+from bedplate.models.families.decoders import LLAMA_WEIGHTS, TINY, one_window, plain, sizes
 from bedplate.models.families.family import hf_family
 
 _YARN: dict[str, Any] = {
@@ -44,4 +43,4 @@ def _with_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "rope_parameters": parameters}
 
 
-HF = hf_family("ministral3", "Ministral3ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_with_rope)
+HF = hf_family("ministral3", "Ministral3ForCausalLM", FIELDS, LLAMA_WEIGHTS, examples=EXAMPLES, prepare=_with_rope)

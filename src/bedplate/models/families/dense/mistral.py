@@ -4,25 +4,13 @@ one window, where it has any.
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
-    TINY,
-    decoder_rules,
-    one_window,
-    plain,
-    sizes,
-)
+from bedplate.models.families.decoders import LLAMA_WEIGHTS, TINY, one_window, plain, sizes
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.weights import WeightMap
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {**TINY, "sliding_window": 7},
     {**TINY, "head_dim": 16, "num_key_value_heads": 6, "sliding_window": None, "tie_word_embeddings": True},
 )
 FIELDS = (*sizes(context=131_072), *plain(eps=1e-6), one_window(4096))
 
-HF = hf_family("mistral", "MistralForCausalLM", FIELDS, HF_WEIGHTS, "llama", examples=EXAMPLES)
+HF = hf_family("mistral", "MistralForCausalLM", FIELDS, LLAMA_WEIGHTS, "llama", examples=EXAMPLES)

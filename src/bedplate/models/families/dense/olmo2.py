@@ -8,19 +8,17 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     QK_NORMS,
     TINY,
-    decoder_rules,
+    decoder_weights,
     plain,
     sizes,
 )
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import constant
-from bedplate.models.families.weights import WeightMap
 
 BRANCH_NORMS = (("attention_norm", "post_attention_layernorm"), ("feedforward_norm", "post_feedforward_layernorm"))
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *BRANCH_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *BRANCH_NORMS)
 EXAMPLES = (
     dict(TINY),
     {**TINY, "num_key_value_heads": 6, "attention_bias": True, "tie_word_embeddings": True, "num_hidden_layers": 2},

@@ -12,12 +12,11 @@ from typing import Any
 
 from bedplate.models.families.decoders import (
     DROPOUTS,
-    IGNORABLE,
     LLAMA_NORMS,
     NO_DROPOUT,
     TINY,
     activation,
-    decoder_rules,
+    decoder_weights,
     one_window,
     rms_norm,
     sizes,
@@ -25,20 +24,20 @@ from bedplate.models.families.decoders import (
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, ignored, only, written
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import WeightMap, fused, halves, qkv_rows
+from bedplate.models.families.weights import fused, halves, qkv_rows
 from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
 _ORIGINAL = "original_max_position_embeddings"
 _PAIRS = (("attention.o", "self_attn.o_proj"), ("feedforward.down", "mlp.down_proj"))
 _QKV = tuple(f"layers.{{i}}.attention.{name}.weight" for name in "qkv")
 _GATE_UP = tuple(f"layers.{{i}}.feedforward.{name}.weight" for name in ("gate", "up"))
-HF_WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*_PAIRS, *LLAMA_NORMS),
+HF_WEIGHTS = decoder_weights(
+    *_PAIRS,
+    *LLAMA_NORMS,
+    more=(
         fused(_QKV, "model.layers.{i}.self_attn.qkv_proj.weight", qkv_rows),
         fused(_GATE_UP, "model.layers.{i}.mlp.gate_up_proj.weight", halves),
     ),
-    IGNORABLE,
 )
 _LONG: dict[str, Any] = {
     "rope_type": "longrope",

@@ -4,26 +4,13 @@ biases on queries, keys and values; in some checkpoints the last layers have a w
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
-    TINY,
-    decoder_rules,
-    plain,
-    sizes,
-    take_windows,
-    window_fields,
-)
+from bedplate.models.families.decoders import LLAMA_WEIGHTS, TINY, plain, sizes, take_windows, window_fields
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, only
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {**TINY, "tie_word_embeddings": True},
     {**TINY, "num_key_value_heads": 6, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
@@ -58,4 +45,4 @@ def qwen_fields(head_dim: int | None = None) -> tuple[Field, ...]:
 
 FIELDS = (*qwen_fields(), constant(attention_bias=True, output_bias=False))
 
-HF = hf_family("qwen2", "Qwen2ForCausalLM", FIELDS, HF_WEIGHTS, "qwen2", examples=EXAMPLES)
+HF = hf_family("qwen2", "Qwen2ForCausalLM", FIELDS, LLAMA_WEIGHTS, "qwen2", examples=EXAMPLES)

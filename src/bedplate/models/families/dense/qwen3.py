@@ -8,18 +8,16 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     LLAMA_NORMS,
     QK_NORMS,
     TINY,
-    decoder_rules,
+    decoder_weights,
 )
 from bedplate.models.families.dense.qwen2 import qwen_fields
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import constant
-from bedplate.models.families.weights import WeightMap
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS)
 _YARN = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, "original_max_position_embeddings": 32}
 EXAMPLES = (
     {**TINY, "head_dim": 16, "tie_word_embeddings": True, "rope_parameters": _YARN},

@@ -5,14 +5,10 @@ layer without positions (https://arxiv.org/abs/2501.18795).
 from __future__ import annotations
 
 from bedplate.models.families.decoders import (
-    ATTENTION,
     ATTENTION_BIAS,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
+    LLAMA_WEIGHTS,
     MLP_BIAS,
     TINY,
-    decoder_rules,
     plain,
     shortest,
     sizes,
@@ -23,10 +19,8 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, ignored, written
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {**TINY, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": 0},
     {
@@ -74,4 +68,4 @@ FIELDS = (
     ignored("max_window_layers", "pretraining_tp"),
 )
 
-HF = hf_family("smollm3", "SmolLM3ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("smollm3", "SmolLM3ForCausalLM", FIELDS, LLAMA_WEIGHTS, examples=EXAMPLES)

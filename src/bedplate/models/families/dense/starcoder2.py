@@ -7,21 +7,19 @@ from __future__ import annotations
 from bedplate.models.families.decoders import (
     ATTENTION,
     DROPOUTS,
-    IGNORABLE,
     LLAMA_NORMS,
     TINY,
     activation,
-    decoder_rules,
+    decoder_weights,
     one_window,
     sizes,
 )
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, constant, flag, ignored, only, real
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import WeightMap
 
 _PLAIN = (("feedforward.up", "mlp.c_fc"), ("feedforward.down", "mlp.c_proj"))
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *_PLAIN, *LLAMA_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *_PLAIN, *LLAMA_NORMS)
 EXAMPLES = (
     {**TINY, "sliding_window": 7},
     {**TINY, "num_key_value_heads": 6, "use_bias": False, "hidden_act": "relu", "tie_word_embeddings": False},

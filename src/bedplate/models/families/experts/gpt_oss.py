@@ -10,11 +10,10 @@ from typing import Any
 
 from bedplate.models.families.decoders import (
     ATTENTION,
-    IGNORABLE,
     LLAMA_NORMS,
     SILU,
     TINY,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
     windows,
@@ -25,21 +24,21 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, converted, flag, ignored, only, part
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import Experts
 
 _MLP = "model.layers.{i}.mlp"
 # What transformers takes where a config has no rope.
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
 
-WEIGHTS = WeightMap(
-    rules=(
-        *decoder_rules(*LLAMA_NORMS, *ATTENTION),
+WEIGHTS = decoder_weights(
+    *LLAMA_NORMS,
+    *ATTENTION,
+    more=(
         renamed("layers.{i}.attention.sinks", "model.layers.{i}.self_attn.sinks"),
         *(renamed(f"layers.{{i}}.feedforward.router.{part}", f"{_MLP}.router.{part}") for part in ("weight", "bias")),
         *interleaved_rules(_MLP),
     ),
-    ignorable=IGNORABLE,
 )
 _TINY = {
     **TINY,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from bedplate.models.families.decoders import (
     ATTENTION,
-    IGNORABLE,
     LLAMA_NORMS,
     SILU,
     TINY,
-    decoder_rules,
+    decoder_weights,
     one_window,
     rms_norm,
     sizes,
@@ -18,19 +17,19 @@ from bedplate.models.families.experts.fields import AS_DENSE, TRAINING, chosen, 
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import ignored, part
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import Experts
 
 _MLP = "model.layers.{i}.block_sparse_moe"
 
-WEIGHTS = WeightMap(
-    rules=(
-        *decoder_rules(*LLAMA_NORMS, *ATTENTION),
+WEIGHTS = decoder_weights(
+    *LLAMA_NORMS,
+    *ATTENTION,
+    more=(
         renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
         *expert_rules(_MLP, ("w1", "w3", "w2")),
         renamed("layers.{i}.feedforward.router.weight", "model.layers.{i}.mlp.gate.weight"),
     ),
-    ignorable=IGNORABLE,
 )
 _TINY = {**TINY, "intermediate_size": 40, "num_local_experts": 5}
 EXAMPLES = (_TINY, _TINY | {"num_experts_per_tok": 3, "num_local_experts": 4, "sliding_window": 7, "head_dim": 12})

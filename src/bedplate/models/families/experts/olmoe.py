@@ -5,12 +5,11 @@ from __future__ import annotations
 from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
-    IGNORABLE,
     LLAMA_NORMS,
     QK_NORMS,
     SILU,
     TINY,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
 )
@@ -19,18 +18,19 @@ from bedplate.models.families.experts.fields import AS_DENSE, TRAINING, chosen, 
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import constant, ignored, only, part
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import Experts
 
 _MLP = "model.layers.{i}.mlp"
 
-WEIGHTS = WeightMap(
-    rules=(
-        *decoder_rules(*LLAMA_NORMS, *ATTENTION, *QK_NORMS),
+WEIGHTS = decoder_weights(
+    *LLAMA_NORMS,
+    *ATTENTION,
+    *QK_NORMS,
+    more=(
         renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
         *expert_rules(_MLP),
     ),
-    ignorable=IGNORABLE,
 )
 _TINY = {**TINY, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "eos_token_id": 2}
 EXAMPLES = (_TINY, _TINY | {"num_key_value_heads": 6, "norm_topk_prob": True, "attention_bias": True})

@@ -6,12 +6,11 @@ from bedplate.models.families.decoders import (
     ATTENTION,
     ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
     LLAMA_NORMS,
     QK_NORMS,
     SILU,
     TINY,
-    decoder_rules,
+    decoder_weights,
     rms_norm,
     sizes,
 )
@@ -21,18 +20,20 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, part
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 _MLP = "model.layers.{i}.mlp"
 
-WEIGHTS = WeightMap(
-    rules=(
-        *decoder_rules(*LLAMA_NORMS, *ATTENTION, *QK_NORMS, *GATED),
+WEIGHTS = decoder_weights(
+    *LLAMA_NORMS,
+    *ATTENTION,
+    *QK_NORMS,
+    *GATED,
+    more=(
         renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
         *expert_rules(_MLP),
     ),
-    ignorable=IGNORABLE,
 )
 _TINY = {**TINY, "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 EXAMPLES = (

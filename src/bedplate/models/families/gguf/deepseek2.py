@@ -14,25 +14,11 @@ from bedplate.models.families.experts import deepseek_v3
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf.experts import WIDTH, take_experts
-from bedplate.models.families.gguf.metadata import (
-    Metadata,
-    decimal,
-    rope_fields,
-    size_fields,
-    take_rope,
-    take_sizes,
-)
-from bedplate.models.families.gguf.tensors import GATED, IGNORABLE, PRE_NORMS, ROUTER, decoder_rules, expert_rules
+from bedplate.models.families.gguf.metadata import Metadata, decimal, rope_fields, size_fields, take_rope, take_sizes
+from bedplate.models.families.gguf.tensors import GATED, PRE_NORMS, ROUTER, decoder_weights, expert_rules
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
-from bedplate.models.specs.transformer import (
-    Experts,
-    LatentAttention,
-    Rope,
-    Scoring,
-    TransformerSpec,
-    YarnScaling,
-)
+from bedplate.models.families.weights import Rule, Tensors, renamed
+from bedplate.models.specs.transformer import Experts, LatentAttention, Rope, Scoring, TransformerSpec, YarnScaling
 
 _NAME, _EPS = "deepseek2", 1e-6
 _LITE = (26, 27)
@@ -75,15 +61,18 @@ def _together(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 
 
 _KV_UP = "layers.{i}.attention.kv_up.weight"
-WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*_ATTENTION, *PRE_NORMS, *GATED, *_SHARED, *ROUTER),
+WEIGHTS = decoder_weights(
+    *_ATTENTION,
+    *PRE_NORMS,
+    *GATED,
+    *_SHARED,
+    *ROUTER,
+    more=(
         Rule((_KV_UP,), ("blk.{i}.attn_k_b.weight", "blk.{i}.attn_v_b.weight"), _split_heads, _together),
         renamed(_KV_UP, "blk.{i}.attn_kv_b.weight"),
         renamed("layers.{i}.feedforward.router.selection_bias", "blk.{i}.exp_probs_b.bias"),
         *expert_rules(),
     ),
-    IGNORABLE,
 )
 _FIRST: dict[str, Any] = deepseek_v3.EXAMPLES[0] | {"num_nextn_predict_layers": 0}
 EXAMPLES = (

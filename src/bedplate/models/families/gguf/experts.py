@@ -8,17 +8,8 @@ from typing import Any
 from bedplate.models.families.family import Family
 from bedplate.models.families.field_map import Field, Values, constant
 from bedplate.models.families.gguf.metadata import SIZES, Metadata, rope
-from bedplate.models.families.gguf.tensors import (
-    ATTENTION,
-    IGNORABLE,
-    PRE_NORMS,
-    QK_NORMS,
-    ROUTER,
-    decoder_rules,
-    expert_rules,
-)
+from bedplate.models.families.gguf.tensors import ATTENTION, PRE_NORMS, QK_NORMS, ROUTER, decoder_weights, expert_rules
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 WIDTH = "expert_feed_forward_length"
@@ -61,6 +52,6 @@ def mixture(
 ) -> Family:
     """An architecture with experts in every layer and norms of queries and keys. partner: its name in Hugging Face's
     format; part: of the experts; needs_head: as `gguf_family` has it; features: of the spec."""
-    rules = (*decoder_rules(*ATTENTION, *QK_NORMS, *PRE_NORMS, *ROUTER), *expert_rules())
+    weights = decoder_weights(*ATTENTION, *QK_NORMS, *PRE_NORMS, *ROUTER, more=expert_rules())
     rows = (SIZES, part, rope(), constant(**features))
-    return gguf_family(name, rows, WeightMap(rules, IGNORABLE), partner, examples=examples, needs_head=needs_head)
+    return gguf_family(name, rows, weights, partner, examples=examples, needs_head=needs_head)

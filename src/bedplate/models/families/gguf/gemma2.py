@@ -5,15 +5,14 @@ from __future__ import annotations
 from bedplate.models.families.dense import gemma2
 from bedplate.models.families.field_map import Field, Values, constant
 from bedplate.models.families.gguf.metadata import SIZES, Metadata, decimal, rope, windows
-from bedplate.models.families.gguf.tensors import AFTER_NORMS, ATTENTION, GATED, IGNORABLE, PRE_NORMS, decoder_rules
+from bedplate.models.families.gguf.tensors import AFTER_NORMS, ATTENTION, GATED, PRE_NORMS, decoder_weights
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 _LARGEST = 46
 """Layers of the 27B model, whose scores llama.cpp scales by 1/√(hidden/heads)."""
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *PRE_NORMS, *AFTER_NORMS, offset=1.0), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *GATED, *PRE_NORMS, *AFTER_NORMS, offset=1.0)
 _FIRST_EXAMPLE, _TWO = (
     {name: value for name, value in example.items() if name != "layer_types"} for example in gemma2.EXAMPLES
 )

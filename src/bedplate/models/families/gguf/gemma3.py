@@ -8,23 +8,14 @@ from bedplate.models.families.dense.gemma2 import SANDWICH
 from bedplate.models.families.field_map import Field, Values, constant
 from bedplate.models.families.gguf.gemma2 import scores_factor
 from bedplate.models.families.gguf.metadata import SIZES, Metadata, decimal, rope, windows
-from bedplate.models.families.gguf.tensors import (
-    AFTER_NORMS,
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    PRE_NORMS,
-    QK_NORMS,
-    decoder_rules,
-)
+from bedplate.models.families.gguf.tensors import AFTER_NORMS, ATTENTION, GATED, PRE_NORMS, QK_NORMS, decoder_weights
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 _LARGEST = 62
 """Layers of the 27B model, whose scores llama.cpp scales by 1/√(hidden/heads)."""
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, offset=1.0), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, offset=1.0)
 EXAMPLES = ({**gemma3_text.EXAMPLES[0], "query_pre_attn_scalar": 8}, gemma3_text.EXAMPLES[1])
 
 

@@ -24,10 +24,9 @@ from bedplate.models.families.gguf.tensors import (
     AFTER_NORMS,
     ATTENTION,
     GATED,
-    IGNORABLE,
     PRE_NORMS,
     QK_NORMS,
-    decoder_rules,
+    decoder_weights,
     expert_rules,
 )
 from bedplate.models.families.gguf.writing import gguf_family
@@ -52,9 +51,15 @@ _EXPERTS = (
 )
 _LAYER_INPUTS = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
 _MIXTURE = "layers.{i}.beside"
-WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_EXPERTS, *_LAYER_INPUTS),
+WEIGHTS = decoder_weights(
+    *ATTENTION,
+    *QK_NORMS,
+    *GATED,
+    *PRE_NORMS,
+    *AFTER_NORMS,
+    *_EXPERTS,
+    *_LAYER_INPUTS,
+    more=(
         renamed("layer_inputs.embedding.weight", "per_layer_token_embd.weight"),
         renamed("layer_inputs.projection.weight", "per_layer_model_proj.weight"),
         renamed("layer_inputs.norm.weight", "per_layer_proj_norm.weight"),
@@ -64,7 +69,6 @@ WEIGHTS = WeightMap(
         renamed(f"{_MIXTURE}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
         *expert_rules(f"{_MIXTURE}.experts"),
     ),
-    IGNORABLE,
 )
 EXAMPLES = (
     {**gemma4_text.EXAMPLES[0], "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL]},

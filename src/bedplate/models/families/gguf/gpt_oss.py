@@ -9,20 +9,21 @@ from bedplate.models.families.experts import gpt_oss
 from bedplate.models.families.field_map import Field, Values, constant
 from bedplate.models.families.gguf.experts import experts
 from bedplate.models.families.gguf.metadata import SIZES, Metadata, rope, windows
-from bedplate.models.families.gguf.tensors import ATTENTION, IGNORABLE, ROUTER, decoder_rules, expert_rules
+from bedplate.models.families.gguf.tensors import ATTENTION, ROUTER, decoder_weights, expert_rules
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import YarnScaling
 
 _NORMS = (("attention_norm", "attn_norm"), ("feedforward_norm", "post_attention_norm"))
 
-WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*ATTENTION, *_NORMS, *ROUTER),
+WEIGHTS = decoder_weights(
+    *ATTENTION,
+    *_NORMS,
+    *ROUTER,
+    more=(
         renamed("layers.{i}.attention.sinks", "blk.{i}.attn_sinks.weight"),
         *expert_rules(),
     ),
-    IGNORABLE,
 )
 EXAMPLES = (gpt_oss.EXAMPLES[0], {**gpt_oss.EXAMPLES[0], "num_key_value_heads": 6, "num_hidden_layers": 2})
 

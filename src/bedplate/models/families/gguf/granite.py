@@ -5,12 +5,11 @@ from __future__ import annotations
 from bedplate.models.families.dense import granite
 from bedplate.models.families.field_map import Field, Values, only
 from bedplate.models.families.gguf.metadata import BIASES, SIZES, Metadata, decimal, rope
-from bedplate.models.families.gguf.tensors import ATTENTION, GATED, IGNORABLE, PRE_NORMS, decoder_rules
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, PRE_NORMS, decoder_weights
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *PRE_NORMS, turned=True), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *GATED, *PRE_NORMS, turned=True)
 
 
 def _read_scales(fields: Metadata, values: Values) -> Values:

@@ -11,20 +11,11 @@ from bedplate.models.families.experts import mixtral
 from bedplate.models.families.family import Family
 from bedplate.models.families.gguf.experts import experts
 from bedplate.models.families.gguf.metadata import BIASES, SIZES, rope
-from bedplate.models.families.gguf.tensors import (
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    PRE_NORMS,
-    ROUTER,
-    decoder_rules,
-    expert_rules,
-)
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, PRE_NORMS, ROUTER, decoder_weights, expert_rules
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-WEIGHTS = WeightMap((*decoder_rules(*ATTENTION, *GATED, *PRE_NORMS, *ROUTER, turned=True), *expert_rules()), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *GATED, *PRE_NORMS, *ROUTER, turned=True, more=expert_rules())
 EXAMPLES = (
     # heads wide enough that Llama-3's scaling shows in several pairs
     {**llama.EXAMPLES[0], "head_dim": 64, "num_attention_heads": 2, "num_key_value_heads": 1},

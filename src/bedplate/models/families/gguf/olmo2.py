@@ -9,15 +9,14 @@ from bedplate.models.families.dense import olmo2, olmo3
 from bedplate.models.families.family import Family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.gguf.metadata import SIZES, Metadata, rope, take_windows
-from bedplate.models.families.gguf.tensors import ATTENTION, GATED, IGNORABLE, QK_NORMS, decoder_rules
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, QK_NORMS, decoder_weights
 from bedplate.models.families.gguf.writing import gguf_family
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 _NORMS = (("attention_norm", "post_attention_norm"), ("feedforward_norm", "post_ffw_norm"))
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *_NORMS), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *_NORMS)
 EXAMPLES = (olmo2.EXAMPLES[0], {**olmo2.EXAMPLES[1], "attention_bias": False, "tie_word_embeddings": False})
 _WINDOWED = (
     olmo3.EXAMPLES[0],

@@ -5,11 +5,10 @@ from __future__ import annotations
 from bedplate.models.families.dense import qwen3
 from bedplate.models.families.field_map import constant
 from bedplate.models.families.gguf.metadata import BIASES, SIZES, rope
-from bedplate.models.families.gguf.tensors import ATTENTION, GATED, IGNORABLE, PRE_NORMS, QK_NORMS, decoder_rules
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, PRE_NORMS, QK_NORMS, decoder_weights
 from bedplate.models.families.gguf.writing import gguf_family
-from bedplate.models.families.weights import WeightMap
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS)
 EXAMPLES = (qwen3.EXAMPLES[0], {**qwen3.EXAMPLES[1], "attention_bias": False})
 ROWS = (SIZES, BIASES, constant(qk_norm="head"), rope())
 

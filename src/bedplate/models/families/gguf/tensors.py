@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from operator import attrgetter
 
 from bedplate.models.families.gguf.metadata import TABLES
-from bedplate.models.families.weights import Rule, Tensors, interleaved, need_alike, renamed
+from bedplate.models.families.weights import Rule, Tensors, WeightMap, interleaved, need_alike, renamed
 from bedplate.models.specs.transformer import TransformerSpec
 
 PARTS = ("weight", "bias")
@@ -38,6 +39,13 @@ def decoder_rules(*pairs: tuple[str, str], offset: float = 0.0, turned: bool = F
         *(_rule(ours, theirs, part, offset, turned) for ours, theirs in named for part in PARTS),
         renamed("lm_head.weight", "output.weight"),
     )
+
+
+def decoder_weights(
+    *pairs: tuple[str, str], offset: float = 0.0, turned: bool = False, more: Iterable[Rule] = ()
+) -> WeightMap:
+    """The weights of a decoder: the rules of these pairs, and `more`."""
+    return WeightMap((*decoder_rules(*pairs, offset=offset, turned=turned), *more), IGNORABLE)
 
 
 def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rule:
