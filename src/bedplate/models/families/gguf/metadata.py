@@ -43,8 +43,8 @@ class Metadata(Fields):
         keys = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
         keys.pop(POOLING, None)
         super().__init__(keys, f"GGUF metadata ({architecture})")
-        self.names: Collection[str] = config["tensor_names"]
-        self.token_rows = int(config["embedding_rows"])
+        self.names: Collection[str] = config.get("tensor_names", ())
+        self.token_rows = int(config.get("embedding_rows", 0))
         self.tables: Mapping[str, Sequence[float]] | None = config.get("tables")
 
     def per_layer(self, name: str, layers: int) -> Sequence[int]:
