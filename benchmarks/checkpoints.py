@@ -31,7 +31,7 @@ from bedplate.models.specs.transformer import (
 )
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.parallel import ParallelConfig, launched, parallelised
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import Ranks

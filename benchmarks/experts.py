@@ -29,7 +29,7 @@ from bedplate.models.specs.transformer import (
 )
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples
 from comparison import Row, best_seconds, interleaved, need, report, start

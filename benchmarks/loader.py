@@ -59,7 +59,7 @@ def write(place: Path, tokens: int) -> Path:
 
 def memory(place: Path, row: int, rows: int) -> float:
     """Peak of this process beyond its imports, in MB, anonymous memory alone: mapped pages are the system's cache."""
-    from bedplate.training.corpus_source import CorpusSource
+    from bedplate.training.sources import CorpusSource
 
     def resident_mb() -> float:
         status = Path("/proc/self/status").read_text()
@@ -98,8 +98,8 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
 
     from bedplate.models.decoder import Decoder
     from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
-    from bedplate.training.corpus_source import CorpusSource
-    from bedplate.training.objectives import NextToken
+    from bedplate.training.objectives.language import NextToken
+    from bedplate.training.sources import CorpusSource
 
     corpus = write(place / "large", options.tokens)
     began = time.perf_counter()

@@ -25,7 +25,7 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.packing import rows_batch
 from comparison import Row, report, start

@@ -1,5 +1,5 @@
 """Builds the site: writes cli.md from `--help`, report.schema.json from the report's models, architecture.svg from the
-imports and the marked parts of pages from the cost model's tables, then every Markdown page of this folder to site/ as HTML."""
+imports and the marked parts of pages from the tables, then every Markdown page of this folder to site/ as HTML."""
 
 from __future__ import annotations
 

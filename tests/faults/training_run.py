@@ -22,7 +22,7 @@ from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, Po
 from bedplate.training import loop, state
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 
 

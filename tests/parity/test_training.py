@@ -15,7 +15,8 @@ from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken, token_term
+from bedplate.training.objectives import token_term
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.sources import DocumentSource
 
 LENGTH, ROWS = 40, 6

@@ -23,7 +23,7 @@ from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 

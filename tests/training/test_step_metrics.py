@@ -24,8 +24,8 @@ from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Sc
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken, Sft, Term
-from bedplate.training.objectives.language import MultiTokenPrediction
+from bedplate.training.objectives.language import MultiTokenPrediction, NextToken, Sft
+from bedplate.training.objectives.objective import Term
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource

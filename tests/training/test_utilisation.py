@@ -10,7 +10,7 @@ from tests.tiny import tiny_spec
 
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 from bedplate.training.utilisation import Utilisation, measure_peak, utilisation_of
 

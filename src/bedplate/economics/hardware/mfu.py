@@ -22,6 +22,7 @@ from typing import Literal
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
+from bedplate.economics.numbers.formula import Formula, call, inputs
 
 BETA = 0.2
 LOW, HIGH = 0.8, 1.25
@@ -51,7 +52,13 @@ class MfuCurve:
 
     def at(self, n: int) -> float:
         """The central share of `n` devices."""
-        return self.floor + (self.first - self.floor) * (8 / max(n, 8)) ** BETA
+        return self.formula.compile()((float(n),))
+
+    @property
+    def formula(self) -> Formula:
+        """The central share, as a function of the number of devices."""
+        (devices,) = inputs(1)
+        return (8.0 / call("max", devices, 8.0)) ** BETA * (self.first - self.floor) + self.floor
 
 
 CURVES: dict[str, MfuCurve] = {

@@ -8,9 +8,9 @@ value of every input. A comparison counts as 1 or 0 in both. A function of plain
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 Number = TypeVar("Number", float, "Formula")
 """What arithmetic of plain operators is for: numbers, or formulas."""
@@ -82,14 +82,21 @@ def inputs(count: int) -> tuple[Formula, ...]:
     return tuple(Formula(f"v[{place}]", frozenset((place,))) for place in range(count))
 
 
-def javascript(name: str, formulas: str) -> str:
-    """A script that defines `name` as an object or list, written by `function` below."""
-    return f"const {name} = (({{ {', '.join(FUNCTIONS)} }}) => ({formulas}))(Math);"
+def javascript(name: str, formulas: object) -> str:
+    """A script that defines `name`: mappings and sequences of formulas as objects and lists of functions of the inputs'
+    values. Keys must be identifiers."""
+    return f"const {name} = (({{ {', '.join(FUNCTIONS)} }}) => ({_javascript(formulas)}))(Math);"
 
 
-def function(formula: Formula | None) -> str:
-    """A formula as a JavaScript function of the inputs' values."""
-    return "null" if formula is None else f"(v) => {formula.text}"
+def _javascript(formulas: object) -> str:
+    if isinstance(formulas, Formula):
+        return f"(v) => {formulas.text}"
+    if isinstance(formulas, Mapping):
+        pairs = cast("Mapping[str, object]", formulas).items()
+        return f"{{ {', '.join(f'{key}: {_javascript(value)}' for key, value in pairs)} }}"
+    if isinstance(formulas, Sequence):
+        return f"[{', '.join(map(_javascript, cast('Sequence[object]', formulas)))}]"
+    return "null"
 
 
 def total(parts: Iterable[Formula]) -> Formula:

@@ -18,9 +18,9 @@ from bedplate.economics.costs.decisions.explanation import FORMULAS
 from bedplate.economics.costs.decisions.inputs import Input
 from bedplate.economics.costs.decisions.option_costs import OptionCosts, option_costs
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, SEARCHED_PLACES
-from bedplate.economics.numbers.formula import Formula, function, javascript, total
+from bedplate.economics.numbers.formula import Formula, javascript, total
 from bedplate.economics.numbers.prices import Prices
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _SLIDERS = 5
 """Of the numbers that the answer turns on, besides volume and horizon."""
@@ -129,12 +129,16 @@ def _option(option: OptionCosts, case: Case, bars: Bars) -> dict[str, Any]:
 
 def _formulas(calls: Formula, options: Sequence[OptionCosts]) -> str:
     """`COSTS`: total calls, and of each option its lines, totals, machines and the cost of one more call."""
-
-    entries = [
-        f"{{ amounts: [{', '.join(function(line.usd) for line in option.lines)}], total: {function(option.total)},"
-        f" net: {function(option.net)}, call: {function(total(option.per_call.values()))},"
-        f" machines: {function(option.machines)}, busy: {function(option.busy)},"
-        f" capacities: [{', '.join(map(function, option.capacities))}] }}"
+    by_option = [
+        {
+            "amounts": [line.usd for line in option.lines],
+            "total": option.total,
+            "net": option.net,
+            "call": total(option.per_call.values()),
+            "machines": option.machines,
+            "busy": option.busy,
+            "capacities": option.capacities,
+        }
         for option in options
     ]
-    return javascript("COSTS", f"{{ calls: {function(calls)}, options: [{', '.join(entries)}] }}")
+    return javascript("COSTS", {"calls": calls, "options": by_option})

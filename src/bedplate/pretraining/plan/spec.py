@@ -1,4 +1,4 @@
-"""From the run file's model to a spec that its family can export, and to first weights."""
+"""The architecture of a run: from the model part of its file to a spec that its family can export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bedplate.models.families import Family, find_family
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.pretraining.runfile.dial import shape_for
 from bedplate.pretraining.runfile.file import ModelPart
-from bedplate.training.objectives import Masked
+from bedplate.training.objectives.masked import Masked
 
 DEFAULT_CONTEXT = 1024
 
@@ -37,7 +37,7 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
             )
     else:
         spec = _dialled(family, part, vocabulary)
-    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked().name:
+    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked.name:
         if family.with_masked_head is None:
             raise ConfigError(f"model.family: {family.name} has no head that says which tokens were hidden")
         spec = family.with_masked_head(spec)
