@@ -13,7 +13,7 @@ from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
-from bedplate.data.linked import linked, links_of
+from bedplate.data.splits import linked, links_of
 from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
@@ -32,7 +32,7 @@ from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
-from bedplate.report.schema_groups import Grouping
+from bedplate.report.schema_parts import Grouping
 
 
 @dataclass(frozen=True)

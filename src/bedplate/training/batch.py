@@ -1,4 +1,5 @@
-"""What a training step consumes: an example, and the micro-batch made of several. Shapes: B rows, T tokens."""
+"""Training examples and the micro-batches packed from them: token rows for language models, texts with labels for
+encoders. Shapes: B rows, T tokens, N texts, C labels."""
 
 from __future__ import annotations
 

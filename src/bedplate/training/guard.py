@@ -1,7 +1,7 @@
-"""Which steps are not applied: those that are not finite, and spikes. Decided on the device, where nothing is read.
+"""The step guard: skips steps whose loss or gradient is not finite, and spikes, and stops a run that has too many.
 
-OLMo's rule (https://github.com/allenai/OLMo-core, `SkipStepOptimizer`): a loss or a gradient's norm that is far above
-the mean of the last steps. Only steps that were applied count for the mean.
+Decided on the device without reading anything back. OLMo's rule (https://github.com/allenai/OLMo-core,
+`SkipStepOptimizer`): a loss or gradient norm far above the mean of the last steps that were applied.
 """
 
 from __future__ import annotations

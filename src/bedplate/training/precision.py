@@ -1,8 +1,9 @@
-"""A run's models in the arithmetic that it computes in, and as they were afterwards.
+"""The arithmetic of a run: chosen by timing training steps on this machine, applied while the run lasts, undone after.
 
-A bfloat16 weight is a float32 number, so that widening changes no value; what a frozen weight held is kept aside and
-put back, bit by bit. A weight that is trained goes back as its float32 master, rounded to the dtype that it was held
-in. A weight belongs to one run at a time: what a second one kept aside would be the first one's.
+A base is held in the dtype that inference or its user chose, and another may train faster: the candidates take turns on
+the first blocks (of random weights) at the shapes of tuning, and the best time of each counts. A bfloat16 weight is a
+float32 number, so widening changes no value; the original of a frozen weight is set aside and restored bit by bit, a
+trained weight returns as its float32 master, rounded. A weight belongs to one run at a time.
 """
 
 from __future__ import annotations

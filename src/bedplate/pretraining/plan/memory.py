@@ -1,8 +1,8 @@
-"""What one device holds at the fullest moment of a step, in bytes by what it is, as our own training holds it.
+"""Memory of one device at the fullest moment of a step, in bytes by kind.
 
-Weights, gradients and states by the optimizer's own tensors (`training.optimizers`), shared as the layout says (FSDP2,
-https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations by `economics`, which
-counts what is kept operation by operation; and what comes and goes: logits, blocks that are gathered, updates.
+Weights, gradients and optimizer states follow the optimizer's own tensors (`training.optimizers`), shared as the layout
+says (FSDP2, https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations come from
+`economics`, operation by operation; and transient tensors: logits, gathered blocks, updates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""What is reached on the same held-out texts without a neural network: gzip, xz, and a model of counts."""
+"""Baselines on the same held-out texts without a neural network: gzip, xz, and an n-gram model.
+
+The n-gram model has interpolated, modified Kneser–Ney smoothing (Chen and Goodman 1998,
+https://dash.harvard.edu/handle/1/25104739, section 3): absolute discounts by count, lower orders from the number of
+different tokens that precede. Counts are sorted arrays, not dictionaries.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is looked at when a checkpoint was saved. Nothing that goes wrong here ends the run: it is written down."""
+"""Evaluation of a checkpoint: held-out loss, samples, skill suites, exported bases. Failures are recorded, not
+raised."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def attempt(subject: str, call: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is written."""
+    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is
+    written."""
 
     out: Path
     base: Base

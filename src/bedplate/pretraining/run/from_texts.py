@@ -1,5 +1,4 @@
-"""A run's data from texts as they are: read, tokenised in memory, a share kept apart. What does not fit in memory is
-built into a corpus first."""
+"""A run's data from texts named in its file: read, cut into documents, tokenised in memory, a share held out."""
 
 from __future__ import annotations
 

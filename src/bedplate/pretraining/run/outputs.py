@@ -1,5 +1,5 @@
-"""What a run leaves in its directory beside its state: what is known of it, judgements, the page, and at the end the
-base with its card. Of several processes one writes it."""
+"""What a run writes beside its state: its record, evaluations, page, and at the end the base with its card. One process
+writes."""
 
 from __future__ import annotations
 

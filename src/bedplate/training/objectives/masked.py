@@ -1,5 +1,5 @@
-"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder says which tokens stood
-where some were hidden."""
+"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder predicts hidden
+tokens."""
 
 from __future__ import annotations
 

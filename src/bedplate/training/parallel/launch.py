@@ -1,4 +1,4 @@
-"""The processes of a run, as `torchrun` or Slurm started them; a single one otherwise."""
+"""The processes of a run: joined as torchrun or Slurm started them, with one of them doing what is done once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The ranks of a mesh as the training loop sees them: sums over those with other data, and parts of parameters."""
+"""The ranks of a device mesh as the training loop sees them: sums over ranks with other data, and shards of
+parameters."""
 
 from __future__ import annotations
 
