@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import count
 
-from bedplate.inference.execution.calibration import plan_timings
-from bedplate.inference.execution.choice import impossible
-from bedplate.inference.execution.threads import use_cores
-
 import masks
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.execution.calibration import plan_timings
+from bedplate.inference.execution.choice import impossible
 from bedplate.inference.execution.plan import ExecutionPlan, lossless_plans, read_stored
+from bedplate.inference.execution.threads import use_cores
 from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.predict.opening import chosen, held_in

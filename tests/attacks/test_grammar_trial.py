@@ -172,7 +172,7 @@ def test_a_live_server_tries_grammars_there(target):
     reply = target.post(CHAT, json=body, headers=head("us"))
     assert reply.status_code == 200, json.dumps(reply.json())
     assert trial._process.poll() is None
-    assert len(trial._known) == 1
+    assert len(trial._vocabularies) == 1
 
 
 def test_a_skins_own_grammar_is_not_compiled_again_on_the_loop_after_many_others(target, monkeypatch):

@@ -338,9 +338,9 @@ def test_a_trial_is_small_and_in_proportion(name: str) -> None:
     short = shortened(spec)
     assert short.layers * block_weights(short) <= 5e7
     assert short.vocab_size * short.hidden_size <= 5e6
-    assert short.heads // short.kv_heads == spec.heads // spec.kv_heads
-    assert (short.feedforward_size / short.hidden_size) == pytest.approx(
-        spec.feedforward_size / spec.hidden_size, rel=0.1
+    assert short.attention.heads // short.attention.kv_heads == spec.attention.heads // spec.attention.kv_heads
+    assert (short.feedforward.size / short.hidden_size) == pytest.approx(
+        spec.feedforward.size / spec.hidden_size, rel=0.1
     )
 
 

@@ -196,7 +196,7 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
     from bedplate.core.files import atomic_write
 
     if junit is not None:
-        from bedplate.report import junit as xml
+        from bedplate.report import summary as xml
 
         atomic_write(junit, xml.junit(report.data))
     if markdown is not None:

@@ -52,8 +52,7 @@ def pretrain(
 
     run_config = load_run(run, overrides or ())
     if dry_run:
-        from bedplate.pretraining.plan.dry_run import plan_run
-        from bedplate.pretraining.plan.summary import show_plan
+        from bedplate.pretraining.plan.dry_run import plan_run, show_plan
 
         plan = plan_run(run_config)
         print(json.dumps(plan, allow_nan=False)) if as_json else show_plan(plan)
@@ -93,7 +92,7 @@ def _values(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def _show(pretrained: Pretrained) -> None:
-    from bedplate.pretraining.measure import measure_of
+    from bedplate.pretraining.page.page import measure_of
 
     result = pretrained.result
     print(

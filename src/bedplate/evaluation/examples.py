@@ -13,7 +13,6 @@ from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
-from bedplate.data.linked import linked, links_of
 from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
@@ -22,6 +21,8 @@ from bedplate.data.splits import (
     check_leaks,
     check_unseen,
     deduplicate,
+    linked,
+    links_of,
     row_hash,
     split,
     split_hash,
@@ -32,7 +33,7 @@ from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.production_rows import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
-from bedplate.report.schema_groups import Grouping
+from bedplate.report.schema_parts import Grouping
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task_row import GradedRow
-from bedplate.report.schema_look import Calibration, CalibrationBin, Confusion, Slice
+from bedplate.report.schema_parts import Calibration, CalibrationBin, Confusion, Slice
 
 
 def confidence_of(scores: Mapping[str, float], prediction: str) -> float:

@@ -18,7 +18,7 @@ from bedplate.evaluation.leaks.hidden_groups import grouping_of, hidden_groups, 
 from bedplate.evaluation.leaks.table import near_copies, table_of, word_vectors
 from bedplate.evaluation.new_rows import every_row
 from bedplate.evaluation.task import Task, load_task
-from bedplate.report.schema_groups import HiddenGroups
+from bedplate.report.schema_parts import HiddenGroups
 
 WORDS = np.array([f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("ad", "el", "im", "or", "un", "ast", "ent", "ick")])
 

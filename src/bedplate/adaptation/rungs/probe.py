@@ -35,8 +35,7 @@ from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
-from bedplate.training.precision import computing, lacks_room
-from bedplate.training.precision_choice import choose
+from bedplate.training.precision import choose, computing, lacks_room
 
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
@@ -121,7 +120,9 @@ class Probe(Rung):
             for pooling in poolings:
                 for name in names:
                     head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
-                    estimate = _estimate(context, chosen_on, head, valid_features[name, pooling], head_outputs(context)[0])
+                    estimate = _estimate(
+                        context, chosen_on, head, valid_features[name, pooling], head_outputs(context)[0]
+                    )
                     row = {
                         "name": f"{name}, {pooling}{', the inputs alone' if prompt_name == 'text' else ''}",
                         "C": strength,

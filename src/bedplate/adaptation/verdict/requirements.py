@@ -29,7 +29,7 @@ from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.slices import ROW_SCORE, by_metric, coverage_of, rows_of, sure, values_of
-from bedplate.report.schema_bar import Requirement
+from bedplate.report.schema_parts import Requirement
 
 
 @dataclass(frozen=True)

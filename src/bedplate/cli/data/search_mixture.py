@@ -16,8 +16,7 @@ from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.pretraining.mixing.best import ValueInterval
-    from bedplate.pretraining.mixing.proxies import Proxy
-    from bedplate.pretraining.mixing.search import Search
+    from bedplate.pretraining.mixing.search import Proxy, Search
 
 
 def search_mixture(

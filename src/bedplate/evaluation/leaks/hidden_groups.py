@@ -30,7 +30,7 @@ from bedplate.data.rows import SourceRows
 from bedplate.data.sources import read_rows
 from bedplate.evaluation.leaks.table import SOURCE, Table, near_copies, table_of, word_vectors
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_groups import Grouping, HiddenGroups
+from bedplate.report.schema_parts import Grouping, HiddenGroups
 
 MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
 LEAST_ROWS, LEAST_VALUES = 60, 20
@@ -294,7 +294,7 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
 
 
 def _joined(groups: Sequence[str], first: Codes) -> list[str]:
-    from bedplate.data.linked import linked
+    from bedplate.data.splits import linked
 
     return linked([(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)])
 

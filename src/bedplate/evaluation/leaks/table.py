@@ -21,9 +21,8 @@ from bedplate.core.statistics.clusters import group_codes
 from bedplate.data.corpus.recipe import MinHashSettings
 from bedplate.data.corpus.repeated.minhash import MinHash, clusters
 from bedplate.data.corpus.repeated.words import word_hashes
-from bedplate.data.linked import linked
 from bedplate.data.rows import Row, SourceRows, blank
-from bedplate.data.splits import normalise
+from bedplate.data.splits import linked, normalise
 from bedplate.evaluation.task import Task
 
 SOURCE = "source"

@@ -144,8 +144,8 @@ def sweep_bytes() -> int:
 
 def block_weights(spec: TransformerSpec) -> int:
     """Weights of one block's products."""
-    attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    return attention + (3 if spec.gated else 2) * spec.hidden_size * spec.feedforward_size
+    attention = spec.hidden_size * spec.attention.head_dim * (2 * spec.attention.heads + 2 * spec.attention.kv_heads)
+    return attention + (3 if spec.feedforward.gated else 2) * spec.hidden_size * spec.feedforward.size
 
 
 def product_weights(spec: TransformerSpec) -> int:
@@ -177,11 +177,11 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
     size = block_weights(spec)
     changes: dict[str, Any] = {}
     if size > MAX_BLOCK_WEIGHTS:
-        scale, shared = math.sqrt(MAX_BLOCK_WEIGHTS / size), max(spec.heads // spec.kv_heads, 1)
-        groups = max(round(scale * spec.kv_heads), 1)
+        scale, shared = math.sqrt(MAX_BLOCK_WEIGHTS / size), max(spec.attention.heads // spec.attention.kv_heads, 1)
+        groups = max(round(scale * spec.attention.kv_heads), 1)
         changes = {
             "hidden_size": max(round(scale * spec.hidden_size / 128), 1) * 128,
-            "feedforward_size": max(round(scale * spec.feedforward_size / 128), 1) * 128,
+            "feedforward_size": max(round(scale * spec.feedforward.size / 128), 1) * 128,
             "kv_heads": groups,
             "heads": groups * shared,
         }

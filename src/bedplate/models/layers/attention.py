@@ -162,29 +162,30 @@ class Attention(nn.Module):
         scales, has_keys = spec.scales or Scales(), self.keys_of == layer
         self._how = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, size = spec.hidden_size, self.head_dim
-        q_size, kv_size = spec.heads * size, spec.kv_heads_of(layer) * size
+        q_size, kv_size = spec.attention.heads * size, spec.kv_heads_of(layer) * size
         # With a gate, each head's stands behind its query.
-        self.gated = spec.attention_gate
-        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
+        self.gated = spec.attention.gate
+        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention.bias, device, dtype)
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if has_keys else None
         valued = has_keys and not spec.keys_are_values(layer)
-        self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype) if valued else None
+        self.v = Linear(hidden, kv_size, spec.attention.bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
         read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
         self.joined = Joined(*read) if len(read) > 1 else None
-        self._plain = not (spec.attention_gate or spec.qk_norm is not None or spec.value_norm)
-        self.whole_norm = spec.qk_norm == "projection"
+        self._plain = not (spec.attention.gate or spec.attention.qk_norm is not None or spec.attention.value_norm)
+        self.whole_norm = spec.attention.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
-            make_norm(spec, device, dtype, norm_size) if spec.qk_norm is not None and present else None
+            make_norm(spec, device, dtype, norm_size) if spec.attention.qk_norm is not None and present else None
             for norm_size, present in zip(sizes, (True, has_keys), strict=True)
         )
-        self.v_norm = RMSNorm(size, spec.norm_eps, weighted=False) if spec.value_norm and has_keys else None
-        sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
+        self.v_norm = RMSNorm(size, spec.norm.eps, weighted=False) if spec.attention.value_norm and has_keys else None
+        sinks = torch.zeros(spec.attention.heads, device=device, dtype=dtype) if spec.attention.sinks else None
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
     def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
-        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the layer."""
+        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the
+        layer."""
         self._how = replace(self._how, bias=bias)
 
     @property

@@ -39,15 +39,18 @@ class CrossAttention(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        if spec.cross_size is None:
+        if spec.attention.cross_size is None:
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")
-        self.layer, self.head_dim = layer, spec.head_dim
+        self.layer, self.head_dim = layer, spec.attention.head_dim
         scales = spec.scales or Scales()
         self.options = AttentionOptions(scales.attention, scales.attention_cap)
-        q_size, kv_size = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(spec.hidden_size, q_size, spec.attention_bias, device, dtype)
-        self.k = Linear(spec.cross_size, kv_size, spec.has_key_bias, device, dtype)
-        self.v = Linear(spec.cross_size, kv_size, spec.attention_bias, device, dtype)
+        q_size, kv_size = (
+            spec.attention.heads * spec.attention.head_dim,
+            spec.attention.kv_heads * spec.attention.head_dim,
+        )
+        self.q = Linear(spec.hidden_size, q_size, spec.attention.bias, device, dtype)
+        self.k = Linear(spec.attention.cross_size, kv_size, spec.has_key_bias, device, dtype)
+        self.v = Linear(spec.attention.cross_size, kv_size, spec.attention.bias, device, dtype)
         self.o = Linear(q_size, spec.hidden_size, spec.has_output_bias, device, dtype)
 
     def keys(self, states_BSE: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ class LatentAttentionLayer(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        part, hidden, heads, bias = spec.latent, spec.hidden_size, spec.heads, spec.attention_bias
+        part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
         assert part is not None
         self.layer, self.part, self.heads = layer, part, heads
         self.options = AttentionOptions(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
@@ -104,10 +104,13 @@ class LatentAttentionLayer(nn.Module):
 
 def score_scale(spec: TransformerSpec) -> float:
     """Of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
-    assert spec.latent is not None
+    assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention
-    scale, scaling = spec.latent.key_dim**-0.5, spec.rope.scaling if spec.rope is not None else None
+    scale, scaling = (
+        spec.attention.latent.key_dim**-0.5,
+        spec.position.rope.scaling if spec.position.rope is not None else None,
+    )
     if isinstance(scaling, YarnScaling) and scaling.scale_all:
         scale *= yarn_scale(scaling.factor, scaling.scale_all) ** 2
     return scale

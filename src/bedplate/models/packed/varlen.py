@@ -29,8 +29,8 @@ MAX_HEAD_DIM = 256
 
 class VarlenAttention:
     """As `BlockAttention`, for documents that share no prefix, by a kernel that is told where each document begins
-    among the tokens that are no padding. UnsupportedModelError, by name, for what the kernel cannot do. kernel: with the
-    signature of torch's `varlen_attn`."""
+    among the tokens that are no padding. UnsupportedModelError, by name, for what the kernel cannot do.
+    kernel: with the signature of torch's `varlen_attn`."""
 
     is_cached = False
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from bedplate.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bedplate.skins.prompt import Passage
 
 log = logging.getLogger("bedplate.inference")
@@ -40,6 +42,19 @@ class LookupContext:
 NO_TERMS = LookupContext()
 
 
+@dataclass(frozen=True)
+class PromptVectors:
+    """Features [P, D] in the place of the embeddings of P prompt tokens from position `start` on, whose ids are only
+    placeholders: what an encoder made of an image or a sound.
+
+    sha256: hash of the media file and of how it was encoded; it stands for these tokens in prefix-cache keys.
+    """
+
+    start: int
+    vectors_PD: Tensor = field(compare=False)
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What is asked, and what every request says of itself.
@@ -47,8 +62,8 @@ class Request:
     tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt, None the base itself. skin: in
     whose name it runs, for fairness and counts. Cached tokens are shared by all requests of one adapter within the
     first `shared_tokens` (the skin's own prompt), and after them within one `tenant` only. deadline: in
-    `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: is given back
-    with the result.
+    `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: is returned
+    with the result. vectors: the parts of the prompt that are features of media, for a decoder.
     """
 
     tokens: tuple[int, ...] = field(kw_only=False)
@@ -58,6 +73,7 @@ class Request:
     shared_tokens: int = 0
     deadline: float | None = None
     looked_up: LookedUp | None = None
+    vectors: tuple[PromptVectors, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +141,8 @@ class Stream:
         self._listener: Callable[[], None] | None = None
         self._process = os.getpid()
         self.cancelled = False
+        self.weights_version = 1
+        """The version of the adapter, or of the base, with which the request was queued (`Engine.update`)."""
         self.spent = RequestUsage()
         """What was computed for the request; known once it has ended."""
         self.on_cancel: Callable[[], None] | None = None

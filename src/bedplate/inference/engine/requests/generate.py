@@ -70,7 +70,7 @@ class GenerateJob(RequestJob[Generate]):
     """limit: tokens to generate at most."""
 
     writes: ClassVar[bool] = True
-    lasting: ClassVar[bool] = True
+    holds_row: ClassVar[bool] = True
 
     def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
         self.limit = 0
@@ -156,7 +156,9 @@ class GenerateJob(RequestJob[Generate]):
             return None
         if not self.begun:
             self._begin()
-        return None if self.ended else WritingRow(self, pass_result.at + len(pass_result.positions) - 1, pass_result.draft)
+        if self.ended:
+            return None
+        return WritingRow(self, pass_result.logits_index + len(pass_result.positions) - 1, pass_result.draft)
 
     def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
         """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.inference.engine.checks import check_prompt, check_room, not_finite
+from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors, check_room, not_finite
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import (
     FinishReason,
@@ -27,8 +27,8 @@ from bedplate.inference.engine.requests.base import (
 )
 from bedplate.inference.engine.token_selection import WritingRow
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.prefix_keys import Key
-from bedplate.inference.forward.torch import PassOutput
+from bedplate.inference.forward.batch import LatentInput, PassOutput
+from bedplate.inference.forward.prefix_keys import Key, media_token
 from bedplate.models.checkpoints.base import Base
 
 R = TypeVar("R", bound=Request)
@@ -36,9 +36,9 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class Equipment:
-    """What the requests of one engine are computed with. ends: tokens that end a text. speculates: whether the next
-    tokens are guessed. never: tokens that are no part of any text. longest: tokens of one row that the cache has
-    room for; None: any number."""
+    """What all requests of an engine are computed with. ends: the tokens that end a text. speculates: whether next
+    tokens are drafted. never: tokens that may never be generated. longest: the longest sequence that fits the cache;
+    None: any length."""
 
     base: Base
     grammars: Grammars
@@ -50,21 +50,28 @@ class Equipment:
 
 @dataclass(slots=True)
 class PassRequest:
-    """What is wanted of a pass. logits: the positions whose logits are. likeliest: of these, and of a draft's, no more
-    than what follows likeliest. states: whether all tokens' hidden states are, after `Job.depth` blocks."""
+    """What a job puts into a forward pass beside its tokens, and which outputs it needs.
+
+    logits: the positions whose logits are needed. likeliest: only the likeliest successor of each of these, and of the
+    drafted tokens, is needed. states: the hidden states of all its tokens are needed, after `RequestJob.depth` blocks.
+    vectors: (position, features [P, D]) that stand in the place of its tokens' embeddings. latents: a denoising call.
+    A job that sets one of the last two has `has_features`.
+    """
 
     logits: Sequence[int] = ()
     states: bool = False
     likeliest: bool = False
+    vectors: Sequence[tuple[int, Tensor]] = ()
+    latents: LatentInput | None = None
 
 
 @dataclass(slots=True)
 class PassResult:
-    """What a pass gave for a job's tokens from position `begin` to before `end`.
+    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
 
-    positions: the ones whose logits it wanted. draft: the tokens that were guessed to follow. at: the number of the
-    first of these logits among all of the pass, those of the draft coming last. token: the number of the first token
-    among all of the pass.
+    positions: those whose logits the job asked for. draft: the tokens that were guessed to follow. out: the output of
+    the whole batch. logits_index: index of the job's first logits in it, those of the draft coming last. token_index:
+    index of the job's first token in the batch. latents_index: index of its denoising call; None where it made none.
     """
 
     begin: int
@@ -72,43 +79,54 @@ class PassResult:
     positions: Sequence[int]
     draft: Sequence[int]
     out: PassOutput
-    at: int
-    token: int
+    logits_index: int
+    token_index: int
+    latents_index: int | None = None
 
     @property
     def logits_WV(self) -> Tensor:
-        """Of the wanted positions, in their order."""
+        """The logits of `positions`, in their order."""
         assert self.out.logits_WV is not None
-        return self.out.logits_WV[self.at : self.at + len(self.positions)]
+        return self.out.logits_WV[self.logits_index : self.logits_index + len(self.positions)]
 
     @property
     def states_TD(self) -> Tensor:
-        """Of all tokens, after `Job.depth` blocks or the last norm."""
+        """The hidden states of all the job's tokens, after `RequestJob.depth` blocks or the last norm."""
         assert self.out.hidden_ND is not None
-        return self.out.hidden_ND[self.token : self.token + self.end - self.begin]
+        return self.out.hidden_ND[self.token_index : self.token_index + self.end - self.begin]
+
+    @property
+    def denoised_TC(self) -> Tensor:
+        """The prediction of the job's denoising call."""
+        assert self.latents_index is not None
+        return self.out.denoised[self.latents_index]
 
 
 class RequestJob(ABC, Generic[R]):
-    """One request while it waits and runs. A kind of requests is one file, with its request, its result and a class
-    made of this one, and one row in `kinds.table.KINDS`: what is asked of a kind stands here, and what only one of them
-    needs stands there.
+    """One request while it waits and runs. A request type is one file, with its request, its result and a subclass of
+    this one, and one row in `table.JOB_TYPES`.
 
-    tokens: the sequence to be computed: the adapter's virtual tokens, the prompt, then what the kind adds to it.
-    source: how many first ones an encoder reads: all of the prompt, behind which the decoder starts, or none. computed_tokens:
-    how many of them have keys and values in `row`. cached: of the prompt's tokens, those that were found in the prefix
-    cache; saved_tokens: those of `tokens` that are saved there; marks: where states are saved on the way. begun: the prompt is
-    computed, and an answer has begun that outlasts its row. ended, failed: how it is to leave at the end of the step.
+    tokens: the sequence to compute: the adapter's virtual tokens, the prompt, then what the job appends. source: the
+    number of first tokens that an encoder reads: the whole prompt, behind which the decoder starts, or 0.
+    computed_tokens: how many have keys and values in cache row `row`. cached: prompt tokens found in the prefix cache.
+    saved_tokens: how many of `tokens` are saved there. marks: positions at which recurrent states are saved on the way.
+    begun: the prompt is computed and an answer has begun that outlasts its row. ended, failed: how the job is to leave
+    at the end of the step.
 
-    Work that is no sequence of tokens is one more file too. The engine asks for a cost, and hands out shares of it; a
-    denoising job counts its latents' patches times the steps that are left, and a transcription its frames before its
-    text. Such a job reads its shares in `pass_request` and `consume` as what they are to it, has `reusable` None, for nothing of
-    it stands in the prefix cache, and a field of `Wants` that says what it puts into a pass.
+    Work that is no sequence of tokens has `is_sequence` false and no row. It counts its `cost` in units of one token,
+    is scheduled in shares of that, and says in `pass_request` what a share puts into the pass: a denoising job counts
+    the patches of its next step and makes one call when all are paid for. Vectors that it feeds are `reusable` by
+    others only where `prefix_tokens` names them.
     """
 
     writes: ClassVar[bool] = False
-    """Whether it asks what follows the prompt, and not for the prompt's own states."""
-    lasting: ClassVar[bool] = False
-    """Whether it holds its row for many steps: such rows are counted, and put out where memory is scarce."""
+    """Whether it needs what follows the prompt, and not the prompt's own states."""
+    holds_row: ClassVar[bool] = False
+    """Whether it keeps its row for many steps: such rows are counted, and preempted where memory is scarce."""
+    is_sequence: ClassVar[bool] = True
+    """Whether its shares are tokens of one sequence, which needs a row of the cache."""
+    has_features: bool = False
+    """Whether it puts vectors or latents into its passes."""
 
     def __init__(self, request: R, adapter: Loaded, equipment: Equipment) -> None:
         """Raises RequestError for what cannot run."""
@@ -137,6 +155,9 @@ class RequestJob(ABC, Generic[R]):
         self.compute = 0.0
         self._read = 0
         self.check()
+        if request.vectors:
+            check_prompt_vectors(equipment.base, request.vectors, len(request.tokens))
+            self.has_features = True
         if request.deadline is not None and math.isnan(request.deadline):
             raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
         if not self.reads:
@@ -167,6 +188,25 @@ class RequestJob(ABC, Generic[R]):
         return (
             next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
         )
+
+    def prefix_tokens(self, length: int) -> list[int]:
+        """What names the first `length` tokens in prefix-cache keys: their ids, or the hash of the media there."""
+        names = self.tokens[:length]
+        for part in self.request.vectors:
+            start = self.adapter.virtual + part.start
+            for position in range(start, min(start + len(part.vectors_PD), length)):
+                names[position] = media_token(part.sha256, position - start)
+        return names
+
+    def prompt_vectors(self, begin: int, end: int) -> list[tuple[int, Tensor]]:
+        """The request's vectors at the positions from `begin` to before `end`, for `PassRequest.vectors`."""
+        parts: list[tuple[int, Tensor]] = []
+        for part in self.request.vectors:
+            start = self.adapter.virtual + part.start
+            first, last = max(begin, start), min(end, start + len(part.vectors_PD))
+            if first < last:
+                parts.append((first, part.vectors_PD[first - start : last - start]))
+        return parts
 
     @property
     def prompt_end(self) -> int:
