@@ -165,7 +165,7 @@ class Guarding:
         before, after = self._parent_and_child(
             requests, values, [request.text for request in requests], "refusals", parent, child
         )
-        harmful_count = sum(request.wanted for request in requests)
+        harmful_count = sum(request.should_refuse for request in requests)
         corrected = [detector.corrected(_mean(rows)) for rows in (before[:harmful_count], after[:harmful_count])]
         answered = [detector.corrected(_mean(rows)) for rows in (before[harmful_count:], after[harmful_count:])]
         return _result(
