@@ -1,7 +1,7 @@
 """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
 1. `adapt` reads the task file, checks it and the rows (`search.task_file`, `search.start`), and loads every base once.
-2. Every candidate is fitted on train and evaluated on valid, those of most worth for their time first (`search.run_all`).
+2. Every candidate is fitted on train and evaluated on valid, what is worth most for its time first (`search.run_all`).
 3. Nominees are chosen on valid (`verdict.gate.nominate`); their calls are timed again, the guards of their child bases
    and quantised formats are looked at, until nothing brings another nominee. They are then fixed on disk.
 4. Test is opened once, through the ledger, for the nominees and the references (`search.evaluate_on_test`).

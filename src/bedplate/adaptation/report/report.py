@@ -378,7 +378,10 @@ def _classical(
             f"A classical model of the task's own labels scores {numbers}; {judged} is not measurably better "
             f"(p = {comparison.p_value:.2g}): consider it first{location}."
         )
-    return f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the difference)."
+    return (
+        f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the "
+        "difference)."
+    )
 
 
 def _too_long(tested: Mapping[str, Tested]) -> list[str]:

@@ -49,8 +49,8 @@ def load_adapt_task(
     *,
     anchor_file: Path | None = None,
 ) -> tuple[Task, AdaptSpec]:
-    """A task file and its `adapt` section; `rungs` replaces the file's own. anchor_file: the file whose directory relative
-    paths start from, where it is not this one. Raises ConfigError, UsageError."""
+    """A task file and its `adapt` section; `rungs` replaces the file's own. anchor_file: the file whose directory
+    relative paths start from, where it is not this one. Raises ConfigError, UsageError."""
     task = load_config(path, Task, overrides)
     if task.adapt is None:
         raise ConfigError(

@@ -218,6 +218,6 @@ def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
     problem = "is empty" if sample_answer is None else f"holds no answer of this task (but {sample_answer!r}, for one)"
     labels_note = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
     return (
-        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every skin "
-        f"would look better than it{labels_note}; correct the column, or take `current` out"
+        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every "
+        f"skin would look better than it{labels_note}; correct the column, or take `current` out"
     )

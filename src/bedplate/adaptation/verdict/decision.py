@@ -180,8 +180,8 @@ class GateVerdict:
         )
         if c.expected is not None and score(min(c.expected, c.estimate)) != estimate:
             text += (
-                f" What passed scores {'low' if self.scale.lower_is_better else 'high'} by luck as well: with valid and "
-                f"the others, expect {score(c.expected)}."
+                f" What passed scores {'low' if self.scale.lower_is_better else 'high'} by luck as well: with valid "
+                f"and the others, expect {score(c.expected)}."
             )
         for said, conditions in (
             ("What else is required holds", self.requirements.get(c.rung)),
@@ -259,7 +259,8 @@ class GateVerdict:
         text = (
             f"No {'reached ' if behind else ''}nominee's {self._clears} of {self._bar} on {self._rows}, and not every "
             f"{scale.upper_bound} is {'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, "
-            f"{score(best.estimate)}, {'up to' if scale.lower_is_better else 'from'} {score(best.lower or 0.0)}); {hope}."
+            f"{score(best.estimate)}, {'up to' if scale.lower_is_better else 'from'} {score(best.lower or 0.0)}); "
+            f"{hope}."
         )
         if behind:
             text += (

@@ -136,8 +136,8 @@ def confirm(
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
-    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what else
-    is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
+    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what
+    else is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
     nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
     that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
     """

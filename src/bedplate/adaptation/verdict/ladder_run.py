@@ -25,8 +25,8 @@ class LadderRun:
     candidates have to clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
 
     Filled on the way: outcomes of all candidates; results, those that were made, in the weights to serve; formats that
-    nominees were tried in; guards of nominees on child bases; tested, by candidate; the opening of test, with the seconds that were reserved for it, and
-    the error (alpha) that it may spend; and the verdict.
+    nominees were tried in; guards of nominees on child bases; tested, by candidate; the opening of test, with the
+    seconds that were reserved for it, and the error (alpha) that it may spend; and the verdict.
     """
 
     contexts: Sequence[Context]
