@@ -386,7 +386,8 @@ def test_calibration_takes_out_a_preference_for_a_word():
         predictions.append(Prediction("b" if logit > 0 else "a", "", scores))
     bias = fit_bias(predictions, [labels[t] for t in truth], labels)
     assert bias[0] - bias[1] == pytest.approx(3.0, abs=0.3)
-    after = with_bias(predictions, LabelOutput(labels=labels, continuations=(" a", " b")), bias)
+    output = LabelOutput(labels=labels, continuations=(" a", " b")).with_bias(bias)
+    after = with_bias(predictions, output)
     assert np.mean([p.output == labels[t] for p, t in zip(after, truth, strict=True)]) > 0.8
     assert sum(np.exp(list(after[0].scores.values()))) == pytest.approx(1.0)
 
