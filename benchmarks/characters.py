@@ -37,7 +37,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.packing import rows_batch
 from comparison import Row, need, report, start
 

@@ -21,10 +21,17 @@ from pathlib import Path
 import torch
 
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import (
+    AttentionSpec,
+    FeedForwardSpec,
+    NormSpec,
+    PositionSpec,
+    Rope,
+    TransformerSpec,
+)
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.parallel import ParallelConfig, launched, parallelised
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import Ranks
@@ -32,7 +39,18 @@ from bedplate.training.sources import DocumentSource
 from bedplate.training.state import RunState
 from comparison import Row, report, start
 
-SPEC = TransformerSpec("decoder", 4096, 512, 6, 8, 4, 64, 1536, 256, rope=Rope(), tied_head=True, norm_eps=1e-5)
+SPEC = TransformerSpec(
+    kind="decoder",
+    vocab_size=4096,
+    hidden_size=512,
+    layers=6,
+    context_length=256,
+    attention=AttentionSpec(heads=8, kv_heads=4, head_dim=64),
+    feedforward=FeedForwardSpec(size=1536),
+    norm=NormSpec(eps=1e-5),
+    position=PositionSpec(rope=Rope()),
+    tied_head=True,
+)
 RANKS, LENGTH, ROWS, GOAL = 2, 256, 8, 20.0
 WORKER = "BEDPLATE_BENCH_WORKER"
 

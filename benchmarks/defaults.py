@@ -17,13 +17,12 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from itertools import count
 
-from bedplate.inference.execution.calibration import measured
-from bedplate.inference.execution.choice import impossible
-from bedplate.inference.execution.threads import use_cores
-
 import masks
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.execution.plan import ExecutionPlan, own_ways, read_stored
+from bedplate.inference.execution.calibration import plan_timings
+from bedplate.inference.execution.choice import impossible
+from bedplate.inference.execution.plan import ExecutionPlan, lossless_plans, read_stored
+from bedplate.inference.execution.threads import use_cores
 from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.predict.opening import chosen, held_in
@@ -45,10 +44,10 @@ def compare(level: str, repeats: int) -> Row:
     use_cores()
     stored = read_stored(BASE)
     device = resolve_device("cpu")
-    settings = [setting for setting in own_ways(stored.types) if impossible(stored.spec, setting, device) is None]
-    measured(stored.spec, settings, remeasure=True)
+    settings = [setting for setting in lossless_plans(stored.types) if impossible(stored.spec, setting, device) is None]
+    plan_timings(stored.spec, settings, remeasure=True)
     default = chosen(BASE, device=device)
-    print(f"{level}: the defaults are {default.backend}: {default.why}")
+    print(f"{level}: the defaults are {default.plan}: {default.why}")
     fresh = count()
     with ExitStack() as stack:
         engines: dict[ExecutionPlan, Engine] = {}
@@ -67,7 +66,7 @@ def compare(level: str, repeats: int) -> Row:
     for name, duration in sorted(seconds.items(), key=lambda timing: timing[1]):
         print(f"  {name}: {ANSWER / duration:.1f} tokens/s")
     best = min(seconds, key=lambda name: seconds[name])
-    ours = ANSWER / seconds[str(default.backend)]
+    ours = ANSWER / seconds[str(default.plan)]
     return Row("defaults", ours, ANSWER / seconds[best], "tokens/s", f"fastest: {best}", "-", GOAL)
 
 

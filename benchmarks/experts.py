@@ -18,10 +18,18 @@ import torch
 
 from bedplate.models.decoder import Decoder
 from bedplate.models.precision import DTYPES
-from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
+from bedplate.models.specs.transformer import (
+    AttentionSpec,
+    Experts,
+    FeedForwardSpec,
+    NormSpec,
+    PositionSpec,
+    Rope,
+    TransformerSpec,
+)
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples
 from comparison import Row, best_seconds, interleaved, need, report, start
@@ -31,7 +39,16 @@ GOAL = 0.7
 LENGTH, VOCABULARY = 512, 8192
 CONFIG = TrainConfig(learning_rate=1e-4)
 DENSE = TransformerSpec(
-    "decoder", VOCABULARY, 512, 4, 8, 4, 64, 1536, LENGTH, rope=Rope(), tied_head=True, norm_eps=1e-5
+    kind="decoder",
+    vocab_size=VOCABULARY,
+    hidden_size=512,
+    layers=4,
+    context_length=LENGTH,
+    attention=AttentionSpec(heads=8, kv_heads=4, head_dim=64),
+    feedforward=FeedForwardSpec(size=1536),
+    norm=NormSpec(eps=1e-5),
+    position=PositionSpec(rope=Rope()),
+    tied_head=True,
 )
 
 
@@ -67,8 +84,8 @@ def their_step(part: Experts, dtype: torch.dtype, rows: list[list[int]], product
         "vocab_size": VOCABULARY,
         "hidden_size": DENSE.hidden_size,
         "num_hidden_layers": DENSE.layers,
-        "num_attention_heads": DENSE.heads,
-        "num_key_value_heads": DENSE.kv_heads,
+        "num_attention_heads": DENSE.attention.heads,
+        "num_key_value_heads": DENSE.attention.kv_heads,
         "intermediate_size": part.feedforward_size,
         "num_local_experts": part.count,
         "num_experts_per_tok": part.per_token,
@@ -103,14 +120,14 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     peer_version = need("transformers", "transformers")
     dtype, rows = DTYPES[options.dtype], documents(options.tokens)
-    part = Experts(options.experts, options.per_token, DENSE.feedforward_size // options.per_token)
+    part = Experts(options.experts, options.per_token, DENSE.feedforward.size // options.per_token)
     ours, dense = our_step(DENSE.with_(experts=part), dtype, rows), our_step(DENSE, dtype, rows)
     theirs = {name: their_step(part, dtype, rows, name) for name in ("grouped_mm", "eager")}
     setting = min(theirs, key=lambda name: best_seconds(theirs[name]))
     seconds = interleaved({"ours": ours, "dense": dense, "theirs": theirs[setting]}, options.repeats)
     speeds = {name: len(rows) * LENGTH / duration for name, duration in seconds.items()}
     print(
-        f"{part.count} experts of {part.feedforward_size}, {part.per_token} a token, against {DENSE.feedforward_size} "
+        f"{part.count} experts of {part.feedforward_size}, {part.per_token} a token, against {DENSE.feedforward.size} "
         f"dense; {len(rows) * LENGTH} tokens a step, {options.dtype}, {THREADS} threads, medians of {options.repeats}"
     )
     report(

@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
+from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
 from bedplate.core.statistics.proportions import Side

@@ -59,7 +59,7 @@ def write(place: Path, tokens: int) -> Path:
 
 def memory(place: Path, row: int, rows: int) -> float:
     """Peak of this process beyond its imports, in MB, anonymous memory alone: mapped pages are the system's cache."""
-    from bedplate.training.corpus_source import CorpusSource
+    from bedplate.training.sources import CorpusSource
 
     def resident_mb() -> float:
         status = Path("/proc/self/status").read_text()
@@ -97,9 +97,9 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
     from torch.utils.data import DataLoader
 
     from bedplate.models.decoder import Decoder
-    from bedplate.models.specs.transformer import Rope, TransformerSpec
-    from bedplate.training.corpus_source import CorpusSource
-    from bedplate.training.objectives import NextToken
+    from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
+    from bedplate.training.objectives.language import NextToken
+    from bedplate.training.sources import CorpusSource
 
     corpus = write(place / "large", options.tokens)
     began = time.perf_counter()
@@ -123,12 +123,10 @@ def compare(place: Path, options: argparse.Namespace, version: str) -> list[Row]
         vocab_size=512,
         hidden_size=128,
         layers=4,
-        heads=4,
-        kv_heads=4,
-        head_dim=32,
-        feedforward_size=384,
         context_length=options.row,
-        rope=Rope(10_000.0),
+        attention=AttentionSpec(heads=4, kv_heads=4, head_dim=32),
+        feedforward=FeedForwardSpec(size=384),
+        position=PositionSpec(rope=Rope(10_000.0)),
     )
     model = Decoder(spec).train()
 

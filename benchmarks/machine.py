@@ -104,7 +104,7 @@ def kernel_peaks() -> dict[str, float]:
     if unsupported(spec, torch.bfloat16, torch.device("cpu")) is not None:
         return {}
     weights = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
-    shape = (_TOKENS, spec.kv_heads, 1, spec.head_dim)
+    shape = (_TOKENS, spec.attention.kv_heads, 1, spec.attention.head_dim)
     keys, values = ([torch.zeros(shape, dtype=torch.bfloat16)] for _ in range(2))
     peaks: dict[str, float] = {}
     for form in ("bfloat16", "int8", "int4"):

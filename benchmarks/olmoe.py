@@ -40,8 +40,16 @@ FAMILY = FAMILIES["gguf", "olmoe"]
 
 def spec_of(layers: int) -> TransformerSpec:
     """https://huggingface.co/allenai/OLMoE-1B-7B-0924, with so many of its 16 layers."""
-    return TransformerSpec(
-        *("decoder", 50304, 2048, layers, 16, 16, 128, 1024, 4096),
+    return TransformerSpec.from_fields(
+        kind="decoder",
+        vocab_size=50304,
+        hidden_size=2048,
+        layers=layers,
+        heads=16,
+        kv_heads=16,
+        head_dim=128,
+        feedforward_size=1024,
+        context_length=4096,
         rope=Rope(10_000.0),
         qk_norm="projection",
         tied_head=False,

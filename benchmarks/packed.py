@@ -23,9 +23,9 @@ import torch
 from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.packing import rows_batch
 from comparison import Row, report, start
@@ -46,12 +46,10 @@ def spec(layers: int) -> TransformerSpec:
         vocab_size=4096,
         hidden_size=576,
         layers=layers,
-        heads=9,
-        kv_heads=3,
-        head_dim=64,
-        feedforward_size=1536,
         context_length=ROW,
-        rope=Rope(100_000.0),
+        attention=AttentionSpec(heads=9, kv_heads=3, head_dim=64),
+        feedforward=FeedForwardSpec(size=1536),
+        position=PositionSpec(rope=Rope(100_000.0)),
     )
 
 

@@ -39,7 +39,7 @@ import shaped
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.sources import DocumentSource
 from comparison import Row, need, report, start
 

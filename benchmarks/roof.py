@@ -19,7 +19,7 @@ Weights = Literal["bfloat16", "int8", "int4"]
 def decode(spec: Any, weights: Weights, context: float, rows: int, speed: float, machine: Machine) -> str:
     """A line about `speed` tokens a second of `rows` sequences at this mean context."""
     read = step_weight_bytes(spec, rows, weights)
-    cached = 2 * spec.layers * spec.kv_heads * spec.head_dim * CACHE_BYTES * context
+    cached = 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
     bound = rows * machine.bandwidth / (read + rows * cached)
     read_at = f"{machine.bandwidth / 1e9:.1f} GB/s that torch sums at"
     return (
@@ -34,10 +34,12 @@ def prefill(spec: Any, weights: Weights, tokens: int, speed: float, machine: Mac
     if name not in machine.products:
         return f"roof: no product peak of our kernel in {weights} was measured, for it does not run here"
     peak = machine.products[name]
-    linears = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    linears += 3 * spec.hidden_size * spec.feedforward_size
+    linears = spec.hidden_size * spec.attention.head_dim * (2 * spec.attention.heads + 2 * spec.attention.kv_heads)
+    linears += 3 * spec.hidden_size * spec.feedforward.size
     products = 2 * spec.layers * linears * tokens + 2 * spec.vocab_size * spec.hidden_size
-    attention = 2 * spec.layers * spec.heads * spec.head_dim * tokens**2  # causal: half of 4 · tokens²
+    attention = (
+        2 * spec.layers * spec.attention.heads * spec.attention.head_dim * tokens**2
+    )  # causal: half of 4 · tokens²
     bound = tokens * peak / (products + attention)
     return (
         f"roof: {products / 1e9:.1f} GFLOP of products with weights and {attention / 1e9:.1f} of attention; at the "

@@ -10,7 +10,14 @@ from typing import Any
 import torch
 
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import (
+    AttentionSpec,
+    FeedForwardSpec,
+    NormSpec,
+    PositionSpec,
+    Rope,
+    TransformerSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -29,17 +36,15 @@ class Sizes:
 
 def our_spec(sizes: Sizes) -> TransformerSpec:
     return TransformerSpec(
-        "decoder",
-        sizes.vocabulary,
-        sizes.hidden,
-        sizes.layers,
-        sizes.heads,
-        sizes.kv_heads,
-        sizes.hidden // sizes.heads,
-        sizes.feedforward,
-        sizes.length,
-        rope=Rope(),
-        norm_eps=1e-5,
+        kind="decoder",
+        vocab_size=sizes.vocabulary,
+        hidden_size=sizes.hidden,
+        layers=sizes.layers,
+        context_length=sizes.length,
+        attention=AttentionSpec(heads=sizes.heads, kv_heads=sizes.kv_heads, head_dim=sizes.hidden // sizes.heads),
+        feedforward=FeedForwardSpec(size=sizes.feedforward),
+        norm=NormSpec(eps=1e-5),
+        position=PositionSpec(rope=Rope()),
         tied_head=sizes.tied,
     )
 

@@ -38,11 +38,10 @@ from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base, family_in
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import PackedBatch, TrainingExample
+from bedplate.training.batch import PackedBatch, TrainingExample, completion_example
 from bedplate.training.config import TrainConfig
-from bedplate.training.examples import completion_example
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 from comparison import Row, best_seconds, need, report, start
 from peers import THREADS

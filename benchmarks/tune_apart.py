@@ -35,9 +35,8 @@ from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, completion_example
 from bedplate.training.config import TrainConfig
-from bedplate.training.examples import completion_example
 from comparison import Row, need, report, start
 from peers import BASE, THREADS
 from tune import (
@@ -101,7 +100,7 @@ Scored = Callable[[Sequence[TrainingExample]], float]
 def ours(base: Path, examples: Sequence[TrainingExample], batch: int, setting: Setting) -> tuple[float, Scored]:
     from bedplate.adapters.bank import Bank
     from bedplate.training.loop import evaluate_loss, train
-    from bedplate.training.objectives import Sft
+    from bedplate.training.objectives.language import Sft
     from bedplate.training.sources import ExampleSource
 
     loaded = load_base(base, dtype="bfloat16")

@@ -1,5 +1,5 @@
 """Builds the site: writes cli.md from `--help`, report.schema.json from the report's models, architecture.svg from the
-imports and the marked parts of pages from the cost model's tables, then every Markdown page of this folder to site/ as HTML."""
+imports and the marked parts of pages from the tables, then every Markdown page of this folder to site/ as HTML."""
 
 from __future__ import annotations
 
@@ -114,10 +114,18 @@ def _papers(text: str) -> str:
 
 
 def _architecture() -> ModuleType:
-    """docs/architecture.py, which is no package."""
+    return _script("architecture")
+
+
+def _published() -> ModuleType:
+    return _script("published")
+
+
+def _script(name: str) -> ModuleType:
+    """A script of this folder, which is no package."""
     if str(DOCS) not in sys.path:
         sys.path.insert(0, str(DOCS))
-    return importlib.import_module("architecture")
+    return importlib.import_module(name)
 
 
 def _families() -> str:
@@ -156,13 +164,13 @@ def _formulas() -> str:
 
 
 def _decision_formulas() -> str:
-    from bedplate.economics.costs.decisions.formulas import FORMULAS
+    from bedplate.economics.costs.decisions.explanation import FORMULAS
 
     return _table(("figure", "formula", "source"), ((name, *row) for name, row in FORMULAS.items()))
 
 
 def _constraints() -> str:
-    from bedplate.economics.costs.decisions.exclusions import RULES
+    from bedplate.economics.costs.decisions.constraints import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.explanation) for name, rule in RULES.items()))
 
@@ -175,7 +183,7 @@ def _curves() -> str:
 
 
 def _assumptions() -> str:
-    from bedplate.economics.costs.decisions.decision import DRAWS
+    from bedplate.economics.costs.decisions.decide import DRAWS
     from bedplate.economics.hardware import mfu
     from bedplate.economics.serving import replica
     from bedplate.economics.serving import serving_cost as serving
@@ -211,31 +219,24 @@ def _assumptions() -> str:
 
 def _inside() -> tuple[int, int]:
     """Runs whose published hours lie in the predicted range, of those that are held."""
-    from bedplate.economics.training.published import predicted_against_published
-
     hour_pairs = [
         (prediction.gpu_hours, prediction.run.gpu_hours)
-        for prediction in predicted_against_published()
+        for prediction in _published().predicted_against_published()
         if "hours" in prediction.run.clean
     ]
     return sum(a is not None and b is not None and a.low <= b <= a.high for a, b in hour_pairs), len(hour_pairs)
 
 
 def _runs() -> str:
-    from bedplate.economics.training.published import markdown_runs
-
-    return _papers(markdown_runs())
+    return _papers(_published().markdown_runs())
 
 
 def _throughputs() -> str:
-    from bedplate.economics.training.published import markdown_throughputs
-
-    return _papers(markdown_throughputs())
+    return _papers(_published().markdown_throughputs())
 
 
 def _summary() -> str:
-    from bedplate.economics.training import published
-
+    published = _published()
     runs, throughputs = published.predicted_against_published(), published.predicted_throughputs()
     figures = {
         "operations": (

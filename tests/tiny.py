@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from bedplate.models.build import build
 from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.families import FAMILIES
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -51,12 +51,10 @@ def tiny_spec(**changes: Any) -> TransformerSpec:
         vocab_size=Tokenizer.from_str(tokenizer_json()).get_vocab_size(),
         hidden_size=48,
         layers=3,
-        heads=6,
-        kv_heads=2,
-        head_dim=8,
-        feedforward_size=96,
         context_length=512,
-        rope=Rope(10_000.0),
+        attention=AttentionSpec(heads=6, kv_heads=2, head_dim=8),
+        feedforward=FeedForwardSpec(size=96),
+        position=PositionSpec(rope=Rope(10_000.0)),
     )
     return spec.with_(**changes)
 

@@ -21,7 +21,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.sources import DocumentSource
 
 STEPS, WARM = 12, 4

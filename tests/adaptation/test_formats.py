@@ -80,7 +80,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
             }
         )
 
-    patch.setattr(format_speed, "measured_ways", fake_speeds)
+    patch.setattr(format_speed, "plan_timings", fake_speeds)
     patch.setattr(formats, "CLEARLY", 0.0)
 
 

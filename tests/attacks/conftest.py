@@ -16,8 +16,7 @@ from tests.serving.conftest import Files, Server, files, running
 from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.server.connections import TimedConnection
 from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import LimitsConfig
-from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.config import FeedbackConfig, KeepRule, LimitsConfig
 
 __all__ = ["files"]
 

@@ -9,7 +9,6 @@ import sys
 import threading
 
 import pytest
-from bedplate.serving.request.observers import Exchange
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from tests.tiny import write_tiny_base
 
@@ -18,7 +17,8 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar import Matcher
 from bedplate.inference.engine.requests import Generate, Grammar, Sampling
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.durable.latest import Latest
+from bedplate.serving.durable.feedback import Latest
+from bedplate.serving.request.observers import Exchange
 from bedplate.serving.server import telemetry
 from bedplate.serving.server.telemetry import Telemetry
 from bedplate.serving.settings.config import TelemetryConfig

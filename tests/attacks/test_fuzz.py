@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bedplate.serving.request.preparation import GIVE_BACK_SECONDS
 from tests.serving.conftest import Files
 from tests.serving.process import Process, serving
+
+from bedplate.serving.request.preparation import GIVE_BACK_SECONDS
 
 from .neighbours import Tenant, honest, late_beats
 from .siege import SETTINGS, Report, Siege, operations

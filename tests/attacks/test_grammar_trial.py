@@ -17,7 +17,7 @@ from bedplate.inference.engine import grammar_rules, grammar_trial
 from bedplate.inference.engine.grammar import CACHED, Grammars
 from bedplate.inference.engine.grammar_rules import TRIAL_SECONDS, TokenVocabulary
 from bedplate.inference.engine.grammar_trial import COMMAND, GrammarTrial
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 
 from .conftest import head
 from .test_poison import CHAT, HI
@@ -172,7 +172,7 @@ def test_a_live_server_tries_grammars_there(target):
     reply = target.post(CHAT, json=body, headers=head("us"))
     assert reply.status_code == 200, json.dumps(reply.json())
     assert trial._process.poll() is None
-    assert len(trial._known) == 1
+    assert len(trial._vocabularies) == 1
 
 
 def test_a_skins_own_grammar_is_not_compiled_again_on_the_loop_after_many_others(target, monkeypatch):

@@ -18,7 +18,7 @@ from tests.serving.test_guard import make_key
 from tests.serving.test_guard_http import guarded, post_chat
 from tests.serving.test_lifecycle import send, wait_until
 
-from bedplate.serving.durable.batches import Batches
+from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.settings.config import MetricsConfig, PriceConfig
 
 STEP = 64

@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from bedplate.inference.execution.calibration import PlanTimings
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.adapt import _from_here
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, UsageError
+from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load
 from bedplate.models.checkpoints.base import load_base

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from bedplate.adaptation.search.task_file import load_adapt_task
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
 from bedplate.adaptation.context.bases import Bases
+from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
 from bedplate.inference.native.library import load

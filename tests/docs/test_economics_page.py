@@ -15,7 +15,7 @@ import pytest
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
 from bedplate.economics.costs.amortisation_file import AmortisationFile
-from bedplate.economics.costs.decisions.case import (
+from bedplate.economics.costs.decisions.decision_file import (
     Case,
     CaseTraffic,
     MachineUse,

@@ -38,12 +38,12 @@ def _sizes(spec: TransformerSpec, **extra_fields: Any) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
-        "intermediate_size": spec.feedforward_size,
+        "num_attention_heads": spec.attention.heads,
+        "num_key_value_heads": spec.attention.kv_heads,
+        "head_dim": spec.attention.head_dim,
+        "intermediate_size": spec.feedforward.size,
         "max_position_embeddings": spec.context_length,
-        "rms_norm_eps": spec.norm_eps,
+        "rms_norm_eps": spec.norm.eps,
         "tie_word_embeddings": spec.tied_head,
         "pad_token_id": None,
         "attn_implementation": "eager",
@@ -54,12 +54,12 @@ def _sizes(spec: TransformerSpec, **extra_fields: Any) -> dict[str, Any]:
 
 def _layer_types(spec: TransformerSpec) -> dict[str, Any]:
     layer_types = ["full_attention" if spec.window(n) is None else "sliding_attention" for n in range(spec.layers)]
-    window = next((w for w in spec.windows if w is not None), None)
+    window = next((w for w in spec.attention.windows if w is not None), None)
     return {"layer_types": layer_types, "sliding_window": window}
 
 
 def llama(spec: TransformerSpec) -> nn.Module:
-    fields = {"attention_bias": spec.attention_bias, "mlp_bias": spec.feedforward_bias}
+    fields = {"attention_bias": spec.attention.bias, "mlp_bias": spec.feedforward.bias}
     return hf.LlamaForCausalLM(hf.LlamaConfig(**_sizes(spec, **fields)))
 
 
@@ -115,9 +115,9 @@ def gemma3(spec: TransformerSpec) -> nn.Module:
 
 def deepseek(spec: TransformerSpec) -> nn.Module:
     """V3 where queries come from a latent, V2 (Lite) where they do not."""
-    assert spec.latent is not None
+    assert spec.attention.latent is not None
     assert spec.experts is not None
-    latent, experts = spec.latent, spec.experts
+    latent, experts = spec.attention.latent, spec.experts
     fields = {
         "head_dim": latent.rope_dim,
         "q_lora_rank": latent.q_rank,
@@ -168,8 +168,8 @@ def gpt2(spec: TransformerSpec) -> nn.Module:
         n_positions=spec.positions,
         n_embd=spec.hidden_size,
         n_layer=spec.layers,
-        n_head=spec.heads,
-        n_inner=spec.feedforward_size,
+        n_head=spec.attention.heads,
+        n_inner=spec.feedforward.size,
         attn_implementation="eager",
     )
     return hf.GPT2LMHeadModel(config)
@@ -189,12 +189,12 @@ def t5(spec: EncoderDecoderSpec) -> nn.Module:
     config = hf.T5Config(
         vocab_size=stack.vocab_size,
         d_model=stack.hidden_size,
-        d_kv=stack.head_dim,
-        d_ff=stack.feedforward_size,
+        d_kv=stack.attention.head_dim,
+        d_ff=stack.feedforward.size,
         num_layers=stack.layers,
         num_decoder_layers=decoder.layers,
-        num_heads=stack.heads,
-        feed_forward_proj="gated-gelu" if stack.gated else "relu",
+        num_heads=stack.attention.heads,
+        feed_forward_proj="gated-gelu" if stack.feedforward.gated else "relu",
         tie_word_embeddings=decoder.tied_head,
     )
     model = hf.T5ForConditionalGeneration(config)
@@ -212,10 +212,10 @@ def whisper(spec: EncoderDecoderSpec) -> nn.Module:
         d_model=stack.hidden_size,
         encoder_layers=stack.layers,
         decoder_layers=decoder.layers,
-        encoder_attention_heads=stack.heads,
-        decoder_attention_heads=decoder.heads,
-        encoder_ffn_dim=stack.feedforward_size,
-        decoder_ffn_dim=decoder.feedforward_size,
+        encoder_attention_heads=stack.attention.heads,
+        decoder_attention_heads=decoder.attention.heads,
+        encoder_ffn_dim=stack.feedforward.size,
+        decoder_ffn_dim=decoder.feedforward.size,
         max_source_positions=stack.positions,
         max_target_positions=decoder.positions,
         pad_token_id=0,
@@ -231,11 +231,11 @@ def _tower(spec: VisionSpec) -> dict[str, Any]:
     return {
         "hidden_size": spec.tower.hidden_size,
         "num_hidden_layers": spec.tower.layers,
-        "num_attention_heads": spec.tower.heads,
-        "intermediate_size": spec.tower.feedforward_size,
+        "num_attention_heads": spec.tower.attention.heads,
+        "intermediate_size": spec.tower.feedforward.size,
         "image_size": spec.image_size,
         "patch_size": spec.patch_size,
-        "hidden_act": _ACT[spec.tower.activation],
+        "hidden_act": _ACT[spec.tower.feedforward.activation],
         "attn_implementation": "eager",
     }
 
@@ -271,8 +271,8 @@ def qwen2_vl(spec: MultimodalSpec) -> nn.Module:
         vision_config={
             "depth": tower.layers,
             "embed_dim": tower.hidden_size,
-            "num_heads": tower.heads,
-            "mlp_ratio": tower.feedforward_size // tower.hidden_size,
+            "num_heads": tower.attention.heads,
+            "mlp_ratio": tower.feedforward.size // tower.hidden_size,
             "patch_size": spec.vision.patch_size,
             "temporal_patch_size": spec.vision.frames,
             "spatial_merge_size": spec.projector.merge,

@@ -124,7 +124,7 @@ DENSE = tuple(
     and preset.spec.experts is None
     and oracles.oracle(name) is not None
     # transformers computes recurrences in chunks, which are more products than the formula has.
-    and preset.spec.state is None
+    and preset.spec.state.mixer is None
 )
 QUICK_PRESETS = (
     "gpt2",
@@ -264,7 +264,7 @@ def test_pairs_by_counting_them(new: int, cached: int, window: int | None) -> No
 
 def test_windows_bound_their_layers_only() -> None:
     plain, mixed = tiny_spec(layers=6), tiny_spec(layers=6, windows=(16, 16, None))
-    pair = 4 * plain.heads * plain.head_dim
+    pair = 4 * plain.attention.heads * plain.attention.head_dim
     saved = decode_flops(plain, 99) - decode_flops(mixed, 99)
     assert saved == 4 * pair * (100 - 16)
     assert decode_flops(mixed, 10) == decode_flops(plain, 10)
@@ -278,7 +278,7 @@ def test_latent_attention_decodes_on_its_latents() -> None:
     """Per layer and pair: naive 2·H·(192 + 128), absorbed 2·H·(512 + 64 + 512); naive makes keys and values anew."""
     spec = PRESETS["deepseek-v3"].spec
     assert isinstance(spec, TransformerSpec)
-    assert spec.latent is not None
+    assert spec.attention.latent is not None
     step = decode_flops(spec, 9999) - 2 * parameters(spec).products
     assert step == 61 * 2 * 128 * (512 + 64 + 512) * 10_000
     prompt = prefill_flops(spec, 4096) - 2 * (4096 * (parameters(spec).products - parameters(spec).head))
@@ -316,7 +316,7 @@ def test_more_is_dearer_and_parts_add_up(name: str, prompt: int, cached: int, ex
     assert prefill_flops(spec, 1, cached) == decode_flops(spec, cached)
     assert training_flops_per_token(spec, prompt + extra) >= training_flops_per_token(spec, prompt)
     assert training_flops_per_token(spec, prompt, causal=False) >= training_flops_per_token(spec, prompt)
-    if spec.latent is None:
+    if spec.attention.latent is None:
         whole = prefill_flops(spec, prompt + extra, head_rows=0)
         parts = prefill_flops(spec, prompt, head_rows=0) + prefill_flops(spec, extra, prompt, head_rows=0)
         assert whole == parts

@@ -62,7 +62,11 @@ def test_cache_of_transformers(family: str) -> None:
         cache = model(input_ids=torch.zeros(1, 40, dtype=torch.long), use_cache=True).past_key_values
     cache_bytes = sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
     # Of a window of w, transformers keeps the w − 1 tokens that the next query will see beside itself.
-    windowed = sum(2 * spec.kv_heads * spec.head_dim * 4 for n in range(spec.layers) if spec.window(n) is not None)
+    windowed = sum(
+        2 * spec.attention.kv_heads * spec.attention.head_dim * 4
+        for n in range(spec.layers)
+        if spec.window(n) is not None
+    )
     assert kv_bytes(spec, 40, bytes_per_value=4) == cache_bytes + windowed
 
 
@@ -175,7 +179,7 @@ def test_activations_are_those_that_autograd_keeps(name: str, layers: int) -> No
     """Our decoder with layer norms: torch's RMS norm on CPUs keeps its output once more. Our gate makes its activation
     again, which published ones keep."""
     spec = SHAPES[name].with_(layers=layers)
-    made_again = spec.gated * layers * spec.feedforward_size * 4
+    made_again = spec.feedforward.gated * layers * spec.feedforward.size * 4
     assert kept_for_backward(spec, 2, 32) == activation_bytes(spec, 2 * 32, 32, bytes_per_value=4) - 2 * 32 * made_again
 
 

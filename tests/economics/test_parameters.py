@@ -164,6 +164,6 @@ def test_value_tables_are_looked_up() -> None:
     spec = tiny_spec(value_tables=2)
     plain = parameters(spec.with_(value_tables=0))
     counts = parameters(spec)
-    tables = 2 * spec.vocab_size * spec.kv_heads * spec.head_dim
+    tables = 2 * spec.vocab_size * spec.attention.kv_heads * spec.attention.head_dim
     assert counts.total - plain.total == counts.embedding - plain.embedding == tables
     assert counts.products == plain.products

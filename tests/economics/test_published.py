@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from tests.scripts import DOCS, script
 
 from bedplate.economics.hardware.table import find_device
-from bedplate.economics.training.published import (
-    FLOPS_TOLERANCE,
-    HOURS_TOLERANCE,
-    RUNS,
-    THROUGHPUT_TOLERANCE,
-    RunPrediction,
-    ThroughputPrediction,
-    markdown_runs,
-    markdown_throughputs,
-    predicted_against_published,
-    predicted_throughputs,
-)
 from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, plan_training
 
-PREDICTED = predicted_against_published()
+published = script(DOCS / "published.py")
+PREDICTED = published.predicted_against_published()
 
 # The fixture, by hand: (tokens, device-hours or None, operations or None)
 TABLE = {
@@ -43,12 +35,12 @@ CLEAN_HOURS = set(TABLE) - {"Llama-3.1 8B", "Llama-3.1 70B", "GPT-3", "Chinchill
 
 
 def test_the_table_is_the_published_one() -> None:
-    assert {run.name: (run.tokens, run.gpu_hours, run.flops) for run in RUNS} == {
+    assert {run.name: (run.tokens, run.gpu_hours, run.flops) for run in published.RUNS} == {
         name: (tokens, hours, None if flops is None else pytest.approx(flops, rel=1e-3))
         for name, (tokens, hours, flops) in TABLE.items()
     }
-    assert {run.name for run in RUNS if "hours" in run.clean} == CLEAN_HOURS
-    assert {run.name for run in RUNS if "flops" in run.clean} == {
+    assert {run.name for run in published.RUNS if "hours" in run.clean} == CLEAN_HOURS
+    assert {run.name for run in published.RUNS if "flops" in run.clean} == {
         "TinyLlama 1.1B",
         "Llama-3.1 405B",
         "GPT-3",
@@ -57,20 +49,23 @@ def test_the_table_is_the_published_one() -> None:
 
 
 @pytest.mark.parametrize("prediction", PREDICTED, ids=lambda prediction: prediction.run.name)
-def test_clean_rows_are_within_their_tolerances(prediction: RunPrediction) -> None:
-    assert FLOPS_TOLERANCE == 0.10
-    assert HOURS_TOLERANCE == 0.25
+def test_clean_rows_are_within_their_tolerances(prediction: Any) -> None:
+    assert published.FLOPS_TOLERANCE == 0.10
+    assert published.HOURS_TOLERANCE == 0.25
     if "flops" in prediction.run.clean:
         assert prediction.flops_error is not None
-        assert abs(prediction.flops_error) <= FLOPS_TOLERANCE
+        assert abs(prediction.flops_error) <= published.FLOPS_TOLERANCE
     if "hours" in prediction.run.clean:
         assert prediction.hours_error is not None
         assert prediction.gpu_hours is not None
         assert prediction.run.gpu_hours is not None
         assert prediction.hours_error == pytest.approx(prediction.gpu_hours.central / prediction.run.gpu_hours - 1)
-        assert abs(prediction.hours_error) <= HOURS_TOLERANCE
+        assert abs(prediction.hours_error) <= published.HOURS_TOLERANCE
         # and without the overhead, so that it is not what makes them fit
-        assert abs(prediction.gpu_hours.central / DEFAULT_OVERHEAD / prediction.run.gpu_hours - 1) <= HOURS_TOLERANCE
+        assert (
+            abs(prediction.gpu_hours.central / DEFAULT_OVERHEAD / prediction.run.gpu_hours - 1)
+            <= published.HOURS_TOLERANCE
+        )
         assert prediction.gpu_hours.low <= prediction.run.gpu_hours <= prediction.gpu_hours.high
 
 
@@ -113,7 +108,7 @@ def test_the_405b_by_hand() -> None:
     [prediction for prediction in PREDICTED if prediction.run.model and prediction.run.device],
     ids=lambda o: o.run.name,
 )
-def test_the_command_predicts_what_the_table_says(prediction: RunPrediction) -> None:
+def test_the_command_predicts_what_the_table_says(prediction: Any) -> None:
     run = prediction.run
     assert run.model is not None
     assert run.tokens is not None
@@ -132,26 +127,30 @@ def test_the_command_predicts_what_the_table_says(prediction: RunPrediction) -> 
 
 
 @pytest.mark.parametrize(
-    "prediction", predicted_throughputs(), ids=lambda prediction: f"{prediction.run.name}, {prediction.run.devices}"
+    "prediction",
+    published.predicted_throughputs(),
+    ids=lambda prediction: f"{prediction.run.name}, {prediction.run.devices}",
 )
-def test_torchtitans_throughputs(prediction: ThroughputPrediction) -> None:
+def test_torchtitans_throughputs(prediction: Any) -> None:
     if prediction.run.is_checked:
-        assert abs(prediction.error) <= THROUGHPUT_TOLERANCE
+        assert abs(prediction.error) <= published.THROUGHPUT_TOLERANCE
 
 
 def test_the_eight_gpu_rows_are_held() -> None:
     rates = {
-        run.tokens_per_second for run in (p.run for p in predicted_throughputs()) if run.is_checked and run.devices == 8
+        run.tokens_per_second
+        for run in (p.run for p in published.predicted_throughputs())
+        if run.is_checked and run.devices == 8
     }
     assert rates == {5762, 6667, 8532}
 
 
 def test_tables_for_the_docs() -> None:
-    runs = markdown_runs().split("\n")
-    assert len(runs) == 2 + len(RUNS)
+    runs = published.markdown_runs().split("\n")
+    assert len(runs) == 2 + len(published.RUNS)
     assert {line.count("|") for line in runs} == {runs[0].count("|")}
     assert "| Llama-3.1 405B | 16,384 × h100-sxm | 3.94e+25 | 3.8e+25 | +4% | 36,300,000 (" in runs[11]
     assert "(−55%)" in next(line for line in runs if "Llama-3.1 8B" in line)
-    rates = markdown_throughputs().split("\n")
+    rates = published.markdown_throughputs().split("\n")
     assert {line.count("|") for line in rates} == {rates[0].count("|")}
     assert any("5,762" in line for line in rates)

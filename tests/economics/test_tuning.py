@@ -24,11 +24,21 @@ from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning, tun
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES
 from bedplate.models.specs import TransformerSpec
-from bedplate.models.specs.transformer import Rope
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-TINY = TransformerSpec("decoder", 96, 64, 12, 4, 2, 16, 160, 256, rope=Rope(), tied_head=False)
+TINY = TransformerSpec(
+    kind="decoder",
+    vocab_size=96,
+    hidden_size=64,
+    layers=12,
+    context_length=256,
+    attention=AttentionSpec(heads=4, kv_heads=2, head_dim=16),
+    feedforward=FeedForwardSpec(size=160),
+    position=PositionSpec(rope=Rope()),
+    tied_head=False,
+)
 H100 = find_device("h100")
 
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from bedplate.core.errors import DataError
 from bedplate.economics.costs.usage import (
     NO_TENANT,
-    CountedUse,
-    count_between,
+    MeteredUse,
+    combine,
     read_access_logs,
     read_metrics,
-    together,
+    use_between,
 )
 
 prometheus = pytest.importorskip("prometheus_client")
@@ -75,33 +75,33 @@ def write(path: Path, text: str) -> Path:
 def test_the_difference_of_two_snapshots(tmp_path: Path) -> None:
     before = write(tmp_path / "a", metrics_text({"x": (10, 100, 50, 9), "y": (5, 70, 30, 4)}, 20))
     after = write(tmp_path / "b", metrics_text({"x": (14, 160, 51, 12), "y": (5, 70, 30, 4), "z": (1, 2, 3, 4)}, 31.5))
-    usage = count_between(before, after)
+    usage = use_between(before, after)
     assert usage.busy_seconds == pytest.approx(11.5)
     assert usage.warnings == ()
     x = usage.by_skin["x"]
     assert (x.calls, x.prompt_tokens, x.generation_tokens) == (4, 60, 1)
     assert x.cost_usd == pytest.approx(3 * 0.4 / 3600)
-    assert usage.by_skin["y"] == CountedUse(0, 0, 0, 0)
+    assert usage.by_skin["y"] == MeteredUse(0, 0, 0, 0)
     assert usage.by_skin["z"].calls == 1
-    alone = count_between(None, after)
+    alone = use_between(None, after)
     assert alone.by_skin["x"].calls == 14
 
 
 def test_a_restarted_server_is_counted_from_its_start_and_said(tmp_path: Path) -> None:
     before = write(tmp_path / "a", metrics_text({"x": (10, 100, 50, 9)}, 20))
     after = write(tmp_path / "b", metrics_text({"x": (3, 30, 15, 2)}, 5))
-    usage = count_between(before, after)
+    usage = use_between(before, after)
     assert usage.by_skin["x"].calls == 3
     assert usage.busy_seconds == 5
     assert len(usage.warnings) == 1
     assert "restarted" in usage.warnings[0]
     without_x = write(tmp_path / "c", metrics_text({"y": (30, 300, 150, 12)}, 50))
-    assert "restarted" in count_between(before, without_x).warnings[0]
+    assert "restarted" in use_between(before, without_x).warnings[0]
 
 
 def test_without_a_price_no_cost_is_known(tmp_path: Path) -> None:
     after = write(tmp_path / "b", metrics_text({"x": (3, 30, 15, 2)}, usd_per_hour=None))
-    usage = count_between(None, after)
+    usage = use_between(None, after)
     assert usage.by_skin["x"].cost_usd is None
     assert usage.busy_seconds is None
 
@@ -111,11 +111,11 @@ def test_several_servers_are_added(tmp_path: Path) -> None:
         write(tmp_path / name, metrics_text({"x": (calls, 10, 5, 2)}, busy))
         for name, calls, busy in (("a", 3, 7), ("b", 4, 8))
     ]
-    usage = together(count_between(None, path) for path in paths)
+    usage = combine(use_between(None, path) for path in paths)
     assert usage.by_skin["x"].calls == 7
     assert usage.busy_seconds == 15
     unknown = write(tmp_path / "c", metrics_text({"x": (1, 1, 1, 1)}))
-    assert together([*(count_between(None, path) for path in paths), count_between(None, unknown)]).busy_seconds is None
+    assert combine([*(use_between(None, path) for path in paths), use_between(None, unknown)]).busy_seconds is None
 
 
 @given(
@@ -138,7 +138,7 @@ def test_any_name_survives_as_prometheus_own_parser_reads_it(
         for sample in family.samples:
             labels = tuple(sample.labels.items())
             assert ours[sample.name.removeprefix("bedplate:")][labels] == sample.value
-    assert count_between(None, path).by_skin[name].calls == 3
+    assert use_between(None, path).by_skin[name].calls == 3
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_any_name_survives_as_prometheus_own_parser_reads_it(
     [
         ("", "no metric of Bedplate's"),
         ("vllm:prompt_tokens_total 3\n", "no metric of Bedplate's"),
-        ('bedplate:x{model_name="a" 3\n', "line 1: labels without an end"),
-        ('bedplate:x{model_name="a} 3\n', "line 1: a label's value without an end"),
+        ('bedplate:x{model_name="a" 3\n', "line 1: 'bedplate:x{model_name=\"a\" 3' is not a sample"),
+        ('bedplate:x{model_name="a} 3\n', "line 1: 'bedplate:x{model_name=\"a} 3' is not a sample"),
         ("# HELP x y\nbedplate:x many\n", "line 2: could not convert string to float: 'many'"),
         ("bedplate:x\n", "line 1: 'bedplate:x' is not a sample"),
         ("<html>\n", "line 1: '<html>' is not a sample"),
@@ -228,17 +228,17 @@ def test_the_servers_own_lines_are_counted_by_tenant_and_skin(tmp_path: Path) ->
     ]
     path = write(tmp_path / "access.jsonl", "\n".join(lines) + "\n")
     usage = read_access_logs([path], OCTOBER, NOVEMBER)
-    assert usage.by_tenant["shop"] == CountedUse(2, 30, 8, 0.75)
-    assert usage.by_tenant["press"] == CountedUse(1, 30, 2, 0.125)
-    assert usage.by_tenant["k1"] == CountedUse(1, 1, 1, 0.0)  # the key stands for a tenant that is none
-    assert usage.by_skin["reviews"] == CountedUse(3, 41, 4, 0.375)
+    assert usage.by_tenant["shop"] == MeteredUse(2, 30, 8, 0.75)
+    assert usage.by_tenant["press"] == MeteredUse(1, 30, 2, 0.125)
+    assert usage.by_tenant["k1"] == MeteredUse(1, 1, 1, 0.0)  # the key stands for a tenant that is none
+    assert usage.by_skin["reviews"] == MeteredUse(3, 41, 4, 0.375)
     assert (usage.outside, usage.skipped) == (2, 3)
 
 
 def test_a_server_without_keys_has_one_nameless_tenant(tmp_path: Path) -> None:
     line = server_line(OCTOBER.timestamp(), {**answered("", "x", 3, 1), "key": ""})
     usage = read_access_logs([write(tmp_path / "log", line)], OCTOBER, NOVEMBER)
-    assert usage.by_tenant == {NO_TENANT: CountedUse(1, 3, 1, None)}
+    assert usage.by_tenant == {NO_TENANT: MeteredUse(1, 3, 1, None)}
 
 
 def test_a_text_log_is_refused(tmp_path: Path) -> None:
@@ -250,4 +250,4 @@ def test_a_text_log_is_refused(tmp_path: Path) -> None:
 def test_a_line_with_strange_values_counts_what_it_can(tmp_path: Path) -> None:
     fields = {"time": "2026-10-02T00:00:00.000Z", "model": "x", "prompt": "many", "completion": -3, "cost_usd": None}
     usage = read_access_logs([write(tmp_path / "log", json.dumps(fields))], OCTOBER, NOVEMBER)
-    assert usage.by_skin == {"x": CountedUse(1, 0, 0, None)}
+    assert usage.by_skin == {"x": MeteredUse(1, 0, 0, None)}

@@ -84,7 +84,9 @@ def _classic(**fields: Any) -> dict[str, Any]:
 
 def _tower(r: random.Random, tokens: int, **fields: Any) -> TransformerSpec:
     defaults = _square(r) | _classic(final_norm=True) | {"rope": None, "tied_head": True}
-    return TransformerSpec(**defaults | {"kind": "tower", "vocab_size": 0, "position_rows": tokens} | fields)
+    return TransformerSpec.from_fields(
+        **defaults | {"kind": "tower", "vocab_size": 0, "position_rows": tokens} | fields
+    )
 
 
 def _text_to_text(r: random.Random, gated: bool) -> EncoderDecoderSpec:
@@ -98,15 +100,15 @@ def _text_to_text(r: random.Random, gated: bool) -> EncoderDecoderSpec:
         "embedding_norm": False,
         "final_norm": True,
     }
-    decoder = TransformerSpec(**fields, cross_size=fields["hidden_size"])
-    encoder = TransformerSpec(**fields | {"kind": "encoder", "layers": r.randrange(1, 5)})
+    decoder = TransformerSpec.from_fields(**fields, cross_size=fields["hidden_size"])
+    encoder = TransformerSpec.from_fields(**fields | {"kind": "encoder", "layers": r.randrange(1, 5)})
     return EncoderDecoderSpec(encoder, decoder, shared_embedding=True)
 
 
 def _sound_to_text(r: random.Random) -> EncoderDecoderSpec:
     fields = _square(r) | _classic(final_norm=True, key_bias=False) | {"rope": None, "tied_head": True}
-    tower = TransformerSpec(**fields | {"kind": "tower", "vocab_size": 0, "position_rows": 20})
-    decoder = TransformerSpec(**fields, position_rows=31, cross_size=fields["hidden_size"])
+    tower = TransformerSpec.from_fields(**fields | {"kind": "tower", "vocab_size": 0, "position_rows": 20})
+    decoder = TransformerSpec.from_fields(**fields, position_rows=31, cross_size=fields["hidden_size"])
     return EncoderDecoderSpec(AudioSpec(tower, mel_bins=r.randrange(5, 20), window_seconds=0.4), decoder)
 
 
@@ -119,7 +121,7 @@ def _image(r: random.Random, **fields: Any) -> VisionSpec:
 
 def _llava(r: random.Random) -> MultimodalSpec:
     vision = _image(r, class_token=True, patch_bias=False, embedding_norm=True)
-    language = TransformerSpec(**_sizes(r))
+    language = TransformerSpec.from_fields(**_sizes(r))
     return MultimodalSpec(language, vision, Projector(hidden_size=language.hidden_size))
 
 
@@ -131,7 +133,7 @@ def _qwen2_vl(r: random.Random) -> MultimodalSpec:
     language = _grouped(r) | {"attention_bias": True, "output_bias": False, "head_dim": 16}
     language["hidden_size"] = language["heads"] * 16
     projector = Projector(hidden_size=4 * tower.hidden_size, norm="layer", merge=2)
-    return MultimodalSpec(TransformerSpec(**language), vision, projector)
+    return MultimodalSpec(TransformerSpec.from_fields(**language), vision, projector)
 
 
 def random_specs(seed: int) -> dict[str, tuple[Oracle, Spec]]:
@@ -139,7 +141,7 @@ def random_specs(seed: int) -> dict[str, tuple[Oracle, Spec]]:
     r = random.Random(seed)
 
     def decoder(sizes: dict[str, Any] | None = None, **fields: Any) -> TransformerSpec:
-        return TransformerSpec(**(sizes or _sizes(r)) | fields)
+        return TransformerSpec.from_fields(**(sizes or _sizes(r)) | fields)
 
     qkv = {"attention_bias": True, "output_bias": False}
     window = {"windows": (16, None)}
@@ -159,8 +161,8 @@ def random_specs(seed: int) -> dict[str, tuple[Oracle, Spec]]:
         "qwen3-moe": (oracles.qwen3_moe, decoder(qk_norm="head", experts=_experts(r, every=r.choice([1, 2])))),
         "gemma-2": (oracles.gemma2, decoder(**sandwich, **window)),
         "gemma-3": (oracles.gemma3, decoder(**sandwich, qk_norm="head", windows=(16,) * 5 + (None,))),
-        "deepseek-v2": (oracles.deepseek, TransformerSpec(**_latent(r, None))),
-        "deepseek-v3": (oracles.deepseek, TransformerSpec(**_latent(r, r.randrange(8, 30)))),
+        "deepseek-v2": (oracles.deepseek, TransformerSpec.from_fields(**_latent(r, None))),
+        "deepseek-v3": (oracles.deepseek, TransformerSpec.from_fields(**_latent(r, r.randrange(8, 30)))),
         "olmo-2": (oracles.olmo2, decoder(_grouped(r), **branch)),
         "olmo-3": (oracles.olmo3, decoder(_grouped(r), **branch, windows=(16, 16, 16, None))),
         "phi-3": (oracles.phi3, decoder(_grouped(r))),

@@ -12,8 +12,8 @@ from tests.evaluation.test_harness import examples, task
 
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
 from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import RareLabel, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.label_counts import RareLabel, unseen_macro_f1
 from bedplate.evaluation.metrics import macro_f1
 from bedplate.evaluation.task import Task
 

@@ -22,9 +22,21 @@ from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.suite import SampleSet, grades
-from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Sampling, Score, Scores
+from bedplate.inference.engine.answers import Answers, Facts
+from bedplate.inference.engine.requests import (
+    Generate,
+    Generation,
+    Request,
+    Result,
+    Sampling,
+    Score,
+    Scores,
+    Stream,
+    Usage,
+)
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
+from bedplate.text.tokenizer import Tokenizer
 
 
 class Counted(SingleTurn[str, str, str, tuple[int, list[str]]]):
@@ -138,8 +150,8 @@ class Dialogue:
     question: str
     table: tuple[str, ...] = ("one", "two", "three")
 
-    def turns(self, model: LocalModel) -> Turns[Request, Result, list[str]]:
-        tokenizer, transcript, replies = model.tokenizer, self.question, []
+    def turns(self, model: Answers) -> Turns[Request, Result, list[str]]:
+        tokenizer, transcript, replies = model.describe().need_tokenizer(), self.question, list[str]()
         rows = tuple(tuple(tokenizer.encode(f" {number}")) for number in range(len(self.table)))
         for _ in range(2):
             (choice,) = yield [Score(tuple(tokenizer.encode(transcript)), rows)]
@@ -167,6 +179,35 @@ def test_a_suite_of_several_turns_sees_its_answers_and_asks_again(tiny: Path, mo
     assert together == alone
     assert all(len(grade) in (2, 3) for grade in together)
     assert all(len(grade) == 3 or grade[0] == "one" for grade in together)
+
+
+class Refuser:
+    """An answerer without an engine: it refuses whatever it is asked."""
+
+    alive = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.facts = Facts("refuser", frozenset(["generate"]), 128, tokenizer)
+
+    def submit(self, request: Request) -> Stream:
+        stream = Stream(request)
+        text = "I'm sorry, but I cannot help with that."
+        stream.finish(Generation(text, (), (), "stop", Usage(len(request.tokens))))
+        return stream
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return [self.submit(request).result(0) for request in requests]
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.facts.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        return self.facts
+
+
+def test_a_suite_asks_whoever_answers(tiny: Path) -> None:
+    tokenizer = load_base(tiny).need_tokenizer()
+    assert list(grades(Refuser(tokenizer), SUITES["refusals"](3).samples, "refusals")) == [1.0] * 6
 
 
 def test_the_answers_of_a_turn_come_back_to_the_sample_that_asked() -> None:

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.metrics_json import json_fields
-from bedplate.evaluation.metrics_text import chrf, rouge_1, rouge_2, rouge_l, rouge_words, squad_words, token_f1
+from bedplate.evaluation.metrics import (
+    METRICS,
+    chrf,
+    json_fields,
+    rouge_1,
+    rouge_2,
+    rouge_l,
+    rouge_words,
+    squad_words,
+    token_f1,
+)
 
 words = st.sampled_from(["the", "a", "cat", "cats", "sat", "Sat", "on", "mat.", "it's", "42", "no-one", "x_y", "!"])
 texts = st.lists(words, max_size=14).map(" ".join)

@@ -21,8 +21,7 @@ from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import TestLedger
-from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
+from bedplate.evaluation.metrics import METRICS, ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.local import LocalModel

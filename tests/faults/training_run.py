@@ -18,11 +18,11 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.files import sha256_bytes
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 from bedplate.training import loop, state
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 
 
@@ -80,7 +80,16 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    spec = TransformerSpec("decoder", 61, 32, 2, 4, 2, 8, 48, 64, rope=Rope())
+    spec = TransformerSpec(
+        kind="decoder",
+        vocab_size=61,
+        hidden_size=32,
+        layers=2,
+        context_length=64,
+        attention=AttentionSpec(heads=4, kv_heads=2, head_dim=8),
+        feedforward=FeedForwardSpec(size=48),
+        position=PositionSpec(rope=Rope()),
+    )
     model = Decoder(spec, dtype=torch.bfloat16).requires_grad_(False)
     bank = Bank(model)
     slot = bank.add(LoraConfig(r=4, dropout=0.2), None, 0, trainable=True)

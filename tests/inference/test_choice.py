@@ -20,17 +20,17 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.execution import calibration, choice
-from bedplate.inference.execution.calibration import PlanTimings, Use, by_turns, measured, quickest
+from bedplate.inference.execution.calibration import PlanTimings, Use, by_turns, plan_timings
 from bedplate.inference.execution.choice import choose, pick
 from bedplate.inference.execution.plan import (
     ExecutionPlan,
-    asked_ways,
-    own_blocks,
-    own_dtypes,
-    own_ways,
+    lossless_blocks,
+    lossless_dtypes,
+    lossless_plans,
+    matching_plans,
     read_stored,
 )
-from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, block_weights, shortened
+from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, Step, block_weights, shortened
 from bedplate.inference.native.library import load
 from bedplate.inference.native.sources import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
@@ -61,14 +61,14 @@ def fake_measurements(
     measured_backends: list[Sequence[ExecutionPlan]] = []
 
     def fake(
-        spec: TransformerSpec, backends: Sequence[ExecutionPlan], *, remeasure: bool = False, **_: object
+        spec: TransformerSpec, plans: Sequence[ExecutionPlan], *, remeasure: bool = False, **_: object
     ) -> PlanTimings:
-        measured_backends.append(tuple(backends))
-        pairs = {backend: seconds.get(backend, 9.0) for backend in backends}
+        measured_backends.append(tuple(plans))
+        pairs = {plan: seconds.get(plan, 9.0) for plan in plans}
         return PlanTimings({w: times(*(s if isinstance(s, tuple) else (s, s))) for w, s in pairs.items()})
 
-    monkeypatch.setattr(choice, "measured", fake)
-    monkeypatch.setattr(choice, "impossible", lambda spec, backend, device: None)
+    monkeypatch.setattr(choice, "plan_timings", fake)
+    monkeypatch.setattr(choice, "impossible", lambda spec, plan, device: None)
     return measured_backends
 
 
@@ -89,7 +89,7 @@ def fake_measurements(
     ],
 )
 def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ...]) -> None:
-    assert own_dtypes(types) == dtypes
+    assert lossless_dtypes(types) == dtypes
 
 
 @pytest.mark.parametrize(
@@ -107,39 +107,39 @@ def test_dtypes_that_keep_what_is_stored(types: list[str], dtypes: tuple[str, ..
     ],
 )
 def test_blocks_are_the_files_own_only_where_all_are_taken(types: list[str], blocks: str | None) -> None:
-    assert own_blocks(types) == blocks
-    assert [backend.weights for backend in own_ways(types) if backend.weights in ("int4", "int8")] == (
+    assert lossless_blocks(types) == blocks
+    assert [plan.weights for plan in lossless_plans(types) if plan.weights in ("int4", "int8")] == (
         [blocks] if blocks else []
     )
-    assert not [backend for backend in own_ways(types, quantised=False) if backend.weights in ("int4", "int8")]
+    assert not [plan for plan in lossless_plans(types, quantised=False) if plan.weights in ("int4", "int8")]
 
 
 def test_every_block_that_the_kernel_takes_may_be_a_files_own() -> None:
-    assert {block_type for block_type in SOURCES if own_blocks([block_type.lower()]) is None} == set()
+    assert {block_type for block_type in SOURCES if lossless_blocks([block_type.lower()]) is None} == set()
     for block_type in SOURCES:
-        assert accepts_blocks(block_type, str(own_blocks([block_type.lower()])))
+        assert accepts_blocks(block_type, str(lossless_blocks([block_type.lower()])))
 
 
 def test_what_is_asked_for_narrows_the_ways() -> None:
     stored_types = frozenset(("q4_1", "q8_0"))
     assert (
-        asked_ways(stored_types)
-        == asked_ways(stored_types, dtype="auto", weights="auto", kernel="auto")
+        matching_plans(stored_types)
+        == matching_plans(stored_types, dtype="auto", weights="auto", kernel="auto")
         == (T16, N16, T32, N32, INT4)
     )
-    assert asked_ways(stored_types, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
-    assert asked_ways(stored_types, kernel="torch") == (T16, T32)
-    assert asked_ways(stored_types, kernel="native") == (N16, N32, INT4)
-    assert asked_ways(stored_types, weights="int8") == (INT8, ExecutionPlan("bfloat16", "torch", "int8"))
-    assert asked_ways(stored_types, weights="int4", dtype="float32", kernel="native") == (
+    assert matching_plans(stored_types, dtype="bfloat16") == (T16, N16)  # who names a dtype means weights in it
+    assert matching_plans(stored_types, kernel="torch") == (T16, T32)
+    assert matching_plans(stored_types, kernel="native") == (N16, N32, INT4)
+    assert matching_plans(stored_types, weights="int8") == (INT8, ExecutionPlan("bfloat16", "torch", "int8"))
+    assert matching_plans(stored_types, weights="int4", dtype="float32", kernel="native") == (
         ExecutionPlan("float32", "native", "int4"),
     )
-    assert asked_ways(stored_types, weights="int4", kernel="torch") == (ExecutionPlan("bfloat16", "torch", "int4"),)
-    assert asked_ways(stored_types, weights="int4", dtype="float16") == (ExecutionPlan("float16", "torch", "int4"),)
-    assert asked_ways(("bfloat16",), weights="float32", kernel="torch") == (T32,)
-    assert asked_ways(("float32",), dtype="bfloat16") == (T16, N16)  # as asked, though it rounds
-    assert asked_ways(("float16",), kernel="native") == (N32,)
-    assert asked_ways(("float16",), dtype="float16") == (ExecutionPlan("float16", "torch", "float16"),)
+    assert matching_plans(stored_types, weights="int4", kernel="torch") == (ExecutionPlan("bfloat16", "torch", "int4"),)
+    assert matching_plans(stored_types, weights="int4", dtype="float16") == (ExecutionPlan("float16", "torch", "int4"),)
+    assert matching_plans(("bfloat16",), weights="float32", kernel="torch") == (T32,)
+    assert matching_plans(("float32",), dtype="bfloat16") == (T16, N16)  # as asked, though it rounds
+    assert matching_plans(("float16",), kernel="native") == (N32,)
+    assert matching_plans(("float16",), dtype="float16") == (ExecutionPlan("float16", "torch", "float16"),)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_what_is_asked_for_narrows_the_ways() -> None:
 )
 def test_what_does_not_go_together(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        asked_ways(("bfloat16",), **options)
+        matching_plans(("bfloat16",), **options)
     with pytest.raises(UsageError, match="takes no float64"):
-        asked_ways(("float64",), kernel="native")
+        matching_plans(("float64",), kernel="native")
 
 
 def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_headers_tell_what_is_stored(tmp_path: Path) -> None:
 
 def test_the_mix_decides_and_prompts_alone_where_a_base_only_reads() -> None:
     measurement = PlanTimings({T32: times(0.03, 0.3), N16: times(0.01, 0.5), INT4: times(0.005, 0.9)})
-    assert [round(measurement.cost(backend), 3) for backend in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
+    assert [round(measurement.cost(plan), 3) for plan in (T32, N16, INT4)] == [4.44, 2.28, 2.44]
     assert measurement.fastest([T32, N16, INT4]) == N16
     assert measurement.fastest([T32, N16, INT4], "score") == T32
     assert measurement.fastest([INT4, T32]) == INT4
@@ -201,17 +201,17 @@ def test_a_machine_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> No
     """Torch in bfloat16 is slower than in float32; so may the kernel's be, or not."""
     fake_measurements(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 1.0, INT4: 0.5})
     spec, types = tiny_spec(), ("bfloat16",)
-    assert choose(spec, own_ways(types), CPU).backend == N32
-    assert choose(spec, asked_ways(types, kernel="torch"), CPU).backend == T32
-    assert choose(spec, own_ways(("q4_0",)), CPU).backend == INT4
-    assert choose(spec, own_ways(("q4_0",), quantised=False), CPU).backend == N32
+    assert choose(spec, lossless_plans(types), CPU).plan == N32
+    assert choose(spec, matching_plans(types, kernel="torch"), CPU).plan == T32
+    assert choose(spec, lossless_plans(("q4_0",)), CPU).plan == INT4
+    assert choose(spec, lossless_plans(("q4_0",), quantised=False), CPU).plan == N32
     fake_measurements(monkeypatch, {T16: 8.0, N16: 4.0, T32: 2.0, N32: 3.0, INT4: 2.5})
-    assert choose(spec, own_ways(("q4_0",)), CPU).backend == T32  # never slower than the best of torch's own
+    assert choose(spec, lossless_plans(("q4_0",)), CPU).plan == T32  # never slower than the best of torch's own
 
 
 def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_measurements(monkeypatch, {T16: 8.0, N16: 2.0, T32: 6.0, N32: 3.0, INT4: 1.0})
-    why = choose(tiny_spec(), own_ways(("q4_0",)), CPU).why
+    why = choose(tiny_spec(), lossless_plans(("q4_0",)), CPU).why
     assert why == (
         "measured fastest for a prompt and an answer; native bfloat16 takes 2.00 times as long; "
         "torch float32 takes 6.00 times as long"
@@ -220,9 +220,9 @@ def test_why_is_said_against_the_next_and_against_torch(monkeypatch: pytest.Monk
 
 def test_nothing_is_measured_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     measured_backends = fake_measurements(monkeypatch, {})
-    assert choose(tiny_spec(), (INT8,), CPU).backend == INT8
-    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int8"), CPU).backend == INT8
-    assert choose(tiny_spec(), own_ways(("q4_0",)), torch.device("cuda")).backend == T16
+    assert choose(tiny_spec(), (INT8,), CPU).plan == INT8
+    assert choose(tiny_spec(), matching_plans(("q4_0",), weights="int8"), CPU).plan == INT8
+    assert choose(tiny_spec(), lossless_plans(("q4_0",)), torch.device("cuda")).plan == T16
     assert measured_backends == []
 
 
@@ -231,13 +231,13 @@ def test_what_cannot_be_had_here_is_left_out_or_said(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         choice,
         "impossible",
-        lambda spec, backend, device: "there is no compiler" if backend.kernel == "native" else None,
+        lambda spec, plan, device: "there is no compiler" if plan.kernel == "native" else None,
     )
-    assert choose(tiny_spec(), own_ways(("q4_0",)), CPU).backend == T32
+    assert choose(tiny_spec(), lossless_plans(("q4_0",)), CPU).plan == T32
     assert measured_backends == [(T16, T32)]
     with pytest.raises(UsageError, match="native int4 cannot run here: there is no compiler"):
         choose(tiny_spec(), (INT4,), CPU)
-    assert choose(tiny_spec(), asked_ways(("q4_0",), weights="int4"), CPU).backend == ExecutionPlan(
+    assert choose(tiny_spec(), matching_plans(("q4_0",), weights="int4"), CPU).plan == ExecutionPlan(
         "bfloat16", "torch", "int4"
     )
 
@@ -246,12 +246,12 @@ def test_one_line_says_what_is_lost_without_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice._warn.cache_clear()
-    for name in ("ways.choice", "native.packed", "native.library"):
+    for name in ("execution.choice", "native.packed", "native.library"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):
-        assert chosen(directory).backend.kernel == "torch"
-        assert chosen(directory).backend.kernel == "torch"
+        assert chosen(directory).plan.kernel == "torch"
+        assert chosen(directory).plan.kernel == "torch"
     assert [record.getMessage()[:33] for record in caplog.records] == ["no native kernel: no C++ compiler"]
     choice._warn.cache_clear()
 
@@ -263,12 +263,10 @@ def test_one_line_says_what_is_lost_without_a_kernel(
 class FakePart:
     """Takes its next time on the fake clock."""
 
-    of: Pass
-    name: str
+    step: Step
     clock: list[float]
     durations: list[float]
     sweep: int = 0
-    whole: bool = True
     runs: int = 0
 
     def run(self) -> None:
@@ -278,7 +276,7 @@ class FakePart:
 
 class FakeTrial:
     def __init__(self, clock: list[float], *durations: float) -> None:
-        self.parts = (FakePart("prefill", "blocks", clock, list(durations)),)
+        self.parts = (FakePart(("prefill", "blocks"), clock, list(durations)),)
 
     def seconds(self, best: Mapping[tuple[Pass, str], float]) -> dict[Pass, float]:
         return {"prefill": best["prefill", "blocks"]}
@@ -288,14 +286,14 @@ def turns(
     durations: Mapping[ExecutionPlan, Sequence[float]], brief: Use | None = None
 ) -> tuple[PlanTimings, dict[ExecutionPlan, int]]:
     clock = [0.0]
-    trials: Any = {backend: FakeTrial(clock, *values) for backend, values in durations.items()}
+    trials: Any = {plan: FakeTrial(clock, *values) for plan, values in durations.items()}
     measurement = by_turns(trials, lambda: clock[0], brief)
-    return measurement, {backend: trial.parts[0].runs for backend, trial in trials.items()}
+    return measurement, {plan: trial.parts[0].runs for plan, trial in trials.items()}
 
 
 def test_the_best_of_the_turns_counts_and_the_first_call_does_not() -> None:
     measurement, runs = turns({T32: [9.0, 0.05, 0.04, 0.04], N16: [9.0, 0.04, 0.06, 0.03, 0.03]})
-    assert {backend: seconds["prefill"] for backend, seconds in measurement.seconds.items()} == pytest.approx(
+    assert {plan: seconds["prefill"] for plan, seconds in measurement.seconds.items()} == pytest.approx(
         {T32: 0.04, N16: 0.04}
     )
     assert runs == {T32: 3, N16: 3}  # beyond patience, so no third turn
@@ -318,7 +316,7 @@ def test_a_hopeless_way_has_one_turn_and_torchs_best_stays() -> None:
 def test_measuring_ends_where_times_never_agree() -> None:
     rising = [0.4 * 2.0**-i for i in range(60)]
     _, runs = turns({T32: rising})
-    assert runs[T32] <= calibration._TURNS + 1
+    assert runs[T32] <= calibration.MAX_TURNS + 1
 
 
 def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
@@ -331,66 +329,6 @@ def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
     assert (measurement.brief, runs) == (None, {T32: 5, N16: 5})
 
 
-def quick(
-    durations: Mapping[ExecutionPlan, Sequence[float]], use: Use = "generate"
-) -> tuple[PlanTimings, dict[ExecutionPlan, int]]:
-    """Each way's runs, where only the fastest is wanted."""
-    clock, opened = [0.0], dict[ExecutionPlan, Any]()
-
-    def open_one(backend: ExecutionPlan) -> Any:
-        opened[backend] = FakeTrial(clock, *durations[backend])
-        return opened[backend]
-
-    measurement = quickest(tiny_spec(), list(durations), open_one, lambda: clock[0], use)
-    return measurement, {backend: trial.parts[0].runs for backend, trial in opened.items()}
-
-
-def test_ways_are_given_up_as_soon_as_they_are_known_to_be_slower() -> None:
-    """After one run what is hopeless, after three what is slower; the first call does not count."""
-    measurement, runs = quick({T32: [9.0, 0.3], N16: [9.0, 0.13], INT4: [9.0, 0.1, 0.1]})
-    assert (measurement.brief, measurement.dropped, set(measurement.seconds)) == ("generate", (T32, N16), {INT4})
-    assert runs == {INT4: 2, N16: 4, T32: 2}
-    assert measurement.fastest([T32, N16, INT4]) == INT4
-    assert pick(tiny_spec(), measurement, [T32, N16, INT4]) == INT4
-    assert "ruled out as slower before every pass was timed: torch float32, native bfloat16" in choice.why(
-        measurement, INT4, [T32, N16, INT4], "generate"
-    )
-
-
-def test_what_reads_least_comes_first_and_may_be_beaten() -> None:
-    measurement, runs = quick({N16: [9.0, 0.1], INT4: [9.0, 0.5]})
-    assert list(runs) == [INT4, N16]
-    assert measurement.fastest([N16, INT4]) == N16
-    assert measurement.dropped == (INT4,)
-
-
-def test_one_slow_run_gives_no_way_up_that_may_be_the_fastest() -> None:
-    measurement, _ = quick({N16: [9.0, 0.2, 0.09, 0.09], INT4: [9.0, 0.1]})
-    assert measurement.fastest([N16, INT4]) == N16
-    assert not measurement.dropped
-    assert measurement.brief is None  # both were timed until their times agreed
-
-
-def test_what_reading_alone_makes_slower_is_not_opened() -> None:
-    swept = calibration._Swept(iter([0.0, 0.001]).__next__)
-    assert swept.min_seconds(1 << 40) == 0.0  # nothing is known yet
-    swept.sweep(1 << 20)
-    speed = (1 << 20) / 0.001
-    assert swept.min_seconds(1 << 40) == pytest.approx((1 << 40) / speed / calibration._FASTER, rel=0.01)
-    assert swept.min_seconds(1 << 20) == 0.0  # the last cache may hold it
-
-
-def test_a_brief_measurement_names_every_way_once_kept(counted: list[TransformerSpec]) -> None:
-    backends = (T32, T16)
-    whole = PlanTimings({T32: times(1.0, 1.0)}, (T16,), "score")
-    assert calibration._from_json(calibration._to_json(whole), backends, "score") == whole
-    for use in ("generate", None):
-        with pytest.raises(ValueError, match="another use"):
-            calibration._from_json(calibration._to_json(whole), backends, use)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="another measurement"):
-        calibration._from_json(calibration._to_json(PlanTimings(whole.seconds, (), "score")), backends, "score")
-
-
 # --- trials
 
 
@@ -400,24 +338,24 @@ def test_a_trial_is_small_and_in_proportion(name: str) -> None:
     short = shortened(spec)
     assert short.layers * block_weights(short) <= 5e7
     assert short.vocab_size * short.hidden_size <= 5e6
-    assert short.heads // short.kv_heads == spec.heads // spec.kv_heads
-    assert (short.feedforward_size / short.hidden_size) == pytest.approx(
-        spec.feedforward_size / spec.hidden_size, rel=0.1
+    assert short.attention.heads // short.attention.kv_heads == spec.attention.heads // spec.attention.kv_heads
+    assert (short.feedforward.size / short.hidden_size) == pytest.approx(
+        spec.feedforward.size / spec.hidden_size, rel=0.1
     )
 
 
-@pytest.mark.parametrize("backend", [T32, T16, N16, INT8, INT4])
-def test_every_part_of_a_trial_runs(backend: ExecutionPlan) -> None:
-    if backend.kernel == "native" and isinstance(load(), str):
+@pytest.mark.parametrize("plan", [T32, T16, N16, INT8, INT4])
+def test_every_part_of_a_trial_runs(plan: ExecutionPlan) -> None:
+    if plan.kernel == "native" and isinstance(load(), str):
         pytest.skip(f"no native kernel here: {load()}")
-    trial = PlanTrial(tiny_spec(**SIZES), backend, 1)
+    trial = PlanTrial(tiny_spec(**SIZES), plan, 1)
     try:
         for part in trial.parts:
             part.run()
-            assert part.sweep == 0 or part.of != "prefill"
+            assert part.sweep == 0 or part.step[0] != "prefill"
     finally:
         trial.close()
-    assert [(part.of, part.name) for part in trial.parts] == [
+    assert [part.step for part in trial.parts] == [
         *((of, name) for of in ROWS for name in ("head", "blocks", "fixed")),
         ("prefill", "blocks"),
     ]
@@ -438,7 +376,7 @@ def test_an_encoders_trial_has_prompts_only() -> None:
     spec = PRESETS["minilm-l6"].spec.with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
     trial = PlanTrial(spec, T16, 1)
     trial.parts[0].run()
-    assert [part.of for part in trial.parts] == ["prefill"]
+    assert [part.step for part in trial.parts] == [("prefill", "blocks")]
     assert trial.seconds({("prefill", "blocks"): 2.0}) == {"prefill": pytest.approx(2.0 * spec.layers)}
 
 
@@ -450,11 +388,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[TransformerSpec]:
     """Measuring is instant; what was measured."""
     measured_specs: list[TransformerSpec] = []
 
-    def fake(spec: TransformerSpec, backends: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
+    def fake(spec: TransformerSpec, plans: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
         measured_specs.append(spec)
-        return PlanTimings(
-            {backend: times(1.0 + i, 1.0) for i, backend in enumerate(backends)}, tuple(backends[1:]), brief
-        )
+        return PlanTimings({plan: times(1.0 + i, 1.0) for i, plan in enumerate(plans)}, tuple(plans[1:]), brief)
 
     monkeypatch.setattr(calibration, "measure", fake)
     return measured_specs
@@ -466,24 +402,24 @@ def record_path() -> Path:
 
 
 def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
-    first = measured(tiny_spec(), (T32, T16))
-    assert measured(tiny_spec(), (T32, T16)) == first
+    first = plan_timings(tiny_spec(), (T32, T16))
+    assert plan_timings(tiny_spec(), (T32, T16)) == first
     assert len(counted) == 1
-    assert measured(tiny_spec(), (T32, T16), remeasure=True) == first
+    assert plan_timings(tiny_spec(), (T32, T16), remeasure=True) == first
     assert len(counted) == 2
-    measured(tiny_spec(layers=4), (T32, T16))
-    measured(tiny_spec(), (T32,))
+    plan_timings(tiny_spec(layers=4), (T32, T16))
+    plan_timings(tiny_spec(), (T32,))
     assert len(counted) == 4
 
 
 def test_a_brief_measurement_serves_its_own_use_only(counted: list[TransformerSpec]) -> None:
     for _ in range(2):
-        assert measured(tiny_spec(), (T32, T16), brief="generate").brief == "generate"
+        assert plan_timings(tiny_spec(), (T32, T16), brief="generate").brief == "generate"
     assert len(counted) == 1
-    assert measured(tiny_spec(), (T32, T16), brief="score").brief == "score"
-    assert measured(tiny_spec(), (T32, T16)).brief is None
+    assert plan_timings(tiny_spec(), (T32, T16), brief="score").brief == "score"
+    assert plan_timings(tiny_spec(), (T32, T16)).brief is None
     assert len(counted) == 3
-    assert measured(tiny_spec(), (T32, T16), brief="generate").brief is None  # the thorough one serves everybody
+    assert plan_timings(tiny_spec(), (T32, T16), brief="generate").brief is None  # the thorough one serves everybody
     assert len(counted) == 3
 
 
@@ -501,23 +437,17 @@ def with_seconds(record: Any, seconds: Any) -> str:
         lambda record: json.dumps(record | {"key": record["key"] | {"level": "avx10"}}),
         lambda record: with_seconds(record, record["found"]["seconds"][:1]),
         lambda record: with_seconds(record, [[["x"], {}]]),
-        lambda record: with_seconds(record, [[backend, {"prefill": 0}] for backend, _ in record["found"]["seconds"]]),
-        lambda record: with_seconds(
-            record, [[backend, {"prefill": "nan"}] for backend, _ in record["found"]["seconds"]]
-        ),
-        lambda record: with_seconds(
-            record, [[backend, {"prefill": 10**400}] for backend, _ in record["found"]["seconds"]]
-        ),
-        lambda record: with_seconds(
-            record, [[backend, {"prefill": 1, "x": 1}] for backend, _ in record["found"]["seconds"]]
-        ),
+        lambda record: with_seconds(record, [[plan, {"prefill": 0}] for plan, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[plan, {"prefill": "nan"}] for plan, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[plan, {"prefill": 10**400}] for plan, _ in record["found"]["seconds"]]),
+        lambda record: with_seconds(record, [[plan, {"prefill": 1, "x": 1}] for plan, _ in record["found"]["seconds"]]),
     ],
 )
 def test_a_damaged_or_foreign_record_is_measured_again(counted: list[TransformerSpec], damage: Any) -> None:
-    first = measured(tiny_spec(), (T32, T16))
+    first = plan_timings(tiny_spec(), (T32, T16))
     whole = record_path().read_text()
     record_path().write_text(damage(json.loads(whole)))
-    assert measured(tiny_spec(), (T32, T16)) == first
+    assert plan_timings(tiny_spec(), (T32, T16)) == first
     assert len(counted) == 2
     assert json.loads(record_path().read_text()) == json.loads(whole)
 
@@ -526,9 +456,9 @@ def test_another_processor_has_a_record_of_its_own(
     counted: list[TransformerSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A home directory may be shared by machines of different kinds."""
-    measured(tiny_spec(), (T32, T16))
+    plan_timings(tiny_spec(), (T32, T16))
     monkeypatch.setattr(calibration, "processor_kind", lambda: "another processor")
-    measured(tiny_spec(), (T32, T16))
+    plan_timings(tiny_spec(), (T32, T16))
     monkeypatch.undo()
     assert len(counted) == 2
     assert len(list((bedplate_home() / "machine").iterdir())) == 2
@@ -540,19 +470,17 @@ def test_a_home_that_cannot_be_written_is_said_and_does_no_harm(
     bedplate_home().mkdir(parents=True, exist_ok=True)
     (bedplate_home() / "machine").write_text("a file where a directory should be")
     with caplog.at_level(logging.WARNING, "bedplate"):
-        assert measured(tiny_spec(), (T32,)).seconds[T32]["prefill"] == 1.0
+        assert plan_timings(tiny_spec(), (T32,)).seconds[T32]["prefill"] == 1.0
     assert "is not kept" in caplog.text
 
 
 def test_a_real_measurement_of_a_tiny_base() -> None:
-    backends = [
-        backend for backend in own_ways(("q4_1",)) if choice.impossible(tiny_spec(**SIZES), backend, CPU) is None
-    ]
-    measurement = measured(tiny_spec(**SIZES), backends)
-    assert set(measurement.seconds) == set(backends)
+    plans = [plan for plan in lossless_plans(("q4_1",)) if choice.impossible(tiny_spec(**SIZES), plan, CPU) is None]
+    measurement = plan_timings(tiny_spec(**SIZES), plans)
+    assert set(measurement.seconds) == set(plans)
     assert all(seconds > 0 for timings in measurement.seconds.values() for seconds in timings.values())
-    assert measurement.fastest(backends) not in measurement.dropped
-    assert measured(tiny_spec(**SIZES), backends) == measurement
+    assert measurement.fastest(plans) not in measurement.dropped
+    assert plan_timings(tiny_spec(**SIZES), plans) == measurement
 
 
 # --- bases and engines
@@ -626,8 +554,8 @@ def fixed(monkeypatch: pytest.MonkeyPatch, free: int, costs: dict[ExecutionPlan,
     monkeypatch.setattr(choice, "free_bytes", lambda: free)
     monkeypatch.setattr(
         choice,
-        "measured",
-        lambda spec, backends, **_: PlanTimings({backend: {"prefill": costs[backend]} for backend in backends}),
+        "plan_timings",
+        lambda spec, plans, **_: PlanTimings({plan: {"prefill": costs[plan]} for plan in plans}),
     )
 
 
@@ -637,18 +565,18 @@ def test_a_way_that_memory_has_no_room_for_is_left_out_and_said(monkeypatch: pyt
     whole = choice.needs(spec, T32)
     assert whole == 2 * choice.needs(spec, T16)
     fixed(monkeypatch, whole, costs)
-    assert choose(spec, (T16, T32), CPU, "score").backend == T32
+    assert choose(spec, (T16, T32), CPU, "score").plan == T32
     fixed(monkeypatch, whole - 1, costs)
     decision = choose(spec, (T16, T32), CPU, "score")
-    assert decision.backend == T16
+    assert decision.plan == T16
     assert "torch float32 would take" in decision.why
     fixed(monkeypatch, 0, costs)  # nothing fits: the smallest is tried
-    assert choose(spec, (T16, T32), CPU, "score").backend == T16
+    assert choose(spec, (T16, T32), CPU, "score").plan == T16
     # of what is loaded already, the module needs no room
-    assert choose(spec, (T16, T32), CPU, "score", loaded=True).backend == T32
+    assert choose(spec, (T16, T32), CPU, "score", loaded=True).plan == T32
 
 
 def test_of_ways_that_cannot_be_told_apart_the_smaller_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    for cost, backend in ((1.01, T16), (1.2, T32)):
+    for cost, plan in ((1.01, T16), (1.2, T32)):
         fixed(monkeypatch, 1 << 40, {T16: cost, T32: 1.0})
-        assert choose(tiny_spec(), (T16, T32), CPU, "score").backend == backend
+        assert choose(tiny_spec(), (T16, T32), CPU, "score").plan == plan

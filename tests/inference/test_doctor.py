@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "_SIZE", 64)
-    monkeypatch.setattr(calibration, "_LONGEST", 0.05)
+    monkeypatch.setattr(calibration, "MAX_SECONDS", 0.05)
 
 
 def machine(**rates: float) -> MeasuredMachine:
@@ -70,11 +70,9 @@ def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     report = examine(str(directory))
     assert report.stored == ("bfloat16",)
-    assert report.chosen in [
-        reading.backend for reading in report.readings if reading.preserves_stored and reading.reason is None
-    ]
-    assert {reading.backend.weights for reading in report.readings} == {"bfloat16", "float32", "int8", "int4"}
-    for reading in report.readings:
+    assert report.chosen in [reading.plan for reading in report.speeds if reading.lossless and reading.reason is None]
+    assert {reading.plan.weights for reading in report.speeds} == {"bfloat16", "float32", "int8", "int4"}
+    for reading in report.speeds:
         assert (reading.reason is None) == bool(reading.rates)
         assert set(reading.rates) == set(reading.of_roof)
         assert all(rate > 0 for rate in reading.rates.values())
@@ -86,7 +84,7 @@ def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for name in ("ways.choice", "native.packed", "measure.doctor"):
+    for name in ("execution.choice", "native.packed", "measure.doctor"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
     report = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
     assert (report.chosen.kernel, report.kernel.level, report.kernel.reason) == ("torch", None, "no C++ compiler (c++)")
@@ -96,13 +94,13 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     output = capsys.readouterr().out
     assert not stop.value.code
     assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in output
-    assert "chosen: torch float32: the only way here" in output
+    assert "chosen: torch float32: the only plan that is possible here" in output
 
 
 def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
     reference_bert(0).save_pretrained(tmp_path)
     report = examine(str(tmp_path))
-    assert {of for reading in report.readings for of in reading.rates} == {"prefill"}
+    assert {of for reading in report.speeds for of in reading.rates} == {"prefill"}
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def test_greedy_texts_are_transformers_own(loaded: tuple[Any, Base], how: dict[s
     assert len({tuple(text) for text in expected}) == len(sources)
     if "slot_tokens" in how:
         main = base.spec.main
-        token_bytes = 2 * 4 * main.layers * main.kv_heads * main.head_dim
+        token_bytes = 2 * 4 * main.layers * main.attention.kv_heads * main.attention.head_dim
         tokens, how = how["slot_tokens"], {name: value for name, value in how.items() if name != "slot_tokens"}
         how["slot_bytes"] = tokens * token_bytes
     requests: list[Request] = [Generate(prompt, SAMPLING) for prompt in sources]

@@ -22,7 +22,7 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
-from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, _retry_after, event_data
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, _retry_after, event_data
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -39,7 +39,7 @@ def endpoint(fake: Fake) -> Iterator[Endpoint]:
         yield opened
 
 
-def whole(endpoint: Endpoint, model: str, **settings: object) -> RemoteAnswer:
+def whole(endpoint: Endpoint, model: str, **settings: object) -> ChatAnswer:
     stream = endpoint.chat(model, HI, **settings)
     assert "".join(stream) == stream.text
     return stream.answer()

@@ -96,7 +96,7 @@ def assert_same_results(ours: list[Result], alone: list[Result], message: str) -
 @pytest.mark.parametrize("name", _decoders())
 def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     base = base_of(name)
-    batch, states = requests(base), base.spec.state is not None
+    batch, states = requests(base), base.spec.state.mixer is not None
     monkeypatch.setattr(runner, "HEADROOM", 3)
     monkeypatch.setattr(prefix_store, "SNAPSHOT", 8)
     with Engine(base, kernel="torch", cache_bytes=0, speculate=False) as engine:

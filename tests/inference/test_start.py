@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from types import ModuleType
-from typing import Any, cast
 
 import pytest
 from tests.made import made_base
 from tests.tiny import tiny_spec
 
-from bedplate.cli.generate import WITHOUT_TORCH
 from bedplate.core import libraries
 from bedplate.models.checkpoints.export import export_gguf
 
@@ -35,11 +30,11 @@ from tests.tiny import tiny_spec
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.predict.opening import open_base
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.execution.calibration import measured
-from bedplate.inference.execution.plan import float_ways
+from bedplate.inference.execution.calibration import plan_timings
+from bedplate.inference.execution.plan import float_plans
 from bedplate.models.checkpoints.base import load_base
 
-measured(tiny_spec(), float_ways("float32")[:1], brief="generate")
+plan_timings(tiny_spec(), float_plans("float32")[:1], brief="generate")
 with LocalModel(made_base(tiny_spec()), kernel="torch") as model:
     assert model.engine.run([Generate((1, 2, 3), Sampling(max_tokens=2))])[0].token_ids
 assert load_base(sys.argv[1]).model
@@ -57,21 +52,13 @@ def test_a_first_token_loads_nothing_it_does_not_need(tmp_path: Path) -> None:
     assert process.stdout.split() == []
 
 
-CONCURRENT_LOAD = """
-import importlib, inspect, pathlib, sys, threading
-from bedplate.core.libraries import LATER, complete_torch, leave_parts, torch_beside
+DEFERRED = """
+import inspect, sys, threading
+from bedplate.core.libraries import LATER, complete_torch, leave_parts
 
-loading = torch_beside()
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-assert "torch" not in sys.modules
-if loading is not None:
-    loading.join()
-    assert "libtorch_cpu" in pathlib.Path("/proc/self/maps").read_text()
 leave_parts()
 import torch
 assert (torch.ones(64, 64) @ torch.ones(64, 64)).sum() == 64**3
-assert torch_beside() is None
 
 def absent():
     return {"torch._prims", "torch.ao.quantization", "torch.masked.maskedtensor"} - set(sys.modules)
@@ -104,62 +91,16 @@ assert torch.distributions.Normal(0.0, 1.0).mean == 0 and torch.nn.quantized.Lin
 """
 
 
-def test_torchs_libraries_come_meanwhile_and_what_no_answer_needs_when_it_is_asked_for() -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", CONCURRENT_LOAD, *WITHOUT_TORCH], capture_output=True, text=True, check=False
-    )
+def test_modules_of_torch_that_no_answer_needs_are_imported_when_they_are_asked_for() -> None:
+    process = subprocess.run([sys.executable, "-c", DEFERRED], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-
-
-DEFERRED_MODULE = """
-import left_meeting
-left_meeting.first.set()
-assert left_meeting.second.wait(5)
-import left_other
-number = left_other.number + 1
-"""
-IMPORTING_MODULE = """
-import left_meeting
-assert left_meeting.first.wait(5)
-left_meeting.second.set()
-import left_whole
-left_whole.__doc__
-number = 1
-"""
-
-
-def test_two_threads_that_ask_for_each_others_modules_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """One executes a module that was left, and comes to import what the other imports, which asks for the first."""
-    meeting = ModuleType("left_meeting")
-    vars(meeting).update(first=threading.Event(), second=threading.Event())
-    monkeypatch.setitem(sys.modules, "left_meeting", meeting)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "left_other.py").write_text(IMPORTING_MODULE)
-    (tmp_path / "left_whole.py").write_text(DEFERRED_MODULE)
-    spec = importlib.util.spec_from_file_location("left_whole", tmp_path / "left_whole.py")
-    assert spec is not None
-    spec.loader = leaving = cast("Any", libraries)._Leaving(spec.loader)
-    deferred = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "left_whole", deferred)
-    leaving.exec_module(deferred)
-    numbers: list[int] = []
-    asking = threading.Thread(target=lambda: numbers.append(deferred.number), daemon=True)
-    importing = threading.Thread(
-        target=lambda: numbers.append(importlib.import_module("left_other").number), daemon=True
-    )
-    for thread in (asking, importing):
-        thread.start()
-    for thread in (asking, importing):
-        thread.join(5)
-    assert sorted(numbers) == [1, 2]
-    monkeypatch.delitem(sys.modules, "left_other")
 
 
 def test_torch_of_a_version_that_was_not_tried_is_imported_as_it_stands(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "version.py").write_text("__version__ = '2.99.0'\n")
-    monkeypatch.setattr(libraries, "_torch", lambda: tmp_path)
+    monkeypatch.setattr(libraries, "_torch_directory", lambda: tmp_path)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     count = len(sys.meta_path)
     libraries.leave_parts()

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bedplate.inference.execution.threads import engine_threads, use_cores
 
 from bedplate.core.processor import processor
 from bedplate.inference.execution import threads
+from bedplate.inference.execution.threads import engine_threads, use_cores
 
 
 @pytest.fixture(autouse=True)

@@ -33,14 +33,14 @@ def spec_of(name: str, **changes: Any) -> TransformerSpec:
 
 def test_older_spellings_of_ropes() -> None:
     old = spec_of("llama", rope_parameters=None, rope_theta=5e5, rope_scaling={"type": "linear", "factor": 2.0})
-    assert old.rope == Rope(5e5, LinearScaling(2.0))
+    assert old.position.rope == Rope(5e5, LinearScaling(2.0))
     gemma = spec_of(
         "gemma3_text", rope_theta=1e6, rope_local_base_freq=1e4, rope_scaling={"rope_type": "linear", "factor": 8}
     )
-    assert (gemma.rope, gemma.local_rope) == (Rope(1e6, LinearScaling(8.0)), Rope(1e4))
+    assert (gemma.position.rope, gemma.position.local_rope) == (Rope(1e6, LinearScaling(8.0)), Rope(1e4))
     scaling = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     phi = spec_of("phi3", rope_scaling=scaling, original_max_position_embeddings=32)
-    assert phi.rope == Rope(1e4, LongRopeScaling((1.0,) * 4, (2.0,) * 4, 32, 4.0))
+    assert phi.position.rope == Rope(1e4, LongRopeScaling((1.0,) * 4, (2.0,) * 4, 32, 4.0))
     assert phi.context_length == 32  # what a cache can hold
     scaling = scaling | {"short_factor": [2.0] * 4}  # nothing changes on the way
     phi = spec_of("phi3", rope_scaling=scaling, original_max_position_embeddings=32)
@@ -108,9 +108,13 @@ def test_llama_with_another_activation() -> None:
 
 
 def test_windows_by_layer() -> None:
-    assert spec_of("gemma3_text", sliding_window_pattern=3).windows == (7, 7, None)
-    assert spec_of("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1).windows == (None, 8, 8)
-    assert spec_of("qwen2", sliding_window=8).windows == ()  # its use is another field
+    assert spec_of("gemma3_text", sliding_window_pattern=3).attention.windows == (7, 7, None)
+    assert spec_of("qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1).attention.windows == (
+        None,
+        8,
+        8,
+    )
+    assert spec_of("qwen2", sliding_window=8).attention.windows == ()  # its use is another field
     assert shortest([7, None, 7, None, 7], None) == (7, None)
     assert shortest([7, 7, None, None], None) == (7, 7, None, None)
 
@@ -217,11 +221,11 @@ def test_gemma4s_own_layer_types_and_shapes() -> None:
     bare = {"head_dim": None, "global_head_dim": None, "layer_types": None, "num_kv_shared_layers": 0}
     spec = spec_of("gemma4_text", **bare, num_hidden_layers=8, num_key_value_heads=None, num_attention_heads=8)
     assert [spec.window(layer) for layer in range(8)] == [7, 7, 7, 7, 7, None, 7, None]
-    assert (spec.head_dim, spec.kv_heads, spec.full) == (256, 4, FullAttention(512))
+    assert (spec.attention.head_dim, spec.attention.kv_heads, spec.attention.full) == (256, 4, FullAttention(512))
     shared_kv = spec_of("gemma4_text", attention_k_eq_v=True, num_global_key_value_heads=3)
-    assert shared_kv.full == FullAttention(16, 3, True)
+    assert shared_kv.attention.full == FullAttention(16, 3, True)
     plain = spec_of("gemma4_text", per_layer_config={})
-    assert plain.full is None
+    assert plain.attention.full is None
 
 
 def test_gemma4s_files_hold_keys_of_layers_that_share_them(tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_padded_batches(name: str, side: str) -> None:
     tokens = torch.randint(5, 97, (3, 30)).masked_fill(~mask, reference.config.pad_token_id)
     hidden = ours(Inputs(tokens, segments=torch.where(mask, 1, -1))).hidden
     # Left of a text transformers' BERT counts padding as positions, and every classifier reads the row's first token.
-    places = (mask.cumsum(1) - 1).clamp(min=0) + ours.spec.position_offset
-    positions = {} if ours.spec.rope is not None else {"position_ids": places}
+    places = (mask.cumsum(1) - 1).clamp(min=0) + ours.spec.position.offset
+    positions = {} if ours.spec.position.rope is not None else {"position_ids": places}
     body = getattr(reference, reference.base_model_prefix, reference)
     states = body(tokens, attention_mask=mask.long(), **positions).last_hidden_state
     assert_near(hidden[mask], states[mask], rel=1e-5)

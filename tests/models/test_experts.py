@@ -11,9 +11,18 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers import grouped
 from bedplate.models.layers.experts import MixtureOfExperts
 from bedplate.models.layers.grouped import Segments, grouped_product, plain_product, torch_product_works
-from bedplate.models.specs.transformer import Experts, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, Experts, FeedForwardSpec, TransformerSpec
 
-SPEC = TransformerSpec("decoder", 50, 12, 2, 2, 2, 6, 10, 64, experts=Experts(5, 2, 7))
+SPEC = TransformerSpec(
+    kind="decoder",
+    vocab_size=50,
+    hidden_size=12,
+    layers=2,
+    context_length=64,
+    attention=AttentionSpec(heads=2, kv_heads=2, head_dim=6),
+    feedforward=FeedForwardSpec(size=10),
+    experts=Experts(5, 2, 7),
+)
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}
 
 

@@ -67,8 +67,12 @@ def assert_inverse(rule: Rule, spec: TransformerSpec, ours: list[Tensor]) -> lis
 @given(SIZES, SIZES, SIZES, SIZES, st.booleans())
 def test_fused_projections(groups: int, shared: int, head: int, width: int, bias: bool) -> None:
     spec = tiny_spec(rope=None, heads=groups * shared, kv_heads=groups, head_dim=head, hidden_size=width)
-    rows = (spec.heads * head, groups * head, groups * head)
-    rule = fused(("q", "k", "v"), "qkv", lambda s: (s.heads * s.head_dim, *2 * (s.kv_heads * s.head_dim,)))
+    rows = (spec.attention.heads * head, groups * head, groups * head)
+    rule = fused(
+        ("q", "k", "v"),
+        "qkv",
+        lambda s: (s.attention.heads * s.attention.head_dim, *2 * (s.attention.kv_heads * s.attention.head_dim,)),
+    )
     ours = random_tensors(*((n,) if bias else (n, width) for n in rows))
     (whole,) = assert_inverse(rule, spec, ours)
     assert torch.equal(whole, torch.cat(ours))
@@ -100,7 +104,7 @@ def test_transposes(rows: int, columns: int, experts: int) -> None:
 def test_interleaved_rotary_pairs(heads: int, half: int, width: int, bias: bool) -> None:
     spec = tiny_spec(heads=heads, kv_heads=heads, head_dim=2 * half)
     shape = (heads * 2 * half,) if bias else (heads * 2 * half, width)
-    (theirs,) = assert_inverse(interleaved("a", "b", lambda s: s.heads), spec, random_tensors(shape))
+    (theirs,) = assert_inverse(interleaved("a", "b", lambda s: s.attention.heads), spec, random_tensors(shape))
     ours = random_tensors(shape)[0]
     for head in range(heads):
         for i in range(half):

@@ -9,12 +9,12 @@ from typing import Any
 from bedplate.models.families import Family
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import Rule, WeightMap, fused, renamed, stack, transposed, unstack
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 
 
 def attention_rows(spec: TransformerSpec) -> tuple[int, int, int]:
-    keys = spec.kv_heads * spec.head_dim
-    return spec.heads * spec.head_dim, keys, keys
+    keys = spec.attention.kv_heads * spec.attention.head_dim
+    return spec.attention.heads * spec.attention.head_dim, keys, keys
 
 
 WEIGHTS = WeightMap(
@@ -46,12 +46,10 @@ def from_config(config: Mapping[str, Any]) -> TransformerSpec:
         vocab_size=int(fields.need("tokens")),
         hidden_size=width,
         layers=int(fields.need("depth")),
-        heads=heads,
-        kv_heads=int(fields.pop("groups", heads)),
-        head_dim=width // heads,
-        feedforward_size=int(fields.need("wide")),
         context_length=int(fields.need("context")),
-        rope=Rope(),
+        attention=AttentionSpec(heads=heads, kv_heads=int(fields.pop("groups", heads)), head_dim=width // heads),
+        feedforward=FeedForwardSpec(size=int(fields.need("wide"))),
+        position=PositionSpec(rope=Rope()),
     )
     fields.finish()
     return spec
@@ -63,9 +61,9 @@ def to_config(spec: TransformerSpec) -> dict[str, Any]:
         "tokens": spec.vocab_size,
         "width": spec.hidden_size,
         "depth": spec.layers,
-        "heads": spec.heads,
-        "groups": spec.kv_heads,
-        "wide": spec.feedforward_size,
+        "heads": spec.attention.heads,
+        "groups": spec.attention.kv_heads,
+        "wide": spec.feedforward.size,
         "context": spec.context_length,
     }
 

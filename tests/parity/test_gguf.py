@@ -16,7 +16,6 @@ from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Embedding
 from bedplate.models.build import build
@@ -99,7 +98,7 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
 def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
     """Of a file with lists of what each layer has."""
     spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
-    assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
+    assert FAMILIES["gguf", "gemma4"].to_spec(GgufReader(tmp_path / "x.gguf").header.fields()) == spec
 
 
 def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
@@ -138,9 +137,9 @@ def test_a_file_that_says_how_vectors_are_made(tmp_path: Path) -> None:
 
 def older(path: Path, to: Path, spec: TransformerSpec) -> None:
     """A file of deepseek2 as those before attention over latents were: keys and values made by one product."""
-    reader, part, begin = GgufReader(path), spec.latent, "deepseek2.attention."
+    reader, part, begin = GgufReader(path), spec.attention.latent, "deepseek2.attention."
     assert part is not None
-    sizes = {"head_count_kv": spec.heads, "key_length": part.key_dim, "value_length": part.value_dim}
+    sizes = {"head_count_kv": spec.attention.heads, "key_length": part.key_dim, "value_length": part.value_dim}
     fields = {key: value for key, value in reader.metadata.items() if not key.endswith("_mla")}
     tensors = {name: reader.get(name) for name in reader.names}
     for layer in range(spec.layers):
@@ -163,14 +162,14 @@ def test_what_deepseek2s_files_say() -> None:
     metadata = family.to_config(spec) | {"tensor_names": ("output.weight",), "embedding_rows": 97, "tables": {}}
     lite = {key: value for key, value in metadata.items() if not key.endswith("q_lora_rank")}
     lite_spec = family.to_spec({**lite, "deepseek2.block_count": 27, "deepseek2.expert_gating_func": 1})
-    assert (lite_spec.latent.q_rank, lite_spec.experts.scoring, lite_spec.experts.selection_bias) == (
+    assert (lite_spec.attention.latent.q_rank, lite_spec.experts.scoring, lite_spec.experts.selection_bias) == (
         None,
         "softmax",
         False,
     )
     assert "deepseek2.attention.q_lora_rank" not in family.to_config(lite_spec)
     with pytest.raises(UnsupportedModelError, match="needs q_rank in a model of 3 layers"):
-        family.to_config(spec.with_(latent=replace(spec.latent, q_rank=None)))
+        family.to_config(spec.with_(latent=replace(spec.attention.latent, q_rank=None)))
     for key, value, message in (
         ("attention.layer_norm_rms_epsilon", 1e-5, "layer_norm_rms_epsilon = 1e-05"),
         ("rope.scaling.yarn_log_multiplier", None, "YaRN without rope.scaling.yarn_log_multiplier"),
@@ -205,7 +204,7 @@ def test_llamacpp_gives_the_same_logits(
         tokens = torch.randint(0, spec.vocab_size, (40,), generator=torch.Generator().manual_seed(seed))
         expected = by_llamacpp(path, tokens)
         ours = logits(model, tokens)
-        assert float((ours - expected).norm() / expected.norm()) < ROUNDED.get(spec.activation, 1e-5)
+        assert float((ours - expected).norm() / expected.norm()) < ROUNDED.get(spec.feedforward.activation, 1e-5)
 
 
 def by_llamacpp(path: Path, tokens: Tensor) -> Tensor:

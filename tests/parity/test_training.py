@@ -13,10 +13,10 @@ from tests.references import reference_llama
 
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import load_base
-from bedplate.models.layers import gradients
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives import token_term
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.sources import DocumentSource
 
 LENGTH, ROWS = 40, 6
@@ -49,11 +49,11 @@ def reference_losses(model: torch.nn.Module) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(("piece", "micro_rows"), [(gradients.PIECE, ROWS), (500, 4)])
+@pytest.mark.parametrize(("piece", "micro_rows"), [(token_term.PIECE, ROWS), (500, 4)])
 def test_a_run_learns_what_the_reference_learns(
     piece: int, micro_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gradients, "PIECE", piece)
+    monkeypatch.setattr(token_term, "PIECE", piece)
     reference = reference_llama(0).double()
     reference.save_pretrained(tmp_path / "reference")
     ours = load_base(tmp_path / "reference", "float64", "cpu").model

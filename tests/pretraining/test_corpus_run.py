@@ -16,9 +16,9 @@ from bedplate.data.corpus.shards import Corpus
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.run import checkpoint_evaluation, from_corpus
+from bedplate.pretraining.run.data import TOKENS_PREFIX
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
-from bedplate.pretraining.run.source_counts import TOKENS_PREFIX
 
 MIXED: dict[str, Any] = {
     "data": {"recipe": "recipe.yaml", "mixture": {"weights": {"one": 3, "two": 1}}, "general": ["two"]},

@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_base
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, UnsupportedModelError, UsageError
 from bedplate.data.corpus.recipe import load_recipe
-from bedplate.pretraining.plan import local_estimate
+from bedplate.pretraining.plan import dry_run
 from bedplate.pretraining.plan.dry_run import plan_run
 from bedplate.pretraining.runfile.file import load_run
 
@@ -70,7 +70,7 @@ def test_what_cannot_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     plan = plan_run(run)
     assert plan["memory_bytes"] is None or plan["bytes_per_device"] < plan["memory_bytes"]
     assert plan["steps"] == 9
-    monkeypatch.setattr(local_estimate, "free_on", lambda device: 10_000)
+    monkeypatch.setattr(dry_run, "free_on", lambda device: 10_000)
     with pytest.raises(UsageError, match="does not fit this machine"):
         plan_run(run)
     large = {"model": {"preset": "llama-3.1-405b"}, "batch": {"tokens": "1M", "sequence": 8192}, "tokens": "1B"}

@@ -13,8 +13,7 @@ import pytest
 import rich.console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bedplate.pretraining.run.follow import Follower, TensorBoard
-from bedplate.pretraining.run.live import LiveView, clock, sparkline
+from bedplate.pretraining.run.live import Follower, LiveView, TensorBoard, clock, sparkline
 
 
 def row(step: int, **extra: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.pretraining.runs import tiny_run
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import sizes_of
 from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.run.corpus import RowShape
+from bedplate.pretraining.run.data import RowShape
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile
@@ -21,7 +21,8 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import CorruptedSource, Corrupting, CorruptionVocabulary
+from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting
+from bedplate.training.objectives.objective import CorruptionVocabulary
 from bedplate.training.optimizers import Optimization, kinds_of
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource

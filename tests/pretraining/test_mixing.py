@@ -17,9 +17,8 @@ from tests.pretraining.runs import tiny_run
 
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, TrainingError, UsageError
-from bedplate.pretraining.mixing import proxies
-from bedplate.pretraining.mixing.best import best
-from bedplate.pretraining.mixing.design import capped, design
+from bedplate.pretraining.mixing import search as search_module
+from bedplate.pretraining.mixing.best import best, capped, design
 from bedplate.pretraining.mixing.response import Response, _fitted, fit
 from bedplate.pretraining.mixing.search import search
 from bedplate.pretraining.runfile.file import RunFile
@@ -194,7 +193,7 @@ class Trainer:
     def __init__(self, patch: pytest.MonkeyPatch, stop: int | None = None) -> None:
         self.ran: list[dict[str, float]] = []
         self.stop = stop
-        patch.setattr(proxies, "pretrain", self)
+        patch.setattr(search_module, "pretrain", self)
 
     def __call__(self, run: RunFile, place: Path, *, catalogued: bool = True) -> None:
         assert not catalogued, "nobody is to adapt the base of a measurement"
@@ -298,7 +297,7 @@ def test_what_there_is_no_mixture_of(corpus: Path, monkeypatch: pytest.MonkeyPat
         (out / "pretraining.json").write_text(json.dumps({"status": "finished", "seen": {"web": 1}}))
         (out / "evaluations.jsonl").write_text(json.dumps({"step": 9, "held_out": {}}) + "\n")
 
-    monkeypatch.setattr(proxies, "pretrain", unjudged)
+    monkeypatch.setattr(search_module, "pretrain", unjudged)
     with pytest.raises(TrainingError, match=r"was not judged on web, code, books .*remove it and run"):
         search(run_of(place), place / "y")
 

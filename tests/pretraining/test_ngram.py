@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from nltk.lm import KneserNeyInterpolated
 from nltk.util import everygrams
 
-from bedplate.pretraining.run import ngram
-from bedplate.pretraining.run.baselines import compressors, ngram_bits
-from bedplate.pretraining.run.corpus import HeldOut
-from bedplate.pretraining.run.ngram import NgramModel
+from bedplate.pretraining.run import baselines as ngram
+from bedplate.pretraining.run.baselines import NgramModel, compressors, ngram_bits
+from bedplate.pretraining.run.data import HeldOut
 
 streams = st.lists(st.integers(0, 5), min_size=8, max_size=60)
 

@@ -18,11 +18,11 @@ from bedplate.models.build import build
 from bedplate.models.checkpoints.base import parameter_count
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.runfile import first_look
-from bedplate.pretraining.runfile.changes import changes
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
-from bedplate.pretraining.runfile.file import ModelPart, RunFile, load_run
-from bedplate.training.objectives import OBJECTIVES, Sft
+from bedplate.pretraining.runfile.file import ModelPart, RunFile, changes, load_run
+from bedplate.training.objectives import OBJECTIVES
+from bedplate.training.objectives.language import Sft
 
 
 @given(st.integers(1, 10**15))

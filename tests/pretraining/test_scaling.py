@@ -11,8 +11,7 @@ import statsmodels.api as sm
 
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
-from bedplate.pretraining.scaling.ladder import read_ladder
-from bedplate.pretraining.scaling.law import Form, ScalingPoint, fit
+from bedplate.pretraining.scaling_law import Form, ScalingPoint, fit, read_ladder
 
 
 def point(n: float, d: float, loss: float) -> ScalingPoint:

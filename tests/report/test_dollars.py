@@ -14,7 +14,7 @@ from bedplate.evaluation.costs.scale import Scale
 from bedplate.report import plots
 from bedplate.report.html import adaptation_page, headline
 from bedplate.report.schema import report_schema
-from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_parts import Curve
 from bedplate.report.summary import summary
 
 TARGET = {"metric": "usd_per_call", "value": 1.0, "confidence": 0.95, "lower_is_better": True, "worst_usd": 5.0}

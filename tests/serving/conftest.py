@@ -17,7 +17,6 @@ import openai
 import pytest
 import torch
 import uvicorn
-from bedplate.serving.request.state import ServerState
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.bank import Bank
@@ -27,6 +26,7 @@ from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.server.app import create_app
 from bedplate.serving.server.loading import loaded_server
 from bedplate.skins.classical import Classical

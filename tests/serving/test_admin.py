@@ -121,22 +121,22 @@ def test_a_skin_is_loaded_asked_replaced_and_unloaded(room):
     first, second = variant(room.tuned, 1), variant(room.tuned, 2)
     expected = [room.said_alone(skin) for skin in (first, second)]
     assert expected[0] != expected[1]
-    reply = room.put(source=room.write(first))
+    reply = room.load_skin(source=room.write(first))
     assert reply.status_code == 201
     assert reply.json()["state"] == "registered"
     assert reply.json()["replaced"] is None
     assert room.answer("tuned") == expected[0]
     shown = room.request("GET", "/tuned").json()
     assert (shown["state"], shown["kind"], shown["calls_running"]) == ("resident", "lora", 0)
-    assert room.put(source=room.write(second)).status_code == 409
-    assert room.put(source=room.write(second), name="other").status_code == 201
-    replaced = room.put(source=room.write(second), replace=True)
+    assert room.load_skin(source=room.write(second)).status_code == 409
+    assert room.load_skin(source=room.write(second), name="other").status_code == 201
+    replaced = room.load_skin(source=room.write(second), replace=True)
     assert (replaced.status_code, replaced.json()["replaced"]) == (200, shown["id"])
     assert room.answer("tuned") == room.answer("other") == expected[1]
     assert room.settled(2)
     assert {model["id"] for model in room.server.client.models.list().to_dict()["data"]} == {"tiny", "tuned", "other"}
     assert room.request("DELETE", "/tuned").json() == {"name": "tuned", "deleted": True, "calls_running": 0}
-    assert room.ask("tuned").status_code == 404
+    assert room.chat("tuned").status_code == 404
     assert room.request("GET", "/tuned").status_code == 404
     assert room.request("DELETE", "/tuned").status_code == 404
     assert room.settled(1)
@@ -152,7 +152,7 @@ def test_names_that_are_taken_or_cannot_be(room):
         ({"name": 7}, 400, "name"),
         ({"colour": "red"}, 400, "colour"),
     ):
-        reply = room.put(source=source, **body)
+        reply = room.load_skin(source=source, **body)
         assert (reply.status_code, reply.json()["error"]["param"]) == (status, param), body
     assert room.request("GET").json()["data"] == []
 
@@ -218,7 +218,7 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
         edited("json", lambda d: (d / "skin.json").write_text("{")): "JSON",
     }
     for source, message in sources.items():
-        reply = room.put(source=source)
+        reply = room.load_skin(source=source)
         assert reply.status_code == 400, source
         error = reply.json()["error"]
         assert error["param"] == "source", source
@@ -229,7 +229,10 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
 
 def test_only_admins(room, monkeypatch):
     monkeypatch.setattr(room.server.state.guard, "identify", lambda *args, **kwargs: Caller(admin=False))
-    replies = [room.put(source="x"), *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x")))]
+    replies = [
+        room.load_skin(source="x"),
+        *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x"))),
+    ]
     replies.append(room.request("POST", "/scan"))
     assert {reply.status_code for reply in replies} == {403}
     monkeypatch.undo()
@@ -250,7 +253,7 @@ def test_a_scan_adds_changes_and_removes(room):
     room.write(changed := variant(room.tuned, 7, "one"), "team/one")
     shutil.rmtree(room.shelf / "team" / "two")
     # registered and not yet loaded, and its files are others by now: never served as something it is not
-    assert room.ask("one").status_code == 503
+    assert room.chat("one").status_code == 503
     changes = room.request("POST", "/scan").json()
     assert (changes["replaced"], changes["removed"]) == (["one"], ["two"])
     assert room.answer("one") == room.said_alone(changed)
@@ -286,14 +289,14 @@ def test_fifty_swaps_under_traffic(room):
     assert len(set(expected)) == 5
     for number, skin in enumerate(skins):
         room.write(skin, f"v{number}")
-    assert room.put(source="v0").status_code == 201
+    assert room.load_skin(source="v0").status_code == 201
     swaps = 50
     current, stop, wrong = [0], threading.Event(), []
 
     def traffic() -> None:
         while not stop.is_set():
             earliest = current[0]
-            reply = room.ask("tuned")
+            reply = room.chat("tuned")
             latest = current[0] + 1  # the swap may have happened before its reply came
             allowed = {expected[number % 5] for number in range(earliest, latest + 1)}
             text = reply.json()["choices"][0]["message"]["content"] if reply.status_code == 200 else reply.text
@@ -305,7 +308,7 @@ def test_fifty_swaps_under_traffic(room):
         thread.start()
     try:
         for number in range(1, swaps + 1):
-            assert room.put(source=f"v{number % 5}", replace=True).status_code == 200
+            assert room.load_skin(source=f"v{number % 5}", replace=True).status_code == 200
             current[0] = number
             assert room.answer("tuned") == expected[number % 5], number
     finally:
@@ -319,7 +322,7 @@ def test_fifty_swaps_under_traffic(room):
 def test_a_call_ends_on_the_version_it_began_with(room, monkeypatch):
     long = dataclasses.replace(variant(room.tuned, 1), output=TextOutput(max_tokens=120))
     room.write(long)
-    room.put(source="tuned")
+    room.load_skin(source="tuned")
     expected = room.said_alone(long)
     body = {"model": "tuned", "messages": [{"role": "user", "content": TEXT}], "stream": True, "temperature": 0}
     with (
@@ -329,7 +332,7 @@ def test_a_call_ends_on_the_version_it_began_with(room, monkeypatch):
         lines = reply.iter_lines()
         first = next(lines)
         room.write(variant(room.tuned, 2), "new")
-        assert room.put(source="new", replace=True).status_code == 200
+        assert room.load_skin(source="new", replace=True).status_code == 200
         assert room.request("DELETE", "/tuned").status_code == 200
         chunks = [json.loads(line[6:]) for line in [first, *lines] if line.startswith("data: {")]
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == expected
@@ -343,7 +346,7 @@ def test_embedding_skins_are_served_by_name(room):
         output=EmbeddingOutput(pooling="last", depth=2, dimensions=8),
     )
     room.write(skin)
-    assert room.put(source="queries").status_code == 201
+    assert room.load_skin(source="queries").status_code == 201
     reply = room.server.post("/v1/embeddings", json={"model": "queries", "input": [TEXT, "ok"]})
     assert reply.status_code == 200
     vectors = torch.tensor([row["embedding"] for row in reply.json()["data"]])
@@ -351,7 +354,7 @@ def test_embedding_skins_are_served_by_name(room):
         torch.testing.assert_close(vectors, torch.tensor(alone.embed([TEXT, "ok"])), atol=1e-5, rtol=1e-5)
     assert vectors.shape == (2, 8)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(2))
-    wrong = room.ask("queries")
+    wrong = room.chat("queries")
     assert wrong.status_code == 400
     assert "/v1/embeddings" in wrong.json()["error"]["message"]
     cut = room.server.post("/v1/embeddings", json={"model": "queries", "input": TEXT, "dimensions": 9})
@@ -409,7 +412,7 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
     while guest.waiters and time.monotonic() < end:
         time.sleep(0.01)
     assert not guest.waiters
-    assert room.ask("quick").status_code == 200
+    assert room.chat("quick").status_code == 200
     assert guest.state is Residency.LOADING
     open_.set()
-    assert room.ask("slow").status_code == 200
+    assert room.chat("slow").status_code == 200

@@ -567,7 +567,6 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
 
 def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
     from bedplate.serving.request.self_calls import self_call
-
     from bedplate.serving.server.app import create_app
 
     slow(monkeypatch, 0.02)

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from bedplate.serving.request.state import ServerState
 from tests.serving.conftest import Files, running
 from tests.tiny import write_tiny_base
 
@@ -25,6 +24,7 @@ from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.models.skins_directory import SkinsDirectory
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput

@@ -26,7 +26,7 @@ from bedplate.serving.callers.guard import Caller, CallerGuard
 from bedplate.serving.durable.feedback import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
 from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.consent import FeedbackConfig, KeepRule
+from bedplate.serving.settings.config import FeedbackConfig, KeepRule
 from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
 
 from .conftest import Files, Server, running

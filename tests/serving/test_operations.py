@@ -19,7 +19,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
-from bedplate.serving.request.state import ServerState
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.forked import Command
 
@@ -27,6 +26,7 @@ from bedplate.cli.main import VERBS, main
 from bedplate.core.config import Strict
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
+from bedplate.serving.request.state import ServerState
 from bedplate.serving.server import connections
 from bedplate.serving.server.app import create_app, serve
 from bedplate.serving.server.connections import HEAD_SECONDS

@@ -14,7 +14,7 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.models.checkpoints.identity import Identity, WeightsHash
 from bedplate.models.decoder import Decoder
-from bedplate.models.specs.transformer import Rope, TransformerSpec
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
 from bedplate.skins.prompt import Demonstration
@@ -69,12 +69,10 @@ def base(tokenizer) -> TinyBase:
         vocab_size=400,
         hidden_size=16,
         layers=2,
-        heads=2,
-        kv_heads=1,
-        head_dim=8,
-        feedforward_size=24,
         context_length=256,
-        rope=Rope(),
+        attention=AttentionSpec(heads=2, kv_heads=1, head_dim=8),
+        feedforward=FeedForwardSpec(size=24),
+        position=PositionSpec(rope=Rope()),
     )
     model = Decoder(spec).requires_grad_(False).eval()
     digest = WeightsHash()

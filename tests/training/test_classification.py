@@ -17,11 +17,11 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
 from bedplate.adapters.peft import write_peft
 from bedplate.core.errors import DataError, UsageError
+from bedplate.training.batch import LabelledText, pack_texts
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import ClassificationObjective
+from bedplate.training.objectives.classification import ClassificationObjective
 from bedplate.training.sources import LabelledTextSource
-from bedplate.training.texts import LabelledText, pack_texts
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

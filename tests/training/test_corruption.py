@@ -21,19 +21,13 @@ from bedplate.models.families import FAMILIES
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives import (
-    CorruptionVocabulary,
-    Crops,
-    FillInMiddle,
-    Masked,
-    MixtureOfDenoisers,
-    NextToken,
-    SpanCorruption,
-)
+from bedplate.training.objectives.contrastive import Crops
 from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, corrupted, documents_of
-from bedplate.training.objectives.masked import starts_word
-from bedplate.training.objectives.middle import FIM_TOKENS
-from bedplate.training.objectives.spans import SENTINELS, Denoiser, cut_out
+from bedplate.training.objectives.language import NextToken
+from bedplate.training.objectives.masked import Masked, starts_word
+from bedplate.training.objectives.middle import FIM_TOKENS, FillInMiddle
+from bedplate.training.objectives.objective import CorruptionVocabulary
+from bedplate.training.objectives.spans import SENTINELS, Denoiser, MixtureOfDenoisers, SpanCorruption, cut_out
 from bedplate.training.objectives.token_term import token_term
 from bedplate.training.sources import DocumentSource
 
@@ -153,7 +147,7 @@ def test_a_moved_middle_loses_nothing(texts: list[str], at: Any, seed: int) -> N
     moved = 0
     for (_, before), (_, after) in zip(documents_of(batch), documents_of(moved_batch), strict=True):
         ids = after.tolist()
-        assert len(ids) <= len(before) + objective.room
+        assert len(ids) <= len(before) + objective.max_growth
         if ids[0] == pre:
             moved += 1
             assert ids[-1] == 0

@@ -10,7 +10,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import DataError
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.examples import completion_example, conversation_example
+from bedplate.training.batch import completion_example, conversation_example
 
 CONVERSATION = [
     {"role": "user", "content": "is the product great?"},

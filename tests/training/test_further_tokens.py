@@ -20,7 +20,7 @@ from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import MultiTokenPrediction, NextToken
+from bedplate.training.objectives.language import MultiTokenPrediction, NextToken
 from bedplate.training.sources import ExampleSource
 
 SPEC = tiny_spec(

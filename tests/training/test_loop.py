@@ -13,7 +13,8 @@ from bedplate.core.errors import DataError, TrainingError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import NextToken, Sft, Term
+from bedplate.training.objectives.language import NextToken, Sft
+from bedplate.training.objectives.objective import Term
 from bedplate.training.packing import pack_examples
 from bedplate.training.sources import DocumentSource, ExampleSource
 

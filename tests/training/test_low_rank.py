@@ -19,7 +19,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.models.inputs import Inputs
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 

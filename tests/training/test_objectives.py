@@ -11,9 +11,9 @@ from bedplate.core.errors import DataError
 from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
-from bedplate.training.batch import NO_TARGET
-from bedplate.training.examples import completion_example
-from bedplate.training.objectives import OBJECTIVES, NextToken, Sft
+from bedplate.training.batch import NO_TARGET, completion_example
+from bedplate.training.objectives import OBJECTIVES
+from bedplate.training.objectives.language import NextToken, Sft
 from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.packing import pack_examples, rows_batch
 

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import MuonConfig, Rates, TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.optimizers import Optimization, averaged, kinds_of
 from bedplate.training.optimizers.muon import orthogonalised
 from bedplate.training.ranks import ALONE

@@ -12,8 +12,7 @@ from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Scales
 from bedplate.training.batch import NO_TARGET
-from bedplate.training.objectives.pieces import summed_losses
-from bedplate.training.objectives.token_term import token_losses
+from bedplate.training.objectives.token_term import summed_losses, token_losses
 
 SPEC = tiny_spec(vocab_size=61, hidden_size=16, heads=2, layers=1, feedforward_size=24, scales=Scales(logit_cap=5.0))
 

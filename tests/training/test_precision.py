@@ -10,9 +10,8 @@ import torch
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
-from bedplate.training.precision import computing
-from bedplate.training.precision_choice import Arithmetic
+from bedplate.training.objectives.language import Sft
+from bedplate.training.precision import Arithmetic, computing
 from bedplate.training.sources import ExampleSource
 
 CONFIG = TrainConfig(learning_rate=0.01, save_seconds=None, dtype="float32")
@@ -23,6 +22,7 @@ class _Waiting(Sft):
     """In its first forward pass, until it is let on."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.inside, self.go_on = threading.Event(), threading.Event()
 
     def __call__(self, models, batch):

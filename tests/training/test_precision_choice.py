@@ -16,11 +16,11 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.products import has_onednn
 from bedplate.training import precision
-from bedplate.training import precision_choice as arithmetics
+from bedplate.training import precision as arithmetics
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
-from bedplate.training.precision_choice import Arithmetic, by_turns, candidates, choose, measured
+from bedplate.training.objectives.language import Sft
+from bedplate.training.precision import Arithmetic, by_turns, candidates, choose, measured
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import StateFile
 

@@ -19,7 +19,7 @@ from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.packing import pack_examples
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers

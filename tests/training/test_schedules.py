@@ -6,8 +6,7 @@ import pytest
 import torch
 import transformers
 
-from bedplate.training.config import TrainConfig
-from bedplate.training.schedules import SCHEDULES
+from bedplate.training.config import SCHEDULES, TrainConfig
 
 
 def _reference(scheduler_of, total: int) -> list[float]:

@@ -22,7 +22,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 

@@ -15,7 +15,7 @@ from bedplate.core.errors import DataError, TrainingError
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken, Sft
+from bedplate.training.objectives.language import NextToken, Sft
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource, ExampleSource
 

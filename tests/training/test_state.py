@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import RunState, StateFile
 

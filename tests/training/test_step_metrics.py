@@ -17,15 +17,15 @@ from bedplate.models.build import build
 from bedplate.models.layers import grouped
 from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.specs import EncoderDecoderSpec
-from bedplate.models.specs.parts import RelativeBias
+from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.recompute import Recompute
 from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import NextToken, Sft, Term
-from bedplate.training.objectives.language import MultiTokenPrediction
+from bedplate.training.objectives.language import MultiTokenPrediction, NextToken, Sft
+from bedplate.training.objectives.objective import Term
 from bedplate.training.optimizers import Optimization
 from bedplate.training.packing import pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource

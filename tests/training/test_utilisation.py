@@ -10,7 +10,7 @@ from tests.tiny import tiny_spec
 
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 from bedplate.training.utilisation import Utilisation, measure_peak, utilisation_of
 
@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 def test_it_is_counted_as_published() -> None:
     """6 N + 6 L H d (s + 1) for a token, with the causal half of attention (https://arxiv.org/abs/2204.02311)."""
     spec, row = tiny_spec(tied_head=False), 64
-    attention = spec.hidden_size * spec.head_dim * (2 * spec.heads + 2 * spec.kv_heads)
-    block = attention + 3 * spec.hidden_size * spec.feedforward_size
+    attention = spec.hidden_size * spec.attention.head_dim * (2 * spec.attention.heads + 2 * spec.attention.kv_heads)
+    block = attention + 3 * spec.hidden_size * spec.feedforward.size
     products = spec.layers * block + spec.vocab_size * spec.hidden_size
-    expected_flops = 6 * products + 6 * spec.layers * spec.heads * spec.head_dim * (row + 1)
+    expected_flops = 6 * products + 6 * spec.layers * spec.attention.heads * spec.attention.head_dim * (row + 1)
     utilization = utilisation_of(spec, row, CPU, "float32")
     assert utilization.flops_per_token == pytest.approx(expected_flops)
     assert utilization.source == "products in float32, measured here"

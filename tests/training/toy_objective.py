@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives import Models, Scope, Term
+from bedplate.training.objectives.objective import Models, Scope, Term
 from bedplate.training.objectives.token_term import token_losses
 from bedplate.training.sources import ExampleSource
 

@@ -1,4 +1,4 @@
-"""A low-rank update at one linear, plain (LoRA) or with magnitudes (DoRA), by itself or as one operation with it."""
+"""A low-rank update at one linear, plain (LoRA) or with magnitudes (DoRA)."""
 
 # Shape suffixes: I in_features, O out_features, r rank.
 
@@ -7,11 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.adapters.adapted import adapted
 from bedplate.adapters.dora import MAGNITUDE, Magnitude, dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.models.layers.linear import Linear
@@ -49,11 +47,6 @@ class LowRank(LinearAdapter):
         product = F.linear(x, module.weight) if dropping else without_bias(y, module)
         return dora_update(product, update, self.scale() - 1.0)
 
-    def output(self, x: Tensor, module: Linear) -> Tensor:
-        if torch.is_grad_enabled() and self._trains_alone(module) and not self._drops(module):
-            return adapted(x, module, self.a, self.b, self.scaling)
-        return super().output(x, module)
-
     def merged(self, weight_OI: Tensor) -> Tensor:
         changed = weight_OI + (self.b.float() @ self.a.float()) * self.scaling
         return changed if self.magnitude is None else changed * self.scale()[:, None]
@@ -65,11 +58,6 @@ class LowRank(LinearAdapter):
 
     def _drops(self, module: Linear) -> bool:
         return module.training and self.dropout > 0.0
-
-    def _trains_alone(self, module: Linear) -> bool:
-        """Whether A and B are trained and nothing else of this linear is."""
-        fixed = not module.weight.requires_grad and (module.bias is None or not module.bias.requires_grad)
-        return self.magnitude is None and self.a.requires_grad and self.b.requires_grad and fixed
 
 
 def without_bias(y: Tensor, module: Linear) -> Tensor:

@@ -115,7 +115,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
         "num_virtual_tokens": len(prompt),
         "token_dim": prompt.size,
         "num_transformer_submodules": 1,
-        "num_attention_heads": spec.main.heads,
+        "num_attention_heads": spec.main.attention.heads,
         "num_layers": spec.layers,
         "prompt_tuning_init": "RANDOM",
         "prompt_tuning_init_text": None,
@@ -139,7 +139,8 @@ def read_peft_prompt(directory: Path) -> SoftPrompt:
     declared = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
     if declared[0] != len(prompt) or declared[1] not in {None, prompt.size}:
         raise SkinError(
-            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are {prompt.vectors.shape}"
+            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are "
+            f"{prompt.vectors.shape}"
         )
     return prompt
 

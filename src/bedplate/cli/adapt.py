@@ -39,16 +39,10 @@ EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
 
 
 def adapt(
-    task_file: Annotated[
-        Path, typer.Argument(metavar="TASK.yaml", help="The task file.", show_default=False, callback=paths.existing)
-    ],
+    task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", callback=paths.existing)],
     out: Annotated[
         Path,
-        typer.Option(
-            help="The run's directory; the same command resumes the run there.",
-            show_default=False,
-            callback=paths.directory,
-        ),
+        typer.Option(help="The run's directory; the same command resumes the run there.", callback=paths.directory),
     ],
     overrides: Overrides = None,
     rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
@@ -66,7 +60,6 @@ def adapt(
         str | None,
         typer.Option(
             help="A skin that the new ones take over from, on newer data: a directory, or a name or id.",
-            show_default=False,
             callback=paths.catalog_target,
         ),
     ] = None,
@@ -83,20 +76,13 @@ def adapt(
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
     junit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write JUnit XML, for builds.", show_default=False, callback=paths.new_file
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, for builds.", callback=paths.new_file)
     ] = None,
     markdown: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write a summary in Markdown.", show_default=False, callback=paths.new_file
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Also write a summary in Markdown.", callback=paths.new_file)
     ] = None,
     label_budget: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.", show_default=False),
+        int | None, typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.")
     ] = None,
     wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
@@ -210,7 +196,7 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
     from bedplate.core.files import atomic_write
 
     if junit is not None:
-        from bedplate.report import junit as xml
+        from bedplate.report import summary as xml
 
         atomic_write(junit, xml.junit(report.data))
     if markdown is not None:

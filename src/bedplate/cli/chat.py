@@ -5,18 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, duration, whole
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from bedplate.inference.chat.partners import Partner
 
 KEY = "BEDPLATE_API_KEY"
 
@@ -28,27 +22,19 @@ def chat(
             metavar="SKIN|BASE",
             help="A skin's directory, or a base: catalogue name, directory, .gguf file or hf:owner/name. With --url a "
             "served model's name (by default the first).",
-            show_default=False,
         ),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option(help=f"Talk to a running server; its key is read from {KEY}.", show_default=False)
-    ] = None,
-    system: Annotated[str | None, typer.Option(help="A system message.", show_default=False)] = None,
+    url: Annotated[str | None, typer.Option(help=f"Talk to a running server; its key is read from {KEY}.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     temperature: Annotated[
-        float | None,
-        typer.Option(help="Default: 0.7 for a base here; else the skin's or server's own.", show_default=False),
+        float | None, typer.Option(help="Default: 0.7 for a base here; else the skin's or server's own.")
     ] = None,
     max_tokens: Annotated[
-        int | None,
-        whole(help="Default: 1024 for a base here; else the skin's or server's own."),
+        int | None, whole(help="Default: 1024 for a base here; else the skin's or server's own.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
     base: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the skin's base is, when not where it was made.", show_default=False, callback=paths.base
-        ),
+        str | None, typer.Option(help="Where the skin's base is, when not where it was made.", callback=paths.base)
     ] = None,
     dtype: JudgedDtype = None,
     weights: JudgedWeights = None,
@@ -65,24 +51,21 @@ def chat(
     from bedplate.inference.chat.partners import RemoteModel, open_local
     from bedplate.inference.chat.terminal import pipe, talk
 
-    settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-    loading: dict[str, Any] = {"dtype": dtype, "weights": weights, "kernel": kernel, "device": device, "base": base}
-    loading["allow_other_weights"] = allow_other_weights
     with contextlib.ExitStack() as stack:
         if url is not None:
             from bedplate.inference.remote.endpoint import Endpoint
 
             endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
-            open_partner: Callable[[str | None], Partner] = partial(RemoteModel, endpoint)
+            partner = RemoteModel(endpoint, model)
         else:
-            from bedplate.inference.execution.threads import (
-                use_cores,  # loads torch, which a server's model does without
-            )
+            from bedplate.inference.execution.threads import use_cores  # loads torch, as a server's model does not
 
             use_cores()
-            open_partner = partial(open_local, **loading)
-        conversation = Conversation(open_partner(model), open_partner, system=system, settings=settings)
-        stack.callback(conversation.close)
+            options = {"dtype": dtype, "weights": weights, "kernel": kernel, "device": device, "base": base}
+            partner = open_local(model, **options, allow_other_weights=allow_other_weights)
+        stack.callback(partner.close)
+        settings = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
+        conversation = Conversation(partner, system=system, settings=settings)
         if as_json or not (sys.stdin.isatty() and sys.stdout.isatty()):
             return pipe(conversation, sys.stdin, as_json=as_json)
         talk(conversation)

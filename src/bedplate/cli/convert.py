@@ -15,15 +15,10 @@ from bedplate.cli.options import BaseSource, Overwrite
 def convert(
     source: BaseSource,
     destination: Annotated[
-        Path,
-        typer.Argument(
-            help="What to write: NAME.gguf, or else a Hugging Face directory.",
-            callback=paths.new,
-        ),
+        Path, typer.Argument(help="What to write: NAME.gguf, or else a Hugging Face directory.", callback=paths.new)
     ],
     dtype: Annotated[
-        str | None,
-        typer.Option(help="Of a directory's weights; by default as stored, float32 for a GGUF.", show_default=False),
+        str | None, typer.Option(help="Of a directory's weights; by default as stored, float32 for a GGUF.")
     ] = None,
     matrix_type: Annotated[
         str | None,

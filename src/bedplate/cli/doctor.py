@@ -62,7 +62,7 @@ def _show(findings: Findings) -> None:
         screen.print(escape(line))
     screen.print()
     columns = ("way", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
-    rows = [(str(reading.backend), *_cells(reading), _note(reading, findings)) for reading in findings.readings]
+    rows = [(str(reading.plan), *_cells(reading), _note(reading, findings)) for reading in findings.speeds]
     show(columns, rows, title=f"{findings.base}, stored as {' and '.join(findings.stored)}")
     screen.print()
     screen.print(f"[bold]chosen: {findings.chosen}[/bold]: {escape(findings.why)}")
@@ -123,7 +123,7 @@ def _cells(reading: PlanSpeeds) -> list[str]:
 def _note(reading: PlanSpeeds, findings: Findings) -> str:
     if reading.reason is not None:
         return reading.reason
-    if reading.backend == findings.chosen:
+    if reading.plan == findings.chosen:
         return "chosen"
-    notes = [] if reading.preserves_stored else ["does not keep what is stored"]
+    notes = [] if reading.lossless else ["does not keep what is stored"]
     return ", ".join([*notes, "measured once, far behind"] if reading.stopped else notes)

@@ -32,17 +32,12 @@ if TYPE_CHECKING:
 
 def evaluate(
     skin: Annotated[
-        str,
-        typer.Argument(
-            help="A skin's directory, or for search and suites a base.", show_default=False, callback=paths.skin_or_base
-        ),
+        str, typer.Argument(help="A skin's directory, or for search and suites a base.", callback=paths.skin_or_base)
     ],
     rows: Annotated[
         Path | None,
         typer.Argument(
-            metavar="TASK.yaml|NEW.jsonl",
-            help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet).",
-            show_default=False,
+            metavar="TASK.yaml|NEW.jsonl", help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet)."
         ),
     ] = None,
     overrides: Overrides = None,

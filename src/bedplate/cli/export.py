@@ -19,15 +19,13 @@ if TYPE_CHECKING:
 def export(
     base: BaseSource,
     out: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new),
+        Path, typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new)
     ],
     file_format: Annotated[
         Literal["hf", "gguf"], typer.Option("--format", help="hf: a directory for transformers; gguf: one file.")
     ] = "hf",
     dtype: Annotated[
-        str | None,
-        typer.Option(help="hf: the weights' type; by default the stored one, float32 for a GGUF.", show_default=False),
+        str | None, typer.Option(help="hf: the weights' type; by default the stored one, float32 for a GGUF.")
     ] = None,
     matrix_type: Annotated[
         str | None,
@@ -54,7 +52,8 @@ def write_out(
 ) -> None:
     """Writes it, reads it back, compares the values, and prints what it is."""
     _check(base, out, file_format, dtype, matrix_type, shard_gb, overwrite)
-    from bedplate.models.checkpoints.base import load_base, locate
+    from bedplate.models.checkpoints.base import load_base
+    from bedplate.models.checkpoints.checkpoint import locate
     from bedplate.models.checkpoints.export import export_base, export_gguf
     from bedplate.models.checkpoints.long_context import with_long_context
 

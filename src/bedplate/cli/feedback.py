@@ -19,10 +19,9 @@ if TYPE_CHECKING:
 
 
 def feedback(
-    action: Annotated[Literal["list", "export", "purge"], typer.Argument(help="What to do.", show_default=False)],
+    action: Annotated[Literal["list", "export", "purge"], typer.Argument(help="What to do.")],
     skin: Annotated[
-        str | None,
-        typer.Argument(help="export, purge: the model name that the skin was served under.", show_default=False),
+        str | None, typer.Argument(help="export, purge: the model name that the skin was served under.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="export: the .jsonl file to write.", callback=paths.new_file)] = None,
     task: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 from typing import Annotated, cast
@@ -12,29 +11,22 @@ import typer
 from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.garbage import left_alone
-from bedplate.core.libraries import complete_torch, leave_parts, torch_beside
-
-WITHOUT_TORCH = (
-    "bedplate.economics.model.named_model",
-    "bedplate.models.checkpoints.gguf_header",
-    "bedplate.text.tokenizer",
-)
-"""What is imported while torch's libraries are loaded."""
+from bedplate.core.libraries import complete_torch, leave_parts
 
 
 def generate(
     base: BaseSource,
-    prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.")],
     chat: Annotated[
         bool, typer.Option("--chat", help="Ask through the chat template; else continue the text.")
     ] = False,
-    system: Annotated[str | None, typer.Option(help="A system message (with --chat).", show_default=False)] = None,
+    system: Annotated[str | None, typer.Option(help="A system message (with --chat).")] = None,
     max_tokens: Annotated[int, whole(help="Tokens to generate at most.", shown=True)] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Sample among the likeliest of this total probability.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="Leave out what is less likely than this part of the likeliest.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
     dtype: Dtype = "auto",
     weights: Weights = "auto",
@@ -47,10 +39,7 @@ def generate(
         raise UsageError("--system needs --chat: a text to be continued has no system message")
     text = _read_stdin() if prompt == "-" else prompt
     with left_alone():
-        torch_beside()
         leave_parts()
-        for name in WITHOUT_TORCH:
-            importlib.import_module(name)
         from bedplate.inference.engine.requests import Generate, Generation, Sampling
         from bedplate.inference.execution.threads import use_cores
         from bedplate.inference.predict.opening import OpenOptions, open_base

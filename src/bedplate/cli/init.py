@@ -33,34 +33,25 @@ def init(
         typer.Argument(
             metavar="DATA.csv",
             help="The rows: .csv, .tsv, .jsonl or .parquet, with a column of texts and one of answers.",
-            show_default=False,
             callback=paths.existing,
         ),
     ],
     bases: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="BASE", help="Bases to adapt. Default: smollm2-135m.", show_default=False),
+        list[str] | None, typer.Argument(metavar="BASE", help="Bases to adapt. Default: smollm2-135m.")
     ] = None,
     out: Annotated[
         Path, typer.Option(help="The task file to write.", callback=paths.new_file, show_default="task.yaml")
     ] = Path("task.yaml"),
-    target: Annotated[str | None, typer.Option(help="The column of answers.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help="The column of answers.")] = None,
     text: Annotated[
-        list[str] | None,
-        typer.Option("--input", help="A column of what is asked with. Repeatable.", show_default=False),
+        list[str] | None, typer.Option("--input", help="A column of what is asked with. Repeatable.")
     ] = None,
     group: Annotated[
-        str | None,
-        typer.Option(help="A column of what rows belong to and must not be split over, or none.", show_default=False),
+        str | None, typer.Option(help="A column of what rows belong to and must not be split over, or none.")
     ] = None,
-    instructions: Annotated[str | None, typer.Option(help="What the base is told to do.", show_default=False)] = None,
-    name: Annotated[
-        str | None, typer.Option(help="The task's name. Default: the data file's.", show_default=False)
-    ] = None,
-    bar: Annotated[
-        float | None,
-        typer.Option(help="What the metric must be shown to reach (the threshold).", show_default=False),
-    ] = None,
+    instructions: Annotated[str | None, typer.Option(help="What the base is told to do.")] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name. Default: the data file's.")] = None,
+    bar: Annotated[float | None, typer.Option(help="What the metric must be shown to reach (the threshold).")] = None,
     budget: Annotated[float, duration(help="What the whole search may take. Default: 10m.")] = 600.0,
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,

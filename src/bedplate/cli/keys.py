@@ -20,16 +20,12 @@ if TYPE_CHECKING:
 
 
 def keys(
-    action: Annotated[
-        Literal["create", "list", "revoke", "rotate"], typer.Argument(help="What to do.", show_default=False)
-    ],
+    action: Annotated[Literal["create", "list", "revoke", "rotate"], typer.Argument(help="What to do.")],
     which: Annotated[
-        str | None,
-        typer.Argument(help="create: a name for the key; revoke and rotate: the key's id.", show_default=False),
+        str | None, typer.Argument(help="create: a name for the key; revoke and rotate: the key's id.")
     ] = None,
     models: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help="create: models that it may use. Default: all.", show_default=False),
+        list[str] | None, typer.Argument(metavar="MODEL", help="create: models that it may use. Default: all.")
     ] = None,
     file: Annotated[Path | None, typer.Option(help="The keys file. Default: keys.yaml in BEDPLATE_HOME.")] = None,
     tenant: Annotated[

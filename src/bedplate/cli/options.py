@@ -18,8 +18,7 @@ from bedplate.core.quantities import count_of, seconds_of
 from bedplate.core.tables import Column, show, show_wide
 
 Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False),
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False)
 ]
 BaseSource = Annotated[
     str,
@@ -65,8 +64,7 @@ CorpusDirectory = Annotated[
     typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False, callback=paths.existing_directory),
 ]
 Hardware = Annotated[
-    Path | None,
-    typer.Option(help="A YAML file of your own devices.", show_default=False, callback=paths.existing),
+    Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False, callback=paths.existing)
 ]
 Formulas = Annotated[bool, typer.Option("--formulas", help="Also how each figure is computed, and the source.")]
 

@@ -24,24 +24,18 @@ Format = Literal["jsonl", "csv", "tsv", "parquet"]
 
 
 def predict(
-    skin: Annotated[
-        Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)
-    ],
+    skin: Annotated[Path, typer.Argument(help="A skin's directory.", callback=paths.skin_directory)],
     rows: Annotated[
         str,
         typer.Argument(
             metavar="ROWS",
             help="A .jsonl, .csv, .tsv or .parquet file with the inputs by name, or `text` where there is one; `id` is "
             "passed on. - is stdin.",
-            show_default=False,
         ),
     ],
-    out: Annotated[str, typer.Option(help="The predictions, JSON lines; - is stdout.", show_default=False)],
+    out: Annotated[str, typer.Option(help="The predictions, JSON lines; - is stdout.")],
     base: Annotated[
-        str | None,
-        typer.Option(
-            help="Where the skin's base is, when not where it was made.", show_default=False, callback=paths.base
-        ),
+        str | None, typer.Option(help="Where the skin's base is, when not where it was made.", callback=paths.base)
     ] = None,
     format: Annotated[
         Format | None, typer.Option(help="Of the rows, where their file's name does not say it (stdin: jsonl).")

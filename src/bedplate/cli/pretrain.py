@@ -19,16 +19,12 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False, callback=paths.existing)
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", callback=paths.existing)],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.",
-            show_default=False,
-            callback=paths.directory,
+            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.", callback=paths.directory
         ),
     ] = None,
     dry_run: Annotated[
@@ -56,8 +52,7 @@ def pretrain(
 
     run_config = load_run(run, overrides or ())
     if dry_run:
-        from bedplate.pretraining.plan.dry_run import plan_run
-        from bedplate.pretraining.plan.summary import show_plan
+        from bedplate.pretraining.plan.dry_run import plan_run, show_plan
 
         plan = plan_run(run_config)
         print(json.dumps(plan, allow_nan=False)) if as_json else show_plan(plan)
@@ -97,7 +92,7 @@ def _values(pretrained: Pretrained) -> dict[str, Any]:
 
 
 def _show(pretrained: Pretrained) -> None:
-    from bedplate.pretraining.measure import measure_of
+    from bedplate.pretraining.page.page import measure_of
 
     result = pretrained.result
     print(

@@ -13,9 +13,7 @@ from bedplate.core.tables import Column, show
 
 
 def pull(
-    source: Annotated[
-        str | None, typer.Argument(help="Catalogue name, hf:owner/name[@revision], or a path.", show_default=False)
-    ] = None,
+    source: Annotated[str | None, typer.Argument(help="Catalogue name, hf:owner/name[@revision], or a path.")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="Show the catalogue and what is already here.")] = False,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="You accept the item's licence, where it asks for that.")

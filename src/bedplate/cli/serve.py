@@ -31,18 +31,13 @@ def serve(
     context: typer.Context,
     base: Annotated[
         str | None,
-        typer.Argument(
-            help="Catalogue name, directory, .gguf file or hf:owner/name.",
-            show_default=False,
-            callback=paths.base_or_value,
-        ),
+        typer.Argument(help="Catalogue name, directory, .gguf file or hf:owner/name.", callback=paths.base_or_value),
     ] = None,
     more: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="BASE|KEY=VALUE",
             help="More bases beside it, under their own names. With --config: values over the file's.",
-            show_default=False,
         ),
     ] = None,
     config: Annotated[

@@ -13,7 +13,7 @@ from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
-from bedplate.data.linked import linked, links_of
+from bedplate.data.splits import linked, links_of
 from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
@@ -31,9 +31,8 @@ from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
-from bedplate.evaluation.split_checks import SPLITS, check_splits
 from bedplate.evaluation.task import OutputSpec, Task
-from bedplate.report.schema_groups import Grouping
+from bedplate.report.schema_parts import Grouping
 
 
 @dataclass(frozen=True)
@@ -419,3 +418,50 @@ def _as_json(output: OutputSpec, value: Any) -> str:
     if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
         raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+SPLITS = ("train", "valid", "test")
+
+
+def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list[str]:
+    """Sentences about labels that valid or test lack. DataError where a split is empty or too small, or train lacks a
+    label."""
+    notes: list[str] = []
+    total = sum(len(part) for part in parts.values())
+    groups = len({record.group for part in parts.values() for record in part})
+    for name in SPLITS:
+        part = parts[name]
+        if not part:
+            raise DataError(
+                f"the {name} split is empty: {total} usable rows in {groups} groups do not fill three splits; "
+                "add rows (or groups), or change the fractions"
+            )
+        if len(part) < len(task.labels):
+            raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
+    for name in SPLITS:
+        present = {record.target for record in parts[name]}
+        absent = [label for label in task.labels if label not in present]
+        if absent and name == "train":
+            raise DataError(
+                f"no row of the train split has the label {absent[0]!r}; add such rows or take it off the list"
+            )
+        if absent:
+            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    if task.output.kind == "labels":
+        notes += _check_several(task.output, parts)
+    return notes
+
+
+def _check_several(output: OutputSpec, parts: Mapping[str, Sequence[SplitRecord]]) -> list[str]:
+    """A label of several may be rare, so a split without it is a note; one that no row has is an error."""
+    present = {name: {label for r in parts[name] for label in json.loads(r.target)} for name in SPLITS}
+    everywhere = set[str]().union(*present.values())
+    nowhere = next((label for label in output.labels or () if label not in everywhere), None)
+    if nowhere is not None:
+        raise DataError(f"no row has the label {nowhere!r}; add such rows or take it off the list")
+    notes: list[str] = []
+    for name in SPLITS:
+        absent = [label for label in output.labels or () if label not in present[name]]
+        if absent:
+            notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
+    return notes

@@ -17,12 +17,15 @@ Q = TypeVar("Q")
 A = TypeVar("A")
 G = TypeVar("G")
 M_contra = TypeVar("M_contra", contravariant=True)
+Q_co = TypeVar("Q_co", covariant=True)
+A_contra = TypeVar("A_contra", contravariant=True)
+G_co = TypeVar("G_co", covariant=True)
 
 Turns: TypeAlias = Generator[Sequence[Q], Sequence[A], G]
 """Yields the requests of a turn, is sent their answers in the same order, and returns the grade."""
 
 
-class Gradable(Protocol[M_contra, Q, A, G]):
+class Gradable(Protocol[M_contra, Q_co, A_contra, G_co]):
     """A sample: something to ask a model about in one turn or several, and the grade of its answers.
 
     def turns(self, model):
@@ -31,7 +34,7 @@ class Gradable(Protocol[M_contra, Q, A, G]):
         return grade_of(final)
     """
 
-    def turns(self, model: M_contra, /) -> Turns[Q, A, G]:
+    def turns(self, model: M_contra, /) -> Turns[Q_co, A_contra, G_co]:
         """Asks the model and returns the grade."""
         ...
 

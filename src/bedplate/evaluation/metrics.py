@@ -6,18 +6,19 @@ Targets and predictions are texts: a label, a text, JSON in canonical form, or a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.values import Values
 from bedplate.data.splits import normalise
-from bedplate.evaluation.metrics_json import json_fields
-from bedplate.evaluation.metrics_ranking import ndcg_at, recall_at, reciprocal_rank_at
-from bedplate.evaluation.metrics_text import chrf, rouge_1, rouge_2, rouge_l, squad_exact, token_f1
 
 Counts = NDArray[np.float64]
 """[..., 3, L]: for each label how often it was rightly given, wanted, and given."""
@@ -119,6 +120,197 @@ def example_f1(target: str, prediction: str | None) -> float:
         else 1.0
     )
 
+
+# --- JSON, field by field
+
+
+def json_fields(target: str, prediction: str | None) -> float:
+    """Mean over the leaf fields that either value has: 1 where they agree, 0 where one lacks the field.
+
+    A leaf is a number, text, boolean, null or empty list or object; its field is the names on the way to it. Numbers
+    are compared by value (4 = 4.0), texts as exact_match compares them. The items of a list share one field, whatever
+    their order: it scores those found in both over the longer list. Nothing parsed (None) scores 0.
+    """
+    if prediction is None:
+        return 0.0
+    target_fields, predicted_fields = _fields(json.loads(target)), _fields(json.loads(prediction))
+    scores = [
+        _agreement(target_fields[name], predicted_fields[name])
+        for name in target_fields.keys() | predicted_fields.keys()
+    ]
+    return sum(scores) / len(scores)
+
+
+def _agreement(target_values: Counter[Hashable], predicted_values: Counter[Hashable]) -> float:
+    return (target_values & predicted_values).total() / max(target_values.total(), predicted_values.total())
+
+
+def _fields(value: Any) -> defaultdict[tuple[str, ...], Counter[Hashable]]:
+    fields: defaultdict[tuple[str, ...], Counter[Hashable]] = defaultdict(Counter)
+    for name, leaf in _leaves(value, ()):
+        fields[name][leaf] += 1
+    return fields
+
+
+def _leaves(value: Any, name: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Hashable]]:
+    """Every leaf as (field, what is compared). Lists add nothing to the name."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves(inner, (*name, key))
+    elif isinstance(value, list) and value:
+        for child in value:
+            yield from _leaves(child, name)
+    elif isinstance(value, str):
+        yield name, ("text", normalise(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield name, ("number", value)  # 4 and 4.0 are equal and hash alike
+    else:
+        yield name, ("other", json.dumps(value))
+
+
+# --- ranked documents: targets are JSON lists of the relevant ids, predictions of ranked ones
+# nDCG: Järvelin & Kekäläinen (2002), ACM TOIS 20:422, with binary gains and log2 discounts, as in BEIR (2104.08663).
+
+RowScore = Callable[[str, str | None], float]
+
+
+def ndcg_at(k: int) -> RowScore:
+    """Discounted gain of the first k over that of the best order. A query without relevant documents scores 0."""
+
+    def row(target: str, prediction: str | None) -> float:
+        relevant, ranked = _read(target, prediction)
+        gain = sum(1 / math.log2(place + 2) for place, document in enumerate(ranked[:k]) if document in relevant)
+        best = sum(1 / math.log2(place + 2) for place in range(min(k, len(relevant))))
+        return gain / best if best else 0.0
+
+    return row
+
+
+def recall_at(k: int) -> RowScore:
+    """Share of the relevant documents that are among the first k."""
+
+    def row(target: str, prediction: str | None) -> float:
+        relevant, ranked = _read(target, prediction)
+        return len(relevant.intersection(ranked[:k])) / len(relevant) if relevant else 0.0
+
+    return row
+
+
+def reciprocal_rank_at(k: int) -> RowScore:
+    """1 over the place of the first relevant document, 0 where it is not among the first k."""
+
+    def row(target: str, prediction: str | None) -> float:
+        relevant, ranked = _read(target, prediction)
+        return next((1 / (place + 1) for place, document in enumerate(ranked[:k]) if document in relevant), 0.0)
+
+    return row
+
+
+def _read(target: str, prediction: str | None) -> tuple[set[str], list[str]]:
+    return set(json.loads(target)), [] if prediction is None else json.loads(prediction)
+
+
+# --- texts, each score in 0 to 1 for one row
+# Word F1 and exact match: SQuAD (Rajpurkar et al. 2016, arXiv 1606.05250). ROUGE: Lin (2004), W04-1013, F1 without
+# stemming. chrF: Popović (2015), W15-3049, with sacreBLEU's defaults (character 1- to 6-grams, recall weighs double).
+
+CHRF_ORDER, CHRF_BETA = 6, 2
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_WORDS = re.compile(r"[^\W_]+")
+
+
+def squad_words(text: str) -> list[str]:
+    """The words that SQuAD's script compares: lower case, without ASCII punctuation and without a, an, the."""
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def squad_exact(target: str, prediction: str | None) -> float:
+    """1 where the same words stand in the same order, case, punctuation and articles apart."""
+    return float(prediction is not None and squad_words(target) == squad_words(prediction))
+
+
+def token_f1(target: str, prediction: str | None) -> float:
+    """F1 of the words that both have, repeats counted. Where either has no words: 1 if neither has, else 0."""
+    if prediction is None:
+        return 0.0
+    target_words, predicted_words = squad_words(target), squad_words(prediction)
+    if not target_words or not predicted_words:
+        return float(target_words == predicted_words)
+    return _f1(_shared(target_words, predicted_words), len(target_words), len(predicted_words))
+
+
+def rouge_1(target: str, prediction: str | None) -> float:
+    """F1 of single words."""
+    return _rouge_n(target, prediction, 1)
+
+
+def rouge_2(target: str, prediction: str | None) -> float:
+    """F1 of pairs of neighbouring words: 0 where the target has but one word, as in the published scorers."""
+    return _rouge_n(target, prediction, 2)
+
+
+def rouge_l(target: str, prediction: str | None) -> float:
+    """F1 of the longest common subsequence of words, over the whole text as one sequence."""
+    target_words, predicted_words = rouge_words(target), rouge_words(prediction or "")
+    return _f1(_longest_common(target_words, predicted_words), len(target_words), len(predicted_words))
+
+
+def rouge_words(text: str) -> list[str]:
+    """Runs of letters and digits, lower case: the published scorers' tokens for ASCII, whole words in other scripts."""
+    return _WORDS.findall(text.lower())
+
+
+def chrf(target: str, prediction: str | None) -> float:
+    """Character n-gram F-score of one row; white space does not count."""
+    target_text, predicted_text = "".join(target.split()), "".join((prediction or "").split())
+    precision = recall = 0.0
+    orders = min(CHRF_ORDER, len(target_text), len(predicted_text))  # only orders of which both have n-grams
+    for n in range(1, orders + 1):
+        hits = _shared(_grams(target_text, n), _grams(predicted_text, n))
+        precision += hits / (len(predicted_text) - n + 1) / orders
+        recall += hits / (len(target_text) - n + 1) / orders
+    if precision + recall == 0:
+        return 0.0
+    weight = CHRF_BETA**2
+    return (1 + weight) * precision * recall / (weight * precision + recall)
+
+
+def _rouge_n(target: str, prediction: str | None, n: int) -> float:
+    target_grams, predicted_grams = _grams(rouge_words(target), n), _grams(rouge_words(prediction or ""), n)
+    return _f1(_shared(target_grams, predicted_grams), len(target_grams), len(predicted_grams))
+
+
+def _f1(hits: int, target_count: int, predicted_count: int) -> float:
+    return 2 * hits / (target_count + predicted_count) if hits else 0.0
+
+
+def _grams(tokens: Sequence[str], n: int) -> list[Hashable]:
+    whole = tokens if isinstance(tokens, str) else tuple(tokens)
+    return [whole[i : i + n] for i in range(len(whole) - n + 1)]
+
+
+def _shared(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    """How many items both have, repeats counted."""
+    return (Counter(a) & Counter(b)).total()
+
+
+def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence, all of a column at once as the bits of an integer (Crochemore et al.
+    2001, Information Processing Letters 80:279)."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(a):
+        places[word] = places.get(word, 0) | 1 << i
+    full = (1 << len(a)) - 1
+    row = full
+    for word in b:
+        hit = row & places.get(word, 0)
+        row = (row + hit | row - hit) & full
+    return len(a) - row.bit_count()
+
+
+# --- the table
 
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _exact_match),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from bedplate.models.layers.block import FEEDFORWARDS, MIXERS
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
 from bedplate.models.specs import EncoderDecoderSpec, Spec
+from bedplate.models.specs.flat import flat_defaults
 from bedplate.models.specs.transformer import TransformerSpec
 
 # What a decoder and an encoder read, beside the sizes. Every other field must say what they do without being told.
@@ -56,8 +56,8 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
     if not isinstance(spec.encoder, TransformerSpec):
         raise UnsupportedModelError("an encoder–decoder that hears cannot be built yet, only counted and priced")
     for side in (spec.encoder, spec.decoder):
-        if side.norm_placement not in ("pre", "post") or side.parallel:
-            feature = "parallel" if side.parallel else f"norm_placement = {side.norm_placement!r}"
+        if side.norm.placement not in ("pre", "post") or side.parallel:
+            feature = "parallel" if side.parallel else f"norm_placement = {side.norm.placement!r}"
             raise UnsupportedModelError(f"a side of an encoder–decoder with {feature} cannot be built yet")
         _check(side, _SIDE)
 
@@ -65,7 +65,7 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
 def _check(spec: TransformerSpec, read: frozenset[str]) -> None:
     field = unbuildable(spec, read)
     if field is not None:
-        shown: Any = getattr(spec, field)
+        shown: Any = spec.flat()[field]
         raise UnsupportedModelError(
             f"a {spec.kind} with {field} = {shown!r} cannot be built yet, only counted and priced"
         )
@@ -75,19 +75,20 @@ def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
     """The first field that asks for what its module, which reads these, does not do, or None if it can be built."""
     wrong = {
         "kind": spec.kind not in _READ,
-        "activation": spec.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
+        "activation": spec.feedforward.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
         "token_types": spec.token_types > 0 and (spec.kind == "decoder" or read is _SIDE),
         "pooler": spec.pooler and (spec.kind == "decoder" or read is _SIDE),
         # Both parts would be normalised after the sum.
-        "parallel": spec.parallel and spec.norm_placement == "post",
+        "parallel": spec.parallel and spec.norm.placement == "post",
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
-        "experts": any(spec.feedforward(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
+        "experts": any(spec.feedforward_kind(layer) not in FEEDFORWARDS for layer in range(spec.layers)),
     }
     wrong_field = next((name for name, is_wrong in wrong.items() if is_wrong), None)
     if wrong_field is not None:
         return wrong_field
-    later = (field for field in fields(spec) if field.name not in read | wrong.keys())
-    return next((field.name for field in later if getattr(spec, field.name) != field.default), None)
+    defaults = flat_defaults(type(spec))
+    others = {name: value for name, value in spec.flat().items() if name not in read | wrong.keys()}
+    return next((name for name, value in others.items() if value != defaults[name]), None)
 
 
 def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
@@ -95,4 +96,4 @@ def _clamps_in_experts_only(spec: TransformerSpec) -> bool:
     part = spec.experts
     experts_only = part is not None and not part.shared_size and all(map(spec.has_experts, range(spec.layers)))
     elsewhere = spec.layer_input_size > 0 or (part is not None and part.beside)
-    return spec.activation == "clamped_silu" and spec.gated and experts_only and not elsewhere
+    return spec.feedforward.activation == "clamped_silu" and spec.feedforward.gated and experts_only and not elsewhere

@@ -90,7 +90,7 @@ class Encoder(Model):
             types = self.token_type_embedding
             x_BTD = x_BTD + (types.weight[0] if inputs.types is None else types(inputs.types))
         if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.main.position_offset)
+            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.main.position.offset)
         return self.embedding_norm(x_BTD)
 
     def head(self, hidden_ND: Tensor) -> Tensor:

@@ -37,9 +37,11 @@ class Side(nn.Module):
         self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
         self._rotations = Rotations(spec)
         self.relative_positions: RelativePositions | None = None
-        if spec.relative_bias is not None:
+        if spec.position.relative_bias is not None:
             both_ways = spec.kind == "encoder"
-            self.relative_positions = RelativePositions(spec.relative_bias, spec.heads, both_ways, device, dtype)
+            self.relative_positions = RelativePositions(
+                spec.position.relative_bias, spec.attention.heads, both_ways, device, dtype
+            )
             for block in self.blocks():
                 if isinstance(block.attention, Attention):
                     block.attention.add_bias(self.relative_positions.bias)
@@ -71,13 +73,13 @@ class Side(nn.Module):
     def _embedded(self, inputs: Inputs, table: nn.Embedding, positions_BT: Tensor) -> Tensor:
         x_BTD = inputs.embedded(table, self.scales.embedding)
         if self.position_embedding is not None:
-            last, rows = inputs.last_position(), self.position_embedding.num_embeddings - self.spec.position_offset
+            last, rows = inputs.last_position(), self.position_embedding.num_embeddings - self.spec.position.offset
             if last >= rows:
                 raise ContextLengthExceeded(
                     f"a text of {last + 1} tokens is longer than the {self.spec.kind}'s {rows} learned positions"
                 )
-            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.position_offset)
-        if self.spec.sinusoids:
+            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.position.offset)
+        if self.spec.position.sinusoids:
             x_BTD = x_BTD + sinusoids(positions_BT, self.spec.hidden_size, x_BTD.dtype)
         return x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, RowAttention
 from bedplate.models.layers.routing import Routing
-from bedplate.models.packed.layouts import packed_attention
+from bedplate.models.packed.packed_attention import PackedAttention
 from bedplate.models.packed.placement import Placement
 from bedplate.models.precision import rounded
 
@@ -80,7 +80,7 @@ class Inputs:
     def layout(self, causal: bool) -> Attend:
         """Who sees whom in a pass that keeps nothing."""
         placement = self.placed()
-        return RowAttention(causal) if placement is None else packed_attention(placement, causal)
+        return RowAttention(causal) if placement is None else PackedAttention(placement, causal)
 
 
 @dataclass

@@ -31,6 +31,10 @@ class Model(nn.Module, ABC):
     can: ClassVar[frozenset[Ability]]
     spec: TextSpec
     embedding: nn.Embedding
+    readers: int = 0
+    """How many engines may compute with these weights at any moment."""
+    converted: bool = False
+    """Whether a training run has put the weights into another dtype for its time."""
 
     @abstractmethod
     def forward(
@@ -61,6 +65,11 @@ class Model(nn.Module, ABC):
         """Next-token logits [N, V] of hidden states [N, D]. UsageError for what cannot generate."""
         can = ", ".join(sorted(self.can))
         raise UsageError(f"this {self.spec.kind} has no next-token logits; it can {can}")
+
+    def denoise(self, latents_BTC: Tensor, timesteps_B: Tensor, condition_BSD: Tensor | None = None) -> Tensor:
+        """The prediction [B, T, C] (noise, velocity or data) for noisy latents at these timesteps, conditioned on states
+        [B, S, D] if any are given. UsageError for what cannot denoise."""
+        raise UsageError(f"this {self.spec.kind} does not denoise")
 
     def label_logits(self, pooled_ND: Tensor) -> Tensor:
         """Logits [N, L] of the checkpoint's own labels, of states pooled as `spec.classifier` says. UsageError where it

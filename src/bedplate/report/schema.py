@@ -1,7 +1,7 @@
-"""What report.json holds, as models: the one source of its published JSON schema (docs/report.schema.json).
+"""The schema of report.json as pydantic models: the source of its published JSON schema (docs/report.schema.json).
 
-A new fact goes into the model of its part, beside the code that writes it; nothing else is allowed there, so that a
-field that is written and not published is an error of the tests.
+A new fact goes into the model of its part, beside the code that writes it. Other fields are refused, so that a field
+that is written and not published fails the tests.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
-from bedplate.report.schema_bar import Requirement
-from bedplate.report.schema_curve import Curve
-from bedplate.report.schema_groups import Grouping
-from bedplate.report.schema_labels import LabelBudget, SecondLabels
-from bedplate.report.schema_look import Examples, Focus
-from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
+from bedplate.report.schema_parts import (
+    Count,
+    Curve,
+    Examples,
+    Focus,
+    Grouping,
+    Interval,
+    LabelBudget,
+    Part,
+    Requirement,
+    SecondLabels,
+    Seconds,
+    Sha256,
+    Share,
+    Split,
+)
 from bedplate.report.schema_plan import (
     Forecast,
     Formats,

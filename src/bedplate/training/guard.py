@@ -1,17 +1,22 @@
-"""Which steps are not applied: those that are not finite, and spikes. Decided on the device, where nothing is read.
+"""The step guard: skips steps whose loss or gradient is not finite, and spikes, and stops a run that has too many.
 
-OLMo's rule (https://github.com/allenai/OLMo-core, `SkipStepOptimizer`): a loss or a gradient's norm that is far above
-the mean of the last steps. Only steps that were applied count for the mean.
+Decided on the device without reading anything back. OLMo's rule (https://github.com/allenai/OLMo-core,
+`SkipStepOptimizer`): a loss or gradient norm far above the mean of the last steps that were applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bedplate.core.errors import TrainingError
 from bedplate.training.config import GuardConfig
+from bedplate.training.ranks import Ranks
+from bedplate.training.step_metrics import ReadStep
 
 _STATE = "guard/"
 
@@ -69,3 +74,44 @@ def _is_far(ring: Tensor, value: Tensor, sigmas: float) -> Tensor:
     mean = torch.where(finite, ring, 0).sum() / count
     spread = (torch.where(finite, ring - mean, 0).square().sum() / (count - 1)).sqrt()
     return (count >= len(ring) // 2) & (value > mean + sigmas * spread)
+
+
+_SHOWN_IDS, _SHOWN_STEPS = 8, 8
+
+
+class Skipped:
+    """The steps of this process's part of the run that were not applied."""
+
+    def __init__(self, guard: GuardConfig) -> None:
+        self._guard = guard
+        self._steps: list[tuple[int, str]] = []
+
+    def add(self, number: int, reading: ReadStep, ranks: Ranks) -> dict[str, Any]:
+        """What the step's line says: why it was not applied, and the examples in it, of all ranks."""
+        local_report = {"broken": [[list(ids), problem] for ids, problem in reading.broken], "ids": list(reading.ids)}
+        everyone = ranks.gather(local_report)
+        broken = [(ids, problem) for report in everyone for ids, problem in report["broken"]]
+        ids = [id for report in everyone for id in report["ids"]]
+        if broken:
+            ids, why = broken[0]
+        elif not math.isfinite(reading.norm):
+            why = f"the gradient's norm is {reading.norm}"
+        else:
+            why = f"a spike of the loss or of the gradient, whose norm is {reading.norm:.4g}"
+        self._steps.append((number, f"step {number}: {why}, on the examples {_shown(ids)}"))
+        return {"skipped": why, "skipped_examples": ids}
+
+    def error(self) -> TrainingError:
+        """Of the last one, after which the run stops, and those shortly before it."""
+        guard, last = self._guard, self._steps[-1][0]
+        recent = [message for number, message in self._steps if number > last - guard.window]
+        allowed = f" {guard.allowed} such steps are allowed among {guard.window}." if guard.allowed else ""
+        return TrainingError(
+            f"{'; '.join(recent[-_SHOWN_STEPS:])}.{allowed} The state before this step is kept; "
+            "lower the learning rate, or look at these examples"
+        )
+
+
+def _shown(ids: Sequence[str]) -> str:
+    remainder = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
+    return ", ".join(ids[:_SHOWN_IDS]) + remainder

@@ -1,13 +1,27 @@
-"""The one training loop. It draws steps, weighs terms exactly, updates, records, saves; it evaluates nothing."""
+"""The training loop: draws steps, weighs loss terms exactly, updates, logs and saves. It evaluates nothing.
+
+1. `train` opens the run's directory, finds a saved state and chooses the arithmetic (precision.py).
+2. The models are converted to it, gradients are recorded for the trained parameters only, and masters and moments are
+   made (optimizers/); a saved state is loaded into them (`_Run.restore`).
+3. `_step` sums each term's weight over micro-batches and ranks before the first forward pass (`_weights`).
+4. `_backward` runs a micro-batch through the objective (objectives/) and collects its gradients in float32.
+5. The gradient is added up over ranks (ranks.py) and clipped; the guard decides on the device whether the step is
+   applied (guard.py); optimizer and routers (routers.py) step. Nothing is read back.
+6. `_read` reads the metrics of `log_steps` steps at once and writes a line for each (step_metrics.py).
+7. `_save` writes the state (state.py); `on_checkpoint` looks at the models. Interrupts are answered between steps.
+"""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from types import FrameType, TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,23 +33,46 @@ from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.layers.routing import listening
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
-from bedplate.training.guard import StepGuard
-from bedplate.training.interrupts import Interrupts
-from bedplate.training.losses import evaluate_loss
-from bedplate.training.metrics_log import MetricsLog
-from bedplate.training.objectives import AnyModel, Models, Objective, Term
+from bedplate.training.guard import Skipped, StepGuard
+from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
-from bedplate.training.precision import compiled, computing, only_trained, policy_of, run_arithmetic
-from bedplate.training.precision_choice import Arithmetic, native_arithmetic
-from bedplate.training.random_states import random_states, seeded, set_random_states
+from bedplate.training.precision import (
+    Arithmetic,
+    compiled,
+    computing,
+    native_arithmetic,
+    only_trained,
+    policy_of,
+    run_arithmetic,
+)
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
-from bedplate.training.skipped_steps import Skipped
 from bedplate.training.sources import BatchSource
-from bedplate.training.state import METRICS_FILE, RunState, StateStore, check_fingerprint, run_directory
-from bedplate.training.state_stores import store_of
-from bedplate.training.step_metrics import LOSS, UnreadStep, read_steps
+from bedplate.training.state import (
+    METRICS_FILE,
+    SHARDS,
+    RunState,
+    StateFile,
+    StateStore,
+    check_fingerprint,
+    random_states,
+    run_directory,
+    seeded,
+    set_random_states,
+)
+from bedplate.training.step_metrics import LOSS, MetricsLog, UnreadStep, read_steps
 from bedplate.training.utilisation import Utilisation
+
+
+def store_of(out: Path, ranks: Ranks) -> StateStore:
+    """Of the run in this directory, which other processes than these may have begun."""
+    if ranks.world > 1 or (out / SHARDS).exists():
+        # torch's parts for several processes take a second to import.
+        from bedplate.training.parallel.states import DistributedStates
+
+        return DistributedStates(out, ranks)
+    return StateFile(out)
+
 
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
@@ -121,19 +158,21 @@ def train(
             optimization = Optimization(trained.items(), config, originals, parameter_roles, ranks)
             with only_trained(roles, optimization), compiled(policy_of(roles), config.compile), seeded(config.seed):
                 routers = Routers.of(policy_of(roles), config.router, trained.values(), ranks)
-                arguments = (
-                    config,
-                    out,
-                    store,
-                    optimization,
-                    on_checkpoint,
-                    about,
-                    arithmetic,
-                    ranks,
-                    routers,
-                    utilisation,
+                run = _Run(
+                    models=roles,
+                    source=source,
+                    objective=objective,
+                    config=config,
+                    out=out,
+                    store=store,
+                    optimization=optimization,
+                    on_checkpoint=on_checkpoint,
+                    about=about,
+                    arithmetic=arithmetic,
+                    ranks=ranks,
+                    routers=routers,
+                    utilisation=utilisation,
                 )
-                run = _Run(roles, source, objective, *arguments)
                 if last is not None:
                     run.restore(last)
                 try:
@@ -143,35 +182,33 @@ def train(
                     store.settle()
 
 
+@dataclass
 class _Run(Generic[B]):
-    def __init__(
-        self,
-        models: Models,
-        source: BatchSource[B],
-        objective: Objective[B],
-        config: TrainConfig,
-        out: Path,
-        store: StateStore,
-        optimization: Optimization,
-        on_checkpoint: OnCheckpoint | None,
-        about: dict[str, Any],
-        arithmetic: Arithmetic,
-        ranks: Ranks,
-        routers: Routers | None,
-        utilisation: Utilisation | None,
-    ) -> None:
-        self.models, self.source, self.objective, self.config, self.out = models, source, objective, config, out
-        self.store, self.optimization, self.on_checkpoint = store, optimization, on_checkpoint
-        self.about, self.arithmetic, self.ranks, self.routers = about, arithmetic, ranks, routers
-        self.utilisation = utilisation
-        self.device = next(iter(optimization.parameters.values())).device
+    """One process's part of a run, from the step at which it stands to the end."""
+
+    models: Models
+    source: BatchSource[B]
+    objective: Objective[B]
+    config: TrainConfig
+    out: Path
+    store: StateStore
+    optimization: Optimization
+    on_checkpoint: OnCheckpoint | None
+    about: dict[str, Any]
+    arithmetic: Arithmetic
+    ranks: Ranks
+    routers: Routers | None
+    utilisation: Utilisation | None
+
+    def __post_init__(self) -> None:
+        self.device = next(iter(self.optimization.parameters.values())).device
         self.tally = _Tally()
         self.unread: list[UnreadStep] = []
         self.unread_seconds = 0.0
-        self.guard = StepGuard(config.guard, self.device)
-        self.skipped = Skipped(config.guard)
+        self.guard = StepGuard(self.config.guard, self.device)
+        self.skipped = Skipped(self.config.guard)
         self.spare: B | None = None
-        """For passes in which this rank has nothing to do, and the others wait for it."""
+        """For passes in which this rank has nothing to do while the others wait for it."""
         self.metrics_at = 0
         self.resumed_at: int | None = None
         self.total = self._total_steps()
@@ -403,3 +440,31 @@ class _Run(Generic[B]):
 def _finite(value: Any) -> Any:
     """JSON has no numbers that are not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Interrupts:
+    """As a context: `requested` turns true at the first signal; a second one interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, it never turns true.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

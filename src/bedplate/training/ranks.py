@@ -1,6 +1,6 @@
-"""What a run needs of the processes that it runs in: sums over all of them, and its own part of each parameter.
+"""The processes of a run as the loop sees them: sums over all ranks, and this rank's part of each parameter.
 
-Alone, everything is its own sum and its own part; `training.parallel` has the same for many.
+A single process is its own sum and its own part; `training.parallel` implements the same for several.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Raw text as what next-token prediction learns from: documents encoded, some kept apart, the others packed into rows.
+"""Raw text for next-token prediction: documents encoded, some held out, the others packed into rows.
 
-Who trains a base on text goes through here, from nothing or further: which documents are kept, how long is trained and
-what a kept document costs the model must not differ between them.
+Pretraining and continued pretraining both go through here, so that what is held out, how long is trained and what a
+held-out document costs the model never differ between them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from bedplate.data.documents import Document
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
 from bedplate.training.loop import evaluate_loss
-from bedplate.training.objectives import AnyModel, NextToken
+from bedplate.training.objectives.language import NextToken
+from bedplate.training.objectives.objective import AnyModel
 from bedplate.training.sources import DocumentSource
 
 _AT_ONCE = 512
@@ -34,8 +35,8 @@ class EncodedText:
 
 
 def encode_text(documents: Sequence[Document], tokenizer: Tokenizer, seed: int, heldout_share: float) -> EncodedText:
-    """The documents in an order that `seed` draws, of which the first `heldout_share` (a share) are kept apart. What the
-    tokenizer sets before a text stands there, control tokens in it are the characters they are written with."""
+    """Encodes the documents in an order drawn from `seed`; the first `heldout_share` of them are held out. Texts
+    begin with the tokenizer's start token, and control tokens in them are read as plain characters."""
     ordered = sorted(documents, key=lambda d: sha256_bytes(f"{seed}/text/{d.id}\0{d.text}".encode()))
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids_by_document: dict[str, np.ndarray] = {}

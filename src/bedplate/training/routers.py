@@ -1,9 +1,9 @@
-"""Routers in training: their losses, their statistics, and the selection bias that shares out the experts' work.
+"""Router losses, statistics and selection biases of models with experts.
 
-Everything is a sum over tokens or documents, so that it does not change with micro-batches, packing or ranks. The
-auxiliary loss is of one document: E Σ_e f_e P_e, with f_e how many of its choices fell on expert e and P_e its mean
-score, both a token (Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step
-moves an expert's selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
+Everything is a sum over tokens or documents, so that micro-batches, packing and ranks do not change it. The auxiliary
+loss of a document is E Σ_e f_e P_e, with f_e the share of its choices that fell on expert e and P_e its mean score
+(Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step moves an expert's
+selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
 
 Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them for a token, S documents.
 """
@@ -21,7 +21,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.routing import Router, Routing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
-from bedplate.training.objectives import AnyModel, Term
+from bedplate.training.objectives.objective import AnyModel, Term
 from bedplate.training.ranks import ALONE, Ranks
 
 TERM = "router"

@@ -1,7 +1,7 @@
-"""Where a run's steps come from, in an order that seed and epoch decide and that resumes at any step.
+"""Batch sources: the steps of a run, in an order that seed and epoch decide and that resumes at any step.
 
-Of several ranks each draws its share of every step: the shares are disjoint, complete, and one behind the other in the
-order that a single rank would have drawn.
+Each of several ranks draws its share of every step: the shares are disjoint, complete, and one behind the other in the
+order that a single rank would draw.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
+from bedplate.data.loader import CorpusLoader, rank_share
 from bedplate.data.packing import PackedRows, pack_documents
-from bedplate.training.batch import MicroBatch, PackedBatch, TrainingExample
+from bedplate.training.batch import LabelledText, MicroBatch, PackedBatch, TextBatch, TrainingExample, pack_texts
 from bedplate.training.packing import check_length, pack_examples, rows_batch
-from bedplate.training.texts import LabelledText, TextBatch, pack_texts
 
 Shuffling = Literal["given", "shuffled", "length"]
 Shard = tuple[int, int]
@@ -57,6 +57,37 @@ class BatchSource(Protocol[B_co]):
         ...
 
     def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class TransformedSource(ABC):
+    """Another source's steps, each micro-batch transformed as it is drawn."""
+
+    def __init__(self, inner: BatchSource[PackedBatch]) -> None:
+        self._inner = inner
+
+    @abstractmethod
+    def _transformed(self, batch: PackedBatch) -> PackedBatch: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return self._inner.identity
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._inner.identity_like(saved)
+
+    @property
+    def steps(self) -> int | None:
+        return self._inner.steps
+
+    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
+        for step in self._inner:
+            yield tuple(map(self._transformed, step))
+
+    def state(self) -> dict[str, Any]:
+        return self._inner.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._inner.load_state(state)
 
 
 class EpochSource(ABC, Generic[B]):
@@ -334,3 +365,68 @@ class DocumentSource(EpochSource[PackedBatch]):
             rows = [self.packed.rows[i] for i in part]
             batch = rows_batch(rows, self._documents, self._ids, self.packed.row_length)
             yield replace(batch, rows=tuple(before + i for i in part))
+
+
+class CorpusSource:
+    """A `BatchSource` over a loader's rows. A step is `batch_rows` rows, in micro-batches of each rank's `micro_rows`;
+    rows that do not fill a step at the end are not drawn. Its state is one number: rows drawn so far by all ranks.
+
+    Raises DataError for sizes below 1, or where there is not one whole step."""
+
+    def __init__(
+        self, loader: CorpusLoader, batch_rows: int, *, micro_rows: int | None = None, shard: Shard = ALONE
+    ) -> None:
+        if batch_rows < 1 or (micro_rows is not None and micro_rows < 1):
+            raise DataError("batch_rows and micro_rows must be at least 1")
+        if not 0 <= shard[0] < shard[1]:
+            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
+        if loader.total < batch_rows:
+            raise DataError(
+                f"{loader.corpus.directory}: {loader.total} rows of {loader.row_length} tokens are too few for one "
+                f"step of {batch_rows} rows; use fewer rows a step, shorter rows or more epochs"
+            )
+        self.loader = loader
+        self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, shard
+        self._drawn = 0
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {**self.loader.identity, "batch_rows": self._batch_rows, "micro_rows": self._micro_rows}
+
+    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A corpus has one name."""
+        return self.identity
+
+    @property
+    def steps(self) -> int:
+        return self.loader.total // self._batch_rows
+
+    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
+        while self._drawn + self._batch_rows <= self.loader.total:
+            share = rank_share(self._drawn // self._batch_rows, self._batch_rows, *self._shard)
+            self._drawn += self._batch_rows
+            yield tuple(
+                self._packed(share[start : start + self._micro_rows])
+                for start in range(0, len(share), self._micro_rows)
+            )
+
+    def _packed(self, indices: range) -> PackedBatch:
+        read = self.loader.read(indices)
+        batch = rows_batch(read.rows, read.documents, read.names, self.loader.row_length)
+        return replace(batch, rows=tuple(indices))
+
+    @property
+    def rows_by_source(self) -> Mapping[str, int]:
+        """Rows of each source so far."""
+        return self.loader.drawn(self._drawn)
+
+    def state(self) -> dict[str, Any]:
+        return {"rows": self._drawn}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        rows = state.get("rows")
+        if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0 or rows % self._batch_rows:
+            raise TrainingError(
+                f"the saved position {state!r} is not this source's: it needs rows, a multiple of {self._batch_rows}"
+            )
+        self._drawn = rows

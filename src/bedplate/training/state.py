@@ -1,15 +1,18 @@
-"""A run's state: everything the next step depends on, kept whole or not at all. No pickles."""
+"""The saved state of a run: everything the next step depends on, written whole or not at all. No pickles."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,8 +55,7 @@ class StateStore(Protocol):
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
         """The state that was saved at this step. TrainingError where it cannot be read.
 
-        templates: tensors of the state as they are to lie among ranks; what is read may be put into them. Without, and of
-        those that it does not name, tensors are whole.
+        templates: tensors placed as this run's ranks hold them; they may be filled in place. Other tensors are whole.
         """
         ...
 
@@ -154,3 +156,49 @@ def run_directory(out: Path, main: bool = True) -> Generator[None]:
     with file_lock(out / ".lock"):
         (out / _TEMPORARY).unlink(missing_ok=True)  # a killed writer's
         yield
+
+
+def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The states of torch's, Python's and (where it is in use) numpy's global generators: tensors, JSON values."""
+    tensors = {"rng/torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"rng/cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    version, numbers, gauss = random.getstate()
+    values: dict[str, Any] = {"python": [version, list(numbers), gauss]}
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+        values["numpy"] = [name, [int(k) for k in keys], int(position), int(has_gauss), float(cached)]
+    return tensors, values
+
+
+def set_random_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """The inverse of `random_states`."""
+    torch.set_rng_state(tensors["rng/torch"])
+    if torch.cuda.is_available():
+        cuda_states = [tensors[f"rng/cuda{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda{i}" in tensors]
+        torch.cuda.set_rng_state_all(cuda_states)
+    version, numbers, gauss = values["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if "numpy" in values:
+        import numpy as np
+
+        name, keys, position, has_gauss, cached = values["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None]:
+    """The global generators seeded inside, and as they were outside: a run leaves no trace in the process."""
+    tensors, values = random_states()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        import numpy as np
+
+        np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        set_random_states(tensors, values)

@@ -1,13 +1,20 @@
-"""What steps leave on the device, read back together: one synchronisation for all the lines that are written then."""
+"""Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from bedplate.core.closing import Closing
+from bedplate.core.errors import TrainingError
 
 LOSS = "loss/"
 """What the names of the losses begin with; a metric's begins with its term's."""
@@ -74,3 +81,37 @@ def _read(step: UnreadStep, numbers: Iterator[float]) -> ReadStep:
     norm, skipped, stops = (next(numbers) for _ in range(3))
     example_ids = [id for ids, _ in step.parts for id in ids]
     return ReadStep(values, norm, bool(skipped), bool(stops), example_ids, broken)
+
+
+class MetricsLog(Closing):
+    """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to.
+    Where it is not `main`, another rank writes them."""
+
+    def __init__(self, path: Path, resume_at: int = 0, main: bool = True) -> None:
+        self._path, self._main = path, main
+        if not main:
+            path = Path(os.devnull)
+            resume_at = 0
+        size = path.stat().st_size if path.exists() else 0
+        if size < resume_at:
+            raise TrainingError(
+                f"{path} is shorter ({size} bytes) than when the state was saved ({resume_at}); put the file back, or "
+                "delete the saved state to start anew"
+            )
+        self._file = path.open("ab")
+        if main:
+            self._file.truncate(resume_at)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        self._file.flush()
+
+    def position(self) -> int:
+        """Bytes written so far, made safe on disk."""
+        if not self._main:
+            return 0
+        os.fsync(self._file.fileno())
+        return self._file.tell()

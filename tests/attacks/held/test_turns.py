@@ -6,11 +6,11 @@ import threading
 import time
 from typing import Any
 
-from bedplate.serving.request.state import ServerState
 from tests.attacks.conftest import attacked
 from tests.attacks.test_poison import begin, client, ended, line
 
 from bedplate.serving.durable import batch_worker
+from bedplate.serving.request.state import ServerState
 
 ROWS, BATCHES = 4, 6
 

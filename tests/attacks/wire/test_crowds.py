@@ -92,7 +92,7 @@ def test_a_new_client_takes_the_place_of_the_one_that_has_been_idle_longest(door
 def test_who_is_being_answered_is_not_sent_away(door):
     with contextlib.ExitStack() as stack:
         working = [stack.enter_context(door.working()) for _ in range(MAX_CONNECTIONS)]
-        with door.ask() as late:
+        with door.send_get() as late:
             assert read_reply(late) == b""
         door.go.set()
         assert all(read_reply(connection).endswith(b"ok") for connection in working)

@@ -13,9 +13,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from bedplate.serving.request.observers import Exchange
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from bedplate.serving.request.observers import Exchange
 from bedplate.serving.server.lifecycle import Server
 from bedplate.serving.server.telemetry import Telemetry
 from bedplate.serving.settings.config import TelemetryConfig

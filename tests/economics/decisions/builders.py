@@ -10,8 +10,9 @@ import yaml
 
 from bedplate.core.config import parse_config
 from bedplate.economics.costs.decisions import Case, Decision, OptionOutcome, decide
-from bedplate.economics.costs.decisions.exclusions import broken_constraints
-from bedplate.economics.costs.decisions.resolve import Resolver
+from bedplate.economics.costs.decisions.case_inputs import CaseInputs
+from bedplate.economics.costs.decisions.constraints import Bars, broken_constraints
+from bedplate.economics.costs.decisions.option_costs import option_costs
 from bedplate.economics.costs.decisions.sensitivity import Chooser
 from bedplate.economics.numbers.prices import Prices
 
@@ -77,14 +78,13 @@ def bills(outcome: OptionOutcome) -> dict[str, float]:
 
 def answer_of(case: Case, prices: Prices) -> str:
     """The choice alone, from the files: no draws, no search."""
-    resolver = Resolver(case, prices)
-    options = resolver.options()
-    allowed = [option for option in options if not broken_constraints(option.option, case.constraints)]
-    return Chooser(allowed, case.value.usd_per_call is not None).choose(resolver.sheet.values)
+    shared = CaseInputs(case, prices)
+    allowed = [option for option in option_costs(shared) if not broken_constraints(option.option, case.constraints)]
+    bars = Bars(shared.bar_quality, shared.bar_p95_ms)
+    return Chooser(allowed, bars, case.value.usd_per_call is not None).choose(shared.inputs.values)
 
 
 def totals(options: Mapping[str, Any], *overrides: str, prices: str = PRICES) -> dict[str, float]:
     """Each option's total, without draws or a search."""
-    resolver = Resolver(*parsed(case_values(options), overrides, prices))
-    resolved, v = resolver.options(), resolver.sheet.values
-    return {option.name: option.bill(v).total_usd(option.case.volume(v)) for option in resolved}
+    shared = CaseInputs(*parsed(case_values(options), overrides, prices))
+    return {option.name: option.total_usd(shared.inputs.values) for option in option_costs(shared)}

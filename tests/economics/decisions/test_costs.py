@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
 
 from bedplate.core.errors import BedplateError
-from bedplate.economics.costs.decisions.bill import Fleet, Volume
-from bedplate.economics.costs.decisions.words import as_values
+from bedplate.economics.costs.decisions.explanation import as_values
 from bedplate.economics.hardware.table import find_device
 from bedplate.economics.training.training_cost import plan_training
 
@@ -219,34 +219,16 @@ def test_growth_compounds_over_the_horizon(growth: float) -> None:
     assert decision.calls == pytest.approx(1000 * summed, rel=1e-9)
 
 
-@given(
-    calls=st.floats(1, 1e7),
-    # A growth that float64 cannot tell from none decides nothing, but how a full machine is rounded.
-    growth=st.one_of(
-        st.just(0.0),
-        st.floats(-0.8, 3.0).filter(lambda x: abs(x) > 1e-9),
-        st.floats(1e-9, 1e-6),
-        st.floats(-1e-6, -1e-9),
-    ),
-    days=st.floats(1, 2000),
-    calls_per_machine=st.floats(100, 1e7),
-    min_machines=st.integers(1, 4),
-)
-@settings(deadline=None, max_examples=60)
-def test_machine_days_are_the_integral_of_the_steps(
-    calls: float, growth: float, days: float, calls_per_machine: float, min_machines: int
-) -> None:
-    ends = sorted(calls * (1 + growth) ** (day / 365) / calls_per_machine for day in (0, days))
-    # Where machines are full all the time, but for less than is reckoned with, either count is right.
-    assume(not growth or all(abs(end - round(end)) > 1e-9 * end for end in ends))
-    fleet, volume, parts = Fleet(1.0, calls_per_machine, min_machines), Volume(calls, growth, days), 4000
-    daily = [
-        max(min_machines, math.ceil(calls * (1 + growth) ** ((i + 0.5) * days / parts / 365) / calls_per_machine))
-        for i in range(parts)
-    ]
-    changes = abs(daily[-1] - daily[0]) + 1  # each step may be misplaced by half a part
-    expected = sum(daily) * days / parts
-    assert abs(fleet.machine_days(volume, calls) - expected) <= changes * days / parts + 1e-6 * expected
+def test_where_calls_grow_machines_are_reserved_by_quarters() -> None:
+    calls, growth = 1.3e6, 1.5  # six to seven machines that do 216,000 calls a day
+    grown = [calls * (1 + growth) ** (100 * part / 4 / 365) / 216_000 for part in range(5)]
+    fleets = [math.ceil(max(ends)) for ends in pairwise(grown)]
+    assert len(set(fleets)) > 1
+    found = outcome(MACHINE, f"traffic.calls_per_day={calls}", f"traffic.growth_per_year={growth}")
+    assert found.machines == max(fleets)
+    assert found.total_usd == pytest.approx(sum(fleets) / 4 * 2 * 24 * 100)
+    shrinking = outcome(MACHINE, f"traffic.calls_per_day={calls}", "traffic.growth_per_year=-0.5")
+    assert shrinking.machines == math.ceil(grown[0])
 
 
 OPTIONS = {
@@ -357,7 +339,7 @@ def test_the_ends_of_what_may_be_written_stay_finite(name: str, end: int) -> Non
         ("options.it.retrieval={passages: 5}", "say who embeds"),
         ("constraints={isolation: x}", "constraints"),
         ("knowledge={changes_every_days: 0}", "a number above 0 is wanted"),
-        ("bar={quality: 0.9}", "bar.quality wants its `quality`"),
+        ("bar={quality: 0.9}", "bar.quality needs this option's `quality`"),
         ("options={}", "at least 1 item"),
     ],
 )

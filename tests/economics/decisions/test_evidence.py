@@ -12,7 +12,7 @@ from tests.economics.decisions.builders import PRICES, TODAY, case_values
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import Decision, decide, load_case
-from bedplate.economics.costs.decisions.words import answer, as_values, reasons
+from bedplate.economics.costs.decisions.explanation import answer, as_values, reasons
 from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, SecondsCurve, StepShape, write_machine
 
 
@@ -189,7 +189,7 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
         ({**REPORT, "rungs": [row("lora", estimate=None)]}, {}, "the rung has no estimate with an interval"),
         ({**REPORT, "rungs": [row("lora", estimate=1.5, interval=[0.9, 1.6])]}, {}, "is not a share of 1"),
         ({**REPORT, "rungs": [row("lora", estimate=0.5, interval=["a", "b"])]}, {}, "is not a share of 1"),
-        ({**REPORT, "rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; a number from 0 on is wanted"),
+        ({**REPORT, "rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; it must be a number, at least 0"),
         ({**REPORT, "rungs": [row("lora", p95_ms=True)]}, {}, "p95_ms is True"),
         ({key: value for key, value in REPORT.items() if key != "verdict"}, {}, "the report has no `verdict`"),
         ({**REPORT, "machine": {"usd_per_hour": 0.0}}, {}, "the report was made at a machine price of 0"),
@@ -233,8 +233,8 @@ def test_what_is_no_pass_is_refused_and_used_with_a_reason_it_is_said(
     assert message in str(caught.value)
     decision = decided(path, "options.it.report.despite=nothing else is there")
     assert message in decision.outcome("it").doubts[0]
-    assert decision.outcome("it").doubts[-1] == "used all the same: nothing else is there"
-    assert "on a report without a PASS that holds" in answer(decision)
+    assert decision.outcome("it").doubts[-1] == "used nonetheless: nothing else is there"
+    assert "on a report without a valid PASS" in answer(decision)
     assert reasons(decision)[0].startswith("it rests on no PASS: ")
     assert as_values(decision)["options"][0]["doubts"] == decision.outcome("it").doubts
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bedplate.economics.costs.decisions import Decision, decide, load_case
+from bedplate.economics.costs.decisions.explanation import answer, reasons
 from bedplate.economics.costs.decisions.sensitivity import Flip, Sensitivity
-from bedplate.economics.costs.decisions.words import answer, reasons
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 TODAY = datetime.date(2026, 11, 25)
@@ -37,7 +37,7 @@ def test_hosted_wins_at_low_volume() -> None:
     assert answer(decision).startswith("Prompt a hosted model: prompt-large costs $6,806 over 365 days (90%: $6,")
     assert answer(decision).endswith("$0.0212 a call; next is tune-small, which costs $8,775 more.")
     why = reasons(decision)
-    assert why[0] == "prompt-small is out: its quality is only shown to be at least 0.83; 0.88 is wanted."
+    assert why[0] == "prompt-small is out: its quality may be as low as 0.83, and the bar is 0.88."
     lines = "+$5,500 tuning work, +$2,967 tuning again, +$900 training labels, -$592 all else"
     assert why[1] == f"tune-small costs $8,775 more: {lines}."
     assert "tune-open: 1 reserved machine is paid day and night and busy 0.065% of the time." in why
@@ -73,7 +73,7 @@ def test_open_weights_and_tuning_win_at_volume() -> None:
     assert decision.ranking == ("tune-open", "tune-hosted", "prompt-large")
     assert answer(decision).startswith("Tune open weights: tune-open costs $230,060 over 730 days (90%: $2")
     why = reasons(decision)
-    assert why[0] == "prompt-open is out: its quality is at most 0.912; 0.93 is wanted."
+    assert why[0] == "prompt-open is out: its quality is at most 0.912, and the bar is 0.93."
     assert why[1].startswith("tune-hosted costs $209,663 more: +$180,191 output (calls), +$165,175 input (calls)")
     assert "-$105,120 reserved machines" in why[1]
     assert "tune-open: 2 reserved machines are paid day and night and busy 30% of the time." in why
@@ -145,7 +145,7 @@ def test_from_scratch_wins_under_isolation_alone() -> None:
     )
     assert why[1].startswith("Without regulatory_isolation it would be prompt-hosted at $92,923: ")
     assert why[1].endswith("costs $209,710.")
-    assert "own-1b is out: its quality is only shown to be at least 0.86; 0.88 is wanted." in why
+    assert "own-1b is out: its quality may be as low as 0.86, and the bar is 0.88." in why
     assert decision.unconstrained == "prompt-hosted"
     assert decision.outcome("tune-open").broken == ("regulatory_isolation",)
     # a constraint is no price: no price and no volume flips the answer, only what the bars look at

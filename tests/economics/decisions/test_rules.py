@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tests.economics.decisions.builders import HOSTED, MACHINE, decided
 
-from bedplate.economics.costs.decisions.exclusions import RULES
+from bedplate.economics.costs.decisions.constraints import RULES
+from bedplate.economics.costs.decisions.explanation import answer, reasons
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE
-from bedplate.economics.costs.decisions.words import answer, reasons
 
 OWN_RETRIEVAL = {"retrieval": {"passages": 10, "embed_tokens_per_second": 1000}}
 SENT_RETRIEVAL = {"retrieval": {"passages": 10, "embedder": "embed"}}
@@ -69,8 +69,8 @@ def test_the_price_of_a_constraint_is_said() -> None:
     ("quality", "feasible", "sure", "message"),
     [
         ({"value": 0.92, "low": 0.90, "high": 0.94}, True, None, ""),
-        ({"value": 0.92, "low": 0.89, "high": 0.94}, False, False, "only shown to be at least 0.89; 0.9 is wanted"),
-        ({"value": 0.85, "low": 0.83, "high": 0.87}, False, True, "is at most 0.87; 0.9 is wanted"),
+        ({"value": 0.92, "low": 0.89, "high": 0.94}, False, False, "may be as low as 0.89, and the bar is 0.9"),
+        ({"value": 0.85, "low": 0.83, "high": 0.87}, False, True, "is at most 0.87, and the bar is 0.9"),
         (0.9, True, None, ""),
         (0.899, False, True, "is at most 0.899"),
     ],
@@ -91,8 +91,8 @@ def test_an_unknown_latency_is_none_that_clears() -> None:
     decision = decided({"a": HOSTED, "b": {"model": "small", "p95_ms": {"value": 90, "low": 80, "high": 120}}}, bar=bar)
     assert decision.answer == NOTHING_FEASIBLE
     assert answer(decision) == (
-        "None of the 2 options will do: a (its p95_ms is not known; at most 100 is wanted), "
-        "b (its p95 latency is up to 120 ms; at most 100 is wanted)."
+        "None of the 2 options will do: a (its p95_ms is not known, and the bar is 100), "
+        "b (its p95 latency is up to 120 ms, and the bar is 100)."
     )
     latency = next(sensitivity for sensitivity in decision.sensitivities if sensitivity.input.name == "bar.p95_ms")
     assert latency.above is not None

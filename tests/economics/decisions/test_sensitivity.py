@@ -1,4 +1,4 @@
-"""Flipping points: the answer really changes there, looked at anew from the files; tornado and draws."""
+"""Flipping points: the answer really changes there, looked at anew from the files; and draws."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of,
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import Decision, decide, load_case
+from bedplate.economics.costs.decisions.inputs import DecisionInputs, percentile, triangle
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_PAYS, Sensitivity
-from bedplate.economics.costs.decisions.sheet import Sheet, percentile, triangle
+from bedplate.economics.numbers.formula import ZERO
 from bedplate.economics.numbers.quantities import Amount, NonNegative
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"
@@ -142,19 +143,6 @@ def test_none_that_pays_is_an_answer_and_revenue_can_flip_it() -> None:
     assert revenue.above.to == "a"
 
 
-def test_the_tornado_is_the_lead_at_the_ends() -> None:
-    decision = two()
-    lead = 50 + 140 - 75
-    widest = decision.tornado[0]
-    assert widest.width == max(swing.width for swing in decision.tornado)
-    by_name = {swing.input.name: swing for swing in decision.tornado}
-    output = by_name["prices.hosted.large.usd_per_million_output"]
-    assert output.assumed
-    assert (output.low, output.high) == pytest.approx((16, 24))
-    assert (output.lead_at_low, output.lead_at_high) == pytest.approx((lead - 20, lead + 20))
-    assert by_name["options.b.setup.usd"].lead_at_high == pytest.approx(lead + 10)
-
-
 def test_the_triangle_and_percentiles_against_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     for u in (0.0, 0.01, 0.3, 0.5, 0.99, 1.0):
@@ -167,13 +155,12 @@ def test_the_triangle_and_percentiles_against_scipy() -> None:
 
 
 def test_draws_fill_every_stratum_and_leave_exact_numbers() -> None:
-    sheet = Sheet()
-    sheet.add("a", Amount(value=2, low=1, high=3), "test")
-    sheet.add("b", Amount.exactly(5), "test")
-    sheet.add("c", NonNegative.exactly(0), "test")
-    draws = sheet.draws(50, seed=3)
-    assert {(b, c) for _, b, c in draws} == {(5.0, 0.0)}
-    ordered = sorted(a for a, _, _ in draws)
+    inputs = DecisionInputs()
+    inputs.add("a", Amount(value=2, low=1, high=3), "test")
+    inputs.add("b", Amount.exactly(5), "test")
+    assert inputs.add("c", NonNegative.exactly(0), "test") == ZERO  # which is no input
+    draws = inputs.draws(50, seed=3)
+    assert {b for _, b in draws} == {5.0}
+    ordered = sorted(a for a, _ in draws)
     for i, value in enumerate(ordered):
         assert triangle(i / 50, 1, 2, 3) <= value <= triangle((i + 1) / 50, 1, 2, 3)
-    assert sheet.inputs[2].search is None

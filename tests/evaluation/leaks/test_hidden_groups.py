@@ -16,11 +16,10 @@ from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
 from bedplate.evaluation.leaks.hidden_groups import hidden_groups
-from bedplate.evaluation.leaks.table import table_of
-from bedplate.evaluation.leaks.words import near_copies, word_vectors
+from bedplate.evaluation.leaks.table import near_copies, table_of, word_vectors
 from bedplate.evaluation.new_rows import every_row
 from bedplate.evaluation.task import Task, load_task
-from bedplate.report.schema_groups import HiddenGroups
+from bedplate.report.schema_parts import HiddenGroups
 
 WORDS = np.array([f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("ad", "el", "im", "or", "un", "ast", "ent", "ick")])
 

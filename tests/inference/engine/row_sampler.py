@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.inference.engine.grammar import mask_words, unpack
-from bedplate.inference.engine.kinds.sampling import Sampling
 from bedplate.inference.engine.row_state import RowState
+from bedplate.inference.engine.sampling import Sampling
 
 Row = NDArray[np.float64]
 ROUNDING = 3e-6

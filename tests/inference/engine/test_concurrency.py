@@ -33,8 +33,8 @@ from bedplate.inference.engine.requests import (
     Result,
     Sampling,
     Score,
+    Stream,
 )
-from bedplate.inference.engine.stream import Stream
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.models.checkpoints.base import Base, load_base
 

@@ -130,7 +130,7 @@ def test_a_soft_prompt_that_makes_infinities_is_refused() -> None:
 
 
 @pytest.mark.parametrize("layout", ["slots", "blocks"])
-@pytest.mark.parametrize("how", [AttentionOptions(), AttentionOptions(window=WINDOW), AttentionOptions(cap=3.0)])
+@pytest.mark.parametrize("how", [AttentionOptions(), AttentionOptions(window=WINDOW), AttentionOptions(softcap=3.0)])
 def test_what_another_has_or_left_is_not_read(layout: str, how: AttentionOptions) -> None:
     spec = tiny_spec(layers=1, windows=(how.window,))
     cache = SlotCache(spec, torch.float32, CPU) if layout == "slots" else PagedCache(spec, torch.float32, CPU, 1 << 20)

@@ -102,10 +102,10 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
     groups."""
     spec = spec_of(name)
     if name == "phi3":
-        assert isinstance(spec.rope, Rope)
-        pairs = int(spec.head_dim * spec.rope.fraction) // 2
+        assert isinstance(spec.position.rope, Rope)
+        pairs = int(spec.attention.head_dim * spec.position.rope.fraction) // 2
         scaling = LongRopeScaling((1.0,) * pairs, (3.0,) * pairs, 7, 4.0)
-        spec = spec.with_(rope=replace(spec.rope, scaling=scaling))
+        spec = spec.with_(rope=replace(spec.position.rope, scaling=scaling))
     if spec.experts is not None:
         for room in (graphs, grouped):
             monkeypatch.setattr(room, "by_torch", lambda x: True)

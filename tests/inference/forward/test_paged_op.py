@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.0, 1.0, -0.3])
 HOWS = {
     "plain": AttentionOptions(),
-    "scaled and capped": AttentionOptions(scale=0.7, cap=1.5),
+    "scaled and capped": AttentionOptions(scale=0.7, softcap=1.5),
     "a window": AttentionOptions(window=7),
     "sinks in a window": AttentionOptions(window=5, sinks=SINKS),
 }

@@ -16,8 +16,8 @@ from tests.tiny import tiny_spec
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.job import RequestJob
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
+from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.forward import slot_attention

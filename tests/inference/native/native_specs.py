@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs.transformer import (
+    AttentionSpec,
     Experts,
+    FeedForwardSpec,
     FullAttention,
     LinearScaling,
     LongRopeScaling,
+    PositionSpec,
     Rope,
     Scales,
     SharedKeys,
@@ -24,12 +27,10 @@ def spec_of(**changes: Any) -> TransformerSpec:
         vocab_size=331,
         hidden_size=96,
         layers=2,
-        heads=6,
-        kv_heads=2,
-        head_dim=32,
-        feedforward_size=160,
         context_length=512,
-        rope=Rope(10_000.0),
+        attention=AttentionSpec(heads=6, kv_heads=2, head_dim=32),
+        feedforward=FeedForwardSpec(size=160),
+        position=PositionSpec(rope=Rope(10_000.0)),
     )
     return spec.with_(**changes)
 

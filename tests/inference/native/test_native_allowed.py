@@ -11,6 +11,7 @@ from tests.inference.native.native_specs import encoder_of, spec_of
 
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.packed import unsupported
+from bedplate.models.specs.flat import flat_defaults
 from bedplate.models.specs.state_mixers import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
@@ -117,7 +118,7 @@ def changed(field: str, value: Any) -> TransformerSpec:
 
 
 def test_every_field_is_in_the_list_and_here() -> None:
-    names = {field.name for field in fields(TransformerSpec)}
+    names = set(spec_of().flat())
     assert names == set(ALLOWED) == set(REFUSED) | set(ACCEPTED)
     literal = {"kind", "norm", "norm_placement", "activation", "pooling", "qk_norm"}
     assert {name: set(REFUSED.get(name, ())) | set(ACCEPTED.get(name, ())) for name in literal} == {
@@ -128,9 +129,9 @@ def test_every_field_is_in_the_list_and_here() -> None:
         "pooling": {"first", "last"},
         "qk_norm": {"head", "projection"},
     }
-    for field in fields(TransformerSpec):
-        if isinstance(field.default, bool):
-            assert (not field.default,) in (REFUSED.get(field.name), ACCEPTED.get(field.name)), field.name
+    for name, default in flat_defaults(TransformerSpec).items():
+        if isinstance(default, bool):
+            assert (not default,) in (REFUSED.get(name), ACCEPTED.get(name)), name
 
 
 @pytest.mark.parametrize(("field", "value"), [(f, value) for f, values in REFUSED.items() for value in values])
@@ -174,9 +175,8 @@ def test_a_field_that_specs_do_not_have_yet_is_refused_at_every_value() -> None:
     class Later(TransformerSpec):
         residual_gates: bool = False
 
-    defaults = {field.name: getattr(spec_of(), field.name) for field in fields(TransformerSpec)}
     for value in (False, True):
-        assert refused_field(Later(**defaults, residual_gates=value)) == "residual_gates"
+        assert refused_field(Later.from_fields(**spec_of().flat(), residual_gates=value)) == "residual_gates"
 
 
 def test_a_part_that_says_more_than_the_kernel_knows_is_refused() -> None:

@@ -140,7 +140,7 @@ def record(path: Path, dtype: torch.dtype, weights: WeightFormat) -> list[Forwar
     tokens, neighbors = tokens_of(sum(PIECES), 1), tokens_of(40, 2)
     for threads in (2, 3):
         native = NativeDecoder(random_decoder(dtype), weights, threads=threads, library=recorder.as_library())
-        shape = (4, SPEC.kv_heads, 256, SPEC.head_dim)
+        shape = (4, SPEC.attention.kv_heads, 256, SPEC.attention.head_dim)
         keys, values = ([torch.full(shape, fill, dtype=dtype) for _ in range(SPEC.layers)] for fill in (7.0, torch.nan))
         recorder.new_cache([*keys, *values])
         if threads == 2:
@@ -307,7 +307,7 @@ def test_nan_stays_where_it_is_and_denormals_count(arm: Arm, tmp_path: Path) -> 
         model.embedding.weight[7] = torch.nan
         model.embedding.weight[8] = 1e-40 * torch.arange(SPEC.hidden_size)
         native = NativeDecoder(model, weights, threads=2, library=recorder.as_library())  # type: ignore[arg-type]
-        shape = (4, SPEC.kv_heads, 32, SPEC.head_dim)
+        shape = (4, SPEC.attention.kv_heads, 32, SPEC.attention.head_dim)
         keys, values = ([torch.zeros(shape) for _ in range(SPEC.layers)] for _ in range(2))
         recorder.new_cache([*keys, *values])
         expected = native.forward([7, 8, 8, 9], [0, 1, 2, 3], [0, 0, 0, 0], keys, values, range(4))

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from bedplate.inference.execution.calibration import PlanTimings
 from tests.encoders import ENCODERS as REFERENCES
 from tests.inference.native.native_models import FORMATS, TOLERANCE, base_dtype, random_model, relative, some_tokens
 from tests.inference.native.native_specs import ENCODERS
@@ -22,6 +21,7 @@ from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label
 from bedplate.inference.execution import choice
+from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed import WeightFormat
@@ -174,10 +174,10 @@ def test_the_engine_gives_what_transformers_gives(tmp_path: Path, name: str) -> 
 def test_the_faster_kernel_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: str) -> None:
     REFERENCES["bert"].random_model(0, torch.float32, **SIZES).save_pretrained(tmp_path)
 
-    def measured(spec: Any, backends: Any, **options: Any) -> PlanTimings:
-        return PlanTimings({backend: {"prefill": 1.0 if backend.kernel == faster else 2.0} for backend in backends})
+    def timings(spec: Any, plans: Any, **options: Any) -> PlanTimings:
+        return PlanTimings({plan: {"prefill": 1.0 if plan.kernel == faster else 2.0} for plan in plans})
 
-    monkeypatch.setattr(choice, "measured", measured)
+    monkeypatch.setattr(choice, "plan_timings", timings)
     with Engine(load_base(tmp_path)) as engine:
         assert engine.kernel == faster
         assert len(engine.run([Embed((3, 4, 5))])) == 1

@@ -21,8 +21,16 @@ pytestmark = [
     pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}"),
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says what a process has taken"),
 ]
-SPEC = TransformerSpec(
-    *("decoder", 512, 512, 20, 8, 8, 64, 512, 512),
+SPEC = TransformerSpec.from_fields(
+    kind="decoder",
+    vocab_size=512,
+    hidden_size=512,
+    layers=20,
+    heads=8,
+    kv_heads=8,
+    head_dim=64,
+    feedforward_size=512,
+    context_length=512,
     rope=Rope(10_000.0),
     qk_norm="projection",
     tied_head=False,

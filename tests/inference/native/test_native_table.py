@@ -31,7 +31,7 @@ COUNT = 60
 
 def fitting(spec: TransformerSpec) -> TransformerSpec:
     """The same with sizes that are whole blocks, and ropes of as many pairs as heads then have."""
-    experts, rope = spec.experts, spec.rope
+    experts, rope = spec.experts, spec.position.rope
     if experts is not None:
         shared = 32 if experts.shared_size else 0
         experts = replace(experts, feedforward_size=64, shared_size=shared)

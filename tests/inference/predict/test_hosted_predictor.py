@@ -21,7 +21,7 @@ from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointEr
 from bedplate.core.files import read_jsonl
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.remote.account import Account, TokenPrices
-from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
 from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain, JsonOutput, LabelOutput, Output, TextOutput
@@ -150,7 +150,7 @@ def test_spending_never_passes_the_cap(calls: list[tuple[float, int, bool]], cap
             account.lose(str(number), reserved, "why")
         else:
             used = min(tokens, int(reserved * 1e3))
-            account.settle(str(number), RemoteAnswer("", "stop", used, 0, 0), reserved)
+            account.settle(str(number), ChatAnswer("", "stop", used, 0, 0), reserved)
         assert account.spent <= cap + 1e-9
 
 
@@ -222,12 +222,12 @@ def test_without_a_price_an_answer_costs_what_its_server_says(server: Labeller, 
     server_priced = Account()
     server_priced.settle(
         "x",
-        RemoteAnswer("yes", "stop", 3, 0, 1, cost_usd=0.25),
+        ChatAnswer("yes", "stop", 3, 0, 1, cost_usd=0.25),
         server_priced.reserve(server_priced.max_cost([], 9), "x"),
     )
     assert server_priced.cost("x") == server_priced.spent == 0.25
     free = Account(price=TokenPrices())
-    free.settle("x", RemoteAnswer("yes", "stop", 3, 0, 1), 0.0)
+    free.settle("x", ChatAnswer("yes", "stop", 3, 0, 1), 0.0)
     assert free.cost("x") == 0.0
     with pytest.raises(UsageError, match="no price is given"):
         Account(max_usd=1.0)
@@ -408,7 +408,7 @@ def test_scores_come_from_tokens_that_begin_one_label_only() -> None:
 
     def scores(*alternatives: tuple[str, float], text: str = " Positive.", **extension: Any) -> dict[str, float]:
         return label_scores(
-            output, "positive", RemoteAnswer(text, "stop", alternatives=alternatives, extension=extension)
+            output, "positive", ChatAnswer(text, "stop", alternatives=alternatives, extension=extension)
         )
 
     likeliest = (" pos", math.log(0.5)), ("ne", math.log(0.3)), ("Neg", math.log(0.1)), ("x", math.log(0.01))

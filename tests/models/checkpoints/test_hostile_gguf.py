@@ -68,7 +68,7 @@ def test_an_epsilon_of_zero_is_one(tmp_path: Path, content: Content) -> None:
     metadata, stored = content
     path, zero = tmp_path / "a.gguf", {"llama.attention.layer_norm_rms_epsilon": 0.0}
     write_gguf(path, "llama", {**metadata, **zero}, stored.items(), "f32")
-    assert load_base(path).spec.main.norm_eps == 0
+    assert load_base(path).spec.main.norm.eps == 0
 
 
 @pytest.mark.parametrize(

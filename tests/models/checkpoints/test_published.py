@@ -61,7 +61,7 @@ def test_a_hybrid_model_may_have_attention_alone() -> None:
     """granite-4.0-micro is one; its export has sizes of Mamba-2 layers that transformers takes."""
     family = FAMILIES["hf", "granitemoehybrid"]
     spec = family.to_spec({**family.examples[1], "layer_types": ["attention"] * 2})
-    assert spec.state is None
+    assert spec.state.mixer is None
     config = family.to_config(spec)
     assert config["mamba_n_heads"] * config["mamba_d_head"] == config["mamba_expand"] * config["hidden_size"]
     assert family.to_spec(config) == spec

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 from bedplate.core import files as core_files
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import bedplate_home
-from bedplate.inference.execution.plan import own_dtypes, read_stored
+from bedplate.inference.execution.plan import lossless_dtypes, read_stored
 from bedplate.models.checkpoints import weight_loading
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.identity import WeightsHash
@@ -113,7 +113,7 @@ def test_a_base_is_held_in_what_keeps_all_its_matrices(
     stored = load_file(directory / "model.safetensors")
     assert torch.equal(base.model.state_dict()["layers.1.feedforward.up.weight"].double(), stored[UP].double())
     assert torch.equal(base.model.state_dict()["embedding.weight"].double(), stored[EMBEDDING].double())
-    assert own_dtypes(read_stored(directory).types)[0] == str(expected).removeprefix("torch.")
+    assert lossless_dtypes(read_stored(directory).types)[0] == str(expected).removeprefix("torch.")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def alibi(distance: Tensor) -> Tensor:
 HOWS: dict[str, AttentionOptions] = {
     "plain": PLAIN,
     "scale": AttentionOptions(scale=0.3),
-    "cap": AttentionOptions(cap=1.5),
+    "cap": AttentionOptions(softcap=1.5),
     "window": AttentionOptions(window=3),
     "bias": AttentionOptions(bias=alibi),
     "sinks": AttentionOptions(sinks=torch.linspace(-1, 2, H)),
@@ -113,7 +113,7 @@ def test_a_soft_cap_is_gemma_2s(seed: int, dtype: torch.dtype, window: int | Non
     heads = (x.transpose(1, 2) for x in (q, k, v))
     theirs, _ = gemma2(module, *heads, causal_mask(11, dtype, window), scaling=0.7, softcap=1.2)
     assert_near(
-        expected(AttentionOptions(scale=0.7, cap=1.2, window=window), q, k, v, causal=True), theirs, HALF[dtype]
+        expected(AttentionOptions(scale=0.7, softcap=1.2, window=window), q, k, v, causal=True), theirs, HALF[dtype]
     )
 
 
@@ -332,8 +332,8 @@ def test_work_follows_tokens_and_not_the_longest_document() -> None:
 
 
 def test_what_is_wanted_is_said() -> None:
-    assert [name for name, how in HOWS.items() if how.plain] == ["plain", "scale"]
-    assert [name for name, how in HOWS.items() if how.fused] == ["plain", "scale", "window"]
+    assert [name for name, how in HOWS.items() if how.is_plain] == ["plain", "scale"]
+    assert [name for name, how in HOWS.items() if how.fits_sdpa] == ["plain", "scale", "window"]
 
 
 @pytest.mark.parametrize("name", ["plain", "scale", "cap", "window", "sinks"])

@@ -10,7 +10,7 @@ import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from bedplate.serving.server.app import ROUTERS
-from bedplate.serving.server.openapi import BODIES, document
+from bedplate.serving.server.openapi import document, request_bodies
 
 
 def user_messages(text):
@@ -128,7 +128,7 @@ def test_the_document_lists_every_route(server):
     with httpx.Client(trust_env=False) as http:
         openapi = http.get(server.url + "/openapi.json").json()
     assert openapi == document(ROUTERS)
-    for method, path in BODIES:
+    for method, path in request_bodies(ROUTERS):
         assert method.lower() in openapi["paths"][path], path
     for schema in openapi["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(schema)

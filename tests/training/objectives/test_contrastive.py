@@ -18,16 +18,9 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.training.batch import PackedBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
-from bedplate.training.objectives import (
-    Contrastive,
-    CorruptedSource,
-    CorruptionVocabulary,
-    Crops,
-    PairSource,
-    TextPair,
-    pack_pairs,
-)
-from bedplate.training.objectives.corrupting import documents_of
+from bedplate.training.objectives.contrastive import Contrastive, Crops, PairSource, TextPair, pack_pairs
+from bedplate.training.objectives.corrupting import CorruptedSource, documents_of
+from bedplate.training.objectives.objective import CorruptionVocabulary
 from bedplate.training.sources import DocumentSource
 
 

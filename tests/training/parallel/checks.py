@@ -27,16 +27,10 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import (
-    Contrastive,
-    CorruptedSource,
-    CorruptionVocabulary,
-    Crops,
-    PairSource,
-    Sft,
-    Term,
-    TextPair,
-)
+from bedplate.training.objectives.contrastive import Contrastive, Crops, PairSource, TextPair
+from bedplate.training.objectives.corrupting import CorruptedSource
+from bedplate.training.objectives.language import Sft
+from bedplate.training.objectives.objective import CorruptionVocabulary, Term
 from bedplate.training.parallel import ParallelConfig, parallelised, whole_state
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import ALONE, Ranks

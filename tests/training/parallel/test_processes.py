@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch.distributed as dist
 
-from bedplate.training.parallel.processes import Processes
+from bedplate.training.parallel.launch import Processes
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), OSError("no space left")])

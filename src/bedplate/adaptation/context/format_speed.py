@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bedplate.adaptation.task.format_spec import FORMATS, Format, FormatsSpec
-from bedplate.inference.execution.calibration import measured as measured_ways
+from bedplate.inference.execution.calibration import plan_timings
 from bedplate.inference.execution.choice import impossible
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.predict.local import LocalModel
@@ -31,7 +31,7 @@ def measured(model: LocalModel, *, writes: bool) -> Mapping[Format, float] | str
     reason = next((obstacle for obstacle in reasons if obstacle is not None), None)
     if reason is not None:
         return reason
-    measurement = measured_ways(base.spec, [baseline, *formats.values()])
+    measurement = plan_timings(base.spec, [baseline, *formats.values()])
     of = "decode_1" if writes else "prefill"
     return {
         fmt: measurement.seconds[baseline][of] / measurement.seconds[candidate][of]

@@ -17,7 +17,7 @@ from bedplate.data.splits import Assigned
 from bedplate.evaluation.examples import TaskData, TestHandle, load_examples
 from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_labels import LabelBudget
+from bedplate.report.schema_parts import LabelBudget
 
 
 @dataclass(frozen=True)

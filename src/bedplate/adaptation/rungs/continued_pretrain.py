@@ -25,7 +25,7 @@ from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import NextToken
+from bedplate.training.objectives.language import NextToken
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens, held_batches, held_loss
 from bedplate.training.sources import DocumentSource
 from bedplate.training.state import StateFile

@@ -15,7 +15,7 @@ from bedplate.core.version import __version__
 from bedplate.skins.output import Output
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 
 LEAST_LABELS = 64
 """Fewer are not worth every weight of a base: runs differ more by seed than by what they learned (Mosbach et al. 2021,

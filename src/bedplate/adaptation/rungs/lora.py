@@ -23,11 +23,12 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, ProbePart, Skin
+from bedplate.training.batch import LabelledText
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import ClassificationObjective, Sft
+from bedplate.training.objectives.classification import ClassificationObjective
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import LabelledTextSource
-from bedplate.training.texts import LabelledText
 
 POOLING: Literal["mean"] = "mean"
 

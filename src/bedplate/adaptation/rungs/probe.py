@@ -35,8 +35,7 @@ from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
-from bedplate.training.precision import computing, lacks_room
-from bedplate.training.precision_choice import choose
+from bedplate.training.precision import choose, computing, lacks_room
 
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4

@@ -24,7 +24,7 @@ from bedplate.skins.skin import Skin
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 
 VECTORS = 32
 """A multiple of the blocks that keys and values are kept in on GPUs."""

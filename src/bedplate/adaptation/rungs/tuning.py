@@ -21,11 +21,10 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, answer_example, completion_example
 from bedplate.training.config import TrainConfig
-from bedplate.training.examples import answer_example, completion_example
 from bedplate.training.loop import TrainResult
-from bedplate.training.precision_choice import token_seconds
+from bedplate.training.precision import token_seconds
 from bedplate.training.sources import BatchSource, ExampleSource
 from bedplate.training.state import StateFile
 

@@ -18,7 +18,7 @@ from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.comparison import drop_between
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.subsets import calibration_error, calibration_of, sure
+from bedplate.evaluation.slices import calibration_error, calibration_of, sure
 from bedplate.evaluation.task_row import GradedRow
 
 POWER = 0.8

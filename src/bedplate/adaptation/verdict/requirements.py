@@ -27,10 +27,9 @@ from bedplate.core.statistics import InsufficientGroups, needed_n
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs.scale import PLAIN, Scale
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.slices import values_of
-from bedplate.evaluation.subsets import ROW_SCORE, by_metric, coverage_of, rows_of, sure
+from bedplate.evaluation.slices import ROW_SCORE, by_metric, coverage_of, rows_of, sure, values_of
 from bedplate.evaluation.task import LABEL
-from bedplate.report.schema_bar import Requirement
+from bedplate.report.schema_parts import Requirement
 
 
 @dataclass(frozen=True)

@@ -17,24 +17,16 @@ if TYPE_CHECKING:
 
 
 def build(
-    recipe_file: Annotated[
-        Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", show_default=False, callback=paths.existing)
-    ],
+    recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", callback=paths.existing)],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The corpus directory. By default corpora/NAME of the recipe.",
-            show_default=False,
-            callback=paths.directory,
-        ),
+        typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", callback=paths.directory),
     ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            help="By default one for each core. Where a skin judges, one process sifts, and these encode.",
-            show_default=False,
+            min=1, help="By default one for each core. Where a skin judges, one process sifts, and these encode."
         ),
     ] = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,

@@ -14,10 +14,7 @@ from bedplate.cli.options import CorpusDirectory
 def explain(
     directory: CorpusDirectory,
     id: Annotated[
-        str,
-        typer.Argument(
-            metavar="ID", help="The document: its path in its source, or what its row is named by.", show_default=False
-        ),
+        str, typer.Argument(metavar="ID", help="The document: its path in its source, or what its row is named by.")
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -16,36 +16,28 @@ from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.pretraining.mixing.best import ValueInterval
-    from bedplate.pretraining.mixing.proxies import Proxy
-    from bedplate.pretraining.mixing.search import Search
+    from bedplate.pretraining.mixing.search import Proxy, Search
 
 
 def search_mixture(
     run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN.yaml", help="The run file of one small run.", show_default=False, callback=paths.existing
-        ),
+        Path, typer.Argument(metavar="RUN.yaml", help="The run file of one small run.", callback=paths.existing)
     ],
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The search's directory. By default mixtures/NAME of the run file.",
-            show_default=False,
-            callback=paths.directory,
+            help="The search's directory. By default mixtures/NAME of the run file.", callback=paths.directory
         ),
     ] = None,
     runs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Small runs. By default 4 for each source and 4 more.", show_default=False),
+        int | None, typer.Option(min=1, help="Small runs. By default 4 for each source and 4 more.")
     ] = None,
     goal: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=WEIGHT",
             help="How much a source's held-out texts count; once for each source. By default all count the same.",
-            show_default=False,
         ),
     ] = None,
     tokens: Annotated[
@@ -54,7 +46,6 @@ def search_mixture(
             metavar="COUNT",
             help="Tokens of the run that the mixture is for, such as 2B: no source is then seen more often than "
             "data.mixture.epochs says (4 times, where it says nothing).",
-            show_default=False,
         ),
     ] = None,
     wide: AllColumns = False,

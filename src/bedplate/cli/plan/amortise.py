@@ -14,7 +14,7 @@ from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import numbers, show
-from bedplate.economics.numbers.money import bills, exact_usd
+from bedplate.economics.numbers.money import exact_usd, round_columns
 
 if TYPE_CHECKING:
     from bedplate.economics.costs.amortisation import Statement, StatementRow
@@ -81,16 +81,14 @@ def _sentence(statement: Statement) -> str:
     return (
         f"{statement.account.amortise}: skins brought in {exact_usd(sum(revenue), digits)}, and cost "
         f"{exact_usd(sum(machine), digits)} of machine{of_base}: {outcome} of {exact_usd(abs(profit), digits)}; "
-        f"{exact_usd(float(idle), digits)} ({share:.0f}%) of the machine's bill was for standing idle."
+        f"{exact_usd(idle, digits)} ({share:.0f}%) of the machine's bill was for standing idle."
     )
 
 
 def _rounded(rows: Sequence[StatementRow]) -> tuple[list[list[float]], int]:
     """Machine, base and revenue of each row, so that every column adds up as it is printed."""
-    return bills(
-        [float(row.machine_usd) for row in rows],
-        [float(row.base_usd) for row in rows],
-        [float(row.revenue_usd) for row in rows],
+    return round_columns(
+        *([getattr(row, f"{column}_usd") for row in rows] for column in ("machine", "base", "revenue"))
     )
 
 
@@ -99,7 +97,7 @@ def _table(title: str, rows: Sequence[StatementRow]) -> None:
     seconds = adding_up([row.compute_seconds for row in rows], 0)
     lines: list[tuple[str, ...]] = []
     for row, spent, machine, base, revenue in zip(rows, seconds, *columns, strict=True):
-        used = row.kind in {"skin", "tenant"}
+        used = row.row_type in {"skin", "tenant"}
         counts = (f"{row.calls:,.0f}", f"{row.tokens:,.0f}", f"{spent:,.0f}") if used else ("", "", "")
         lines.append(
             (

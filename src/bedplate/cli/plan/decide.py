@@ -64,7 +64,7 @@ def decide(
     """
     from bedplate.economics.costs.decisions import decide as decided
     from bedplate.economics.costs.decisions import load_case
-    from bedplate.economics.costs.decisions.words import as_values
+    from bedplate.economics.costs.decisions.explanation import as_values
 
     files, overrides, prices = _sorted_out(arguments, prices)
     if page is not None and len(files) > 1:
@@ -72,10 +72,10 @@ def decide(
     cases = [load_case(path, prices, overrides) for path in files]
     decisions = [decided(*case) for case in cases]
     if page is not None:
-        from bedplate.economics.pages.decision_page import decision_data, decision_page
+        from bedplate.economics.pages.decision_page import decision_page
 
         command = as_given(context, without=("everything", "page", "as_json"))
-        write_page(page, decision_page(decision_data(*cases[0], command=command)))
+        write_page(page, decision_page(*cases[0], command=command))
     if as_json:
         values = [as_values(decision) for decision in decisions]
         print(json.dumps(values[0] if len(values) == 1 else {"cases": values}, allow_nan=False))
@@ -120,15 +120,15 @@ def _is_report(path: Path) -> bool:
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
     from rich.markup import escape
 
-    from bedplate.economics.costs.decisions import words
+    from bedplate.economics.costs.decisions import explanation
 
     screen.print(f"[bold]{escape(decision.case.case)}[/bold]")
-    screen.print(f"[bold]{escape(words.answer(decision))}[/bold]\n")
+    screen.print(f"[bold]{escape(explanation.answer(decision))}[/bold]\n")
     _table(decision)
-    _list(screen, "why", words.reasons(decision))
-    _list(screen, "break-even volumes", [words.break_even(break_even) for break_even in decision.break_evens])
-    flipping = [words.flips(sensitivity) for sensitivity in decision.sensitivities if sensitivity.flips]
-    steady = [words.flips(sensitivity) for sensitivity in decision.sensitivities if not sensitivity.flips]
+    _list(screen, "why", explanation.reasons(decision))
+    _list(screen, "break-even volumes", [explanation.break_even(break_even) for break_even in decision.break_evens])
+    flipping = [explanation.flips(sensitivity) for sensitivity in decision.sensitivities if sensitivity.flips]
+    steady = [explanation.flips(sensitivity) for sensitivity in decision.sensitivities if not sensitivity.flips]
     shown = flipping if everything else flipping[:_FLIPS]
     _list(screen, "what would change the answer, each alone, nearest first", shown or ["nothing that was varied"])
     if everything:
@@ -185,10 +185,10 @@ def _quality(outcome: OptionOutcome) -> str:
 
 
 def _bill(outcome: OptionOutcome) -> list[str]:
-    from bedplate.economics.numbers.money import bills, exact_usd
+    from bedplate.economics.numbers.money import exact_usd, round_columns
 
     sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
-    (amounts,), digits = bills([amount for *_, amount in sorted_lines])
+    (amounts,), digits = round_columns([amount for *_, amount in sorted_lines])
     lines = [
         f"{exact_usd(amount, digits)} {label} ({period})"
         for (period, label, _), amount in zip(sorted_lines, amounts, strict=True)

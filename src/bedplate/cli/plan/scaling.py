@@ -44,7 +44,7 @@ def scaling(
       for n in 250k 500k 1M 2M 4M; do bedplate pretrain run.yaml model.params=$n --out ladder/$n; done
       bedplate plan scaling ladder/*
     """
-    from bedplate.pretraining.scaling.ladder import read_ladder
+    from bedplate.pretraining.scaling_law import read_ladder
 
     ladder = read_ladder(runs, form, [_parse_point(text) for text in at or ()])
     if as_json:

@@ -129,9 +129,9 @@ def serve(
     target = LatencyTarget(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
-        from bedplate.economics.pages.serving import serving_data, serving_page
+        from bedplate.economics.pages.serving import serving_page
 
-        data = serving_data(
+        html = serving_page(
             model,
             replicas,
             traffic,
@@ -142,7 +142,7 @@ def serve(
             devices=devices,
             command=as_given(context, without=_MOVED),
         )
-        write_page(page, serving_page(data))
+        write_page(page, html)
     if as_json:
         traffic_fields = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
         report = {"model": model, "traffic": traffic_fields} | plans["central"].as_json()

@@ -130,10 +130,10 @@ def train(
     }
     plan = plan_training(model, count, row, devices, **common)
     if page is not None:
-        from bedplate.economics.pages.training import training_data, training_page
+        from bedplate.economics.pages.training import training_page
 
         command = as_given(context, without=_MOVED)
-        write_page(page, training_page(training_data(model, count, row, devices, command=command, **common)))
+        write_page(page, training_page(model, count, row, devices, command=command, **common))
     if as_json:
         report = plan.as_json()
         _print(report if budget is None else {**report, "budget": budget.as_json()})

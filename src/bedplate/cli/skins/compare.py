@@ -23,18 +23,12 @@ TESTS = {
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
-    b: Annotated[
-        Path,
-        typer.Argument(help="That of the skin it is compared with.", show_default=False, callback=paths.skin_directory),
-    ],
+    a: Annotated[Path, typer.Argument(help="A skin's directory.", callback=paths.skin_directory)],
+    b: Annotated[Path, typer.Argument(help="That of the skin it is compared with.", callback=paths.skin_directory)],
     rows: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA.jsonl",
-            help="New rows with targets: .jsonl, .csv, .tsv or .parquet.",
-            show_default=False,
-            callback=paths.existing,
+            metavar="DATA.jsonl", help="New rows with targets: .jsonl, .csv, .tsv or .parquet.", callback=paths.existing
         ),
     ],
     task: Annotated[

@@ -17,7 +17,7 @@ from bedplate.core.tables import show
 def list(
     directories: Annotated[
         builtins.list[Path] | None,
-        typer.Argument(help="Directories to look through and record.", show_default=False, callback=paths.directories),
+        typer.Argument(help="Directories to look through and record.", callback=paths.directories),
     ] = None,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

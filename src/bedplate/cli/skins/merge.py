@@ -13,11 +13,8 @@ from bedplate.cli.options import Overwrite
 
 
 def merge(
-    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
-    out: Annotated[
-        Path,
-        typer.Option(help="The directory to write.", show_default=False, callback=paths.directory),
-    ],
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", callback=paths.skin_directory)],
+    out: Annotated[Path, typer.Option(help="The directory to write.", callback=paths.directory)],
     base: Annotated[str | None, typer.Option(help="Where the skin's base is now.", callback=paths.base)] = None,
     dtype: Annotated[str, typer.Option(help="How the weights are stored.")] = "auto",
     overwrite: Overwrite = False,

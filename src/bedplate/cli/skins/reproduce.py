@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 def reproduce(
     skin: Annotated[
-        str,
-        typer.Argument(
-            help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.catalog_target
-        ),
+        str, typer.Argument(help="A directory, or a name or id in the catalogue.", callback=paths.catalog_target)
     ],
     out: Annotated[
         Path | None,

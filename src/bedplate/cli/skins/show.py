@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 def show(
     skin: Annotated[
-        str,
-        typer.Argument(
-            help="A directory, or a name or id in the catalogue.", show_default=False, callback=paths.catalog_target
-        ),
+        str, typer.Argument(help="A directory, or a name or id in the catalogue.", callback=paths.catalog_target)
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -23,7 +23,6 @@ def trace(
         typer.Argument(
             metavar="SKIN|HASH",
             help="A directory of a skin, base or run; a data file; or a name, id or hash in the catalogue.",
-            show_default=False,
             callback=paths.catalog_target,
         ),
     ],

@@ -12,11 +12,8 @@ from bedplate.cli.options import moved
 
 
 def verify(
-    skin: Annotated[str, typer.Argument(help="A skin's directory.", show_default=False, callback=paths.skin_directory)],
-    base: Annotated[
-        str | None,
-        typer.Argument(help="A base that it is to fit.", show_default=False, callback=paths.base),
-    ] = None,
+    skin: Annotated[str, typer.Argument(help="A skin's directory.", callback=paths.skin_directory)],
+    base: Annotated[str | None, typer.Argument(help="A base that it is to fit.", callback=paths.base)] = None,
     dtype: Annotated[str, typer.Option(help="How the base's weights would be held.")] = "auto",
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")

@@ -62,10 +62,10 @@ from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups,
 
 __all__ = [
     "MINIMUM_GROUPS",
+    "BettingEvidence",
     "Bootstrap",
     "Bound",
     "ClusteredMean",
-    "BettingEvidence",
     "Gains",
     "HolmBound",
     "InsufficientGroups",

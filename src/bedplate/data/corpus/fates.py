@@ -1,4 +1,5 @@
-"""What became of every document, and of all together: written part by part, read by `explain` and by the funnel."""
+"""The fate of every document of a corpus, and their tally: written part by part, read by `explain` and by the
+funnel."""
 
 from __future__ import annotations
 
@@ -122,8 +123,8 @@ class Tally:
         dropped = sum(sum(reasons.values()) for reasons in self.dropped.values())
         if self.documents != self.kept + dropped:
             raise DataError(
-                f"{part_name}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; the "
-                "counts must agree: remove the work folder and build again"
+                f"{part_name}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; "
+                "the counts must agree: remove the work folder and build again"
             )
 
 

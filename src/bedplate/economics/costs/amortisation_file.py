@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.economics.costs.usage import CountedUse
+from bedplate.economics.costs.usage import MeteredUse
 from bedplate.economics.numbers.prices import Dated
 
 Basis = Literal["compute", "tokens", "calls"]
@@ -75,7 +75,7 @@ class Revenue(Strict):
     usd_per_million_tokens: ZeroOrMore = 0.0
     usd_per_month: ZeroOrMore = 0.0
 
-    def usd(self, usage: CountedUse, hours: float) -> float:
+    def usd(self, usage: MeteredUse, hours: float) -> float:
         by_use = self.usd_per_call * usage.calls + self.usd_per_million_tokens * usage.tokens / 1e6
         return by_use + self.usd_per_month * hours / HOURS_PER_MONTH
 
@@ -111,6 +111,11 @@ class AmortisationFile(Strict):
         if not (self.expected or self.servers or self.access_logs):
             raise ValueError("say what was used: `servers` (snapshots of /metrics), `access_logs`, or `expected`")
         return self
+
+    @property
+    def server_rate(self) -> float:
+        """USD per hour that the servers charge their calls with."""
+        return self.server_usd_per_hour or self.machine.usd_per_hour
 
     def resolve_path(self, name: str) -> Path:
         return self._directory / name

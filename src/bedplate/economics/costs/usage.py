@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,14 +26,18 @@ Labels = tuple[tuple[str, str], ...]
 Samples = dict[str, dict[Labels, float]]
 """By family name without the prefix, then by labels."""
 
-_COUNTED = ("prompt_tokens_total", "generation_tokens_total", "request_cost_usd_total")
+_PROMPT, _GENERATED, _COST = "prompt_tokens_total", "generation_tokens_total", "request_cost_usd_total"
 _CALLS = ("e2e_request_latency_seconds_count", "request_success_total")  # the second counts a call's choices
 _BUSY = "engine_step_seconds_total"
+_LABEL = re.compile(r'\s*(\w+)="((?:[^"\\]|\\.)*)"\s*,?')
+_SAMPLE = re.compile(
+    r'(?P<name>[\w:]+)\s*(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(?P<value>\S+)(?:\s+\S+)?\s*'
+)
 _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 
 @dataclass(frozen=True)
-class CountedUse:
+class MeteredUse:
     """Of one skin or tenant. calls: answered ones. cost_usd: at the server's own price, None where none was set."""
 
     calls: float = 0.0
@@ -44,9 +49,9 @@ class CountedUse:
     def tokens(self) -> float:
         return self.prompt_tokens + self.generation_tokens
 
-    def __add__(self, other: CountedUse) -> CountedUse:
+    def __add__(self, other: MeteredUse) -> MeteredUse:
         costs = [usage.cost_usd for usage in (self, other) if usage.cost_usd is not None]
-        return CountedUse(
+        return MeteredUse(
             self.calls + other.calls,
             self.prompt_tokens + other.prompt_tokens,
             self.generation_tokens + other.generation_tokens,
@@ -55,10 +60,10 @@ class CountedUse:
 
 
 @dataclass(frozen=True)
-class Counted:
+class ServerUse:
     """Between two snapshots of a server. busy_seconds: of its engines' steps, None where they are not there."""
 
-    by_skin: Mapping[str, CountedUse]
+    by_skin: Mapping[str, MeteredUse]
     busy_seconds: float | None
     warnings: tuple[str, ...] = ()
 
@@ -72,10 +77,14 @@ def read_metrics(path: Path) -> Samples:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
+        match = _SAMPLE.fullmatch(line)
         try:
-            name, labels, value = _sample(line)
+            if match is None:
+                raise ValueError(f"{line[:60]!r} is not a sample")
+            name, value = match["name"], float(match["value"])
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}; save the text of /metrics as it comes") from None
+        labels = tuple((label, _unescaped(text)) for label, text in _LABEL.findall(match["labels"] or ""))
         if name.startswith(PREFIX):
             samples[name.removeprefix(PREFIX)][labels] = value
     if not samples:
@@ -83,136 +92,91 @@ def read_metrics(path: Path) -> Samples:
     return dict(samples)
 
 
-def _sample(line: str) -> tuple[str, Labels, float]:
-    """`name{label="value", …} number [timestamp]`."""
-    brace = line.find("{")
-    space = line.find(" ")
-    labels: list[tuple[str, str]] = []
-    if brace >= 0 and (space < 0 or brace < space):
-        name, at = line[:brace], brace + 1
-        while line[at : at + 1] != "}":
-            equals = line.find('="', at)
-            if equals < 0:
-                raise ValueError("labels without an end")
-            key, (value, at) = line[at:equals].strip(" ,"), _quoted(line, equals + 2)
-            labels.append((key, value))
-            at += len(line[at:]) - len(line[at:].lstrip(" ,"))
-        fields = line[at + 1 :].split()
-    else:
-        name, fields = line[:space], line[space:].split()
-    if not name or space < 0 or not 1 <= len(fields) <= 2:
-        raise ValueError(f"{line[:60]!r} is not a sample")
-    return name.strip(), tuple(labels), float(fields[0])
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\.", lambda pair: _ESCAPES.get(pair[0], pair[0]), text)
 
 
-def _quoted(line: str, at: int) -> tuple[str, int]:
-    """A label's value that begins at `at`, and where it ends, after its quote."""
-    out: list[str] = []
-    while at < len(line):
-        pair = line[at : at + 2]
-        if pair in _ESCAPES:
-            out.append(_ESCAPES[pair])
-            at += 2
-        elif line[at] == '"':
-            return "".join(out), at + 1
-        else:
-            out.append(line[at])
-            at += 1
-    raise ValueError("a label's value without an end")
-
-
-def count_between(before: Path | None, after: Path) -> Counted:
+def use_between(before: Path | None, after: Path) -> ServerUse:
     """What was counted from one snapshot to the next; without `before`, since the server began."""
     later = read_metrics(after)
     earlier: Samples = {} if before is None else read_metrics(before)
     restarted = False
 
-    def grown(name: str) -> dict[Labels, float]:
+    def growth(name: str) -> dict[str, float]:
+        """Of a family's counters, by skin."""
         nonlocal restarted
-        old, growth = earlier.get(name, {}), dict[Labels, float]()
-        for labels, value in later.get(name, {}).items():
+        old, new, by_model = earlier.get(name, {}), later.get(name, {}), defaultdict[str, float](float)
+        restarted |= any(labels not in new for labels in old)
+        for labels, value in new.items():
             fell = value < old.get(labels, 0.0)
             restarted |= fell
-            growth[labels] = value if fell else value - old.get(labels, 0.0)
-        restarted |= any(labels not in later.get(name, {}) for labels in old)
-        return growth
+            by_model[dict(labels).get("model_name", "")] += value if fell else value - old.get(labels, 0.0)
+        return by_model
 
-    prompt, generated, cost = (_by_model(grown(name)) for name in _COUNTED)
-    calls = _by_model(grown(next((name for name in _CALLS if name in later), _CALLS[0])))
-    names = sorted({*prompt, *generated, *cost, *calls})
-    priced = "request_cost_usd_total" in later and bool(cost)
+    calls = growth(next((name for name in _CALLS if name in later), _CALLS[0]))
+    prompt, generated, cost = growth(_PROMPT), growth(_GENERATED), growth(_COST)
     by_skin = {
-        name: CountedUse(
+        name: MeteredUse(
             calls.get(name, 0.0),
             prompt.get(name, 0.0),
             generated.get(name, 0.0),
-            cost.get(name, 0.0) if priced else None,
+            cost.get(name, 0.0) if cost else None,
         )
-        for name in names
+        for name in sorted({*prompt, *generated, *cost, *calls})
     }
-    busy = sum(grown(_BUSY).values()) if _BUSY in later else None
-    warnings = [f"{after}: the server was restarted after {before}: what it counted in between is missing"]
-    return Counted(by_skin, busy, tuple(warnings) if restarted else ())
+    busy = sum(growth(_BUSY).values()) if _BUSY in later else None
+    warning = f"{after}: the server was restarted after {before}: what it counted in between is missing"
+    return ServerUse(by_skin, busy, (warning,) if restarted else ())
 
 
-def _by_model(samples: Mapping[Labels, float]) -> dict[str, float]:
-    totals: defaultdict[str, float] = defaultdict(float)
-    for labels, value in samples.items():
-        totals[dict(labels).get("model_name", "")] += value
-    return dict(totals)
-
-
-def together(counted: Iterable[Counted]) -> Counted:
-    """Of several servers."""
-    by_skin: dict[str, CountedUse] = {}
-    busy: list[float | None] = []
+def combine(uses: Iterable[ServerUse]) -> ServerUse:
+    """The use of several servers."""
+    by_skin: defaultdict[str, MeteredUse] = defaultdict(MeteredUse)
+    busy: float | None = 0.0
     warnings: list[str] = []
-    for server in counted:
-        for name, usage in server.by_skin.items():
-            by_skin[name] = by_skin.get(name, CountedUse()) + usage
-        busy.append(server.busy_seconds)
-        warnings += server.warnings
-    measured_seconds = [seconds for seconds in busy if seconds is not None]
-    return Counted(by_skin, sum(measured_seconds) if len(measured_seconds) == len(busy) else None, tuple(warnings))
+    for use in uses:
+        for name, usage in use.by_skin.items():
+            by_skin[name] += usage
+        busy = None if busy is None or use.busy_seconds is None else busy + use.busy_seconds
+        warnings += use.warnings
+    return ServerUse(dict(by_skin), busy, tuple(warnings))
 
 
 # --- the access log
 
 
 @dataclass
-class Logged:
+class AccessLogUse:
     """Answered model calls of an access log. outside: calls before or after the period; skipped: all other lines."""
 
-    by_tenant: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
-    by_skin: dict[str, CountedUse] = field(default_factory=dict[str, CountedUse])
+    by_tenant: dict[str, MeteredUse] = field(default_factory=dict[str, MeteredUse])
+    by_skin: dict[str, MeteredUse] = field(default_factory=dict[str, MeteredUse])
     outside: int = 0
     skipped: int = 0
 
+    def add(self, tenant: str, skin: str, usage: MeteredUse) -> None:
+        self.by_tenant[tenant] = self.by_tenant.get(tenant, MeteredUse()) + usage
+        self.by_skin[skin] = self.by_skin.get(skin, MeteredUse()) + usage
 
-def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> Logged:
+
+def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> AccessLogUse:
     """Calls from `begins` until before `ends`. DataError where a log is text: only JSON says whose a value is."""
-    logged = Logged()
+    logged = AccessLogUse()
     for path in paths:
         calls = 0
-        for line in read_text(path).split("\n"):
-            if not line.strip():
-                continue
+        for line in filter(str.strip, read_text(path).split("\n")):
             fields = _fields(line)
-            if fields is None or "model" not in fields or "completion" not in fields:
+            if "model" not in fields or "completion" not in fields:
                 logged.skipped += 1
                 continue
             calls += 1
-            moment = _time(fields.get("time"))
-            if moment is not None and not begins <= moment < ends:
+            time = _time(fields.get("time"))
+            if time is not None and not begins <= time < ends:
                 logged.outside += 1
                 continue
-            usage = CountedUse(
-                1.0, _count(fields, "prompt"), _count(fields, "completion"), _cost(fields.get("cost_usd"))
-            )
+            prompt, completion, usd = (_number(fields.get(name)) for name in ("prompt", "completion", "cost_usd"))
             tenant = str(fields.get("tenant") or fields.get("key") or NO_TENANT)
-            model = str(fields["model"])
-            logged.by_tenant[tenant] = logged.by_tenant.get(tenant, CountedUse()) + usage
-            logged.by_skin[model] = logged.by_skin.get(model, CountedUse()) + usage
+            logged.add(tenant, str(fields["model"]), MeteredUse(1.0, prompt or 0.0, completion or 0.0, usd))
         if not calls:
             raise DataError(
                 f"{path}: there is no answered model call in it; it must be the access log as JSON lines "
@@ -221,28 +185,24 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
     return logged
 
 
-def _fields(line: str) -> dict[str, Any] | None:
+def _fields(line: str) -> Mapping[str, Any]:
+    """A line's JSON object; empty where it is none."""
     try:
         fields = json.loads(line)
     except ValueError:
-        return None
-    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else None
+        return {}
+    return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
 
 
 def _time(value: object) -> datetime.datetime | None:
     try:
-        moment = datetime.datetime.fromisoformat(str(value))
+        time = datetime.datetime.fromisoformat(str(value))
     except ValueError:
         return None
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
+    return time if time.tzinfo is not None else time.replace(tzinfo=datetime.UTC)
 
 
-def _count(fields: Mapping[str, Any], name: str) -> float:
-    value = fields.get(name)
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(cast("float", value)) if usable else 0.0
-
-
-def _cost(value: object) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(cast("float", value)) if usable else None
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        return None
+    return float(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
@@ -67,44 +67,3 @@ class Device(Brief):
             formats = ", ".join(self.peak_flops_per_second)
             raise UsageError(f"{self.name} has no {number} products; it has {formats}")
         return self.peak_flops_per_second[number]
-
-
-class DeviceSizes(NamedTuple):
-    """The numbers of a row: memory in GB, bandwidths in GB/s; node: devices in one."""
-
-    memory: float
-    reads: float
-    node: int
-    link: float
-    network: float
-    watts: float
-    mfu: str
-
-
-def device_row(
-    device_type: Literal["gpu", "tpu", "cpu"],
-    title: str,
-    names: tuple[str, ...],
-    peaks: Mapping[str, float],
-    sizes: DeviceSizes,
-    sheet: tuple[str, str],
-    rental: RentalExample | None = None,
-) -> Device:
-    """A device as the tables write it. names: its own and its aliases. sheet: the source and its date."""
-    return Device(
-        name=names[0],
-        title=title,
-        device_type=device_type,
-        peak_flops_per_second=peaks,
-        memory_bytes=sizes.memory * GB,
-        memory_bytes_per_second=sizes.reads * GB,
-        devices_per_node=sizes.node,
-        link_bytes_per_second=sizes.link * GB,
-        network_bytes_per_second=sizes.network * GB,
-        watts=sizes.watts,
-        mfu=sizes.mfu,
-        source=sheet[0],
-        as_of=sheet[1],
-        rental=rental,
-        aliases=names[1:],
-    )

@@ -251,8 +251,8 @@ def read_machine(path: Path | None = None) -> MeasuredMachine:
     file_path = machine_file() if path is None else path
     if not file_path.exists():
         raise UsageError(
-            f"{file_path}: this machine was not measured yet; run: bedplate plan calibrate BASE, or name a device of the "
-            "table that serves it, such as --device h100"
+            f"{file_path}: this machine was not measured yet; run: bedplate plan calibrate BASE, or name a device of "
+            "the table that serves it, such as --device h100"
         )
     try:
         return MeasuredMachine.model_validate_json(read_text(file_path))

@@ -7,9 +7,9 @@ peak, recomputation not counted. Attention of decoders is counted CAUSALLY, the 
 the full square were converted, which lowers theirs (Llama-3.1-8B at 8,192 tokens: 39% is 35% here).
 
 The constants are written by hand, two a curve, rounded. They were set between the sources named with each curve, none
-of which is a row that `published.py` is checked on; those rows were known then, so the check there is not blind. No row
-has a constant of its own. `first` is of one node with well-made kernels, `floor` what very many devices approach.
-β: from the A100 sources, whose scale is the widest (8 to 2,048).
+of which is a row that docs/predictions.md is checked on; those rows were known then, so the check there is not blind.
+No row has a constant of its own. `first` is of one node with well-made kernels, `floor` what very many devices
+approach. β: from the A100 sources, whose scale is the widest (8 to 2,048).
 
 The range is a factor of 0.8 to 1.25: the published MFU of large runs and of NVIDIA's own tuned recipes lie in it; a
 first run of a new stack can lie below.
@@ -22,6 +22,7 @@ from typing import Literal
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
+from bedplate.economics.numbers.formula import Formula, call, inputs
 
 BETA = 0.2
 LOW, HIGH = 0.8, 1.25
@@ -51,7 +52,13 @@ class MfuCurve:
 
     def at(self, n: int) -> float:
         """The central share of `n` devices."""
-        return self.floor + (self.first - self.floor) * (8 / max(n, 8)) ** BETA
+        return self.formula.compile()((float(n),))
+
+    @property
+    def formula(self) -> Formula:
+        """The central share, as a function of the number of devices."""
+        (devices,) = inputs(1)
+        return (8.0 / call("max", devices, 8.0)) ** BETA * (self.first - self.floor) + self.floor
 
 
 CURVES: dict[str, MfuCurve] = {

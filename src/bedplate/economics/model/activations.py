@@ -75,11 +75,11 @@ def layer_activation_bytes(
         return values * bytes_per_value
     if recompute == "none":
         window = spec.window(layer)
-        values += spec.heads * (sequence_tokens if window is None else min(sequence_tokens, window))
-        values += spec.heads * sequence_tokens if spec.cross_size is not None else 0
+        values += spec.attention.heads * (sequence_tokens if window is None else min(sequence_tokens, window))
+        values += spec.attention.heads * sequence_tokens if spec.attention.cross_size is not None else 0
         return values * bytes_per_value
     # The row of each head's softmax sums, in float32, from which fused attention makes the weights again.
-    return values * bytes_per_value + 4.0 * spec.heads * (1 if spec.cross_size is None else 2)
+    return values * bytes_per_value + 4.0 * spec.attention.heads * (1 if spec.attention.cross_size is None else 2)
 
 
 def _stacks(spec: Spec) -> tuple[TransformerSpec, ...]:
@@ -107,8 +107,8 @@ def _stack_bytes(
 
 
 def _norm_values(spec: TransformerSpec) -> int:
-    norms = 2 if spec.cross_size is None else 3
-    return norms * (2 if spec.norm_placement == "sandwich" else 1) * spec.hidden_size
+    norms = 2 if spec.attention.cross_size is None else 3
+    return norms * (2 if spec.norm.placement == "sandwich" else 1) * spec.hidden_size
 
 
 def _given_values(spec: TransformerSpec) -> int:
@@ -121,21 +121,21 @@ def _attention_values(spec: TransformerSpec, layer: int) -> int:
     """The input of the projections, q, k, v, and what attention gives (the output projection's input). What is another
     layer's is kept there."""
     hidden = spec.hidden_size
-    if spec.latent is not None:
-        part = spec.latent
+    if spec.attention.latent is not None:
+        part = spec.attention.latent
         latents = 2 * part.kv_rank + part.rope_dim + 2 * (part.q_rank or 0)  # before and after their norms
-        return hidden + latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
+        return hidden + latents + spec.attention.heads * (2 * part.key_dim + 2 * part.value_dim)
     size, has_keys = spec.head_dim_of(layer), spec.keys_of(layer) == layer
-    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size * has_keys
-    normed = 0 if spec.qk_norm is None else q + kv  # before their norms
-    normed += kv if spec.value_norm and not spec.keys_are_values(layer) else 0
-    cross = 0 if spec.cross_size is None else hidden + 2 * q + 2 * kv
-    gate = q if spec.attention_gate else 0
+    q, kv = spec.attention.heads * size, spec.kv_heads_of(layer) * size * has_keys
+    normed = 0 if spec.attention.qk_norm is None else q + kv  # before their norms
+    normed += kv if spec.attention.value_norm and not spec.keys_are_values(layer) else 0
+    cross = 0 if spec.attention.cross_size is None else hidden + 2 * q + 2 * kv
+    gate = q if spec.attention.gate else 0
     return hidden + 2 * q + 2 * kv + normed + cross + gate
 
 
 def _feedforward_values(spec: TransformerSpec, layer: int) -> int:
-    hidden, per_feature = spec.hidden_size, 4 if spec.gated else 2
+    hidden, per_feature = spec.hidden_size, 4 if spec.feedforward.gated else 2
     if not spec.has_experts(layer) or spec.experts is None:
         return hidden + per_feature * spec.feedforward_size_of(layer)
     part = spec.experts

@@ -53,16 +53,16 @@ def windows(spec: TransformerSpec) -> tuple[tuple[int | None, int, int], ...]:
 
 def pair_flops(spec: TransformerSpec, layer: int) -> int:
     """Operations of one pair in this layer: the score and the weighted value of every head, 2 a feature."""
-    if spec.latent is not None:
-        return 2 * spec.heads * (spec.latent.key_dim + spec.latent.value_dim)
-    return 4 * spec.heads * spec.head_dim_of(layer)
+    if spec.attention.latent is not None:
+        return 2 * spec.attention.heads * (spec.attention.latent.key_dim + spec.attention.latent.value_dim)
+    return 4 * spec.attention.heads * spec.head_dim_of(layer)
 
 
 def absorbed_pair_flops(spec: TransformerSpec) -> int:
     """The same of latent attention that reads the cached latents themselves: its up-projection is absorbed into queries
     and outputs (https://arxiv.org/abs/2405.04434, section 2.1.2)."""
-    assert spec.latent is not None
-    return 2 * spec.heads * (2 * spec.latent.kv_rank + spec.latent.rope_dim)
+    assert spec.attention.latent is not None
+    return 2 * spec.attention.heads * (2 * spec.attention.latent.kv_rank + spec.attention.latent.rope_dim)
 
 
 def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bool | None = None) -> float:
@@ -71,7 +71,7 @@ def attention_flops(spec: TransformerSpec, new: int, cached: int = 0, causal: bo
 
     causal: None: exact for the spec's kind; False: the full square of a decoder. An encoder has no cache.
     """
-    states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state is not None else 0
+    states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state.mixer is not None else 0
     pairs = sum(layers * _layer(spec, new, cached, window, pair, causal) for window, pair, layers in windows(spec))
     return pairs + states * recurrent_flops(spec) * new
 
@@ -81,11 +81,11 @@ def _layer(spec: TransformerSpec, new: int, cached: int, window: int | None, pai
         return pair * two_sided_pairs(new, window)
     pairs = square_pairs(new, cached, window) if causal is False else causal_pairs(new, cached, window)
     plain = pair * pairs
-    if spec.latent is None or not cached:
+    if spec.attention.latent is None or not cached:
         return plain
     # Keys and values of the cached latents must be made anew, or attention reads the latents: the cheaper of the two.
-    part = spec.latent
-    rebuild_flops = 2 * part.kv_rank * spec.heads * (part.nope_dim + part.value_dim) * cached
+    part = spec.attention.latent
+    rebuild_flops = 2 * part.kv_rank * spec.attention.heads * (part.nope_dim + part.value_dim) * cached
     return min(plain + rebuild_flops, absorbed_pair_flops(spec) * pairs)
 
 
@@ -95,7 +95,7 @@ def cached_features(spec: TransformerSpec) -> Iterator[tuple[int | None, int]]:
     features_by_window: dict[int | None, int] = {}
     for layer in (layer for layer in range(spec.layers) if attends(spec, layer)):
         size = 2 * spec.kv_heads_of(layer) * spec.head_dim_of(layer) if spec.keys_of(layer) == layer else 0
-        if spec.latent is not None:
-            size = spec.latent.kv_rank + spec.latent.rope_dim
+        if spec.attention.latent is not None:
+            size = spec.attention.latent.kv_rank + spec.attention.latent.rope_dim
         features_by_window[spec.window(layer)] = features_by_window.get(spec.window(layer), 0) + size
     yield from features_by_window.items()

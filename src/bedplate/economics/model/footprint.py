@@ -81,7 +81,10 @@ def step_reads(spec: Spec, weights: WeightFormat = "bfloat16") -> Callable[[int]
 
 
 def _row(weight: Weight, stack: TransformerSpec) -> int:
-    rows = {"value_tables": stack.kv_heads * stack.head_dim, "layer_inputs": stack.layers * stack.layer_input_size}
+    rows = {
+        "value_tables": stack.attention.kv_heads * stack.attention.head_dim,
+        "layer_inputs": stack.layers * stack.layer_input_size,
+    }
     return rows.get(weight.name, stack.hidden_size)
 
 
@@ -108,8 +111,8 @@ def kv_bytes(spec: Spec, context_tokens: int, bytes_per_value: float = 2.0, sour
     cache_values = sum(size * min(context_tokens, window or context_tokens) for window, size in cached_features(stack))
     if isinstance(spec, EncoderDecoderSpec):
         source = source_tokens_of(spec, context_tokens if source_tokens is None else source_tokens)
-        cache_values += 2 * stack.layers * stack.kv_heads * stack.head_dim * source
-    states = [state for state in cache_layout(stack) if state.of_sequence] if stack.state is not None else []
+        cache_values += 2 * stack.layers * stack.attention.kv_heads * stack.attention.head_dim * source
+    states = [state for state in cache_layout(stack) if state.of_sequence] if stack.state.mixer is not None else []
     # A recurrence's state is float32 whatever the rest is.
     recurrent_values = sum(state.values for state in states if state.cache_type == "recurrent")
     cache_values += sum(state.values for state in states if state.cache_type == "convolution")

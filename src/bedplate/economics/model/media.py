@@ -46,8 +46,8 @@ def _vision_end(spec: VisionSpec) -> Iterator[Weight]:
         for part in ("q", "o"):
             yield from affine(f"pooling.{part}", hidden, hidden, True, per="sequence")
         yield Weight("pooling.norm", 2 * hidden, "vector")
-        yield from affine("pooling.up", hidden, tower.feedforward_size, True, per="sequence")
-        yield from affine("pooling.down", tower.feedforward_size, hidden, True, per="sequence")
+        yield from affine("pooling.up", hidden, tower.feedforward.size, True, per="sequence")
+        yield from affine("pooling.down", tower.feedforward.size, hidden, True, per="sequence")
     if spec.projection_size:
         yield Weight("projection", hidden * spec.projection_size, per="sequence")
     if spec.classes:

@@ -18,6 +18,7 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, NormSpec
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,14 @@ def _as_tower(spec: DiffusionSpec) -> TransformerSpec:
     """A diffusion transformer's blocks, for their activations: modulation keeps as much as norms do."""
     streams = 1 if spec.text is None else 2
     return TransformerSpec(
-        "tower",
-        0,
-        spec.hidden_size,
-        spec.layers,
-        spec.heads,
-        spec.heads,
-        spec.head_dim,
-        spec.feedforward_size,
-        spec.tokens * streams,
-        gated=False,
-        norm_placement="sandwich",
+        kind="tower",
+        vocab_size=0,
+        hidden_size=spec.hidden_size,
+        layers=spec.layers,
+        context_length=spec.tokens * streams,
+        attention=AttentionSpec(heads=spec.heads, kv_heads=spec.heads, head_dim=spec.head_dim),
+        feedforward=FeedForwardSpec(size=spec.feedforward_size, gated=False),
+        norm=NormSpec(placement="sandwich"),
     )
 
 
@@ -120,7 +118,7 @@ def shape_of(spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> Layo
         logits += (2 * value_bytes + 4.0) * main.vocab_size
     return LayoutShape(
         layers=main.layers,
-        heads=main.heads,
+        heads=main.attention.heads,
         hidden=main.hidden_size,
         dense=sum(weight.stored for weight in inside) - experts,
         experts=experts,

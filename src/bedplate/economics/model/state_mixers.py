@@ -22,7 +22,7 @@ def attends(spec: TransformerSpec, layer: int) -> bool:
 
 def linear_maps(spec: TransformerSpec) -> Iterator[tuple[str, int, int, bool]]:
     """(name, inputs, outputs, bias) of each."""
-    part, hidden = spec.state, spec.hidden_size
+    part, hidden = spec.state.mixer, spec.hidden_size
     if isinstance(part, ShortConvolution):
         yield "input", hidden, 3 * hidden, part.bias
         yield "output", hidden, hidden, part.bias
@@ -38,7 +38,7 @@ def linear_maps(spec: TransformerSpec) -> Iterator[tuple[str, int, int, bool]]:
 
 def vectors(spec: TransformerSpec) -> Iterator[tuple[str, int]]:
     """(name, values) of what is no linear map."""
-    part = spec.state
+    part = spec.state.mixer
     if isinstance(part, ShortConvolution):
         yield "convolution", spec.hidden_size * (part.width + part.bias)
     elif isinstance(part, DeltaRule):
@@ -53,7 +53,7 @@ def vectors(spec: TransformerSpec) -> Iterator[tuple[str, int]]:
 
 def recurrent_flops(spec: TransformerSpec) -> int:
     """Operations of one token in one layer, beside its linear maps."""
-    part = spec.state
+    part = spec.state.mixer
     if isinstance(part, DeltaRule):
         return 6 * part.heads * part.key_dim * part.value_dim
     return 4 * part.inner * part.state_dim if isinstance(part, Mamba2) else 0

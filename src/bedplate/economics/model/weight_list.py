@@ -72,11 +72,13 @@ def _tables(spec: TransformerSpec) -> Iterator[Weight]:
         yield Weight("layer_inputs", spec.vocab_size * stacked_size, "table")
         yield Weight("layer_inputs.projection", hidden * stacked_size)
         yield _norm(spec, "layer_inputs.norm", spec.layer_input_size)
-    if spec.value_tables:
-        size = spec.vocab_size * spec.kv_heads * spec.head_dim
-        yield Weight("value_tables", size, "table", copies=spec.value_tables, used=spec.value_tables)
-    if spec.relative_bias is not None:
-        yield Weight("relative_bias", spec.relative_bias.buckets * spec.heads, "vector")
+    if spec.attention.value_tables:
+        size = spec.vocab_size * spec.attention.kv_heads * spec.attention.head_dim
+        yield Weight(
+            "value_tables", size, "table", copies=spec.attention.value_tables, used=spec.attention.value_tables
+        )
+    if spec.position.relative_bias is not None:
+        yield Weight("relative_bias", spec.position.relative_bias.buckets * spec.attention.heads, "vector")
     if spec.norms_embedding:
         yield _norm(spec, "embedding_norm")
 
@@ -128,17 +130,17 @@ def block_weights(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
 
 
 def _norm(spec: TransformerSpec, name: str, size: int | None = None, layer: int | None = None) -> Weight:
-    parts = spec.norm_weight + (spec.norm == "layer" and spec.norm_bias)
+    parts = spec.norm.weight + (spec.norm.type == "layer" and spec.norm.bias)
     return Weight(name, (size or spec.hidden_size) * parts, "vector", layer)
 
 
 def _block_norms(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
-    parts = ["attention", "feedforward"] if spec.cross_size is None else ["attention", "cross", "feedforward"]
+    parts = ["attention", "feedforward"] if spec.attention.cross_size is None else ["attention", "cross", "feedforward"]
     for part in parts:
-        first = layer or spec.first_norm or part != "attention" or spec.norm_placement == "sandwich"
+        first = layer or spec.norm.first or part != "attention" or spec.norm.placement == "sandwich"
         if first:
             yield _norm(spec, f"{part}_norm")
-        if spec.norm_placement == "sandwich":
+        if spec.norm.placement == "sandwich":
             yield _norm(spec, f"{part}_after_norm")
 
 
@@ -161,45 +163,45 @@ def _mixer(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
 
 def _attention(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     size = spec.head_dim_of(layer)
-    hidden, q, kv = spec.hidden_size, spec.heads * size, spec.kv_heads_of(layer) * size
+    hidden, q, kv = spec.hidden_size, spec.attention.heads * size, spec.kv_heads_of(layer) * size
     has_keys = spec.keys_of(layer) == layer
-    if spec.latent is not None:
+    if spec.attention.latent is not None:
         yield from _latent(spec)
     else:
-        yield from affine("attention.q", hidden, q * (1 + spec.attention_gate), spec.attention_bias)
+        yield from affine("attention.q", hidden, q * (1 + spec.attention.gate), spec.attention.bias)
         if has_keys:
             yield from affine("attention.k", hidden, kv, spec.has_key_bias)
         if has_keys and not spec.keys_are_values(layer):
-            yield from affine("attention.v", hidden, kv, spec.attention_bias)
+            yield from affine("attention.v", hidden, kv, spec.attention.bias)
         yield from affine("attention.o", q, hidden, spec.has_output_bias)
-    if spec.qk_norm is not None:
-        whole = spec.qk_norm == "projection"
+    if spec.attention.qk_norm is not None:
+        whole = spec.attention.qk_norm == "projection"
         yield _norm(spec, "attention.q_norm", q if whole else size)
         if has_keys:
             yield _norm(spec, "attention.k_norm", kv if whole else size)
-    if spec.relative_projection:
+    if spec.position.relative_projection:
         yield Weight("attention.relative", hidden * q)
         yield Weight("attention.relative.bias", 2 * q, "vector")
-    if spec.attention_sinks:
-        yield Weight("attention.sinks", spec.heads, "vector")
-    if spec.cross_size is not None:
-        yield from affine("cross.q", hidden, q, spec.attention_bias)
-        yield from affine("cross.k", spec.cross_size, kv, spec.has_key_bias, per="source")
-        yield from affine("cross.v", spec.cross_size, kv, spec.attention_bias, per="source")
+    if spec.attention.sinks:
+        yield Weight("attention.sinks", spec.attention.heads, "vector")
+    if spec.attention.cross_size is not None:
+        yield from affine("cross.q", hidden, q, spec.attention.bias)
+        yield from affine("cross.k", spec.attention.cross_size, kv, spec.has_key_bias, per="source")
+        yield from affine("cross.v", spec.attention.cross_size, kv, spec.attention.bias, per="source")
         yield from affine("cross.o", q, hidden, spec.has_output_bias)
 
 
 def _latent(spec: TransformerSpec) -> Iterator[Weight]:
-    part, hidden, heads = spec.latent, spec.hidden_size, spec.heads
+    part, hidden, heads = spec.attention.latent, spec.hidden_size, spec.attention.heads
     assert part is not None
     queries = heads * part.key_dim
     if part.q_rank is None:
         yield Weight("attention.q", hidden * queries)
     else:
-        yield from affine("attention.q_down", hidden, part.q_rank, spec.attention_bias)
+        yield from affine("attention.q_down", hidden, part.q_rank, spec.attention.bias)
         yield _norm(spec, "attention.q_norm", part.q_rank)
         yield Weight("attention.q_up", part.q_rank * queries)
-    yield from affine("attention.kv_down", hidden, part.kv_rank + part.rope_dim, spec.attention_bias)
+    yield from affine("attention.kv_down", hidden, part.kv_rank + part.rope_dim, spec.attention.bias)
     yield _norm(spec, "attention.kv_norm", part.kv_rank)
     yield Weight("attention.kv_up", part.kv_rank * heads * (part.nope_dim + part.value_dim))
     yield from affine("attention.o", heads * part.value_dim, hidden, spec.has_output_bias)
@@ -208,12 +210,12 @@ def _latent(spec: TransformerSpec) -> Iterator[Weight]:
 def _feedforward(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
     if spec.has_experts(layer):
         yield from _experts(spec)
-    if spec.feedforward(layer) == "dense":
-        yield from _dense(spec, "feedforward", spec.feedforward_size_of(layer), spec.feedforward_bias)
+    if spec.feedforward_kind(layer) == "dense":
+        yield from _dense(spec, "feedforward", spec.feedforward_size_of(layer), spec.feedforward.bias)
 
 
 def _dense(spec: TransformerSpec, name: str, size: int, bias: bool, **fields: object) -> Iterator[Weight]:
-    for part in ("gate", "up") if spec.gated else ("up",):
+    for part in ("gate", "up") if spec.feedforward.gated else ("up",):
         yield from affine(f"{name}.{part}", spec.hidden_size, size, bias, **fields)
     yield from affine(f"{name}.down", size, spec.hidden_size, bias, **fields)
 
@@ -229,6 +231,6 @@ def _experts(spec: TransformerSpec) -> Iterator[Weight]:
         yield _norm(spec, f"beside.{name}")
     yield from _dense(spec, "experts", part.feedforward_size, part.bias, copies=part.count, used=part.per_token)
     if part.shared_size:
-        yield from _dense(spec, "shared", part.shared_size, spec.feedforward_bias)
+        yield from _dense(spec, "shared", part.shared_size, spec.feedforward.bias)
     if part.shared_gate:
         yield Weight("shared_gate", spec.hidden_size)

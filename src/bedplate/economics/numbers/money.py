@@ -50,7 +50,7 @@ def figures(value: float, count: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def bills(*columns: Sequence[float]) -> tuple[list[list[float]], int]:
+def round_columns(*columns: Sequence[float]) -> tuple[list[list[float]], int]:
     """Columns of dollars, each rounded so that it adds up to its rounded sum, and how many digits behind the point they
     are to be shown with: cents, three figures of the largest sum where that is below a dollar, whole dollars from ten
     thousand on."""

@@ -1,9 +1,9 @@
 """Pages of sliders, figures and plots for `plan train`, `plan serve` and `plan decide`: plain dicts, and their scripts.
 
 Each page has the inputs of the arithmetic, not a picture of its results: what moves in the browser is computed there by
-the same formulas. What is no formula (which layout fits, how an engine's queue behaves) goes in as a table of all that
-the sliders can reach.
+the same formulas, which numbers/formula.py writes as JavaScript. What is no formula (which layout fits, how an engine's
+queue behaves) goes in as a table of all that the sliders can reach.
 
 training.py: runs.js (arithmetic), training.js (what is shown)    serving.py: fleets.js, serving.js
-decision_page.py: bills.js, answers.js, words.js, decision.js          report/assets: what all pages have in common
+decision_page.py: decision_costs.js, decision_text.js, decision.js     report/assets: what all pages have in common
 """

@@ -59,7 +59,7 @@ function showVerdict(decision) {
   if (!chosen) return showHeadline([], verdict);
   const [low, high] = chosen.interval;
   const rows = [
-    [`Over ${number(decision.volume.days)} days`, usd(chosen.total), range(low, high, shortUsd)],
+    [`Over ${number(decision.state.v[DAYS])} days`, usd(chosen.total), range(low, high, shortUsd)],
     ["A call", usd(chosen.per_call), chosen.per_right === null ? "" : `${usd(chosen.per_right)} a right one`],
   ];
   if (ranking.length > 1) rows.push([`Ahead of ${ranking[1].name}`, usd(ranking[1].net - chosen.net), ""]);
@@ -82,15 +82,14 @@ function showTable(table, decision) {
     .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
     .map((one) => {
       const [low, high] = one.interval,
-        quality = one.bill.quality;
+        { quality, option } = one;
+      const lowest = quality === null ? null : decision.state.low(option.quality);
       const cells = [
         shortUsd(one.total),
         low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`,
         usd(one.per_call),
         one.per_right === null ? "" : usd(one.per_right),
-        quality === null
-          ? ""
-          : fixed(quality, 3) + (one.quality_low < quality ? ` (${fixed(one.quality_low, 3)})` : ""),
+        quality === null ? "" : fixed(quality, 3) + (lowest < quality ? ` (${fixed(lowest, 3)})` : ""),
         one.p95 === null ? "" : grouped(one.p95),
         !one.feasible ? "out" : one.best_in === null ? "" : percent(one.best_in, 0),
       ];
@@ -99,7 +98,7 @@ function showTable(table, decision) {
         "tr",
         { className: one.name === decision.answer ? "chosen" : one.feasible ? "" : "out" },
         make("td", {}, key, one.name),
-        make("td", {}, one.option.method_in_short),
+        make("td", {}, option.method_in_short),
         cells.map((cell) => make("td", { className: "n" }, cell)),
       );
       Object.assign(row.dataset, {
@@ -123,18 +122,18 @@ function showTable(table, decision) {
 
 /** Cost over volume: each option a line, break-evens where two of them cross for good. */
 function showVolume(plot, decision) {
-  const { volume, outcomes, break_evens } = decision,
-    [low, high] = rowNamed("traffic.calls_per_day").search;
-  const nets = new Map(outcomes.map((one) => [one.name, (calls) => netUsd(one.bill, volume, calls)]));
+  const { outcomes, break_evens, state } = decision,
+    [low, high] = DATA.rows[CALLS].search,
+    now = state.v[CALLS];
+  const nets = new Map(outcomes.map(({ name, option }) => [name, (calls) => option.net(changed(state.v, CALLS, calls))]));
   const feasible = outcomes.filter((one) => one.feasible);
-  const money = outcomes.every((one) => one.bill.wrong_usd === 0 && one.bill.earned_usd === 0);
-  const positive = outcomes.every((one) => one.bill.net_call_usd >= 0 && netUsd(one.bill, volume, low) > 0);
+  const money = outcomes.every((one) => one.net === one.total);
+  const positive = outcomes.every(({ name }) => nets.get(name)(low) > 0 && nets.get(name)(high) > 0);
   const crossings = break_evens.filter(
-    ({ option, against, calls }) =>
-      calls && [option, against].every((one) => feasible.some((each) => each.name === one.name)),
+    ({ dear, cheap, calls }) => calls && [dear, cheap].every((one) => feasible.some(({ option }) => option === one)),
   );
-  const points = crossings.map(({ option, calls }) => {
-    const y = nets.get(option.name)(calls);
+  const points = crossings.map(({ dear, calls }) => {
+    const y = nets.get(dear.name)(calls);
     const lowest = Math.min(...feasible.map((one) => nets.get(one.name)(calls)));
     return { x: calls, y, mark: "hollow", label: y <= lowest + 1e-6 * Math.abs(lowest) ? number(calls) : "" };
   });
@@ -142,7 +141,7 @@ function showVolume(plot, decision) {
   plot.draw({
     x: {
       scale: "log",
-      low: Math.max(low, rowNamed("traffic.calls_per_day").value / 1e4),
+      low: Math.max(low, DATA.rows[CALLS].value / 1e4),
       high,
       label: "calls a day",
       unit: "calls a day",
@@ -161,13 +160,15 @@ function showVolume(plot, decision) {
       out: !one.feasible,
       at: nets.get(one.name),
     })),
-    points: [...points, ...feasible.map((one) => ({ x: volume.first, y: one.net, colour: COLOURS.get(one.name) }))],
-    rules: [{ x: volume.first, label: `now ${number(volume.first)}`, here: true }],
-    jumps: outcomes.flatMap((one) => (one.bill.fleet === null ? [] : fleetSteps(one.bill.fleet, volume, high, 40))),
-    start: volume.first,
+    points: [...points, ...feasible.map((one) => ({ x: now, y: one.net, colour: COLOURS.get(one.name) }))],
+    rules: [{ x: now, label: `now ${number(now)}`, here: true }],
+    jumps: OPTIONS.flatMap((option) => machineSteps(option, state.v)).filter((calls) => calls >= low && calls <= high),
+    start: now,
     height: 380,
   });
 }
+
+const paid = (one, when) => one.lines.filter((line) => line.when === when).reduce((sum, line) => sum + line.usd, 0);
 
 function showParts(stacks, decision) {
   const rows = [...decision.outcomes]
@@ -175,11 +176,11 @@ function showParts(stacks, decision) {
     .map((one) => {
       const sums = Object.entries(WHENS).map(([when, name]) => ({
         name,
-        value: one.lines.filter(([kind]) => kind === when).reduce((sum, [, , amount]) => sum + amount, 0),
+        value: paid(one, when),
       }));
       const told = [...one.lines]
-        .sort((a, b) => b[2] - a[2])
-        .map(([when, what, amount]) => `${usd(amount)} ${what} (${when})`)
+        .sort((a, b) => b.usd - a.usd)
+        .map((line) => `${usd(line.usd)} ${line.what} (${line.when})`)
         .join(", ");
       return {
         name: one.feasible ? one.name : `${one.name} (out)`,
@@ -223,72 +224,46 @@ function showFlips(tornado, lists, decision) {
 }
 
 /** The formulas that a case needs, with the numbers of the answer (or of the first option, where there is none). */
-function rowsOf({ answer, outcomes, ranking, volume }) {
+function rowsOf({ answer, outcomes, ranking, calls, state }) {
   const one = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
-  const { bill } = one,
-    { calls } = one.option;
-  const sum = (when) => one.lines.filter(([kind]) => kind === when).reduce((all, [, , amount]) => all + amount, 0);
-  const some = (holds) => DATA.options.some(holds);
+  const { has } = one.option,
+    some = (what) => DATA.options.some((option) => option.has[what]);
+  const ofCall = one.lines.filter(({ when }) => when === "calls").map(({ what, usd }) => ({ what, usd: usd / calls }));
   const call = {
-    of: bill.call_usd,
+    of: paid(one, "calls") / calls,
     show: usd,
-    live: bill.per_call.map(([what, amount]) => `${usd(amount)} ${what}`).join(" + "),
+    live: ofCall.map((line) => `${usd(line.usd)} ${line.what}`).join(" + "),
   };
-  const hosted = calls.kind === "hosted",
-    reserved = bill.fleet !== null;
+  const row = (name, label, figure = {}) => ({ name, label, ...figure });
+  const byUse = (option) => !option.has.hosted && !option.has.reserved;
   return [
-    {
-      name: "calls",
-      label: "Calls",
-      of: volume.calls,
+    row("calls", "Calls", {
+      of: calls,
       show: number,
-      live: `${number(volume.first)} a day, ${percent(volume.growth)} a year, ${number(volume.days)} days`,
-    },
-    some(({ calls: each }) => each.kind === "hosted") && {
-      name: "hosted call",
-      label: "Hosted call",
-      ...(hosted ? call : {}),
-    },
-    some(({ calls: each }) => each.kind === "hosted") && { name: "calls that may wait", label: "Calls that may wait" },
-    some(({ calls: each }) => each.reserved === false) && {
-      name: "call on a machine paid by use",
-      label: "Call, paid by use",
-      ...(hosted || reserved ? {} : call),
-    },
-    some(({ calls: each }) => each.reserved) && {
-      name: "reserved machines",
-      label: "Reserved machines",
-      ...(reserved
-        ? {
-            of: sum("machines"),
-            show: usd,
-            live: `${number(bill.fleet.calls_per_day)} calls a day and machine, ${usd(bill.fleet.usd_per_day)} a day`,
-          }
-        : {}),
-    },
-    some(({ tuning }) => tuning?.every_days !== undefined && tuning.every_days !== null) && {
-      name: "tuning again",
-      label: "Tuning again",
-    },
-    some(({ pretraining }) => pretraining !== null) && { name: "pretraining", label: "Pretraining" },
-    {
-      name: "total",
-      label: `Total of ${one.name}`,
+      live: `${number(state.v[CALLS])} on the first day, ${number(state.v[DAYS])} days`,
+    }),
+    some("hosted") && row("hosted call", "Hosted call", has.hosted ? call : {}),
+    some("hosted") && row("calls that may wait", "Calls that may wait"),
+    DATA.options.some(byUse) && row("call on a machine paid by use", "Call, paid by use", byUse(one.option) ? call : {}),
+    some("reserved") &&
+      row("reserved machines", "Reserved machines", has.reserved ? { of: paid(one, "machines"), show: usd } : {}),
+    some("refresh") && row("tuning again", "Tuning again"),
+    some("pretraining") && row("pretraining", "Pretraining"),
+    row("total", `Total of ${one.name}`, {
       of: { low: one.interval[0], central: one.total, high: one.interval[1] },
       show: usd,
-      live: `${usd(sum("once"))} + ${usd(sum("over time"))} + ${number(volume.calls)} × ${usd(bill.call_usd)} + ${usd(sum("machines"))}`,
-    },
-    one.per_right !== null && {
-      name: "right answer",
-      label: "A right answer",
-      of: one.per_right,
-      show: usd,
-      live: `${usd(one.total)} / ${number(volume.calls)} / ${general(bill.quality, 4)}`,
-    },
-    { name: "ranking", label: "What options are ranked by", of: one.net, show: usd },
-    { name: "break-even", label: "Break-even" },
-    { name: "intervals", label: "Intervals" },
-    { name: "flipping point", label: "Flipping point" },
+      live: Object.keys(WHENS).map((when) => usd(paid(one, when))).join(" + "),
+    }),
+    one.per_right !== null &&
+      row("right answer", "A right answer", {
+        of: one.per_right,
+        show: usd,
+        live: `${usd(one.total)} / ${number(calls)} / ${general(one.quality, 4)}`,
+      }),
+    row("ranking", "What options are ranked by", { of: one.net, show: usd }),
+    row("break-even", "Break-even"),
+    row("intervals", "Intervals"),
+    row("flipping point", "Flipping point"),
   ].filter(Boolean);
 }
 
@@ -333,7 +308,7 @@ function begin() {
   if (DATA.command.length) section("The same in the terminal", null, terminal);
   const notes = [...DATA.options.flatMap((one) => one.notes.map((note) => `${one.name}: ${note}`)), ...DATA.warnings];
   if (notes.length) showLines(listed("Taken for granted, and the age of prices")[1], notes);
-  pays.hidden = allowed().length < 2;
+  pays.hidden = ALLOWED.length < 2;
 
   const bench = new Workbench((values, changed) => {
     const decision = decide(new State(values, changed));

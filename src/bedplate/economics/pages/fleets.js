@@ -1,4 +1,4 @@
-// What serving costs (economics/serving/serving_cost.py), from the loads that were simulated, as functions of what is moved.
+// What serving costs, from the loads that were simulated. COSTS has the fleet's formulas, as Python wrote them.
 
 const SECONDS_PER_DAY = 86400;
 
@@ -54,20 +54,13 @@ function capacity(one, target) {
 function fleet(one, values, price, calls = values.calls_per_day) {
   const target = targetOf(values);
   if (hopeless(one, target) !== null) return null;
-  const each = capacity(one, target),
-    mean = calls / SECONDS_PER_DAY;
-  const replicas = Math.max(1, Math.ceil((mean * values.peak_factor) / each - 1e-9)) + values.spare;
-  const paid = (amount) => (price === null ? null : amount * price);
-  return {
-    capacity: each,
-    replicas,
-    usd_per_call: paid((replicas * 24) / calls),
-    usd_per_million_tokens: paid(((replicas * 24) / calls / DATA.traffic.tokens_per_call) * 1e6),
-    usd_per_day: paid(replicas * 24),
-    floor_usd_per_call: paid(1 / 3600 / one.saturated_calls_per_second),
-    peak: (mean * values.peak_factor) / replicas,
-    mean: mean / replicas,
-  };
+  const each = capacity(one, target);
+  const v = [calls, values.peak_factor, each, values.spare, price ?? 0, one.saturated_calls_per_second];
+  const figures = Object.entries(COSTS).map(([name, formula]) => [
+    name,
+    price === null && name.includes("usd") ? null : formula(v),
+  ]);
+  return { capacity: each, ...Object.fromEntries(figures) };
 }
 
 const limitOf = (name, value) => (value >= LATENCY[name].high ? null : value);

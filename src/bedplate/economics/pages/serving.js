@@ -183,8 +183,8 @@ function rowsOf(values, all) {
   }
   return [
     ...rows,
-    latency("at_peak", "p95, busiest hour", plan.peak),
-    latency("at_mean", "p95, on average", plan.mean),
+    latency("at_peak", "p95, busiest hour", plan.peak_rate),
+    latency("at_mean", "p95, on average", plan.mean_rate),
   ];
 }
 
@@ -202,8 +202,8 @@ function headline(all) {
     ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
     [
       "p95, busiest hour",
-      duration(atRate(CENTRAL, "total_p95", plan.peak)),
-      `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak))}`,
+      duration(atRate(CENTRAL, "total_p95", plan.peak_rate)),
+      `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak_rate))}`,
     ],
   ];
 }
@@ -219,8 +219,8 @@ function showLatency(plot, values, plan) {
     plan === null
       ? []
       : [
-          ["peak", plan.peak],
-          ["mean", plan.mean],
+          ["peak", plan.peak_rate],
+          ["mean", plan.mean_rate],
         ].flatMap(([name, rate], n) => [
           { x: rate, y: atRate(one, "total_p95", rate), label: name, mark: n ? "square" : "dot", colour: "c1" },
           { x: rate, y: atRate(one, "total_p50", rate), mark: n ? "square" : "dot", colour: "c0" },
@@ -246,7 +246,7 @@ function showLatency(plot, values, plan) {
     ].map((each) => ({ ...each, show: duration })),
     points,
     rules,
-    start: plan?.peak,
+    start: plan?.peak_rate,
   });
 }
 

@@ -14,10 +14,18 @@ from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
+from bedplate.economics.numbers.formula import javascript
 from bedplate.economics.serving.replica import Replica
-from bedplate.economics.serving.serving_cost import FORMULAS, PARTS, LatencyTarget, load_curve, plan_serving
+from bedplate.economics.serving.serving_cost import (
+    FORMULAS,
+    PARTS,
+    LatencyTarget,
+    fleet_formulas,
+    load_curve,
+    plan_serving,
+)
 from bedplate.economics.serving.traffic import Traffic
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _SCRIPTS = ("fleets.js", "serving.js")
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
@@ -27,13 +35,7 @@ _MORE_FORMULAS = {
 }
 
 
-def serving_page(data: Mapping[str, Any]) -> str:
-    """The page of `serving_data`, as HTML."""
-    folder = files("bedplate.economics.pages")
-    return interactive_page(f"Serving {data['model']}", [folder / name for name in _SCRIPTS], data)
-
-
-def serving_data(
+def serving_page(
     model: str,
     replicas: Mapping[str, Replica],
     traffic: Traffic,
@@ -44,10 +46,10 @@ def serving_data(
     spare: int = 0,
     devices: int = 1,
     command: Sequence[str] = (),
-) -> dict[str, Any]:
-    """What the page computes with. Arguments and errors as of `plan_cases`.
+) -> str:
+    """The page as HTML. Arguments and errors as of `plan_cases`.
 
-    devices: that the price of a replica is of. command: what the terminal is asked for the same, without what the
+    devices: that the price of a replica is of. command: what answers the same in the terminal, without what the
     sliders say.
     """
     goal, central = target or LatencyTarget(), replicas["central"]
@@ -59,14 +61,15 @@ def serving_data(
     with Progress("loads", total=len(replicas) * PARTS) as bar:
         cases = {name: _case(replica, traffic, bar) for name, replica in replicas.items()}
     formulas = {**FORMULAS, **_MORE_FORMULAS}
-    return {
+    tokens_per_call = traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean
+    data = {
         "model": model,
         "traffic": {
             "prompt": str(traffic.prompt),
             "output": str(traffic.output),
             "skin_tokens": traffic.skin_tokens,
             "skins": traffic.skins,
-            "tokens_per_call": traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean,
+            "tokens_per_call": tokens_per_call,
         },
         "calls_per_day": calls_per_day,
         "peak_factor": peak_factor,
@@ -82,6 +85,9 @@ def serving_data(
         "formulas": {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()},
         "command": list(command),
     }
+    folder = files("bedplate.economics.pages")
+    scripts = [javascript("COSTS", fleet_formulas(tokens_per_call)), *(folder / name for name in _SCRIPTS)]
+    return interactive_page(f"Serving {model}", scripts, data)
 
 
 def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:

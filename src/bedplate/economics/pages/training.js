@@ -1,4 +1,58 @@
-// The page of a training plan: what is moved, and what is shown of it.
+// The page of a training plan: what is moved, and what is shown of it. COSTS has its formulas, as Python wrote them.
+
+const PRICE = DATA.price ?? { low: 0, central: 0, high: 0 };
+const exactly = (value) => ({ low: value, central: value, high: value });
+
+/** The share of the peak that so many devices reach, at the middle of its range. */
+const curve = (devices) => DATA.mfu.given ?? COSTS.mfu([devices]);
+const lowest = (devices) => curve(devices) * DATA.mfu.low;
+const highest = (devices) => Math.min(1, curve(devices) * DATA.mfu.high);
+
+/** A run's figures. changed: names of what was moved, which is taken as exact; what was not has its own range. */
+function training(values, changed) {
+  const exact = DATA.mfu.given !== null || changed.has("mfu");
+  const mfu = exact
+    ? exactly(values.mfu)
+    : { low: DATA.mfu.low * values.mfu, central: values.mfu, high: DATA.mfu.high * values.mfu };
+  const price = changed.has("usd_per_hour") ? exactly(values.usd_per_hour) : PRICE;
+  const at = (name, share, hourly) =>
+    COSTS[name](DATA.inputs.map((input) => ({ ...values, mfu: share, usd_per_hour: hourly })[input]));
+  // Few hours are those of a high share of the peak.
+  const figure = (name) => ({
+    low: at(name, mfu.high, price.low),
+    central: at(name, mfu.central, price.central),
+    high: at(name, mfu.low, price.high),
+  });
+  const flops = figure("flops").central;
+  return {
+    flops,
+    exact,
+    mfu,
+    gpu_hours: figure("gpu_hours"),
+    kwh: figure("kwh"),
+    days: figure("days"),
+    usd: DATA.price === null && !changed.has("usd_per_hour") ? null : figure("usd"),
+    energy_usd: figure("energy_usd"),
+    tokens_per_second_per_device: figure("tokens_per_second_per_device").central,
+    layout: layoutOf(flops, values.devices),
+  };
+}
+
+/** From the table of layouts that were searched: by devices, and by the power of two of a step's sequences. */
+function layoutOf(flops, devices) {
+  const row = DATA.layout_of[devices];
+  const sequences = Math.max(1, Math.round(COSTS.batch_tokens([flops]) / DATA.sequence_tokens));
+  return DATA.layouts[row.given ?? row[Math.floor(Math.log2(sequences))]];
+}
+
+/** The size of least loss for so many operations. */
+function optimum(flops) {
+  const parameters = COSTS.best_parameters([flops]);
+  const tokens = flops / (6 * parameters);
+  return { parameters, tokens, loss: loss(parameters, tokens) };
+}
+
+const loss = (parameters, tokens) => COSTS.loss([parameters, tokens]);
 
 const days = (x) => (x < 1 ? `${general(24 * x, 3)} hours` : `${count(x)} days`);
 const gigabytes = (x) => `${grouped(x / 1e9, 1)} GB`;

@@ -11,22 +11,27 @@ from typing import Any, TypedDict, Unpack
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import progress
 from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.mfu import BETA, CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
+from bedplate.economics.hardware.mfu import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.states import Optimizer
+from bedplate.economics.numbers.formula import Formula, inputs, javascript
 from bedplate.economics.training.layout_search import MARGIN, describe
 from bedplate.economics.training.scaling_laws import DEFAULT_FIT, find_fit
 from bedplate.economics.training.training_cost import (
+    BATCH_EXPONENT,
+    BATCH_SCALE,
     DEFAULT_PUE,
     DEFAULT_USD_PER_KWH,
     FORMULAS,
+    RUN_INPUTS,
     TrainingPlan,
+    batch_tokens,
     plan_training,
+    run_formulas,
 )
 from bedplate.models.specs import TransformerSpec
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
-_SCRIPTS = ("runs.js", "training.js")
 _FEWER, _LARGER = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""
 
@@ -46,19 +51,11 @@ class Options(TypedDict, total=False):
     pue: float
 
 
-def training_page(data: Mapping[str, Any]) -> str:
-    """The page of `training_data`, as HTML."""
-    folder = files("bedplate.economics.pages")
-    return interactive_page(f"Training {data['model']}", [folder / name for name in _SCRIPTS], data)
-
-
-def training_data(
+def training_page(
     model: str, tokens: float, device: Device, devices: int, *, command: Sequence[str] = (), **options: Unpack[Options]
-) -> dict[str, Any]:
-    """What the page computes with. Arguments and errors as of `plan_training`.
-
-    command: what the terminal is asked for the same, without what the sliders say.
-    """
+) -> str:
+    """The page as HTML. Arguments and errors as of `plan_training`. command: what answers the same in the terminal,
+    without what the sliders say."""
     plan = plan_training(model, tokens, device, devices, **options)
     low, high = 10 ** math.floor(math.log10(tokens) - 1.5), 10 ** math.ceil(math.log10(tokens) + 0.7)
     counts = _device_counts(devices)
@@ -66,7 +63,7 @@ def training_data(
     cells, table = _layouts(model, device, plan, counts, exponents, options)
     spec = resolve(model)[1]
     dense = isinstance(spec, TransformerSpec) and spec.kind == "decoder" and spec.experts is None
-    return {
+    data = {
         "model": plan.model,
         "parameters": plan.parameters,
         "active_parameters": plan.active_parameters,
@@ -82,6 +79,7 @@ def training_data(
         "devices": {"stated": devices, "counts": counts},
         "flops_per_token": plan.flops_per_token,
         "peak_flops_per_second": plan.peak_flops_per_second,
+        "inputs": RUN_INPUTS,
         "mfu": _mfu(plan, options.get("mfu_share")),
         "overhead": plan.overhead,
         "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
@@ -93,6 +91,27 @@ def training_data(
         "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
         "command": list(command),
     }
+    watts = device.watts * options.get("pue", DEFAULT_PUE)
+    script = _formulas(run_formulas(plan.flops_per_token, plan.peak_flops_per_second, watts), plan)
+    return interactive_page(f"Training {plan.model}", [script, files("bedplate.economics.pages") / "training.js"], data)
+
+
+def _formulas(run: Mapping[str, Formula], plan: TrainingPlan) -> str:
+    """`COSTS`: a run's figures over its inputs, the MFU over devices, a step's tokens over operations, and the law."""
+    (flops,) = inputs(1)
+    fit = find_fit(DEFAULT_FIT)
+    formulas = {
+        **run,
+        "mfu": CURVES[plan.device.mfu].formula * _factor(plan),
+        "batch_tokens": batch_tokens(flops),
+        "loss": fit.loss(*inputs(2)),
+        "best_parameters": fit.best_parameters(flops),
+    }
+    return javascript("COSTS", formulas)
+
+
+def _factor(plan: TrainingPlan) -> float:
+    return EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0)
 
 
 def _device_counts(devices: int) -> list[int]:
@@ -103,26 +122,16 @@ def _device_counts(devices: int) -> list[int]:
 
 
 def _mfu(plan: TrainingPlan, mfu_share: float | None) -> dict[str, Any]:
-    """A curve, or the share that is given with room around it; of the range that published runs lie in."""
-    curve = CURVES[plan.device.mfu]
-    return {
-        "given": mfu_share,
-        "first": curve.first,
-        "floor": curve.floor,
-        "beta": BETA,
-        "factor": EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0),
-        "low": LOW,
-        "high": HIGH,
-        "source": plan.mfu_source,
-    }
+    """The share that is given, with room around it; or of the curve, the range that published runs lie in."""
+    return {"given": mfu_share, "low": LOW, "high": HIGH, "source": plan.mfu_source}
 
 
 def _batches(plan: TrainingPlan, low: float, high: float) -> list[int | None]:
     """Of the sequences of a step that the fit gives over the tokens' range: a power of two each, its exponent."""
 
     def exponent(tokens: float) -> int:
-        batch_sequences = 0.292 * (plan.flops_per_token * tokens) ** 0.3271 / plan.sequence_tokens
-        return max(1, round(batch_sequences)).bit_length() - 1
+        sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens
+        return max(1, round(sequences)).bit_length() - 1
 
     return list(range(exponent(low), exponent(high) + 1))
 
@@ -157,7 +166,7 @@ def _representatives(plan: TrainingPlan, exponents: Sequence[int | None]) -> Ite
             yield None, plan.tokens
         else:
             batch = 1.1 * 2**exponent * plan.sequence_tokens
-            yield exponent, (batch / 0.292) ** (1 / 0.3271) / plan.flops_per_token
+            yield exponent, (batch / BATCH_SCALE) ** (1 / BATCH_EXPONENT) / plan.flops_per_token
 
 
 def _cell(plan: TrainingPlan) -> dict[str, Any]:

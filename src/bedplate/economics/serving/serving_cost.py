@@ -17,6 +17,7 @@ from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
+from bedplate.economics.numbers.formula import Formula, call, inputs
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
 from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Traffic
@@ -64,6 +65,31 @@ class LatencyTarget:
     def has_limits(self) -> bool:
         """Whether there is a bound at all."""
         return self.total_seconds is not None or self.first_token_seconds is not None
+
+
+FLEET_INPUTS = ("calls_per_day", "peak_factor", "capacity", "spare", "usd_per_hour", "saturated")
+"""What a fleet is computed from, in this order: traffic, calls a second of one replica at most and when it is full,
+replicas beyond need, and an hour's price of one."""
+_DOLLARS = ("usd_per_call", "usd_per_million_tokens", "usd_per_day", "floor_usd_per_call")
+
+
+def fleet_formulas(tokens_per_call: float) -> dict[str, Formula]:
+    """A fleet's size, cost and load, as formulas over FLEET_INPUTS."""
+    calls_per_day, peak_factor, capacity, spare, usd_per_hour, saturated = inputs(len(FLEET_INPUTS))
+    mean_rate = calls_per_day / SECONDS_PER_DAY
+    # A demand that fills its replicas exactly needs no further one for a rounding error.
+    replicas = call("max", 1.0, call("ceil", mean_rate * peak_factor / capacity - 1e-9)) + spare
+    usd_per_day = replicas * usd_per_hour * 24.0
+    usd_per_call = usd_per_day / calls_per_day
+    return {
+        "replicas": replicas,
+        "usd_per_call": usd_per_call,
+        "usd_per_million_tokens": usd_per_call / tokens_per_call * 1e6,
+        "usd_per_day": usd_per_day,
+        "floor_usd_per_call": usd_per_hour / 3600.0 / saturated,
+        "peak_rate": mean_rate * peak_factor / replicas,
+        "mean_rate": mean_rate / replicas,
+    }
 
 
 @dataclass(frozen=True)
@@ -140,30 +166,27 @@ def plan_serving(
     alone = _alone(service, traffic, goal, seed)
     saturated, full_tokens = saturated_rates(service, traffic, seed)
     capacity = _capacity(service, traffic, saturated, goal, alone, seed)
-    mean_rate = calls_per_day / SECONDS_PER_DAY
-    replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
-    whole(replicas=replicas)
     tokens = traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean
-    usd = None if usd_per_hour is None else replicas * usd_per_hour * 24 / calls_per_day
+    values = (calls_per_day, peak_factor, capacity, float(spare), usd_per_hour or 0.0, saturated)
+    fleet = {name: formula.compile()(values) for name, formula in fleet_formulas(tokens).items()}
+    whole(replicas=fleet["replicas"])
+    dollars = {name: None if usd_per_hour is None else fleet[name] for name in _DOLLARS}
     return ServingPlan(
         basis=replica.basis,
         alone=_percentiles(alone, 0.0),
         saturated_calls_per_second=saturated,
         saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
-        replicas=replicas,
-        at_peak=_latency(service, traffic, mean_rate * peak_factor / replicas, seed),
-        at_mean=_latency(service, traffic, mean_rate / replicas, seed),
+        replicas=int(fleet["replicas"]),
+        at_peak=_latency(service, traffic, fleet["peak_rate"], seed),
+        at_mean=_latency(service, traffic, fleet["mean_rate"], seed),
         calls_per_day=calls_per_day,
         peak_factor=peak_factor,
         tokens_per_call=tokens,
         usd_per_hour=usd_per_hour,
-        usd_per_call=usd,
-        usd_per_million_tokens=None if usd is None else usd / tokens * 1e6,
-        usd_per_day=None if usd_per_hour is None else replicas * usd_per_hour * 24,
-        floor_usd_per_call=None if usd_per_hour is None else usd_per_hour / 3600 / saturated,
         price_source=replica.price_source,
         memory=dict(replica.memory),
+        **dollars,
     )
 
 
@@ -177,9 +200,9 @@ def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed:
     ):
         if limit is not None and seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over the "
-                f"target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts or "
-                "answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
+                f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
+                "or answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return outcome
 

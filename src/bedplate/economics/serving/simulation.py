@@ -105,10 +105,10 @@ class _Prompt:
 
 @dataclass
 class _Running:
-    """The generations that run. Each says as many tokens in a step as any other, so that sums over them are kept.
+    """The generations that run. Each gets as many tokens in a step as any other, so that sums over them suffice.
 
-    emitted: tokens that one which had run from the beginning would have said. ends: a heap of (`emitted` at which it ends,
-    order, call number, skin). offset: keys that they read, less `emitted` of each. skins: how many ask which.
+    emitted: tokens that one which had run from the beginning would have. ends: a heap of (`emitted` at which it ends,
+    order, call number, skin). offset: keys that they read, less `emitted` of each. skins: how many of them use which.
     """
 
     emitted: float = 0.0

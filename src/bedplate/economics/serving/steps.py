@@ -123,7 +123,7 @@ class RooflineSteps:
         return step_reads(self.spec, self.weights)
 
     def _share_in_windows(self, context: int) -> float:
-        if not any(self.spec.windows):
+        if not any(self.spec.attention.windows):
             return 1.0
         return kv_bytes(self.spec, context, 1.0) / (context * kv_bytes_per_token(self.spec, 1.0))
 
@@ -159,5 +159,5 @@ def shape_of(spec: TransformerSpec) -> StepShape:
         blocks=counts.products - counts.head,
         head=counts.head,
         key_features=round(kv_bytes_per_token(spec, 1.0)),
-        query_features=spec.heads * sum(map(spec.head_dim_of, range(spec.layers))),
+        query_features=spec.attention.heads * sum(map(spec.head_dim_of, range(spec.layers))),
     )

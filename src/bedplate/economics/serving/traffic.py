@@ -79,8 +79,8 @@ def parse_lengths(text: str, label: str) -> TokenLengths:
     parts = [count_of(part) for part in re.split(r"[-~]", text)]
     if len(parts) > 2 or not all(part is not None and part.is_integer() for part in parts):
         raise UsageError(
-            f"{label} is {text!r}; write 300 or 1.5k (each call), 100-500 (evenly between), 250~900 (log-normal: median "
-            "and 95th percentile) or @FILE (one length a line)"
+            f"{label} is {text!r}; write 300 or 1.5k (each call), 100-500 (evenly between), 250~900 (log-normal: "
+            "median and 95th percentile) or @FILE (one length a line)"
         )
     low, high = (int(part or 0) for part in (parts[0], parts[-1]))
     if low < 1:

@@ -22,8 +22,8 @@ _STATISTIC = 4.0
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """stored: from the forward pass on. recomputed: of the largest block that is run again, and kept while its own backward
-    pass lasts."""
+    """Bytes that a training step keeps. stored: from the forward pass on. recomputed: of the largest block that is run
+    again, while its backward pass lasts."""
 
     stored: float
     recomputed: float
@@ -51,7 +51,7 @@ def kept_bytes(
     reads, writes = _stack(spec.stack, bytes_per_value, recompute), _stack(spec.decoder, bytes_per_value, recompute)
     # The decoder's keys and values are of the source: what the layers keep of it, and the states they are made of.
     decoder, size = spec.decoder, bytes_per_value
-    cross_bytes = 2 * decoder.kv_heads * decoder.head_dim * size
+    cross_bytes = 2 * decoder.attention.kv_heads * decoder.attention.head_dim * size
     crossed = spec.stack.hidden_size * size + (0 if recompute == "full" else decoder.layers * cross_bytes)
     stored = tokens * writes.stored + source_tokens * (reads.stored + crossed)
     recomputed = max(tokens * writes.recomputed + source_tokens * cross_bytes, source_tokens * reads.recomputed)
@@ -63,7 +63,7 @@ def _stack(spec: TransformerSpec, size: float, recompute: Recompute) -> KeptByte
     ends = spec.norms_output * (spec.hidden_size * size + _statistic(spec))
     ends += spec.norms_embedding * (spec.hidden_size * size + _statistic(spec))
     ropes = {rope for rope in map(spec.rope_of, range(spec.layers)) if rope is not None}
-    turned = spec.head_dim if spec.latent is None else spec.latent.rope_dim
+    turned = spec.attention.head_dim if spec.attention.latent is None else spec.attention.latent.rope_dim
     ends += sum(2 * turned * rope.fraction * size for rope in ropes)  # cosines and sines, once for all layers
     if recompute == "full":
         recomputed = max(_layer(spec, layer, size, "none") for layer in range(spec.layers))
@@ -74,11 +74,11 @@ def _stack(spec: TransformerSpec, size: float, recompute: Recompute) -> KeptByte
 def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute) -> float:
     """Bytes a token of one block."""
     hidden, selective = spec.hidden_size, recompute == "selective"
-    norms = (4 if spec.norm_placement == "sandwich" else 2) + (spec.cross_size is not None)
-    norms -= layer == 0 and not spec.first_norm and spec.norm_placement == "pre"
+    norms = (4 if spec.norm.placement == "sandwich" else 2) + (spec.attention.cross_size is not None)
+    norms -= layer == 0 and not spec.norm.first and spec.norm.placement == "pre"
     # What a norm before a part gives is the input of the part's products.
-    recomputes_norms = selective and spec.norm_placement in ("pre", "sandwich")
-    inputs = 0 if recomputes_norms else 2 + (spec.cross_size is not None)
+    recomputes_norms = selective and spec.norm.placement in ("pre", "sandwich")
+    inputs = 0 if recomputes_norms else 2 + (spec.attention.cross_size is not None)
     mixed = _attention(spec, layer) if attends(spec, layer) else float(state_values(spec))
     norm_inputs = norms - spec.parallel  # the norms of parallel parts have one input
     values = (norm_inputs + inputs) * hidden + mixed + _feedforward(spec, layer, selective)
@@ -90,22 +90,22 @@ def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute)
 
 def _attention(spec: TransformerSpec, layer: int) -> float:
     """Values that attention keeps beside its input: queries, keys, values, and what it gives."""
-    if spec.latent is not None:
-        part = spec.latent
+    if spec.attention.latent is not None:
+        part = spec.attention.latent
         latents = 2 * part.kv_rank + 2 * (part.q_rank or 0)  # before and after their norms
-        return latents + spec.heads * (2 * part.key_dim + 2 * part.value_dim)
+        return latents + spec.attention.heads * (2 * part.key_dim + 2 * part.value_dim)
     size = spec.head_dim_of(layer)
-    q, kv = spec.heads * size, spec.kv_heads_of(layer) * size
-    normed = 0 if spec.qk_norm is None else q + kv * (spec.keys_of(layer) == layer)
-    normed += kv if spec.value_norm and not spec.keys_are_values(layer) else 0
-    gates = 2 * q if spec.attention_gate else 0  # the gate's sigmoid, and what it gates
-    cross = 0 if spec.cross_size is None else 2 * q
+    q, kv = spec.attention.heads * size, spec.kv_heads_of(layer) * size
+    normed = 0 if spec.attention.qk_norm is None else q + kv * (spec.keys_of(layer) == layer)
+    normed += kv if spec.attention.value_norm and not spec.keys_are_values(layer) else 0
+    gates = 2 * q if spec.attention.gate else 0  # the gate's sigmoid, and what it gates
+    cross = 0 if spec.attention.cross_size is None else 2 * q
     return 2 * q + 2 * kv + normed + gates + cross
 
 
 def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
     """Values that a feed-forward keeps beside its input."""
-    per_feature = (2 if spec.gated else 1) + (not selective)
+    per_feature = (2 if spec.feedforward.gated else 1) + (not selective)
     if not spec.has_experts(layer) or spec.experts is None:
         return per_feature * spec.feedforward_size_of(layer)
     part = spec.experts
@@ -120,10 +120,12 @@ def _feedforward(spec: TransformerSpec, layer: int, selective: bool) -> float:
 
 
 def _statistic(spec: TransformerSpec) -> float:
-    return _STATISTIC * (1 if spec.norm == "rms" else 2)
+    return _STATISTIC * (1 if spec.norm.type == "rms" else 2)
 
 
 def _head_statistics(spec: TransformerSpec, layer: int) -> float:
-    if spec.qk_norm is None:
+    if spec.attention.qk_norm is None:
         return 0.0
-    return _statistic(spec) * (2 if spec.qk_norm == "projection" else spec.heads + spec.kv_heads_of(layer))
+    return _statistic(spec) * (
+        2 if spec.attention.qk_norm == "projection" else spec.attention.heads + spec.kv_heads_of(layer)
+    )

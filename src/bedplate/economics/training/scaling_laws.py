@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.numbers.bounds import at_least, positive
+from bedplate.economics.numbers.formula import Number
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class ScalingFit:
     source: str
     parameters: tuple[float, float] = (44e6, 16e9)
     tokens: tuple[float, float] = (5e9, 500e9)
+
+    def loss(self, parameters: Number, tokens: Number) -> Number:
+        terms = parameters**-self.alpha * self.a + tokens**-self.beta * self.b
+        return terms + self.floor  # pyright: ignore[reportReturnType], a power may be complex for all it knows
+
+    def best_parameters(self, flops: Number) -> Number:
+        """The size of least loss for so many training operations."""
+        both = self.alpha + self.beta
+        scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / both)
+        return (flops / 6) ** (self.beta / both) * scale
 
 
 FITS: dict[str, ScalingFit] = {
@@ -72,17 +83,14 @@ def find_fit(name: str | ScalingFit) -> ScalingFit:
 def predicted_loss(parameters: float, tokens: float, fit: str | ScalingFit = DEFAULT_FIT) -> float:
     """Nats a token."""
     positive(parameters=parameters, tokens=tokens)
-    law = find_fit(fit)
-    return law.floor + law.a * parameters**-law.alpha + law.b * tokens**-law.beta
+    return find_fit(fit).loss(parameters, tokens)
 
 
 def compute_optimal(flops: float, fit: str | ScalingFit = DEFAULT_FIT) -> Optimum:
     """The least predicted loss for so many training operations."""
     positive(flops=flops)
     law = find_fit(fit)
-    exponent_sum = law.alpha + law.beta
-    scale = (law.alpha * law.a / (law.beta * law.b)) ** (1 / exponent_sum)
-    parameters = scale * (flops / 6) ** (law.beta / exponent_sum)
+    parameters = law.best_parameters(flops)
     if parameters < 1 or flops < 6 * parameters:
         raise UsageError(f"{flops:.3g} operations train no model at all: they are under one parameter or one token")
     return _optimum(parameters, flops / (6 * parameters), 0.0, law)

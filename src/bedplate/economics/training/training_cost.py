@@ -25,6 +25,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import stacks_of
 from bedplate.economics.model.states import OPTIMIZERS, Optimizer
 from bedplate.economics.numbers.bounds import at_least, positive, share, whole
+from bedplate.economics.numbers.formula import Formula, Number, inputs
 from bedplate.economics.training.layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import compute_optimal
@@ -34,6 +35,10 @@ DEFAULT_OVERHEAD = 1.1
 DEFAULT_PUE = 1.2
 DEFAULT_USD_PER_KWH = 0.10
 DEFAULT_SEQUENCE_TOKENS = 8192
+BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
+
+RUN_INPUTS = ("tokens", "devices", "mfu", "overhead", "usd_per_hour", "usd_per_kwh")
+"""What a run's figures are computed from, in this order, besides the model's operations and the device."""
 
 FORMULAS: dict[str, tuple[str, str]] = {
     "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
@@ -203,14 +208,29 @@ def plan_training(
     batch = _global_batch(global_batch_tokens, flops, sequence)
     reached = mfu_of(device, devices, precision, execution, mfu_share)
     peak = peak_of(device, precision)
-    hours = device_hours(flops, peak, reached, overhead)
+    at_least(1, overhead=overhead, pue=pue)
     price = price_of(device, usd_per_hour)
+    hourly = Range(0.0, 0.0, 0.0) if price is None else price.usd_per_hour
+    formulas = run_formulas(flops_per_token, peak, device.watts * pue)
+
+    def figure(name: str) -> Range:
+        """Few hours are those of a high MFU, few dollars also those of a low price."""
+        compute = formulas[name].compile()
+        low, central, high = (
+            compute((tokens, devices, reached_mfu, overhead, usd, usd_per_kwh))
+            for reached_mfu, usd in (
+                (reached.high, hourly.low),
+                (reached.central, hourly.central),
+                (reached.low, hourly.high),
+            )
+        )
+        return Range(low, central, high)
+
     job = TrainingJob(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
     count = parameters(spec)
-    kwh = energy_kwh(hours, device, pue)
     return TrainingPlan(
         model=name,
         parameters=count.total,
@@ -229,12 +249,12 @@ def plan_training(
         mfu=reached,
         mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
         overhead=overhead,
-        gpu_hours=hours,
-        days=hours.times(1 / devices / 24),
+        gpu_hours=figure("gpu_hours"),
+        days=figure("days"),
         price=price,
-        usd=None if price is None else hours.times(price.usd_per_hour),
-        kwh=kwh,
-        energy_usd=kwh.times(usd_per_kwh),
+        usd=None if price is None else figure("usd"),
+        kwh=figure("kwh"),
+        energy_usd=figure("energy_usd"),
         layout=fitted.layout,
         bytes=fitted.bytes,
         bubble_share=fitted.step.bubble / fitted.step.total,
@@ -262,8 +282,37 @@ def device_hours(flops: float, peak_flops_per_second: float, reached: Mfu, overh
     """Hours of one device for so many operations; low hours are those of the high MFU."""
     positive(flops=flops, peak_flops_per_second=peak_flops_per_second)
     at_least(1, overhead=overhead)
-    ideal = flops * overhead / peak_flops_per_second / 3600
-    return Range(ideal / reached.high, ideal / reached.central, ideal / reached.low)
+    low, central, high = (
+        _hours(flops, peak_flops_per_second, reached_mfu, overhead)
+        for reached_mfu in (reached.high, reached.central, reached.low)
+    )
+    return Range(low, central, high)
+
+
+def _hours(flops: Number, peak_flops_per_second: float, mfu: Number, overhead: Number) -> Number:
+    return flops * overhead / peak_flops_per_second / 3600.0 / mfu
+
+
+def run_formulas(flops_per_token: float, peak_flops_per_second: float, watts: float) -> dict[str, Formula]:
+    """What a run takes, as formulas over RUN_INPUTS. watts: of one device, with the data centre's own share."""
+    tokens, devices, mfu, overhead, usd_per_hour, usd_per_kwh = inputs(len(RUN_INPUTS))
+    flops = tokens * flops_per_token
+    hours = _hours(flops, peak_flops_per_second, mfu, overhead)
+    kwh = hours * (watts / 1000)
+    return {
+        "flops": flops,
+        "gpu_hours": hours,
+        "days": hours / devices / 24.0,
+        "usd": hours * usd_per_hour,
+        "kwh": kwh,
+        "energy_usd": kwh * usd_per_kwh,
+        "tokens_per_second_per_device": mfu * peak_flops_per_second / flops_per_token,
+    }
+
+
+def batch_tokens(flops: Number) -> Number:
+    """Tokens of an optimizer step by DeepSeek LLM's fit (2401.02954, equation 4)."""
+    return flops**BATCH_EXPONENT * BATCH_SCALE  # pyright: ignore[reportReturnType], see ScalingFit.loss
 
 
 def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
@@ -276,12 +325,6 @@ def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
         return None
     source = f"an example, not a quotation: {rental.source}, {rental.as_of}; give --usd-per-hour"
     return DevicePrice(Range(rental.usd_per_hour_low, rental.usd_per_hour, rental.usd_per_hour_high), source)
-
-
-def energy_kwh(hours: Range, device: Device, pue: float = DEFAULT_PUE) -> Range:
-    """Kilowatt-hours of the devices at their power limit, with the data centre's own share (PUE), without hosts."""
-    at_least(1, pue=pue)
-    return hours.times(device.watts / 1000 * pue)
 
 
 def _check_choice(value: str, table: dict[Any, Any], label: str) -> None:
@@ -299,17 +342,17 @@ def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
     return sequence_tokens
 
 
-def _global_batch(batch_tokens: float | None, flops: float, sequence_tokens: int) -> int:
+def _global_batch(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
     """Tokens of a step, in whole sequences."""
-    if batch_tokens is not None:
-        positive(global_batch_tokens=batch_tokens)
-        if batch_tokens < sequence_tokens:
+    if stated_tokens is not None:
+        positive(global_batch_tokens=stated_tokens)
+        if stated_tokens < sequence_tokens:
             raise UsageError(
-                f"global_batch_tokens is {batch_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
+                f"global_batch_tokens is {stated_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
             )
-    target_tokens = 0.292 * flops**0.3271 if batch_tokens is None else batch_tokens
+    target_tokens = batch_tokens(flops) if stated_tokens is None else stated_tokens
     sequences = max(1, round(target_tokens / sequence_tokens))
-    if batch_tokens is None:  # a power of two divides over replicas
+    if stated_tokens is None:  # a power of two divides over replicas
         sequences = 1 << (sequences.bit_length() - 1)
     return sequences * sequence_tokens
 

@@ -1,8 +1,7 @@
 """Rows that are less than they seem: because the skin has seen them, or because others say the same.
 
-seen.py     which rows the run of a skin had in which split
-table.py    a task's rows as groups are looked for in them
-words.py    texts as vectors of their words, and texts that are nearly the same
-hidden.py   what a file's columns, texts and order say of groups that a task does not declare
-answered.py whether a task says what its groups are, and answers what was found
+seen_rows.py       which rows the run of a skin had in which split
+table.py           a task's rows as groups are looked for in them, texts as vectors of their words
+hidden_groups.py   what a file's columns, texts and order say of groups that a task does not declare
+grouping_check.py  whether a task says what its groups are, and answers what was found
 """

@@ -17,7 +17,7 @@ from bedplate.data.sources import read_rows
 from bedplate.evaluation.leaks.hidden_groups import hidden_groups
 from bedplate.evaluation.leaks.table import SOURCE, table_of
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_groups import Grouping, HiddenGroups
+from bedplate.report.schema_parts import Grouping, HiddenGroups
 
 NON_COLUMN_FINDINGS = ("near_duplicates", "order")
 """What may stand under `not_groups` beside columns."""

@@ -23,9 +23,8 @@ from bedplate.core.statistics import holm, worth
 from bedplate.core.statistics.clusters import group_codes
 from bedplate.core.statistics.likeness import Likeness, likeness
 from bedplate.data.profile import is_group_name
-from bedplate.evaluation.leaks.table import Table
-from bedplate.evaluation.leaks.words import near_copies, word_vectors
-from bedplate.report.schema_groups import HiddenGroups
+from bedplate.evaluation.leaks.table import Table, near_copies, word_vectors
+from bedplate.report.schema_parts import HiddenGroups
 
 MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
 LEAST_ROWS, LEAST_VALUES = 60, 20
@@ -289,7 +288,7 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
 
 
 def _joined(groups: Sequence[str], first: Codes) -> list[str]:
-    from bedplate.data.linked import linked
+    from bedplate.data.splits import linked
 
     return linked([(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)])
 

@@ -1,11 +1,10 @@
 """The test ledger: which rows were opened for which verdict, whatever they are called now.
 
 keys.py     what a row is known by again: its texts, what is nearly the same, its id
-alike.py    letters that look alike, so that a text is known by its look
 chain.py    a file of entries that only grows, each with the hash of the one before
 places.py   where ledgers lie: at home, and beside the data
 ledger.py   an opening: counted, and written down before anything is read
-told.py     openings that reports tell of, where no ledger does any more
+reported_openings.py  openings that reports tell of, where no ledger does any more
 looks.py    what earlier looks at a skin found, so that all of them are one test
 """
 

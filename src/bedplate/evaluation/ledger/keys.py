@@ -1,7 +1,7 @@
 """What a row of data is known by again when its columns are renamed, its text is touched up, or it lies elsewhere.
 
 Exact keys: of all its texts together, as they are and run together, and of each long one alone, by letters, digits and
-symbols only; of long texts also with look-alike letters taken for one (`alike.py`), and without the words that every
+symbols only; of long texts also with look-alike letters taken for one (`as_seen`), and without the words that every
 row of the opening begins or ends with. One of them that agrees is enough. Weak keys: of short texts alone, of texts
 without one word (as spelling correction by deletion has it, Garbe 2012), of a text's words in any order, of MinHash
 bands (Broder 1997) of longer texts, of the row's id with two of its words. Chance can make one of these agree, so they
@@ -12,6 +12,7 @@ others and is no key.
 from __future__ import annotations
 
 import hashlib
+import html
 import re
 import unicodedata
 from collections import Counter
@@ -24,10 +25,10 @@ from typing import TYPE_CHECKING
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
 from bedplate.data.splits import normalise, row_hash
-from bedplate.evaluation.ledger.confusables import as_seen
 
 if TYPE_CHECKING:
     from bedplate.data.corpus.repeated.minhash import MinHash
+
 
 LONG = 24
 """Letters, digits and symbols from which on a text alone is an exact key: shorter ones recur by chance."""
@@ -223,3 +224,31 @@ def matching_rows(keys: Keys, record: Mapping[str, Sequence[str]]) -> set[int]:
     }
     perhaps = {i for i, mine in enumerate(keys.exact) if (mine | keys.weak[i]) & all_keys} | surely
     return perhaps if len(perhaps) >= min(len(keys.old), max(3, len(keys.old) // 10)) else surely
+
+
+# Letters that a reader takes for others, by their look in common typefaces, as Unicode's confusables have it (Unicode
+# Technical Standard 39, section 4); in lower case alone, since what is compared has no case any more.
+_LOOKS = (
+    # Latin: i and l are one where capitals were; letters of other alphabets, and small capitals
+    ("lol", "i01"),
+    ("aeoldhtgln", "ɑəøłđħŧɡıŋ"),
+    ("abcdefghljklmnoprstuvwyz", "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ"),
+    # Cyrillic
+    ("abekmhopctyxsljdhqwl", "авекмнорстухѕіјԁһԛԝӏ"),
+    # Greek
+    ("abezhlkmvoptuxywcj", "αβεζηικμνορτυχγωϲϳ"),
+    # Armenian
+    ("ouhngqq", "օսհոցզգ"),
+)
+_LOOKALIKES = str.maketrans(
+    {theirs: ours for standard, lookalikes in _LOOKS for ours, theirs in zip(standard, lookalikes, strict=True)}
+)
+
+
+def as_seen(text: str) -> str:
+    """The text as a reader sees it: entities of HTML resolved, without case and accents, letters that look alike one.
+
+    No text to be read, but one to be compared.
+    """
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", html.unescape(text)).casefold())
+    return plain.translate(_LOOKALIKES)

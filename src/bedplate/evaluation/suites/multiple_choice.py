@@ -16,8 +16,8 @@ import numpy as np
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.evaluation.suites.suite import SingleTurnItem
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Result, Score, Scores
-from bedplate.inference.predict.local import LocalModel
 from bedplate.text.tokenizer import Tokenizer
 
 DELIMITER = " "
@@ -34,11 +34,12 @@ class Question(SingleTurnItem["Scored"]):
     gold: int
     group: str
 
-    def requests(self, model: LocalModel, /) -> list[Score]:
+    def requests(self, model: Answers, /) -> list[Score]:
         """One request, unless a choice changes how the context's end is cut. ContextLengthExceeded where the question
         does not fit (nothing is cut off); DataError where a choice adds no token."""
-        limit = model.base.spec.context_length
-        pairs = [tokens_of(model.tokenizer, self.context, choice) for choice in self.choices]
+        facts = model.describe()
+        tokenizer, limit = facts.need_tokenizer(), facts.context_length
+        pairs = [tokens_of(tokenizer, self.context, choice) for choice in self.choices]
         for (context, choice), written in zip(pairs, self.choices, strict=True):
             if not context or not choice:
                 part = "context" if not context else f"choice {written!r}"
@@ -46,7 +47,7 @@ class Question(SingleTurnItem["Scored"]):
             if len(context) + len(choice) > limit:
                 raise ContextLengthExceeded(
                     f"item {self.id} of {self.suite} has {len(context) + len(choice):,} tokens, more than the context "
-                    f"of {model.base.name} holds ({limit:,}); leave it out"
+                    f"of {facts.name} holds ({limit:,}); leave it out"
                 )
         groups = groupby(pairs, key=lambda pair: pair[0])
         return [Score(context, tuple(choice for _, choice in group)) for context, group in groups]

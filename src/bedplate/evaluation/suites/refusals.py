@@ -17,8 +17,8 @@ from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
 from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
 from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
-from bedplate.inference.predict.local import LocalModel
 
 MAX_TOKENS = 40
 LOOKED_AT = 240
@@ -112,9 +112,9 @@ class RefusalPrompt(SingleTurnItem[float]):
     text: str
     should_refuse: bool
 
-    def requests(self, model: LocalModel, /) -> list[Generate]:
+    def requests(self, model: Answers, /) -> list[Generate]:
         """A greedy reply: as a chat where the base has a template, else after the plain text."""
-        tokenizer = model.tokenizer
+        tokenizer = model.describe().need_tokenizer()
         if tokenizer.chat is not None:
             ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
         else:

@@ -8,15 +8,15 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 from bedplate.core.progress import progress
 from bedplate.evaluation.grading import Gradable, SingleTurn, graded
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Request, Result
-from bedplate.inference.predict.local import LocalModel
 
 AT_ONCE = 64
 """Requests that the engine is given together."""
 
 G = TypeVar("G")
-SuiteItem: TypeAlias = Gradable[LocalModel, Request, Result, G]
-SingleTurnItem: TypeAlias = SingleTurn[LocalModel, Request, Result, G]
+SuiteItem: TypeAlias = Gradable[Answers, Request, Result, G]
+SingleTurnItem: TypeAlias = SingleTurn[Answers, Request, Result, G]
 I_co = TypeVar("I_co", bound=SuiteItem[Any], covariant=True)
 
 
@@ -46,10 +46,10 @@ def together(parts: Sequence[SampleSet[I_co]]) -> SampleSet[I_co]:
     return replace(parts[0], samples=samples, unusable=sum(part.unusable for part in parts))
 
 
-def grades(model: LocalModel, samples: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
+def grades(model: Answers, samples: Sequence[SuiteItem[G]], description: str) -> Iterator[G]:
     """Grades of the model's answers to each sample, in order. The first turns of all samples are checked before any is
     asked, so that one that does not fit the context raises at once."""
     for sample in samples:
         next(sample.turns(model))
-    sample_grades = graded(samples, model, lambda requests: enumerate(model.engine.run(requests)), AT_ONCE)
+    sample_grades = graded(samples, model, lambda requests: enumerate(model.run(requests)), AT_ONCE)
     yield from progress(sample_grades, description, len(samples), "items")

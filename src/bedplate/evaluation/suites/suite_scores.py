@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
 from bedplate.evaluation.suites import SUITES, need_suite
 from bedplate.evaluation.suites.suite import grades
-from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.engine.answers import Answers
 
 CONFIDENCE = 0.95
 
@@ -38,7 +38,7 @@ class SuiteResult:
         return asdict(self)
 
 
-def run_suite(model: LocalModel, name: str, limit: int | None = None) -> SuiteResult:
+def run_suite(model: Answers, name: str, limit: int | None = None) -> SuiteResult:
     """Asks a base a suite's items, at most so many. HubError where they cannot be pulled."""
     need_suite(name)
     sample_set = SUITES[name](limit)

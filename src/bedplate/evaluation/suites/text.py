@@ -9,8 +9,9 @@ from typing import cast
 
 from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Result, Score, Scores
-from bedplate.inference.predict.local import LocalModel
+from bedplate.text.tokenizer import Tokenizer
 
 WINDOW = 256
 
@@ -22,22 +23,23 @@ class GeneralText(SingleTurnItem["Loss"]):
     id: str
     text: str
 
-    def requests(self, model: LocalModel, /) -> list[Score]:
+    def requests(self, model: Answers, /) -> list[Score]:
         """The text, or what is longer than a window in windows that do not overlap; where the base has no BOS, the
         first token of a window is only looked at. An encoder–decoder reads the first half of a window and is asked
         for the second."""
-        if model.tokenizer.answers_apart:
-            return self._halves(model)
-        start = model.tokenizer.prompt_start
-        window, context_size = min(WINDOW, model.base.spec.context_length) - len(start), max(1, len(start))
-        ids = tuple(model.tokenizer.encode(self.text, parse_special=False))
+        facts = model.describe()
+        tokenizer = facts.need_tokenizer()
+        if tokenizer.answers_apart:
+            return self._halves(tokenizer, facts.context_length)
+        start = tokenizer.prompt_start
+        window, context_size = min(WINDOW, facts.context_length) - len(start), max(1, len(start))
+        ids = tuple(tokenizer.encode(self.text, parse_special=False))
         parts = [(*start, *ids[place : place + window]) for place in range(0, len(ids), window)]
         return [Score(part[:context_size], (part[context_size:],)) for part in parts if len(part) > context_size]
 
-    def _halves(self, model: LocalModel) -> list[Score]:
-        tokenizer = model.tokenizer
+    def _halves(self, tokenizer: Tokenizer, context_length: int) -> list[Score]:
         start, end = tokenizer.prompt_start, tokenizer.prompt_end
-        window = min(WINDOW, model.base.spec.context_length - len(start) - len(end))
+        window = min(WINDOW, context_length - len(start) - len(end))
         reading = tokenizer.reading
         ids = tuple(reading.encode(self.text, parse_special=False))
         parts = [ids[place : place + window] for place in range(0, len(ids), window)]

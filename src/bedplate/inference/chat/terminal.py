@@ -1,20 +1,21 @@
-"""The conversation as it is seen: on a terminal, or line by line through a pipe."""
+"""A conversation as a person sees it: on a terminal, or line by line through a pipe."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any, TextIO
 
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
-from bedplate.inference.chat.commands import CommandOutcome, run_command
-from bedplate.inference.chat.conversation import Conversation
-from bedplate.inference.chat.history import line_editing
-from bedplate.inference.chat.partners import Turn
+from bedplate.core.files import bedplate_home
+from bedplate.inference.chat.conversation import Conversation, run_command
+from bedplate.inference.remote.endpoint import ChatAnswer
 
+HISTORY_LINES = 1000
 _BLOCK = '"""'
 # What a model writes must not steer the terminal: control characters but tab and line feed are shown as pictures.
 _SAFE = {
@@ -23,46 +24,43 @@ _SAFE = {
     **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
 }
 _LEAVES = "(Ctrl-C again, or Ctrl-D, leaves)"
+_DIM, _RED = "2", "31"
 
 
 class Screen:
-    """Where answers and remarks go. Colours only on a terminal and without NO_COLOR; answers through a pipe are as the
-    model gave them, and remarks then go to stderr."""
+    """Where answers and remarks go. Through a pipe answers are as the model gave them, and remarks go to stderr."""
 
-    def __init__(self, out: TextIO, err: TextIO) -> None:
-        self.is_terminal = out.isatty()
-        self._out, self._err = out, err if not self.is_terminal else out
-        self.colours = self.is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    def __init__(self) -> None:
+        self.is_terminal = sys.stdout.isatty()
+        self._colours = self.is_terminal and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
     def answer(self, text: str) -> None:
-        self._out.write(text.translate(_SAFE) if self.is_terminal else text)
-        self._out.flush()
+        self._write(sys.stdout, text)
 
     def thought(self, text: str) -> None:
-        """Reasoning, which is not the answer: dimmed on a terminal, and kept out of what a pipe gets."""
+        """Shows reasoning, which is not the answer: dimmed on a terminal, and kept out of what a pipe gets."""
         if self.is_terminal:
-            shown = text.translate(_SAFE)
-            self._out.write(f"\x1b[2m{shown}\x1b[0m" if self.colours else shown)
-            self._out.flush()
+            self._write(sys.stdout, text, _DIM)
 
-    def remark(self, text: str) -> None:
-        shown = text.translate(_SAFE) if self.is_terminal else text
-        self._err.write(f"\x1b[2m{shown}\x1b[0m\n" if self.colours else f"{shown}\n")
-        self._err.flush()
+    def remark(self, text: str, style: str = _DIM) -> None:
+        self._write(sys.stdout if self.is_terminal else sys.stderr, text, style, end="\n")
 
     def error(self, text: str) -> None:
-        line = f"error: {text.translate(_SAFE)}"
-        self._err.write(f"\x1b[31m{line}\x1b[0m\n" if self.colours else f"{line}\n")
-        self._err.flush()
+        self.remark(f"error: {text}", _RED)
 
-    def prompt(self, mark: str) -> str:
+    def _write(self, file: TextIO, text: str, style: str = "", end: str = "") -> None:
+        shown = text.translate(_SAFE) if self.is_terminal else text
+        file.write((f"\x1b[{style}m{shown}\x1b[0m" if style and self._colours else shown) + end)
+        file.flush()
+
+    def prompt(self, text: str) -> str:
         """A prompt for `input`; what is not printed is marked for the line editor."""
-        return f"\x01\x1b[1m\x02{mark}\x01\x1b[0m\x02" if self.colours else mark
+        return f"\x01\x1b[1m\x02{text}\x01\x1b[0m\x02" if self._colours else text
 
 
 def talk(conversation: Conversation) -> None:
-    """The chat on a terminal, until Ctrl-D, /quit, or Ctrl-C twice."""
-    screen = Screen(sys.stdout, sys.stderr)
+    """Chats on a terminal until Ctrl-D, /quit, or Ctrl-C twice."""
+    screen = Screen()
     screen.remark(f"{conversation.partner.name}. /help lists the commands, Ctrl-D leaves.")
     for warning in conversation.partner.warnings:
         screen.remark(f"warning: {warning}")
@@ -70,7 +68,9 @@ def talk(conversation: Conversation) -> None:
     with line_editing():
         while True:
             try:
-                content = _read(conversation, screen)
+                content = _read_message(conversation, screen)
+                interrupted = False
+                interrupted = _take(conversation, content, screen) == "cancelled"
             except EOFError:
                 screen.answer("\n")
                 return
@@ -80,45 +80,22 @@ def talk(conversation: Conversation) -> None:
                     return
                 interrupted = True
                 screen.remark(_LEAVES)
-                continue
-            interrupted = False
-            if not content.strip():
-                continue
-            try:
-                outcome = _outcome(conversation, content)
-                if outcome.message:
-                    screen.remark(outcome.message)
-                if outcome.leave:
-                    return
-                if outcome.question is not None:
-                    interrupted = _spoken(conversation, outcome.question, screen).finish_reason == "cancelled"
             except BedplateError as error:
                 screen.error(_advice(error))
 
 
 def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> int:
-    """Each line a turn or a command; answers to stdout, or one JSON object for each. Returns the exit code: 1 where a
-    line failed."""
-    screen = Screen(sys.stdout, sys.stderr)
+    """Takes each line as a turn or a command; writes answers to stdout, or one JSON object for each. Returns the exit
+    code: 1 where a line failed."""
+    screen = Screen()
     for warning in conversation.partner.warnings:
         screen.remark(f"warning: {warning}")
     failed = False
     for line in lines:
-        content = line.rstrip("\r\n")
-        if not content.strip():
-            continue
         try:
-            outcome = _outcome(conversation, content)
-            if outcome.message and not as_json:
-                screen.remark(outcome.message)
-            if outcome.leave:
-                break
-            if outcome.question is None:
-                continue
-            if as_json:
-                _print_json(_silent(conversation, outcome.question))
-            else:
-                _spoken(conversation, outcome.question, screen)
+            _take(conversation, line.rstrip("\r\n"), screen, as_json=as_json)
+        except EOFError:
+            break
         except BedplateError as error:
             failed = True
             if as_json:
@@ -128,19 +105,30 @@ def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> 
     return 1 if failed else 0
 
 
-def _outcome(conversation: Conversation, content: str) -> CommandOutcome:
-    if content.startswith("//"):
-        return CommandOutcome(question=content[1:])
-    return run_command(conversation, content) if content.startswith("/") else CommandOutcome(question=content)
+def _take(conversation: Conversation, content: str, screen: Screen, *, as_json: bool = False) -> str:
+    """Runs a command or asks a message; returns why the answer ended, "" where there is none."""
+    if not content.strip():
+        return ""
+    if content.startswith("/") and not content.startswith("//"):
+        shown = run_command(conversation, content)
+        if not as_json:
+            screen.remark(shown)
+        return ""
+    content = content.removeprefix("/") if content.startswith("//") else content
+    if as_json:
+        reply = conversation.begin(content)
+        for _ in reply.pieces():
+            pass
+        _print_json(_answer_fields(content, conversation.finish(reply)))
+        return ""
+    return _show_answer(conversation, content, screen)
 
 
-def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
-    """The answer, shown as it comes, and what it took. Ctrl-C stops it."""
-    shown = ""
-    reply = None
+def _show_answer(conversation: Conversation, content: str, screen: Screen) -> str:
+    """Shows the answer as it comes, and what it took. Ctrl-C stops it. Returns why it ended."""
+    reply, shown, thinking = None, "", False
     try:
         reply = conversation.begin(content)
-        thinking = False
         for piece in reply.pieces():
             if piece.section == "reasoning":
                 screen.thought(piece.text)
@@ -154,52 +142,114 @@ def _spoken(conversation: Conversation, content: str, screen: Screen) -> Turn:
     except KeyboardInterrupt:
         if not screen.is_terminal or reply is None:
             raise
-        reply.stop()
+        reply.close()
     except BedplateError:
         if shown and not shown.endswith("\n"):
             screen.answer("\n")
         raise
-    turn = conversation.finish(reply)
-    if not shown and turn.text:
-        screen.answer(turn.text)
-    screen.answer("" if (shown or turn.text).endswith("\n") else "\n")
-    for line in _scores(turn.scores):
-        screen.remark(line)
+    answer = conversation.finish(reply)
+    screen.answer("" if shown.endswith("\n") else "\n")
+    scores = _scores(answer)
+    width = max(map(len, scores), default=0)
+    for label, score in sorted(scores.items(), key=lambda pair: -pair[1]):
+        screen.remark(f"  {label:<{width}}  {math.exp(score):6.1%}  {'█' * round(20 * math.exp(score))}")
+    ending = _ending(answer, conversation.partner.context_length)
     if screen.is_terminal:
-        screen.remark(_facts(turn))
-    elif turn.finish_reason == "length":
-        screen.remark(_ending(turn))
-    return turn
+        screen.remark(f"[{', '.join(filter(None, (*_costs(answer), ending)))}]")
+    elif ending:
+        screen.remark(ending)
+    return answer.finish_reason
 
 
-def _silent(conversation: Conversation, content: str) -> dict[str, Any]:
-    reply = conversation.begin(content)
-    for _ in reply.pieces():
-        pass
-    turn = conversation.finish(reply)
+def _answer_fields(content: str, answer: ChatAnswer) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "input": content,
-        "text": turn.text,
-        "finish_reason": turn.finish_reason,
-        "prompt_tokens": turn.prompt_tokens,
-        "cached_tokens": turn.cached_tokens,
-        "completion_tokens": turn.completion_tokens,
-        "first_seconds": None if turn.first_seconds is None else round(turn.first_seconds, 4),
-        "seconds": round(turn.seconds, 4),
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "first_seconds": None if answer.first_seconds is None else round(answer.first_seconds, 4),
+        "seconds": round(answer.seconds, 4),
     }
-    if turn.scores:
-        fields |= {"label": turn.text, "scores": dict(turn.scores)}
-    if turn.reasoning:
-        fields["reasoning"] = turn.reasoning
-    return fields if turn.cost_usd is None else fields | {"cost_usd": turn.cost_usd}
+    scores = _scores(answer)
+    fields |= {"label": answer.text, "scores": dict(scores)} if scores else {}
+    fields |= {"reasoning": answer.reasoning} if answer.reasoning else {}
+    return fields if answer.cost_usd is None else fields | {"cost_usd": answer.cost_usd}
 
 
 def _print_json(content: Mapping[str, Any]) -> None:
     print(json.dumps(content, ensure_ascii=False), flush=True)
 
 
-def _read(conversation: Conversation, screen: Screen) -> str:
-    """One message, of several lines where it says so; of a skin with several inputs each by its name."""
+def _scores(answer: ChatAnswer) -> Mapping[str, float]:
+    scores = answer.extension.get("scores")
+    return scores if isinstance(scores, dict) else {}
+
+
+def _costs(answer: ChatAnswer) -> list[str | None]:
+    """Tokens, speed after the first token, seconds and dollars of an answer, where they are known."""
+    tokens, first = answer.completion_tokens or 0, answer.first_seconds
+    span = 0.0 if first is None else answer.seconds - first
+    return [
+        None
+        if answer.prompt_tokens is None
+        else f"{answer.prompt_tokens} tokens in, {answer.cached_tokens or 0} cached",
+        f"{tokens} out" if tokens else None,
+        f"{(tokens - 1) / span:.1f} tokens/s" if tokens > 1 and span > 0 else None,
+        None if first is None else f"first after {first:.2f} s",
+        f"{answer.seconds:.2f} s",
+        None if answer.cost_usd is None else f"${answer.cost_usd:.2g}",
+    ]
+
+
+def _ending(answer: ChatAnswer, context_length: int | None) -> str:
+    if answer.finish_reason == "cancelled":
+        return f"stopped {_LEAVES}"
+    if answer.finish_reason != "length":
+        return ""
+    tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
+    if context_length is not None and tokens >= context_length:
+        return "cut off: the context is full; /reset begins anew"
+    return "cut off at max_tokens; /set max_tokens=… changes it"
+
+
+def _advice(error: BedplateError) -> str:
+    if isinstance(error, ContextLengthExceeded):
+        return f"the context is full: {error.message}; /reset begins anew"
+    if isinstance(error, RequestError) and error.param == "max_tokens":
+        return f"{error.message}; /set max_tokens=… changes it"
+    return error.message
+
+
+# --- reading lines
+
+
+@contextlib.contextmanager
+def line_editing() -> Generator[None]:
+    """Inside, `input` edits lines and recalls earlier ones, which are kept between chats for their owner alone."""
+    try:
+        import readline
+    except ImportError:  # a Python without it: lines are plain
+        yield
+        return
+    path = bedplate_home() / "chat_history"
+    readline.clear_history()
+    readline.set_history_length(HISTORY_LINES)
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    before = readline.get_current_history_length()
+    try:
+        yield
+    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)
+        readline.append_history_file(readline.get_current_history_length() - before, path)
+
+
+def _read_message(conversation: Conversation, screen: Screen) -> str:
+    """Reads one message; for a skin of several inputs each by its name."""
     inputs = conversation.partner.inputs
     if len(inputs) < 2:
         return _read_text(screen, "> ")
@@ -213,52 +263,10 @@ def _read(conversation: Conversation, screen: Screen) -> str:
 
 def _read_text(screen: Screen, mark: str) -> str:
     line = input(screen.prompt(mark))
-    continuation = screen.prompt("." * (len(mark) - 1) + " ")
-    lines: list[str] = []
-    if line.strip() == _BLOCK:
-        while (line := input(continuation)).strip() != _BLOCK:
-            lines.append(line)
-        text = "\n".join(lines)
-        return f"/{text}" if text.startswith("/") else text  # a text, never a command
-    while line.endswith("\\"):
-        lines.append(line[:-1])
-        line = input(continuation)
-    return "\n".join([*lines, line])
-
-
-def _advice(error: BedplateError) -> str:
-    if isinstance(error, ContextLengthExceeded):
-        return f"the context is full: {error.message}; /reset begins anew, /undo takes the last turn back"
-    if isinstance(error, RequestError) and error.param == "max_tokens":
-        return f"{error.message}; /set max_tokens=… changes it"
-    return error.message
-
-
-def _scores(scores: Mapping[str, float]) -> list[str]:
-    width = max(map(len, scores), default=0)
-    ordered = sorted(scores.items(), key=lambda label_score: -label_score[1])
-    return [
-        f"  {label:<{width}}  {math.exp(score):6.1%}  {'█' * round(20 * math.exp(score))}" for label, score in ordered
-    ]
-
-
-def _facts(turn: Turn) -> str:
-    """What a turn took: tokens, and how fast."""
-    parts = [
-        None if turn.prompt_tokens is None else f"{turn.prompt_tokens} tokens in, {turn.cached_tokens or 0} cached",
-        f"{turn.completion_tokens} out" if turn.completion_tokens else None,
-        None if turn.tokens_per_second is None else f"{turn.tokens_per_second:.1f} tokens/s",
-        None if turn.first_seconds is None else f"first after {turn.first_seconds:.2f} s",
-        f"{turn.seconds:.2f} s",
-        None if turn.cost_usd is None else f"${turn.cost_usd:.2g}",
-        _ending(turn),
-    ]
-    return f"[{', '.join(part for part in parts if part)}]"
-
-
-def _ending(turn: Turn) -> str:
-    if turn.finish_reason == "cancelled":
-        return f"stopped {_LEAVES}"
-    if turn.context_full:
-        return "cut off: the context is full; /reset begins anew"
-    return "cut off at max_tokens; /set max_tokens=… changes it" if turn.finish_reason == "length" else ""
+    if line.strip() != _BLOCK:
+        return line
+    more, lines = screen.prompt("." * (len(mark) - 1) + " "), list[str]()
+    while (line := input(more)).strip() != _BLOCK:
+        lines.append(line)
+    text = "\n".join(lines)
+    return f"/{text}" if text.startswith("/") else text  # a text, never a command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from bedplate.core.errors import ContextLengthExceeded, NotFiniteError, RequestError, UsageError
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.long_context import extended_context
+
+if TYPE_CHECKING:
+    from bedplate.inference.engine.requests.base import PromptVectors
 
 
 def check_decoder(base: Base, verb: str) -> None:
@@ -59,8 +63,8 @@ def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
         )
     if new_tokens > answer_room(base, prompt):
         raise ContextLengthExceeded(
-            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; ask for "
-            "fewer",
+            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; "
+            "ask for fewer",
             param="max_tokens",
         )
 
@@ -80,8 +84,9 @@ def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 
     if longest is not None and prompt + new_tokens - cached > longest - pinned:
         pinned_note = f" beside {pinned} pinned ones" if pinned else ""
         raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens and {new_tokens} more are asked for, but this engine's cache holds {longest} "
-            f"tokens{pinned_note}; shorten the prompt, ask for fewer, or give the engine more memory (slot_bytes)",
+            f"the prompt has {prompt} tokens and {new_tokens} more are asked for, but this engine's cache holds "
+            f"{longest} tokens{pinned_note}; shorten the prompt, ask for fewer, or give the engine more memory "
+            "(slot_bytes)",
             param="max_tokens" if prompt < longest - pinned else "prompt",
         )
 
@@ -100,6 +105,20 @@ def check_depth(base: Base, depth: int | None) -> None:
     """RequestError for a number of blocks that the base has not."""
     if depth is not None and not 0 <= depth <= base.spec.layers:
         raise RequestError(f"depth {depth} is not between 0 and {base.spec.layers}", param="depth")
+
+
+def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int) -> None:
+    """RequestError for vectors that do not fit the base or the prompt of so many tokens."""
+    if "encode" in base.can or not base.causal:
+        raise RequestError(f"the encoder of {base.name} reads token ids; it takes no vectors", param="vectors")
+    for part in parts:
+        shape, size = list(part.vectors_PD.shape), base.spec.hidden_size
+        if len(shape) != 2 or shape[1] != size or not 0 <= part.start <= part.start + shape[0] <= prompt:
+            raise RequestError(
+                f"vectors of shape {shape} from position {part.start} on do not fit: {base.name} takes [P, {size}], "
+                f"within the prompt's {prompt} tokens",
+                param="vectors",
+            )
 
 
 def check_vectors(base: Base, vectors: Tensor) -> Tensor:

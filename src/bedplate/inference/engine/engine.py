@@ -18,20 +18,20 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
-from bedplate.inference.engine.job import Equipment, RequestJob
-from bedplate.inference.engine.kinds.request import Request, Result
-from bedplate.inference.engine.kinds.sampling import Grammar
-from bedplate.inference.engine.kinds.table import JOB_TYPES
 from bedplate.inference.engine.loading import Loading
+from bedplate.inference.engine.requests.base import Request, Result, Stream
+from bedplate.inference.engine.requests.job import Equipment, RequestJob
+from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
+from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler
 from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
-from bedplate.inference.engine.stream import Stream
-from bedplate.inference.execution.choice import choose_forward, held_for
+from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.caches import open_caches
@@ -85,10 +85,10 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        self.base, run, causal = base, held_for(base, weights, kernel), base.causal
+        self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, adapters, hf_name=names)
+        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         requested = SizeOptions(max_step_tokens, max_rows, cache_bytes, slot_bytes)
@@ -117,7 +117,7 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner)
+        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
         self._adapters = self._loading.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
@@ -129,6 +129,8 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
+        self._weights = run.outline
+        self._weights.readers += 1
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
 
@@ -148,6 +150,15 @@ class Engine(Closing):
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
         where the engine is closed, or is another process's."""
         return self._enqueue([request], wake=True)[0]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as a prompt. CheckpointError for a base without a tokenizer."""
+        return self.base.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        """What the base is."""
+        base = self.base
+        return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
@@ -173,6 +184,10 @@ class Engine(Closing):
         # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
         # takes half as long again, for the rest of the process.
         with self._compute:
+            if self._weights.converted and self._forward is self._torch:
+                raise UsageError(
+                    "a training run has converted this engine's weights for its time; run after it has ended"
+                )
             if self._steps.began is not None:
                 raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
@@ -215,6 +230,8 @@ class Engine(Closing):
                 self._adapters.release(adapter)
             self._wake()  # somebody may wait for the last who holds an adapter
             raise
+        for job in jobs:
+            job.stream.weights_version = job.adapter.version
         return [job.stream for job in jobs]
 
     def _wake(self) -> None:
@@ -276,6 +293,27 @@ class Engine(Closing):
             self._check_open()
             self._loading.load_soft_prompt(key, vectors, adapter)
 
+    def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
+        """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
+
+        Requests from now on use them, and what the prefix cache holds of the older version is out of their reach.
+        Requests that run on an adapter end on the version that they began with (`Stream.weights_version`). Those that
+        run on the base are computed again on the new weights, from the tokens that they have: a base is held once.
+        UsageError where the tensors do not fit, or the engine cannot take them.
+        """
+        self._check_open()
+        with self._compute:
+            self._check_open()
+            if adapter is None:
+                return self._loading.update_base(tensors)
+            return self._loading.update(adapter, tensors)
+
+    def fingerprint(self, adapter: str | None = None) -> str:
+        """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
+        self._check_open()
+        with self._compute:
+            return self._loading.fingerprint(adapter)
+
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
 
@@ -316,11 +354,16 @@ class Engine(Closing):
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
-        """The base to oneself, between steps: requests wait meanwhile (training, raw logits)."""
+        """The base alone, between steps: requests wait meanwhile (training, raw logits)."""
         if not self._closed:
             self._check_open()
         with self._compute:
-            yield self.base
+            reading = not self._closed
+            self._weights.readers -= reading
+            try:
+                yield self.base
+            finally:
+                self._weights.readers += reading
 
     # The thread
 
@@ -356,5 +399,6 @@ class Engine(Closing):
         with self._compute, contextlib.ExitStack() as cleanup:
             if not self._freed:
                 self._freed = True
+                self._weights.readers -= 1
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
                     cleanup.callback(free)

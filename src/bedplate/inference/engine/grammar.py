@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, first_line, refused
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 from bedplate.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

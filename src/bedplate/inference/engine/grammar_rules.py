@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bedplate.core.errors import RequestError, UsageError
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 from bedplate.text.calls.grammar import call_grammar
 from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer

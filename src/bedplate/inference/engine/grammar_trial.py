@@ -28,7 +28,7 @@ from weakref import WeakValueDictionary
 from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, refused
-from bedplate.inference.engine.kinds.sampling import Grammar
+from bedplate.inference.engine.sampling import Grammar
 
 log = logging.getLogger("bedplate.inference")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from bedplate.inference.engine.checks import check_room
-from bedplate.inference.engine.job import RequestJob
+from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.prefix_keys import Key, read_whole, salted
 from bedplate.inference.forward.radix import Match, RadixTree, Segment
@@ -32,7 +32,7 @@ class PrefixStore:
         ContextLengthExceeded where what is pinned leaves no room for it, however long it waits."""
         virtual = job.adapter.virtual
         shared_length = virtual + job.request.shared_tokens
-        pinned_length = self.tree.pinned_length(job.adapter, job.tokens[: job.prompt_end], shared_length)
+        pinned_length = self.tree.pinned_length(job.adapter, job.prefix_tokens(job.prompt_end), shared_length)
         job.shared = 0 if job.source else min(max(shared_length, pinned_length), job.prompt_end)
         if job.cached is None and self._cache.longest is not None:
             pinned = self.tree.pinned // self._cache.token_bytes
@@ -119,7 +119,7 @@ def namespace(job: RequestJob) -> object:
 
 def _key(job: RequestJob, length: int) -> Key:
     """The key of a job's first tokens in the prefix cache."""
-    tokens = job.tokens[:length]
+    tokens = job.prefix_tokens(length)
     if job.source:
         return read_whole(tokens, job.source, job.request.tenant)
     return salted(tokens, job.shared, job.request.tenant)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.kinds.sampling import Sampling
+from bedplate.inference.engine.sampling import Sampling
 
 
 class Occurrences:

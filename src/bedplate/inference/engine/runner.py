@@ -14,18 +14,19 @@ from torch import Tensor
 
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
 from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.prefix_store import PrefixStore, namespace, shares_prefix
+from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.sampler import sample
-from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, together
+from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, build_batch, compatible_shares
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.engine.token_selection import WritingRow, choose
 from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.batch import FlatBatch, PassOutput, VectorInput
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.torch import EncoderSource, FlatBatch, Forward, PassOutput, TorchForward
+from bedplate.inference.forward.torch import Forward, TorchForward
 
 # Rows beside those for generations: requests of one pass hold theirs for a step or two.
 ONE_PASS_ROWS = 48
@@ -79,7 +80,7 @@ class Runner:
             return Admission.IN
 
     def _admit(self, job: RequestJob) -> Admission:
-        if self._rows is None or self._prefixes is None or job.reads:
+        if self._rows is None or self._prefixes is None or job.reads or not job.is_sequence:
             self._enter(job)
             return Admission.IN
         if self._is_full(job, self._rows):
@@ -108,8 +109,8 @@ class Runner:
     def _is_full(self, job: RequestJob, rows: CacheRows) -> bool:
         if len(rows) >= self.max_rows + ONE_PASS_ROWS:
             return True
-        if job.lasting:
-            tenants = [active_job.request.tenant for active_job in self.active if active_job.lasting]
+        if job.holds_row:
+            tenants = [active_job.request.tenant for active_job in self.active if active_job.holds_row]
             tenant = job.request.tenant
             if len(tenants) >= self.max_rows:
                 return True
@@ -137,14 +138,15 @@ class Runner:
         """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[RequestJob, int]] = []
-        for (depth, _), part in together([share for share in work if share.job.failed is None]).items():
+        runnable = [share for share in work if share.job.failed is None]
+        for part in compatible_shares(runnable, self.forward is not self.torch_forward):
             try:
                 fitting = self._make_room(part)
             except BaseException as error:
                 need_failure(error)
                 _fail(part, error)
             else:
-                self._attempt(fitting, depth, computed)
+                self._attempt(fitting, computed)
         seconds, total = time.perf_counter() - began, sum(count for _, count in computed)
         for job, count in computed:
             job.compute += seconds * count / total
@@ -152,72 +154,50 @@ class Runner:
                 self._prefixes.keep_in_time(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
-    def _attempt(self, work: list[ScheduledTokens], depth: int | None, computed: list[tuple[RequestJob, int]]) -> None:
+    def _attempt(self, work: list[ScheduledTokens], computed: list[tuple[RequestJob, int]]) -> None:
         """Runs jobs together; when that fails, each alone, so that one bad request takes no neighbour along."""
         if not work:
             return
         try:
-            pass_requests, out = self._pass(work, depth)
+            pass_requests, out = self._pass(work)
         except BaseException as error:
             need_failure(error)
             if len(work) == 1 or is_out_of_memory(error):
                 _fail(work, error)
                 return
             for share in work:
-                self._attempt([ScheduledTokens(share.job, share.count)], depth, computed)
+                self._attempt([ScheduledTokens(share.job, share.count)], computed)
             return
         computed += [(share.job, share.count + len(share.draft)) for share in work]
         self._distribute(work, pass_requests, out)
 
-    def _pass(self, work: list[ScheduledTokens], depth: int | None) -> tuple[list[tuple[PassRequest, int]], PassOutput]:
-        """What each wanted, with the number of its first logits, and what came of it."""
-        tokens: list[int] = []
-        spans: list[Span] = []
-        adapters: list[Loaded] = []
-        sources: list[EncoderSource] = []
-        types: list[int] = []
-        logit_indices: list[int] = []
-        pass_requests: list[tuple[PassRequest, int]] = []
-        for share in work:
-            job, begin, row = share.job, share.begin, 0 if share.job.row is None else share.job.row
-            pass_requests.append((job.pass_request(job.computed_tokens, share.end), len(logit_indices)))
-            logit_indices += [len(tokens) - begin + at for at in pass_requests[-1][0].logits]
-            if share.tokens:
-                spans.append(Span(row, begin, share.tokens, 0 if job.reads else job.source))
-                adapters.append(job.adapter)
-            if job.types:
-                types += [0] * (len(tokens) - len(types)) + list(job.types[begin : share.end])
-            tokens += job.tokens[begin : share.end]
-            logit_indices += range(len(tokens), len(tokens) + len(share.draft))
-            tokens += share.draft
-            if job.computed_tokens < job.source <= share.end and not job.reads:
-                sources.append(EncoderSource(row, job.tokens[: job.source], job.adapter))
-        states, reads = any(pass_request.states for pass_request, _ in pass_requests), work[0].job.reads
-        types += [0] * (len(tokens) - len(types)) if types else []
+    def _pass(self, work: list[ScheduledTokens]) -> tuple[list[tuple[PassRequest, int]], PassOutput]:
+        """Each job's pass request with the index of its first logits, and the pass's output."""
+        batch, pass_requests = build_batch(work)
         out = PassOutput(None)
-        if spans or sources:
-            batch_options = (
-                states,
-                types,
-                sources,
-                reads,
-                all(pass_request.likeliest or not pass_request.logits for pass_request, _ in pass_requests),
-            )
-            out = self.forward(FlatBatch(tokens, spans, adapters, logit_indices, depth, *batch_options))
-        self._counters.computed_tokens += len(tokens) + sum(len(source.tokens) for source in sources)
+        if batch.vectors or batch.latents:
+            out = self.torch_forward(batch)  # the native kernel embeds tokens alone
+        elif batch.spans or batch.sources:
+            out = self.forward(batch)
+        self._counters.computed_tokens += len(batch.tokens) + sum(len(source.tokens) for source in batch.sources)
         return pass_requests, out
 
     def _distribute(
         self, work: list[ScheduledTokens], pass_requests: list[tuple[PassRequest, int]], out: PassOutput
     ) -> None:
         rows: list[tuple[RequestJob, WritingRow]] = []
-        at = 0
-        for share, (pass_request, first) in zip(work, pass_requests, strict=True):
-            pass_slice = PassResult(share.begin, share.end, pass_request.logits, share.draft, out, first, at)
-            at += share.tokens
+        token_index = latents_index = 0
+        for share, (pass_request, logits_index) in zip(work, pass_requests, strict=True):
+            pass_result = PassResult(
+                share.begin, share.end, pass_request.logits, share.draft, out, logits_index, token_index
+            )
+            token_index += share.tokens
+            if pass_request.latents is not None:
+                pass_result.latents_index = latents_index
+                latents_index += 1
             job = share.job
             try:
-                row = self._progress(job, pass_slice)
+                row = self._progress(job, pass_result)
             except BaseException as error:
                 need_failure(error)
                 job.failed = error
@@ -230,17 +210,18 @@ class Runner:
             self._counters.accepted += row.writer.learn(row.chosen_count, row.draft)
             job.stream.notify()
 
-    def _progress(self, job: RequestJob, pass_slice: PassResult) -> WritingRow | None:
+    def _progress(self, job: RequestJob, pass_result: PassResult) -> WritingRow | None:
         """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
-        whole, before, job.computed_tokens = pass_slice.end == len(job.tokens), job.computed_tokens, pass_slice.end
-        self._counters.prompt_tokens += 0 if job.begun else pass_slice.end - before
-        row = job.consume(pass_slice) if pass_slice.end > pass_slice.begin else None
+        whole, before, job.computed_tokens = pass_result.end == len(job.tokens), job.computed_tokens, pass_result.end
+        self._counters.prompt_tokens += 0 if job.begun else pass_result.end - before
+        empty = pass_result.end == pass_result.begin and pass_result.latents_index is None
+        row = None if empty else job.consume(pass_result)
         if self._prefixes is not None:
-            if pass_slice.end in job.marks:
-                self._prefixes.store(job, pass_slice.end, snapshot=True)
+            if pass_result.end in job.marks:
+                self._prefixes.store(job, pass_result.end, snapshot=True)
             if whole:
-                self._prefixes.store(job, job.cacheable_length(before, pass_slice.end))
-        if job.computed_tokens < pass_slice.end:
+                self._prefixes.store(job, job.cacheable_length(before, pass_result.end))
+        if job.computed_tokens < pass_result.end:
             self._rewind(job)
         return row
 
@@ -287,7 +268,7 @@ class Runner:
                 except Exception:
                     if alone:
                         raise
-            victim = max(self.active, key=lambda job: (job.lasting, job.number))
+            victim = max(self.active, key=lambda job: (job.holds_row, job.number))
             self._preempt(victim)
             work = [share for share in work if share.job is not victim]
 
@@ -299,9 +280,19 @@ class Runner:
         job.restart()
         self.put_back(job)
 
+    def recompute_running(self) -> None:
+        """All running jobs start again, because the base's weights change; what they have generated stays."""
+        for job in list(self.active):
+            self._leave_row(job)
+            self.active.remove(job)
+            job.restart()
+            self.put_back(job)
+        if self._rows is not None:
+            self._rows.forget()
+
     def take_back(self, tenant: str, count: int) -> None:
         """A tenant's youngest generations give up their rows, so many of them."""
-        mine = [job for job in self.active if job.lasting and job.request.tenant == tenant and not job.over]
+        mine = [job for job in self.active if job.holds_row and job.request.tenant == tenant and not job.over]
         for job in sorted(mine, key=lambda job: -job.number)[: max(count, 0)]:
             self._preempt(job)
 
@@ -357,7 +348,7 @@ class Runner:
             for end in (*range(at + cache.step, len(key), cache.step), len(key)):
                 span = Span(row, at, end - at)
                 if vectors_PD is not None:
-                    self._embed(vectors_PD[at:end], adapter, span)
+                    self._compute_vectors(vectors_PD[at:end], adapter, span)
                 elif span.length:
                     self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
                 # Each piece is kept as soon as it is there; the next one holds it.
@@ -378,8 +369,10 @@ class Runner:
         finally:
             cache.free(row)
 
-    def _embed(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
-        if not bool(self.torch_forward.embedded(vectors_PD, adapter, span).isfinite().all()):
+    def _compute_vectors(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
+        placeholders, vectors = [0] * span.length, [VectorInput(0, vectors_PD)]
+        out = self.torch_forward(FlatBatch(placeholders, [span], [adapter], (), states=True, vectors=vectors))
+        if out.hidden_ND is None or not bool(out.hidden_ND.isfinite().all()):
             raise UsageError("the soft prompt makes infinities or NaN of this base's numbers; train it again")
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.inference.engine.grammar import allowed_ids, mask_words, unpack, withhold
-from bedplate.inference.engine.kinds.sampling import Sampling
 from bedplate.inference.engine.row_state import Occurrences, RowState
+from bedplate.inference.engine.sampling import Sampling
 from bedplate.inference.engine.truncation import apply_limits, limits, placed
 
 HEAD = 256

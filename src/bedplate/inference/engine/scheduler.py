@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests.base import Stream
 
 __all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream"]
 

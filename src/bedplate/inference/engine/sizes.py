@@ -71,7 +71,11 @@ def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
     """What a pass over so many tokens makes at once: of one block its states, queries, keys, values and features
     between, and at the end the logits of all in float32, their log-probabilities and one more copy of them."""
     main = spec.main
-    block = 6 * main.hidden_size + 2 * (main.heads + 2 * main.kv_heads) * main.head_dim + 3 * main.feedforward_size
+    block = (
+        6 * main.hidden_size
+        + 2 * (main.attention.heads + 2 * main.attention.kv_heads) * main.attention.head_dim
+        + 3 * main.feedforward.size
+    )
     return tokens * (block * dtype.itemsize + 3 * 4 * spec.vocab_size)
 
 

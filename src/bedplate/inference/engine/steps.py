@@ -15,7 +15,7 @@ from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError, need_failure
 from bedplate.inference.engine.fairness import fair_shares
-from bedplate.inference.engine.job import RequestJob
+from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler
@@ -118,10 +118,10 @@ class Steps:
     def _share_rows(self) -> None:
         """Says how many rows each tenant may hold, and takes back what one has beyond that while others wait: its
         youngest generations are queued again."""
-        rows_by_tenant = Counter(job.request.tenant for job in self._runner.active if job.lasting)
+        rows_by_tenant = Counter(job.request.tenant for job in self._runner.active if job.holds_row)
         demand = rows_by_tenant.copy()
         if self._scheduler.waiting and len(self.open()) > 1:
-            demand += Counter(job.request.tenant for job in self._scheduler.pending() if job.lasting)
+            demand += Counter(job.request.tenant for job in self._scheduler.pending() if job.holds_row)
         if len(demand) < 2 or demand.total() <= self._runner.max_rows:
             self._runner.shares = None
             return

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.inference.engine.kinds.sampling import Sampling
+from bedplate.inference.engine.sampling import Sampling
 
 BLOCK = 256
 """Columns whose sum is looked at before they are: a number's place is found among sums, then in one block."""

@@ -1,1 +1,1 @@
-"""In which dtype, kernel and weights a base is run: measured, and chosen."""
+"""Execution plans: the dtype, weights and kernel that a base runs with here, and how that was measured."""

@@ -1,7 +1,10 @@
-"""Which way a base is run: what was asked for, and where that leaves a choice, what this machine measured fastest.
+"""The execution plan of a base: as its user says, and where that leaves a choice, the one measured fastest here.
 
-One way for all passes of an engine, never one for some and another for the rest: a row's result would depend on its
-company.
+1. `choose` leaves out plans that are impossible here (`impossible`), and those that memory has no room for (`fitting`).
+2. It has the rest timed (`plan_timings`) and takes the fastest (`pick`); `why` says so in words.
+3. `choose_forward` turns the plan of a loaded base into the forward pass of its engine.
+
+All passes of an engine run under one plan: a row's result would otherwise depend on the other rows of its batch.
 """
 
 from __future__ import annotations
@@ -17,8 +20,8 @@ import torch
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
-from bedplate.inference.execution.calibration import PlanTimings, Use, measured
-from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights, asked_ways
+from bedplate.inference.execution.calibration import PlanTimings, Use, plan_timings
+from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights, matching_plans
 from bedplate.inference.execution.threads import engine_threads
 from bedplate.inference.execution.trial import read_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
@@ -40,61 +43,56 @@ from bedplate.models.specs import TextSpec
 log = logging.getLogger("bedplate.inference")
 
 TIE_RATIO = 1.03
-"""Times as long; ways that differ by less are not told apart."""
+"""Plans whose times differ by less are not told apart."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A way, why it is this one, and what was measured for it (None: there was no choice)."""
+    """A plan, and why it is this one."""
 
-    backend: ExecutionPlan
+    plan: ExecutionPlan
     why: str
-    measured: PlanTimings | None = None
 
 
 def choose(
     spec: TextSpec,
-    backends: Sequence[ExecutionPlan],
+    plans: Sequence[ExecutionPlan],
     device: torch.device,
     use: Use = "generate",
     *,
     loaded: bool = False,
 ) -> Choice:
-    """The fastest of these ways on this machine. loaded: the module is in memory already, so that only what lies beside
-    it needs room. UsageError where none can be had, with the reason."""
-    reasons = {backend: impossible(spec, backend, device) for backend in backends}
-    possible = [backend for backend in backends if reasons[backend] is None]
+    """The fastest of these plans on this machine. loaded: the module is in memory already, so that only what lies
+    beside it needs room. Raises UsageError where none is possible, with the reason."""
+    reasons = {plan: impossible(spec, plan, device) for plan in plans}
+    possible = [plan for plan in plans if reasons[plan] is None]
     if not possible:
-        raise UsageError(f"{backends[0]} cannot run here: {reasons[backends[0]]}")
-    library = load() if len(possible) < len(backends) and device.type == "cpu" else None
+        raise UsageError(f"{plans[0]} cannot run here: {reasons[plans[0]]}")
+    library = load() if len(possible) < len(plans) and device.type == "cpu" else None
     if isinstance(library, str) and library in reasons.values():
         _warn()
-    # On torch they are for where the native kernel cannot be had: what needs no measurement is not measured.
-    native = {backend.weights for backend in possible if backend.kernel == "native"}
-    possible = [
-        backend
-        for backend in possible
-        if backend.kernel == "native" or backend.weights not in native & QUANTISED.keys()
-    ]
+    # Quantised weights run on torch only where the native kernel is missing: those plans need no measurement.
+    native = {plan.weights for plan in possible if plan.kernel == "native"} & QUANTISED.keys()
+    possible = [plan for plan in possible if plan.kernel == "native" or plan.weights not in native]
     if device.type != "cpu":
-        return Choice(possible[0], f"the first that keeps what is stored; on {device.type} ways are not measured")
+        return Choice(possible[0], f"the first that keeps what is stored; on {device.type} plans are not measured")
     if len(possible) == 1:
-        return Choice(possible[0], "the only way here, or as asked")
+        return Choice(possible[0], "the only plan that is possible here, or as asked")
     possible, left_out = fitting(spec, possible, loaded=loaded)
     if len(possible) == 1:
-        return Choice(possible[0], f"the only way that memory has room for; {left_out}")
-    measurement = measured(spec, possible, brief=use)
-    best = pick(spec, measurement, possible, use)
-    reason = why(measurement, best, possible, use)
-    return Choice(best, f"{reason}; {left_out}" if left_out else reason, measurement)
+        return Choice(possible[0], f"the only plan that memory has room for; {left_out}")
+    timings = plan_timings(spec, possible, brief=use)
+    best = pick(spec, timings, possible, use)
+    reason = why(timings, best, use)
+    return Choice(best, f"{reason}; {left_out}" if left_out else reason)
 
 
-def needs(spec: TextSpec, backend: ExecutionPlan, *, loaded: bool = False) -> int:
-    """Bytes of a base's weights in this backend: the module's (unless it is loaded), and beside them what was packed."""
-    packed = read_bytes(spec.main, backend) if backend.kernel == "native" or backend.weights in QUANTISED else 0
+def needs(spec: TextSpec, plan: ExecutionPlan, *, loaded: bool = False) -> int:
+    """Bytes of a base's weights under this plan: the module's (unless it is loaded), and the packed ones."""
+    packed = read_bytes(spec.main, plan) if plan.kernel == "native" or plan.weights in QUANTISED else 0
     if loaded:
         return packed
-    return _parameters(spec) * DTYPES[backend.dtype].itemsize + packed
+    return _parameters(spec) * DTYPES[plan.dtype].itemsize + packed
 
 
 @lru_cache(maxsize=8)
@@ -102,69 +100,47 @@ def _parameters(spec: TextSpec) -> int:
     return sum(p.numel() for p in build(spec, device="meta").parameters())
 
 
-def fitting(
-    spec: TextSpec, backends: Sequence[ExecutionPlan], *, loaded: bool = False
-) -> tuple[list[ExecutionPlan], str]:
-    """The ways that this machine's free memory has room for, the smallest where none fits, and what was left out."""
+def fitting(spec: TextSpec, plans: Sequence[ExecutionPlan], *, loaded: bool = False) -> tuple[list[ExecutionPlan], str]:
+    """The plans that free memory has room for, the smallest where none fits, and in words what was left out."""
     free = free_bytes()
-    sizes = {backend: needs(spec, backend, loaded=loaded) for backend in backends}
-    fit = [backend for backend in backends if free is None or sizes[backend] <= free] or [
-        min(backends, key=lambda candidate: sizes[candidate])
-    ]
-    out = [f"{backend} would take {sizes[backend] / 1e9:.1f} GB" for backend in backends if backend not in fit]
+    sizes = {plan: needs(spec, plan, loaded=loaded) for plan in plans}
+    fit = [plan for plan in plans if free is None or sizes[plan] <= free] or [min(plans, key=sizes.__getitem__)]
+    out = [f"{plan} would take {sizes[plan] / 1e9:.1f} GB" for plan in plans if plan not in fit]
     return fit, "" if not out or free is None else f"{', '.join(out)}, and {free / 1e9:.1f} GB are free"
 
 
-def pick(
-    spec: TextSpec, measurement: PlanTimings, backends: Sequence[ExecutionPlan], use: Use = "generate"
-) -> ExecutionPlan:
-    """The fastest way; of those that are as fast, as far as a short measurement can tell, the one that takes least
+def pick(spec: TextSpec, timings: PlanTimings, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
+    """The fastest plan; of those that are as fast, as far as a short measurement can tell, the one that takes least
     memory."""
-    best = measurement.cost(measurement.fastest(backends, use), use)
-    level = [
-        backend
-        for backend in backends
-        if backend in measurement.seconds and measurement.cost(backend, use) <= TIE_RATIO * best
-    ]
-    return min(level, key=lambda backend: (needs(spec, backend), measurement.cost(backend, use)))
+    best = timings.cost(timings.fastest(plans, use), use)
+    tied = [plan for plan in plans if timings.cost(plan, use) <= TIE_RATIO * best]
+    return min(tied, key=lambda plan: (needs(spec, plan), timings.cost(plan, use)))
 
 
-def why(measurement: PlanTimings, best: ExecutionPlan, backends: Sequence[ExecutionPlan], use: Use) -> str:
-    """The chosen way against the next one and against torch's best, in words."""
-    reads = use == "score" or "decode_1" not in measurement.seconds[best]
-    mix = "prompts" if reads else "a prompt and an answer"
-    sentences = [f"measured fastest for {mix}"]
-    runners_up = sorted(
-        (backend for backend in backends if backend != best and backend in measurement.seconds),
-        key=lambda candidate: measurement.cost(candidate, use),
-    )
-    torch_best = next((backend for backend in runners_up if backend.kernel == "torch"), None)
-    shown = runners_up[:1] if torch_best in (None, *runners_up[:1]) else [runners_up[0], torch_best]
-    if len(measurement.seconds) < len(backends):
-        slower = [str(backend) for backend in backends if backend not in measurement.seconds]
-        sentences.append(f"ruled out as slower before every pass was timed: {', '.join(slower)}")
-    sentences += [
-        f"{backend} takes {measurement.cost(backend, use) / measurement.cost(best, use):.2f} times as long"
-        for backend in shown
-    ]
-    return "; ".join(sentences)
+def why(timings: PlanTimings, best: ExecutionPlan, use: Use) -> str:
+    """Compares the chosen plan with the next one and with torch's best, in words."""
+    reads = use == "score" or "decode_1" not in timings.seconds[best]
+    slower = sorted((plan for plan in timings.seconds if plan != best), key=lambda plan: timings.cost(plan, use))
+    torch_best = next((plan for plan in slower if plan.kernel == "torch"), None)
+    shown = slower[:1] if torch_best in (None, *slower[:1]) else [slower[0], torch_best]
+    ratios = [(plan, timings.cost(plan, use) / timings.cost(best, use)) for plan in shown]
+    mix = f"measured fastest for {'prompts' if reads else 'a prompt and an answer'}"
+    return "; ".join([mix, *(f"{plan} takes {ratio:.2f} times as long" for plan, ratio in ratios)])
 
 
-def impossible(spec: TextSpec, backend: ExecutionPlan, device: torch.device) -> str | None:
-    """Why a base of this architecture cannot be run in this way here, or None if it can."""
-    if backend.kernel == "torch":
-        return None
-    return unsupported(spec, DTYPES[backend.dtype], device)
+def impossible(spec: TextSpec, plan: ExecutionPlan, device: torch.device) -> str | None:
+    """Why a base of this architecture cannot run under this plan here, or None if it can."""
+    return None if plan.kernel == "torch" else unsupported(spec, DTYPES[plan.dtype], device)
 
 
 @cache
 def _warn() -> None:
-    """Once in a process: what is lost where the kernel itself cannot be had."""
+    """Says once in a process what is lost without the native kernel."""
     log.warning("%s", native_absent())
 
 
-def held_for(base: Base, weights: Weights, kernel: Kernel) -> Base:
-    """The base as torch runs it: with quantised linears where those are asked for and the native kernel is not to, or
+def torch_base(base: Base, weights: Weights, kernel: Kernel) -> Base:
+    """The base as torch runs it: with quantised linears where `weights` says so and the native kernel is not to, or
     cannot, run them. The base itself stays what it is."""
     if weights not in QUANTISED or kernel == "native":
         return base
@@ -182,7 +158,7 @@ def choose_forward(
     weights: Weights,
     kernel: Kernel,
 ) -> Forward:
-    """How a loaded base's passes are run: on its own weights where nothing else is asked for, natively where that
+    """The forward pass of a loaded base: on its own weights where nothing else is asked for, natively where that
     measured faster.
 
     Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
@@ -201,33 +177,31 @@ def choose_forward(
             )
         return torch_forward
     try:
-        backends = asked_ways((base_dtype,), dtype=base_dtype, weights=weights, kernel=kernel)
-        backend = choose(base.spec, backends, base.device, loaded=True).backend
+        plans = matching_plans((base_dtype,), dtype=base_dtype, weights=weights, kernel=kernel)
+        plan = choose(base.spec, plans, base.device, loaded=True).plan
     except UsageError as error:
         raise UsageError(f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: {error}") from error
-    if backend.kernel == "torch":
+    if plan.kernel == "torch":
         return torch_forward
     assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", backend.weights)
+    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", plan.weights)
     return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 
-def left_in_file(backend: ExecutionPlan) -> Leave | None:
-    """What need not be read for a base that is run in this backend: the matrices that the kernel takes in their own blocks.
-    (Of the token table it reads rows.)"""
-    if backend.kernel != "native" or backend.weights not in QUANTISED:
+def left_in_file(plan: ExecutionPlan) -> Leave | None:
+    """Names the matrices that need not be read for a base under this plan: the kernel takes their stored blocks. (Of
+    the token table it reads rows.)"""
+    if plan.kernel != "native" or plan.weights not in QUANTISED:
         return None
 
     def leave(model: Model, block_types: Mapping[str, str]) -> Collection[str]:
         names = {matrix.name for matrix in matrices(cast("Stack", model))} - {"embedding.weight"}
-        return {name for name in names & block_types.keys() if accepts_blocks(block_types[name], backend.weights)}
+        return {name for name in names & block_types.keys() if accepts_blocks(block_types[name], plan.weights)}
 
     return leave
 
 
 def stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
-    """What the checkpoint itself holds in blocks: taken as it is, not quantised a second time."""
-    if base.family.key[0] != "gguf":
-        return {}
-    return StoredBlocks(base.path, base.family.weights, base.spec.main)
+    """The matrices that the checkpoint itself stores in blocks, which are not quantised a second time."""
+    return {} if base.gguf is None else StoredBlocks(base.gguf, base.family.weights, base.spec.main)

@@ -1,4 +1,4 @@
-"""What a way is named by on the command line and in files: what products read, and what computes them."""
+"""Names of weight formats and kernels, as the command line and files spell them."""
 
 from __future__ import annotations
 

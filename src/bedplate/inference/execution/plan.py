@@ -1,7 +1,7 @@
-"""The ways in which a base can be held and computed, and which of them keep what its checkpoint stores.
+"""Execution plans of a base, and which of them keep what its checkpoint stores.
 
-A way is the dtype that the base is loaded in, the kernel that computes it, and what the kernel's products read: the
-base's own dtype, or integers of 8 or 4 bits.
+A plan is the dtype that the base is loaded in, the kernel that computes it (torch, or the compiled native one), and the
+format of the weights that products read: the base's own dtype, or integers of 8 or 4 bits.
 """
 
 from __future__ import annotations
@@ -10,23 +10,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.named_model import resolve, spec_of
+from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.inference.execution.names import Kernel, Weights
 from bedplate.inference.native.sources import accepts_blocks
-from bedplate.models.checkpoints.base import locate, refuse_deeper
-from bedplate.models.checkpoints.directory import open_weights
-from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
 
 QUANTISED: dict[str, Literal["int8", "int4"]] = {"int8": "int8", "int4": "int4"}
 NATIVE = ("bfloat16", "float32")
-"""What the native kernel takes bases in."""
+"""Dtypes of bases that the native kernel runs."""
 
 _FLOATS = frozenset(DTYPES)
-_GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-_SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 class ExecutionPlan(NamedTuple):
@@ -42,38 +38,26 @@ class ExecutionPlan(NamedTuple):
 
 
 class StoredFormat(NamedTuple):
-    """What a checkpoint's header tells: its architecture, and the types of its matrices ("bfloat16", "q4_1", …).
-    header: what was read for it, so that loading while this is held need not read it again."""
+    """A checkpoint's architecture and the types of its matrices ("bfloat16", "q4_1", …), read from its header alone.
+    checkpoint: what was opened for it, so that loading need not open it again."""
 
     path: Path
     spec: TextSpec
     types: frozenset[str]
-    header: object = None
+    checkpoint: Checkpoint
 
 
 def read_stored(source: str | Path) -> StoredFormat:
-    """The header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
-    path = locate(source)
-    header = read_header(path) if path.is_file() else None
-    spec = resolve(str(path.absolute()))[1] if header is None else spec_of("gguf", header.fields(), path)
-    if not isinstance(spec, TextSpec):
-        raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
-    if header is not None:
-        refuse_deeper(spec, len(header.tensors), str(path))
-        types = {tensor.ggml_type.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
-        return StoredFormat(path, spec, frozenset(_GGUF.get(stored_type, stored_type) for stored_type in types), header)
-    with open_weights(path) as reader:
-        matrices = frozenset(
-            _SAFETENSORS.get(stored_type, stored_type.lower()) for stored_type in reader.matrix_types()
-        )
-        refuse_deeper(spec, len(reader.names), str(path))
-    if not matrices:
-        raise CheckpointError(f"{path} holds no matrices; it is not a whole model")
-    return StoredFormat(path, spec, matrices)
+    """Opens what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
+    checkpoint = open_checkpoint(source)
+    types = frozenset(_STORED_DTYPES.get(name, name.lower()) for name in checkpoint.matrix_types)
+    if not types:
+        raise CheckpointError(f"{checkpoint.path} holds no matrices; it is not a whole model")
+    return StoredFormat(checkpoint.path, checkpoint.spec, types, checkpoint)
 
 
-def own_dtypes(types: Iterable[str]) -> tuple[str, ...]:
-    """The dtypes that hold what is stored as these types, the stored one first. Blocks of integers are dequantised:
+def lossless_dtypes(types: Iterable[str]) -> tuple[str, ...]:
+    """The dtypes that keep what is stored in these types, the stored one first. Blocks of integers are dequantised:
     bfloat16 rounds them a last time, as it does everywhere else."""
     stored_types = frozenset(types)
     if stored_types - _FLOATS or stored_types == frozenset(("bfloat16",)):
@@ -83,30 +67,30 @@ def own_dtypes(types: Iterable[str]) -> tuple[str, ...]:
     return ("float64",) if "float64" in stored_types else ("float32",)
 
 
-def own_blocks(types: Iterable[str]) -> Literal["int8", "int4"] | None:
-    """The quantised weights that are the checkpoint's own, where all its matrices can be taken as they are stored."""
-    stored_types = {stored_type.upper() for stored_type in types}
-    if not stored_types or not all(accepts_blocks(stored_type, "int4") for stored_type in stored_types):
+def lossless_blocks(types: Iterable[str]) -> Literal["int8", "int4"] | None:
+    """The quantised format that keeps what is stored, where the kernel takes all matrices as they are stored."""
+    names = {name.upper() for name in types}
+    if not names or not all(accepts_blocks(name, "int4") for name in names):
         return None
     # Blocks of 8 bits stay what they are beside those of 4.
-    return "int8" if all(accepts_blocks(stored_type, "int8") for stored_type in stored_types) else "int4"
+    return "int8" if all(accepts_blocks(name, "int8") for name in names) else "int4"
 
 
-def own_ways(types: Iterable[str], *, quantised: bool = True) -> tuple[ExecutionPlan, ...]:
-    """Every way that keeps what is stored. quantised: own blocks among them; training needs weights that are not."""
-    stored_types = frozenset(types)
-    backends = [backend for dtype in own_dtypes(stored_types) for backend in float_ways(dtype)]
-    blocks = own_blocks(stored_types) if quantised else None
-    return (*backends, ExecutionPlan("bfloat16", "native", blocks)) if blocks is not None else tuple(backends)
+def lossless_plans(types: Iterable[str], *, quantised: bool = True) -> tuple[ExecutionPlan, ...]:
+    """Every plan that keeps what is stored. quantised: the stored blocks among them; training needs floats."""
+    types = frozenset(types)
+    plans = [plan for dtype in lossless_dtypes(types) for plan in float_plans(dtype)]
+    blocks = lossless_blocks(types) if quantised else None
+    return tuple(plans) if blocks is None else (*plans, ExecutionPlan("bfloat16", "native", blocks))
 
 
-def float_ways(dtype: str) -> tuple[ExecutionPlan, ...]:
-    """The ways of a base that is loaded in this dtype and not quantised."""
+def float_plans(dtype: str) -> tuple[ExecutionPlan, ...]:
+    """The plans of a base that is loaded in this dtype and not quantised."""
     torch = ExecutionPlan(dtype, "torch", dtype)
     return (torch, ExecutionPlan(dtype, "native", dtype)) if dtype in NATIVE else (torch,)
 
 
-def asked_ways(
+def matching_plans(
     types: Iterable[str],
     *,
     dtype: str | None = None,
@@ -114,10 +98,10 @@ def asked_ways(
     kernel: Kernel | None = None,
     quantised: bool = True,
 ) -> tuple[ExecutionPlan, ...]:
-    """The ways among which a measurement may choose where these are asked for (None and "auto": nothing is).
+    """The plans among which a measurement may choose under these options (None and "auto" leave everything open).
 
-    A dtype alone asks for weights in it; quantised weights are made from bfloat16 where no dtype is named, for the
-    native kernel or else for torch. Raises UsageError for what does not go together.
+    A dtype alone means weights in it; quantised weights are made from bfloat16 where no dtype is named, for the native
+    kernel or else for torch. Raises UsageError for options that do not go together.
     """
     dtype = None if dtype == "auto" else dtype
     weights = None if weights == "auto" else weights
@@ -128,25 +112,20 @@ def asked_ways(
         return _quantised(QUANTISED[weights], dtype or "bfloat16", kernel)
     if weights is not None and dtype not in (None, weights):
         raise UsageError(f"weights {weights!r} are read from a base of that dtype, and dtype {dtype!r} was asked for")
-    requested_dtype = weights or dtype
-    backends = own_ways(types, quantised=quantised) if requested_dtype is None else float_ways(requested_dtype)
-    matching = tuple(backend for backend in backends if kernel in (None, backend.kernel))
+    float_dtype = weights or dtype
+    plans = lossless_plans(types, quantised=quantised) if float_dtype is None else float_plans(float_dtype)
+    matching = tuple(plan for plan in plans if kernel in (None, plan.kernel))
     if matching:
         return matching
-    if requested_dtype is not None:
-        raise UsageError(
-            f"the native kernel takes bases in {' and '.join(NATIVE)}, and {requested_dtype} was asked for"
-        )
-    raise UsageError(f"the native kernel takes no {' or '.join(own_dtypes(types))}; ask for dtype float32 with it")
+    if float_dtype is not None:
+        raise UsageError(f"the native kernel takes bases in {' and '.join(NATIVE)}, and {float_dtype} was asked for")
+    raise UsageError(f"the native kernel takes no {' or '.join(lossless_dtypes(types))}; ask for dtype float32 with it")
 
 
 def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[ExecutionPlan, ...]:
-    backends = (ExecutionPlan(dtype, "native", weights), ExecutionPlan(dtype, "torch", weights))
-    available = tuple(
-        backend
-        for backend in backends
-        if kernel in (None, backend.kernel) and (backend.kernel == "torch" or dtype in NATIVE)
-    )
+    native = (ExecutionPlan(dtype, "native", weights),) if dtype in NATIVE else ()
+    plans = (*native, ExecutionPlan(dtype, "torch", weights))
+    available = tuple(plan for plan in plans if kernel in (None, plan.kernel))
     if not available:
         raise UsageError(
             f"the native kernel makes {weights} weights from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for"

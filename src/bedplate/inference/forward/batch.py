@@ -1,6 +1,7 @@
-"""What a forward pass is given, and what it gives.
+"""What a forward pass is given and what it returns.
 
-Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabulary, D features.
+Shapes: N tokens of a flat batch, W of them whose logits are needed, V vocabulary, D features, P vectors, T patches and
+C channels of a latent, S conditioning states.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from bedplate.inference.forward.spans import Span
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """New tokens of several sequences, one after the other.
+    """The new tokens of several sequences, one after the other, and the parts of the batch that are no tokens.
 
-    logit_indices: numbers of the tokens whose logits are asked for. likeliest: of these no more than what follows likeliest
-    (see Greedy); logits may be given all the same. depth: run so many blocks only. states: hidden states of all tokens
-    are asked for. types: of the tokens; () where all are 0. sources: texts that the encoder reads before,
-    which end up in their rows of the cache. reads: the tokens are whole texts for the encoder themselves, and spans
-    have no rows.
+    logit_indices: indices of the tokens whose logits are needed. likeliest: only the likeliest successor of each is
+    needed (see `Greedy`); logits may be returned all the same. depth: number of blocks to run; None: all. states: the
+    hidden states of all tokens are needed. types: the tokens' types; () where all are 0. sources: texts that the
+    encoder reads first, into their rows of the cache. reads: the tokens are whole texts for the encoder, and spans have
+    no rows. vectors: features in the place of some tokens' embeddings. latents: denoising calls made in the same pass.
     """
 
     tokens: Sequence[int]
@@ -35,11 +36,31 @@ class FlatBatch:
     sources: Sequence[EncoderSource] = ()
     reads: bool = False
     likeliest: bool = False
+    vectors: Sequence[VectorInput] = ()
+    latents: Sequence[LatentInput] = ()
+
+
+@dataclass(frozen=True)
+class VectorInput:
+    """Features [P, D] in the place of the embeddings of the batch's tokens from index `at` on."""
+
+    at: int
+    vectors_PD: Tensor
+
+
+@dataclass(frozen=True)
+class LatentInput:
+    """One denoising call: noisy latents [T, C], their timestep, and any states [S, D] they are conditioned on."""
+
+    latents_TC: Tensor
+    timestep: float
+    adapter: Loaded
+    condition_SD: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """What an encoder reads for one sequence: it stands at the beginning of the row."""
+    """The text that an encoder reads for one sequence, kept at the beginning of its row."""
 
     row: int
     tokens: Sequence[int]
@@ -48,8 +69,7 @@ class EncoderSource:
 
 @dataclass(frozen=True)
 class Greedy:
-    """What rows need of their logits: each wanted token's likeliest successor, its log-probability, and the log of the
-    sum that makes logits into log-probabilities."""
+    """The likeliest successor of each token whose logits are needed, its log-probability, and the logits' logsumexp."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -58,9 +78,11 @@ class Greedy:
 
 @dataclass(frozen=True)
 class PassOutput:
-    """logits_WV: float32; None where no more than `greedy` was asked for and found. hidden_ND: the last norm's output,
-    or the state after `depth` blocks. greedy: where the forward found it on the way."""
+    """logits_WV: float32; None where `greedy` is all that was needed. hidden_ND: the output of the last norm, or the
+    states after `depth` blocks. greedy: set where the forward computes it on the way. denoised: the prediction of each
+    denoising call [T, C]."""
 
     logits_WV: Tensor | None
     hidden_ND: Tensor | None = None
     greedy: Greedy | None = None
+    denoised: Sequence[Tensor] = ()

@@ -94,7 +94,7 @@ class RecordedDecode:
         """The step's outputs; None for one that is not a recordable decode step: single tokens, all of whose logits are
         wanted, of the base or with adapters that have places."""
         N = len(batch.spans)
-        plain = batch.depth is None and not batch.sources and not batch.reads and not batch.types
+        plain = batch.depth is None and not (batch.sources or batch.reads or batch.types or batch.vectors)
         if self.reason is not None or not plain or N > MOST_ROWS or len(batch.tokens) != N:
             return None
         if list(batch.logit_indices) != list(range(N)):
@@ -182,7 +182,7 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
     if cache.latents:
         return "its attention is over latents"
     experts = any(spec.has_experts(layer) for layer in range(spec.layers))
-    if experts and not by_torch(model.embedding.weight):
+    if experts and not by_torch(next(model.parameters())):
         return "its experts' tokens are counted by the host"
     return None
 

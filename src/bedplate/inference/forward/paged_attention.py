@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bedplate.inference.forward.flash import flash_for
 from bedplate.inference.forward.host_to_device import DeviceTensors, HostToDevice, Numbers
 from bedplate.inference.forward.kv_write import write_kv
 from bedplate.inference.forward.paged_op import paged_attention, places, tile_tokens
@@ -60,7 +59,6 @@ class PagedAttention:
         self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
         self._blocks = {window: add(self._token_blocks(window)) for window in self._tables}
         self._lengths = at.length_S.tolist()
-        self._narrow: dict[int | None, tuple[int, Tensor, Tensor]] = {}
         self._offset_N = add(at.position_N % cache.block)
         self._alone = max_keys is None and len(spans) == 1 and spans[0].start == 0
         self._at_once = self._one_operation()
@@ -101,41 +99,30 @@ class PagedAttention:
             write_kv(keys, values, blocks_N, offset_N, k_NGD, v_NGV)
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         keys, values, window = self._cache.keys[layer], self._cache.values[layer], self._cache.windows[layer]
         latent = layer in self._cache.latents
-        if self._at_once and not self._alone and how.bias is None and not latent:
-            flash = flash_for(q_BTHD[0], k_BTGD[0], v_BTGV[0], self._cache.block, self._lengths, how)
-            if flash is not None:
-                flash_arguments = (*self._flash_inputs(layer, window), self._lengths, how)
-                return flash(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, *flash_arguments)[None]
+        if self._at_once and not self._alone and options.bias is None and not latent:
             out_NHV = paged_attention(
                 *(q_BTHD[0], k_BTGD[0], v_BTGV[0], keys, values, self._tables[window].tensor, self._row_N.tensor),
                 *(self._position_N.tensor, self._span_3S.tensor, self._tile_2U.tensor, tile_tokens(self._spans)),
-                *(self._max_keys, how.scale, how.cap, how.window, how.sinks),
+                *(self._max_keys, options.scale, options.softcap, options.window, options.sinks),
             )
             return out_NHV[None]
         self.write(layer, k_BTGD[0], v_BTGV[0])
         if self._alone:
-            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, options, causal=True)
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], v_BTGV.shape[3])
         for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, how, window)
+            out_NHV[group.padded.tokens_N] = group(q_BTHD[0], keys, values, options, window)
         return out_NHV[None]
 
-    def _flash_inputs(self, layer: int, window: int | None) -> tuple[Tensor, Tensor]:
-        """Each row's blocks and where its new tokens begin, int32, as FlashAttention takes them: made by the first
-        layer that asks, in every pass over this, since a pass may be recorded."""
-        if window not in self._narrow or layer <= self._narrow[window][0]:
-            self._narrow[window] = layer, self._tables[window].tensor.int(), self._span_3S.tensor[1].int()
-        return self._narrow[window][1:]
-
-    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
         for group in self._groups:
-            out_NHV[group.padded.tokens_N] = group.cross_attend(q_BTHD[0], keys, values, how)
+            out_NHV[group.padded.tokens_N] = group.cross_attend(q_BTHD[0], keys, values, options)
         return out_NHV[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -164,21 +151,21 @@ class _PagedGroup:
         }
 
     def __call__(
-        self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions, window: int | None
+        self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions, window: int | None
     ) -> Tensor:
-        if window is not None and how.window is not None:
-            nearby, b = self.padded.keys_in_window(how.window), self._block
+        if window is not None and options.window is not None:
+            nearby, b = self.padded.keys_in_window(options.window), self._block
             tables_SP = self._tables[window].tensor
             # A shorter row's positions go on behind its last block, where they are masked.
             blocks_SK = tables_SP.gather(1, (nearby.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
             at = (blocks_SK, nearby.position_SK % b)
-            return self.padded.attend_near(q_NHD, keys[at], values[at], how, nearby)
+            return self.padded.attend_near(q_NHD, keys[at], values[at], options, nearby)
         key_range = slice(self.padded.first, self.padded.keys)
-        return self.padded.attend(q_NHD, self._gathered(keys, key_range), self._gathered(values, key_range), how)
+        return self.padded.attend(q_NHD, self._gathered(keys, key_range), self._gathered(values, key_range), options)
 
-    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         read = slice(self.padded.sources)
-        return self.padded.cross_attend(q_NHD, self._gathered(keys, read), self._gathered(values, read), how)
+        return self.padded.cross_attend(q_NHD, self._gathered(keys, read), self._gathered(values, read), options)
 
     def _gathered(self, pool_PbGD: Tensor, places: slice) -> Tensor:
         return pool_PbGD[self._tables[None].tensor].flatten(1, 2)[:, places].transpose(1, 2)

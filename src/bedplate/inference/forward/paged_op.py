@@ -86,8 +86,8 @@ def _attended(
     hidden = ~seen_NK[:, :, None, None]
     k_NKGD = keys_PbGD[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
     v_NKGV = values_PbGV[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
-    how = AttentionOptions(scale, cap, window, None, sinks)
-    return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], how, distance_NK[:, None])[:, 0]
+    options = AttentionOptions(scale, cap, window, None, sinks)
+    return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], options, distance_NK[:, None])[:, 0]
 
 
 def _kernel() -> Callable[..., Tensor]:

@@ -10,6 +10,12 @@ Key = tuple[int, ...]
 _SALT_SHIFT = 64
 
 
+def media_token(sha256: str, offset: int) -> int:
+    """The key element of one of the vectors that were made of a media file: negative, so that it equals no token's, and
+    with the hash above the bits of tenants' salts."""
+    return -((int(sha256, 16) | 1) << 2 * _SALT_SHIFT) - offset
+
+
 @lru_cache(maxsize=4096)
 def _salt(tenant: str) -> int:
     digest = hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).digest()

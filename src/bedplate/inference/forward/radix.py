@@ -177,6 +177,17 @@ class RadixTree:
         node = self._end_of(namespace, key[: len(key) // self.block * self.block])
         return node is not None and _pinned_so(node, public)
 
+    def pinned_keys(self, namespace: Hashable) -> list[tuple[Key, bool]]:
+        """Every pinned key of a namespace, once as public and once as private where it is pinned so."""
+        pinned: list[tuple[Key, bool]] = []
+        root = self._roots.get(namespace)
+        stack: list[tuple[RadixNode, Key]] = [] if root is None else [(root, ())]
+        while stack:
+            node, key = stack.pop()
+            pinned += [(key, public) for public in (True, False) if _pinned_so(node, public)]
+            stack += [(child, key + child.key) for child in node.children.values() if child.pins]
+        return pinned
+
     def drop(self, namespace: Hashable) -> None:
         """Forgets a namespace, pinned keys included."""
         root = self._roots.pop(namespace, None)

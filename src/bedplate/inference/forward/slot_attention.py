@@ -79,7 +79,7 @@ class SlotAttention:
         self._rings[capacity] = None if written is None else add(written), add(rows), add(places)
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         # Layers that share keys and values give those of an earlier one, which stand in their places then.
         written = self._written.get(layer)
@@ -87,11 +87,13 @@ class SlotAttention:
             self.write(layer, k_BTGD[0], v_BTGV[0])
             self._written[layer] = ref(k_BTGD)
         if self._alone:
-            return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, causal=True)
-        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, how))
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, options, causal=True)
+        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, options))
 
-    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
-        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group.cross_attend(q, keys, values, how))
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
+        return self._mix_groups(
+            layer, q_BTHD, lambda group, q, keys, values: group.cross_attend(q, keys, values, options)
+        )
 
     def _mix_groups(
         self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]
@@ -122,20 +124,20 @@ class _SlotGroup:
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
         self._rows_S = parcel.add(rows)
 
-    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         K, C = self.padded.keys, keys.shape[2]
-        if how.window is not None:
-            nearby = self.padded.keys_in_window(how.window)
+        if options.window is not None:
+            nearby = self.padded.keys_in_window(options.window)
             # To read all of the row and mask most is cheaper than to gather, where most is not much more.
             if K > C or 2 * nearby.position_SK.shape[1] < K:
                 at = (self._rows_S.tensor[:, None], slice(None), nearby.position_SK % C)
-                return self.padded.attend_near(q_NHD, keys[at], values[at], how, nearby)
+                return self.padded.attend_near(q_NHD, keys[at], values[at], options, nearby)
         key_range = slice(self.padded.first, K)
-        return self.padded.attend(q_NHD, self._picked(keys, key_range), self._picked(values, key_range), how)
+        return self.padded.attend(q_NHD, self._picked(keys, key_range), self._picked(values, key_range), options)
 
-    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, how: AttentionOptions) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         read = slice(self.padded.sources)
-        return self.padded.cross_attend(q_NHD, self._picked(keys, read), self._picked(values, read), how)
+        return self.padded.cross_attend(q_NHD, self._picked(keys, read), self._picked(values, read), options)
 
     def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
         """The rows' keys or values at these places."""

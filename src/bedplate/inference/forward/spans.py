@@ -91,32 +91,32 @@ class Padded:
             self._folded = mask_STK[:, None].repeat(1, 1, repeats, 1)
         return self._folded
 
-    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: AttentionOptions) -> Tensor:
+    def attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, options: AttentionOptions) -> Tensor:
         """Attention outputs [N', H, V] of the group's tokens, in the order of `tokens_N`, over keys from `first` on."""
         (S, G), (H, D), T, V = k_SGKD.shape[:2], q_NHD.shape[1:], self._T, v_SGKV.shape[3]
-        if not how.plain:
+        if not options.is_plain:
             return self.attend_near(
-                q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), how, self.keys_in_window(None)
+                q_NHD, k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2), options, self.keys_in_window(None)
             )
         # The query heads of one key-value head become query rows: enable_gqa would copy all keys in every layer.
         q = self.block(q_NHD).view(S, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(S, G, (H // G) * T, D)
-        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._mask(H // G), scale=how.scale)
+        out = F.scaled_dot_product_attention(q, k_SGKD, v_SGKV, attn_mask=self._mask(H // G), scale=options.scale)
         return self.flat(out.view(S, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(S, T, H, V))
 
     def attend_near(
-        self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, how: AttentionOptions, nearby: Nearby
+        self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, options: AttentionOptions, nearby: Nearby
     ) -> Tensor:
         """The same over the keys of `nearby`."""
-        visible = how.apply_window(nearby.seen_STK, nearby.distance_STK, True)
-        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, visible, how, nearby.distance_STK))
+        visible = options.apply_window(nearby.seen_STK, nearby.distance_STK, True)
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, visible, options, nearby.distance_STK))
 
-    def cross_attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, how: AttentionOptions) -> Tensor:
+    def cross_attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, options: AttentionOptions) -> Tensor:
         """Attention outputs [N', H, V] over what the encoder has read, keys from position 0 to before `sources`."""
         source_S = self._source_S.tensor
         read_SK = torch.arange(self.sources, device=source_S.device) < source_S[:, None]
         read_STK = read_SK[:, None].expand(-1, self._T, -1)
         k_SKGD, v_SKGV = k_SGKD.transpose(1, 2), v_SGKV.transpose(1, 2)
-        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, read_STK, how))
+        return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, read_STK, options))
 
     def keys_in_window(self, window: int | None) -> Nearby:
         """The keys from the first one on that a span's first token sees in its window, made once for each window."""

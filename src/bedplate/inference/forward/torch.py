@@ -5,7 +5,9 @@ Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabular
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Protocol
 
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.batch import EncoderSource, FlatBatch, PassOutput
+from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, PassOutput, VectorInput
 from bedplate.inference.forward.graphs import RecordedDecode, Recorder
 from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.kv_cache import KVCache
@@ -78,7 +80,8 @@ class TorchForward(Forward):
         weights: str = "auto",
     ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
-        if joined or (joined is None and (base.device.type != "cpu" or isinstance(cache, PagedCache))):
+        self._joined = base.device.type != "cpu" or isinstance(cache, PagedCache) if joined is None else joined
+        if self._joined:
             lay_together(base.model)
         self._recorded: RecordedDecode | None = None
         if record is not None and isinstance(cache, PagedCache):
@@ -87,6 +90,13 @@ class TorchForward(Forward):
 
     def __call__(self, batch: FlatBatch) -> PassOutput:
         """Runs the batch; without a cache (encoders) spans are whole documents."""
+        if not batch.latents:
+            return self._run(batch)
+        denoised = self._denoise(batch.latents)
+        return replace(self._run(batch) if batch.spans or batch.sources else PassOutput(None), denoised=denoised)
+
+    def _run(self, batch: FlatBatch) -> PassOutput:
+        """The tokens of the batch, and the vectors among them."""
         model, device, spans = self._base.model, self._base.device, batch.spans
         if self._cache is None or batch.reads:
             lengths = [span.length for span in spans]
@@ -107,6 +117,8 @@ class TorchForward(Forward):
         try:
             attend = self._cache.attend(spans, parcel)
             inputs = Inputs(tokens.tensor, positions.tensor, last=max(s.end - s.source for s in spans) - 1)
+            if batch.vectors:
+                inputs = with_vectors(inputs, batch.vectors, model.spec.hidden_size, self._base.dtype)
             hidden_ND = model(inputs, cache=attend, depth=batch.depth).hidden[0]
             self._cache.commit()
         finally:
@@ -119,6 +131,12 @@ class TorchForward(Forward):
     def complete(self) -> None:
         """Reads what the base has left in its file."""
         _ = self._base.model
+
+    def weights_changed(self) -> None:
+        """The base's parameters have other memory now: linears are joined again, and recordings of the old one go."""
+        if self._joined:
+            lay_together(self._base.model)
+        self.close()
 
     def close(self) -> None:
         if self._recorded is not None:
@@ -168,25 +186,28 @@ class TorchForward(Forward):
         finally:
             self._select([], [])
 
-    def embedded(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> Tensor:
-        """Keys and values of vectors in the place of the embeddings of a span's tokens; the states [P, D] after."""
-        model, cache = self._base.model, self._cache
-        assert cache is not None
-        at_BP = torch.arange(span.start, span.end, device=self._base.device)[None]
-        inputs = Inputs(
-            torch.zeros_like(at_BP),
-            at_BP,
-            vectors=vectors_PD[None],
-            vector_mask=torch.ones_like(at_BP).bool(),
-            last=span.end - 1,
-        )
-        self._select([adapter.slot], [len(vectors_PD)])
-        try:
-            hidden_PD = model(inputs, cache=cache.attend([span])).hidden[0]
-            cache.commit()
-        finally:
-            self._select([], [])
-        return hidden_PD
+    def _denoise(self, latents: Sequence[LatentInput]) -> list[Tensor]:
+        """The prediction of each denoising call; calls of one shape are one batch."""
+        model, device, dtype = self._base.model, self._base.device, self._base.dtype
+        alike: dict[Hashable, list[int]] = defaultdict(list)
+        for index, latent in enumerate(latents):
+            condition = latent.condition_SD
+            alike[latent.latents_TC.shape, None if condition is None else condition.shape].append(index)
+        denoised: dict[int, Tensor] = {}
+        for indices in alike.values():
+            calls = [latents[index] for index in indices]
+            conditions = [call.condition_SD for call in calls if call.condition_SD is not None]
+            self._select([call.adapter.slot for call in calls], [1] * len(calls))
+            try:
+                predicted_BTC = model.denoise(
+                    torch.stack([call.latents_TC for call in calls]).to(device, dtype),
+                    torch.tensor([call.timestep for call in calls], device=device),
+                    torch.stack(conditions).to(device, dtype) if conditions else None,
+                )
+            finally:
+                self._select([], [])
+            denoised |= dict(zip(indices, predicted_BTC, strict=True))
+        return [denoised[index] for index in range(len(latents))]
 
     def _select(self, slots: list[int], lengths: list[int]) -> None:
         if self._bank is None:
@@ -198,3 +219,14 @@ class TorchForward(Forward):
             self._bank.select(slots[0])
         else:
             self._bank.select([slot for slot, length in zip(slots, lengths, strict=True) for _ in range(length)])
+
+
+def with_vectors(inputs: Inputs, vectors: Sequence[VectorInput], size: int, dtype: torch.dtype) -> Inputs:
+    """The inputs [1, N] with features [P, D] in the place of some tokens' embeddings."""
+    tokens_1N = inputs.tokens
+    vectors_1ND = torch.zeros(*tokens_1N.shape, size, dtype=dtype, device=tokens_1N.device)
+    mask_1N = torch.zeros_like(tokens_1N, dtype=torch.bool)
+    for part in vectors:
+        span = slice(part.at, part.at + len(part.vectors_PD))
+        vectors_1ND[0, span], mask_1N[0, span] = part.vectors_PD.to(vectors_1ND), True
+    return replace(inputs, vectors=vectors_1ND, vector_mask=mask_1N)

@@ -1,4 +1,4 @@
-"""What this machine is to an engine: its processor and roofs, what each way of running a base gives, and the choice.
+"""Measures what this machine gives an engine: its processor and roofs, the speed of each execution plan, the choice.
 
 The roofs are those of the roofline model (Williams, Waterman and Patterson 2009): a decoded token cannot come faster
 than the weights can be read, a prompt not faster than its products can be computed.
@@ -15,9 +15,9 @@ import torch
 
 from bedplate.core.processor import Processor, processor
 from bedplate.economics.hardware.machine import MeasuredMachine
-from bedplate.inference.execution.calibration import PlanTimings, Use, measure, measured
+from bedplate.inference.execution.calibration import PlanTimings, Use, measure, plan_timings
 from bedplate.inference.execution.choice import fitting, impossible, pick, why
-from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, float_ways, own_ways, read_stored
+from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, float_plans, lossless_plans, read_stored
 from bedplate.inference.execution.threads import engine_threads, threads_are_set
 from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.measure.speeds import measure_machine
@@ -45,12 +45,12 @@ class Kernel:
 
 @dataclass(frozen=True)
 class PlanSpeeds:
-    """What one way gives. rates: tokens a second by pass; of_roof: those over the best that memory and products allow;
-    cost: seconds of the reference mix. preserves_stored: it keeps what the checkpoint stores, so it may be chosen. stopped: far
-    behind, measured once only. reason: why it cannot be had (then nothing was measured)."""
+    """The speed of one plan. lossless: it keeps what the checkpoint stores, so it may be chosen. rates: tokens a second
+    by pass; of_roof: those over the best that memory and products allow; cost: seconds of the reference mix. stopped:
+    far behind, measured once only. reason: why it is impossible (then nothing was measured)."""
 
-    backend: ExecutionPlan
-    preserves_stored: bool
+    plan: ExecutionPlan
+    lossless: bool
     rates: Mapping[Pass, float]
     of_roof: Mapping[Pass, float]
     cost: float | None = None
@@ -60,7 +60,7 @@ class PlanSpeeds:
 
 @dataclass(frozen=True)
 class Findings:
-    """The whole answer. threads: of the native kernel and of torch; stored: types of the base's matrices."""
+    """What `examine` measured. threads: of the native kernel and of torch; stored: types of the base's matrices."""
 
     processor: Processor
     threads: tuple[int, int]
@@ -69,7 +69,7 @@ class Findings:
     machine: MeasuredMachine
     base: str
     stored: tuple[str, ...]
-    readings: tuple[PlanSpeeds, ...]
+    speeds: tuple[PlanSpeeds, ...]
     chosen: ExecutionPlan
     why: str
 
@@ -87,22 +87,22 @@ class Findings:
             "base": {"name": self.base, "stored": list(self.stored)},
             "ways": [
                 {
-                    **reading.backend._asdict(),
-                    "keeps_what_is_stored": reading.preserves_stored,
-                    "tokens_per_second": dict(reading.rates),
-                    "of_roof": dict(reading.of_roof),
-                    "mix_seconds": reading.cost,
-                    "stopped_early": reading.stopped,
-                    "reason": reading.reason,
+                    **speed.plan._asdict(),
+                    "keeps_what_is_stored": speed.lossless,
+                    "tokens_per_second": dict(speed.rates),
+                    "of_roof": dict(speed.of_roof),
+                    "mix_seconds": speed.cost,
+                    "stopped_early": speed.stopped,
+                    "reason": speed.reason,
                 }
-                for reading in self.readings
+                for speed in self.speeds
             ],
             "chosen": {**self.chosen._asdict(), "why": self.why},
         }
 
 
 def examine(base: str | None = None, use: Use = "generate") -> Findings:
-    """Measures this machine and the ways of a base (default: a standard shape) anew, and keeps the new measurement for
+    """Measures this machine and the plans of a base (default: a standard shape) anew, and keeps the new measurement for
     whoever opens such a base. Raises HubError, CheckpointError, UnsupportedModelError."""
     if base is None:
         spec, types = PRESETS[STANDARD].spec, frozenset(("bfloat16",))
@@ -112,33 +112,27 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         spec, types = stored.spec, stored.types
     shape = timed_as(spec)
     machine = measure_machine()
-    stored_backends = own_ways(types)
-    extra_backends = _extra_backends(shape, stored_backends)
-    reasons = {backend: impossible(spec, backend, _CPU) for backend in (*stored_backends, *extra_backends)}
-    possible, _ = fitting(spec, [backend for backend in stored_backends if reasons[backend] is None])
-    measurement = measured(spec, possible, remeasure=True)
-    unmeasured = [
-        backend
-        for backend in (*stored_backends, *extra_backends)
-        if reasons[backend] is None and backend not in possible
-    ]
-    extra_measurement = measure(shape, unmeasured) if unmeasured else PlanTimings({})
-    best = pick(spec, measurement, possible, use)
-    readings: list[PlanSpeeds] = []
-    for backend in (*stored_backends, *extra_backends):
-        reason = reasons[backend]
-        if reason is not None:
-            readings.append(PlanSpeeds(backend, backend in stored_backends, {}, {}, reason=reason))
-        else:
-            readings.append(
-                _reading(
-                    shape,
-                    backend,
-                    measurement if backend in possible else extra_measurement,
-                    machine,
-                    backend in stored_backends,
-                )
-            )
+    stored_plans = lossless_plans(types)
+    plans = [*stored_plans, *_lossy_plans(shape, stored_plans)]
+    reasons = {plan: impossible(spec, plan, _CPU) for plan in plans}
+    possible, _ = fitting(spec, [plan for plan in stored_plans if reasons[plan] is None])
+    timings = plan_timings(spec, possible, remeasure=True)
+    rest = [plan for plan in plans if reasons[plan] is None and plan not in possible]
+    rest_timings = measure(shape, rest) if rest else PlanTimings({})
+    best = pick(spec, timings, possible, use)
+    speeds: list[PlanSpeeds] = []
+    for plan in plans:
+        if reasons[plan] is not None:
+            speeds.append(PlanSpeeds(plan, plan in stored_plans, {}, {}, reason=reasons[plan]))
+            continue
+        measured = timings if plan in possible else rest_timings
+        seconds = measured.seconds[plan]
+        rates: dict[Pass, float] = {name: ROWS.get(name, PROMPT) / taken for name, taken in seconds.items()}
+        of_roof: dict[Pass, float] = {
+            name: bound(shape, plan, name, machine) / taken for name, taken in seconds.items()
+        }
+        cost, stopped = measured.cost(plan), plan in measured.dropped
+        speeds.append(PlanSpeeds(plan, plan in stored_plans, rates, of_roof, cost, stopped))
     return Findings(
         processor(),
         (engine_threads(), torch.get_num_threads()),
@@ -147,46 +141,28 @@ def examine(base: str | None = None, use: Use = "generate") -> Findings:
         machine,
         base or f"the shape of {STANDARD}",
         tuple(sorted(types)),
-        tuple(readings),
+        tuple(speeds),
         best,
-        why(measurement, best, possible, use) if len(possible) > 1 else "the only way here",
+        why(timings, best, use) if len(possible) > 1 else "the only plan that is possible here",
     )
 
 
-def _extra_backends(spec: TransformerSpec, stored_backends: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
-    """What can be asked for although it does not keep what is stored."""
+def _lossy_plans(spec: TransformerSpec, stored_plans: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
+    """Plans that a user can choose although they do not keep what is stored."""
     quantised = [ExecutionPlan("bfloat16", "native", bits) for bits in QUANTISED] if spec.kind == "decoder" else []
-    backends = [*float_ways("bfloat16"), *float_ways("float32"), *quantised]
-    return [backend for backend in backends if backend not in stored_backends]
+    plans = [*float_plans("bfloat16"), *float_plans("float32"), *quantised]
+    return [plan for plan in plans if plan not in stored_plans]
 
 
-def _reading(
-    spec: TransformerSpec,
-    backend: ExecutionPlan,
-    measurement: PlanTimings,
-    machine: MeasuredMachine,
-    preserves_stored: bool,
-) -> PlanSpeeds:
-    rates: dict[Pass, float] = {}
-    of_roof: dict[Pass, float] = {}
-    for of, seconds in measurement.seconds[backend].items():
-        tokens = ROWS.get(of, PROMPT)
-        rates[of] = tokens / seconds
-        of_roof[of] = bound(spec, backend, of, machine) / seconds
-    return PlanSpeeds(
-        backend, preserves_stored, rates, of_roof, measurement.cost(backend), backend in measurement.dropped
-    )
-
-
-def bound(spec: TransformerSpec, backend: ExecutionPlan, of: Pass, machine: MeasuredMachine) -> float:
+def bound(spec: TransformerSpec, plan: ExecutionPlan, name: Pass, machine: MeasuredMachine) -> float:
     """Seconds that a pass takes at least: its weights read once at the measured bandwidth, or its products computed at
     the measured rate of the format that they are computed in (attention's own are left out), whichever is more."""
-    tokens = ROWS.get(of, PROMPT)
-    rows = tokens if of in ROWS else 0
+    tokens = ROWS.get(name, PROMPT)
+    rows = tokens if name in ROWS else 0
     flops = 2.0 * (product_weights(spec) * tokens + spec.vocab_size * spec.hidden_size * rows)
     rates = machine.flops_per_second
-    peak = rates.get("int8" if backend.weights in QUANTISED else backend.weights, max(rates.values()))
-    return max(read_bytes(spec, backend) / machine.bandwidth_bytes_per_second, flops / peak)
+    peak = rates.get("int8" if plan.weights in QUANTISED else plan.weights, max(rates.values()))
+    return max(read_bytes(spec, plan) / machine.bandwidth_bytes_per_second, flops / peak)
 
 
 def _kernel() -> Kernel:

@@ -27,7 +27,7 @@ from bedplate.models.precision import dtype_name
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives import Sft
+from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
 
 TURNS, STEPS = 3, 2

@@ -6,7 +6,6 @@ A list of what is known and not of what is not, so that whatever a spec learns t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Any
 
 from bedplate.models.specs.transformer import (
@@ -92,7 +91,7 @@ def _scales(spec: TransformerSpec) -> bool:
 
 
 def _shared_keys(spec: TransformerSpec) -> bool:
-    shared_keys = spec.shared_keys
+    shared_keys = spec.attention.shared_keys
     return shared_keys is None or (
         spec.kind == "decoder" and _is_of(shared_keys, SharedKeys, ("layers", "feedforward_size"))
     )
@@ -100,7 +99,7 @@ def _shared_keys(spec: TransformerSpec) -> bool:
 
 def _experts(spec: TransformerSpec) -> bool:
     experts = spec.experts
-    if experts is not None and experts.beside and spec.norm_placement not in ("pre", "sandwich"):
+    if experts is not None and experts.beside and spec.norm.placement not in ("pre", "sandwich"):
         return False
     return experts is None or _is_of(experts, Experts, _EXPERTS)
 
@@ -109,26 +108,28 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
     **dict.fromkeys(_ANY, lambda _: True),
     "kind": lambda spec: spec.kind in ("decoder", "encoder"),
     "norm_placement": lambda _: True,
-    "rope": lambda spec: _turns(spec, spec.rope),
-    "local_rope": lambda spec: _turns(spec, spec.local_rope),
+    "rope": lambda spec: _turns(spec, spec.position.rope),
+    "local_rope": lambda spec: _turns(spec, spec.position.local_rope),
     # Clamped: what is between an expert's products only.
-    "activation": lambda spec: spec.activation != "clamped_silu" or (spec.gated and spec.experts is not None),
-    "parallel": lambda spec: not spec.parallel or (spec.norm_placement == "pre" and spec.experts is None),
+    "activation": lambda spec: (
+        spec.feedforward.activation != "clamped_silu" or (spec.feedforward.gated and spec.experts is not None)
+    ),
+    "parallel": lambda spec: not spec.parallel or (spec.norm.placement == "pre" and spec.experts is None),
     "scales": _scales,
     "token_types": lambda spec: spec.token_types == 0 or spec.kind == "encoder",
-    "position_offset": lambda spec: spec.position_offset == 0 or spec.kind == "encoder",
-    "relative_bias": lambda spec: spec.relative_bias is None,
-    "relative_projection": lambda spec: not spec.relative_projection,
-    "latent": lambda spec: spec.latent is None,
+    "position_offset": lambda spec: spec.position.offset == 0 or spec.kind == "encoder",
+    "relative_bias": lambda spec: spec.position.relative_bias is None,
+    "relative_projection": lambda spec: not spec.position.relative_projection,
+    "latent": lambda spec: spec.attention.latent is None,
     "experts": _experts,
-    "cross_size": lambda spec: spec.cross_size is None,
-    "value_tables": lambda spec: spec.value_tables == 0,
-    "sinusoids": lambda spec: not spec.sinusoids,
+    "cross_size": lambda spec: spec.attention.cross_size is None,
+    "value_tables": lambda spec: spec.attention.value_tables == 0,
+    "sinusoids": lambda spec: not spec.position.sinusoids,
     "head_bias": lambda spec: not spec.head_bias,
-    "attention_gate": lambda spec: not spec.attention_gate,
-    "state": lambda spec: spec.state is None,
-    "state_layers": lambda spec: not spec.state_layers,
-    "full": lambda spec: spec.full is None or _is_of(spec.full, FullAttention, _FULL),
+    "attention_gate": lambda spec: not spec.attention.gate,
+    "state": lambda spec: spec.state.mixer is None,
+    "state_layers": lambda spec: not spec.state.layers,
+    "full": lambda spec: spec.attention.full is None or _is_of(spec.attention.full, FullAttention, _FULL),
     "shared_keys": _shared_keys,
     "prediction_modules": lambda _: True,  # of training: the kernel's passes end before them
 }
@@ -136,5 +137,4 @@ ALLOWED: Mapping[str, Callable[[TransformerSpec], bool]] = {
 
 def refused_field(spec: TransformerSpec) -> str | None:
     """The first field that the kernel does not know, or not at this value; None where it runs the whole spec."""
-    names = (field.name for field in fields(spec))
-    return next((name for name in names if name not in ALLOWED or not ALLOWED[name](spec)), None)
+    return next((name for name in spec.flat() if name not in ALLOWED or not ALLOWED[name](spec)), None)

@@ -79,7 +79,7 @@ class NativeDecoder(PackedWeights):
         spec, count = self.spec, len(tokens)
         index = np.empty((3, count), dtype=np.int64)
         index[0], index[1], index[2] = tokens, rows, positions
-        if spec.shared_keys is not None:
+        if spec.attention.shared_keys is not None:
             keys, values = ([tensors[source] for source in self._sources] for tensors in (keys, values))
         places = np.array([tensor.shape[2] for tensor in keys], dtype=np.int64)
         self._check(index, keys, places, logit_indices, depth)

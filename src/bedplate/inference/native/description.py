@@ -19,7 +19,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
 from bedplate.models.layers.routing import Router
-from bedplate.models.specs.parts import Scoring
+from bedplate.models.specs.feedforward import Scoring
 from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
 
 ACTIVATIONS: dict[Activation, int] = {
@@ -69,7 +69,7 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
     return NativeShape(
         layers=spec.layers,
         hidden=spec.hidden_size,
-        heads=spec.heads,
+        heads=spec.attention.heads,
         kv_heads=max(spec.kv_heads_of(layer) for layer in layers),
         head_dim=max(spec.head_dim_of(layer) for layer in layers),
         feedforward=max(feedforward, 0 if part is None else part.shared_size),
@@ -77,15 +77,15 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         threads=threads,
         floats=floats,
         wide=dtype == torch.float32,
-        activation=ACTIVATIONS[spec.activation],
-        gated=spec.gated,
-        layer_norm=spec.norm == "layer",
-        whole_norm=spec.qk_norm == "projection",
+        activation=ACTIVATIONS[spec.feedforward.activation],
+        gated=spec.feedforward.gated,
+        layer_norm=spec.norm.type == "layer",
+        whole_norm=spec.attention.qk_norm == "projection",
         parallel=spec.parallel,
-        post=spec.norm_placement == "post",
-        positions=max(spec.positions - spec.position_offset, 0),
+        post=spec.norm.placement == "post",
+        positions=max(spec.positions - spec.position.offset, 0),
         token_types=spec.token_types,
-        eps=spec.norm_eps,
+        eps=spec.norm.eps,
         # Rounded as the table's rows are, in `Inputs.embedded`.
         embedding_scale=float(torch.tensor(scales.embedding, dtype=dtype)),
         residual_scale=scales.residual,
@@ -154,8 +154,8 @@ def vectors(model: Stack) -> Iterator[Vector]:
             norms["feedforward_after_norm"] = (block.feedforward_after_norm, spec.hidden_size)
         attention = block.attention
         assert isinstance(attention, Attention)
-        whole, size = spec.qk_norm == "projection", attention.head_dim
-        norms["query_norm"] = (attention.q_norm, size * (spec.heads if whole else 1))
+        whole, size = spec.attention.qk_norm == "projection", attention.head_dim
+        norms["query_norm"] = (attention.q_norm, size * (spec.attention.heads if whole else 1))
         norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
         norms["value_norm"] = (attention.v_norm, size)
         if block.layer_input_norm is not None:
@@ -198,7 +198,7 @@ def matrices(model: Stack) -> Iterator[Matrix]:
         mixture = block.feedforward if isinstance(block.feedforward, MixtureOfExperts) else None
         has_keys = spec.keys_of(layer) == layer
         present = {"attention.k": has_keys, "attention.v": has_keys and not spec.keys_are_values(layer)}
-        present |= {"feedforward.gate": spec.gated}
+        present |= {"feedforward.gate": spec.feedforward.gated}
         present |= dict.fromkeys(("layer_input.gate", "layer_input.down"), spec.layer_input_size > 0)
         for place, name in enumerate(PLACES):
             part, _, last = name.partition(".")

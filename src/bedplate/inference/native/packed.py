@@ -33,9 +33,9 @@ from bedplate.inference.native.library import PLACES, Library, NativeLowRank, lo
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.inference.native.sources import accepts_blocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
-from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
+from bedplate.models.gguf_header import TYPES
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec, TransformerSpec
@@ -75,7 +75,7 @@ def unsupported(spec: TextSpec, dtype: torch.dtype, device: torch.device) -> str
         return "the native kernel runs decoders and encoders, and this is an encoder–decoder"
     field = refused_field(spec)
     if field is not None:
-        return f"the native path cannot do {field} = {getattr(spec, field)!r}"
+        return f"the native path cannot do {field} = {spec.flat()[field]!r}"
     reason = _unfit(spec)
     if reason is not None:
         return reason
@@ -91,14 +91,14 @@ def _unfit(spec: TransformerSpec) -> str | None:
         sizes.append(("experts.shared_size", spec.experts.shared_size))
     heads = [spec.head_dim_of(layer) for layer in range(spec.layers)]
     sizes += [("feedforward_size", spec.feedforward_size_of(layer)) for layer in range(spec.layers)]
-    sizes += [("heads · head_dim", spec.heads * size) for size in heads]
+    sizes += [("heads · head_dim", spec.attention.heads * size) for size in heads]
     for name, size in sizes:
         if size % _BLOCK:
             return f"{name} is {size}, and the native path needs a multiple of {_BLOCK}"
     for size in heads:
         if size % 16 or size > _MAX_HEAD:
             return f"head_dim is {size}, and the native path needs a multiple of 16 up to {_MAX_HEAD}"
-    if spec.heads // min(spec.kv_heads_of(layer) for layer in range(spec.layers)) > _MAX_SHARED:
+    if spec.attention.heads // min(spec.kv_heads_of(layer) for layer in range(spec.layers)) > _MAX_SHARED:
         return f"more than {_MAX_SHARED} query heads share one key-value head"
     return None
 
@@ -255,7 +255,7 @@ def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor 
     of a token, contiguous."""
     positions = model.position_embedding
     types = model.token_type_embedding if isinstance(model, Encoder) else None
-    learned = None if positions is None else positions.weight.detach()[model.spec.main.position_offset :].contiguous()
+    learned = None if positions is None else positions.weight.detach()[model.spec.main.position.offset :].contiguous()
     parts = None if types is None else types.weight.detach().contiguous()
     layer_inputs = model.layer_inputs if isinstance(model, Decoder) else None
     rows = None if layer_inputs is None else layer_inputs.embedding.weight.detach().contiguous()

@@ -27,7 +27,7 @@ from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_f
 from bedplate.inference.predict.inputs import inputs_of
 from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.remote.account import Account
-from bedplate.inference.remote.endpoint import Endpoint, RemoteAnswer, is_key
+from bedplate.inference.remote.endpoint import Endpoint, ChatAnswer, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.skin import EndpointReference, Skin
 
@@ -111,7 +111,7 @@ class HostedPredictor(ReadySkin):
             answer = self._paid(key, messages)
         return self._read(answer, self.account.cost(key))
 
-    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> RemoteAnswer:
+    def _paid(self, key: str, messages: Sequence[Mapping[str, str]]) -> ChatAnswer:
         schema = json.dumps(self._settings.get("response_format", ""))
         max_cost = self.account.max_cost(messages, self._settings["max_tokens"], schema)
         description = f"{self._endpoint.url}, {self.reference.model}"
@@ -132,7 +132,7 @@ class HostedPredictor(ReadySkin):
                 self.account.release(reserved)
                 raise
             # The server will not speak about this row: that is an answer, and not a right one.
-            answer = RemoteAnswer("", "content_filter", 0, 0, 0)
+            answer = ChatAnswer("", "content_filter", 0, 0, 0)
         except BedplateError as error:
             if _may_be_charged(error):
                 self.account.lose(key, reserved, error.message)
@@ -147,7 +147,7 @@ class HostedPredictor(ReadySkin):
 
     def _complete(
         self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
-    ) -> RemoteAnswer:
+    ) -> ChatAnswer:
         """The answer, without the fields that this server does not know."""
         while True:
             settings = {name: value for name, value in self._settings.items() if name not in self.left_out}
@@ -167,7 +167,7 @@ class HostedPredictor(ReadySkin):
         content = self.skin.prompt.text(inputs, self.skin.demonstrations)
         return [{"role": "user", "content": content}] if isinstance(content, str) else content
 
-    def _read(self, answer: RemoteAnswer, usd: float | None) -> Prediction:
+    def _read(self, answer: ChatAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
         parsed, scores = text, dict[str, float]()
         if output.scored_labels:

@@ -13,6 +13,7 @@ from bedplate.core import display
 from bedplate.core.arguments import checked
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -20,9 +21,12 @@ from bedplate.inference.engine.requests import (
     Generate,
     Generation,
     Pooling,
+    Request,
+    Result,
     Sampling,
     Score,
     Scores,
+    Stream,
 )
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
@@ -184,6 +188,24 @@ class LocalModel(Closing, display.Displayable):
         if prompt and isinstance(prompt[0], Mapping):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))
+
+    # Answers: what suites ask a model by
+
+    @property
+    def alive(self) -> bool:
+        return self.engine.alive
+
+    def submit(self, request: Request) -> Stream:
+        return self.engine.submit(request)
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return self.engine.run(requests)
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.engine.tokenize(text)
+
+    def describe(self) -> Facts:
+        return self.engine.describe()
 
     @property
     def facts(self) -> dict[str, str]:

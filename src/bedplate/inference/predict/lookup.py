@@ -12,8 +12,16 @@ import numpy as np
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.core.values import Values
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import NO_TERMS, Embed, Embedding, Generation, LookedUp, LookupContext, Result
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests import (
+    NO_TERMS,
+    Embed,
+    Embedding,
+    Generation,
+    LookedUp,
+    LookupContext,
+    Result,
+    Stream,
+)
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.nearest import PoolPooling
 from bedplate.skins.neighbours import Neighbours, text_of

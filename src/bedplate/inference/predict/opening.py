@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bedplate.core.errors import CheckpointError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.choice import Choice, choose, left_in_file
 from bedplate.inference.execution.plan import (
@@ -19,7 +19,7 @@ from bedplate.inference.execution.plan import (
     Kernel,
     StoredFormat,
     Weights,
-    asked_ways,
+    matching_plans,
     read_stored,
 )
 from bedplate.inference.forward.compute_lock import ComputeLock
@@ -62,7 +62,7 @@ def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str
     asked.
     """
     target = resolve_device(device)
-    return _chosen(_stored(source, target), source, options, target)
+    return _chosen(read_stored(source), source, options, target)
 
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
@@ -78,10 +78,11 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
     Raises what `chosen` and `load_base` raise.
     """
     target = resolve_device(device)
-    stored = _stored(source, target)
-    backend = _chosen(stored, source, options, target).backend
-    load_format = held_in(backend)
-    return Opened(load_base(source, dtype=load_format.dtype, device=device, leave=left_in_file(backend)), load_format)
+    stored = read_stored(source)
+    plan = _chosen(stored, source, options, target).plan
+    load_format = held_in(plan)
+    leave, checkpoint = left_in_file(plan), stored.checkpoint
+    return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
 
 
 def open_as(
@@ -93,26 +94,17 @@ def open_as(
     return Opened(load_base(source, dtype=load_format.dtype, device=device), load_format)
 
 
-def held_in(backend: ExecutionPlan) -> SkinExecution:
+def held_in(plan: ExecutionPlan) -> SkinExecution:
     """A way as a base is loaded and its engine opened."""
-    return SkinExecution(backend.dtype, QUANTISED.get(backend.weights, "auto"), backend.kernel)
+    return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 
 def _backends(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
     weights, kernel = options.weights, options.kernel
-    backends = asked_ways(
+    plans = matching_plans(
         stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised
     )
     if options.loaded is None:
-        return backends
-    fitting = tuple(backend for backend in backends if backend.dtype == options.loaded)
-    return fitting or asked_ways(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
-
-
-def _stored(source: str | Path, device: torch.device) -> StoredFormat:
-    try:
-        return read_stored(source)
-    except (CheckpointError, UsageError):
-        # Reading the whole says more exactly what is wrong with it.
-        load_base(source, device=device)
-        raise
+        return plans
+    fitting = tuple(plan for plan in plans if plan.dtype == options.loaded)
+    return fitting or matching_plans(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bedplate.core.errors import DataError, EndpointError, UsageError
 from bedplate.core.files import append_jsonl, read_jsonl
-from bedplate.inference.remote.endpoint import RemoteAnswer
+from bedplate.inference.remote.endpoint import ChatAnswer
 
 _MESSAGE_TOKENS = 32
 """What a chat template may add to each message, and more."""
@@ -55,7 +55,7 @@ class Account:
         self._path, self._max = path, max_usd
         self._lock = threading.Lock()
         self._reserved = 0.0
-        self._answers: dict[str, RemoteAnswer] = {}
+        self._answers: dict[str, ChatAnswer] = {}
         self._costs: dict[str, float | None] = {}
         self.spent = 0.0
         """US dollars, of earlier runs as well, as far as they are known."""
@@ -74,7 +74,7 @@ class Account:
                     continue
                 values = dict(row["answer"])
                 values["alternatives"] = tuple((str(token), float(value)) for token, value in values["alternatives"])
-                answer = RemoteAnswer(**values)
+                answer = ChatAnswer(**values)
                 # What was asked before a price was known is priced now.
                 self._record(str(row["key"]), answer, usd or self._usd(answer))
             except (KeyError, TypeError, ValueError) as error:
@@ -82,7 +82,7 @@ class Account:
                     f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
                 ) from error
 
-    def cached_answer(self, key: str) -> RemoteAnswer | None:
+    def cached_answer(self, key: str) -> ChatAnswer | None:
         """The answer that was paid for already."""
         return self._answers.get(key)
 
@@ -94,7 +94,7 @@ class Account:
         """The most that a request can cost (`Price.most`); 0 without a price."""
         return 0.0 if self.price is None else self.price.max_cost(messages, max_tokens, extra_text)
 
-    def _usd(self, answer: RemoteAnswer) -> float | None:
+    def _usd(self, answer: ChatAnswer) -> float | None:
         """What an answer cost, from its tokens; without a price, as its server says."""
         if self.price is None:
             return answer.cost_usd
@@ -102,7 +102,7 @@ class Account:
             return None
         return self.price.usd(answer.prompt_tokens, answer.cached_tokens or 0, answer.completion_tokens)
 
-    def _record(self, key: str, answer: RemoteAnswer, usd: float | None) -> None:
+    def _record(self, key: str, answer: ChatAnswer, usd: float | None) -> None:
         self._answers[key], self._costs[key] = answer, usd
         self.spent += usd or 0.0
 
@@ -124,7 +124,7 @@ class Account:
         with self._lock:
             self._reserved -= reserved
 
-    def settle(self, key: str, answer: RemoteAnswer, reserved: float) -> None:
+    def settle(self, key: str, answer: ChatAnswer, reserved: float) -> None:
         """Keep an answer. Where the server did not count its tokens, it costs what was put aside."""
         usd = self._usd(answer)
         if usd is None and self.price is not None:

@@ -42,7 +42,7 @@ _EVENT_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class RemoteAnswer:
+class ChatAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
 
     extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
@@ -122,7 +122,7 @@ class Endpoint(Closing):
         *,
         before_retry: Callable[[BedplateError], None] = lambda _: None,
         **settings: Any,
-    ) -> RemoteAnswer:
+    ) -> ChatAnswer:
         """Asks for an answer and waits for the whole of it; `seconds` has the waits between attempts in it. Raises what
         `chat` raises.
 
@@ -196,7 +196,7 @@ class Endpoint(Closing):
         self._client.close()
 
 
-def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteAnswer:
+def _whole_answer(response: httpx.Response, url: str, seconds: float) -> ChatAnswer:
     """The answer in a reply that was not streamed. EndpointError where it is none of the API."""
     try:
         content: dict[str, Any] = response.json()
@@ -207,7 +207,7 @@ def _whole_answer(response: httpx.Response, url: str, seconds: float) -> RemoteA
         extension = {**(content.get("bedplate") or {}), **(choice.get("bedplate") or {})}
         tokens: list[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
         first = tokens[0].get("top_logprobs") or [] if tokens else []
-        return RemoteAnswer(
+        return ChatAnswer(
             "" if text is None else str(text),
             str(choice.get("finish_reason") or "stop"),
             usage.get("prompt_tokens"),
@@ -277,11 +277,11 @@ class ChatStream:
         pieces = (ReplyPiece("reasoning", thought), ReplyPiece("content", text))
         return [piece for piece in pieces if piece.text]
 
-    def answer(self) -> RemoteAnswer:
+    def answer(self) -> ChatAnswer:
         """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
         extension = dict(self._extension)
         details = self._usage.get("prompt_tokens_details") or {}
-        return RemoteAnswer(
+        return ChatAnswer(
             self.text,
             self._finish or "cancelled",
             self._usage.get("prompt_tokens"),

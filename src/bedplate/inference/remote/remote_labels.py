@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from bedplate.core.errors import RequestError
 from bedplate.data.splits import normalise
-from bedplate.inference.remote.endpoint import RemoteAnswer
+from bedplate.inference.remote.endpoint import ChatAnswer
 from bedplate.skins.output import Output
 
 _AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
@@ -41,7 +41,7 @@ def read_label(labels: Sequence[str], text: str) -> str | None:
     return matches.pop() if len(matches) == 1 else None
 
 
-def label_scores(output: Output, label: str, answer: RemoteAnswer) -> dict[str, float]:
+def label_scores(output: Output, label: str, answer: ChatAnswer) -> dict[str, float]:
     """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
     little.
 

@@ -28,12 +28,14 @@ def with_long_context(base: Base) -> Base:
     """The same weights with the long factors at every position and the extended context. UsageError where the base has
     no context beyond its own."""
     spec, scaling, context = base.spec, _scaling(base), extended_context(base)
-    if not isinstance(spec, TransformerSpec) or spec.rope is None or scaling is None or context is None:
+    if not isinstance(spec, TransformerSpec) or spec.position.rope is None or scaling is None or context is None:
         raise UsageError(
             f"{base.source} has no context beyond its {base.spec.context_length} tokens: its positions do not turn by "
             "LongRoPE with factors of two kinds; leave --long-context out"
         )
-    longer = spec.with_(context_length=context, rope=replace(spec.rope, scaling=replace(scaling, short=scaling.long)))
+    longer = spec.with_(
+        context_length=context, rope=replace(spec.position.rope, scaling=replace(scaling, short=scaling.long))
+    )
     model = build(longer, base.dtype, "meta")
     model.load_state_dict(base.model.state_dict(keep_vars=True), assign=True)
     model.requires_grad_(False)
@@ -42,6 +44,6 @@ def with_long_context(base: Base) -> Base:
 
 
 def _scaling(base: Base) -> LongRopeScaling | None:
-    rope = base.spec.rope if isinstance(base.spec, TransformerSpec) else None
+    rope = base.spec.position.rope if isinstance(base.spec, TransformerSpec) else None
     scaling = None if rope is None else rope.scaling
     return scaling if isinstance(scaling, LongRopeScaling) else None

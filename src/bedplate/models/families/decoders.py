@@ -85,10 +85,10 @@ def size_fields(spec: TransformerSpec, model_type: str, architecture: str) -> di
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "num_key_value_heads": spec.kv_heads,
-        "head_dim": spec.head_dim,
-        "intermediate_size": spec.feedforward_size,
+        "num_attention_heads": spec.attention.heads,
+        "num_key_value_heads": spec.attention.kv_heads,
+        "head_dim": spec.attention.head_dim,
+        "intermediate_size": spec.feedforward.size,
         "max_position_embeddings": spec.context_length,
         "tie_word_embeddings": spec.tied_head,
     }
@@ -121,10 +121,10 @@ def take_plain(fields: Fields, origin: str, context: int, *, eps: float, theta: 
 
 def plain_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse, with the dropout that no model here has."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     return {
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
+        "rms_norm_eps": spec.norm.eps,
+        "hidden_act": activation_name(spec.feedforward.activation),
         "attention_dropout": 0.0,
         "rope_theta": rope.theta,
         "rope_parameters": rope_parameters(rope),
@@ -148,7 +148,7 @@ def take_windows(
 
 def window_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse: `sliding_window` and `layer_types`. UnsupportedModelError for windows of several sizes."""
-    sizes = {window for window in spec.windows if window is not None}
+    sizes = {window for window in spec.attention.windows if window is not None}
     if len(sizes) > 1:
         raise UnsupportedModelError(f"windows of {sorted(sizes)} tokens: config.json can say only one size")
     types = [FULL if spec.window(layer) is None else SLIDING for layer in range(spec.layers)]

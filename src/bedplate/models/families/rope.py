@@ -9,7 +9,7 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
-from bedplate.models.specs.parts import Scaling
+from bedplate.models.specs.position import Scaling
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"

@@ -27,7 +27,7 @@ from bedplate.models.specs.transformer import Scales, TransformerSpec
 class Attend(Protocol):
     """Mixes values for the queries of layer number `layer`: [B, T, H, D], [B, T, G, D], [B, T, G, V] → [B, T, H, V].
 
-    UnsupportedModelError, by name, for what `how` wants and this implementation cannot do.
+    UnsupportedModelError, by name, for an option that this implementation does not support.
     """
 
     @property
@@ -37,7 +37,7 @@ class Attend(Protocol):
         ...
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor: ...
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def masked_attention(
     k_BSGD: Tensor,
     v_BSGV: Tensor,
     seen_BTS: Tensor,
-    how: AttentionOptions = PLAIN,
+    options: AttentionOptions = PLAIN,
     distance_BTS: Tensor | None = None,
 ) -> Tensor:
     """`plain_attention`, by torch's kernel where that can.
@@ -59,13 +59,13 @@ def masked_attention(
     The query heads of one key-value head are folded into the query axis, so that keys are never copied
     (`enable_gqa` copies them on CPU).
     """
-    if not how.fused:
-        return plain_attention(q_BTHD, k_BSGD, v_BSGV, seen_BTS, how, distance_BTS)
+    if not options.fits_sdpa:
+        return plain_attention(q_BTHD, k_BSGD, v_BSGV, seen_BTS, options, distance_BTS)
     B, T, H, D = q_BTHD.shape
     G, V = v_BSGV.shape[2:]
     q = q_BTHD.view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4).reshape(B, G, (H // G) * T, D)
     mask, k, v = seen_BTS[:, None].repeat(1, 1, H // G, 1), k_BSGD.transpose(1, 2), v_BSGV.transpose(1, 2)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=options.scale)
     return out.view(B, G, H // G, T, V).permute(0, 3, 1, 2, 4).reshape(B, T, H, V)
 
 
@@ -76,18 +76,25 @@ def distances(count: int, device: torch.device) -> Tensor:
 
 
 def whole_attention(
-    q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions, causal: bool, distance: Tensor | None = None
+    q_BTHD: Tensor,
+    k_BTGD: Tensor,
+    v_BTGV: Tensor,
+    options: AttentionOptions,
+    causal: bool,
+    distance: Tensor | None = None,
 ) -> Tensor:
     """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed. distance:
     `distances`, where they are at hand."""
-    if how.plain:
+    if options.is_plain:
         gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGV))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=how.scale, enable_gqa=gqa)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=options.scale, enable_gqa=gqa)
         return out.transpose(1, 2)
     distance = distances(q_BTHD.shape[1], q_BTHD.device) if distance is None else distance
-    mask = how.apply_window(distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal)
-    return masked_attention(q_BTHD, k_BTGD, v_BTGV, mask, how, distance)
+    mask = options.apply_window(
+        distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool), distance, causal
+    )
+    return masked_attention(q_BTHD, k_BTGD, v_BTGV, mask, options, distance)
 
 
 class RowAttention:
@@ -100,12 +107,12 @@ class RowAttention:
         self._distance: Tensor | None = None
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
-        if not how.plain and self._distance is None:
+        if not options.is_plain and self._distance is None:
             # One for all layers: what a layer makes of it, all of them may use.
             self._distance = distances(q_BTHD.shape[1], q_BTHD.device)
-        return whole_attention(q_BTHD, k_BTGD, v_BTGV, how, self._causal, self._distance)
+        return whole_attention(q_BTHD, k_BTGD, v_BTGV, options, self._causal, self._distance)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return run(x_BTC, None, None)[0]
@@ -124,16 +131,16 @@ class SharingAttend:
         return self._attend.is_cached
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         if layer in self._sources:
             self._key_values[layer] = k_BTGD, v_BTGV
-        return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, how)
+        return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, options)
 
-    def attend_shared(self, layer: int, q_BTHD: Tensor, how: AttentionOptions) -> Tensor:
+    def attend_shared(self, layer: int, q_BTHD: Tensor, options: AttentionOptions) -> Tensor:
         """Over the keys and values of that layer, the very tensors that it was given: a layout that keeps them need not
         write them once more."""
-        return self._attend(layer, q_BTHD, *self._key_values[layer], how)
+        return self._attend(layer, q_BTHD, *self._key_values[layer], options)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return self._attend.recur(layer, run, x_BTC)
@@ -155,33 +162,34 @@ class Attention(nn.Module):
         scales, has_keys = spec.scales or Scales(), self.keys_of == layer
         self._how = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, size = spec.hidden_size, self.head_dim
-        q_size, kv_size = spec.heads * size, spec.kv_heads_of(layer) * size
+        q_size, kv_size = spec.attention.heads * size, spec.kv_heads_of(layer) * size
         # With a gate, each head's stands behind its query.
-        self.gated = spec.attention_gate
-        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention_bias, device, dtype)
+        self.gated = spec.attention.gate
+        self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention.bias, device, dtype)
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if has_keys else None
         valued = has_keys and not spec.keys_are_values(layer)
-        self.v = Linear(hidden, kv_size, spec.attention_bias, device, dtype) if valued else None
+        self.v = Linear(hidden, kv_size, spec.attention.bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
         read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
         self.joined = Joined(*read) if len(read) > 1 else None
-        self._plain = not (spec.attention_gate or spec.qk_norm is not None or spec.value_norm)
-        self.whole_norm = spec.qk_norm == "projection"
+        self._plain = not (spec.attention.gate or spec.attention.qk_norm is not None or spec.attention.value_norm)
+        self.whole_norm = spec.attention.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
         self.q_norm, self.k_norm = (
-            make_norm(spec, device, dtype, norm_size) if spec.qk_norm is not None and present else None
+            make_norm(spec, device, dtype, norm_size) if spec.attention.qk_norm is not None and present else None
             for norm_size, present in zip(sizes, (True, has_keys), strict=True)
         )
-        self.v_norm = RMSNorm(size, spec.norm_eps, weighted=False) if spec.value_norm and has_keys else None
-        sinks = torch.zeros(spec.heads, device=device, dtype=dtype) if spec.attention_sinks else None
+        self.v_norm = RMSNorm(size, spec.norm.eps, weighted=False) if spec.attention.value_norm and has_keys else None
+        sinks = torch.zeros(spec.attention.heads, device=device, dtype=dtype) if spec.attention.sinks else None
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
     def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
-        """Adds to this layer's scores what `How.bias` describes: the stack's own, not a parameter of the layer."""
+        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the
+        layer."""
         self._how = replace(self._how, bias=bias)
 
     @property
-    def how(self) -> AttentionOptions:
+    def options(self) -> AttentionOptions:
         """What this layer wants of its attention."""
         return self._how if self.sinks is None else replace(self._how, sinks=self.sinks)
 
@@ -190,7 +198,7 @@ class Attention(nn.Module):
         whole = None if self.joined is None else self.joined.product(x_BTD)
         gate: Tensor | None = None
         if whole is not None and self._plain:
-            y = attend(self.layer, *self._side_by_side(whole, by), self.how)
+            y = attend(self.layer, *self._side_by_side(whole, by), self.options)
         else:
             q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
             if self.gated:
@@ -227,11 +235,11 @@ class Attention(nn.Module):
         """What the queries get of this layer's keys and values, or of those that it shares."""
         if k is None or v is None:
             assert isinstance(attend, SharingAttend)
-            return attend.attend_shared(self.keys_of, q_BTHD, self.how)
+            return attend.attend_shared(self.keys_of, q_BTHD, self.options)
         v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
         k_BTGD = k_BTGD if by is None else rotate(k_BTGD, by)
         v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)
-        return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.how)
+        return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.options)
 
     def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
         """Queries or keys by heads."""

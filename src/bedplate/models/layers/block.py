@@ -51,18 +51,18 @@ class Block(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.placement, self.parallel = spec.norm_placement, spec.parallel
+        self.placement, self.parallel = spec.norm.placement, spec.parallel
         self.residual = (spec.scales or Scales()).residual
-        sandwich = spec.norm_placement == "sandwich"
-        normed = layer > 0 or spec.first_norm or sandwich
+        sandwich = spec.norm.placement == "sandwich"
+        normed = layer > 0 or spec.norm.first or sandwich
         self.attention_norm = make_norm(spec, device, dtype) if normed else nn.Identity()
         self.attention = MIXERS[spec.mixer(layer)](spec, layer, device, dtype)
         self.attention_after_norm = make_norm(spec, device, dtype) if sandwich else None
-        crosses = spec.cross_size is not None
+        crosses = spec.attention.cross_size is not None
         self.cross_norm = make_norm(spec, device, dtype) if crosses else None
         self.cross = CrossAttention(spec, layer, device, dtype) if crosses else None
         self.feedforward_norm = make_norm(spec, device, dtype)
-        self.feedforward = FEEDFORWARDS[spec.feedforward(layer)](spec, layer, device, dtype)
+        self.feedforward = FEEDFORWARDS[spec.feedforward_kind(layer)](spec, layer, device, dtype)
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
         self.beside = ParallelExperts(spec, layer, device, dtype) if spec.has_beside(layer) else None
         has_input = spec.layer_input_size > 0

@@ -57,7 +57,7 @@ class ConvolutionMixer(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        part, D = spec.state, spec.hidden_size
+        part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, ShortConvolution)
         self.layer = layer
         self.input = Linear(D, 3 * D, part.bias, device, dtype)

@@ -27,7 +27,7 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 class CrossAttend(Protocol):
     """A layout that also knows which of the encoder's tokens each token sees."""
 
-    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
         ...
 
@@ -39,15 +39,18 @@ class CrossAttention(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        if spec.cross_size is None:
+        if spec.attention.cross_size is None:
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")
-        self.layer, self.head_dim = layer, spec.head_dim
+        self.layer, self.head_dim = layer, spec.attention.head_dim
         scales = spec.scales or Scales()
-        self.how = AttentionOptions(scales.attention, scales.attention_cap)
-        q_size, kv_size = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-        self.q = Linear(spec.hidden_size, q_size, spec.attention_bias, device, dtype)
-        self.k = Linear(spec.cross_size, kv_size, spec.has_key_bias, device, dtype)
-        self.v = Linear(spec.cross_size, kv_size, spec.attention_bias, device, dtype)
+        self.options = AttentionOptions(scales.attention, scales.attention_cap)
+        q_size, kv_size = (
+            spec.attention.heads * spec.attention.head_dim,
+            spec.attention.kv_heads * spec.attention.head_dim,
+        )
+        self.q = Linear(spec.hidden_size, q_size, spec.attention.bias, device, dtype)
+        self.k = Linear(spec.attention.cross_size, kv_size, spec.has_key_bias, device, dtype)
+        self.v = Linear(spec.attention.cross_size, kv_size, spec.attention.bias, device, dtype)
         self.o = Linear(q_size, spec.hidden_size, spec.has_output_bias, device, dtype)
 
     def keys(self, states_BSE: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,4 +64,4 @@ class CrossAttention(nn.Module):
             raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
         B, T, _ = x_BTD.shape
         q_BTHD = self.q(x_BTD).view(B, T, -1, self.head_dim)
-        return self.o(attend.cross_attend(self.layer, q_BTHD, self.how, self.keys).reshape(B, T, -1))
+        return self.o(attend.cross_attend(self.layer, q_BTHD, self.options, self.keys).reshape(B, T, -1))

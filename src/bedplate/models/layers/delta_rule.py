@@ -33,7 +33,7 @@ class DeltaRuleMixer(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        part, D = spec.state, spec.hidden_size
+        part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, DeltaRule)
         self.layer, self.part = layer, part
         self.qkv = Linear(D, part.channels, False, device, dtype)
@@ -43,7 +43,7 @@ class DeltaRuleMixer(nn.Module):
         self.convolution = CausalConvolution(part.channels, part.width, False, device, dtype)
         self.step_bias = nn.Parameter(torch.ones(part.heads, device=device, dtype=dtype))
         self.log_decay = nn.Parameter(torch.zeros(part.heads, device=device, dtype=dtype))
-        self.norm = GatedNorm(part.value_dim, spec.norm_eps, device, dtype)
+        self.norm = GatedNorm(part.value_dim, spec.norm.eps, device, dtype)
         self.output = Linear(part.heads * part.value_dim, D, False, device, dtype)
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:

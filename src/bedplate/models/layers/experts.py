@@ -148,7 +148,7 @@ class FeedForwards(nn.Module):
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None
         self.activation = gate(spec)
-        gate_up_size = part.feedforward_size * (2 if spec.gated else 1)
+        gate_up_size = part.feedforward_size * (2 if spec.feedforward.gated else 1)
         self.gate_up = ExpertLinear(part.count, hidden, gate_up_size, part.bias, device, dtype)
         self.down = ExpertLinear(part.count, part.feedforward_size, hidden, part.bias, device, dtype)
 
@@ -185,10 +185,10 @@ def _expert_outputs(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tens
 
 def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
     """From what an expert's first product gives, its gate's features before the others, to what its second takes."""
-    if spec.activation == "clamped_silu":
+    if spec.feedforward.activation == "clamped_silu":
         return clamped_silu
-    act = ACTIVATIONS[spec.activation]
-    if not spec.gated:
+    act = ACTIVATIONS[spec.feedforward.activation]
+    if not spec.feedforward.gated:
         return act
 
     def gated_activation(x: Tensor) -> Tensor:

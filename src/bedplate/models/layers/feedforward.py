@@ -65,9 +65,9 @@ class FeedForward(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
-        hidden, inner_size, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward_bias
-        self.activation, self._named = ACTIVATIONS[spec.activation], spec.activation
-        self.gate = Linear(hidden, inner_size, bias, device, dtype) if spec.gated else None
+        hidden, inner_size, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward.bias
+        self.activation, self._named = ACTIVATIONS[spec.feedforward.activation], spec.feedforward.activation
+        self.gate = Linear(hidden, inner_size, bias, device, dtype) if spec.feedforward.gated else None
         self.up = Linear(hidden, inner_size, bias, device, dtype)
         self.down = Linear(inner_size, hidden, bias, device, dtype)
         self.joined = None if self.gate is None else Joined(self.gate, self.up)
@@ -97,7 +97,7 @@ class LayerInput(nn.Module):
 
     def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[spec.activation]
+        self.activation = ACTIVATIONS[spec.feedforward.activation]
         self.gate = Linear(spec.hidden_size, spec.layer_input_size, False, device, dtype)
         self.down = Linear(spec.layer_input_size, spec.hidden_size, False, device, dtype)
 

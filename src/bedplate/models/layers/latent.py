@@ -31,10 +31,10 @@ class LatentAttentionLayer(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        part, hidden, heads, bias = spec.latent, spec.hidden_size, spec.heads, spec.attention_bias
+        part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
         assert part is not None
         self.layer, self.part, self.heads = layer, part, heads
-        self.how = AttentionOptions(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
+        self.options = AttentionOptions(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
         queries = heads * part.key_dim
         if part.q_rank is None:
             self.q = Linear(hidden, queries, False, device, dtype)
@@ -67,14 +67,14 @@ class LatentAttentionLayer(nn.Module):
         keys_values = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
         k_BTHN, v_BTHV = keys_values.split((part.nope_dim, part.value_dim), dim=-1)
         k = torch.cat((k_BTHN, key_BT1P.expand(-1, -1, self.heads, -1)), dim=-1)
-        return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.how)
+        return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.options)
 
     def absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """`naive`, over the latents: the one key is the rotated part before the latent, the value the latent."""
         q_BTHC = self._through_weights(q_BTHN, keys=True)
         latent_BT1C = latent_BTC[:, :, None]
         q, k = torch.cat((q_BTHP, q_BTHC), dim=-1), torch.cat((key_BT1P, latent_BT1C), dim=-1)
-        mixed_BTHC = attend(self.layer, q, k, latent_BT1C, self.how)
+        mixed_BTHC = attend(self.layer, q, k, latent_BT1C, self.options)
         return self._through_weights(mixed_BTHC, keys=False)
 
     def _through_weights(self, x_BTHX: Tensor, keys: bool) -> Tensor:
@@ -104,10 +104,13 @@ class LatentAttentionLayer(nn.Module):
 
 def score_scale(spec: TransformerSpec) -> float:
     """Of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
-    assert spec.latent is not None
+    assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention
-    scale, scaling = spec.latent.key_dim**-0.5, spec.rope.scaling if spec.rope is not None else None
+    scale, scaling = (
+        spec.attention.latent.key_dim**-0.5,
+        spec.position.rope.scaling if spec.position.rope is not None else None,
+    )
     if isinstance(scaling, YarnScaling) and scaling.scale_all:
         scale *= yarn_scale(scaling.factor, scaling.scale_all) ** 2
     return scale

@@ -28,7 +28,7 @@ class Mamba2Mixer(nn.Module):
         self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        part, D = spec.state, spec.hidden_size
+        part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, Mamba2)
         self.layer, self.part = layer, part
         self.input = Linear(D, part.inner + part.channels + part.heads, part.bias, device, dtype)
@@ -36,7 +36,7 @@ class Mamba2Mixer(nn.Module):
         self.step_bias = nn.Parameter(torch.ones(part.heads, device=device, dtype=dtype))
         self.log_decay = nn.Parameter(torch.zeros(part.heads, device=device, dtype=dtype))
         self.skip = nn.Parameter(torch.ones(part.heads, device=device, dtype=dtype))
-        self.norm = GatedNorm(part.inner, spec.norm_eps, device, dtype, groups=part.groups, gate_first=True)
+        self.norm = GatedNorm(part.inner, spec.norm.eps, device, dtype, groups=part.groups, gate_first=True)
         self.output = Linear(part.inner, D, part.bias, device, dtype)
 
     def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:

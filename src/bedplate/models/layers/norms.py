@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import added_rms_norm, rms_norm
+from bedplate.models.layers.gradients import rms_norm
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -139,13 +139,11 @@ Norm = RMSNorm | LayerNorm
 
 
 def added(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """x + y, or x alone, and the norm of it: where no gradients are recorded, or on a CPU, as one operation."""
+    """x + y, or x alone, and the norm of it: one operation where no gradients are recorded."""
     if y is None:
         return x, norm(x)
     if isinstance(norm, RMSNorm) and not torch.is_grad_enabled():
         return _ADD_NORM(x, y, norm.weight, norm.eps, norm.offset)
-    if isinstance(norm, RMSNorm) and norm.weight is not None and _recorded(x) and x.dtype == y.dtype:
-        return added_rms_norm(x, y, _scaling(norm.weight, norm.offset), norm.eps)
     total = x + y
     return total, norm(total)
 
@@ -155,6 +153,6 @@ def make_norm(
 ) -> Norm:
     """The spec's norm, over the hidden size if nothing else is said."""
     size = size or spec.hidden_size
-    if spec.norm == "rms":
-        return RMSNorm(size, spec.norm_eps, device, dtype, spec.norm_weight, spec.norm_offset)
-    return LayerNorm(size, spec.norm_eps, device, dtype, spec.norm_weight, spec.norm_bias)
+    if spec.norm.type == "rms":
+        return RMSNorm(size, spec.norm.eps, device, dtype, spec.norm.weight, spec.norm.offset)
+    return LayerNorm(size, spec.norm.eps, device, dtype, spec.norm.weight, spec.norm.bias)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import rotate_halves
 from bedplate.models.specs.transformer import (
     LinearScaling,
     Llama3Scaling,
@@ -137,8 +136,6 @@ def _rotated(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
     if interleaved:
         turned = torch.stack((-x_BTHD[..., 1::2], x_BTHD[..., ::2]), dim=-1).flatten(-2)
         return x_BTHD * cos + turned * sin
-    if x_BTHD.is_cpu and x_BTHD.requires_grad and torch.is_grad_enabled():
-        return rotate_halves(x_BTHD, cos, sin)
     first, second = x_BTHD.chunk(2, dim=-1)
     return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -157,7 +154,7 @@ class Rotations:
 
     def __init__(self, spec: TransformerSpec) -> None:
         self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
-        latent = spec.latent
+        latent = spec.attention.latent
         self._sizes = [spec.head_dim_of(n) if latent is None else latent.rope_dim for n in range(spec.layers)]
         self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.specs.parts import RelativeBias
+from bedplate.models.specs.position import RelativeBias
 
 
 def buckets(distance: Tensor, spec: RelativeBias, both_ways: bool) -> Tensor:

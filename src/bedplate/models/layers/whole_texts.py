@@ -37,27 +37,29 @@ class WholeTexts:
         self._distances: dict[int, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         outputs: list[Tensor] = []
         begin = 0
         for length, count in self._runs:
             end = begin + length * count
             q, k, v = (x[0, begin:end].view(count, length, *x.shape[2:]) for x in (q_BTHD, k_BTGD, v_BTGV))
-            outputs.append(self._attend_texts(q, k, v, how).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3]))
+            outputs.append(
+                self._attend_texts(q, k, v, options).reshape(end - begin, *q_BTHD.shape[2:3], v_BTGV.shape[3])
+            )
             begin = end
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         raise UnsupportedModelError("layers that keep a state do not read whole texts at once")
 
-    def _attend_texts(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, how: AttentionOptions) -> Tensor:
+    def _attend_texts(self, q_SLHD: Tensor, k_SLGD: Tensor, v_SLGV: Tensor, options: AttentionOptions) -> Tensor:
         (S, L, H, D), V = q_SLHD.shape, v_SLGV.shape[3]
-        if how.plain and q_SLHD.is_cpu and k_SLGD.shape[2] == H and _LONGEST.get(q_SLHD.dtype, 0) >= L:
+        if options.is_plain and q_SLHD.is_cpu and k_SLGD.shape[2] == H and _LONGEST.get(q_SLHD.dtype, 0) >= L:
             q, k, v = (x.transpose(1, 2).reshape(S * H, L, x.shape[3]) for x in (q_SLHD, k_SLGD, v_SLGV))
-            scores = torch.bmm(q * (D**-0.5 if how.scale is None else how.scale), k.transpose(1, 2))
+            scores = torch.bmm(q * (D**-0.5 if options.scale is None else options.scale), k.transpose(1, 2))
             return torch.bmm(scores.softmax(-1), v).view(S, H, L, V).transpose(1, 2)
-        if not how.plain and L not in self._distances:
+        if not options.is_plain and L not in self._distances:
             # One for all layers: what a layer makes of it, all of them may use.
             self._distances[L] = distances(L, q_SLHD.device)
-        return whole_attention(q_SLHD, k_SLGD, v_SLGV, how, causal=False, distance=self._distances.get(L))
+        return whole_attention(q_SLHD, k_SLGD, v_SLGV, options, causal=False, distance=self._distances.get(L))

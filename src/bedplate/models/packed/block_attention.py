@@ -45,13 +45,13 @@ class BlockAttention:
         self._positions: dict[torch.device, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
-        cutting, bias = self._cutting(how.window, q_BTHD.device), None
-        if how.bias is not None:
-            bias = _Bias(how.bias(self._distances(q_BTHD.device))[0, :, 0], self._positions_N(q_BTHD.device))
+        cutting, bias = self._cutting(options.window, q_BTHD.device), None
+        if options.bias is not None:
+            bias = _Bias(options.bias(self._distances(q_BTHD.device))[0, :, 0], self._positions_N(q_BTHD.device))
         q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTGD, v_BTGV))
-        out_NHV = block_attention(q, k, v, cutting.blocks, how, bias, self._placement.padded)
+        out_NHV = block_attention(q, k, v, cutting.blocks, options, bias, self._placement.padded)
         return out_NHV.view(*q_BTHD.shape[:3], v_BTGV.shape[3])
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -99,17 +99,18 @@ def block_attention(
     k_SGD: Tensor,
     v_SGV: Tensor,
     blocks: Sequence[TokenBlock],
-    how: AttentionOptions,
+    options: AttentionOptions,
     bias: _Bias | None = None,
     padded: bool = True,
 ) -> Tensor:
-    """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `how` is the blocks'."""
+    """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `options` is the
+    blocks'."""
     table, positions = (None, None) if bias is None else (bias.table_HX, bias.positions_N)
-    scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if how.scale is None else how.scale
-    single = bias is not None or how.sinks is not None  # which are of heads, and so of each block
+    scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if options.scale is None else options.scale
+    single = bias is not None or options.sinks is not None  # which are of heads, and so of each block
     groups = [(block,) for block in blocks] if single else batch_blocks(blocks, MAX_SCORES // q_NHD.shape[1])
-    work = _Work(groups, scale, how.cap, positions, padded)
-    output: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, how.sinks, table, work)
+    work = _Work(groups, scale, options.softcap, positions, padded)
+    output: Any = _BlockAttention.apply(q_NHD, k_SGD, v_SGV, options.sinks, table, work)
     return output
 
 

@@ -43,25 +43,25 @@ class EncoderStatesLayout:
         self._blocks = [] if ours is None or theirs is None else _blocks(ours, theirs, states_BSE.device)
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
-        return self._self_attend(layer, q_BTHD, k_BTGD, v_BTGV, how)
+        return self._self_attend(layer, q_BTHD, k_BTGD, v_BTGV, options)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
         return self._self_attend.recur(layer, run, x_BTC)
 
-    def cross_attend(self, layer: int, q_BTHD: Tensor, how: AttentionOptions, keys_of: KeysOf) -> Tensor:
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         k_BSGD, v_BSGD = keys_of(self._states)
         if self._ours is not None:
-            how.only("attention across packed documents", "scale", "cap", "sinks")
+            options.check_supported("attention across packed documents", "scale", "softcap", "sinks")
             q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BSGD, v_BSGD))
-            return block_attention(q, k, v, self._blocks, how, padded=self._ours.padded).view(q_BTHD.shape)
-        if how.plain:
+            return block_attention(q, k, v, self._blocks, options, padded=self._ours.padded).view(q_BTHD.shape)
+        if options.is_plain:
             gqa = q_BTHD.shape[2] != k_BSGD.shape[2]
             q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
-            return F.scaled_dot_product_attention(q, k, v, scale=how.scale, enable_gqa=gqa).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, k, v, scale=options.scale, enable_gqa=gqa).transpose(1, 2)
         seen_BTS = torch.ones(1, q_BTHD.shape[1], k_BSGD.shape[1], dtype=torch.bool, device=q_BTHD.device)
-        return masked_attention(q_BTHD, k_BSGD, v_BSGD, seen_BTS, how)
+        return masked_attention(q_BTHD, k_BSGD, v_BSGD, seen_BTS, options)
 
 
 def _blocks(ours: Placement, theirs: Placement, device: torch.device) -> list[TokenBlock]:

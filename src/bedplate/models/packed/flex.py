@@ -1,5 +1,5 @@
-"""Attention of packed rows by torch's flex attention (https://arxiv.org/abs/2412.05496): one compiled kernel for every
-`How`, told of documents as a mask of blocks that is made of plain numbers.
+"""Attention of packed rows by torch's flex attention (https://arxiv.org/abs/2412.05496): one compiled kernel for all
+`AttentionOptions`, told of documents as a mask of blocks that is made of plain numbers.
 
 Blocks of `SIZE` tokens that no document has in common are not computed; those in which every query sees every key need
 no mask. Neither the mask nor anything else is as large as all pairs of tokens. A sink takes its share of what the sum
@@ -41,7 +41,7 @@ class FlexAttention:
         self._places: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     def __call__(
-        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, how: AttentionOptions = PLAIN
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         from torch.nn.attention.flex_attention import AuxRequest
 
@@ -52,15 +52,15 @@ class FlexAttention:
             q,
             k,
             v,
-            score_mod=self._scores(how, device),
-            block_mask=self._mask(how.window, device),
-            scale=how.scale,
+            score_mod=self._scores(options, device),
+            block_mask=self._mask(options.window, device),
+            scale=options.scale,
             enable_gqa=q.shape[1] != k.shape[1],
-            return_aux=None if how.sinks is None else AuxRequest(lse=True),
+            return_aux=None if options.sinks is None else AuxRequest(lse=True),
         )
-        if how.sinks is not None:
+        if options.sinks is not None:
             out, aux = result
-            result = out * torch.sigmoid(aux.lse - how.sinks[:, None].to(aux.lse.dtype))[..., None].to(out.dtype)
+            result = out * torch.sigmoid(aux.lse - options.sinks[:, None].to(aux.lse.dtype))[..., None].to(out.dtype)
         out_BTHV = result[0].transpose(0, 1).reshape(*q_BTHD.shape[:3], v_BTGV.shape[3])
         if not self._placement.padded:
             return out_BTHV
@@ -87,14 +87,14 @@ class FlexAttention:
             self._places[device] = document_numbers, two, three
         return self._places[device]
 
-    def _scores(self, how: AttentionOptions, device: torch.device) -> Callable[..., Tensor] | None:
+    def _scores(self, options: AttentionOptions, device: torch.device) -> Callable[..., Tensor] | None:
         """What becomes of a scaled score."""
-        if how.cap is None and how.bias is None:
+        if options.softcap is None and options.bias is None:
             return None
-        cap, table_HX, longest = how.cap, None, self._placement.longest
+        cap, table_HX, longest = options.softcap, None, self._placement.longest
         positions_N = self._place(device)[1]
-        if how.bias is not None:
-            table_HX = how.bias(torch.arange(1 - longest, longest, device=device)[None, None])[0, :, 0]
+        if options.bias is not None:
+            table_HX = options.bias(torch.arange(1 - longest, longest, device=device)[None, None])[0, :, 0]
 
         def changed(score: Tensor, b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
             if cap is not None:

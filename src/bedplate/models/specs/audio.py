@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.parts import at_least
+from bedplate.models.specs.checks import at_least
 from bedplate.models.specs.transformer import TransformerSpec
 
 

@@ -54,17 +54,17 @@ def cache_layout(spec: TextSpec) -> tuple[LayerCache, ...]:
 
 def _layer(spec: TransformerSpec, layer: int) -> Iterator[LayerCache]:
     heads, size, window = spec.kv_heads_of(layer), spec.head_dim_of(layer), spec.window(layer)
-    mixer, state = spec.mixer(layer), spec.state
+    mixer, state = spec.mixer(layer), spec.state.mixer
     if isinstance(state, ShortConvolution) and mixer == "convolution":
         yield LayerCache(layer, "convolution", 1, spec.hidden_size, state.width - 1)
     elif isinstance(state, DeltaRule | Mamba2) and mixer in ("delta_rule", "mamba2"):
         yield LayerCache(layer, "convolution", 1, state.channels, state.width - 1)
         yield LayerCache(layer, "recurrent", *state.state_shape)
-    elif spec.latent is not None:
-        yield LayerCache(layer, "latent", 1, spec.latent.rope_dim, spec.latent.kv_rank)
+    elif spec.attention.latent is not None:
+        yield LayerCache(layer, "latent", 1, spec.attention.latent.rope_dim, spec.attention.latent.kv_rank)
     elif spec.keys_of(layer) == layer:  # what is another layer's is kept with that
         yield LayerCache(layer, "kv" if window is None else "window", heads, size, size, window)
-    if spec.cross_size is not None:
+    if spec.attention.cross_size is not None:
         yield LayerCache(layer, "cross", heads, size, size)
 
 

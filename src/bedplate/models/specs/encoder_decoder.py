@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.audio import AudioSpec
-from bedplate.models.specs.parts import Classifier, Experts
+from bedplate.models.specs.feedforward import Experts
+from bedplate.models.specs.flat import plain_fields
+from bedplate.models.specs.heads import Classifier
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -29,9 +31,9 @@ class EncoderDecoderSpec:
                 f"an encoder–decoder is of an encoder and a decoder, not of {self.stack.kind!r} and "
                 f"{self.decoder.kind!r}"
             )
-        if self.decoder.cross_size != self.stack.hidden_size:
+        if self.decoder.attention.cross_size != self.stack.hidden_size:
             raise UnsupportedModelError(
-                f"the decoder's cross_size is {self.decoder.cross_size}, but the encoder's states have "
+                f"the decoder's cross_size is {self.decoder.attention.cross_size}, but the encoder's states have "
                 f"{self.stack.hidden_size} features"
             )
         sides = (self.stack.vocab_size, self.stack.hidden_size), (self.decoder.vocab_size, self.decoder.hidden_size)
@@ -114,7 +116,11 @@ class EncoderDecoderSpec:
         """Tokens of one sequence in a cache at most: what is read and what is written."""
         return self.stack.context_length + self.decoder.context_length
 
+    def flat(self) -> dict[str, Any]:
+        """Its fields by name, as `TransformerSpec.flat` has them."""
+        return {"encoder": self.encoder, "decoder": self.decoder, "shared_embedding": self.shared_embedding}
+
     def key(self) -> dict[str, Any]:
         """The fields as plain data, for hashes."""
-        encoder = asdict(self.encoder) if isinstance(self.encoder, AudioSpec) else self.encoder.key()
+        encoder = plain_fields(self.encoder) if isinstance(self.encoder, AudioSpec) else self.encoder.key()
         return {"encoder": encoder, "decoder": self.decoder.key(), "shared_embedding": self.shared_embedding}

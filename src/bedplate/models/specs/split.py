@@ -50,17 +50,17 @@ def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
             cuts[f"{at}.k"] = "columns"
         if has_keys and not spec.keys_are_values(layer):
             cuts[f"{at}.v"] = "columns"
-        if spec.qk_norm is not None:
+        if spec.attention.qk_norm is not None:
             cuts |= {f"{at}.{name}": "summed" for name in ("q_norm", *(("k_norm",) if has_keys else ()))}
         place = f"layers.{layer}.feedforward"
-        if spec.feedforward(layer) == "experts":
+        if spec.feedforward_kind(layer) == "experts":
             part = spec.experts
             assert part is not None
             if not part.shared_size:
                 continue
             place = f"{place}.shared"
         cuts |= {f"{place}.up": "columns", f"{place}.down": "rows"}
-        if spec.gated:
+        if spec.feedforward.gated:
             cuts[f"{place}.gate"] = "columns"
     return cuts
 
@@ -75,7 +75,7 @@ def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
         )
     cuts: dict[str, Cut] = {}
     for layer in range(spec.layers):
-        if spec.feedforward(layer) == "experts":
+        if spec.feedforward_kind(layer) == "experts":
             cuts[f"layers.{layer}.feedforward.experts"] = "experts"
         if spec.has_beside(layer):
             cuts[f"layers.{layer}.beside.experts"] = "experts"
@@ -85,17 +85,17 @@ def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
 def _uncut(spec: TransformerSpec, layer: int, ranks: int) -> str | None:
     """Why this layer cannot be cut, or None."""
     feedforward_size = spec.feedforward_size_of(layer)
-    if spec.feedforward(layer) == "experts":
+    if spec.feedforward_kind(layer) == "experts":
         assert spec.experts is not None
         feedforward_size = spec.experts.shared_size or ranks
     reasons = {
         f"its mixer is {spec.mixer(layer)!r}, and only attention can be": spec.mixer(layer) != "attention",
-        f"{spec.heads} heads are not a multiple of it": spec.heads % ranks != 0,
+        f"{spec.attention.heads} heads are not a multiple of it": spec.attention.heads % ranks != 0,
         f"{spec.kv_heads_of(layer)} key-value heads are not a multiple of it": spec.kv_heads_of(layer) % ranks != 0,
         f"{feedforward_size} features of its feed-forward are not a multiple of it": feedforward_size % ranks != 0,
-        "its q/k norm is over all heads together (qk_norm = 'projection')": spec.qk_norm == "projection",
-        "it has attention sinks": spec.attention_sinks,
-        "it has a relative bias by head": spec.relative_bias is not None,
-        "it attends to an encoder": spec.cross_size is not None,
+        "its q/k norm is over all heads together (qk_norm = 'projection')": spec.attention.qk_norm == "projection",
+        "it has attention sinks": spec.attention.sinks,
+        "it has a relative bias by head": spec.position.relative_bias is not None,
+        "it attends to an encoder": spec.attention.cross_size is not None,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)

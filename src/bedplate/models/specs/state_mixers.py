@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.parts import at_least
+from bedplate.models.specs.checks import at_least
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,12 @@ class Mamba2:
 
 
 StateMixer = ShortConvolution | DeltaRule | Mamba2
+
+
+@dataclass(frozen=True)
+class StateSpec:
+    """What some layers have in the place of attention, and which ones, repeated over the layers; () is (True,) where
+    there is a mixer."""
+
+    layers: tuple[bool, ...] = ()
+    mixer: StateMixer | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.parts import at_least
+from bedplate.models.specs.checks import at_least
 from bedplate.models.specs.transformer import TransformerSpec
 
 

@@ -1,7 +1,7 @@
-"""From a run file to a mixture: small runs over mixtures, a response for each domain, the best, one run to check it.
+"""Mixture search: small runs over mixtures, a fitted response for each domain, the best mixture, one run to check it.
 
-What is done here follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for
-that in large ones. Each run stays in the directory; the same call resumes, also with more of them.
+Follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for that in large ones.
+Each run stays in the directory; the same call resumes, also with more runs.
 """
 
 from __future__ import annotations
@@ -15,22 +15,77 @@ from typing import Any
 
 import numpy as np
 
-from bedplate.core.errors import ConfigError, UsageError
-from bedplate.core.files import atomic_write, read_text
+from bedplate.core.errors import ConfigError, TrainingError, UsageError
+from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.json import load_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
-from bedplate.pretraining.mixing.best import CONFIDENCE, Best, best
-from bedplate.pretraining.mixing.design import Shares, capped, design
-from bedplate.pretraining.mixing.proxies import Proxy, proxy
+from bedplate.pretraining.mixing.best import CONFIDENCE, Best, Shares, best, capped, design
 from bedplate.pretraining.mixing.response import Response, fit
-from bedplate.pretraining.run.directory import CORPUS
+from bedplate.pretraining.run.directory import CORPUS, evaluations, read_record
 from bedplate.pretraining.run.from_corpus import built_corpus
-from bedplate.pretraining.runfile.changes import changes
-from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.objectives import Corrupting
+from bedplate.pretraining.run.pretrain import pretrain
+from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.parallel.launch import process_of
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A finished run. shares: of the tokens that were seen, by source; losses: bits a byte of held-out texts, by
+    domain."""
+
+    name: str
+    shares: Mapping[str, float]
+    losses: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        return asdict(self)
+
+
+def proxy_file(run: RunFile, corpus: Path, weights: Mapping[str, float]) -> RunFile:
+    """The run file of one: judged at its end alone, on the corpus in `corpus`, with these weights."""
+    values = run.model_dump(mode="json")
+    values["run"] = f"{run.run}-{_name(weights)}"
+    values["data"] = {"corpus": str(corpus), "mixture": {"weights": dict(weights)}, "general": list(run.data.general)}
+    values["checkpoints"] = {"every": 1.0, "seconds": run.checkpoints.seconds}
+    evaluation = run.evaluation
+    values["evaluation"] = {"tokens": evaluation.tokens, "end_tokens": evaluation.end_tokens, "baselines": False}
+    if run.base is not None:
+        values["base"] = run.base_source
+    proxy_run = RunFile.model_validate(values)
+    proxy_run.lies_in(run.directory)
+    return proxy_run
+
+
+def proxy(run: RunFile, corpus: Path, weights: Mapping[str, float], runs: Path, domains: Sequence[str]) -> Proxy:
+    """Trains one in a directory below `runs`, unless it is finished there.
+
+    Raises as `pretrain`; TrainingError where the end could not be judged.
+    """
+    proxy_run = proxy_file(run, corpus, weights)
+    place = runs / _name(weights)
+    if read_record(place).get("status") != "finished":
+        pretrain(proxy_run, place, catalogued=False)  # it is a measurement: nobody is to adapt its base
+    token_counts: Mapping[str, int] = read_record(place)["seen"]
+    judged = evaluations(place)[-1]["held_out"]
+    missing = [name for name in domains if name not in judged]
+    if missing:
+        raise TrainingError(
+            f"{place} was not judged on {', '.join(missing)} (see {place / 'evaluations.jsonl'}); remove it and run "
+            "the same command again"
+        )
+    return Proxy(
+        place.name,
+        {name: token_counts.get(name, 0) / sum(token_counts.values()) for name in weights},
+        {name: float(judged[name]["bits_per_byte"]) for name in domains},
+    )
+
+
+def _name(weights: Mapping[str, float]) -> str:
+    return f"mixture-{sha256_json(dict(weights))[:12]}"
+
 
 SEARCH, RESULT = "search.json", "mixture.json"
 _IDENTITY_KEYS = ("corpus", "tokens")
@@ -117,8 +172,8 @@ def search(
     another mixture of its corpus's sources, and one more of the mixture that is best for the goal.
 
     goal: how much each held-out domain counts, by default all that are to be learned the same. tokens: of the run that
-    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of how
-    many is done. The result is in `out`, too, as mixture.json.
+    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of
+    how many is done. The result is in `out`, too, as mixture.json.
 
     Raises ConfigError for a run file without a corpus of several sources, or of whose objective there are no bits a
     byte, UsageError for too few runs, a directory of
@@ -127,7 +182,7 @@ def search(
     if process_of(os.environ).world > 1:
         raise UsageError("a search for a mixture is one process; start it without torchrun or srun")
     objective = run.made_objective()
-    if isinstance(objective, Corrupting) and objective.target != "token":
+    if objective.target != "token":
         raise ConfigError(
             f"mixtures are compared by bits a byte, and the objective {run.objective} says no text: search with "
             "next_token or masked"

@@ -1,4 +1,10 @@
-"""A dry run: the run file's model and tokens through the cost model, or through what this machine does."""
+"""A dry run: what a run file needs in memory, time and money, on devices of the table or on this machine.
+
+1. `planned_spec` resolves the architecture and `sizes_of` (sizes.py) the steps, rows and rates, without reading texts.
+2. `device_bytes` (memory.py) counts what one device holds at the fullest moment of a step.
+3. `_on_devices` prices it with the cost model (`economics.training`); `plan_here` with a product timed on this machine.
+4. `show_plan` prints the result.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +13,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.json import load_json
+from bedplate.core.processor import processor_name
+from bedplate.core.progress import console
+from bedplate.core.quantities import adding_up
+from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
+from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
 from bedplate.economics.hardware.table import find_device
+from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
+from bedplate.models.device_memory import free_on
+from bedplate.models.precision import resolve_device
 from bedplate.models.specs import TextSpec
-from bedplate.pretraining.plan.local_estimate import does_not_fit, plan_here
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
 from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.runfile.counts import shown
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.parallel.layout import Axis
+from bedplate.training.utilisation import peak_of
 
 
 def plan_run(run: RunFile) -> dict[str, Any]:
@@ -66,7 +83,8 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dic
     if sum(memory.values()) > usable:
         reserve = f"{MARGIN:.0%} of {plan.device.memory_bytes / 1e9:,.0f} GB are left as a reserve"
         raise UsageError(
-            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(memory, usable)} ({reserve})"
+            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(memory, usable)} "
+            f"({reserve})"
         )
     # Training does not compute in 8 bits.
     suggestions = [suggestion for suggestion in plan.suggestions if not suggestion.startswith("fp8")]
@@ -171,9 +189,9 @@ def _sizes(sizes: RunSizes, spec: TextSpec) -> dict[str, Any]:
         "parameters": sizes.parameters,
         "layers": spec.main.layers,
         "width": spec.main.hidden_size,
-        "heads": spec.main.heads,
-        "kv_heads": spec.main.kv_heads,
-        "feedforward": spec.main.feedforward_size,
+        "heads": spec.main.attention.heads,
+        "kv_heads": spec.main.attention.kv_heads,
+        "feedforward": spec.main.feedforward.size,
         "vocabulary": spec.vocab_size,
         "context": spec.context_length,
         "tokens": sizes.tokens,
@@ -181,3 +199,103 @@ def _sizes(sizes: RunSizes, spec: TextSpec) -> dict[str, Any]:
         "batch_tokens": sizes.batch * sizes.length,
         "learning_rate": sizes.rate,
     }
+
+
+def plan_here(run: RunFile, spec: TextSpec, sizes: RunSizes) -> dict[str, Any]:
+    """The part of a plan that depends on this machine. UsageError where the memory that is free does not suffice,
+    ConfigError for a run of several processes."""
+    device, dtype = resolve_device("auto"), "float32" if run.dtype == "auto" else run.dtype
+    if run.parallel.min_processes > 1:
+        raise ConfigError(
+            "parallel is for several processes, and without hardware.device a dry run counts one on this machine: say "
+            f"on which devices they are to run (hardware.device=h100 hardware.devices={run.parallel.min_processes})"
+        )
+    axes = run.parallel.sizes(1)
+    memory = device_bytes(run, spec, sizes, dtype, axes, on_cpu=device.type == "cpu")
+    total, free = sum(memory.values()), free_on(device)
+    if free is not None and total > free:
+        raise UsageError(f"{run.run} does not fit this machine: {does_not_fit(memory, free)}")
+    flops = training_flops_per_token(spec, sizes.length) * sizes.tokens
+    (peak, source), share = peak_of(device, dtype), CURVES["cpu" if device.type == "cpu" else "h100"].first
+    hours = flops / (peak * share) / 3600
+    price = run.hardware.usd_per_hour
+    return {
+        "on": f"this machine ({processor_name() if device.type == 'cpu' else torch.cuda.get_device_name()})",
+        "layout": f"one device, micro-batch {sizes.micro} of {sizes.batch} rows, recompute {run.recompute}",
+        "bytes": memory,
+        "bytes_per_device": total,
+        "memory_bytes": free,
+        "flops": flops,
+        "mfu": share,
+        "tokens_per_second": sizes.tokens / (hours * 3600),
+        "seconds": hours * 3600,
+        "seconds_range": [hours * 3600 / factor for factor in (HIGH, LOW)],
+        "device_hours": hours,
+        "usd": None if price is None else hours * price,
+        "usd_range": None if price is None else [hours * price / HIGH, hours * price / LOW],
+        "notes": [
+            f"time: {peak / 1e9:,.0f} GFLOP/s ({source}), at an assumed share of {share:.0%}",
+            *(
+                ["dtype is auto: counted in float32; the run takes what it measures to be faster"]
+                * (run.dtype == "auto")
+            ),
+            *([] if price is not None else ["give hardware.usd_per_hour for a price"]),
+        ],
+    }
+
+
+def does_not_fit(memory: dict[str, float], free: float) -> str:
+    """What is missing, and what would do."""
+    total = sum(memory.values())
+    state = sum(memory.get(name, 0.0) for name in ("weights", "gradients", "optimizer", "average"))
+    would = "no batch is small enough: take a smaller model, or more or larger devices (hardware, parallel)"
+    if state < free:
+        would = "lower batch.micro_tokens, or set recompute: full"
+    return (
+        f"it needs {total / 1e9:,.1f} GB on a device ({state / 1e9:,.1f} GB of weights, gradients and optimizer, "
+        f"{memory['activations'] / 1e9:,.1f} GB of activations), and {free / 1e9:,.1f} GB are free; {would}"
+    )
+
+
+def show_plan(plan: Mapping[str, Any]) -> None:
+    """Prints what `plan_run` found."""
+    from rich.markup import escape
+
+    out = console()
+    out.print(f"[bold]{escape(plan['run'])}[/] on {escape(plan['on'])}")
+    show(("", Column("", prose=True)), _lines(plan))
+    parts = dict(zip(plan["bytes"], adding_up([count / 1e9 for count in plan["bytes"].values()], 3), strict=True))
+    rows = [(name, f"{size:,.3f}") for name, size in parts.items()] + [("total", f"{sum(parts.values()):,.3f}")]
+    if plan["memory_bytes"] is not None:
+        rows.append(("of", f"{plan['memory_bytes'] / 1e9:,.3f}"))
+    show(("a device holds", *numbers("GB")), rows)
+    for note in plan["notes"]:
+        out.print(f"- {note}", markup=False)
+
+
+def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shape = (
+        f"{plan['layers']} layers, width {plan['width']:,}, {plan['heads']} heads ({plan['kv_heads']} of keys and "
+        f"values), feed-forward {plan['feedforward']:,}, vocabulary {plan['vocabulary']:,}, context {plan['context']:,}"
+    )
+    rows = [
+        ("parameters", f"{shown(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
+        ("shape", shape),
+        ("tokens", f"{shown(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
+        ("learning rate", f"{plan['learning_rate']:g}"),
+        ("layout", plan["layout"]),
+        ("operations", f"{plan['flops']:.3e}, MFU {plan['mfu']:.1%}"),
+        ("speed", f"{plan['tokens_per_second']:,.0f} tokens a second"),
+        ("time", f"{_time(plan['seconds'])} ({' to '.join(map(_time, plan['seconds_range']))})"),
+    ]
+    if plan["usd"] is not None:
+        low, high = plan["usd_range"]
+        rows.append(("cost", f"${plan['usd']:,.2f} (${low:,.2f} to ${high:,.2f})"))
+    return rows
+
+
+def _time(seconds: float) -> str:
+    for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {name}"
+    return f"{seconds:,.0f} seconds"

@@ -1,8 +1,8 @@
-"""What one device holds at the fullest moment of a step, in bytes by what it is, as our own training holds it.
+"""Memory of one device at the fullest moment of a step, in bytes by kind.
 
-Weights, gradients and states by the optimizer's own tensors (`training.optimizers`), shared as the layout says (FSDP2,
-https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations by `economics`, which
-counts what is kept operation by operation; and what comes and goes: logits, blocks that are gathered, updates.
+Weights, gradients and optimizer states follow the optimizer's own tensors (`training.optimizers`), shared as the layout
+says (FSDP2, https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations come from
+`economics`, operation by operation; and transient tensors: logits, gathered blocks, updates.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
-from bedplate.models.layers.gradients import PIECE
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
 from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.objectives import Corrupting
-from bedplate.training.objectives.corrupting import Sides
-from bedplate.training.objectives.token_term import HEAD_ROWS
+from bedplate.training.objectives.objective import TokenCounts
+from bedplate.training.objectives.token_term import HEAD_ROWS, PIECE
 from bedplate.training.parallel.layout import Axis
 
 MASTER = 4
@@ -57,10 +55,11 @@ def device_bytes(
     half = value < MASTER and not several
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
-    sides = _sides(run, spec, rows, sizes.length)
-    activations = _activation_bytes(run, spec, sides, value, axes["tensor"])
-    logits, waiting = _logits(spec, sides.learned, value, 2 if on_cpu else 3)
-    transient = max(sides.read, sides.written) * value * _backward_values(spec.main) / axes["tensor"]
+    objective = run.made_objective(spec.main.prediction_modules)
+    counts = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
+    activations = _activation_bytes(run, spec, counts, value, axes["tensor"])
+    logits, waiting = _logits(spec, counts.learned, value, 2 if on_cpu else 3)
+    transient = max(counts.read, counts.written) * value * _backward_values(spec.main) / axes["tensor"]
     passing = {
         # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
         "activations": activations.stored + max(0.0, activations.recomputed + transient + waiting - logits),
@@ -118,25 +117,16 @@ def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis
     )
 
 
-def _sides(run: RunFile, spec: TextSpec, rows: int, length: int) -> Sides:
-    """Tokens of one pass, by what is done with them."""
-    objective = run.made_objective(spec.main.prediction_modules)
-    if isinstance(objective, Corrupting):
-        return Sides(*(rows * count for count in objective.sides(length)))
-    has_encoder = isinstance(spec, EncoderDecoderSpec)
-    return Sides(rows * length if has_encoder else 0, rows * length, rows * length)
-
-
-def _activation_bytes(run: RunFile, spec: TextSpec, sides: Sides, value: int, tensor: int) -> KeptBytes:
-    tokens = sides.written
+def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: int, tensor: int) -> KeptBytes:
+    tokens = counts.written
     if isinstance(spec, EncoderDecoderSpec):
-        return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=sides.read)
+        return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=counts.read)
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(
-            heads=spec.heads // tensor,
-            kv_heads=spec.kv_heads // tensor,
-            feedforward_size=spec.feedforward_size // tensor,
+            heads=spec.attention.heads // tensor,
+            kv_heads=spec.attention.kv_heads // tensor,
+            feedforward_size=spec.feedforward.size // tensor,
             experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
         )
     return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
@@ -158,10 +148,10 @@ def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float
 
 def _backward_values(spec: TransformerSpec) -> int:
     """Values a token that a feed-forward's backward pass makes at once: gradients of a product and of its factors."""
-    width, part = spec.feedforward_size, spec.experts
+    width, part = spec.feedforward.size, spec.experts
     if part is not None:
         width = max(width if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
-    return (3 if spec.gated else 2) * width
+    return (3 if spec.feedforward.gated else 2) * width
 
 
 def _gathered(counts: _WeightCounts, value: int) -> float:

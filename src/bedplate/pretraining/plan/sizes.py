@@ -1,4 +1,4 @@
-"""Steps, rows and rates of a run: what its file says, and where it says nothing, what the laws give."""
+"""Steps, rows and learning rate of a run: from its file, or from scaling laws where the file is silent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.objectives import OBJECTIVES, Corrupting, kinds_of
+from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
@@ -44,14 +44,14 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
     tokens = run.tokens or single_pass or default_tokens(total)
     context = spec.context_length
     objective = run.made_objective()
-    _check_kind(run, spec, kinds_of(objective))
-    room = objective.room if isinstance(objective, Corrupting) else 0
-    length = run.batch.sequence or context - room
+    _check_kind(run, spec, objective.architectures)
+    growth = objective.max_growth
+    length = run.batch.sequence or context - growth
     if length > context:
         raise ConfigError(f"batch.sequence is {length:,}: the model's context holds {context:,}")
-    if length + room > context:
+    if length + growth > context:
         raise ConfigError(
-            f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {room}: the "
+            f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {growth}: the "
             f"model's context holds {context:,}"
         )
     batch_tokens = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
@@ -75,10 +75,10 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
 def _check_kind(run: RunFile, spec: TextSpec, model_types: Sequence[str]) -> None:
     """ConfigError where a model of this kind cannot learn the objective, or cannot write what it is asked for."""
     if model_types and spec.kind not in model_types:
-        fitting = [name for name, factory in OBJECTIVES.items() if spec.kind in kinds_of(factory())]
+        fitting = [name for name, factory in OBJECTIVES.items() if spec.kind in factory().architectures]
         raise ConfigError(
-            f"the objective {run.objective} is for models of the kind {' or '.join(model_types)}, and this one is of the "
-            f"kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
+            f"the objective {run.objective} is for models of the kind {' or '.join(model_types)}, and this one is "
+            f"of the kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
         )
     for name in ("prompts", "suites"):
         if getattr(run.evaluation, name) and spec.kind == "encoder":

@@ -1,9 +1,8 @@
-"""From the run file's model to a spec that its family can export, and to first weights."""
+"""The architecture of a run: from the model part of its file to a spec that its family can export."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from bedplate.core.errors import BedplateError, ConfigError, UnsupportedModelError
@@ -12,7 +11,7 @@ from bedplate.models.families import Family, find_family
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.pretraining.runfile.dial import shape_for
 from bedplate.pretraining.runfile.file import ModelPart
-from bedplate.training.objectives import Masked
+from bedplate.training.objectives.masked import Masked
 
 DEFAULT_CONTEXT = 1024
 
@@ -38,17 +37,17 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
             )
     else:
         spec = _dialled(family, part, vocabulary)
-    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked().name:
+    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked.name:
         if family.with_masked_head is None:
             raise ConfigError(f"model.family: {family.name} has no head that says which tokens were hidden")
         spec = family.with_masked_head(spec)
     family = family.of(spec)
     back = family.to_spec(family.to_config(spec))
     if back != spec:
-        field_name = next(f.name for f in fields(spec) if getattr(spec, f.name) != getattr(back, f.name))
+        field_name = next(name for name, value in spec.flat().items() if value != back.flat()[name])
         raise UnsupportedModelError(
             f"model.family: {family.name} cannot say what this model has, so that it could not be exported: "
-            f"{field_name} = {getattr(spec, field_name)!r}; choose another family"
+            f"{field_name} = {spec.flat()[field_name]!r}; choose another family"
         )
     return spec, family
 

@@ -1,15 +1,126 @@
-"""What is reached on the same held-out texts without a neural network: gzip, xz, and a model of counts."""
+"""Baselines on the same held-out texts without a neural network: gzip, xz, and an n-gram model.
+
+The n-gram model has interpolated, modified Kneser–Ney smoothing (Chen and Goodman 1998,
+https://dash.harvard.edu/handle/1/25104739, section 3): absolute discounts by count, lower orders from the number of
+different tokens that precede. Counts are sorted arrays, not dictionaries.
+"""
 
 from __future__ import annotations
 
 import lzma
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from bedplate.pretraining.run.corpus import HeldOut
-from bedplate.pretraining.run.ngram import NgramModel
+from bedplate.pretraining.run.data import HeldOut
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Of the n-grams of one order. keys: sorted, context · vocabulary + token; counts; of each context, by its number:
+    the sum of its counts, and how much its discounts take from it."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+    totals: np.ndarray
+    discounted: np.ndarray
+    discounts: np.ndarray
+
+
+class NgramModel:
+    """Fitted to one stream of ids, below `vocabulary`. order: tokens of the longest n-gram."""
+
+    def __init__(self, stream: np.ndarray, vocabulary: int, order: int = 5) -> None:
+        self.vocabulary, self.order = vocabulary, order
+        self._contexts: list[np.ndarray] = []  # keys of the contexts of each order, by number
+        self._orders: list[_Order] = []
+        ids = np.asarray(stream, dtype=np.int64)
+        grams: list[
+            tuple[np.ndarray, np.ndarray]
+        ] = []  # of each order, its n-grams' keys at every place; their contexts
+        context = np.zeros(len(ids), dtype=np.int64)  # the empty context is number 0
+        unique_keys = [np.zeros(1, dtype=np.int64)]
+        for size in range(1, order + 1):
+            at = ids[size - 1 :]
+            keys = context[: len(at)] * vocabulary + at
+            grams.append((keys, context[: len(at)]))
+            unique, number = np.unique(keys, return_inverse=True)
+            unique_keys.append(unique)
+            context = number
+        self._contexts = unique_keys
+        for size in range(1, order + 1):
+            self._orders.append(self._fit(grams, unique_keys, size))
+
+    def _fit(self, grams: list[tuple[np.ndarray, np.ndarray]], unique_keys: list[np.ndarray], size: int) -> _Order:
+        keys = grams[size - 1][0]
+        if size == self.order:
+            unique, counts = np.unique(keys, return_counts=True)
+        else:
+            # how many different tokens stand before it: of the n-grams one longer, each once, what they end in
+            longer, first = np.unique(grams[size][0], return_index=True)
+            ends = keys[1:][first] if len(longer) else keys[:0]
+            unique, counts = np.unique(ends, return_counts=True)
+        contexts = unique // self.vocabulary
+        number = len(unique_keys[size - 1])
+        counted = counts.astype(np.float64)
+        discounts = _discounts(counts)
+        discount = discounts[np.minimum(counts, 3)]
+        totals = np.bincount(contexts, counted, minlength=number)
+        discounted = np.bincount(contexts, discount, minlength=number)
+        return _Order(unique, counted, totals, discounted, discounts)
+
+    def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
+        estimates = np.full(len(tokens), 1.0 / self.vocabulary)
+        for size in range(1, self.order + 1):
+            context, valid = self._number(history[:, history.shape[1] - (size - 1) :])
+            part = self._orders[size - 1]
+            totals = np.where(valid, part.totals[context], 0.0)
+            keys = context * self.vocabulary + tokens
+            at = np.minimum(np.searchsorted(part.keys, keys), len(part.keys) - 1)
+            counts = np.where(valid & (part.keys[at] == keys), part.counts[at], 0.0)
+            discounted = counts - part.discounts[np.minimum(counts, 3).astype(np.int64)]
+            observed = totals > 0
+            safe = np.where(observed, totals, 1.0)
+            estimates = np.where(observed, discounted / safe + part.discounted[context] / safe * estimates, estimates)
+        return estimates
+
+    def _number(self, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of contexts, and which of them were seen."""
+        context = np.zeros(len(history), dtype=np.int64)
+        valid = np.ones(len(history), dtype=bool)
+        for place in range(history.shape[1]):
+            token, contexts = history[:, place], self._contexts[place + 1]
+            keys = context * self.vocabulary + token
+            at = np.minimum(np.searchsorted(contexts, keys), len(contexts) - 1)
+            valid &= (token >= 0) & (contexts[at] == keys)
+            context = np.where(valid, at, 0)
+        return context, valid
+
+    def bits(self, document: np.ndarray, at_once: int = 1 << 16) -> float:
+        """Bits that the tokens of a document cost one after the other, nothing standing before the first."""
+        ids = np.asarray(document, dtype=np.int64)
+        before = self.order - 1
+        padded = np.concatenate([np.full(before, -1, dtype=np.int64), ids])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, before + 1)
+        total = 0.0
+        for start in range(0, len(ids), at_once):
+            part = windows[start : start + at_once]
+            total -= float(np.log2(self.probabilities(part[:, :-1], part[:, -1])).sum())
+        return total
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """By min(count, 3): Chen and Goodman's equation 26. A count that never occurs, or whose discount would not be
+    above 0 (a short text), has the plain discount: without any, what was never seen would be impossible."""
+    n1, n2, n3, n4 = (int((counts == n).sum()) for n in (1, 2, 3, 4))
+    y = n1 / (n1 + 2 * n2) if n1 and n2 else 0.5
+    pairs = ((1, n1, n2), (2, n2, n3), (3, n3, n4))
+    discounts = [n - (n + 1) * y * after / count if count else y for n, count, after in pairs]
+    return np.array([0.0, *(discount if discount > 0 else y for discount in discounts)])
+
 
 ORDER = 5
 MOST_COUNTED = 20_000_000

@@ -1,4 +1,5 @@
-"""What is looked at when a checkpoint was saved. Nothing that goes wrong here ends the run: it is written down."""
+"""Evaluation of a checkpoint: held-out loss, samples, skill suites, exported bases. Failures are recorded, not
+raised."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,31 @@ import torch
 
 from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl
+from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.run.directory import CHECKPOINTS, EVALUATIONS
 from bedplate.pretraining.run.held_out import HeldBatches
-from bedplate.pretraining.run.samples import inference_copy, samples
+from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.runfile.file import CheckpointsPart, EvaluationPart
-from bedplate.pretraining.suites import suite_rows
+
+SKILLS = ("grammar", "facts", "arithmetic", "code")
+"""Those of SUITES that were written for checkpoints."""
+MEASURES = ("acc", "score", "nats_per_token")
+"""Which measure of a suite makes its curve: the first that it has."""
+
+
+def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
+    """Of each suite the measure that makes its curve, its value and interval, and of how many items."""
+    return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
+
+
+def _row(measures: Mapping[str, Any]) -> dict[str, Any]:
+    measure = next((name for name in MEASURES if name in measures), next(iter(measures)))
+    estimate = measures[measure]
+    return {"measure": measure, "value": estimate["value"], "interval": estimate["interval"], "n": estimate["n"]}
+
 
 logger = logging.getLogger("bedplate.pretraining")
 
@@ -38,7 +57,8 @@ def attempt(subject: str, call: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is written."""
+    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is
+    written."""
 
     out: Path
     base: Base

@@ -23,8 +23,7 @@ from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_jsonl
 from bedplate.core.processor import processor_name
 from bedplate.core.version import __version__
-from bedplate.pretraining.runfile.changes import RunFileChange, changes
-from bedplate.pretraining.runfile.file import RunFile
+from bedplate.pretraining.runfile.file import RunFile, RunFileChange, changes
 from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"

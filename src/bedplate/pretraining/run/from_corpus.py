@@ -1,4 +1,4 @@
-"""A run's data from a corpus directory: memory-mapped, mixed as the run file says, judged on its own held-out texts."""
+"""A run's data from a corpus directory: memory-mapped, mixed as the run file says, evaluated on its held-out texts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ from bedplate.data.loader import CorpusLoader
 from bedplate.data.mixture import MixtureConfig
 from bedplate.inference.predict.judges import judges_of
 from bedplate.pretraining.run.baselines import MOST_COUNTED
-from bedplate.pretraining.run.corpus import HeldOut, MakeSource, RowShape, RunData
+from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import CORPUS
-from bedplate.pretraining.run.source_counts import BySource
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.corpus_source import CorpusSource
-from bedplate.training.sources import Shard
+from bedplate.training.sources import CorpusSource, Shard
 
 logger = logging.getLogger("bedplate.pretraining")
 MOST_HASHED = 16e9

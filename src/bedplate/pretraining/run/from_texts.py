@@ -1,28 +1,79 @@
-"""A run's data from texts as they are: read, tokenised in memory, a share kept apart. What does not fit in memory is
-built into a corpus first."""
+"""A run's data from texts named in its file: read, cut into documents, tokenised in memory, a share held out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import sha256_json
+from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.core.progress import progress
-from bedplate.models.checkpoints.base import locate
-from bedplate.pretraining.run.corpus import HeldOut, MakeSource, RowShape, RunData
+from bedplate.data.documents import Document, read_documents, read_whole_documents
+from bedplate.data.stdlib import LICENCE, read_modules
+from bedplate.models.checkpoints.checkpoint import locate
+from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import TOKENIZER
-from bedplate.pretraining.run.source_counts import BySource
-from bedplate.pretraining.run.source_texts import SourceText, read_source
-from bedplate.pretraining.runfile.file import RunFile
+from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.objectives import Corrupting
 from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """One source's documents. sha256: of what was read."""
+
+    name: str
+    documents: tuple[Document, ...]
+    sha256: str
+    licence: str | None
+    general: bool
+    tokens: int | None
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(document.text.encode()) for document in self.documents)
+
+
+def read_source(source: TextsPart, directory: Path) -> SourceText:
+    """Reads a source of the run file. DataError for what cannot be read or holds no text; HubError for what cannot be
+    pulled."""
+    licence = source.licence
+    if source.source == STDLIB:
+        documents = tuple(Document(name, text) for name, text in read_modules() if text.strip())
+        licence = licence or LICENCE
+        digest = sha256_json([[document.id, sha256_bytes(document.text.encode())] for document in documents])
+    elif _is_text(source, directory):
+        read = read_whole_documents(source.source, directory)
+        documents, digest = read.documents, read.sha256
+    else:
+        read = read_documents(source.source, directory, column=source.column)
+        documents, digest = read.documents, read.sha256
+    if source.lines is not None:
+        documents = tuple(part for document in documents for part in _parts(document, source.lines))
+    if not documents:
+        raise DataError(f"data source {source.name!r} ({source.source}): it holds no text")
+    named = tuple(Document(f"{source.name}:{document.id}", document.text) for document in documents)
+    return SourceText(source.name, named, digest, licence, source.general, source.tokens)
+
+
+def _is_text(source: TextsPart, directory: Path) -> bool:
+    """Whether rows of one document belong together: only where nothing else is said of the column."""
+    return source.column == "text" and not (directory / Path(source.source).expanduser()).is_dir()
+
+
+def _parts(document: Document, lines: int) -> Iterator[Document]:
+    text_lines = document.text.splitlines(keepends=True)
+    for number, start in enumerate(range(0, len(text_lines), lines), start=1):
+        text = "".join(text_lines[start : start + lines])
+        if text.strip():
+            yield Document(f"{document.id}#{number}", text)
+
 
 LEAST_TOKENS = 1000
 """Fewer say nothing about any model."""
@@ -139,8 +190,7 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
     assert settings.vocab_size is not None
     texts = (document.text for source in sources for document in source.documents)
     objective = run.made_objective()
-    special = objective.special if isinstance(objective, Corrupting) else ()
-    tokenizer = train_bpe(texts, settings.vocab_size, f"the tokenizer of run {run.run}", special)
+    tokenizer = train_bpe(texts, settings.vocab_size, f"the tokenizer of run {run.run}", objective.special)
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(directory)
     return Tokenizer.from_directory(directory)

@@ -1,17 +1,15 @@
-"""What a model makes of texts that were kept from it: nats a token, and bits a byte, which no tokenizer changes."""
+"""Loss on held-out texts: nats per token, and bits per byte, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from bedplate.pretraining.run.corpus import HeldOut, RowShape
+from bedplate.pretraining.run.data import HeldOut, RowShape
 from bedplate.training.batch import PackedBatch
-from bedplate.training.losses import evaluate_loss
-from bedplate.training.objectives import AnyModel, Corrupting, CorruptionVocabulary, FillInMiddle, Objective
-from bedplate.training.objectives.corrupting import corrupted
+from bedplate.training.objectives.corrupting import Corrupting, corrupted
+from bedplate.training.objectives.objective import AnyModel, CorruptionVocabulary, TextObjective, evaluate_loss
 from bedplate.training.raw_text import held_batches, held_loss
 
 NATS = math.log(2)
@@ -64,11 +62,6 @@ class HeldBatches:
         return HeldScore(self.name, self.general, self.documents, self.bytes, tokens, nats, bits, objective.target)
 
 
-def reads_in_order(objective: Objective[Any]) -> bool:
-    """Whether the model says how likely a text is, token after token, however it learned that."""
-    return not isinstance(objective, Corrupting) or isinstance(objective, FillInMiddle)
-
-
 def part_of(holdout: HeldOut, limit: int | None) -> HeldOut:
     """The first documents of at most `limit` tokens (at least one; None: all)."""
     chosen = tokens = 0
@@ -85,7 +78,7 @@ def held_out(
     vocabulary: int,
     starts: bool,
     limit: int | None = None,
-    objective: Corrupting | None = None,
+    objective: TextObjective | None = None,
     words: CorruptionVocabulary | None = None,
 ) -> HeldBatches:
     """`part_of` it. starts: texts begin with a token that the tokenizer sets, which is not predicted and costs nothing.
@@ -96,8 +89,9 @@ def held_out(
     chosen, tokens = len(holdout.ids), sum(map(len, holdout.ids))
     first = 0.0 if starts else chosen * math.log2(vocabulary)
     batches = held_batches(named, rows.length, rows.micro)
-    if objective is None or words is None or reads_in_order(objective):
+    if words is None or objective is None or objective.likelihood:
         return HeldBatches(holdout.name, holdout.general, chosen, max(1, holdout.bytes), batches, first)
+    assert isinstance(objective, Corrupting)
     corrupt = objective.corruption(words)
     batches = [corrupted(batch, corrupt, seed=0) for batch in batches]
     return HeldBatches(holdout.name, holdout.general, chosen, max(1, holdout.bytes), batches, first, objective, tokens)

@@ -1,5 +1,5 @@
-"""What a run leaves in its directory beside its state: what is known of it, judgements, the page, and at the end the
-base with its card. Of several processes one writes it."""
+"""What a run writes beside its state: its record, evaluations, page, and at the end the base with its card. One process
+writes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from bedplate.core.errors import BedplateError, TrainingError, is_interrupt
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
-from bedplate.pretraining.card import model_card
+from bedplate.pretraining.page.card import model_card
 from bedplate.pretraining.page.page import texts_tokens, tokens_by_source, write_page
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
-from bedplate.pretraining.run.corpus import RunData
+from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
-from bedplate.pretraining.run.follow import Follower, TensorBoard
-from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of, reads_in_order
-from bedplate.pretraining.run.live import LiveView
+from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of
+from bedplate.pretraining.run.live import Follower, LiveView, TensorBoard
 from bedplate.pretraining.run.settings import RunSettings
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.training.loop import TrainResult
-from bedplate.training.objectives import Corrupting, CorruptionVocabulary, Objective
+from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.state import METRICS_FILE
 from bedplate.training.utilisation import utilisation_of
 
@@ -61,7 +60,7 @@ class PreparedRun:
     parent: str | None
     parents_id: str | None
     settings: RunSettings
-    objective: Objective[Any]
+    objective: TextObjective
     words: CorruptionVocabulary
     layout: str
     catalogued: bool
@@ -135,10 +134,9 @@ class RunOutputs:
     def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
-        corrupted = planned.objective if isinstance(planned.objective, Corrupting) else None
-        rows = planned.settings.rows
+        rows, objective = planned.settings.rows, planned.objective
         return [
-            held_out(holdout, rows, size, starts, limit, corrupted, planned.words) for holdout in planned.data.holdouts
+            held_out(holdout, rows, size, starts, limit, objective, planned.words) for holdout in planned.data.holdouts
         ]
 
     # --- what is known
@@ -226,7 +224,7 @@ class RunOutputs:
         recorded = planned.directory.record().get("baselines")
         if recorded is not None:
             return recorded
-        if not planned.run.evaluation.baselines or not reads_in_order(planned.objective):
+        if not planned.run.evaluation.baselines or not planned.objective.likelihood:
             return {}  # those say how likely a text is, in the order in which it is written
         try:
             holdouts = [part_of(holdout, planned.run.evaluation.end_tokens) for holdout in planned.data.holdouts]

@@ -1,6 +1,9 @@
-"""A run from its file to a base: `bedplate pretrain`. The same call resumes a run that was stopped or killed.
+"""`bedplate pretrain`: a run from its file to a base. The same call resumes a run that was stopped or killed.
 
-In a group of processes (torchrun, Slurm) each makes this call. All of them train; the first one writes.
+1. `pretrain` joins the processes (torchrun, Slurm) and opens the run's directory (directory.py).
+2. `_planned` reads data (from_texts.py, from_corpus.py), builds or loads the model, and derives settings (settings.py).
+3. `_Run` distributes the model over the ranks and trains it with `training.loop`.
+4. At checkpoints and at the end one process evaluates and writes (checkpoint_evaluation.py, outputs.py).
 """
 
 from __future__ import annotations
@@ -20,25 +23,21 @@ from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.pretraining.plan.sizes import check_shares
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
-from bedplate.pretraining.run.corpus import RunData
+from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
 from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
-from bedplate.pretraining.run.full_model import gathered
-from bedplate.pretraining.run.model import new_model
+from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
-from bedplate.pretraining.run.samples import as_base
 from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import DtypeChoice
-from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives import CorruptedSource, Corrupting, CorruptionVocabulary, Models
-from bedplate.training.parallel.launch import launched
-from bedplate.training.parallel.processes import Processes
+from bedplate.training.loop import TrainResult, store_of, train
+from bedplate.training.objectives.objective import CorruptionVocabulary, Models
+from bedplate.training.parallel.launch import Processes, launched
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.state import StateStore
-from bedplate.training.state_stores import store_of
 
 logger = logging.getLogger("bedplate.pretraining")
 T = TypeVar("T")
@@ -189,13 +188,10 @@ class _Run:
         planned = self.planned
         base, settings, objective = planned.base, planned.settings, planned.objective
         source = planned.data.make_source(settings.rows, settings.steps, self.ranks.shard)
-        if isinstance(objective, Corrupting):
-            source = CorruptedSource(source, objective, planned.words, planned.run.seed)
-            objective = objective.for_ranks(self.ranks)
         return train(
             base.model,
-            source,
-            objective,
+            objective.source(source, planned.words, planned.run.seed),
+            objective.for_ranks(self.ranks),
             settings.config,
             self.out,
             list(base.model.named_parameters()),

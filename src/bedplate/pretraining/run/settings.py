@@ -1,4 +1,4 @@
-"""From a run file and its data to the numbers that the loop trains with."""
+"""The training configuration and batch sizes that follow from a run file and its data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pydantic
 from bedplate.core.errors import ConfigError
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.sizes import RunSizes, sizes_of
-from bedplate.pretraining.run.corpus import RowShape
+from bedplate.pretraining.run.data import RowShape
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.training.config import TrainConfig
 

@@ -1,4 +1,5 @@
-"""The run file: what is trained on what, and how. Everything that a run needs is here or follows from it."""
+"""The run file as pydantic models: data, model, optimizer, schedule, checkpoints, evaluation, hardware; and which
+values may change when a run resumes."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.models.specs.recompute import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.config import DtypeChoice, Fraction, RouterConfig
+from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName
+from bedplate.training.objectives import objective_of
 from bedplate.training.parallel.layout import ParallelConfig
-from bedplate.training.schedules import ScheduleName
 
 if TYPE_CHECKING:
-    from bedplate.training.objectives import Objective
+    from bedplate.training.objectives.objective import TextObjective
+from dataclasses import dataclass
+
+from bedplate.core.json import brief, flat
 
 Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
 """A whole number, or text such as 5M, 300k or 1.5B."""
@@ -250,11 +254,9 @@ class RunFile(Strict):
             raise ValueError("texts need `data.tokenizer`: {vocab_size: 8192}, or {source: a base's name}")
         return self
 
-    def made_objective(self, modules: int = 0) -> Objective[Any]:
+    def made_objective(self, modules: int = 0) -> TextObjective:
         """What the run minimises. modules: of the model, that predict further tokens. ConfigError for settings that the
         objective does not have."""
-        from bedplate.training.objectives import objective_of
-
         return objective_of(self.objective, self.objective_settings, modules)
 
     @property
@@ -293,3 +295,30 @@ def load_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     except ConfigError as error:
         raise ConfigError(f"{path}: objective: {error}") from error
     return run
+
+
+MAY = ("run", "checkpoints", "evaluation", "hardware", "parallel", "log_steps", "recompute")
+"""What decides no weight: names, how often is saved and looked, what is counted with, who does which part."""
+
+
+@dataclass(frozen=True)
+class RunFileChange:
+    """One value of the file. allowed: whether a run that has begun may go on with it."""
+
+    key: str
+    before: Any
+    after: Any
+    allowed: bool
+
+    def __str__(self) -> str:
+        return f"{self.key}: {brief(self.before)} before, {brief(self.after)} now"
+
+
+def changes(before: RunFile, after: RunFile) -> list[RunFileChange]:
+    """Every value in which two files differ, in the order of their keys."""
+    old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
+    return [
+        RunFileChange(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]

@@ -1,7 +1,6 @@
-"""A first look at a run file, before anything heavy is imported: typos and missing files in it are answered at once.
+"""A first look at a run file, before anything heavy is imported: typos and missing files are reported at once.
 
-It reads what the run will read again, with the same classes; what takes a model or a text to be found out is found out
-later.
+It reads the same classes as the run does; what only a model or a text can tell is found later.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bedplate.core.errors import BedplateError, ConfigError, DataError
-from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.sources import check_source
@@ -19,12 +17,7 @@ from bedplate.economics.model.named_model import resolve
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart, read_run
-
-OBJECTIVES = (
-    *("next_token", "masked", "span_corruption", "mixture_of_denoisers", "fill_in_middle", "contrastive"),
-    "sft",
-)
-"""What `objective` may name; the last is then refused with what to use in its place."""
+from bedplate.training.objectives import check_objective
 
 
 def look(path: Path | str, overrides: Sequence[str] = (), *, reads_data: bool = True) -> RunFile:
@@ -35,9 +28,10 @@ def look(path: Path | str, overrides: Sequence[str] = (), *, reads_data: bool = 
     UnsupportedModelError for such a family.
     """
     run = read_run(path, overrides)
-    if run.objective not in OBJECTIVES:
-        hint = did_you_mean(nearest(run.objective, OBJECTIVES)) or f"use {', '.join(OBJECTIVES[:-1])}"
-        raise ConfigError(f"{path}: there is no objective {run.objective!r}; {hint}")
+    try:
+        check_objective(run.objective)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: objective: {error}") from error
     if reads_data:
         _check_data(run)
     if run.base is not None:

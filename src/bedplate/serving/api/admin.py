@@ -1,4 +1,5 @@
-"""/admin/skins: skins loaded, replaced and unloaded while the server runs. Needs an admin key on a server with keys.
+"""/admin/skins loads, replaces and unloads skins while the server runs; /admin/routes reports on each route and its
+versions. Both need an admin key on a server with keys.
 
 A skin is taken from the configured `skins_directory` only: nothing is uploaded, unpacked or fetched. It is read and
 verified whole before anything is registered. Replacing a name is one step: calls that began before end on the old
@@ -7,6 +8,7 @@ version, calls that begin after get the new one.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,12 +20,14 @@ from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.schemas.errors import StatusError
 from bedplate.serving.schemas.fields import RequestFields
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import json_response
 from bedplate.skins.card import read_card
 
 router = APIRouter(prefix="/admin/skins")
+routes = APIRouter(prefix="/admin/routes")
 
 
 class SkinRequest(RequestFields):
@@ -56,8 +60,7 @@ async def list_skins(call: ApiCall) -> Response:
 
 @router.post("")
 @answers("admin")
-async def put_skin(call: ApiCall) -> Response:
-    request = await call.read(SkinRequest)
+async def put_skin(call: ApiCall, request: SkinRequest) -> Response:
     registry, directory = call.server.registry, _skins_directory(call)
 
     def verified() -> ServedSkin:
@@ -105,6 +108,20 @@ async def delete_skin(call: ApiCall) -> Response:
     name = call.request.path_params["name"]
     running = call.server.registry.remove(name)
     return json_response({"name": name, "deleted": True, "calls_running": running})
+
+
+@routes.get("")
+@answers("admin")
+async def list_routes(call: ApiCall) -> Response:
+    names = call.server.part(VersionRouter).names()
+    return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
+
+
+@routes.get("/{name:path}")
+@answers("admin")
+async def get_route(call: ApiCall) -> Response:
+    name = call.request.path_params["name"]
+    return json_response(await asyncio.to_thread(call.server.part(VersionRouter).report, name))
 
 
 def _skins_directory(call: ApiCall) -> SkinsDirectory:

@@ -20,8 +20,8 @@ from bedplate.serving.request.lifecycle import ApiCall, CallInProgress, Work, an
 from bedplate.serving.schemas.anthropic_fields import CountRequest, MessagesRequest
 from bedplate.serving.schemas.errors import ClientGone, error_object, error_response, log_failure
 from bedplate.serving.schemas.fields import ChatRequest
-from bedplate.serving.schemas.json_replies import json_response
 from bedplate.serving.schemas.scope import note_error
+from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter(prefix="/v1/messages")
 
@@ -61,8 +61,7 @@ async def _respond(request: Request, endpoint: str, work: Work) -> Response:
 
 @router.post("")
 @answers("messages", _respond)
-async def create_message(call: ApiCall) -> Response:
-    request = await call.read(MessagesRequest)
+async def create_message(call: ApiCall, request: MessagesRequest) -> Response:
     chat = request.chat()
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")
@@ -76,8 +75,7 @@ async def create_message(call: ApiCall) -> Response:
 
 @router.post("/count_tokens")
 @answers("count_tokens", _respond)
-async def count_tokens(call: ApiCall) -> Response:
-    request = await call.read(CountRequest)
+async def count_tokens(call: ApiCall, request: CountRequest) -> Response:
     chat = request.chat()
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.chat(chat, terms), "messages")

@@ -8,13 +8,12 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from bedplate.core.errors import RequestError
-from bedplate.serving.api.files import Page
+from bedplate.serving.api.files import PAGE_FIELDS, Page
 from bedplate.serving.durable.batch_records import StoredBatch
-from bedplate.serving.durable.batches import Batches
+from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.fields import RequestFields, read_fields
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_fields import Metadata, RequestFields, openapi_queries
+from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter(prefix="/v1")
 
@@ -29,24 +28,22 @@ class BatchRequest(RequestFields):
     input_file_id: str
     endpoint: Endpoint
     completion_window: Literal["24h"]
+    metadata: Metadata | None = None
 
 
 @router.post("/batches")
 @answers("batches")
-async def create(call: ApiCall) -> Response:
-    body = await call.body()
-    metadata = _metadata(body.pop("metadata", None))
-    request = read_fields(BatchRequest, body)
+async def create(call: ApiCall, request: BatchRequest) -> Response:
     store = call.server.part(Batches).store
     await asyncio.to_thread(store.file, request.input_file_id, call.caller.tenant)
     batch = await asyncio.to_thread(
-        store.add_batch, call.caller, request.endpoint, request.input_file_id, WINDOW_SECONDS, metadata
+        store.add_batch, call.caller, request.endpoint, request.input_file_id, WINDOW_SECONDS, request.metadata
     )
     call.server.part(Batches).wake()
     return json_response(describe(batch))
 
 
-@router.get("/batches")
+@router.get("/batches", openapi_extra=openapi_queries(**PAGE_FIELDS))
 @answers("batches")
 async def list_batches(call: ApiCall) -> Response:
     page, store = Page(call.request, 100), call.server.part(Batches).store
@@ -89,16 +86,3 @@ def describe(batch: StoredBatch) -> dict[str, Any]:
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "metadata": batch.metadata,
     }
-
-
-def _metadata(metadata: Any) -> dict[str, str] | None:
-    """At most 16 texts, names of at most 64 and values of at most 512 characters (the API's limits). RequestError."""
-    if metadata is None:
-        return None
-    if not isinstance(metadata, dict) or len(metadata) > 16:
-        raise RequestError("metadata must be an object of at most 16 texts", param="metadata")
-    for name, value in metadata.items():
-        if not isinstance(value, str) or len(value) > 512 or len(name) > 64:
-            message = f"metadata.{name[:64]}: names have at most 64 characters, values are texts of at most 512"
-            raise RequestError(message, param="metadata")
-    return metadata

@@ -21,7 +21,7 @@ from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.models.served import Answer, TextReading
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.fields import CUT, MAX_PROMPTS, RequestFields
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter()
 
@@ -57,8 +57,7 @@ class ClassifyRequest(RequestFields):
 @router.post("/v1/classify")
 @router.post("/classify")
 @answers("classify")
-async def classify(call: ApiCall) -> Response:
-    request = await call.read(ClassifyRequest)
+async def classify(call: ApiCall, request: ClassifyRequest) -> Response:
     served = await call.choose(request.model)
     reading = TextReading(truncate=request.truncate_prompt_tokens)
     plan = await call.prepare(lambda terms: served.classify(request.input, terms, reading), "input")

@@ -24,8 +24,8 @@ from bedplate.serving.models.answer_plan import PlanResult
 from bedplate.serving.models.served import TextReading
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, answers
 from bedplate.serving.schemas.fields import CUT, PROMPTS, RequestFields
-from bedplate.serving.schemas.json_replies import large_json_response
-from bedplate.serving.schemas.sampling_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.strict_json import large_json_response
 
 router = APIRouter(prefix="/v1")
 NUMBER_BYTES = 20
@@ -45,8 +45,7 @@ class EmbeddingRequest(RequestFields):
 
 @router.post("/embeddings")
 @answers("embeddings")
-async def embeddings(call: ApiCall) -> Response:
-    request = await call.read(EmbeddingRequest)
+async def embeddings(call: ApiCall, request: EmbeddingRequest) -> Response:
     served = await call.choose(request.model)
     if request.dimensions is not None and request.dimensions > served.dimensions:
         message = f"dimensions is {request.dimensions}; {served.name} has {served.dimensions}"

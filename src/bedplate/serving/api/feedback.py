@@ -13,8 +13,7 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.fields import RequestFields
-from bedplate.serving.schemas.json_replies import json_response
-from bedplate.serving.schemas.strict_json import dump_json
+from bedplate.serving.schemas.strict_json import JsonLines, dump_json, json_response
 from bedplate.skins.output import LabelsOutput
 
 router = APIRouter()
@@ -32,9 +31,8 @@ class FeedbackRequest(RequestFields):
 
 @router.post("/v1/feedback")
 @answers("feedback")
-async def create_feedback(call: ApiCall) -> Response:
+async def create_feedback(call: ApiCall, request: FeedbackRequest) -> Response:
     feedback = call.server.part(Feedback)
-    request = await call.read(FeedbackRequest)
     if request.rating is None and request.correction is None and request.comment is None:
         raise RequestError("give a rating, a correction or a comment", param="rating")
     id_, model = await feedback.owned(request.id, call.caller.tenant)
@@ -78,11 +76,11 @@ async def summary(call: ApiCall) -> Response:
     return json_response({"object": "list", "data": summaries, "counts": dict(feedback.counts)})
 
 
-@router.get("/admin/feedback/{model:path}/export")
+@router.get("/admin/feedback/{model:path}/export", response_class=JsonLines)
 @answers("admin")
 async def export(call: ApiCall) -> Response:
     feedback, model = call.server.part(Feedback), call.request.path_params["model"]
     store = feedback.store
     exported = await feedback.run_in_writer(lambda: store.export(model))
     content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
-    return Response(content, media_type="application/jsonl")
+    return JsonLines(content)

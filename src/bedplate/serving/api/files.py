@@ -16,10 +16,11 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.durable.batch_records import StoredFile
-from bedplate.serving.durable.batches import Batches
+from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.errors import ClientGone, StatusError
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_fields import openapi_queries
+from bedplate.serving.schemas.strict_json import JsonLines, json_response
 
 router = APIRouter(prefix="/v1")
 
@@ -29,8 +30,18 @@ _SPOOLED_BYTES = MultiPartParser.spool_max_size
 _FORM_BYTES = 64 * 1024
 """What a form may hold beside the file: boundaries, headers, the purpose."""
 
+# As the OpenAPI document shows them: the form, and the query of a list.
+_FORM_FIELDS = {
+    "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+    "purpose": {"const": "batch"},
+}
+_FORM_SCHEMA = {"type": "object", "properties": _FORM_FIELDS, "required": list(_FORM_FIELDS)}
+FORM = {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}
+PAGE_FIELDS: dict[str, dict[str, Any]] = {"limit": {"type": "integer"}, "after": {"type": "string"}}
+ORDER = {"enum": ["asc", "desc"]}
 
-@router.post("/files")
+
+@router.post("/files", openapi_extra={"requestBody": FORM})
 @answers("files")
 async def upload(call: ApiCall) -> Response:
     limits, store = call.server.config.batches, call.server.part(Batches).store
@@ -48,7 +59,7 @@ async def upload(call: ApiCall) -> Response:
     return json_response(describe(stored))
 
 
-@router.get("/files")
+@router.get("/files", openapi_extra=openapi_queries(**PAGE_FIELDS, order=ORDER, purpose={"type": "string"}))
 @answers("files")
 async def list_files(call: ApiCall) -> Response:
     page = Page(call.request, 10_000, "purpose", "order")
@@ -69,12 +80,12 @@ async def retrieve(call: ApiCall) -> Response:
     )
 
 
-@router.get("/files/{id}/content")
+@router.get("/files/{id}/content", response_class=JsonLines)
 @answers("files")
 async def content(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
     file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
-    return _Content(store.content(file), media_type="application/jsonl", filename=file.name)
+    return _Content(store.content(file), media_type=JsonLines.media_type, filename=file.name)
 
 
 class _Content(FileResponse):

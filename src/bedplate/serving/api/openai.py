@@ -18,7 +18,7 @@ from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
 from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
-from bedplate.serving.schemas.json_replies import json_response, large_json_response
+from bedplate.serving.schemas.strict_json import json_response, large_json_response
 
 router = APIRouter(prefix="/v1")
 TOKEN_BYTES = 1000
@@ -50,8 +50,7 @@ async def get_model(call: ApiCall) -> Response:
 
 @router.post("/chat/completions")
 @answers("chat")
-async def chat_completions(call: ApiCall) -> Response:
-    request = await call.read(ChatRequest)
+async def chat_completions(call: ApiCall, request: ChatRequest) -> Response:
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.chat(request, terms), "messages")
     return await answer(call, ChatReply(call, request, plan), plan)
@@ -59,8 +58,7 @@ async def chat_completions(call: ApiCall) -> Response:
 
 @router.post("/completions")
 @answers("completions")
-async def completions(call: ApiCall) -> Response:
-    request = await call.read(CompletionRequest)
+async def completions(call: ApiCall, request: CompletionRequest) -> Response:
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.complete(request, terms), "prompt")
     return await answer(

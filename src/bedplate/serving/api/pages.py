@@ -16,7 +16,7 @@ from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.bodies import read_bytes
 from bedplate.serving.schemas.errors import StatusError
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 INDEX = "index.html"
 _SCRIPT = "text/javascript; charset=utf-8"

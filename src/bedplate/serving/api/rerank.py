@@ -18,7 +18,7 @@ from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.models.served import TextReading
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.fields import CUT, MAX_PROMPTS, RequestFields
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter()
 
@@ -54,8 +54,7 @@ class RerankRequest(RequestFields):
 @router.post("/v2/rerank")
 @router.post("/rerank")
 @answers("rerank")
-async def rerank(call: ApiCall) -> Response:
-    request = await call.read(RerankRequest)
+async def rerank(call: ApiCall, request: RerankRequest) -> Response:
     served = await call.choose(request.model)
     reading = TextReading(truncate=request.truncate_prompt_tokens)
     plan = await call.prepare(

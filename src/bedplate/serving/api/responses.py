@@ -6,7 +6,7 @@ Reference: the OpenAI API's responses and their streaming events. Replies are ke
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -15,19 +15,19 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import LookupContext
-from bedplate.serving.api.files import Page
-from bedplate.serving.api.input_items import input_items
+from bedplate.serving.api.files import ORDER, PAGE_FIELDS, Page
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
-from bedplate.serving.api.truncation import fitting_plan
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
 from bedplate.serving.models.answer_plan import AnswerPlan
+from bedplate.serving.models.served import Served
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
 from bedplate.serving.schemas.errors import StatusError
 from bedplate.serving.schemas.fields import ChatRequest
-from bedplate.serving.schemas.json_replies import json_response, large_json_response
 from bedplate.serving.schemas.responses_fields import ChatMessage, ResponsesRequest
+from bedplate.serving.schemas.strict_fields import openapi_queries
+from bedplate.serving.schemas.strict_json import json_response, large_json_response
 
 router = APIRouter(prefix="/v1/responses")
 T = TypeVar("T")
@@ -35,8 +35,7 @@ T = TypeVar("T")
 
 @router.post("")
 @answers("responses")
-async def create_response(call: ApiCall) -> Response:
-    request = await call.read(ResponsesRequest)
+async def create_response(call: ApiCall, request: ResponsesRequest) -> Response:
     is_stored = _is_stored(call, request)
     earlier = _earlier(call, request)
     call.size += 0 if earlier is None else earlier.size
@@ -62,7 +61,7 @@ async def create_response(call: ApiCall) -> Response:
     return json_response(whole)
 
 
-@router.get("/{name}")
+@router.get("/{name}", openapi_extra=openapi_queries(stream={"enum": ["false"]}))
 @answers("responses")
 async def get_response(call: ApiCall) -> Response:
     if call.request.query_params.get("stream") not in {None, "false"}:
@@ -71,7 +70,7 @@ async def get_response(call: ApiCall) -> Response:
     return Response(_stored_response(call, name).response, media_type="application/json")
 
 
-@router.get("/{name}/input_items")
+@router.get("/{name}/input_items", openapi_extra=openapi_queries(**PAGE_FIELDS, order=ORDER))
 @answers("responses")
 async def list_input_items(call: ApiCall) -> Response:
     page = Page(call.request, 100, "order", "include")
@@ -176,3 +175,60 @@ async def _store(
         turn = call.server.preparation.run
         stored = await turn(tenant, call.size, lambda: KeptResponse.of(whole, conversation), refused=False)
     call.server.part(ResponseStore).add(tenant, stored)
+
+
+Json = dict[str, Any]
+
+
+def input_items(name: str, messages: Sequence[Mapping[str, Any]]) -> list[Json]:
+    """One item for each message, and for each call of a tool. name: the reply's id, from which theirs are made."""
+    rows: list[Json] = []
+
+    def add(item_type: str, prefix: str, **fields: Any) -> None:
+        rows.append({"id": f"{prefix}_{name.removeprefix('resp_')}_in{len(rows)}", "type": item_type, **fields})
+
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "tool":
+            add("function_call_output", "fco", call_id=message["tool_call_id"], output=content, status="completed")
+            continue
+        if message.get("reasoning_content"):
+            reasoning = [{"type": "reasoning_text", "text": message["reasoning_content"]}]
+            add("reasoning", "rs", summary=[], content=reasoning, status="completed")
+        if content or not message.get("tool_calls"):
+            part = {"type": "output_text", "annotations": []} if role == "assistant" else {"type": "input_text"}
+            add("message", "msg", role=role, content=[{**part, "text": content}], status="completed")
+        for call in message.get("tool_calls") or ():
+            add("function_call", "fc", call_id=call["id"], **call["function"], status="completed")
+    return rows
+
+
+def fitting_plan(served: Served, request: ChatRequest, terms: LookupContext) -> tuple[AnswerPlan, int]:
+    """The plan of the longest end of a conversation that leaves room for the answer, and how many messages it leaves
+    out; the whole conversation's where not even the last turn has room, so that the message is about all of it.
+
+    A turn begins with the user's message: calls of tools stay with their results. What the system said stays. As many
+    plans are made as a search by halves needs."""
+    whole = served.chat(request, terms)
+    begins = [i for i, message in enumerate(request.messages) if message.role == "user"][1:]
+    if _fits(served, whole, request) or not begins:
+        return whole, 0
+    low, high, fitting = 0, len(begins) - 1, (whole, 0)
+    while low <= high:
+        middle = (low + high) // 2
+        messages = [
+            message
+            for i, message in enumerate(request.messages)
+            if i >= begins[middle] or message.role in {"system", "developer"}
+        ]
+        plan = served.chat(request.model_copy(update={"messages": messages}), terms)
+        if _fits(served, plan, request):
+            fitting, high = (plan, len(request.messages) - len(messages)), middle - 1
+        else:
+            low = middle + 1
+    return fitting
+
+
+def _fits(served: Served, plan: AnswerPlan, request: ChatRequest) -> bool:
+    room = served.engine.base.spec.context_length
+    return all(len(engine_request.tokens) + (request.token_limit or 1) <= room for engine_request in plan.requests)

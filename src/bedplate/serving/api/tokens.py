@@ -16,8 +16,8 @@ from bedplate.inference.engine.requests import LookupContext
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.fields import ChatRequest, RequestFields, read_fields
-from bedplate.serving.schemas.json_replies import json_response, large_json_response
-from bedplate.serving.schemas.sampling_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT, openapi_queries
+from bedplate.serving.schemas.strict_json import json_response, large_json_response
 from bedplate.serving.schemas.tools import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer
 
@@ -59,8 +59,7 @@ class DetokenizeRequest(RequestFields):
 
 @router.post("/tokenize")
 @answers("tokenize")
-async def tokenize(call: ApiCall) -> Response:
-    request = await call.read(TokenizeRequest)
+async def tokenize(call: ApiCall, request: TokenizeRequest) -> Response:
     served = await choose(call, request.model)
     base = served.engine.base
     tokenizer = served.tokenizer
@@ -77,8 +76,7 @@ async def tokenize(call: ApiCall) -> Response:
 
 @router.post("/detokenize")
 @answers("detokenize")
-async def detokenize(call: ApiCall) -> Response:
-    request = await call.read(DetokenizeRequest)
+async def detokenize(call: ApiCall, request: DetokenizeRequest) -> Response:
     served = await choose(call, request.model)
     tokenizer = served.tokenizer
 
@@ -92,7 +90,7 @@ async def detokenize(call: ApiCall) -> Response:
     return await call.off_loop(reply)
 
 
-@router.get("/tokenizer_info")
+@router.get("/tokenizer_info", openapi_extra=openapi_queries(model={"type": "string"}))
 @answers("tokenizer_info")
 async def tokenizer_info(call: ApiCall) -> Response:
     served = await choose(call, call.request.query_params.get("model"))

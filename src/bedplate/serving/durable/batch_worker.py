@@ -11,6 +11,7 @@ import sqlite3
 import time
 import uuid
 from collections import Counter, deque
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp
 
 from bedplate.serving.durable.batch_records import UNFINISHED, DoneRow, StoredBatch
 from bedplate.serving.durable.batch_store import BatchStore
+from bedplate.serving.durable.state_directory import STATE_BUSY, StateDirectory
 from bedplate.serving.request.self_calls import SelfReply, self_call
 from bedplate.serving.request.state import ServerState
 from bedplate.serving.schemas.batch_lines import check_lines
@@ -322,3 +324,50 @@ def _id() -> str:
 
 def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+class Batches:
+    """The service behind the routes of batches and files: the store, opened when it is first needed, and its worker."""
+
+    def __init__(self, state: ServerState) -> None:
+        self._state, self._directory = state, state.part(StateDirectory)
+        self._app: ASGIApp | None = None
+        self._store: BatchStore | None = None
+        self._worker: BatchWorker | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+        """Goes on with what an earlier server left; at the end the worker stops within the grace period."""
+        self._app = app
+        if self._directory.is_needed and self._directory.begin():
+            self._open()
+        try:
+            yield
+        finally:
+            self._app = None
+            if self._running is not None:
+                if not self._state.stopping:  # nobody said when to stop, so there is no grace
+                    self._running.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._running
+            if self._store is not None:
+                self._store.close()
+
+    @property
+    def store(self) -> BatchStore:
+        """StatusError 503 where the state directory cannot be had."""
+        return self._open()[0]
+
+    def wake(self) -> None:
+        """Tells the worker that something has changed."""
+        self._open()[1].wake()
+
+    def _open(self) -> tuple[BatchStore, BatchWorker]:
+        if self._app is None:
+            raise StatusError(503, "batches are not running on this server", STATE_BUSY)
+        if self._store is None or self._worker is None:
+            self._store = BatchStore(self._directory.acquire(), self._state.config.batches)
+            self._worker = BatchWorker(self._state, self._store, self._app)
+            self._running = asyncio.create_task(self._worker.run())
+        return self._store, self._worker

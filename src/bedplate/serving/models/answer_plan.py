@@ -10,7 +10,7 @@ from typing import Protocol
 
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import LookupContext, Request, RequestTiming, Result, Usage
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests import Stream
 from bedplate.text.calls.reply_form import ReplyForm
 
 

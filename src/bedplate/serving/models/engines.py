@@ -64,7 +64,7 @@ def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying:
     if requested_dtype is None and hint:
         first = _dtype(_ordered(hint)[0])
     elif requested_dtype is None:
-        fastest = chosen(config.source, _requirements(config), config.device).backend
+        fastest = chosen(config.source, _requirements(config), config.device).plan
         first = fastest.dtype
     else:
         first = requested_dtype
@@ -108,7 +108,7 @@ def _as_asked(config: BaseConfig, base: Base, named_cards: Sequence[Card], lying
 def _fastest(config: BaseConfig, base: Base) -> Holding:
     """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
     dtype = dtype_name(base.dtype)
-    fastest = held_in(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).backend))
+    fastest = held_in(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).plan))
     return Holding(dtype, fastest.weights, fastest.kernel)
 
 

@@ -30,7 +30,7 @@ from bedplate.inference.predict.text_reading import (
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
 from bedplate.serving.schemas.formats import compiled
-from bedplate.serving.schemas.sampling_fields import SEED_LOW
+from bedplate.serving.schemas.strict_fields import SEED_LOW
 from bedplate.serving.schemas.tools import conversation_tokens
 from bedplate.text.calls.reply_form import begun_tokens, reply_form
 from bedplate.text.tokenizer import Tokenizer
@@ -206,7 +206,7 @@ class ServedBase:
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         sentence = self.engine.base.sentence
         normalise = sentence is None or sentence.spec.unit_length
-        return cut(cast(Embedding, plan_result.last).vector, dimensions, normalise=normalise)
+        return cut(cast("Embedding", plan_result.last).vector, dimensions, normalise=normalise)
 
     def rerank(
         self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
@@ -225,7 +225,7 @@ class ServedBase:
         raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
 
     def answer(self, plan_result: PlanResult) -> Answer:
-        generation = cast(Generation, plan_result.last)
+        generation = cast("Generation", plan_result.last)
         return Answer(generation.text, generation.finish_reason, generation.usage, generation)
 
     def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, LookupContext, Request, Result
-from bedplate.inference.engine.stream import Stream
+from bedplate.inference.engine.requests import Stream
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.serving.models.answer_plan import AnswerPlan

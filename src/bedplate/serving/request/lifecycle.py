@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
@@ -14,19 +16,18 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from bedplate.core.errors import DeadlineError, RequestError
-from bedplate.inference.engine.requests import LookupContext, Step
+from bedplate.inference.engine.requests import LookedUp, LookupContext, Step
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.callers.guard import AdmittedCall, Caller
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.request.abandoned import spent_on, when_over
 from bedplate.serving.request.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.request.events import EventStream
 from bedplate.serving.request.observers import FinishedCall, UnansweredCall
-from bedplate.serving.request.sending import Sending
 from bedplate.serving.request.state import ServerState
 from bedplate.serving.schemas.bodies import parse_object, read_bytes
 from bedplate.serving.schemas.errors import StoppingError, name_source
@@ -42,6 +43,8 @@ READ_AT_ONCE = 32 * 1024
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
 VERSION_HEADER = "x-bedplate-version"
+BODY_MODEL = "body_model"
+"""Attribute of a route's function: the request model of its JSON body, or None."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ class Arrival:
     steps: Sequence[Step] = ()
     result: PlanResult | None = None
     answer: Answer | None = None
+
+
+class Sending(Response):
+    """Another response, and what is to be done when it has been taken, or the client has gone."""
+
+    def __init__(self, reply: Response, at_end: Callable[[], None]) -> None:
+        self._reply, self._at_end = reply, at_end
+        self.status_code, self.background, self.raw_headers = reply.status_code, reply.background, reply.raw_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._reply(scope, receive, send)
+        finally:
+            self._at_end()
 
 
 class ApiCall:
@@ -382,19 +399,30 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
 
 def answers(
     endpoint: str, respond: Callable[[Request, str, Work], Awaitable[Response]] = respond
-) -> Callable[[Work], Callable[[Request], Awaitable[Response]]]:
-    """Makes a route of a function that answers a call. endpoint: what observers and the access log call it; "admin" is
-    for keys of admins only."""
+) -> Callable[[Callable[..., Awaitable[Response]]], Callable[[Request], Awaitable[Response]]]:
+    """Makes a route of a handler. endpoint: its name for observers and the access log; "admin" needs an admin's key.
 
-    def decorate(work: Work) -> Callable[[Request], Awaitable[Response]]:
-        async def as_admin(call: ApiCall) -> Response:
-            call.caller.need_admin()
-            return await work(call)
+    @router.post("/embeddings")
+    @answers("embeddings")
+    async def embeddings(call: ApiCall, request: EmbeddingRequest) -> Response: ...
+
+    A handler with a second parameter gets the body, read as the request model that the parameter is annotated with; the
+    OpenAPI document finds the model there too.
+    """
+
+    def decorate(handler: Callable[..., Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+        _, *body = inspect.signature(handler, eval_str=True).parameters.values()
+
+        async def answer(call: ApiCall) -> Response:
+            if endpoint == "admin":
+                call.caller.need_admin()
+            return await handler(call, *[await call.read(parameter.annotation) for parameter in body])
 
         async def route(request: Request) -> Response:
-            return await respond(request, endpoint, as_admin if endpoint == "admin" else work)
+            return await respond(request, endpoint, answer)
 
-        route.__name__, route.__doc__ = getattr(work, "__name__", endpoint), work.__doc__
+        route.__name__, route.__doc__ = getattr(handler, "__name__", endpoint), handler.__doc__
+        vars(route)[BODY_MODEL] = body[0].annotation if body else None
         return route
 
     return decorate
@@ -404,3 +432,40 @@ def tokens_of(request: RequestFields, plan_results: Sequence[PlanResult]) -> tup
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(result.usage.prompt_tokens for result in plan_results[:: request.choices])
     return prompt, sum(result.usage.completion_tokens for result in plan_results)
+
+
+def when_over(streams: Sequence[Stream], callback: Callable[[], None]) -> None:
+    """Calls `callback` in the event loop once the engine has let go of all of them."""
+    loop, pending = asyncio.get_running_loop(), set(streams)
+
+    def over(stream: Stream) -> None:
+        if stream in pending:
+            pending.discard(stream)
+            if not pending:
+                callback()
+
+    def ended(stream: Stream) -> None:
+        if stream.finished:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
+                loop.call_soon_threadsafe(over, stream)
+
+    for stream in streams:
+        stream.listen(partial(ended, stream))
+
+
+def spent_on(streams: Sequence[Stream]) -> tuple[int, int, float]:
+    """Prompt tokens, tokens of the answers, and seconds of compute. The choices of one prompt are the same request
+    again and count it once; what failed by the server's own fault counts nothing."""
+    prompt = completion = 0
+    seconds, lookups = 0.0, dict[int, LookedUp]()
+    for _, group in groupby(streams, lambda stream: stream.request.tokens):
+        choices = [
+            choice
+            for choice in group
+            if choice.failure is None or isinstance(choice.failure, RequestError | DeadlineError)
+        ]
+        prompt += max((choice.spent.usage.prompt_tokens for choice in choices), default=0)
+        completion += sum(choice.spent.usage.completion_tokens for choice in choices)
+        seconds += sum(choice.spent.compute for choice in choices)
+        lookups |= {id(lookup): lookup for choice in choices if (lookup := choice.request.looked_up) is not None}
+    return prompt, completion, seconds + sum(looked_up.compute for looked_up in lookups.values())

@@ -16,7 +16,7 @@ from pydantic import Field
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas.fields import ChatRequest, RequestFields, any_of_types, as_chat
 from bedplate.serving.schemas.messages import MAX_MESSAGES
-from bedplate.serving.schemas.sampling_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
+from bedplate.serving.schemas.strict_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
 
 # Names of chat fields in this API.
 _NAMES = {

@@ -17,22 +17,24 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.serving.schemas.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
 from bedplate.serving.schemas.messages import MAX_MESSAGES, Message
-from bedplate.serving.schemas.sampling_fields import (
+from bedplate.serving.schemas.strict_fields import (
     TOKEN_LIMIT,
     Biases,
     Effort,
     MinP,
     Penalty,
     RepetitionPenalty,
+    RequestFields,
     Seed,
     Stops,
     Temperature,
     TokenIds,
     TopK,
     TopP,
+    any_of_types,
+    first_mistake,
     is_id,
 )
-from bedplate.serving.schemas.strict_fields import RequestFields, any_of_types, first_mistake
 from bedplate.serving.schemas.tools import (
     PLAIN_REPLY,
     AllowedChoice,

@@ -15,9 +15,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas.fields import ChatRequest, RequestFields, any_of_types, as_chat
 from bedplate.serving.schemas.messages import MAX_MESSAGES
-from bedplate.serving.schemas.sampling_fields import TOKEN_LIMIT, Effort, Temperature, TopP
+from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT, Effort, Metadata, Temperature, TopP
 
-MAX_METADATA = 16
 _LOGPROBS = "message.output_text.logprobs"
 # Of these there is nothing to include here.
 _NOTHING = ("reasoning.encrypted_content",)
@@ -64,16 +63,6 @@ def _input_of(value: Any) -> Any:
     return value
 
 
-def _metadata_of(value: Any) -> Any:
-    if value is None:
-        return None
-    if not isinstance(value, dict) or len(value) > MAX_METADATA:
-        raise ValueError(f"metadata must be an object of at most {MAX_METADATA} texts")
-    if not all(len(key) <= 64 and isinstance(text, str) and len(text) <= 512 for key, text in value.items()):
-        raise ValueError("metadata holds texts of at most 512 characters under names of at most 64")
-    return value
-
-
 def _include_of(value: Any) -> Any:
     includable = (_LOGPROBS, *_NOTHING)
     if isinstance(value, list) and not all(name in includable for name in value):
@@ -100,7 +89,7 @@ class ResponsesRequest(RequestFields):
     store: bool | None = None
     previous_response_id: str | None = None
     include: Annotated[list[str], BeforeValidator(_include_of)] | None = None
-    metadata: Annotated[dict[str, str], BeforeValidator(_metadata_of)] | None = None
+    metadata: Metadata | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     background: Literal[False] | None = None

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from starlette.responses import Response
+
 from bedplate.core.errors import RequestError
 from bedplate.core.json import JsonRuleError, load_json
 
@@ -71,3 +73,19 @@ def dump_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
         "utf-8", "backslashreplace"
     )
+
+
+def large_json_response(content: Any, levels: int = 5) -> Response:
+    """A JSON reply of any size, for a thread beside the loop. levels: as in `dump_in_pieces`."""
+    return Response(b"".join(dump_in_pieces(content, levels)), media_type="application/json")
+
+
+class JsonLines(Response):
+    """A reply of one JSON value a line."""
+
+    media_type = "application/jsonl"
+
+
+def json_response(content: Any, status: int = 200) -> Response:
+    """A JSON reply."""
+    return Response(dump_json(content), status, media_type="application/json")

@@ -27,7 +27,6 @@ from bedplate.serving.api import (
     pages,
     rerank,
     responses,
-    routes,
     tokens,
 )
 from bedplate.serving.callers.guard import check_open
@@ -57,7 +56,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     files.router,
     batches.router,
     feedback.router,
-    routes.router,
+    admin.routes,
     health.router,
     metrics.router,
     openapi.router,

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from bedplate.serving.request.state import ServerState
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter()
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bedplate.core.memory import share_heaps
 from bedplate.serving.request.state import ServerState
 from bedplate.serving.schemas.errors import StoppingError, error_response
-from bedplate.serving.schemas.json_replies import json_response
+from bedplate.serving.schemas.strict_json import json_response
 from bedplate.serving.server.connections import TimedConnection, allow_connections
 
 log = logging.getLogger("bedplate.serving")

@@ -15,7 +15,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar_trial import GrammarTrial
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.serving.callers.guard import CallerGuard, guard_for
-from bedplate.serving.durable.batches import Batches
+from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.state_directory import StateDirectory

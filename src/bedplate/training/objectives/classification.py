@@ -1,4 +1,4 @@
-"""Labels of texts, read off the pooled states of a base by a linear head that is learned with it.
+"""Text classification: a linear head on the pooled states of a base, trained together with it.
 
 Shapes: N texts, D features, C labels.
 """
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import UsageError
 from bedplate.models.model import Model
+from bedplate.training.batch import TextBatch, pooled
 from bedplate.training.objectives.objective import Models, Scope, Term
-from bedplate.training.texts import TextBatch, pooled
 
 
 class ClassificationObjective:

@@ -1,131 +1,54 @@
-"""Objectives that learn to undo what they did to a text: what is done to a row follows from the seed and the row's
-number in the whole run alone, so that a resumed run, and any number of ranks, sees the same."""
+"""Objectives that corrupt a text and learn to restore it. What is done to a row follows from the seed and the row's
+number in the run alone, so that resumed runs and any number of ranks see the same rows."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.config import Strict
-from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.errors import DataError
 from bedplate.data.packing import DocumentPiece
 from bedplate.models.packed.placement import PlacedDocument
-from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.objective import Models, Scope, Term
+from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.packing import rows_batch
-from bedplate.training.ranks import Ranks
-from bedplate.training.sources import BatchSource
+from bedplate.training.sources import BatchSource, TransformedSource
 
 Ids = NDArray[np.int64]
 BatchT = TypeVar("BatchT", bound=PackedBatch)
-
-
-@dataclass(frozen=True)
-class CorruptionVocabulary:
-    """What corruption knows of a vocabulary, and of the model. size: ids that the model has; decoder_start: of an
-    encoder–decoder; pooling: how its states become a text's vector."""
-
-    tokenizer: Tokenizer
-    size: int
-    decoder_start: tuple[int, ...] = ()
-    pooling: str = "mean"
-
-    def ids_of(self, names: Sequence[str], objective: str) -> list[int]:
-        """The ids of control tokens. ConfigError naming the first that the tokenizer lacks."""
-        ids: list[int] = []
-        for name in names:
-            index = self.tokenizer.token_to_id(name)
-            if index is None or index >= self.size:
-                raise ConfigError(
-                    f"the objective {objective} needs the token {name!r}, which the vocabulary lacks; train a "
-                    "tokenizer that has it, or say in the objective's settings which tokens it is to use"
-                )
-            ids.append(index)
-        return ids
 
 
 Corruption = Callable[[PackedBatch, Sequence[np.random.Generator]], PackedBatch]
 """A batch as its source packed it, and a generator for each of its rows → what is learned from."""
 
 
-class Sides(NamedTuple):
-    """Tokens that a text becomes: what an encoder reads before a decoder, what goes through the stack that predicts,
-    and how many of those have a target."""
-
-    read: int
-    written: int
-    learned: int
-
-
-class Corrupting(Strict, ABC):
-    """What such an objective is, as data: its fields are its settings."""
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Its row in OBJECTIVES."""
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return ("policy",)
-
-    @property
-    def scope(self) -> Scope:
-        return "row"
-
-    @property
-    @abstractmethod
-    def architectures(self) -> tuple[str, ...]:
-        """Of models that can learn it."""
-
-    @property
-    def target(self) -> str:
-        """What one target is, for people. Of tokens there are bits a byte."""
-        return "token"
-
-    def for_ranks(self, ranks: Ranks) -> Self:
-        """The objective for a run of these processes."""
-        return self
-
-    @property
-    def special(self) -> tuple[str, ...]:
-        """Control tokens that its tokenizer must have."""
-        return ()
-
-    @property
-    def room(self) -> int:
-        """By how many tokens a document may grow at most."""
-        return 0
-
-    def sides(self, length: int) -> Sides:
-        """The most that a text of so many tokens becomes, to within a few."""
-        return Sides(0, length, length)
+class Corrupting(Strict, TextObjective):
+    """An objective that undoes what it did to a text. Its fields are its settings."""
 
     @abstractmethod
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         """What is done to batches. ConfigError where the vocabulary lacks a token for it."""
 
-    @abstractmethod
-    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]: ...
-
-    def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets."""
-        return {self.name: float(batch.target_count)}
+    def source(
+        self, inner: BatchSource[PackedBatch], words: CorruptionVocabulary, seed: int
+    ) -> BatchSource[PackedBatch]:
+        return CorruptedSource(inner, self, words, seed)
 
 
-class CorruptedSource:
+class CorruptedSource(TransformedSource):
     """Another source's batches, corrupted on the CPU as they are drawn."""
 
     def __init__(
         self, inner: BatchSource[PackedBatch], objective: Corrupting, words: CorruptionVocabulary, seed: int
     ) -> None:
-        self._inner, self._objective, self._seed = inner, objective, seed
+        super().__init__(inner)
+        self._objective, self._seed = objective, seed
         self._corrupt = objective.corruption(words)
 
     def _named(self, inner: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -134,24 +57,13 @@ class CorruptedSource:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._named(self._inner.identity)
+        return self._named(super().identity)
 
     def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._named(self._inner.identity_like({k: v for k, v in saved.items() if k != "corruption"}))
+        return self._named(super().identity_like({k: v for k, v in saved.items() if k != "corruption"}))
 
-    @property
-    def steps(self) -> int | None:
-        return self._inner.steps
-
-    def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
-        for step in self._inner:
-            yield tuple(corrupted(batch, self._corrupt, self._seed) for batch in step)
-
-    def state(self) -> dict[str, Any]:
-        return self._inner.state()
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        self._inner.load_state(state)
+    def _transformed(self, batch: PackedBatch) -> PackedBatch:
+        return corrupted(batch, self._corrupt, self._seed)
 
 
 def corrupted(batch: PackedBatch, corrupt: Corruption, seed: int) -> PackedBatch:

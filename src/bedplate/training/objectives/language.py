@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention import Attend
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.objective import AnyModel, Models, Scope, Term
+from bedplate.training.objectives.objective import AnyModel, Models, Term, TextObjective
 from bedplate.training.objectives.token_term import targets_term, token_losses
 
 
@@ -38,15 +39,12 @@ class MultiTokenPrediction:
         return targets_by_term
 
 
-class NextToken:
+class NextToken(TextObjective):
     """Every token of a document is predicted from the ones before it. The head runs only where there is a target."""
 
-    name: str = "next_token"
-    roles: tuple[str, ...] = ("policy",)
-    scope: Scope = "row"
-    architectures: tuple[str, ...] = ("decoder",)
-    _multi_token: MultiTokenPrediction | None = None
-    _z: float = 0.0
+    name: ClassVar[str] = "next_token"
+    architectures: ClassVar[tuple[str, ...]] = ("decoder",)
+    likelihood: ClassVar[bool] = True
 
     def __init__(self, further: MultiTokenPrediction | None = None, z: float = 0.0) -> None:
         """z: weight of the squared log of the sum that logits are divided by, which keeps it near 1."""
@@ -95,7 +93,7 @@ class NextToken:
 class Sft(NextToken):
     """Supervised fine-tuning: the same mathematics, and every example must have a completion to learn."""
 
-    name: str = "sft"
+    name: ClassVar[str] = "sft"
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
         """The number of targets. Raises DataError for an example without any."""

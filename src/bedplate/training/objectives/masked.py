@@ -1,11 +1,11 @@
-"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder says which tokens stood
-where some were hidden."""
+"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder predicts hidden
+tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, CorruptionVocabulary, Sides, documents_of
-from bedplate.training.objectives.objective import Models, Term
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, documents_of
+from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term, TokenCounts
 from bedplate.training.objectives.token_term import targets_term
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -25,6 +25,9 @@ class Masked(Corrupting):
     """density: share of a document's tokens that are to be said, at least one. Of those, `hidden` are replaced by the
     token `mask`, `random` by any other, and the rest stay. whole_words: all tokens of a word, or none of them, until
     there are at least as many."""
+
+    name: ClassVar[str] = "masked"
+    architectures: ClassVar[tuple[str, ...]] = ("encoder",)
 
     density: Annotated[float, Field(gt=0, lt=1)] = 0.15
     hidden: Share = 0.8
@@ -39,19 +42,11 @@ class Masked(Corrupting):
         return self
 
     @property
-    def name(self) -> str:
-        return "masked"
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        return ("encoder",)
-
-    @property
     def special(self) -> tuple[str, ...]:
         return (self.mask,)
 
-    def sides(self, length: int) -> Sides:
-        return Sides(0, length, max(1, round(length * self.density)))
+    def token_counts(self, length: int) -> TokenCounts:
+        return TokenCounts(0, length, max(1, round(length * self.density)))
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         (mask,) = words.ids_of([self.mask], self.name)

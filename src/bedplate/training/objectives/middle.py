@@ -1,10 +1,10 @@
-"""Fill in the middle (https://arxiv.org/abs/2207.14255): a document's middle is moved behind its end, so that what
-predicts the next token learns to fill a gap."""
+"""Fill in the middle (https://arxiv.org/abs/2207.14255): a document's middle moves behind its end, so that next-token
+prediction learns to fill a gap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -12,15 +12,8 @@ from pydantic import Field
 from bedplate.core.errors import ConfigError
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import (
-    Corrupting,
-    Corruption,
-    CorruptionVocabulary,
-    Ids,
-    documents_of,
-    relaid,
-)
-from bedplate.training.objectives.objective import Models, Term
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid
+from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term
 from bedplate.training.objectives.token_term import targets_term
 
 FIM_TOKENS = (
@@ -39,11 +32,15 @@ Three = tuple[list[int], list[int], list[int]]
 class FillInMiddle(Corrupting):
     """rate: share of documents whose middle is moved. spm: share of those that have the suffix before the prefix. at:
     where the two cuts fall: evenly between characters, which may be within tokens (section 3.1), or between tokens.
-    tokens: what stands before prefix, suffix and middle; None: what of `KNOWN` the tokenizer has.
+    tokens: what stands before prefix, suffix and middle; None: the first of FIM_TOKENS that the tokenizer has.
 
     A document keeps its first token if that begins every text, and its last if that ends it. One that has no text of
     at least 3 tokens stays as it is.
     """
+
+    name: ClassVar[str] = "fill_in_middle"
+    architectures: ClassVar[tuple[str, ...]] = ("decoder",)
+    likelihood: ClassVar[bool] = True
 
     rate: Annotated[float, Field(ge=0, le=1)] = 0.5
     spm: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -51,19 +48,11 @@ class FillInMiddle(Corrupting):
     tokens: tuple[str, str, str] | None = None
 
     @property
-    def name(self) -> str:
-        return "fill_in_middle"
-
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        return ("decoder",)
-
-    @property
     def special(self) -> tuple[str, ...]:
         return self.tokens or FIM_TOKENS[0]
 
     @property
-    def room(self) -> int:
+    def max_growth(self) -> int:
         return 3 + (_SPLIT if self.at == "characters" else 0)
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:

@@ -1,16 +1,23 @@
-"""The objective interface: terms with their own denominators, so that accumulation, packing and ranks stay exact."""
+"""The objective interface: loss terms with their own denominators, so that gradient accumulation, packing and ranks
+stay exact; and the loss of a model on batches that it does not learn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
+from bedplate.core.errors import ConfigError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
-from bedplate.training.batch import MicroBatch
+from bedplate.text.tokenizer import Tokenizer
+from bedplate.training.batch import MicroBatch, PackedBatch
+from bedplate.training.ranks import Ranks
+from bedplate.training.sources import BatchSource
 
 Scope = Literal["row", "group", "global_batch"]
 B_contra = TypeVar("B_contra", bound=MicroBatch, contravariant=True)
@@ -44,6 +51,86 @@ class Term:
     metrics: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
+@dataclass(frozen=True)
+class CorruptionVocabulary:
+    """What corruption knows of a vocabulary, and of the model. size: ids that the model has; decoder_start: of an
+    encoder–decoder; pooling: how its states become a text's vector."""
+
+    tokenizer: Tokenizer
+    size: int
+    decoder_start: tuple[int, ...] = ()
+    pooling: str = "mean"
+
+    def ids_of(self, names: Sequence[str], objective: str) -> list[int]:
+        """The ids of control tokens. ConfigError naming the first that the tokenizer lacks."""
+        ids: list[int] = []
+        for name in names:
+            index = self.tokenizer.token_to_id(name)
+            if index is None or index >= self.size:
+                raise ConfigError(
+                    f"the objective {objective} needs the token {name!r}, which the vocabulary lacks; train a "
+                    "tokenizer that has it, or say in the objective's settings which tokens it is to use"
+                )
+            ids.append(index)
+        return ids
+
+
+class TokenCounts(NamedTuple):
+    """Tokens that a text of some length becomes: `read` by an encoder, `written` through the stack that predicts, and
+    `learned`, those of the latter with a target."""
+
+    read: int
+    written: int
+    learned: int
+
+
+class TextObjective(ABC):
+    """An objective that learns from plain texts: a row of OBJECTIVES. These traits are what a pretraining run needs to
+    know of it.
+
+    architectures: kinds of models that can learn it; empty: any. target: what one target is; only tokens have bits per
+    byte. likelihood: whether the model learns a text in reading order, so that the text has a likelihood.
+    """
+
+    name: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    scope: ClassVar[Scope] = "row"
+    architectures: ClassVar[tuple[str, ...]] = ()
+    target: ClassVar[str] = "token"
+    likelihood: ClassVar[bool] = False
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Control tokens that the tokenizer must have."""
+        return ()
+
+    @property
+    def max_growth(self) -> int:
+        """Tokens by which a document may grow at most."""
+        return 0
+
+    def token_counts(self, length: int) -> TokenCounts:
+        """What a text of `length` tokens becomes at most, to within a few tokens."""
+        return TokenCounts(0, length, length)
+
+    def source(
+        self, inner: BatchSource[PackedBatch], words: CorruptionVocabulary, seed: int
+    ) -> BatchSource[PackedBatch]:
+        """The batches to learn from, given those of plain texts."""
+        return inner
+
+    def for_ranks(self, ranks: Ranks) -> Self:
+        """The objective for a run of these processes."""
+        return self
+
+    def weights(self, batch: PackedBatch) -> dict[str, float]:
+        """The number of targets."""
+        return {self.name: float(batch.target_count)}
+
+    @abstractmethod
+    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]: ...
+
+
 class Objective(Protocol[B_contra]):
     """What a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
 
@@ -67,3 +154,28 @@ class Objective(Protocol[B_contra]):
     def __call__(self, models: Models, batch: B_contra) -> dict[str, Term]:
         """The terms of one micro-batch, which is on the models' device: read nothing of it back."""
         ...
+
+
+B = TypeVar("B", bound=MicroBatch)
+
+
+@torch.no_grad()
+def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Objective[B]) -> dict[str, float]:
+    """Each term's loss over all batches, weighted exactly, with the models in evaluation mode."""
+    roles: Models = models if isinstance(models, Mapping) else {"policy": models}
+    device = next(next(iter(roles.values())).parameters()).device
+    modes = [(m, m.training) for model in roles.values() for m in model.modules()]
+    totals: dict[str, list[Tensor]] = {}
+    weights: dict[str, float] = {}
+    try:
+        for model in roles.values():
+            model.train(False)
+        for batch in batches:
+            objective.weights(batch)  # which may read the batch, and does so where it is
+            for name, term in objective(roles, batch.to(device)).items():
+                totals.setdefault(name, []).append(term.total)
+                weights[name] = weights.get(name, 0.0) + term.weight
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return {name: sum(torch.stack(term_totals).tolist()) / weights[name] for name, term_totals in totals.items()}

@@ -1,12 +1,12 @@
-"""Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4), and UL2's mixture of denoisers
-(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text with spans cut out, a decoder writes them."""
+"""Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4) and UL2's mixture of denoisers
+(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text without some spans, a decoder writes them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -14,17 +14,8 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import (
-    Corrupting,
-    Corruption,
-    CorruptionVocabulary,
-    Ids,
-    Sides,
-    documents_of,
-    relaid,
-    rows_of,
-)
-from bedplate.training.objectives.objective import Models, Term
+from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid, rows_of
+from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term, TokenCounts
 from bedplate.training.objectives.token_term import targets_term
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
@@ -79,11 +70,9 @@ def _lengths(whole: int, parts: int, draw: np.random.Generator) -> list[int]:
 class _Spans(Corrupting):
     """sentinels: tokens that stand for the spans on both sides, in order; T5's by default."""
 
-    sentinels: tuple[str, ...] = SENTINELS
+    architectures: ClassVar[tuple[str, ...]] = ("encoder–decoder",)
 
-    @property
-    def architectures(self) -> tuple[str, ...]:
-        return ("encoder–decoder",)
+    sentinels: tuple[str, ...] = SENTINELS
 
     @property
     def special(self) -> tuple[str, ...]:
@@ -91,7 +80,7 @@ class _Spans(Corrupting):
         return (*self.sentinels, *modes)
 
     @property
-    def room(self) -> int:
+    def max_growth(self) -> int:
         return 2  # the mode's token, and a sentinel where a document is shorter than that saves
 
     @property
@@ -99,10 +88,10 @@ class _Spans(Corrupting):
     def mixture(self) -> tuple[Denoiser, ...]:
         """Those that a document's is drawn from."""
 
-    def sides(self, length: int) -> Sides:
+    def token_counts(self, length: int) -> TokenCounts:
         """Rows are as long as the longest among them: on each side that of the way that makes most of a text."""
         read, written = (max(side) for side in zip(*(denoiser.sides(length) for denoiser in self.mixture), strict=True))
-        return Sides(read, written, written)
+        return TokenCounts(read, written, written)
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)
@@ -153,12 +142,10 @@ class _Spans(Corrupting):
 class SpanCorruption(_Spans):
     """T5's: spans of `mean_span` tokens on average, together a share of `density`."""
 
+    name: ClassVar[str] = "span_corruption"
+
     density: Share = 0.15
     mean_span: Annotated[float, Field(ge=1)] = 3.0
-
-    @property
-    def name(self) -> str:
-        return "span_corruption"
 
     @property
     def mixture(self) -> tuple[Denoiser, ...]:
@@ -167,6 +154,8 @@ class SpanCorruption(_Spans):
 
 class MixtureOfDenoisers(_Spans):
     """UL2's: each document's way is drawn evenly from `denoisers`, by default the seven of its table 1."""
+
+    name: ClassVar[str] = "mixture_of_denoisers"
 
     denoisers: Annotated[tuple[Denoiser, ...], Field(min_length=1)] = (
         Denoiser(density=0.15, mean_span=3, mode="[R]"),
@@ -177,10 +166,6 @@ class MixtureOfDenoisers(_Spans):
         Denoiser(density=0.15, mean_span=64, mode="[X]"),
         Denoiser(density=0.5, mean_span=64, mode="[X]"),
     )
-
-    @property
-    def name(self) -> str:
-        return "mixture_of_denoisers"
 
     @property
     def mixture(self) -> tuple[Denoiser, ...]:

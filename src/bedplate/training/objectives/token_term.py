@@ -1,23 +1,113 @@
-"""The loss of tokens given the states that predict them, and what is read off the same logits.
+"""Cross-entropy of tokens given the hidden states that predict them, with metrics read off the same logits.
+
+Logits of many positions are the largest tensor of a step. They are made piece by piece, each piece's gradients together
+with its loss, so that only one piece exists at a time and none is made twice (checkpointing makes each twice; Liger's
+fused loss, https://arxiv.org/abs/2410.10989, section 3.2, does the same inside one kernel).
 
 Shapes: N positions, D features, V vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.models.layers.gradients import row_pieces
+from bedplate.core.errors import UsageError
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Term
-from bedplate.training.objectives.pieces import Loss, pop_gradients, summed_losses
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""States [n, D] and targets [n] of a piece → the sum of its losses, a scalar."""
+
+
+def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
+    """Σ of `loss` over pieces of so many positions, a scalar. Gradients reach the states, and every parameter that the
+    loss reads; they can be asked for once, and have none of their own (`taken`)."""
+    if not torch.is_grad_enabled():
+        pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
+        return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
+    # What the loss reads is seen in the graph of its first position.
+    read = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
+    total: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
+    return total
+
+
+def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
+    """The parameters that it was made of."""
+    leaves: dict[int, Tensor] = {}
+    visited: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in visited:
+            continue
+        visited.add(node)
+        if hasattr(node, "variable"):  # how autograd shows a leaf
+            leaves[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return tuple(leaves.values())
+
+
+def pop_gradients(ctx: Any) -> Any:
+    """What a forward pass has left in `ctx.gradients` for its backward pass, which changes it and so has it once.
+
+    UsageError for a second backward pass, and for one whose gradients are to be differentiated themselves.
+    """
+    if torch.is_grad_enabled():
+        raise UsageError(
+            "this loss has no gradients of its gradients: leave create_graph out, or compute the loss with "
+            "torch.nn.functional.cross_entropy"
+        )
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:
+        raise UsageError(
+            "the gradients of this loss were computed already, and what they are made of is gone, with retain_graph as "
+            "well: compute the loss again for another backward pass"
+        )
+    return gradients
+
+
+class _Pieces(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, loss: Loss, targets_N: Tensor, rows: int, read: tuple[Tensor, ...], states_ND: Tensor, *_: Tensor
+    ) -> Tensor:
+        to_states: list[Tensor] = []
+        to_read: list[Tensor] = []
+        losses: list[Tensor] = []
+        states_need_grad = states_ND.requires_grad
+        with torch.enable_grad():
+            for states, targets in zip(states_ND.split(rows), targets_N.split(rows), strict=True):
+                piece_states = states.detach().requires_grad_(states_need_grad)
+                lost = loss(piece_states, targets)
+                losses.append(lost.detach())
+                inputs = [piece_states, *read] if states_need_grad else list(read)
+                gradients = list(torch.autograd.grad(lost, inputs)) if inputs else []
+                if states_need_grad:
+                    to_states.append(gradients.pop(0))
+                to_read = [a.add_(b) for a, b in zip(to_read, gradients, strict=True)] if to_read else gradients
+        ctx.gradients = torch.cat(to_states) if states_need_grad else None, to_read
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        to_states, to_read = pop_gradients(ctx)
+        scaled = [
+            None if gradient is None else gradient.mul_(grad.to(gradient.dtype)) for gradient in (to_states, *to_read)
+        ]
+        return None, None, None, None, *scaled
+
 
 HEAD_ROWS = 512
 """Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
+
+
+PIECE = 1 << 19
+"""Logits whose loss is computed at a time on a CPU: 2 MB in float32, of which a few fit the last-level cache."""
 
 
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
@@ -64,6 +154,13 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[
     return plain + z * squared if z else plain, metrics
 
 
+def _row_pieces(x: Tensor) -> Iterator[slice]:
+    """Rows of the first dimension, so many at a time that they hold about `PIECE` values."""
+    rows = max(1, PIECE * len(x) // max(1, x.numel()))
+    for start in range(0, len(x), rows):
+        yield slice(start, start + rows)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets. One exponential a
     logit, of rows that stay in cache; autograd's own way makes two, and reads and writes several tensors as large as
@@ -76,7 +173,7 @@ class _CrossEntropy(torch.autograd.Function):
         to_logits = torch.empty_like(logits_NV)
         metrics = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
         plain, squared, right = metrics.unbind()
-        for at in row_pieces(logits_NV):
+        for at in _row_pieces(logits_NV):
             logits, target = logits_NV[at].to(metrics.dtype), targets_N[at, None]
             has_target = target != NO_TARGET
             target = target.where(has_target, 0)

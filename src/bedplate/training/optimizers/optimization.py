@@ -1,20 +1,83 @@
-"""The optimizers behind one small surface: float32 masters, exact accumulation, clipping, averages, and state as plain
-tensors."""
+"""The optimizer of a run: float32 masters, gradient accumulation, clipping, AdamW and Muon, averaged weights, and its
+state as plain tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError
+from bedplate.models.layers.block import Block
+from bedplate.models.layers.experts import ExpertLinear
+from bedplate.models.layers.linear import Linear
 from bedplate.training.config import TrainConfig
 from bedplate.training.optimizers.adamw import AdamW, ParameterGroup
-from bedplate.training.optimizers.average import AVERAGE, Average
 from bedplate.training.optimizers.muon import Muon
-from bedplate.training.optimizers.parameter_groups import ParameterRole
 from bedplate.training.ranks import ALONE, Ranks
+
+ParameterRole = Literal["embedding", "head", "matrix", "other"]
+
+
+def kinds_of(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
+    """By a parameter's id: tables; the weights of linears inside of blocks ("matrix", the experts' as well, one a
+    matrix) and of those outside ("head"). What is not named is "other". A table that is the head too is a table.
+
+    modules: all of a model, itself among them.
+    """
+    all_modules = list(modules)
+    inside = {id(m) for block in all_modules if isinstance(block, Block) for m in block.modules()}
+    roles: dict[int, ParameterRole] = {}
+    for module in all_modules:
+        if isinstance(module, Linear | ExpertLinear):
+            roles[id(module.weight)] = "matrix" if id(module) in inside else "head"
+    tables: dict[int, ParameterRole] = {id(m.weight): "embedding" for m in all_modules if isinstance(m, nn.Embedding)}
+    return roles | tables
+
+
+AVERAGE = "average/"
+"""What the names of averages begin with in a state."""
+
+
+class Average:
+    """Of tensors by name, in their own dtype."""
+
+    def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
+        self._decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def step(self, tensors: Mapping[str, Tensor], void: Tensor) -> None:
+        """After a step; none where `void`, a scalar that is not read, is 1."""
+        for name, average in self.tensors.items():
+            average.lerp_(tensors[name].detach(), ((1 - self._decay) * (1 - void)).to(average.dtype))
+
+
+@contextmanager
+def averaged(
+    tensors: Mapping[str, Tensor], trainable: Iterable[tuple[str, nn.Parameter]], ranks: Ranks
+) -> Generator[None]:
+    """The parameters hold their averages, of a state's `tensors`, while it is open, and afterwards what they held.
+
+    TrainingError where the state has none of one.
+    """
+    parameters = dict(trainable)
+    missing = next((name for name in parameters if f"{AVERAGE}{name}" not in tensors), None)
+    if missing is not None:
+        raise TrainingError(f"this state holds no average of {missing!r}: train with ema, which keeps one")
+    originals = {name: ranks.local_part(parameter).clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        try:
+            for name, parameter in parameters.items():
+                ranks.local_part(parameter).copy_(ranks.local_slice(parameter, tensors[f"{AVERAGE}{name}"]))
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                ranks.local_part(parameter).copy_(originals[name])
+
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

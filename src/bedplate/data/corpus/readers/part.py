@@ -1,4 +1,4 @@
-"""A unit of work of a build: some files of a source, or a stretch of one; and what reading it gives."""
+"""A unit of work of a build (some files of a source, or a stretch of one), and what reading it gives."""
 
 from __future__ import annotations
 

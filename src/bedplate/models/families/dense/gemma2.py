@@ -54,7 +54,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation", "hidden_act"))
     caps = fields.pop("attn_logit_softcapping", 50.0), fields.pop("final_logit_softcapping", 30.0)
     queries = fields.real("query_pre_attn_scalar", 256)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
@@ -78,14 +78,16 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    scales, rope = spec.scales or Scales(), spec.rope or Rope()
+    scales, rope = spec.scales or Scales(), spec.position.rope or Rope()
     return (
         size_fields(spec, "gemma2", "Gemma2ForCausalLM")
         | {
-            "rms_norm_eps": spec.norm_eps,
-            "hidden_activation": activation_name(spec.activation),
-            "attention_bias": spec.attention_bias,
-            "query_pre_attn_scalar": spec.head_dim if scales.attention is None else round(scales.attention**-2),
+            "rms_norm_eps": spec.norm.eps,
+            "hidden_activation": activation_name(spec.feedforward.activation),
+            "attention_bias": spec.attention.bias,
+            "query_pre_attn_scalar": spec.attention.head_dim
+            if scales.attention is None
+            else round(scales.attention**-2),
             "attn_logit_softcapping": scales.attention_cap,
             "final_logit_softcapping": scales.logit_cap,
             "rope_theta": rope.theta,

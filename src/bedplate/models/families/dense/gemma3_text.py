@@ -66,7 +66,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     cap = fields.real("final_logit_softcapping")
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
     queries = fields.real("query_pre_attn_scalar", 256)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
@@ -89,16 +89,18 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    scales, rope = spec.scales or Scales(), spec.rope or Rope()
-    local = spec.local_rope or rope
+    scales, rope = spec.scales or Scales(), spec.position.rope or Rope()
+    local = spec.position.local_rope or rope
     return (
         size_fields(spec, "gemma3_text", "Gemma3ForCausalLM")
         | {
-            "rms_norm_eps": spec.norm_eps,
-            "hidden_activation": activation_name(spec.activation),
-            "attention_bias": spec.attention_bias,
+            "rms_norm_eps": spec.norm.eps,
+            "hidden_activation": activation_name(spec.feedforward.activation),
+            "attention_bias": spec.attention.bias,
             "attention_dropout": 0.0,
-            "query_pre_attn_scalar": spec.head_dim if scales.attention is None else round(scales.attention**-2),
+            "query_pre_attn_scalar": spec.attention.head_dim
+            if scales.attention is None
+            else round(scales.attention**-2),
             "final_logit_softcapping": scales.logit_cap,
             "attn_logit_softcapping": None,
             "rope_theta": rope.theta,

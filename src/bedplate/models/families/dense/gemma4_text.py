@@ -116,7 +116,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
     part = _take_experts(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "vocab_size_per_layer_input", "cache_implementation"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_placement="sandwich",
@@ -133,7 +133,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         layer_input_size=input_size,
         output_scales=True,
     )
-    spec = replace(spec, full=_take_full(fields, spec))
+    spec = spec.with_(full=_take_full(fields, spec))
     fields.finish()
     for rope in (full, sliding):
         if rope.fraction != 1 and not rope.proportional:
@@ -185,12 +185,12 @@ def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:
     attention_fields = Fields(overrides, f"{_ORIGIN} per_layer_config")
     head_dim, kv_heads = (
         int(attention_fields.pop(*arguments))
-        for arguments in (("head_dim", spec.head_dim), ("num_key_value_heads", spec.kv_heads))
+        for arguments in (("head_dim", spec.attention.head_dim), ("num_key_value_heads", spec.attention.kv_heads))
     )
     attention_fields.finish()
     part = FullAttention(
-        None if head_dim == spec.head_dim else head_dim,
-        None if kv_heads == spec.kv_heads else kv_heads,
+        None if head_dim == spec.attention.head_dim else head_dim,
+        None if kv_heads == spec.attention.kv_heads else kv_heads,
         keys_are_values,
     )
     return None if part == FullAttention() else part
@@ -198,22 +198,26 @@ def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    scales, rope, experts = spec.scales or Scales(), spec.rope or Rope(), spec.experts
-    local, shared, part = spec.local_rope or rope, spec.shared_keys, spec.full or FullAttention()
+    scales, rope, experts = spec.scales or Scales(), spec.position.rope or Rope(), spec.experts
+    local, shared, part = (
+        spec.position.local_rope or rope,
+        spec.attention.shared_keys,
+        spec.attention.full or FullAttention(),
+    )
     shared_size = None if shared is None else shared.feedforward_size
-    if shared_size is not None and shared_size != 2 * spec.feedforward_size:
+    if shared_size is not None and shared_size != 2 * spec.feedforward.size:
         raise UnsupportedModelError(
             f"{_ORIGIN}: layers that share keys can be twice as wide as others, not {shared_size}"
         )
-    heads = spec.kv_heads if part.kv_heads is None else part.kv_heads
-    full = {"head_dim": part.head_dim or spec.head_dim, "num_key_value_heads": heads}
+    heads = spec.attention.kv_heads if part.kv_heads is None else part.kv_heads
+    full = {"head_dim": part.head_dim or spec.attention.head_dim, "num_key_value_heads": heads}
     everything = [layer for layer in range(spec.layers) if spec.window(layer) is None]
     return (
         size_fields(spec, "gemma4_text", "Gemma4ForCausalLM")
         | {
-            "rms_norm_eps": spec.norm_eps,
-            "hidden_activation": activation_name(spec.activation),
-            "attention_bias": spec.attention_bias,
+            "rms_norm_eps": spec.norm.eps,
+            "hidden_activation": activation_name(spec.feedforward.activation),
+            "attention_bias": spec.attention.bias,
             "attention_dropout": 0.0,
             "final_logit_softcapping": scales.logit_cap,
             "rope_parameters": {FULL: rope_parameters(rope), SLIDING: rope_parameters(local)},

@@ -68,7 +68,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("add_cross_attention", False)
     # Scores in float32, which the plain way makes anyway; the head of classifiers; how to generate.
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS, *_INERT, "reorder_and_upcast_attn", "task_specific_params"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         kind="decoder",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
@@ -99,11 +99,11 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "n_embd": spec.hidden_size,
         "n_layer": spec.layers,
-        "n_head": spec.heads,
-        "n_inner": spec.feedforward_size,
+        "n_head": spec.attention.heads,
+        "n_inner": spec.feedforward.size,
         "n_positions": spec.context_length,
-        "layer_norm_epsilon": spec.norm_eps,
-        "activation_function": activation_name(spec.activation),
+        "layer_norm_epsilon": spec.norm.eps,
+        "activation_function": activation_name(spec.feedforward.activation),
         "tie_word_embeddings": spec.tied_head,
     }
 

@@ -29,7 +29,7 @@ def _rules() -> Iterator[Rule]:
     yield from layer_rules(*_PAIRS, *LLAMA_NORMS, prefix=_LAYER)
     for part in PARTS:
         ours = tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv")
-        yield fused_heads(ours, f"{_LAYER}attention.query_key_value.{part}", attrgetter("heads"))
+        yield fused_heads(ours, f"{_LAYER}attention.query_key_value.{part}", attrgetter("attention.heads"))
         yield renamed(f"norm.{part}", f"gpt_neox.final_layer_norm.{part}")
     yield renamed("lm_head.weight", "embed_out.weight")
 
@@ -69,7 +69,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     context, fraction = fields.whole("max_position_embeddings", 2048), fields.real("rotary_pct", 0.25)
     fields.only("is_decoder", False, True)
     fields.ignore((*HF_BOOKKEEPING, "rotary_emb_base", "attention_dropout", "hidden_dropout", "classifier_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         kind="decoder",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
@@ -95,19 +95,19 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     return {
         "architectures": ["GPTNeoXForCausalLM"],
         "model_type": "gpt_neox",
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.feedforward_size,
+        "num_attention_heads": spec.attention.heads,
+        "intermediate_size": spec.feedforward.size,
         "max_position_embeddings": spec.context_length,
-        "layer_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
-        "attention_bias": spec.attention_bias,
+        "layer_norm_eps": spec.norm.eps,
+        "hidden_act": activation_name(spec.feedforward.activation),
+        "attention_bias": spec.attention.bias,
         "use_parallel_residual": spec.parallel,
         "tie_word_embeddings": spec.tied_head,
         "rotary_pct": rope.fraction,

@@ -45,7 +45,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6),
         attention_bias=fields.flag("attention_bias", False),
@@ -71,7 +71,7 @@ def multiplier_fields(spec: TransformerSpec) -> dict[str, Any]:
     scales = spec.scales or Scales()
     return {
         "embedding_multiplier": scales.embedding,
-        "attention_multiplier": spec.head_dim**-0.5 if scales.attention is None else scales.attention,
+        "attention_multiplier": spec.attention.head_dim**-0.5 if scales.attention is None else scales.attention,
         "logits_scaling": round(1.0 / scales.head, 9),
         "residual_multiplier": scales.residual,
     }
@@ -83,8 +83,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         size_fields(spec, "granite", "GraniteForCausalLM")
         | {
             **plain_fields(spec),
-            "attention_bias": spec.attention_bias,
-            "mlp_bias": spec.feedforward_bias,
+            "attention_bias": spec.attention.bias,
+            "mlp_bias": spec.feedforward.bias,
         }
         | multiplier_fields(spec)
     )

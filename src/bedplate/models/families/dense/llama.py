@@ -46,7 +46,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes = take_sizes(fields)
     fields.only("rope_interleaved", False)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "pretraining_tp", "is_llama_config", "mlp_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6),
         attention_bias=fields.flag("attention_bias", False),
@@ -60,8 +60,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     return size_fields(spec, "llama", "LlamaForCausalLM") | {
         **plain_fields(spec),
-        "attention_bias": spec.attention_bias,
-        "mlp_bias": spec.feedforward_bias,
+        "attention_bias": spec.attention.bias,
+        "mlp_bias": spec.feedforward.bias,
     }
 
 

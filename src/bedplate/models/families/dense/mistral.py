@@ -45,7 +45,7 @@ def read_mistral(
     """The fields that Mistral's families have in common."""
     sizes = take_sizes(fields, context=131_072, **defaults)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, origin, sizes["context_length"], eps=eps),
         windows=one_window(fields.optional("sliding_window", window)),

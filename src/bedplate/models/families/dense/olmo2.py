@@ -39,7 +39,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = Fields(config, _ORIGIN)
     sizes = take_sizes(fields)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-5),
         norm_placement="branch",
@@ -54,7 +54,7 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     return size_fields(spec, "olmo2", "Olmo2ForCausalLM") | {
         **plain_fields(spec),
-        "attention_bias": spec.attention_bias,
+        "attention_bias": spec.attention.bias,
     }
 
 

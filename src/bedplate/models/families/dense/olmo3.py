@@ -53,7 +53,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     context, default = sizes["context_length"], [SLIDING, SLIDING, SLIDING, FULL]
     full, sliding = take_ropes(fields, _ORIGIN, context=context, theta=500_000.0, local_theta=500_000.0)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         norm_placement="branch",
@@ -70,15 +70,18 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     return (
         size_fields(spec, "olmo3", "Olmo3ForCausalLM")
         | {
-            "rms_norm_eps": spec.norm_eps,
-            "hidden_act": activation_name(spec.activation),
-            "attention_bias": spec.attention_bias,
+            "rms_norm_eps": spec.norm.eps,
+            "hidden_act": activation_name(spec.feedforward.activation),
+            "attention_bias": spec.attention.bias,
             "attention_dropout": 0.0,
-            "rope_parameters": {FULL: rope_parameters(rope), SLIDING: rope_parameters(spec.local_rope or rope)},
+            "rope_parameters": {
+                FULL: rope_parameters(rope),
+                SLIDING: rope_parameters(spec.position.local_rope or rope),
+            },
         }
         | window_fields(spec)
     )

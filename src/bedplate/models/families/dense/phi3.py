@@ -32,12 +32,12 @@ _ORIGIN, _ORIGINAL = "config.json (phi3)", "original_max_position_embeddings"
 
 
 def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
-    keys = spec.kv_heads * spec.head_dim
-    return spec.heads * spec.head_dim, keys, keys
+    keys = spec.attention.kv_heads * spec.attention.head_dim
+    return spec.attention.heads * spec.attention.head_dim, keys, keys
 
 
 def _halves(spec: TransformerSpec) -> tuple[int, int]:
-    return spec.feedforward_size, spec.feedforward_size
+    return spec.feedforward.size, spec.feedforward.size
 
 
 _PAIRS = (("attention.o", "self_attn.o_proj"), ("feedforward.down", "mlp.down_proj"))
@@ -83,7 +83,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
     rope = take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=1.0)
     sizes["context_length"] = even_context(rope, sizes["context_length"])
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=rope,
@@ -113,7 +113,7 @@ def _renamed(scaling: Any) -> Any:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     original, longest = spec.context_length, spec.context_length
     if isinstance(rope.scaling, LongRopeScaling):
         original = rope.scaling.original_context
@@ -121,8 +121,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     return size_fields(spec, "phi3", "Phi3ForCausalLM") | {
         "max_position_embeddings": longest,
         "original_max_position_embeddings": original,
-        "rms_norm_eps": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
+        "rms_norm_eps": spec.norm.eps,
+        "hidden_act": activation_name(spec.feedforward.activation),
         "attention_dropout": 0.0,
         # Its default is beyond small vocabularies.
         "pad_token_id": None,

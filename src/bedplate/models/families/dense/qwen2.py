@@ -50,7 +50,7 @@ def read_qwen(fields: Fields, origin: str, head_dim: int | None = None, **featur
     default = [FULL if window is None or layer < first else SLIDING for layer in range(layers)]
     fields.only("use_mrope", False)  # that of images
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, origin, sizes["context_length"], eps=1e-6),
         windows=take_windows(fields, layers, window, default, origin),
@@ -69,7 +69,7 @@ def qwen_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `read_qwen`, without the sizes."""
     return {
         **plain_fields(spec),
-        "use_sliding_window": bool(spec.windows),
+        "use_sliding_window": bool(spec.attention.windows),
         "max_window_layers": next((layer for layer in range(spec.layers) if spec.window(layer)), spec.layers),
     } | window_fields(spec)
 

@@ -41,7 +41,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    extra_fields = {"attention_bias": spec.attention_bias}
+    extra_fields = {"attention_bias": spec.attention.bias}
     return size_fields(spec, "qwen3", "Qwen3ForCausalLM") | qwen_fields(spec) | extra_fields
 
 

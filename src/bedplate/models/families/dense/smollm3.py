@@ -59,7 +59,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     window = window if fields.flag("use_sliding_window", False) else None
     default = [SLIDING if window is not None and not has_rope else FULL for has_rope in turns]
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
         rope_layers=shortest(turns, True),
@@ -77,12 +77,12 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         size_fields(spec, "smollm3", "SmolLM3ForCausalLM")
         | {
             **plain_fields(spec),
-            "attention_bias": spec.attention_bias,
-            "mlp_bias": spec.feedforward_bias,
+            "attention_bias": spec.attention.bias,
+            "mlp_bias": spec.feedforward.bias,
             # Its default is beyond small vocabularies.
             "pad_token_id": None,
             "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
-            "use_sliding_window": bool(spec.windows),
+            "use_sliding_window": bool(spec.attention.windows),
         }
         | window_fields(spec)
     )

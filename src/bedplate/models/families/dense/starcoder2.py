@@ -44,7 +44,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("mlp_type", "default")
     bias = fields.flag("use_bias", True)
     fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm="layer",
         norm_eps=fields.real("norm_epsilon", 1e-5),
@@ -61,11 +61,11 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     return size_fields(spec, "starcoder2", "Starcoder2ForCausalLM") | {
-        "norm_epsilon": spec.norm_eps,
-        "hidden_act": activation_name(spec.activation),
-        "use_bias": spec.attention_bias,
+        "norm_epsilon": spec.norm.eps,
+        "hidden_act": activation_name(spec.feedforward.activation),
+        "use_bias": spec.attention.bias,
         "sliding_window": spec.window(0),
         "rope_theta": rope.theta,
         "rope_parameters": rope_parameters(rope),

@@ -56,7 +56,7 @@ HF_WEIGHTS, _HF_GATED, _HF_PLAIN = _weights((*_GATED, _PLAIN[0])), _weights(_GAT
 
 def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     """By whether the feed-forward is gated."""
-    return _HF_GATED if spec.decoder.gated else _HF_PLAIN
+    return _HF_GATED if spec.decoder.feedforward.gated else _HF_PLAIN
 
 
 _TINY: dict[str, Any] = {
@@ -114,8 +114,10 @@ def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         "scales": Scales(attention=1.0, head=hidden**-0.5 if scaled else 1.0),
     }
     fields.finish()
-    encoder = TransformerSpec(kind="encoder", layers=layers, **common)
-    return EncoderDecoderSpec(encoder, TransformerSpec(kind="decoder", layers=deep, cross_size=hidden, **common), True)
+    encoder = TransformerSpec.from_fields(kind="encoder", layers=layers, **common)
+    return EncoderDecoderSpec(
+        encoder, TransformerSpec.from_fields(kind="decoder", layers=deep, cross_size=hidden, **common), True
+    )
 
 
 def _feedforward(fields: Fields) -> tuple[bool, Activation]:
@@ -139,22 +141,22 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
 def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     encoder, decoder = spec.stack, spec.decoder
-    bias, scaled = decoder.relative_bias or RelativeBias(), (decoder.scales or Scales()).head != 1
-    name = next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.activation)
-    hf_name = f"gated-{'gelu' if name == 'gelu_new' else name}" if decoder.gated else name
+    bias, scaled = decoder.position.relative_bias or RelativeBias(), (decoder.scales or Scales()).head != 1
+    name = next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.feedforward.activation)
+    hf_name = f"gated-{'gelu' if name == 'gelu_new' else name}" if decoder.feedforward.gated else name
     return {
         "architectures": ["T5ForConditionalGeneration"],
         "model_type": "t5",
         "is_encoder_decoder": True,
         "vocab_size": spec.vocab_size,
         "d_model": spec.hidden_size,
-        "d_kv": decoder.head_dim,
-        "d_ff": decoder.feedforward_size,
+        "d_kv": decoder.attention.head_dim,
+        "d_ff": decoder.feedforward.size,
         "num_layers": encoder.layers,
         "num_decoder_layers": decoder.layers,
-        "num_heads": decoder.heads,
+        "num_heads": decoder.attention.heads,
         "n_positions": spec.context_length,
-        "layer_norm_epsilon": decoder.norm_eps,
+        "layer_norm_epsilon": decoder.norm.eps,
         "feed_forward_proj": hf_name,
         "relative_attention_num_buckets": bias.buckets,
         "relative_attention_max_distance": bias.max_distance,

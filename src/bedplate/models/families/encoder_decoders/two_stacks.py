@@ -118,7 +118,7 @@ def take_sides(
 
     def side(name: str, words: int, **side_fields: Any) -> TransformerSpec:
         heads = fields.size(f"{name}_attention_heads")
-        return TransformerSpec(
+        return TransformerSpec.from_fields(
             vocab_size=words,
             hidden_size=hidden,
             layers=fields.layers(f"{name}_layers"),
@@ -157,14 +157,16 @@ def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> di
         "vocab_size": spec.source_vocab_size,
         "d_model": spec.hidden_size,
         "max_position_embeddings": spec.context_length,
-        "activation_function": next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.activation),
+        "activation_function": next(
+            name for name, ours in _ACTIVATIONS.items() if ours == decoder.feedforward.activation
+        ),
         "scale_embedding": (decoder.scales or Scales()).embedding != 1,
         "tie_word_embeddings": decoder.tied_head,
     }
     for name, side in (("encoder", encoder), ("decoder", decoder)):
         config |= {
             f"{name}_layers": side.layers,
-            f"{name}_attention_heads": side.heads,
-            f"{name}_ffn_dim": side.feedforward_size,
+            f"{name}_attention_heads": side.attention.heads,
+            f"{name}_ffn_dim": side.feedforward.size,
         }
     return config

@@ -93,7 +93,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 
 def _masked_head(spec: TransformerSpec) -> MaskedHead:
-    return MaskedHead(spec.activation)
+    return MaskedHead(spec.feedforward.activation)
 
 
 def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
@@ -114,7 +114,7 @@ def body(fields: Fields, origin: str, offset: int = 0) -> TransformerSpec:
     fields.ignore(("tie_word_embeddings", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"))
     fields.ignore(("pooler_size_per_head", "pooler_type", "directionality", "output_past", "num_labels"))
     rows = fields.size("max_position_embeddings")
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         kind="encoder",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
@@ -167,11 +167,11 @@ def body_config(
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.feedforward_size,
+        "num_attention_heads": spec.attention.heads,
+        "intermediate_size": spec.feedforward.size,
         "max_position_embeddings": spec.positions,
-        "layer_norm_eps": spec.norm_eps,
-        "hidden_act": next(name for name, ours in ACTIVATIONS.items() if ours == spec.activation),
+        "layer_norm_eps": spec.norm.eps,
+        "hidden_act": next(name for name, ours in ACTIVATIONS.items() if ours == spec.feedforward.activation),
         "type_vocab_size": spec.token_types,
         **label_fields(spec),
     }

@@ -22,12 +22,12 @@ _CLASSIFIER, _MASKED = "ModernBertForSequenceClassification", "ModernBertForMask
 
 
 def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
-    keys = spec.kv_heads * spec.head_dim
-    return spec.heads * spec.head_dim, keys, keys
+    keys = spec.attention.kv_heads * spec.attention.head_dim
+    return spec.attention.heads * spec.attention.head_dim, keys, keys
 
 
 def _halves(spec: TransformerSpec) -> tuple[int, int]:
-    return spec.feedforward_size, spec.feedforward_size
+    return spec.feedforward.size, spec.feedforward.size
 
 
 HF_WEIGHTS = WeightMap(
@@ -109,7 +109,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     )
     fields.ignore(("classifier_pooling", "classifier_bias", "classifier_activation", "layer_norm_eps"))
     fields.only("position_embedding_type", "absolute", "rope")
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         kind="encoder",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden,
@@ -202,8 +202,8 @@ def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    assert spec.rope is not None
-    local = spec.local_rope or spec.rope
+    assert spec.position.rope is not None
+    local = spec.position.local_rope or spec.position.rope
     names = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
     windows = [spec.window(layer) for layer in range(spec.layers)]
     bare = "ModernBertModel" if spec.masked_head is None else _MASKED
@@ -215,18 +215,18 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.heads,
-        "intermediate_size": spec.feedforward_size,
+        "num_attention_heads": spec.attention.heads,
+        "intermediate_size": spec.feedforward.size,
         "max_position_embeddings": spec.context_length,
-        "norm_eps": spec.norm_eps,
-        "norm_bias": spec.norm_bias,
-        "hidden_activation": names[spec.activation],
-        "attention_bias": spec.attention_bias,
-        "mlp_bias": spec.feedforward_bias,
+        "norm_eps": spec.norm.eps,
+        "norm_bias": spec.norm.bias,
+        "hidden_activation": names[spec.feedforward.activation],
+        "attention_bias": spec.attention.bias,
+        "mlp_bias": spec.feedforward.bias,
         "layer_types": [_FULL if window is None else _SLIDING for window in windows],
         "local_attention": next((window for window in windows if window is not None), 128),
         "rope_parameters": {
-            _FULL: {"rope_type": "default", "rope_theta": spec.rope.theta},
+            _FULL: {"rope_type": "default", "rope_theta": spec.position.rope.theta},
             _SLIDING: {"rope_type": "default", "rope_theta": local.theta},
         },
         **label_fields(spec),

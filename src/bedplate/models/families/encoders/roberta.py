@@ -73,7 +73,7 @@ def kin_to_hf(spec: TransformerSpec, model_type: str, classes: str) -> dict[str,
     """The inverse of `kin_from_hf`."""
     names = (f"{classes}{end}" for end in ("Model", "ForSequenceClassification", "ForMaskedLM"))
     fields = body_config(spec, model_type, *names)
-    return fields | {"pad_token_id": spec.position_offset - 1}
+    return fields | {"pad_token_id": spec.position.offset - 1}
 
 
 HF = Family(

@@ -91,7 +91,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size"))
     fields.ignore(("seq_aux", "aux_loss_alpha"))
     modules = fields.layers("num_mtp_layers", 0)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         kind="decoder",
         vocab_size=fields.size("vocab_size"),
         hidden_size=fields.size("hidden_size"),
@@ -130,18 +130,18 @@ def _latent(fields: Fields) -> LatentAttention:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    part, rope = spec.latent, spec.rope or Rope()
+    part, rope = spec.attention.latent, spec.position.rope or Rope()
     assert part is not None
     return (
         size_fields(spec, "deepseek_v3", "DeepseekV3ForCausalLM")
         | sigmoid_fields(spec)
         | {
             "head_dim": part.rope_dim,
-            "rms_norm_eps": spec.norm_eps,
+            "rms_norm_eps": spec.norm.eps,
             "hidden_act": "silu",
             "rope_parameters": rope_parameters(rope),
             "rope_interleave": rope.interleaved,
-            "attention_bias": spec.attention_bias,
+            "attention_bias": spec.attention.bias,
             "q_lora_rank": part.q_rank,
             "kv_lora_rank": part.kv_rank,
             "qk_nope_head_dim": part.nope_dim,

@@ -59,7 +59,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     part = sigmoid_experts(fields, size, first_dense=1, scale=1.0, groups=1, groups_chosen=1)
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
     modules = fields.layers("num_mtp_layers", 0)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.5),
@@ -79,11 +79,11 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
         size_fields(spec, "glm4_moe", "Glm4MoeForCausalLM")
         | sigmoid_fields(spec)
         | {
-            "rms_norm_eps": spec.norm_eps,
+            "rms_norm_eps": spec.norm.eps,
             "hidden_act": "silu",
-            "rope_parameters": {"partial_rotary_factor": 1.0} | rope_parameters(spec.rope or Rope()),
-            "attention_bias": spec.attention_bias,
-            "use_qk_norm": spec.qk_norm is not None,
+            "rope_parameters": {"partial_rotary_factor": 1.0} | rope_parameters(spec.position.rope or Rope()),
+            "attention_bias": spec.attention.bias,
+            "use_qk_norm": spec.attention.qk_norm is not None,
         }
     )
 

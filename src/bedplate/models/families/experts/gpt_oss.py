@@ -67,7 +67,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         bias=True,
         scoring="softmax_chosen",
     )
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         activation="clamped_silu",
         norm_eps=fields.real("rms_norm_eps", 1e-5),
@@ -96,10 +96,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     part = spec.experts
     assert part is not None
     return size_fields(spec, "gpt_oss", "GptOssForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
+        "rms_norm_eps": spec.norm.eps,
         "hidden_act": "silu",
-        "rope_parameters": rope_parameters(spec.rope or Rope()),
-        "attention_bias": spec.attention_bias,
+        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
+        "attention_bias": spec.attention.bias,
         **window_fields(spec),
         "num_local_experts": part.count,
         "num_experts_per_tok": part.per_token,

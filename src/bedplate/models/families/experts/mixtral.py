@@ -47,7 +47,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("hidden_act", "silu")
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
     window = fields.optional("sliding_window")
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=1e6),
@@ -62,10 +62,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     assert spec.experts is not None
     return size_fields(spec, "mixtral", "MixtralForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
+        "rms_norm_eps": spec.norm.eps,
         "hidden_act": "silu",
         "sliding_window": spec.window(0),
-        "rope_parameters": rope_parameters(spec.rope or Rope()),
+        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
         "num_local_experts": spec.experts.count,
         "num_experts_per_tok": spec.experts.per_token,
     }

@@ -51,7 +51,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
         renormalise=fields.flag("norm_topk_prob", False),
     )
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-5),
         rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
@@ -68,10 +68,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     part = spec.experts
     assert part is not None
     return size_fields(spec, "olmoe", "OlmoeForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
+        "rms_norm_eps": spec.norm.eps,
         "hidden_act": "silu",
-        "rope_parameters": rope_parameters(spec.rope or Rope()),
-        "attention_bias": spec.attention_bias,
+        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
+        "attention_bias": spec.attention.bias,
         "clip_qkv": None,
         "num_experts": part.count,
         "num_experts_per_tok": part.per_token,

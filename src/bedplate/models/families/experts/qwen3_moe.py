@@ -61,7 +61,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     )
     # The window is every layer's or none's, whatever max_window_layers says.
     fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "max_window_layers"))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=take_rope(fields, _ORIGIN, context=sizes["context_length"]),
@@ -79,10 +79,10 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     part = spec.experts
     assert part is not None
     return size_fields(spec, "qwen3_moe", "Qwen3MoeForCausalLM") | {
-        "rms_norm_eps": spec.norm_eps,
+        "rms_norm_eps": spec.norm.eps,
         "hidden_act": "silu",
-        "rope_parameters": rope_parameters(spec.rope or Rope()),
-        "attention_bias": spec.attention_bias,
+        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
+        "attention_bias": spec.attention.bias,
         "use_sliding_window": spec.window(0) is not None,
         "sliding_window": spec.window(0),
         "num_experts": part.count,

@@ -67,7 +67,7 @@ _SHARED = tuple((f"feedforward.shared.{name}", f"ffn_{name}_shexp") for name in 
 def _split_heads(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """What makes keys and values of a latent, by heads: the former turned [H, C, N], the latter [H, V, C]."""
     part = _latent(spec)
-    keys, values = tensors[0].unflatten(0, (spec.heads, -1)).split((part.nope_dim, part.value_dim), dim=1)
+    keys, values = tensors[0].unflatten(0, (spec.attention.heads, -1)).split((part.nope_dim, part.value_dim), dim=1)
     return [keys.transpose(1, 2).contiguous(), values.contiguous()]
 
 
@@ -75,10 +75,10 @@ def _together(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """The inverse of `_apart`."""
     keys, values = tensors
     part = _latent(spec)
-    sizes = (spec.heads, part.kv_rank, part.nope_dim), (spec.heads, part.value_dim, part.kv_rank)
+    sizes = (spec.attention.heads, part.kv_rank, part.nope_dim), (spec.attention.heads, part.value_dim, part.kv_rank)
     if (keys.shape, values.shape) != sizes:
         raise CheckpointError(f"{list(sizes[0])} and {list(sizes[1])} are wanted")
-    whole = values.new_empty((spec.heads, part.nope_dim + part.value_dim, part.kv_rank))
+    whole = values.new_empty((spec.attention.heads, part.nope_dim + part.value_dim, part.kv_rank))
     whole[:, : part.nope_dim], whole[:, part.nope_dim :] = keys.transpose(1, 2), values
     return [whole.flatten(0, 1)]
 
@@ -126,7 +126,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         if not weight:
             raise UnsupportedModelError(f"GGUF metadata ({_NAME}): YaRN without {_LOG_MULTIPLIER} is not supported")
         rope = replace(rope, scaling=replace(rope.scaling, scale=weight, scale_all=weight))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         rope=replace(rope, interleaved=True),
         latent=part,
@@ -169,13 +169,13 @@ def _take_experts(fields: Fields, layers: int, names: Any) -> Experts | None:
 
 
 def _latent(spec: TransformerSpec) -> LatentAttention:
-    if spec.latent is None:
+    if spec.attention.latent is None:
         raise UnsupportedModelError(f"GGUF's {_NAME} is for latent attention, which this model does not have")
-    return spec.latent
+    return spec.attention.latent
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    part, rope, experts = _latent(spec), spec.rope or Rope(), spec.experts
+    part, rope, experts = _latent(spec), spec.position.rope or Rope(), spec.experts
     if part.q_rank is None and spec.layers not in _LITE:
         raise UnsupportedModelError(f"GGUF's {_NAME} needs q_rank in a model of {spec.layers} layers; it is None")
     scaling = rope.scaling

@@ -60,7 +60,7 @@ def mixture(
         part = take_experts(fields, None if width == WIDTH else sizes["feedforward_size"], renormalise=renormalise)
         rope = take_rope(fields, config, sizes["head_dim"])
         fields.finish()
-        return TransformerSpec(**sizes, rope=rope, experts=part, **features)
+        return TransformerSpec.from_fields(**sizes, rope=rope, experts=part, **features)
 
     def keys(spec: TransformerSpec) -> dict[str, Any]:
         return size_fields(spec) | rope_fields(spec) | expert_fields(spec, width)

@@ -39,7 +39,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
     size = sizes["hidden_size"] // sizes["heads"] if sizes["layers"] == _LARGEST else sizes["head_dim"]
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_placement="sandwich",
         norm_offset=1.0,

@@ -47,7 +47,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     rope = take_rope(fields, config, sizes["head_dim"])
     windows = take_windows(fields, sizes["layers"], _PATTERN)
     local = Rope(decimal(fields.real("rope.freq_base_swa", 10_000.0)))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_placement="sandwich",
         norm_offset=1.0,
@@ -72,9 +72,9 @@ def _scale(layers: int, hidden: int, heads: int, head_dim: int) -> float | None:
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    scales, local = spec.scales or Scales(), spec.local_rope or spec.rope or Rope()
+    scales, local = spec.scales or Scales(), spec.position.local_rope or spec.position.rope or Rope()
     gemma_keys = {
-        "rope.freq_base_swa": local.theta if spec.windows else None,
+        "rope.freq_base_swa": local.theta if spec.attention.windows else None,
         "final_logit_softcapping": scales.logit_cap,
     }
     return size_fields(spec) | rope_fields(spec) | window_fields(spec, _PATTERN) | gemma_keys

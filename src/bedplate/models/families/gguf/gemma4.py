@@ -97,7 +97,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         any(all_ and f"blk.{n}.attn_v.weight" not in names for n, all_ in enumerate(sees_all[: layers - shared])),
     )
     input_size = fields.whole("embedding_length_per_layer_input") or 0
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_placement="sandwich",
         qk_norm="head",
@@ -164,26 +164,26 @@ def _share(config: Mapping[str, Any]) -> float:
 
 
 def _tables(spec: TransformerSpec) -> dict[str, list[float]]:
-    rope, pairs = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1) // 2
+    rope, pairs = spec.position.rope or Rope(), spec.head_dim_of(spec.layers - 1) // 2
     turning = int(rope.fraction * pairs)
     return {FREQUENCIES: [1.0] * turning + [_NO_ROTATION] * (pairs - turning)}
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    rope, full_dim, layers = spec.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
+    rope, full_dim, layers = spec.position.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
     metadata = {
         "attention.key_length": full_dim,
         "attention.value_length": full_dim,
-        "attention.key_length_swa": spec.head_dim,
-        "attention.value_length_swa": spec.head_dim,
+        "attention.key_length_swa": spec.attention.head_dim,
+        "attention.value_length_swa": spec.attention.head_dim,
         _KV: [spec.kv_heads_of(layer) for layer in layers],
         _FEEDFORWARD: [spec.feedforward_size_of(layer) for layer in layers],
-        "attention.shared_kv_layers": 0 if spec.shared_keys is None else spec.shared_keys.layers,
+        "attention.shared_kv_layers": 0 if spec.attention.shared_keys is None else spec.attention.shared_keys.layers,
         "embedding_length_per_layer_input": spec.layer_input_size,
         "rope.freq_base": rope.theta,
-        "rope.freq_base_swa": (spec.local_rope or rope).theta,
+        "rope.freq_base_swa": (spec.position.local_rope or rope).theta,
         "rope.dimension_count": full_dim,
-        "rope.dimension_count_swa": spec.head_dim,
+        "rope.dimension_count_swa": spec.attention.head_dim,
         "final_logit_softcapping": (spec.scales or Scales()).logit_cap or 0.0,
         "attention.sliding_window_pattern": [spec.window(layer) is not None for layer in layers],
     }

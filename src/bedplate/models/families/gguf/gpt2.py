@@ -36,7 +36,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
     sizes["norm_eps"] = decimal(fields.real("attention.layer_norm_epsilon", 1e-5))
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         position_rows=sizes["context_length"],
         norm="layer",
@@ -50,7 +50,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    norms = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": spec.norm_eps}
+    norms = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": spec.norm.eps}
     return size_fields(spec) | norms
 
 

@@ -48,7 +48,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
         # no key says it, and the model's own configuration does
         rope = replace(rope, scaling=replace(rope.scaling, truncate=False))
     part = take_experts(fields, sizes["feedforward_size"], router_bias=True, bias=True, scoring="softmax_chosen")
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         rope=rope,
         windows=take_windows(fields, sizes["layers"], _PATTERN),

@@ -35,7 +35,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("expert_count", 0)
     fields.only("expert_used_count", 0)
     fields.only("rope.scaling.finetuned", True)  # False: no rotary positions at all
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         **take_biases(config["tensor_names"]),
         rope=take_rope(fields, config, sizes["head_dim"]),

@@ -42,7 +42,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes = take_sizes(fields, config)
     part, rope = take_experts(fields, sizes["feedforward_size"]), take_rope(fields, config, sizes["head_dim"])
     fields.finish()
-    return TransformerSpec(**sizes, **take_biases(config["tensor_names"]), rope=rope, experts=part)
+    return TransformerSpec.from_fields(**sizes, **take_biases(config["tensor_names"]), rope=rope, experts=part)
 
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:

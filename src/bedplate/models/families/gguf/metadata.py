@@ -15,7 +15,7 @@ from typing import Any
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.specs.parts import Scaling
+from bedplate.models.specs.position import Scaling
 from bedplate.models.specs.transformer import (
     LinearScaling,
     Llama3Scaling,
@@ -79,12 +79,12 @@ def size_fields(spec: TransformerSpec, *, width: str = "feed_forward_length") ->
         "context_length": spec.context_length,
         "embedding_length": spec.hidden_size,
         "block_count": spec.layers,
-        width: spec.feedforward_size,
-        "attention.head_count": spec.heads,
-        "attention.head_count_kv": spec.kv_heads,
-        "attention.key_length": spec.head_dim,
-        "attention.value_length": spec.head_dim,
-        "attention.layer_norm_rms_epsilon": spec.norm_eps,
+        width: spec.feedforward.size,
+        "attention.head_count": spec.attention.heads,
+        "attention.head_count_kv": spec.attention.kv_heads,
+        "attention.key_length": spec.attention.head_dim,
+        "attention.value_length": spec.attention.head_dim,
+        "attention.layer_norm_rms_epsilon": spec.norm.eps,
     }
 
 
@@ -214,7 +214,7 @@ def _attention_factor(scaling: LongRopeScaling) -> float:
 
 def longest_context(spec: TransformerSpec) -> int:
     """The context after LongRoPE has extended it."""
-    scaling = None if spec.rope is None else spec.rope.scaling
+    scaling = None if spec.position.rope is None else spec.position.rope.scaling
     if isinstance(scaling, LongRopeScaling):
         return scaling.extended_context
     return spec.context_length
@@ -222,7 +222,7 @@ def longest_context(spec: TransformerSpec) -> int:
 
 def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `take_rope`, without the tables."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     metadata: dict[str, Any] = {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": rope.theta}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
@@ -249,9 +249,9 @@ def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
 
 def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
     """The tensors that say how positions turn, where metadata cannot."""
-    scaling = None if spec.rope is None else spec.rope.scaling
-    if spec.rope is not None and isinstance(scaling, Llama3Scaling):
-        return {FREQUENCIES: llama3_factors(scaling, spec.rope.theta, spec.rotary_dim)}
+    scaling = None if spec.position.rope is None else spec.position.rope.scaling
+    if spec.position.rope is not None and isinstance(scaling, Llama3Scaling):
+        return {FREQUENCIES: llama3_factors(scaling, spec.position.rope.theta, spec.rotary_dim)}
     if isinstance(scaling, LongRopeScaling):
         return {SHORT: list(scaling.short), LONG: list(scaling.long)}
     return {}
@@ -259,7 +259,7 @@ def rope_tables(spec: TransformerSpec) -> dict[str, list[float]]:
 
 def divisors_of(spec: TransformerSpec) -> list[float] | None:
     """What each pair's frequency is divided by, where that is the same at every position."""
-    scaling = None if spec.rope is None else spec.rope.scaling
+    scaling = None if spec.position.rope is None else spec.position.rope.scaling
     if isinstance(scaling, LongRopeScaling) and scaling.is_uniform and scaling.attention_factor == 1.0:
         return list(scaling.short)
     return rope_tables(spec).get(FREQUENCIES)

@@ -46,7 +46,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     sizes = take_sizes(fields, config)
     rope, windows = take_rope(fields, config, sizes["head_dim"]), take_windows(fields, sizes["layers"], _PATTERN)
     fields.finish()
-    return TransformerSpec(
+    return TransformerSpec.from_fields(
         **sizes,
         norm_placement="branch",
         qk_norm="projection",
@@ -58,12 +58,12 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def _keys(spec: TransformerSpec) -> dict[str, Any]:
     # llama.cpp reads no list of the layers that have it.
-    window = next((size for size in spec.windows if size is not None), None)
+    window = next((size for size in spec.attention.windows if size is not None), None)
     return size_fields(spec) | rope_fields(spec) | {"attention.sliding_window": window}
 
 
 def _sibling(spec: TransformerSpec) -> Family | None:
-    return OLMO3 if spec.windows else None
+    return OLMO3 if spec.attention.windows else None
 
 
 GGUF = Family(

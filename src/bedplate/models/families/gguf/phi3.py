@@ -28,7 +28,7 @@ _QKV = tuple(f"layers.{{i}}.attention.{name}.weight" for name in "qkv")
 
 
 def _halves(spec: TransformerSpec) -> tuple[int, int]:
-    return spec.feedforward_size, spec.feedforward_size
+    return spec.feedforward.size, spec.feedforward.size
 
 
 WEIGHTS = WeightMap(
@@ -55,7 +55,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     # a file without the key may still name the context that it began with
     fields.ignore(("rope.scaling.original_context_length", "rope.scaling.attn_factor"))
     windows = one_window(fields.optional("attention.sliding_window") or None)
-    spec = TransformerSpec(**sizes, rope=rope, windows=windows)
+    spec = TransformerSpec.from_fields(**sizes, rope=rope, windows=windows)
     fields.finish()
     return spec
 

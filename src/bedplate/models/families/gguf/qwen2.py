@@ -24,7 +24,7 @@ def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
     fields = read(config, _NAME)
     sizes = take_sizes(fields, config)
     rope = take_rope(fields, config, sizes["head_dim"])
-    spec = TransformerSpec(**sizes, **take_biases(config["tensor_names"]), rope=rope)
+    spec = TransformerSpec.from_fields(**sizes, **take_biases(config["tensor_names"]), rope=rope)
     fields.finish()
     return spec
 

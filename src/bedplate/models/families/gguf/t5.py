@@ -80,8 +80,10 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
     }
     fields.finish()
-    encoder = TransformerSpec(kind="encoder", layers=layers, **common)
-    return EncoderDecoderSpec(encoder, TransformerSpec(kind="decoder", layers=deep, cross_size=hidden, **common), True)
+    encoder = TransformerSpec.from_fields(kind="encoder", layers=layers, **common)
+    return EncoderDecoderSpec(
+        encoder, TransformerSpec.from_fields(kind="decoder", layers=deep, cross_size=hidden, **common), True
+    )
 
 
 def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
@@ -93,18 +95,18 @@ def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
             "vocab_size": spec.vocab_size,
             "context_length": spec.context_length,
             "embedding_length": spec.hidden_size,
-            "feed_forward_length": decoder.feedforward_size,
+            "feed_forward_length": decoder.feedforward.size,
             "block_count": encoder.layers,
             "decoder_block_count": decoder.layers,
-            "attention.head_count": decoder.heads,
-            "attention.key_length": decoder.head_dim,
-            "attention.value_length": decoder.head_dim,
-            "attention.layer_norm_epsilon": decoder.norm_eps,
-            "attention.layer_norm_rms_epsilon": decoder.norm_eps,
-            "attention.relative_buckets_count": (decoder.relative_bias or RelativeBias()).buckets,
+            "attention.head_count": decoder.attention.heads,
+            "attention.key_length": decoder.attention.head_dim,
+            "attention.value_length": decoder.attention.head_dim,
+            "attention.layer_norm_epsilon": decoder.norm.eps,
+            "attention.layer_norm_rms_epsilon": decoder.norm.eps,
+            "attention.relative_buckets_count": (decoder.position.relative_bias or RelativeBias()).buckets,
         },
     )
-    presence = {"output.weight": not decoder.tied_head, _GATE: decoder.gated}
+    presence = {"output.weight": not decoder.tied_head, _GATE: decoder.feedforward.gated}
     names = {name for name, is_there in presence.items() if is_there}
     restored = from_gguf({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
     for original, read_back in ((encoder, restored.stack), (decoder, restored.decoder)):
@@ -112,8 +114,8 @@ def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
         different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
         if different is not None:
             raise UnsupportedModelError(
-                f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is {getattr(original, different)!r}: it would "
-                f"be {getattr(read_back, different)!r}. Export a Hugging Face directory instead"
+                f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is {original.flat()[different]!r}: it would "
+                f"be {read_back.flat()[different]!r}. Export a Hugging Face directory instead"
             )
     return metadata
 

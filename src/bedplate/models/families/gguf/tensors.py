@@ -45,7 +45,9 @@ def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rul
     if offset and part == "weight" and parameter_name.endswith("norm"):
         return shifted(ours, theirs, offset)
     if turned and parameter_name in ("q", "k"):
-        return interleaved(ours, theirs, attrgetter("heads" if parameter_name == "q" else "kv_heads"))
+        return interleaved(
+            ours, theirs, attrgetter("attention.heads" if parameter_name == "q" else "attention.kv_heads")
+        )
     return renamed(ours, theirs)
 
 
@@ -63,8 +65,8 @@ def shifted(ours: str, theirs: str, by: float) -> Rule:
 
 def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
     """Of queries, keys and values that are one tensor."""
-    keys = spec.kv_heads * spec.head_dim
-    return spec.heads * spec.head_dim, keys, keys
+    keys = spec.attention.kv_heads * spec.attention.head_dim
+    return spec.attention.heads * spec.attention.head_dim, keys, keys
 
 
 def expert_rules(prefix: str = "layers.{i}.feedforward.experts") -> tuple[Rule, ...]:

@@ -38,11 +38,11 @@ def writer(
                 "tables": tables(spec),
             }
         )
-        for field in fields(spec):
-            stored, meant = getattr(restored, field.name), getattr(spec, field.name)
-            if not _is_close(stored, meant) and not (field.name == "rope" and _turns_alike(restored, spec)):
+        for name, meant in spec.flat().items():
+            stored = restored.flat()[name]
+            if not _is_close(stored, meant) and not (name == "rope" and _turns_alike(restored, spec)):
                 raise UnsupportedModelError(
-                    f"GGUF's {architecture} cannot say that {field.name} is {meant!r}: it would be {stored!r}. "
+                    f"GGUF's {architecture} cannot say that {name} is {meant!r}: it would be {stored!r}. "
                     "Export a Hugging Face directory instead"
                 )
         return metadata
@@ -53,7 +53,8 @@ def writer(
 def _turns_alike(first: TransformerSpec, second: TransformerSpec) -> bool:
     """Whether two ropes, one of them of Llama-3's scaling, divide the frequencies by the same numbers."""
     divisors = [divisors_of(spec) for spec in (first, second)]
-    equal_theta = first.rope is not None and second.rope is not None and first.rope.theta == second.rope.theta
+    ropes = [spec.position.rope for spec in (first, second)]
+    equal_theta = len({None if rope is None else rope.theta for rope in ropes}) == 1 and None not in ropes
     return equal_theta and divisors[0] is not None and _is_close(*(tuple(factors or ()) for factors in divisors))
 
 
@@ -61,10 +62,10 @@ def _telling_names(spec: TransformerSpec) -> set[str]:
     """The tensors whose presence says what metadata does not."""
     presence = {
         "output.weight": not spec.tied_head,
-        "blk.0.attn_q.bias": spec.attention_bias,
+        "blk.0.attn_q.bias": spec.attention.bias,
         "blk.0.attn_k.bias": spec.has_key_bias,
         "blk.0.attn_output.bias": spec.has_output_bias,
-        "blk.0.ffn_up.bias": spec.feedforward_bias,
+        "blk.0.ffn_up.bias": spec.feedforward.bias,
         "blk.0.layer_output_scale.weight": spec.output_scales,
         "blk.0.exp_probs_b.bias": spec.experts is not None and spec.experts.selection_bias,
         **{f"blk.{layer}.attn_v.weight": not spec.keys_are_values(layer) for layer in range(spec.layers)},

@@ -42,7 +42,7 @@ HF_WEIGHTS = WeightMap(
             fused(
                 (f"layers.{{i}}.{ours}.gate.weight", f"layers.{{i}}.{ours}.up.weight"),
                 "model.layers.{i}.shared_mlp.input_linear.weight",
-                lambda spec: (spec.feedforward_size, spec.feedforward_size),
+                lambda spec: (spec.feedforward.size, spec.feedforward.size),
             )
             for ours in ("feedforward", "feedforward.shared")
         ),
@@ -118,7 +118,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     rotates = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
     pattern = state_layers(types, sizes["layers"], _STATEFUL, _ORIGIN)
     part = _take_mamba(fields, sizes["hidden_size"])
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         rope=rope if rotates else None,
@@ -165,21 +165,21 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
     scales, experts = spec.scales or Scales(), spec.experts
     # Of a model without such layers transformers wants sizes that fit all the same.
-    part = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if spec.state is None else spec.state
+    part = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if spec.state.mixer is None else spec.state.mixer
     if not isinstance(part, Mamba2) or part.inner % spec.hidden_size:
         raise UnsupportedModelError(f"{_ORIGIN}: only a model with Mamba-2 layers, a multiple of its features wide")
     config = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
         "hidden_act": "silu",
-        "rms_norm_eps": spec.norm_eps,
-        "attention_bias": spec.attention_bias,
-        "shared_intermediate_size": spec.feedforward_size,
+        "rms_norm_eps": spec.norm.eps,
+        "attention_bias": spec.attention.bias,
+        "shared_intermediate_size": spec.feedforward.size,
         "num_local_experts": 0 if experts is None else experts.count,
         "num_experts_per_tok": 0 if experts is None else experts.per_token,
-        "intermediate_size": spec.feedforward_size if experts is None else experts.feedforward_size,
+        "intermediate_size": spec.feedforward.size if experts is None else experts.feedforward_size,
         "layer_types": layer_types(spec, _LINEAR, FULL),
-        "position_embedding_type": None if spec.rope is None else "rope",
+        "position_embedding_type": None if spec.position.rope is None else "rope",
         "embedding_multiplier": scales.embedding,
-        "attention_multiplier": spec.head_dim**-0.5 if scales.attention is None else scales.attention,
+        "attention_multiplier": spec.attention.head_dim**-0.5 if scales.attention is None else scales.attention,
         "residual_multiplier": scales.residual,
         "logits_scaling": 1 / scales.head,
         "mamba_n_heads": part.heads,
@@ -193,8 +193,8 @@ def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     }
     if part.step_limits != Mamba2.step_limits:
         config["time_step_limit"] = list(part.step_limits)
-    if spec.rope is not None:
-        config["rope_parameters"] = rope_parameters(spec.rope)
+    if spec.position.rope is not None:
+        config["rope_parameters"] = rope_parameters(spec.position.rope)
     return config
 
 

@@ -77,7 +77,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("block_norm_eps", eps, None)
     part = ShortConvolution(fields.whole("conv_L_cache", 3), fields.flag("conv_bias", False))
     pattern = state_layers(types, layers, {_CONVOLUTION: True, FULL: False}, _ORIGIN)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=eps,
         qk_norm="head",
@@ -111,12 +111,12 @@ def _adjusted(fields: Fields, size: int) -> int:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    part = spec.state if isinstance(spec.state, ShortConvolution) else ShortConvolution()
+    part = spec.state.mixer if isinstance(spec.state.mixer, ShortConvolution) else ShortConvolution()
     return size_fields(spec, "lfm2", "Lfm2ForCausalLM") | {
         "block_auto_adjust_ff_dim": False,
-        "norm_eps": spec.norm_eps,
-        "rope_theta": (spec.rope or Rope()).theta,
-        "rope_parameters": rope_parameters(spec.rope or Rope()),
+        "norm_eps": spec.norm.eps,
+        "rope_theta": (spec.position.rope or Rope()).theta,
+        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
         "conv_L_cache": part.width,
         "conv_bias": part.bias,
         "layer_types": layer_types(spec, _CONVOLUTION, FULL),

@@ -87,7 +87,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.ignore(("mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"))
     pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _ORIGIN)
     part = take_delta_rule(fields)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
@@ -115,7 +115,7 @@ def take_delta_rule(fields: Fields) -> DeltaRule:
 
 def delta_rule_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse. UnsupportedModelError for a spec whose state is another."""
-    part = spec.state
+    part = spec.state.mixer
     if not isinstance(part, DeltaRule):
         raise UnsupportedModelError(f"{_ORIGIN}: a model without a gated delta network cannot be written as one")
     return {
@@ -137,13 +137,13 @@ def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope = spec.rope or Rope()
+    rope = spec.position.rope or Rope()
     return (
         size_fields(spec, "qwen3_5_text", "Qwen3_5ForCausalLM")
         | {
             "hidden_act": "silu",
-            "rms_norm_eps": spec.norm_eps,
-            "attention_bias": spec.attention_bias,
+            "rms_norm_eps": spec.norm.eps,
+            "attention_bias": spec.attention.bias,
             "rope_parameters": {"partial_rotary_factor": rope.fraction, **rope_parameters(rope)},
         }
         | delta_rule_fields(spec)

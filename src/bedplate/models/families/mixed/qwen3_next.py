@@ -36,8 +36,8 @@ _LINEAR, _MLP = "model.layers.{i}.linear_attn", "model.layers.{i}.mlp"
 
 
 def _delta(spec: TransformerSpec) -> DeltaRule:
-    assert isinstance(spec.state, DeltaRule)
-    return spec.state
+    assert isinstance(spec.state.mixer, DeltaRule)
+    return spec.state.mixer
 
 
 def _queries_to_gates(spec: TransformerSpec) -> list[int]:
@@ -150,7 +150,7 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
     fields.only("use_sliding_window", False)
     fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING))
     part = take_delta_rule(fields)
-    spec = TransformerSpec(
+    spec = TransformerSpec.from_fields(
         **sizes,
         norm_eps=fields.real("rms_norm_eps", 1e-6),
         norm_offset=1.0,
@@ -168,15 +168,15 @@ def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
 
 def to_hf(spec: TransformerSpec) -> dict[str, Any]:
     """Spec → the `config.json` that transformers loads."""
-    rope, part = spec.rope or Rope(), spec.experts
+    rope, part = spec.position.rope or Rope(), spec.experts
     if part is None:
         raise UnsupportedModelError(f"{_ORIGIN}: a model without experts is written as qwen3_5_text")
     return (
         size_fields(spec, "qwen3_next", "Qwen3NextForCausalLM")
         | {
             "hidden_act": "silu",
-            "rms_norm_eps": spec.norm_eps,
-            "attention_bias": spec.attention_bias,
+            "rms_norm_eps": spec.norm.eps,
+            "attention_bias": spec.attention.bias,
             "rope_parameters": {"partial_rotary_factor": rope.fraction, **rope_parameters(rope)},
             "num_experts": part.count,
             "num_experts_per_tok": part.per_token,

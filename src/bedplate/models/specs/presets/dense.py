@@ -13,7 +13,7 @@ def decoder(
 ) -> TransformerSpec:
     """A decoder of these (hidden size, layers, heads, key-value heads, feed-forward size); head_dim from the first."""
     hidden, layers, heads, kv_heads, feedforward = sizes
-    return TransformerSpec(
+    return TransformerSpec.from_fields(
         kind="decoder",
         vocab_size=vocab_size,
         hidden_size=hidden,

@@ -6,7 +6,16 @@ from typing import Any
 
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
 from bedplate.models.specs.presets.preset import Preset
-from bedplate.models.specs.transformer import RelativeBias, Rope, Scales, TransformerSpec
+from bedplate.models.specs.transformer import (
+    AttentionSpec,
+    FeedForwardSpec,
+    NormSpec,
+    PositionSpec,
+    RelativeBias,
+    Rope,
+    Scales,
+    TransformerSpec,
+)
 
 
 def bert(hidden: int, layers: int, heads: int) -> TransformerSpec:
@@ -16,18 +25,10 @@ def bert(hidden: int, layers: int, heads: int) -> TransformerSpec:
         vocab_size=30_522,
         hidden_size=hidden,
         layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        feedforward_size=4 * hidden,
         context_length=512,
-        norm="layer",
-        norm_eps=1e-12,
-        norm_placement="post",
-        activation="gelu",
-        gated=False,
-        attention_bias=True,
-        feedforward_bias=True,
+        attention=AttentionSpec(heads=heads, kv_heads=heads, head_dim=hidden // heads, bias=True),
+        feedforward=FeedForwardSpec(size=4 * hidden, activation="gelu", gated=False, bias=True),
+        norm=NormSpec(type="layer", eps=1e-12, placement="post"),
         token_types=2,
         pooler=True,
     )
@@ -40,19 +41,11 @@ def modernbert(hidden: int, layers: int, heads: int, feedforward: int) -> Transf
         vocab_size=50_368,
         hidden_size=hidden,
         layers=layers,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        feedforward_size=feedforward,
         context_length=8192,
-        norm="layer",
-        norm_bias=False,
-        final_norm=True,
-        first_norm=False,
-        rope=Rope(160_000.0),
-        local_rope=Rope(10_000.0),
-        windows=(None, 128, 128),
-        activation="gelu",
+        attention=AttentionSpec(heads=heads, kv_heads=heads, head_dim=hidden // heads, windows=(None, 128, 128)),
+        feedforward=FeedForwardSpec(size=feedforward, activation="gelu"),
+        norm=NormSpec(type="layer", bias=False, final=True, first=False),
+        position=PositionSpec(rope=Rope(160_000.0), local_rope=Rope(10_000.0)),
     )
 
 
@@ -80,8 +73,8 @@ def t5(
         "scales": Scales(attention=1.0, head=hidden**-0.5 if tied else 1.0),
     }
     return EncoderDecoderSpec(
-        encoder=TransformerSpec(kind="encoder", **fields),
-        decoder=TransformerSpec(kind="decoder", cross_size=hidden, **fields),
+        encoder=TransformerSpec.from_fields(kind="encoder", **fields),
+        decoder=TransformerSpec.from_fields(kind="decoder", cross_size=hidden, **fields),
         shared_embedding=True,
     )
 
@@ -103,8 +96,8 @@ def whisper(hidden: int, layers: int, heads: int, mel_bins: int, vocab_size: int
         "feedforward_bias": True,
         "final_norm": True,
     }
-    tower = TransformerSpec(kind="tower", vocab_size=0, context_length=1500, position_rows=1500, **fields)
-    decoder = TransformerSpec(
+    tower = TransformerSpec.from_fields(kind="tower", vocab_size=0, context_length=1500, position_rows=1500, **fields)
+    decoder = TransformerSpec.from_fields(
         kind="decoder", vocab_size=vocab_size, context_length=448, position_rows=448, cross_size=hidden, **fields
     )
     return EncoderDecoderSpec(encoder=AudioSpec(tower=tower, mel_bins=mel_bins), decoder=decoder)

@@ -31,7 +31,7 @@ def tower(hidden: int, layers: int, heads: int, feedforward: int, tokens: int, *
         "feedforward_bias": True,
         "final_norm": True,
     }
-    return TransformerSpec(**defaults | fields)
+    return TransformerSpec.from_fields(**defaults | fields)
 
 
 def clip(image_size: int, projection_size: int) -> VisionSpec:

@@ -1,0 +1,225 @@
+"""A decision in sentences: the answer first, then its reasons, then what would flip it; and as JSON, with formulas."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from bedplate.economics.costs.decisions.break_even import BreakEvenVolume
+from bedplate.economics.costs.decisions.constraints import RULES
+from bedplate.economics.costs.decisions.decide import INTERVAL, Decision, OptionOutcome
+from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, Flip, Sensitivity
+from bedplate.economics.numbers.money import figures, number, usd
+
+_SMALL_SHARE = 0.05  # of all differences: below it a line is not named
+_NOTHING = 0.0005
+
+FORMULAS: dict[str, tuple[str, str]] = {
+    "calls": ("∫ calls_per_day × (1 + growth)^(day / 365) over the horizon", "arithmetic"),
+    "hosted call": (
+        "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it",
+        "the price file",
+    ),
+    "calls that may wait": ("the batch price, without the cache, where that is cheaper", "the price file"),
+    "call on a machine paid by use": (
+        "seconds × usd_per_hour / 3600 / utilisation",
+        "arithmetic: idle time is paid for",
+    ),
+    "reserved machines": (
+        "max(at_least, ⌈calls × peak × seconds / (86,400 × utilisation)⌉) × usd_per_hour × 24 × days",
+        "arithmetic; where calls grow, for the busiest day of each quarter of the horizon",
+    ),
+    "tuning again": ("(labels + hours + compute) × (⌈horizon / every_days⌉ − 1)", "arithmetic"),
+    "pretraining": ("(run × runs + data + hours) / features that share the base", "arithmetic"),
+    "total": ("once + over time + calls × a call + reserved machines", "arithmetic"),
+    "right answer": ("total / calls / quality", "arithmetic"),
+    "ranking": ("total + wrong answers × their cost − revenue × margin", "arithmetic"),
+    "break-even": (
+        "the volume from which on the costs of both stay in this order",
+        "compared at volumes 7% apart, narrowed by bisection",
+    ),
+    "intervals": (
+        "5th and 95th percentile of the draws, each range a triangle, by Latin hypercube",
+        "McKay, Beckman and Conover 1979",
+    ),
+    "flipping point": (
+        "each number alone, from a tenth to ten times (calls a day: from 1 to a thousandfold), narrowed",
+        "bisection",
+    ),
+}
+"""Figure: (formula, source)."""
+
+
+def answer(decision: Decision) -> str:
+    """One sentence."""
+    best, days = decision.chosen, f"over {number(decision.days)} days"
+    if decision.answer == NOTHING_FEASIBLE:
+        reasons = [
+            f"{outcome.name} ({'; '.join([*outcome.broken, *(short.text for short in outcome.short)])})"
+            for outcome in decision.outcomes
+        ]
+        return f"None of the {len(decision.outcomes)} options will do: {', '.join(reasons)}."
+    if best is None:
+        first = decision.outcome(decision.ranking[0])
+        return f"None of them pays: the best, {first.name}, would lose {usd(first.net_usd)} {days}."
+    low, high = best.total_interval
+    interval = "" if high - low <= 1e-9 * high else f" ({INTERVAL:.0%}: {usd(low)} to {usd(high)})"
+    sentence = (
+        f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{interval}, "
+        f"{usd(best.cost_per_call)} a call"
+    )
+    if best.doubts:
+        sentence += ", on a report without a valid PASS"
+    if best.profit_usd is not None:
+        sentence += f", and brings in {usd(best.profit_usd)} more than it costs"
+    if len(decision.ranking) > 1:
+        second = decision.outcome(decision.ranking[1])
+        sentence += f"; next is {second.name}, which costs {_more(second.net_usd - best.net_usd)}"
+    elif len(decision.outcomes) > 1:
+        sentence += "; no other option is feasible"
+    return f"{sentence}."
+
+
+def reasons(decision: Decision) -> list[str]:
+    """Why: constraints and what they cost, who misses a bar, where the others' money goes, how busy machines are."""
+    outcomes, best, case = decision.outcomes, decision.chosen, decision.case
+    lines = [f"{outcome.name} rests on no PASS: {'; '.join(outcome.doubts)}." for outcome in outcomes if outcome.doubts]
+    for name, because in case.constraints.items():
+        out = [outcome.name for outcome in outcomes if name in outcome.broken]
+        lines.append(f"{name} ({because}): {RULES[name].explanation}. Ruled out: {', '.join(out) or 'none'}.")
+    if case.constraints and decision.unconstrained != decision.answer:
+        lines.append(_price_of_constraints(decision))
+    lines += [
+        f"{outcome.name} is out: {'; '.join(short.text for short in outcome.short)}."
+        for outcome in outcomes
+        if outcome.short and not outcome.broken
+    ]
+    if best is not None:
+        lines += [_compared(decision.outcome(name), best) for name in decision.ranking if name != best.name]
+    lines += [
+        f"{outcome.name}: {outcome.machines} reserved {'machine is' if outcome.machines == 1 else 'machines are'} paid "
+        f"day and night and busy {figures(100 * outcome.busy, 2)}% of the time."
+        for outcome in outcomes
+        if outcome.machines is not None and outcome.busy is not None and not outcome.broken
+    ]
+    is_drawn = any(not sensitivity.input.exact for sensitivity in decision.sensitivities)
+    if best is not None and len(decision.ranking) > 1 and is_drawn:
+        lines.append(f"{best.name} is the answer in {best.best_in:.0%} of the draws from the stated ranges.")
+    return lines
+
+
+def _price_of_constraints(decision: Decision) -> str:
+    names = " and ".join(decision.case.constraints)
+    if decision.unconstrained in {NOTHING_FEASIBLE, NOTHING_PAYS}:
+        return f"Without {names} it would be {decision.unconstrained}."
+    free, best = decision.outcome(decision.unconstrained), decision.chosen
+    price = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
+    return f"Without {names} it would be {free.name} at {usd(free.total_usd)}{price}."
+
+
+def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
+    """Where the difference lies: the lines that are more than a twentieth of all differences, then the rest."""
+    ours, theirs = _by_name(best), _by_name(outcome)
+    differences = {what: theirs.get(what, 0.0) - ours.get(what, 0.0) for what in {**theirs, **ours}}
+    whole = sum(abs(amount) for amount in differences.values())
+    large = [pair for pair in differences.items() if abs(pair[1]) > _SMALL_SHARE * whole]
+    large.sort(key=lambda pair: -pair[1])
+    rest = sum(differences.values()) - sum(amount for _, amount in large)
+    if abs(rest) > _NOTHING * whole:
+        large.append(("all else", rest))
+    parts = ", ".join(f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {what}" for what, amount in large)
+    return f"{outcome.name} costs {_more(outcome.net_usd - best.net_usd)}{f': {parts}' if parts else ''}."
+
+
+def _more(dollars: float) -> str:
+    return f"{usd(dollars)} more" if dollars else "as much"
+
+
+def _by_name(outcome: OptionOutcome) -> dict[str, float]:
+    amounts: dict[str, float] = {}
+    for when, what, amount in outcome.lines:
+        name = f"{what} (calls)" if when == "calls" else what
+        amounts[name] = amounts.get(name, 0.0) + amount
+    amounts["wrong answers less revenue"] = outcome.net_usd - outcome.total_usd
+    return amounts
+
+
+def break_even(point: BreakEvenVolume) -> str:
+    """One line."""
+    line = f"{point.option} against {point.against}: "
+    if point.calls_per_day is None:
+        line += f"never; {point.reason}"
+    elif point.calls_per_day == 0:
+        line += "at any volume"
+    else:
+        line += f"from {number(point.calls_per_day)} calls a day"
+        if point.interval is not None:
+            low, high = ("never" if end is None else number(end) for end in point.interval)
+            line += "" if low == high else f" ({low} to {high})"
+    if point.windows:
+        lows, highs = zip(*point.windows, strict=True)
+        line += f"; for a while also at volumes from {number(min(lows))} to {number(max(highs))}"
+    if point.calls_per_day:
+        days = point.days
+        line += "; at this volume " + (
+            "not within ten years" if days is None else f"after {number(days)} days" if days else "at once"
+        )
+    return f"{line}."
+
+
+def flips(sensitivity: Sensitivity) -> str:
+    """One line: where the answer changes, or that it does not."""
+    row = sensitivity.input
+    sides = [text for text in (_flip("below", sensitivity.below), _flip("above", sensitivity.above)) if text]
+    if not sides:
+        low, high = row.search
+        return f"{row.name} (now {number(row.value)}): does not flip in [{number(low)}, {number(high)}]"
+    return f"{row.name} (now {number(row.value)}): {'; '.join(sides)}"
+
+
+def _flip(side: str, flip: Flip | None) -> str:
+    if flip is None:
+        return ""
+    return f"{side} {number(flip.at)} {flip.to}{' (within its stated range)' if flip.within else ''}"
+
+
+def as_values(decision: Decision) -> dict[str, Any]:
+    """The decision for --json: numbers in USD, days and tokens; null is unknown, or never where a reason says so."""
+    case, best = decision.case, decision.chosen
+    return {
+        "case": case.case,
+        "file": None if case.path is None else str(case.path),
+        "answer": None if best is None else best.name,
+        "sentence": answer(decision),
+        "method": None if best is None else best.method,
+        "unconstrained": decision.unconstrained,
+        "calls": decision.calls,
+        "days": decision.days,
+        "interval": INTERVAL,
+        "reasons": reasons(decision),
+        "ranking": list(decision.ranking),
+        "options": [_option(outcome) for outcome in decision.outcomes],
+        "break_evens": [{**asdict(point), "text": break_even(point)} for point in decision.break_evens],
+        "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
+        "warnings": list(decision.warnings),
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
+    }
+
+
+def _option(outcome: OptionOutcome) -> dict[str, Any]:
+    lines = [{"when": when, "what": what, "usd": amount} for when, what, amount in outcome.lines]
+    return {**asdict(outcome), "lines": lines}
+
+
+def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
+    row = sensitivity.input
+    return {
+        "input": row.name,
+        "value": row.value,
+        "stated_range": None if row.exact else [row.low, row.high],
+        "searched": list(row.search),
+        "source": row.source,
+        "below": None if sensitivity.below is None else asdict(sensitivity.below),
+        "above": None if sensitivity.above is None else asdict(sensitivity.above),
+        "text": flips(sensitivity),
+    }

@@ -1,0 +1,226 @@
+"""What an adaptation ladder measured and decided, read from its report.json (docs/report-json.md)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import read_text
+from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.economics.costs.decisions.decision_file import LadderEvidence, Method
+from bedplate.economics.numbers.quantities import Amount, Share
+
+Part = Mapping[str, Any]
+"""A JSON object of a report."""
+
+
+@dataclass(frozen=True)
+class MeasuredRung:
+    """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
+    where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
+    the report, None where its price was 0 (the report has dollars only). notes: what the verdict says of it; doubts:
+    why that is no PASS. method: as its skin was made, None where the report does not say; retrieves: whether that looks
+    passages up."""
+
+    source: str
+    quality: Share
+    p95_ms: Amount | None
+    seconds_per_call: float | None
+    train_seconds: float | None
+    notes: tuple[str, ...]
+    doubts: tuple[str, ...]
+    method: Method | None = None
+    retrieves: bool = False
+
+
+def read_evidence(evidence: LadderEvidence, path: Path, needed_by: str) -> MeasuredRung:
+    """The rung's row, with the verdict. ConfigError for a file that is no report, a rung that is not there, skipped or
+    failed, and for a verdict that is not PASS, is exploratory, or whose guards or requirements of the rung do not hold,
+    unless the option says why it is used `despite` that."""
+    report = _LadderReport(_read(path, needed_by), evidence.rung, f"{needed_by}: {path}")
+    row = report.row(evidence.split)
+    split = str(row["split"])
+    source = f"{path.name}, {evidence.rung} on {split}"
+    doubts = report.doubts()
+    if doubts and evidence.despite is None:
+        raise ConfigError(
+            f"{report.place}: {'; '.join(doubts)}. Take a rung that passed, state the option's own quality and p95_ms "
+            "without `report`, or say under report.despite why it is used nonetheless"
+        )
+    confirmation = report.confirmation() if split == "test" else None
+    usd_per_hour = _part(report.values, "machine").get("usd_per_hour")
+    usd_per_1k_calls = report.number(row, "usd_per_1k_calls")
+    seconds = usd_per_1k_calls * 3.6 / float(usd_per_hour) if usd_per_1k_calls and usd_per_hour else None
+    return MeasuredRung(
+        source=source,
+        quality=report.quality(row, confirmation),
+        p95_ms=report.p95(row),
+        seconds_per_call=seconds,
+        train_seconds=report.number(row, "train_seconds"),
+        notes=(f"{report.verdict_on_quality(split, confirmation)} ({source})",),
+        doubts=(*doubts, f"used nonetheless: {evidence.despite}") if doubts else (),
+        method=report.method(evidence.rung),
+        retrieves="retrieval" in report.skin_parts(evidence.rung),
+    )
+
+
+class _LadderReport:
+    """A report, as far as it concerns one rung. place: what errors name it by."""
+
+    def __init__(self, values: Part, rung: str, place: str) -> None:
+        self.values, self.rung, self.place = values, rung, place
+        self.target, self.skins = _part(values, "target"), _part(_part(values, "lineage"), "skins")
+        # Where the bar is another system's score, the verdict's bounds are those of a difference.
+        self.compares = self.target.get("value_given") is False
+        self.verdict = _part(values, "verdict")
+        if self.target.get("lower_is_better"):
+            raise ConfigError(
+                f"{place}: the report's estimates are US dollars of a call, not shares of right answers; state the "
+                "option's own quality and p95_ms without `report`"
+            )
+
+    def row(self, split: str | None) -> Part:
+        """The rung's row on a split; test where it was confirmed there, else valid."""
+        rows = [row for row in _items(self.values.get("rungs")) if isinstance(row, Mapping)]
+        of_rung = {row.get("split"): cast("Part", row) for row in rows if row.get("rung") == self.rung}
+        if not of_rung:
+            names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
+            hint = did_you_mean(nearest(self.rung, names)) or f"it has {', '.join(names) or 'none'}"
+            raise ConfigError(f"{self.place}: there is no rung {self.rung!r}; {hint}")
+        for row in of_rung.values():
+            if row.get("status") != "done":
+                reason = row.get("reason") or "no reason given"
+                raise ConfigError(
+                    f"{self.place}: the rung {self.rung!r} was {row.get('status')} ({reason}); choose another"
+                )
+        split = split or ("test" if "test" in of_rung else "valid")
+        if split not in of_rung:
+            splits = ", ".join(map(str, of_rung))
+            raise ConfigError(f"{self.place}: the rung {self.rung!r} was estimated on {splits} only, not on {split}")
+        if "status" not in self.verdict:
+            raise ConfigError(
+                f"{self.place}: the report has no `verdict`; give a report.json that a finished ladder wrote"
+            )
+        return of_rung[split]
+
+    def skin_parts(self, rung: str) -> list[str]:
+        """The parts of the rung's skin, as its kind names them; none in an old report."""
+        return str(_part(self.skins, rung).get("kind", "")).split("+")
+
+    def method(self, rung: str) -> Method | None:
+        """Tuned is what has weights of its own, or stands on a base that was made for the task, or is made of such."""
+        skin, parts = _part(self.skins, rung), self.skin_parts(rung)
+        if not skin:
+            return None
+        if "classical" in parts:
+            return "classical"
+        if "cascade" in parts:
+            parents = [name for name in self.skins if _part(self.skins, name).get("skin_id") in skin["parents"]]
+            return "tuned" if "tuned" in map(self.method, parents) else "prompted"
+        known_bases = {base.get("weights_id") for base in _items(self.values["lineage"].get("bases"))}
+        is_child = "hosted" not in parts and skin.get("bases", {}).get("main") not in known_bases
+        return "tuned" if is_child or {"lora", "soft_prompt", "probe"} & set(parts) else "prompted"
+
+    def doubts(self) -> tuple[str, ...]:
+        """Why the report's verdict is no PASS that this rung can be used by."""
+        verdict, doubts = self.verdict, list[str]()
+        if verdict["status"] != "PASS":
+            reason = verdict.get("reason") or "no reason is given"
+            doubts.append(f"the report's verdict is {verdict['status']}: {reason}")
+        elif verdict.get("exploratory"):
+            doubts.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
+        guards, requirements = (_items(_part(self.values, key).get(self.rung)) for key in ("guards", "requirements"))
+        checks = [(f"the {guard.get('guard')} guard of {self.rung}", guard) for guard in guards]
+        checks += [(f"a requirement of {self.rung}", requirement) for requirement in requirements]
+        for name, check in checks:
+            if check.get("holds") is not True:
+                state = "is broken" if check.get("holds") is False else "is undecided"
+                doubts.append(f"{name} {state}: {check.get('reason')}")
+        return tuple(doubts)
+
+    def confirmation(self) -> Part | None:
+        """What was confirmed of a nominee on test."""
+        confirmations = _items(_part(self.values, "nominees").get("confirmations"))
+        return next((part for part in confirmations if part.get("rung") == self.rung), None)
+
+    def verdict_on_quality(self, split: str, confirmation: Part | None) -> str:
+        """A sentence without its full stop."""
+        if split == "valid":
+            return "its quality is an estimate on rows that choices were made on"
+        if confirmation is None:
+            return "its quality is an estimate with its interval: it was no nominee, so that no verdict bounds it"
+        lower = self.number(confirmation, "lower")
+        if lower is None:
+            return f"its quality could not be bounded: {confirmation.get('reason')}"
+        status, winner = self.verdict["status"], self.verdict.get("rung")
+        passed = status == "PASS" and (winner == self.rung or confirmation.get("passed") is True)
+        if not passed:
+            status = f"{status}{'' if winner in (None, self.rung) else f' of {winner}'}, not of {self.rung}"
+        if self.compares:
+            return (
+                f"the verdict of its report is {status}, by a comparison with {self.target.get('against')}, which "
+                "bounds the difference alone: its quality is an estimate with its interval"
+            )
+        confidence = self.number(confirmation, "lower_confidence") or 0.0
+        return f"the verdict of its report is {status}: quality at least {lower:.3f} with {confidence:.1%} confidence"
+
+    def number(self, row: Part, key: str) -> float | None:
+        value = row.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            raise ConfigError(f"{self.place}: {key} is {value!r}; it must be a number, at least 0")
+        return float(value)
+
+    def p95(self, row: Part) -> Amount | None:
+        """With the verdict's bounds of it, where there are any."""
+        value = self.number(row, "p95_ms")
+        if not value:
+            return None
+        bounds = [end for end in _items(row.get("p95_bounds_ms")) if isinstance(end, int | float) and end > 0]
+        return Amount(value=value, low=min(value, *bounds, value), high=max(value, *bounds, value))
+
+    def quality(self, row: Part, confirmation: Part | None) -> Share:
+        estimate, interval = self.number(row, "estimate"), _items(row.get("interval"))
+        if estimate is None or len(interval) != 2:
+            raise ConfigError(f"{self.place}: the rung has no estimate with an interval")
+        try:
+            low, high = float(interval[0]), float(interval[1])
+            lower = None if confirmation is None else self.number(confirmation, "lower")
+            if confirmation is not None and lower is not None:
+                # Among many candidates the best one's estimate is too high; `expected` is corrected for that.
+                expected = self.number(confirmation, "expected")
+                estimate = estimate if expected is None else expected
+                low, high = min(low if self.compares else lower, estimate), max(high, estimate)
+            return Share(value=estimate, low=low, high=high)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"{self.place}: estimate {estimate!r} with interval {interval!r} is not a share of 1"
+            ) from None
+
+
+def _read(path: Path, needed_by: str) -> Part:
+    try:
+        values = json.loads(read_text(path))
+    except DataError as error:
+        raise ConfigError(f"{needed_by}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{needed_by}: {path} is not JSON ({error}); give a ladder's report.json") from None
+    if not isinstance(values, dict) or "rungs" not in values:
+        raise ConfigError(f"{needed_by}: {path} is not a ladder's report: it has no `rungs`")
+    return cast("dict[str, Any]", values)
+
+
+def _part(values: Part, key: str) -> Part:
+    """An object of the report; empty where it is not there or is none."""
+    part = values.get(key)
+    return cast("Part", part) if isinstance(part, Mapping) else {}
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []

@@ -1,0 +1,110 @@
+"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page.
+
+A formula is an expression in the subset that both languages share, such as `v[3] * max(v[4], 1.0)`, where `v` holds the
+value of every input. A comparison counts as 1 or 0 in both. A function of plain operators (and of `call`, in place of
+`max` and its like) gives numbers for numbers and a formula for formulas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+Number = TypeVar("Number", float, "Formula")
+"""What arithmetic of plain operators is for: numbers, or formulas."""
+Values = Sequence[float]
+"""The value of each input, by its place."""
+
+FUNCTIONS = {"min": min, "max": max, "ceil": math.ceil, "expm1": math.expm1, "log1p": math.log1p}
+"""What formulas may call; JavaScript's Math has them under the same names."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An expression and the places of the inputs that it depends on. Build one with operators, not from text."""
+
+    text: str
+    places: frozenset[int] = frozenset()
+
+    def __add__(self, other: Formula | float) -> Formula:
+        if self == ZERO:
+            return as_formula(other)
+        return self if other == ZERO else _combined("({} + {})", self, other)
+
+    def __sub__(self, other: Formula | float) -> Formula:
+        return self if other == ZERO else _combined("({} - {})", self, other)
+
+    def __rsub__(self, other: float) -> Formula:
+        return _combined("({} - {})", other, self)
+
+    def __mul__(self, other: Formula | float) -> Formula:
+        return ZERO if ZERO in (self, other) else _combined("({} * {})", self, other)
+
+    def __truediv__(self, other: Formula | float) -> Formula:
+        return ZERO if self == ZERO else _combined("({} / {})", self, other)
+
+    def __rtruediv__(self, other: float) -> Formula:
+        return _combined("({} / {})", other, self)
+
+    def __pow__(self, other: Formula | float) -> Formula:
+        return _combined("({} ** {})", self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def is_less(self, other: Formula | float) -> Formula:
+        """1 where this is below the other, else 0."""
+        return _combined("({} < {})", self, other)
+
+    def compile(self) -> Callable[[Values], float]:
+        """A function of the inputs' values."""
+        return eval(f"lambda v: {self.text}", {"__builtins__": {}, **FUNCTIONS})  # only operators make such text
+
+
+def as_formula(value: Formula | float) -> Formula:
+    return value if isinstance(value, Formula) else Formula(repr(float(value)))
+
+
+ZERO = Formula("0.0")
+"""A cost that there is not: products with it vanish, so that formulas stay short."""
+
+
+def call(function: str, *arguments: Formula | float) -> Formula:
+    """`function`, one of FUNCTIONS, of the arguments; max and min of one argument are that argument."""
+    if len(arguments) == 1 and function in ("min", "max"):
+        return as_formula(arguments[0])
+    return _combined(f"{function}({', '.join('{}' for _ in arguments)})", *arguments)
+
+
+def inputs(count: int) -> tuple[Formula, ...]:
+    """The first inputs, `v[0]`, `v[1]` and so on."""
+    return tuple(Formula(f"v[{place}]", frozenset((place,))) for place in range(count))
+
+
+def javascript(name: str, formulas: object) -> str:
+    """A script that defines `name`: mappings and sequences of formulas as objects and lists of functions of the inputs'
+    values. Keys must be identifiers."""
+    return f"const {name} = (({{ {', '.join(FUNCTIONS)} }}) => ({_javascript(formulas)}))(Math);"
+
+
+def _javascript(formulas: object) -> str:
+    if isinstance(formulas, Formula):
+        return f"(v) => {formulas.text}"
+    if isinstance(formulas, Mapping):
+        pairs = cast("Mapping[str, object]", formulas).items()
+        return f"{{ {', '.join(f'{key}: {_javascript(value)}' for key, value in pairs)} }}"
+    if isinstance(formulas, Sequence):
+        return f"[{', '.join(map(_javascript, cast('Sequence[object]', formulas)))}]"
+    return "null"
+
+
+def total(parts: Iterable[Formula]) -> Formula:
+    present = [part for part in parts if part != ZERO]
+    return _combined(f"({' + '.join('{}' for _ in present)})", *present) if present else ZERO
+
+
+def _combined(template: str, *parts: Formula | float) -> Formula:
+    formulas = [as_formula(part) for part in parts]
+    places = frozenset[int]().union(*(formula.places for formula in formulas))
+    return Formula(template.format(*(formula.text for formula in formulas)), places)

@@ -1,0 +1,61 @@
+"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint.
+
+Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bedplate.core.errors import UsageError
+from bedplate.inference.engine.requests import Request, Result, Stream
+from bedplate.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an answerer says of itself.
+
+    name: of the base or the endpoint. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …),
+    as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are sent as they are.
+    """
+
+    name: str
+    can: frozenset[str]
+    context_length: int
+    tokenizer: Tokenizer | None = None
+
+    def need_tokenizer(self) -> Tokenizer:
+        """UsageError for one that is not asked by token ids."""
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.name} has no tokenizer here, so it cannot be asked by token ids; give a base with one"
+            )
+        return self.tokenizer
+
+
+class Answers(Protocol):
+    """Anything that answers requests. `Engine` and `LocalModel` are the ones on this machine."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
+        ...
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
+        ...
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests together and returns their results in order."""
+        ...
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
+        ...
+
+    def describe(self) -> Facts:
+        """Facts that are known without asking anything."""
+        ...

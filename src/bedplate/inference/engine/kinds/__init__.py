@@ -1,1 +1,0 @@
-"""What an engine can be asked: one file for each kind of request, its result, and how it is computed."""

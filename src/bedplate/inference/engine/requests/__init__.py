@@ -1,0 +1,54 @@
+"""What an engine can be asked and what it answers: one file for each type of request, with its result and its job.
+
+`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type.
+"""
+
+from bedplate.inference.engine.requests.base import (
+    NO_TERMS,
+    FinishReason,
+    LookedUp,
+    LookupContext,
+    PromptVectors,
+    Request,
+    RequestTiming,
+    Result,
+    Step,
+    Stream,
+    Usage,
+)
+from bedplate.inference.engine.requests.classify import Classification, Classify
+from bedplate.inference.engine.requests.embed import Embed, Embedding
+from bedplate.inference.engine.requests.generate import Generate, Generation
+from bedplate.inference.engine.requests.label import Label
+from bedplate.inference.engine.requests.score import Score, Scores
+from bedplate.inference.engine.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling
+from bedplate.models.specs.sentence import Pooling
+
+__all__ = [
+    "MAX_ALTERNATIVES",
+    "MAX_SEED",
+    "NO_TERMS",
+    "Classification",
+    "Classify",
+    "Embed",
+    "Embedding",
+    "FinishReason",
+    "Generate",
+    "Generation",
+    "Grammar",
+    "GrammarKind",
+    "Label",
+    "LookedUp",
+    "LookupContext",
+    "Pooling",
+    "PromptVectors",
+    "Request",
+    "RequestTiming",
+    "Result",
+    "Sampling",
+    "Score",
+    "Scores",
+    "Step",
+    "Stream",
+    "Usage",
+]

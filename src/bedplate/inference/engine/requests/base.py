@@ -1,0 +1,237 @@
+"""What requests of every type, their results and the streams of these have in common."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from bedplate.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bedplate.skins.prompt import Passage
+
+log = logging.getLogger("bedplate.inference")
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """What was looked up before a request could be made. passages: what its prompt holds, by their numbers. compute:
+    seconds that this took an engine."""
+
+    passages: tuple[Passage, ...] = ()
+    compute: float = 0.0
+
+
+@dataclass(frozen=True)
+class LookupContext:
+    """In whose name, and until when, something is looked up before a request can be made: as `Request` has them."""
+
+    tenant: str = ""
+    deadline: float | None = None
+
+
+NO_TERMS = LookupContext()
+
+
+@dataclass(frozen=True)
+class PromptVectors:
+    """Features [P, D] in the place of the embeddings of P prompt tokens from position `start` on, whose ids are only
+    placeholders: what an encoder made of an image or a sound.
+
+    sha256: hash of the media file and of how it was encoded; it stands for these tokens in prefix-cache keys.
+    """
+
+    start: int
+    vectors_PD: Tensor = field(compare=False)
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is asked, and what every request says of itself.
+
+    tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt, None the base itself. skin: in
+    whose name it runs, for fairness and counts. Cached tokens are shared by all requests of one adapter within the
+    first `shared_tokens` (the skin's own prompt), and after them within one `tenant` only. deadline: in
+    `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: is returned
+    with the result. vectors: the parts of the prompt that are features of media, for a decoder.
+    """
+
+    tokens: tuple[int, ...] = field(kw_only=False)
+    adapter: str | None = None
+    skin: str = ""
+    tenant: str = ""
+    shared_tokens: int = 0
+    deadline: float | None = None
+    looked_up: LookedUp | None = None
+    vectors: tuple[PromptVectors, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One piece of a stream. `token_id` is None where held-back text is released without a new token."""
+
+    token_id: int | None
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request; `cached_tokens` of the prompt were not computed again."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class RequestUsage:
+    """What was computed for a request, however it ended. usage: the tokens of the prompt that were read.
+    compute: as in `Timing`."""
+
+    usage: Usage = Usage(0)
+    compute: float = 0.0
+
+
+@dataclass(frozen=True)
+class RequestTiming:
+    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
+
+    compute: its share of the seconds of the steps it was in, by its cost in each: what it costs.
+    """
+
+    queued: float = 0.0
+    first: float = 0.0
+    total: float = 0.0
+    compute: float = 0.0
+
+
+NO_TIMING = RequestTiming()
+
+
+class Result:
+    """What every result comes with; each kind's adds what it found."""
+
+    usage: Usage
+    timing: RequestTiming
+    looked_up: LookedUp | None
+
+
+class Stream:
+    """One request's answer as it comes: iterate it for steps (generation), or ask `result()` for the whole."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._steps: queue.SimpleQueue[Step | None] = queue.SimpleQueue()
+        self._finished = threading.Event()
+        self._result: Result | None = None
+        self._error: BaseException | None = None
+        self._listener: Callable[[], None] | None = None
+        self._process = os.getpid()
+        self.cancelled = False
+        self.weights_version = 1
+        """The version of the adapter, or of the base, with which the request was queued (`Engine.update`)."""
+        self.spent = RequestUsage()
+        """What was computed for the request; known once it has ended."""
+        self.on_cancel: Callable[[], None] | None = None
+
+    def __iter__(self) -> Iterator[Step]:
+        """Steps until the request ends; raises its error if it failed. To be iterated once."""
+        self._check_process()
+        while (step := self._steps.get()) is not None:
+            yield step
+        if self._error is not None:
+            raise self._error
+
+    def result(self, timeout: float | None = None) -> Result:
+        """The finished result; waits at most `timeout` seconds (TimeoutError)."""
+        self._check_process()
+        if not self._finished.wait(timeout):
+            raise TimeoutError("the request has not finished yet")
+        if self._error is not None:
+            raise self._error
+        assert self._result is not None
+        return self._result
+
+    def _check_process(self) -> None:
+        """UsageError where nothing will come any more: the thread that computes it is in another process."""
+        if not self._finished.is_set() and os.getpid() != self._process:
+            raise UsageError("this request runs in the process that this one was forked from; ask for its answer there")
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Calls `listener` now, and in the engine's thread once per engine step that brought something, and at the end.
+        It must be quick and not raise."""
+        self._listener = listener
+        listener()
+
+    def drain(self) -> tuple[list[Step], bool]:
+        """The steps that have come since, without waiting, and whether the request has ended. Not beside iteration."""
+        steps: list[Step] = []
+        while True:
+            try:
+                step = self._steps.get_nowait()
+            except queue.Empty:
+                return steps, False
+            if step is None:
+                return steps, True
+            steps.append(step)
+
+    def cancel(self) -> None:
+        """Ends the request at the engine's next step, also while it waits; a generation that has begun keeps what it
+        has, reason "cancelled". Where it has ended, or is cancelled already, nothing changes."""
+        self.cancelled = True
+        on_cancel = self.on_cancel
+        if on_cancel is not None:
+            on_cancel()
+
+    @property
+    def finished(self) -> bool:
+        return self._finished.is_set()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What the request failed with."""
+        return self._error
+
+    def push(self, step: Step) -> None:
+        """Adds a step; `notify` tells the listener."""
+        self._steps.put(step)
+
+    def notify(self) -> None:
+        """Tells the listener; one that raises is told no more, and what it was told of goes on."""
+        listener = self._listener
+        if listener is not None:
+            try:
+                listener()
+            except Exception:
+                self._listener = None
+                log.exception("a listener to a request's answer failed; it is told no more of it")
+
+    def finish(self, result: Result) -> None:
+        self._result = result
+        self.spent = RequestUsage(result.usage, result.timing.compute)
+        self._end()
+
+    def fail(self, error: BaseException, spent: RequestUsage | None = None) -> None:
+        if not self._finished.is_set():
+            self._error = error
+            self.spent = spent or self.spent
+            self._end()
+
+    def _end(self) -> None:
+        self.on_cancel = None  # whoever keeps the answer does not keep what computed it
+        self._finished.set()
+        self._steps.put(None)
+        self.notify()

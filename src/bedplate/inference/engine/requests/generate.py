@@ -1,0 +1,305 @@
+"""Texts that are continued token by token."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bedplate.core import display
+from bedplate.core.errors import RequestError
+from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
+from bedplate.inference.engine.grammar import Matcher
+from bedplate.inference.engine.requests.base import (
+    NO_TIMING,
+    FinishReason,
+    LookedUp,
+    Request,
+    RequestTiming,
+    Result,
+    Step,
+    Usage,
+)
+from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, RequestJob
+from bedplate.inference.engine.row_state import RowState
+from bedplate.inference.engine.sampling import Grammar, Sampling
+from bedplate.inference.engine.speculate import Drafter
+from bedplate.inference.engine.token_selection import Alternatives, WritingRow
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.text.json_schema import INVALID
+from bedplate.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Generate(Request):
+    """Continue `tokens`, within `grammar` where there is one. marks: special tokens that the text shows, for whoever
+    tells its parts apart by them; it shows no others."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    grammar: Grammar | None = None
+    marks: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, repr=False)
+class Generation(Result):
+    """Generated text. `logprobs` per output token (natural log, of the model's own distribution); `prompt_logprobs`
+    and `prompt_top_logprobs` per prompt token, None and () for the first."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: FinishReason
+    usage: Usage
+    top_logprobs: tuple[Alternatives, ...] = ()
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    prompt_top_logprobs: tuple[Alternatives, ...] = ()
+    timing: RequestTiming = NO_TIMING
+    looked_up: LookedUp | None = None
+
+    def __repr__(self) -> str:
+        text = repr(display.shortened(self.text, 80))
+        return display.line("generation", text, f"{len(self.token_ids)} tokens", f"ended by {self.finish_reason}")
+
+
+class GenerateJob(RequestJob[Generate]):
+    """limit: tokens to generate at most."""
+
+    writes: ClassVar[bool] = True
+    holds_row: ClassVar[bool] = True
+
+    def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
+        self.limit = 0
+        self._matcher: Callable[[], Matcher] | None = None
+        super().__init__(request, adapter, equipment)
+        # What an encoder has read is no beginning of the text.
+        begun = self.starts if self.source else request.tokens
+        self.state = RowState(request.sampling, begun, end_ids=equipment.ends, never=equipment.never)
+        self.text = TextStream(equipment.base.tokenizer, request.sampling.stop, request.marks)
+        self.plain = is_plain(request.sampling)
+        self._drafter: Drafter | None = None
+        self._logprobs: list[float] = []
+        self._top_logprobs: list[Alternatives] = []
+        self._prompt_logprobs: list[float | None] = []
+        self._prompt_top_logprobs: list[Alternatives] = []
+
+    def check(self) -> None:
+        base, request, virtual = self.equipment.base, self.request, self.adapter.virtual
+        check_decoder(base, "generate")
+        check_ids(base, [token for token, _ in request.sampling.logit_bias], "logit_bias")
+        check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
+        # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
+        max_tokens = request.sampling.max_tokens
+        room = answer_room(base, virtual + len(request.tokens))
+        if self.equipment.longest is not None:
+            room = min(room, self.equipment.longest - self.prompt_end)
+        self.limit = max(room, 1) if max_tokens is None else max_tokens
+        check_prompt(base, request.tokens, virtual, self.limit)
+        if request.sampling.prompt_logprobs is not None and self.source:
+            raise RequestError(
+                f"the encoder of {base.name} predicts no tokens, so a prompt has no log-probabilities",
+                param="prompt_logprobs",
+            )
+        if request.grammar is not None:
+            self._matcher = self.equipment.grammars.compile(request.grammar)
+
+    @property
+    def _asks_prompt(self) -> bool:
+        """Whether the prompt's own log-probabilities are still to be found."""
+        return self.request.sampling.prompt_logprobs is not None and not self.begun
+
+    @property
+    def reusable(self) -> int | None:
+        return None if self._asks_prompt else super().reusable
+
+    @property
+    def _grammar_name(self) -> str:
+        return "grammar" if self.request.grammar is None else self.request.grammar.named
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.state.output)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.limit
+
+    @property
+    def decoding(self) -> bool:
+        return self.begun and self.row is not None and len(self.tokens) - self.computed_tokens == 1
+
+    def draft(self, max_tokens: int) -> Sequence[int]:
+        budget = min(max_tokens, self.limit - len(self.state.output) - 1)
+        if self._drafter is not None:
+            return self._drafter.draft(budget)
+        # Where a grammar leaves no choice, the next tokens need not be waited for.
+        return [] if self.state.matcher is None else self.state.matcher.forced()[:budget]
+
+    def cacheable_length(self, begin: int, end: int) -> int:
+        return end if end - begin > 1 else 0
+
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        if self._asks_prompt:
+            return PassRequest(range(begin, end))
+        # Held to a grammar, or kept from some tokens, it may need another one.
+        likeliest = self.plain and self.request.grammar is None and not self.state.withheld
+        return PassRequest(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
+
+    def consume(self, pass_result: PassResult) -> WritingRow | None:
+        if self._asks_prompt:
+            self._take_prompt(pass_result.begin, pass_result.logits_WV)
+        if pass_result.end < len(self.tokens):
+            return None
+        if not self.begun:
+            self._begin()
+        if self.ended:
+            return None
+        return WritingRow(self, pass_result.logits_index + len(pass_result.positions) - 1, pass_result.draft)
+
+    def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
+        """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits
+        of the tokens from position `begin` on."""
+        tokens, first = self.request.tokens, begin - self.adapter.virtual
+        if first == 0:
+            self._prompt_logprobs, self._prompt_top_logprobs = [None], [()]
+        logits_TV = logits_TV[: len(tokens) - 1 - first]
+        logprobs_TV = logits_TV.log_softmax(dim=-1)
+        target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
+        logprobs = logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
+        if any(map(math.isnan, logprobs)):
+            raise not_finite(self.equipment.base, self.adapter.key)
+        self._prompt_logprobs += logprobs
+        values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
+        self._prompt_top_logprobs += [
+            tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _begin(self) -> None:
+        """The prompt is computed for the first time."""
+        self.begun = True
+        if self._matcher is not None:
+            self.state.matcher = self._matcher()
+        elif self.equipment.speculates:
+            self._drafter = Drafter(self.tokens)
+        if self.limit == 0:
+            self._end("length")
+
+    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
+        """Adds a token to the text, or ends it; whether it goes on."""
+        state, text = self.state, self.text
+        self.first = self.first or time.monotonic()
+        # The token that was computed in this pass is in the cache now, whatever comes next.
+        self.computed_tokens = len(self.tokens)
+        if state.failure is not None:
+            self.failed = RequestError(state.failure, param=self._grammar_name, code=INVALID)
+            return False
+        if state.ends(token):
+            self._end("stop")
+            return False
+        state.append(token)
+        self.tokens.append(token)
+        self._logprobs.append(logprob)
+        self._top_logprobs.append(alternatives)
+        self.stream.push(Step(token, text.push(token), logprob, alternatives))
+        if self._drafter is not None:
+            self._drafter.push(token)
+        if text.stopped or state.complete:
+            self._end("stop")
+        elif len(state.output) >= self.limit:
+            self._end("length")
+        return self.ended is None
+
+    def learn(self, chosen_count: int, draft: Sequence[int]) -> int:
+        accepted = max(min(chosen_count - (self.ended is None), len(draft)), 0)
+        if self._drafter is not None and draft:
+            self._drafter.learn(len(draft), accepted)
+        return accepted
+
+    def _end(self, reason: FinishReason) -> None:
+        """Releases what is left of the text. The result is delivered when the step is over."""
+        tail = self.text.finish()
+        self.ended = "stop" if self.text.stopped else reason
+        self.stream.push(Step(None, tail, finish_reason=self.ended))
+
+    def cancel(self) -> None:
+        """A text that has begun keeps what it has."""
+        if self.begun:
+            self._end("cancelled")
+        else:
+            super().cancel()
+
+    def result(self) -> Generation:
+        assert self.ended is not None
+        settings, output = self.request.sampling, self.state.output
+        include_prompt = settings.prompt_logprobs is not None
+        usage, timing, looked_up = self.account(len(output))
+        return Generation(
+            text=self.text.text,
+            token_ids=tuple(output),
+            logprobs=tuple(self._logprobs),
+            finish_reason=self.ended,
+            usage=usage,
+            top_logprobs=tuple(self._top_logprobs) if settings.logprobs is not None else (),
+            prompt_logprobs=tuple(self._prompt_logprobs) if include_prompt else None,
+            prompt_top_logprobs=tuple(self._prompt_top_logprobs) if include_prompt else (),
+            timing=timing,
+            looked_up=looked_up,
+        )
+
+
+def is_plain(settings: Sampling) -> bool:
+    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
+    greedy = settings.temperature == 0 and not settings.logprobs and settings.min_tokens == 0
+    penalties = settings.repetition_penalty != 1.0 or bool(
+        settings.presence_penalty or settings.frequency_penalty or settings.logit_bias
+    )
+    return greedy and not penalties
+
+
+class TextStream:
+    """Text of one row. Characters that may yet become part of a stop string are held back until that is decided."""
+
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], marks: frozenset[int] = frozenset()) -> None:
+        """marks: special tokens that the text shows; it shows no others."""
+        self._decoder = None if tokenizer is None else tokenizer.stream(marks=marks)
+        self._stop = tuple(stop)
+        self._pending = ""
+        self.text = ""
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """The text that this token releases."""
+        return "" if self._decoder is None else self._release(self._decoder.push(token))
+
+    def finish(self) -> str:
+        """The text still held back when the row ends for another reason than a stop string."""
+        if self._decoder is None or self.stopped:
+            return ""
+        released = self._release(self._decoder.flush())
+        if not self.stopped:
+            tail, self._pending = self._pending, ""
+            self.text += tail
+            released += tail
+        return released
+
+    def _release(self, piece: str) -> str:
+        self._pending += piece
+        stop_places = [place for place in (self._pending.find(stop) for stop in self._stop) if place >= 0]
+        if stop_places:
+            released, self._pending = self._pending[: min(stop_places)], ""
+            self.stopped = True
+        else:
+            overlap = max((_overlap(self._pending, stop) for stop in self._stop), default=0)
+            cut = len(self._pending) - overlap
+            released, self._pending = self._pending[:cut], self._pending[cut:]
+        self.text += released
+        return released
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest end of `text` that is a beginning of `stop` (and not all of it)."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

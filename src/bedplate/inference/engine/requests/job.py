@@ -1,0 +1,304 @@
+"""A request on its way through the engine: what all kinds of requests have in common."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from bedplate.core.errors import BedplateError, RequestError
+from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors, check_room, not_finite
+from bedplate.inference.engine.grammar import Grammars
+from bedplate.inference.engine.requests.base import (
+    FinishReason,
+    LookedUp,
+    Request,
+    RequestTiming,
+    RequestUsage,
+    Result,
+    Stream,
+    Usage,
+)
+from bedplate.inference.engine.token_selection import WritingRow
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.batch import LatentInput, PassOutput
+from bedplate.inference.forward.prefix_keys import Key, media_token
+from bedplate.models.checkpoints.base import Base
+
+R = TypeVar("R", bound=Request)
+
+
+@dataclass(frozen=True)
+class Equipment:
+    """What all requests of an engine are computed with. ends: the tokens that end a text. speculates: whether next
+    tokens are drafted. never: tokens that may never be generated. longest: the longest sequence that fits the cache;
+    None: any length."""
+
+    base: Base
+    grammars: Grammars
+    ends: frozenset[int]
+    speculates: bool
+    never: frozenset[int] = frozenset()
+    longest: int | None = None
+
+
+@dataclass(slots=True)
+class PassRequest:
+    """What a job puts into a forward pass beside its tokens, and which outputs it needs.
+
+    logits: the positions whose logits are needed. likeliest: only the likeliest successor of each of these, and of the
+    drafted tokens, is needed. states: the hidden states of all its tokens are needed, after `RequestJob.depth` blocks.
+    vectors: (position, features [P, D]) that stand in the place of its tokens' embeddings. latents: a denoising call.
+    A job that sets one of the last two has `has_features`.
+    """
+
+    logits: Sequence[int] = ()
+    states: bool = False
+    likeliest: bool = False
+    vectors: Sequence[tuple[int, Tensor]] = ()
+    latents: LatentInput | None = None
+
+
+@dataclass(slots=True)
+class PassResult:
+    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
+
+    positions: those whose logits the job asked for. draft: the tokens that were guessed to follow. out: the output of
+    the whole batch. logits_index: index of the job's first logits in it, those of the draft coming last. token_index:
+    index of the job's first token in the batch. latents_index: index of its denoising call; None where it made none.
+    """
+
+    begin: int
+    end: int
+    positions: Sequence[int]
+    draft: Sequence[int]
+    out: PassOutput
+    logits_index: int
+    token_index: int
+    latents_index: int | None = None
+
+    @property
+    def logits_WV(self) -> Tensor:
+        """The logits of `positions`, in their order."""
+        assert self.out.logits_WV is not None
+        return self.out.logits_WV[self.logits_index : self.logits_index + len(self.positions)]
+
+    @property
+    def states_TD(self) -> Tensor:
+        """The hidden states of all the job's tokens, after `RequestJob.depth` blocks or the last norm."""
+        assert self.out.hidden_ND is not None
+        return self.out.hidden_ND[self.token_index : self.token_index + self.end - self.begin]
+
+    @property
+    def denoised_TC(self) -> Tensor:
+        """The prediction of the job's denoising call."""
+        assert self.latents_index is not None
+        return self.out.denoised[self.latents_index]
+
+
+class RequestJob(ABC, Generic[R]):
+    """One request while it waits and runs. A request type is one file, with its request, its result and a subclass of
+    this one, and one row in `table.JOB_TYPES`.
+
+    tokens: the sequence to compute: the adapter's virtual tokens, the prompt, then what the job appends. source: the
+    number of first tokens that an encoder reads: the whole prompt, behind which the decoder starts, or 0.
+    computed_tokens: how many have keys and values in cache row `row`. cached: prompt tokens found in the prefix cache.
+    saved_tokens: how many of `tokens` are saved there. marks: positions at which recurrent states are saved on the way.
+    begun: the prompt is computed and an answer has begun that outlasts its row. ended, failed: how the job is to leave
+    at the end of the step.
+
+    Work that is no sequence of tokens has `is_sequence` false and no row. It counts its `cost` in units of one token,
+    is scheduled in shares of that, and says in `pass_request` what a share puts into the pass: a denoising job counts
+    the patches of its next step and makes one call when all are paid for. Vectors that it feeds are `reusable` by
+    others only where `prefix_tokens` names them.
+    """
+
+    writes: ClassVar[bool] = False
+    """Whether it needs what follows the prompt, and not the prompt's own states."""
+    holds_row: ClassVar[bool] = False
+    """Whether it keeps its row for many steps: such rows are counted, and preempted where memory is scarce."""
+    is_sequence: ClassVar[bool] = True
+    """Whether its shares are tokens of one sequence, which needs a row of the cache."""
+    has_features: bool = False
+    """Whether it puts vectors or latents into its passes."""
+
+    def __init__(self, request: R, adapter: Loaded, equipment: Equipment) -> None:
+        """Raises RequestError for what cannot run."""
+        self.request, self.adapter, self.equipment = request, adapter, equipment
+        self.stream = Stream(request)
+        self.source = len(request.tokens) if "encode" in equipment.base.can else 0
+        self.starts = equipment.base.decoder_start if self.source and self.writes else ()
+        self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
+        self.number = 0
+        self.depth: int | None = None
+        """How many blocks are run for it, None all."""
+        self.types: Sequence[int] = ()
+        """Of its tokens, where an encoder tells the parts of a text apart."""
+        self.row: int | None = None
+        self.computed_tokens = self.saved_tokens = self.shared = 0
+        self.marks: tuple[int, ...] = ()
+        self.cached: int | None = None
+        self.key: Key = ()
+        self.begun = False
+        self.ended: FinishReason | None = None
+        self.failed: BaseException | None = None
+        self.released = False
+        """Whether the engine has done with it."""
+        self.started: float | None = None
+        self.first: float | None = None
+        self.compute = 0.0
+        self._read = 0
+        self.check()
+        if request.vectors:
+            check_prompt_vectors(equipment.base, request.vectors, len(request.tokens))
+            self.has_features = True
+        if request.deadline is not None and math.isnan(request.deadline):
+            raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
+        if not self.reads:
+            check_room(equipment.longest, self.prompt_end, self.max_new_tokens)
+        self.queued = time.monotonic()
+
+    def check(self) -> None:
+        """Refuses what this base cannot run."""
+        check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
+
+    @abstractmethod
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        """What it wants of a pass over its tokens from position `begin` to before `end`."""
+
+    @abstractmethod
+    def consume(self, pass_result: PassResult) -> WritingRow | None:
+        """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
+        for it."""
+
+    @abstractmethod
+    def result(self) -> Result:
+        """What it has come to."""
+
+    @property
+    def cost(self) -> int:
+        """What is still to be computed, in the unit of the engine's budget: as much as a token takes. Up to the next
+        mark, so that no pass goes beyond it."""
+        return (
+            next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
+        )
+
+    def prefix_tokens(self, length: int) -> list[int]:
+        """What names the first `length` tokens in prefix-cache keys: their ids, or the hash of the media there."""
+        names = self.tokens[:length]
+        for part in self.request.vectors:
+            start = self.adapter.virtual + part.start
+            for position in range(start, min(start + len(part.vectors_PD), length)):
+                names[position] = media_token(part.sha256, position - start)
+        return names
+
+    def prompt_vectors(self, begin: int, end: int) -> list[tuple[int, Tensor]]:
+        """The request's vectors at the positions from `begin` to before `end`, for `PassRequest.vectors`."""
+        parts: list[tuple[int, Tensor]] = []
+        for part in self.request.vectors:
+            start = self.adapter.virtual + part.start
+            first, last = max(begin, start), min(end, start + len(part.vectors_PD))
+            if first < last:
+                parts.append((first, part.vectors_PD[first - start : last - start]))
+        return parts
+
+    @property
+    def prompt_end(self) -> int:
+        """Position after the prompt's last token, and what a decoder starts with behind it."""
+        return self.adapter.virtual + len(self.request.tokens) + len(self.starts)
+
+    @property
+    def reads(self) -> bool:
+        """Whether an encoder reads its tokens, and nothing is written behind them."""
+        return self.source > 0 and not self.writes
+
+    @property
+    def reusable(self) -> int | None:
+        """How many first tokens need not be computed where they are cached; None where each token's own output is
+        wanted."""
+        return len(self.tokens) - 1
+
+    @property
+    def returns_to(self) -> int | None:
+        """A position to which it may go back; None: it does not."""
+        return None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens stand behind the prompt in its row at most."""
+        return 0
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it computes one token at a time, beside whatever else there is to do."""
+        return False
+
+    def draft(self, max_tokens: int) -> Sequence[int]:
+        """Up to `max_tokens` tokens that may follow its next one."""
+        return ()
+
+    def cacheable_length(self, begin: int, end: int) -> int:
+        """How many first tokens go into the prefix cache, now that all are computed, the last ones from `begin`."""
+        return self.prompt_end
+
+    def cancel(self) -> None:
+        """Its caller has gone."""
+        self.failed = RequestError("the request was cancelled before it started", code="cancelled")
+
+    def fail(self, error: Exception | None) -> None:
+        """It is to leave at the end of the step, with this error, or because its numbers are not finite."""
+        self.failed = error or not_finite(self.equipment.base, self.adapter.key)
+
+    def restart(self) -> None:
+        """Forgets what is computed, but not what has been said."""
+        self._read = self._prompt_read
+        self.row, self.computed_tokens = None, 0
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of the answer so far."""
+        return 0
+
+    @property
+    def _prompt_read(self) -> int:
+        return max(self._read, min(max(self.computed_tokens - self.adapter.virtual, 0), len(self.request.tokens)))
+
+    @property
+    def spent(self) -> RequestUsage:
+        """What was computed for it so far."""
+        read = self._prompt_read
+        return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
+
+    def account(self, completion_tokens: int = 0) -> tuple[Usage, RequestTiming, LookedUp | None]:
+        """What its result comes with; `completion_tokens`: tokens of the answer."""
+        finished = time.monotonic()
+        started = finished if self.started is None else self.started
+        first = finished if self.first is None else self.first
+        timing = RequestTiming(started - self.queued, first - self.queued, finished - self.queued, self.compute)
+        return Usage(len(self.request.tokens), completion_tokens, self.cached or 0), timing, self.request.looked_up
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended, or is to leave at the end of the step."""
+        return self.ended is not None or self.failed is not None or self.stream.finished
+
+
+def give_error(job: RequestJob) -> None:
+    """Ends a job's stream with the error that it failed with, or one that it is the cause of."""
+    error, job.failed = job.failed, None
+    assert error is not None
+    # Whoever keeps the error keeps where it was raised, but not what stood there: jobs, caches, the engine.
+    behind: BaseException | None = error
+    while behind is not None:
+        traceback.clear_frames(behind.__traceback__)
+        behind = behind.__cause__ or behind.__context__
+    if not isinstance(error, BedplateError):
+        cause, error = error, RuntimeError(f"the engine failed on a step: {error!r}")
+        error.__cause__ = cause
+    job.stream.fail(error, job.spent)

@@ -1,0 +1,119 @@
+"""What is read off the hidden states of a whole prompt, pooled into one vector. Shapes: T tokens, D features, E of all
+poolings side by side."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from bedplate.inference.engine.checks import check_depth, not_finite
+from bedplate.inference.engine.requests.base import Result
+from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, R, RequestJob
+from bedplate.inference.forward.adapters import Loaded
+from bedplate.models.specs.sentence import Pooling
+
+
+class PooledJob(RequestJob[R]):
+    """States are taken in as they come, so that a prompt may be computed in parts."""
+
+    def __init__(
+        self,
+        request: R,
+        adapter: Loaded,
+        equipment: Equipment,
+        poolings: Sequence[Pooling],
+        depth: int | None,
+        types: Sequence[int] = (),
+        skip: int = 0,
+    ) -> None:
+        """skip: so many of the prompt's first tokens are not pooled."""
+        super().__init__(request, adapter, equipment)
+        check_depth(equipment.base, depth)
+        self.poolings, self.depth, self.types = tuple(poolings), depth, types
+        self._skip = skip
+        self._pooled: list[Tensor | None] = [None] * len(self.poolings)
+
+    @property
+    def reusable(self) -> int | None:
+        return super().reusable if self.poolings == ("last",) else None
+
+    def pass_request(self, begin: int, end: int) -> PassRequest:
+        return PassRequest(states=True)
+
+    def consume(self, pass_result: PassResult) -> None:
+        first = pass_result.begin - self.adapter.virtual
+        skipped = max(self._skip - first, 0)
+        states_TD = pass_result.states_TD[skipped:]
+        if len(states_TD):
+            for number, pooling in enumerate(self.poolings):
+                before = self._pooled[number]
+                self._pooled[number] = _ACCUMULATE[pooling](before, states_TD.float(), first + skipped)
+        if pass_result.end == len(self.tokens):
+            self.ended = "stop"
+
+    def restart(self) -> None:
+        super().restart()
+        self._pooled = [None] * len(self.poolings)
+
+    def result(self) -> Result:
+        vectors: list[Tensor] = []
+        for pooling, pooled in zip(self.poolings, self._pooled, strict=True):
+            assert pooled is not None
+            divide = _DIVIDE.get(pooling)
+            vectors.append(pooled if divide is None else pooled / divide(self._skip, len(self.request.tokens)))
+        pooled_E = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
+        if not bool(pooled_E.isfinite().all()):
+            raise not_finite(self.equipment.base, self.adapter.key)
+        return self.read(pooled_E)
+
+    @abstractmethod
+    def read(self, pooled_E: Tensor) -> Result:
+        """What the pooled states of the whole prompt say, float32 [E]."""
+
+
+Accumulate = Callable[[Tensor | None, Tensor, int], Tensor]
+
+
+def _sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    total = states_TD.sum(0)
+    return total if before_D is None else before_D + total
+
+
+def _weighted_sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    weights_T = torch.arange(first + 1, first + 1 + len(states_TD), device=states_TD.device)
+    return _sum(before_D, states_TD * weights_T[:, None], first)
+
+
+def _largest(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    largest = states_TD.amax(0)
+    return largest if before_D is None else torch.maximum(before_D, largest)
+
+
+def _first(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    return states_TD[0] if before_D is None else before_D
+
+
+def _last(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    return states_TD[-1]
+
+
+_ACCUMULATE: Mapping[Pooling, Accumulate] = {
+    "mean": _sum,
+    "root_mean": _sum,
+    "weighted_mean": _weighted_sum,
+    "max": _largest,
+    "first": _first,
+    "last": _last,
+}
+"""From what was pooled before, the states of the next tokens and the number of the first of these."""
+
+_DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
+    "mean": lambda skipped, count: count - skipped,
+    "root_mean": lambda skipped, count: math.sqrt(count - skipped),
+    "weighted_mean": lambda skipped, count: (count * (count + 1) - skipped * (skipped + 1)) / 2,
+}
+"""What a sum is divided by, from how many tokens were skipped and how many there are with them."""

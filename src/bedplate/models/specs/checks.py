@@ -1,0 +1,36 @@
+"""Checks of sizes and factors that every part of a spec shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from bedplate.core.errors import UnsupportedModelError
+
+BEYOND = 1e15
+"""No number of a model is as large: with sizes beyond it torch's own arithmetic of sizes overflows."""
+
+
+def at_least(part: object, smallest: int, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first field of the part, or of a mapping, that is under `smallest`."""
+    for name in names:
+        value = cast("Mapping[str, Any]", part)[name] if isinstance(part, Mapping) else getattr(part, name)
+        if value < smallest:
+            raise UnsupportedModelError(f"{name} is {value}: it must be at least {smallest}")
+
+
+def positive(part: object, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first of the fields that is not a finite number above 0; None is left."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number above 0")
+
+
+def finite(part: object, *names: str) -> None:
+    """Raises UnsupportedModelError naming the first of the fields that is not a finite number; None is left."""
+    for name in names:
+        value = getattr(part, name)
+        if value is not None and (isinstance(value, complex) or not math.isfinite(value)):
+            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number")

@@ -1,1 +1,0 @@
-"""Scaling laws from ladders of small runs, and what they say of a larger one."""

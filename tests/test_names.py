@@ -1,0 +1,42 @@
+"""Names say what a value is: words of ordinary speech that mean nothing in this field stay rare."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILLERS = frozenset(
+    ["one", "ones", "own", "said", "says", "say", "held", "hold", "holds", "kept", "keep", "keeps", "found", "find", "asked", "ask", "asks", "wanted", "want", "wants", "told", "tell", "tells", "seen", "see", "sees", "given", "give", "gives", "taken", "take", "takes", "made", "make", "makes", "got", "get", "gets", "put", "puts", "left", "way", "ways", "kind", "kinds", "thing", "things", "what", "which", "who", "whose", "where", "when", "here", "there", "then", "now", "this", "that", "these", "those", "other", "others", "another", "rest", "much", "more", "most", "many", "few", "less", "least", "some", "each", "every", "both", "either", "such", "same", "like", "alike", "known", "come", "comes", "came", "going", "goes", "gone", "went", "stands", "stood", "lies", "lay", "far", "near", "again", "also", "too", "very", "just", "even", "still", "yet", "once", "twice", "done", "does", "did", "let", "lets", "wide", "across", "further", "beside", "besides", "within", "among", "between", "along", "apart", "away"]
+)
+GENERIC = frozenset(["item", "items", "elem", "elems", "element", "obj", "objs", "val", "vals", "tmp", "it", "entry", "el", "stuff", "info"])
+
+
+def bound_names(tree: ast.AST) -> Iterator[str]:
+    """Every name that the code binds: arguments, targets, attributes it sets, functions and classes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+
+
+def share(words: frozenset[str], sources: Iterator[str]) -> float:
+    names = [name.strip("_").lower() for source in sources for name in bound_names(ast.parse(source))]
+    return sum(name in words for name in names) / len(names)
+
+
+@pytest.mark.parametrize(("folder", "limit"), [("src", 0.01), ("tests", 0.02), ("benchmarks", 0.02)])
+def test_names_are_terms_of_the_field(folder: str, limit: float) -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / folder).rglob("*.py")]
+    assert share(FILLERS, iter(sources)) <= limit
+    assert share(GENERIC, iter(sources)) <= 0.005
+
+
+def test_fillers_are_counted_wherever_they_are_bound() -> None:
+    source = "def kind(own, *, rows):\n    for one in rows:\n        own.found = [what for what in one]\n"
+    assert share(FILLERS, iter([source])) == pytest.approx(5 / 6)
