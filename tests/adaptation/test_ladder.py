@@ -28,7 +28,7 @@ from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.successive_halving import HalvingStage, row_cost, stages_for
 from bedplate.adaptation.search.start import LOCK_FILE
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.examples import load_examples

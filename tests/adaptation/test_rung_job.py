@@ -11,7 +11,7 @@ from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.rung_job import fit_planned, reopened
 from bedplate.adaptation.search.start import begin, climb_candidate, opened
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor, ProcessExecutor
 from bedplate.evaluation.examples import load_examples

@@ -16,8 +16,8 @@ from bedplate.adaptation.labels.label_plan import LabelPlan, can_be_judged, look
 from bedplate.adaptation.labels.sequential_looks import Looking
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.search.start import LABELS, check_output
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
 from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of

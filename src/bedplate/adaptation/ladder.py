@@ -1,6 +1,6 @@
 """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
-1. `adapt` reads the task file, checks it and the rows (`search.task_file`, `search.start`), and loads every base once.
+1. `adapt` reads the task file, checks it and the rows (`task.task_file`, `search.start`), and loads every base once.
 2. Every candidate is fitted on train and evaluated on valid, what is worth most for its time first (`search.run_all`).
 3. Nominees are chosen on valid (`verdict.gate.nominate`); their calls are timed again, the guards of their child bases
    and quantised formats are looked at, until nothing brings another nominee. They are then fixed on disk.
@@ -38,8 +38,8 @@ from bedplate.adaptation.search.guards import broken, check_child
 from bedplate.adaptation.search.retiming import retimed
 from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.parent import read_parent
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.acceptance import Hurdles
 from bedplate.adaptation.verdict.admission import admissions, over

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from bedplate.adaptation.task.rung_names import RUNG_LINES
+from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
@@ -94,7 +94,7 @@ def adapt(
     where it stopped. The rungs:
 
     \b
-    RUNG_LINES
+    RUNG_TABLE
 
     \b
     exit code  verdict
@@ -146,9 +146,9 @@ def adapt(
     seconds = None if budget is None else parse_seconds("--budget", budget)
     rung_names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
     sizes = () if curve is None else _sizes(curve)
-    from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
+    from bedplate.adaptation.task.task_file import check_task_file  # loads no torch, so that a typo is answered at once
 
-    spec = look(task_file, [*(overrides or ()), *option_overrides], rung_names)
+    spec = check_task_file(task_file, [*(overrides or ()), *option_overrides], rung_names)
     minutes = spec.budget.train_minutes
     limit = seconds if seconds is not None else None if minutes is None else minutes * 60
     if label_budget is not None and (curve is not None or parent is not None):
@@ -205,9 +205,9 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
         atomic_write(markdown, summary(report.data))
 
 
-_WIDTH = max(map(len, RUNG_LINES))
+_WIDTH = max(map(len, RUNG_TABLE))
 adapt.__doc__ = (adapt.__doc__ or "").replace(
-    "    RUNG_LINES", "\n".join(f"      {name:<{_WIDTH}}  {line}" for name, line in RUNG_LINES.items())
+    "    RUNG_TABLE", "\n".join(f"      {name:<{_WIDTH}}  {row.line}" for name, row in RUNG_TABLE.items())
 )
 
 

@@ -19,8 +19,8 @@ from bedplate.adaptation.search.candidates import Candidate, candidates_of
 from bedplate.adaptation.search.fingerprint import config_of
 from bedplate.adaptation.search.rung_files import read_plan, read_result, write_result
 from bedplate.adaptation.search.start import opened
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.parent import read_parent
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import DataError, UsageError
 from bedplate.evaluation.examples import load_examples
 from bedplate.skins.run import SETTINGS_FILE, Run

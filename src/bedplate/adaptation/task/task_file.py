@@ -1,45 +1,42 @@
-"""A task file with its `adapt` section, whose rungs are looked up in the table of all there are."""
+"""A task file with its `adapt` section: read for a run, and checked at once, before anything heavy is imported."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import field_validator
-
-from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.task.raw_text import RawText
+from bedplate.adaptation.task.rung_table import RUNG_TABLE, check_rungs
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.target_spec import check_target
 from bedplate.core.config import load_config
-from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.errors import ConfigError, HubError, UnknownItemError, UsageError
+from bedplate.data.sources import check_source
+from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
 from bedplate.evaluation.task import Task
-
-
-class _AdaptSpec(AdaptSpec):
-    @field_validator("rungs")
-    @classmethod
-    def _rungs(cls, rungs: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if not isinstance(rungs, str):
-            check_rungs(rungs)
-        return rungs
+from bedplate.hub.pull import check_source as check_base
 
 
 class _AdaptTask(Task):
     """A task file whose `adapt` section is read as well, so that mistakes in it are named with their line."""
 
-    adapt: _AdaptSpec  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
+    adapt: AdaptSpec  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
 
 
-def check_rungs(rungs: Sequence[str]) -> None:
-    """Raise ValueError for an empty list, or a rung that is unknown or named twice."""
-    if not rungs:
-        raise ValueError("name at least one rung, or write auto")
-    for name in rungs:
-        if name not in RUNGS:
-            raise ValueError(f"there is no rung {name!r}; there are {', '.join(RUNGS)}")
-    if len(set(rungs)) < len(rungs):
-        raise ValueError("a rung is named twice")
+def check_task_file(path: Path, overrides: Sequence[str] = (), rungs: Sequence[str] | None = None) -> AdaptSpec:
+    """The task's `adapt` section, checked as far as that takes no model: it loads no torch, so a typo is answered at
+    once, and reads what the ladder will read again.
+
+    Raises ConfigError for what is wrong in the file, its overrides or its prompt, UsageError for `rungs` that do not
+    exist, DataError for data files and UnknownItemError for bases that are not there."""
+    task, spec = load_adapt_task(path, overrides, rungs)
+    for source in task.data.sources:
+        check_source(source, path.parent)
+    if not task.data.group_columns and task.data.ungrouped_because is None:
+        grouping_of(task, sources_of(task))  # raises, with what the rows show
+    for base in (*spec.bases, *spec.embedders):
+        _check_base(base, path)
+    return spec
 
 
 def load_adapt_task(
@@ -51,6 +48,11 @@ def load_adapt_task(
 ) -> tuple[Task, AdaptSpec]:
     """A task file and its `adapt` section; `rungs` replaces the file's own. anchor_file: the file whose directory
     relative paths start from, where it is not this one. Raises ConfigError, UsageError."""
+    if rungs is not None:
+        try:
+            check_rungs(rungs)
+        except ValueError as error:
+            raise UsageError(f"--rungs: {error}") from error
     task = load_config(path, Task, overrides)
     if task.adapt is None:
         raise ConfigError(
@@ -61,15 +63,11 @@ def load_adapt_task(
     task._path = Path(path) if anchor_file is None else anchor_file  # pyright: ignore[reportPrivateUsage]
     if spec.prompt is not None:
         spec = spec.model_copy(update={"prompt": spec.prompt.resolved(task)})
-    rung_names = [name for name in RUNGS if (name in rungs if rungs is not None else spec.includes(name))]
+    rung_names = [name for name in RUNG_TABLE if (name in rungs if rungs is not None else spec.includes(name))]
     check_target(spec.target, task, rung_names)
     if spec.raw_text is not None:
         _check_raw_text(spec.raw_text, task)
     if rungs is not None:
-        try:
-            check_rungs(rungs)
-        except ValueError as error:
-            raise UsageError(f"--rungs: {error}") from error
         spec = spec.model_copy(update={"rungs": tuple(rungs)})
     return task, spec
 
@@ -82,3 +80,14 @@ def _check_raw_text(text: RawText, task: Task) -> None:
             f"{task.path}: adapt.raw_text.source: {text.source} is the task's own data, so a base would be trained on "
             "the rows that it is tested with; name other text of the domain"
         )
+
+
+def _check_base(base: str, path: Path) -> None:
+    """A base of a task file is a path from here, or from beside the file."""
+    try:
+        check_base(base)
+    except UnknownItemError as error:
+        if not (path.parent / Path(base).expanduser()).exists():
+            raise type(error)(f"{path}: adapt.bases: {error.message}") from error
+    except HubError as error:
+        raise type(error)(f"{path}: adapt.bases: {error.message}") from error
