@@ -9,8 +9,7 @@ from collections.abc import Mapping
 
 from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.forward.kv_cache import KVCache
-from bedplate.inference.forward.prefix_keys import Key
-from bedplate.inference.forward.radix import Match
+from bedplate.inference.forward.radix import Key, Match
 
 
 class CacheRows:

@@ -19,7 +19,6 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.answers import Facts
-from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
 from bedplate.inference.engine.loading import Loading
 from bedplate.inference.engine.requests.base import Request, Result, Stream
@@ -27,14 +26,13 @@ from bedplate.inference.engine.requests.job import Equipment, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
-from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
+from bedplate.inference.engine.scheduler import Scheduler, may_queue
+from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward

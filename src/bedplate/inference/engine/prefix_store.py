@@ -10,8 +10,7 @@ import logging
 from bedplate.inference.engine.checks import check_room
 from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.forward.kv_cache import KVCache
-from bedplate.inference.forward.prefix_keys import Key, read_whole, salted
-from bedplate.inference.forward.radix import Match, RadixTree, Segment
+from bedplate.inference.forward.radix import Key, Match, RadixTree, Segment, read_whole, salted
 
 log = logging.getLogger("bedplate.inference")
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.forward.kv_cache import KVCache, SlotCache
+from bedplate.inference.forward.paged import BLOCK, PagedCache
+from bedplate.inference.forward.radix import RadixTree
+from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs import TextSpec
+from bedplate.models.specs.cache import cache_layout
 
 STEP_TOKENS, ROWS = 512, 16
 """On a CPU, whose products gain nothing by more tokens."""
@@ -86,3 +91,23 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
     while tokens < MOST_STEP_TOKENS and working_bytes(spec, dtype, 2 * tokens) <= WORKING * free:
         tokens *= 2
     return tokens
+
+
+def open_caches(
+    base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
+) -> tuple[RadixTree, KVCache | None]:
+    """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
+    one pass at most."""
+    if not base.causal:
+        return RadixTree(cache_bytes), None
+    if not paged:
+        slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
+        return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
+    tree = RadixTree(
+        cache_bytes, BLOCK, snapshots=any(layer_cache.of_sequence for layer_cache in cache_layout(base.spec))
+    )
+    pool = cache_bytes + slot_bytes
+    cache = PagedCache(
+        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
+    )
+    return tree, cache

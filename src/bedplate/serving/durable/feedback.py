@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.fairness import may_queue
+from bedplate.inference.engine.scheduler import may_queue
 from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bedplate.inference.engine.fairness import fair_shares
+from bedplate.inference.engine.scheduler import fair_shares
 from bedplate.serving.schemas.errors import LimitError
 
 PART = 0.15

@@ -28,7 +28,7 @@ from bedplate.inference.engine.requests.base import (
 from bedplate.inference.engine.token_selection import WritingRow
 from bedplate.inference.forward.adapters import Loaded
 from bedplate.inference.forward.batch import LatentInput, PassOutput
-from bedplate.inference.forward.prefix_keys import Key, media_token
+from bedplate.inference.forward.radix import Key, media_token
 from bedplate.models.checkpoints.base import Base
 
 R = TypeVar("R", bound=Request)
