@@ -14,7 +14,7 @@ from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
 from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.core.errors import DataError, UsageError
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions

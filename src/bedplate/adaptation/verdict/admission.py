@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.core.processor import is_busy
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 
 _SHAPES = {
     "p95_ms": ("p95 latency", "{:.0f} ms"),

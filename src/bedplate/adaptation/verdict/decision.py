@@ -21,7 +21,7 @@ from bedplate.adaptation.verdict.admission import BudgetChanges
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.statistics import groups_needed
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Requirement
 from bedplate.report.schema_plan import Guard, Limit
