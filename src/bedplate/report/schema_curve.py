@@ -66,7 +66,7 @@ class Crossover(Part):
     interval: tuple[Labels, Labels] | None
     """Null where valid has too few groups for one."""
     crosses: Share
-    """Of the resamples, the share in which tuning overtakes within the labels there are (at the smallest size, too)."""
+    """Share of the resamples in which tuning overtakes within the labels there are (at the smallest size, too)."""
     draws: Annotated[int, Field(ge=1)]
     differences: tuple[Difference, ...]
 

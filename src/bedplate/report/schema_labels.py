@@ -42,11 +42,11 @@ class Look(Part):
     labels: Count
     """Test rows with a label, in the order that was fixed before."""
     share: Annotated[float, Field(gt=0, le=1)]
-    """Of the rows that the budget reaches to; by this the error is spent."""
+    """Share of the rows that the budget reaches to; by this the error is spent."""
     level: Share
     """What the bound of a single nominee is taken at, of the error that this verdict may spend."""
     rows: Sha256
-    """Of these rows, their targets and groups."""
+    """Hash of these rows, their targets and groups."""
 
 
 class LabelBudget(Part):

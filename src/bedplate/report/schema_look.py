@@ -17,7 +17,7 @@ class CalibrationBin(Part):
     """Mean, of the rows in it."""
     accuracy: Share
     interval: Interval
-    """Of the accuracy; 95%, groups respected."""
+    """95% interval of the accuracy, groups respected."""
 
 
 class Calibration(Part):

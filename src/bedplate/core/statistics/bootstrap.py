@@ -147,8 +147,7 @@ def _members(
 
 @dataclass(frozen=True)
 class _Shape:
-    """Of the groups: how far the normal quantiles are stretched, with what degrees of freedom, and what they are
-    worth."""
+    """How far the groups' normal quantiles are stretched, with what degrees of freedom, and what they are worth."""
 
     stretch: float
     freedom: float
