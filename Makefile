@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # tests start many processes, which share their byte code
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo pretrain-demo test test-all kernels check wheel bench bench-gpu peers docs clean
+.PHONY: demo pretrain-demo test test-all mutation kernels check wheel bench bench-gpu peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -28,6 +28,10 @@ pretrain-demo: $(VENV)/.installed-serve
 	$(BIN)/bedplate pretrain examples/pretrain/stdlib.yaml --out runs/stdlib
 	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion || test $$? -ge 3  # whatever the verdict
 	$(BIN)/python examples/pretrain/ask.py runs/stdlib/base runs/completion
+
+# The share of small faults, drawn by SEED, that the nearest tests find
+mutation: $(VENV)/.installed-test
+	$(BIN)/python -m tests.mutation --samples $(or $(SAMPLES),40) --seed $(or $(SEED),0)
 
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
 kernels: $(VENV)/.installed-test

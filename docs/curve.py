@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from bedplate.report.plots import standalone
-from bedplate.report.plots_curve import learning_curve
+from bedplate.report.plots import learning_curve
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "learning-curve.svg"

@@ -17,7 +17,7 @@ from bedplate.adaptation import ladder
 from bedplate.adaptation.context import context
 from bedplate.adaptation.postprocess import compare_skins
 from bedplate.adaptation.report.report import Report, write_report
-from bedplate.report import plots, plots_curve
+from bedplate.report import plots
 from bedplate.report.schema import report_schema
 
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
@@ -57,8 +57,7 @@ def quick_pictures() -> Iterator[Callable[..., str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "LAYOUT", None)
-        for module in (plots, plots_curve):
-            patch.setattr(module, "svg_of", undrawn)
+        patch.setattr(plots, "svg_of", undrawn)
         yield drawing
 
 

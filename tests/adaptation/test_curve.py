@@ -28,7 +28,7 @@ from bedplate.data.splits import SplitRecord, nested
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
-from bedplate.report.schema_curve import BreakEven, Crossover, Labels
+from bedplate.report.schema_parts import BreakEven, Crossover, Labels
 
 RUNG_LIST = ["majority", "from_scratch", "zero_shot", "few_shot", "probe", "lora"]
 

@@ -11,8 +11,8 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import BusyError
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.fairness import fair_shares, may_queue
 from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.scheduler import fair_shares, may_queue
 from bedplate.models.checkpoints.base import load_base
 
 LONG = 100

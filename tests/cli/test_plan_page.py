@@ -95,7 +95,7 @@ def test_a_page_loads_nothing_heavy_and_nothing_of_it_is_loaded_without(tmp_path
         "import sys\nfrom bedplate.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as e: assert e.code == 0\n"
-        "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'jinja2', 'bedplate.report.interactive'}\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'transformers', 'jinja2', 'bedplate.report.pages'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
 
@@ -104,4 +104,4 @@ def test_a_page_loads_nothing_heavy_and_nothing_of_it_is_loaded_without(tmp_path
         return subprocess.run(words, capture_output=True, text=True, check=True).stderr.splitlines()[-1]
 
     assert loaded() == "[]"
-    assert loaded("--page", str(tmp_path / "page.html")) == "['bedplate.report.interactive', 'jinja2']"
+    assert loaded("--page", str(tmp_path / "page.html")) == "['bedplate.report.pages', 'jinja2']"

@@ -18,8 +18,8 @@ from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
 from bedplate.data.table_files import FileRow
 from bedplate.inference.predict import bulk
+from bedplate.inference.predict.callable_skin import Prediction
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.inference.predict.prediction import Prediction
 from bedplate.skins.files import read_skin
 from bedplate.skins.skin import Skin
 

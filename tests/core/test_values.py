@@ -10,7 +10,7 @@ from bedplate.core.values import Media, as_text
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.ranking import Ranker
-from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.callable_skin import inputs_of
 from bedplate.skins.neighbours import text_of
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt

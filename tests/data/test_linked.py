@@ -9,7 +9,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from bedplate.core.errors import DataError
-from bedplate.data.linked import linked, links_of
+from bedplate.data.splits import linked, links_of
 
 rows = st.lists(
     st.tuples(st.integers(0, 9), st.integers(0, 9)).map(lambda pair: [f"user={pair[0]}", f"item={pair[1]}"]),

@@ -10,9 +10,8 @@ from tests.data.corpus.made import byte_tokenizer, write_corpus
 
 from bedplate.core.errors import DataError, TrainingError
 from bedplate.data.corpus.shards import Corpus
-from bedplate.data.loader import CorpusLoader
+from bedplate.data.loader import CorpusLoader, row_table
 from bedplate.data.mixture import MixtureConfig
-from bedplate.data.row_table import row_table
 from bedplate.training.sources import CorpusSource
 
 ROW = 64

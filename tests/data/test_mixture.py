@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import ConfigError, DataError
+from bedplate.data.loader import Permutation
 from bedplate.data.mixture import BLOCK, Mixture, MixtureConfig, MixtureStage
-from bedplate.data.permutation import Permutation
 
 ROWS = {"web": 1000, "code": 300, "books": 50}
 

@@ -208,7 +208,9 @@ def test_the_packages_import_nothing_heavy() -> None:
         "hardware": "table file mfu",
         "training": "budget layout layout_search scaling_laws training_cost tuning_cost",
     }
-    code = "".join(f"import bedplate.economics.{package}.{name}\n" for package in packages for name in packages[package].split())
+    code = "".join(
+        f"import bedplate.economics.{package}.{name}\n" for package in packages for name in packages[package].split()
+    )
     code += (
         "import sys; heavy = {'torch', 'numpy', 'scipy', 'rich', 'typer'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -13,10 +13,8 @@ import pytest
 from tests.tiny import tiny_spec, write_tiny_base
 
 from bedplate.core.errors import BedplateError, CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.models.checkpoints.gguf import GgufReader
 from bedplate.models.families import FAMILIES
 from bedplate.models.specs.presets import PRESETS
 
@@ -37,16 +35,6 @@ def test_real_bases(smollm2_gguf: Path, minilm_dir: Path) -> None:
         _, spec = resolve(str(path))
         pooler = 384 * 385 if name == "minilm-l6" else 0  # which a config does not tell of
         assert parameters(spec).total + pooler == parameters(PRESETS[name].spec).total
-    reader, header = GgufReader(smollm2_gguf), read_gguf_header(smollm2_gguf)
-    assert set(header.pop("tensor_names")) == set(reader.names)
-    assert header.pop("embedding_rows") == 49_152
-    matrices = {dtype.lower() for name, dtype in reader.types.items() if len(reader.shape(name)) > 1}
-    assert header.pop("matrix_types") == tuple(sorted(matrices))
-    assert header == {key: value for key, value in reader.metadata.items() if key in header}
-    lists = {key for key, value in reader.metadata.items() if isinstance(value, list)}
-    assert set(reader.metadata) - set(header) - lists == set(
-        filter(lambda key: key.startswith("GGUF."), reader.metadata)
-    )
 
 
 def test_a_gguf_file_of_its_own(tmp_path: Path) -> None:
@@ -66,7 +54,7 @@ def test_a_gguf_file_of_its_own(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for size in (0, 3, 30, 200, 500):
         path.write_bytes(whole[:size])
-        with pytest.raises(CheckpointError, match="is not a readable GGUF file"):
+        with pytest.raises(CheckpointError, match=r"is not a (readable )?GGUF file"):
             resolve(str(path))
     path.write_bytes(whole[:40] + b"\xff" * 8 + whole[48:])
     with pytest.raises(CheckpointError):

@@ -12,7 +12,7 @@ import pytest
 from bedplate.core.errors import BedplateError, HashMismatchError, HubError, UnreachableError, UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.hub import index as indexes
-from bedplate.hub.releases import members, release
+from bedplate.hub.index import members, release
 
 FILES = {"toy-1.0/toy.py": b"x = 1\n", "toy-1.0/setup.py": b"1 / 0\n"}
 

@@ -22,7 +22,7 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
-from bedplate.inference.remote.endpoint import Endpoint, ChatAnswer, _retry_after, event_data
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, _retry_after, event_data
 
 HI = [{"role": "user", "content": "hi"}]
 

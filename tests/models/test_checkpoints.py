@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import transformers
 from gguf import GGMLQuantizationType
+from safetensors.torch import load_file, save_file
 from tests.near import assert_near
 from tests.references import reference_bert, reference_llama
 from tests.tiny import tiny_spec, write_tiny_base
@@ -19,6 +22,7 @@ from tests.tiny import tiny_spec, write_tiny_base
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.checkpoint import open_checkpoint
 from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
 from bedplate.models.families.weights import interleaved
@@ -294,3 +298,18 @@ def test_real_minilm_embeds_as_transformers_with_mean_pooling(minilm_dir: Path) 
 def test_heads_that_do_not_divide_a_projection_are_an_error() -> None:
     with pytest.raises(CheckpointError, match="cannot be 3 heads"):
         interleaved("q", "attn_q", lambda _: 3).inverse([torch.zeros(10, 4)], tiny_spec())
+
+
+def test_a_checkpoint_opens_without_a_token_table(tmp_path: Path) -> None:
+    """Only a model that has one asks for it, by its name."""
+    write_tiny_base(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    table = next(name for name in weights if "embed_tokens" in name)
+    save_file({name: tensor for name, tensor in weights.items() if name != table}, tmp_path / "model.safetensors")
+    (tmp_path / "base.json").unlink(missing_ok=True)
+    with closing(open_checkpoint(tmp_path)) as checkpoint:
+        assert checkpoint.stored_dtype == torch.float32
+        assert table not in checkpoint.names
+        assert checkpoint.spec.layers > 0
+    with pytest.raises(CheckpointError, match=f"lacks '{re.escape(table)}'"):
+        load_base(tmp_path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.gguf import GgufReader, add_field
-from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.gguf_header import read_header
 
 
 def written(path: Path) -> bytes:

@@ -16,7 +16,6 @@ from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Embedding
 from bedplate.models.build import build
@@ -99,7 +98,7 @@ def test_a_file_is_read_back_as_the_same_model(family: Family, number: int, tmp_
 def test_the_header_alone_says_the_shape(tmp_path: Path) -> None:
     """Of a file with lists of what each layer has."""
     spec, _ = written(FAMILIES["gguf", "gemma4"], 0, tmp_path / "x.gguf")
-    assert FAMILIES["gguf", "gemma4"].to_spec(read_gguf_header(tmp_path / "x.gguf")) == spec
+    assert FAMILIES["gguf", "gemma4"].to_spec(GgufReader(tmp_path / "x.gguf").header.fields()) == spec
 
 
 def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from bedplate.adaptation.task import first_look
 from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.report.html import headline
-from bedplate.report.junit import junit
 from bedplate.report.run_report import Report
 from bedplate.report.schema import ReportFile, Verdict
-from bedplate.report.summary import summary
+from bedplate.report.summary import junit, summary
 
 KEPT_OUT = [{"rung": "lora", "key": "p95_ms", "given": 500.0, "needed": 640.0, "estimate": 0.91}]
 

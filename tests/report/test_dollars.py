@@ -10,11 +10,11 @@ from jsonschema import Draft202012Validator
 from tests.report.sample import curve, report, row
 
 from bedplate.adaptation.report.dollars import curve_in_dollars, in_dollars
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.report import plots
 from bedplate.report.html import adaptation_page, headline
 from bedplate.report.schema import report_schema
-from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_parts import Curve
 from bedplate.report.summary import summary
 
 TARGET = {"metric": "usd_per_call", "value": 1.0, "confidence": 0.95, "lower_is_better": True, "worst_usd": 5.0}

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 from tests.report.sample import report, row
 
-from bedplate.report import plots, plots_curve
+from bedplate.report import plots
 from bedplate.report.html import adaptation_page, confusions, headline
 from bedplate.report.schema import ReportFile, report_schema
 
@@ -149,7 +149,7 @@ def test_plots_are_xml_that_follows_the_theme():
         plots.quality_against_cost(rows, 0.8, "accuracy"),
         plots.reliability(values["focus"]["calibration"]["bins"]),
         plots.lengths({"train": list(range(11))}),
-        plots_curve.learning_curve(values["curve"], 0.8),
+        plots.learning_curve(values["curve"], 0.8),
     ):
         ET.fromstring(svg)
         assert "var(--" in svg
@@ -168,7 +168,7 @@ def test_a_learning_curve_without_a_crossing_or_with_an_early_one_is_drawn():
     for labels, interval in (("beyond", [700.0, "beyond"]), ("below", ["below", 80.0]), (120.0, None)):
         curve = report()["curve"]
         curve["crossovers"][0] |= {"labels": labels, "interval": interval}
-        svg = plots_curve.learning_curve(curve, 0.8)
+        svg = plots.learning_curve(curve, 0.8)
         assert ("overtakes" in svg) == (labels != "beyond")
 
 

@@ -229,7 +229,10 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
 
 def test_only_admins(room, monkeypatch):
     monkeypatch.setattr(room.server.state.guard, "identify", lambda *args, **kwargs: Caller(admin=False))
-    replies = [room.load_skin(source="x"), *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x")))]
+    replies = [
+        room.load_skin(source="x"),
+        *(room.request(m, p) for m, p in (("GET", ""), ("GET", "/x"), ("DELETE", "/x"))),
+    ]
     replies.append(room.request("POST", "/scan"))
     assert {reply.status_code for reply in replies} == {403}
     monkeypatch.undo()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bedplate.core.errors import TokenizerError
-from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.gguf_header import read_header
 from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS
 from bedplate.text.tokenizer import Tokenizer
 

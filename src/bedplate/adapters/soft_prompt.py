@@ -139,7 +139,8 @@ def read_peft_prompt(directory: Path) -> SoftPrompt:
     declared = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
     if declared[0] != len(prompt) or declared[1] not in {None, prompt.size}:
         raise SkinError(
-            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are {prompt.vectors.shape}"
+            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are "
+            f"{prompt.vectors.shape}"
         )
     return prompt
 

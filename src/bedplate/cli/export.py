@@ -52,7 +52,8 @@ def write_out(
 ) -> None:
     """Writes it, reads it back, compares the values, and prints what it is."""
     _check(base, out, file_format, dtype, matrix_type, shard_gb, overwrite)
-    from bedplate.models.checkpoints.base import load_base, locate
+    from bedplate.models.checkpoints.base import load_base
+    from bedplate.models.checkpoints.checkpoint import locate
     from bedplate.models.checkpoints.export import export_base, export_gguf
     from bedplate.models.checkpoints.long_context import with_long_context
 

@@ -1,1 +1,1 @@
-"""Rows in: where they come from, and how they are split without a leak."""
+"""Task rows with leak-free splits, and corpora to pretrain on."""

@@ -1,5 +1,4 @@
-"""Text as documents: rows of a data set or a file, a text file, or a directory of such. One reader for all who read
-texts that have no label."""
+"""Unlabelled texts as documents: rows of a data set or file, a text file, or a directory of text files."""
 
 from __future__ import annotations
 

@@ -123,8 +123,8 @@ class Mixture:
         row_caps[~np.any([weights > 0 for _, weights in self._stages], axis=0)] = 0
         if row_caps.max() < np.iinfo(np.int64).max and int(row_caps.sum()) < self.total:
             raise DataError(
-                f"mixture: {self.total} rows are asked for, but the epochs allowed give {int(row_caps.sum())}; train on "
-                "fewer tokens or allow more epochs"
+                f"mixture: {self.total} rows are asked for, but the epochs allowed give {int(row_caps.sum())}; train "
+                "on fewer tokens or allow more epochs"
             )
         return row_caps
 

@@ -1,4 +1,4 @@
-"""What a file of rows looks like, column by column: what kind of values, how many differ, how long they are."""
+"""Column profiles of a file of rows: value types, distinct values, lengths."""
 
 from __future__ import annotations
 

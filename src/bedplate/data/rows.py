@@ -1,4 +1,4 @@
-"""What a source of data gives: its rows, where each stood, what was dropped, and the hash of what was read."""
+"""The rows that a data source gives, with their places, what was dropped, and the hash of what was read."""
 
 from __future__ import annotations
 

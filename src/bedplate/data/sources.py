@@ -1,4 +1,4 @@
-"""Rows of a task's data: a catalogue data set, or a .jsonl, .csv, .tsv or .parquet file. What is dropped is counted."""
+"""Rows of a task's data: a catalogue data set, or a .jsonl, .csv, .tsv or .parquet file. Dropped rows are counted."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Train, valid and test without a leak: duplicates dropped, groups whole, labels in proportion, everything hashed.
 
-Deterministic on every platform and independent of the order of the rows: the seed enters through sha256, not through a
-random generator. Large groups are drawn: each goes to a split with the probability of the room that the split has left
-for its labels, so that before the draw every one of them has the same chance of it, which is the split's fraction (the
-shares of the room are a martingale). The smaller half of the rows then goes where most is missing, by the chi-square
-distance to the wanted label counts, in an order that the seed draws among groups of one size.
+Deterministic on every platform and independent of row order: the seed enters through sha256, not through a random
+generator. Large groups are drawn, each with the probability of the room that a split has left for its labels, so that
+before the draw every one has the same chance of a split, which is its fraction (the shares are a martingale). The
+smaller half of the rows then goes where most is missing, by the chi-square distance to the target label counts. Groups
+by several columns are connected components (`linked`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.core.values import Values, as_text
+from bedplate.data.rows import Row, blank
 
 
 def normalise(text: str) -> str:
@@ -246,3 +247,41 @@ def check_unseen(parts: Mapping[str, Sequence[SplitRecord]], assigned: Assigned)
                     f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
                     "judged by what it has seen; move such rows there"
                 )
+
+
+def linked(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Group name of each row, given its values (at least one): the least value of the group, so that it does not depend
+    on the order of the rows."""
+    parents: dict[str, str] = {}
+
+    def top(value: str) -> str:
+        while parents.setdefault(value, value) != value:
+            parents[value] = parents[parents[value]]
+            value = parents[value]
+        return value
+
+    for values in rows:
+        for value in values[1:]:
+            root, merged_root = sorted((top(values[0]), top(value)))
+            parents[merged_root] = root
+    return [top(values[0]) for values in rows]
+
+
+def links_of(row: Row, columns: Sequence[str], location: str) -> tuple[str, ...]:
+    """What a row has of the columns that make groups, as `column=value`. Of several columns some may be empty: by these
+    it belongs to no other row. DataError, with `location`, for a row that has none."""
+    links: list[str] = []
+    for column in columns:
+        value = row.get(column)
+        if blank(value):
+            if len(columns) == 1:
+                raise DataError(f"{location}: the group ({column}) is {value!r}; every row needs one")
+        elif isinstance(value, str | int) and not isinstance(value, bool):
+            links.append(f"{column}={value}")
+        else:
+            raise DataError(f"{location}: the group ({column}) is {value!r}; it must be a text or a whole number")
+    if columns and not links:
+        raise DataError(
+            f"{location}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them"
+        )
+    return tuple(links)

@@ -1,7 +1,7 @@
-"""Rows of a file as they come, each with its place: JSON lines, values separated by commas or tabs, Parquet.
+"""Readers of table files, row by row with line numbers: JSON lines, comma- or tab-separated values, Parquet.
 
-The one reader for a task's rows, for documents and for predictions. A row that cannot be read is given as such, so that
-the caller decides whether it ends the work. In JSON lines and separated values memory does not grow with the file.
+The one reader for task rows, documents and predictions. An unreadable row is passed on as such, so that the caller
+decides whether it ends the work. Memory does not grow with the file, Parquet's row groups apart.
 """
 
 from __future__ import annotations

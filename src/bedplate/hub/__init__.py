@@ -1,1 +1,1 @@
-"""Where bases and data come from: a catalogue pinned by hash, the package index, the Hugging Face Hub, local paths."""
+"""Downloads of bases and data: a catalogue pinned by hash, the package index, the Hugging Face Hub, local paths."""

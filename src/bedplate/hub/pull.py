@@ -1,4 +1,4 @@
-"""Pull a base, an encoder or data by catalogue name, from the Hugging Face Hub, or take it from a path."""
+"""Pulls a base, an encoder or data by catalogue name or from the Hugging Face Hub, or takes it from a path."""
 
 from __future__ import annotations
 

@@ -31,6 +31,10 @@ class Model(nn.Module, ABC):
     can: ClassVar[frozenset[Ability]]
     spec: TextSpec
     embedding: nn.Embedding
+    readers: int = 0
+    """How many engines may compute with these weights at any moment."""
+    converted: bool = False
+    """Whether a training run has put the weights into another dtype for its time."""
 
     @abstractmethod
     def forward(

@@ -1,12 +1,12 @@
-"""A law fitted to some runs' losses, and the interval of what it predicts for another run.
+"""Scaling laws: fitted to finished runs, the largest held out to check the prediction, with intervals.
 
     power       L = a · C^-α                      a straight line between logarithms (Kaplan et al. 2001.08361)
     floor       L = E + a · C^-α                  with what no amount of compute removes (Henighan et al. 2010.14701)
     chinchilla  L = E + A · N^-α + B · D^-β       over parameters and tokens apart (Hoffmann et al. 2203.15556)
 
-C is the operations of training. Least squares of the logarithms of the losses; the prediction's interval is that of
-one more run (delta method, Student's t with the degrees of freedom that are left): of the law's constants and of the
-scatter of runs around it, not of the law's form. Bates and Watts 1988, sections 1.3 and 2.3.
+C is training operations. Least squares of log losses; the prediction's interval is that of one more run (delta method,
+Student's t): it covers the law's constants and the scatter of runs, not the law's form. Bates and Watts 1988, sections
+1.3 and 2.3.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Law:
 
     @property
     def degrees(self) -> int:
-        """Of freedom that are left."""
+        """Degrees of freedom."""
         return self.points - len(self._theta)
 
     def predict(self, point: ScalingPoint, confidence: float = 0.95) -> LossPrediction:
@@ -175,7 +175,7 @@ def _starts(form: Form, losses: np.ndarray) -> list[np.ndarray]:
 
 
 def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Of log losses by the constants [N, K], by central differences."""
+    """Jacobian of log losses by the constants [N, K], by central differences."""
     log_loss, columns = _FORMS[form][0], list[np.ndarray]()
     for place in range(len(theta)):
         step = np.zeros(len(theta))
@@ -186,8 +186,8 @@ def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Ladder:
-    """A law of all runs but the largest (`held_out`), what it predicts for that, and whether what was reached lies within
-    the interval; and the same law's prediction for further sizes (`extrapolations`)."""
+    """A law of all runs but the largest (`held_out`), what it predicts for that, and whether what was reached lies
+    within the interval; and the same law's prediction for further sizes (`extrapolations`)."""
 
     points: tuple[ScalingPoint, ...]
     held_out: ScalingPoint
@@ -217,7 +217,8 @@ class Ladder:
 def read_ladder(
     directories: Sequence[Path], form: Form | None = None, queries: Sequence[tuple[float, float]] = ()
 ) -> Ladder:
-    """Fits all runs but the largest, by operations. queries: further (parameters, tokens), for which all runs are fitted.
+    """Fits all runs but the largest, by operations. queries: further (parameters, tokens), for which all runs are
+    fitted.
 
     UsageError for a run that is not finished, runs that cannot be compared (of other texts or tokenizers), or too few.
     """
@@ -226,7 +227,8 @@ def read_ladder(
     mismatch = next((point.name for point, key in keyed_points if key != first), None)
     if mismatch is not None:
         raise UsageError(
-            f"{mismatch} was judged on other texts, by another objective or with another tokenizer than {keyed_points[0][0].name}"
+            f"{mismatch} was judged on other texts, by another objective or with another tokenizer than "
+            f"{keyed_points[0][0].name}"
         )
     points = [point for point, _ in keyed_points]
     if len(points) < 4:

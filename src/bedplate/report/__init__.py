@@ -1,1 +1,1 @@
-"""One look for every report: self-contained pages and their plots."""
+"""Reports: their schema, and one look for all pages and plots."""

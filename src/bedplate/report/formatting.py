@@ -1,8 +1,9 @@
-"""How a ladder's report says its numbers: scores, or US dollars of a call."""
+"""Formatting of numbers in a report (scores, or US dollars of a call), and Markdown tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bedplate.core.display import chosen
@@ -28,3 +29,18 @@ def shown_bar(report: Mapping[str, Any]) -> str:
     comparison = f"worse by less than {margin:g} than" if margin is not None else f"better by {better_by:g} than"
     comparison = comparison if better_by != 0 else "better than"
     return f"{bar} ({comparison} {target['against']})"
+
+
+def cell(value: Any) -> str:
+    """A value as it may stand in a table or a paragraph: in one line, no mark of a column, no HTML of its own."""
+    return html.escape(" ".join(str(value).split()), quote=False).replace("|", r"\|")
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    """Its lines."""
+    names = list(head)
+    return [_line(names), f"|{'---|' * len(names)}", *map(_line, rows)]
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return f"| {' | '.join(map(cell, cells))} |"

@@ -1,12 +1,12 @@
-"""A ladder's report as one self-contained page: no script, no font, no picture is fetched from anywhere.
+"""The HTML pages of a ladder's report and of a corpus's funnel, self-contained: nothing is fetched, everything is
+escaped.
 
-The page says so to the browser too (a Content-Security-Policy that allows its own style and nothing else), and
-everything that stands in the report is escaped. One template for each section, in `templates`.
+A Content-Security-Policy allows the page's own style and nothing else. Each section has a template in `templates`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,8 +65,8 @@ def headline(report: Mapping[str, Any]) -> str:
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} "
-            f"on {row['n']} test rows, {_bounded(report, won)} confidence, at "
+            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on {row['n']} "
+            f"test rows, {_bounded(report, won)} confidence, at "
             f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
     if verdict["status"] == "OUT_OF_BUDGET":
@@ -136,7 +136,7 @@ def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
-    from bedplate.report import plots, plots_curve
+    from bedplate.report import plots
 
     rows: dict[str, dict[str, Any]] = {}
     side = "upper" if costs(report) else "lower"
@@ -157,5 +157,33 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
         "lengths": plots.lengths(
             {name: column["deciles"] for name, column in report["data"]["card"]["lengths"].items()}
         ),
-        "curve": None if curve is None else plots_curve.learning_curve(curve, target["value"]),
+        "curve": None if curve is None else plots.learning_curve(curve, target["value"]),
     }
+
+
+def corpus_page(funnel: Mapping[str, Any]) -> str:
+    """The page of a funnel (the content of funnel.json). Everything that stands in it is escaped."""
+    from markupsafe import Markup
+
+    return page(
+        "corpus.html.jinja",
+        f=funnel,
+        lengths=Markup(_lengths(funnel["edges"], funnel["before"], funnel["after"])),
+        most=max(1, funnel["documents"]),
+    )
+
+
+def _lengths(edges: Sequence[int], before: Sequence[int], after: Sequence[int]) -> str:
+    """How many texts have which length, read and kept."""
+    from bedplate.report.plots import ACCENT, REFERENCE, new_figure, svg_of
+
+    figure, axes = new_figure(7.4, 3.0)
+    places = range(len(edges))
+    axes.bar([place - 0.2 for place in places], before, 0.4, color=REFERENCE, label="read")
+    axes.bar([place + 0.2 for place in places], after, 0.4, color=ACCENT, label="kept")
+    names = [f"{edge:,}" if edge < 1000 else f"{edge // 1000:,}k" for edge in edges]
+    axes.set_xticks(list(places), [f"{name}–" for name in names])
+    axes.set_xlabel("characters of a text, from")
+    axes.set_ylabel("documents")
+    axes.legend(frameon=False)
+    return svg_of(figure, "Lengths of texts")

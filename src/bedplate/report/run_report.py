@@ -1,4 +1,4 @@
-"""The report of a run of `adapt` in memory: what `adapt` returns, and what `load_report` reads from a directory."""
+"""The report of an `adapt` run in memory: what `adapt` returns, and what `load_report` reads from a directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import read_text
 from bedplate.report.formatting import shown_estimate
 from bedplate.report.schema import SCHEMA_VERSION
-from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_parts import Curve
 
 REPORT_FILE, PAGE_FILE = "report.json", "report.html"
 _READ = ("task", "verdict", "rungs", "comparisons", "target")

@@ -1,7 +1,7 @@
-"""What report.json holds, as models: the one source of its published JSON schema (docs/report.schema.json).
+"""The schema of report.json as pydantic models: the source of its published JSON schema (docs/report.schema.json).
 
-A new fact goes into the model of its part, beside the code that writes it; nothing else is allowed there, so that a
-field that is written and not published is an error of the tests.
+A new fact goes into the model of its part, beside the code that writes it. Other fields are refused, so that a field
+that is written and not published fails the tests.
 """
 
 from __future__ import annotations
@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
-from bedplate.report.schema_bar import Requirement
-from bedplate.report.schema_curve import Curve
-from bedplate.report.schema_groups import Grouping
-from bedplate.report.schema_labels import LabelBudget, SecondLabels
-from bedplate.report.schema_look import Examples, Focus
-from bedplate.report.schema_part import Count, Interval, Part, Seconds, Sha256, Share, Split
+from bedplate.report.schema_parts import (
+    Count,
+    Curve,
+    Examples,
+    Focus,
+    Grouping,
+    Interval,
+    LabelBudget,
+    Part,
+    Requirement,
+    SecondLabels,
+    Seconds,
+    Sha256,
+    Share,
+    Split,
+)
 from bedplate.report.schema_plan import (
     Forecast,
     Formats,
@@ -40,7 +50,7 @@ class BudgetChange(Part):
     given: float
     needed: float
     estimate: float | None
-    """Score of the candidate on valid; null where it was not tried."""
+    """The candidate's on valid; null where it was not tried."""
 
 
 class Verdict(Part):
@@ -145,7 +155,7 @@ class Nominees(Part):
     versus: str | None
     """What the primary is compared with."""
     reasons: dict[str, str]
-    """Why each candidate is in or out."""
+    """For every candidate, why it is in or out."""
     confirmations: tuple[Confirmation, ...]
 
 
@@ -368,11 +378,11 @@ class ReportFile(Part):
     predictions: tuple[RulePrediction, ...]
     """Made before the climb; they order it and decide nothing."""
     requirements: dict[str, tuple[Requirement, ...]] = Field(default_factory=dict[str, tuple[Requirement, ...]])
-    """What the target asks of nominees besides its bar."""
+    """For nominees, what the target asks for beside its bar."""
     guards: dict[str, tuple[Guard, ...]]
-    """Checks of nominees that stand on a child base."""
+    """For nominees that stand on a child base."""
     limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])
-    """Checks of nominees where the budget limits the time of a call."""
+    """For nominees, where the budget limits the time of a call."""
     formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
     """By candidate."""
     forecasts: tuple[Forecast, ...]

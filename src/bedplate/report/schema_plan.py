@@ -1,5 +1,5 @@
-"""The parts of report.json about the climb itself: rules of thumb, forecasts, what was not tried, guards of child
-bases, formats, the machine, and where the time went (see `report.schema`)."""
+"""Parts of report.json about the climb: rules of thumb, forecasts, what was not tried, guards of child bases, formats,
+the machine, and where the time went (see `report.schema`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from bedplate.report.schema_part import Count, Part, Seconds, Share
+from bedplate.report.schema_parts import Count, Part, Seconds, Share
 
 Dollars = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -180,6 +180,6 @@ class Timing(Part):
     reserved: Seconds | None = None
     """What the tests were expected to take when they began; null where there were none."""
     processor_seconds: Seconds
-    """CPU time of this process, summed over its threads."""
+    """Processor time of this process, summed over its threads."""
     resumed: bool
     """Whether an earlier run had done some of the rungs, so that these times are not one run's."""

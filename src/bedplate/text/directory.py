@@ -183,7 +183,8 @@ def _declared(config: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
             or not isinstance(token_fields.get("content"), str)
         ):
             raise TokenizerError(
-                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(token_fields)} under {reprlib.repr(key)}, "
+                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(token_fields)} under "
+                f"{reprlib.repr(key)}, "
                 "where an id and a token with its content are wanted"
             )
     return [(int(key), decoder[key]) for key in sorted(decoder, key=int)]

@@ -175,7 +175,8 @@ def _target(root: Any, reference: str, location: str) -> Any:
     """What a `$ref` points at."""
     if reference != "#" and not reference.startswith("#/"):
         raise _error(
-            f"{_at(location)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' and "
+            f"{_at(location)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' "
+            "and "
             "'#/…' are supported"
         )
     node = root

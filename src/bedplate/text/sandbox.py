@@ -377,8 +377,8 @@ def tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as transformers' `tojson` writes it: not escaped for HTML. A mark of `bedplate.text.control_tokens` in the value
-    stays a mark when `ensure_ascii` would spell it as an escape."""
+    """JSON as transformers' `tojson` writes it: not escaped for HTML. A mark of `bedplate.text.control_tokens` in the
+    value stays a mark when `ensure_ascii` would spell it as an escape."""
     if isinstance(indent, int) and (indent > 64 or (indent > 0 and _indented(value, indent) > OUTPUT_CHARACTERS)):
         raise Overrun("tojson with a very wide indent")
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

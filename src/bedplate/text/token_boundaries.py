@@ -23,8 +23,8 @@ _WINDOW = 1 << 15
 
 
 def cuts(vocabulary: Sequence[str], order: Sequence[int]) -> list[tuple[str, str]]:
-    """The pairs of known tokens that join to the tokens of `order` (places in `vocabulary`), token by token in that order;
-    of one token's the one with the longer left part first. The known ones are all different."""
+    """The pairs of known tokens that join to the tokens of `order` (places in `vocabulary`), token by token in that
+    order; of one token's the one with the longer left part first. The known ones are all different."""
     hashed = _Hashed.of(vocabulary)
     table = _Table.of(hashed.whole)
     all_pairs: list[tuple[str, str]] = []

@@ -248,8 +248,8 @@ class Tokenizer:
         **extra: Any,
     ) -> list[int]:
         """Ids of a conversation: control tokens come from the template only, never from what the messages or tools
-        say. BOS is there if the template writes it; none is added. begun: how the answer begins. trusted_text: of `own_text`,
-        what spelled texts in the messages whose control tokens are read as such too."""
+        say. BOS is there if the template writes it; none is added. begun: how the answer begins. trusted_text: of
+        `own_text`, what spelled texts in the messages whose control tokens are read as such too."""
         if self.chat is None:
             raise TokenizerError(f"{self._parts.source}: it has no chat template; give the prompt as plain text")
         originals = (plain_messages(messages), plain(tools), plain(extra), begun)

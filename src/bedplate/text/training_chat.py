@@ -64,6 +64,7 @@ def conversation(
 def _check_prefix(prefix: list[int], ids: list[int], prefix_name: str, why: str) -> None:
     if ids[: len(prefix)] != prefix:
         raise TemplateError(
-            f"{prefix_name} is not a prefix of the whole conversation under this chat template, so it cannot be trained on as "
+            f"{prefix_name} is not a prefix of the whole conversation under this chat template, so it cannot be "
+            "trained on as "
             f"it would be used ({why}); strip white space from the contents, or split the conversation at this answer"
         )

@@ -1,4 +1,5 @@
-"""What a training step consumes: an example, and the micro-batch made of several. Shapes: B rows, T tokens."""
+"""Training examples and the micro-batches packed from them: token rows for language models, texts with labels for
+encoders. Shapes: B rows, T tokens, N texts, C labels."""
 
 from __future__ import annotations
 
@@ -239,7 +240,7 @@ def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:
-    """Of each text the mean of its tokens' states, or the first token's: float32 or wider [N, D]."""
+    """Pools each text's states: their mean, or the first token's. Returns float32 or wider [N, D]."""
     upcast = states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
     counts_N = torch.bincount(segments_T - 1, minlength=texts)
     if pooling == "first":

@@ -1,4 +1,8 @@
-"""How a training run goes, as data."""
+"""The training configuration: optimizer, learning-rate schedule, guard, routers, precision.
+
+Schedules are pure functions of the step: warm-up, then cosine (https://arxiv.org/abs/1608.03983), warm-up-stable-decay
+(https://arxiv.org/abs/2404.06395) or constant.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Packing: several examples or documents in one row, none seeing another, nothing lost that is learned from.
+"""Packing: several examples or documents in one row, none attending to another, no target lost.
 
 `pack_examples` puts a batch of examples into one row without padding; the tokens that all of them start with are
-computed once, as the row's segment 0, and those that no prediction reads are left out. `rows_batch` is of documents
-that `bedplate.data.packing` has laid into rows of a fixed length.
+computed once, as segment 0, and tokens that no prediction reads are left out. `rows_batch` takes documents that
+`bedplate.data.packing` has laid into rows of a fixed length.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""A run's models in the arithmetic that it computes in, and as they were afterwards.
+"""The arithmetic of a run: chosen by timing training steps on this machine, applied while the run lasts, undone after.
 
-A bfloat16 weight is a float32 number, so that widening changes no value; what a frozen weight held is kept aside and
-put back, bit by bit. A weight that is trained goes back as its float32 master, rounded to the dtype that it was held
-in. A weight belongs to one run at a time: what a second one kept aside would be the first one's.
+A base is held in the dtype that inference or its user chose, and another may train faster: the candidates take turns on
+the first blocks (of random weights) at the shapes of tuning, and the best time of each counts. A bfloat16 weight is a
+float32 number, so widening changes no value; the original of a frozen weight is set aside and restored bit by bit, a
+trained weight returns as its float32 master, rounded. A weight belongs to one run at a time.
 """
 
 from __future__ import annotations
@@ -259,7 +260,7 @@ def set_products(model: torch.nn.Module, products: Products) -> None:
 
 logger = logging.getLogger("bedplate.training")
 ROOM = 1.1
-"""Of the memory that the weights take, which must be free."""
+"""Free memory that a conversion needs, relative to the converted weights."""
 _claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
 _taking = threading.Lock()
@@ -320,8 +321,10 @@ def extra_bytes(models: Models, arithmetic: Arithmetic) -> int:
 
 
 def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
-    """Why the models cannot be held in this arithmetic beside their own, or None."""
+    """Why the models cannot be put into this arithmetic, beside what they are now, or None."""
     needed, free = extra_bytes(models, arithmetic), free_bytes()
+    if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
+        return "an engine answers with these weights, which do not change under it (hold it by `Engine.exclusive`)"
     device = next(next(iter(models.values())).parameters()).device
     if not needed or free is None or device.type != "cpu" or ROOM * needed <= free:
         return None
@@ -362,11 +365,14 @@ def _taken_alone(models: Models) -> Generator[None]:
 def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
     reason = lacks_room(models, arithmetic)
     if reason is not None:
-        raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; free some, or use a smaller base")
+        raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; mend that, or use a smaller base")
     before: list[tuple[nn.Parameter, Tensor]] = []
     linears = [m for model in models.values() for m in model.modules() if isinstance(m, Linear)]
     products: list[Products] = [linear.products for linear in linears]
+    converted = [model for model in models.values() if isinstance(model, Model) and not model.converted]
     try:
+        for model in converted if _changed(models, arithmetic.torch_dtype) else ():
+            model.converted = True
         for parameter in _changed(models, arithmetic.torch_dtype):
             before.append((parameter, parameter.data))
             parameter.data = parameter.data.to(arithmetic.torch_dtype)
@@ -377,6 +383,8 @@ def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Te
         for parameter, original in before:
             parameter.grad = None  # of the other dtype
             parameter.data = original
+        for model in converted:
+            model.converted = False
         for linear, product in zip(linears, products, strict=True):
             linear.products = product
 

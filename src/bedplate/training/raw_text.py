@@ -1,7 +1,7 @@
-"""Raw text as what next-token prediction learns from: documents encoded, some kept apart, the others packed into rows.
+"""Raw text for next-token prediction: documents encoded, some held out, the others packed into rows.
 
-Who trains a base on text goes through here, from nothing or further: which documents are kept, how long is trained and
-what a kept document costs the model must not differ between them.
+Pretraining and continued pretraining both go through here, so that what is held out, how long is trained and what a
+held-out document costs the model never differ between them.
 """
 
 from __future__ import annotations

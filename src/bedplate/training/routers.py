@@ -1,9 +1,9 @@
-"""Routers in training: their losses, their statistics, and the selection bias that shares out the experts' work.
+"""Router losses, statistics and selection biases of models with experts.
 
-Everything is a sum over tokens or documents, so that it does not change with micro-batches, packing or ranks. The
-auxiliary loss is of one document: E Σ_e f_e P_e, with f_e how many of its choices fell on expert e and P_e its mean
-score, both a token (Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step
-moves an expert's selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
+Everything is a sum over tokens or documents, so that micro-batches, packing and ranks do not change it. The auxiliary
+loss of a document is E Σ_e f_e P_e, with f_e the share of its choices that fell on expert e and P_e its mean score
+(Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step moves an expert's
+selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
 
 Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them for a token, S documents.
 """
@@ -147,7 +147,7 @@ class RoutedDocuments:
         return torch.full((self._runs,), fill_value, device=values_N.device).scatter(0, self._run_N, values_N)
 
     def sums(self, values_LNE: Tensor) -> Tensor:
-        """Of each document's tokens, [L, S, E]; zeros in the places of what is no document."""
+        """Sums over each document's tokens, [L, S, E]; zeros for what is no document."""
         L, _, E = values_LNE.shape
         own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
         prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(

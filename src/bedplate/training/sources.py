@@ -1,7 +1,7 @@
-"""Where a run's steps come from, in an order that seed and epoch decide and that resumes at any step.
+"""Batch sources: the steps of a run, in an order that seed and epoch decide and that resumes at any step.
 
-Of several ranks each draws its share of every step: the shares are disjoint, complete, and one behind the other in the
-order that a single rank would have drawn.
+Each of several ranks draws its share of every step: the shares are disjoint, complete, and one behind the other in the
+order that a single rank would draw.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's state: everything the next step depends on, kept whole or not at all. No pickles."""
+"""The saved state of a run: everything the next step depends on, written whole or not at all. No pickles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What steps leave on the device, read back together: one synchronisation for all the lines that are written then."""
+"""Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which share of what the device can do a run uses: model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311).
+"""Model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311): the share of the device's peak that a run uses.
 
-Counted are the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees of
-rows of one length (`economics.model.flops`); what is computed again is not. A peak is the device's dense one from the
-table of devices, or, of a processor or a device that is not in it, what a large square product reaches here.
+Counts the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees in rows of
+one length (`economics.model.flops`); recomputation does not count. The peak is the device's dense one from the table of
+devices, or, for a processor or an unlisted device, what a large square product reaches here.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Utilisation:
     source: str
 
     def share(self, tokens: float, seconds: float, devices: int = 1) -> float:
-        """Of the peak of so many devices."""
+        """Share of the peak of so many devices."""
         return tokens * self.flops_per_token / (seconds * self.peak * devices)
 
 
 def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
-    """Of training on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where it is not known yet: of the faster
-    one that training may choose."""
+    """Utilisation of a training run on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where the dtype is not
+    known yet, counts with the faster of those that training may choose."""
     peak, source = max(peak_of(device, candidate) for candidate in (_AUTO if dtype == "auto" else (dtype,)))
     return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
 

@@ -26,7 +26,7 @@ from bedplate.core.statistics import spent_alpha
 from bedplate.core.statistics.looks import look_levels
 from bedplate.evaluation.pool import load_pool
 from bedplate.evaluation.task import load_task
-from bedplate.report.schema_labels import LabelBudget, Look
+from bedplate.report.schema_parts import LabelBudget, Look
 
 RUNGS = ["majority", "from_scratch"]
 

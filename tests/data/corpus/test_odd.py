@@ -18,7 +18,7 @@ from bedplate.data.corpus.fates import fates_of
 from bedplate.data.corpus.funnel import read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus
-from bedplate.report.markdown import cell
+from bedplate.report.formatting import cell
 
 NOTES = "corpus: c\npreset: none\nsources: [{name: a, kind: files, path: t}]\ntokenizer: {train: {vocab_size: 300}}\n"
 

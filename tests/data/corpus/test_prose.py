@@ -9,8 +9,8 @@ import pytest
 
 from bedplate.core.config import parse_config
 from bedplate.data.corpus.build import build
+from bedplate.data.corpus.curate.classifiers import LanguageSettings, language
 from bedplate.data.corpus.curate.draft import DraftDocument, Tools
-from bedplate.data.corpus.curate.language import LanguageSettings, language
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import fates_of
 from bedplate.data.corpus.funnel import read_funnel

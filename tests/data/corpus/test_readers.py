@@ -25,7 +25,7 @@ from bedplate.data.corpus.readers.tables import json_lines
 from bedplate.data.corpus.readers.text import as_code
 from bedplate.data.corpus.readers.web import decoded
 from bedplate.data.corpus.recipe import CorpusRecipe
-from bedplate.hub.datasets import files as data_files
+from bedplate.hub.huggingface import files as data_files
 
 PAGE = """<html><head><title>A page</title><meta charset="utf-8"></head><body><nav><a href="/">Home</a></nav>
 <article><h1>On rivers</h1><p>{}</p><p>{}</p></article><footer>Imprint and cookies</footer></body></html>"""

@@ -16,8 +16,7 @@ from bedplate.data.corpus.curate import vocabulary
 from bedplate.data.corpus.recipe import Dedup, MinHashSettings
 from bedplate.data.corpus.repeated import words
 from bedplate.data.corpus.repeated.contamination import Contamination
-from bedplate.data.corpus.repeated.duplicates import EXACT, NEAR, UNIQUE, copies, text_hash
-from bedplate.data.corpus.repeated.minhash import MinHash, clusters
+from bedplate.data.corpus.repeated.minhash import EXACT, NEAR, UNIQUE, MinHash, clusters, copies, text_hash
 from bedplate.data.corpus.repeated.words import n_grams, simplified, word_hashes
 
 TEXT = st.text(

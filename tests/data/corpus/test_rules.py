@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 
 from bedplate.core.errors import ConfigError
-from bedplate.data.corpus.curate.code import CodeSettings, code
+from bedplate.data.corpus.curate.classifiers import JudgedSettings, judged
 from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
-from bedplate.data.corpus.curate.judged import JudgedSettings, judged
-from bedplate.data.corpus.curate.lines import C4Settings, c4
 from bedplate.data.corpus.curate.personal import PersonalSettings, personal
 from bedplate.data.corpus.curate.presets import PRESETS, RULES, checked, rules_of
-from bedplate.data.corpus.curate.quality import FineWebSettings, GopherSettings, fineweb, gopher
+from bedplate.data.corpus.curate.quality import (
+    C4Settings,
+    CodeSettings,
+    FineWebSettings,
+    GopherSettings,
+    c4,
+    code,
+    fineweb,
+    gopher,
+)
 from bedplate.data.corpus.curate.repetition import RepetitionSettings, repetition
 
 pytest.importorskip("datatrove")

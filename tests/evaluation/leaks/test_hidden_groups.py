@@ -14,12 +14,11 @@ import pytest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
-from bedplate.evaluation.leaks.hidden_groups import hidden_groups
+from bedplate.evaluation.leaks.hidden_groups import grouping_of, hidden_groups, sources_of
 from bedplate.evaluation.leaks.table import near_copies, table_of, word_vectors
 from bedplate.evaluation.new_rows import every_row
 from bedplate.evaluation.task import Task, load_task
-from bedplate.report.schema_groups import HiddenGroups
+from bedplate.report.schema_parts import HiddenGroups
 
 WORDS = np.array([f"{a}{b}" for a in "bcdfghklmnprstvz" for b in ("ad", "el", "im", "or", "un", "ast", "ent", "ick")])
 
@@ -40,7 +39,8 @@ def task(**data: Any) -> Task:
 def rows(
     seed: int, groups: int = 60, group_size: int = 6, icc: float = 0.0, word_share: float = 0.0, shuffled: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows whose labels are Beta-binomial by group, with `word_share` of the words being the group's; a column of chance."""
+    """Rows whose labels are Beta-binomial by group, with `word_share` of the words being the group's; a column of
+    chance."""
     rng = np.random.default_rng(seed)
     examples: list[dict[str, Any]] = []
     for group in range(groups):

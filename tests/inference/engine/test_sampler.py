@@ -27,8 +27,7 @@ from bedplate.inference.engine import sampler
 from bedplate.inference.engine.grammar import Grammars, unpack
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.row_state import Occurrences, RowState
-from bedplate.inference.engine.sampler import drawn, drawn_at_once, penalise, sample, unpack_on
-from bedplate.inference.engine.truncation import truncate
+from bedplate.inference.engine.sampler import drawn, drawn_at_once, penalise, sample, truncate, unpack_on
 from bedplate.text.tokenizer import Tokenizer
 
 SAMPLINGS = st.fixed_dictionaries(

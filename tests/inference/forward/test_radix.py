@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.forward.prefix_keys import Key, salted
-from bedplate.inference.forward.radix import RadixNode, RadixTree
+from bedplate.inference.forward.radix import Key, RadixNode, RadixTree, salted
 
 SIZE = 10
 

@@ -16,8 +16,7 @@ from tests.tiny import tiny_spec
 
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
-from bedplate.inference.forward.prefix_keys import Key
-from bedplate.inference.forward.radix import RadixTree
+from bedplate.inference.forward.radix import Key, RadixTree
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs.state_mixers import DeltaRule
 

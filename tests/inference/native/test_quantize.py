@@ -79,7 +79,7 @@ def test_blocks_of_a_file_are_taken_as_they_are(tmp_path: Path, ggml_type: str) 
     names = ("layers.0.attention.q.weight", "layers.0.attention.k.weight", "layers.0.feedforward.up.weight")
     tensors = {family.weights.to_external(name) or "": matrix(64, 96, i) for i, name in enumerate(names)}
     write_gguf(path, "llama", {}, (tensors | {"output_norm.weight": torch.ones(96)}).items(), ggml_type)
-    reader, blocks = GgufReader(path), StoredBlocks(path, family.weights, tiny_spec(heads=4))
+    reader, blocks = GgufReader(path), StoredBlocks(GgufReader(path), family.weights, tiny_spec(heads=4))
     assert sorted(blocks) == sorted(names)
     for name, heads in zip(names, (4, 2, 0), strict=True):
         expected = reader.get(family.weights.to_external(name) or "")
@@ -102,7 +102,7 @@ def test_experts_of_a_file_are_taken_as_they_are(tmp_path: Path, ggml_type: str)
     }
     write_gguf(tmp_path / "x.gguf", "olmoe", {}, tensors.items(), ggml_type)
     reader = GgufReader(tmp_path / "x.gguf")
-    blocks = StoredBlocks(tmp_path / "x.gguf", family.weights, spec)
+    blocks = StoredBlocks(GgufReader(tmp_path / "x.gguf"), family.weights, spec)
     assert set(blocks) == {f"{prefix}.gate_up.weight", f"{prefix}.down.weight"}
     gate, up, down = map(reader.get, tensors)
     assert torch.equal(blocks[f"{prefix}.gate_up.weight"].dequantised(), torch.cat((gate, up), 1))

@@ -21,7 +21,7 @@ from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointEr
 from bedplate.core.files import read_jsonl
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.remote.account import Account, TokenPrices
-from bedplate.inference.remote.endpoint import Endpoint, ChatAnswer
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
 from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain, JsonOutput, LabelOutput, Output, TextOutput

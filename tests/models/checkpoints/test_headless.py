@@ -16,7 +16,7 @@ from bedplate.inference.engine.requests import Embed, Embedding, Generate, Score
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base, export_gguf
-from bedplate.models.checkpoints.headless import is_headless
+from bedplate.models.checkpoints.hf_checkpoint import is_headless
 from bedplate.models.families import FAMILIES
 
 IDS = tuple(range(5, 25))

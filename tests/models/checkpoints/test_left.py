@@ -14,9 +14,9 @@ from tests.tiny import write_tiny_base
 from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
-from bedplate.models.checkpoints.gguf import StoredBlocks
-from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.weight_loading import Unfinished
+from bedplate.models.gguf_header import read_header
 from bedplate.models.model import Model
 
 SIZES = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
@@ -91,7 +91,7 @@ def test_blocks_that_are_no_numbers_are_refused_by_name(path: Path, value: float
     content = bytearray(path.read_bytes())
     content[placed.begin : placed.begin + 2] = np.float16(value).tobytes()
     path.write_bytes(content)
-    stored = StoredBlocks(path, base.family.weights, base.spec.main)
+    stored = StoredBlocks(GgufReader(path), base.family.weights, base.spec.main)
     assert stored[DOWN.replace("1", "0")].finite()
     with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_down\.weight holds NaN or infinite values"):
         _ = stored[DOWN]

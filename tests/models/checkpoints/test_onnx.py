@@ -23,8 +23,8 @@ from transformers import T5ForConditionalGeneration
 from bedplate.core.errors import CheckpointError
 from bedplate.inference.execution.plan import read_stored
 from bedplate.models.checkpoints.base import load_base
-from bedplate.models.checkpoints.directory import open_weights
 from bedplate.models.checkpoints.export import export_base
+from bedplate.models.checkpoints.hf_checkpoint import open_weights
 from bedplate.models.checkpoints.onnx_graph import read_graph
 from bedplate.models.inputs import Inputs
 

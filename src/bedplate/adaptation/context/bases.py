@@ -15,7 +15,7 @@ from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.predict.skin_execution import KERNELS
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.device_memory import free_on
 from bedplate.models.precision import dtype_name, resolve_device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, OverDraws, Resamples
 from bedplate.adaptation.curve.payback import cost_of, pays_from
-from bedplate.report.schema_curve import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
+from bedplate.report.schema_parts import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
 
 
 @dataclass(frozen=True)

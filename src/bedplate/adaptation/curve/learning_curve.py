@@ -21,7 +21,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import SplitRecord, nested
 from bedplate.evaluation.examples import Example
-from bedplate.report.schema_curve import Curve
+from bedplate.report.schema_parts import Curve
 
 DRAWS = 3
 DIRECTORY = "curve"

@@ -20,8 +20,8 @@ from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.pool import LabelPool
-from bedplate.report.schema_labels import Look
-from bedplate.report.schema_part import Count, Sha256
+from bedplate.report.schema_parts import Look
+from bedplate.report.schema_parts import Count, Sha256
 
 LEARNING = 2
 """Files before the first look, where there is anything to learn from."""

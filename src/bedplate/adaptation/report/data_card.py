@@ -16,7 +16,7 @@ from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import confidence_of
 from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema import DataCard, Lengths, Suspect
-from bedplate.report.schema_part import Split
+from bedplate.report.schema_parts import Split
 
 SURE = 0.8
 SHOWN_SUSPECTS = 12

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.evaluation.costs.scale import Scale
-from bedplate.report.schema_curve import Curve
+from bedplate.evaluation.costs import Scale
+from bedplate.report.schema_parts import Curve
 
 
 def in_dollars(report: dict[str, Any], scale: Scale) -> None:

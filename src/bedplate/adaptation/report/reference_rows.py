@@ -9,7 +9,7 @@ from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
 from bedplate.adaptation.verdict.acceptance import Hurdles
 from bedplate.evaluation.task import Task
 from bedplate.report import schema
-from bedplate.report.schema_part import Split
+from bedplate.report.schema_parts import Split
 
 
 def target_of(task: Task, target: TargetSpec, bar: float) -> schema.Target:

@@ -33,12 +33,12 @@ from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.evaluation.task_row import GradedRow
-from bedplate.report import schema, schema_look, schema_plan
+from bedplate.report import schema, schema_parts, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
-from bedplate.report.schema_bar import Requirement
-from bedplate.report.schema_labels import LabelBudget
-from bedplate.report.schema_part import Split
+from bedplate.report.schema_parts import Requirement
+from bedplate.report.schema_parts import LabelBudget
+from bedplate.report.schema_parts import Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
 
@@ -198,7 +198,7 @@ def _row_fields(row: GradedRow) -> dict[str, Any]:
 
 def _focus(
     judged: str | None, valid: Mapping[str, Evaluation], tested: Mapping[str, Evaluation]
-) -> schema_look.Focus | None:
+) -> schema_parts.Focus | None:
     if judged is None:
         return None
     return focus(judged, "test", tested[judged]) if judged in tested else focus(judged, "valid", valid[judged])

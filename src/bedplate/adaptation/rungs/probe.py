@@ -120,7 +120,9 @@ class Probe(Rung):
             for pooling in poolings:
                 for name in names:
                     head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
-                    estimate = _estimate(context, chosen_on, head, valid_features[name, pooling], head_outputs(context)[0])
+                    estimate = _estimate(
+                        context, chosen_on, head, valid_features[name, pooling], head_outputs(context)[0]
+                    )
                     row = {
                         "name": f"{name}, {pooling}{', the inputs alone' if prompt_name == 'text' else ''}",
                         "C": strength,

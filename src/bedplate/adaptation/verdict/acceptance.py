@@ -19,7 +19,7 @@ from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_bar import Requirement
+from bedplate.report.schema_parts import Requirement
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,10 @@ from bedplate.core.statistics import (
     values_needed,
 )
 from bedplate.evaluation.comparison import PairedComparison, compare
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_bar import Requirement
+from bedplate.report.schema_parts import Requirement
 from bedplate.report.schema_plan import Guard, Limit
 
 MOST_NOMINEES = 3

@@ -7,7 +7,7 @@ from bedplate.core.statistics.agreement import agreement_ceiling
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_labels import SecondLabels
+from bedplate.report.schema_parts import SecondLabels
 
 
 def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels | None:

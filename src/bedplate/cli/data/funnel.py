@@ -28,7 +28,7 @@ def funnel(
 
     report = read_funnel(directory)
     if page is not None:
-        from bedplate.report.corpus import corpus_page
+        from bedplate.report.html import corpus_page
 
         write_page(page, corpus_page(report))
     if as_json:

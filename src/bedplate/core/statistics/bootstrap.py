@@ -147,7 +147,8 @@ def _members(
 
 @dataclass(frozen=True)
 class _Shape:
-    """How far the groups' normal quantiles are stretched, with what degrees of freedom, and what they are worth."""
+    """How far groups stretch the normal quantiles, with what degrees of freedom, and how many equal groups they are
+    worth."""
 
     stretch: float
     freedom: float

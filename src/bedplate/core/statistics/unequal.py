@@ -121,8 +121,8 @@ def _variances(weights: NDArray[np.float64], rho: float, squares: NDArray[np.flo
 def moments(
     weights: NDArray[np.float64], variances: NDArray[np.float64], a: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Moments of Q = Σ a r² over groups, where sums of groups are independent with `variances` [G] and r is what a sum
-    is off the common mean: E[Q] / Σ variances, and Satterthwaite's degrees of freedom 2 E[Q]² / Var[Q].
+    """Moments of Q = Σ a r² over groups, whose sums are independent with `variances` [G]; r is what a sum is off
+    the common mean: E[Q] / Σ variances, and Satterthwaite's degrees of freedom 2 E[Q]² / Var[Q].
 
     r = S - share ΣS has covariance D - h v' - v h' + h h' Σv; with x = v - h Σv / 2 its part off D is -(h x' + x h').
     """

@@ -1,6 +1,11 @@
-"""A corpus from its recipe: parts are read and sifted, copies found among all, a tokenizer made, shards written; then
-the manifest, the fates, the funnel and the card. What was done stays done when a build is killed: the same call goes
-on.
+"""Builds a corpus from its recipe.
+
+1. Sources are planned as parts, and each part is read and filtered (filter_part.py, readers/, curate/).
+2. Copies are found among all parts (repeated/), and documents are split into train and valid.
+3. A tokenizer is trained or loaded, and shards of token ids are written (encode.py, shards.py).
+4. The fates of documents, the funnel, the card and last the manifest are written (records.py).
+
+Finished steps stay when a build is killed: the same call continues.
 """
 
 from __future__ import annotations
@@ -22,7 +27,6 @@ from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_fi
 from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
-from bedplate.data.corpus.arrays import save_array, save_arrays
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.encode import COPY, TRAIN, VALID, ShardGroup, encoded, make_tokenizer, resolve_tokenizer
@@ -34,8 +38,8 @@ from bedplate.data.corpus.readers.table import READERS
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.data.corpus.records import RECORD, BuildRecords, write_records
 from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
-from bedplate.data.corpus.repeated.duplicates import copies
-from bedplate.data.corpus.shards import Corpus
+from bedplate.data.corpus.repeated.minhash import copies
+from bedplate.data.corpus.shards import Corpus, save_array, save_arrays
 
 WORK, LOCK = ".work", ".lock"
 BYTES_PER_TOKEN = 3.5
@@ -285,8 +289,8 @@ class _Build:
             )
             copied = f"{'; ' if losses else ''}copies {total.kept}" if total.kept else ""
             raise DataError(
-                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: {losses}"
-                f"{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
+                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
+                f"{losses}{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
                 "take the source out"
             )
 
@@ -359,7 +363,7 @@ class _Build:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides the content, where it is installed."""
+    """Versions of the installed packages that decide the content."""
     versions = {"bedplate": __version__}
     for package in ("tokenizers", "datatrove", "spacy", "trafilatura"):
         try:

@@ -1,4 +1,4 @@
-"""Texts that were kept to ids: the tokenizer that is trained on them or taken, and the shards."""
+"""Encodes kept texts into token shards, with a tokenizer that is trained on them or loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What became of every document, and of all together: written part by part, read by `explain` and by the funnel."""
+"""The fate of every document of a corpus, and their tally: written part by part, read by `explain` and by the
+funnel."""
 
 from __future__ import annotations
 
@@ -122,8 +123,8 @@ class Tally:
         dropped = sum(sum(reasons.values()) for reasons in self.dropped.values())
         if self.documents != self.kept + dropped:
             raise DataError(
-                f"{part_name}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; the "
-                "counts must agree: remove the work folder and build again"
+                f"{part_name}: {self.documents} documents were read, but {self.kept} were kept and {dropped} dropped; "
+                "the counts must agree: remove the work folder and build again"
             )
 
 
@@ -147,7 +148,7 @@ def _short(fate: Fate) -> dict[str, Any]:
 
 
 def read_fates(path: Path) -> Iterator[Fate]:
-    """Of one file. DataError where it is damaged."""
+    """Reads the fates of one file. DataError where it is damaged."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
             for line in lines:

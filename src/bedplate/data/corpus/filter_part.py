@@ -1,4 +1,4 @@
-"""One part of a build: every document read, sent through the rules, and either kept or its fate written down."""
+"""Reads one part of a build and sends every document through the rules: it is kept, or its fate says why not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.files import atomic_directory, atomic_write
-from bedplate.data.corpus.arrays import save_array
 from bedplate.data.corpus.curate.draft import DraftDocument, Judge, Rule, Together, Tools
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
@@ -23,8 +22,8 @@ from bedplate.data.corpus.readers.part import RawDocument, Read, SourcePart, Unr
 from bedplate.data.corpus.readers.table import READERS
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
 from bedplate.data.corpus.repeated.contamination import Contamination
-from bedplate.data.corpus.repeated.duplicates import text_hash
-from bedplate.data.corpus.repeated.minhash import MinHash
+from bedplate.data.corpus.repeated.minhash import MinHash, text_hash
+from bedplate.data.corpus.shards import save_array
 
 UNREADABLE, CONTAMINATED = "unreadable", "contaminated"
 _TOGETHER = 64

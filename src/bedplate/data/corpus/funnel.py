@@ -1,4 +1,4 @@
-"""The funnel of a corpus: what went in, what each rule took away, what came out, as a JSON value and as a page."""
+"""The funnel of a corpus (what went in, what each rule removed, what came out) as JSON, and the corpus card."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from bedplate.core.files import read_text
 from bedplate.data.corpus.curate.presets import RULES
 from bedplate.data.corpus.fates import EDGES, Tally
 from bedplate.data.corpus.manifest import CorpusManifest
-from bedplate.data.corpus.recipe import CorpusRecipe
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.report.formatting import cell, table
 
 ORDER = ("unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate")
 """In which what drops documents is applied."""
 
 
 def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
-    """Of all sources together and of each."""
+    """The funnel of all sources together and of each."""
     total = Tally()
     for tally in tallies.values():
         total.add(tally)
@@ -84,3 +85,58 @@ def read_funnel(directory: Path) -> dict[str, Any]:
         return json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}; build the corpus again") from error
+
+
+def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManifest) -> str:
+    """Markdown."""
+    lines = [
+        f"# {recipe.corpus}",
+        "",
+        f"{funnel['tokens']:,} tokens of {funnel['kept']:,} documents ({funnel['kept_bytes'] / 1e6:,.1f} MB of text), "
+        f"kept of {funnel['documents']:,} ({funnel['bytes'] / 1e6:,.1f} MB).",
+        "",
+        "## Sources",
+        "",
+        *table(
+            ("source", "kind", "licence", "documents read", "kept", "tokens", "bytes per token", "train / valid"),
+            (_source(source, funnel["sources"][source.name]) for source in recipe.sources),
+        ),
+    ]
+    lines += ["", "## What was left out", ""]
+    if not funnel["steps"]:
+        lines.append("Nothing.")
+    for step in funnel["steps"]:
+        reasons = ", ".join(f"{cell(reason)} {count:,}" for reason, count in step["reasons"].items())
+        lines.append(f"- {step['rule']}: {step['dropped']:,} of {step['in']:,} ({reasons})")
+    for rule, count in funnel["changed"].items():
+        lines.append(f"- {rule} changed the text of {count:,} documents that were kept")
+    against = ", ".join(recipe.decontaminate.against)
+    lines += [
+        "",
+        "## How it was made",
+        "",
+        f"- preset {recipe.preset}, language {cell(recipe.language)}",
+        f"- copies: exact {'dropped' if recipe.dedup.exact else 'kept'}, near "
+        f"{'kept' if recipe.dedup.minhash is None else 'dropped (MinHash)'}",
+        f"- evaluations looked for: {cell(against) or 'none'}"
+        + (f" ({recipe.decontaminate.words} words in a row)" if against else ""),
+        f"- tokenizer: {manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.tokenizer_id}",
+        f"- recipe and content: {manifest.recipe}",
+        "",
+        "`recipe.yaml` makes it again; `bedplate data explain` tells what became of a document.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _source(source: Source, read: Mapping[str, Any]) -> tuple[str, ...]:
+    return (
+        source.name,
+        source.kind,
+        source.licence or "not stated",
+        f"{read['documents']:,}",
+        f"{read['kept']:,}",
+        f"{read['tokens']:,}",
+        f"{read['bytes_per_token']:.2f}",
+        f"{read['splits'].get('train', 0):,} / {read['splits'].get('valid', 0):,}",
+    )

@@ -1,4 +1,4 @@
-"""corpus.json: what a corpus directory holds, each file with its sha256."""
+"""corpus.json: the contents of a corpus directory, each file with its sha256."""
 
 from __future__ import annotations
 

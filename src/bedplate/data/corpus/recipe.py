@@ -1,4 +1,4 @@
-"""The recipe of a corpus: which sources, what is kept of them, which tokenizer, in a strict YAML file."""
+"""The recipe of a corpus, a strict YAML file: sources, curation, deduplication, tokenizer."""
 
 from __future__ import annotations
 

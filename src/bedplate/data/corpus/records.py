@@ -1,6 +1,5 @@
-"""What is written beside the shards when a build ends: fates, funnel, card, recipe, and last the manifest, which makes
-a corpus of the directory.
-"""
+"""Writes the records of a finished build: fates, funnel, card, recipe, and last the manifest, which makes the directory
+a corpus."""
 
 from __future__ import annotations
 
@@ -15,15 +14,14 @@ from numpy.typing import NDArray
 
 from bedplate.core.config import dump_config
 from bedplate.core.files import atomic_write, sha256_json
-from bedplate.data.corpus.card import card
 from bedplate.data.corpus.encode import COPY, entry_of
 from bedplate.data.corpus.fates import Fate, Tally, write_fates
 from bedplate.data.corpus.filter_part import SiftedPart
-from bedplate.data.corpus.funnel import funnel_of
+from bedplate.data.corpus.funnel import card, funnel_of
 from bedplate.data.corpus.manifest import MANIFEST, SPLITS, CorpusManifest, ShardEntry, SourceEntry
 from bedplate.data.corpus.readers.part import SourcePart
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
-from bedplate.data.corpus.repeated.duplicates import EXACT
+from bedplate.data.corpus.repeated.minhash import EXACT
 from bedplate.data.corpus.shards import INDEX, Corpus
 from bedplate.text.tokenizer import Tokenizer
 

@@ -8,6 +8,7 @@ for.
 from __future__ import annotations
 
 import hashlib
+import io
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -19,8 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError, TokenizerError
-from bedplate.core.files import safe_join, sha256_file, writable
+from bedplate.core.files import atomic_write, safe_join, sha256_file, writable
 from bedplate.data.corpus.manifest import CorpusManifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """A .npy file. UsageError where it cannot be written."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    atomic_write(path, content.getvalue())
+
+
+def save_arrays(path: Path, **arrays: NDArray[Any]) -> None:
+    """A .npz file. UsageError where it cannot be written."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType] (its stubs take `allow_pickle` for one of them)
+    atomic_write(path, content.getvalue())
+
 
 INDEX = ".index"
 Verify = Literal["sizes", "hashes"]
@@ -196,7 +212,7 @@ class Corpus:
 
     @property
     def stored_bytes(self) -> int:
-        """Of all shards, without their indices."""
+        """Bytes of all shards, without their indices."""
         return sum(shard.tokens for _, _, shard in self.manifest.shards()) * np.dtype(self.manifest.dtype).itemsize
 
     def check_hashes(self) -> None:
@@ -262,13 +278,13 @@ class Corpus:
             if actual_size != size:
                 problem = "is short" if actual_size < size else "has grown"
                 raise DataError(
-                    f"{file} {problem}: {actual_size} bytes, not {size}; its sha256 is {sha256_file(file)}, corpus.json says "
-                    f"{digest}. Restore the file or build the corpus again"
+                    f"{file} {problem}: {actual_size} bytes, not {size}; its sha256 is {sha256_file(file)}, "
+                    f"corpus.json says {digest}. Restore the file or build the corpus again"
                 )
             if verify == "hashes" and (actual_digest := sha256_file(file)) != digest:
                 raise DataError(
-                    f"{file} is not what was written: its sha256 is {actual_digest}, corpus.json says {digest}. Restore the file "
-                    "or build the corpus again"
+                    f"{file} is not what was written: its sha256 is {actual_digest}, corpus.json says {digest}. "
+                    "Restore the file or build the corpus again"
                 )
         ends = self.mapped(shard)[1]
         if shard.documents and int(ends[-1]) != shard.tokens:

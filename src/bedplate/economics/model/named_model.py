@@ -10,11 +10,11 @@ from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelErr
 from bedplate.core.files import MODEL_JSON_BYTES, read_text
 from bedplate.core.json import load_config
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.model.gguf_header import read_gguf_header
 from bedplate.models.families import find_family
 from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
+from bedplate.models.gguf_header import read_header
 from bedplate.models.specs import Spec
 
 
@@ -39,7 +39,7 @@ def resolve(name: str) -> tuple[str, Spec]:
 
 def _read(path: Path) -> Spec:
     file = _file(path) if path.is_dir() else path
-    format_, config = ("gguf", read_gguf_header(file)) if file.suffix == ".gguf" else ("hf", _config(file))
+    format_, config = ("gguf", read_header(file).fields()) if file.suffix == ".gguf" else ("hf", _config(file))
     return spec_of(format_, config, file)
 
 

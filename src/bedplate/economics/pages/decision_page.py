@@ -20,7 +20,7 @@ from bedplate.economics.costs.decisions.option_costs import OptionCosts, option_
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, SEARCHED_PLACES
 from bedplate.economics.numbers.formula import Formula, javascript, total
 from bedplate.economics.numbers.prices import Prices
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _SLIDERS = 5
 """How many sliders there are for numbers that the answer turns on, besides volume and horizon."""

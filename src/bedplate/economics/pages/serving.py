@@ -25,7 +25,7 @@ from bedplate.economics.serving.serving_cost import (
     plan_serving,
 )
 from bedplate.economics.serving.traffic import Traffic
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _SCRIPTS = ("fleets.js", "serving.js")
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")

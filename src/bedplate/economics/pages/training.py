@@ -30,7 +30,7 @@ from bedplate.economics.training.training_cost import (
     run_formulas,
 )
 from bedplate.models.specs import TransformerSpec
-from bedplate.report.interactive import interactive_page
+from bedplate.report.pages import interactive_page
 
 _FEWER, _LARGER = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""

@@ -1,4 +1,15 @@
-"""The engine: one thread that owns a base, answers requests in batches, and streams their results."""
+"""The engine: one thread that owns a base, answers requests in batches and streams their results.
+
+1. `submit` (or `run`) makes each request a job (`requests/table.py`) and queues it (`steps.py`).
+2. The engine's thread, or the thread that called `run`, computes step after step while there is work (`_serve`).
+3. A step takes in arrivals, ends what is cancelled or late, and shares one token budget (`scheduler.py`).
+4. Admitted jobs get a cache row that begins with what the prefix cache has of them (`runner.py`, `prefix_store.py`).
+5. All shares go through the model as one batch (`scheduled_tokens.py`, `forward/`).
+6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`sampler.py`).
+7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
+
+Adapters, soft prompts, pinned prefixes and updates come between two steps, under the compute lock (`loading.py`).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +30,6 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.answers import Facts
-from bedplate.inference.engine.fairness import may_queue
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
 from bedplate.inference.engine.loading import Loading
 from bedplate.inference.engine.requests.base import Request, Result, Stream
@@ -27,14 +37,13 @@ from bedplate.inference.engine.requests.job import Equipment, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
-from bedplate.inference.engine.scheduler import Scheduler
-from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes
+from bedplate.inference.engine.scheduler import Scheduler, may_queue
+from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import Loaded
-from bedplate.inference.forward.caches import open_caches
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
@@ -88,7 +97,7 @@ class Engine(Closing):
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, adapters, hf_name=names)
+        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         requested = SizeOptions(max_step_tokens, max_rows, cache_bytes, slot_bytes)
@@ -117,7 +126,7 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner)
+        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
         self._adapters = self._loading.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
@@ -129,17 +138,20 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
+        self._weights = run.outline
+        self._weights.readers += 1
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
 
     @property
     def kernel(self) -> str:
-        """What computes forward passes: "torch" or "native"."""
+        """The backend of forward passes: "torch" or "native"."""
         return self._forward.name
 
     @property
     def weights(self) -> str:
-        """What the products read: the base's dtype, or the integers its weights were quantised to."""
+        """The format in which products read the weights: the dtype of the base, or the integers they were quantised
+        to."""
         return self._forward.weights
 
     # Asking
@@ -154,7 +166,7 @@ class Engine(Closing):
         return self.base.need_tokenizer().encode_prompt(text)
 
     def describe(self) -> Facts:
-        """What the base is."""
+        """Describes the base."""
         base = self.base
         return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
@@ -164,7 +176,7 @@ class Engine(Closing):
         return self._grammars.ready(grammar, tenant)
 
     def try_grammars_in(self, trial: TrialCompiler) -> None:
-        """From now on new grammars are compiled there first, and here only when that went well."""
+        """Compiles new grammars in `trial` first, and here only when that went well."""
         self._grammars.trial = trial
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
@@ -182,6 +194,10 @@ class Engine(Closing):
         # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
         # takes half as long again, for the rest of the process.
         with self._compute:
+            if self._weights.converted and self._forward is self._torch:
+                raise UsageError(
+                    "a training run has converted this engine's weights for its time; run after it has ended"
+                )
             if self._steps.began is not None:
                 raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
@@ -224,6 +240,8 @@ class Engine(Closing):
                 self._adapters.release(adapter)
             self._wake()  # somebody may wait for the last who holds an adapter
             raise
+        for job in jobs:
+            job.stream.weights_version = job.adapter.version
         return [job.stream for job in jobs]
 
     def _wake(self) -> None:
@@ -252,12 +270,12 @@ class Engine(Closing):
 
     @property
     def running(self) -> int:
-        """How many requests are being computed."""
+        """The number of requests being computed."""
         return len(self._runner.active)
 
     @property
     def waiting(self) -> int:
-        """How many requests are queued."""
+        """The number of requests in the queue."""
         return self._steps.waiting
 
     def stats(self) -> Stats:
@@ -284,6 +302,27 @@ class Engine(Closing):
         with self._compute:
             self._check_open()
             self._loading.load_soft_prompt(key, vectors, adapter)
+
+    def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
+        """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
+
+        Requests from now on use them, and what the prefix cache holds of the older version is out of their reach.
+        Requests that run on an adapter end on the version that they began with (`Stream.weights_version`). Those that
+        run on the base are computed again on the new weights, from the tokens that they have: a base is held once.
+        UsageError where the tensors do not fit, or the engine cannot take them.
+        """
+        self._check_open()
+        with self._compute:
+            self._check_open()
+            if adapter is None:
+                return self._loading.update_base(tensors)
+            return self._loading.update(adapter, tensors)
+
+    def fingerprint(self, adapter: str | None = None) -> str:
+        """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
+        self._check_open()
+        with self._compute:
+            return self._loading.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
@@ -325,11 +364,16 @@ class Engine(Closing):
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
-        """The base to oneself, between steps: requests wait meanwhile (training, raw logits)."""
+        """The base alone, between steps: requests wait meanwhile (training, raw logits)."""
         if not self._closed:
             self._check_open()
         with self._compute:
-            yield self.base
+            reading = not self._closed
+            self._weights.readers -= reading
+            try:
+                yield self.base
+            finally:
+                self._weights.readers += reading
 
     # The thread
 
@@ -365,5 +409,6 @@ class Engine(Closing):
         with self._compute, contextlib.ExitStack() as cleanup:
             if not self._freed:
                 self._freed = True
+                self._weights.readers -= 1
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
                     cleanup.callback(free)

@@ -1,16 +1,19 @@
-"""What is put between the base and requests, and taken away again: LoRA weights, soft prompts, pinned beginnings.
+"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates.
 
-Called by whoever holds the engine's compute lock, so between two steps.
+Called by whoever holds the engine's compute lock, that is between two steps.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.runner import Runner
@@ -24,22 +27,39 @@ if TYPE_CHECKING:
 
 
 class Loading:
-    """Loads into `bank` and `tree`. adapters: what is loaded, by its keys.
+    """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
+    bank has as many slots again, for older versions that running requests still use.
 
-    forward: what computes; plain: the same in torch, whose weights LoRA's are checked against.
+    forward: what computes; plain: the same in torch, whose weights adapters are checked against.
     """
 
     def __init__(
-        self, base: Base, bank: Bank, forward: Forward, plain: TorchForward, tree: RadixTree, runner: Runner
+        self,
+        base: Base,
+        bank: Bank,
+        forward: Forward,
+        plain: TorchForward,
+        tree: RadixTree,
+        runner: Runner,
+        capacity: int,
     ) -> None:
         self._base, self._bank, self._forward, self._torch = base, bank, forward, plain
-        self._tree, self._runner = tree, runner
+        self._tree, self._runner, self._capacity = tree, runner, capacity
         self.adapters = Adapters(self._free)
 
     def load_adapter(self, key: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
-        """UsageError where the key is taken."""
+        """UsageError where the key is taken, or all slots are in use."""
         self.adapters.check_new(key)
         self.adapters.sweep()
+        if len(self._bank.slots) >= self._capacity:
+            raise UsageError(
+                f"all {self._capacity} adapter slots are in use; unload an adapter, or open the engine with more "
+                "(adapters)"
+            )
+        self.adapters.add(Loaded(key, self._add(config, tensors), config=config))
+
+    def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:
+        """The bank's slot in which the adapter now is."""
         self._torch.complete()  # an adapter is checked against the weights that it changes
         slot = self._bank.add(config, tensors)
         try:
@@ -47,7 +67,65 @@ class Loading:
         except BaseException:
             self._bank.remove(slot)
             raise
-        self.adapters.add(Loaded(key, slot))
+        return slot
+
+    def update(self, key: str, tensors: Mapping[str, Tensor]) -> int:
+        """The next version of a loaded adapter, with its pinned prefixes computed anew. UsageError for a soft prompt,
+        or an adapter that one stands on."""
+        older = self.adapters.get(key)
+        if older.config is None:
+            raise UsageError(f"{key!r} is a soft prompt: unload it, and load the new one")
+        if self.adapters.has_children(older):
+            raise UsageError(f"a soft prompt stands on the adapter {key!r}; unload that first")
+        self.adapters.sweep()
+        updated = Loaded(key, self._add(older.config, tensors), config=older.config, version=older.version + 1)
+        try:
+            for prefix, public in self._tree.pinned_keys(older):
+                self._runner.compute_prefix(updated, prefix, public=public)
+        except BaseException:
+            self._free(updated)
+            raise
+        self.adapters.replace(updated)
+        self.adapters.sweep()
+        return updated.version
+
+    def update_base(self, tensors: Mapping[str, Tensor]) -> int:
+        """Copies tensors into the base's own, by name. UsageError, and nothing has changed, where that cannot be."""
+        if self._forward is not self._torch or self._forward.weights != str(self._base.dtype).removeprefix("torch."):
+            raise UsageError(
+                f"this engine computes with {self._forward.weights} weights and the {self._forward.name} kernel, made "
+                "from the base's once; to update the base, open it with kernel='torch' and its own dtype"
+            )
+        if len(self.adapters) or self._tree.pinned:
+            raise UsageError(
+                "adapters or pinned prefixes were made for the base's present weights; take them out first"
+            )
+        parameters = dict(self._base.model.named_parameters())
+        for name, tensor in tensors.items():
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                shape = list(parameters[name].shape) if name in parameters else "no such tensor"
+                raise UsageError(f"{name} {list(tensor.shape)} does not fit {self._base.name}, which has {shape}")
+        self._runner.recompute_running()
+        self._tree.close()
+        base = self.adapters.base
+        base.fingerprint = _digest([("before", self.fingerprint(None)), *sorted(tensors.items())])
+        for name, tensor in tensors.items():
+            held = parameters[name]  # may be pages of the file, so that it is replaced and not written to
+            held.data = tensor.detach().to(held.device, held.dtype, copy=True)
+        self._torch.weights_changed()
+        base.version += 1
+        return base.version
+
+    def fingerprint(self, key: str | None) -> str:
+        """SHA-256 of the weights that requests with this key run on now, beside the base's; of the base itself for
+        None."""
+        loaded = self.adapters.get(key)
+        if loaded.fingerprint is None:
+            if key is None:
+                loaded.fingerprint = self._base.identity.weights_id
+            else:
+                loaded.fingerprint = _digest([("config", repr(loaded.config)), *self._bank.state(loaded.slot).items()])
+        return loaded.fingerprint
 
     def check_soft_prompts(self) -> None:
         """UsageError where the base takes none."""
@@ -66,7 +144,8 @@ class Loading:
         if parent.virtual:
             raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
         parent = self.adapters.acquire(adapter)
-        loaded = Loaded(key, parent.slot, len(vectors), parent)
+        below = "" if adapter is None else self.fingerprint(adapter)
+        loaded = Loaded(key, parent.slot, len(vectors), parent, fingerprint=_digest([("on", below), ("soft", vectors)]))
         try:
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
             self.adapters.add(loaded)
@@ -76,7 +155,7 @@ class Loading:
             raise
 
     def _free(self, loaded: Loaded) -> None:
-        """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
+        """Frees the prefixes of an unused adapter version, and its slot if it has one of its own."""
         self._tree.drop(loaded)
         for layers in range(self._base.spec.deepest + 1):
             self._tree.drop((loaded, layers))
@@ -92,7 +171,21 @@ class Loading:
             self._runner.compute_prefix(loaded, key, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None, *, public: bool) -> None:
-        """Nothing happens where there is none."""
+        """Unpins a prefix; does nothing where it is not pinned."""
         if tokens and (adapter is None or adapter in self.adapters):
             loaded = self.adapters.get(adapter)
             self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens), public=public)
+
+
+def _digest(parts: Sequence[tuple[str, Tensor | str]]) -> str:
+    """SHA-256 of named tensors and texts, in their order."""
+    digest = hashlib.sha256()
+    for name, part in parts:
+        digest.update(f"{name}\n".encode())
+        if isinstance(part, Tensor):
+            part = part.detach().to("cpu", torch.float32).contiguous()
+            digest.update(str(list(part.shape)).encode())
+            digest.update(part.numpy().data)
+        else:
+            digest.update(part.encode())
+    return digest.hexdigest()

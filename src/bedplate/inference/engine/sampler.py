@@ -1,29 +1,37 @@
-"""Choosing next tokens for a batch of rows, each with its own settings, as one operation over the logits.
+"""Chooses the next tokens of a batch of rows, each with its own settings, as one operation over the logits.
 
-A row's draw depends only on its own logits, settings and generator, never on its neighbours. On an accelerator nothing
-is read back here.
-Shapes: B rows, C of them that are held to a mask of W words, V vocabulary, K likeliest tokens.
+1. `sample`: the masks of grammars and withheld tokens are fetched (`_allowed`), while a device still computes logits.
+2. Bias and penalties are applied (`penalise`).
+3. Greedy rows take the likeliest allowed token (`_greedy`); the others draw (`_draw`).
+4. A draw divides by the temperature, applies the mask and takes one uniform number from the row's own generator.
+5. Top-k, top-p and min-p become one limit per row, the least probability that stays (`limits`, `keep`), found in the
+   likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
+6. The number's place among what stays, in the vocabulary's order, is the token (`placed`).
+
+A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.
+Shapes: B rows, C of them held to a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.inference.engine.grammar import allowed_ids, mask_words, unpack, withhold
 from bedplate.inference.engine.row_state import Occurrences, RowState
 from bedplate.inference.engine.sampling import Sampling
-from bedplate.inference.engine.truncation import apply_limits, limits, placed
 
 HEAD = 256
 """Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its limit."""
 MANY_WORDS = 64
-"""Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
+"""Words of a mask with an allowed token, beyond which looking at all logits is faster."""
 COLDEST = 1e-30
 """A smaller temperature would make infinities of logits, and chooses no other tokens."""
 _NEVER = np.float32(-np.inf)
@@ -71,7 +79,7 @@ def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | Non
 
 
 def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.int32]]:
-    """By row, the mask of what it may choose [W]; rows that may choose everything are left out."""
+    """The mask [W] of each row that may not choose everything, by row index."""
     allowed: dict[int, NDArray[np.int32]] = {}
     for i, row in enumerate(rows):
         withheld = row.withheld
@@ -144,7 +152,7 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
 
 
 def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the logits of each row's tokens are: the numbers of the rows, and of the tokens."""
+    """The indices of each row's tokens in the logits: row numbers and token ids."""
     rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
     indices = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
     return indices[0], indices[1]
@@ -196,7 +204,7 @@ def drawn_at_once(probabilities_BV: Tensor, settings: Sequence[Sampling], unifor
 
 
 def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """As many of the likeliest as tell what each row keeps."""
+    """As many of the largest probabilities as decide what each row keeps."""
     max_count = max(sampling.top_k or probabilities_BV.shape[-1] for sampling in settings)
     if max_count <= min(HEAD, probabilities_BV.shape[-1]):
         return probabilities_BV.topk(max_count, dim=-1).values
@@ -204,7 +212,7 @@ def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tenso
 
 
 def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """What min-p alone keeps."""
+    """Zeroes what min-p cuts, where no other filter is set."""
     if not any(sampling.min_p > 0 for sampling in settings):
         return probabilities_BV
     min_p = torch.tensor([sampling.min_p for sampling in settings], device=probabilities_BV.device)
@@ -228,3 +236,75 @@ def _from_head(
         is_certain and sampling.top_k <= HEAD for is_certain, sampling in zip(told_B.tolist(), settings, strict=True)
     ]
     return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
+
+
+BLOCK = 256
+"""Columns whose sum is looked at before they are: a number's place is found among sums, then in one block."""
+
+
+class TruncationLimits(NamedTuple):
+    """Each row keeps what is likelier than `least`, and the first so many that are exactly as likely."""
+
+    least_B: Tensor
+    ties_B: Tensor
+
+
+def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Tensor:
+    """Zeroes what top-k, then top-p (https://arxiv.org/abs/1904.09751), then min-p (https://arxiv.org/abs/2407.01082)
+    cut from each row's descending probabilities; at least the first stays. Each filter acts on what the last one left,
+    renormalised, as in transformers. whole_B: the sum of all probabilities where these are only the largest of them."""
+    kept_BK, device = sorted_BK, sorted_BK.device
+    if any(sampling.top_k for sampling in settings):
+        count = torch.tensor([sampling.top_k or kept_BK.shape[-1] for sampling in settings], device=device)
+        kept_BK = kept_BK.masked_fill(torch.arange(kept_BK.shape[-1], device=device) >= count[:, None], 0)
+    if any(sampling.top_p < 1.0 for sampling in settings):
+        shares = [sampling.top_p if sampling.top_p < 1.0 else torch.inf for sampling in settings]
+        top_p = torch.tensor(shares, dtype=torch.float64, device=device)
+        ends_BK = kept_BK.cumsum(dim=-1, dtype=torch.float64)
+        mass_B = ends_BK[:, -1]
+        if whole_B is not None:
+            cut = torch.tensor([sampling.top_k > 0 for sampling in settings], device=device)
+            mass_B = torch.where(cut, mass_B, whole_B)
+        # A token stays while the mass before it is below top_p of the whole.
+        beyond_BK = ends_BK - kept_BK >= (top_p * mass_B)[:, None]
+        beyond_BK[:, 0] = False
+        kept_BK = kept_BK.masked_fill(beyond_BK, 0)
+    if any(sampling.min_p > 0 for sampling in settings):
+        min_p = torch.tensor([sampling.min_p for sampling in settings], device=device)
+        kept_BK = kept_BK.masked_fill(kept_BK < min_p[:, None] * kept_BK[:, :1], 0)
+    return kept_BK
+
+
+def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> TruncationLimits:
+    """The limit that is equivalent to `truncate`."""
+    kept_B = (truncate(sorted_BK, settings, whole_B) > 0).sum(dim=-1).clamp(min=1)  # a row of NaN keeps nothing
+    least_B = sorted_BK.gather(1, kept_B[:, None] - 1)[:, 0]
+    return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))
+
+
+def apply_limits(probabilities_BN: Tensor, row_limits: TruncationLimits) -> Tensor:
+    """Zeroes what is beyond each row's limit."""
+    least_B1, ties_B1 = row_limits.least_B[:, None], row_limits.ties_B[:, None]
+    level_BN = probabilities_BN == least_B1
+    stays_BN = level_BN.cumsum(dim=-1, dtype=torch.int32) <= ties_B1
+    return torch.where((probabilities_BN > least_B1) | (level_BN & stays_BN), probabilities_BN, 0)
+
+
+def placed(mass_BN: Tensor, uniform_B: Tensor) -> Tensor:
+    """The column in whose share of a row's mass its number falls (0 ≤ number < 1), int64 [B]: one with some mass."""
+    missing = -mass_BN.shape[-1] % BLOCK
+    blocks_Bnb = (F.pad(mass_BN, (0, missing)) if missing else mass_BN).view(len(mass_BN), -1, BLOCK)
+    ends_Bn = blocks_Bnb.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    place_B1 = uniform_B[:, None] * ends_Bn[:, -1:]
+    block_B1 = _first_beyond(ends_Bn, place_B1)
+    # What lies before the block; of the first, nothing.
+    before_B1 = F.pad(ends_Bn, (1, 0)).gather(1, block_B1)
+    inside_Bb = blocks_Bnb.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
+    at_B1 = _first_beyond(inside_Bb.cumsum(dim=-1, dtype=torch.float64), place_B1 - before_B1)
+    return (block_B1 * BLOCK + at_B1)[:, 0]
+
+
+def _first_beyond(ends_BN: Tensor, place_B1: Tensor) -> Tensor:
+    """The first column that ends beyond the place; by rounding a place may lie behind all, or before them."""
+    last_B1 = (ends_BN < ends_BN[:, -1:]).sum(dim=-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(ends_BN, place_B1.clamp(min=0), right=True), last_B1)

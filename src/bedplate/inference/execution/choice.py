@@ -204,4 +204,4 @@ def left_in_file(plan: ExecutionPlan) -> Leave | None:
 
 def stored_blocks(base: Base) -> Mapping[str, RawBlocks]:
     """The matrices that the checkpoint itself stores in blocks, which are not quantised a second time."""
-    return {} if base.family.key[0] != "gguf" else StoredBlocks(base.path, base.family.weights, base.spec.main)
+    return {} if base.gguf is None else StoredBlocks(base.gguf, base.family.weights, base.spec.main)

@@ -10,13 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.economics.model.named_model import resolve, spec_of
+from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.inference.execution.names import Kernel, Weights
 from bedplate.inference.native.sources import accepts_blocks
-from bedplate.models.checkpoints.base import locate, refuse_deeper
-from bedplate.models.checkpoints.directory import open_weights
-from bedplate.models.checkpoints.gguf_header import read_header
+from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
 
@@ -25,8 +22,7 @@ NATIVE = ("bfloat16", "float32")
 """Dtypes of bases that the native kernel runs."""
 
 _FLOATS = frozenset(DTYPES)
-_GGUF = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-_SAFETENSORS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_STORED_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 
 
 class ExecutionPlan(NamedTuple):
@@ -43,31 +39,21 @@ class ExecutionPlan(NamedTuple):
 
 class StoredFormat(NamedTuple):
     """A checkpoint's architecture and the types of its matrices ("bfloat16", "q4_1", …), read from its header alone.
-    header: the parsed header, so that loading while this lives need not parse it again."""
+    checkpoint: what was opened for it, so that loading need not open it again."""
 
     path: Path
     spec: TextSpec
     types: frozenset[str]
-    header: object = None
+    checkpoint: Checkpoint
 
 
 def read_stored(source: str | Path) -> StoredFormat:
-    """Reads the header of what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
-    path = locate(source)
-    header = read_header(path) if path.is_file() else None
-    spec = resolve(str(path.absolute()))[1] if header is None else spec_of("gguf", header.fields(), path)
-    if not isinstance(spec, TextSpec):
-        raise UnsupportedModelError(f"{source}: a model of {type(spec).__name__} cannot be run yet")
-    if header is not None:
-        refuse_deeper(spec, len(header.tensors), str(path))
-        types = {tensor.ggml_type.lower() for tensor in header.tensors.values() if len(tensor.shape) > 1}
-        return StoredFormat(path, spec, frozenset(_GGUF.get(name, name) for name in types), header)
-    with open_weights(path) as reader:
-        matrices = frozenset(_SAFETENSORS.get(name, name.lower()) for name in reader.matrix_types())
-        refuse_deeper(spec, len(reader.names), str(path))
-    if not matrices:
-        raise CheckpointError(f"{path} holds no matrices; it is not a whole model")
-    return StoredFormat(path, spec, matrices)
+    """Opens what `load_base` would load. Raises HubError, CheckpointError, UnsupportedModelError."""
+    checkpoint = open_checkpoint(source)
+    types = frozenset(_STORED_DTYPES.get(name, name.lower()) for name in checkpoint.matrix_types)
+    if not types:
+        raise CheckpointError(f"{checkpoint.path} holds no matrices; it is not a whole model")
+    return StoredFormat(checkpoint.path, checkpoint.spec, types, checkpoint)
 
 
 def lossless_dtypes(types: Iterable[str]) -> tuple[str, ...]:

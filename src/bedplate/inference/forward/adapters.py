@@ -1,9 +1,8 @@
-"""What can stand between the base and a request: LoRA weights in the bank, and soft prompts; loaded and unloaded
-while requests run.
+"""The adapters and soft prompts of an engine, which are loaded, updated and unloaded while requests run.
 
-A key names one set of weights at a time. Unloading takes the key away at once; the weights and their cached prefixes
-go when the last request that uses them has ended, so that old requests end on old weights and a key that is loaded
-again starts with an empty cache of its own.
+A key names one version of some weights at a time. Unloading or updating takes the key from the version at once; its
+weights and cached prefixes are freed when the last request that uses them has ended. So running requests end on the
+version that they began with, and a new version starts with an empty cache of its own.
 """
 
 from __future__ import annotations
@@ -13,15 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bedplate.adapters.bank import BASE_ROW
+from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.core.errors import RequestError, UsageError
 
 
 @dataclass(eq=False)
 class Loaded:
-    """One loaded adapter, or the base (key None). Its identity is the namespace of its cached prefixes.
+    """One version of an adapter, or the base (key None). The object is the namespace of its cached prefixes.
 
-    slot: its number in the bank. virtual: tokens of its soft prompt. parent: whose slot it borrows. users: requests and
-    soft prompts that hold it.
+    slot: its slot in the bank. virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users:
+    requests and soft prompts that hold it. config: its shape, for an update. version: 1 as loaded. fingerprint: SHA-256
+    of its weights, once computed.
     """
 
     key: str | None
@@ -30,6 +31,9 @@ class Loaded:
     parent: Loaded | None = None
     users: int = 0
     retired: bool = False
+    config: AdapterConfig | None = None
+    version: int = 1
+    fingerprint: str | None = None
     freed: threading.Event = field(default_factory=threading.Event)
 
     @property
@@ -84,6 +88,20 @@ class Adapters:
         with self._lock:
             self.check_new(loaded.key)
             self._by_key[loaded.key] = loaded
+
+    def replace(self, updated: Loaded) -> None:
+        """Gives the key of a loaded adapter to its next version. Call `sweep` to free the older one once unused."""
+        assert updated.key is not None
+        with self._lock:
+            older = self._by_key[updated.key]
+            self._by_key[updated.key] = updated
+            older.retired = True
+            self._leaving.append(older)
+
+    def has_children(self, loaded: Loaded) -> bool:
+        """Whether a soft prompt stands on this adapter."""
+        with self._lock:
+            return any(adapter.parent is loaded for adapter in (*self._by_key.values(), *self._leaving))
 
     def retire(self, key: str) -> Loaded:
         """Takes the key away. Call `sweep` in the computing thread to free what nobody uses."""

@@ -8,12 +8,44 @@ of tensors: a segment is whatever the cache underneath saves (a copy, or counted
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
-from bedplate.inference.forward.prefix_keys import Key
+Key = tuple[int, ...]
+_SALT_SHIFT = 64
+
+
+def media_token(sha256: str, offset: int) -> int:
+    """The key element of one of the vectors that were made of a media file: negative, so that it equals no token's, and
+    with the hash above the bits of tenants' salts."""
+    return -((int(sha256, 16) | 1) << 2 * _SALT_SHIFT) - offset
+
+
+@lru_cache(maxsize=4096)
+def _salt(tenant: str) -> int:
+    digest = hashlib.blake2b(tenant.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return (int.from_bytes(digest, "big") | 1) << _SALT_SHIFT
+
+
+def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
+    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone.
+
+    The tenant enters into one element, from which on paths of different tenants are apart.
+    """
+    if shared >= len(tokens):
+        return tuple(tokens)
+    return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
+
+
+def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
+    """The key of tokens of which an encoder reads the first `source` as one text: what it makes of each depends on all
+    of them, so that only the same text of the same tenant begins alike."""
+    digest = hashlib.blake2b(repr((tenant, list(tokens[:source]))).encode("utf-8", "surrogatepass"), digest_size=16)
+    return (tokens[0] + (int.from_bytes(digest.digest(), "big") << _SALT_SHIFT), *tokens[1:])
 
 
 class Segment(Protocol):
@@ -176,6 +208,17 @@ class RadixTree:
     def is_pinned(self, namespace: Hashable, key: Key, *, public: bool = True) -> bool:
         node = self._end_of(namespace, key[: len(key) // self.block * self.block])
         return node is not None and _pinned_so(node, public)
+
+    def pinned_keys(self, namespace: Hashable) -> list[tuple[Key, bool]]:
+        """Every pinned key of a namespace, once as public and once as private where it is pinned so."""
+        pinned: list[tuple[Key, bool]] = []
+        root = self._roots.get(namespace)
+        stack: list[tuple[RadixNode, Key]] = [] if root is None else [(root, ())]
+        while stack:
+            node, key = stack.pop()
+            pinned += [(key, public) for public in (True, False) if _pinned_so(node, public)]
+            stack += [(child, key + child.key) for child in node.children.values() if child.pins]
+        return pinned
 
     def drop(self, namespace: Hashable) -> None:
         """Forgets a namespace, pinned keys included."""

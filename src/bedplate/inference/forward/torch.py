@@ -80,7 +80,8 @@ class TorchForward(Forward):
         weights: str = "auto",
     ) -> None:
         self._base, self._bank, self._cache = base, bank, cache
-        if joined or (joined is None and (base.device.type != "cpu" or isinstance(cache, PagedCache))):
+        self._joined = base.device.type != "cpu" or isinstance(cache, PagedCache) if joined is None else joined
+        if self._joined:
             lay_together(base.model)
         self._recorded: RecordedDecode | None = None
         if record is not None and isinstance(cache, PagedCache):
@@ -130,6 +131,12 @@ class TorchForward(Forward):
     def complete(self) -> None:
         """Reads what the base has left in its file."""
         _ = self._base.model
+
+    def weights_changed(self) -> None:
+        """The base's parameters have other memory now: linears are joined again, and recordings of the old one go."""
+        if self._joined:
+            lay_together(self._base.model)
+        self.close()
 
     def close(self) -> None:
         if self._recorded is not None:

@@ -33,9 +33,9 @@ from bedplate.inference.native.library import PLACES, Library, NativeLowRank, lo
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.inference.native.sources import accepts_blocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
-from bedplate.models.checkpoints.gguf_types import TYPES
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
+from bedplate.models.gguf_header import TYPES
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec, TransformerSpec

@@ -23,9 +23,8 @@ from bedplate.core.errors import BedplateError, DataError, RequestError, SkinErr
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.engine.requests import LookupContext, Request
-from bedplate.inference.predict.callable_skin import columns_for
+from bedplate.inference.predict.callable_skin import Prediction, columns_for
 from bedplate.inference.predict.composed import Answers
-from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
@@ -12,12 +13,49 @@ from numpy.typing import NDArray
 
 from bedplate.core import display
 from bedplate.core.closing import Closing
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.core.values import TaskInput, Value
+from bedplate.core.values import TaskInput, Value, Values, as_text
 from bedplate.data.tables import is_table, records
-from bedplate.inference.predict.prediction import Prediction
 from bedplate.skins.skin import Skin
+
+
+@dataclass(frozen=True, repr=False)
+class Prediction:
+    """One row's answer.
+
+    output: the parsed output (a label, a text). scores: each label's log-probability among the labels, or of being one
+    of the right ones where there may be several. text: what was generated, or the label. seconds: wall time of the
+    row's own call, or its share of its batch. usd: what a remote model charged for it, None where machine time is the
+    whole cost, or no price is known. passed_on: a cascade's second skin was asked. passages: what the prompt held of
+    documents (`citations`). finish_reason: why a generated text ended ("length": it was cut off), as the engine or the
+    server says; None where none was generated.
+    """
+
+    output: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    seconds: float = 0.0
+    usd: float | None = None
+    passed_on: bool = False
+    passages: tuple[Mapping[str, Any], ...] = ()
+    finish_reason: str | None = None
+
+    def __repr__(self) -> str:
+        sure = self.probabilities.get(self.output)
+        confidence = None if sure is None else f"probability {sure:.3f}"
+        return display.line(
+            "prediction", repr(display.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
+        )
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Each label's probability: `scores`, from logarithms."""
+        return {label: math.exp(score) for label, score in self.scores.items()}
+
 
 RowsLike: TypeAlias = Iterable[TaskInput] | Any
 """Rows to ask a skin with: a list of texts (for a skin of one input) or of mappings, a column of a table, or a table
@@ -120,3 +158,22 @@ def _cells(skin: Skin, table: Any) -> Iterable[list[Value]]:
         if odd is not None:
             raise DataError(f"rows, row {number}: column {odd!r} holds {row.get(odd)!r}, which is not a text")
         yield [cast(Value, row[column]) for column in columns.values()]
+
+
+def inputs_of(skin: Skin, row: TaskInput) -> Values:
+    """A row's inputs by name; one alone is a skin's only one. RequestError for missing, unknown or other ones."""
+    names = list(skin.inputs)
+    if isinstance(row, Value):
+        if len(names) != 1:
+            raise RequestError(
+                f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
+            )
+        row = {names[0]: row}
+    missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
+    if missing or unknown:
+        problem = f"lacks the input {missing[0]!r}" if missing else f"has an unknown input {unknown[0]!r}"
+        raise RequestError(f"the row {problem}; skin {skin.name!r} takes: {', '.join(names)}", param="input")
+    wrong = next((name for name in names if type(as_text(row[name])) is not str), None)
+    if wrong is not None:
+        raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
+    return row

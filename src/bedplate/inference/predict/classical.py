@@ -9,9 +9,7 @@ from typing import cast
 from bedplate.core.errors import ContextLengthExceeded, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
-from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
-from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
 from bedplate.skins.classical import words_of
 from bedplate.skins.skin import Skin
 

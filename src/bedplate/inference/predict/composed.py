@@ -11,9 +11,7 @@ from contextlib import ExitStack
 from typing import Protocol, runtime_checkable
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
-from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
 from bedplate.skins.skin import Skin
 
 

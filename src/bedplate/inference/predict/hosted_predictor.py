@@ -23,11 +23,9 @@ from bedplate.core.errors import (
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
-from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
-from bedplate.inference.predict.inputs import inputs_of
-from bedplate.inference.predict.prediction import Prediction
+from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
 from bedplate.inference.remote.account import Account
-from bedplate.inference.remote.endpoint import Endpoint, ChatAnswer, is_key
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.skin import EndpointReference, Skin
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from bedplate.core.errors import CheckpointError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.choice import Choice, choose, left_in_file
 from bedplate.inference.execution.plan import (
@@ -62,7 +62,7 @@ def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str
     asked.
     """
     target = resolve_device(device)
-    return _chosen(_stored(source, target), source, options, target)
+    return _chosen(read_stored(source), source, options, target)
 
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
@@ -78,10 +78,11 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
     Raises what `chosen` and `load_base` raise.
     """
     target = resolve_device(device)
-    stored = _stored(source, target)
+    stored = read_stored(source)
     plan = _chosen(stored, source, options, target).plan
     load_format = held_in(plan)
-    return Opened(load_base(source, dtype=load_format.dtype, device=device, leave=left_in_file(plan)), load_format)
+    leave, checkpoint = left_in_file(plan), stored.checkpoint
+    return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
 
 
 def open_as(
@@ -107,12 +108,3 @@ def _backends(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan
         return plans
     fitting = tuple(plan for plan in plans if plan.dtype == options.loaded)
     return fitting or matching_plans(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
-
-
-def _stored(source: str | Path, device: torch.device) -> StoredFormat:
-    try:
-        return read_stored(source)
-    except (CheckpointError, UsageError):
-        # Reading the whole says more exactly what is wrong with it.
-        load_base(source, device=device)
-        raise

@@ -30,10 +30,8 @@ from bedplate.inference.engine.requests import (
     Score,
     Scores,
 )
-from bedplate.inference.predict.callable_skin import ReadySkin, RowsLike, rows_for
-from bedplate.inference.predict.inputs import inputs_of
+from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
-from bedplate.inference.predict.prediction import Prediction
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
 from bedplate.skins.output import EmbeddingOutput

@@ -1,17 +1,20 @@
-"""From a checkpoint's tensors to a model's parameters and back, one rule of the family at a time."""
+"""A checkpoint's config as a spec, and its tensors as a model's parameters and back, one rule of the family at a
+time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bedplate.core.errors import CheckpointError
+from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.models.families import Family
+from bedplate.models.families.fields import located
 from bedplate.models.families.weights import BoundRule, unchanged
-from bedplate.models.specs import TextSpec
+from bedplate.models.specs import TextSpec, TransformerSpec
+from bedplate.models.specs.transformer import LongRopeScaling
 
 _SHOWN = 8
 """Names that an error lists; of more it says how many."""
@@ -22,6 +25,45 @@ _MAX_TENSORS, _MAX_SPELLINGS = 100_000, 16
 damaged config asks for any number."""
 Get = Callable[[str, torch.dtype], Tensor]
 """A tensor by name. Where it has to be made of what is stored, it may be made in this dtype."""
+
+
+def spec_of_fields(family: Family, config: Mapping[str, Any], names: Sequence[str], location: str) -> TextSpec:
+    """The family's spec of a config. A damaged one must not build a model that the named tensors cannot fill."""
+    try:
+        spec = family.by_names(family.to_spec(config), tuple(names))
+    except UnsupportedModelError as error:
+        raise located(error, location) from error
+    except KeyError as error:
+        raise CheckpointError(f"{location} has no {error}; it is not a whole model") from error
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
+        raise CheckpointError(f"{location}: a field has a value of the wrong kind ({error})") from error
+    _refuse_deeper(spec, len(names), location)
+    _refuse_longrope(spec, location)
+    return spec
+
+
+def _refuse_deeper(spec: TextSpec, tensors: int, location: str) -> None:
+    """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
+    if spec.deepest > tensors:
+        raise CheckpointError(f"{location} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
+
+
+def _refuse_longrope(spec: TextSpec, location: str) -> None:
+    """UnsupportedModelError for a decoder whose context goes beyond what LongRoPE turns in one way: what a cache holds
+    would be other keys than those of the whole text. (Phi's family ends its context there.)"""
+    rope = spec.position.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
+    scaling = None if rope is None else rope.scaling
+    if (
+        not isinstance(scaling, LongRopeScaling)
+        or scaling.is_uniform
+        or spec.context_length <= scaling.original_context
+    ):
+        return
+    raise UnsupportedModelError(
+        f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens otherwise "
+        "(short_factor and long_factor differ), which is supported for phi3 alone; where long_factor stands for "
+        "short_factor as well, every text is read as a long one"
+    )
 
 
 class ConversionStep(NamedTuple):
@@ -111,8 +153,8 @@ def _plan(
         tensor_count += len(step.theirs)
         if tensor_count > max_tensors:
             raise CheckpointError(
-                f"{location}: the config asks for more than {max_tensors:,} tensors, but the checkpoint holds {len(names):,}; "
-                "they do not belong together"
+                f"{location}: the config asks for more than {max_tensors:,} tensors, but the checkpoint holds "
+                f"{len(names):,}; they do not belong together"
             )
         if targets.keys() >= set(step.ours):
             candidate_steps.append(step)

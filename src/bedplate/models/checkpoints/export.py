@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.core.files import atomic_directory, atomic_write, sha256_file
-from bedplate.models.checkpoints.base import BASE_FILE, Base, load_base
+from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
-from bedplate.models.checkpoints.headless import body_fields
+from bedplate.models.checkpoints.hf_checkpoint import BASE_FILE
 from bedplate.models.checkpoints.safetensors import write_safetensors
 from bedplate.models.checkpoints.sentence import write_sentence
 from bedplate.models.families import Family, in_format
@@ -43,7 +43,7 @@ def export_base(
     with atomic_directory(directory, replace) as draft:
         write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
-        config |= body_fields(config) if base.headless else {}
+        config |= _headless_fields(config) if base.headless else {}
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
@@ -102,8 +102,8 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
 
 
 def export_gguf(base: Base, path: Path, ggml_type: str, *, replace: bool = False) -> Path:
-    """Writes `base` as one GGUF file with matrices of type `ggml_type` (see gguf.WRITABLE). replace: in the place of what is
-    there."""
+    """Writes `base` as one GGUF file with matrices of type `ggml_type` (see gguf.WRITABLE). replace: in the place of
+    what is there."""
     family = family_in(base, "gguf")
     if base.headless:
         raise UsageError(f"{base.name} has no head, which GGUF files are to have; export a Hugging Face directory")
@@ -163,3 +163,9 @@ def _token_ids(base: Base) -> dict[str, Any]:
         return {}
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     return {name: value for name, value in ids.items() if value is not None}
+
+
+def _headless_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of config.json by which a decoder without its head is known."""
+    stem = str(config["architectures"][0]).split("For")[0]
+    return {"architectures": [f"{stem}Model"], "tie_word_embeddings": False}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
-from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, raw_blocks
-from bedplate.models.checkpoints.gguf_header import GgufTensor, read_header, read_tensors
-from bedplate.models.checkpoints.gguf_types import TYPES
-from bedplate.models.checkpoints.gguf_values import dequantise
+from bedplate.core.files import FileState, file_state
+from bedplate.models.checkpoints.conversion import spec_of_fields
+from bedplate.models.checkpoints.generation import gguf_generation
+from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, dequantise, raw_blocks
+from bedplate.models.checkpoints.sentence import gguf_sentence
+from bedplate.models.families import find_family
 from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
+from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_header
+from bedplate.models.layers.sentence import Sentence
+from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # whoever only reads has no need of it
     import gguf
@@ -33,27 +40,19 @@ what was freed of them."""
 
 
 class GgufReader:
-    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32.
+    """A GGUF file: `metadata` (key → Python value), tensor `names`, and tensors dequantised to float32."""
 
-    tensors_only: its metadata are not read."""
+    def __init__(self, path: Path, header: GgufHeader | None = None) -> None:
+        self.path, self.header = path, read_header(path) if header is None else header
+        self.metadata, self._tensors = self.header.metadata, self.header.tensors
 
-    def __init__(self, path: Path, *, tensors_only: bool = False) -> None:
-        self.path = path
-        self.metadata: Mapping[str, Any] = {}
-        if tensors_only:
-            self._tensors = read_tensors(path)
-        else:
-            header = read_header(path)
-            self.metadata, self._tensors = header.metadata, header.tensors
-            self._header = header  # so that others find it while this is held
+    def without_metadata(self) -> GgufReader:
+        """The same tensors without the vocabulary, which has tens of megabytes, for readers that live on."""
+        return GgufReader(self.path, GgufHeader({}, self._tensors))
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._tensors)
-
-    @property
-    def architecture(self) -> str | None:
-        return self.metadata.get("general.architecture")
 
     @property
     def types(self) -> dict[str, str]:
@@ -113,6 +112,67 @@ class GgufReader:
         return data.reshape(count, size)
 
 
+class GgufCheckpoint:
+    """One GGUF file (see `Checkpoint`)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.location, self.packing = path, str(path), None
+        try:
+            self.states: list[FileState] = [file_state(path)]
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        reader = self._reader = GgufReader(path)
+        metadata, types = reader.metadata, set(reader.types.values())
+        family = find_family("gguf", metadata.get("general.architecture"), str(path))
+        self.names = reader.names
+        self.spec = spec_of_fields(family, reader.header.fields(reader.tables()), self.names, str(path))
+        self.family = family.of(self.spec)
+        self.stored_dtype = torch.float32 if types <= {"F32", "F16", "BF16"} else None
+        self.stored_types = "+".join(sorted(types)).lower()
+        self.lineage = {"name": metadata.get("general.name"), "licence": metadata.get("general.license")}
+        self.headless, self.record = False, dict[str, Any]()
+        self.gguf: GgufReader | None = reader.without_metadata()
+
+    @property
+    def matrix_types(self) -> frozenset[str]:
+        tensors = self._reader.header.tensors.values()
+        return frozenset(tensor.ggml_type for tensor in tensors if len(tensor.shape) > 1)
+
+    def get(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._reader.get(name, dtype)
+
+    def release(self, name: str) -> None:
+        """Nothing is mapped."""
+
+    def close(self) -> None:
+        """No file stays open."""
+
+    def log_omitted(self, source: str) -> None:
+        """All of it is loaded."""
+
+    def reopener(self) -> Callable[[], AbstractContextManager[Callable[[str], Tensor]]]:
+        tensors = self._reader.without_metadata()
+        return lambda: nullcontext(tensors.get)
+
+    def tokenizer(self) -> Tokenizer | None:
+        metadata = self._reader.metadata
+        if metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+            return None
+        tokenizer = Tokenizer.from_fields(metadata)
+        return tokenizer.for_encoder(first_is_forced=False) if isinstance(self.spec, EncoderDecoderSpec) else tokenizer
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        return (
+            gguf_generation(self._reader.metadata, self.family.key[1])
+            if isinstance(self.spec, EncoderDecoderSpec)
+            else {}
+        )
+
+    def sentence(self) -> Sentence | None:
+        return gguf_sentence(self._reader.metadata, self.family.key[1], str(self.path))
+
+
 def write_gguf(
     path: Path,
     architecture: str,
@@ -121,8 +181,8 @@ def write_gguf(
     ggml_type: str,
     whole: tuple[str, ...] = (),
 ) -> None:
-    """Writes a GGUF file. `ggml_type` is one of WRITABLE and holds for matrices whose rows divide into its blocks; vectors
-    stay float32, as llama.cpp expects, and so do tensors whose names end as one of `whole`."""
+    """Writes a GGUF file. `ggml_type` is one of WRITABLE and holds for matrices whose rows divide into its blocks;
+    vectors stay float32, as llama.cpp expects, and so do tensors whose names end as one of `whole`."""
     if ggml_type not in WRITABLE:
         raise UsageError(f"GGUF type {ggml_type!r} cannot be written; the writable types are: {', '.join(WRITABLE)}")
     import gguf
@@ -136,8 +196,8 @@ def write_gguf(
         single = values.ndim < 2 or name.endswith(whole)
         if not single and values.shape[-1] % block:
             raise UsageError(
-                f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {ggml_type} blocks of {block}; "
-                "choose f16, bf16 or f32"
+                f"{name!r} has rows of {values.shape[-1]} values, which do not divide into {ggml_type} blocks "
+                f"of {block}; choose f16, bf16 or f32"
             )
         quant_type = gguf.GGMLQuantizationType["F32" if single else ggml_type.upper()]
         writer.add_tensor(name, gguf.quants.quantize(values, quant_type), raw_dtype=quant_type)
@@ -166,12 +226,10 @@ def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 class StoredBlocks(Mapping[str, RawBlocks]):
     """Our parameter name → blocks, of every matrix of a GGUF file that is stored in blocks and keeps its rows, in our
     order. They are read when they are asked for, and not kept: what packs them one by one holds no second model.
-
-    Raises CheckpointError for a file that cannot be read.
     """
 
-    def __init__(self, path: Path, weights: WeightMap, spec: TransformerSpec) -> None:
-        self._reader, self._spec = GgufReader(path, tensors_only=True), spec
+    def __init__(self, reader: GgufReader, weights: WeightMap, spec: TransformerSpec) -> None:
+        self._reader, self._spec = reader, spec
         types, stored_names = self._reader.types, set(self._reader.names)
         self._sources: dict[str, tuple[BoundRule, int]] = {}
         for step in weights.steps(spec):
@@ -184,7 +242,7 @@ class StoredBlocks(Mapping[str, RawBlocks]):
         step, number = self._sources[name]
         if step.rule.inverse is unchanged:
             return self._read(step.theirs[number])
-        return _moved([self._read(source_name) for source_name in step.theirs], step, self._spec)[number]
+        return _reordered([self._read(source_name) for source_name in step.theirs], step, self._spec)[number]
 
     @property
     def block_types(self) -> Mapping[str, str]:
@@ -208,7 +266,7 @@ class StoredBlocks(Mapping[str, RawBlocks]):
         return blocks
 
 
-def _moved(blocks: Sequence[RawBlocks], step: BoundRule, spec: TransformerSpec) -> list[RawBlocks]:
+def _reordered(blocks: Sequence[RawBlocks], step: BoundRule, spec: TransformerSpec) -> list[RawBlocks]:
     """Matrices of one type whose rows the step's rule cuts, joins and reorders."""
     parts = [block.data.flatten(0, -3).numpy() for block in blocks]
     whole = RawBlocks(blocks[0].ggml_type, torch.from_numpy(np.concatenate(parts) if len(parts) > 1 else parts[0]))

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.models.checkpoints.gguf_types import TYPES
-from bedplate.models.checkpoints.gguf_values import dequantise
+from bedplate.models.gguf_header import TYPES
 
 BLOCK = 32
 """Values of one block of the types that are not k-quants."""
@@ -23,6 +22,7 @@ _HALVES: Mapping[str, tuple[int, ...]] = {
     "Q6_K": (208,),
 }
 """Where in a block its scale and its minimum lie, float16: all of it that can be NaN or infinite."""
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ENDLESS = 0x7C00
 """The bits of a float16's exponent, all of them set in what is not finite."""
 _OVERFLOWS = 252
@@ -84,3 +84,14 @@ def raw_blocks(ggml_type: str, data: NDArray[np.uint8], shape: Sequence[int]) ->
     values, size = block_size(ggml_type)
     *rows, width = shape
     return RawBlocks(ggml_type, torch.from_numpy(data.reshape(*rows, width // values, size)))
+
+
+def dequantise(ggml_type: str, data: Tensor) -> Tensor:
+    """Rows of bytes [R, bytes of a row] → values float32 [R, values of a row], by the gguf package; plain floats by
+    torch, so that a file of them needs no import of the package. NotImplementedError for a type that it cannot read."""
+    if ggml_type in _FLOATS:
+        return data.contiguous().view(_FLOATS[ggml_type]).float()
+    import gguf
+
+    values = gguf.quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[ggml_type])
+    return torch.from_numpy(values.astype(np.float32, copy=False))

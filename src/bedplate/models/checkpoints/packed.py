@@ -185,7 +185,8 @@ class Awq(PackedCheckpoint):
 
 
 class Float8(PackedCheckpoint):
-    """float8 e4m3 with one factor a block of the matrix, as DeepSeek-V3 is published (https://arxiv.org/abs/2412.19437).
+    """float8 e4m3 with one factor a block of the matrix, as DeepSeek-V3 is published
+    (https://arxiv.org/abs/2412.19437).
 
     weight [O, I], weight_scale_inv [⌈O/b⌉, ⌈I/c⌉] for blocks of b outputs and c inputs.
     """

@@ -59,7 +59,8 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     (module_type, first), later_modules = modules[0], modules[1:]
     if module_type != "Transformer" or first:
         raise UnsupportedModelError(
-            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a {module_type} in "
+            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a "
+            f"{module_type} in "
             f"{first!r}"
         )
     if not later_modules:
@@ -81,7 +82,8 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
             steps.append("normalise")
         else:
             raise UnsupportedModelError(
-                f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense and "
+                f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense "
+                "and "
                 "Normalize)"
             )
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
@@ -130,7 +132,8 @@ def _modules(path: Path) -> list[tuple[str, str]]:
     for class_name, place in modules:
         if not class_name.startswith("sentence_transformers."):
             raise UnsupportedModelError(
-                f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library are "
+                f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library "
+                "are "
                 "supported"
             )
         parts = Path(place).parts

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.families.fields import shown
@@ -78,9 +76,3 @@ def written_id(value: object, rows: int, name: str, origin: str) -> int:
             "generation_config.json"
         )
     return value
-
-
-def gguf_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer | None:
-    """That of a GGUF file; None where it has none."""
-    none = metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab")
-    return None if none else Tokenizer.from_fields(metadata)

@@ -50,8 +50,8 @@ class Filling:
     def model(
         self, get: Get, dtype: torch.dtype, device: torch.device, on_recast: Callable[[str], None] | None = None
     ) -> Model:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast: told of
-        each tensor whose values are held in another dtype than it has.
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
+        told of each tensor whose values are held in another dtype than it has.
 
         CheckpointError, naming the tensor, for values that are not finite or no real numbers.
         """
@@ -159,7 +159,8 @@ class Filling:
         dtype_name = str(tensor.dtype).removeprefix("torch.")
         if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
             raise CheckpointError(
-                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says what they "
+                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says "
+                "what they "
                 "stand for; a quantised checkpoint needs its scales, and quantization_config in its config.json"
             )
         converted = tensor.to(parameter.dtype)

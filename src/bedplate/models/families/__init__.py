@@ -4,6 +4,7 @@ torch."""
 from __future__ import annotations
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families import gguf
 from bedplate.models.families.dense import (
     gemma2,
     gemma3_text,
@@ -26,7 +27,6 @@ from bedplate.models.families.encoder_decoders import bart, marian, t5
 from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
 from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
-from bedplate.models.families.gguf.table import ARCHITECTURES
 from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
 from bedplate.models.families.multimodal import MULTIMODAL
 
@@ -66,7 +66,21 @@ FAMILIES: dict[tuple[str, str], Family] = {
     ("hf", "t5"): t5.HF,
     ("hf", "bart"): bart.HF,
     ("hf", "marian"): marian.HF,
-    **ARCHITECTURES,
+    ("gguf", "llama"): gguf.llama.GGUF,
+    ("gguf", "qwen2"): gguf.qwen2.GGUF,
+    ("gguf", "qwen3"): gguf.qwen3.GGUF,
+    ("gguf", "qwen3moe"): gguf.qwen3moe.GGUF,
+    ("gguf", "gemma2"): gguf.gemma2.GGUF,
+    ("gguf", "gemma3"): gguf.gemma3.GGUF,
+    ("gguf", "gemma4"): gguf.gemma4.GGUF,
+    ("gguf", "deepseek2"): gguf.deepseek2.GGUF,
+    ("gguf", "phi3"): gguf.phi3.GGUF,
+    ("gguf", "olmo2"): gguf.olmo2.GGUF,
+    ("gguf", "olmoe"): gguf.olmoe.GGUF,
+    ("gguf", "granite"): gguf.granite.GGUF,
+    ("gguf", "gpt-oss"): gguf.gpt_oss.GGUF,
+    ("gguf", "gpt2"): gguf.gpt2.GGUF,
+    ("gguf", "t5"): gguf.t5.GGUF,
 }
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.field_map import (
+    Field,
+    Values,
+    constant,
+    flag,
+    layers,
+    named_value,
+    only,
+    real,
+    size,
+    whole,
+    written,
+)
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
-from bedplate.models.families.weights import Rule, renamed
-from bedplate.models.specs.transformer import Activation, Rope, TransformerSpec
+from bedplate.models.families.rope import FULL, SLIDING, rope
+from bedplate.models.families.weights import Rule, WeightMap, renamed
+from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 T = TypeVar("T")
 
@@ -50,6 +64,11 @@ def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule
     )
 
 
+def decoder_weights(*pairs: tuple[str, str], more: Iterable[Rule] = ()) -> WeightMap:
+    """The weights of a decoder with llama's tables: of each layer these pairs, and `more` rules."""
+    return WeightMap((*decoder_rules(*pairs), *more), IGNORABLE)
+
+
 def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
     """Weights and biases of each layer under other names; parameters that a model does not have are passed over."""
     return (
@@ -57,102 +76,98 @@ def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
     )
 
 
-def take_sizes(
-    fields: Fields, *, head_dim: int | None = None, context: int = 2048, tied: bool = False
-) -> dict[str, Any]:
-    """The fields of a spec that are sizes, and its tied head. head_dim, context, tied: where none is said."""
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    usual = head_dim or hidden // heads
-    return {
-        "kind": "decoder",
-        "vocab_size": fields.size("vocab_size"),
-        "hidden_size": hidden,
-        "layers": fields.layers("num_hidden_layers"),
-        "heads": heads,
-        "kv_heads": fields.whole("num_key_value_heads", heads, null=heads),
-        "head_dim": fields.whole("head_dim", usual, null=usual),
-        "feedforward_size": fields.size("intermediate_size"),
-        "context_length": fields.whole("max_position_embeddings", context),
-        "tied_head": fields.flag("tie_word_embeddings", tied),
-    }
+LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *GATED, *LLAMA_NORMS)
 
 
-def size_fields(spec: TransformerSpec, model_type: str, architecture: str) -> dict[str, Any]:
-    """The inverse of `take_sizes`, and what says which model it is."""
-    return {
-        "architectures": [architecture],
-        "model_type": model_type,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.attention.heads,
-        "num_key_value_heads": spec.attention.kv_heads,
-        "head_dim": spec.attention.head_dim,
-        "intermediate_size": spec.feedforward.size,
-        "max_position_embeddings": spec.context_length,
-        "tie_word_embeddings": spec.tied_head,
-    }
+def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = False) -> tuple[Field, ...]:
+    """The sizes of a decoder, and whether its head is tied. head_dim, context, tied: where none is said."""
+    return (
+        constant(kind="decoder"),
+        size("vocab_size"),
+        size("hidden_size"),
+        layers("num_hidden_layers", "layers"),
+        size("num_attention_heads", "heads"),
+        whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
+        whole("head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...),
+        size("intermediate_size", "feedforward_size"),
+        whole("max_position_embeddings", "context_length", context),
+        flag("tie_word_embeddings", "tied_head", tied),
+    )
 
 
-def take_activation(fields: Fields, name: str, default: str, origin: str) -> Activation:
+def rms_norm(eps: float) -> Field:
+    """The epsilon of the norms; eps: where none is said."""
+    return real("rms_norm_eps", "norm_eps", eps)
+
+
+def activation(name: str = "hidden_act", default: str = "silu") -> Field:
     """An activation by its name in transformers."""
-    hf_name = fields.text(name, default)
-    activation = ACTIVATIONS.get(hf_name)
-    if activation is None:
-        supported = ", ".join(repr(key) for key in ACTIVATIONS)
-        raise UnsupportedModelError(f"{origin}: {name} = {hf_name!r} is not supported (only {supported})")
-    return activation
+    return named_value(name, "activation", default, ACTIVATIONS)
 
 
-def activation_name(activation: Activation) -> str:
-    """The inverse: the first name of several."""
-    return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+SILU = only("hidden_act", "silu", written=True)
+ATTENTION_BIAS = flag("attention_bias", "attention_bias", False)
+MLP_BIAS = flag("mlp_bias", "feedforward_bias", False)
+NO_DROPOUT = written(attention_dropout=0.0)
+"""As no model here has."""
 
 
-def take_plain(fields: Fields, origin: str, context: int, *, eps: float, theta: float = 10_000.0) -> dict[str, Any]:
-    """The fields of a spec that llama's descendants name alike: the norms' epsilon, the one rope and the activation.
-    eps, theta: where none is said."""
-    return {
-        "norm_eps": fields.real("rms_norm_eps", eps),
-        "rope": take_rope(fields, origin, context=context, theta=theta),
-        "activation": take_activation(fields, "hidden_act", "silu", origin),
-    }
+def plain(eps: float, theta: float = 10_000.0) -> tuple[Field, ...]:
+    """What llama's descendants name alike: the norms' epsilon, the one rope and the activation. eps, theta: where none
+    is said."""
+    return rms_norm(eps), rope(theta=theta), activation(), NO_DROPOUT
 
 
-def plain_fields(spec: TransformerSpec) -> dict[str, Any]:
-    """The inverse, with the dropout that no model here has."""
-    rope = spec.position.rope or Rope()
-    return {
-        "rms_norm_eps": spec.norm.eps,
-        "hidden_act": activation_name(spec.feedforward.activation),
-        "attention_dropout": 0.0,
-        "rope_theta": rope.theta,
-        "rope_parameters": rope_parameters(rope),
-    }
+def windows(
+    types: Callable[[Values], Sequence[str]],
+    size: int | None = None,
+    window: Callable[[Fields], int | None] | None = None,
+) -> Field:
+    """The window of each layer. types: of the layers, repeated over them, where no `layer_types` are given; size: of
+    the window where none is said; window: how its size is read otherwise."""
+
+    def read(fields: Fields, values: Values) -> Values:
+        width = fields.optional("sliding_window", size) if window is None else window(fields)
+        return {"windows": take_windows(fields, values["layers"], width, types({**values, "window": width}))}
+
+    return Field(read, lambda flat, spec: window_fields(spec))
 
 
-def take_windows(
-    fields: Fields, layers: int, window: int | None, default: Sequence[str], origin: str
-) -> tuple[int | None, ...]:
-    """The window of each layer, from `layer_types`, or without them from `default`, repeated over the layers."""
+def one_window(default: int | None = None) -> Field:
+    """One window for all layers, or none. default: where none is said."""
+
+    def read(fields: Fields, values: Values) -> Values:
+        window = fields.optional("sliding_window", default)
+        return {"windows": () if window is None else (window,)}
+
+    return Field(read, lambda flat, spec: {"sliding_window": spec.window(0)})
+
+
+def take_windows(fields: Fields, count: int, window: int | None, default: Sequence[str]) -> tuple[int | None, ...]:
+    """The window of each of `count` layers, from `layer_types`, or without them from `default`, repeated over them."""
     types = fields.sequence("layer_types")
-    types = [default[layer % len(default)] for layer in range(layers)] if types is None else types
-    if len(types) != layers:
-        raise UnsupportedModelError(f"{origin}: {len(types)} layer_types for {layers} layers")
-    for layer_type in types:
-        Fields({"layer_types": layer_type}, origin).only("layer_types", FULL, SLIDING)
+    types = [default[layer % len(default)] for layer in range(count)] if types is None else types
+    check_types(types, count, (FULL, SLIDING), fields.origin)
     if window is None and SLIDING in types:
-        raise UnsupportedModelError(f"{origin}: layer_types has {SLIDING!r}, but sliding_window says no size")
+        raise UnsupportedModelError(f"{fields.origin}: layer_types has {SLIDING!r}, but sliding_window says no size")
     return shortest([window if attention_type == SLIDING else None for attention_type in types], None)
+
+
+def check_types(types: Sequence[Any], count: int, supported: Collection[str], origin: str) -> None:
+    """Refuses `layer_types` that are not `count` of the supported ones."""
+    if len(types) != count:
+        raise UnsupportedModelError(f"{origin}: {len(types)} layer_types for {count} layers")
+    for layer_type in types:
+        Fields({"layer_types": layer_type}, origin).only("layer_types", *supported)
 
 
 def window_fields(spec: TransformerSpec) -> dict[str, Any]:
     """The inverse: `sliding_window` and `layer_types`. UnsupportedModelError for windows of several sizes."""
-    sizes = {window for window in spec.attention.windows if window is not None}
-    if len(sizes) > 1:
-        raise UnsupportedModelError(f"windows of {sorted(sizes)} tokens: config.json can say only one size")
+    widths = {window for window in spec.attention.windows if window is not None}
+    if len(widths) > 1:
+        raise UnsupportedModelError(f"windows of {sorted(widths)} tokens: config.json can say only one size")
     types = [FULL if spec.window(layer) is None else SLIDING for layer in range(spec.layers)]
-    return {"sliding_window": next(iter(sizes), None), "layer_types": types}
+    return {"sliding_window": next(iter(widths), None), "layer_types": types}
 
 
 def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
@@ -165,11 +180,6 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
         if all(layer_value == values[i % n] for i, layer_value in enumerate(values))
     )
     return tuple(values[:size])
-
-
-def one_window(window: int | None) -> tuple[int | None, ...]:
-    """The windows of a model whose layers all have this one, or none."""
-    return () if window is None else (window,)
 
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")

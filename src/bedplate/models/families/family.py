@@ -6,8 +6,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bedplate.models.families.field_map import Field, FieldMap, written
+from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec
+from bedplate.models.specs.transformer import TransformerSpec
 
 
 def _as_configured(spec: Any, names: Collection[str]) -> Any:
@@ -65,3 +68,25 @@ class Family:
         if sibling is not None:
             return sibling.of(spec)
         return self if self.weights_of is None else replace(self, weights=self.weights_of(spec))
+
+
+def hf_family(
+    model_type: str,
+    architecture: str,
+    fields: Sequence[Field],
+    weights: WeightMap,
+    *partners: str,
+    prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+    make: Callable[..., Any] = TransformerSpec.from_fields,
+    **options: Any,
+) -> Family:
+    """A family of Hugging Face's format whose config is a list of fields. architecture: the class that it names.
+    partners: names in GGUF files. prepare: makes today's spelling of older ones. make: the spec of its flat fields.
+    options: of the Family."""
+    origin = f"config.json ({model_type})"
+    rows = (written(architectures=[architecture], model_type=model_type), *fields)
+    field_map = FieldMap(
+        lambda config: Fields(config if prepare is None else prepare(config), origin), rows, make, HF_BOOKKEEPING
+    )
+    gguf = tuple(("gguf", name) for name in partners)
+    return Family(("hf", model_type), field_map.to_spec, field_map.to_config, weights, gguf, **options)

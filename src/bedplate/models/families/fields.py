@@ -46,7 +46,7 @@ class Fields:
 
     def __init__(self, config: Mapping[str, Any], origin: str) -> None:
         self._unread = dict(config)
-        self._origin = origin
+        self.origin = origin
 
     def pop(self, name: str, default: Any = None) -> Any:
         """The field's value, or `default` where it is absent."""
@@ -58,7 +58,7 @@ class Fields:
     def need(self, name: str) -> Any:
         """The field's value; absent is an error."""
         if self._unread.get(name) is None:
-            raise UnsupportedModelError(f"{self._origin}: the field {name!r} is missing; the model cannot be built")
+            raise UnsupportedModelError(f"{self.origin}: the field {name!r} is missing; the model cannot be built")
         return self.pop(name)
 
     @overload
@@ -77,7 +77,7 @@ class Fields:
         """A whole number of at least 1 that must be there."""
         number = self._whole(name, self.need(name))
         if number < 1:
-            raise UnsupportedModelError(f"{self._origin}: {name} is {shown(number)}: it must be at least 1")
+            raise UnsupportedModelError(f"{self.origin}: {name} is {shown(number)}: it must be at least 1")
         return number
 
     def layers(self, name: str, default: int | None = None) -> int:
@@ -85,7 +85,7 @@ class Fields:
         count = self.size(name) if default is None else self.whole(name, default, null=default)
         if count > MOST_LAYERS:
             raise UnsupportedModelError(
-                f"{self._origin}: {name} asks for {shown(count)} layers; models of up to {MOST_LAYERS} are read"
+                f"{self.origin}: {name} asks for {shown(count)} layers; models of up to {MOST_LAYERS} are read"
             )
         return count
 
@@ -149,7 +149,7 @@ class Fields:
         value = self._unread.pop(name, allowed[0])
         if value not in allowed:
             choices = " or ".join(repr(choice) for choice in allowed)
-            raise UnsupportedModelError(f"{self._origin}: {name} = {shown(value)} is not supported (only {choices})")
+            raise UnsupportedModelError(f"{self.origin}: {name} = {shown(value)} is not supported (only {choices})")
         return value
 
     def only(self, name: str, *allowed: Any) -> None:
@@ -168,7 +168,7 @@ class Fields:
         unknown = sorted(name for name, value in self._unread.items() if value is not None)
         if unknown:
             raise UnsupportedModelError(
-                f"{self._origin}: unsupported field{'s' if len(unknown) > 1 else ''} "
+                f"{self.origin}: unsupported field{'s' if len(unknown) > 1 else ''} "
                 f"{', '.join(map(shown, unknown))}; ignoring them could change the model's outputs"
             )
 
@@ -183,12 +183,12 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(name, value, "a number is wanted")
         if not math.isfinite(value):
-            raise UnsupportedModelError(f"{self._origin}: {name} is {value}: it must be a finite number")
+            raise UnsupportedModelError(f"{self.origin}: {name} is {value}: it must be a finite number")
         return float(value)
 
     def _wrong(self, name: str, value: Any, requirement: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{self._origin}: {name} = {shown(value)} is a value of the wrong kind; {requirement}: correct the file"
+            f"{self.origin}: {name} = {shown(value)} is a value of the wrong kind; {requirement}: correct the file"
         )
 
 
@@ -203,8 +203,7 @@ GENERATION = (
 # What transformers writes into any config.json that says nothing about the computation at inference.
 HF_BOOKKEEPING = (
     *GENERATION,
-    "architectures",
-    "model_type",
+    *("architectures", "model_type", "attention_dropout"),
     "transformers_version",
     "torch_dtype",
     "dtype",

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.position import Scaling
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
@@ -16,33 +17,59 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 """The names of layer types, and of their ropes."""
 
 
-def take_rope(
-    fields: Fields, origin: str, *, context: int, theta: float = 10_000.0, fraction: float | None = None
-) -> Rope:
-    """The one rope of a model. context: its `max_position_embeddings`; theta, fraction: where nothing is said. A family
-    whose heads turn whole has no fraction (None), and one is refused."""
-    parameters = _merged(fields.part("rope_scaling"), fields.part("rope_parameters"), origin)
-    top_level: dict[str, Any] = {
-        "rope_theta": fields.pop("rope_theta"),
-        "partial_rotary_factor": fields.pop("partial_rotary_factor"),
-        "original_max_position_embeddings": fields.pop("original_max_position_embeddings"),
-    }
+def rope(
+    *, theta: float = 10_000.0, fraction: float | None = None, writes_theta: bool = True, writes_fraction: bool = False
+) -> Field:
+    """The one rope of a model. theta, fraction: where nothing is said. A family whose heads turn whole has no fraction
+    (None), and one is refused. writes_theta, writes_fraction: also beside `rope_parameters`, or in it at any value."""
+
+    def write(flat: Values, spec: Any) -> Values:
+        value = flat["rope"] or Rope()
+        share = {"partial_rotary_factor": value.fraction} if writes_fraction else {}
+        config = {"rope_parameters": share | rope_parameters(value)}
+        return config | {"rope_theta": value.theta} if writes_theta else config
+
+    def read(fields: Fields, values: Values) -> Values:
+        return {"rope": take_rope(fields, context=values["context_length"], theta=theta, fraction=fraction)}
+
+    return Field(read, write)
+
+
+def ropes(theta: float, local_theta: float) -> Field:
+    """A rope of layers that see everything, and one of those with a window."""
+
+    def read(fields: Fields, values: Values) -> Values:
+        full, local = take_ropes(fields, context=values["context_length"], theta=theta, local_theta=local_theta)
+        return {"rope": full, "local_rope": None if local == full else local}
+
+    def write(flat: Values, spec: Any) -> Values:
+        full = flat["rope"] or Rope()
+        return {"rope_parameters": {FULL: rope_parameters(full), SLIDING: rope_parameters(flat["local_rope"] or full)}}
+
+    return Field(read, write)
+
+
+def take_rope(fields: Fields, *, context: int, theta: float = 10_000.0, fraction: float | None = None) -> Rope:
+    """The one rope of a model. context: its `max_position_embeddings`."""
+    parameters = _merged(fields.part("rope_scaling"), fields.part("rope_parameters"), fields.origin)
+    names = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    top_level: dict[str, Any] = {name: fields.pop(name) for name in names}
     defaults = {name: value for name, value in top_level.items() if value is not None}
-    return read_rope(defaults | parameters, origin, context=context, theta=theta, fraction=fraction)
+    return read_rope(defaults | parameters, fields.origin, context=context, theta=theta, fraction=fraction)
 
 
-def take_ropes(fields: Fields, origin: str, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
-    """Of layers that see everything and of those with a window, where each have their own: by layer type, or (before)
-    `rope_theta` with `rope_scaling`, and `rope_local_base_freq`."""
+def take_ropes(fields: Fields, *, context: int, theta: float, local_theta: float) -> tuple[Rope, Rope]:
+    """The ropes of layers that see everything and of those with a window: by layer type, or (before) `rope_theta` with
+    `rope_scaling`, and `rope_local_base_freq`."""
+    origin = fields.origin
     parameters: dict[str, Any] = fields.part("rope_parameters")
     full, scaling = {"rope_theta": fields.pop("rope_theta", theta)}, fields.part("rope_scaling")
     local: dict[str, Any] = {"rope_theta": fields.pop("rope_local_base_freq", local_theta)}
     by_layer_type = Fields(parameters, f"{origin} rope_parameters")
     full, local = full | _merged(scaling, by_layer_type.part(FULL), origin), local | by_layer_type.part(SLIDING)
     by_layer_type.finish()
-    return read_rope(full, f"{origin} {FULL}", context=context), read_rope(
-        local, f"{origin} {SLIDING}", context=context
-    )
+    local_rope = read_rope(local, f"{origin} {SLIDING}", context=context)
+    return read_rope(full, f"{origin} {FULL}", context=context), local_rope
 
 
 def _merged(older: Mapping[str, Any], newer: Mapping[str, Any], origin: str) -> dict[str, Any]:
@@ -50,7 +77,8 @@ def _merged(older: Mapping[str, Any], newer: Mapping[str, Any], origin: str) -> 
     conflict = next((name for name in older if name in newer and older[name] != newer[name]), None)
     if conflict is not None:
         raise UnsupportedModelError(
-            f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}; leave the one that is meant"
+            f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}; leave the one that is "
+            "meant"
         )
     return {**older, **newer}
 
@@ -146,45 +174,28 @@ _READERS = {
 }
 
 
+_TYPES = {LinearScaling: "linear", Llama3Scaling: "llama3", YarnScaling: "yarn", LongRopeScaling: "longrope"}
+_NAMES = {
+    "original_context": "original_max_position_embeddings",
+    "scale": "mscale",
+    "scale_all": "mscale_all_dim",
+    "query_growth": "llama_4_scaling_beta",
+    "short": "short_factor",
+    "long": "long_factor",
+}
+_OPTIONAL = {"scale": None, "scale_all": None, "attention_factor": None, "truncate": True, "query_growth": 0.0}
+"""Left out where they say nothing."""
+
+
 def rope_parameters(rope: Rope) -> dict[str, Any]:
     """The inverse of `read_rope`."""
     parameters: dict[str, Any] = {"rope_theta": rope.theta, "rope_type": "default"}
     if rope.fraction != 1:
         parameters["partial_rotary_factor"] = rope.fraction
-    scaling = rope.scaling
-    if isinstance(scaling, LinearScaling):
-        parameters |= {"rope_type": "linear", "factor": scaling.factor}
-    elif isinstance(scaling, Llama3Scaling):
-        parameters |= {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
-    elif isinstance(scaling, YarnScaling):
-        parameters |= {
-            "rope_type": "yarn",
-            "factor": scaling.factor,
-            "original_max_position_embeddings": scaling.original_context,
-            "beta_fast": scaling.beta_fast,
-            "beta_slow": scaling.beta_slow,
-        }
-        optional = {
-            "mscale": scaling.scale,
-            "mscale_all_dim": scaling.scale_all,
-            "attention_factor": scaling.attention_factor,
-            "truncate": None if scaling.truncate else False,
-            "llama_4_scaling_beta": scaling.query_growth or None,
-        }
-        parameters |= {name: value for name, value in optional.items() if value is not None}
-    elif isinstance(scaling, LongRopeScaling):
-        parameters |= {
-            "rope_type": "longrope",
-            "short_factor": list(scaling.short),
-            "long_factor": list(scaling.long),
-            "original_max_position_embeddings": scaling.original_context,
-        }
-        if scaling.attention_factor is not None:
-            parameters["attention_factor"] = scaling.attention_factor
+    if rope.scaling is not None:
+        parameters["rope_type"] = _TYPES[type(rope.scaling)]
+        for name, value in vars(rope.scaling).items():
+            follows = name == "factor" and isinstance(rope.scaling, LongRopeScaling)  # from the two contexts
+            if not follows and (name not in _OPTIONAL or value != _OPTIONAL[name]):
+                parameters[_NAMES.get(name, name)] = list(value) if isinstance(value, tuple) else value
     return parameters | ({"rope_type": "proportional"} if rope.proportional else {})

@@ -194,6 +194,17 @@ def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:
     return Rule(ours, (theirs,), join, split, rows=True)
 
 
+def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
+    """Rows of queries, keys and values that are one tensor."""
+    keys = spec.attention.kv_heads * spec.attention.head_dim
+    return spec.attention.heads * spec.attention.head_dim, keys, keys
+
+
+def halves(spec: TransformerSpec) -> tuple[int, int]:
+    """Rows of a feed-forward's gate and its other product that are one tensor."""
+    return spec.feedforward.size, spec.feedforward.size
+
+
 def fused_heads(ours: tuple[str, ...], theirs: str, heads: Heads) -> Rule:
     """Projections of as many heads each, that stand in one tensor head by head: the first's rows of head 0, the
     second's of head 0, …, the first's of head 1 (GPT-NeoX)."""

@@ -184,7 +184,8 @@ class Attention(nn.Module):
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
     def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
-        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the layer."""
+        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the
+        layer."""
         self._how = replace(self._how, bias=bias)
 
     @property

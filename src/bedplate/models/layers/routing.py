@@ -1,8 +1,8 @@
 """Which experts see a token, and how much each of them counts.
 
-Mixtral (https://arxiv.org/abs/2401.04088): softmax, the best k, renormalised. DeepSeek-V3 (https://arxiv.org/abs/2412.19437,
-section 2.1.2): sigmoid, a bias that changes the choice alone, groups. Scores are made in float32 or wider: a choice
-that rounding changes is another expert.
+Mixtral (https://arxiv.org/abs/2401.04088): softmax, the best k, renormalised. DeepSeek-V3
+(https://arxiv.org/abs/2412.19437, section 2.1.2): sigmoid, a bias that changes the choice alone, groups. Scores are
+made in float32 or wider: a choice that rounding changes is another expert.
 
 Shapes: N tokens, D features, E experts, k of them for a token.
 """

@@ -103,7 +103,8 @@ def block_attention(
     bias: _Bias | None = None,
     padded: bool = True,
 ) -> Tensor:
-    """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `options` is the blocks'."""
+    """Each block's queries over its keys: [N, H, V]; zeros where no block is. The window of `options` is the
+    blocks'."""
     table, positions = (None, None) if bias is None else (bias.table_HX, bias.positions_N)
     scale = 1.0 / math.sqrt(q_NHD.shape[-1]) if options.scale is None else options.scale
     single = bias is not None or options.sinks is not None  # which are of heads, and so of each block

@@ -69,8 +69,8 @@ class _Cut:
 
 
 class Cutting:
-    """The blocks of one kind of layer. causal: no token sees those behind it. window: as `AttentionOptions.window`, and shorter than
-    the longest document."""
+    """The blocks of one kind of layer. causal: no token sees those behind it. window: as `AttentionOptions.window`, and
+    shorter than the longest document."""
 
     def __init__(self, placement: Placement, causal: bool, window: int | None, device: torch.device) -> None:
         self._causal, self._window, self._device = causal, window, device

@@ -1,7 +1,9 @@
-"""The mixture of least expected loss, and how far the runs leave it open.
+"""The mixture of least expected loss, its uncertainty, and the design of mixtures to try.
 
-It is looked for among mixtures that the runs lie around: no share is larger or smaller than one that was tried. Each
-draw of the responses has a best of its own; their spread is the interval. The domains' errors count as independent.
+The design is points of a Sobol sequence spread over the simplex as by Dirichlet distributions of several
+concentrations, after RegMix (https://arxiv.org/abs/2407.01492, section 3.1), but without chance: more runs later leave
+the first ones as they are. The best is searched among mixtures inside the range that was tried; each draw of the
+responses has a best of its own, and their spread is the interval. Errors of domains count as independent.
 
 Shapes: K sources, N runs, D domains, C candidates, B draws.
 """
@@ -21,7 +23,7 @@ from bedplate.pretraining.mixing.response import Array, Draws, Response
 MAX_RUNS = 1024
 """Mixtures that there are."""
 _CONCENTRATIONS = (0.5, 1.0, 2.0)
-"""Of a Dirichlet distribution, for each source on average: below one most of a mixture is of a few sources."""
+"""Dirichlet concentration per source, on average: below one, most of a mixture is of a few sources."""
 
 Shares = NDArray[np.float64]
 

@@ -1,14 +1,12 @@
-"""A held-out loss as a function of the mixture: forms, weighed by leaving runs out, and draws of what it may be.
+"""Held-out loss as a function of the mixture: several forms, weighted by leave-one-out error, and draws from them.
 
 exponential   L = c + exp(t · r)                   data mixing laws (https://arxiv.org/abs/2403.16952, equation 7)
 power         log L = a + Σ b_k · log(r_k + ε)     a power of each share, which no share of zero makes infinite
 quadratic     log L = Σ b_k r_k + Σ b_jk r_j r_k   Scheffé's polynomial of mixtures (1958, J. R. Stat. Soc. B 20:344)
 
-Each is linear but for one number (c, ε), of which a few values are tried. A form with its number weighs as much as it
-predicts each run from all others (pseudo-BMA: Yao et al. 2018, https://arxiv.org/abs/1704.02030, section 3.4). Draws
-are of all that weigh something, in proportion, and of each from the posterior under a flat prior and normal errors of
-one variance: what that says of one run is Student's t, as in least squares (Gelman et al., Bayesian Data Analysis,
-section 14.2).
+Each is linear but for one number (c, ε), of which a few values are tried. Weights are pseudo-BMA (Yao et al. 2018,
+https://arxiv.org/abs/1704.02030, section 3.4). Draws come from all forms with weight, in proportion, and for each from
+the posterior under a flat prior and normal errors of one variance (Gelman et al., Bayesian Data Analysis, 14.2).
 
 Shapes: N runs, K sources, P constants, B draws, C mixtures that are asked about.
 """
@@ -115,7 +113,8 @@ class Draws:
 
 
 def fit(shares_NK: Array, losses_N: Array) -> Response:
-    """Of runs' shares and losses. UsageError for fewer than three runs more than sources, or such as do not differ."""
+    """Fits a response to runs' shares and losses. UsageError for fewer than three runs more than sources, or mixtures
+    that do not differ."""
     count, sources = shares_NK.shape
     if count < sources + 3:
         raise UsageError(f"{count} runs: at least {sources + 3} are needed to fit a response to {sources} sources")

@@ -1,7 +1,7 @@
-"""From a run file to a mixture: small runs over mixtures, a response for each domain, the best, one run to check it.
+"""Mixture search: small runs over mixtures, a fitted response for each domain, the best mixture, one run to check it.
 
-What is done here follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for
-that in large ones. Each run stays in the directory; the same call resumes, also with more of them.
+Follows RegMix (https://arxiv.org/abs/2407.01492): the order of mixtures in small runs is taken for that in large ones.
+Each run stays in the directory; the same call resumes, also with more runs.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Search:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of the best mixture, for `data.mixture.weights`."""
+        """Weights of the best mixture, for `data.mixture.weights`."""
         return dict(zip(self.sources, _rounded([share.value for share in self.best.shares]), strict=True))
 
     def to_json(self) -> dict[str, Any]:
@@ -172,8 +172,8 @@ def search(
     another mixture of its corpus's sources, and one more of the mixture that is best for the goal.
 
     goal: how much each held-out domain counts, by default all that are to be learned the same. tokens: of the run that
-    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of how
-    many is done. The result is in `out`, too, as mixture.json.
+    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of
+    how many is done. The result is in `out`, too, as mixture.json.
 
     Raises ConfigError for a run file without a corpus of several sources, or of whose objective there are no bits a
     byte, UsageError for too few runs, a directory of

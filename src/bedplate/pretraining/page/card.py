@@ -1,4 +1,4 @@
-"""The model card of a base, written from its run: what it is, what it read, what it can, what is not known of it.
+"""The model card of a base, written from its run: what it is, what it was trained on, what it can do, its limits.
 
 After Mitchell et al. (https://arxiv.org/abs/1810.03993), with the metadata block that the Hugging Face Hub reads.
 """
@@ -12,7 +12,7 @@ import yaml
 
 from bedplate.pretraining.page.page import target_of
 from bedplate.pretraining.runfile.counts import shown
-from bedplate.report.markdown import cell, table
+from bedplate.report.formatting import cell, table
 
 _TASKS = {
     "decoder": ("text-generation", "It continues text"),

@@ -1,4 +1,5 @@
-"""The page of a run: written from its directory's files alone, at every checkpoint and at the end."""
+"""The HTML page of a run, with its plots: written from the files of its directory at every checkpoint and at the
+end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""A dry run: the run file's model and tokens through the cost model, or through what this machine does."""
+"""A dry run: what a run file needs in memory, time and money, on devices of the table or on this machine.
+
+1. `planned_spec` resolves the architecture and `sizes_of` (sizes.py) the steps, rows and rates, without reading texts.
+2. `device_bytes` (memory.py) counts what one device holds at the fullest moment of a step.
+3. `_on_devices` prices it with the cost model (`economics.training`); `plan_here` with a product timed on this machine.
+4. `show_plan` prints the result.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,7 @@ from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.device_memory import free_on
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import TextSpec
@@ -77,7 +83,8 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dic
     if sum(memory.values()) > usable:
         reserve = f"{MARGIN:.0%} of {plan.device.memory_bytes / 1e9:,.0f} GB are left as a reserve"
         raise UsageError(
-            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(memory, usable)} ({reserve})"
+            f"{run.run} does not fit {hardware.devices:,} × {plan.device.title}: {does_not_fit(memory, usable)} "
+            f"({reserve})"
         )
     # Training does not compute in 8 bits.
     suggestions = [suggestion for suggestion in plan.suggestions if not suggestion.startswith("fp8")]

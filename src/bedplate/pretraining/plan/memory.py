@@ -1,8 +1,8 @@
-"""What one device holds at the fullest moment of a step, in bytes by what it is, as our own training holds it.
+"""Memory of one device at the fullest moment of a step, in bytes by kind.
 
-Weights, gradients and states by the optimizer's own tensors (`training.optimizers`), shared as the layout says (FSDP2,
-https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations by `economics`, which
-counts what is kept operation by operation; and what comes and goes: logits, blocks that are gathered, updates.
+Weights, gradients and optimizer states follow the optimizer's own tensors (`training.optimizers`), shared as the layout
+says (FSDP2, https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations come from
+`economics`, operation by operation; and transient tensors: logits, gathered blocks, updates.
 """
 
 from __future__ import annotations
@@ -133,9 +133,9 @@ def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: 
 
 
 def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
-    """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it, or on a CPU
-    the logits, one gradient, and the softmax of a piece (`copies`). Of more tokens than that the gradients of the head
-    and of what it reads are made at once, and wait: how many bytes."""
+    """Bytes of logits of as many tokens as the head computes at a time: a softmax in float32 and two gradients of it,
+    or on a CPU the logits, one gradient, and the softmax of a piece (`copies`). With more tokens the gradients of the
+    head and of its input are made at once and wait: how many bytes."""
     rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
     softmax = rows * size * float(MASTER)
     logit_bytes = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)

@@ -1,4 +1,4 @@
-"""Steps, rows and rates of a run: what its file says, and where it says nothing, what the laws give."""
+"""Steps, rows and learning rate of a run: from its file, or from scaling laws where the file is silent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
-"""Of a base that is trained further, where the file says nothing: what the ladder's rung takes."""
+"""Learning rate of continued pretraining where the file gives none: the one that the ladder's rung takes."""
 FEWEST_STEPS = 200
 """A batch is made smaller rather than that a run of a few tokens has fewer steps."""
 
@@ -77,8 +77,8 @@ def _check_kind(run: RunFile, spec: TextSpec, model_types: Sequence[str]) -> Non
     if model_types and spec.kind not in model_types:
         fitting = [name for name, factory in OBJECTIVES.items() if spec.kind in factory().architectures]
         raise ConfigError(
-            f"the objective {run.objective} is for models of the kind {' or '.join(model_types)}, and this one is of the "
-            f"kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
+            f"the objective {run.objective} is for models of the kind {' or '.join(model_types)}, and this one is "
+            f"of the kind {spec.kind}: choose another model, or one of {', '.join(fitting)}"
         )
     for name in ("prompts", "suites"):
         if getattr(run.evaluation, name) and spec.kind == "encoder":

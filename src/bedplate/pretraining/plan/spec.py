@@ -1,4 +1,4 @@
-"""From the run file's model to a spec that its family can export, and to first weights."""
+"""The architecture of a run: from the model part of its file to a spec that its family can export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""What is reached on the same held-out texts without a neural network: gzip, xz, and a model of counts."""
+"""Baselines on the same held-out texts without a neural network: gzip, xz, and an n-gram model.
+
+The n-gram model has interpolated, modified Kneser–Ney smoothing (Chen and Goodman 1998,
+https://dash.harvard.edu/handle/1/25104739, section 3): absolute discounts by count, lower orders from the number of
+different tokens that precede. Counts are sorted arrays, not dictionaries.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ from bedplate.pretraining.run.data import HeldOut
 
 @dataclass(frozen=True)
 class _Order:
-    """Of the n-grams of one order. keys: sorted, context · vocabulary + token; counts; of each context, by its number:
-    the sum of its counts, and how much its discounts take from it."""
+    """N-grams of one order. keys: sorted, context · vocabulary + token; counts; for each context, by its number: the
+    sum of its counts, and how much its discounts take from it."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -67,7 +72,7 @@ class NgramModel:
         return _Order(unique, counted, totals, discounted, discounts)
 
     def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
+        """Probability of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
         estimates = np.full(len(tokens), 1.0 / self.vocabulary)
         for size in range(1, self.order + 1):
             context, valid = self._number(history[:, history.shape[1] - (size - 1) :])

@@ -1,4 +1,5 @@
-"""What is looked at when a checkpoint was saved. Nothing that goes wrong here ends the run: it is written down."""
+"""Evaluation of a checkpoint: held-out loss, samples, skill suites, exported bases. Failures are recorded, not
+raised."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ MEASURES = ("acc", "score", "nats_per_token")
 
 
 def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
-    """Of each suite the measure that makes its curve, its value and interval, and of how many items."""
+    """For each suite, the measure that makes its curve, with value, interval and number of items."""
     return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
 
 
@@ -56,7 +57,8 @@ def attempt(subject: str, call: Callable[[], object]) -> None:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is written."""
+    """Judges the base of one run. holdouts: a part of what was held out. wrote: called with each row that is
+    written."""
 
     out: Path
     base: Base

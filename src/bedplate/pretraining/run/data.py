@@ -1,4 +1,4 @@
-"""What a run learns from and is judged on, whichever way its data is given."""
+"""The data of a run, whichever way it is given: tokenizer, batch source, held-out texts, counts by source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's data from a corpus directory: memory-mapped, mixed as the run file says, judged on its own held-out texts."""
+"""A run's data from a corpus directory: memory-mapped, mixed as the run file says, evaluated on its held-out texts."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A run's data from texts as they are: read, tokenised in memory, a share kept apart. What does not fit in memory is
-built into a corpus first."""
+"""A run's data from texts named in its file: read, cut into documents, tokenised in memory, a share held out."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.core.progress import progress
 from bedplate.data.documents import Document, read_documents, read_whole_documents
 from bedplate.data.stdlib import LICENCE, read_modules
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RowShape, RunData
 from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart

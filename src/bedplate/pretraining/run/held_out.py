@@ -1,4 +1,4 @@
-"""What a model makes of texts that were kept from it: nats a token, and bits a byte, which no tokenizer changes."""
+"""Loss on held-out texts: nats per token, and bits per byte, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 

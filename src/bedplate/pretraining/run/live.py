@@ -1,4 +1,5 @@
-"""A run on the terminal while it lasts: where it stands, how fast, how long yet, what the last checkpoint was."""
+"""A run on the terminal and in TensorBoard while it lasts: readers of its metrics log, which may fail without harm to
+it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First weights of a model that is trained from nothing."""
+"""The model of a run: its first weights, its weights gathered from all ranks, and a copy that generates samples."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a run leaves in its directory beside its state: what is known of it, judgements, the page, and at the end the
-base with its card. Of several processes one writes it."""
+"""What a run writes beside its state: its record, evaluations, page, and at the end the base with its card. One process
+writes."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class PreparedRun:
 
 
 class RunOutputs:
-    """Of one run, by the one process that writes."""
+    """The outputs of one run, written by one process."""
 
     def __init__(self, planned: PreparedRun) -> None:
         self._planned, self._out = planned, planned.directory.path

@@ -1,6 +1,9 @@
-"""A run from its file to a base: `bedplate pretrain`. The same call resumes a run that was stopped or killed.
+"""`bedplate pretrain`: a run from its file to a base. The same call resumes a run that was stopped or killed.
 
-In a group of processes (torchrun, Slurm) each makes this call. All of them train; the first one writes.
+1. `pretrain` joins the processes (torchrun, Slurm) and opens the run's directory (directory.py).
+2. `_planned` reads data (from_texts.py, from_corpus.py), builds or loads the model, and derives settings (settings.py).
+3. `_Run` distributes the model over the ranks and trains it with `training.loop`.
+4. At checkpoints and at the end one process evaluates and writes (checkpoint_evaluation.py, outputs.py).
 """
 
 from __future__ import annotations
@@ -113,8 +116,8 @@ def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
 
 
 def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
-    """Of an encoder–decoder, what its decoder starts with: as in T5 what texts are padded with, or else what ends
-    them."""
+    """Generation defaults of an encoder–decoder: its decoder starts with the padding token, as in T5, or else with the
+    token that ends texts."""
     if not isinstance(spec, EncoderDecoderSpec):
         return {}
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id

@@ -1,4 +1,4 @@
-"""From a run file and its data to the numbers that the loop trains with."""
+"""The training configuration and batch sizes that follow from a run file and its data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The run file: what is trained on what, and how. Everything that a run needs is here or follows from it."""
+"""The run file as pydantic models: data, model, optimizer, schedule, checkpoints, evaluation, hardware; and which
+values may change when a run resumes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""A first look at a run file, before anything heavy is imported: typos and missing files in it are answered at once.
+"""A first look at a run file, before anything heavy is imported: typos and missing files are reported at once.
 
-It reads what the run will read again, with the same classes; what takes a model or a text to be found out is found out
-later.
+It reads the same classes as the run does; what only a model or a text can tell is found later.
 """
 
 from __future__ import annotations

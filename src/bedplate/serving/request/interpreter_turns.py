@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bedplate.inference.engine.fairness import fair_shares
+from bedplate.inference.engine.scheduler import fair_shares
 from bedplate.serving.schemas.errors import LimitError
 
 PART = 0.15
@@ -51,7 +51,7 @@ class Pacing:
         self._spent: dict[str, float] = {}
         self._since = clock()
         self.lines: dict[str, _Line] = {}
-        """Of the tenants whose calls wait or pass just now."""
+        """Lines of the tenants whose calls wait or pass just now."""
         self._current: str | None = None
         self._began = 0.0
 

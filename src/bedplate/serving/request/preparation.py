@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from bedplate.core.memory import give_back
-from bedplate.inference.engine.fairness import may_queue
+from bedplate.inference.engine.scheduler import may_queue
 from bedplate.serving.schemas.errors import LimitError
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class _Turn:
     size: int
     begun: asyncio.Future[None]
     seconds: float = 0.0
-    """Of processor that it took."""
+    """Processor time that it took."""
 
 
 _Work = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]

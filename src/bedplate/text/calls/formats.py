@@ -64,7 +64,8 @@ class CallFormat:
     `separator` from one to the next, and a `close` after the last. Of several the first is how calls are written; the
     others are read as well. White space, and any around JSON's punctuation, may differ.
 
-    signs: what a template that uses it holds; fallback_signs: any of them suffices where no format's signs are all there.
+    signs: what a template that uses it holds; fallback_signs: any of them suffices where no format's signs are all
+    there.
     betweens None: each call has a `begin` of its own, with `gap` before it. literals: how arguments are written
     behind heads that end in their `begin`. bare: a call may also begin the reply, without `begin`. arguments: how
     templates want those of earlier calls. single: templates show one call of a message only. id_letters: length of a

@@ -11,8 +11,8 @@ from bedplate.text.calls.formats import NAME, CallFormat, Literals
 
 
 def written_calls(calls: Sequence[tuple[str, Any]], written: CallFormat, spell: Callable[[str], str] = str) -> str:
-    """Calls (name and arguments) as a reply makes them. spell: how the format's own text is spelled, around the names and
-    values that a caller may have chosen. RequestError for arguments without names where the format needs them."""
+    """Calls (name and arguments) as a reply makes them. spell: how the format's own text is spelled, around the names
+    and values that a caller may have chosen. RequestError for arguments without names where the format needs them."""
     parts: list[str] = []
     for number, (name, arguments) in enumerate(calls):
         before = written.separator

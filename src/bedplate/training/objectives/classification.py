@@ -1,4 +1,4 @@
-"""Labels of texts, read off the pooled states of a base by a linear head that is learned with it.
+"""Text classification: a linear head on the pooled states of a base, trained together with it.
 
 Shapes: N texts, D features, C labels.
 """

@@ -1,10 +1,11 @@
-"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748): pairs of texts, and two crops of one text
-(independent cropping, Contriever, https://arxiv.org/abs/2112.09118, section 3.1; lengths as in its appendix A.1).
+"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748): of pairs of texts, or of two crops of each text
+(Contriever, https://arxiv.org/abs/2112.09118, section 3.1; lengths as in its appendix A.1).
 
 Each anchor's candidates are the positives and the hard negatives of the whole step, of all ranks
-(https://arxiv.org/abs/2004.04906, section 3.2); the logits are cosines times a scale. sentence-transformers calls it
-MultipleNegativesRankingLoss. Shapes: P pairs, C candidates, B rows, T tokens of a row, N
-tokens in texts, D features.
+(https://arxiv.org/abs/2004.04906, section 3.2); the logits are scaled cosines. sentence-transformers calls it
+MultipleNegativesRankingLoss.
+
+Shapes: P pairs, C candidates, B rows, T tokens of a row, N tokens in texts, D features.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Objectives that learn to undo what they did to a text: what is done to a row follows from the seed and the row's
-number in the whole run alone, so that a resumed run, and any number of ranks, sees the same."""
+"""Objectives that corrupt a text and learn to restore it. What is done to a row follows from the seed and the row's
+number in the run alone, so that resumed runs and any number of ranks see the same rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Fill in the middle (https://arxiv.org/abs/2207.14255): a document's middle is moved behind its end, so that what
-predicts the next token learns to fill a gap."""
+"""Fill in the middle (https://arxiv.org/abs/2207.14255): a document's middle moves behind its end, so that next-token
+prediction learns to fill a gap."""
 
 from __future__ import annotations
 

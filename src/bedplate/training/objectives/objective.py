@@ -1,4 +1,5 @@
-"""The objective interface: terms with their own denominators, so that accumulation, packing and ranks stay exact."""
+"""The objective interface: loss terms with their own denominators, so that gradient accumulation, packing and ranks
+stay exact; and the loss of a model on batches that it does not learn from."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4), and UL2's mixture of denoisers
-(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text with spans cut out, a decoder writes them."""
+"""Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4) and UL2's mixture of denoisers
+(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text without some spans, a decoder writes them."""
 
 from __future__ import annotations
 

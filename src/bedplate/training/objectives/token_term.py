@@ -1,4 +1,8 @@
-"""The loss of tokens given the states that predict them, and what is read off the same logits.
+"""Cross-entropy of tokens given the hidden states that predict them, with metrics read off the same logits.
+
+Logits of many positions are the largest tensor of a step. They are made piece by piece, each piece's gradients together
+with its loss, so that only one piece exists at a time and none is made twice (checkpointing makes each twice; Liger's
+fused loss, https://arxiv.org/abs/2410.10989, section 3.2, does the same inside one kernel).
 
 Shapes: N positions, D features, V vocabulary.
 """

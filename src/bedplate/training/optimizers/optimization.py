@@ -1,5 +1,5 @@
-"""The optimizers behind one small surface: float32 masters, exact accumulation, clipping, averages, and state as plain
-tensors."""
+"""The optimizer of a run: float32 masters, gradient accumulation, clipping, AdamW and Muon, averaged weights, and its
+state as plain tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ AVERAGE = "average/"
 
 
 class Average:
-    """Of tensors by name, in their own dtype."""
+    """Averages of tensors by name, in their own dtype."""
 
     def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
         self._decay = decay

@@ -1,4 +1,8 @@
-"""A model given out to the ranks that share it, by the plan that its spec decides. Its own code knows nothing of it."""
+"""Distributes a model over ranks by the plan that its spec gives: tensor and expert parallel styles, then FSDP2. The
+model's code knows nothing of it.
+
+Shapes: N tokens, D features, E experts, k of them for a token, M sorted copies of tokens.
+"""
 
 from __future__ import annotations
 

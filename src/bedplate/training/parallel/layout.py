@@ -1,4 +1,4 @@
-"""How many ranks share what, as data: the `parallel` part of a run."""
+"""The `parallel` part of a run file: how many ranks share what."""
 
 from __future__ import annotations
 

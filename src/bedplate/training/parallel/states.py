@@ -1,8 +1,8 @@
-"""States that several ranks write at once, each its own part, while training goes on (torch.distributed.checkpoint).
+"""Sharded training states (torch.distributed.checkpoint): each rank writes its part while training goes on.
 
-A state is a directory that gets its name when all of it is on the disk; what a killed run left behind has another name.
-It is read by any number of ranks, arranged in any way, and a single process's file is read as well, whichever is later.
-All ranks must see one file system.
+A state is a directory that gets its name once all of it is on disk; what a killed run leaves has another name. It is
+read by any number of ranks in any arrangement; a single process's file is read too, whichever is later. All ranks must
+see one file system.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The ranks of a mesh as the training loop sees them: sums over those with other data, and parts of parameters."""
+"""The ranks of a device mesh as the training loop sees them: sums over ranks with other data, and shards of
+parameters."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ class Mesh:
 
     @classmethod
     def of(cls, config: ParallelConfig, device: torch.device) -> Mesh:
-        """Of the processes that run. UsageError where they do not fit."""
+        """Arranges the processes that run. UsageError where they do not fit."""
         sizes = config.sizes(dist.get_world_size())
         whole = init_device_mesh(device.type, tuple(sizes[axis] for axis in AXES), mesh_dim_names=AXES)
         # torchtitan joins axes in the same way; there is no public name for it.

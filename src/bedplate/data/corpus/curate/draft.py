@@ -1,4 +1,4 @@
-"""A document on its way through the rules, which may change its text."""
+"""A document on its way through the curation rules, which may change its text."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Personal data: addresses of mail and of machines are replaced, not documents dropped. Patterns and replacements are
-datatrove's; here each document begins with the first replacement, so that none depends on its neighbours.
+"""Personal data: e-mail and IP addresses are replaced, documents are kept. Patterns and replacements are datatrove's;
+here each document begins with the first replacement, so that none depends on its neighbours.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pydantic
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.curate import code, judged, language, lines, personal, quality, repetition
+from bedplate.data.corpus.curate import classifiers, personal, quality, repetition
 from bedplate.data.corpus.curate.draft import Rule, Tools
 
 
@@ -25,13 +25,13 @@ class RuleKind:
 
 RULES: dict[str, RuleKind] = {
     "length": RuleKind(quality.LengthSettings, quality.length),
-    "language": RuleKind(language.LanguageSettings, language.language),
+    "language": RuleKind(classifiers.LanguageSettings, classifiers.language),
     "repetition": RuleKind(repetition.RepetitionSettings, repetition.repetition),
     "gopher": RuleKind(quality.GopherSettings, quality.gopher),
-    "c4": RuleKind(lines.C4Settings, lines.c4),
+    "c4": RuleKind(quality.C4Settings, quality.c4),
     "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb),
-    "code": RuleKind(code.CodeSettings, code.code),
-    "judged": RuleKind(judged.JudgedSettings, judged.judged),
+    "code": RuleKind(quality.CodeSettings, quality.code),
+    "judged": RuleKind(classifiers.JudgedSettings, classifiers.judged),
     "personal": RuleKind(personal.PersonalSettings, personal.personal),
 }
 """In the order that they are applied."""

@@ -1,8 +1,13 @@
-"""Quality by heuristics: Gopher's (https://arxiv.org/abs/2112.11446, appendix A1.1) and FineWeb's
-(https://arxiv.org/abs/2406.17557, section 3.6). The outcomes are those of datatrove's filters.
+"""Quality heuristics for prose and code, with the outcomes of datatrove's filters.
+
+Gopher (https://arxiv.org/abs/2112.11446, appendix A1.1), FineWeb (https://arxiv.org/abs/2406.17557, section 3.6), C4
+(https://arxiv.org/abs/1910.10683, section 2.2; datatrove follows tensorflow_datasets' code), and for source code The
+Stack and StarCoder (https://arxiv.org/abs/2305.06161, section 3; https://arxiv.org/abs/2107.03374, section 3.1).
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 
@@ -133,3 +138,119 @@ def repeats(segments: list[str]) -> tuple[int, int]:
         else:
             unique.add(segment)
     return count, characters
+
+
+_CITATIONS = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
+_ENDS = (".", "?", "!", '"', "'")
+_POLICIES = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
+_PARTS = ("cookie", "terms of use", "privacy policy")
+"""Each policy has one of these."""
+
+
+class C4Settings(Strict):
+    """C4's thresholds. FineWeb keeps lines that end in no punctuation (`punctuated` false)."""
+
+    punctuated: bool = True
+    min_sentences: int = 5
+    min_words_per_line: int = 3
+    max_word: int = 1000
+    citations: bool = True
+    lorem_ipsum: bool = True
+    javascript: bool = True
+    curly_bracket: bool = True
+    policies: bool = True
+
+
+def c4(settings: C4Settings, tools: Tools) -> Rule:
+    """Lines that end like no sentence, that speak of cookies or JavaScript; then documents with few sentences."""
+
+    def rule(draft: DraftDocument) -> str | None:
+        lines: list[str] = []
+        everywhere = draft.text.lower()  # what is nowhere is looked for in no line
+        lorem = settings.lorem_ipsum and "lorem ipsum" in everywhere
+        javascript = settings.javascript and "javascript" in everywhere
+        speaks = settings.policies and any(part in everywhere for part in _PARTS)
+        policies = [policy for policy in _POLICIES if speaks and policy in everywhere]
+        watched = lorem or javascript or bool(policies)
+        bracket = settings.curly_bracket and "{" in draft.text
+        for whole in draft.text.splitlines():
+            line = whole.strip()
+            if len(line) > settings.max_word and any(len(word) > settings.max_word for word in whole.split()):
+                continue
+            if settings.citations and "[" in line:
+                line = _CITATIONS.sub("", line)
+            if settings.punctuated and (not line.endswith(_ENDS) or line.endswith("...")):
+                continue
+            if len(whole.split(None, settings.min_words_per_line)) < settings.min_words_per_line:
+                continue
+            lower = line.lower() if watched else ""
+            if lorem and "lorem ipsum" in lower:
+                return "lorem_ipsum"
+            if javascript and "javascript" in lower:
+                continue
+            if bracket and "{" in line:
+                return "curly_bracket"
+            if policies and any(policy in lower for policy in policies):
+                continue
+            lines.append(line)
+        count = _sentences(lines, settings.min_sentences, tools)
+        if count < settings.min_sentences:
+            return f"few_sentences: {count} in {len(lines)} lines that were kept"
+        draft.text = "\n".join(lines).strip()
+        return None
+
+    return rule
+
+
+def _sentences(lines: list[str], minimum: int, tools: Tools) -> int:
+    """How many there are, counted no further than must be: every line that says something has one."""
+    plain = sum(1 for line in lines if line.strip())
+    return plain if plain >= minimum else sum(map(tools.vocabulary.sentences, lines))
+
+
+_GENERATED = re.compile(
+    r"auto[- ]?generated|generated (?:automatically|by|from)|do not (?:edit|modify)|this file (?:is|was) generated",
+    re.I,
+)
+_HEX = re.compile(r"(?:\\x[0-9a-fA-F]{2}|0x[0-9a-fA-F]{2}\s*,|[0-9a-fA-F]{64,}|[A-Za-z0-9+/]{200,}={0,2})")
+
+
+class CodeSettings(Strict):
+    """max_line, max_mean_line: characters; min_letters_digits: share of characters; generated_lines: how many lines are
+    looked through for what programs say of their output; max_data: share of characters in encoded bytes."""
+
+    min_characters: int = 100
+    max_characters: int = 1_000_000
+    max_line: int = 1000
+    max_mean_line: float = 100
+    min_letters_digits: float = 0.25
+    generated_lines: int = 5
+    max_data: float = 0.5
+
+
+def code(settings: CodeSettings, tools: Tools) -> Rule:
+    """Minified, generated, data that is written as code, or hardly any text."""
+
+    def rule(draft: DraftDocument) -> str | None:
+        text = draft.text
+        if len(text) < settings.min_characters:
+            return f"short: {len(text)} characters"
+        if len(text) > settings.max_characters:
+            return f"long: {len(text)} characters"
+        lines = text.splitlines()
+        longest = max(map(len, lines))
+        if longest > settings.max_line:
+            return f"long_line: {longest} characters"
+        mean = sum(map(len, lines)) / len(lines)
+        if mean > settings.max_mean_line:
+            return f"long_lines: {mean:.0f} characters on average"
+        share = sum(map(str.isalnum, text)) / len(text)
+        if share < settings.min_letters_digits:
+            return f"few_letters: {share:.2f} of characters are letters or digits"
+        for number, line in enumerate(lines[: settings.generated_lines], start=1):
+            if _GENERATED.search(line):
+                return f"generated: line {number} says {line.strip()[:80]!r}"
+        data = sum(match.end() - match.start() for match in _HEX.finditer(text)) / len(text)
+        return f"data: {data:.2f} of characters are encoded bytes" if data > settings.max_data else None
+
+    return rule

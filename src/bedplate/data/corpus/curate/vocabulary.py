@@ -1,5 +1,5 @@
-"""The words of a text as numbers, fast: spaCy's tokenizer works on each stretch without white space alone, so what it
-makes of a stretch is remembered. `datatrove.utils.text.split_into_words` gives the same words.
+"""Words of a text as numbers. spaCy's tokenizer treats each whitespace-separated stretch alone, so its result is cached
+by stretch. The words are those of `datatrove.utils.text.split_into_words`.
 """
 
 from __future__ import annotations

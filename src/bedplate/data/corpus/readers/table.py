@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bedplate.data.corpus.readers.hub import HubReader
-from bedplate.data.corpus.readers.packages import PyPIReader
 from bedplate.data.corpus.readers.part import Reader
+from bedplate.data.corpus.readers.remote import HubReader, PyPIReader
 from bedplate.data.corpus.readers.tables import JsonReader, ParquetReader
 from bedplate.data.corpus.readers.text import CodeReader, FilesReader, StandardLibraryReader
 from bedplate.data.corpus.readers.web import HtmlReader, WarcReader

@@ -1,4 +1,4 @@
-"""Pages of the web: the article is extracted by trafilatura (Barbaresi, ACL 2021), as datatrove has it."""
+"""Web pages: the main article is extracted by trafilatura (Barbaresi, ACL 2021), as in datatrove."""
 
 from __future__ import annotations
 

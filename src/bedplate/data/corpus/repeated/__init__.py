@@ -1,7 +1,6 @@
-"""Text that is there more than once: in the corpus itself, or in what a model will be judged on.
+"""Text that occurs more than once: in the corpus itself, or in what a model will be evaluated on.
 
 words.py           words without case, accents, punctuation and numbers, as hashes
-minhash.py         signatures of near-duplicates, and their clusters
-duplicates.py      which documents of a corpus are left out as copies
+minhash.py         exact copies and near-duplicates, and their clusters
 contamination.py   n-grams of evaluations
 """

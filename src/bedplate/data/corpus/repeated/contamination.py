@@ -1,4 +1,4 @@
-"""Documents that say what an evaluation says, so many words in a row (13 in GPT-3's appendix C,
+"""Contamination: documents that share so many words in a row with an evaluation (13 in GPT-3's appendix C,
 https://arxiv.org/abs/2005.14165)."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_file, sha256_json
 from bedplate.core.json import load_json
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.arrays import save_arrays
 from bedplate.data.corpus.repeated.words import n_grams, word_hashes
+from bedplate.data.corpus.shards import save_arrays
 
 _ENDS = (".jsonl", ".jsonl.gz", ".json", ".csv", ".tsv", ".txt", ".md")
 
@@ -77,7 +77,7 @@ class Contamination:
 
 
 def files(name: str, directory: Path) -> list[Path]:
-    """Of an evaluation by name (a suite or data set of the catalogue, pulled) or by path."""
+    """Files of an evaluation, by name (a suite or data set of the catalogue, pulled) or by path."""
     from bedplate.hub.catalog import CATALOG
 
     place = directory / Path(name).expanduser()

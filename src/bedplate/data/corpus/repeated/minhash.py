@@ -1,15 +1,20 @@
-"""Near-duplicates by MinHash (Broder, 1997) and locality-sensitive bands: documents that agree in all hashes of a band
-are one cluster. Hash functions are multiply-shift (Dietzfelbinger et al., 1997) over hashes of n-grams of words.
+"""Duplicate documents: exact copies by hash, near-duplicates by MinHash (Broder, 1997) with locality-sensitive bands.
+Of each cluster the first document stays.
+
+Documents that agree in all hashes of a band are one cluster. Hash functions are multiply-shift (Dietzfelbinger et al.,
+1997) over hashes of n-grams of words.
 
 Shapes: D documents, S shingles of one, H = bands × rows hashes, B bands.
 """
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.data.corpus.recipe import MinHashSettings
+from bedplate.data.corpus.recipe import Dedup, MinHashSettings
 from bedplate.data.corpus.repeated.words import n_grams, word_hashes
 
 _TOGETHER = 2048
@@ -47,8 +52,8 @@ class MinHash:
 
 
 def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each document [D] the first of its cluster, which is itself where it is like no other before. Documents that
-    have no signature are their own."""
+    """The first document of each document's cluster [D]: itself where it is like none before it, or has no
+    signature."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -70,3 +75,32 @@ def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[
     firsts = np.full(int(labels.max()) + 1, count, np.int64)
     np.minimum.at(firsts, labels, np.arange(count))
     return firsts[labels]
+
+
+UNIQUE, EXACT, NEAR = 0, 1, 2
+
+
+def text_hash(text: str) -> tuple[int, int]:
+    """128 bits of a text that white space does not change."""
+    digest = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def copies(
+    settings: Dedup, hashes_D2: NDArray[np.uint64], bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """KEPT, EXACT or NEAR for each document [D], and the document that it copies (itself where it is kept)."""
+    count = len(hashes_D2)
+    fate, of = np.zeros(count, np.int8), np.arange(count)
+    if settings.exact and count:
+        order = np.lexsort((np.arange(count), hashes_D2[:, 1], hashes_D2[:, 0]))
+        ordered = hashes_D2[order]
+        new = np.concatenate([[True], (ordered[1:] != ordered[:-1]).any(axis=1)])
+        of[order] = order[np.flatnonzero(new)[np.cumsum(new) - 1]]
+        fate[of != np.arange(count)] = EXACT
+    if settings.minhash is not None and count:
+        first_of_cluster = clusters(bands_DB, has_D & (fate == UNIQUE))
+        copied = (fate == UNIQUE) & (first_of_cluster != np.arange(count))
+        fate[copied], of[copied] = NEAR, first_of_cluster[copied]
+        of = of[of]  # an exact copy of a near copy is a copy of the one that stays
+    return fate, of

@@ -1,5 +1,5 @@
-"""The words of a text as 64-bit hashes, told apart by nothing but what they say: lower case, numbers made one, without
-punctuation and accents. `datatrove.utils.text.simplify_text` gives the same words, between spaces.
+"""Words of a text as 64-bit hashes: lower case, all numbers alike, without punctuation and accents. They are the words
+of `datatrove.utils.text.simplify_text`.
 """
 
 from __future__ import annotations

@@ -6,33 +6,28 @@ keys normalised; embeddings times √hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bedplate.models.families.decoders import (
     ATTENTION,
+    ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
+    NO_DROPOUT,
     QK_NORMS,
     SANDWICH_NORMS,
     TINY,
-    activation_name,
-    decoder_rules,
-    size_fields,
-    take_activation,
-    take_sizes,
+    decoder_weights,
+    rms_norm,
+    sizes,
     take_windows,
     window_fields,
 )
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_ropes
-from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
+from bedplate.models.families.dense.gemma2 import GEMMA_ACTIVATION, SANDWICH, gemma_scales
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, ignored, only
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.rope import FULL, SLIDING, ropes
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_ORIGIN = "config.json (gemma3_text)"
-
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS), IGNORABLE)
+HF_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS)
 EXAMPLES = (
     {**TINY, "head_dim": 8, "sliding_window": 7, "sliding_window_pattern": 2, "query_pre_attn_scalar": 12},
     {
@@ -51,64 +46,34 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Gemma3ForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
-    # Of attention scores only Gemma-2 has a cap: this family's code reads the field and does nothing.
-    fields.only("attn_logit_softcapping", None)
-    fields.only("use_bidirectional_attention", False, None)
-    pattern = fields.whole("sliding_window_pattern", fields.whole("_sliding_window_pattern", 6, null=6), null=6)
-    window = fields.optional("sliding_window", 4096)
-    default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(sizes["layers"])]
-    context = sizes["context_length"]
-    full, sliding = take_ropes(fields, _ORIGIN, context=context, theta=1_000_000.0, local_theta=10_000.0)
-    cap = fields.real("final_logit_softcapping")
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "cache_implementation"))
-    queries = fields.real("query_pre_attn_scalar", 256)
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        norm_placement="sandwich",
-        norm_offset=1.0,
-        qk_norm="head",
-        rope=full,
-        local_rope=None if sliding == full else sliding,
-        windows=take_windows(fields, sizes["layers"], window, default, _ORIGIN),
-        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _ORIGIN),
-        attention_bias=fields.flag("attention_bias", False),
-        scales=Scales(
-            embedding=sizes["hidden_size"] ** 0.5,
-            attention=None if queries == sizes["head_dim"] else queries**-0.5,
-            logit_cap=cap,
-        ),
-    )
-    fields.finish()
-    return spec
+def _read_windows(fields: Fields, values: Values) -> Values:
+    """Every sixth layer sees everything, where the config does not say which."""
+    older = fields.whole("_sliding_window_pattern", 6, null=6)
+    pattern, count = fields.whole("sliding_window_pattern", older, null=6), values["layers"]
+    default = [FULL if (layer + 1) % pattern == 0 else SLIDING for layer in range(count)]
+    return {"windows": take_windows(fields, count, fields.optional("sliding_window", 4096), default)}
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    scales, rope = spec.scales or Scales(), spec.position.rope or Rope()
-    local = spec.position.local_rope or rope
-    return (
-        size_fields(spec, "gemma3_text", "Gemma3ForCausalLM")
-        | {
-            "rms_norm_eps": spec.norm.eps,
-            "hidden_activation": activation_name(spec.feedforward.activation),
-            "attention_bias": spec.attention.bias,
-            "attention_dropout": 0.0,
-            "query_pre_attn_scalar": spec.attention.head_dim
-            if scales.attention is None
-            else round(scales.attention**-2),
-            "final_logit_softcapping": scales.logit_cap,
-            "attn_logit_softcapping": None,
-            "rope_theta": rope.theta,
-            "rope_local_base_freq": local.theta,
-            "rope_parameters": {FULL: rope_parameters(rope), SLIDING: rope_parameters(local)},
-        }
-        | window_fields(spec)
-    )
+def _older_thetas(flat: Values, spec: TransformerSpec) -> Values:
+    """The ropes' bases in the older spelling."""
+    rope = flat["rope"] or Rope()
+    return {"rope_theta": rope.theta, "rope_local_base_freq": (flat["local_rope"] or rope).theta}
 
 
-HF = Family(("hf", "gemma3_text"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gemma3"),), examples=EXAMPLES)
+FIELDS = (
+    *sizes(head_dim=256, context=131_072, tied=True),
+    rms_norm(1e-6),
+    SANDWICH,
+    constant(qk_norm="head"),
+    ropes(theta=1_000_000.0, local_theta=10_000.0),
+    Field(write=_older_thetas),
+    Field(_read_windows, lambda flat, spec: window_fields(spec)),
+    GEMMA_ACTIVATION,
+    ATTENTION_BIAS,
+    gemma_scales(logit_cap=None),
+    NO_DROPOUT,
+    only("use_bidirectional_attention", False, None),
+    ignored("cache_implementation"),
+)
+
+HF = hf_family("gemma3_text", "Gemma3ForCausalLM", FIELDS, HF_WEIGHTS, "gemma3", examples=EXAMPLES)

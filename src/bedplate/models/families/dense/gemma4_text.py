@@ -16,27 +16,27 @@ from typing import Any
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import (
     ATTENTION,
+    ATTENTION_BIAS,
     GATED,
-    IGNORABLE,
+    NO_DROPOUT,
     QK_NORMS,
     SANDWICH_NORMS,
     TINY,
-    activation_name,
-    decoder_rules,
-    size_fields,
-    take_activation,
-    take_sizes,
+    decoder_weights,
+    rms_norm,
+    sizes,
     take_windows,
     window_fields,
 )
+from bedplate.models.families.dense.gemma2 import GEMMA_ACTIVATION
 from bedplate.models.families.experts.expert_weights import stacked_rules
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_ropes
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, ignored, only
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.rope import FULL, SLIDING, ropes
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Experts, FullAttention, Rope, Scales, SharedKeys, TransformerSpec
+from bedplate.models.specs.transformer import Experts, FullAttention, Scales, SharedKeys, TransformerSpec
 
-_ORIGIN = "config.json (gemma4_text)"
 _LAYER, _MIXTURE = "model.layers.{i}", "layers.{i}.beside"
 
 _EXPERTS = (
@@ -50,9 +50,14 @@ _LAYER_INPUTS = (
     ("layer_input.down", "per_layer_projection"),
     ("layer_input_norm", "post_per_layer_input_norm"),
 )
-HF_WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *SANDWICH_NORMS, *_EXPERTS, *_LAYER_INPUTS),
+HF_WEIGHTS = decoder_weights(
+    *ATTENTION,
+    *QK_NORMS,
+    *GATED,
+    *SANDWICH_NORMS,
+    *_EXPERTS,
+    *_LAYER_INPUTS,
+    more=(
         renamed("layer_inputs.embedding.weight", "model.embed_tokens_per_layer.weight"),
         renamed("layer_inputs.projection.weight", "model.per_layer_model_projection.weight"),
         renamed("layer_inputs.norm.weight", "model.per_layer_projection_norm.weight"),
@@ -61,7 +66,6 @@ HF_WEIGHTS = WeightMap(
         renamed(f"{_MIXTURE}.router.expert_scale", f"{_LAYER}.router.per_expert_scale"),
         *stacked_rules(f"{_LAYER}.experts", f"{_MIXTURE}.experts"),
     ),
-    IGNORABLE,
 )
 _ROPES = {
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
@@ -101,141 +105,148 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Gemma4ForCausalLM → spec."""
-    fields = Fields(_DEFAULTS | {name: value for name, value in config.items() if value is not None}, _ORIGIN)
-    sizes = take_sizes(fields, head_dim=256, context=131_072, tied=True)
-    windows = _take_windows(fields, sizes["layers"])
-    full, sliding = take_ropes(
-        fields, _ORIGIN, context=sizes["context_length"], theta=1_000_000.0, local_theta=10_000.0
-    )
-    # Images alone are seen in both directions.
-    fields.only("use_bidirectional_attention", None, "vision")
-    cap, input_size = fields.real("final_logit_softcapping"), fields.whole("hidden_size_per_layer_input", 256)
-    if input_size:
-        fields.only("vocab_size_per_layer_input", sizes["vocab_size"])
-    part = _take_experts(fields)
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "vocab_size_per_layer_input", "cache_implementation"))
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        norm_placement="sandwich",
-        qk_norm="head",
-        value_norm=True,
-        rope=full,
-        local_rope=None if sliding == full or not windows else sliding,
-        windows=windows,
-        activation=take_activation(fields, "hidden_activation", "gelu_pytorch_tanh", _ORIGIN),
-        attention_bias=fields.flag("attention_bias", False),
-        scales=Scales(embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=cap),
-        experts=part,
-        shared_keys=_take_shared(fields, sizes["feedforward_size"]),
-        layer_input_size=input_size,
-        output_scales=True,
-    )
-    spec = spec.with_(full=_take_full(fields, spec))
-    fields.finish()
-    for rope in (full, sliding):
-        if rope.fraction != 1 and not rope.proportional:
-            raise UnsupportedModelError(f"{_ORIGIN}: partial_rotary_factor is for the rope_type 'proportional' alone")
-    return spec
-
-
-def _take_windows(fields: Fields, layers: int) -> tuple[int | None, ...]:
-    """Of the layers, the last of which sees everything."""
-    default = [FULL if (layer + 1) % 6 == 0 or layer == layers - 1 else SLIDING for layer in range(layers)]
-    windows = take_windows(fields, layers, fields.size("sliding_window"), default, _ORIGIN)
-    if windows and windows[(layers - 1) % len(windows)] is not None:
-        raise UnsupportedModelError(f"{_ORIGIN}: the last of layer_types must be {FULL!r}; transformers makes it so")
-    return windows
-
-
-def _take_experts(fields: Fields) -> Experts | None:
-    """The experts beside the feed-forward, which sees every token."""
-    names = ("num_experts", "top_k_experts", "moe_intermediate_size")
-    if not fields.flag("enable_moe_block", False):
-        fields.ignore(names)
-        return None
-    count, chosen, size = map(fields.size, names)
-    return Experts(count, chosen, size, beside=True, router_scales=True)
-
-
-def _take_shared(fields: Fields, size: int) -> SharedKeys | None:
-    """Layers that share keys and values."""
-    layers, double_width = fields.whole("num_kv_shared_layers", 0), fields.flag("use_double_wide_mlp", False)
-    return SharedKeys(layers, 2 * size if double_width else None) if layers else None
-
-
-def _take_full(fields: Fields, spec: TransformerSpec) -> FullAttention | None:
-    """The shape of attention in layers that see everything: by number of layer, or (before) for all of them."""
-    keys_are_values, heads = fields.flag("attention_k_eq_v", False), fields.pop("num_global_key_value_heads")
-    overrides: dict[str, Any] = {"head_dim": fields.pop("global_head_dim", 512)}
-    if keys_are_values and heads is not None:
-        overrides["num_key_value_heads"] = heads
-    layer_configs: Mapping[str, Mapping[str, Any]] | None = fields.pop("per_layer_config")
-    if layer_configs is not None:
-        sets = {int(layer): dict(layer_config) for layer, layer_config in layer_configs.items()}
-        overrides = sets.get(spec.layers - 1, {})
-        for layer in range(spec.layers):
-            if sets.get(layer, {}) != (overrides if spec.window(layer) is None else {}):
-                raise UnsupportedModelError(
-                    f"{_ORIGIN}: per_layer_config of layer {layer} is not supported (only one and the same for all "
-                    f"layers of type {FULL!r}, and none for others)"
-                )
-    attention_fields = Fields(overrides, f"{_ORIGIN} per_layer_config")
-    head_dim, kv_heads = (
-        int(attention_fields.pop(*arguments))
-        for arguments in (("head_dim", spec.attention.head_dim), ("num_key_value_heads", spec.attention.kv_heads))
-    )
-    attention_fields.finish()
-    part = FullAttention(
-        None if head_dim == spec.attention.head_dim else head_dim,
-        None if kv_heads == spec.attention.kv_heads else kv_heads,
-        keys_are_values,
-    )
-    return None if part == FullAttention() else part
-
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    scales, rope, experts = spec.scales or Scales(), spec.position.rope or Rope(), spec.experts
-    local, shared, part = (
-        spec.position.local_rope or rope,
-        spec.attention.shared_keys,
-        spec.attention.full or FullAttention(),
-    )
-    shared_size = None if shared is None else shared.feedforward_size
-    if shared_size is not None and shared_size != 2 * spec.feedforward.size:
+def _read_windows(fields: Fields, values: Values) -> Values:
+    """The windows of the layers, the last of which sees everything."""
+    count = values["layers"]
+    default = [FULL if (layer + 1) % 6 == 0 or layer == count - 1 else SLIDING for layer in range(count)]
+    windows = take_windows(fields, count, fields.size("sliding_window"), default)
+    if windows and windows[(count - 1) % len(windows)] is not None:
         raise UnsupportedModelError(
-            f"{_ORIGIN}: layers that share keys can be twice as wide as others, not {shared_size}"
+            f"{fields.origin}: the last of layer_types must be {FULL!r}; transformers makes it so"
         )
-    heads = spec.attention.kv_heads if part.kv_heads is None else part.kv_heads
-    full = {"head_dim": part.head_dim or spec.attention.head_dim, "num_key_value_heads": heads}
-    everything = [layer for layer in range(spec.layers) if spec.window(layer) is None]
-    return (
-        size_fields(spec, "gemma4_text", "Gemma4ForCausalLM")
-        | {
-            "rms_norm_eps": spec.norm.eps,
-            "hidden_activation": activation_name(spec.feedforward.activation),
-            "attention_bias": spec.attention.bias,
-            "attention_dropout": 0.0,
-            "final_logit_softcapping": scales.logit_cap,
-            "rope_parameters": {FULL: rope_parameters(rope), SLIDING: rope_parameters(local)},
-            "attention_k_eq_v": part.keys_are_values,
-            "global_head_dim": full["head_dim"],
-            "num_global_key_value_heads": heads if part.keys_are_values else None,
-            "per_layer_config": {str(layer): full for layer in everything},
-            "num_kv_shared_layers": 0 if shared is None else shared.layers,
-            "use_double_wide_mlp": shared_size is not None,
-            "hidden_size_per_layer_input": spec.layer_input_size,
-            "vocab_size_per_layer_input": spec.vocab_size,
-            "enable_moe_block": experts is not None,
-            "num_experts": None if experts is None else experts.count,
-            "top_k_experts": None if experts is None else experts.per_token,
-            "moe_intermediate_size": None if experts is None else experts.feedforward_size,
-        }
-        | window_fields(spec)
+    return {"windows": windows}
+
+
+def _check_ropes(fields: Fields, values: Values) -> Values:
+    for rope in (values["rope"], values["local_rope"]):
+        if rope is not None and rope.fraction != 1 and not rope.proportional:
+            raise UnsupportedModelError(
+                f"{fields.origin}: partial_rotary_factor is for the rope_type 'proportional' alone"
+            )
+    return {} if values["windows"] else {"local_rope": None}
+
+
+def _read_scales(fields: Fields, values: Values) -> Values:
+    cap = fields.real("final_logit_softcapping")
+    return {"scales": Scales(embedding=values["hidden_size"] ** 0.5, attention=1.0, logit_cap=cap)}
+
+
+def _scale_fields(flat: Values, spec: TransformerSpec) -> Values:
+    return {"final_logit_softcapping": (flat["scales"] or Scales()).logit_cap}
+
+
+def _read_layer_inputs(fields: Fields, values: Values) -> Values:
+    input_size = fields.whole("hidden_size_per_layer_input", 256)
+    if input_size:
+        fields.only("vocab_size_per_layer_input", values["vocab_size"])
+    return {"layer_input_size": input_size}
+
+
+def _layer_input_fields(flat: Values, spec: TransformerSpec) -> Values:
+    return {
+        "hidden_size_per_layer_input": flat["layer_input_size"],
+        "vocab_size_per_layer_input": flat["vocab_size"],
+    }
+
+
+_EXPERT_NAMES = {"num_experts": "count", "top_k_experts": "per_token", "moe_intermediate_size": "feedforward_size"}
+
+
+def _read_experts(fields: Fields, values: Values) -> Values:
+    """The experts beside the feed-forward, which sees every token."""
+    if not fields.flag("enable_moe_block", False):
+        fields.ignore(_EXPERT_NAMES)
+        return {}
+    count, chosen, size = map(fields.size, _EXPERT_NAMES)
+    return {"experts": Experts(count, chosen, size, beside=True, router_scales=True)}
+
+
+def _expert_fields(flat: Values, spec: TransformerSpec) -> Values:
+    part = flat["experts"]
+    return {"enable_moe_block": part is not None} | {
+        theirs: None if part is None else getattr(part, ours) for theirs, ours in _EXPERT_NAMES.items()
+    }
+
+
+def _read_shared(fields: Fields, values: Values) -> Values:
+    """Layers that share keys and values."""
+    count, is_double = fields.whole("num_kv_shared_layers", 0), fields.flag("use_double_wide_mlp", False)
+    size = 2 * values["feedforward_size"] if is_double else None
+    return {"shared_keys": SharedKeys(count, size) if count else None}
+
+
+def _shared_fields(flat: Values, spec: TransformerSpec) -> Values:
+    shared = flat["shared_keys"]
+    size = None if shared is None else shared.feedforward_size
+    if size is not None and size != 2 * flat["feedforward_size"]:
+        raise UnsupportedModelError(
+            f"config.json (gemma4_text): layers that share keys can be twice as wide as others, not {size}"
+        )
+    return {"num_kv_shared_layers": 0 if shared is None else shared.layers, "use_double_wide_mlp": size is not None}
+
+
+def _read_full(fields: Fields, values: Values) -> Values:
+    """The shape of attention in layers that see everything: by number of layer, or (before) for all of them."""
+    keys_are_values, kv_heads = fields.flag("attention_k_eq_v", False), fields.pop("num_global_key_value_heads")
+    overrides: dict[str, Any] = {"head_dim": fields.pop("global_head_dim", 512)}
+    if keys_are_values and kv_heads is not None:
+        overrides["num_key_value_heads"] = kv_heads
+    by_layer: Mapping[str, Mapping[str, Any]] | None = fields.pop("per_layer_config")
+    if by_layer is not None:
+        sets = {int(layer): dict(layer_config) for layer, layer_config in by_layer.items()}
+        count, windows = values["layers"], values["windows"] or (None,)
+        overrides = sets.get(count - 1, {})
+        for layer in range(count):
+            if sets.get(layer, {}) != (overrides if windows[layer % len(windows)] is None else {}):
+                raise UnsupportedModelError(
+                    f"{fields.origin}: per_layer_config of layer {layer} is not supported (only one and the same for "
+                    f"all layers of type {FULL!r}, and none for others)"
+                )
+    layer_fields = Fields(overrides, f"{fields.origin} per_layer_config")
+    usual = values["head_dim"], values["kv_heads"]
+    head_dim, kv_heads = (
+        int(layer_fields.pop(name, size)) for name, size in zip(("head_dim", "num_key_value_heads"), usual, strict=True)
     )
+    layer_fields.finish()
+    full = FullAttention(
+        None if head_dim == usual[0] else head_dim, None if kv_heads == usual[1] else kv_heads, keys_are_values
+    )
+    return {"full": None if full == FullAttention() else full}
+
+
+def _full_fields(flat: Values, spec: TransformerSpec) -> Values:
+    full = flat["full"] or FullAttention()
+    shape = {"head_dim": full.head_dim or flat["head_dim"], "num_key_value_heads": full.kv_heads or flat["kv_heads"]}
+    return {
+        "attention_k_eq_v": full.keys_are_values,
+        "global_head_dim": shape["head_dim"],
+        "num_global_key_value_heads": shape["num_key_value_heads"] if full.keys_are_values else None,
+        "per_layer_config": {str(layer): shape for layer in range(spec.layers) if spec.window(layer) is None},
+    }
+
+
+FIELDS = (
+    *sizes(head_dim=256, context=131_072, tied=True),
+    rms_norm(1e-6),
+    constant(norm_placement="sandwich", qk_norm="head", value_norm=True, output_scales=True),
+    Field(_read_windows, lambda flat, spec: window_fields(spec)),
+    ropes(theta=1_000_000.0, local_theta=10_000.0),
+    Field(_check_ropes),
+    GEMMA_ACTIVATION,
+    ATTENTION_BIAS,
+    Field(_read_scales, _scale_fields),
+    Field(_read_layer_inputs, _layer_input_fields),
+    Field(_read_experts, _expert_fields),
+    Field(_read_shared, _shared_fields),
+    Field(_read_full, _full_fields),
+    NO_DROPOUT,
+    only("use_bidirectional_attention", None, "vision"),  # images alone are seen in both directions
+    ignored("vocab_size_per_layer_input", "cache_implementation"),
+)
+
+
+def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _DEFAULTS | {name: value for name, value in config.items() if value is not None}
 
 
 def with_unread(weights: WeightMap, spec: TransformerSpec, names: str) -> WeightMap:
@@ -249,12 +260,13 @@ def _weights_of(spec: TransformerSpec) -> WeightMap:
     return with_unread(HF_WEIGHTS, spec, r"model\.layers\.{}\.self_attn\.([kv]_proj|[kv]_norm)\.(weight|bias)")
 
 
-HF = Family(
-    ("hf", "gemma4_text"),
-    from_hf,
-    to_hf,
+HF = hf_family(
+    "gemma4_text",
+    "Gemma4ForCausalLM",
+    FIELDS,
     HF_WEIGHTS,
-    (("gguf", "gemma4"),),
+    "gemma4",
     examples=EXAMPLES,
+    prepare=_with_defaults,
     weights_of=_weights_of,
 )

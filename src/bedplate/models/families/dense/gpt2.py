@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
-from bedplate.models.families.decoders import DROPOUTS, PARTS, activation_name, take_activation
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.decoders import DROPOUTS, PARTS, activation
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, constant, flag, ignored, layers, only, real, size, whole
 from bedplate.models.families.weights import Rule, WeightMap, fused, renamed, transposed, turned
 from bedplate.models.specs.transformer import TransformerSpec
-
-_ORIGIN = "config.json (gpt2)"
 
 
 def _thirds(spec: TransformerSpec) -> tuple[int, int, int]:
@@ -52,60 +51,25 @@ _INERT = (
     *("n_special", "predict_special_tokens"),  # of the first published files' training
 )
 EXAMPLES = (_TINY, _TINY | {"n_head": 3, "n_inner": 80, "activation_function": "relu", "n_layer": 2})
-
-
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a GPT2LMHeadModel → spec."""
-    fields = Fields(config, _ORIGIN)
-    hidden, heads, context = (
-        fields.size("n_embd"),
-        fields.size("n_head"),
-        fields.whole("n_positions", 1024),
-    )
-    fields.only("n_ctx", context, None)
-    fields.only("scale_attn_weights", True)
-    fields.only("scale_attn_by_inverse_layer_idx", False)
-    fields.only("add_cross_attention", False)
+FIELDS = (
+    constant(kind="decoder", norm="layer", gated=False, attention_bias=True, feedforward_bias=True),
+    size("vocab_size"),
+    size("n_embd", "hidden_size"),
+    layers("n_layer", "layers"),
+    size("n_head", "heads"),
+    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
+    whole("n_inner", "feedforward_size", lambda values: 4 * values["hidden_size"], null=...),
+    whole("n_positions", "context_length", 1024),
+    Field(lambda _, values: {"position_rows": values["context_length"]}),
+    real("layer_norm_epsilon", "norm_eps", 1e-5),
+    activation("activation_function", "gelu_new"),
+    flag("tie_word_embeddings", "tied_head", True),
+    only("n_ctx", itemgetter("context_length"), None),
+    only("scale_attn_weights", True),
+    only("scale_attn_by_inverse_layer_idx", False),
+    only("add_cross_attention", False),
     # Scores in float32, which the plain way makes anyway; the head of classifiers; how to generate.
-    fields.ignore((*HF_BOOKKEEPING, *DROPOUTS, *_INERT, "reorder_and_upcast_attn", "task_specific_params"))
-    spec = TransformerSpec.from_fields(
-        kind="decoder",
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        layers=fields.layers("n_layer"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        feedforward_size=fields.whole("n_inner", 4 * hidden, null=4 * hidden),
-        context_length=context,
-        position_rows=context,
-        norm="layer",
-        norm_eps=fields.real("layer_norm_epsilon", 1e-5),
-        activation=take_activation(fields, "activation_function", "gelu_new", _ORIGIN),
-        gated=False,
-        attention_bias=True,
-        feedforward_bias=True,
-        tied_head=fields.flag("tie_word_embeddings", True),
-    )
-    fields.finish()
-    return spec
+    ignored(*DROPOUTS, *_INERT, "reorder_and_upcast_attn", "task_specific_params"),
+)
 
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": spec.vocab_size,
-        "n_embd": spec.hidden_size,
-        "n_layer": spec.layers,
-        "n_head": spec.attention.heads,
-        "n_inner": spec.feedforward.size,
-        "n_positions": spec.context_length,
-        "layer_norm_epsilon": spec.norm.eps,
-        "activation_function": activation_name(spec.feedforward.activation),
-        "tie_word_embeddings": spec.tied_head,
-    }
-
-
-HF = Family(("hf", "gpt2"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "gpt2"),), examples=EXAMPLES)
+HF = hf_family("gpt2", "GPT2LMHeadModel", FIELDS, HF_WEIGHTS, "gpt2", examples=EXAMPLES)

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation_name, layer_rules, take_activation
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation, layer_rules
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, WeightMap, fused_heads, renamed
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_ORIGIN = "config.json (gpt_neox)"
 _LAYER = "gpt_neox.layers.{i}."
 _PAIRS = (
     ("attention.o", "attention.dense"),
@@ -62,58 +62,38 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a GPTNeoXForCausalLM → spec."""
-    fields = Fields({**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}, _ORIGIN)
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    context, fraction = fields.whole("max_position_embeddings", 2048), fields.real("rotary_pct", 0.25)
-    fields.only("is_decoder", False, True)
-    fields.ignore((*HF_BOOKKEEPING, "rotary_emb_base", "attention_dropout", "hidden_dropout", "classifier_dropout"))
-    spec = TransformerSpec.from_fields(
-        kind="decoder",
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        layers=fields.layers("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        feedforward_size=fields.size("intermediate_size"),
-        context_length=context,
-        norm="layer",
-        norm_eps=fields.real("layer_norm_eps", 1e-5),
-        rope=take_rope(fields, _ORIGIN, context=context, fraction=fraction),
-        activation=take_activation(fields, "hidden_act", "gelu", _ORIGIN),
-        gated=False,
-        attention_bias=fields.flag("attention_bias", True),
-        feedforward_bias=True,
-        parallel=fields.flag("use_parallel_residual", True),
-        tied_head=fields.flag("tie_word_embeddings", False),
-    )
-    fields.finish()
-    return spec
+def _with_theta(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    rope = spec.position.rope or Rope()
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "model_type": "gpt_neox",
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.attention.heads,
-        "intermediate_size": spec.feedforward.size,
-        "max_position_embeddings": spec.context_length,
-        "layer_norm_eps": spec.norm.eps,
-        "hidden_act": activation_name(spec.feedforward.activation),
-        "attention_bias": spec.attention.bias,
-        "use_parallel_residual": spec.parallel,
-        "tie_word_embeddings": spec.tied_head,
-        "rotary_pct": rope.fraction,
-        "rotary_emb_base": rope.theta,
-        "rope_parameters": rope_parameters(rope) | {"partial_rotary_factor": rope.fraction},
-    }
+def _read_rope(fields: Fields, values: Values) -> Values:
+    fraction = fields.real("rotary_pct", 0.25)
+    return {"rope": take_rope(fields, context=values["context_length"], fraction=fraction)}
 
 
-HF = Family(("hf", "gpt_neox"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
+    rope = flat["rope"] or Rope()
+    parameters = rope_parameters(rope) | {"partial_rotary_factor": rope.fraction}
+    return {"rotary_pct": rope.fraction, "rotary_emb_base": rope.theta, "rope_parameters": parameters}
+
+
+FIELDS = (
+    constant(kind="decoder", norm="layer", gated=False, feedforward_bias=True),
+    size("vocab_size"),
+    size("hidden_size"),
+    layers("num_hidden_layers", "layers"),
+    size("num_attention_heads", "heads"),
+    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
+    size("intermediate_size", "feedforward_size"),
+    whole("max_position_embeddings", "context_length", 2048),
+    real("layer_norm_eps", "norm_eps", 1e-5),
+    Field(_read_rope, _rope_fields),
+    activation(default="gelu"),
+    flag("attention_bias", "attention_bias", True),
+    flag("use_parallel_residual", "parallel", True),
+    flag("tie_word_embeddings", "tied_head", False),
+    only("is_decoder", False, True),
+    ignored("rotary_emb_base", "hidden_dropout", "classifier_dropout"),
+)
+
+HF = hf_family("gpt_neox", "GPTNeoXForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_with_theta)

@@ -4,29 +4,11 @@ embeddings, scores, residuals and logits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
-    TINY,
-    decoder_rules,
-    plain_fields,
-    size_fields,
-    take_plain,
-    take_sizes,
-)
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.weights import WeightMap
+from bedplate.models.families.decoders import ATTENTION_BIAS, LLAMA_WEIGHTS, MLP_BIAS, TINY, plain, sizes
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, converted, part, real
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-_ORIGIN = "config.json (granite)"
-
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {
         **TINY,
@@ -40,54 +22,27 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a GraniteForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields)
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout"))
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6),
-        attention_bias=fields.flag("attention_bias", False),
-        feedforward_bias=fields.flag("mlp_bias", False),
-        scales=take_multipliers(fields),
-    )
-    fields.finish()
-    return spec
+def _scores_factor(flat: Values, spec: TransformerSpec) -> Values:
+    factor = flat["attention"]
+    return {"attention_multiplier": flat["head_dim"] ** -0.5 if factor is None else factor}
 
 
-def take_multipliers(fields: Fields) -> Scales:
-    """Granite's factors; logits are divided by theirs."""
-    return Scales(
-        embedding=fields.real("embedding_multiplier", 1.0),
-        attention=fields.real("attention_multiplier", 1.0),
-        head=1.0 / fields.real("logits_scaling", 1.0),
-        residual=fields.real("residual_multiplier", 1.0),
+def multipliers(digits: int | None = 9) -> Field:
+    """Granite's factors. digits: to which the divisor of logits is rounded when it is written."""
+
+    def divisor(head: float) -> float:
+        return 1.0 / head if digits is None else round(1.0 / head, digits)
+
+    return part(
+        "scales",
+        Scales,
+        real("embedding_multiplier", "embedding", 1.0),
+        Field(lambda fields, _: {"attention": fields.real("attention_multiplier", 1.0)}, _scores_factor),
+        converted("logits_scaling", "head", lambda fields, name, _: 1.0 / fields.real(name, 1.0), divisor),
+        real("residual_multiplier", "residual", 1.0),
     )
 
 
-def multiplier_fields(spec: TransformerSpec) -> dict[str, Any]:
-    """The inverse of `take_multipliers`."""
-    scales = spec.scales or Scales()
-    return {
-        "embedding_multiplier": scales.embedding,
-        "attention_multiplier": spec.attention.head_dim**-0.5 if scales.attention is None else scales.attention,
-        "logits_scaling": round(1.0 / scales.head, 9),
-        "residual_multiplier": scales.residual,
-    }
+FIELDS = (*sizes(), *plain(eps=1e-6), ATTENTION_BIAS, MLP_BIAS, multipliers())
 
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return (
-        size_fields(spec, "granite", "GraniteForCausalLM")
-        | {
-            **plain_fields(spec),
-            "attention_bias": spec.attention.bias,
-            "mlp_bias": spec.feedforward.bias,
-        }
-        | multiplier_fields(spec)
-    )
-
-
-HF = Family(("hf", "granite"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "granite"),), examples=EXAMPLES)
+HF = hf_family("granite", "GraniteForCausalLM", FIELDS, LLAMA_WEIGHTS, "granite", examples=EXAMPLES)

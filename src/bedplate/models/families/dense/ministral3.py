@@ -7,13 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import TINY, size_fields
-from bedplate.models.families.dense.mistral import HF_WEIGHTS, mistral_fields, read_mistral
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import Fields
-from bedplate.models.specs.transformer import TransformerSpec
-
-_ORIGIN = "config.json (ministral3)"
+from bedplate.models.families.decoders import LLAMA_WEIGHTS, TINY, one_window, plain, sizes
+from bedplate.models.families.family import hf_family
 
 _YARN: dict[str, Any] = {
     "rope_type": "yarn",
@@ -37,21 +32,15 @@ EXAMPLES = (
     {**TINY, "head_dim": 16, "rope_parameters": _YARN},
     {**TINY, "head_dim": 8, "num_key_value_heads": 6, "sliding_window": 9, "rope_parameters": _YARN | {"mscale": 0.5}},
 )
+FIELDS = (*sizes(head_dim=128, context=131_072), *plain(eps=1e-5), one_window())
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Ministral3ForCausalLM → spec."""
+def _with_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With transformers' rope where a config has none, and without the context, which some ropes repeat."""
     has_rope = config.get("rope_parameters") or config.get("rope_scaling")
     parameters: dict[str, Any] = dict(config.get("rope_parameters") or ({} if has_rope else _DEFAULT))
-    # The context, once more.
     parameters.pop("max_position_embeddings", None)
-    fields = Fields({**config, "rope_parameters": parameters}, _ORIGIN)
-    return read_mistral(fields, _ORIGIN, window=None, eps=1e-5, head_dim=128)
+    return {**config, "rope_parameters": parameters}
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return size_fields(spec, "ministral3", "Ministral3ForCausalLM") | mistral_fields(spec)
-
-
-HF = Family(("hf", "ministral3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("ministral3", "Ministral3ForCausalLM", FIELDS, LLAMA_WEIGHTS, examples=EXAMPLES, prepare=_with_rope)

@@ -12,44 +12,32 @@ from typing import Any
 
 from bedplate.models.families.decoders import (
     DROPOUTS,
-    IGNORABLE,
     LLAMA_NORMS,
+    NO_DROPOUT,
     TINY,
-    activation_name,
-    decoder_rules,
+    activation,
+    decoder_weights,
     one_window,
-    size_fields,
-    take_activation,
-    take_sizes,
+    rms_norm,
+    sizes,
 )
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import rope_parameters, take_rope
-from bedplate.models.families.weights import WeightMap, fused
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, ignored, only, written
+from bedplate.models.families.rope import rope
+from bedplate.models.families.weights import fused, halves, qkv_rows
 from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
-_ORIGIN, _ORIGINAL = "config.json (phi3)", "original_max_position_embeddings"
-
-
-def _qkv(spec: TransformerSpec) -> tuple[int, int, int]:
-    keys = spec.attention.kv_heads * spec.attention.head_dim
-    return spec.attention.heads * spec.attention.head_dim, keys, keys
-
-
-def _halves(spec: TransformerSpec) -> tuple[int, int]:
-    return spec.feedforward.size, spec.feedforward.size
-
-
+_ORIGINAL = "original_max_position_embeddings"
 _PAIRS = (("attention.o", "self_attn.o_proj"), ("feedforward.down", "mlp.down_proj"))
 _QKV = tuple(f"layers.{{i}}.attention.{name}.weight" for name in "qkv")
 _GATE_UP = tuple(f"layers.{{i}}.feedforward.{name}.weight" for name in ("gate", "up"))
-HF_WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*_PAIRS, *LLAMA_NORMS),
-        fused(_QKV, "model.layers.{i}.self_attn.qkv_proj.weight", _qkv),
-        fused(_GATE_UP, "model.layers.{i}.mlp.gate_up_proj.weight", _halves),
+HF_WEIGHTS = decoder_weights(
+    *_PAIRS,
+    *LLAMA_NORMS,
+    more=(
+        fused(_QKV, "model.layers.{i}.self_attn.qkv_proj.weight", qkv_rows),
+        fused(_GATE_UP, "model.layers.{i}.mlp.gate_up_proj.weight", halves),
     ),
-    IGNORABLE,
 )
 _LONG: dict[str, Any] = {
     "rope_type": "longrope",
@@ -70,39 +58,34 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Phi3ForCausalLM → spec."""
-    # What stands outside is what counts, and its default too.
-    inside = {name: _renamed(config.get(name)) for name in ("rope_scaling", "rope_parameters")}
-    fields = Fields({_ORIGINAL: 4096, **config, **inside}, _ORIGIN)
-    sizes = take_sizes(fields, context=4096)
-    for name in ("attention_bias", "mlp_bias", "lm_head_bias"):
-        fields.only(name, False)
-    for name in ("full_attn_mod", "interpolate_factor"):  # of every layer, and of no more than was trained on
-        fields.only(name, 1)
-    fields.ignore((*HF_BOOKKEEPING, *DROPOUTS))
-    rope = take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=1.0)
-    sizes["context_length"] = even_context(rope, sizes["context_length"])
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=rope,
-        windows=one_window(fields.optional("sliding_window")),
-        activation=take_activation(fields, "hidden_act", "silu", _ORIGIN),
-    )
-    fields.finish()
-    return spec
-
-
 def even_context(rope: Rope, context: int) -> int:
-    """Of `context`, as much as turns in one way."""
+    """How much of `context` turns in one way."""
     scaling = rope.scaling
     if not isinstance(scaling, LongRopeScaling) or scaling.is_uniform:
         return context
     return min(context, scaling.original_context)
 
 
-def _renamed(scaling: Any) -> Any:
+def _contexts(flat: Values, spec: TransformerSpec) -> Values:
+    """The context before LongRoPE extended it, and after."""
+    rope, context = flat["rope"] or Rope(), flat["context_length"]
+    scaling = rope.scaling
+    longest = scaling.extended_context if isinstance(scaling, LongRopeScaling) else context
+    original = scaling.original_context if isinstance(scaling, LongRopeScaling) else context
+    return {
+        "max_position_embeddings": longest,
+        _ORIGINAL: original,
+        "partial_rotary_factor": rope.fraction,
+    }
+
+
+def _today(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the context before it was extended, which counts where it stands outside, and its default too."""
+    inside = {name: _longrope(config.get(name)) for name in ("rope_scaling", "rope_parameters")}
+    return {_ORIGINAL: 4096, **config, **inside}
+
+
+def _longrope(scaling: Any) -> Any:
     """LongRoPE under the names that Phi's first files had for it, without the context before it was extended."""
     if not isinstance(scaling, Mapping):
         return scaling
@@ -111,26 +94,19 @@ def _renamed(scaling: Any) -> Any:
     return {**renamed, "rope_type": "longrope"} if rope_type in ("su", "yarn") else renamed
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    rope = spec.position.rope or Rope()
-    original, longest = spec.context_length, spec.context_length
-    if isinstance(rope.scaling, LongRopeScaling):
-        original = rope.scaling.original_context
-        longest = round(original * rope.scaling.factor)
-    return size_fields(spec, "phi3", "Phi3ForCausalLM") | {
-        "max_position_embeddings": longest,
-        "original_max_position_embeddings": original,
-        "rms_norm_eps": spec.norm.eps,
-        "hidden_act": activation_name(spec.feedforward.activation),
-        "attention_dropout": 0.0,
-        # Its default is beyond small vocabularies.
-        "pad_token_id": None,
-        "sliding_window": spec.window(0),
-        "rope_theta": rope.theta,
-        "partial_rotary_factor": rope.fraction,
-        "rope_parameters": rope_parameters(rope),
-    }
+FIELDS = (
+    *sizes(context=4096),
+    rms_norm(1e-5),
+    rope(fraction=1.0),
+    Field(lambda _, values: {"context_length": even_context(values["rope"], values["context_length"])}, _contexts),
+    one_window(),
+    activation(),
+    NO_DROPOUT,
+    written(pad_token_id=None),  # its default is beyond small vocabularies
+    *(only(name, False) for name in ("attention_bias", "mlp_bias", "lm_head_bias")),
+    # Of every layer, and of no more than was trained on.
+    *(only(name, 1) for name in ("full_attn_mod", "interpolate_factor")),
+    ignored(*DROPOUTS),
+)
 
-
-HF = Family(("hf", "phi3"), from_hf, to_hf, HF_WEIGHTS, (("gguf", "phi3"),), examples=EXAMPLES)
+HF = hf_family("phi3", "Phi3ForCausalLM", FIELDS, HF_WEIGHTS, "phi3", examples=EXAMPLES, prepare=_today)

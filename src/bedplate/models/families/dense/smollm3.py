@@ -4,33 +4,23 @@ layer without positions (https://arxiv.org/abs/2501.18795).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bedplate.models.families.decoders import (
-    ATTENTION,
-    GATED,
-    IGNORABLE,
-    LLAMA_NORMS,
+    ATTENTION_BIAS,
+    LLAMA_WEIGHTS,
+    MLP_BIAS,
     TINY,
-    decoder_rules,
-    plain_fields,
+    plain,
     shortest,
-    size_fields,
-    take_plain,
-    take_sizes,
+    sizes,
     take_windows,
     window_fields,
 )
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, ignored, written
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
-_ORIGIN = "config.json (smollm3)"
-
-HF_WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *LLAMA_NORMS), IGNORABLE)
 EXAMPLES = (
     {**TINY, "num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": 0},
     {
@@ -47,45 +37,35 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a SmolLM3ForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields, context=32_768, tied=True)
-    layers, interval = sizes["layers"], fields.whole("no_rope_layer_interval", 4, null=4)
+def _read_layers(fields: Fields, values: Values) -> Values:
+    count, interval = values["layers"], fields.whole("no_rope_layer_interval", 4, null=4)
     # Its name says the contrary: 1 where a layer has a rope.
-    turns = [bool(flag) for flag in fields.sequence("no_rope_layers") or [(n + 1) % interval for n in range(layers)]]
-    Fields({"no_rope_layers": len(turns)}, _ORIGIN).only("no_rope_layers", layers)
+    flags = fields.sequence("no_rope_layers") or [(layer + 1) % interval for layer in range(count)]
+    Fields({"no_rope_layers": len(flags)}, fields.origin).only("no_rope_layers", count)
     window = fields.optional("sliding_window")
     window = window if fields.flag("use_sliding_window", False) else None
-    default = [SLIDING if window is not None and not has_rope else FULL for has_rope in turns]
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", "max_window_layers", "pretraining_tp"))
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        **take_plain(fields, _ORIGIN, sizes["context_length"], eps=1e-6, theta=2_000_000.0),
-        rope_layers=shortest(turns, True),
-        windows=take_windows(fields, layers, window, default, _ORIGIN),
-        attention_bias=fields.flag("attention_bias", False),
-        feedforward_bias=fields.flag("mlp_bias", False),
-    )
-    fields.finish()
-    return spec
+    default = [SLIDING if window is not None and not has_rope else FULL for has_rope in flags]
+    return {
+        "rope_layers": shortest([bool(has_rope) for has_rope in flags], True),
+        "windows": take_windows(fields, count, window, default),
+    }
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return (
-        size_fields(spec, "smollm3", "SmolLM3ForCausalLM")
-        | {
-            **plain_fields(spec),
-            "attention_bias": spec.attention.bias,
-            "mlp_bias": spec.feedforward.bias,
-            # Its default is beyond small vocabularies.
-            "pad_token_id": None,
-            "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
-            "use_sliding_window": bool(spec.attention.windows),
-        }
-        | window_fields(spec)
-    )
+def _layer_fields(flat: Values, spec: TransformerSpec) -> Values:
+    return {
+        "no_rope_layers": [int(spec.rope_of(layer) is not None) for layer in range(spec.layers)],
+        "use_sliding_window": bool(flat["windows"]),
+    } | window_fields(spec)
 
 
-HF = Family(("hf", "smollm3"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+FIELDS = (
+    *sizes(context=32_768, tied=True),
+    *plain(eps=1e-6, theta=2_000_000.0),
+    Field(_read_layers, _layer_fields),
+    ATTENTION_BIAS,
+    MLP_BIAS,
+    written(pad_token_id=None),  # its default is beyond small vocabularies
+    ignored("max_window_layers", "pretraining_tp"),
+)
+
+HF = hf_family("smollm3", "SmolLM3ForCausalLM", FIELDS, LLAMA_WEIGHTS, examples=EXAMPLES)

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from operator import itemgetter
 
 from bedplate.models.families.decoders import (
+    ATTENTION_BIAS,
     GATED,
     IGNORABLE,
     LLAMA_NORMS,
+    SILU,
     TINY,
     decoder_rules,
     layer_rules,
-    size_fields,
+    rms_norm,
 )
 from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import TRAINING, sigmoid_experts, sigmoid_fields
+from bedplate.models.families.experts.fields import sigmoid_experts
 from bedplate.models.families.experts.prediction import COPIES, held_modules, prediction_rules
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import (
+    Field,
+    Values,
+    constant,
+    flag,
+    ignored,
+    layers,
+    only,
+    optional,
+    part,
+    size,
+    whole,
+)
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import LatentAttention, Rope, TransformerSpec
 
-_ORIGIN = "config.json (deepseek_v3)"
 _MLP = "model.layers.{i}.mlp"
 _ATTENTION = tuple(
     (f"attention.{ours}", f"self_attn.{theirs}")
@@ -78,85 +91,58 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a DeepseekV3ForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    heads, context = fields.size("num_attention_heads"), fields.whole("max_position_embeddings", 4096)
-    fields.only("hidden_act", "silu")
-    fields.only("num_key_value_heads", heads, None)
-    size = fields.whole("moe_intermediate_size", 2048)
-    part = sigmoid_experts(fields, size, first_dense=3, scale=2.5, groups=8, groups_chosen=4)
-    latent, turned = _latent(fields), fields.flag("rope_interleave", True)
+def _read_rope(fields: Fields, values: Values) -> Values:
+    is_interleaved = fields.flag("rope_interleave", True)
+    return {"rope": replace(take_rope(fields, context=values["context_length"]), interleaved=is_interleaved)}
+
+
+def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
+    rope = flat["rope"] or Rope()
+    return {"rope_parameters": rope_parameters(rope), "rope_interleave": rope.interleaved}
+
+
+def _check_dims(fields: Fields, values: Values) -> Values:
+    """Reads what transformers writes beside the latents' sizes, and what follows from them."""
+    latent = values["latent"]
+    fields.only("head_dim", latent.rope_dim, None)
+    fields.only("qk_head_dim", latent.key_dim, None)
+    return {"kv_heads": values["heads"], "head_dim": latent.key_dim}
+
+
+def _dims(flat: Values, spec: TransformerSpec) -> Values:
+    assert flat["latent"] is not None
+    return {"num_key_value_heads": flat["kv_heads"], "head_dim": flat["latent"].rope_dim}
+
+
+FIELDS = (
+    constant(kind="decoder"),
+    size("vocab_size"),
+    size("hidden_size"),
+    layers("num_hidden_layers", "layers"),
+    size("num_attention_heads", "heads"),
+    only("num_key_value_heads", itemgetter("heads"), None),
+    part(
+        "latent",
+        LatentAttention,
+        optional("q_lora_rank", "q_rank", 1536),
+        whole("kv_lora_rank", "kv_rank", 512),
+        whole("qk_nope_head_dim", "nope_dim", 128),
+        whole("qk_rope_head_dim", "rope_dim", 64),
+        whole("v_head_dim", "value_dim", 128),
+    ),
+    Field(_check_dims, _dims),
+    size("intermediate_size", "feedforward_size"),
+    whole("max_position_embeddings", "context_length", 4096),
+    flag("tie_word_embeddings", "tied_head", False),
+    rms_norm(1e-6),
+    Field(_read_rope, _rope_fields),
+    ATTENTION_BIAS,
+    SILU,
+    *sigmoid_experts(size=2048, first_dense=3, scale=2.5, groups=8, groups_chosen=4),
     # Where it ran, and what it was trained by.
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "pretraining_tp", "ep_size"))
-    fields.ignore(("seq_aux", "aux_loss_alpha"))
-    modules = fields.layers("num_mtp_layers", 0)
-    spec = TransformerSpec.from_fields(
-        kind="decoder",
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=fields.size("hidden_size"),
-        layers=fields.layers("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=latent.key_dim,
-        feedforward_size=fields.size("intermediate_size"),
-        context_length=context,
-        tied_head=fields.flag("tie_word_embeddings", False),
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        rope=replace(take_rope(fields, _ORIGIN, context=context), interleaved=turned),
-        attention_bias=fields.flag("attention_bias", False),
-        latent=latent,
-        experts=part,
-        prediction_modules=fields.layers("num_nextn_predict_layers", modules),
-    )
-    fields.finish()
-    return spec
+    ignored("pretraining_tp", "ep_size", "seq_aux", "aux_loss_alpha"),
+)
 
-
-def _latent(fields: Fields) -> LatentAttention:
-    rank = fields.optional("q_lora_rank", 1536)
-    part = LatentAttention(
-        kv_rank=fields.whole("kv_lora_rank", 512),
-        nope_dim=fields.whole("qk_nope_head_dim", 128),
-        rope_dim=fields.whole("qk_rope_head_dim", 64),
-        value_dim=fields.whole("v_head_dim", 128),
-        q_rank=rank,
-    )
-    # What transformers writes beside them, which follows from them.
-    fields.only("head_dim", part.rope_dim, None)
-    fields.only("qk_head_dim", part.key_dim, None)
-    return part
-
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    part, rope = spec.attention.latent, spec.position.rope or Rope()
-    assert part is not None
-    return (
-        size_fields(spec, "deepseek_v3", "DeepseekV3ForCausalLM")
-        | sigmoid_fields(spec)
-        | {
-            "head_dim": part.rope_dim,
-            "rms_norm_eps": spec.norm.eps,
-            "hidden_act": "silu",
-            "rope_parameters": rope_parameters(rope),
-            "rope_interleave": rope.interleaved,
-            "attention_bias": spec.attention.bias,
-            "q_lora_rank": part.q_rank,
-            "kv_lora_rank": part.kv_rank,
-            "qk_nope_head_dim": part.nope_dim,
-            "qk_rope_head_dim": part.rope_dim,
-            "v_head_dim": part.value_dim,
-        }
-    )
-
-
-HF = Family(
-    ("hf", "deepseek_v3"),
-    from_hf,
-    to_hf,
-    WEIGHTS,
-    (("gguf", "deepseek2"),),
-    by_names=held_modules,
-    examples=EXAMPLES,
+HF = hf_family(
+    "deepseek_v3", "DeepseekV3ForCausalLM", FIELDS, WEIGHTS, "deepseek2", by_names=held_modules, examples=EXAMPLES
 )

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.field_map import (
+    Field,
+    Values,
+    constant,
+    converted,
+    flag,
+    ignored,
+    only,
+    part,
+    real,
+    whole,
+)
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
@@ -36,47 +47,78 @@ def sparse_layers(origin: str, layers: int, step: int, dense: Collection[int]) -
     )
 
 
-def dense_layers(spec: TransformerSpec) -> list[int]:
-    """The layers without experts."""
-    return [layer for layer in range(spec.layers) if not spec.has_experts(layer)]
+def count(*names: str) -> Field:
+    """The number of experts, which goes by several names."""
+    return converted(names[0], "count", lambda fields, *_: take_count(fields, *names))
 
 
-def sigmoid_experts(
-    fields: Fields, size: int, *, first_dense: int, scale: float, groups: int, groups_chosen: int
-) -> Experts:
-    """DeepSeek-V3's router and experts of `size` features (https://arxiv.org/abs/2412.19437, section 2.1.2). The rest
-    is what holds where the config says nothing."""
-    fields.only("scoring_func", "sigmoid")
-    fields.only("topk_method", "noaux_tc")
-    fields.only("moe_layer_freq", 1)
-    return Experts(
-        count=take_count(fields, "n_routed_experts", "num_local_experts"),
-        per_token=fields.size("num_experts_per_tok"),
-        feedforward_size=size,
-        shared_size=size * fields.whole("n_shared_experts", 1, null=0),
-        first_dense=fields.whole("first_k_dense_replace", first_dense, null=0),
-        selection_bias=True,
-        scoring="sigmoid",
-        renormalise=fields.flag("norm_topk_prob", True),
-        scale=fields.real("routed_scaling_factor", scale),
-        groups=fields.whole("n_group", groups, null=1),
-        groups_chosen=fields.whole("topk_group", groups_chosen, null=1),
+def chosen(default: int) -> Field:
+    """Experts that see a token; default: where none is said."""
+    return whole("num_experts_per_tok", "per_token", default)
+
+
+def expert_size(default: int) -> Field:
+    """Features of one expert; default: where none is said."""
+    return whole("moe_intermediate_size", "feedforward_size", default)
+
+
+AS_DENSE = Field(lambda _, values: {"feedforward_size": values["feedforward_size"]})
+"""Experts of the spec's own feed-forward's size."""
+
+
+def renormalised(default: bool) -> Field:
+    """Whether the chosen experts' scores are divided by their sum; default: where it is not said."""
+    return flag("norm_topk_prob", "renormalise", default)
+
+
+def _read_sparse(fields: Fields, values: Values) -> Values:
+    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.sequence("mlp_only_layers") or []
+    first, every = sparse_layers(fields.origin, values["layers"], step, dense)
+    return {"first_dense": first, "every": every}
+
+
+def _sparse_fields(flat: Values, spec: TransformerSpec) -> Values:
+    dense = [layer for layer in range(spec.layers) if not spec.has_experts(layer)]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+
+
+SPARSE = Field(_read_sparse, _sparse_fields)
+"""Which layers have experts."""
+
+
+def _read_shared(fields: Fields, values: Values) -> Values:
+    return {"shared_size": values["feedforward_size"] * fields.whole("n_shared_experts", 1, null=0)}
+
+
+def _shared_fields(flat: Values, spec: TransformerSpec) -> Values:
+    return {"n_shared_experts": flat["shared_size"] // flat["feedforward_size"]}
+
+
+def _read_modules(fields: Fields, values: Values) -> Values:
+    return {"prediction_modules": fields.layers("num_nextn_predict_layers", fields.layers("num_mtp_layers", 0))}
+
+
+def sigmoid_experts(*, size: int, first_dense: int, scale: float, groups: int, groups_chosen: int) -> tuple[Field, ...]:
+    """DeepSeek-V3's router and experts (https://arxiv.org/abs/2412.19437, section 2.1.2), and its modules that predict
+    further tokens. The arguments are what holds where the config says nothing."""
+    return (
+        only("scoring_func", "sigmoid"),
+        only("topk_method", "noaux_tc"),
+        only("moe_layer_freq", 1),
+        part(
+            "experts",
+            Experts,
+            constant(selection_bias=True, scoring="sigmoid"),
+            count("n_routed_experts", "num_local_experts"),
+            converted("num_experts_per_tok", "per_token", lambda fields, name, _: fields.size(name)),
+            expert_size(size),
+            Field(_read_shared, _shared_fields),
+            whole("first_k_dense_replace", "first_dense", first_dense, null=0),
+            renormalised(True),
+            real("routed_scaling_factor", "scale", scale),
+            whole("n_group", "groups", groups, null=1),
+            whole("topk_group", "groups_chosen", groups_chosen, null=1),
+        ),
+        Field(_read_modules, lambda flat, _: {"num_nextn_predict_layers": flat["prediction_modules"]}),
+        ignored(*TRAINING),
     )
-
-
-def sigmoid_fields(spec: TransformerSpec) -> dict[str, Any]:
-    """The inverse of `sigmoid_experts`."""
-    part = spec.experts
-    assert part is not None
-    return {
-        "n_routed_experts": part.count,
-        "num_experts_per_tok": part.per_token,
-        "moe_intermediate_size": part.feedforward_size,
-        "n_shared_experts": part.shared_size // part.feedforward_size,
-        "first_k_dense_replace": part.first_dense,
-        "norm_topk_prob": part.renormalise,
-        "routed_scaling_factor": part.scale,
-        "n_group": part.groups,
-        "topk_group": part.groups_chosen,
-        "num_nextn_predict_layers": spec.prediction_modules,
-    }

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bedplate.models.families.decoders import (
     ATTENTION,
+    ATTENTION_BIAS,
     GATED,
     IGNORABLE,
     LLAMA_NORMS,
     QK_NORMS,
+    SILU,
     TINY,
     decoder_rules,
     layer_rules,
-    size_fields,
-    take_sizes,
+    rms_norm,
+    sizes,
 )
 from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import TRAINING, sigmoid_experts, sigmoid_fields
+from bedplate.models.families.experts.fields import sigmoid_experts
 from bedplate.models.families.experts.prediction import COPIES, held_modules, prediction_rules
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import rope_parameters, take_rope
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import constant, converted
+from bedplate.models.families.rope import rope
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_ORIGIN = "config.json (glm4_moe)"
 _MLP = "model.layers.{i}.mlp"
 _SHARED = tuple((f"feedforward.shared.{name}", f"mlp.shared_experts.{name}_proj") for name in ("gate", "up", "down"))
 _LAYER = (
@@ -48,44 +45,21 @@ EXAMPLES = (
     _TINY | {"n_shared_experts": 2, "attention_bias": True, "routed_scaling_factor": 1.8},
     _TINY | {"use_qk_norm": False, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 2, "norm_topk_prob": False},
 )
+_QK_NORM = converted(
+    "use_qk_norm",
+    "qk_norm",
+    lambda fields, name, _: "head" if fields.flag(name, False) else None,
+    lambda norm: norm is not None,
+)
+FIELDS = (
+    *sizes(context=131_072),
+    rms_norm(1e-5),
+    rope(fraction=0.5, writes_theta=False, writes_fraction=True),
+    ATTENTION_BIAS,
+    constant(output_bias=False),
+    _QK_NORM,
+    SILU,
+    *sigmoid_experts(size=1408, first_dense=1, scale=1.0, groups=1, groups_chosen=1),
+)
 
-
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Glm4MoeForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields, context=131_072)
-    fields.only("hidden_act", "silu")
-    size = fields.whole("moe_intermediate_size", 1408)
-    part = sigmoid_experts(fields, size, first_dense=1, scale=1.0, groups=1, groups_chosen=1)
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout"))
-    modules = fields.layers("num_mtp_layers", 0)
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.5),
-        attention_bias=fields.flag("attention_bias", False),
-        output_bias=False,
-        qk_norm="head" if fields.flag("use_qk_norm", False) else None,
-        experts=part,
-        prediction_modules=fields.layers("num_nextn_predict_layers", modules),
-    )
-    fields.finish()
-    return spec
-
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return (
-        size_fields(spec, "glm4_moe", "Glm4MoeForCausalLM")
-        | sigmoid_fields(spec)
-        | {
-            "rms_norm_eps": spec.norm.eps,
-            "hidden_act": "silu",
-            "rope_parameters": {"partial_rotary_factor": 1.0} | rope_parameters(spec.position.rope or Rope()),
-            "attention_bias": spec.attention.bias,
-            "use_qk_norm": spec.attention.qk_norm is not None,
-        }
-    )
-
-
-HF = Family(("hf", "glm4_moe"), from_hf, to_hf, WEIGHTS, by_names=held_modules, examples=EXAMPLES)
+HF = hf_family("glm4_moe", "Glm4MoeForCausalLM", FIELDS, WEIGHTS, by_names=held_modules, examples=EXAMPLES)

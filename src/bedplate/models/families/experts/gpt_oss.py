@@ -10,36 +10,35 @@ from typing import Any
 
 from bedplate.models.families.decoders import (
     ATTENTION,
-    IGNORABLE,
     LLAMA_NORMS,
+    SILU,
     TINY,
-    decoder_rules,
-    size_fields,
-    take_sizes,
-    take_windows,
-    window_fields,
+    decoder_weights,
+    rms_norm,
+    sizes,
+    windows,
 )
 from bedplate.models.families.experts.expert_weights import interleaved_rules
-from bedplate.models.families.experts.fields import TRAINING, take_count
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.rope import FULL, SLIDING, rope_parameters, take_rope
-from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
+from bedplate.models.families.experts.fields import AS_DENSE, TRAINING, count, take_count
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, converted, flag, ignored, only, part
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.rope import FULL, SLIDING, rope
+from bedplate.models.families.weights import renamed
+from bedplate.models.specs.transformer import Experts
 
-_ORIGIN = "config.json (gpt_oss)"
 _MLP = "model.layers.{i}.mlp"
 # What transformers takes where a config has no rope.
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
 
-WEIGHTS = WeightMap(
-    rules=(
-        *decoder_rules(*LLAMA_NORMS, *ATTENTION),
+WEIGHTS = decoder_weights(
+    *LLAMA_NORMS,
+    *ATTENTION,
+    more=(
         renamed("layers.{i}.attention.sinks", "model.layers.{i}.self_attn.sinks"),
         *(renamed(f"layers.{{i}}.feedforward.router.{part}", f"{_MLP}.router.{part}") for part in ("weight", "bias")),
         *interleaved_rules(_MLP),
     ),
-    ignorable=IGNORABLE,
 )
 _TINY = {
     **TINY,
@@ -53,57 +52,42 @@ _TINY = {
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING], "attention_bias": False})
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a GptOssForCausalLM → spec."""
-    has_rope = config.get("rope_parameters") or config.get("rope_scaling")
-    fields = Fields(config if has_rope else {**config, "rope_parameters": _YARN}, _ORIGIN)
-    sizes = take_sizes(fields, head_dim=64, context=131_072)
-    _check(fields)
-    part = Experts(
-        take_count(fields, "num_local_experts", "num_experts"),
-        take_count(fields, "num_experts_per_tok", "experts_per_token"),
-        sizes["feedforward_size"],
-        router_bias=True,
-        bias=True,
-        scoring="softmax_chosen",
-    )
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        activation="clamped_silu",
-        norm_eps=fields.real("rms_norm_eps", 1e-5),
-        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=150_000.0),
-        attention_bias=fields.flag("attention_bias", True),
-        attention_sinks=True,
-        windows=take_windows(fields, sizes["layers"], fields.optional("sliding_window", 128), (SLIDING, FULL), _ORIGIN),
-        experts=part,
-    )
-    fields.finish()
-    return spec
-
-
-def _check(fields: Fields) -> None:
-    fields.only("hidden_act", "silu")
-    fields.only("swiglu_alpha", 1.702)
-    fields.only("swiglu_limit", 7.0)
+def _check_blocks(fields: Fields, values: Values) -> Values:
     blocks = fields.pop("quantization_config") or {"quant_method": "mxfp4"}
-    Fields({"quant_method": blocks.get("quant_method")}, f"{_ORIGIN} quantization_config").only("quant_method", "mxfp4")
+    method = Fields({"quant_method": blocks.get("quant_method")}, f"{fields.origin} quantization_config")
+    method.only("quant_method", "mxfp4")
+    return {}
+
+
+FIELDS = (
+    *sizes(head_dim=64, context=131_072),
+    constant(activation="clamped_silu", attention_sinks=True),
+    rms_norm(1e-5),
+    rope(theta=150_000.0, writes_theta=False),
+    flag("attention_bias", "attention_bias", True),
+    windows(lambda _: (SLIDING, FULL), size=128),
+    SILU,
+    part(
+        "experts",
+        Experts,
+        count("num_local_experts", "num_experts"),
+        converted(
+            "num_experts_per_tok", "per_token", lambda fields, name, _: take_count(fields, name, "experts_per_token")
+        ),
+        AS_DENSE,
+        constant(router_bias=True, bias=True, scoring="softmax_chosen"),
+    ),
+    only("swiglu_alpha", 1.702),
+    only("swiglu_limit", 7.0),
+    Field(_check_blocks),
     # The context before it was extended, which the rope says as well.
-    fields.ignore((*HF_BOOKKEEPING, *TRAINING, "attention_dropout", "initial_context_length"))
+    ignored(*TRAINING, "initial_context_length"),
+)
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    part = spec.experts
-    assert part is not None
-    return size_fields(spec, "gpt_oss", "GptOssForCausalLM") | {
-        "rms_norm_eps": spec.norm.eps,
-        "hidden_act": "silu",
-        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
-        "attention_bias": spec.attention.bias,
-        **window_fields(spec),
-        "num_local_experts": part.count,
-        "num_experts_per_tok": part.per_token,
-    }
+def _with_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    has_rope = config.get("rope_parameters") or config.get("rope_scaling")
+    return config if has_rope else {**config, "rope_parameters": _YARN}
 
 
-HF = Family(("hf", "gpt_oss"), from_hf, to_hf, WEIGHTS, (("gguf", "gpt-oss"),), examples=EXAMPLES)
+HF = hf_family("gpt_oss", "GptOssForCausalLM", FIELDS, WEIGHTS, "gpt-oss", examples=EXAMPLES, prepare=_with_rope)

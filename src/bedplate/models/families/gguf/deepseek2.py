@@ -6,42 +6,19 @@ them; older ones hold both as one. Rows of queries and keys stand as in deepseek
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.models.families.experts import deepseek_v3
-from bedplate.models.families.family import Family
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.gguf.experts import expert_fields, take_experts
-from bedplate.models.families.gguf.metadata import (
-    decimal,
-    read,
-    rope_fields,
-    rope_tables,
-    size_fields,
-    take_rope,
-    take_sizes,
-)
-from bedplate.models.families.gguf.tensors import (
-    GATED,
-    IGNORABLE,
-    PRE_NORMS,
-    ROUTER,
-    decoder_rules,
-    expert_rules,
-)
-from bedplate.models.families.gguf.writing import writer
-from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
-from bedplate.models.specs.transformer import (
-    Experts,
-    LatentAttention,
-    Rope,
-    Scoring,
-    TransformerSpec,
-    YarnScaling,
-)
+from bedplate.models.families.gguf.experts import WIDTH, take_experts
+from bedplate.models.families.gguf.metadata import Metadata, decimal, rope_fields, size_fields, take_rope, take_sizes
+from bedplate.models.families.gguf.tensors import GATED, PRE_NORMS, ROUTER, decoder_weights, expert_rules
+from bedplate.models.families.gguf.writing import gguf_family
+from bedplate.models.families.weights import Rule, Tensors, renamed
+from bedplate.models.specs.transformer import Experts, LatentAttention, Rope, Scoring, TransformerSpec, YarnScaling
 
 _NAME, _EPS = "deepseek2", 1e-6
 _LITE = (26, 27)
@@ -84,15 +61,18 @@ def _together(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 
 
 _KV_UP = "layers.{i}.attention.kv_up.weight"
-WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*_ATTENTION, *PRE_NORMS, *GATED, *_SHARED, *ROUTER),
+WEIGHTS = decoder_weights(
+    *_ATTENTION,
+    *PRE_NORMS,
+    *GATED,
+    *_SHARED,
+    *ROUTER,
+    more=(
         Rule((_KV_UP,), ("blk.{i}.attn_k_b.weight", "blk.{i}.attn_v_b.weight"), _split_heads, _together),
         renamed(_KV_UP, "blk.{i}.attn_kv_b.weight"),
         renamed("layers.{i}.feedforward.router.selection_bias", "blk.{i}.exp_probs_b.bias"),
         *expert_rules(),
     ),
-    IGNORABLE,
 )
 _FIRST: dict[str, Any] = deepseek_v3.EXAMPLES[0] | {"num_nextn_predict_layers": 0}
 EXAMPLES = (
@@ -109,34 +89,29 @@ EXAMPLES = (
 )
 
 
-def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
-    """Metadata → spec."""
-    fields, names = read(config, _NAME), config["tensor_names"]
-    part = _take_latent(fields)
-    sizes = take_sizes(fields, config)
+def _read(fields: Metadata, values: Values) -> Values:
+    latent = _take_latent(fields)
+    sizes = take_sizes(fields, values)
     Fields({"attention.layer_norm_rms_epsilon": sizes["norm_eps"]}, _NAME).only(
         "attention.layer_norm_rms_epsilon", _EPS
     )
-    experts = _take_experts(fields, sizes["layers"], names)
-    sizes["kv_heads"], sizes["head_dim"] = sizes["heads"], part.key_dim
-    rope = take_rope(fields, config, part.rope_dim)
+    rope = take_rope(fields, latent.rope_dim, fields.tables)
     multiplier = fields.pop(_LOG_MULTIPLIER)
     if isinstance(rope.scaling, YarnScaling):
         weight = decimal(10 * float(multiplier or 0.0))
         if not weight:
-            raise UnsupportedModelError(f"GGUF metadata ({_NAME}): YaRN without {_LOG_MULTIPLIER} is not supported")
+            raise UnsupportedModelError(f"{fields.origin}: YaRN without {_LOG_MULTIPLIER} is not supported")
         rope = replace(rope, scaling=replace(rope.scaling, scale=weight, scale_all=weight))
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        rope=replace(rope, interleaved=True),
-        latent=part,
-        experts=experts,
-    )
-    fields.finish()
-    return spec
+    return sizes | {
+        "kv_heads": sizes["heads"],
+        "head_dim": latent.key_dim,
+        "rope": replace(rope, interleaved=True),
+        "latent": latent,
+        "experts": _take_experts(fields, sizes["layers"]),
+    }
 
 
-def _take_latent(fields: Fields) -> LatentAttention:
+def _take_latent(fields: Metadata) -> LatentAttention:
     """The sizes of attention: in files with keys and values apart as one head over latents, with the others' beside."""
     rank, turned = fields.size("attention.kv_lora_rank"), fields.size("rope.dimension_count")
     key, value = fields.pop("attention.key_length_mla"), fields.pop("attention.value_length_mla")
@@ -150,16 +125,16 @@ def _take_latent(fields: Fields) -> LatentAttention:
     return LatentAttention(rank, int(key) - turned, turned, int(value), None if queries is None else int(queries))
 
 
-def _take_experts(fields: Fields, layers: int, names: Any) -> Experts | None:
+def _take_experts(fields: Metadata, layers: int) -> Experts | None:
     gating, shared = fields.whole("expert_gating_func") or 1, fields.whole("expert_shared_count") or 0
-    Fields({"expert_gating_func": gating}, f"GGUF metadata ({_NAME})").only("expert_gating_func", *_SCORINGS)
+    Fields({"expert_gating_func": gating}, fields.origin).only("expert_gating_func", *_SCORINGS)
     first, scale = fields.whole("leading_dense_block_count") or 0, fields.pop("expert_weights_scale")
     groups, chosen = (fields.whole(name) or 1 for name in ("expert_group_count", "expert_group_used_count"))
     part = take_experts(
         fields,
         first_dense=first,
         scoring=_SCORINGS[gating],
-        selection_bias=any(f"blk.{layer}.exp_probs_b.bias" in names for layer in range(layers)),
+        selection_bias=any(f"blk.{layer}.exp_probs_b.bias" in fields.names for layer in range(layers)),
         renormalise=fields.flag("expert_weights_norm", False),
         scale=decimal(scale) if scale else 1.0,
         groups=groups,
@@ -174,13 +149,13 @@ def _latent(spec: TransformerSpec) -> LatentAttention:
     return spec.attention.latent
 
 
-def _keys(spec: TransformerSpec) -> dict[str, Any]:
+def _write(flat: Values, spec: TransformerSpec) -> Values:
     part, rope, experts = _latent(spec), spec.position.rope or Rope(), spec.experts
     if part.q_rank is None and spec.layers not in _LITE:
         raise UnsupportedModelError(f"GGUF's {_NAME} needs q_rank in a model of {spec.layers} layers; it is None")
-    scaling = rope.scaling
-    weight = scaling.scale_all if isinstance(scaling, YarnScaling) else None
-    plain = replace(scaling, scale=None, scale_all=None) if isinstance(scaling, YarnScaling) else scaling
+    scaling, weight = rope.scaling, None
+    if isinstance(scaling, YarnScaling):
+        scaling, weight = replace(scaling, scale=None, scale_all=None), scaling.scale_all
     mla_keys: dict[str, Any] = {
         "attention.head_count_kv": 1,
         "attention.key_length": part.kv_rank + part.rope_dim,
@@ -194,6 +169,9 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
     }
     if experts is not None:
         mla_keys |= {
+            "expert_count": experts.count,
+            "expert_used_count": experts.per_token,
+            WIDTH: experts.feedforward_size,
             "leading_dense_block_count": experts.first_dense,
             "expert_shared_count": experts.shared_size // experts.feedforward_size,
             "expert_gating_func": next(n for n, scoring in _SCORINGS.items() if scoring == experts.scoring),
@@ -202,16 +180,8 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
             "expert_group_count": experts.groups,
             "expert_group_used_count": experts.groups_chosen,
         }
-    without = spec.with_(rope=replace(rope, scaling=plain))
-    return size_fields(spec) | rope_fields(without) | mla_keys | expert_fields(spec)
+    without = rope_fields({**flat, "rope": replace(rope, scaling=scaling)}, spec)
+    return size_fields(flat, spec) | without | mla_keys
 
 
-GGUF = Family(
-    ("gguf", _NAME),
-    from_gguf,
-    writer(_NAME, from_gguf, _keys),
-    WEIGHTS,
-    (("hf", "deepseek_v3"),),
-    examples=EXAMPLES,
-    tables=rope_tables,
-)
+GGUF = gguf_family(_NAME, (Field(_read, _write),), WEIGHTS, "deepseek_v3", examples=EXAMPLES)

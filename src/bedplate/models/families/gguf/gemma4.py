@@ -3,18 +3,17 @@ which pairs turn; a layer without a tensor of values takes its keys for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.dense import gemma4_text
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import Fields
-from bedplate.models.families.gguf.experts import expert_fields, take_experts
+from bedplate.models.families.field_map import Field, Values, constant
+from bedplate.models.families.gguf.experts import experts
 from bedplate.models.families.gguf.metadata import (
     FREQUENCIES,
+    Metadata,
     decimal,
-    read,
     size_fields,
     take_rope,
     take_sizes,
@@ -25,13 +24,12 @@ from bedplate.models.families.gguf.tensors import (
     AFTER_NORMS,
     ATTENTION,
     GATED,
-    IGNORABLE,
     PRE_NORMS,
     QK_NORMS,
-    decoder_rules,
+    decoder_weights,
     expert_rules,
 )
-from bedplate.models.families.gguf.writing import writer
+from bedplate.models.families.gguf.writing import gguf_family
 from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import FullAttention, Rope, Scales, SharedKeys, TransformerSpec
@@ -53,9 +51,15 @@ _EXPERTS = (
 )
 _LAYER_INPUTS = (("layer_input.gate", "inp_gate"), ("layer_input.down", "proj"), ("layer_input_norm", "post_norm"))
 _MIXTURE = "layers.{i}.beside"
-WEIGHTS = WeightMap(
-    (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *PRE_NORMS, *AFTER_NORMS, *_EXPERTS, *_LAYER_INPUTS),
+WEIGHTS = decoder_weights(
+    *ATTENTION,
+    *QK_NORMS,
+    *GATED,
+    *PRE_NORMS,
+    *AFTER_NORMS,
+    *_EXPERTS,
+    *_LAYER_INPUTS,
+    more=(
         renamed("layer_inputs.embedding.weight", "per_layer_token_embd.weight"),
         renamed("layer_inputs.projection.weight", "per_layer_model_proj.weight"),
         renamed("layer_inputs.norm.weight", "per_layer_proj_norm.weight"),
@@ -65,7 +69,6 @@ WEIGHTS = WeightMap(
         renamed(f"{_MIXTURE}.experts.gate_up.weight", "blk.{i}.ffn_gate_up_exps.weight"),
         *expert_rules(f"{_MIXTURE}.experts"),
     ),
-    IGNORABLE,
 )
 EXAMPLES = (
     {**gemma4_text.EXAMPLES[0], "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL]},
@@ -73,90 +76,75 @@ EXAMPLES = (
 )
 
 
-def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
-    """Metadata → spec."""
-    layers = read(config, _NAME).layers("block_count")
-    kv_heads, feedforward_sizes = (_per_layer(config, name, layers) for name in (_KV, _FEEDFORWARD))
-    first = {f"{_NAME}.{_KV}": kv_heads[0], f"{_NAME}.{_FEEDFORWARD}": feedforward_sizes[0]}
-    fields = read({**config, **first}, _NAME)
+def _read(fields: Metadata, values: Values) -> Values:
+    layers = fields.layers("block_count")
+    kv_heads, feedforward_sizes = (fields.per_layer(name, layers) for name in (_KV, _FEEDFORWARD))
     windows = take_windows(fields, layers, _PATTERN)
     sees_all = [not windows or windows[layer % len(windows)] is None for layer in range(layers)]
-    sizes, full_dim = _take_sizes(fields, config, all(sees_all))
-    rope = take_rope(fields, {**config, "tables": {}}, full_dim)
+    windowed_dim = fields.whole("attention.key_length_swa") or 0
+    fields.only("attention.value_length_swa", windowed_dim, None)
+    sizes = take_sizes(fields, values, layers)
+    full_dim = sizes["head_dim"]
+    head_dim = full_dim if all(sees_all) or not windowed_dim else windowed_dim
+    rope = take_rope(fields, full_dim, {})
     local = Rope(decimal(fields.real("rope.freq_base_swa", 10_000.0)))
-    fields.only("rope.dimension_count_swa", sizes["head_dim"], None)
-    shared, cap = (
-        (fields.whole("attention.shared_kv_layers") or 0),
-        fields.real("final_logit_softcapping", _CAP),
-    )
-    names = config["tensor_names"]
-    sizes["kv_heads"] = kv_heads[sees_all.index(False) if False in sees_all else 0]
+    fields.only("rope.dimension_count_swa", head_dim, None)
+    shared = fields.whole("attention.shared_kv_layers") or 0
+    cap = fields.real("final_logit_softcapping", _CAP)
+    windowed_kv_heads = kv_heads[sees_all.index(False) if False in sees_all else 0]
+    full_kv_heads = (count for count, is_full in zip(kv_heads, sees_all, strict=True) if is_full)
     full = FullAttention(
-        None if full_dim == sizes["head_dim"] else full_dim,
-        next((n for n, all_ in zip(kv_heads, sees_all, strict=True) if all_ and n != sizes["kv_heads"]), None),
-        any(all_ and f"blk.{n}.attn_v.weight" not in names for n, all_ in enumerate(sees_all[: layers - shared])),
-    )
-    input_size = fields.whole("embedding_length_per_layer_input") or 0
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_placement="sandwich",
-        qk_norm="head",
-        value_norm=True,
-        rope=Rope(rope.theta, rope.scaling, _share(config), proportional=True),
-        local_rope=local if windows else None,
-        windows=windows,
-        activation="gelu_tanh",
-        scales=Scales(
-            embedding=sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if not cap else decimal(cap)
+        None if full_dim == head_dim else full_dim,
+        next((count for count in full_kv_heads if count != windowed_kv_heads), None),
+        any(
+            is_full and f"blk.{layer}.attn_v.weight" not in fields.names
+            for layer, is_full in enumerate(sees_all[: layers - shared])
         ),
-        experts=take_experts(fields, beside=True, router_scales=True),
-        full=None if full == FullAttention() else full,
-        shared_keys=SharedKeys(shared, None if feedforward_sizes[-1] == feedforward_sizes[0] else feedforward_sizes[-1])
-        if shared
-        else None,
-        layer_input_size=input_size,
-        output_scales="blk.0.layer_output_scale.weight" in names,
     )
-    fields.finish()
-    for name, layer_sizes, meant in (
-        (_KV, kv_heads, spec.kv_heads_of),
-        (_FEEDFORWARD, feedforward_sizes, spec.feedforward_size_of),
-    ):
-        if list(layer_sizes) != [meant(layer) for layer in range(layers)]:
-            raise UnsupportedModelError(f"GGUF metadata ({_NAME}): {name} = {list(layer_sizes)} is not supported")
+    shared_size = None if feedforward_sizes[-1] == feedforward_sizes[0] else feedforward_sizes[-1]
+    found: dict[str, Any] = sizes | {
+        "head_dim": head_dim,
+        "kv_heads": windowed_kv_heads,
+        "rope": Rope(rope.theta, rope.scaling, _share(fields), proportional=True),
+        "local_rope": local if windows else None,
+        "windows": windows,
+        "scales": Scales(sizes["hidden_size"] ** 0.5, attention=1.0, logit_cap=None if not cap else decimal(cap)),
+        "full": None if full == FullAttention() else full,
+        "shared_keys": SharedKeys(shared, shared_size) if shared else None,
+        "layer_input_size": fields.whole("embedding_length_per_layer_input") or 0,
+        "output_scales": "blk.0.layer_output_scale.weight" in fields.names,
+    }
+    _check_layers(TransformerSpec.from_fields(**found), kv_heads, feedforward_sizes, sees_all)
+    return found
+
+
+def _check_layers(
+    spec: TransformerSpec, kv_heads: Sequence[int], feedforward_sizes: Sequence[int], sees_all: Sequence[bool]
+) -> None:
+    """Refuses sizes by layer, and layers that share keys, that a spec cannot have."""
+    origin, layers = f"GGUF metadata ({_NAME})", range(spec.layers)
+    by_layer = ((_KV, kv_heads, spec.kv_heads_of), (_FEEDFORWARD, feedforward_sizes, spec.feedforward_size_of))
+    for name, sizes, meant in by_layer:
+        if list(sizes) != [meant(layer) for layer in layers]:
+            raise UnsupportedModelError(f"{origin}: {name} = {list(sizes)} is not supported")
+    shared = 0 if spec.attention.shared_keys is None else spec.attention.shared_keys.layers
+    first = spec.layers - shared
     # llama.cpp takes those of the last layer with its own, which must see everything, or of the one before it.
-    key_layers = [n if n < layers - shared else layers - shared - (1 if sees_all[n] else 2) for n in range(layers)]
-    if [spec.keys_of(n) for n in range(layers)] != key_layers:
+    key_layers = [layer if layer < first else first - (1 if sees_all[layer] else 2) for layer in layers]
+    if [spec.keys_of(layer) for layer in layers] != key_layers:
         raise UnsupportedModelError(
-            f"GGUF metadata ({_NAME}): attention.shared_kv_layers = {shared} needs a layer with a window and then one "
-            "without before them"
+            f"{origin}: attention.shared_kv_layers = {shared} needs a layer with a window and then one without before "
+            "them"
         )
-    return spec
 
 
-def _take_sizes(fields: Fields, config: Mapping[str, Any], alone: bool) -> tuple[dict[str, Any], int]:
-    """The sizes, of layers with a window where those differ, and the head's of layers that see everything. alone: there
-    are no others."""
-    windowed = fields.whole("attention.key_length_swa") or 0
-    fields.only("attention.value_length_swa", windowed, None)
-    sizes = take_sizes(fields, config)
-    full = sizes["head_dim"]
-    return sizes | {"head_dim": full if alone or not windowed else windowed}, full
-
-
-def _per_layer(config: Mapping[str, Any], name: str, layers: int) -> Sequence[int]:
-    """What each layer has of it: a list, or one number for all."""
-    value = config.get(f"{_NAME}.{name}", 0)
-    return value if isinstance(value, list | tuple) else [value] * layers
-
-
-def _share(config: Mapping[str, Any]) -> float:
-    """Of the pairs that turn; the others stand behind them."""
-    divisors: Sequence[float] | None = config.get("tables", {}).get(FREQUENCIES)
+def _share(fields: Metadata) -> float:
+    """The share of the pairs that turn; the others stand behind them."""
+    divisors = (fields.tables or {}).get(FREQUENCIES)
     if divisors is None:
         return _SHARE
     turning = sum(divisor < _NO_ROTATION / 10 for divisor in divisors)
-    if not turning or any(turning_divisor != 1 for turning_divisor in divisors[:turning]):
+    if not turning or any(divisor != 1 for divisor in divisors[:turning]):
         raise UnsupportedModelError(
             f"{FREQUENCIES} ({_NAME}): {list(divisors)} is not supported (only 1, and then {_NO_ROTATION})"
         )
@@ -169,7 +157,7 @@ def _tables(spec: TransformerSpec) -> dict[str, list[float]]:
     return {FREQUENCIES: [1.0] * turning + [_NO_ROTATION] * (pairs - turning)}
 
 
-def _keys(spec: TransformerSpec) -> dict[str, Any]:
+def _write(flat: Values, spec: TransformerSpec) -> Values:
     rope, full_dim, layers = spec.position.rope or Rope(), spec.head_dim_of(spec.layers - 1), range(spec.layers)
     metadata = {
         "attention.key_length": full_dim,
@@ -187,20 +175,17 @@ def _keys(spec: TransformerSpec) -> dict[str, Any]:
         "final_logit_softcapping": (spec.scales or Scales()).logit_cap or 0.0,
         "attention.sliding_window_pattern": [spec.window(layer) is not None for layer in layers],
     }
-    return size_fields(spec) | window_fields(spec, _PATTERN) | metadata | expert_fields(spec)
+    return size_fields(flat, spec) | window_fields(spec, _PATTERN) | metadata
 
 
 def _weights_of(spec: TransformerSpec) -> WeightMap:
     return gemma4_text.with_unread(WEIGHTS, spec, r"blk\.{}\.attn_([kv]|[kv]_norm)\.weight")
 
 
-GGUF = Family(
-    ("gguf", _NAME),
-    from_gguf,
-    writer(_NAME, from_gguf, _keys, tables=_tables),
-    WEIGHTS,
-    (("hf", "gemma4_text"),),
-    examples=EXAMPLES,
-    weights_of=_weights_of,
-    tables=_tables,
+ROWS = (
+    Field(_read, _write),
+    constant(norm_placement="sandwich", qk_norm="head", value_norm=True, activation="gelu_tanh"),
+    experts(beside=True, router_scales=True),
 )
+
+GGUF = gguf_family(_NAME, ROWS, WEIGHTS, "gemma4_text", examples=EXAMPLES, tables=_tables, weights_of=_weights_of)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bedplate.models.families.dense import gpt2
-from bedplate.models.families.family import Family
-from bedplate.models.families.gguf.metadata import decimal, read, size_fields, take_sizes
-from bedplate.models.families.gguf.tensors import PARTS, PRE_NORMS, decoder_rules, qkv_rows
-from bedplate.models.families.gguf.writing import writer
-from bedplate.models.families.weights import WeightMap, fused, renamed
+from bedplate.models.families.field_map import Field, Values, constant
+from bedplate.models.families.gguf.metadata import SIZES, Metadata, decimal
+from bedplate.models.families.gguf.tensors import PARTS, PRE_NORMS, decoder_rules
+from bedplate.models.families.gguf.writing import gguf_family
+from bedplate.models.families.weights import WeightMap, fused, qkv_rows, renamed
 from bedplate.models.specs.transformer import TransformerSpec
 
-_NAME = "gpt2"
 _PAIRS = (("attention.o", "attn_output"), ("feedforward.up", "ffn_up"), ("feedforward.down", "ffn_down"))
 
 WEIGHTS = WeightMap(
@@ -31,29 +27,19 @@ WEIGHTS = WeightMap(
 EXAMPLES = (gpt2.EXAMPLES[0], {**gpt2.EXAMPLES[1], "activation_function": "gelu_new"})
 
 
-def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
-    """Metadata → spec."""
-    fields = read(config, _NAME)
-    sizes = take_sizes(fields, config)
-    sizes["norm_eps"] = decimal(fields.real("attention.layer_norm_epsilon", 1e-5))
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        position_rows=sizes["context_length"],
-        norm="layer",
-        activation="gelu_tanh",
-        gated=False,
-        attention_bias=True,
-        feedforward_bias=True,
-    )
-    fields.finish()
-    return spec
+def _read_norms(fields: Metadata, values: Values) -> Values:
+    eps = decimal(fields.real("attention.layer_norm_epsilon", 1e-5))
+    return {"norm_eps": eps, "position_rows": values["context_length"]}
 
 
-def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    norms = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": spec.norm.eps}
-    return size_fields(spec) | norms
+def _norm_fields(flat: Values, spec: TransformerSpec) -> Values:
+    return {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": flat["norm_eps"]}
 
 
-GGUF = Family(
-    ("gguf", _NAME), from_gguf, writer(_NAME, from_gguf, _keys), WEIGHTS, (("hf", "gpt2"),), examples=EXAMPLES
+ROWS = (
+    SIZES,
+    Field(_read_norms, _norm_fields),
+    constant(norm="layer", activation="gelu_tanh", gated=False, attention_bias=True, feedforward_bias=True),
 )
+
+GGUF = gguf_family("gpt2", ROWS, WEIGHTS, "gpt2", examples=EXAMPLES)

@@ -2,74 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from bedplate.models.families.dense import granite
-from bedplate.models.families.family import Family
-from bedplate.models.families.gguf.metadata import (
-    decimal,
-    read,
-    rope_fields,
-    rope_tables,
-    size_fields,
-    take_rope,
-    take_sizes,
-)
-from bedplate.models.families.gguf.tensors import ATTENTION, GATED, IGNORABLE, PRE_NORMS, decoder_rules
-from bedplate.models.families.gguf.writing import take_biases, writer
-from bedplate.models.families.weights import WeightMap
+from bedplate.models.families.field_map import Field, Values, only
+from bedplate.models.families.gguf.metadata import BIASES, SIZES, Metadata, decimal, rope
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, PRE_NORMS, decoder_weights
+from bedplate.models.families.gguf.writing import gguf_family
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
-_NAME = "granite"
-
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *GATED, *PRE_NORMS, turned=True), IGNORABLE)
-EXAMPLES = granite.EXAMPLES
+WEIGHTS = decoder_weights(*ATTENTION, *GATED, *PRE_NORMS, turned=True)
 
 
-def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
-    """Metadata → spec. A factor that a file does not give is none."""
-    fields = read(config, _NAME)
-    sizes = take_sizes(fields, config)
+def _read_scales(fields: Metadata, values: Values) -> Values:
+    """A factor that a file does not give is none."""
     scores = fields.pop("attention.scale")
-    fields.only("expert_count", 0)
-    fields.only("expert_used_count", 0)
-    fields.only("rope.scaling.finetuned", True)  # False: no rotary positions at all
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        **take_biases(config["tensor_names"]),
-        rope=take_rope(fields, config, sizes["head_dim"]),
-        scales=Scales(
+    return {
+        "scales": Scales(
             embedding=decimal(fields.pop("embedding_scale") or 1.0),
-            attention=decimal(scores) if scores else sizes["head_dim"] ** -0.5,
+            attention=decimal(scores) if scores else values["head_dim"] ** -0.5,
             head=1.0 / decimal(fields.need("logit_scale")),
             residual=decimal(fields.pop("residual_scale") or 1.0),
-        ),
-    )
-    fields.finish()
-    return spec
+        )
+    }
 
 
-def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    scales = spec.scales or Scales()
-    return (
-        size_fields(spec)
-        | rope_fields(spec)
-        | {
-            "embedding_scale": scales.embedding,
-            "attention.scale": scales.attention,
-            "logit_scale": 1.0 / scales.head,
-            "residual_scale": scales.residual,
-        }
-    )
+def _scale_fields(flat: Values, spec: TransformerSpec) -> Values:
+    scales = flat["scales"] or Scales()
+    return {
+        "embedding_scale": scales.embedding,
+        "attention.scale": scales.attention,
+        "logit_scale": 1.0 / scales.head,
+        "residual_scale": scales.residual,
+    }
 
 
-GGUF = Family(
-    ("gguf", _NAME),
-    from_gguf,
-    writer(_NAME, from_gguf, _keys),
-    WEIGHTS,
-    (("hf", "granite"),),
-    examples=EXAMPLES,
-    tables=rope_tables,
+ROWS = (
+    SIZES,
+    BIASES,
+    only("rope.scaling.finetuned", True),  # False: no rotary positions at all
+    rope(),
+    Field(_read_scales, _scale_fields),
+    only("expert_count", 0),
+    only("expert_used_count", 0),
 )
+
+GGUF = gguf_family("granite", ROWS, WEIGHTS, "granite", examples=granite.EXAMPLES)

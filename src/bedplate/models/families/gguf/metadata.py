@@ -8,12 +8,13 @@ small tensors that say how positions turn; a reader of headers alone has no tabl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.specs.position import Scaling
 from bedplate.models.specs.transformer import (
@@ -33,16 +34,25 @@ _CLOSE = 1e-5
 """How far a table may be from what a scaling makes: it is stored in single precision."""
 
 
-def metadata_origin(architecture: str) -> str:
-    return f"GGUF metadata ({architecture})"
+class Metadata(Fields):
+    """An architecture's own keys, without its name. names: of the file's tensors; token_rows: of its token table;
+    tables: by name, None where only a header was read."""
 
+    def __init__(self, config: Mapping[str, Any], architecture: str) -> None:
+        begin = f"{architecture}."
+        keys = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
+        keys.pop(POOLING, None)
+        super().__init__(keys, f"GGUF metadata ({architecture})")
+        self.names: Collection[str] = config.get("tensor_names", ())
+        self.token_rows = int(config.get("embedding_rows", 0))
+        self.tables: Mapping[str, Sequence[float]] | None = config.get("tables")
 
-def read(config: Mapping[str, Any], architecture: str) -> Fields:
-    """The architecture's own keys, without its name."""
-    begin = f"{architecture}."
-    keys = {key.removeprefix(begin): value for key, value in config.items() if key.startswith(begin)}
-    keys.pop(POOLING, None)
-    return Fields(keys, metadata_origin(architecture))
+    def per_layer(self, name: str, layers: int) -> Sequence[int]:
+        """What each layer has: a list, or one number for all. The first stays for whoever reads the key as one."""
+        value = self._unread.get(name, 0)
+        sizes = value if isinstance(value, list | tuple) else [value] * layers
+        self._unread[name] = sizes[0]
+        return sizes
 
 
 def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,8 +60,8 @@ def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{architecture}.{key}": value for key, value in fields.items() if value is not None}
 
 
-def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_forward_length") -> dict[str, Any]:
-    """The fields of a spec that are sizes, its tied head, and the norms' epsilon. width: the feed-forward's key."""
+def take_sizes(fields: Metadata, values: Values, layers: int | None = None) -> dict[str, Any]:
+    """The fields of a spec that are sizes, its tied head, and the norms' epsilon. layers: where they were read before."""
     heads, hidden = uniform(fields, "attention.head_count"), fields.size("embedding_length")
     head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
@@ -59,33 +69,49 @@ def take_sizes(fields: Fields, config: Mapping[str, Any], *, width: str = "feed_
     kv_heads = fields.pop("attention.head_count_kv")
     return {
         "kind": "decoder",
-        "vocab_size": int(config["embedding_rows"]),
+        "vocab_size": fields.token_rows,
         "hidden_size": hidden,
-        "layers": fields.layers("block_count"),
+        "layers": fields.layers("block_count") if layers is None else layers,
         "heads": heads,
         "kv_heads": _uniform_number(kv_heads, "attention.head_count_kv") or heads,
         "head_dim": head_dim,
-        "feedforward_size": uniform(fields, width),
+        "feedforward_size": uniform(fields, "feed_forward_length"),
         "context_length": fields.size("context_length"),
-        "tied_head": "output.weight" not in config["tensor_names"],
+        "tied_head": "output.weight" not in fields.names,
         "norm_eps": decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6)),
     }
 
 
-def size_fields(spec: TransformerSpec, *, width: str = "feed_forward_length") -> dict[str, Any]:
+def size_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `take_sizes`."""
     return {
-        "vocab_size": spec.vocab_size,
-        "context_length": spec.context_length,
-        "embedding_length": spec.hidden_size,
-        "block_count": spec.layers,
-        width: spec.feedforward.size,
-        "attention.head_count": spec.attention.heads,
-        "attention.head_count_kv": spec.attention.kv_heads,
-        "attention.key_length": spec.attention.head_dim,
-        "attention.value_length": spec.attention.head_dim,
-        "attention.layer_norm_rms_epsilon": spec.norm.eps,
+        "vocab_size": flat["vocab_size"],
+        "context_length": flat["context_length"],
+        "embedding_length": flat["hidden_size"],
+        "block_count": flat["layers"],
+        "feed_forward_length": flat["feedforward_size"],
+        "attention.head_count": flat["heads"],
+        "attention.head_count_kv": flat["kv_heads"],
+        "attention.key_length": flat["head_dim"],
+        "attention.value_length": flat["head_dim"],
+        "attention.layer_norm_rms_epsilon": flat["norm_eps"],
     }
+
+
+SIZES = Field(take_sizes, size_fields)
+
+
+def _read_biases(fields: Metadata, values: Values) -> Values:
+    queries, outputs = "blk.0.attn_q.bias" in fields.names, "blk.0.attn_output.bias" in fields.names
+    return {
+        "attention_bias": queries,
+        "output_bias": None if outputs == queries else outputs,
+        "feedforward_bias": "blk.0.ffn_up.bias" in fields.names,
+    }
+
+
+BIASES = Field(_read_biases)
+"""Which projections have biases, which only the names of tensors say."""
 
 
 def uniform(fields: Fields, name: str) -> int:
@@ -109,18 +135,25 @@ def decimal(value: float) -> float:
 # --- windows
 
 
-def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = None) -> tuple[int | None, ...]:
+def windows(pattern: int, size: int | None = None) -> Field:
     """The window of each layer. pattern: of so many layers the last sees everything, where the file does not say which;
     size: of the window, where the file does not say."""
+
+    def read(fields: Metadata, values: Values) -> Values:
+        return {"windows": take_windows(fields, values["layers"], pattern, size)}
+
+    return Field(read, lambda flat, spec: window_fields(spec, pattern))
+
+
+def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = None) -> tuple[int | None, ...]:
+    """The window of each layer."""
     window = fields.whole("attention.sliding_window") or size or 0
     layer_pattern: Any = fields.pop("attention.sliding_window_pattern", pattern)
     if not window:
         return ()
-    slides = (
-        layer_pattern
-        if isinstance(layer_pattern, list | tuple)
-        else [layer % layer_pattern < layer_pattern - 1 for layer in range(layers)]
-    )
+    slides = layer_pattern
+    if not isinstance(slides, list | tuple):
+        slides = [layer % layer_pattern < layer_pattern - 1 for layer in range(layers)]
     if len(slides) != layers:
         raise UnsupportedModelError(
             f"attention.sliding_window_pattern is of {len(slides)} layers, and there are {layers}"
@@ -147,17 +180,31 @@ def window_fields(spec: TransformerSpec, pattern: int) -> dict[str, Any]:
 # --- rotary positions
 
 
-def take_rope(fields: Fields, config: Mapping[str, Any], head_dim: int, longest: int | None = None) -> Rope:
+def rope(*, is_extended: bool = False) -> Field:
+    """The rope of a model. is_extended: the context is that after LongRoPE has extended it."""
+
+    def read(fields: Metadata, values: Values) -> Values:
+        longest = values["context_length"] if is_extended else None
+        return {"rope": take_rope(fields, values["head_dim"], fields.tables, longest)}
+
+    return Field(read, rope_fields)
+
+
+def take_rope(
+    fields: Metadata, head_dim: int, tables: Mapping[str, Sequence[float]] | None, longest: int | None = None
+) -> Rope:
     """The rope of a model, its tables read back as the scaling that they were made from. longest: the context after
     LongRoPE has extended it."""
     base = decimal(fields.real("rope.freq_base", 10_000.0))
     turned = fields.whole("rope.dimension_count") or head_dim
     plain = Rope(base, None, turned / head_dim)
-    return Rope(base, _scaling(fields, config, plain, turned, longest), plain.fraction)
+    return Rope(base, _scaling(fields, tables, plain, turned, longest), plain.fraction)
 
 
-def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int, longest: int | None) -> Scaling | None:
-    tables: Mapping[str, Sequence[float]] = config.get("tables", {})
+def _scaling(
+    fields: Fields, stored: Mapping[str, Sequence[float]] | None, rope: Rope, turned: int, longest: int | None
+) -> Scaling | None:
+    tables = stored or {}
     scaling_type = fields.text("rope.scaling.type", "none")
     factor = fields.real("rope.scaling.factor") or 1.0
     original = fields.pop("rope.scaling.original_context_length")
@@ -170,7 +217,7 @@ def _scaling(fields: Fields, config: Mapping[str, Any], rope: Rope, turned: int,
     if FREQUENCIES in tables:
         return scaling_of(tables[FREQUENCIES], rope.theta, turned)
     readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
-    if "tables" not in config:
+    if stored is None:
         readers["longrope"] = None  # of which a header alone says nothing
     if scaling_type == "yarn":
         _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
@@ -220,9 +267,9 @@ def longest_context(spec: TransformerSpec) -> int:
     return spec.context_length
 
 
-def rope_fields(spec: TransformerSpec) -> dict[str, Any]:
+def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `take_rope`, without the tables."""
-    rope = spec.position.rope or Rope()
+    rope = flat["rope"] or Rope()
     metadata: dict[str, Any] = {"rope.dimension_count": spec.rotary_dim, "rope.freq_base": rope.theta}
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):

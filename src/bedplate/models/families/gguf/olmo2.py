@@ -3,31 +3,20 @@ Where there is a window, it is OLMo 3: three layers of four have it, and a rope 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from bedplate.models.families.dense import olmo2, olmo3
 from bedplate.models.families.family import Family
-from bedplate.models.families.gguf.metadata import (
-    read,
-    rope_fields,
-    rope_tables,
-    size_fields,
-    take_rope,
-    take_sizes,
-    take_windows,
-)
-from bedplate.models.families.gguf.tensors import ATTENTION, GATED, IGNORABLE, QK_NORMS, decoder_rules
-from bedplate.models.families.gguf.writing import writer
+from bedplate.models.families.field_map import Field, Values
+from bedplate.models.families.gguf.metadata import SIZES, Metadata, rope, take_windows
+from bedplate.models.families.gguf.tensors import ATTENTION, GATED, QK_NORMS, decoder_weights
+from bedplate.models.families.gguf.writing import gguf_family
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_NAME, _PATTERN = "olmo2", 4
 _NORMS = (("attention_norm", "post_attention_norm"), ("feedforward_norm", "post_ffw_norm"))
 
-WEIGHTS = WeightMap(decoder_rules(*ATTENTION, *QK_NORMS, *GATED, *_NORMS), IGNORABLE)
+WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *_NORMS)
 EXAMPLES = (olmo2.EXAMPLES[0], {**olmo2.EXAMPLES[1], "attention_bias": False, "tie_word_embeddings": False})
 _WINDOWED = (
     olmo3.EXAMPLES[0],
@@ -40,40 +29,21 @@ _WINDOWED = (
 )
 
 
-def from_gguf(config: Mapping[str, Any]) -> TransformerSpec:
-    """Metadata → spec."""
-    fields = read(config, _NAME)
-    sizes = take_sizes(fields, config)
-    rope, windows = take_rope(fields, config, sizes["head_dim"]), take_windows(fields, sizes["layers"], _PATTERN)
-    fields.finish()
-    return TransformerSpec.from_fields(
-        **sizes,
-        norm_placement="branch",
-        qk_norm="projection",
-        rope=rope,
-        windows=windows,
-        local_rope=Rope(rope.theta) if windows and rope.scaling is not None else None,
-    )
+def _read_windows(fields: Metadata, values: Values) -> Values:
+    windows, theta = take_windows(fields, values["layers"], 4), values["rope"].theta
+    return {"windows": windows, "local_rope": Rope(theta) if windows and values["rope"].scaling is not None else None}
 
 
-def _keys(spec: TransformerSpec) -> dict[str, Any]:
-    # llama.cpp reads no list of the layers that have it.
-    window = next((size for size in spec.attention.windows if size is not None), None)
-    return size_fields(spec) | rope_fields(spec) | {"attention.sliding_window": window}
+def _window_fields(flat: Values, spec: TransformerSpec) -> Values:
+    """The window alone: llama.cpp reads no list of the layers that have it."""
+    return {"attention.sliding_window": next((size for size in flat["windows"] if size is not None), None)}
 
 
 def _sibling(spec: TransformerSpec) -> Family | None:
     return OLMO3 if spec.attention.windows else None
 
 
-GGUF = Family(
-    ("gguf", _NAME),
-    from_gguf,
-    writer(_NAME, from_gguf, _keys, needs_head=True),
-    WEIGHTS,
-    (("hf", "olmo2"), ("hf", "olmo3")),
-    examples=EXAMPLES,
-    sibling=_sibling,
-    tables=rope_tables,
-)
+ROWS = (SIZES, olmo2.BRANCH, rope(), Field(_read_windows, _window_fields))
+
+GGUF = gguf_family("olmo2", ROWS, WEIGHTS, "olmo2", "olmo3", examples=EXAMPLES, needs_head=True, sibling=_sibling)
 OLMO3 = replace(GGUF, partners=(("hf", "olmo3"),), examples=_WINDOWED, sibling=None)

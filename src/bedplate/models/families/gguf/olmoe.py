@@ -4,7 +4,7 @@ over the whole projection."""
 from __future__ import annotations
 
 from bedplate.models.families.experts import olmoe
-from bedplate.models.families.gguf.experts import mixture
+from bedplate.models.families.gguf.experts import experts, mixture
 
 EXAMPLES = (
     {**olmoe.EXAMPLES[0], "num_key_value_heads": 6},
@@ -12,8 +12,7 @@ EXAMPLES = (
 )
 GGUF = mixture(
     *("olmoe", "olmoe", EXAMPLES),
-    width="feed_forward_length",
-    renormalise=False,
+    experts(as_dense=True, width="feed_forward_length", renormalise=False),
     needs_head=True,
     qk_norm="projection",
 )

@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.encoder_decoders import t5 as hf
 from bedplate.models.families.family import Family
-from bedplate.models.families.gguf.metadata import decimal, named, read, uniform
+from bedplate.models.families.gguf.metadata import Metadata, decimal, named, uniform
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import RelativeBias, Scales, TransformerSpec
@@ -48,7 +48,7 @@ def _weights() -> WeightMap:
 
 def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     """Metadata → spec."""
-    fields, names = read(config, _NAME), config["tensor_names"]
+    fields = Metadata(config, _NAME)
     hidden, heads = fields.size("embedding_length"), uniform(fields, "attention.head_count")
     head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
@@ -56,12 +56,12 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     eps = decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6))
     # Some converters write the same number under both names.
     fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
-    tied, gated = "output.weight" not in names, _GATE in names
+    tied, gated = "output.weight" not in fields.names, _GATE in fields.names
     layers = fields.layers("block_count")
     deep = fields.whole("decoder_block_count") or layers
     buckets = fields.size("attention.relative_buckets_count")
     common: dict[str, Any] = {
-        "vocab_size": int(config["embedding_rows"]),
+        "vocab_size": fields.token_rows,
         "hidden_size": hidden,
         "heads": heads,
         "kv_heads": heads,
@@ -114,8 +114,8 @@ def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
         different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
         if different is not None:
             raise UnsupportedModelError(
-                f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is {original.flat()[different]!r}: it would "
-                f"be {read_back.flat()[different]!r}. Export a Hugging Face directory instead"
+                f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is "
+                f"{original.flat()[different]!r}: it would be {read_back.flat()[different]!r}. Export a Hugging Face directory instead"
             )
     return metadata
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from operator import attrgetter
 
 from bedplate.models.families.gguf.metadata import TABLES
-from bedplate.models.families.weights import Rule, Tensors, interleaved, need_alike, renamed
+from bedplate.models.families.weights import Rule, Tensors, WeightMap, interleaved, need_alike, renamed
 from bedplate.models.specs.transformer import TransformerSpec
 
 PARTS = ("weight", "bias")
@@ -40,12 +41,21 @@ def decoder_rules(*pairs: tuple[str, str], offset: float = 0.0, turned: bool = F
     )
 
 
+def decoder_weights(
+    *pairs: tuple[str, str], offset: float = 0.0, turned: bool = False, more: Iterable[Rule] = ()
+) -> WeightMap:
+    """The weights of a decoder: the rules of these pairs, and `more`."""
+    return WeightMap((*decoder_rules(*pairs, offset=offset, turned=turned), *more), IGNORABLE)
+
+
 def _rule(ours: str, theirs: str, part: str, offset: float, turned: bool) -> Rule:
     ours, theirs, parameter_name = f"{ours}.{part}", f"{theirs}.{part}", ours.rpartition(".")[2]
     if offset and part == "weight" and parameter_name.endswith("norm"):
         return shifted(ours, theirs, offset)
     if turned and parameter_name in ("q", "k"):
-        return interleaved(ours, theirs, attrgetter("attention.heads" if parameter_name == "q" else "attention.kv_heads"))
+        return interleaved(
+            ours, theirs, attrgetter("attention.heads" if parameter_name == "q" else "attention.kv_heads")
+        )
     return renamed(ours, theirs)
 
 
@@ -59,12 +69,6 @@ def shifted(ours: str, theirs: str, by: float) -> Rule:
         return [tensor - by for tensor in tensors]
 
     return Rule((ours,), (theirs,), forward, inverse)
-
-
-def qkv_rows(spec: TransformerSpec) -> tuple[int, int, int]:
-    """Of queries, keys and values that are one tensor."""
-    keys = spec.attention.kv_heads * spec.attention.head_dim
-    return spec.attention.heads * spec.attention.head_dim, keys, keys
 
 
 def expert_rules(prefix: str = "layers.{i}.feedforward.experts") -> tuple[Rule, ...]:

@@ -1,53 +1,55 @@
-"""From a spec to the metadata of a GGUF file, read back at once: what an architecture has no key for is refused."""
+"""Families of GGUF's format. Metadata that is written is read back at once: what an architecture has no key for is
+refused."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.gguf.metadata import divisors_of, named, rope_tables
+from bedplate.models.families.family import Family
+from bedplate.models.families.field_map import Field, FieldMap
+from bedplate.models.families.gguf.metadata import Metadata, divisors_of, named, rope_tables
+from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.transformer import TransformerSpec
 
 _SINGLE = 1e-5
 """Relative precision of the numbers in metadata, and of what is computed from them."""
 
 
-def writer(
+def gguf_family(
     architecture: str,
-    from_gguf: Callable[[Mapping[str, Any]], TransformerSpec],
-    keys: Callable[[TransformerSpec], Mapping[str, Any]],
-    *,
+    rows: Sequence[Field],
+    weights: WeightMap,
+    *partners: str,
     needs_head: bool = False,
-    tables: Callable[[TransformerSpec], Mapping[str, Any]] = rope_tables,
-) -> Callable[[TransformerSpec], dict[str, Any]]:
-    """The inverse of `from_gguf`. keys: of a spec, without the architecture's name. needs_head: llama.cpp does not load
-    the architecture with a tied head. tables: the tensors that say how positions turn."""
+    tables: Callable[[Any], Mapping[str, Any]] = rope_tables,
+    **options: Any,
+) -> Family:
+    """A family of GGUF's format. rows: of its metadata; partners: its names in Hugging Face's format; needs_head:
+    llama.cpp does not load the architecture with a tied head; tables: the tensors that say how positions turn."""
+    field_map = FieldMap(lambda config: Metadata(config, architecture), tuple(rows))
 
     def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
         if needs_head and spec.tied_head:
             raise UnsupportedModelError(f"GGUF's {architecture} needs a head of its own; this model's is its embedding")
-        metadata = named(architecture, keys(spec))
-        restored = from_gguf(
-            {
-                **metadata,
-                "tensor_names": _telling_names(spec),
-                "embedding_rows": spec.vocab_size,
-                "tables": tables(spec),
-            }
-        )
-        for name, meant in spec.flat().items():
-            stored = restored.flat()[name]
-            if not _is_close(stored, meant) and not (name == "rope" and _turns_alike(restored, spec)):
+        metadata = named(architecture, field_map.to_config(spec))
+        names, stored_tables = _telling_names(spec), tables(spec)
+        stored = {**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size, "tables": stored_tables}
+        restored = field_map.to_spec(stored)
+        for name, value in restored.flat().items():
+            meant = spec.flat()[name]
+            if not _is_close(value, meant) and not (name == "rope" and _turns_alike(restored, spec)):
                 raise UnsupportedModelError(
-                    f"GGUF's {architecture} cannot say that {name} is {meant!r}: it would be {stored!r}. "
+                    f"GGUF's {architecture} cannot say that {name} is {meant!r}: it would be {value!r}. "
                     "Export a Hugging Face directory instead"
                 )
         return metadata
 
-    return to_gguf
+    hf = tuple(("hf", name) for name in partners)
+    return Family(("gguf", architecture), field_map.to_spec, to_gguf, weights, hf, tables=tables, **options)
 
 
 def _turns_alike(first: TransformerSpec, second: TransformerSpec) -> bool:
@@ -71,16 +73,6 @@ def _telling_names(spec: TransformerSpec) -> set[str]:
         **{f"blk.{layer}.attn_v.weight": not spec.keys_are_values(layer) for layer in range(spec.layers)},
     }
     return {name for name, is_there in presence.items() if is_there}
-
-
-def take_biases(names: Any) -> dict[str, Any]:
-    """The fields of a spec that say which projections have biases, from the names of tensors."""
-    queries, outputs = "blk.0.attn_q.bias" in names, "blk.0.attn_output.bias" in names
-    return {
-        "attention_bias": queries,
-        "output_bias": None if outputs == queries else outputs,
-        "feedforward_bias": "blk.0.ffn_up.bias" in names,
-    }
 
 
 def _is_close(first: Any, second: Any) -> bool:

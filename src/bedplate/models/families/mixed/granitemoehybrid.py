@@ -10,18 +10,28 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import ATTENTION, LLAMA_NORMS, TINY, decoder_rules, size_fields, take_sizes
+from bedplate.models.families.decoders import (
+    ATTENTION,
+    ATTENTION_BIAS,
+    LLAMA_NORMS,
+    SILU,
+    TINY,
+    decoder_rules,
+    rms_norm,
+    sizes,
+)
+from bedplate.models.families.dense.granite import multipliers
 from bedplate.models.families.experts.expert_weights import DOWN, GATE_UP
 from bedplate.models.families.experts.fields import TRAINING
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.mixed.layers import convolution, layer_types, state_layers
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, flag, ignored, only, part, whole
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
-from bedplate.models.families.weights import WeightMap, fused, renamed
+from bedplate.models.families.weights import WeightMap, fused, halves, renamed
 from bedplate.models.specs.state_mixers import Mamba2
-from bedplate.models.specs.transformer import Experts, Scales, TransformerSpec
+from bedplate.models.specs.transformer import Experts, TransformerSpec
 
-_ORIGIN = "config.json (granitemoehybrid)"
 _LINEAR = "linear_attention"
 _STATEFUL = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
 _MAMBA, _EXPERTS = "model.layers.{i}.mamba", "model.layers.{i}.block_sparse_moe"
@@ -42,7 +52,7 @@ HF_WEIGHTS = WeightMap(
             fused(
                 (f"layers.{{i}}.{ours}.gate.weight", f"layers.{{i}}.{ours}.up.weight"),
                 "model.layers.{i}.shared_mlp.input_linear.weight",
-                lambda spec: (spec.feedforward.size, spec.feedforward.size),
+                halves,
             )
             for ours in ("feedforward", "feedforward.shared")
         ),
@@ -101,59 +111,52 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a GraniteMoeHybridForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields)
-    types, older = fields.sequence("layer_types"), fields.sequence("layers_block_type")
-    types = older if types is None else types
-    types = [_LINEAR] * sizes["layers"] if types is None else types
-    fields.only("hidden_act", "silu")
-    fields.only("normalization_function", "rmsnorm")
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING, "mamba_chunk_size", "init_method"))
+def _read_experts(fields: Fields, values: Values) -> Values:
     shared = fields.whole("shared_intermediate_size", 1024)
-    count, chosen = fields.whole("num_local_experts", 0, null=0), fields.whole("num_experts_per_tok", 0, null=0)
-    expert_size, sizes["feedforward_size"] = sizes["feedforward_size"], shared
-    rope = take_rope(fields, _ORIGIN, context=sizes["context_length"])
-    rotates = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
-    pattern = state_layers(types, sizes["layers"], _STATEFUL, _ORIGIN)
-    part = _take_mamba(fields, sizes["hidden_size"])
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        rope=rope if rotates else None,
-        attention_bias=fields.flag("attention_bias", False),
-        scales=Scales(
-            embedding=fields.real("embedding_multiplier", 1.0),
-            attention=fields.real("attention_multiplier", 1.0),
-            residual=fields.real("residual_multiplier", 1.0),
-            head=1 / fields.real("logits_scaling", 1.0),
-        ),
-        experts=Experts(count, chosen, expert_size, shared_size=shared, scoring="softmax_chosen") if count else None,
-        state=part if any(pattern) else None,
-        state_layers=pattern if any(pattern) else (),
-    )
-    fields.finish()
-    return spec
+    count, chosen = (fields.whole(name, 0, null=0) for name in ("num_local_experts", "num_experts_per_tok"))
+    size = values["feedforward_size"]
+    experts = Experts(count, chosen, size, shared_size=shared, scoring="softmax_chosen") if count else None
+    return {"feedforward_size": shared, "experts": experts}
 
 
-def _take_mamba(fields: Fields, hidden: int) -> Mamba2:
-    heads, size = fields.whole("mamba_n_heads", 128), fields.pop("mamba_d_head", "auto")
-    inner = int(fields.pop("mamba_expand", 2) * hidden)
+def _expert_fields(flat: Values, spec: TransformerSpec) -> Values:
+    experts, shared = flat["experts"], flat["feedforward_size"]
+    return {
+        "shared_intermediate_size": shared,
+        "num_local_experts": 0 if experts is None else experts.count,
+        "num_experts_per_tok": 0 if experts is None else experts.per_token,
+        "intermediate_size": shared if experts is None else experts.feedforward_size,
+    }
+
+
+def _read_rope(fields: Fields, values: Values) -> Values:
+    rope = take_rope(fields, context=values["context_length"])
+    has_rope = fields.choice("position_embedding_type", None, "rope", "nope") == "rope"
+    return {"rope": rope if has_rope else None}
+
+
+def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
+    if flat["rope"] is None:
+        return {"position_embedding_type": None}
+    return {"position_embedding_type": "rope", "rope_parameters": rope_parameters(flat["rope"])}
+
+
+def _read_inner(fields: Fields, values: Values) -> Values:
+    heads, size = values["heads"], fields.pop("mamba_d_head", "auto")
+    inner = int(fields.pop("mamba_expand", 2) * values["hidden_size"])
     head_dim = inner // heads if size == "auto" else int(size)
     if heads * head_dim != inner:
-        raise UnsupportedModelError(f"{_ORIGIN}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand")
+        raise UnsupportedModelError(
+            f"{fields.origin}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand"
+        )
     low, high = (_number(limit) for limit in fields.pop("time_step_limit") or (0.0, float("inf")))
-    return Mamba2(
-        heads=heads,
-        head_dim=head_dim,
-        groups=fields.whole("mamba_n_groups", 1),
-        state_dim=fields.whole("mamba_d_state", 256),
-        width=fields.whole("mamba_d_conv", 4),
-        convolution_bias=fields.flag("mamba_conv_bias", True),
-        bias=fields.flag("mamba_proj_bias", False),
-        step_limits=(low, high),
-    )
+    return {"head_dim": head_dim, "step_limits": (low, high)}
+
+
+def _inner_fields(flat: Values, spec: TransformerSpec) -> Values:
+    inner, limits = flat["heads"] * flat["head_dim"], flat["step_limits"]
+    sizes = {"mamba_d_head": flat["head_dim"], "mamba_expand": inner // spec.hidden_size}
+    return sizes if limits == Mamba2.step_limits else sizes | {"time_step_limit": list(limits)}
 
 
 def _number(value: Any) -> float:
@@ -161,41 +164,45 @@ def _number(value: Any) -> float:
     return float(value["__float__"] if isinstance(value, Mapping) else value)
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    scales, experts = spec.scales or Scales(), spec.experts
+_MAMBA_PART = part(
+    "state",
+    Mamba2,
+    whole("mamba_n_heads", "heads", 128),
+    Field(_read_inner, _inner_fields),
+    whole("mamba_n_groups", "groups", 1),
+    whole("mamba_d_state", "state_dim", 256),
+    whole("mamba_d_conv", "width", 4),
+    flag("mamba_conv_bias", "convolution_bias", True),
+    flag("mamba_proj_bias", "bias", False),
+)
+
+
+def _write_mamba(flat: Values, spec: TransformerSpec) -> Values:
     # Of a model without such layers transformers wants sizes that fit all the same.
-    part = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if spec.state.mixer is None else spec.state.mixer
-    if not isinstance(part, Mamba2) or part.inner % spec.hidden_size:
-        raise UnsupportedModelError(f"{_ORIGIN}: only a model with Mamba-2 layers, a multiple of its features wide")
-    config = size_fields(spec, "granitemoehybrid", "GraniteMoeHybridForCausalLM") | {
-        "hidden_act": "silu",
-        "rms_norm_eps": spec.norm.eps,
-        "attention_bias": spec.attention.bias,
-        "shared_intermediate_size": spec.feedforward.size,
-        "num_local_experts": 0 if experts is None else experts.count,
-        "num_experts_per_tok": 0 if experts is None else experts.per_token,
-        "intermediate_size": spec.feedforward.size if experts is None else experts.feedforward_size,
-        "layer_types": layer_types(spec, _LINEAR, FULL),
-        "position_embedding_type": None if spec.position.rope is None else "rope",
-        "embedding_multiplier": scales.embedding,
-        "attention_multiplier": spec.attention.head_dim**-0.5 if scales.attention is None else scales.attention,
-        "residual_multiplier": scales.residual,
-        "logits_scaling": 1 / scales.head,
-        "mamba_n_heads": part.heads,
-        "mamba_d_head": part.head_dim,
-        "mamba_n_groups": part.groups,
-        "mamba_d_state": part.state_dim,
-        "mamba_d_conv": part.width,
-        "mamba_expand": part.inner // spec.hidden_size,
-        "mamba_conv_bias": part.convolution_bias,
-        "mamba_proj_bias": part.bias,
-    }
-    if part.step_limits != Mamba2.step_limits:
-        config["time_step_limit"] = list(part.step_limits)
-    if spec.position.rope is not None:
-        config["rope_parameters"] = rope_parameters(spec.position.rope)
-    return config
+    mixer = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if flat["state"] is None else flat["state"]
+    if not isinstance(mixer, Mamba2) or mixer.inner % spec.hidden_size:
+        raise UnsupportedModelError(
+            "config.json (granitemoehybrid): only a model with Mamba-2 layers, a multiple of its features wide"
+        )
+    return _MAMBA_PART.write({**flat, "state": mixer}, spec)
 
 
-HF = Family(("hf", "granitemoehybrid"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+FIELDS = (
+    *sizes(),
+    rms_norm(1e-6),
+    Field(_read_experts, _expert_fields),
+    Field(_read_rope, _rope_fields),
+    ATTENTION_BIAS,
+    multipliers(digits=None),
+    SILU,
+    state_layers(
+        Field(_MAMBA_PART.read, _write_mamba),
+        _STATEFUL,
+        lambda _, values: [_LINEAR] * values["layers"],
+        older="layers_block_type",
+    ),
+    only("normalization_function", "rmsnorm"),
+    ignored(*TRAINING, "mamba_chunk_size", "init_method"),
+)
+
+HF = hf_family("granitemoehybrid", "GraniteMoeHybridForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.decoders import check_types, shortest
+from bedplate.models.families.field_map import Field, Values
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import Rule, Tensors
 from bedplate.models.specs.transformer import TransformerSpec
 
 
-def state_layers(types: Sequence[str], layers: int, stateful: Mapping[str, bool], origin: str) -> tuple[bool, ...]:
-    """Which layers keep a state, by their `layer_types`; the shortest list that makes them when it is repeated."""
-    if len(types) != layers:
-        raise UnsupportedModelError(f"{origin}: {len(types)} layer_types for {layers} layers")
-    unknown = next((layer_type for layer_type in types if layer_type not in stateful), None)
-    if unknown is not None:
-        supported = ", ".join(repr(name) for name in stateful)
-        raise UnsupportedModelError(f"{origin}: a layer of type {unknown!r} is not supported (only {supported})")
-    flags = tuple(stateful[block_type] for block_type in types)
-    size = next(n for n in range(1, layers + 1) if all(flag == flags[i % n] for i, flag in enumerate(flags)))
-    return flags[:size]
+def state_layers(
+    mixer: Field,
+    types: Mapping[str, bool],
+    default: Callable[[Fields, Values], Sequence[str]],
+    older: str | None = None,
+) -> Field:
+    """Which layers keep a state, and what mixes their tokens. mixer: reads `state`. types: the types of layers, and
+    whether they keep one; the first that does and the first that does not are written. default: the types where the
+    config has none, also not under the name `older`."""
+    state, attention = (next(name for name, keeps in types.items() if keeps is stateful) for stateful in (True, False))
 
+    def read(fields: Fields, values: Values) -> Values:
+        named, before = fields.sequence("layer_types"), fields.sequence(older) if older else None
+        usual = default(fields, values)
+        named = named if named is not None else before if before is not None else usual
+        check_types(named, values["layers"], types, fields.origin)
+        pattern = shortest([types[layer_type] for layer_type in named], False)
+        found = mixer.read(fields, values)
+        return {**found, "state_layers": pattern} if pattern else {}
 
-def layer_types(spec: TransformerSpec, state: str, attention: str) -> list[str]:
-    """The inverse."""
-    return [attention if spec.mixer(layer) == "attention" else state for layer in range(spec.layers)]
+    def write(flat: Values, spec: TransformerSpec) -> Values:
+        named = [attention if spec.mixer(layer) == "attention" else state for layer in range(spec.layers)]
+        return {**mixer.write(flat, spec), "layer_types": named}
+
+    return Field(read, write)
 
 
 def convolution(ours: str, theirs: str) -> Rule:

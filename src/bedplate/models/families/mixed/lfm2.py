@@ -8,16 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import TINY, layer_rules, size_fields, take_sizes
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
-from bedplate.models.families.mixed.layers import convolution, layer_types, state_layers
-from bedplate.models.families.rope import FULL, rope_parameters, take_rope
+from bedplate.models.families.decoders import TINY, layer_rules, sizes
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part, real, whole
+from bedplate.models.families.fields import Fields
+from bedplate.models.families.mixed.layers import convolution, state_layers
+from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.state_mixers import ShortConvolution
-from bedplate.models.specs.transformer import Rope, TransformerSpec
 
-_ORIGIN = "config.json (lfm2)"
 _CONVOLUTION = "conv"
 _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
@@ -56,37 +55,42 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of an Lfm2ForCausalLM → spec."""
-    fields = Fields(_named_as_now(config), _ORIGIN)
-    sizes = take_sizes(fields, context=128_000, tied=True)
-    layers, hidden = sizes["layers"], sizes["hidden_size"]
-    sizes["feedforward_size"] = _adjusted(fields, sizes["feedforward_size"])
-    whole, types = fields.sequence("full_attn_idxs"), fields.sequence("layer_types")
-    if types is None:
-        types = [FULL if whole is None or layer in whole else _CONVOLUTION for layer in range(layers)]
-    # Written beside the fields above by the model's makers; they repeat them.
+def _adjusted(fields: Fields, values: Values) -> Values:
+    """The feed-forward's size: where it is to be adjusted, two thirds of what is said, and then rounded up."""
+    factor, multiple = fields.pop("block_ffn_dim_multiplier", 1.0), fields.whole("block_multiple_of", 256)
+    if not fields.flag("block_auto_adjust_ff_dim", True):
+        return {}
+    size = int(2 * values["feedforward_size"] / 3)
+    return {"feedforward_size": size if factor is None else multiple * -(-int(factor * size) // multiple)}
+
+
+def _default_types(fields: Fields, values: Values) -> list[str]:
+    whole = fields.sequence("full_attn_idxs")
+    return [FULL if whole is None or layer in whole else _CONVOLUTION for layer in range(values["layers"])]
+
+
+def _check_repeated(fields: Fields, values: Values) -> Values:
+    """Reads what the model's makers wrote beside the fields above, and repeats them."""
     for name in ("block_dim", "conv_dim", "conv_dim_out"):
-        fields.only(name, hidden, None)
-    fields.only("num_heads", sizes["heads"], None)
-    fields.only("block_use_swiglu", True, None)
-    fields.only("use_pos_enc", True, None)
-    fields.ignore((*HF_BOOKKEEPING, "block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init"))
-    fields.ignore(("conv_use_xavier_init",))
-    eps = fields.real("norm_eps", 1e-5)
-    fields.only("block_norm_eps", eps, None)
-    part = ShortConvolution(fields.whole("conv_L_cache", 3), fields.flag("conv_bias", False))
-    pattern = state_layers(types, layers, {_CONVOLUTION: True, FULL: False}, _ORIGIN)
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=eps,
-        qk_norm="head",
-        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], theta=1_000_000.0),
-        state=part if any(pattern) else None,
-        state_layers=pattern if any(pattern) else (),
-    )
-    fields.finish()
-    return spec
+        fields.only(name, values["hidden_size"], None)
+    fields.only("num_heads", values["heads"], None)
+    fields.only("block_norm_eps", values["norm_eps"], None)
+    return {}
+
+
+_MIXER = part("state", ShortConvolution, whole("conv_L_cache", "width", 3), flag("conv_bias", "bias", False))
+FIELDS = (
+    *sizes(context=128_000, tied=True),
+    Field(_adjusted, lambda *_: {"block_auto_adjust_ff_dim": False}),
+    constant(qk_norm="head"),
+    real("norm_eps", "norm_eps", 1e-5),
+    rope(theta=1_000_000.0),
+    state_layers(_MIXER, {_CONVOLUTION: True, FULL: False}, _default_types),
+    Field(_check_repeated),
+    only("block_use_swiglu", True, None),
+    only("use_pos_enc", True, None),
+    ignored("block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init"),
+)
 
 
 def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,27 +104,4 @@ def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _adjusted(fields: Fields, size: int) -> int:
-    """The feed-forward's size: where it is to be adjusted, two thirds of what is said, and then rounded up."""
-    factor, multiple = fields.pop("block_ffn_dim_multiplier", 1.0), fields.whole("block_multiple_of", 256)
-    if not fields.flag("block_auto_adjust_ff_dim", True):
-        return size
-    size = int(2 * size / 3)
-    return size if factor is None else multiple * -(-int(factor * size) // multiple)
-
-
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    part = spec.state.mixer if isinstance(spec.state.mixer, ShortConvolution) else ShortConvolution()
-    return size_fields(spec, "lfm2", "Lfm2ForCausalLM") | {
-        "block_auto_adjust_ff_dim": False,
-        "norm_eps": spec.norm.eps,
-        "rope_theta": (spec.position.rope or Rope()).theta,
-        "rope_parameters": rope_parameters(spec.position.rope or Rope()),
-        "conv_L_cache": part.width,
-        "conv_bias": part.bias,
-        "layer_types": layer_types(spec, _CONVOLUTION, FULL),
-    }
-
-
-HF = Family(("hf", "lfm2"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("lfm2", "Lfm2ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_named_as_now)

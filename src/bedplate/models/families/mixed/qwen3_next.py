@@ -6,32 +6,21 @@ tensors, key head by key head.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    GATED,
-    LLAMA_NORMS,
-    QK_NORMS,
-    decoder_rules,
-    size_fields,
-    take_sizes,
-)
+from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, decoder_rules
 from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import TRAINING, dense_layers, sparse_layers, take_count
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.experts.fields import SPARSE, TRAINING, chosen, count, expert_size, renormalised
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
-from bedplate.models.families.mixed.layers import convolution, state_layers
-from bedplate.models.families.mixed.qwen3_5_text import LINEAR, NOISE, delta_rule_fields, take_delta_rule
-from bedplate.models.families.rope import FULL, rope_parameters, take_rope
+from bedplate.models.families.mixed.layers import convolution
+from bedplate.models.families.mixed.qwen3_5_text import NOISE, QWEN_FIELDS
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
 from bedplate.models.specs.state_mixers import DeltaRule
-from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
+from bedplate.models.specs.transformer import Experts, TransformerSpec
 
-_ORIGIN = "config.json (qwen3_next)"
 _LINEAR, _MLP = "model.layers.{i}.linear_attn", "model.layers.{i}.mlp"
 
 
@@ -125,69 +114,30 @@ EXAMPLES = (
     {**qwen3_5_text.EXAMPLES[1], **_EXPERTS, "mlp_only_layers": [0], "norm_topk_prob": False},
 )
 
-
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a Qwen3NextForCausalLM → spec."""
-    fields = Fields(config, _ORIGIN)
-    sizes = take_sizes(fields, head_dim=256, context=32_768)
-    layers, interval = sizes["layers"], fields.whole("full_attention_interval", 4, null=4)
-    types = fields.sequence("layer_types")
-    types = [LINEAR if (layer + 1) % interval else FULL for layer in range(layers)] if types is None else types
-    pattern = state_layers(types, layers, {LINEAR: True, FULL: False}, _ORIGIN)
-    step, dense = fields.whole("decoder_sparse_step", 1, null=1), fields.sequence("mlp_only_layers") or []
-    first, expert_interval = sparse_layers(_ORIGIN, layers, step, dense)
-    experts = Experts(
-        take_count(fields, "num_experts", "num_local_experts"),
-        fields.whole("num_experts_per_tok", 10),
-        fields.whole("moe_intermediate_size", 512),
-        shared_size=fields.whole("shared_expert_intermediate_size", 512),
-        shared_gate=True,
-        renormalise=fields.flag("norm_topk_prob", True),
-        first_dense=first,
-        every=expert_interval,
-    )
-    fields.only("hidden_act", "silu")
-    fields.only("use_sliding_window", False)
-    fields.ignore((*HF_BOOKKEEPING, "attention_dropout", *TRAINING))
-    part = take_delta_rule(fields)
-    spec = TransformerSpec.from_fields(
-        **sizes,
-        norm_eps=fields.real("rms_norm_eps", 1e-6),
-        norm_offset=1.0,
-        qk_norm="head",
-        rope=take_rope(fields, _ORIGIN, context=sizes["context_length"], fraction=0.25),
-        attention_bias=fields.flag("attention_bias", False),
-        attention_gate=True,
-        experts=experts,
-        state=part if any(pattern) else None,
-        state_layers=pattern if any(pattern) else (),
-    )
-    fields.finish()
-    return spec
+_PART = part(
+    "experts",
+    Experts,
+    count("num_experts", "num_local_experts"),
+    chosen(10),
+    expert_size(512),
+    whole("shared_expert_intermediate_size", "shared_size", 512),
+    constant(shared_gate=True),
+    renormalised(True),
+    SPARSE,
+)
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    rope, part = spec.position.rope or Rope(), spec.experts
-    if part is None:
-        raise UnsupportedModelError(f"{_ORIGIN}: a model without experts is written as qwen3_5_text")
-    return (
-        size_fields(spec, "qwen3_next", "Qwen3NextForCausalLM")
-        | {
-            "hidden_act": "silu",
-            "rms_norm_eps": spec.norm.eps,
-            "attention_bias": spec.attention.bias,
-            "rope_parameters": {"partial_rotary_factor": rope.fraction, **rope_parameters(rope)},
-            "num_experts": part.count,
-            "num_experts_per_tok": part.per_token,
-            "moe_intermediate_size": part.feedforward_size,
-            "shared_expert_intermediate_size": part.shared_size,
-            "norm_topk_prob": part.renormalise,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": dense_layers(spec),
-        }
-        | delta_rule_fields(spec)
-    )
+def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
+    if flat["experts"] is None:
+        raise UnsupportedModelError("config.json (qwen3_next): a model without experts is written as qwen3_5_text")
+    return _PART.write(flat, spec)
 
 
-HF = Family(("hf", "qwen3_next"), from_hf, to_hf, HF_WEIGHTS, examples=EXAMPLES, noise=NOISE)
+FIELDS = (
+    *QWEN_FIELDS,
+    Field(_PART.read, _write_experts),
+    only("use_sliding_window", False),
+    ignored(*TRAINING),
+)
+
+HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, noise=NOISE)
