@@ -14,7 +14,7 @@ from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.admission import BudgetChanges, admissions, round_up
 from bedplate.core import statistics
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task

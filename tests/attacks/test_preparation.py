@@ -200,7 +200,7 @@ def crowd(target: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         answered.set()
         return reply
 
-    replies = at_once(8, lifecycle)
+    replies = at_once(8, call)
     assert peak[0] == BODIES // 2
     assert replies[0].status_code == 200
     assert {reply.status_code for reply in replies[1:]} <= {200, 429}

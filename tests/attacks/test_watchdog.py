@@ -11,8 +11,8 @@ import time
 import httpx
 import pytest
 
-from bedplate.serving.server import watchdog
-from bedplate.serving.server.watchdog import NAME, Watchdog
+from bedplate.serving.server import health
+from bedplate.serving.server.health import NAME, Watchdog
 
 
 def keeps_the_loop(until: threading.Event) -> None:
@@ -21,8 +21,8 @@ def keeps_the_loop(until: threading.Event) -> None:
 
 
 def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
-    monkeypatch.setattr(watchdog, "LATE_SECONDS", 0.02)
-    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.005)
+    monkeypatch.setattr(health, "LATE_SECONDS", 0.02)
+    monkeypatch.setattr(health, "BEAT_SECONDS", 0.005)
     logged, dog = threading.Event(), Watchdog()
 
     class Telling(logging.Handler):
@@ -37,12 +37,12 @@ def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
             await asyncio.sleep(0.02)
 
     handler = Telling()
-    watchdog.log.addHandler(handler)
+    health.log.addHandler(handler)
     try:
-        with caplog.at_level(logging.WARNING, watchdog.log.name):
+        with caplog.at_level(logging.WARNING, health.log.name):
             asyncio.run(serve())
     finally:
-        watchdog.log.removeHandler(handler)
+        health.log.removeHandler(handler)
     assert logged.is_set()
     [record] = [log_record for log_record in caplog.records if "keeps_the_loop" in log_record.getMessage()]
     assert "the event loop is" in record.getMessage()
@@ -50,8 +50,8 @@ def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
 
 
 def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
-    monkeypatch.setattr(watchdog, "LATE_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(health, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(health, "BEAT_SECONDS", 0.001)
     dog = Watchdog()
 
     async def serve() -> None:
@@ -65,7 +65,7 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
                 await asyncio.sleep(0.002)
                 time.sleep(0.02)
 
-    with caplog.at_level(logging.WARNING, watchdog.log.name):
+    with caplog.at_level(logging.WARNING, health.log.name):
         asyncio.run(serve())
     messages = [record.getMessage() for record in caplog.records if "the event loop is" in record.getMessage()]
     assert len(messages) == 2

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from tests.report.sample import curve, report, row
 
 from bedplate.adaptation.report.dollars import curve_in_dollars, in_dollars
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.report import plots
 from bedplate.report.html import adaptation_page, headline
 from bedplate.report.schema import report_schema

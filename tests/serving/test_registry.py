@@ -147,7 +147,7 @@ class Machine(RuleBasedStateMachine):
             if id(lease) not in before and lease.served.name == name:
                 assert lease.served is current
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def give_back(self, data):
         lease = self.leases.pop(data.draw(st.integers(0, len(self.leases) - 1)))
@@ -164,7 +164,7 @@ class Machine(RuleBasedStateMachine):
     def what_is_held_is_here(self):
         assert Skin.peak <= 3
         for lease in self.leases:
-            assert lease.served.here
+            assert lease.served.resident
         for served in self.all_skins:
             if served not in self.names.values() and not any(lease.served is served for lease in self.leases):
                 assert not served.resident, "a version that nobody can reach is still in memory"

@@ -147,8 +147,7 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     beside those it names. ConfigError, DataError."""
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
-    from bedplate.evaluation.leaks.grouping_check import sources_of
-    from bedplate.evaluation.leaks.hidden_groups import hidden_groups
+    from bedplate.evaluation.leaks.hidden_groups import hidden_groups, sources_of
     from bedplate.evaluation.leaks.table import table_of
     from bedplate.evaluation.task import Task
 

@@ -17,13 +17,13 @@ from bedplate.core import display, statistics
 from bedplate.core.statistics import InsufficientGroups
 from bedplate.core.statistics.bootstrap import influence
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.metrics import METRICS, Counts, Scoring
 from bedplate.evaluation.task_row import GradedRow
 
 # Macro-F1 weighs a rare label like a common one, so its bounds may hang on a handful of groups: a resample without the
-# label drops it from the mean, and one in which the label is always right hides what it would lose. Hence a least number
-# of groups with each label, and ends from groups of it that were not seen, label by label.
+# label drops it from the mean, and one in which the label is always right hides what it would lose. Hence a least
+# number of groups with each label, and ends from groups of it that were not seen, label by label.
 MINIMUM_LABEL_GROUPS = 10
 """Seen without it, on 300 rows with a label that is found six times in ten: 95% lower bounds are above the truth in 34%
 of samples where 1% of the rows have the label, in 8% where 2% have it."""
@@ -56,8 +56,8 @@ def check_labels(labels: Sequence[str], group_counts: NDArray[np.int64]) -> None
 
 
 def unseen_macro_f1(counts: Counts, group_counts: NDArray[np.int64], a: float) -> tuple[float, float]:
-    """The least and the most that macro-F1 of counts [3, L] would be if, of one label's groups (`group_counts` of them [L]),
-    the share 1 - a^(1/seen) that may be of a kind that was not seen were wrong throughout, or right throughout.
+    """The least and the most that macro-F1 of counts [3, L] would be if, of one label's groups (`group_counts` of them
+    [L]), the share 1 - a^(1/seen) that may be of a kind that was not seen were wrong throughout, or right throughout.
 
     What is wrong is given to the label that this harms most, or to none.
     """
@@ -188,8 +188,8 @@ class Evaluation(display.Brief):
 
     @property
     def row_variance(self) -> float | None:
-        """Of what one row adds to the metric, to first order (the delta method): the metric of n independent rows has
-        this variance over n. None for a share, whose variance its value says."""
+        """Variance of what one row adds to the metric, to first order (delta method): the metric of n independent rows
+        has this variance over n. None for a share, whose variance its value says."""
         if self.scoring in ("binary", "answered"):
             return None
         if self.n < 2:

@@ -13,7 +13,6 @@ from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values, as_text
-from bedplate.data.splits import linked, links_of
 from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
@@ -22,6 +21,8 @@ from bedplate.data.splits import (
     check_leaks,
     check_unseen,
     deduplicate,
+    linked,
+    links_of,
     row_hash,
     split,
     split_hash,
@@ -29,7 +30,7 @@ from bedplate.data.splits import (
 )
 from bedplate.evaluation.ledger.keys import Keys, keys_of
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.production.traffic import recorded, slices_of, weights_of
+from bedplate.evaluation.production_rows import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant
 from bedplate.evaluation.task import OutputSpec, Task
 from bedplate.report.schema_parts import Grouping
@@ -113,7 +114,7 @@ class TaskData:
     licences: tuple[str, ...] = ()
     documents: Mapping[str, str] | None = None
     agreed: tuple[tuple[bool, str, float], ...] = ()
-    """Of each row with two labels, of all splits: whether they are equal, the row's group and its weight."""
+    """Rows with two labels, in all splits: whether the labels are equal, the row's group and its weight."""
     grouping: Grouping | None = None
 
     def __repr__(self) -> str:
@@ -140,8 +141,8 @@ class TaskData:
 def load_examples(
     task: Task, assigned: Assigned | None = None, loaded_rows: Mapping[str, SourceRows] | None = None
 ) -> TaskData:
-    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there. loaded_rows: rows
-    that are in memory, by their source's prefix, so that no file is read.
+    """Read, check, deduplicate and split a task's rows. assigned: what is in a split already stays there. loaded_rows:
+    rows that are in memory, by their source's prefix, so that no file is read.
 
     Raises DataError naming the file, line and value: a column or label that is not there, a split that is empty or too
     small, a label that train lacks, a text or group in two splits.
@@ -213,7 +214,7 @@ def task_data(
 
 
 def agreed_of(task: Task, examples: Sequence[Example]) -> tuple[tuple[bool, str, float], ...]:
-    """Of those with two labels: whether they are equal, their groups and their weights. Equal is what the metric takes
+    """Examples with two labels: whether these are equal, their groups and weights. Equal is what the metric takes
     for a right answer, where it is one of right and wrong: else the ceiling would be that of another metric."""
     metric = METRICS[task.metric] if isinstance(task.metric, str) else None
     right = metric.row if metric is not None and metric.scoring == "binary" else METRICS["exact_match"].row

@@ -14,7 +14,8 @@ from bedplate.core.errors import ConfigError
 from bedplate.core.files import atomic_write
 from bedplate.data.rows import SourceRows
 from bedplate.data.tables import json_lines, split_tables, table_rows
-from bedplate.evaluation.task import DataSpec, Task, load_task
+from bedplate.evaluation.data_spec import DataSpec
+from bedplate.evaluation.task import Task, load_task
 
 
 def given_rows(data: Any, call: Callable[[str, str], str], name: str = "data") -> dict[str, SourceRows]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from bedplate.core.errors import DataError
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import SplitRecord, split_hash
+from bedplate.evaluation.data_spec import TrafficSpec
 from bedplate.evaluation.examples import Example, distinct, parse_rows, parsed_rows
-from bedplate.evaluation.production.spec import TrafficSpec
 from bedplate.evaluation.task import Task
 
 
@@ -30,7 +30,7 @@ class FreshRows:
 
     @property
     def hash(self) -> str:
-        """Of texts, targets and groups, whatever their order and their file."""
+        """SHA-256 of texts, targets and groups; their order and their file do not affect it."""
         return split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in self.all_examples])
 
 

@@ -33,7 +33,7 @@ class LabelPool:
 
     @property
     def hash(self) -> str:
-        """Of the rows and their splits, whatever their labels."""
+        """SHA-256 of the rows and their splits; labels do not affect it."""
         return sha256_json({name: sorted(example.row_hash for example in part) for name, part in self.parts.items()})
 
     @property

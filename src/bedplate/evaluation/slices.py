@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
 from bedplate.core.statistics.calibration import CalibrationBounds, calibration_bounds
+from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.task import LABEL
 from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema_parts import Calibration, CalibrationBin, Confusion, Slice
 
@@ -111,7 +111,7 @@ def _slice(by: str, value: str, rows: Sequence[GradedRow], evaluation: Evaluatio
 def _interval(
     rows: Sequence[GradedRow], scores: NDArray[np.float64], evaluation: Evaluation, *, real: bool
 ) -> tuple[float, float]:
-    """Of the mean of `scores` [n], one for each row; several rows of one group say nothing about others."""
+    """Interval of the mean of `scores` [n], one for each row; one group alone says nothing about others."""
     groups = [row.group for row in rows]
     count = len(set(groups))
     weights = None if evaluation.weights is None else np.array([row.weight for row in rows])

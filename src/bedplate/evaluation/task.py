@@ -15,7 +15,6 @@ from pydantic import (
     Discriminator,
     Field,
     PrivateAttr,
-    StringConstraints,
     Tag,
     ValidationInfo,
     field_validator,
@@ -27,19 +26,15 @@ from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.evaluation.costs.metric import CostMetric, check_costs, function_metric, matrix_metric
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, CostMetric, Scale, check_costs, function_metric, matrix_metric
+from bedplate.evaluation.data_spec import DataSpec
 from bedplate.evaluation.metrics import METRICS, Scorer
 from bedplate.evaluation.metrics_python import python_metric
 from bedplate.evaluation.metrics_spec import MetricSpec
-from bedplate.evaluation.production.spec import CurrentSpec, TrafficSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
-from bedplate.evaluation.split_spec import SplitSpec
 from bedplate.skins.output import OUTPUT_KINDS, Output
 
 INPUT_KINDS = ("text",)
-LABEL = "label"
-"""What stands for the right answer where slices are named."""
 _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
     "labels": ("label", "labels"),
     "abstain": ("label",),
@@ -157,87 +152,6 @@ class OutputSpec(Grown):
         JSON list in their order, ranked documents as one of their ids, anything else as it is. RequestError for what
         fits neither."""
         return ranked(text) if self.kind == "embedding" else self.form.comparable(text)
-
-
-Column = Annotated[str, Field(min_length=1)]
-Reason = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class DataSpec(Grown):
-    """Where rows come from and how they are split. `limit` keeps at most that many rows (whole groups, by seed).
-    current: the answers of the system that runs today. slices: columns whose values are looked at one by one. traffic:
-    what rows weigh. second_label: a column with a second label of some rows, by somebody else.
-    group_by: the column of what must not be split, or several: rows that share a value of any of them, directly or
-    through other rows, are one group. ungrouped_because: why there is none, which a task that is adapted says.
-    not_groups: what looks like groups and is none (a column, `near_duplicates`, `order`), with the reason of each.
-    """
-
-    LATE = ("current", "slices", "traffic", "second_label", "ungrouped_because", "not_groups")
-
-    source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    target: Annotated[str, Field(min_length=1)]
-    group_by: str | Annotated[tuple[Column, ...], Field(min_length=1)] | None = None
-    ungrouped_because: Reason | None = None
-    not_groups: Mapping[str, Reason] = {}
-    split: SplitSpec
-    seed: int = 0
-    limit: Annotated[int, Field(ge=1)] | None = None
-    current: CurrentSpec | None = None
-    slices: tuple[str, ...] = ()
-    traffic: TrafficSpec = TrafficSpec()
-    second_label: Annotated[str, Field(min_length=1)] | None = None
-
-    @field_validator("slices")
-    @classmethod
-    def _slices(cls, slices: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(slices)) < len(slices):
-            raise ValueError("a column is named twice")
-        if LABEL in slices:
-            raise ValueError(f"{LABEL!r} is what slices by the right answer are called; rename the column")
-        return slices
-
-    @model_validator(mode="after")
-    def _source_or_files(self) -> DataSpec:
-        if self.split.files is None and self.source is None:
-            raise ValueError("`source` is missing: a data set's name or a file (or give three files under `split`)")
-        if self.split.files is not None and (self.source is not None or self.limit is not None):
-            raise ValueError("`source` and `limit` do not go with files under `split`")
-        if self.second_label == self.target:
-            raise ValueError("`second_label` is the column of the target itself; name the one of the other labels")
-        if isinstance(self.source, tuple) and len(set(self.source)) < len(self.source):
-            raise ValueError("a source is named twice")
-        if len(set(self.group_columns)) < len(self.group_columns):
-            raise ValueError("`group_by` names a column twice")
-        if self.group_by is not None and self.ungrouped_because is not None:
-            raise ValueError("`ungrouped_because` goes with `group_by: null`; take one of the two out")
-        conflict = next((name for name in self.group_columns if name in self.not_groups), None)
-        if conflict is not None:
-            raise ValueError(f"{conflict!r} stands under `group_by` and under `not_groups`; take it out of one of them")
-        return self
-
-    @property
-    def group_columns(self) -> tuple[str, ...]:
-        """The columns of `group_by`; none where rows are independent."""
-        return (self.group_by,) if isinstance(self.group_by, str) else self.group_by or ()
-
-    @property
-    def sliced(self) -> tuple[str, ...]:
-        """Columns that are kept with the rows: the slices, and the one that has shares of the traffic."""
-        return tuple(dict.fromkeys([*self.slices, *self.traffic.shares]))
-
-    @property
-    def by_prefix(self) -> dict[str, str]:
-        """What stands before the ids of a source's rows, to tell them from another's → the data set or file."""
-        if self.split.files is not None:
-            return {f"{name}/": file for name, file in self.split.files.items()}
-        if isinstance(self.source, str):
-            return {"": self.source}
-        return {f"{source}/": source for source in self.source or ()}
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every data set or file that rows are read from."""
-        return tuple(self.by_prefix.values())
 
 
 def _metric_form(value: Any) -> str:
@@ -360,8 +274,8 @@ class Task(Strict):
 
 
 def load_task(path: Path | str, overrides: Sequence[str] = (), *, relative_to: Path | None = None) -> Task:
-    """Read a task file, with `key=value` overrides. relative_to: the file whose directory relative paths start from, where
-    it is not this one. Raises ConfigError naming file, line, key and what is allowed."""
+    """Read a task file, with `key=value` overrides. relative_to: the file whose directory relative paths start from,
+    where it is not this one. Raises ConfigError naming file, line, key and what is allowed."""
     task = load_config(path, Task, overrides)
     task._path = Path(path) if relative_to is None else relative_to  # pyright: ignore[reportPrivateUsage]
     try:

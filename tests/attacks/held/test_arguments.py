@@ -10,7 +10,7 @@ from tests.attacks.test_poison import CHAT
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.serving.api.anthropic_reply import _block
+from bedplate.serving.api.anthropic import _block
 from bedplate.serving.api.turns import TurnBlock
 from bedplate.serving.schemas.strict_fields import MAX_STOP, MAX_STOPS
 from bedplate.serving.schemas.strict_json import MAX_DEPTH, dump_json

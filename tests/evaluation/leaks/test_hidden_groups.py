@@ -14,8 +14,7 @@ import pytest
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
-from bedplate.evaluation.leaks.hidden_groups import hidden_groups
+from bedplate.evaluation.leaks.hidden_groups import grouping_of, hidden_groups, sources_of
 from bedplate.evaluation.leaks.table import near_copies, table_of, word_vectors
 from bedplate.evaluation.new_rows import every_row
 from bedplate.evaluation.task import Task, load_task
@@ -40,7 +39,8 @@ def task(**data: Any) -> Task:
 def rows(
     seed: int, groups: int = 60, group_size: int = 6, icc: float = 0.0, word_share: float = 0.0, shuffled: bool = True
 ) -> list[dict[str, Any]]:
-    """Rows whose labels are Beta-binomial by group, with `word_share` of the words being the group's; a column of chance."""
+    """Rows whose labels are Beta-binomial by group, with `word_share` of the words being the group's; a column of
+    chance."""
     rng = np.random.default_rng(seed)
     examples: list[dict[str, Any]] = []
     for group in range(groups):

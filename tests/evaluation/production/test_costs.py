@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from tests.evaluation.test_metrics_custom import examples, write
 
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import load_task
 

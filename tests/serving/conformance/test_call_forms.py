@@ -13,7 +13,7 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, form_of
 from tests.tiny import write_tiny_base
 
-from bedplate.serving.api.anthropic_reply import _block
+from bedplate.serving.api.anthropic import _block
 from bedplate.serving.api.turns import AssistantTurn
 from bedplate.serving.models.served import Answer
 from bedplate.serving.schemas.tools import Spoken

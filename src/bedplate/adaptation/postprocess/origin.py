@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.drift import Promise
 from bedplate.evaluation.examples import SPLITS, Example, load_examples
 from bedplate.evaluation.leaks.seen_rows import made_in, read_splits, read_texts

@@ -17,7 +17,7 @@ from bedplate.core.config import load_config
 from bedplate.core.errors import ConfigError, HubError, UnknownItemError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.sources import check_source
-from bedplate.evaluation.leaks.grouping_check import grouping_of, sources_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
 from bedplate.evaluation.task import Task
 from bedplate.hub.pull import check_source as check_base
 

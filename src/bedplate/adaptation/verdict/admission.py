@@ -10,7 +10,7 @@ from bedplate.adaptation.context.outcome import RungOutcome
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict.candidate import Nominable, over
 from bedplate.core.processor import is_busy
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
-from bedplate.evaluation.costs.scale import Scale
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import Evaluation
 
 

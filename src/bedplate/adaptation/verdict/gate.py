@@ -29,7 +29,7 @@ from bedplate.core.statistics import (
     values_needed,
 )
 from bedplate.evaluation.comparison import PairedComparison, compare
-from bedplate.evaluation.costs.scale import PLAIN, Scale
+from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Requirement

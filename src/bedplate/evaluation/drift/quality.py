@@ -143,7 +143,7 @@ def _bounds(after: Evaluation, level: float) -> tuple[float, float]:
 
 
 def _gains(after: Evaluation, floor: float, unseen: Sequence[bool] | None, largest: int) -> Gains:
-    """Of bets on the rows that the metric is a mean of: all, or those that were answered."""
+    """Gains of bets on the rows that the metric is a mean of: all, or those that were answered."""
     counted = np.ones(after.n, dtype=bool) if unseen is None else np.asarray(unseen, dtype=bool)
     row_indices = after.judged_rows[counted[after.judged_rows]]
     rows = [after.rows[row] for row in row_indices.tolist()]

@@ -159,8 +159,8 @@ class Parts(NamedTuple):
 
 
 def parts(groups: Sequence[Hashable] | None, count: int, seed: int) -> Parts:
-    """Of `count` old rows. Whatever new rows are looked at by is learned from the first two parts, so that the others
-    are to it what new ones are."""
+    """Divides `count` old rows. Whatever new rows are looked at by is learned from the first two parts, so that the
+    others are to it what new ones are."""
     names = [str(i) for i in range(count)] if groups is None else [repr(group) for group in groups]
     remaining = [SplitRecord(str(i), f"{i:09d}", "", name) for i, name in enumerate(names)]
     drawn: list[list[int]] = []
@@ -208,8 +208,8 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     rank_shift = after.mean(0) - before.mean(0)
     widest = int(np.abs(rank_shift).argmax())
     explanation = (
-        f"where they differ most, a new input is above {after[:, widest].mean():.0%} of old ones on average, an old one "
-        f"above {before[:, widest].mean():.0%}{caveat}"
+        f"where they differ most, a new input is above {after[:, widest].mean():.0%} of old ones on average, an "
+        f"old one above {before[:, widest].mean():.0%}{caveat}"
     )
     words = _words(old.texts, new.texts) if shift_evidence.value >= looks.enough else ((), ())
     return Shift("inputs", float(np.abs(rank_shift[widest])), shift_evidence, looks.enough, explanation, words, gained)
@@ -245,7 +245,8 @@ def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
     share_shift = after.mean(0) - before.mean(0)
     widest = int(np.abs(share_shift).argmax())
     name = repr(names[widest]) if widest < len(names) else "another label"
-    explanation = f"{name} is right for {after[:, widest].mean():.1%} of new rows, {before[:, widest].mean():.1%} of old ones{caveat}"
+    new_share, old_share = after[:, widest].mean(), before[:, widest].mean()
+    explanation = f"{name} is right for {new_share:.1%} of new rows, {old_share:.1%} of old ones{caveat}"
     return Shift(
         "labels", float(np.abs(share_shift).sum() / 2), shift_evidence, looks.enough, explanation, gains=gained
     )

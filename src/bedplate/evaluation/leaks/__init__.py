@@ -2,6 +2,6 @@
 
 seen_rows.py       which rows the run of a skin had in which split
 table.py           a task's rows as groups are looked for in them, texts as vectors of their words
-hidden_groups.py   what a file's columns, texts and order say of groups that a task does not declare
-grouping_check.py  whether a task says what its groups are, and answers what was found
+hidden_groups.py   what a file's columns, texts and order say of groups that a task does not declare,
+                   and whether the task answers what was found
 """

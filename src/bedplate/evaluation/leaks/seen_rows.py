@@ -31,8 +31,8 @@ BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test
 
 @dataclass(frozen=True)
 class EvaluatedRows:
-    """The rows that a skin is judged by. split_counts: of all rows of the split, how many the skin's run had in each of its
-    splits; None where nothing says so. left_out: rows that it was trained on or chosen by, which are not among
+    """The rows that a skin is judged by. split_counts: of all rows of the split, how many the skin's run had in each of
+    its splits; None where nothing says so. left_out: rows that it was trained on or chosen by, which are not among
     `examples`."""
 
     examples: tuple[Example, ...]
@@ -57,8 +57,9 @@ def judged_by(
     usable = tuple(e for e, name in zip(examples, row_splits, strict=True) if include_seen or name not in BEFORE[split])
     if not usable:
         raise UsageError(
-            f"the skin has seen all {len(examples):,} rows of {split}: its run had {describe_counts(split_counts)}; give rows that it "
-            "has not seen, or ask with --include-seen (include_seen=True)"
+            f"the skin has seen all {len(examples):,} rows of {split}: its run had "
+            f"{describe_counts(split_counts)}; give rows that it has not seen, or ask with "
+            "--include-seen (include_seen=True)"
         )
     return EvaluatedRows(usable, split_counts, len(examples) - len(usable))
 
@@ -69,7 +70,7 @@ def describe_counts(split_counts: Mapping[str, int]) -> str:
 
 
 def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Task) -> list[str | None] | None:
-    """Of each row the split that it, or its group, had in the run that made a skin. A row is known by its texts as the
+    """The split that each row, or its group, had in the run that made a skin. A row is known by its texts as the
     ledger knows it. None where the run is not found, or kept no splits. DataError for a damaged file."""
     place = made_in(directory, skin_id(skin), skin)
     if place is None or not (place / SPLITS_FILE).is_file():

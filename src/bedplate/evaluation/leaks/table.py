@@ -2,8 +2,8 @@
 
 Texts become vectors of their words: TF-IDF hashed into few numbers with signs (Weinberger et al. 2009,
 https://arxiv.org/abs/0902.2206), so that products of two are, on average, those of their words. Words of one text alone
-are left out. Near-copies are found by MinHash over three words in a row, with numbers kept apart: `row 17` is no copy of
-`row 18`.
+are left out. Near-copies are found by MinHash over three words in a row, with numbers kept apart: `row 17` is no copy
+of `row 18`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from bedplate.core.statistics.clusters import group_codes
 from bedplate.data.corpus.recipe import MinHashSettings
 from bedplate.data.corpus.repeated.minhash import MinHash, clusters
 from bedplate.data.corpus.repeated.words import word_hashes
-from bedplate.data.splits import linked
 from bedplate.data.rows import Row, SourceRows, blank
-from bedplate.data.splits import normalise
+from bedplate.data.splits import linked, normalise
 from bedplate.evaluation.task import Task
 
 SOURCE = "source"
@@ -52,7 +51,7 @@ def word_vectors(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def near_copies(texts: Sequence[str]) -> NDArray[np.int64]:
-    """Of each text [n] the first that is nearly the same, directly or through others; itself where there is none."""
+    """For each text [n] the first that is nearly the same, directly or through others; itself where there is none."""
     hashes = MinHash(NEAR_COPY_SETTINGS)
     bands = np.zeros((len(texts), NEAR_COPY_SETTINGS.bands), np.uint64)
     has = np.zeros(len(texts), np.bool_)
@@ -70,8 +69,9 @@ def _words(text: str) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True)
 class Table:
-    """Of each row (one of each text): its inputs as one text, its target as text, its declared group, and the values of
-    the columns that are nothing to the task (None where there is none, or no text, whole number or true or false)."""
+    """Rows, one of each text: for each its inputs as one text, its target as text, its declared group, and the values
+    of the columns that are nothing to the task (None where there is none, or no text, whole number or true or
+    false)."""
 
     texts: tuple[str, ...]
     targets: tuple[str, ...]

@@ -2,16 +2,13 @@
 
 keys.py     what a row is known by again: its texts, what is nearly the same, its id
 chain.py    a file of entries that only grows, each with the hash of the one before
-places.py   where ledgers lie: at home, and beside the data
 ledger.py   an opening: counted, and written down before anything is read
-reported_openings.py  openings that reports tell of, where no ledger does any more
 looks.py    what earlier looks at a skin found, so that all of them are one test
 """
 
 from __future__ import annotations
 
 from bedplate.evaluation.ledger.keys import Keys, keys_of
-from bedplate.evaluation.ledger.ledger import Opening, TestLedger
-from bedplate.evaluation.ledger.places import ledger_for
+from bedplate.evaluation.ledger.ledger import Opening, TestLedger, ledger_for
 
 __all__ = ["Keys", "Opening", "TestLedger", "keys_of", "ledger_for"]

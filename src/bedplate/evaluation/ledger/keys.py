@@ -65,7 +65,7 @@ _marks = _Marks()
 
 @dataclass(frozen=True)
 class Keys:
-    """Of the rows of one opening, each with its own. old: what ledgers knew a row by before (`row_hash`)."""
+    """Keys of each row of one opening. old: what ledgers knew a row by before (`row_hash`)."""
 
     old: tuple[str, ...]
     exact: tuple[frozenset[str], ...]
@@ -160,7 +160,7 @@ def _agreeing(texts: Sequence[list[str]], places: range) -> int:
 
 
 def _bare(text: str) -> list[str]:
-    """Of a text that is punctuation alone, that."""
+    """The punctuation of a text that has no words."""
     return normalise("".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))).split()
 
 

@@ -3,11 +3,17 @@
 The j-th verdict on the same rows may spend 6α/(π²j²) (core.statistics.spent_alpha); from the second on, reports say
 EXPLORATORY, because what was seen on these rows may have shaped what is judged on them. What ledgers that know of each
 other do not agree on counts as a verdict more, and is said; so does an opening that a report alone tells of.
+
+Ledgers lie at home, whatever the data is called, and beside the data, whoever opens it from wherever: there it is
+`.bedplate/test-openings.jsonl` in the data file's directory. Data sets of the catalogue and of Python's library have
+none of their own; theirs lies beside the task file. A report names the verdict that its test rows were opened for, and
+the splits of its run, which lie beside it, the rows.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,10 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bedplate.core.files import bedplate_home, file_lock
+from bedplate.core.errors import DataError
+from bedplate.core.files import bedplate_home, file_lock, read_text
+from bedplate.data.sources import is_file
 from bedplate.evaluation.ledger.chain import Chain, LedgerRecord, append, merged, read_chain
 from bedplate.evaluation.ledger.keys import Keys, matching_rows
-from bedplate.evaluation.ledger.reported_openings import ReportedOpening
+from bedplate.evaluation.task import Task
 
 OPENINGS = "test-openings.jsonl"
 _SHOWN = 3
@@ -37,6 +45,43 @@ class Opening:
     def exploratory(self) -> bool:
         """Whether these rows had served an earlier verdict."""
         return self.number > 1
+
+
+@dataclass(frozen=True)
+class ReportedOpening:
+    """An opening by its verdict. record: its rows as a ledger has them; None where the run is not there any more."""
+
+    verdict: str
+    report: Path
+    record: LedgerRecord | None
+
+
+def told_at_home(ledger_verdicts: Collection[str]) -> list[ReportedOpening]:
+    """The openings of catalogued reports, by verdict, without those that are known. DataError: a damaged catalogue."""
+    if not (bedplate_home() / "catalog.sqlite").is_file():
+        return []
+    from bedplate.skins.catalog import Catalog  # late, as reading skins loads torch
+
+    with Catalog.open() as catalog:
+        reports = [(report.details.get("opened"), report.path) for report in catalog.entries("report")]
+    report_paths = {verdict: Path(path) for verdict, path in reports if verdict is not None and path is not None}
+    return [
+        ReportedOpening(verdict, path, _rows(path))
+        for verdict, path in report_paths.items()
+        if verdict not in ledger_verdicts
+    ]
+
+
+def _rows(report: Path) -> LedgerRecord | None:
+    from bedplate.skins.run import SPLITS_FILE
+
+    if not report.is_file():
+        return None
+    try:
+        test: Any = json.loads(read_text(report.parent / SPLITS_FILE))["test"]
+        return {"rows": [*map(str, test["rows"])], "exact": [*map(str, test.get("texts", ()))]}
+    except (DataError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 class TestLedger:
@@ -129,7 +174,7 @@ class TestLedger:
 
 
 def _plain(rows: Sequence[str]) -> Keys:
-    """Of what is known by one key that never changes."""
+    """Keys of rows that are known by one hash that never changes."""
     distinct = tuple(sorted(set(rows)))
     nothing = (frozenset[str](),) * len(distinct)
     return Keys(distinct, nothing, nothing)
@@ -187,7 +232,8 @@ def _reported(
     notes: list[str],
 ) -> list[set[int]]:
     """The rows of each opening that reports alone tell of. That there are any is said, and that a ledger begins.
-    has_verdicts: whether ledgers know of verdicts besides this one; has_data_ledger: whether one is kept beside the data."""
+    has_verdicts: whether ledgers know of verdicts besides this one; has_data_ledger: whether one is kept beside the
+    data."""
     home = chains[0]
     rows = {
         opening.verdict: matches
@@ -224,7 +270,27 @@ def _lost(home: Chain, data_chain: Chain, verdict_id: str, notes: list[str]) -> 
     if missing:
         problem = f"lacks {missing} of the openings that it had" if data_chain.entries else "is not there any more"
         notes.append(
-            f"the ledger beside the data ({place}) {problem} by what {home.path} says: they were taken out, or a run was "
-            "killed while it wrote; they count"
+            f"the ledger beside the data ({place}) {problem} by what {home.path} says: they were taken out, or a run "
+            "was killed while it wrote; they count"
         )
     return missing - lacking
+
+
+FOLDER = ".bedplate"
+OFF = "BEDPLATE_DATA_LEDGER"
+"""Set to `off`, this keeps ledgers from being written beside data; reports then say so."""
+
+
+def ledger_for(task: Task | None, *files: Path | str, leave: Path | None = None) -> TestLedger:
+    """The ledger of a task's test rows, or of the rows in `files`. leave: a directory that a run itself put rows into;
+    the task file's counts then."""
+    folders = {Path(file).resolve().parent for file in files if is_file(str(file))}
+    if task is not None:
+        task_folders = set[Path]() if task.path is None else {task.path.resolve().parent}
+        for source in task.data.sources:
+            place = (task.directory / source).resolve().parent if is_file(source) else None
+            folders |= task_folders if place is None or (leave is not None and place == leave.resolve()) else {place}
+    paths = (folder / FOLDER / OPENINGS for folder in sorted(folders) if folder.is_dir())
+    return TestLedger(
+        data_ledgers=paths, keep_beside=os.environ.get(OFF, "").lower() != "off", reported_openings=told_at_home
+    )

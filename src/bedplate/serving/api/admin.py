@@ -135,7 +135,7 @@ def _skins_directory(call: ApiCall) -> SkinsDirectory:
 def _described(registry: Registry, name: str) -> dict[str, Any]:
     guest = registry.guest(name)
     served = registry.models[name]
-    return {**_state(guest), "base": served.engine.base.name, **served.describe()}
+    return {**_state(guest), "base": served.answerer.describe().name, **served.describe()}
 
 
 def _state(guest: Guest) -> dict[str, Any]:

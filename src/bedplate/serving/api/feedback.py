@@ -13,7 +13,7 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.durable.feedback import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.fields import RequestFields
-from bedplate.serving.schemas.strict_json import JsonLines, dump_json, json_response
+from bedplate.serving.schemas.strict_json import JsonLinesResponse, dump_json, json_response
 from bedplate.skins.output import LabelsOutput
 
 router = APIRouter()
@@ -76,11 +76,11 @@ async def summary(call: ApiCall) -> Response:
     return json_response({"object": "list", "data": summaries, "counts": dict(feedback.counts)})
 
 
-@router.get("/admin/feedback/{model:path}/export", response_class=JsonLines)
+@router.get("/admin/feedback/{model:path}/export", response_class=JsonLinesResponse)
 @answers("admin")
 async def export(call: ApiCall) -> Response:
     feedback, model = call.server.part(Feedback), call.request.path_params["model"]
     store = feedback.store
     exported = await feedback.run_in_writer(lambda: store.export(model))
     content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
-    return JsonLines(content)
+    return JsonLinesResponse(content)

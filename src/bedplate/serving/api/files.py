@@ -20,7 +20,7 @@ from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.errors import ClientGone, StatusError
 from bedplate.serving.schemas.strict_fields import openapi_queries
-from bedplate.serving.schemas.strict_json import JsonLines, json_response
+from bedplate.serving.schemas.strict_json import JsonLinesResponse, json_response
 
 router = APIRouter(prefix="/v1")
 
@@ -80,12 +80,12 @@ async def retrieve(call: ApiCall) -> Response:
     )
 
 
-@router.get("/files/{id}/content", response_class=JsonLines)
+@router.get("/files/{id}/content", response_class=JsonLinesResponse)
 @answers("files")
 async def content(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
     file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
-    return _Content(store.content(file), media_type=JsonLines.media_type, filename=file.name)
+    return _Content(store.content(file), media_type=JsonLinesResponse.media_type, filename=file.name)
 
 
 class _Content(FileResponse):
@@ -163,8 +163,8 @@ def clean_name(name: str) -> str:
 
 
 async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -> FormData:
-    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow. on_bytes: told of its bytes
-    as they come."""
+    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow. on_bytes: told of its
+    bytes as they come."""
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         message = "send multipart/form-data with the fields purpose and file"

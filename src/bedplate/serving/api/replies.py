@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from bedplate.inference.engine.requests import Generation, Step
 from bedplate.serving.models.answer_plan import AnswerPlan
-from bedplate.serving.models.served import Answer, finite
+from bedplate.serving.models.served import Answer, Served, finite
 from bedplate.serving.request.lifecycle import ApiCall
 from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
 from bedplate.serving.schemas.strict_json import dump_json
@@ -36,13 +36,16 @@ class ChoicesReply(ABC, Generic[A]):
 
     def __init__(self, call: ApiCall, request: A) -> None:
         self._call, self.request = call, request
-        self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._head: Json = {
             "id": f"{self.prefix}-{call.id}",
             "created": int(time.time()),
             "model": request.model,
             "system_fingerprint": f"bedplate-{call.lease.served.fingerprint[:12]}",
         }
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self._call.lease.served.tokenizer
 
     @abstractmethod
     def choice(self, index: int, answer: Answer) -> Json:
@@ -128,10 +131,12 @@ def _extension(answer: Answer) -> Json:
     return {} if answer.extension is None else {"bedplate": dict(answer.extension)}
 
 
-def reasoning_tokens(tokenizer: Tokenizer, reasoning: str, answer: Answer) -> int:
+def reasoning_tokens(served: Served, reasoning: str, answer: Answer) -> int:
     """How many of an answer's tokens reasoned: those of the text, which may be written in more where bytes of it were
     not text."""
-    return min(len(tokenizer.encode(reasoning, parse_special=False)), answer.usage.completion_tokens)
+    if not reasoning:
+        return 0
+    return min(len(served.tokenizer.encode(reasoning, parse_special=False)), answer.usage.completion_tokens)
 
 
 class ChatReply(ChoicesReply[ChatRequest]):
@@ -165,7 +170,7 @@ class ChatReply(ChoicesReply[ChatRequest]):
 
     def usage(self, answers: Sequence[Answer]) -> Json:
         reasoned = sum(
-            reasoning_tokens(self._tokenizer, spoken.reasoning, answer)
+            reasoning_tokens(self._call.lease.served, spoken.reasoning, answer)
             for spoken, answer in zip(self._spoken, answers, strict=False)
         )
         return {**super().usage(answers), "completion_tokens_details": {"reasoning_tokens": reasoned}}
@@ -199,7 +204,6 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
         super().__init__(call, request)
         self._prompts = prompts
         self._written = [0] * len(prompts)
-        self._ends = {(token,) for token in self._tokenizer.eos_ids}
 
     def choice(self, index: int, answer: Answer) -> Json:
         echoed = self._echo(index)
@@ -210,7 +214,7 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
             generated = self._logprobs(steps_of(answer.generation), len(echoed), len(echoed) + len(answer.text))
             logprobs = {key: logprobs[key] + generated[key] for key in generated}
         reason = answer.finish_reason
-        if answer.generation is not None and answer.generation.token_ids[-1:] in self._ends:
+        if answer.generation is not None and set(answer.generation.token_ids[-1:]) & set(self._tokenizer.eos_ids):
             reason = "stop"  # the one token that was asked for with its log-probability is the end token
         whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
         if self.request.prompt_logprobs is not None and answer.generation is not None:

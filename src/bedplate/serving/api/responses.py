@@ -230,5 +230,5 @@ def fitting_plan(served: Served, request: ChatRequest, terms: LookupContext) -> 
 
 
 def _fits(served: Served, plan: AnswerPlan, request: ChatRequest) -> bool:
-    room = served.engine.base.spec.context_length
+    room = served.answerer.describe().context_length
     return all(len(engine_request.tokens) + (request.token_limit or 1) <= room for engine_request in plan.requests)

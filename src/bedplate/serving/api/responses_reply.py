@@ -25,12 +25,11 @@ class ResponseReply:
     def __init__(self, call: ApiCall, request: ResponsesRequest, is_stored: bool, left_out: int = 0) -> None:
         """left_out: messages that had no place in the context, where the request allowed that."""
         self._call, self._request, self.is_stored, self._left_out = call, request, is_stored, left_out
-        self._tokenizer = call.lease.engine.base.need_tokenizer()
         self._created = int(time.time())
 
     def whole(self, turn: AssistantTurn) -> Json:
         answer, cut = turn.ended, turn.finish_reason == "length"
-        reasoned = reasoning_tokens(self._tokenizer, turn.spoken.reasoning, answer)
+        reasoned = reasoning_tokens(self._call.lease.served, turn.spoken.reasoning, answer)
         return {
             **self.base("incomplete" if cut else "completed"),
             "output": [
@@ -89,7 +88,7 @@ class ResponseReply:
         return self._request.obfuscates
 
     def status(self, turn: AssistantTurn, block: TurnBlock) -> str:
-        """Of a block that has ended: the last one of a turn that was cut off is not whole."""
+        """Status of a block that has ended: the last block of a turn that was cut off is incomplete."""
         cut = turn.answer is not None and turn.finish_reason == "length" and block is turn.blocks[-1]
         return "incomplete" if cut else "completed"
 
@@ -114,7 +113,7 @@ class ResponseReply:
         return [] if generation is None else self.logprobs(steps_of(generation))
 
     def logprobs(self, steps: Sequence[Step]) -> list[Json]:
-        return token_entries(self._tokenizer, steps) if self._request.includes_logprobs else []
+        return token_entries(self._call.lease.served.tokenizer, steps) if self._request.includes_logprobs else []
 
 
 def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:

@@ -61,13 +61,12 @@ class DetokenizeRequest(RequestFields):
 @answers("tokenize")
 async def tokenize(call: ApiCall, request: TokenizeRequest) -> Response:
     served = await choose(call, request.model)
-    base = served.engine.base
     tokenizer = served.tokenizer
 
     def reply(terms: LookupContext) -> Response:
         tokens = _tokens(served, tokenizer, request, terms)
         strings = [tokenizer.id_to_token(token) or "" for token in tokens] if request.return_token_strs else None
-        context = base.spec.context_length
+        context = served.answerer.describe().context_length
         body = {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": strings}
         return large_json_response(body)
 
@@ -94,7 +93,6 @@ async def detokenize(call: ApiCall, request: DetokenizeRequest) -> Response:
 @answers("tokenizer_info")
 async def tokenizer_info(call: ApiCall) -> Response:
     served = await choose(call, call.request.query_params.get("model"))
-    base = served.engine.base
     tokenizer = served.tokenizer
     roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     named = {f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()}
@@ -104,7 +102,7 @@ async def tokenizer_info(call: ApiCall) -> Response:
             **named,
             "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
             "vocab_size": tokenizer.vocab_size,
-            "model_max_length": base.spec.context_length,
+            "model_max_length": served.answerer.describe().context_length,
             "tokenizer_id": tokenizer.identity,
         }
     )

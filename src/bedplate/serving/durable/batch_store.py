@@ -316,8 +316,8 @@ class BatchStore:
     def finish(self, batch: StoredBatch, status: str, unfinished_line: Callable[[str], str]) -> None:
         """Writes the output files and ends the batch; the rows are gone with it.
 
-        unfinished_line: the line in the error file for a row that was not done, by its custom_id. A kill anywhere here leaves the
-        batch unfinished, and files without an entry, which the next start removes.
+        unfinished_line: the line in the error file for a row that was not done, by its custom_id. A kill anywhere here
+        leaves the batch unfinished, and files without an entry, which the next start removes.
         """
         with self._transaction() as db:
             _move(db, batch.seq, ("in_progress",), "finalizing")
@@ -350,7 +350,8 @@ class BatchStore:
     def _rows(self, batch: StoredBatch, condition: str) -> Iterator[sqlite3.Row]:
         last = -1
         while True:
-            query = f"SELECT * FROM rows WHERE batch = ? AND number > ? AND {condition} ORDER BY number LIMIT {_READ_AT_ONCE}"
+            query = f"SELECT * FROM rows WHERE batch = ? AND number > ? AND {condition}"
+            query += f" ORDER BY number LIMIT {_READ_AT_ONCE}"
             rows = self._all(query, (batch.seq, last))
             yield from rows
             if len(rows) < _READ_AT_ONCE:

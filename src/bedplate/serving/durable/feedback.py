@@ -34,7 +34,7 @@ MOST_OWNERS = 500_000
 MOST_SAID = 16
 """Times that something is said of one reply: each is a line on the disk, which is in no tenant's part of it."""
 SAID_CHARACTERS = 64 * 1024 * 1024
-"""Of the corrections that are in memory, for the comparison of routes. All of them are in the files."""
+"""Size of the corrections held in memory for the comparison of routes; the files have all of them."""
 MAX_PENDING, PENDING_BYTES = 10_000, 64 * 1024 * 1024
 """Replies that wait to be written, and bytes of them and their requests; more are counted and not kept. Of the bytes a
 tenant has its part where others have some."""
@@ -51,7 +51,7 @@ class Feedback:
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
         self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
         self._bytes: Counter[str] = Counter()
-        """Of what waits or is being written, by tenant."""
+        """Bytes that wait or are being written, by tenant."""
         self._counting = threading.Lock()
         self._owners: Latest[Owner] = Latest(MOST_OWNERS)
         self._since: Latest[Owner] | None = None

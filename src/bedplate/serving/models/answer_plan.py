@@ -1,5 +1,5 @@
-"""How a served model answers: in steps, each of them requests to one engine. A base and a skin take one step; a cascade
-takes a second for the choices that its first left unsure."""
+"""How a served model answers: in steps, each of them requests to one answerer. A base and a skin take one step; a
+cascade takes a second for the choices that its first left unsure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from functools import cached_property, reduce
 from typing import Protocol
 
 from bedplate.core.values import TaskInput
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import LookupContext, Request, RequestTiming, Result, Usage
-from bedplate.inference.engine.requests import Stream
 from bedplate.text.calls.reply_form import ReplyForm
-
-
-class Submits(Protocol):
-    """What a step's requests go to (an `Engine` is one)."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether answers still come."""
-        ...
-
-    def submit(self, request: Request) -> Stream:
-        """RequestError, BusyError."""
-        ...
 
 
 class FurtherSteps(Protocol):
@@ -41,10 +28,10 @@ class FurtherSteps(Protocol):
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """The first step's requests, one for each choice of a reply in their order. followup: what follows on them, which
-    then has to know the choices' inputs. form: of the texts that come of them, None where all is content."""
+    """The first step: requests to one answerer, one for each choice of a reply in their order. followup: the steps
+    after it, which need the choices' inputs. form: of the texts that come of them, None where all is content."""
 
-    engine: Submits
+    answerer: Answers
     requests: Sequence[Request]
     inputs: Sequence[TaskInput] = ()
     followup: FurtherSteps | None = None

@@ -15,7 +15,7 @@ from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, Us
 from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.guard import Caller
 from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, run_in_thread
-from bedplate.serving.models.served import Served
+from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_cascade import ServedCascade
 from bedplate.serving.models.served_classical import ServedClassical
 from bedplate.serving.models.served_skin import ServedSkin
@@ -35,10 +35,6 @@ class Lease:
     _guest: Guest | None = None
     routed: Routed | None = None
     """How the call came to this version, where its name was a route's."""
-
-    @property
-    def engine(self) -> Engine:
-        return self.served.engine
 
     def release(self) -> None:
         """Once the call is over; a second time does nothing."""
@@ -109,7 +105,7 @@ class Registry:
         if "cascade" in source.parts:
             return self._cascade(source, name)
         if mine is None:
-            return ServedClassical(self.engine, source, name=name)
+            return ServedClassical(source, self.engine.base.spec.context_length, name=name)
         judged, embedded = source.evaluated_with, source.embedded_with
         engine, second = self._engine_of(mine, judged), None
         base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
@@ -151,7 +147,7 @@ class Registry:
     def label(self, engine: Engine) -> str:
         """What an engine is called: by its base's name, and where that stands for another engine, by how it holds it
         as well."""
-        bases = [model for model in self.models.values() if not isinstance(model, ServedSkin)]
+        bases = [model for model in self.models.values() if isinstance(model, ServedBase)]
         base_name = next((model.name for model in bases if model.engine is engine), None)
         if base_name is not None:
             return base_name
@@ -291,7 +287,7 @@ class Registry:
     def describe(self, served: Served) -> dict[str, Any]:
         """The entry of /v1/models."""
         head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}
-        return {**head, "bedplate": {"base": served.engine.base.name, **served.describe()}}
+        return {**head, "bedplate": {"base": served.answerer.describe().name, **served.describe()}}
 
 
 def _first(names: Iterable[str], limit: int = 20) -> list[str]:

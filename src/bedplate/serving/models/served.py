@@ -1,14 +1,16 @@
-"""What is served under which name, as the routes see it; and bases as themselves (`served_skin` has the skins)."""
+"""`Served`: a model name as the routes see it, and bases under their own names (`served_skin` has the skins)."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Embedding,
@@ -62,79 +64,79 @@ class TextReading:
 PLAIN = TextReading()
 
 
-class Served(Protocol):
-    """One model name. `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for
-    these is looked up on the caller's terms."""
+class Served(ABC):
+    """One model name: a base, or a skin on one.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def engine(self) -> Engine: ...
+    `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for these is looked up
+    on the caller's terms. Routes and observers know no more of what answers than `answerer` says.
+    """
+
+    name: str
+    answerer: Answers
+    report: bytes | None = None
+    """The page that says how it was judged, where there is one."""
+
     @property
     def tokenizer(self) -> Tokenizer:
-        """What its texts are read with. RequestError where it has none."""
-        ...
+        """Reads its texts. RequestError where it has none."""
+        return self.answerer.describe().need_tokenizer()
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """Names what computes its answers."""
-        ...
 
     @property
-    def report(self) -> bytes | None:
-        """The page that says how it was judged, where there is one."""
-        ...
-
-    @property
+    @abstractmethod
     def dimensions(self) -> int:
         """Numbers of the vectors that it gives."""
-        ...
 
+    @abstractmethod
     def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan: ...
+    @abstractmethod
     def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan: ...
+    @abstractmethod
     def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         """One choice for each text (or its token ids)."""
-        ...
 
+    @abstractmethod
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         """The vector that a result of `embed` holds, cut to `dimensions`."""
-        ...
 
+    @abstractmethod
     def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
-        ...
 
+    @abstractmethod
     def rerank(
         self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
     ) -> AnswerPlan:
         """How well each document fits the query; `relevances` of its results has the scores."""
-        ...
 
+    @abstractmethod
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         """The documents' scores, from all results of `rerank`: the higher the better."""
-        ...
 
+    @abstractmethod
     def answer(self, plan_result: PlanResult) -> Answer: ...
+
     def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """What the reply must say about how the request was read."""
-        ...
+        return {}
 
     def pieces(self) -> Callable[[str], str]:
         """For one stream: from the text that the model gives to the text that the client gets."""
-        ...
+        return str
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]: ...
 
 
-class ServedBase:
+class ServedBase(Served):
     """The base itself."""
 
-    report: bytes | None = None
-
     def __init__(self, engine: Engine, name: str) -> None:
-        self.name = name
-        self.engine = engine
-        self.tokenizer = engine.base.need_tokenizer()
+        self.name, self.answerer, self.engine = name, engine, engine
 
     @property
     def fingerprint(self) -> str:
@@ -165,10 +167,10 @@ class ServedBase:
             form = replace(form, thinking=None, opened=False)
         if body.usable_tools:
             # So that what is wrong in it is named by its own field.
-            compiled(self.engine, body.content_grammar, terms.tenant)
-        grammar = compiled(self.engine, body.grammar_in(form), terms.tenant)
+            compiled(self.engine.compile, body.content_grammar, terms.tenant)
+        grammar = compiled(self.engine.compile, body.grammar_in(form), terms.tenant)
         request = Generate(tuple(tokens), Sampling(**settings), grammar, frozenset(form.marks.values()))
-        return AnswerPlan(self.engine, choices(request, body.choices), form=form)
+        return AnswerPlan(self.answerer, choices(request, body.choices), form=form)
 
     def _only_text(self, body: ChatRequest) -> str:
         """What an encoder–decoder without a template reads of a conversation: its only message."""
@@ -185,14 +187,14 @@ class ServedBase:
             settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
             # Harnesses ask for one token and cut its entry off: it must be there even where it is the end token.
             settings["ignore_eos"] = body.max_tokens == 1
-        sampling, grammar = Sampling(**settings), compiled(self.engine, body.grammar, terms.tenant)
+        sampling, grammar = Sampling(**settings), compiled(self.engine.compile, body.grammar, terms.tenant)
         requests: list[Request] = []
         for prompt in body.prompt:
             tokens = prompt
             if isinstance(prompt, str):
                 tokens = tuple(self.tokenizer.encode_prompt(prompt))
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), body.choices)
-        return AnswerPlan(self.engine, requests)
+        return AnswerPlan(self.answerer, requests)
 
     @property
     def dimensions(self) -> int:
@@ -201,7 +203,7 @@ class ServedBase:
     def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
         base = self.engine.base
         prompt = prompt_of(base, reading.prompt_name)
-        return AnswerPlan(self.engine, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
+        return AnswerPlan(self.answerer, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
 
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         sentence = self.engine.base.sentence
@@ -214,7 +216,7 @@ class ServedBase:
         base, truncate = self.engine.base, reading.truncate
         requests = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
         requests += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
-        return AnswerPlan(self.engine, requests)
+        return AnswerPlan(self.answerer, requests)
 
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         sentence = self.engine.base.sentence
@@ -227,12 +229,6 @@ class ServedBase:
     def answer(self, plan_result: PlanResult) -> Answer:
         generation = cast("Generation", plan_result.last)
         return Answer(generation.text, generation.finish_reason, generation.usage, generation)
-
-    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        return {}
-
-    def pieces(self) -> Callable[[str], str]:
-        return str
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "base", "context_length": self.engine.base.spec.context_length}

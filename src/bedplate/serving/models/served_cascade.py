@@ -25,9 +25,19 @@ class ServedCascade(ServedSkin):
         if "cascade" not in card.parts:
             raise SkinError(f"skin {card.name!r} of kind {card.kind!r} is not a cascade")
         self.card, self.name = card, card.name if name is None else name
-        self.engine, self.first, self.second = first.engine, first, second
+        self.first, self.second = first, second
+        # A bag-of-words model, which comes first, has no tokenizer: the other one stands for the cascade then.
+        self.answerer = first.answerer if first.answerer.describe().tokenizer else second.answerer
         self.warnings = [*first.warnings, *second.warnings]
         self._threshold: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.first.fingerprint
+
+    @property
+    def dimensions(self) -> int:
+        return self.second.dimensions
 
     @property
     def adapted_on(self) -> Engine | None:

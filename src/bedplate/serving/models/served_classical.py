@@ -10,14 +10,15 @@ from typing import Any, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Classification, LookupContext, Request, Result
-from bedplate.inference.engine.requests import Stream
+from bedplate.inference.engine.requests import Classification, LookupContext, Request, Result, Stream
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import PLAIN, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
+from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.skin import Skin
 from bedplate.text.tokenizer import Tokenizer
@@ -33,10 +34,13 @@ class ImmediateAnswer(Request):
     result: Classification
 
 
-class ImmediatePlan:
-    """What answered requests are submitted to, in an engine's place."""
+class ImmediateAnswers:
+    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
 
     alive = True
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
 
     def submit(self, request: Request) -> Stream:
         """A stream that has ended."""
@@ -44,14 +48,25 @@ class ImmediatePlan:
         stream.finish(cast(ImmediateAnswer, request).result)
         return stream
 
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return [cast(ImmediateAnswer, request).result for request in requests]
+
+    def tokenize(self, text: str) -> list[int]:
+        """UsageError: there is no tokenizer."""
+        return self._facts.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        return self._facts
+
 
 class ServedClassical(ServedSkin):
-    """A bag-of-words model. engine: of the server's first base, which is asked nothing."""
+    """A bag-of-words model, which needs no base. context_length: the most words of a conversation that it is shown."""
 
-    def __init__(self, engine: Engine, source: Card | Skin, *, name: str | None = None) -> None:
+    def __init__(self, source: Card | Skin, context_length: int, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.engine, self._in_memory = engine, source if isinstance(source, Skin) else None
+        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), context_length))
+        self._in_memory = source if isinstance(source, Skin) else None
         self.warnings: list[str] = []
         self._resident: ClassicalPredictor | None = None
 
@@ -66,6 +81,10 @@ class ServedClassical(ServedSkin):
     @property
     def fingerprint(self) -> str:
         return self.card.id
+
+    @property
+    def dimensions(self) -> int:
+        return TOKEN_LIMIT  # it has no vectors, which `embed` says
 
     # In memory or not
 
@@ -98,7 +117,7 @@ class ServedClassical(ServedSkin):
             for classification in classifications
         ]
         return AnswerPlan(
-            ImmediatePlan(),
+            self.answerer,
             [ImmediateAnswer(tokens, skin=self.name, result=classification) for tokens, classification in numbered],
         )
 

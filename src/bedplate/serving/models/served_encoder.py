@@ -91,7 +91,7 @@ class ServedClassifier(ServedEncoder):
         return described | {"labels": list(self._head.labels)}
 
     def _plan(self, inputs: Sequence[TextOrPair], reading: TextReading) -> AnswerPlan:
-        return AnswerPlan(self.engine, label_requests(self.engine.base, inputs, truncate=reading.truncate))
+        return AnswerPlan(self.answerer, label_requests(self.engine.base, inputs, truncate=reading.truncate))
 
     def _scores(self, plan_result: PlanResult) -> list[float]:
         return label_scores(self._head, cast(Classification, plan_result.last).scores)

@@ -18,7 +18,7 @@ from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.text_reading import similarities
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import PLAIN, Answer, Stripped, TextReading, choices, cut, finite
+from bedplate.serving.models.served import PLAIN, Answer, Served, Stripped, TextReading, choices, cut, finite
 from bedplate.serving.models.skin_prefixes import SkinPrefixes
 from bedplate.serving.schemas.errors import StatusError
 from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
@@ -29,7 +29,6 @@ from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.skin import ADAPTED, BaseReference, Skin
 from bedplate.skins.verify import check_base, check_judged
-from bedplate.text.tokenizer import Tokenizer
 
 RELEVANT = "relevant"
 """The label of a skin that judges whether a document fits a query."""
@@ -37,7 +36,7 @@ RELEVANT = "relevant"
 _serial = itertools.count(1)
 
 
-class ServedSkin:
+class ServedSkin(Served):
     """A skin. Its one input is the last user message or the prompt; several inputs are a JSON object in its place.
 
     Earlier messages are no input of a skin: how many there were is reported. Sampling settings that a request gives
@@ -62,7 +61,7 @@ class ServedSkin:
         another base than the engine's, or judged with other weights."""
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.engine, self._embedder = engine, embedder
+        self.answerer, self.engine, self._embedder = engine, engine, embedder
         self._in_memory = source if isinstance(source, Skin) else None
         self._prefixes = prefixes
         self._allow_other_weights = allow_other_weights
@@ -83,10 +82,6 @@ class ServedSkin:
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.engine.base.need_tokenizer()
 
     @property
     def fingerprint(self) -> str:
@@ -158,7 +153,7 @@ class ServedSkin:
     # Asking
 
     @property
-    def report(self) -> bytes | None:
+    def report(self) -> bytes | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return report_of(self.card)
 
     def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
@@ -194,7 +189,7 @@ class ServedSkin:
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
-        return AnswerPlan(self.engine, [self._predictor.request(self._input(text)) for text in texts])
+        return AnswerPlan(self.answerer, [self._predictor.request(self._input(text)) for text in texts])
 
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         embedding = self.card.output.as_embedding
@@ -234,7 +229,7 @@ class ServedSkin:
                 f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
             )
         rows = [self._input(raw_input) if isinstance(raw_input, str) else raw_input for raw_input in inputs]
-        return AnswerPlan(self.engine, self._predictor.requests(rows, queued=True, terms=terms))
+        return AnswerPlan(self.answerer, self._predictor.requests(rows, queued=True, terms=terms))
 
     def refuse_settings(self, body: ChatRequest | CompletionRequest) -> None:
         """RequestError for what a skin, or one that answers with a label, cannot do."""
@@ -267,7 +262,7 @@ class ServedSkin:
         )
         if cutting is not None:
             raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
-        grammar = compiled(self.engine, body.grammar, terms.tenant)
+        grammar = compiled(self.engine.compile, body.grammar, terms.tenant)
         if "stop" in changes:  # the skin's own belong to its output
             stops = self._predictor.sampling().stop
             changes["stop"] = tuple(dict.fromkeys((*stops, *changes["stop"])))
@@ -276,7 +271,7 @@ class ServedSkin:
         rows = [self._input(text) for text in texts]
         for request in self._predictor.requests(rows, sampling, queued=True, terms=terms):
             requests += choices(replace(cast(Generate, request), grammar=grammar or skin_grammar), body.choices)
-        return AnswerPlan(self.engine, requests)
+        return AnswerPlan(self.answerer, requests)
 
     def _input(self, text: str) -> TaskInput:
         names = self.card.inputs

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from typing import Any, TypeVar
 
 from bedplate.core.errors import BusyError
+from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Request, Result, Step
 from bedplate.inference.engine.scheduler import Stream
-from bedplate.serving.models.answer_plan import Submits
 from bedplate.serving.schemas.errors import ClientGone
 
 # How often a wait looks whether the engine's thread still lives.
@@ -19,12 +19,12 @@ PULSE_SECONDS = 2.0
 T = TypeVar("T")
 
 
-def submit_all(engine: Submits, requests: Sequence[Request]) -> list[Stream]:
+def submit_all(answerer: Answers, requests: Sequence[Request]) -> list[Stream]:
     """Queues requests, all or none: where one is refused, those before it are cancelled."""
     streams: list[Stream] = []
     try:
         for request in requests:
-            streams.append(engine.submit(request))
+            streams.append(answerer.submit(request))
     except BaseException as error:
         cancel_all(streams)
         if isinstance(error, BusyError):
@@ -33,7 +33,7 @@ def submit_all(engine: Submits, requests: Sequence[Request]) -> list[Stream]:
     return streams
 
 
-async def arrivals(engine: Submits, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, list[Step], bool]]:
+async def arrivals(answerer: Answers, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, list[Step], bool]]:
     """(which stream, its new steps, whether it has ended), as they come, until all have ended.
 
     The first error of a stream is raised. What a slow consumer has not taken yet waits in the stream: at most a
@@ -44,7 +44,7 @@ async def arrivals(engine: Submits, streams: Sequence[Stream]) -> AsyncGenerator
         stream.listen(wake.ring)
     running = set(range(len(streams)))
     while running:
-        await wake.wait(engine)
+        await wake.wait(answerer)
         for index in sorted(running):
             steps, ended = streams[index].drain()
             if ended:
@@ -54,13 +54,13 @@ async def arrivals(engine: Submits, streams: Sequence[Stream]) -> AsyncGenerator
                 yield index, steps, ended
 
 
-async def results(engine: Submits, streams: Sequence[Stream]) -> list[Result]:
+async def results(answerer: Answers, streams: Sequence[Stream]) -> list[Result]:
     """The finished results, in order. The first error of a stream is raised."""
     wake = _Wake()
     for stream in streams:
         stream.listen(lambda stream=stream: wake.ring() if stream.finished else None)
     while not all(stream.finished for stream in streams):
-        await wake.wait(engine)
+        await wake.wait(answerer)
         for stream in streams:
             if stream.finished:
                 stream.result(0)
@@ -103,14 +103,14 @@ class _Wake:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._event.set)
 
-    async def wait(self, engine: Submits) -> None:
+    async def wait(self, answerer: Answers) -> None:
         """Until the next ring. RuntimeError when the engine's thread has died."""
         while True:
             try:
                 async with asyncio.timeout(PULSE_SECONDS):
                     await self._event.wait()
             except TimeoutError:
-                if not engine.alive:
+                if not answerer.alive:
                     raise RuntimeError("the engine's thread has ended") from None
                 continue
             self._event.clear()

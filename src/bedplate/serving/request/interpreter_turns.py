@@ -51,7 +51,7 @@ class Pacing:
         self._spent: dict[str, float] = {}
         self._since = clock()
         self.lines: dict[str, _Line] = {}
-        """Of the tenants whose calls wait or pass just now."""
+        """Lines of the tenants whose calls wait or pass just now."""
         self._current: str | None = None
         self._began = 0.0
 

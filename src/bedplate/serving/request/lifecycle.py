@@ -1,4 +1,13 @@
-"""One API call's life: who asks, of which model, what was computed for it, and who must hear of it."""
+"""One API call, from its request to the end of its reply.
+
+1. `respond` identifies the caller, waits for the tenant's turn and admits the call (keys, limits, quotas).
+2. `answers` reads the body as the handler's request model; large bodies are parsed off the event loop.
+3. The handler leases a model (`choose`): it is loaded if need be, and stays the same version until the call ends.
+4. `prepare` makes the `AnswerPlan`: templates, tokenizers and lookups run off the loop, tenants taking turns.
+5. `submit` queues the plan's requests, all or none; `results` or `arrivals` wait for them and for follow-up steps.
+6. `account` tells quotas, observers and the access log what was computed, before the reply is written.
+7. `close` cancels what still runs and releases the model; what a client that left had used is charged afterwards.
+"""
 
 from __future__ import annotations
 
@@ -182,8 +191,8 @@ class ApiCall:
         return self._lease
 
     async def prepare(self, make_plan: Callable[[LookupContext], AnswerPlan], source: str) -> AnswerPlan:
-        """The plan that `make_plan` makes, in the caller's name. source: the field that holds the prompt, for messages about
-        it."""
+        """The plan that `make_plan` makes, in the caller's name. source: the field that holds the prompt, for messages
+        about it."""
         try:
             return (await self.off_loop(make_plan)).on(self._terms)
         except RequestError as error:
@@ -229,7 +238,7 @@ class ApiCall:
         return run
 
     def _queue(self, plan: AnswerPlan) -> CallInProgress:
-        streams = submit_all(plan.engine, plan.requests)
+        streams = submit_all(plan.answerer, plan.requests)
         self._streams += streams
         return CallInProgress(plan, streams)
 
@@ -247,7 +256,7 @@ class ApiCall:
     async def _steps(self, run: CallInProgress) -> list[PlanResult]:
         """Waits for a step, and takes those that follow on it."""
         next_step = run.plan.followup
-        step_results = [PlanResult((result,)) for result in await results(run.plan.engine, run.streams)]
+        step_results = [PlanResult((result,)) for result in await results(run.plan.answerer, run.streams)]
         unsure = (
             []
             if next_step is None
@@ -273,7 +282,7 @@ class ApiCall:
                 yield Arrival(index, answer.text, (), result, answer)
             return
         pieces = [served.pieces() for _ in streams]
-        async with aclosing(arrivals(run.plan.engine, streams)) as arriving:
+        async with aclosing(arrivals(run.plan.answerer, streams)) as arriving:
             async for index, steps, ended in arriving:
                 text = pieces[index]("".join(step.text for step in steps))
                 if not ended:

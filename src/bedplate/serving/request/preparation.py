@@ -74,7 +74,7 @@ class _Turn:
     size: int
     begun: asyncio.Future[None]
     seconds: float = 0.0
-    """Of processor that it took."""
+    """Processor time that it took."""
 
 
 _Work = queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None]

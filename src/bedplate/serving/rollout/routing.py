@@ -51,7 +51,7 @@ class _Route:
     pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
     verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
-    """Of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
+    """Outcomes of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
 
 
 class VersionRouter(Collector):

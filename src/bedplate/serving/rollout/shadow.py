@@ -120,7 +120,8 @@ class Shadows:
             copy.on_outcome(None, "preempted" if self._preempted.is_set() else "failed")
 
     async def _watch(self, copy_requests: int) -> None:
-        """Gives the copy up when clients wait (more than its `copy_requests` requests do), or when it takes too long."""
+        """Gives the copy up when clients wait (more than its `copy_requests` requests do), or when it takes too
+        long."""
         ends = time.monotonic() + CALL_SECONDS
         while time.monotonic() < ends:
             if any(engine.waiting > copy_requests for engine in self._state.registry.engines):

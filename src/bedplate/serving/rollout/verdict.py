@@ -169,8 +169,8 @@ class OnlineVerdict:
         return None if against is None else of - against
 
     def _bounds(self, of: _Arm, against: _Arm, *, worst: bool) -> tuple[float, float]:
-        """Of the version's share of right answers, or of what it has more of them than the other. Two versions that
-        answer different calls share the error."""
+        """Bounds of the version's share of right answers, or of its difference to the other version's. Two versions
+        that answer different calls share the error."""
         confidence, unseen = self.config.confidence, 0.0 if worst else None
         if self.config.against is None:
             return of.bounds(confidence, unseen)
@@ -201,7 +201,8 @@ def _reason(
         subject = f"{config.of} minus {config.against} is"
         requirement = f"it may lose {config.margin:g}"
     low, high = bounds
-    reason = f"{subject} {low:.3f} to {high:.3f} by {judged:,} judged calls ({config.confidence:.0%} each side); {requirement}."
+    reason = f"{subject} {low:.3f} to {high:.3f} by {judged:,} judged calls ({config.confidence:.0%} each side); "
+    reason += f"{requirement}."
     if not missing:
         return reason
     reason += (

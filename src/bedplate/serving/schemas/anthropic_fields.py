@@ -181,8 +181,8 @@ def _messages_of(message: Any, location: str) -> list[ChatMessage]:
         else:
             raise _wrong(
                 f"{place}.type",
-                f"blocks of type {block_type[:60]!r} are not supported in a message of the {role}: this server reads text, "
-                "uses of tools and their results only, and fetches nothing",
+                f"blocks of type {block_type[:60]!r} are not supported in a message of the {role}: this server reads "
+                "text, uses of tools and their results only, and fetches nothing",
             )
     text = "".join(texts)
     if role == "assistant":
@@ -206,7 +206,8 @@ def _text_of(content: Any, location: str) -> str:
         place = f"{location}[{index}]"
         block_type = _kind_of(block, place)
         if block_type != "text":
-            message = f"blocks of type {block_type[:60]!r} are not supported: this server reads text only, and fetches nothing"
+            message = f"blocks of type {block_type[:60]!r} are not supported: this server reads text only"
+            message += ", and fetches nothing"
             raise _wrong(f"{place}.type", message)
         texts.append(_text(block, "text", place))
     return "".join(texts)

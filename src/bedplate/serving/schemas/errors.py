@@ -25,7 +25,7 @@ log = logging.getLogger("bedplate.serving")
 
 RETRY_AFTER_SECONDS = 1
 MESSAGE_CHARACTERS, PARAM_CHARACTERS = 2000, 200
-"""Of one error object."""
+"""Longest message and parameter name of one error object."""
 # Errors that speak about the request. All others may hold paths or other internals.
 _ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}

@@ -8,13 +8,13 @@ vLLM's names; grammars are in Lark's notation.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.schemas.schema_dialects import as_held
 from bedplate.serving.schemas.strict_fields import RequestFields
@@ -105,13 +105,15 @@ def guided(
     return None if rules is None else Grammar("ebnf", rules)
 
 
-def compiled(engine: Engine, named_grammar: tuple[str, Grammar] | None, tenant: str) -> Grammar | None:
+def compiled(
+    compile_grammar: Callable[[Grammar, str], Grammar], named_grammar: tuple[str, Grammar] | None, tenant: str
+) -> Grammar | None:
     """The grammar that a field asks for, ready to be used. RequestError names the field. tenant: who asks."""
     if named_grammar is None:
         return None
     field, grammar = named_grammar
     try:
-        return replace(engine.compile(grammar, tenant), named=field)
+        return replace(compile_grammar(grammar, tenant), named=field)
     except RequestError as error:
         if error.param == "grammar":
             error.param = field

@@ -14,7 +14,8 @@ from bedplate.serving.schemas.strict_fields import RequestFields
 from bedplate.serving.schemas.tools import ToolCall
 
 MAX_MESSAGES = 10_000
-"""Of a conversation: more fit no model's context, and checking them would take the time of other tenants' requests."""
+"""Most messages of a conversation: more fit no model's context, and checking them would take the time of other tenants'
+requests."""
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 # A prompt's beginning is always cached.
 _PART_HINTS = frozenset(("cache_control",))

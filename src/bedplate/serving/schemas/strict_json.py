@@ -80,7 +80,7 @@ def large_json_response(content: Any, levels: int = 5) -> Response:
     return Response(b"".join(dump_in_pieces(content, levels)), media_type="application/json")
 
 
-class JsonLines(Response):
+class JsonLinesResponse(Response):
     """A reply of one JSON value a line."""
 
     media_type = "application/jsonl"

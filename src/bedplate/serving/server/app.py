@@ -35,13 +35,12 @@ from bedplate.serving.request.state import ServerState
 from bedplate.serving.rollout.routing import VersionRouter
 from bedplate.serving.schemas.errors import add_error_handlers
 from bedplate.serving.server import health, metrics, openapi
-from bedplate.serving.server.access import AccessLog
+from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
+from bedplate.serving.server.health import Watchdog
 from bedplate.serving.server.lifecycle import Server
 from bedplate.serving.server.loading import loaded_server, server_config
 from bedplate.serving.server.metrics import Metrics
-from bedplate.serving.server.origins import EXPOSED, Origins
 from bedplate.serving.server.telemetry import Telemetry
-from bedplate.serving.server.watchdog import Watchdog
 from bedplate.serving.settings.config import ServerConfig
 from bedplate.skins.skin import Skin
 

@@ -24,7 +24,7 @@ UNREAD_SECONDS = 10.0
 TAKE_SECONDS = 60.0
 """In this time, a client takes at least something of a reply that waits for it."""
 _INCOMPLETE_BYTES = 64 * 1024
-"""Of a head or a chunk's line that is not whole, where the server says nothing else."""
+"""Largest part of a head, or of a chunk's line, that is read before it is whole, unless the server says otherwise."""
 MOST_CONNECTIONS = 4096
 """At once, where the process may open so many files."""
 OTHER_FILES = 512
@@ -111,7 +111,7 @@ class TimedConnection(H11Protocol):
             self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
-        """Of a request that is begun already, whose body is no HTTP: what it would be answered is not sent any more."""
+        """Answers bytes that are not HTTP. A request that has begun already is not answered any more."""
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -175,7 +175,7 @@ class _Answering(asyncio.Transport):
         return self._transport.is_closing()
 
     def close(self) -> None:
-        """Of a client that is still sending only the side on which it is answered; its timers close the other."""
+        """Closes the connection; while the client still sends, only the writing side: timers close the other."""
         answered = self._conn.our_state is h11.CLOSED and self._conn.their_state is h11.SEND_BODY
         if answered and self._transport.can_write_eof() and not self._transport.is_closing():
             with contextlib.suppress(OSError):  # the client has gone

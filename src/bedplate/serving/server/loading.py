@@ -48,7 +48,8 @@ def server_config(
     adapters: int | None = None,
     **settings: Any,
 ) -> ServerConfig:
-    """The configuration of one base (and `extra_bases`) with a few settings; `settings` are other fields of ServerConfig.
+    """The configuration of one base (and `extra_bases`) with a few settings; `settings` are other fields of
+    ServerConfig.
 
     UsageError for a value that cannot be.
     """

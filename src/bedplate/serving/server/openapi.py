@@ -49,7 +49,7 @@ async def openapi(request: Request) -> Response:
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
     """(method, path) → request model, of the routes whose body is JSON."""
     found = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
-    return {(method, route.path_format): model for route, model in found if model for method in route.methods}
+    return {(method, route.path_format): model for route, model in found if model for method in route.methods or ()}
 
 
 def document(routers: Sequence[APIRouter]) -> Json:
@@ -65,7 +65,7 @@ def document(routers: Sequence[APIRouter]) -> Json:
         routes=routes,
     )
     for route in routes:
-        for method in route.methods:
+        for method in route.methods or ():
             model = bodies.get((method, route.path_format))
             reference = None if model is None else references[model, "validation"]
             streams = model is not None and "stream" in model.model_fields

@@ -50,8 +50,8 @@ class Expression(Strict):
 
 @dataclass(frozen=True)
 class Named:
-    """A pattern that is known by name. remainder: what stays of a match (usually nothing, or all of it where the shape is
-    right and the content is not)."""
+    """A pattern that is known by name. remainder: what stays of a match (usually nothing, or all of it where the shape
+    is right and the content is not)."""
 
     pattern: str
     remainder: Callable[[str], str]

@@ -4,7 +4,7 @@ metric: {costs: {spam: {ham: 0.40}, ham: {spam: 5.00}}}      # right answer → 
 metric: {cost: dear.py:usd, worst_usd: 20}                   # usd(target, prediction) → dollars, from 0 to 20
 
 A row scores 1 - cost / worst, so that it lies in 0 to 1 and more is better, as of every other metric; the expected cost
-is what is said (`costs.scale`).
+is what is shown (`Scale`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bedplate.core.display import chosen
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_json
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
@@ -23,10 +24,65 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """worst_usd: what a call costs at worst, where scores stand for costs; None for every other metric."""
+
+    worst_usd: float | None = None
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.worst_usd is not None
+
+    def value(self, score: float) -> float:
+        """A score as it is said."""
+        return score if self.worst_usd is None else self.worst_usd * (1 - score)
+
+    def score(self, value: float) -> float:
+        """The score that is said so."""
+        return value if self.worst_usd is None else 1 - value / self.worst_usd
+
+    def difference(self, score_difference: float) -> float:
+        """A difference of scores as one of what is said."""
+        return score_difference if self.worst_usd is None else -self.worst_usd * score_difference
+
+    def ends(self, low: float, high: float) -> tuple[float, float]:
+        """Ends of an interval of scores, the lower first."""
+        return (low, high) if self.worst_usd is None else (self.value(high), self.value(low))
+
+    def format_score(self, score: float) -> str:
+        return f"{score:.3f}" if self.worst_usd is None else f"${self.value(score):.4f}"
+
+    def bar(self, score: float) -> str:
+        """What a target asks for, without digits that say nothing."""
+        return chosen(score) if self.worst_usd is None else f"${chosen(self.value(score))}"
+
+    @property
+    def lower_phrase(self) -> str:
+        """What a lower bound of a score is called."""
+        return "at most" if self.lower_is_better else "at least"
+
+    @property
+    def upper_phrase(self) -> str:
+        return "at least" if self.lower_is_better else "at most"
+
+    @property
+    def lower_bound(self) -> str:
+        """The bound of what is said that a lower bound of a score is."""
+        return "upper bound" if self.lower_is_better else "lower bound"
+
+    @property
+    def upper_bound(self) -> str:
+        return "lower bound" if self.lower_is_better else "upper bound"
+
+
+PLAIN = Scale()
+
+
+@dataclass(frozen=True)
 class CostMetric:
-    """Of a matrix `costs`, right label → answer → dollars, where the right answer costs nothing unless it is said; or
-    of a `function`. worst_usd: no answer costs more. An answer that cannot be used costs as much as the worst for its
-    row (the matrix) or as the worst of all (the function)."""
+    """Costs by a matrix `costs`, right label → answer → dollars, where the right answer costs nothing unless it is
+    said; or of a `function`. worst_usd: no answer costs more. An answer that cannot be used costs as much as the worst
+    for its row (the matrix) or as the worst of all (the function)."""
 
     name: str
     worst_usd: float
