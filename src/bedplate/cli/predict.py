@@ -18,7 +18,7 @@ from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.bulk import Counts
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.composed import SkinPredictor
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
 
@@ -113,7 +113,7 @@ def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool,
 
 @dataclass(frozen=True)
 class _Run:
-    predictor: Answers
+    predictor: SkinPredictor
     rows: str
     out: str
     format: str | None
