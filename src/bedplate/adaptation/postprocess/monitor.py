@@ -146,8 +146,8 @@ def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]
     missing = len(source_hashes - present_hashes)
     if missing:
         notes.append(
-            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of {origin.run_task.path}: "
-            "inputs are not compared"
+            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of "
+            f"{origin.run_task.path}: inputs are not compared"
         )
         return [], set()
     return [e for e in examples if e.row_hash in source_hashes], present_hashes - source_hashes

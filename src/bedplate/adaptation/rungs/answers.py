@@ -153,8 +153,8 @@ def judged(
 ) -> RungResult:
     """The rung's skin written and read back, and what it does on valid: its calls, its longest prompt, its answers.
 
-    by_id, evaluation: those that it was chosen by, where they are known. skin_context: the context of the base that it stands
-    on, where the rung made one.
+    by_id, evaluation: those that it was chosen by, where they are known. skin_context: the context of the base that it
+    stands on, where the rung made one.
     """
     place = context.out / "skins" / rung
     skin = export(skin, place)

@@ -39,8 +39,8 @@ _NO_MATRICES = ("router", "prediction.router", "prediction.join")
 
 
 def is_block_matrix(weight: Weight) -> bool:
-    """Of a linear inside of a block, which is what Muon moves: a router, and what joins a state with the next token's
-    embedding before a block that predicts further tokens, are not."""
+    """Whether it is a linear inside of a block, which is what Muon moves: a router, and what joins a state with the
+    next token's embedding before a block that predicts further tokens, are not."""
     return weight.role == "product" and weight.layer is not None and weight.name not in _NO_MATRICES
 
 

@@ -21,7 +21,7 @@ from bedplate.economics.training.training_cost import price_of
 from bedplate.models.specs import Spec, TransformerSpec
 
 MARGIN = 0.1
-"""Of a device's memory that is left to buffers, fragmentation and the runtime."""
+"""Share of a device's memory that is left to buffers, fragmentation and the runtime."""
 _FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
 
 

@@ -25,7 +25,7 @@ from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Tr
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
 PARTS = 128
-"""Of the saturating rate: a capacity is told to one of them."""
+"""Parts of the saturating rate: a capacity is told to one of them."""
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 FORMULAS: dict[str, tuple[str, str]] = {
