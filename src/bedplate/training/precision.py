@@ -29,8 +29,7 @@ from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.products import Products, has_onednn
+from bedplate.models.layers.linear import Linear, Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.cross_attention import EncoderStatesLayout
