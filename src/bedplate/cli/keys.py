@@ -16,7 +16,7 @@ from bedplate.core.tables import Column, show
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from bedplate.serving.callers.keys import Key, KeysFile
+    from bedplate.serving.callers.api_keys import Key, KeysFile
 
 
 def keys(
@@ -46,7 +46,7 @@ def keys(
 ) -> None:
     """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
     try:
-        from bedplate.serving.callers.keys import change_keys, new_secret, read_keys, replace_key
+        from bedplate.serving.callers.api_keys import change_keys, new_secret, read_keys, replace_key
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     from bedplate.core.files import bedplate_home
@@ -102,7 +102,7 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
 
     import pydantic
 
-    from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
+    from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 
     if fields["expires"] is not None:
         fields = {**fields, "expires": _moment(fields["expires"])}
