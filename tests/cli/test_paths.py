@@ -117,10 +117,6 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("serve", "smollm2-135m", "--keys", "none.yaml"), "none.yaml does not exist"),
     (("keys", "list", "--file", "none.yaml"), "none.yaml does not exist"),
     (("keys", "create", "k", "--file", "file/x.yaml"), "cannot write file/x.yaml"),
-    (
-        ("keys", "create", "k", "--model", "m"),
-        "--model is no longer an option; write bedplate keys create NAME MODEL...",
-    ),
     (("keys", "revoke", "1", "2"), "`bedplate keys revoke` takes one id"),
     (("feedback", "list", "--state", "none"), "none does not exist"),
     (("feedback", "export", "m", "--out", "old.jsonl"), "old.jsonl exists already"),

@@ -77,7 +77,7 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
             {weight_format: {"prefill": costs[weight_format.weights]} for weight_format in weight_formats}
         )
 
-    monkeypatch.setattr("bedplate.inference.execution.choice.measured", fake)
+    monkeypatch.setattr("bedplate.inference.execution.choice.plan_timings", fake)
     for options, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
         assert run(capsys, tmp_path / "x.gguf", *options)[0] == 0
         with loaded_server(served_configs.pop()) as state:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from bedplate.adaptation.task.rung_names import RUNG_LINES
+from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
 
 
-class _Common(TypedDict):
-    """What both ways to adapt are asked with."""
+class CommonOptions(TypedDict):
+    """Options of the ladder, with and without a label budget."""
 
     rungs: list[str] | None
     budget: float | None
@@ -35,7 +35,62 @@ class _Common(TypedDict):
 
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
-"""What a verdict makes the command exit with. 1 and 2 are those of errors, where there is no verdict."""
+"""The exit code of each verdict. 1 and 2 are those of errors, where there is no verdict."""
+
+HELP = """Find the cheapest adaptation of a base that provably meets the bar.
+
+Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
+opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
+where it stopped. The rungs:
+
+\b
+RUNG_TABLE
+
+\b
+exit code  verdict
+  0        PASS: a skin clears the bar
+  3        FAIL: everything that fits is shown to be below it
+  4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
+  5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
+  2        wrong usage, 1 another error, 130 interrupted: there is no verdict
+
+The task file's `adapt` section says what is wanted:
+
+\b
+  adapt:
+    bases: [smollm2-135m]       # a catalogue name, a directory, a .gguf file, hf:owner/name
+    target: {value: 0.80, confidence: 0.95}
+    budget: {p95_ms: 500, usd_per_1k_calls: 0.05, train_minutes: 10, max_prompt_tokens: 600}
+    machine: {usd_per_hour: 0.10, as_of: 2026-11-24}
+    formats: auto               # int8, int4 where faster here and not shown to be worse by 0.01; none; or a list
+    rungs: auto
+
+More keys of the task file say what a skin has to beat, and what has to hold beside the bar:
+
+\b
+  data.current          the recorded answers of the system that runs today: {column: routed_to}
+  adapt.target.against  what a skin is compared with: current, or a candidate. With better_by: 0 a skin has to be
+                        better, with margin: 0.02 worse by less than 0.02
+  adapt.target.all_of   what has to hold as well: [{metric: macro_f1, at_least: 0.75}, …]
+
+Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
+
+With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,
+and judged on valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid
+for itself. It uses what the ladder leaves of --budget; what does not fit is left out and reported. With a longer
+budget the same command keeps the points that it has, and gives the ladder's rungs the longer time too.
+
+With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
+that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
+soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
+from nothing. What users corrected is such new data: `bedplate feedback export`.
+
+With --label-budget the target's column may be empty, in some rows or all. The command names a file of rows to
+label under labels/ in --out; fill it in and give the same command again, until there is a verdict or the budget is
+spent. Train rows are those that a first model is least sure of, valid and test rows are drawn at random, and the
+verdict may look at test before all of its rows have labels: its error is spent over the looks. It exits with 4 as
+long as there is none.
+"""
 
 
 def adapt(
@@ -87,84 +142,27 @@ def adapt(
     wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
-    """Find the cheapest adaptation of a base that provably meets the bar.
-
-    Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
-    opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
-    where it stopped. The rungs:
-
-    \b
-    RUNG_LINES
-
-    \b
-    exit code  verdict
-      0        PASS: a skin clears the bar
-      3        FAIL: everything that fits is shown to be below it
-      4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
-      5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
-      2        wrong usage, 1 another error, 130 interrupted: there is no verdict
-
-    The task file's `adapt` section says what is wanted:
-
-    \b
-      adapt:
-        bases: [smollm2-135m]       # a catalogue name, a directory, a .gguf file, hf:owner/name
-        target: {value: 0.80, confidence: 0.95}
-        budget: {p95_ms: 500, usd_per_1k_calls: 0.05, train_minutes: 10, max_prompt_tokens: 600}
-        machine: {usd_per_hour: 0.10, as_of: 2026-11-24}
-        formats: auto               # int8, int4 where faster here and not shown to be worse by 0.01; none; or a list
-        rungs: auto
-
-    More keys of the task file say what a skin has to beat, and what has to hold beside the bar:
-
-    \b
-      data.current          the recorded answers of the system that runs today: {column: routed_to}
-      adapt.target.against  what a skin is compared with: current, or a candidate. With better_by: 0 a skin has to be
-                            better, with margin: 0.02 worse by less than 0.02
-      adapt.target.all_of   what has to hold as well: [{metric: macro_f1, at_least: 0.75}, …]
-
-    Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
-
-    With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,
-    and judged on valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid
-    for itself. It uses what the ladder leaves of --budget; what does not fit is left out and reported. With a longer
-    budget the same command keeps the points that it has, and gives the ladder's rungs the longer time too.
-
-    With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
-    that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
-    soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
-    from nothing. What users corrected is such new data: `bedplate feedback export`.
-
-    With --label-budget the target's column may be empty, in some rows or all. The command names a file of rows to
-    label under labels/ in --out; fill it in and give the same command again, until there is a verdict or the budget is
-    spent. Train rows are those that a first model is least sure of, valid and test rows are drawn at random, and the
-    verdict may look at test before all of its rows have labels: its error is spent over the looks. It exits with 4 as
-    long as there is none.
-    """
-    options = {"dtype": dtype, "weights": weights, "kernel": kernel}
-    option_overrides = [f"adapt.{name}={value}" for name, value in options.items() if value is not None]
-    seconds = None if budget is None else parse_seconds("--budget", budget)
-    rung_names = None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()]
-    sizes = () if curve is None else _sizes(curve)
-    from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
-
-    spec = look(task_file, [*(overrides or ()), *option_overrides], rung_names)
-    minutes = spec.budget.train_minutes
-    limit = seconds if seconds is not None else None if minutes is None else minutes * 60
     if label_budget is not None and (curve is not None or parent is not None):
-        raise UsageError(
-            "--label-budget does not go with --curve or --parent; adapt with these once there is a verdict"
-        )
+        raise UsageError("--label-budget does not go with --curve or --parent; add these once there is a verdict")
+    execution = {"dtype": dtype, "weights": weights, "kernel": kernel}
+    common: CommonOptions = {
+        "rungs": None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
+        "budget": None if budget is None else parse_seconds("--budget", budget),
+        "seed": seed,
+        "overrides": [
+            *(overrides or ()),
+            *(f"adapt.{name}={value}" for name, value in execution.items() if value is not None),
+        ],
+        "exhaustive": exhaustive,
+    }
+    sizes = () if curve is None else _sizes(curve)
+    from bedplate.adaptation.task.task_file import check_task_file  # loads no torch, so that a typo is answered at once
+
+    minutes = check_task_file(task_file, common["overrides"], common["rungs"]).budget.train_minutes
+    limit = common["budget"] if minutes is None or common["budget"] is not None else minutes * 60
     from bedplate.inference.execution.threads import use_cores
 
     use_cores()
-    common: _Common = {
-        "rungs": rung_names,
-        "budget": seconds,
-        "seed": seed,
-        "overrides": [*(overrides or ()), *option_overrides],
-        "exhaustive": exhaustive,
-    }
     messages, file = tuple[str, ...](), None
     with Countdown("adapt: time limit", None if exhaustive else limit):
         if label_budget is None:
@@ -177,11 +175,8 @@ def adapt(
             step = adapt_with_labels(task_file, out, label_budget, **common)
             report, messages, file = step.report, step.messages, step.file
     if report is None:
-        print(
-            json.dumps({"verdict": None, "file": file and str(file), "says": messages})
-            if as_json
-            else "\n".join(messages)
-        )
+        values = {"verdict": None, "file": file and str(file), "says": messages}
+        print(json.dumps(values) if as_json else "\n".join(messages))
         return EXIT_CODES["INSUFFICIENT_DATA"]
     _write(report, junit, markdown)
     if as_json:
@@ -190,6 +185,11 @@ def adapt(
         show(report, task_file.parent)
         print("\n".join(messages), end="\n" if messages else "")
     return EXIT_CODES[report.verdict["status"]]
+
+
+_WIDTH = max(map(len, RUNG_TABLE))
+_RUNGS = "\n".join(f"  {name:<{_WIDTH}}  {row.line}" for name, row in RUNG_TABLE.items())
+adapt.__doc__ = HELP.replace("RUNG_TABLE", _RUNGS)
 
 
 def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
@@ -203,12 +203,6 @@ def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
         from bedplate.report.summary import summary
 
         atomic_write(markdown, summary(report.data))
-
-
-_WIDTH = max(map(len, RUNG_LINES))
-adapt.__doc__ = (adapt.__doc__ or "").replace(
-    "    RUNG_LINES", "\n".join(f"      {name:<{_WIDTH}}  {line}" for name, line in RUNG_LINES.items())
-)
 
 
 def _sizes(text: str) -> list[int]:
@@ -227,7 +221,7 @@ def _directory(skin: str) -> Path:
 
 
 def show(report: Report, directory: Path = Path()) -> None:
-    """The table, the verdict, and what to do next. directory: where the task file lies."""
+    """Prints the table, the findings, the verdict, and what to do next. directory: where the task file lies."""
     from rich.markup import escape
 
     data = report.data
@@ -236,53 +230,49 @@ def show(report: Report, directory: Path = Path()) -> None:
     columns = (*numbers(data["target"]["metric"], "interval"), *extra, *times, Column("fit s", right=True, extra=True))
     table(("rung", "split", *columns), [_cells(data, row) for row in report.rungs])
     screen = console()
-    for row in report.rungs:
-        if row["status"] != "done":
-            screen.print(f"{row['rung']} {row['status']}: {escape(row['reason'])}")
-    for omission in data["not_tried"]:
-        if omission["what"] == "part":
-            screen.print(f"{omission['rung']}: {escape(omission['reason'])}")
-    for rung, checks in (data.get("requirements") or {}).items():
-        for check in checks:
-            status = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[check["holds"]]
-            screen.print(f"{rung}: a requirement {status}: {escape(check['reason'])}")
-    for rung, guards in data["guards"].items():
-        for guard in guards:
-            status = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
-            screen.print(f"{rung}: the {guard['guard']} guard {status}: {escape(guard['reason'])}")
-    for rung, chosen in data["formats"].items():
-        stays = "keeps its own weights" if chosen["weights"] is None else f"stays in {chosen['weights']}"
-        served = f"is served in {chosen['kept']} instead of {chosen['weights']}" if chosen["kept"] else stays
-        screen.print(f"{rung} {served}: {escape(chosen['reason'])}")
-    for line in groups_said(data["data"]):
-        screen.print(escape(line))
-    for note in (data["ledger"] or {}).get("notes", ()):
-        screen.print(f"note: {escape(note)}")
-    for prediction in data["predictions"]:
-        outcomes = {
-            "true": "held",
-            "false": "did not hold",
-            "undecided": "undecided",
-            "not_tested": "not tested",
-        }
-        how = outcomes[prediction["held"]]
-        screen.print(f"rule of thumb ({prediction['rule']}), that {escape(prediction['prediction'])}: {how}")
-    if data["data"].get("second_labels"):
-        screen.print(escape(data["data"]["second_labels"]["said"]))
-    spread = [row for row in report.rungs if len(row["seeds"]) > 1]
-    for row in spread:
-        values = ", ".join(shown_estimate(data, seed["estimate"]) for seed in row["seeds"])
-        screen.print(f"{row['rung']}: seeds on valid {values}")
-    if report.comparison is not None:
-        c = report.comparison
-        digits = 4 if costs(data) else 3
-        difference, low, high = (f"{value:+.{digits}f}" for value in (c["difference"], *c["interval"]))
-        screen.print(f"on test, {c['a']} minus {c['b']}: {difference} ({low} to {high}), p = {c['p_value']:.2g}")
+    for line in _findings(report):
+        screen.print(line, markup=False)
     if data["curve"] is not None:
         show_curve(data)
     screen.print()
     screen.print(f"[bold]{data['verdict']['status']}[/bold]: {escape(data['verdict']['reason'])}")
     _next(report, directory)
+
+
+def _findings(report: Report) -> Iterator[str]:
+    """Lines on what was left out, on requirements, guards, formats, groups, rules of thumb, seeds, the comparison."""
+    data = report.data
+    yield from (f"{row['rung']} {row['status']}: {row['reason']}" for row in report.rungs if row["status"] != "done")
+    yield from (f"{part['rung']}: {part['reason']}" for part in data["not_tried"] if part["what"] == "part")
+    for rung, checks in (data.get("requirements") or {}).items():
+        for check in checks:
+            status = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[check["holds"]]
+            yield f"{rung}: a requirement {status}: {check['reason']}"
+    for rung, guards in data["guards"].items():
+        for guard in guards:
+            status = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
+            yield f"{rung}: the {guard['guard']} guard {status}: {guard['reason']}"
+    for rung, chosen in data["formats"].items():
+        stays = "keeps its own weights" if chosen["weights"] is None else f"stays in {chosen['weights']}"
+        served = f"is served in {chosen['kept']} instead of {chosen['weights']}" if chosen["kept"] else stays
+        yield f"{rung} {served}: {chosen['reason']}"
+    yield from groups_said(data["data"])
+    yield from (f"note: {note}" for note in (data["ledger"] or {}).get("notes", ()))
+    for prediction in data["predictions"]:
+        outcomes = {"true": "held", "false": "did not hold", "not_tested": "not tested"}
+        outcome = outcomes.get(prediction["held"], "undecided")
+        yield f"rule of thumb ({prediction['rule']}), that {prediction['prediction']}: {outcome}"
+    if data["data"].get("second_labels"):
+        yield data["data"]["second_labels"]["said"]
+    for row in report.rungs:
+        if len(row["seeds"]) > 1:
+            values = ", ".join(shown_estimate(data, seed["estimate"]) for seed in row["seeds"])
+            yield f"{row['rung']}: seeds on valid {values}"
+    if report.comparison is not None:
+        c = report.comparison
+        digits = 4 if costs(data) else 3
+        difference, low, high = (f"{value:+.{digits}f}" for value in (c["difference"], *c["interval"]))
+        yield f"on test, {c['a']} minus {c['b']}: {difference} ({low} to {high}), p = {c['p_value']:.2g}"
 
 
 def groups_said(data: Mapping[str, Any]) -> list[str]:
@@ -357,8 +347,7 @@ def _next(report: Report, directory: Path) -> None:
     best = data["verdict"]["rung"] or data["nominees"]["primary"]
     row = None if best is None else report.row(best)
     if row is not None:
-        names = [
-            record["name"] for record in data["lineage"]["bases"]
-        ]  # a server holds one, also for a skin that needs none
+        # a server holds a base, also for a skin that needs none
+        names = [record["name"] for record in data["lineage"]["bases"]]
         base = _from_here(row["base"] if row["base"] in names else names[0], directory)
         print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")

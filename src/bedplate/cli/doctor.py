@@ -1,4 +1,4 @@
-"""`bedplate doctor`: what this machine is to an engine, and in which way a base would be run on it."""
+"""`bedplate doctor`: what this machine gives an engine, and the execution plan that a base would run under."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
+    from bedplate.inference.execution.trial import Pass
     from bedplate.inference.measure.doctor import Findings, PlanSpeeds
 
 
@@ -27,13 +28,13 @@ def doctor(
     wide: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what this machine can do with a base, what each way of running it gives, and which one is chosen.
+    """Measure what this machine can do with a base: the speed of each execution plan, and the plan that is chosen.
 
-    A way is the dtype that the base is loaded in, the kernel that computes it (torch, or the compiled decoder), and
+    A plan is the dtype that the base is loaded in, the kernel that computes it (torch, or the compiled decoder), and
     what its products read: weights in that dtype, or integers of 8 or 4 bits. `generate`, `chat`, `serve` and `adapt`
-    take the fastest way that keeps what the checkpoint stores, by the measurement that this command makes anew and
+    take the fastest plan that keeps what the checkpoint stores, by the measurement that this command makes anew and
     keeps: 256 tokens in and 64 out, once alone and once as one of 16. --dtype, --weights and --kernel override it
-    there; a skin runs in the way that it was judged in.
+    there; a skin runs under the plan that it was judged under.
 
     \b
       decode 1, decode 16   tokens a second that are written, alone and by 16 sequences together
@@ -61,32 +62,28 @@ def _show(findings: Findings) -> None:
     for line in (*_machine(findings), *_kernel(findings), *_roofs(findings)):
         screen.print(escape(line))
     screen.print()
-    columns = ("way", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
-    rows = [(str(reading.plan), *_cells(reading), _note(reading, findings)) for reading in findings.speeds]
+    columns = ("plan", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
+    rows = [(str(speeds.plan), *_cells(speeds), _note(speeds, findings)) for speeds in findings.speeds]
     show(columns, rows, title=f"{findings.base}, stored as {' and '.join(findings.stored)}")
     screen.print()
     screen.print(f"[bold]chosen: {findings.chosen}[/bold]: {escape(findings.why)}")
 
 
 def _machine(findings: Findings) -> list[str]:
-    processor = findings.processor
-    cores = f"{processor.cores} core{'s' if processor.cores > 1 else ''} on {processor.allowed} of {processor.online} logical processors"
-    places = (
-        f", {processor.sockets} sockets, {processor.nodes} NUMA nodes"
-        if max(processor.sockets, processor.nodes) > 1
-        else ""
-    )
-    quota = "no quota" if processor.quota is None else f"a quota of {processor.quota:g} cores"
-    busy = "" if processor.load is None else f", load {processor.load:.2f}"
+    cpu = findings.processor
+    cores = f"{cpu.cores} core{'s' if cpu.cores > 1 else ''} on {cpu.allowed} of {cpu.online} logical processors"
+    places = f", {cpu.sockets} sockets, {cpu.nodes} NUMA nodes" if max(cpu.sockets, cpu.nodes) > 1 else ""
+    quota = "no quota" if cpu.quota is None else f"a quota of {cpu.quota:g} cores"
+    busy = "" if cpu.load is None else f", load {cpu.load:.2f}"
     native, torch = findings.threads
-    threads_note = " (as the environment says)" if findings.threads_said else ""
+    source = " (as the environment says)" if findings.threads_said else ""
     lines = [
-        f"processor  {processor.name} ({processor.architecture}): {cores}{places}, {quota}{busy}",
-        f"threads    {native} of the kernel, {torch} of torch{threads_note}",
+        f"processor  {cpu.name} ({cpu.architecture}): {cores}{places}, {quota}{busy}",
+        f"threads    {native} of the kernel, {torch} of torch{source}",
     ]
-    if processor.caches:
-        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in processor.caches.items()))
-    if processor.load is not None and processor.load > processor.cores:
+    if cpu.caches:
+        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in cpu.caches.items()))
+    if cpu.load is not None and cpu.load > cpu.cores:
         lines.append("note       other work is running: times below are too long, and may choose wrongly")
     return lines
 
@@ -112,18 +109,16 @@ def _roofs(findings: Findings) -> list[str]:
     return [f"roofs      memory reads {reads:.1f} GB/s; products in GFLOP/s: {products}"]
 
 
-def _cells(reading: PlanSpeeds) -> list[str]:
-    cells: list[str] = []
-    for of in ("decode_1", "decode_16", "prefill"):
-        measured = of in reading.rates
-        cells.append(f"{reading.rates[of]:,.0f} ({reading.of_roof[of]:.0%})" if measured else "–")
-    return cells
+def _cells(speeds: PlanSpeeds) -> list[str]:
+    passes: tuple[Pass, ...] = ("decode_1", "decode_16", "prefill")
+    rates = speeds.rates
+    return [f"{rates[name]:,.0f} ({speeds.of_roof[name]:.0%})" if name in rates else "–" for name in passes]
 
 
-def _note(reading: PlanSpeeds, findings: Findings) -> str:
-    if reading.reason is not None:
-        return reading.reason
-    if reading.plan == findings.chosen:
+def _note(speeds: PlanSpeeds, findings: Findings) -> str:
+    if speeds.reason is not None:
+        return speeds.reason
+    if speeds.plan == findings.chosen:
         return "chosen"
-    notes = [] if reading.lossless else ["does not keep what is stored"]
-    return ", ".join([*notes, "measured once, far behind"] if reading.stopped else notes)
+    notes = [] if speeds.lossless else ["does not keep what is stored"]
+    return ", ".join([*notes, "measured once, far behind"] if speeds.stopped else notes)

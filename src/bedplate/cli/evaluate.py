@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from bedplate.cli.options import (
     whole,
 )
 from bedplate.core.errors import UsageError
+from bedplate.core.files import atomic_write
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
@@ -88,33 +89,40 @@ def evaluate(
     paths.free(out, overwrite)
     if suite:
         if rows is not None or split or task is not None or overrides or allow_other_weights or include_seen:
-            raise UsageError("--suite takes a base alone; of the other options only --limit, --out, --json and its way")
-        _on_suites(skin, suite, limit, (dtype, weights, kernel), out, as_json)
+            raise UsageError("--suite takes a base alone; of the other options those of its weights, --limit and --out")
+        report, show_result = _on_suites(skin, suite, limit, (dtype, weights, kernel))
+    else:
+        if rows is None or limit is not None:
+            raise UsageError("give a task file or new rows beside the skin, or --suite NAME (and --limit) of a base")
+        paths.existing(rows)
+        loading = {"dtype": dtype, "weights": weights, "kernel": kernel, "allow_other_weights": allow_other_weights}
+        if rows.suffix.lower() in (".yaml", ".yml"):
+            if task is not None:
+                raise UsageError("--task goes with new rows; here the task file is the argument itself")
+            report, show_result = _on_split(skin, rows, split or "valid", overrides or (), loading, include_seen)
+        elif split is not None or overrides or include_seen:
+            raise UsageError("--split, --include-seen and key=value go with a task file (.yaml), not with new rows")
+        else:
+            report, show_result = _on_new_rows(skin, rows, task, loading)
+    if out is not None:
+        atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if as_json:
+        for part in (report, report.get("evaluation") or {}):
+            part.pop("rows", None)
+        print(json.dumps(report, allow_nan=False))
         return
-    if rows is None or limit is not None:
-        raise UsageError("give a task file or new rows beside the skin, or --suite NAME (and --limit) of a base")
-    paths.existing(rows)
-    loading = {"dtype": dtype, "weights": weights, "kernel": kernel, "allow_other_weights": allow_other_weights}
-    if rows.suffix.lower() in (".yaml", ".yml"):
-        if task is not None:
-            raise UsageError("--task goes with new rows; here the task file is the argument itself")
-        _on_split(skin, rows, split or "valid", out, overrides or (), loading, include_seen, as_json)
-        return
-    if split is not None or overrides or include_seen:
-        raise UsageError("--split, --include-seen and key=value go with a task file (.yaml); new rows are taken whole")
-    _on_new_rows(skin, rows, task, out, loading, as_json)
+    show_result()
+    if out is not None:
+        print(f"written to {out}")
+
+
+Shown = tuple[dict[str, Any], Callable[[], None]]
+"""A report, every row included, and what prints it for people."""
 
 
 def _on_split(
-    skin: str,
-    task_file: Path,
-    split: str,
-    out: Path | None,
-    overrides: Sequence[str],
-    loading: Mapping[str, Any],
-    include_seen: bool,
-    as_json: bool,
-) -> None:
+    skin: str, task_file: Path, split: str, overrides: Sequence[str], loading: Mapping[str, Any], include_seen: bool
+) -> Shown:
     from bedplate.data.sources import check_source
     from bedplate.evaluation.task import load_task
 
@@ -135,24 +143,10 @@ def _on_split(
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
     result = harness.evaluate(loaded, task, split=split, data=data, include_seen=include_seen)
-    report = _report(result, data)
-    _write(report, out)
-    if as_json:
-        print(json.dumps({key: value for key, value in report.items() if key != "rows"}, allow_nan=False))
-        return
-    _show(result, data)
-    if out is not None:
-        print(f"written to {out}")
+    return _report(result, data), lambda: _show(result, data)
 
 
-def _on_suites(
-    base: str,
-    names: Sequence[str],
-    limit: int | None,
-    engine_options: tuple[Any, Any, Any],
-    out: Path | None,
-    as_json: bool,
-) -> None:
+def _on_suites(base: str, names: Sequence[str], limit: int | None, engine_options: tuple[Any, Any, Any]) -> Shown:
     from bedplate.evaluation.suites import suites_of
 
     suite_names = suites_of(names)  # before anything heavy is imported
@@ -163,53 +157,24 @@ def _on_suites(
     use_cores()
     with open_base(base, OpenOptions(*engine_options)).model() as model:
         results = {name: run_suite(model, name, limit) for name in suite_names}
-        base_facts = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
-    report: dict[str, Any] = base_facts | {
-        "suites": {name: suite_result.to_json() for name, suite_result in results.items()}
-    }
-    _write(report, out)
-    if as_json:
-        print(json.dumps(report, allow_nan=False))
-        return
+        report = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
     rows: list[tuple[str, ...]] = []
     for name, result in results.items():
-        for measure, measurement in result.measures.items():
-            interval_text = (
-                "" if measurement.interval is None else f"{measurement.interval[0]:.3f}-{measurement.interval[1]:.3f}"
-            )
-            rows.append(
-                (name, measure, f"{measurement.value:.3f}", interval_text, str(measurement.n), str(measurement.groups))
-            )
-    show(("suite", "measure", *numbers("value", "95% interval", "n", "groups")), rows)
-    if out is not None:
-        print(f"written to {out}")
+        for measure, score in result.measures.items():
+            interval = "" if score.interval is None else "{:.3f}-{:.3f}".format(*score.interval)
+            rows.append((name, measure, f"{score.value:.3f}", interval, str(score.n), str(score.groups)))
+    columns = ("suite", "measure", *numbers("value", "95% interval", "n", "groups"))
+    suites = {name: result.to_json() for name, result in results.items()}
+    return {**report, "suites": suites}, lambda: show(columns, rows)
 
 
-def _on_new_rows(
-    skin: str, rows: Path, task: Path | None, out: Path | None, loading: Mapping[str, Any], as_json: bool
-) -> None:
+def _on_new_rows(skin: str, rows: Path, task: Path | None, loading: Mapping[str, Any]) -> Shown:
     from bedplate.adaptation.postprocess.monitor import drift
     from bedplate.inference.execution.threads import use_cores
 
     use_cores()
     result = drift(skin, rows, task_file=task, **loading)
-    report = result.to_json()
-    _write(report, out)
-    if as_json:
-        if report["evaluation"] is not None:
-            del report["evaluation"]["rows"]
-        print(json.dumps(report, allow_nan=False))
-        return
-    _show_drift(result)
-    if out is not None:
-        print(f"written to {out}")
-
-
-def _write(report: dict[str, Any], out: Path | None) -> None:
-    from bedplate.core.files import atomic_write
-
-    if out is not None:
-        atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return result.to_json(), lambda: _show_drift(result)
 
 
 def _show_drift(result: Drift) -> None:
@@ -269,13 +234,11 @@ def _report(result: Evaluation, data: TaskData) -> dict[str, Any]:
 def _overlap_note(result: Evaluation) -> str:
     from bedplate.evaluation.leaks.seen_rows import describe_counts
 
-    total = result.n + result.left_out
-    overlap = (
-        f"of {total:,} rows of {result.split}, the run that made the skin had {describe_counts(result.seen or {})}"
+    total, counts = result.n + result.left_out, describe_counts(result.seen or {})
+    left_out = f"{result.left_out:,} that it was trained on or chosen by are left out" if result.left_out else ""
+    return (
+        f"of {total:,} rows of {result.split}, the run that made the skin had {counts}; {left_out or 'all are counted'}"
     )
-    if result.left_out:
-        return f"{overlap}; {result.left_out:,} that it was trained on or chosen by are left out"
-    return f"{overlap}; all are counted"
 
 
 def _show(result: Evaluation, data: TaskData) -> None:
@@ -308,12 +271,6 @@ def _show(result: Evaluation, data: TaskData) -> None:
     rows: list[tuple[str, ...]] = []
     for part in slices(result):
         low, high = sorted(part.interval, key=scale.value)
-        rows.append(
-            (
-                f"{part.by} {part.value}",
-                str(part.n),
-                format_score(part.estimate),
-                f"{format_score(low)}-{format_score(high)}",
-            )
-        )
+        interval = f"{format_score(low)}-{format_score(high)}"
+        rows.append((f"{part.by} {part.value}", str(part.n), format_score(part.estimate), interval))
     show(("slice", *numbers("n", "row score", f"{percent} interval")), rows)

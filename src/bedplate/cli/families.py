@@ -80,19 +80,12 @@ def _check(selected: Sequence[str], as_json: bool) -> None:
 
     warnings.filterwarnings("ignore", module="transformers")
     readings_by_family = {name: list(progress(_readings(name), f"checking {name}")) for name in selected}
+    checks = [check for readings in readings_by_family.values() for check in readings]
     if as_json:
-        print(
-            json.dumps(
-                [
-                    asdict(reading) | {"holds": reading.passes}
-                    for readings in readings_by_family.values()
-                    for reading in readings
-                ]
-            )
-        )
+        print(json.dumps([asdict(check) | {"holds": check.passes} for check in checks]))
     else:
         _show_check(readings_by_family)
-    if not all(reading.passes for readings in readings_by_family.values() for reading in readings):
+    if not all(check.passes for check in checks):
         sys.exit(1)
 
 

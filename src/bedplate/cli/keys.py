@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, count, moved, whole
+from bedplate.cli.options import AllColumns, count, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
 
@@ -31,7 +31,6 @@ def keys(
     tenant: Annotated[
         str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
     ] = None,
-    model: Annotated[str | None, moved("--model", replacement="bedplate keys create NAME MODEL...")] = None,
     admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
     requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
     tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
@@ -63,25 +62,19 @@ def keys(
     if which is None:
         raise UsageError(f"`bedplate keys {action}` needs {'a name' if action == 'create' else 'the id of a key'}")
     if action == "create":
-        key_fields: dict[str, Any] = {
+        limits = (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute))
+        dollars = (("usd_per_day", usd_per_day), ("usd_per_month", usd_per_month))
+        tokens = (("tokens_per_day", tokens_per_day), ("tokens_per_month", tokens_per_month))
+        fields: dict[str, Any] = {
             "name": which,
             "tenant": tenant,
             "models": tuple(models) if models else "all",
             "admin": admin,
-            "limits": {
-                "requests_per_minute": requests_per_minute,
-                "tokens_per_minute": tokens_per_minute,
-                "concurrent": concurrent,
-            },
-            "quota": {
-                "usd_per_day": usd_per_day,
-                "usd_per_month": usd_per_month,
-                "tokens_per_day": tokens_per_day,
-                "tokens_per_month": tokens_per_month,
-            },
-            "expires": expires,
+            "limits": dict((*limits, ("concurrent", concurrent))),
+            "quota": dict((*dollars, *tokens)),
+            "expires": expires if expires is None else _moment(expires),
         }
-        id_, secret = _create(path, key_fields)
+        id_, secret = _create(path, fields)
     elif action == "revoke":
         change_keys(path, lambda keys_file: replace_key(keys_file, which, disabled=True))
         print(json.dumps({"id": which, "disabled": True}) if as_json else f"{which} is revoked")
@@ -104,8 +97,6 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
 
     from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 
-    if fields["expires"] is not None:
-        fields = {**fields, "expires": _moment(fields["expires"])}
     id_, secret, hash_ = new_secret()
     created = datetime.now(UTC).replace(microsecond=0)
     try:
@@ -134,19 +125,14 @@ def _moment(text: str) -> datetime:
 def _list(keys_file: KeysFile, as_json: bool) -> None:
     from datetime import UTC, datetime
 
-    current_time = datetime.now(UTC)
+    now = datetime.now(UTC)
     if as_json:
-        rows = [
-            {**key.model_dump(mode="json", exclude={"hash"}), "state": key.state(current_time)}
-            for key in keys_file.keys
-        ]
+        rows = [key.model_dump(mode="json", exclude={"hash"}) | {"state": key.state(now)} for key in keys_file.keys]
         print(json.dumps({"keys": rows}))
         return
     names = ("id", "name", "state", "tenant", Column("models", prose=True), "admin")
-    limit_columns = (Column("limits", prose=True), Column("quota", prose=True), "expires")
-    show(
-        (*names, *limit_columns), [(key.id, key.name, key.state(current_time), *_rights(key)) for key in keys_file.keys]
-    )
+    limits = (Column("limits", prose=True), Column("quota", prose=True), "expires")
+    show((*names, *limits), [(key.id, key.name, key.state(now), *_rights(key)) for key in keys_file.keys])
 
 
 def _rights(key: Key) -> tuple[str, ...]:

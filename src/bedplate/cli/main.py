@@ -22,7 +22,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "completion": ("bedplate.cli.completion", "Print a script that completes verbs and options in your shell."),
     "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
     "data": ("bedplate.cli.data", "Build a corpus to pretrain on; what each rule kept, and the fate of a document."),
-    "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, ways to run it, the choice."),
+    "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, execution plans, the choice."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),
     "export": ("bedplate.cli.export", "Write a base out for transformers (a directory) or llama.cpp (a GGUF file)."),
     "families": ("bedplate.cli.families", "The published families of models that are supported, and their proof."),

@@ -139,17 +139,6 @@ def duration(*names: str, help: str) -> Any:
     return typer.Option(*names, help=help, parser=parsed, metavar="TIME", show_default=False)
 
 
-def moved(*names: str, replacement: str) -> Any:
-    """A hidden option of an earlier version, which teaches how it is written `replacement`; a parameter of type str | None."""
-
-    def refused(value: str | None) -> str | None:
-        if value is not None:
-            raise UsageError(f"{names[0]} is no longer an option; write {replacement}")
-        return value
-
-    return typer.Option(*names, hidden=True, callback=refused)
-
-
 def program() -> str:
     """What the command is called by here: a shell finds it by its name only where its directory is on the path."""
     path = Path(sys.argv[0])

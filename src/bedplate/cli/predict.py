@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, Overwrite
-from bedplate.core.errors import SkinError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
-    from bedplate.inference.predict.bulk import Counts
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.bulk import Counts, RowSource
+    from bedplate.inference.predict.composed import SkinPredictor
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
 
@@ -63,37 +63,29 @@ def predict(
       bedplate predict runs/x/skins/lora october.csv --out answers.jsonl
       bedplate predict runs/x/skins/lora - --out - < rows.jsonl
     """
-    _check(skin, rows, out, format, overwrite, as_json)
+    _check(rows, out, format, overwrite, as_json)
     from bedplate.inference.execution.threads import use_cores
+    from bedplate.inference.predict.bulk import RowSource
     from bedplate.inference.predict.loaded import load
     from bedplate.inference.predict.local import LocalModel
 
     use_cores()
     start = time.perf_counter()
-    loaded = load(
-        skin,
-        dtype=dtype,
-        device=device,
-        base=base,
-        weights=weights,
-        kernel=kernel,
-        allow_other_weights=allow_other_weights,
-    )
-    assert not isinstance(loaded, LocalModel)
-    try:
-        for warning in loaded.warnings:
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "base": base, "weights": weights, "kernel": kernel}
+    predictor = load(skin, **options, allow_other_weights=allow_other_weights)
+    assert not isinstance(predictor, LocalModel)
+    with contextlib.closing(predictor):
+        for warning in predictor.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        counts = _Run(loaded, rows, out, format, keep_going, overwrite, batch).predict()
-    finally:
-        loaded.close()
+        path = Path("stdin" if rows == "-" else rows)
+        source = RowSource(list(predictor.skin.inputs), path, format or ("jsonl" if rows == "-" else None), keep_going)
+        counts = _predict(predictor, source, rows == "-", out, overwrite, batch)
     _print_counts(counts, out, time.perf_counter() - start, as_json)
     return 1 if counts.failed else 0
 
 
-def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
+def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
     """What can be known to fail is refused before a model is loaded."""
-    if not (skin / "skin.json").is_file():
-        raise SkinError(f"{skin} is not a skin: it has no skin.json; `bedplate adapt` makes skins")
     if out == "-" and as_json:
         raise UsageError("--out - and --json both write to stdout; give --out a file")
     if rows == "-":
@@ -111,43 +103,24 @@ def _check(skin: Path, rows: str, out: str, format: str | None, overwrite: bool,
         raise UsageError(f"{out} is the file of the rows itself; choose another name")
 
 
-@dataclass(frozen=True)
-class _Run:
-    predictor: Answers
-    rows: str
-    out: str
-    format: str | None
-    keep_going: bool
-    overwrite: bool
-    batch: int
+def _predict(predictor: SkinPredictor, source: RowSource, piped: bool, out: str, overwrite: bool, batch: int) -> Counts:
+    """Predicts rows of a file or of stdin, into a file or to stdout; of a file into a file it can be resumed."""
+    from bedplate.inference.predict.bulk import predict_file, whole_file, write_stream
 
-    def predict(self) -> Counts:
-        from bedplate.inference.predict.bulk import RowSource, predict_file, whole_file, write_stream
-
-        inputs = list(self.predictor.skin.inputs)
-        if self.rows == "-":
-            source = RowSource(inputs, Path("stdin"), self.format or "jsonl", self.keep_going)
-            if self.out == "-":
-                return write_stream(self.predictor, source, sys.stdin.buffer, _to_stdout, batch=self.batch)
-            with whole_file(Path(self.out)) as file:
-                return write_stream(self.predictor, source, sys.stdin.buffer, file.write, batch=self.batch)
-        source = RowSource(inputs, Path(self.rows), self.format, self.keep_going)
-        survey = source.survey()
-        if survey.unused:
-            print(f"note: columns that the skin does not use: {', '.join(survey.unused)}", file=sys.stderr)
-        if self.out == "-":
-            with source.path.open("rb") as stream:
-                return write_stream(self.predictor, source, stream, _to_stdout, batch=self.batch)
-        with Progress("predict", survey.rows, "rows") as bar:
-            return predict_file(
-                self.predictor,
-                source,
-                Path(self.out),
-                sha256=survey.sha256,
-                batch=self.batch,
-                overwrite=self.overwrite,
-                advance=bar.advance,
-            )
+    if piped:
+        if out == "-":
+            return write_stream(predictor, source, sys.stdin.buffer, _to_stdout, batch=batch)
+        with whole_file(Path(out)) as file:
+            return write_stream(predictor, source, sys.stdin.buffer, file.write, batch=batch)
+    survey = source.survey()
+    if survey.unused:
+        print(f"note: columns that the skin does not use: {', '.join(survey.unused)}", file=sys.stderr)
+    if out == "-":
+        with source.path.open("rb") as stream:
+            return write_stream(predictor, source, stream, _to_stdout, batch=batch)
+    with Progress("predict", survey.rows, "rows") as bar:
+        resuming: dict[str, Any] = {"sha256": survey.sha256, "overwrite": overwrite, "advance": bar.advance}
+        return predict_file(predictor, source, Path(out), batch=batch, **resuming)
 
 
 def _to_stdout(content: bytes) -> None:
@@ -156,22 +129,15 @@ def _to_stdout(content: bytes) -> None:
 
 
 def _print_counts(counts: Counts, out: str, seconds: float, as_json: bool) -> None:
+    """Prints how many rows there are, and the first rows that failed, each with its reason."""
     if as_json:
         fields = {"rows": counts.rows, "failed": counts.failed, "resumed": counts.resumed, "out": out}
         print(json.dumps(fields | {"seconds": round(seconds, 3)}))
-        _list(counts)
-        return
-    resumed = f", {counts.resumed} of them by an earlier run" if counts.resumed else ""
-    failed = f'; {counts.failed} could not be predicted: see their "error"' if counts.failed else ""
-    place = "" if out == "-" else f" written to {out}"
-    print(
-        f"{counts.rows} rows{resumed}{place} in {seconds:.1f} s{failed}", file=sys.stderr if out == "-" else sys.stdout
-    )
-    _list(counts)
-
-
-def _list(counts: Counts) -> None:
-    """The first rows that failed, each with its reason."""
+    else:
+        resumed = f", {counts.resumed} of them by an earlier run" if counts.resumed else ""
+        failed = f'; {counts.failed} could not be predicted: see their "error"' if counts.failed else ""
+        place, file = ("", sys.stderr) if out == "-" else (f" written to {out}", sys.stdout)
+        print(f"{counts.rows} rows{resumed}{place} in {seconds:.1f} s{failed}", file=file)
     for line, message in counts.first_failed:
         named = f"line {line}:" in message or f"row {line}:" in message
         print(f"error: {message}" if named else f"error: line {line}: {message}", file=sys.stderr)

@@ -95,18 +95,17 @@ def _show(pretrained: Pretrained) -> None:
     from bedplate.pretraining.page.page import measure_of
 
     result = pretrained.result
-    print(
-        f"{pretrained.judged['tokens']:,} tokens in {result.steps:,} steps, {result.seconds / 60:.1f} minutes of training"
-    )
+    tokens, minutes = pretrained.judged["tokens"], result.seconds / 60
+    print(f"{tokens:,} tokens in {result.steps:,} steps, {minutes:.1f} minutes of training")
     names = list(dict.fromkeys(name for scores in pretrained.baselines.values() for name in scores))
     rows: list[tuple[str, ...]] = []
     measure = ""
     for name, evaluation in pretrained.judged["held_out"].items():
-        baseline_cells = (
-            f"{pretrained.baselines[name][baseline]:.3f}" if name in pretrained.baselines else "" for baseline in names
-        )
         measure, value = measure_of(evaluation)
-        rows.append((name, f"{value:.3f}", *baseline_cells))
+        scores = pretrained.baselines.get(name)
+        rows.append(
+            (name, f"{value:.3f}", *("" if scores is None else f"{scores[baseline]:.3f}" for baseline in names))
+        )
     show(("held out", *numbers(measure, *names)), rows)
     for name, suite in pretrained.judged["suites"].items():
         print(f"{name}: {suite['measure']} {suite['value']:.3f} of {suite['n']} items")

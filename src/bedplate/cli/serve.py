@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -119,15 +120,11 @@ def serve(
     elif overrides:
         raise UsageError(f"{overrides[0]} is a value of a server's file; give it with --config, or use the options")
     try:
-        from bedplate.serving.server.app import serve as run
-        from bedplate.serving.server.startup import server_config
-        from bedplate.serving.settings.logs import write_logs
+        from bedplate.serving.server import app, startup
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
-    from bedplate.inference.execution.threads import use_cores
-
     if settings is None:
-        settings = server_config(
+        settings = startup.server_config(
             *bases,
             skins_directory=skins_directory,
             host=host,
@@ -145,9 +142,16 @@ def serve(
             keys=keys,
             open=open_to_all,
         )
+    _run(app.serve, settings, skin or (), as_json)
+
+
+def _run(run: Callable[..., bool], settings: ServerConfig, skins: Sequence[str], as_json: bool) -> None:
+    """Serves until a signal comes, and says where once the server is ready."""
+    from bedplate.inference.execution.threads import use_cores
+    from bedplate.serving.settings.logs import write_logs
+
     use_cores()
     write_logs(settings.logs)
-
     starting = contextlib.ExitStack()
 
     def announce(url: str, state: ServerState) -> None:
@@ -163,7 +167,7 @@ def serve(
         # a look through all that was loaded stops every call for a third of a second
         starting.enter_context(left_alone())
         starting.enter_context(Progress("starting the server", unit=""))
-        ended = run(settings, skin or (), on_ready=announce)
+        ended = run(settings, skins, on_ready=announce)
     if not ended:
         # A thread still loads weights or hangs in a step: it takes as long as it takes, and has nothing to write.
         sys.stdout.flush()

@@ -72,7 +72,7 @@ class FileState(NamedTuple):
 
 
 def file_state(path: Path) -> FileState:
-    """Of a file as it is now. OSError where there is none."""
+    """The state of a file as it is now. Raises OSError where there is none."""
     its = path.stat()
     return FileState(str(path.absolute()), its.st_dev, its.st_ino, its.st_size, its.st_mtime_ns, its.st_ctime_ns)
 

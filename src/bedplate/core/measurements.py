@@ -30,8 +30,8 @@ def measured_once(
     """What `measure` found earlier under the same key, or finds now. key: all that the numbers depend on, the processor
     included, since a home directory may be shared by machines of different kinds.
 
-    remeasure: whatever was kept. timed: whether other work on the machine changes what is found: the load average is kept
-    with it, and what was found beside much other work is measured again once most of that is gone. A file that is
+    remeasure: whatever was kept. timed: whether other work on the machine changes what is found: the load average is
+    kept with it, and what was found beside much other work is measured again once most of that is gone. A file that is
     damaged or of another key is measured again; one that cannot be written costs a warning.
     """
     path = bedplate_home() / "machine" / f"{name}-{sha256_json(dict(key))[:16]}.json"

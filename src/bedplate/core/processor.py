@@ -31,35 +31,6 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BUSY = 1.5
 """A load average of so many times the processors is more than what computes here makes by itself."""
 
-# (implementer, part) of /proc/cpuinfo → name, from Linux's arch/arm64/include/asm/cputype.h.
-_ARM: dict[tuple[int, int], str] = {
-    (0x41, 0xD03): "ARM Cortex-A53",
-    (0x41, 0xD05): "ARM Cortex-A55",
-    (0x41, 0xD07): "ARM Cortex-A57",
-    (0x41, 0xD08): "ARM Cortex-A72",
-    (0x41, 0xD09): "ARM Cortex-A73",
-    (0x41, 0xD0A): "ARM Cortex-A75",
-    (0x41, 0xD0B): "ARM Cortex-A76",
-    (0x41, 0xD0C): "ARM Neoverse-N1",
-    (0x41, 0xD40): "ARM Neoverse-V1",
-    (0x41, 0xD41): "ARM Cortex-A78",
-    (0x41, 0xD44): "ARM Cortex-X1",
-    (0x41, 0xD47): "ARM Cortex-A710",
-    (0x41, 0xD49): "ARM Neoverse-N2",
-    (0x41, 0xD4F): "ARM Neoverse-V2",
-    (0x41, 0xD83): "ARM Neoverse-V3AE",
-    (0x41, 0xD84): "ARM Neoverse-V3",
-    (0x41, 0xD8E): "ARM Neoverse-N3",
-    (0xC0, 0xAC3): "Ampere-1",
-    (0xC0, 0xAC4): "Ampere-1a",
-    (0x46, 0x001): "Fujitsu A64FX",
-    (0x48, 0xD01): "HiSilicon TSV110",
-    (0x61, 0x022): "Apple M1 (efficiency)",
-    (0x61, 0x023): "Apple M1 (performance)",
-    (0x6D, 0xD49): "Microsoft Azure Cobalt 100",
-}
-
-
 @dataclass(frozen=True)
 class Processor:
     """What this process may use of its machine.
@@ -123,14 +94,14 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
 
 
 def processor_name(root: Path = Path("/")) -> str:
-    """As the system gives it, such as "AMD EPYC 9654"; of an ARM core the name of its design."""
+    """The processor's name as the system gives it, such as "AMD EPYC 9654"; for ARM the numbers of its design."""
     fields = _first(root)
     for key in ("model name", "cpu model", "cpu"):
         if fields.get(key):
             return fields[key]
     implementer, part = _number(fields.get("CPU implementer")), _number(fields.get("CPU part"))
     if implementer is not None and part is not None:
-        return _ARM.get((implementer, part), f"ARM implementer {implementer:#x}, part {part:#x}")
+        return f"ARM implementer {implementer:#x}, part {part:#x}"
     return platform.processor() or platform.machine() or "unknown"
 
 

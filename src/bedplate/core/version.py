@@ -1,4 +1,5 @@
-"""This code's version, and where its files lie. At the bottom of the import order, so that no module imports the package itself."""
+"""This code's version, and where its files lie. At the bottom of the import order, so that no module imports the
+package itself."""
 
 from __future__ import annotations
 

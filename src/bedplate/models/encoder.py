@@ -17,6 +17,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
 from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
@@ -33,12 +34,7 @@ class Encoder(Model):
 
     can = frozenset(("embed", "classify"))
 
-    def __init__(
-        self,
-        spec: TransformerSpec,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.spec = spec
         hidden = spec.hidden_size

@@ -19,6 +19,7 @@ from bedplate.models.layers.positions import Rotations, sinusoids
 from bedplate.models.layers.relative import RelativePositions
 from bedplate.models.model import Model
 from bedplate.models.packed.cross_attention import EncoderStatesLayout
+from bedplate.models.precision import Device
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -27,7 +28,7 @@ from bedplate.models.stack import run_blocks
 class Side(nn.Module):
     """One of the two stacks, from its tokens' embeddings to the states after its last norm."""
 
-    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.spec, self.scales = spec, spec.scales or Scales()
         rows, hidden = spec.positions, spec.hidden_size
@@ -91,12 +92,7 @@ class EncoderDecoder(Model):
     can = frozenset(("generate", "score", "embed", "classify", "encode"))
     head_bias: Tensor | None
 
-    def __init__(
-        self,
-        spec: EncoderDecoderSpec,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec: EncoderDecoderSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.spec, hidden, words = spec, spec.decoder.hidden_size, spec.vocab_size
         self.scales = spec.decoder.scales or Scales()

@@ -29,8 +29,7 @@ from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.products import Products, has_onednn
+from bedplate.models.layers.linear import Linear, Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.cross_attention import EncoderStatesLayout
@@ -260,7 +259,7 @@ def set_products(model: torch.nn.Module, products: Products) -> None:
 
 logger = logging.getLogger("bedplate.training")
 ROOM = 1.1
-"""Of the memory that the weights take, which must be free."""
+"""Free memory that a conversion needs, relative to the converted weights."""
 _claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
 _taking = threading.Lock()

@@ -135,20 +135,20 @@ void run(const Kernel& kernel, Reader& in, Writer& out) {
             tables.push_back(table);
         } else if (what == 'F') {
             Call call{};
-            call.tokens_count = int32_t(in.number()), call.wanted_count = int32_t(in.number());
+            call.tokens_count = int32_t(in.number()), call.scored_count = int32_t(in.number());
             call.depth = int32_t(in.number());
             const bool states = in.number(), logits_too = in.number();
             call.places = in.array_of<int64_t>();
             call.tokens = in.array_of<int64_t>(), call.rows = in.array_of<int64_t>();
             call.positions = in.array_of<int64_t>(), call.lengths = in.array_of<int64_t>();
-            call.types = in.array_of<int64_t>(), call.wanted = in.array_of<int64_t>();
+            call.types = in.array_of<int64_t>(), call.scored = in.array_of<int64_t>();
             std::vector<const LowRank*> adapters;
             if (const int64_t* numbers = in.array_of<int64_t>()) {
                 for (int i = 0; i < call.tokens_count; ++i)
                     adapters.push_back(numbers[i] < 0 ? nullptr : tables.at(size_t(numbers[i])).data());
                 call.adapters = adapters.data();
             }
-            const size_t N = size_t(call.tokens_count), W = size_t(call.wanted_count), V = size_t(shape.vocabulary);
+            const size_t N = size_t(call.tokens_count), W = size_t(call.scored_count), V = size_t(shape.vocabulary);
             std::vector<float> logits(logits_too ? W * V : 0), top(W), logsumexp(W);
             std::vector<float> hidden(states ? N * size_t(shape.hidden) : 0);
             std::vector<int64_t> best(W);

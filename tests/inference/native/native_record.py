@@ -44,13 +44,13 @@ class Recorder:
         return None
 
     def new(self, shape: NativeShape, embedding: int, *tables: int | None) -> int | None:
-        """tables: of positions, of types, and of what layers are told of a token."""
+        """tables: of positions, of types, and of the inputs of single layers."""
         self._shape, self._width = shape, 4 if shape.wide else 2
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
         self._recorded_cache, self._adapters = (), {}
         self._numbers(ord("N"))
         self._array(ctypes.addressof(shape), ctypes.sizeof(shape))
-        layer_table_size = shape.vocabulary * shape.layers * shape.told
+        layer_table_size = shape.vocabulary * shape.layers * shape.layer_input
         sizes = (
             *(rows * shape.hidden for rows in (shape.vocabulary, shape.positions, shape.token_types)),
             layer_table_size,
@@ -107,11 +107,11 @@ class Recorder:
             tables = (ctypes.c_void_p * call.tokens_count).from_address(call.adapters)
             numbers = [-1 if address is None else self._adapter(address) for address in tables]
         N = call.tokens_count
-        self._numbers(ord("F"), N, call.wanted_count, call.depth, bool(call.hidden), bool(call.logits))
+        self._numbers(ord("F"), N, call.scored_count, call.depth, bool(call.hidden), bool(call.logits))
         self._array(call.places, 8 * layers)
         for address in (call.tokens, call.rows, call.positions, call.lengths, call.types):
             self._array(address, 8 * N)
-        self._array(call.wanted, 8 * call.wanted_count)
+        self._array(call.scored, 8 * call.scored_count)
         if numbers is None:
             self._numbers(-1)
         else:

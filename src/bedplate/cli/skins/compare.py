@@ -84,8 +84,9 @@ def compare(
     print(f"{rows_of}; {result.a.name} minus {result.b.name}:")
     for comparison in (result.comparison, *result.others):
         low, high = comparison.interval
-        difference = f"{comparison.difference:+.3f} ({comparison.confidence:.1%} interval {low:+.3f} to {high:+.3f}), p = {comparison.p_value:.2g}"
-        print(f"  {comparison.metric}: {difference} ({TESTS[comparison.test]})")
+        interval = f"({comparison.confidence:.1%} interval {low:+.3f} to {high:+.3f})"
+        test = f"p = {comparison.p_value:.2g} ({TESTS[comparison.test]})"
+        print(f"  {comparison.metric}: {comparison.difference:+.3f} {interval}, {test}")
     for side in (result.a, result.b):
         if side.too_long:
             print(f"note: {side.too_long} rows are too long for {side.name} and count as wrong")

@@ -59,25 +59,22 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _show(reproduction: Reproduction) -> None:
-    print(f"{reproduction.skin}: {reproduction.status.replace('_', ' ')}: {reproduction.reason}")
-    for difference in reproduction.differences:
+def _show(result: Reproduction) -> None:
+    print(f"{result.skin}: {result.status.replace('_', ' ')}: {result.reason}")
+    for change in result.differences:
         print(
-            f"{'changed' if difference.decides else 'note   '} {difference.what}: was {difference.was[:24]}, is {difference.now[:24]}"
+            f"{'changed' if change.decides else 'note   '} {change.what}: was {change.was[:24]}, is {change.now[:24]}"
         )
-    for note in reproduction.notes:
+    for note in result.notes:
         print(f"note    {note}")
-    for part in reproduction.parts:
+    for part in result.parts:
         by = "" if part.equal or part.largest is None else f" by at most {part.largest:.3g}"
         print(f"{'same   ' if part.equal else 'differs'} {part.name}{by}")
-    if reproduction.comparison is not None:
-        c = reproduction.comparison
-        print(
-            f"valid   {reproduction.equal_answers} of {reproduction.rows} answers are the same; {c.metric} {c.b:.3f}, now {c.a:.3f}"
-        )
-    if reproduction.recorded is not None and reproduction.estimate is not None:
-        print(
-            f"then    {reproduction.recorded:.3f} was recorded, {reproduction.estimate:.3f} was found in making it again"
-        )
-    if reproduction.directory is not None:
-        print(f"skin    {reproduction.directory}")
+    if result.comparison is not None:
+        c = result.comparison
+        scores = f"{c.metric} {c.b:.3f}, now {c.a:.3f}"
+        print(f"valid   {result.equal_answers} of {result.rows} answers are the same; {scores}")
+    if result.recorded is not None and result.estimate is not None:
+        print(f"then    {result.recorded:.3f} was recorded, {result.estimate:.3f} was measured in making it again")
+    if result.directory is not None:
+        print(f"skin    {result.directory}")

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import moved
 
 
 def verify(
@@ -18,7 +17,6 @@ def verify(
     allow_other_weights: Annotated[
         bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")
     ] = False,
-    base_option: Annotated[str | None, moved("--base", replacement="bedplate skins verify SKIN BASE")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check that every file of a skin is as it was written, and that it fits a base."""

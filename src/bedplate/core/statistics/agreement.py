@@ -25,9 +25,9 @@ from bedplate.core.statistics.unequal import InsufficientGroups
 
 @dataclass(frozen=True)
 class Ceiling:
-    """Of `n` rows with two labels. rate: the share on which they agree, with its two-sided interval. value: the ceiling
-    at that rate, and its interval, from what agreement shows at the least to the ceiling at the most. highest: the
-    one-sided upper bound at `confidence`; None, with the `reason`, where the groups allow none."""
+    """The ceiling from `n` rows with two labels. rate: the share on which they agree, with its two-sided interval.
+    value: the ceiling at that rate, and its interval, from what agreement shows at the least to the ceiling at the
+    most. highest: the one-sided upper bound at `confidence`; None, with the `reason`, where the groups allow none."""
 
     n: int
     groups: int

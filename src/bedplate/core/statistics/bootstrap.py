@@ -147,7 +147,7 @@ def _members(
 
 @dataclass(frozen=True)
 class _Shape:
-    """Of the groups: how far the normal quantiles are stretched, with what degrees of freedom, and what they are
+    """How far groups stretch the normal quantiles, with what degrees of freedom, and how many equal groups they are
     worth."""
 
     stretch: float

@@ -38,7 +38,7 @@ def calibration_bounds(
     *,
     weights: NDArray[np.float64] | None = None,
 ) -> CalibrationBounds:
-    """Of rows [n] with `gaps` confidence - right, in these bins (at most ten have rows, or it takes long).
+    """Bounds from rows [n] with `gaps` confidence - right, in these bins (at most ten have rows, or it takes long).
 
     Bounds are those of a drop (`noninferiority`), and the upper one is never nearer than what rows of a kind that was
     not seen could make it.

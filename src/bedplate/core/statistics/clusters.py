@@ -23,8 +23,8 @@ from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, robust, skewness, worth
 
 SKEWNESS_SHARE = 0.75
-"""Of the correction for skewness, how much is made. Whole, it costs 3.4 points of power where 60 equal groups have a
-correlation of 0.2; without it, candidates at a bar of 0.9 pass in over 5% with 40 of them (benchmarks/gate.py)."""
+"""The share of the correction for skewness that is made. Whole, it costs 3.4 points of power where 60 equal groups have
+a correlation of 0.2; without it, candidates at a bar of 0.9 pass in over 5% with 40 of them (benchmarks/gate.py)."""
 Groups = Sequence[Hashable] | NDArray[np.generic]
 
 

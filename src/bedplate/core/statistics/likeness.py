@@ -33,7 +33,7 @@ class Likeness:
 def likeness(
     vectors: NDArray[np.floating], codes: NDArray[np.int64], *, permutations: int = 999, seed: int = 0
 ) -> Likeness:
-    """Of rows [n, d] with the numbers of their groups [n]. UsageError where these do not fit each other."""
+    """Likeness of rows [n, d], with the numbers of their groups [n]. Raises UsageError where these do not fit."""
     if vectors.ndim != 2 or codes.shape != vectors.shape[:1] or not codes.size:
         raise UsageError(f"one group for each row of vectors: shapes {vectors.shape} and {codes.shape}")
     order = np.argsort(codes, kind="stable")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from bedplate.core.statistics.unequal import worth
 
 FEW_FAILING, MANY_FAILING = 15, 22
-"""Of groups with a failure, what they are worth in groups of one size. From the second on they say by themselves how
+"""Numbers of groups with a failure, in groups of one size. From the second on they say by themselves how
 alike their rows are: by simulation (benchmarks/gate.py) the spread that they show then holds the error. Between the two
 what follows counts in part, so that no bound leaps; whole up to 30 it costs 3.6 points of power where 200 independent
 rows stand in 60 groups (truth 0.85, bar 0.8)."""
@@ -32,7 +32,7 @@ _DAMPED = 1e-8  # how much of the coefficients that a transform folds back onto 
 
 @functools.cache
 def _correlations() -> NDArray[np.float64]:
-    """Of equal weight before any row was seen [_NODES]."""
+    """Correlations within groups, of equal weight before any row was seen [_NODES]."""
     from scipy.special import betaincinv
 
     return np.asarray(betaincinv(0.5, 5.0, (np.arange(_NODES) + 0.5) / _NODES))
@@ -53,7 +53,7 @@ class FewFailures:
         self._radius = _DAMPED ** (1 / self._length)
 
     def chance(self, mean: float) -> float:
-        """Of no more failures than there are, were the mean of the groups' rates this (between 0 and 1)."""
+        """The probability of no more failures than there are, if this were the mean of the groups' rates (0 to 1)."""
         spread = 1 / _correlations() - 1
         fails, passes, any_of = (
             _log_rising(shape, self._max_size) for shape in ((1 - mean) * spread, mean * spread, spread)

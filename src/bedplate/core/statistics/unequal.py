@@ -114,14 +114,14 @@ def stretch(
 
 
 def _variances(weights: NDArray[np.float64], rho: float, squares: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """Of the groups' sums, up to a factor, under the working model: Σw² (1 - ρ) + (Σw)² ρ."""
+    """Variances of the groups' sums, up to a factor, under the working model: Σw² (1 - ρ) + (Σw)² ρ."""
     return (weights if squares is None else squares) * (1 - rho) + weights**2 * rho
 
 
 def moments(
     weights: NDArray[np.float64], variances: NDArray[np.float64], a: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Of Q = Σ a r² over groups, where sums of groups are independent with `variances` [G] and r is what a sum is off
+    """Moments of Q = Σ a r² over groups, whose sums are independent with `variances` [G]; r is what a sum is off
     the common mean: E[Q] / Σ variances, and Satterthwaite's degrees of freedom 2 E[Q]² / Var[Q].
 
     r = S - share ΣS has covariance D - h v' - v h' + h h' Σv; with x = v - h Σv / 2 its part off D is -(h x' + x h').
@@ -142,9 +142,9 @@ def skewness(
     squares: NDArray[np.float64] | None = None,
     cubes: NDArray[np.float64] | None = None,
 ) -> float:
-    """Of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two rows of a
-    group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and Σw³ over the
-    rows of each group, where rows differ in weight; sizes are then Σw."""
+    """Skewness of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two
+    rows of a group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and
+    Σw³ over the rows of each group, where rows differ in weight; sizes are then Σw."""
     squares, cubes = (sizes if power_sums is None else power_sums for power_sums in (squares, cubes))
     if icc <= 0:
         lean = float(cubes.sum()) / float(squares.sum()) ** 1.5

@@ -1,6 +1,6 @@
-"""Which job has which row of the cache, and what rows that nobody has still hold.
+"""Assigns cache rows to jobs, and remembers what free rows still hold.
 
-Belongs to the thread that computes. A cache may move its rows when it grows; jobs learn their new numbers here.
+Belongs to the thread that computes. A cache may renumber its rows when it grows; jobs learn their new numbers here.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class CacheRows:
         return moved
 
     def forget(self) -> None:
-        """What free rows hold is not to be trusted any more."""
+        """Forgets what free rows hold, because it is no longer valid."""
         self._row_contents.clear()
 
     def _free(self, namespace: object, key: Key) -> int:

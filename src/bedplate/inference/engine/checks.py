@@ -41,13 +41,13 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: in
 
 
 def _longer(base: Base) -> str:
-    """How a longer context can be had, where there is one."""
+    """Advice on how to get a longer context, where that is possible."""
     longest = extended_context(base)
     return "" if longest is None else f"; what `bedplate convert --long-context` writes of this base has {longest}"
 
 
 def answer_room(base: Base, prompt: int) -> int:
-    """How many tokens can follow a prompt of so many."""
+    """The number of tokens that can follow a prompt of this length."""
     if "encode" in base.can:
         return base.spec.main.context_length - len(base.decoder_start)
     return base.spec.context_length - prompt
@@ -92,7 +92,7 @@ def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 
 
 
 def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
-    """What a request fails with whose numbers are not."""
+    """The error of a request whose numbers are not finite."""
     dtype = str(base.dtype).removeprefix("torch.")
     owner = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
     return NotFiniteError(

@@ -1,4 +1,15 @@
-"""The engine: one thread that owns a base, answers requests in batches, and streams their results."""
+"""The engine: one thread that owns a base, answers requests in batches and streams their results.
+
+1. `submit` (or `run`) makes each request a job (`requests/table.py`) and queues it (`steps.py`).
+2. The engine's thread, or the thread that called `run`, computes step after step while there is work (`_serve`).
+3. A step takes in arrivals, ends what is cancelled or late, and shares one token budget (`scheduler.py`).
+4. Admitted jobs get a cache row that begins with what the prefix cache has of them (`runner.py`, `prefix_store.py`).
+5. All shares go through the model as one batch (`scheduled_tokens.py`, `forward/`).
+6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`sampler.py`).
+7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
+
+Adapters, soft prompts, pinned prefixes and updates come between two steps, under the compute lock (`loading.py`).
+"""
 
 from __future__ import annotations
 
@@ -134,12 +145,13 @@ class Engine(Closing):
 
     @property
     def kernel(self) -> str:
-        """What computes forward passes: "torch" or "native"."""
+        """The backend of forward passes: "torch" or "native"."""
         return self._forward.name
 
     @property
     def weights(self) -> str:
-        """What the products read: the base's dtype, or the integers its weights were quantised to."""
+        """The format in which products read the weights: the dtype of the base, or the integers they were quantised
+        to."""
         return self._forward.weights
 
     # Asking
@@ -154,7 +166,7 @@ class Engine(Closing):
         return self.base.need_tokenizer().encode_prompt(text)
 
     def describe(self) -> Facts:
-        """What the base is."""
+        """Describes the base."""
         base = self.base
         return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
@@ -164,7 +176,7 @@ class Engine(Closing):
         return self._grammars.ready(grammar, tenant)
 
     def try_grammars_in(self, trial: TrialCompiler) -> None:
-        """From now on new grammars are compiled there first, and here only when that went well."""
+        """Compiles new grammars in `trial` first, and here only when that went well."""
         self._grammars.trial = trial
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
@@ -258,12 +270,12 @@ class Engine(Closing):
 
     @property
     def running(self) -> int:
-        """How many requests are being computed."""
+        """The number of requests being computed."""
         return len(self._runner.active)
 
     @property
     def waiting(self) -> int:
-        """How many requests are queued."""
+        """The number of requests in the queue."""
         return self._steps.waiting
 
     def stats(self) -> Stats:

@@ -56,9 +56,9 @@ class Grammars:
         self._vocabulary: tuple[TokenVocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
-        """What gives matchers at the start of a text, however many other grammars are compiled meanwhile. Raises
-        RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no text
-        matches."""
+        """A factory of matchers at the start of a text, valid however many other grammars are compiled meanwhile.
+        Raises RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no
+        text matches."""
         compiled_grammar = self._cached_grammar(grammar)
         return lambda: Matcher(compiled_grammar.matcher.deep_copy())
 
@@ -110,7 +110,7 @@ class Grammars:
 
 
 class _CompiledGrammar:
-    """What a grammar was compiled to: a matcher at the start of a text, which is only copied."""
+    """A compiled grammar: a matcher at the start of a text, which is only copied."""
 
     __slots__ = ("__weakref__", "matcher")
 
@@ -136,9 +136,9 @@ class Matcher:
             allowed_W.fill(-1)
 
     def without_mask(self, token: int) -> int | None:
-        """What a mask would leave of all tokens, if that can be told without one, at a hundredth of the cost: the only
-        one where the next are forced (others that spell the same are left out), or `token`, the likeliest and no end of
-        a text, where it is allowed. None: a mask must tell."""
+        """The token that a mask would leave, where that is known without one at a hundredth of the cost: the first
+        forced token (others that spell the same are left out), or `token`, the likeliest and no end of a text, where it
+        is allowed. None: a mask must tell."""
         if self.failure is not None:
             return None
         begin = time.thread_time()
@@ -170,7 +170,7 @@ class Matcher:
 
     @property
     def failure(self) -> str | None:
-        """Why the row cannot go on."""
+        """The reason the row cannot continue; None where it can."""
         if self._remaining_seconds < 0:
             return "it takes too long"
         return first_line(self._inner.get_error()) if self._inner.is_error() else None

@@ -1,8 +1,4 @@
-"""What a grammar of a request may be, and what it may cost: checked before the library sees it, and tried when it has.
-
-The automata are llguidance's. Where tokens begin with a space that their text does not have, the grammar begins with
-one as well.
-"""
+"""Limits on what a grammar may be and cost, checked before the library compiles it and tried afterwards."""
 
 from __future__ import annotations
 
@@ -61,7 +57,7 @@ class TokenVocabulary:
         return TokenVocabulary(tokens, eos_ids, special, tokenizer.drops_space)
 
     def opened(self, tokenizer: Tokenizer | None = None) -> llguidance.LLTokenizer:
-        """As the library wants it. UsageError without the library."""
+        """The vocabulary in the library's form. UsageError without the library."""
         try:
             import llguidance
         except ImportError:
@@ -181,7 +177,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _text(source: str) -> str:
-    """What the library can take: it knows no lone surrogates."""
+    """The text as the library accepts it, without lone surrogates."""
     try:
         source.encode()
     except UnicodeEncodeError as error:
@@ -225,7 +221,7 @@ def _explained(error: str, first: bool) -> str:
 
 
 def first_line(error: str) -> str:
-    """What the library says, without its drawings of where."""
+    """The library's message, without its drawing of the position."""
     lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
     reason = next((line for line in lines if line.startswith("error:")), None)
     return (reason or (lines[0] if lines else "the grammar failed")).removeprefix("error: ")[:300]

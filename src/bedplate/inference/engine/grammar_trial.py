@@ -33,12 +33,12 @@ from bedplate.inference.engine.sampling import Grammar
 log = logging.getLogger("bedplate.inference")
 
 CPU_SECONDS = 2.0
-"""Of one grammar, which may be compiled twice there."""
+"""Processor seconds of one grammar, which may be compiled twice there."""
 MEMORY_BYTES = 512 * 1024 * 1024
-"""Beside what the process has when it has read its vocabulary."""
+"""Memory beside what the process has when it has read its vocabulary."""
 ANSWER_SECONDS, LOOKS = 30.0, 10
-"""By the clock, so that a process that does nothing is given up as well: how long until it is looked at, and how often
-it may have been waiting for a processor then, as on a machine that has too much to do."""
+"""Wall seconds until a silent process is looked at, and how often it may have been waiting for a processor then, as on
+an overloaded machine; after that it is given up."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
@@ -55,7 +55,7 @@ class _InOrder:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self.waiters: deque[object] = deque()
-        """Who has it, and who waits for it."""
+        """The holder of the lock and those waiting for it."""
 
     def __enter__(self) -> None:
         mine = object()
@@ -77,13 +77,13 @@ class GrammarTrial(Closing):
         self._command = command
         self._lock, self._naming = _InOrder(), threading.Lock()
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
-        """By tenant, of those that have a grammar here."""
+        """Locks of the tenants that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
         self._vocabularies: list[TokenVocabulary] = []
         """Those that the process has read, by their numbers."""
         self._closed = False
         self.killed = 0
-        """How many grammars took too much."""
+        """The number of grammars that took too much."""
 
     def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
         """RequestError where the grammar cannot be used, or takes too much. False where the process did not start."""
@@ -167,7 +167,8 @@ class GrammarTrial(Closing):
 
 
 def _environment() -> dict[str, str]:
-    """What the process needs to find Python's libraries and this package, and nothing else of its parent's."""
+    """The environment the process needs to find Python's libraries and this package, and nothing else of its
+    parent's."""
     variables = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**variables, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -212,7 +213,7 @@ def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
 
 
 def _limit_memory(extra_bytes: int | None) -> None:
-    """So many bytes more than it has now; None: as much as there is."""
+    """Limits the process to this many bytes more than it has now; None: no limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -222,7 +223,7 @@ def _limit_memory(extra_bytes: int | None) -> None:
 
 
 def main() -> None:
-    """Of the process."""
+    """Runs in the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer(sys.stdin.buffer, sys.stdout.buffer)
 

@@ -93,8 +93,8 @@ class Loading:
         """Copies tensors into the base's own, by name. UsageError, and nothing has changed, where that cannot be."""
         if self._forward is not self._torch or self._forward.weights != str(self._base.dtype).removeprefix("torch."):
             raise UsageError(
-                f"this engine computes with {self._forward.weights} weights and the {self._forward.name} kernel, made from "
-                "the base's once; to update the base, open it with kernel='torch' and its own dtype"
+                f"this engine computes with {self._forward.weights} weights and the {self._forward.name} kernel, made "
+                "from the base's once; to update the base, open it with kernel='torch' and its own dtype"
             )
         if len(self.adapters) or self._tree.pinned:
             raise UsageError(
@@ -155,7 +155,7 @@ class Loading:
             raise
 
     def _free(self, loaded: Loaded) -> None:
-        """Nobody uses it any more: its prefixes go, and its slot if it is its own."""
+        """Frees the prefixes of an unused adapter version, and its slot if it has one of its own."""
         self._tree.drop(loaded)
         for layers in range(self._base.spec.deepest + 1):
             self._tree.drop((loaded, layers))
@@ -171,7 +171,7 @@ class Loading:
             self._runner.compute_prefix(loaded, key, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None, *, public: bool) -> None:
-        """Nothing happens where there is none."""
+        """Unpins a prefix; does nothing where it is not pinned."""
         if tokens and (adapter is None or adapter in self.adapters):
             loaded = self.adapters.get(adapter)
             self._tree.unpin(loaded, (*loaded.virtual_tokens, *tokens), public=public)

@@ -1,6 +1,7 @@
-"""What running requests leave in the prefix cache, and what they find there.
+"""Moves prefixes between cache rows and the prefix cache: finds what is cached of a request, saves what it computed.
 
-What is kept is for others: where it cannot be kept, the request itself goes on. Belongs to the thread that computes.
+A prefix is saved for later requests: where it cannot be saved, the request itself goes on. Belongs to the thread that
+computes.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class PrefixStore:
         return ((job.adapter, job.depth), shallow) if better else (job.adapter, match)
 
     def _marks(self, job: RequestJob, match: Match) -> tuple[int, ...]:
-        """Where a job's states are to be saved: where what others may share ends (as said, or as another's prompt
-        showed by parting from it), at the prompt's last whole block, and where the job itself comes back to."""
+        """The positions at which a job's recurrent states are saved: where the shared part ends (declared, or shown by
+        another prompt that parts there), at the last whole block of the prompt, and where the job itself returns to."""
         if not self._cache.states:
             return ()
         block = self.tree.block
@@ -112,7 +113,7 @@ def shares_prefix(job: RequestJob, running: RequestJob, match_length: int) -> bo
 
 
 def namespace(job: RequestJob) -> object:
-    """Of the prefix cache, in which what the job computes is kept."""
+    """The namespace of the prefix cache in which what the job computes is saved."""
     return job.adapter if job.depth is None else (job.adapter, job.depth)
 
 

@@ -1,4 +1,4 @@
-"""What choosing a row's next token looks at: its settings, its random numbers, what it has said, what it is held to."""
+"""The sampling state of a row: settings, random generator, generated tokens, grammar matcher."""
 
 from __future__ import annotations
 
@@ -105,12 +105,12 @@ class RowState:
 
     @property
     def complete(self) -> bool:
-        """Nothing may follow any more: the grammar has come to its end."""
+        """Whether the grammar is complete, so that nothing may follow."""
         return self.matcher is not None and self.matcher.complete
 
     @property
     def failure(self) -> str | None:
-        """Why the row cannot go on: its grammar became too costly."""
+        """The reason the row cannot continue: its grammar became too costly. None where it can."""
         failure = None if self.matcher is None else self.matcher.failure
         return None if failure is None else f"the grammar became too costly to follow: {failure}"
 

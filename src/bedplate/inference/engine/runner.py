@@ -1,7 +1,15 @@
-"""Lets requests in, runs their tokens through the base, and keeps what was computed for those that come after.
+"""Admits requests, runs their tokens through the model and saves computed prefixes to the prefix cache.
 
-Called by one thread at a time. Every sequence of a decoder has a row of the cache; what it computed is saved into the
-prefix cache when its prompt is done and when it ends. An encoder's texts are whole documents without rows.
+1. `admit`: a job gets a cache row that begins with its longest cached prefix, or waits (full, capped, or its prefix is
+   just being computed for another job).
+2. `decoding`: every running generation asks for its next token, with a draft where the engine speculates.
+3. `execute`: room is made in the cache; where there is none, the youngest generations are preempted and recomputed
+   later.
+4. `_attempt`: compatible shares run as one batch; if that fails, each runs alone, so that one bad request fails alone.
+5. `_distribute`: each job consumes its part of the output, then next tokens are chosen for all writing rows.
+6. `leave`: jobs that have ended save what they computed, give up their rows and deliver their results.
+
+Called by one thread at a time. The texts of an encoder are whole documents and have no rows.
 """
 
 from __future__ import annotations
@@ -56,7 +64,7 @@ class Runner:
         self.active: list[RequestJob] = []
         self.max_rows, self._max_adapters = max_rows, max_adapters
         self.shares: Mapping[str, int] | None = None
-        """How many rows for generations each tenant may hold, where not all can have what they ask for."""
+        """The number of rows that each tenant may hold for generations, where not all can have what they need."""
         self.put_back: Callable[[RequestJob], None] = lambda job: None
         """Told of a job that had to give up its row."""
         self._speculates = speculates
@@ -297,7 +305,7 @@ class Runner:
             self._preempt(job)
 
     def _keep_all(self, job: RequestJob) -> None:
-        """What has been said as well."""
+        """Saves the generated tokens as well."""
         if self._prefixes is not None and job.begun and job.failed is None:
             self._prefixes.store(job, job.computed_tokens, snapshot=True)
 

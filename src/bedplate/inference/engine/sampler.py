@@ -1,8 +1,15 @@
-"""Choosing next tokens for a batch of rows, each with its own settings, as one operation over the logits.
+"""Chooses the next tokens of a batch of rows, each with its own settings, as one operation over the logits.
 
-A row's draw depends only on its own logits, settings and generator, never on its neighbours. On an accelerator nothing
-is read back here.
-Shapes: B rows, C of them that are held to a mask of W words, V vocabulary, K likeliest tokens.
+1. `sample`: the masks of grammars and withheld tokens are fetched (`_allowed`), while a device still computes logits.
+2. Bias and penalties are applied (`penalise`).
+3. Greedy rows take the likeliest allowed token (`_greedy`); the others draw (`_draw`).
+4. A draw divides by the temperature, applies the mask and takes one uniform number from the row's own generator.
+5. Top-k, top-p and min-p become one limit per row, the least probability that stays (`limits`, `keep`), found in the
+   likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
+6. The number's place among what stays, in the vocabulary's order, is the token (`placed`).
+
+A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.
+Shapes: B rows, C of them held to a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
 """
 
 from __future__ import annotations
@@ -24,7 +31,7 @@ from bedplate.inference.engine.sampling import Sampling
 HEAD = 256
 """Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its limit."""
 MANY_WORDS = 64
-"""Of a mask's words with an allowed token: beyond so many, all logits are looked at, which is then faster."""
+"""Words of a mask with an allowed token, beyond which looking at all logits is faster."""
 COLDEST = 1e-30
 """A smaller temperature would make infinities of logits, and chooses no other tokens."""
 _NEVER = np.float32(-np.inf)
@@ -72,7 +79,7 @@ def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | Non
 
 
 def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.int32]]:
-    """By row, the mask of what it may choose [W]; rows that may choose everything are left out."""
+    """The mask [W] of each row that may not choose everything, by row index."""
     allowed: dict[int, NDArray[np.int32]] = {}
     for i, row in enumerate(rows):
         withheld = row.withheld
@@ -145,7 +152,7 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
 
 
 def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the logits of each row's tokens are: the numbers of the rows, and of the tokens."""
+    """The indices of each row's tokens in the logits: row numbers and token ids."""
     rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
     indices = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
     return indices[0], indices[1]
@@ -197,7 +204,7 @@ def drawn_at_once(probabilities_BV: Tensor, settings: Sequence[Sampling], unifor
 
 
 def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """As many of the likeliest as tell what each row keeps."""
+    """As many of the largest probabilities as decide what each row keeps."""
     max_count = max(sampling.top_k or probabilities_BV.shape[-1] for sampling in settings)
     if max_count <= min(HEAD, probabilities_BV.shape[-1]):
         return probabilities_BV.topk(max_count, dim=-1).values
@@ -205,7 +212,7 @@ def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tenso
 
 
 def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """What min-p alone keeps."""
+    """Zeroes what min-p cuts, where no other filter is set."""
     if not any(sampling.min_p > 0 for sampling in settings):
         return probabilities_BV
     min_p = torch.tensor([sampling.min_p for sampling in settings], device=probabilities_BV.device)
@@ -269,7 +276,7 @@ def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | 
 
 
 def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> TruncationLimits:
-    """What `truncate` leaves, as a limit."""
+    """The limit that is equivalent to `truncate`."""
     kept_B = (truncate(sorted_BK, settings, whole_B) > 0).sum(dim=-1).clamp(min=1)  # a row of NaN keeps nothing
     least_B = sorted_BK.gather(1, kept_B[:, None] - 1)[:, 0]
     return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))

@@ -1,4 +1,4 @@
-"""How a generated text is chosen, and what it is held to. Settings are checked here, before anything runs."""
+"""Sampling settings and grammars of generated text, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GrammarKind = Literal["json_schema", "json_object", "regex", "choice", "ebnf", "
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen.
+    """The settings by which next tokens are chosen.
 
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. repetition_penalty divides positive and multiplies
     negative logits of tokens already in prompt or output (https://arxiv.org/abs/1909.05858); presence_penalty and

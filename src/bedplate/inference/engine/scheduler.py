@@ -1,10 +1,14 @@
-"""Who computes how much in the next step: one budget, shared fairly between queues.
+"""Shares the token budget of a step fairly between queues, by deficit round robin (Shreedhar and Varghese 1995).
 
-The budget is counted in what requests say that they cost: sequences of tokens, their tokens. Running generations come
-first, a token each. What is left goes to the rest, in chunks, by deficit round robin (Shreedhar and Varghese 1995) over
-queues: a queue is one skin and tenant, and has credit of its own. Within a queue requests start in the order they came,
-except that one whose beginning is just being computed for another lets those behind it pass. Knows no model and no
-cache: `admit` says whether a request can be let in.
+1. Running generations come first, one token each; their queues are charged for it (`charge`).
+2. What is left of the budget goes to the queues in turn (`plan`): a queue is one skin and tenant, with a credit of its
+   own.
+3. A queue serves its admitted requests in order, in chunks of up to its credit (`_serve`).
+4. Then it admits waiting ones in order of arrival (`admit`); one whose prefix is just being computed lets others pass.
+5. A request whose prompt is computed leaves its queue's list and decodes (`started`).
+
+The budget is in the unit of `Scheduled.cost`: for sequences, tokens. The scheduler knows no model and no cache. What
+tenants may hold of rows and of the queue is max-min fair (Bertsekas and Gallager, Data Networks, 6.5.2).
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ class Admission(enum.Enum):
 
 
 class Scheduled(Protocol):
-    """What the scheduler sees of a request. cost: of what is still to be computed (known once it is in)."""
+    """The scheduler's view of a request. cost: what is still to be computed, known once it is admitted."""
 
     @property
     def cost(self) -> int: ...
@@ -74,7 +78,7 @@ class Scheduler(Generic[I_]):
 
     @property
     def waiting(self) -> int:
-        """How many requests are not let in yet."""
+        """The number of requests not admitted yet."""
         return self._waiting
 
     def pending(self) -> list[I_]:
@@ -111,7 +115,7 @@ class Scheduler(Generic[I_]):
         self._retire(queue)
 
     def charge(self, name: Hashable, cost: int) -> None:
-        """What a queue's running generations took: it has had that, at most a visit's worth counts."""
+        """Subtracts the tokens of a queue's running generations from its credit; at most one visit's credit is owed."""
         queue = self._queues.get(name)
         if queue is not None:
             queue.credit = max(queue.credit - cost, -self.quantum)
@@ -219,8 +223,8 @@ class Scheduler(Generic[I_]):
 
 
 def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:
-    """How much of `total` each tenant gets of what it asks for, one at least: where there are more tenants than that,
-    they take turns. What cannot be divided goes to those that ask most."""
+    """The part of `total` that each tenant gets of its demand, at least one: where there are more tenants than that,
+    they take turns. A remainder goes to the largest demands."""
     shares: dict[str, int] = {}
     remaining = total
     for rank, tenant in enumerate(sorted(demands, key=lambda name: (demands[name], name))):
@@ -230,7 +234,7 @@ def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:
 
 
 def may_queue(max_waiting: int, queued: Mapping[str, int], tenant: str, new_requests: int) -> bool:
-    """Whether a tenant may queue `new_requests` requests although the queue holds `max_waiting`: as long as it has no more than its
-    part of it. So the queue grows to `max_waiting` times the harmonic number of its tenants at the very most."""
+    """Whether a tenant may queue `new_requests` more although the queue holds `max_waiting`: while it has no more than
+    its equal part. So the queue grows to `max_waiting` times the harmonic number of its tenants at most."""
     other_tenants = len(queued.keys() - {tenant})
     return other_tenants > 0 and queued.get(tenant, 0) + new_requests <= max_waiting // (other_tenants + 1)

@@ -1,4 +1,4 @@
-"""How much an engine computes at once, and how much it keeps: as asked, or from the memory that is free."""
+"""Token budget, row count and cache sizes of an engine, as given or derived from free memory; and its caches."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import cache_layout
 
 STEP_TOKENS, ROWS = 512, 16
-"""On a CPU, whose products gain nothing by more tokens."""
+"""CPU defaults: more tokens per product gain nothing there."""
 DEVICE_ROWS, MOST_STEP_TOKENS = 128, 8192
 PREFIX_BYTES, SLOT_BYTES = 1 << 30, 4 << 30
-"""On a CPU, which has other work; where free memory is not known, anywhere."""
+"""CPU defaults, and those of devices whose free memory is unknown."""
 WORKING = 1 / 8
-"""Of a device's free memory, for what a step makes on its way."""
+"""The fraction of a device's free memory left for the activations of a step."""
 POOLED = 0.9
-"""Of what is left of it, for keys and values: the rest is for libraries' workspaces, adapters and fragments."""
+"""The fraction of the rest for keys and values; workspaces of libraries, adapters and fragments take the remainder."""
 
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """As `Engine` takes them."""
+    """The sizes that an engine uses."""
 
     max_step_tokens: int
     max_rows: int
@@ -37,7 +37,7 @@ class EngineSizes:
 
 @dataclass(frozen=True)
 class SizeOptions:
-    """As `Engine` is asked for them; None where it is not."""
+    """The sizes given to `Engine`; None where one is not given."""
 
     max_step_tokens: int | None = None
     max_rows: int | None = None
@@ -55,7 +55,7 @@ def check_sizes(**sizes: int | None) -> None:
 def engine_sizes(
     spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None, requested: SizeOptions = SizeOptions()
 ) -> EngineSizes:
-    """What is asked for, and for the rest what fits into `free` bytes (None: not known)."""
+    """The given sizes, and for the others what fits into `free` bytes (None: unknown)."""
     cache_bytes, slot_bytes = requested.cache_bytes, requested.slot_bytes
     rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if requested.max_rows is None else requested.max_rows
     tokens = requested.max_step_tokens or _step_tokens(spec, dtype, device, free)
@@ -73,8 +73,8 @@ def engine_sizes(
 
 
 def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
-    """What a pass over so many tokens makes at once: of one block its states, queries, keys, values and features
-    between, and at the end the logits of all in float32, their log-probabilities and one more copy of them."""
+    """Bytes of activations in a pass over so many tokens: the states, queries, keys, values and feed-forward features
+    of one block, then float32 logits, their log-probabilities and one more copy."""
     main = spec.main
     block = (
         6 * main.hidden_size
@@ -96,8 +96,8 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
 def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache, and the running sequences' own; none of the latter for an encoder. step: tokens of one row in
-    one pass at most."""
+    """The prefix cache and the cache of running sequences (None for an encoder). step: most tokens of one row in one
+    pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
     if not paged:

@@ -49,7 +49,7 @@ class Drafter:
         return [self._tokens[at + i % period] for i in range(min(max_tokens, self._size))]
 
     def _last_time(self) -> int | None:
-        """Where the longest run that the tokens end with ended before, the last time of several."""
+        """The end of the last earlier occurrence of the longest run that the tokens end with."""
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._last.get(tuple(self._tokens[-n:]))
             match_end = self._in_start(n) if at is None else at

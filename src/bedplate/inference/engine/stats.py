@@ -1,4 +1,4 @@
-"""What the engine counts, and how it stands: for metrics and health."""
+"""Counters and gauges of the engine, for metrics and health checks."""
 
 from __future__ import annotations
 

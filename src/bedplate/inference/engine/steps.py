@@ -1,6 +1,6 @@
-"""One step after another: who has arrived, who has run out of time, who computes how much, and who leaves.
+"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures.
 
-Called by one thread at a time; only `add` and the cancelling of a stream are for every thread.
+Called by one thread at a time; only `add` and cancelling a stream are safe from any thread.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Steps:
         self._open: Counter[str] = Counter()
         self._counting = threading.Lock()
         self.began: float | None = None
-        """When the step began that is running."""
+        """The start time of the running step; None between steps."""
         runner.put_back = self._put_back
 
     def add(self, jobs: Sequence[RequestJob]) -> None:
@@ -61,11 +61,11 @@ class Steps:
 
     @property
     def waiting(self) -> int:
-        """How many requests are queued."""
+        """The number of queued requests."""
         return len(self._arrivals) + self._scheduler.waiting
 
     def open(self) -> Counter[str]:
-        """By tenant, how many requests wait or run. For every thread."""
+        """The number of waiting and running requests of each tenant. Safe from any thread."""
         with self._counting:
             return self._open.copy()
 

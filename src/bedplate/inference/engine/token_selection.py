@@ -1,6 +1,6 @@
-"""From logits to the next tokens of the rows that write, all of them together.
+"""Chooses the next tokens of all rows that write, from greedy results where they suffice and by sampling otherwise.
 
-Shapes: B rows, W wanted logits of a pass, V vocabulary, K alternatives.
+Shapes: B rows, W logits of a pass, V vocabulary, K alternatives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
 class Writer(Protocol):
-    """Who has its next token chosen."""
+    """A row whose next token is to be chosen."""
 
     state: RowState
     plain: bool
@@ -33,7 +33,7 @@ class Writer(Protocol):
         ...
 
     def fail(self, error: Exception | None) -> None:
-        """It ends here; without an error, because its logits are not finite, so that no token can be chosen."""
+        """Ends the row; without an error because its logits are not finite, so that no token can be chosen."""
         ...
 
     def learn(self, chosen_count: int, draft: Sequence[int]) -> int:

@@ -39,7 +39,7 @@ MAX_BLOCK_WEIGHTS = 1 << 25
 """A larger block is made smaller in its own proportions."""
 MAX_HEAD_WEIGHTS = 1 << 22
 SMALL_BLOCK_WEIGHTS = 1 << 23
-"""Of blocks up to this size two are timed, of larger ones one."""
+"""Two blocks are timed where they are no larger than this, else one."""
 TEXT_LENGTHS = (8, 12, 20, 28, 36, 44, 52, 56)
 """Tokens of an encoder's texts, PROMPT in all: mostly no two of a batch are of one length."""
 BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its minimum, of 16 bits each

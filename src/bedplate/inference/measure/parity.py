@@ -29,7 +29,7 @@ from bedplate.models.inputs import Inputs
 
 DType = Literal["float32", "float64"]
 BOUNDS: Mapping[DType, float] = {"float32": 1e-5, "float64": 1e-6}
-"""Of the largest value."""
+"""The largest difference that passes, as a share of the largest value."""
 GENERATED = 32
 _ROW, _SHORT = 24, (24, 15, 9)
 
@@ -205,7 +205,7 @@ def _exported(pair: Pair) -> Differences:
 
 
 def _both_sides(pair: Pair) -> Differences:
-    """Of an encoder–decoder: logits, loss and gradients of whole rows, and of rows packed into one."""
+    """Compares an encoder–decoder: logits, loss and gradients of whole rows, and of rows packed into one."""
     source, labels = pair.tokens(3, _ROW), pair.tokens(3, _ROW - 7).flip(1)
     with _uncast(pair.reference):
         theirs = pair.reference(source, labels=labels)

@@ -77,7 +77,7 @@ def _products(dtype: torch.dtype) -> float:
 
 
 def _int8_products() -> float | None:
-    """Of integers of 8 bits, summed in 32; None where torch cannot compute them on this machine."""
+    """Products of 8-bit integers a second, summed in 32 bits; None where torch cannot compute them on this machine."""
     a, b = (torch.ones(_SIZE, _SIZE, dtype=torch.int8) for _ in range(2))
     try:
         return 2 * _SIZE**3 / _best(lambda: torch._int_mm(a, b))  # pyright: ignore[reportPrivateUsage]

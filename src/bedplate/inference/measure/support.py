@@ -18,10 +18,10 @@ from bedplate.models.specs.transformer import TransformerSpec
 
 @dataclass(frozen=True)
 class Support:
-    """Of one family. can: what its models' outputs are for. adapters: those that attach to them. kernel: None where the
-    native CPU kernel runs every example, otherwise the field of a spec that it has no answer for. gguf: its name there,
-    None where no file of it can be read or written. text_of: the multimodal checkpoints of which the text model is
-    loaded as this family."""
+    """The support of one family. can: what its outputs are for. adapters: those that attach to its models. kernel: None
+    where the native CPU kernel runs every example, otherwise the field of a spec that it has no answer for. gguf: its
+    name there, None where no file of it can be read or written. text_of: the multimodal checkpoints of which the text
+    model is loaded as this family."""
 
     family: str
     kind: str

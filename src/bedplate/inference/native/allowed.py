@@ -57,7 +57,7 @@ _SCALINGS: Mapping[type, tuple[str, ...]] = {
     ),
     LongRopeScaling: ("short", "long", "original_context", "factor", "attention_factor"),
 }
-"""Of ropes: what changes nothing but the pairs' frequencies and one factor."""
+"""Rope scalings that change nothing but the pairs' frequencies and one factor, with their fields."""
 
 
 def _turns(spec: TransformerSpec, rope: Rope | None) -> bool:

@@ -238,19 +238,19 @@ struct Seen {
 };
 
 // Softmax over one block for N query rows.
-template <class Way, int N>
-void attend_rows(const typename Way::Block& block, int count, const typename Way::Number* const* q, const Seen* seen, int D,
+template <class Arithmetic, int N>
+void attend_rows(const typename Arithmetic::Block& block, int count, const typename Arithmetic::Number* const* q, const Seen* seen, int D,
                  const Scores& how, Running* out) {
     alignas(64) float s[N][KEYS];
-    alignas(64) typename Way::Number weights[N][KEYS];
+    alignas(64) typename Arithmetic::Number weights[N][KEYS];
     float* to[N];
     const int groups = (count + 15) / 16;
     int g = 0;
     constexpr int G = N * 4 <= GROUP_SUMS ? 4 : N * 2 <= GROUP_SUMS ? 2 : 1;
-    for (; g + G <= groups; g += G) Way::template scores<N, G>(block, g, q, D, s);
+    for (; g + G <= groups; g += G) Arithmetic::template scores<N, G>(block, g, q, D, s);
     if constexpr (G == 4)
-        for (; g + 2 <= groups; g += 2) Way::template scores<N, 2>(block, g, q, D, s);
-    for (; g < groups; ++g) Way::template scores<N, 1>(block, g, q, D, s);
+        for (; g + 2 <= groups; g += 2) Arithmetic::template scores<N, 2>(block, g, q, D, s);
+    for (; g < groups; ++g) Arithmetic::template scores<N, 1>(block, g, q, D, s);
     for (int n = 0; n < N; ++n) {
         const F none = set1(-3.0e38f);
         F top = none;
@@ -270,17 +270,17 @@ void attend_rows(const typename Way::Block& block, int count, const typename Way
         to[n] = out[n].values;
     }
     int d = 0;
-    for (; d + 16 * G <= D; d += 16 * G) Way::template mix<N, G>(block, count, D, d, weights, to);
+    for (; d + 16 * G <= D; d += 16 * G) Arithmetic::template mix<N, G>(block, count, D, d, weights, to);
     if constexpr (G == 4)
-        for (; d + 32 <= D; d += 32) Way::template mix<N, 2>(block, count, D, d, weights, to);
-    for (; d < D; d += 16) Way::template mix<N, 1>(block, count, D, d, weights, to);
+        for (; d + 32 <= D; d += 32) Arithmetic::template mix<N, 2>(block, count, D, d, weights, to);
+    for (; d < D; d += 16) Arithmetic::template mix<N, 1>(block, count, D, d, weights, to);
 }
 
-template <class Way>
-void attend(const typename Way::Block& block, int count, const typename Way::Number* const* q, const Seen* seen, int N, int D,
+template <class Arithmetic>
+void attend(const typename Arithmetic::Block& block, int count, const typename Arithmetic::Number* const* q, const Seen* seen, int N, int D,
             const Scores& how, Running* out) {
-    if (N == 4) attend_rows<Way, 4>(block, count, q, seen, D, how, out);
-    else if (N == 3) attend_rows<Way, 3>(block, count, q, seen, D, how, out);
-    else if (N == 2) attend_rows<Way, 2>(block, count, q, seen, D, how, out);
-    else attend_rows<Way, 1>(block, count, q, seen, D, how, out);
+    if (N == 4) attend_rows<Arithmetic, 4>(block, count, q, seen, D, how, out);
+    else if (N == 3) attend_rows<Arithmetic, 3>(block, count, q, seen, D, how, out);
+    else if (N == 2) attend_rows<Arithmetic, 2>(block, count, q, seen, D, how, out);
+    else attend_rows<Arithmetic, 1>(block, count, q, seen, D, how, out);
 }

@@ -53,11 +53,11 @@ void add_matrix(Model& m, Linear& w, int source, int in, int out, const void* da
 }
 
 // Each share of the texts by one thread.
-template <class Way>
+template <class Arithmetic>
 void run_apart(Handle& h, std::deque<Texts>& shares, Pool& pool, Pace& pace) {
     const int hidden = h.model.shape.hidden;
     while (h.apart.size() < shares.size()) h.apart.emplace_back();
-    std::deque<Forward<Way>> passes;
+    std::deque<Forward<Arithmetic>> passes;
     for (size_t i = 0; i < shares.size(); ++i) {
         h.apart[i].restart();
         shares[i].ready(hidden, h.apart[i]);
@@ -70,17 +70,17 @@ void run_apart(Handle& h, std::deque<Texts>& shares, Pool& pool, Pace& pace) {
     }, &pace);
 }
 
-template <class Way>
+template <class Arithmetic>
 void run(Handle& h, const Call& call, Pool& pool) {
     const int most = h.model.shape.threads;
     Pace& pace = h.paces[call.tokens_count < ALONE ? 0 : call.tokens_count < 32 ? 1 : 2];
     const int threads = pace.threads(most);
     std::deque<Texts> shares = shared_texts(h.model, call, threads);
-    if (!shares.empty()) return run_apart<Way>(h, shares, pool, pace);
-    std::optional<Wanted> wanted;
-    std::optional<Forward<Way>> last;
-    if (Wanted::few(call)) last.emplace(h.model, wanted.emplace(call).call, h.memory, threads);
-    Forward<Way> forward(h.model, call, h.memory, threads, last ? &*last : nullptr);
+    if (!shares.empty()) return run_apart<Arithmetic>(h, shares, pool, pace);
+    std::optional<ScoredTokens> scored;
+    std::optional<Forward<Arithmetic>> last;
+    if (ScoredTokens::few(call)) last.emplace(h.model, scored.emplace(call).call, h.memory, threads);
+    Forward<Arithmetic> forward(h.model, call, h.memory, threads, last ? &*last : nullptr);
     pool.run(threads, [&](int thread) { forward.work(thread, pool); }, &pace);
 }
 }  // namespace
@@ -92,15 +92,15 @@ extern "C" {
 // The name of the level that this file was compiled for.
 const char* bedplate_level() { return BEDPLATE_LEVEL; }
 
-// embedding: [vocabulary, hidden], as wide as the shape says; positions, types, told: such rows of learned positions, of the
-// parts of a text, and of what all layers are told of a token, or null. All are kept by the caller.
-void* bedplate_new(const Shape* shape, const void* embedding, const void* positions, const void* types, const void* told) try {
+// embedding: [vocabulary, hidden], as wide as the shape says; positions, types, layer_inputs: such rows of learned positions, of the
+// parts of a text, and of the inputs of single layers, or null. All are kept by the caller.
+void* bedplate_new(const Shape* shape, const void* embedding, const void* positions, const void* types, const void* layer_inputs) try {
     auto handle = std::make_unique<Handle>();
     Model& m = handle->model;
     m.shape = *shape;
     m.shape.chunk = chunk_for(*shape);
     m.layers.resize(size_t(shape->layers));
-    m.embedding = embedding, m.positions = positions, m.types = types, m.told_rows = told;
+    m.embedding = embedding, m.positions = positions, m.types = types, m.layer_input_rows = layer_inputs;
     return handle.release();
 } catch (const std::exception&) {
     return nullptr;
@@ -135,12 +135,12 @@ int bedplate_vector(void* handle, int layer, int which, int size, const float* w
     return 1;
 }
 
-// place: see Place; −1 is the head, −2 the projection to what layers are told. source: what `data` [out, …] is (see
+// place: see Place; −1 is the head, −2 the projection to the inputs of single layers. source: what `data` [out, …] is (see
 // Source). Copies and packs what it is given.
 int bedplate_linear(void* handle, int layer, int place, int source, int in, int out, const void* data,
                     const float* bias) try {
     Model& m = static_cast<Handle*>(handle)->model;
-    Linear& to = place == -1 ? m.head : place < 0 ? m.told : m.layers[size_t(layer)].linear[place];
+    Linear& to = place == -1 ? m.head : place < 0 ? m.layer_input : m.layers[size_t(layer)].linear[place];
     add_matrix(m, to, source, in, out, data, bias);
     return 0;
 } catch (const std::exception&) {

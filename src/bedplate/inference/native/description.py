@@ -1,5 +1,4 @@
-"""A torch decoder or encoder as the kernel is told of it: its shape, the positions that turn, its vectors and
-matrices."""
+"""Describes a torch decoder or encoder to the kernel: its shape, rotary positions, vectors and matrices."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ Stack = Decoder | Encoder
 OUTER = -1
 """The layer of what belongs to no layer."""
 HEAD, LAYER_INPUT = -1, -2
-"""The places of its matrices: the head, and the projection to what all layers are told of a token."""
+"""The places of its matrices: the head, and the projection to the inputs of single layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +91,8 @@ def shape_of(spec: TransformerSpec, dtype: torch.dtype, threads: int, floats: bo
         head_scale=scales.head,
         score_cap=scales.attention_cap or 0.0,
         logit_cap=scales.logit_cap or 0.0,
-        told=spec.layer_input_size,
-        told_scale=float(torch.tensor(spec.layer_input_size**0.5, dtype=dtype)),
+        layer_input=spec.layer_input_size,
+        layer_input_scale=float(torch.tensor(spec.layer_input_size**0.5, dtype=dtype)),
         **({} if part is None else _routing(part)),
     )
 
@@ -141,7 +140,7 @@ def vectors(model: Stack) -> Iterator[Vector]:
             yield _norm(OUTER, name, norm, spec.hidden_size)
     layer_inputs = model.layer_inputs if isinstance(model, Decoder) else None
     if layer_inputs is not None:
-        yield _norm(OUTER, "told_norm", layer_inputs.norm, layer_inputs.size)
+        yield _norm(OUTER, "layer_input_norm", layer_inputs.norm, layer_inputs.size)
     for layer, block in enumerate(model.layers):
         assert isinstance(block, Block)
         after = "_after" if block.placement in ("branch", "post") else ""
@@ -159,7 +158,7 @@ def vectors(model: Stack) -> Iterator[Vector]:
         norms["key_norm"] = (attention.k_norm, size * (spec.kv_heads_of(layer) if whole else 1))
         norms["value_norm"] = (attention.v_norm, size)
         if block.layer_input_norm is not None:
-            norms["told_after_norm"] = (block.layer_input_norm, spec.hidden_size)
+            norms["layer_input_after_norm"] = (block.layer_input_norm, spec.hidden_size)
         if block.beside is not None:
             norms["beside_norm"] = (block.beside.norm, spec.hidden_size)
             norms["beside_after_norm"] = (block.beside.after_norm, spec.hidden_size)

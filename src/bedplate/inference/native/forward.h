@@ -4,26 +4,26 @@
 #include "head.h"
 #include "heads.h"
 #include "low_rank.h"
-#include "told.h"
-#include "wanted.h"
+#include "layer_inputs.h"
+#include "scored_tokens.h"
 
 constexpr int64_t FIRST = 4096;  // bytes of the next weights that are asked for before a barrier
 
-template <class Way>
+template <class Arithmetic>
 class Forward {
 public:
-    using T = typename Way::Cached;
+    using T = typename Arithmetic::Cached;
 
-    // last: a pass of the wanted tokens alone, which then are all that the last layer is computed for; or null.
+    // last: a pass of the scored tokens alone, which then are all that the last layer is computed for; or null.
     Forward(const Model& model, const Call& call, Arena& memory, int threads, Forward* last = nullptr)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(N_ < ALONE && !call.lengths),
-          form_(m_.form()), last_norm_(s_.told ? TOLD_AFTER_NORM : FEEDFORWARD_AFTER_NORM),
+          form_(m_.form()), last_norm_(s_.layer_input ? LAYER_INPUT_AFTER_NORM : FEEDFORWARD_AFTER_NORM),
           updates_(model, call, memory, threads), mixing_(model, call, memory, threads, alone_),
           heads_(model, call, memory, threads, mixing_), experts_(model, call, memory, threads, alone_),
-          told_(model, call, memory, threads), head_(model, call, memory, threads), last_(last) {
-        const Reads second = updates_.any() ? Updates<Way>::form : form_;
+          layer_inputs_(model, call, memory, threads), head_(model, call, memory, threads), last_(last) {
+        const Reads second = updates_.any() ? Updates<Arithmetic>::form : form_;
         delta_ = memory.array<float>(N_ * s_.hidden);
-        wide_ = make_inputs(memory, N_, std::max(s_.feedforward, s_.told), form_, second);
+        wide_ = make_inputs(memory, N_, std::max(s_.feedforward, s_.layer_input), form_, second);
         for (int i = 0; i < (alone_ ? threads : 1); ++i) {
             x_.push_back(memory.array<float>(N_ * s_.hidden));
             narrow_.push_back(make_inputs(memory, N_, s_.hidden, form_, second));
@@ -37,7 +37,7 @@ public:
     void work(int thread, Pool& pool) {
         begin(thread);
         pool.barrier();
-        if (told_.any()) tell(thread, pool);
+        if (layer_inputs_.any()) prepare_layer_inputs(thread, pool);
         const int depth = c_.depth < 0 ? s_.layers : c_.depth;
         for (int l = 0; l < depth; ++l) {
             const Layer* before = l ? &m_.layers[size_t(l) - 1] : nullptr;
@@ -52,15 +52,15 @@ public:
     }
 
 private:
-    // The last layer for the tokens that are wanted, which are this pass's own; of all of `whole` there are keys and values.
+    // The last layer for the scored tokens, which are this pass's own; of all of `whole` there are keys and values.
     void end(const Forward& whole, int thread, Pool& pool) {
         if (!N_) return;
         const int l = s_.layers - 1;
         for (int64_t t = share(N_, thread, threads_); t < share(N_, thread + 1, threads_); ++t) heads_.prepare(t);
         for (int64_t t = first_of(thread); t < end_of(thread); ++t)
-            std::memcpy(state(thread, t), whole.state(0, whole.c_.wanted[t]), size_t(s_.hidden) * 4);
-        for (int64_t t = share(N_, thread, threads_); told_.any() && t < share(N_, thread + 1, threads_); ++t)
-            told_.take(whole.told_, whole.c_.wanted[t], t);
+            std::memcpy(state(thread, t), whole.state(0, whole.c_.scored[t]), size_t(s_.hidden) * 4);
+        for (int64_t t = share(N_, thread, threads_); layer_inputs_.any() && t < share(N_, thread + 1, threads_); ++t)
+            layer_inputs_.take(whole.layer_inputs_, whole.c_.scored[t], t);
         pool.barrier();
         open(l, nullptr, V, thread, pool);
         close(l, false, thread, pool);
@@ -101,52 +101,52 @@ private:
         updates_.compute(l, DOWN, 1, wide, thread, pool);
         add_product(l, DOWN, thread, wide, s_.parallel);
         if (!layer.down.empty()) experts_.close(l, thread);
-        if (told_.any()) use_told(l, thread, pool);
+        if (layer_inputs_.any()) add_layer_input(l, thread, pool);
         if (more) warm(m_.layers[size_t(l) + 1].linear[Q], thread);
         pool.barrier();
     }
 
-    // What the layers are told, of the tokens' embeddings.
-    void tell(int thread, Pool& pool) {
+    // The inputs of single layers, from the tokens' embeddings.
+    void prepare_layer_inputs(int thread, Pool& pool) {
         const Inputs& x = narrow_[size_t(alone_ ? thread : 0)];
         for (int64_t t = first_of(thread); t < end_of(thread); ++t) put(state(thread, t), x, t, form_, false);
         if (!alone_) pool.barrier();
-        told_.project(thread, x);
+        layer_inputs_.project(thread, x);
         pool.barrier();
-        told_.join(thread);
+        layer_inputs_.join(thread);
         pool.barrier();
     }
 
-    // A layer's last part: what it is told of its tokens, gated by its state. The feed-forward is awaited first.
-    void use_told(int l, int thread, Pool& pool) {
+    // A layer's last part: its own input of the tokens, gated by its state. The feed-forward is awaited first.
+    void add_layer_input(int l, int thread, Pool& pool) {
         const Layer& layer = m_.layer(l);
         const Inputs& x = narrow_[size_t(alone_ ? thread : 0)];
-        const Inputs to = sized(wide_, s_.told);
+        const Inputs to = sized(wide_, s_.layer_input);
         pool.barrier();
         for (int64_t t = first_of(thread); t < end_of(thread); ++t) {
             absorb(layer, FEEDFORWARD_AFTER_NORM, thread, t);
             put(state(thread, t), x, t, form_, updates_.adapted(t));
         }
         if (!alone_) pool.barrier();
-        updates_.compute(l, TOLD_GATE, 1, x, thread, pool);
+        updates_.compute(l, LAYER_INPUT_GATE, 1, x, thread, pool);
         alignas(64) float a[TILE * BLOCK];
-        const int blocks = s_.told / BLOCK;
+        const int blocks = s_.layer_input / BLOCK;
         for (int64_t chunk = 0; chunk < N_; chunk += s_.chunk)
             for (int64_t i = share(blocks, thread, threads_); i < share(blocks, thread + 1, threads_); ++i)
                 for (int64_t t = chunk; t < std::min(N_, chunk + s_.chunk); t += TILE) {
                     const int M = int(std::min<int64_t>({TILE, N_ - t, chunk + s_.chunk - t}));
-                    tile_product(layer.linear[TOLD_GATE], int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
-                    updates_.add(l, TOLD_GATE, 0, s_.told, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
+                    tile_product(layer.linear[LAYER_INPUT_GATE], int(2 * i), 2, x, t, M, turn(chunk, t), a, BLOCK);
+                    updates_.add(l, LAYER_INPUT_GATE, 0, s_.layer_input, t, M, int(i) * BLOCK, BLOCK, a, BLOCK);
                     for (int m = 0; m < M; ++m) {
-                        const float *gate = a + m * BLOCK, *given = told_.of(t + m, l) + i * BLOCK;
+                        const float *gate = a + m * BLOCK, *given = layer_inputs_.of(t + m, l) + i * BLOCK;
                         F y = gated(s_.activation, load(gate), load(given));
                         F z = gated(s_.activation, load(gate + LANES), load(given + LANES));
                         put_both(y, z, to, t + m, int(i), form_, updates_.adapted(t + m));
                     }
                 }
         pool.barrier();
-        updates_.compute(l, TOLD_DOWN, 1, to, thread, pool);
-        add_product(l, TOLD_DOWN, thread, to, false);
+        updates_.compute(l, LAYER_INPUT_DOWN, 1, to, thread, pool);
+        add_product(l, LAYER_INPUT_DOWN, thread, to, false);
     }
 
     // Asks for the beginning of a thread's share of the next product, so that it arrives during the barrier.
@@ -192,9 +192,9 @@ private:
             else experts_.add(from, t, thread, row);
             y = row;
         }
-        const bool told = which == TOLD_AFTER_NORM, post = s_.post && !told;
+        const bool input = which == LAYER_INPUT_AFTER_NORM, post = s_.post && !input;
         if (from.weight[which] && !post) norm(from, which, y, row), y = row;
-        const F by = set1(told ? 1.0f : s_.residual_scale);
+        const F by = set1(input ? 1.0f : s_.residual_scale);
         for (int i = 0; i < s_.hidden; i += LANES) store(x + i, fma(load(y + i), by, load(x + i)));
         if (from.weight[which] && post) norm(from, which, x, x);
         if (which == last_norm_ && from.output_scale != 1.0f) scaled_row(x, s_.hidden, from.output_scale);
@@ -237,7 +237,7 @@ private:
     // Writes 32 of one token's activations in the form that products of `form` take, and the token's adapter.
     INLINE_MEMBER void put_both(F a, F b, const Inputs& to, int64_t at, int block, Reads form, bool adapted) const {
         put_block(a, b, to, at, block, form);
-        if (adapted && Updates<Way>::form != form) put_block(a, b, to, at, block, Updates<Way>::form);
+        if (adapted && Updates<Arithmetic>::form != form) put_block(a, b, to, at, block, Updates<Arithmetic>::form);
     }
 
     void put(const float* x, const Inputs& to, int64_t at, Reads form, bool adapted) const {
@@ -350,11 +350,11 @@ private:
                 if (c_.depth < 0 && m_.own.weight[FINAL_NORM]) norm(m_.own, FINAL_NORM, state(thread, t), to);
                 else std::memcpy(to, state(thread, t), size_t(s_.hidden) * 4);
             }
-        const int64_t W = c_.wanted_count;
+        const int64_t W = c_.scored_count;
         if (!W) return;
         const Reads form = reads(m_.head.format);
         for (int64_t i = share(W, thread, threads_); i < share(W, thread + 1, threads_); ++i) {
-            float *row = row_[size_t(thread)], *x = state(thread, c_.wanted[i]);
+            float *row = row_[size_t(thread)], *x = state(thread, c_.scored[i]);
             if (m_.own.weight[FINAL_NORM]) norm(m_.own, FINAL_NORM, x, row);
             else std::memcpy(row, x, size_t(s_.hidden) * 4);
             if (s_.head_scale != 1.0f) scaled_row(row, s_.hidden, s_.head_scale);
@@ -372,11 +372,11 @@ private:
     const bool alone_;
     const Reads form_;
     const Vector last_norm_;  // behind a layer's last part
-    Updates<Way> updates_;
-    Mixing<Way> mixing_;
-    Heads<Way> heads_;
+    Updates<Arithmetic> updates_;
+    Mixing<Arithmetic> mixing_;
+    Heads<Arithmetic> heads_;
     Experts experts_;
-    Told<Way> told_;
+    LayerInputs<Arithmetic> layer_inputs_;
     Head head_;
     Forward* const last_;
     float* delta_;

@@ -1,4 +1,4 @@
-// The last product: of the wanted tokens the largest logit, the first place where it stands, the logarithm of the sum of all
+// The last product: of the scored tokens the largest logit, the first place where it stands, the logarithm of the sum of all
 // exponentials, and, where they are asked for, the logits. Where some are NaN that logarithm is NaN, and the place is one of
 // the vocabulary.
 #pragma once
@@ -8,14 +8,14 @@
 class Head {
 public:
     Head(const Model& model, const Call& call, Arena& memory, int threads)
-        : m_(model), c_(call), threads_(threads), W_(call.wanted_count) {
+        : m_(model), c_(call), threads_(threads), W_(call.scored_count) {
         if (!W_) return;
         x_ = make_inputs(memory, W_, m_.shape.hidden, reads(m_.head.format), reads(m_.head.format));
         for (float** to : {&tops_, &totals_, &places_}) *to = memory.array<float>(W_ * padded());
         for (int i = 0; !c_.logits && i < threads; ++i) pieces_.push_back(memory.array<float>(std::min<int64_t>(W_, MOST) * PIECE));
     }
 
-    // Where the normalised states of the wanted tokens are put before `run`.
+    // Where the normalised states of the scored tokens are put before `run`.
     const Inputs& inputs() const { return x_; }
 
     void run(int thread, Pool& pool) {

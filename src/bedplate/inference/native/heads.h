@@ -3,10 +3,10 @@
 #include "mixing.h"
 #include "norms.h"
 
-template <class Way>
+template <class Arithmetic>
 class Heads {
 public:
-    Heads(const Model& model, const Call& call, Arena& memory, int threads, Mixing<Way>& mixing)
+    Heads(const Model& model, const Call& call, Arena& memory, int threads, Mixing<Arithmetic>& mixing)
         : m_(model), c_(call), s_(model.shape), threads_(threads), mixing_(mixing) {
         for (const Turning& one : m_.turnings) turns_.push_back(memory.array<float>(c_.tokens_count * int64_t(one.size)));
         if (s_.whole_norm) raw_ = memory.array<float>(c_.tokens_count * int64_t(m_.q_size() + m_.kv_size()));
@@ -94,7 +94,7 @@ private:
     const Call& c_;
     const Shape& s_;
     const int threads_;
-    Mixing<Way>& mixing_;
+    Mixing<Arithmetic>& mixing_;
     std::vector<float*> turns_;
     float* raw_ = nullptr;
 };

@@ -7,6 +7,7 @@ import logging
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bedplate.inference.native.compiler import opened
 from bedplate.inference.native.detection import levels_to_try, supported
@@ -24,89 +25,41 @@ VECTORS = (
     *("attention_norm", "attention_after_norm", "feedforward_norm", "feedforward_after_norm"),
     *("query_norm", "key_norm", "sinks", "embedding_norm", "final_norm"),
     *("router", "router_bias", "selection_bias", "shared_gate", "value_norm", "router_scale", "expert_scale"),
-    *("beside_norm", "beside_after_norm", "dense_after_norm", "told_norm", "told_after_norm"),
+    *("beside_norm", "beside_after_norm", "dense_after_norm", "layer_input_norm", "layer_input_after_norm"),
 )
 """The vectors of a block, and of the whole (`Vector` in model.h)."""
+
+
+def _fields(ctype: Any, names: str) -> list[tuple[str, Any]]:
+    """Fields of one C type, as a struct lists them."""
+    return [(name, ctype) for name in names.split()]
 
 
 class NativeShape(ctypes.Structure):
     """Sizes of a model (mirrors `Shape` in model.h)."""
 
     _fields_ = [
-        ("layers", c_int32),
-        ("hidden", c_int32),
-        ("heads", c_int32),
-        ("kv_heads", c_int32),
-        ("head_dim", c_int32),
-        ("feedforward", c_int32),
-        ("vocabulary", c_int32),
-        ("threads", c_int32),
-        ("floats", c_int32),
-        ("wide", c_int32),
-        ("chunk", c_int32),
-        ("activation", c_int32),
-        ("gated", c_int32),
-        ("layer_norm", c_int32),
-        ("whole_norm", c_int32),
-        ("parallel", c_int32),
-        ("post", c_int32),
-        ("positions", c_int32),
-        ("token_types", c_int32),
-        ("experts", c_int32),
-        ("per_token", c_int32),
-        ("expert_size", c_int32),
-        ("scoring", c_int32),
-        ("renormalise", c_int32),
-        ("groups", c_int32),
-        ("groups_chosen", c_int32),
-        ("told", c_int32),
-        ("eps", c_float),
-        ("embedding_scale", c_float),
-        ("residual_scale", c_float),
-        ("head_scale", c_float),
-        ("score_cap", c_float),
-        ("logit_cap", c_float),
-        ("expert_scale", c_float),
-        ("told_scale", c_float),
+        *_fields(c_int32, "layers hidden heads kv_heads head_dim feedforward vocabulary threads floats wide chunk"),
+        *_fields(c_int32, "activation gated layer_norm whole_norm parallel post positions token_types"),
+        *_fields(c_int32, "experts per_token expert_size scoring renormalise groups groups_chosen layer_input"),
+        *_fields(c_float, "eps embedding_scale residual_scale head_scale score_cap logit_cap"),
+        *_fields(c_float, "expert_scale layer_input_scale"),
     ]
 
 
 class NativeLowRank(ctypes.Structure):
-    """One adapter's pair at one linear (mirrors `LowRank` in model.h)."""
+    """The low-rank pair of an adapter at one linear (mirrors `LowRank` in model.h)."""
 
-    _fields_ = [
-        ("a", c_void_p),
-        ("b", c_void_p),
-        ("rank", c_int32),
-        ("scaling", c_float),
-        ("scale", c_void_p),
-        ("shift", c_void_p),
-    ]
+    _fields_ = [*_fields(c_void_p, "a b"), ("rank", c_int32), ("scaling", c_float), *_fields(c_void_p, "scale shift")]
 
 
 class Call(ctypes.Structure):
-    """What one forward brings (mirrors `Call` in model.h)."""
+    """The arguments of one forward pass (mirrors `Call` in model.h)."""
 
     _fields_ = [
-        ("tokens_count", c_int32),
-        ("wanted_count", c_int32),
-        ("depth", c_int32),
-        ("padding", c_int32),
-        ("tokens", c_void_p),
-        ("rows", c_void_p),
-        ("positions", c_void_p),
-        ("wanted", c_void_p),
-        ("lengths", c_void_p),
-        ("types", c_void_p),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("places", c_void_p),
-        ("adapters", c_void_p),
-        ("logits", c_void_p),
-        ("best", c_void_p),
-        ("top", c_void_p),
-        ("logsumexp", c_void_p),
-        ("hidden", c_void_p),
+        *_fields(c_int32, "tokens_count scored_count depth padding"),
+        *_fields(c_void_p, "tokens rows positions scored lengths types keys values places adapters"),
+        *_fields(c_void_p, "logits best top logsumexp hidden"),
     ]
 
 
@@ -119,26 +72,21 @@ class Library:
         level = library.bedplate_level
         level.restype = c_char_p
         self.level: str = level().decode()
-        self.new = library.bedplate_new
-        self.new.argtypes, self.new.restype = (POINTER(NativeShape), *([c_void_p] * 4)), c_void_p
-        self.turning = library.bedplate_turning
-        self.turning.argtypes, self.turning.restype = (c_void_p, c_int, c_int, c_float, c_void_p), c_int
-        self.layer = library.bedplate_layer
-        self.layer.argtypes, self.layer.restype = (c_void_p, *([c_int] * 6), c_float, c_float), c_int
-        self.vector = library.bedplate_vector
-        self.vector.argtypes, self.vector.restype = (c_void_p, c_int, c_int, c_int, c_void_p, c_void_p), c_int
-        self.linear = library.bedplate_linear
-        self.linear.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
-        self.linear.restype = c_int
-        self.experts = library.bedplate_experts
-        self.experts.argtypes = (c_void_p, *([c_int] * 5), c_void_p, c_void_p)
-        self.experts.restype = c_int
-        self.bytes = library.bedplate_bytes
-        self.bytes.argtypes, self.bytes.restype = (c_void_p,), c_int64
-        self.free = library.bedplate_free
-        self.free.argtypes, self.free.restype = (c_void_p,), None
-        self.forward = library.bedplate_forward
-        self.forward.argtypes, self.forward.restype = (c_void_p, POINTER(Call)), c_int
+
+        def function(name: str, result: Any, *arguments: Any) -> Any:
+            symbol = getattr(library, f"bedplate_{name}")
+            symbol.argtypes, symbol.restype = arguments, result
+            return symbol
+
+        self.new = function("new", c_void_p, POINTER(NativeShape), *([c_void_p] * 4))
+        self.turning = function("turning", c_int, c_void_p, c_int, c_int, c_float, c_void_p)
+        self.layer = function("layer", c_int, c_void_p, *([c_int] * 6), c_float, c_float)
+        self.vector = function("vector", c_int, c_void_p, c_int, c_int, c_int, c_void_p, c_void_p)
+        self.linear = function("linear", c_int, c_void_p, *([c_int] * 5), c_void_p, c_void_p)
+        self.experts = function("experts", c_int, c_void_p, *([c_int] * 5), c_void_p, c_void_p)
+        self.bytes = function("bytes", c_int64, c_void_p)
+        self.free = function("free", None, c_void_p)
+        self.forward = function("forward", c_int, c_void_p, POINTER(Call))
 
 
 def load(level: str | None = None) -> Library | str:

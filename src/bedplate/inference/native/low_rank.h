@@ -8,20 +8,20 @@ constexpr int RUN = 16;  // tokens of one adapter that share its loads
 
 struct AdapterRun { int64_t first, count; const LowRank* at; };
 
-template <class Way>
+template <class Arithmetic>
 class Updates {
 public:
-    using T = typename Way::Cached;  // adapters are stored as keys and values are
+    using T = typename Arithmetic::Cached;  // adapters are stored as keys and values are
 
     // The form of the activations that A is multiplied with.
-    static constexpr Reads form = std::is_same<typename Way::Number, uint16_t>::value ? HALVES : FLOATS;
+    static constexpr Reads form = std::is_same<typename Arithmetic::Number, uint16_t>::value ? HALVES : FLOATS;
 
     Updates(const Model& model, const Call& call, Arena& memory, int threads)
         : m_(model), c_(call), threads_(threads), low_(size_t(threads), nullptr) {
         find_runs();
         if (runs_.empty()) return;
         const Shape& s = m_.shape;
-        const int widest = std::max({m_.q_size() + 2 * m_.kv_size(), 2 * s.feedforward, s.hidden, s.told});
+        const int widest = std::max({m_.q_size() + 2 * m_.kv_size(), 2 * s.feedforward, s.hidden, s.layer_input});
         update_ = memory.array<float>(c_.tokens_count * int64_t(widest));
         for (float*& low : low_) low = memory.array<float>(int64_t(RUN) * max_rank_);
     }

@@ -12,12 +12,12 @@
 
 inline int64_t share(int64_t n, int i, int of) { return n * i / of; }
 
-template <class Way>
+template <class Arithmetic>
 class Mixing {
 public:
-    using T = typename Way::Cached;
-    using Number = typename Way::Number;
-    using Block = typename Way::Block;
+    using T = typename Arithmetic::Cached;
+    using Number = typename Arithmetic::Number;
+    using Block = typename Arithmetic::Block;
 
     Mixing(const Model& model, const Call& call, Arena& memory, int threads, bool alone)
         : m_(model), c_(call), s_(model.shape), N_(call.tokens_count), threads_(threads), alone_(alone) {
@@ -165,7 +165,7 @@ private:
             join(keys, k, this->keys(l)), join(values, v, this->values(l));
             k = keys, v = values;
         }
-        Way::load_block(k, v, first, count, int(D), *blocks_[size_t(thread)]);
+        Arithmetic::load_block(k, v, first, count, int(D), *blocks_[size_t(thread)]);
     }
 
     // The beginning of what a unit reads: its own loads run ahead of themselves from there.
@@ -190,7 +190,7 @@ private:
                 q[j] = q_ + part.token * m_.q_size() + (part.group * per_group + h + j) * D;
                 out[j].values = part_values_ + (int64_t(i) * per_group + h + j) * D;
             }
-            attend<Way>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(l), out);
+            attend<Arithmetic>(*blocks_[size_t(thread)], seen.end, q, all_seen, n, D, scores(l), out);
         }
     }
 
@@ -254,7 +254,7 @@ private:
                     seen[j] = seen_of(sees[r + j], b);
                     fresh[j].values = begun[r + j] ? running_[size_t(thread)] + j * D : total[r + j].values;
                 }
-                attend<Way>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(l), fresh);
+                attend<Arithmetic>(*blocks_[size_t(thread)], count, q + r, seen, n, D, scores(l), fresh);
                 for (int j = 0; j < n; ++j) {
                     if (begun[r + j]) join(total[r + j], fresh[j], D, false);
                     else total[r + j] = fresh[j], begun[r + j] = true;

@@ -12,7 +12,7 @@
 #include "pack.h"
 #include "products.h"
 
-enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, TOLD_GATE = 7, TOLD_DOWN = 8, PLACES = 9 };
+enum Place { Q = 0, K = 1, V = 2, O = 3, GATE = 4, UP = 5, DOWN = 6, LAYER_INPUT_GATE = 7, LAYER_INPUT_DOWN = 8, PLACES = 9 };
 
 extern "C" {
 struct Shape {
@@ -28,10 +28,10 @@ struct Shape {
     int32_t positions, token_types;                // rows of these tables; 0: there is none
     int32_t experts, per_token, expert_size;       // 0: no layer has experts
     int32_t scoring, renormalise, groups, groups_chosen;  // see routing.h
-    int32_t told;               // features that each layer is given of a token beside its input (told.h); 0: none
+    int32_t layer_input;               // features of the input that each layer has of its own (layer_inputs.h); 0: none
     float eps, embedding_scale, residual_scale, head_scale;
     float score_cap, logit_cap;  // 0: none
-    float expert_scale, told_scale;
+    float expert_scale, layer_input_scale;
 };
 // Rotary positions of some layers: `size` features of a head turn, by [size / 2] radians per token; `factor` is on cosines
 // and sines.
@@ -52,8 +52,8 @@ struct LowRank {
 // Of a decoder, new tokens of rows of a cache. Of an encoder (lengths), whole texts behind each other, each token of which
 // sees all of its own text: a token's row is the number of its text's first one, and keys and values are kept by nobody.
 struct Call {
-    int32_t tokens_count, wanted_count, depth, padding;
-    const int64_t *tokens, *rows, *positions, *wanted;
+    int32_t tokens_count, scored_count, depth, padding;
+    const int64_t *tokens, *rows, *positions, *scored;
     const int64_t *lengths, *types;             // an encoder's: of each token's text; which part of it (null: all are 0)
     void *const *keys, *const *values;          // per layer [R, G, C, D]
     const int64_t* places;                      // per layer C: position p stands at place p % C
@@ -142,7 +142,7 @@ enum Vector {
     ATTENTION_NORM = 0, ATTENTION_AFTER_NORM = 1, FEEDFORWARD_NORM = 2, FEEDFORWARD_AFTER_NORM = 3, QUERY_NORM = 4,
     KEY_NORM = 5, SINKS = 6, EMBEDDING_NORM = 7, FINAL_NORM = 8, ROUTER = 9, ROUTER_BIAS = 10, SELECTION_BIAS = 11,
     SHARED_GATE = 12, VALUE_NORM = 13, ROUTER_SCALE = 14, EXPERT_SCALE = 15, BESIDE_NORM = 16, BESIDE_AFTER_NORM = 17,
-    DENSE_AFTER_NORM = 18, TOLD_NORM = 19, TOLD_AFTER_NORM = 20, VECTORS = 21
+    DENSE_AFTER_NORM = 18, LAYER_INPUT_NORM = 19, LAYER_INPUT_AFTER_NORM = 20, VECTORS = 21
 };
 
 struct Vectors {
@@ -168,12 +168,12 @@ struct Model {
     Arena arena;
     std::vector<Layer> layers;
     std::vector<Turning> turnings;
-    Linear head, told;
+    Linear head, layer_input;
     Vectors own;
     const void* embedding = nullptr;  // [vocabulary, hidden], the torch model's own
     const void* positions = nullptr;  // [positions, hidden], the same; or null
     const void* types = nullptr;      // [token_types, hidden], the same; or null
-    const void* told_rows = nullptr;  // [vocabulary, layers · told], the same; or null
+    const void* layer_input_rows = nullptr;  // [vocabulary, layers · layer_input], the same; or null
 
     // The form of the activations that the blocks' weights are multiplied with.
     Reads form() const { return !shape.floats ? BYTES : reads(shape.wide ? F32 : BF16); }

@@ -14,18 +14,18 @@ struct Route {
 
 class Router {
 public:
-    explicit Router(const Shape& shape) : s_(shape), scores_(size_t(shape.experts)), wanted_(scores_), group_(scores_) {}
+    explicit Router(const Shape& shape) : s_(shape), scores_(size_t(shape.experts)), preference_(scores_), group_(scores_) {}
 
     // logits: [experts], which are changed. Into `to` [per_token], the best first.
     void choose(float* logits, const float* selection_bias, Route* to) {
         const int E = s_.experts;
         score(logits);
         for (int e = 0; e < E; ++e)
-            wanted_[size_t(e)] = (s_.scoring == CHOSEN ? logits[e] : scores_[size_t(e)]) + (selection_bias ? selection_bias[e] : 0.0f);
+            preference_[size_t(e)] = (s_.scoring == CHOSEN ? logits[e] : scores_[size_t(e)]) + (selection_bias ? selection_bias[e] : 0.0f);
         if (s_.groups > 1) keep_best_groups();
         for (int j = 0; j < s_.per_token; ++j) {
-            const auto best = std::max_element(wanted_.begin(), wanted_.end());
-            to[j].expert = int32_t(best - wanted_.begin());
+            const auto best = std::max_element(preference_.begin(), preference_.end());
+            to[j].expert = int32_t(best - preference_.begin());
             *best = -std::numeric_limits<float>::infinity();
         }
         weigh(logits, to);
@@ -51,13 +51,13 @@ private:
         const int size = s_.experts / s_.groups;
         std::vector<float> best(size_t(s_.groups), 0.0f);
         for (int g = 0; g < s_.groups; ++g) {
-            std::copy_n(wanted_.begin() + g * size, size, group_.begin());
+            std::copy_n(preference_.begin() + g * size, size, group_.begin());
             std::partial_sort(group_.begin(), group_.begin() + 2, group_.begin() + size, std::greater<float>());
             best[size_t(g)] = group_[0] + group_[1];
         }
         for (int out = s_.groups_chosen; out < s_.groups; ++out) {
             const auto worst = std::min_element(best.begin(), best.end());
-            std::fill_n(wanted_.begin() + (worst - best.begin()) * size, size, -std::numeric_limits<float>::infinity());
+            std::fill_n(preference_.begin() + (worst - best.begin()) * size, size, -std::numeric_limits<float>::infinity());
             *worst = std::numeric_limits<float>::infinity();
         }
     }
@@ -74,5 +74,5 @@ private:
     }
 
     const Shape& s_;
-    std::vector<float> scores_, wanted_, group_;
+    std::vector<float> scores_, preference_, group_;
 };

@@ -64,7 +64,7 @@ inline double cost_of(const Shape& s, int64_t length) {
 inline std::deque<Texts> shared_texts(const Model& m, const Call& call, int shares) {
     constexpr double EVEN = 1.1;  // the largest share, of an even one; the barriers cost about as much
     std::deque<Texts> found;
-    if (!call.lengths || !call.hidden || call.wanted_count || shares < 2) return found;
+    if (!call.lengths || !call.hidden || call.scored_count || shares < 2) return found;
     std::vector<int64_t> firsts;
     for (int64_t t = 0; t < call.tokens_count; t += call.lengths[t]) firsts.push_back(t);
     // The longest first, each to whom has least.

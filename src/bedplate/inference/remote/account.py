@@ -31,8 +31,8 @@ class TokenPrices:
         return (fresh * self.input + cached_tokens * self.cached_input + completion_tokens * self.output) / 1e6
 
     def max_cost(self, messages: Sequence[Mapping[str, str]], max_tokens: int, extra_text: str = "") -> float:
-        """The most that a request can cost: no token is shorter than a byte. extra_text: what else a server may read as part
-        of the prompt (a schema)."""
+        """The most that a request can cost: no token is shorter than a byte. extra_text: what else a server may read as
+        part of the prompt (a schema)."""
         size = sum(len(value.encode()) for message in messages for value in message.values()) + len(extra_text.encode())
         return (size + _MESSAGE_TOKENS * (len(messages) + 1)) * self.input / 1e6 + max_tokens * self.output / 1e6
 

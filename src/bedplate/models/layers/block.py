@@ -22,9 +22,10 @@ from bedplate.models.layers.latent import LatentAttentionLayer
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import added, make_norm
 from bedplate.models.layers.positions import Rotation
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
-ModuleFactory = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
+ModuleFactory = Callable[[TransformerSpec, int, Device, torch.dtype], nn.Module]
 
 MIXERS: Mapping[Mixer, ModuleFactory] = {
     "attention": Attention,
@@ -47,9 +48,7 @@ class Block(nn.Module):
 
     output_scale: Tensor | None
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.placement, self.parallel = spec.norm.placement, spec.parallel
         self.residual = (spec.scales or Scales()).residual

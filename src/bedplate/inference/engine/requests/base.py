@@ -1,4 +1,4 @@
-"""What requests of every type, their results and the streams of these have in common."""
+"""Requests, results and streams: the fields and behavior that all request types share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class LookedUp:
-    """What was looked up before a request could be made. passages: what its prompt holds, by their numbers. compute:
-    seconds that this took an engine."""
+    """Retrieval results of a request. passages: those in its prompt, by number. compute: engine seconds that the lookup
+    took."""
 
     passages: tuple[Passage, ...] = ()
     compute: float = 0.0
@@ -33,7 +33,7 @@ class LookedUp:
 
 @dataclass(frozen=True)
 class LookupContext:
-    """In whose name, and until when, something is looked up before a request can be made: as `Request` has them."""
+    """The tenant and deadline of a lookup that precedes a request, as in `Request`."""
 
     tenant: str = ""
     deadline: float | None = None
@@ -98,8 +98,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class RequestUsage:
-    """What was computed for a request, however it ended. usage: the tokens of the prompt that were read.
-    compute: as in `Timing`."""
+    """Compute spent on a request, however it ended. usage: counts the prompt tokens actually read. compute: as in
+    `RequestTiming`."""
 
     usage: Usage = Usage(0)
     compute: float = 0.0
@@ -122,7 +122,7 @@ NO_TIMING = RequestTiming()
 
 
 class Result:
-    """What every result comes with; each kind's adds what it found."""
+    """The fields that every result has; each type adds its own."""
 
     usage: Usage
     timing: RequestTiming
@@ -144,7 +144,7 @@ class Stream:
         self.weights_version = 1
         """The version of the adapter, or of the base, with which the request was queued (`Engine.update`)."""
         self.spent = RequestUsage()
-        """What was computed for the request; known once it has ended."""
+        """Compute spent on the request, known once it has ended."""
         self.on_cancel: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Step]:
@@ -202,7 +202,7 @@ class Stream:
 
     @property
     def failure(self) -> BaseException | None:
-        """What the request failed with."""
+        """The error that the request failed with."""
         return self._error
 
     def push(self, step: Step) -> None:

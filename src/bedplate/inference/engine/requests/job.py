@@ -1,4 +1,4 @@
-"""A request on its way through the engine: what all kinds of requests have in common."""
+"""One request in the engine: the state and behavior that the jobs of all request types share."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ class RequestJob(ABC, Generic[R]):
         self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0
         self.depth: int | None = None
-        """How many blocks are run for it, None all."""
+        """The number of blocks to run; None: all."""
         self.types: Sequence[int] = ()
-        """Of its tokens, where an encoder tells the parts of a text apart."""
+        """The tokens' types, where an encoder tells the parts of a text apart."""
         self.row: int | None = None
         self.computed_tokens = self.saved_tokens = self.shared = 0
         self.marks: tuple[int, ...] = ()
@@ -149,7 +149,7 @@ class RequestJob(ABC, Generic[R]):
         self.ended: FinishReason | None = None
         self.failed: BaseException | None = None
         self.released = False
-        """Whether the engine has done with it."""
+        """Whether the engine has released it."""
         self.started: float | None = None
         self.first: float | None = None
         self.compute = 0.0
@@ -165,26 +165,26 @@ class RequestJob(ABC, Generic[R]):
         self.queued = time.monotonic()
 
     def check(self) -> None:
-        """Refuses what this base cannot run."""
+        """Raises RequestError for what this base cannot run."""
         check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
 
     @abstractmethod
     def pass_request(self, begin: int, end: int) -> PassRequest:
-        """What it wants of a pass over its tokens from position `begin` to before `end`."""
+        """What it puts into a pass over its tokens from position `begin` to before `end`, and needs back."""
 
     @abstractmethod
     def consume(self, pass_result: PassResult) -> WritingRow | None:
-        """Takes in what a pass gave, and sets `ended` where that was all; the row, where a next token is to be chosen
-        for it."""
+        """Consumes the output of a pass, and sets `ended` when the job is complete. Returns its row where a next token
+        is to be chosen for it."""
 
     @abstractmethod
     def result(self) -> Result:
-        """What it has come to."""
+        """The result of a job that has ended."""
 
     @property
     def cost(self) -> int:
-        """What is still to be computed, in the unit of the engine's budget: as much as a token takes. Up to the next
-        mark, so that no pass goes beyond it."""
+        """The work still to be computed, in the unit of the engine's budget: one token. It stops at the next mark, so
+        that no pass goes beyond it."""
         return (
             next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
         )
@@ -220,23 +220,23 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def reusable(self) -> int | None:
-        """How many first tokens need not be computed where they are cached; None where each token's own output is
-        wanted."""
+        """The number of first tokens that may come from the prefix cache; None where each token's own output is
+        needed."""
         return len(self.tokens) - 1
 
     @property
     def returns_to(self) -> int | None:
-        """A position to which it may go back; None: it does not."""
+        """A position to which the job may return later; None: it does not."""
         return None
 
     @property
     def max_new_tokens(self) -> int:
-        """How many tokens stand behind the prompt in its row at most."""
+        """The largest number of tokens behind the prompt in its row."""
         return 0
 
     @property
     def decoding(self) -> bool:
-        """Whether it computes one token at a time, beside whatever else there is to do."""
+        """Whether it computes one token per step, outside the queues' shares."""
         return False
 
     def draft(self, max_tokens: int) -> Sequence[int]:
@@ -244,25 +244,26 @@ class RequestJob(ABC, Generic[R]):
         return ()
 
     def cacheable_length(self, begin: int, end: int) -> int:
-        """How many first tokens go into the prefix cache, now that all are computed, the last ones from `begin`."""
+        """The number of first tokens to save in the prefix cache, now that all are computed, the last of them from
+        `begin`."""
         return self.prompt_end
 
     def cancel(self) -> None:
-        """Its caller has gone."""
+        """Fails the request, whose caller has gone."""
         self.failed = RequestError("the request was cancelled before it started", code="cancelled")
 
     def fail(self, error: Exception | None) -> None:
-        """It is to leave at the end of the step, with this error, or because its numbers are not finite."""
+        """Marks the job to leave at the end of the step, with this error, or because its numbers are not finite."""
         self.failed = error or not_finite(self.equipment.base, self.adapter.key)
 
     def restart(self) -> None:
-        """Forgets what is computed, but not what has been said."""
+        """Discards what is computed, but not the generated tokens."""
         self._read = self._prompt_read
         self.row, self.computed_tokens = None, 0
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens of the answer so far."""
+        """The number of generated tokens so far."""
         return 0
 
     @property
@@ -271,12 +272,12 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def spent(self) -> RequestUsage:
-        """What was computed for it so far."""
+        """Compute spent on it so far."""
         read = self._prompt_read
         return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
 
     def account(self, completion_tokens: int = 0) -> tuple[Usage, RequestTiming, LookedUp | None]:
-        """What its result comes with; `completion_tokens`: tokens of the answer."""
+        """The usage, timing and lookup of its result. completion_tokens: tokens of the answer."""
         finished = time.monotonic()
         started = finished if self.started is None else self.started
         first = finished if self.first is None else self.first

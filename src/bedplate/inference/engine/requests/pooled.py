@@ -1,5 +1,5 @@
-"""What is read off the hidden states of a whole prompt, pooled into one vector. Shapes: T tokens, D features, E of all
-poolings side by side."""
+"""Jobs that pool the hidden states of a whole prompt into one vector. Shapes: T tokens, D features, E of all poolings
+side by side."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class PooledJob(RequestJob[R]):
 
     @abstractmethod
     def read(self, pooled_E: Tensor) -> Result:
-        """What the pooled states of the whole prompt say, float32 [E]."""
+        """The result that the pooled states of the whole prompt give, float32 [E]."""
 
 
 Accumulate = Callable[[Tensor | None, Tensor, int], Tensor]
@@ -109,11 +109,11 @@ _ACCUMULATE: Mapping[Pooling, Accumulate] = {
     "first": _first,
     "last": _last,
 }
-"""From what was pooled before, the states of the next tokens and the number of the first of these."""
+"""Updates a pooled vector with the states of the next tokens, given the position of the first of them."""
 
 _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
     "mean": lambda skipped, count: count - skipped,
     "root_mean": lambda skipped, count: math.sqrt(count - skipped),
     "weighted_mean": lambda skipped, count: (count * (count + 1) - skipped * (skipped + 1)) / 2,
 }
-"""What a sum is divided by, from how many tokens were skipped and how many there are with them."""
+"""The divisor of a sum, from the number of skipped tokens and of all tokens."""

@@ -1,4 +1,4 @@
-"""How likely given continuations are."""
+"""Log-probabilities of given continuations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of requests: which class runs which."""
+"""The table of request types, and the job class that runs each."""
 
 from __future__ import annotations
 

@@ -1,27 +1,27 @@
-// What every layer is told of a token beside its input: a row of a table of their own, and a projection of the token's
+// What every layer gets for a token beside its hidden state: a row of a table of their own, and a projection of the token's
 // embedding (Gemma 3n's per-layer embeddings, models/layer_inputs.py). Made once a call, for all layers.
 #pragma once
 #include "head.h"
 #include "norms.h"
 
-template <class Way>
-class Told {
+template <class Arithmetic>
+class LayerInputs {
 public:
-    using T = typename Way::Cached;
+    using T = typename Arithmetic::Cached;
 
-    Told(const Model& model, const Call& call, Arena& memory, int threads)
-        : m_(model), c_(call), s_(model.shape), threads_(threads), wide_(int64_t(s_.layers) * s_.told) {
+    LayerInputs(const Model& model, const Call& call, Arena& memory, int threads)
+        : m_(model), c_(call), s_(model.shape), threads_(threads), wide_(int64_t(s_.layers) * s_.layer_input) {
         if (any()) all_ = memory.array<float>(c_.tokens_count * wide_);
     }
 
-    bool any() const { return s_.told > 0; }
+    bool any() const { return s_.layer_input > 0; }
 
-    // [told] of one token and layer.
-    const float* of(int64_t t, int layer) const { return all_ + t * wide_ + int64_t(layer) * s_.told; }
+    // [layer_input] of one token and layer.
+    const float* of(int64_t t, int layer) const { return all_ + t * wide_ + int64_t(layer) * s_.layer_input; }
 
     // A thread's share of the projection. x: the tokens' embeddings as products read them. A barrier follows.
     void project(int thread, const Inputs& x) {
-        const Linear& w = m_.told;
+        const Linear& w = m_.layer_input;
         alignas(64) float tile[TILE * 64];
         const int from = int(share(w.panels, thread, threads_)), end = int(share(w.panels, thread + 1, threads_));
         for (int64_t chunk = 0; chunk < c_.tokens_count; chunk += s_.chunk) {
@@ -37,25 +37,25 @@ public:
         }
     }
 
-    // (√told · row + norm(projection / √hidden)) / √2, of a thread's share of the tokens. A barrier follows.
+    // (√layer_input · row + norm(projection / √hidden)) / √2, of a thread's share of the tokens. A barrier follows.
     void join(int thread) {
-        const F row_scale = set1(s_.told_scale), both = set1(0.70710678118654752f);
+        const F row_scale = set1(s_.layer_input_scale), both = set1(0.70710678118654752f);
         const float by = 1.0f / std::sqrt(static_cast<float>(s_.hidden));
         for (int64_t t = share(c_.tokens_count, thread, threads_); t < share(c_.tokens_count, thread + 1, threads_); ++t)
             for (int l = 0; l < s_.layers; ++l) {
-                float* y = all_ + t * wide_ + int64_t(l) * s_.told;
-                const T* row = static_cast<const T*>(m_.told_rows) + c_.tokens[t] * wide_ + int64_t(l) * s_.told;
-                scaled_row(y, s_.told, by);
-                norm_row(y, s_.told, s_.eps, s_.layer_norm, m_.own.weight[TOLD_NORM], m_.own.bias[TOLD_NORM], y);
-                for (int i = 0; i < s_.told; i += LANES)
+                float* y = all_ + t * wide_ + int64_t(l) * s_.layer_input;
+                const T* row = static_cast<const T*>(m_.layer_input_rows) + c_.tokens[t] * wide_ + int64_t(l) * s_.layer_input;
+                scaled_row(y, s_.layer_input, by);
+                norm_row(y, s_.layer_input, s_.eps, s_.layer_norm, m_.own.weight[LAYER_INPUT_NORM], m_.own.bias[LAYER_INPUT_NORM], y);
+                for (int i = 0; i < s_.layer_input; i += LANES)
                     store(y + i, mul(fma(load(row + i), row_scale, load(y + i)), both));
             }
     }
 
     // Of this pass's token t, the last layer's, as `whole` has them of its token `from`.
-    void take(const Told& whole, int64_t from, int64_t t) {
-        const int64_t at = int64_t(s_.layers - 1) * s_.told;
-        std::memcpy(all_ + t * wide_ + at, whole.all_ + from * wide_ + at, size_t(s_.told) * 4);
+    void take(const LayerInputs& whole, int64_t from, int64_t t) {
+        const int64_t at = int64_t(s_.layers - 1) * s_.layer_input;
+        std::memcpy(all_ + t * wide_ + at, whole.all_ + from * wide_ + at, size_t(s_.layer_input) * 4);
     }
 
 private:
