@@ -126,7 +126,7 @@ def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: 
         target=BAR,
         alpha=alpha,
     )
-    decision = gate.decide(nomination, confirmed, metric="accuracy", target=BAR, n=n, groups=groups)
+    decision = gate.GateVerdict(nomination, confirmed, metric="accuracy", target=BAR, n=n, groups=groups).decision
     return decision.status, [int(name) for name in nomination.nominees], decision.rung or ""
 
 

@@ -23,7 +23,7 @@ from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
 from bedplate.adaptation.search.guard_looks import children
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl

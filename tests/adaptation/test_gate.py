@@ -86,7 +86,9 @@ def test_a_candidate_over_any_budget_is_named_with_the_number():
     assert nomination.nominees == ()
     assert "p95 latency 250 ms is over the budget of 100 ms" in nomination.reasons["lora"]
     kept_out = admissions([slow], {}, budget, {})
-    decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=500, groups=500, kept_out=kept_out)
+    decision = gate.GateVerdict(
+        nomination, [], metric="accuracy", target=0.8, n=500, groups=500, kept_out=kept_out
+    ).decision
     assert decision.status == "OUT_OF_BUDGET"
     assert "p95_ms: 100 → 250 would admit lora (0.900 on valid)" in decision.reason
     assert "250 ms" in decision.reason
@@ -107,9 +109,9 @@ def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_
     assert quiet == kept_out[0].summary
 
     def decided(kept_out: list[BudgetChanges]) -> gate.GateDecision:
-        return gate.decide(
+        return gate.GateVerdict(
             nomination, confirmations, metric="accuracy", target=0.8, n=300, groups=300, kept_out=kept_out
-        )
+        ).decision
 
     assert decided([]).status == "FAIL"
     assert decided(kept_out[1:]).status == "FAIL"  # nothing says that it would be better
@@ -123,7 +125,9 @@ def test_nothing_to_judge_is_out_of_budget_only_where_a_budget_would_help():
     late = RungOutcome("zero_shot", "skipped", "no time", skip="budget", needs={"train_minutes": 0.4})
     for outcome, status in ((late, "OUT_OF_BUDGET"), (RungOutcome("probe", "skipped", "no labels"), "FAIL")):
         kept_out = admissions([], {outcome.rung: outcome}, BudgetSpec(train_minutes=0.1), {})
-        decision = gate.decide(nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out)
+        decision = gate.GateVerdict(
+            nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out
+        ).decision
         assert decision.status == status
         assert ("train_minutes: 0.1 → 0.4 would admit zero_shot" in decision.reason) == (status == "OUT_OF_BUDGET")
 
@@ -142,7 +146,7 @@ def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05, sca
     confirmations = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
     first = tested[names[0]]
     of = {"n": first.n, "groups": first.groups}
-    return gate.decide(nomination, confirmations, metric="accuracy", target=target, scale=scale, **of)
+    return gate.GateVerdict(nomination, confirmations, metric="accuracy", target=target, scale=scale, **of).decision
 
 
 @settings(max_examples=40, deadline=None)
@@ -303,7 +307,7 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     assert by_hand < 0.885 < test.estimate
     nomination = gate.Nomination(("a",), "a", None, {})
     confirmations = gate.confirm([("a", test)], on_valid, target=0.8, alpha=0.05)
-    decision = gate.decide(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400)
+    decision = gate.GateVerdict(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400).decision
     sentence = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
     assert sentence in decision.reason
 
@@ -339,9 +343,9 @@ def test_a_p95_is_within_the_budget_over_it_or_undecided(calls: Latency, within_
     tested = {"lora": evaluation(rate(360, 400))}
     nomination = gate.Nomination(("lora",), "lora", None, {})
     confirmed = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05)
-    decision = gate.decide(
+    decision = gate.GateVerdict(
         nomination, confirmed, metric="accuracy", target=0.8, n=400, groups=400, limits={"lora": [limit]}
-    )
+    ).decision
     assert decision.status == {True: "PASS", False: "FAIL", None: "INSUFFICIENT_DATA"}[within_budget]
     assert phrase in decision.reason
 

@@ -214,7 +214,9 @@ def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: 
     evaluations = {name: evaluation(right) for name, right in tested.items()}
     nomination = gate.Nomination(tuple(evaluations), next(iter(evaluations)), None, {})
     confirmations = gate.confirm(list(evaluations.items()), evaluations, target=target, alpha=0.05)
-    return gate.decide(nomination, confirmations, metric="accuracy", target=target, n=400, groups=400, guards=guards)
+    return gate.GateVerdict(
+        nomination, confirmations, metric="accuracy", target=target, n=400, groups=400, guards=guards
+    ).decision
 
 
 good, poor = rate(380, 400), rate(200, 400)
@@ -303,9 +305,9 @@ def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha()
             confirmation.rung: [guard.at(confirmation.lower_confidence) for guard in guards[confirmation.rung]]
             for confirmation in confirmations
         }
-        verdict = gate.decide(
+        verdict = gate.GateVerdict(
             nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400, guards=judged
-        )
+        ).decision
         passed += verdict.status == "PASS"
     assert alone / 250 > 0.08
     assert 0 < passed / 250 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 250)

@@ -28,7 +28,7 @@ from bedplate.adaptation.rungs.answers import fit_bias, with_bias
 from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.successive_halving import HalvingStage, row_cost, stages_for
 from bedplate.adaptation.search.start import LOCK_FILE
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.evaluation.examples import load_examples
@@ -386,7 +386,8 @@ def test_calibration_takes_out_a_preference_for_a_word():
         predictions.append(Prediction("b" if logit > 0 else "a", "", scores))
     bias = fit_bias(predictions, [labels[t] for t in truth], labels)
     assert bias[0] - bias[1] == pytest.approx(3.0, abs=0.3)
-    after = with_bias(predictions, LabelOutput(labels=labels, continuations=(" a", " b")), bias)
+    output = LabelOutput(labels=labels, continuations=(" a", " b")).with_bias(bias)
+    after = with_bias(predictions, output)
     assert np.mean([p.output == labels[t] for p, t in zip(after, truth, strict=True)]) > 0.8
     assert sum(np.exp(list(after[0].scores.values()))) == pytest.approx(1.0)
 

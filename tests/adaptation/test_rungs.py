@@ -21,7 +21,7 @@ from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.successive_halving import HalvingStage, Variant, choose
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.search import run_rung
-from bedplate.adaptation.task.rung_names import RUNG_LINES
+from bedplate.adaptation.task.rung_table import RUNG_TABLE, RungRow
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.core.executor import Job, LocalExecutor, Outcome
 
@@ -53,7 +53,7 @@ class Travelling(LocalExecutor):
 
 
 def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RUNGS, "toy", Toy())
+    monkeypatch.setitem(RUNG_TABLE, "toy", RungRow("a toy", f"{__name__}:Toy"))
     monkeypatch.setattr(run_rung, "LocalExecutor", Travelling)
     monkeypatch.setattr(learning_curve, "DRAWS", 1)
     task, out = write_task(tmp_path / "task", tiny_base), tmp_path / "out"
@@ -72,12 +72,12 @@ def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
 
 def test_no_rung_is_named_outside_its_room() -> None:
     """Keys of the task file that are called as a rung is are no rungs; one table has a line on each."""
-    assert list(RUNG_LINES) == list(RUNGS)
+    assert list(RUNG_TABLE) == list(RUNGS) == [rung.name for rung in RUNGS.values()]
     keys = LATER | AdaptSpec.model_fields.keys()
     mentions = [
         (path.relative_to(ROOM).as_posix(), node.lineno, node.value)
         for path in sorted(ROOM.rglob("*.py"))
-        if path.parent.name != "rungs" and path.name != "rung_names.py"
+        if path.parent.name != "rungs" and path.name != "rung_table.py"
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in RUNGS
     ]

@@ -8,8 +8,8 @@ from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs, in_role
 from bedplate.adaptation.rungs.rung import Role
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.spec import parse_budget
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import ConfigError, UsageError
 
 

@@ -17,7 +17,7 @@ import yaml
 from tests.terminals import shown_on
 
 from bedplate.adaptation.task.draft import guess_group, guess_inputs, guess_target
-from bedplate.adaptation.task.first_look import look
+from bedplate.adaptation.task.task_file import check_task_file
 from bedplate.cli.main import main
 from bedplate.data.profile import profiles
 from bedplate.data.sources import read_rows
@@ -61,7 +61,7 @@ def test_a_csv_becomes_a_task_that_is_read(tmp_path: Path, capsys: pytest.Captur
     task = load_task(out)
     assert (task.task, list(task.inputs), task.labels) == ("tickets", ["message"], ("billing", "delivery", "other"))
     assert (task.data.target, task.data.group_by) == ("category", "customer_id")
-    spec = look(out)
+    spec = check_task_file(out)
     assert (spec.target.value, spec.budget.train_minutes, spec.bases) == (0.9, 1.5, ("smollm2-135m",))
     splits = load_examples(task)
     assert f"{len(splits.train):,} train, {len(splits.valid):,} valid, {splits.test.n:,} test" in shown
@@ -80,7 +80,7 @@ def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.Ca
     assert json.loads(shown)["group"] is None
     task = load_task(out)
     assert (task.task, task.data.group_by, task.instructions) == ("mine", None, "Sort: it\nnow")
-    assert look(out).bases == ("smollm2-135m", "minilm-l6")
+    assert check_task_file(out).bases == ("smollm2-135m", "minilm-l6")
     code, _, error = run(capsys, data, "--out", out, "--yes")
     assert (code, "exists already" in error) == (2, True)
     assert run(capsys, data, "--out", out, "--yes", "--overwrite")[0] == 0

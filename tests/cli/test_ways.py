@@ -12,7 +12,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adaptation import ladder
 from bedplate.adaptation.context.bases import Bases
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
 from bedplate.inference.native.library import load

@@ -12,7 +12,7 @@ import pytest
 from tests.report.sample import report
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.task import first_look
+from bedplate.adaptation.task import task_file
 from bedplate.cli.adapt import EXIT_CODES
 from bedplate.cli.main import main
 from bedplate.report.html import headline
@@ -45,7 +45,7 @@ def test_the_command_ends_with_the_verdicts_code_and_writes_both_files(
     ladder_report = Report(ended(status), tmp_path)
     monkeypatch.setattr(ladder, "adapt", lambda *_, **__: ladder_report)
     unlimited = SimpleNamespace(budget=SimpleNamespace(train_minutes=None))
-    monkeypatch.setattr(first_look, "look", lambda *_: unlimited)
+    monkeypatch.setattr(task_file, "check_task_file", lambda *_: unlimited)
     (tmp_path / "task.yaml").write_text("task: t")
     xml, page = tmp_path / "junit.xml", tmp_path / "summary.md"
     line = [

@@ -16,8 +16,8 @@ from bedplate.adaptation.labels.label_plan import LabelPlan, can_be_judged, look
 from bedplate.adaptation.labels.sequential_looks import Looking
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.search.start import LABELS, check_output
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
 from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
@@ -123,8 +123,8 @@ def _next_step(
     requested = (*plan.asked, tuple(row.row_hash for row in rows))
     plan.model_copy(update={"asked": requested, "chosen": chosen}).write(directory)
     text = (
-        f"{len(rows)} rows to label are in {path}: fill in {labeled_pool.task.data.target!r} (or say under {CANNOT} why not), "
-        "and give the same command again."
+        f"{len(rows)} rows to label are in {path}: fill in {labeled_pool.task.data.target!r} (or say under {CANNOT} "
+        "why not), and give the same command again."
     )
     return LabelStep(report, path, (*messages, text))
 
@@ -143,12 +143,15 @@ def _record(
     count, all_rows = sum(bought.values()), sum(bought.values()) + sum(unlabelled.values()) + skipped
     parts = ", ".join(f"{number} {name}" for name, number in bought.items())
     summary = (
-        f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. This "
-        f"is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
+        f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. "
+        f"This is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
     )
     if spec.usd_per_label is not None:
         price = spec.usd_per_label
-        summary += f" They cost ${count * price:,.2f}; the budget ${plan.budget * price:,.2f}, all rows ${all_rows * price:,.2f}."
+        summary += (
+            f" They cost ${count * price:,.2f}; the budget ${plan.budget * price:,.2f}, all rows "
+            f"${all_rows * price:,.2f}."
+        )
     if skipped:
         summary += f" {skipped} rows could not be labelled: nothing is said of such."
     return LabelBudget(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import typer
 
-from bedplate.adaptation.task.rung_names import RUNG_LINES
+from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
@@ -44,7 +44,7 @@ opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
 where it stopped. The rungs:
 
 \b
-RUNG_LINES
+RUNG_TABLE
 
 \b
 exit code  verdict
@@ -156,9 +156,9 @@ def adapt(
         "exhaustive": exhaustive,
     }
     sizes = () if curve is None else _sizes(curve)
-    from bedplate.adaptation.task.first_look import look  # loads no torch, so that a typo is answered at once
+    from bedplate.adaptation.task.task_file import check_task_file  # loads no torch, so that a typo is answered at once
 
-    minutes = look(task_file, common["overrides"], common["rungs"]).budget.train_minutes
+    minutes = check_task_file(task_file, common["overrides"], common["rungs"]).budget.train_minutes
     limit = common["budget"] if minutes is None or common["budget"] is not None else minutes * 60
     from bedplate.inference.execution.threads import use_cores
 
@@ -187,9 +187,9 @@ def adapt(
     return EXIT_CODES[report.verdict["status"]]
 
 
-_WIDTH = max(map(len, RUNG_LINES))
-_RUNGS = "\n".join(f"  {name:<{_WIDTH}}  {line}" for name, line in RUNG_LINES.items())
-adapt.__doc__ = HELP.replace("RUNG_LINES", _RUNGS)
+_WIDTH = max(map(len, RUNG_TABLE))
+_RUNGS = "\n".join(f"  {name:<{_WIDTH}}  {row.line}" for name, row in RUNG_TABLE.items())
+adapt.__doc__ = HELP.replace("RUNG_TABLE", _RUNGS)
 
 
 def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:

@@ -280,7 +280,7 @@ class CorpusLoader:
 
     @property
     def layouts(self) -> Mapping[str, RowLayout]:
-        """Of each source, what became of its documents."""
+        """What became of each source's documents."""
         return {name: table.layout for name, table in self._tables.items()}
 
     def place(self, index: int) -> RowPlace:

@@ -250,8 +250,8 @@ def check_unseen(parts: Mapping[str, Sequence[SplitRecord]], assigned: Assigned)
 
 
 def linked(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Of each row, by the values that it has (at least one), the name of its group: the least of the group's values, so
-    that it does not depend on the order of the rows."""
+    """Group name of each row, given its values (at least one): the least value of the group, so that it does not depend
+    on the order of the rows."""
     parents: dict[str, str] = {}
 
     def top(value: str) -> str:

@@ -61,7 +61,7 @@ class Law:
 
     @property
     def degrees(self) -> int:
-        """Of freedom that are left."""
+        """Degrees of freedom."""
         return self.points - len(self._theta)
 
     def predict(self, point: ScalingPoint, confidence: float = 0.95) -> LossPrediction:
@@ -175,7 +175,7 @@ def _starts(form: Form, losses: np.ndarray) -> list[np.ndarray]:
 
 
 def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Of log losses by the constants [N, K], by central differences."""
+    """Jacobian of log losses by the constants [N, K], by central differences."""
     log_loss, columns = _FORMS[form][0], list[np.ndarray]()
     for place in range(len(theta)):
         step = np.zeros(len(theta))

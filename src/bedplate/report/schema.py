@@ -50,7 +50,7 @@ class BudgetChange(Part):
     given: float
     needed: float
     estimate: float | None
-    """Of the candidate on valid; null where it was not tried."""
+    """The candidate's on valid; null where it was not tried."""
 
 
 class Verdict(Part):
@@ -113,7 +113,7 @@ class Row(Part):
     calls: Count | None = None
     """Single calls that were timed; `rows.calls` has their seconds."""
     load: Annotated[float, Field(ge=0)] | None = None
-    """Of the machine in the minute before the last of them: runnable processes, its own among them."""
+    """Load of the machine in the minute before the last of them: runnable processes, its own among them."""
     train_seconds: Seconds | None
     skin: str | None
     """Directory of its skin, relative to the report's; null where it made none."""
@@ -155,7 +155,7 @@ class Nominees(Part):
     versus: str | None
     """What the primary is compared with."""
     reasons: dict[str, str]
-    """Of every candidate: why it is in or out."""
+    """For every candidate, why it is in or out."""
     confirmations: tuple[Confirmation, ...]
 
 
@@ -294,7 +294,7 @@ class BaseUsed(Part):
     weights: str
     kernel: str
     bytes: Count
-    """Of its parameters, as they are held."""
+    """Bytes of its parameters, as they are held."""
 
 
 class SkinMade(Part):
@@ -378,11 +378,11 @@ class ReportFile(Part):
     predictions: tuple[RulePrediction, ...]
     """Made before the climb; they order it and decide nothing."""
     requirements: dict[str, tuple[Requirement, ...]] = Field(default_factory=dict[str, tuple[Requirement, ...]])
-    """Of nominees: what the target asks for beside its bar."""
+    """For nominees, what the target asks for beside its bar."""
     guards: dict[str, tuple[Guard, ...]]
-    """Of nominees that stand on a child base."""
+    """For nominees that stand on a child base."""
     limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])
-    """Of nominees, where the budget limits the time of a call."""
+    """For nominees, where the budget limits the time of a call."""
     formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
     """By candidate."""
     forecasts: tuple[Forecast, ...]

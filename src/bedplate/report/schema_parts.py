@@ -126,11 +126,11 @@ class Look(Part):
     labels: Count
     """Test rows with a label, in the order that was fixed before."""
     share: Annotated[float, Field(gt=0, le=1)]
-    """Of the rows that the budget reaches to; by this the error is spent."""
+    """Share of the rows that the budget reaches to; by this the error is spent."""
     level: Share
     """What the bound of a single nominee is taken at, of the error that this verdict may spend."""
     rows: Sha256
-    """Of these rows, their targets and groups."""
+    """SHA-256 of these rows, their targets and groups."""
 
 
 class LabelBudget(Part):
@@ -164,7 +164,7 @@ class CalibrationBin(Part):
     """Mean, of the rows in it."""
     accuracy: Share
     interval: Interval
-    """Of the accuracy; 95%, groups respected."""
+    """Interval of the accuracy; 95%, groups respected."""
 
 
 class Calibration(Part):
@@ -289,7 +289,7 @@ class Crossover(Part):
     interval: tuple[Labels, Labels] | None
     """Null where valid has too few groups for one."""
     crosses: Share
-    """Of the resamples, the share in which tuning overtakes within the labels there are (at the smallest size, too)."""
+    """Share of the resamples in which tuning overtakes within the labels there are (at the smallest size, too)."""
     draws: Annotated[int, Field(ge=1)]
     differences: tuple[Difference, ...]
 

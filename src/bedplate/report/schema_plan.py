@@ -180,6 +180,6 @@ class Timing(Part):
     reserved: Seconds | None = None
     """What the tests were expected to take when they began; null where there were none."""
     processor_seconds: Seconds
-    """Of this process, summed over its threads."""
+    """Processor time of this process, summed over its threads."""
     resumed: bool
     """Whether an earlier run had done some of the rungs, so that these times are not one run's."""

@@ -283,8 +283,8 @@ class Catalog(Closing):
                 else "UPDATE SET name = excluded.name, path = coalesce(excluded.path, path), details = excluded.details"
             )
             self._connection.execute(
-                f"INSERT INTO {TABLES[record.artifact_type]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, ?, ?)"
-                f" ON CONFLICT (id) DO {conflict_action}",
+                f"INSERT INTO {TABLES[record.artifact_type]} (id, name, path, details, recorded_at) VALUES (?, ?, ?, "
+                f"?, ?) ON CONFLICT (id) DO {conflict_action}",
                 (record.id, record.name, place, text, recorded_at),
             )
             rows = [(record.id, parent) for parent in record.parents]

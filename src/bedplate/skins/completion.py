@@ -1,5 +1,5 @@
-"""Prompts with their answers, as text and as tokens: what tuning teaches, what demonstrations show, and what scoring and
-generation are then asked for."""
+"""Prompts with their answers, as text and as tokens: what tuning teaches, what demonstrations show, and what scoring
+and generation are then asked for."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ PoolPooling = Literal["mean", "first", "own"]
 
 
 def check_vectors(vectors: np.ndarray, count: int, k: int, index_name: str) -> None:
-    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken. index_name:
-    the name of what holds them, for messages."""
+    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken.
+    index_name: the name of what holds them, for messages."""
     shape = vectors.shape
     if vectors.dtype != np.float32 or len(shape) != 2 or not vectors.size:
         raise SkinError(f"a {index_name}'s vectors are float32 [N, D], got {vectors.dtype} {list(shape)}")

@@ -252,8 +252,9 @@ def _split_chat(
 def _check_limit(ids: list[int], answer_tokens: int, limit: int | None) -> list[int]:
     if limit is not None and len(ids) + answer_tokens > limit:
         raise ContextLengthExceeded(
-            f"the prompt has {len(ids):,} tokens{f' and its answer up to {answer_tokens:,}' if answer_tokens else ''}, more than the "
-            f"{limit:,} that fit; shorten the input or show fewer examples (nothing is cut off silently)",
+            f"the prompt has {len(ids):,} "
+            f"tokens{f' and its answer up to {answer_tokens:,}' if answer_tokens else ''}, more than the {limit:,} "
+            "that fit; shorten the input or show fewer examples (nothing is cut off silently)",
             param="input",
         )
     return ids

@@ -240,7 +240,7 @@ def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:
-    """Of each text the mean of its tokens' states, or the first token's: float32 or wider [N, D]."""
+    """Pools each text's states: their mean, or the first token's. Returns float32 or wider [N, D]."""
     upcast = states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
     counts_N = torch.bincount(segments_T - 1, minlength=texts)
     if pooling == "first":

@@ -34,8 +34,8 @@ class StepGuard:
         self._stopped = torch.zeros((), device=device)
 
     def judge(self, number: int, loss: Tensor, norm: Tensor, unsound: Tensor) -> tuple[Tensor, Tensor]:
-        """Of step `number` (from 1): 1 where it is not to be applied, and 1 where the run is to stop, from then on;
-        scalars that are not read. unsound: 1 where something in it is not finite."""
+        """Judges step `number` (from 1). Returns 1 where it is not to be applied, and 1 where the run is to stop, from
+        then on; scalars that are not read. unsound: 1 where something in the step is not finite."""
         at, values = number % self._config.window, {"loss": loss, "norm": norm}
         bad = unsound > 0
         for name, value in values.items():
@@ -102,7 +102,7 @@ class Skipped:
         return {"skipped": why, "skipped_examples": ids}
 
     def error(self) -> TrainingError:
-        """Of the last one, after which the run stops, and those shortly before it."""
+        """The error that stops the run: names the last skipped step and those shortly before it."""
         guard, last = self._guard, self._steps[-1][0]
         recent = [message for number, message in self._steps if number > last - guard.window]
         allowed = f" {guard.allowed} such steps are allowed among {guard.window}." if guard.allowed else ""

@@ -65,7 +65,7 @@ from bedplate.training.utilisation import Utilisation
 
 
 def store_of(out: Path, ranks: Ranks) -> StateStore:
-    """Of the run in this directory, which other processes than these may have begun."""
+    """Opens the state store of the run in this directory, which another number of processes may have begun."""
     if ranks.world > 1 or (out / SHARDS).exists():
         # torch's parts for several processes take a second to import.
         from bedplate.training.parallel.states import DistributedStates

@@ -260,7 +260,7 @@ def set_products(model: torch.nn.Module, products: Products) -> None:
 
 logger = logging.getLogger("bedplate.training")
 ROOM = 1.1
-"""Of the memory that the weights take, which must be free."""
+"""Free memory that a conversion needs, relative to the converted weights."""
 _claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
 _taking = threading.Lock()

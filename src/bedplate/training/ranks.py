@@ -35,7 +35,7 @@ class Ranks:
         return local
 
     def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        """Of each question, whether any rank says yes."""
+        """Whether any rank answers yes, for each question."""
         return flags
 
     def maximum(self, local: int) -> int:
@@ -77,7 +77,7 @@ class Ranks:
         """Adds to each gradient what other ranks have of it."""
 
     def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:
-        """Of the whole gradient, from what is held here of it: a scalar that is not read."""
+        """Norm of the whole gradient, from this rank's part of it: a scalar that is not read."""
         return nn.utils.get_total_norm(list(grads.values()))
 
     def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class RoutedDocuments:
         return torch.full((self._runs,), fill_value, device=values_N.device).scatter(0, self._run_N, values_N)
 
     def sums(self, values_LNE: Tensor) -> Tensor:
-        """Of each document's tokens, [L, S, E]; zeros in the places of what is no document."""
+        """Sums over each document's tokens, [L, S, E]; zeros for what is no document."""
         L, _, E = values_LNE.shape
         own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
         prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(

@@ -35,13 +35,13 @@ class Utilisation:
     source: str
 
     def share(self, tokens: float, seconds: float, devices: int = 1) -> float:
-        """Of the peak of so many devices."""
+        """Share of the peak of so many devices."""
         return tokens * self.flops_per_token / (seconds * self.peak * devices)
 
 
 def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
-    """Of training on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where it is not known yet: of the faster
-    one that training may choose."""
+    """Utilisation of a training run on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where the dtype is not
+    known yet, counts with the faster of those that training may choose."""
     peak, source = max(peak_of(device, candidate) for candidate in (_AUTO if dtype == "auto" else (dtype,)))
     return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
 

@@ -11,7 +11,7 @@ import yaml
 from tests.adaptation.conftest import BAD, GOOD, write_task
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.task.first_look import look
+from bedplate.adaptation.task.task_file import check_task_file
 from bedplate.cli.adapt import groups_said
 from bedplate.core.errors import ConfigError
 
@@ -39,10 +39,10 @@ def task(tmp_path: Path, tiny_base: Path) -> Path:
 def test_a_ladder_does_not_start_until_its_groups_are_said(task: Path, tmp_path: Path) -> None:
     out, alone = tmp_path / "out", ["data.group_by=null", "data.ungrouped_because=each is another buyer"]
     with pytest.raises(ConfigError, match=r"group_by is not said: .*shop has 40 values on 160 rows"):
-        look(task)
+        check_task_file(task)
     with pytest.raises(ConfigError, match="group_by is not said"):
         adapt(task, out)
-    look(task, alone)
+    check_task_file(task, alone)
     with pytest.raises(ConfigError, match=r"declare it: data.group_by: shop.*data.not_groups: \{\"shop\""):
         adapt(task, out, overrides=alone)
     assert not out.exists()

@@ -18,7 +18,7 @@ from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
 from bedplate.adaptation.labels.acquisition import least_sure
 from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, look_at, next_rows, planned
 from bedplate.adaptation.labels.sequential_looks import Looking, SequentialVerdict
-from bedplate.adaptation.search.task_file import load_adapt_task
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl

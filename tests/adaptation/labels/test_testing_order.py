@@ -67,7 +67,7 @@ def confirmed(testing: str, right: dict[str, int]) -> tuple[gate.GateDecision, d
     nomination = gate.Nomination(tuple(tested), max(right, key=lambda name: right[name]), None, {})
     order = gate.order_of(testing, nomination, tested)  # pyright: ignore[reportArgumentType]
     confirmations = gate.confirm(list(tested.items()), tested, target=BAR, alpha=ALPHA, order=order)
-    decision = gate.decide(nomination, confirmations, metric="accuracy", target=BAR, n=400, groups=400)
+    decision = gate.GateVerdict(nomination, confirmations, metric="accuracy", target=BAR, n=400, groups=400).decision
     return decision, {confirmation.rung: confirmation.reached for confirmation in confirmations}
 
 

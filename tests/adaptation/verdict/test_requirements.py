@@ -14,8 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.acceptance import OnTest
-from bedplate.adaptation.verdict.bar import Bar
+from bedplate.adaptation.verdict.acceptance import Bar, OnTest
 from bedplate.adaptation.verdict.estimates import CallPrice, Priced
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
@@ -134,7 +133,7 @@ def test_a_slice_has_the_metric_that_is_named_whatever_the_task_is_judged_by() -
 def test_a_skin_is_held_against_what_runs_today() -> None:
     current, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
     baseline = Priced(current)
-    close = only({"against": "current", "margin": 0.05}, new, other=baseline).at(0.95)
+    close = only({"against": "current", "margin": 0.05}, new, reference=baseline).at(0.95)
     assert close.value == pytest.approx(new.estimate - current.estimate)
     assert close.lower is not None
     gap = np.array([a.score - b.score for a, b in zip(new.rows, current.rows, strict=True)])
@@ -142,9 +141,9 @@ def test_a_skin_is_held_against_what_runs_today() -> None:
     assert close.lower == pytest.approx(by_t, abs=0.002)  # further out by the side that the changes lean to
     assert close.holds is None
     assert close.needed_n is not None
-    better = only({"against": "current", "better_by": 0}, evaluated([True] * 400), other=baseline).at(0.95)
+    better = only({"against": "current", "better_by": 0}, evaluated([True] * 400), reference=baseline).at(0.95)
     assert (better.holds, better.requirement) == (True, "better than current")
-    worse = only({"against": "current", "margin": 0.02}, evaluated(wrong_every(3)), other=baseline).at(0.95)
+    worse = only({"against": "current", "margin": 0.02}, evaluated(wrong_every(3)), reference=baseline).at(0.95)
     assert worse.holds is False
 
 
@@ -170,7 +169,7 @@ def test_the_price_of_a_call_is_in_what_is_compared() -> None:
     assert bar.scale.value(Priced(new, price).estimate) == pytest.approx(0.5 + 0.02)
     assert bar.scale.value(Priced(new, price).bound(0.95)) > bar.scale.value(new.bound(0.95)) + 0.02
     target = {"against": "current", "better_by": 0}
-    dearer = only(target, new, price=price, other=Priced(current, CallPrice.fixed(0.01 / 4))).at(0.95)
+    dearer = only(target, new, price=price, reference=Priced(current, CallPrice.fixed(0.01 / 4))).at(0.95)
     assert dearer.value == pytest.approx(0.01)  # in dollars of a call: the skin costs a cent more
     assert dearer.direction == "at_most"
     cheap = only({"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_most": 0.8}]}, new, price=price).at(0.95)
@@ -188,9 +187,9 @@ def verdict(
         c.rung: [requirement.at(c.lower_confidence) for requirement in shown[c.rung]] for c in confirmations
     }
     nomination = gate.Nomination(names, names[0], None, {})
-    return gate.decide(
+    return gate.GateVerdict(
         nomination, confirmations, metric="accuracy", target=bar, n=400, groups=400, requirements=requirements
-    )
+    ).decision
 
 
 def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
@@ -225,7 +224,7 @@ def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() ->
     assert verdict(shown, {"x": evaluation}, 0.803).status == "INSUFFICIENT_DATA"  # each of three claims has a third
     assert OnTest(0.803, {}, shown).claims == 3
     assert OnTest(0.803, {}, {}).claims == 1
-    against = {"x": [only({"against": "current", "margin": 0.02}, evaluation, other=Priced(evaluation))]}
+    against = {"x": [only({"against": "current", "margin": 0.02}, evaluation, reference=Priced(evaluation))]}
     assert OnTest(0.803, {}, against).claims == 1  # the bar is that comparison
 
 

@@ -40,8 +40,8 @@ def source_of(base: str, task: Task) -> str:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """What is known of a base once it was loaded. name: as the task file gives it; architecture: "decoder" or "encoder";
-    weights, kernel: as its engine has them; size: bytes of its parameters."""
+    """What is known of a base once it was loaded. name: as the task file gives it; architecture: "decoder" or
+    "encoder"; weights, kernel: as its engine has them; size: bytes of its parameters."""
 
     name: str
     short: str

@@ -28,6 +28,7 @@ from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
 from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.core.executor import Executor
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import enough_groups, values_needed
 from bedplate.core.statistics.noninferiority import units_needed
@@ -100,6 +101,11 @@ class Context:
     """The skin that the new ones take over from."""
     outer_clock: Clock | None = None
     """Whose time and money plans have to keep to, beside their own; more is a skip."""
+    executor: Executor | None = None
+    """What runs the fits of rungs elsewhere; None: here."""
+    run_directory: Path | None = None
+    """The directory of the whole run, from which a job can rebuild this context (`search.rung_job`); None where it
+    cannot: for parts of the rows, smaller and nested fits."""
     climb: Callable[[Context, str, Path], RungOutcome] | None = None
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
     that directory."""
@@ -156,6 +162,7 @@ class Context:
             before=None,
             pace=1.0,
             settled=False,
+            run_directory=None,
         )
         if self.unfit is None:
             sub_context.throughput, sub_context.format_gain = self.throughput, self.format_gain
@@ -163,7 +170,7 @@ class Context:
 
     def on(self, base: TaskBase, out: Path) -> Context:
         """The same on a child of this base, which is as fast; what is made there goes into `out`."""
-        child_context = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1)
+        child_context = replace(self, at=base, out=out, chosen=Chosen(), embedders={}, most_seeds=1, run_directory=None)
         child_context.throughput, child_context.format_gain = self.throughput, self.format_gain
         return child_context
 

@@ -43,8 +43,8 @@ class Embedder:
         return (context.model if self.source is None else context.embedder(self.source)).engine
 
     def embed(self, context: Context, texts: Sequence[str], cache_file: Path) -> np.ndarray:
-        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. cache_file: a file for
-        these texts alone, which grows part by part, so that an interrupted rung embeds none twice."""
+        """Vectors float32 [N, D]; zeros for a text that is too long for the base, or has no tokens. cache_file: a file
+        for these texts alone, which grows part by part, so that an interrupted rung embeds none twice."""
         engine = self.engine(context)
         tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
         fits = [i for i, text in enumerate(texts) if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]

@@ -49,8 +49,8 @@ class Skip:
 
 
 def no_time(seconds: float, seconds_left: float, reservation: str = "") -> Skip:
-    """What needs more seconds than the budget has left, in its smallest version. reservation: what else the rest is kept
-    for."""
+    """What needs more seconds than the budget has left, in its smallest version. reservation: what else the rest is
+    kept for."""
     reason = f"it needs about {seconds:.0f} s, {max(seconds_left, 0):.0f} s of the budget are left{reservation}"
     return Skip(reason, "budget", seconds)
 
@@ -175,8 +175,8 @@ class Tested:
 
 @dataclass(frozen=True)
 class Climbed:
-    """A candidate that was climbed. result: as the report has it, under the candidate's name; rung_result: as the rung left it,
-    below `out`; parent: the base it was climbed on; opened: a predictor of its skin, from what is on disk."""
+    """A candidate that was climbed. result: as the report has it, under the candidate's name; rung_result: as the rung
+    left it, below `out`; parent: the base it was climbed on; opened: a predictor of its skin, from what is on disk."""
 
     name: str
     result: RungResult

@@ -33,8 +33,8 @@ class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes. first_calls: seconds of the first FEW of those calls, the median. at: when it
-    was measured, on the machine's own clock."""
+    answer, which is what a tuned skin writes. first_calls: seconds of the first FEW of those calls, the median. at:
+    when it was measured, on the machine's own clock."""
 
     token: float
     call: float
@@ -57,8 +57,8 @@ class Throughput:
 @dataclass(frozen=True)
 class CallTimings:
     """Calls with one prompt. call: seconds, the least of `times` medians. load: processes that wanted a processor,
-    averaged over a minute; None where the system does not say. cpu_seconds: seconds that this process's processors worked for
-    such a call, spread over the threads that it may have; None where that is not known."""
+    averaged over a minute; None where the system does not say. cpu_seconds: seconds that this process's processors
+    worked for such a call, spread over the threads that it may have; None where that is not known."""
 
     call: float
     times: int

@@ -166,7 +166,10 @@ def _crossover_says(crossover: Crossover, min_labels: float, max_labels: float) 
     words = {"below": f"{min_labels:,.0f} or fewer", "beyond": f"more than the {max_labels:,.0f} there are"}
     ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in crossover.interval]
     range_text = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-    return f"{sentence} ({CONFIDENCE:.0%} interval: {range_text}; it overtakes in {crossover.crosses:.0%} of the resamples)."
+    return (
+        f"{sentence} ({CONFIDENCE:.0%} interval: {range_text}; it overtakes in {crossover.crosses:.0%} of the "
+        "resamples)."
+    )
 
 
 def _pays_says(crossover: Crossover, break_even: Sequence[BreakEven]) -> str:

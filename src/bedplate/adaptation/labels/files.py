@@ -90,7 +90,7 @@ def read_labels(path: Path, task: Task, row_keys: Sequence[str]) -> Labelled:
     missing = len(set(row_keys) - read_keys)
     if missing:
         raise DataError(
-            f"{path}: {missing} rows that were asked for are gone; put them back, and write under {CANNOT} why where one "
-            "cannot be labelled: rows that are left out unseen would make the estimate a biased one"
+            f"{path}: {missing} rows that were asked for are gone; put them back, and write under {CANNOT} why where "
+            "one cannot be labelled: rows that are left out unseen would make the estimate a biased one"
         )
     return Labelled(path, labels, frozenset(skipped), len(read_keys) - len(labels) - len(skipped))

@@ -20,8 +20,7 @@ from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.pool import LabelPool
-from bedplate.report.schema_parts import Look
-from bedplate.report.schema_parts import Count, Sha256
+from bedplate.report.schema_parts import Count, Look, Sha256
 
 LEARNING = 2
 """Files before the first look, where there is anything to learn from."""
@@ -65,8 +64,8 @@ def planned(pool: LabelPool, budget: int) -> LabelPlan:
     short = next((name for name in allotment if allotment[name] < minimum and missing[name] > allotment[name]), None)
     if short is not None:
         raise UsageError(
-            f"a budget of {budget} labels leaves {allotment[short]} for {short} by data.split, and {minimum} are the least; "
-            "give a larger --label-budget"
+            f"a budget of {budget} labels leaves {allotment[short]} for {short} by data.split, and {minimum} are the "
+            "least; give a larger --label-budget"
         )
     train, valid, test = (min(allotment[name], missing[name]) for name in ("train", "valid", "test"))
     return LabelPlan(pool=pool.hash, budget=budget, train=train, valid=valid, test=test)
@@ -97,7 +96,8 @@ def read_plan(directory: Path, pool: LabelPool, budget: int) -> LabelPlan:
 
 def next_rows(plan: LabelPlan, labeled_pool: LabelPool, bought: Mapping[str, int]) -> tuple[list[Example], str]:
     """The rows of the next file, in an order that says nothing of their splits, and how train's were chosen; none where
-    the budget is spent or no row is left. labeled_pool: the rows with all labels so far; bought: how many of each split were."""
+    the budget is spent or no row is left. labeled_pool: the rows with all labels so far; bought: how many of each split
+    were."""
     waiting = {name: [example for example in part if not example.target] for name, part in labeled_pool.parts.items()}
     number, chosen, rows = len(plan.asked) + 1, plan.chosen, list[Example]()
     if number <= plan.learning:

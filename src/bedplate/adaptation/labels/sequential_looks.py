@@ -87,7 +87,8 @@ class Looking(SingleLook):
 def rows_of(
     task: Task, looking: Looking | None, assigned: Assigned | None, memory_rows: Mapping[str, SourceRows]
 ) -> TaskData:
-    """A task's rows, once it has said which of them belong together. memory_rows: those that are in memory, by prefix."""
+    """A task's rows, once it has said which of them belong together. memory_rows: those that are in memory, by
+    prefix."""
     sources = memory_rows or sources_of(task)
     grouping = grouping_of(task, sources)
     data = load_examples(task, assigned, sources) if looking is None else looking.data

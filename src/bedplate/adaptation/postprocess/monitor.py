@@ -32,7 +32,7 @@ from bedplate.evaluation.ledger.looks import EarlierLook, earlier_looks, looks, 
 from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.lookup import embed_texts
@@ -146,8 +146,8 @@ def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]
     missing = len(source_hashes - present_hashes)
     if missing:
         notes.append(
-            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of {origin.run_task.path}: "
-            "inputs are not compared"
+            f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of "
+            f"{origin.run_task.path}: inputs are not compared"
         )
         return [], set()
     return [e for e in examples if e.row_hash in source_hashes], present_hashes - source_hashes
@@ -170,7 +170,7 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
 def _quality(
     origin: Origin,
     unseen: Sequence[Example],
-    predictor: Answers,
+    predictor: SkinPredictor,
     levels: Levels,
     look: int,
     earlier: EarlierLook,
@@ -198,7 +198,7 @@ def _shifts(
     old: Sequence[Example],
     elsewhere: set[str],
     fresh: FreshRows,
-    predictor: Answers,
+    predictor: SkinPredictor,
     levels: Levels,
     earlier: EarlierLook,
     largest: int,
@@ -260,7 +260,7 @@ def _text(example: Example) -> str:
 
 
 def input_vectors(
-    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: Answers, notes: list[str]
+    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: SkinPredictor, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
     base is here."""
@@ -283,7 +283,7 @@ def input_vectors(
     return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])
 
 
-def _engine(predictor: Answers) -> Engine | None:
+def _engine(predictor: SkinPredictor) -> Engine | None:
     """Of the skin's base, or of the first base of a cascade's two skins."""
     if isinstance(predictor, CascadePredictor):
         return _engine(predictor.first) or _engine(predictor.second)

@@ -25,9 +25,9 @@ REPORT_CONFIDENCE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """A skin with the task that it is to answer and its `run_task`, that it was made for; and the split of each row that its
-    run had, by row hash: None, with the reason in `notes`, where that is not known. texts: the same by the keys of a
-    row's texts; none of runs from before these were kept."""
+    """A skin with the task that it is to answer and its `run_task`, that it was made for; and the split of each row
+    that its run had, by row hash: None, with the reason in `notes`, where that is not known. texts: the same by the
+    keys of a row's texts; none of runs from before these were kept."""
 
     id: str
     skin: Skin

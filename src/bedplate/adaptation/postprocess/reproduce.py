@@ -32,8 +32,8 @@ from bedplate.adaptation.search.fingerprint import config_of
 from bedplate.adaptation.search.format_trial import in_weights
 from bedplate.adaptation.search.rung_files import read_plan, write_plan
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
-from bedplate.adaptation.search.task_file import load_adapt_task
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress

@@ -10,8 +10,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import calibration, confusion, slices
 from bedplate.evaluation.task_row import GradedRow
-from bedplate.report.schema_parts import ExampleRow, Examples, Focus
-from bedplate.report.schema_parts import Split
+from bedplate.report.schema_parts import ExampleRow, Examples, Focus, Split
 
 SHOWN_WRONG, SHOWN_DISAGREEING, SHOWN_RIGHT = 8, 12, 4
 Why = Literal["wrong", "disagreement", "right"]

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
@@ -20,100 +19,51 @@ from bedplate.adaptation.report.error_analysis import examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.formats import not_tried
-from bedplate.adaptation.search.guard_drops import GuardResult
-from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.acceptance import Hurdles
-from bedplate.adaptation.verdict.admission import BudgetChanges
-from bedplate.adaptation.verdict.estimates import Priced
+from bedplate.adaptation.verdict import gate, rules
+from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import PairedComparison, compare
-from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.evaluation.task_row import GradedRow
 from bedplate.report import schema, schema_parts, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
-from bedplate.report.schema_parts import Requirement
-from bedplate.report.schema_parts import LabelBudget
-from bedplate.report.schema_parts import Split
+from bedplate.report.schema_parts import LabelBudget, Split
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import BaseReference
 
 
-def build_report(
-    contexts: Sequence[Context],
-    data: TaskData,
-    outcomes: Mapping[str, RungOutcome],
-    bases: Mapping[str, str | None],
-    nomination: gate.Nomination,
-    tested: Mapping[str, Tested],
-    opening: Opening | None,
-    alpha: float,
-    confirmations: Sequence[schema.Confirmation],
-    decision: gate.GateDecision,
-    *,
-    predictions: Sequence[Mapping[str, Any]],
-    guards: Mapping[str, Sequence[GuardResult]],
-    limits: Mapping[str, Sequence[schema_plan.Limit]],
-    formats: Mapping[str, schema_plan.Formats],
-    kept_out: Sequence[BudgetChanges] = (),
-    reserved: float | None = None,
-    labels: LabelBudget | None = None,
-    watch: Stopwatch,
-    hurdles: Hurdles,
-    required: Mapping[str, Sequence[Requirement]],
-    bar: float,
-) -> Report:
-    """Put together what was measured; nothing is computed here that could have been decided otherwise.
-
-    contexts: one for each base, the task's first in front. outcomes, tested: by candidate, in the weights to serve.
-    bases: candidate → the base it stands on, as the task file names it; None where none has a part in it. required:
-    what the target asks of the nominees beside its bar, which is a score.
-    """
-    context = contexts[0]
-    scale = context.task.scale
-    results = {name: o.result for name, o in outcomes.items() if o.result}
+def build_report(run: LadderRun) -> Report:
+    """Put together what was measured; nothing is computed here that could have been decided otherwise."""
+    context, verdict = run.context, run.verdict
+    outcomes, results, tested = run.served, run.results, run.tested
     evaluations = {name: t.evaluation for name, t in tested.items()}
-    net = {name: hurdles.net(t.evaluation, results[name], t.latency) for name, t in tested.items()}
-    compared = gate.compare_with(net, nomination.nominees, nomination.versus, context.seed)
+    net = {name: run.hurdles.net(t.evaluation, results[name], t.latency) for name, t in tested.items()}
+    compared = gate.compare_with(net, verdict.nomination.nominees, verdict.nomination.versus, context.seed)
     valid = {name: result.evaluation for name, result in results.items()}
-    passed = None if decision.rung is None else outcomes[decision.rung].result
-    judged = decision.rung or nomination.primary
-    classical = _classical(net, judged, context.seed, results)
-    left_out = (*planner.not_tried(outcomes), *not_tried(formats))
-    untried = _untried(left_out) if decision.status == "PASS" else None
-    reason = " ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical]))
-    rate = context.spec.machine.usd_per_hour
+    judged = verdict.decision.rung or verdict.nomination.primary
+    left_out = (*planner.not_tried(outcomes), *not_tried(run.formats))
+    labels = None if run.looking is None else run.looking.record_at(run.alpha)
+    opening = run.opening
     report_file = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,
         task=context.task.task,
-        verdict=schema.Verdict(
-            status=decision.status,
-            skin=None if passed is None else passed.skin,
-            reason=reason,
-            rung=decision.rung,
-            exploratory=opening is not None and opening.exploratory,
-            kept_out=tuple(
-                schema.BudgetChange(rung=admission.rung, estimate=admission.estimate, **vars(change))
-                for admission in kept_out
-                for change in admission.changes
-            ),
+        verdict=_verdict(run, left_out, _classical(net, judged, context.seed, results)),
+        rungs=(*reference_rows.current_rows(context.task, run.hurdles), *_rows(run)),
+        nominees=schema.Nominees(**verdict.nomination.to_json(), confirmations=tuple(verdict.confirmations)),
+        comparisons=tuple(_comparison(*pair, planned=pair[0] == verdict.nomination.primary) for pair in compared),
+        target=reference_rows.target_of(context.task, context.spec.target, verdict.target),
+        requirements={name: tuple(requirements) for name, requirements in verdict.requirements.items()},
+        predictions=tuple(
+            schema_plan.RulePrediction(**prediction)
+            for prediction in rules.score(run.expectations, outcomes, tested, context.seed)
         ),
-        rungs=(
-            *reference_rows.current_rows(context.task, hurdles),
-            *_rows(context.out, outcomes, tested, bases, rate, context.spec.target.confidence, hurdles),
-        ),
-        nominees=schema.Nominees(**nomination.to_json(), confirmations=tuple(confirmations)),
-        comparisons=tuple(_comparison(*pair, planned=pair[0] == nomination.primary) for pair in compared),
-        target=reference_rows.target_of(context.task, context.spec.target, bar),
-        requirements={name: tuple(nominee_checks) for name, nominee_checks in required.items()},
-        predictions=tuple(schema_plan.RulePrediction(**prediction) for prediction in predictions),
-        guards={name: tuple(nominee_guards) for name, nominee_guards in guards.items()},
-        limits={name: tuple(nominee_limits) for name, nominee_limits in limits.items()},
-        formats=dict(formats),
+        guards={name: tuple(guards) for name, guards in run.guards.items()},
+        limits={name: tuple(limits) for name, limits in verdict.limits.items()},
+        formats=dict(run.formats),
         forecasts=tuple(planner.forecasts(context, outcomes)),
         not_tried=left_out,
         search={name: tuple(schema.Tried(**trial) for trial in r.search) for name, r in results.items() if r.search},
@@ -121,66 +71,102 @@ def build_report(
         export={name: schema.Export(**vars(result.export)) for name, result in results.items() if result.export},
         ledger=None
         if opening is None
-        else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=alpha, notes=opening.notes),
+        else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=run.alpha, notes=opening.notes),
         labels=labels,
-        data=schema.Data(
-            counts=dict(data.counts),
-            hashes=dict(data.hashes),
-            notes=(*data.notes, *_too_long(tested), *_one_look(labels)),
-            licences=data.licences,
-            test_openings=tuple(data.test.openings),
-            second_labels=second_labels(context.task, data, context.spec.target.confidence),
-            grouping=data.grouping,
-            card=data_card(context.labels, context.train, context.valid, valid, next(iter(evaluations.values()), None)),
-        ),
+        data=_data(run, labels, valid, next(iter(evaluations.values()), None)),
         focus=_focus(judged, valid, evaluations),
         examples=examples(context.valid, valid, judged),
         curve=None,
-        lineage=_lineage(contexts, context.out, outcomes),
-        settings=schema.Settings(
-            seed=context.seed,
-            budget=context.spec.budget.model_dump(mode="json"),
-            budget_seconds=context.clock.seconds,
-            exhaustive=context.exhaustive,
-            rungs=chosen_rungs(context.spec),
-            version=__version__,
-            environment=environment(),
-        ),
-        machine=schema_plan.Machine(
-            **context.spec.machine.model_dump(mode="json"),
-            processor=platform.machine(),
-            cores=os.cpu_count(),
-            system=platform.system(),
-            python=platform.python_version(),
-        ),
-        timing=schema_plan.Timing(
-            seconds=round(context.clock.used, 1),
-            usd=context.clock.spent,
-            rungs={name: round(o.seconds, 2) for name, o in outcomes.items()},
-            guards=watch.of("guards"),
-            formats=watch.of("formats"),
-            tests=watch.of("tests"),
-            latency=watch.of("latency"),
-            reserved=None if reserved is None else round(reserved, 2),
-            processor_seconds=round(watch.processor, 1),
-            resumed=any(o.reused for o in outcomes.values()),
-        ),
+        lineage=_lineage(run.contexts, context.out, outcomes),
+        settings=_settings(context),
+        machine=_machine(context),
+        timing=_time_spent(run),
         rows=schema.Rows(
-            valid=_results(hurdles.current_system("valid") | valid),
-            test=_results(hurdles.current_system("test") | evaluations),
+            valid=_results(run.hurdles.current_system("valid") | valid),
+            test=_results(run.hurdles.current_system("test") | evaluations),
             calls={
                 "valid": {name: result.latency.seconds for name, result in results.items()},
-                "test": {name: tested_skin.latency.seconds for name, tested_skin in tested.items()},
+                "test": {name: t.latency.seconds for name, t in tested.items()},
             },
-            guards={
-                name: {guard.guard: guard.rows for guard in nominee_guards} for name, nominee_guards in guards.items()
-            },
+            guards={name: {guard.guard: guard.rows for guard in guards} for name, guards in run.guards.items()},
         ),
     )
     values = report_file.model_dump(mode="json", exclude_unset=True)
-    if scale.lower_is_better:
-        in_dollars(values, scale)
+    if context.task.scale.lower_is_better:
+        in_dollars(values, context.task.scale)
     return Report(values, context.out)
+
+
+def _verdict(run: LadderRun, left_out: Sequence[schema_plan.NotTried], classical: str | None) -> schema.Verdict:
+    decision, opening = run.verdict.decision, run.opening
+    passed = None if decision.rung is None else run.results[decision.rung]
+    untried = _untried(left_out) if decision.status == "PASS" else None
+    return schema.Verdict(
+        status=decision.status,
+        skin=None if passed is None else passed.skin,
+        reason=" ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical])),
+        rung=decision.rung,
+        exploratory=opening is not None and opening.exploratory,
+        kept_out=tuple(
+            schema.BudgetChange(rung=changes.rung, estimate=changes.estimate, **vars(change))
+            for changes in run.verdict.kept_out
+            for change in changes.changes
+        ),
+    )
+
+
+def _data(
+    run: LadderRun, labels: LabelBudget | None, valid: Mapping[str, Evaluation], test: Evaluation | None
+) -> schema.Data:
+    context, data = run.context, run.data
+    return schema.Data(
+        counts=dict(data.counts),
+        hashes=dict(data.hashes),
+        notes=(*data.notes, *_too_long(run.tested), *_one_look(labels)),
+        licences=data.licences,
+        test_openings=tuple(data.test.openings),
+        second_labels=second_labels(context.task, data, context.spec.target.confidence),
+        grouping=data.grouping,
+        card=data_card(context.labels, context.train, context.valid, valid, test),
+    )
+
+
+def _settings(context: Context) -> schema.Settings:
+    return schema.Settings(
+        seed=context.seed,
+        budget=context.spec.budget.model_dump(mode="json"),
+        budget_seconds=context.clock.seconds,
+        exhaustive=context.exhaustive,
+        rungs=chosen_rungs(context.spec),
+        version=__version__,
+        environment=environment(),
+    )
+
+
+def _machine(context: Context) -> schema_plan.Machine:
+    return schema_plan.Machine(
+        **context.spec.machine.model_dump(mode="json"),
+        processor=platform.machine(),
+        cores=os.cpu_count(),
+        system=platform.system(),
+        python=platform.python_version(),
+    )
+
+
+def _time_spent(run: LadderRun) -> schema_plan.Timing:
+    clock, watch = run.context.clock, run.watch
+    return schema_plan.Timing(
+        seconds=round(clock.used, 1),
+        usd=clock.spent,
+        rungs={name: round(o.seconds, 2) for name, o in run.outcomes.items()},
+        guards=watch.of("guards"),
+        formats=watch.of("formats"),
+        tests=watch.of("tests"),
+        latency=watch.of("latency"),
+        reserved=None if run.reserved is None else round(run.reserved, 2),
+        processor_seconds=round(watch.processor, 1),
+        resumed=any(o.reused for o in run.outcomes.values()),
+    )
 
 
 def _results(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[schema.RowResult, ...]]:
@@ -269,64 +255,68 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _rows(
-    out: Path,
-    outcomes: Mapping[str, RungOutcome],
-    tested: Mapping[str, Tested],
-    bases: Mapping[str, str | None],
-    rate: float,
-    confidence: float,
-    hurdles: Hurdles,
-) -> Iterator[schema.Row]:
+def _rows(run: LadderRun) -> Iterator[schema.Row]:
     """One for each candidate and split that it was evaluated on."""
-    for name, outcome in outcomes.items():
-        base, result = bases[name], outcome.result
-        if result is None:
-            yield _row(name, base, outcome, "valid", None, None, out, rate, confidence)
-            continue
-        priced = hurdles.priced(result.evaluation, result, result.latency)
-        yield _row(name, base, outcome, "valid", priced, result.latency, out, rate, confidence)
-        if name in tested:
-            priced = hurdles.priced(tested[name].evaluation, result, tested[name].latency)
-            yield _row(name, base, outcome, "test", priced, tested[name].latency, out, rate, confidence)
+    for name, outcome in run.served.items():
+        result = outcome.result
+        yield _row(run, name, outcome, "valid", None if result is None else (result.evaluation, result.latency))
+        if result is not None and name in run.tested:
+            tested = run.tested[name]
+            yield _row(run, name, outcome, "test", (tested.evaluation, tested.latency))
 
 
 def _row(
-    rung: str,
-    base: str | None,
-    outcome: RungOutcome,
-    split: Split,
-    priced: Priced | None,
-    timing: Latency | None,
-    out: Path,
-    rate: float,
-    confidence: float,
+    run: LadderRun, rung: str, outcome: RungOutcome, split: Split, measured: tuple[Evaluation, Latency] | None
 ) -> schema.Row:
-    result, evaluation = outcome.result, None if priced is None else priced.evaluation
-    skin = None if result is None else result.skin
-    evaluated_with = (
-        None if skin is None else read_skin(out / skin).evaluated_with
-    )  # a cascade's two skins say their own
+    """One row. measured: the evaluation on this split and its single calls; None where the rung was not made."""
+    result, base = outcome.result, run.candidates[rung].base
+    if result is None or measured is None:
+        return schema.Row(
+            rung=rung,
+            base=base,
+            status="skipped" if outcome.status == "skipped" else "failed",
+            reason=outcome.reason,
+            split=split,
+            estimate=None,
+            interval=None,
+            n=0,
+            groups=0,
+            coverage=None,
+            answered=None,
+            seeds=(),
+            usd_per_1k_calls=None,
+            p50_ms=None,
+            p95_ms=None,
+            train_seconds=None,
+            skin=None,
+            weights=None,
+            kernel=None,
+        )
+    (evaluation, timing), spec = measured, run.context.spec
+    rate, confidence = spec.machine.usd_per_hour, spec.target.confidence
+    priced = run.hurdles.priced(evaluation, result, timing)
+    # a cascade's two skins say their own
+    evaluated_with = None if result.skin is None else read_skin(run.context.out / result.skin).evaluated_with
     return schema.Row(
         rung=rung,
         base=base,
-        status="done" if result is not None else "skipped" if outcome.status == "skipped" else "failed",
-        reason=outcome.reason if result is None else result.reason,
+        status="done",
+        reason=result.reason,
         split=split,
-        estimate=None if priced is None else priced.estimate,
-        interval=None if priced is None else priced.interval,
-        n=0 if evaluation is None else evaluation.n,
-        groups=0 if evaluation is None else evaluation.groups,
-        coverage=None if evaluation is None else evaluation.coverage,
-        answered=None if evaluation is None else evaluation.answered,
+        estimate=priced.estimate,
+        interval=priced.interval,
+        n=evaluation.n,
+        groups=evaluation.groups,
+        coverage=evaluation.coverage,
+        answered=evaluation.answered,
         # seeds are a spread on valid; only the chosen one has seen test
-        seeds=() if result is None or split != "valid" else tuple(schema.Seed(**seed) for seed in result.seeds),
-        usd_per_1k_calls=None if timing is None or result is None else 1000 * result.price(rate, timing.mean),
-        p50_ms=None if timing is None else timing.p50 * 1000,
-        p95_ms=None if timing is None else timing.p95 * 1000,
-        **({} if timing is None or result is None else _timing(result, timing, rate, confidence)),
-        train_seconds=None if result is None else result.train_seconds,
-        skin=skin,
+        seeds=tuple(schema.Seed(**seed) for seed in result.seeds) if split == "valid" else (),
+        usd_per_1k_calls=1000 * result.price(rate, timing.mean),
+        p50_ms=timing.p50 * 1000,
+        p95_ms=timing.p95 * 1000,
+        **_timing(result, timing, rate, confidence),
+        train_seconds=result.train_seconds,
+        skin=result.skin,
         weights=None if evaluated_with is None else evaluated_with.weights,
         kernel=None if evaluated_with is None else evaluated_with.kernel,
     )
@@ -387,7 +377,10 @@ def _classical(
             f"A classical model of the task's own labels scores {numbers}; {judged} is not measurably better "
             f"(p = {comparison.p_value:.2g}): consider it first{location}."
         )
-    return f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the difference)."
+    return (
+        f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the "
+        "difference)."
+    )
 
 
 def _too_long(tested: Mapping[str, Tested]) -> list[str]:

@@ -1,43 +1,39 @@
-"""The ways to adapt, cheapest first. RUNGS is the table of all there are."""
+"""The ways to adapt, cheapest first: RUNGS gives the rungs of `task.rung_table.RUNG_TABLE`, each imported when it is
+first asked for."""
 
 from __future__ import annotations
 
-from bedplate.adaptation.rungs.cascade import Cascade
-from bedplate.adaptation.rungs.continued_pretrain import ContinuedPretrain
-from bedplate.adaptation.rungs.few_shot import FewShot
-from bedplate.adaptation.rungs.from_scratch import FromScratch
-from bedplate.adaptation.rungs.full import FULL
-from bedplate.adaptation.rungs.hosted import Hosted
-from bedplate.adaptation.rungs.knn_few_shot import KnnFewShot
-from bedplate.adaptation.rungs.lora import DORA, LORA
-from bedplate.adaptation.rungs.majority import Majority
-from bedplate.adaptation.rungs.own_prompt import OwnPromptRung
-from bedplate.adaptation.rungs.probe import Probe
-from bedplate.adaptation.rungs.prompt_search import PromptSearch
-from bedplate.adaptation.rungs.retrieval import RetrievalRung
-from bedplate.adaptation.rungs.rung import Role, Rung
-from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
-from bedplate.adaptation.rungs.zero_shot import ZeroShot
-from bedplate.adaptation.task.spec import AdaptSpec
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-RUNGS: dict[str, Rung] = {
-    "majority": Majority(),
-    "from_scratch": FromScratch(),
-    "zero_shot": ZeroShot(),
-    "own_prompt": OwnPromptRung(),
-    "few_shot": FewShot(),
-    "knn_few_shot": KnnFewShot(),
-    "retrieval": RetrievalRung(),
-    "prompt_search": PromptSearch(),
-    "probe": Probe(),
-    "soft_prompt": SOFT_PROMPT,
-    "lora": LORA,
-    "dora": DORA,
-    "full": FULL,
-    "continued_pretrain": ContinuedPretrain(),
-    "hosted": Hosted(),
-    "cascade": Cascade(),
-}
+from bedplate.adaptation.task.rung_table import RUNG_TABLE
+
+if TYPE_CHECKING:
+    from bedplate.adaptation.rungs.rung import Role, Rung
+    from bedplate.adaptation.task.spec import AdaptSpec
+
+
+class _Rungs(Mapping[str, "Rung"]):
+    def __init__(self) -> None:
+        self._loaded: dict[str, Rung] = {}
+
+    def __getitem__(self, name: str) -> Rung:
+        path = RUNG_TABLE[name].rung
+        if path not in self._loaded:
+            module, _, attribute = path.partition(":")
+            made = getattr(import_module(module), attribute)
+            self._loaded[path] = made() if isinstance(made, type) else made
+        return self._loaded[path]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(RUNG_TABLE)
+
+    def __len__(self) -> int:
+        return len(RUNG_TABLE)
+
+
+RUNGS = _Rungs()
 
 
 def chosen_rungs(spec: AdaptSpec) -> tuple[str, ...]:

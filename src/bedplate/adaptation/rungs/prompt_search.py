@@ -77,8 +77,8 @@ class PromptSearch(Rung):
         left_out: list[str] = []
         if (proposals, len(sets)) != planned:
             left_out.append(
-                f"{planned[0] - proposals} of {planned[0]} proposals and {planned[1] - len(sets)} of {planned[1]} sets of "
-                "demonstrations were not tried: no time"
+                f"{planned[0] - proposals} of {planned[0]} proposals and {planned[1] - len(sets)} of {planned[1]} "
+                "sets of demonstrations were not tried: no time"
             )
         settings = {"proposals": proposals, "sets": sets, "first_rows": first_rows, "second_rows": second_rows}
         return RungPlan(settings, seconds, tuple(left_out))

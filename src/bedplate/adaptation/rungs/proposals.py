@@ -71,8 +71,8 @@ def rewrites(context: Context) -> list[Proposal]:
 
 
 def propose(context: Context, number: int, cache_file: Path) -> Proposed:
-    """Rewrites, and `number` proposals of the task's proposer, or of the base itself. cache_file: a file of what was answered
-    already, which is asked only once."""
+    """Rewrites, and `number` proposals of the task's proposer, or of the base itself. cache_file: a file of what was
+    answered already, which is asked only once."""
     answers = [row["answer"] for row in read_jsonl(cache_file, allow_torn_tail=True)] if cache_file.is_file() else []
     failure: str | None = None
     try:
@@ -95,7 +95,8 @@ def propose(context: Context, number: int, cache_file: Path) -> Proposed:
 
 
 def question(context: Context, number: int, max_rows: int) -> str:
-    """What the proposer is asked: `max_rows` rows of train, others for each proposal, and the task's own instruction."""
+    """What the proposer is asked: `max_rows` rows of train, others for each proposal, and the task's own
+    instruction."""
     rows = context.ordered(context.train, f"proposals/{number}")[:max_rows]
     shown: list[str] = []
     for row in rows:

@@ -107,8 +107,8 @@ def choose(
 ) -> tuple[Variant, list[Example], list[dict[str, Any]]]:
     """The winner with its answers on all of valid (in the returned order), and one row for everything that was tried.
 
-    answers_dir: a directory where answers are kept as they come, so that an interrupted search asks nothing twice. Raises
-    TemplateError when no variant can be used with this base.
+    answers_dir: a directory where answers are kept as they come, so that an interrupted search asks nothing twice.
+    Raises TemplateError when no variant can be used with this base.
     """
     best, order, tried = halve(context, variants, stages, answers_dir)
     return best[0], order, tried

@@ -16,7 +16,7 @@ from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 
 
 def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str) -> Tested:
@@ -31,7 +31,7 @@ def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example],
     predictor = candidate.rung.predictor(context, candidate.rung_result(result))
     predictions: Sequence[PredictionLike | None]
     alone = {e.id for e in examples}
-    if isinstance(predictor, Answers):
+    if isinstance(predictor, SkinPredictor):
         order = context.ordered(examples, "latency")
         count = context.single_test_calls
         with closing(predictor):

@@ -21,7 +21,7 @@ from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.skin_execution import evaluated_now, evaluated_on
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
@@ -84,7 +84,7 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
 
 
 def in_turns(
-    baseline_predictor: Answers, trial_predictor: Answers, sample: Sequence[Example], tenant: str
+    baseline_predictor: SkinPredictor, trial_predictor: SkinPredictor, sample: Sequence[Example], tenant: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Single calls of two predictors, a part of the sample after the other, as a tenant of their own."""
     first: list[Prediction] = []

@@ -31,8 +31,8 @@ G = TypeVar("G")
 
 @dataclass(frozen=True)
 class Guarding:
-    """What guards are checked with. cache_dir: the directory for what the bases answered. trained_on: the sources that the
-    task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
+    """What guards are checked with. cache_dir: the directory for what the bases answered. trained_on: the sources that
+    the task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
 
     spec: GuardsSpec
     confidence: float

@@ -42,7 +42,7 @@ def too_long(context: Context) -> str | None:
             if tokenizer.answers_apart:
                 limit_note = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten or "
-                "remove the row (nothing is cut off silently)"
+                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten "
+                "or remove the row (nothing is cut off silently)"
             )
     return None

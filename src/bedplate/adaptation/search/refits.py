@@ -88,7 +88,8 @@ def smaller_of(candidate: Candidate) -> Candidate:
 
 def _elsewhere(context: Context, out: Path, *, fresh: bool = False, **changes: Any) -> Context:
     """The same in another directory. fresh: the base's speed is measured anew."""
-    relocated = replace(context, out=out, until=math.inf, readings={}, **changes)
+    run_directory = context.run_directory if out == context.out else None
+    relocated = replace(context, out=out, until=math.inf, readings={}, run_directory=run_directory, **changes)
     relocated.format_gain = context.format_gain
     if not fresh:
         relocated.throughput = context.throughput

@@ -18,7 +18,7 @@ from bedplate.adaptation.search.fingerprint import config_of
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.processor import load_average
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
 
 
@@ -42,7 +42,7 @@ def _timed(candidate: Candidate, result: RungResult) -> Latency | None:
     """None for what does not run on this machine, and for a cascade, whose parts are timed."""
     predictor = candidate.rung.predictor(candidate.context, candidate.rung_result(result))
     if not isinstance(predictor, Predictor):
-        if isinstance(predictor, Answers):
+        if isinstance(predictor, SkinPredictor):
             predictor.close()
         return None
     context = candidate.context

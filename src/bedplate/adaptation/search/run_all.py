@@ -96,5 +96,6 @@ def _print_outcome(outcome: RungOutcome) -> None:
     shown = outcome.status
     if outcome.result is not None:
         evaluation = outcome.result.evaluation
-        shown = f"{evaluation.metric} {evaluation.scale.format_score(evaluation.estimate)} on valid, {outcome.seconds:.0f} s"
+        estimate = evaluation.scale.format_score(evaluation.estimate)
+        shown = f"{evaluation.metric} {estimate} on valid, {outcome.seconds:.0f} s"
     screen.print(f"{outcome.rung:<13} {shown}", highlight=False)

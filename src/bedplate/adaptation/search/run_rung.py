@@ -1,5 +1,10 @@
-"""One rung in its own directory: planned, fitted and kept. What it did before is reused where nothing that matters has
-changed, and what was planned is done as it was planned."""
+"""One rung in its own directory: planned, fitted and written down.
+
+1. A result of an earlier run is reused where nothing that it depends on has changed (`fingerprint`).
+2. The rung is planned with what is known of time and money here; the plan is written to its directory.
+3. It is fitted: here, or where `Context.executor` runs jobs (`rung_job`), from the plan and the run's directory alone.
+4. The result is written to its directory, whole; a failure is an outcome, bad input is raised.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from bedplate.adaptation.search.rung_files import (
     write_skip,
 )
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
-from bedplate.core.executor import Job, LocalExecutor
+from bedplate.core.executor import Executor, Job, LocalExecutor
 from bedplate.core.files import DISK_FULL
 from bedplate.skins.files import read_skin
 
@@ -90,7 +95,23 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
         if place.exists():  # of another configuration
             shutil.rmtree(place)
         write_plan(place, config, plan)
+    if context.executor is not None and context.run_directory is not None:
+        return _fit_elsewhere(context.executor, context, rung, config, place)
     return abstaining(context, RUNGS[rung].fit(context, plan, place))
+
+
+def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str, place: Path) -> RungResult:
+    """The rung fitted by another process, which leaves the result in the rung's directory. Raises what ended the
+    job."""
+    arguments = {"run": str(context.run_directory), "suffix": context.suffix, "rung": rung}
+    outcome = next(iter(executor.run([Job(rung, "bedplate.adaptation.search.rung_job:fit_planned", arguments)])))
+    if outcome.error is not None:
+        raise outcome.error
+    written = read_result(place, config)
+    if written is None:
+        raise DataError(f"{place}: the job of {rung} left no result of this configuration")
+    RUNGS[rung].remember(context, written[0])
+    return written[0]
 
 
 def _skin_is_whole(context: Context, result: RungResult) -> bool:

@@ -25,6 +25,7 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import check_answers
 from bedplate.core.config import dump_config
 from bedplate.core.errors import UsageError
+from bedplate.core.executor import Executor
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.leaks.seen_rows import write_splits
@@ -50,9 +51,10 @@ def opened(
     seed: int,
     exhaustive: bool = False,
     parent: Parent | None = None,
+    executor: Executor | None = None,
 ) -> Generator[list[Context]]:
     """A context for each base of the task, the first in front, which share what was climbed and the clock; the bases
-    leave memory in the end."""
+    leave memory in the end. executor: runs the fits of rungs elsewhere."""
     bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
     climbed: dict[str, Climbed] = {}
     likely: list[str] = []
@@ -75,6 +77,8 @@ def opened(
                 exhaustive=exhaustive,
                 parent=parent,
                 climb=climb,
+                executor=executor,
+                run_directory=out,
             )
             for at in bases.all
         ]

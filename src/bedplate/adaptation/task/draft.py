@@ -272,7 +272,8 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
 def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if not target.as_text:
         raise DataError(
-            f"{rows.source}: the labels of {target.name!r} are {target.column_type} values; write them as text, such as "
+            f"{rows.source}: the labels of {target.name!r} are {target.column_type} values; write them as text, such "
+            "as "
             f'"{target.commonest[0][0]}", or better as words that say what they mean'
         )
     odd = next((name for name, _ in target.commonest if name != name.strip()), None)

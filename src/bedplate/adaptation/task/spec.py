@@ -16,6 +16,7 @@ from bedplate.adaptation.task.guard_spec import GuardsSpec
 from bedplate.adaptation.task.hosted_spec import HostedSpec
 from bedplate.adaptation.task.proposer_spec import ProposerSpec
 from bedplate.adaptation.task.raw_text import RawText
+from bedplate.adaptation.task.rung_table import check_rungs
 from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, ConfigError
@@ -149,6 +150,13 @@ class AdaptSpec(Strict):
             if fields.get(name):
                 raise ValueError(f"`{name}` is not supported yet; take it out of the task file")
         return {key: value for key, value in fields.items() if key not in _LATER_FIELDS}
+
+    @field_validator("rungs")
+    @classmethod
+    def _rungs(cls, rungs: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not isinstance(rungs, str):
+            check_rungs(rungs)
+        return rungs
 
     @field_validator("bases")
     @classmethod

@@ -4,22 +4,67 @@ and the system that runs today beside them."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
 from bedplate.adaptation.search.guard_drops import GuardResult, guards_pass
-from bedplate.adaptation.task.target_spec import CURRENT
-from bedplate.adaptation.verdict.bar import Bar
-from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceLevel
-from bedplate.adaptation.verdict.requirements import RequirementResult
+from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
+from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
+from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
 from bedplate.core.errors import DataError, UsageError
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import Requirement
+
+
+@dataclass
+class Bar:
+    """references: split → what the target is against, once it was estimated there."""
+
+    target: TargetSpec
+    scale: Scale
+    references: dict[str, Priced] = field(default_factory=dict[str, Priced])
+
+    def score(self, split: str) -> float:
+        """What an estimate on this split has to be above. Of a target without a value: what it is against, less the
+        margin."""
+        if self.target.value is not None:
+            return self.scale.score(self.target.value)
+        allowed = self.target.allowed / (self.scale.worst_usd or 1.0)
+        return min(max(self.references[split].estimate - allowed, 0.0), 1.0)
+
+    def judged(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> Priced | ReferenceLevel:
+        """An evaluation as the gate asks for it."""
+        priced = Priced(evaluation, price)
+        return (
+            priced
+            if self.target.value is not None
+            else ReferenceLevel(ReferenceComparison(priced, self.references[evaluation.split]))
+        )
+
+    def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
+        """Of a call that is timed so, where it is a part of what is judged."""
+        worst = self.scale.worst_usd
+        if worst is None:
+            return NOTHING
+        usd = result.price(usd_per_hour, timing.mean)
+        if result.usd_per_call is not None:
+            return CallPrice.fixed(usd / worst)
+
+        def bounds(confidence: float) -> tuple[float, float]:
+            low, high = timing.mean_interval(2 * confidence - 1) or (timing.mean, timing.mean)
+            return result.price(usd_per_hour, low) / worst, result.price(usd_per_hour, high) / worst
+
+        return CallPrice(usd / worst, bounds)
+
+    def requirements(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> list[RequirementResult]:
+        """What has to hold beside the bar."""
+        return requirements_of(self.target, evaluation, price, self.references.get(evaluation.split))
 
 
 @dataclass(frozen=True)
@@ -173,6 +218,6 @@ def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
     problem = "is empty" if sample_answer is None else f"holds no answer of this task (but {sample_answer!r}, for one)"
     labels_note = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
     return (
-        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every skin "
-        f"would look better than it{labels_note}; correct the column, or take `current` out"
+        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every "
+        f"skin would look better than it{labels_note}; correct the column, or take `current` out"
     )

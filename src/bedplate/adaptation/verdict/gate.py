@@ -1,26 +1,28 @@
-"""The gate: which candidates may be judged on test, and what the verdict is. Pure functions of evaluations.
+"""The gate: which candidates are judged on test, and what their rows show. Pure functions of evaluations.
 
-Holm (1979) over the nominees; levels that Bonferroni holds together for the upper bounds of a FAIL.
+1. `nominate`: at most three candidates that fit the budget, by their estimates on valid.
+2. `order_of`: the order in which nominees are tested, where the task asks for one; Holm (1979) has none.
+3. `confirm`: bounds on test with the family-wise error held: Holm below, Bonferroni above for a FAIL.
+4. `limits`: what single calls took on test, against the budget.
+5. `compare_with`: each nominee against the baseline on the same test rows.
+6. `decision.GateVerdict` puts these together and decides.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+
+import numpy as np
 
 from bedplate.adaptation.context.estimate import BoundedEstimate, Estimated
 from bedplate.adaptation.context.outcome import SLOW, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
-from bedplate.adaptation.verdict.admission import BudgetChanges
-from bedplate.adaptation.verdict.candidate import Nominable, infeasible
-from bedplate.adaptation.verdict.expected import expected
-from bedplate.core.errors import UsageError
+from bedplate.adaptation.verdict.admission import Nominable, infeasible
+from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.core.statistics import (
     InsufficientGroups,
-    groups_needed,
     holm,
     holm_bounds,
     needed_n,
@@ -32,27 +34,24 @@ from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_parts import Requirement
-from bedplate.report.schema_plan import Guard, Limit
+from bedplate.report.schema_plan import Limit
+
+__all__ = [
+    "GateDecision",
+    "GateVerdict",
+    "Nominable",
+    "Nomination",
+    "compare_with",
+    "confirm",
+    "expected",
+    "infeasible",
+    "limits",
+    "nominate",
+    "order_of",
+    "p95_limit",
+]
 
 MOST_NOMINEES = 3
-Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
-SHOWN = 3
-"""Ways out of the budget that the verdict's sentence names."""
-
-
-@dataclass(frozen=True)
-class Nomination:
-    """Who goes to test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
-    superiority claim. `reasons` says for every candidate why it is in or out."""
-
-    nominees: tuple[str, ...]
-    primary: str | None
-    versus: str | None
-    reasons: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "nominees": list(self.nominees)}
 
 
 def nominate(
@@ -137,8 +136,8 @@ def confirm(
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
-    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what else
-    is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
+    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what
+    else is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
     nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
     that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
     """
@@ -186,6 +185,32 @@ def confirm(
     return confirmations
 
 
+def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:
+    """What a nominee's truth probably is: valid and test together, drawn toward the other candidates.
+
+    The best of several estimates reads too high, and so does one that was looked at because it passed. The estimate on
+    valid is shrunk toward the mean of all candidates by empirical Bayes (Efron & Morris 1975, JASA 70:311) and then
+    averaged with the one on test, each by the independent rows that it is worth: by their own variances the higher one
+    would count more, as a share near 1 varies less. valid: all candidates that the nominee was chosen from.
+    """
+    valid_estimate, variance = valid[name].estimate, _variance(valid[name])
+    shrunk = valid_estimate
+    if len(valid) > 1:
+        read = np.array([candidate.estimate for candidate in valid.values()])
+        noise = float(np.mean([_variance(candidate) for candidate in valid.values()]))
+        spread = max(0.0, float(read.var(ddof=1)) - noise)
+        shrunk = float(read.mean()) + spread / (spread + variance) * (valid_estimate - float(read.mean()))
+    rows = [measured.n / max(measured.design_effect, 1.0) for measured in (valid[name], test)]
+    return (rows[0] * shrunk + rows[1] * test.estimate) / sum(rows)
+
+
+def _variance(estimated: Estimated) -> float:
+    """Of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
+    share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
+    of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
+    return max(estimated.design_effect, 1.0) * of_row / estimated.n
+
+
 def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Estimated]) -> list[str] | None:
     """The order in which nominees are tested, fixed on valid; None for Holm, which has none."""
     if testing == "holm":
@@ -196,170 +221,6 @@ def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Estim
 
 def _nothing_else(confidence: float) -> bool:
     return True
-
-
-@dataclass(frozen=True)
-class GateDecision:
-    """The verdict; `rung` is the skin that passed, or the nominee that came nearest, or None."""
-
-    status: Status
-    rung: str | None
-    reason: str
-
-
-def decide(
-    nomination: Nomination,
-    confirmations: Sequence[Confirmation],
-    *,
-    metric: str,
-    target: float,
-    n: int,
-    groups: int,
-    guards: Mapping[str, Sequence[Guard]] | None = None,
-    limits: Mapping[str, Sequence[Limit]] | None = None,
-    requirements: Mapping[str, Sequence[Requirement]] | None = None,
-    scale: Scale = PLAIN,
-    kept_out: Sequence[BudgetChanges] = (),
-) -> GateDecision:
-    """PASS: the cheapest nominee whose lower bound clears the target and whose guards and limits hold. FAIL: every
-    upper bound lies below it (or a guard or limit of the nominee is broken), or no skin could be made whatever the
-    budget. OUT_OF_BUDGET: nothing fitted the budget, or what did is shown to be below the target and something above it
-    on valid did not; it names the keys and values that would do. Otherwise INSUFFICIENT_DATA, with the rows that would
-    be needed.
-
-    guards: of the nominees that change their base; limits: of what a call takes; requirements: what the target asks for
-    beside its bar. One that is undecided is no reason to PASS, and none to FAIL. kept_out: what a budget kept out,
-    those that look best first. scale: says the scores of the confirmations and the target.
-    """
-    guards, limits, requirements = guards or {}, limits or {}, requirements or {}
-    bar, floor_word, clears = scale.bar(target), scale.lower_phrase, f"{scale.lower_bound} clears the target"
-    if not nomination.nominees:
-        why = "; ".join(f"{rung} is {reason}" for rung, reason in nomination.reasons.items())
-        if kept_out:
-            reasons_note = f" ({why})" if why else ""
-            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(kept_out)}{reasons_note}.")
-        return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
-    by_rung = {c.rung: c for c in confirmations}
-    if set(by_rung) != set(nomination.nominees):
-        raise UsageError("every nominee needs exactly one confirmation")
-    ordered = [by_rung[rung] for rung in nomination.nominees]
-    best = max(ordered, key=lambda c: c.estimate)
-    rows = f"{n} test rows" + (f" in {groups} groups" if groups < n else "")
-    conditions: dict[str, list[Guard | Limit | Requirement]] = {
-        c.rung: [*requirements.get(c.rung, ()), *guards.get(c.rung, ()), *limits.get(c.rung, ())] for c in ordered
-    }
-    conditions_met = {c.rung: _all_met(conditions[c.rung]) for c in ordered}
-    for c in ordered:
-        if c.passed and c.lower is not None and conditions_met[c.rung] is True:
-            text = (
-                f"{c.rung} is the cheapest nominee whose {clears}: {metric} {scale.format_score(c.estimate)} on "
-                f"{rows}, {floor_word} {scale.format_score(c.lower)} with {c.lower_confidence:.1%} confidence, target {bar}."
-            )
-            if c.expected is not None and scale.format_score(min(c.expected, c.estimate)) != scale.format_score(
-                c.estimate
-            ):
-                text += (
-                    f" What passed scores {'low' if scale.lower_is_better else 'high'} by luck as well: with valid and "
-                    f"the others, expect {scale.format_score(c.expected)}."
-                )
-            if requirements.get(c.rung):
-                text += f" What else is required holds: {'; '.join(requirement.reason for requirement in requirements[c.rung])}."
-            if guards.get(c.rung):
-                text += f" Its guards hold: {'; '.join(guard.reason for guard in guards[c.rung])}."
-            text += "".join(f" Its {limit.reason}." for limit in limits.get(c.rung, ()))
-            return GateDecision("PASS", c.rung, text)
-    stopped = " ".join(
-        f"{c.rung} clears the target ({scale.format_score(c.estimate)}, {floor_word} {scale.format_score(c.lower)}) and is held back by its "
-        f"{_named(condition)}{condition.reason}."
-        for c in ordered
-        for condition in conditions[c.rung]
-        if c.passed and c.lower is not None and condition.holds is not True
-    )
-    unbounded = next((c for c in ordered if c.reason is not None), None)
-    if unbounded is not None:
-        text = (
-            f"No nominee's {clears} of {bar} on {rows}, and for {unbounded.rung} there is "
-            f"none, whatever the estimate (best: {best.rung}, {scale.format_score(best.estimate)}): {unbounded.reason}."
-        )
-        return GateDecision("INSUFFICIENT_DATA", None, text)
-    below = [c for c in ordered if c.upper is not None and c.upper < target]
-    missed = f"{scale.upper_bound} lies {'above' if scale.lower_is_better else 'below'} the target"
-    broken = " ".join(
-        f"{c.rung} does not fulfil what is required: {requirement.reason}."
-        for c in ordered
-        for requirement in requirements.get(c.rung, ())
-        if not c.passed and c not in below and requirement.holds is False
-    )
-    if (stopped or broken) and all(c in below or conditions_met[c.rung] is False for c in ordered):
-        missed_note = f"Every other nominee's {missed}." if below else ""
-        return GateDecision("FAIL", None, " ".join(filter(None, (stopped, broken, missed_note))))
-    if stopped:
-        return GateDecision("INSUFFICIENT_DATA", None, stopped)
-    if len(below) == len(ordered):
-        text = (
-            f"Every nominee's {missed} of {bar}; the best is {best.rung} with {metric} {scale.format_score(best.estimate)}, "
-            f"{scale.upper_phrase} {scale.format_score(best.upper or 0.0)} with {best.upper_confidence:.1%} confidence, on {rows}."
-        )
-        promising = [
-            admission for admission in kept_out if admission.estimate is not None and admission.estimate > target
-        ]
-        if promising:
-            return GateDecision(
-                "OUT_OF_BUDGET", None, f"{text} The budget kept out what looks better: {_ways_out(promising)}."
-            )
-        return GateDecision("FAIL", None, text)
-    first = by_rung[nomination.primary or best.rung]
-    expect = first.estimate if first.expected is None else first.expected
-    likely = (
-        f"{first.rung} is expected to be at {scale.format_score(expect)}, by valid and test and the other candidates"
-    )
-    hope = (
-        f"{likely}: about {first.needed_n:,} test rows in all would then pass it in 80% of next verdicts"
-        if first.needed_n is not None
-        else f"{likely}, which is not {'below' if scale.lower_is_better else 'above'} the target: no number of rows is "
-        "promised to show that it clears it"
-    )
-    behind = [c.rung for c in ordered if not c.reached and c.lower is not None and c.lower > target]
-    subject = f"No {'reached ' if behind else ''}nominee's {clears}"
-    text = (
-        f"{subject} of {bar} on {rows}, and not every {scale.upper_bound} is "
-        f"{'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, {scale.format_score(best.estimate)}, "
-        f"{'up to' if scale.lower_is_better else 'from'} {scale.format_score(best.lower or 0.0)}); {hope}."
-    )
-    if behind:
-        text += f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
-    if 0 < target < 1 and groups < min(n, enough := groups_needed(target, first.lower_confidence)):
-        shown = f"{enough} groups without a failure would show {bar}"
-        text += f" With so few groups, some that fail may have been missed: {shown}."
-    undecided = [
-        requirement.reason for requirement in requirements.get(first.rung, ()) if requirement.holds is not True
-    ]
-    if undecided:
-        text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."
-    return GateDecision("INSUFFICIENT_DATA", None, text)
-
-
-def _named(condition: Guard | Limit | Requirement) -> str:
-    return (
-        f"{condition.guard} guard: "
-        if isinstance(condition, Guard)
-        else "requirement: "
-        if isinstance(condition, Requirement)
-        else ""
-    )
-
-
-def _ways_out(kept_out: Sequence[BudgetChanges]) -> str:
-    hidden_count = len(kept_out) - SHOWN
-    named = "; ".join(admission.summary for admission in kept_out[:SHOWN])
-    return f"{named}; and {hidden_count} more" if hidden_count > 0 else named
-
-
-def _all_met(conditions: Sequence[Guard | Limit | Requirement]) -> bool | None:
-    """Whether all hold: False where one is broken, None where one is undecided and none broken."""
-    if any(condition.holds is False for condition in conditions):
-        return False
-    return None if any(condition.holds is None for condition in conditions) else True
 
 
 def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:

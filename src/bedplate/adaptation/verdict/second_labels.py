@@ -51,8 +51,8 @@ def check_bar(summary: SecondLabels | None, target: float | None, location: str)
         raise DataError(
             f"{location}: adapt.target.value: {target:g} is out of reach: of {summary.n:,} rows with a second label "
             f"({summary.column}) the two agree on {summary.agreement:.3f}, so that no model reads more than "
-            f"{summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, or have "
-            "the rows on which labels differ decided by a third person"
+            f"{summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, or "
+            "have the rows on which labels differ decided by a third person"
         )
 
 

@@ -363,7 +363,7 @@ class _Build:
 
 
 def _versions() -> dict[str, str]:
-    """Of what decides the content, where it is installed."""
+    """Versions of the installed packages that decide the content."""
     versions = {"bedplate": __version__}
     for package in ("tokenizers", "datatrove", "spacy", "trafilatura"):
         try:

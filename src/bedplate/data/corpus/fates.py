@@ -148,7 +148,7 @@ def _short(fate: Fate) -> dict[str, Any]:
 
 
 def read_fates(path: Path) -> Iterator[Fate]:
-    """Of one file. DataError where it is damaged."""
+    """Reads the fates of one file. DataError where it is damaged."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
             for line in lines:

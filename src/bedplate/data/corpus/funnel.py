@@ -20,7 +20,7 @@ ORDER = ("unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicat
 
 
 def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
-    """Of all sources together and of each."""
+    """The funnel of all sources together and of each."""
     total = Tally()
     for tally in tallies.values():
         total.add(tally)

@@ -212,7 +212,7 @@ class Corpus:
 
     @property
     def stored_bytes(self) -> int:
-        """Of all shards, without their indices."""
+        """Bytes of all shards, without their indices."""
         return sum(shard.tokens for _, _, shard in self.manifest.shards()) * np.dtype(self.manifest.dtype).itemsize
 
     def check_hashes(self) -> None:

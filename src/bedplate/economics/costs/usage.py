@@ -38,7 +38,8 @@ _ESCAPES = {"\\\\": "\\", '\\"': '"', "\\n": "\n"}
 
 @dataclass(frozen=True)
 class MeteredUse:
-    """Of one skin or tenant. calls: answered ones. cost_usd: at the server's own price, None where none was set."""
+    """What one skin or tenant used. calls: answered ones. cost_usd: at the server's own price, None where none was
+    set."""
 
     calls: float = 0.0
     prompt_tokens: float = 0.0
@@ -103,7 +104,7 @@ def use_between(before: Path | None, after: Path) -> ServerUse:
     restarted = False
 
     def growth(name: str) -> dict[str, float]:
-        """Of a family's counters, by skin."""
+        """How much a family's counters grew, by skin."""
         nonlocal restarted
         old, new, by_model = earlier.get(name, {}), later.get(name, {}), defaultdict[str, float](float)
         restarted |= any(labels not in new for labels in old)

@@ -67,7 +67,7 @@ class SecondsCurve(Strict):
 
 
 class StepShape(Strict):
-    """What of a model decides a step's time. Weights are counts; features are per token and over all layers.
+    """The sizes of a model that decide a step's time. Weights are counts; features are per token and over all layers.
 
     blocks: weights in the layers' products. head: weights of the output head. key_features: of keys and values that a
     token leaves in the cache. query_features: of all query heads.
@@ -122,7 +122,7 @@ class EngineSpeed(Strict):
     adapter_seconds: Seconds = 0.0
     adapter_token_seconds: Seconds = 0.0
     adapter_rank: Annotated[int, Field(ge=0)] = 0
-    """Of the adapters of all linears that adapter_seconds were measured with; 0 where none were."""
+    """Rank of the adapters of all linears that adapter_seconds were measured with; 0 where none were."""
     server: ServerSpeed | None = None
     measured: tuple[StepSpread, ...] = ()
 

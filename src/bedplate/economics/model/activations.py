@@ -112,7 +112,7 @@ def _norm_values(spec: TransformerSpec) -> int:
 
 
 def _given_values(spec: TransformerSpec) -> int:
-    """Of what the layer is told beside its input: the gate's input, the last norm's, and what is given, before and
+    """Bytes of what the layer takes besides its input: the gate's input, the last norm's, and what is given, before and
     after its own norm, the gate, its activation, and their product."""
     return 2 * spec.hidden_size + 5 * spec.layer_input_size if spec.layer_input_size else 0
 

@@ -14,7 +14,7 @@ from bedplate.models.specs import Spec, TransformerSpec
 
 
 def lora_parameters(spec: Spec, rank: int) -> int:
-    """Of an adapter on every linear map inside the blocks."""
+    """Parameters of an adapter on every linear map inside the blocks."""
     whole(rank=rank)
     return rank * sum(
         a + b for stack in stacks_of(spec) for layer in range(stack.layers) for a, b in _maps(stack, layer)

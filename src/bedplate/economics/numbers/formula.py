@@ -28,34 +28,34 @@ class Formula:
     text: str
     places: frozenset[int] = frozenset()
 
-    def __add__(self, other: Formula | float) -> Formula:
+    def __add__(self, operand: Formula | float) -> Formula:
         if self == ZERO:
-            return as_formula(other)
-        return self if other == ZERO else _combined("({} + {})", self, other)
+            return as_formula(operand)
+        return self if operand == ZERO else _combined("({} + {})", self, operand)
 
-    def __sub__(self, other: Formula | float) -> Formula:
-        return self if other == ZERO else _combined("({} - {})", self, other)
+    def __sub__(self, operand: Formula | float) -> Formula:
+        return self if operand == ZERO else _combined("({} - {})", self, operand)
 
-    def __rsub__(self, other: float) -> Formula:
-        return _combined("({} - {})", other, self)
+    def __rsub__(self, operand: float) -> Formula:
+        return _combined("({} - {})", operand, self)
 
-    def __mul__(self, other: Formula | float) -> Formula:
-        return ZERO if ZERO in (self, other) else _combined("({} * {})", self, other)
+    def __mul__(self, operand: Formula | float) -> Formula:
+        return ZERO if ZERO in (self, operand) else _combined("({} * {})", self, operand)
 
-    def __truediv__(self, other: Formula | float) -> Formula:
-        return ZERO if self == ZERO else _combined("({} / {})", self, other)
+    def __truediv__(self, operand: Formula | float) -> Formula:
+        return ZERO if self == ZERO else _combined("({} / {})", self, operand)
 
-    def __rtruediv__(self, other: float) -> Formula:
-        return _combined("({} / {})", other, self)
+    def __rtruediv__(self, operand: float) -> Formula:
+        return _combined("({} / {})", operand, self)
 
-    def __pow__(self, other: Formula | float) -> Formula:
-        return _combined("({} ** {})", self, other)
+    def __pow__(self, operand: Formula | float) -> Formula:
+        return _combined("({} ** {})", self, operand)
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def is_less(self, other: Formula | float) -> Formula:
-        """1 where this is below the other, else 0."""
-        return _combined("({} < {})", self, other)
+    def is_less(self, operand: Formula | float) -> Formula:
+        """1 where this is below the operand, else 0."""
+        return _combined("({} < {})", self, operand)
 
     def compile(self) -> Callable[[Values], float]:
         """A function of the inputs' values."""

@@ -23,7 +23,7 @@ from bedplate.economics.numbers.prices import Prices
 from bedplate.report.pages import interactive_page
 
 _SLIDERS = 5
-"""Of the numbers that the answer turns on, besides volume and horizon."""
+"""How many sliders there are for numbers that the answer turns on, besides volume and horizon."""
 _ALWAYS = ("traffic.calls_per_day", "traffic.horizon_days")
 _TEXT = ("instructions", "examples", "input", "output")
 _SCRIPTS = ("decision_costs.js", "decision_text.js", "decision.js")
@@ -112,7 +112,7 @@ def _option(option: OptionCosts, case: Case, bars: Bars) -> dict[str, Any]:
         "method": option.method,
         "method_in_short": option.method_in_short,
         "broken": list(broken_constraints(option.option, case.constraints)),
-        "lines": [{"when": line.when, "what": line.what} for line in option.lines],
+        "lines": [{"when": line.period, "what": line.part} for line in option.lines],
         "quality": None if option.quality is None else asdict(option.quality),
         "p95_ms": None if option.p95_ms is None else asdict(option.p95_ms),
         "uses": sorted(bars.places(option)),
@@ -121,7 +121,7 @@ def _option(option: OptionCosts, case: Case, bars: Bars) -> dict[str, Any]:
         "has": {
             "hosted": option.option.machine is None,
             "reserved": option.machines is not None,
-            "refresh": any(line.what == "tuning again" for line in option.lines),
+            "refresh": any(line.part == "tuning again" for line in option.lines),
             "pretraining": option.option.pretraining is not None,
         },
     }

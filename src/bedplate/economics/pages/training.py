@@ -127,7 +127,7 @@ def _mfu(plan: TrainingPlan, mfu_share: float | None) -> dict[str, Any]:
 
 
 def _batches(plan: TrainingPlan, low: float, high: float) -> list[int | None]:
-    """Of the sequences of a step that the fit gives over the tokens' range: a power of two each, its exponent."""
+    """Exponents of the powers of two of sequences in a step, which the fit gives over the tokens' range."""
 
     def exponent(tokens: float) -> int:
         sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens

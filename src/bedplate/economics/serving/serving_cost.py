@@ -25,7 +25,7 @@ from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Tr
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
 PARTS = 128
-"""Of the saturating rate: a capacity is told to one of them."""
+"""Parts of the saturating rate: a capacity is told to one of them."""
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 FORMULAS: dict[str, tuple[str, str]] = {
@@ -188,6 +188,29 @@ def plan_serving(
         memory=dict(replica.memory),
         **dollars,
     )
+
+
+def plan_cases(
+    replicas: Mapping[str, Replica],
+    traffic: Traffic,
+    calls_per_day: float,
+    *,
+    peak_factor: float = 3.0,
+    target: LatencyTarget | None = None,
+    spare: int = 0,
+) -> dict[str, ServingPlan]:
+    """A plan of each case. One of a range that cannot meet the target is left out; where "central" cannot, its
+    UsageError is raised."""
+    plans: dict[str, ServingPlan] = {}
+    for case, replica in replicas.items():
+        try:
+            plans[case] = plan_serving(
+                replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare
+            )
+        except UsageError:
+            if case == "central":
+                raise
+    return plans
 
 
 def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed: int) -> Simulated:

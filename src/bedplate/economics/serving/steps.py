@@ -22,12 +22,12 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs.transformer import TransformerSpec
 
 ALLREDUCE_SECONDS = 10e-6
-"""Of one small all-reduce between the devices of a node, whatever its size."""
+"""Latency of one small all-reduce between the devices of a node, whatever its size."""
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What of a data sheet an engine reaches: shares of peak and bandwidth, and seconds of a step beside both."""
+    """How much of a data sheet an engine reaches: shares of peak and bandwidth, and seconds of a step beside both."""
 
     compute: float
     bandwidth: float
@@ -55,7 +55,7 @@ class MeasuredSteps:
     served: bool = True
 
     def seconds(self, load: Load) -> float:
-        """Of one step."""
+        """Seconds of one step."""
         engine_seconds = step_seconds(self.speed, load, self.shape)
         return (
             served_seconds(self.speed.server, load, engine_seconds)
@@ -88,7 +88,7 @@ class RooflineSteps:
             raise UsageError("steps are those of a decoder; this model is an encoder")
 
     def seconds(self, load: Load) -> float:
-        """Of one step."""
+        """Seconds of one step."""
         return self.products(load) + self._communication(load.tokens)
 
     def products(self, load: Load) -> float:
@@ -153,7 +153,7 @@ class RooflineSteps:
 
 
 def shape_of(spec: TransformerSpec) -> StepShape:
-    """What of a decoder decides a step's time."""
+    """The sizes of a decoder that decide a step's time."""
     counts = parameters(spec)
     return StepShape(
         blocks=counts.products - counts.head,

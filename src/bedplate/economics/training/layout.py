@@ -21,17 +21,17 @@ from bedplate.economics.model.activations import Recompute
 from bedplate.economics.model.shape import LayoutShape
 
 PRODUCT_SHARE = 0.6
-"""Of the peak, that well-shaped products reach."""
+"""Share of the peak that well-shaped products reach."""
 HIDDEN_SHARE = 0.8
-"""Of the computing time, under which gathers, reductions and sends of other layers run."""
+"""Share of the computing time under which gathers, reductions and sends of other layers run."""
 EXPOSED_TENSOR = 0.5
-"""Of tensor- and expert-parallel communication, which stands between a layer's own products, that is waited for."""
+"""Share of tensor- and expert-parallel communication, between a layer's own products, that is waited for."""
 EXPOSED_CONTEXT = 0.2
-"""Of the keys and values that pass around a context ring while attention is computed."""
+"""Share that is waited for of keys and values that pass around a context ring while attention is computed."""
 EXPOSED_HIDDEN = 0.05
-"""Of communication that could be hidden: it takes memory bandwidth and some cores."""
+"""Share that is felt of communication that could be hidden: it takes memory bandwidth and some cores."""
 START_SECONDS = 1e-4
-"""Of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
+"""Start-up of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
 HOP_SECONDS = 1e-5
 """From one node to the next in a ring, for each block that is gathered or reduced."""
 SCORE_PASSES = 4

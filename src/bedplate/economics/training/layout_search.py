@@ -27,7 +27,7 @@ from bedplate.economics.training.layout import (
 from bedplate.models.specs import Spec
 
 MARGIN = 0.1
-"""Of a device's memory, left for the runtime, the collectives' buffers and fragmentation."""
+"""Share of a device's memory that is left for the runtime, the collectives' buffers and fragmentation."""
 
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
@@ -143,7 +143,7 @@ def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
 def _smallest(
     job: TrainingJob, shape: LayoutShape, states: BytesPerParameter, degrees: DeviceLayout
 ) -> tuple[DeviceLayout, DeviceBytes]:
-    """Of the layouts of these degrees the one that holds least: one sequence at a time, and most of it sharded or made
+    """Picks the layout of these degrees that holds least: one sequence at a time, and most of it sharded or made
     again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
     stages = (2, 3) if degrees.replicas > 1 else (0,)
     recomputes: tuple[Recompute, ...] = ("selective", "full")

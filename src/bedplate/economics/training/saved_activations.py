@@ -41,8 +41,8 @@ def kept_bytes(
     recompute: Recompute = "none",
     source_tokens: int = 0,
 ) -> KeptBytes:
-    """Of a pass over so many tokens through all blocks and the last norm, where every weight is trained. source_tokens:
-    of what an encoder reads. The head is apart: logits are made for 512 learned tokens at a time."""
+    """Bytes saved by a pass over so many tokens through all blocks and the last norm, where every weight is trained.
+    source_tokens: of what an encoder reads. The head is apart: logits are made for 512 learned tokens at a time."""
     if tokens < 1 or source_tokens < 0:
         raise UsageError(f"tokens is {tokens} and source_tokens {source_tokens}: give at least 1, and not fewer than 0")
     if isinstance(spec, TransformerSpec):

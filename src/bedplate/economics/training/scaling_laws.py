@@ -67,7 +67,7 @@ class Optimum:
 
     @property
     def flops(self) -> float:
-        """Of training and use."""
+        """Operations of training and use."""
         return self.training_flops + self.inference_flops
 
 
@@ -131,7 +131,7 @@ def inference_aware(
     smallest = (law.a / (loss - law.floor)) ** (1 / law.alpha)
 
     def cost(log_ratio: float) -> float:
-        """Of the size smallest · (1 + e^log_ratio), in operations of training."""
+        """Cost of the size smallest · (1 + e^log_ratio), in operations of training."""
         parameters = smallest * (1 + math.exp(log_ratio))
         tokens = tokens_for_loss(parameters, loss, fit)
         if tokens is None:

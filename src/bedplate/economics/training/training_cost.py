@@ -132,7 +132,7 @@ class TrainingPlan(Brief):
 
     @property
     def tokens_per_second_per_device(self) -> float:
-        """Of the clean steps at the central MFU."""
+        """Throughput of the clean steps at the central MFU."""
         return self.peak_flops_per_second * self.mfu.central / self.flops_per_token
 
     @property

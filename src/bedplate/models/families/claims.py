@@ -59,7 +59,8 @@ def refuse_other_classes(config: Mapping[str, Any], family: Family, origin: str)
             raise CheckpointError(f"{origin}: architectures must be a list of names, not {shown(architectures)}")
         if _stem(name) not in (None, _stem(ours)) and (class_family := _family_of(name)) is not None:
             raise UnsupportedModelError(
-                f"{origin}: model_type is {family.key[1]!r}, but architectures names {name}, a class of {class_family}; "
+                f"{origin}: model_type is {family.key[1]!r}, but architectures names {name}, a class of "
+                f"{class_family}; "
                 "correct the one that the weights are not of"
             )
 

@@ -29,7 +29,7 @@ class Field:
 
     read: takes fields of a config, from its reader, and gives those of the spec, by their flat names; it sees what the
         rows before gave.
-    write: the inverse, from the spec's flat fields and the spec itself.
+    write: the inverse, from the flat fields of the spec (of the stack that writes, where there are two) and the spec.
     """
 
     read: Callable[[Any, Values], Values] = _nothing
@@ -56,7 +56,7 @@ class FieldMap:
 
     def to_config(self, spec: Any) -> dict[str, Any]:
         """The config of a spec."""
-        return write_fields(self.fields, spec.flat(), spec)
+        return write_fields(self.fields, spec.main.flat(), spec)
 
 
 def read_fields(rows: Collection[Field], fields: Fields, values: Values | None = None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class WeightMap:
         return _translated(name, self._pairs)
 
     def from_external(self, name: str, candidates: Collection[str] | None = None) -> str | None:
-        """The inverse of `to_external`, where several stand for it the first that is `candidates` a model's parameters. A
+        """The inverse of `to_external`; where several parameters stand for the tensor, the first among `candidates`. A
         known prefix may be present or not."""
         return _translated(self.bare(name), [(theirs, ours) for ours, theirs in self._pairs], candidates)
 

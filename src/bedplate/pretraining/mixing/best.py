@@ -23,7 +23,7 @@ from bedplate.pretraining.mixing.response import Array, Draws, Response
 MAX_RUNS = 1024
 """Mixtures that there are."""
 _CONCENTRATIONS = (0.5, 1.0, 2.0)
-"""Of a Dirichlet distribution, for each source on average: below one most of a mixture is of a few sources."""
+"""Dirichlet concentration per source, on average: below one, most of a mixture is of a few sources."""
 
 Shares = NDArray[np.float64]
 

@@ -113,7 +113,8 @@ class Draws:
 
 
 def fit(shares_NK: Array, losses_N: Array) -> Response:
-    """Of runs' shares and losses. UsageError for fewer than three runs more than sources, or such as do not differ."""
+    """Fits a response to runs' shares and losses. UsageError for fewer than three runs more than sources, or mixtures
+    that do not differ."""
     count, sources = shares_NK.shape
     if count < sources + 3:
         raise UsageError(f"{count} runs: at least {sources + 3} are needed to fit a response to {sources} sources")

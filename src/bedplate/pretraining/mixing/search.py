@@ -113,7 +113,7 @@ class Search:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Of the best mixture, for `data.mixture.weights`."""
+        """Weights of the best mixture, for `data.mixture.weights`."""
         return dict(zip(self.sources, _rounded([share.value for share in self.best.shares]), strict=True))
 
     def to_json(self) -> dict[str, Any]:

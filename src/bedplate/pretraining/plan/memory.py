@@ -133,9 +133,9 @@ def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: 
 
 
 def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
-    """Of as many tokens as the head is asked for at a time: a softmax in float32 and two gradients of it, or on a CPU
-    the logits, one gradient, and the softmax of a piece (`copies`). Of more tokens than that the gradients of the head
-    and of what it reads are made at once, and wait: how many bytes."""
+    """Bytes of logits of as many tokens as the head computes at a time: a softmax in float32 and two gradients of it,
+    or on a CPU the logits, one gradient, and the softmax of a piece (`copies`). With more tokens the gradients of the
+    head and of its input are made at once and wait: how many bytes."""
     rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
     softmax = rows * size * float(MASTER)
     logit_bytes = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)

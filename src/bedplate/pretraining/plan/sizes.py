@@ -15,7 +15,7 @@ from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
-"""Of a base that is trained further, where the file says nothing: what the ladder's rung takes."""
+"""Learning rate of continued pretraining where the file gives none: the one that the ladder's rung takes."""
 FEWEST_STEPS = 200
 """A batch is made smaller rather than that a run of a few tokens has fewer steps."""
 

@@ -19,8 +19,8 @@ from bedplate.pretraining.run.data import HeldOut
 
 @dataclass(frozen=True)
 class _Order:
-    """Of the n-grams of one order. keys: sorted, context · vocabulary + token; counts; of each context, by its number:
-    the sum of its counts, and how much its discounts take from it."""
+    """N-grams of one order. keys: sorted, context · vocabulary + token; counts; for each context, by its number: the
+    sum of its counts, and how much its discounts take from it."""
 
     keys: np.ndarray
     counts: np.ndarray
@@ -72,7 +72,7 @@ class NgramModel:
         return _Order(unique, counted, totals, discounted, discounts)
 
     def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """Of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
+        """Probability of each token after its own history [N, order − 1] (the nearest last, −1: none): float64 [N]."""
         estimates = np.full(len(tokens), 1.0 / self.vocabulary)
         for size in range(1, self.order + 1):
             context, valid = self._number(history[:, history.shape[1] - (size - 1) :])

@@ -32,7 +32,7 @@ MEASURES = ("acc", "score", "nats_per_token")
 
 
 def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
-    """Of each suite the measure that makes its curve, its value and interval, and of how many items."""
+    """For each suite, the measure that makes its curve, with value, interval and number of items."""
     return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
 
 

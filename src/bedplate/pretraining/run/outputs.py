@@ -67,7 +67,7 @@ class PreparedRun:
 
 
 class RunOutputs:
-    """Of one run, by the one process that writes."""
+    """The outputs of one run, written by one process."""
 
     def __init__(self, planned: PreparedRun) -> None:
         self._planned, self._out = planned, planned.directory.path

@@ -116,8 +116,8 @@ def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
 
 
 def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
-    """Of an encoder–decoder, what its decoder starts with: as in T5 what texts are padded with, or else what ends
-    them."""
+    """Generation defaults of an encoder–decoder: its decoder starts with the padding token, as in T5, or else with the
+    token that ends texts."""
     if not isinstance(spec, EncoderDecoderSpec):
         return {}
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id

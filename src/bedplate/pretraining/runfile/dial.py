@@ -54,7 +54,7 @@ class DecoderShape:
     feedforward: int
 
     def parameters(self, vocabulary: int, tied: bool) -> int:
-        """Of products and tables, without norms."""
+        """Parameters of products and tables, without norms."""
         head, size = self.head_size, self.width
         attention = size * head * (2 * self.heads + 2 * self.kv_heads)
         block = attention + 3 * size * self.feedforward

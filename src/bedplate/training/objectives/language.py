@@ -26,8 +26,8 @@ class MultiTokenPrediction:
     weight: float = 0.3
 
     def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each module's term: where it has targets in the flattened rows, and those. How many there are depends on
-        the batch, which is read."""
+        """For each module's term, the positions of its targets in the flattened rows, and the targets. Their number
+        depends on the batch, which is read."""
         targets_by_term: dict[str, tuple[Tensor, Tensor]] = {}
         for number in range(1, self.modules + 1):
             targets_BT = torch.full_like(batch.targets, NO_TARGET)

@@ -118,8 +118,8 @@ class Masked(Corrupting):
 
 
 def starts_word(tokenizer: Tokenizer, size: int) -> NDArray[np.bool_]:
-    """Of each id, whether a word begins with it: in a WordPiece vocabulary what has no ##; else what begins with
-    anything but a letter or digit, as a space or a punctuation mark."""
+    """Whether a word begins with each id: in a WordPiece vocabulary, ids without ##; otherwise ids that begin with
+    anything but a letter or digit, such as a space or a punctuation mark."""
     names = [tokenizer.id_to_token(index) for index in range(min(size, tokenizer.vocab_size))]
     pieces = any((name or "").startswith("##") for name in names)
     starts = np.ones(size, bool)

@@ -65,7 +65,7 @@ class AdamW:
             master.sub_(before * against, alpha=decay)
 
     def _before(self) -> list[tuple[nn.Parameter, Tensor, float]]:
-        """Of cautious decay: each that decays, a copy, and by how much."""
+        """For cautious decay: each master that decays, a copy of it, and by how much."""
         if not self._cautious:
             return []
         return [

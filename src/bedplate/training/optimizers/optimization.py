@@ -43,7 +43,7 @@ AVERAGE = "average/"
 
 
 class Average:
-    """Of tensors by name, in their own dtype."""
+    """Averages of tensors by name, in their own dtype."""
 
     def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
         self._decay = decay

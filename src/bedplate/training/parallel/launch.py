@@ -16,7 +16,7 @@ import torch.distributed as dist
 from bedplate.core.errors import RankError, UsageError
 
 PORT = 29_400
-"""Of a Slurm job whose script names none (MASTER_PORT)."""
+"""Port of a Slurm job whose script sets no MASTER_PORT."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def process_of(environment: Mapping[str, str]) -> Process:
 
 
 def first_host(nodes: str) -> str:
-    """Of Slurm's short form of a list: "gpu[003-007,9],cpu1" → "gpu003"."""
+    """First host of Slurm's short form of a list: "gpu[003-007,9],cpu1" → "gpu003"."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
         raise UsageError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host")

@@ -33,7 +33,7 @@ class Mesh:
 
     @classmethod
     def of(cls, config: ParallelConfig, device: torch.device) -> Mesh:
-        """Of the processes that run. UsageError where they do not fit."""
+        """Arranges the processes that run. UsageError where they do not fit."""
         sizes = config.sizes(dist.get_world_size())
         whole = init_device_mesh(device.type, tuple(sizes[axis] for axis in AXES), mesh_dim_names=AXES)
         # torchtitan joins axes in the same way; there is no public name for it.

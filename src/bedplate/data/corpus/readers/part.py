@@ -73,8 +73,8 @@ Read = RawDocument | Unread
 
 
 class Reader(Protocol):
-    """Of one kind of source. `plan` names its parts, reading no text; `read` yields every document of one, or says why
-    not: nothing is left out in silence."""
+    """A reader of one kind of source. `plan` names its parts without reading text; `read` yields every document of a
+    part, or says why not: nothing is left out silently."""
 
     def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[SourcePart]: ...
     def read(self, source: Any, part: SourcePart) -> Iterator[Read]: ...

@@ -77,7 +77,7 @@ class Contamination:
 
 
 def files(name: str, directory: Path) -> list[Path]:
-    """Of an evaluation by name (a suite or data set of the catalogue, pulled) or by path."""
+    """Files of an evaluation, by name (a suite or data set of the catalogue, pulled) or by path."""
     from bedplate.hub.catalog import CATALOG
 
     place = directory / Path(name).expanduser()

@@ -52,8 +52,8 @@ class MinHash:
 
 
 def clusters(bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Of each document [D] the first of its cluster, which is itself where it is like no other before. Documents that
-    have no signature are their own."""
+    """The first document of each document's cluster [D]: itself where it is like none before it, or has no
+    signature."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
@@ -89,7 +89,7 @@ def text_hash(text: str) -> tuple[int, int]:
 def copies(
     settings: Dedup, hashes_D2: NDArray[np.uint64], bands_DB: NDArray[np.uint64], has_D: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """Of each document [D] KEPT, EXACT or NEAR, and the document that it is a copy of (itself where it is kept)."""
+    """KEPT, EXACT or NEAR for each document [D], and the document that it copies (itself where it is kept)."""
     count = len(hashes_D2)
     fate, of = np.zeros(count, np.int8), np.arange(count)
     if settings.exact and count:

@@ -23,7 +23,7 @@ DAYS = [1e-9, *(3650.0 * (n + 1) / 80 for n in range(80))]
 MACHINE_STEPS = 40
 CLOSE = 1e-9
 DRAW_RATIO = 1.01
-"""Of two volumes between which a draw's break-even is interpolated."""
+"""Ratio of two volumes between which a draw's break-even is interpolated."""
 
 
 @dataclass(frozen=True)

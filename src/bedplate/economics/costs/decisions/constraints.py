@@ -98,7 +98,7 @@ class Bars:
         return shortfalls
 
     def places(self, option: OptionCosts) -> frozenset[int]:
-        """Of the inputs that the option's cost or feasibility depends on."""
+        """Places of the inputs that the option's cost or feasibility depends on."""
         ranges = [ranged.place for ranged in (option.quality, option.p95_ms) if ranged is not None]
         bars = [place for place in (self.quality, self.p95_ms) if place is not None]
         return option.net.places.union(ranges, bars)

@@ -37,9 +37,9 @@ class OptionOutcome:
     """One option at the stated values. Money is USD over the horizon; intervals hold 90% of the draws and the value.
 
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
-    calls bring in: what options are ranked by. lines: (when, what, USD), which add up to total_usd. machines: reserved
-    ones; busy: the share of their time in which they compute, over the horizon. best_in: the share of draws in which it
-    is the answer. doubts: why the verdict of its report is no PASS, and why the report is used nonetheless.
+    calls bring in: what options are ranked by. lines: (period, part, USD), which add up to total_usd. machines:
+    reserved ones; busy: the share of their time in which they compute, over the horizon. best_in: the share of draws in
+    which it is the answer. doubts: why the verdict of its report is no PASS, and why the report is used nonetheless.
     """
 
     name: str
@@ -93,7 +93,7 @@ class Decision(Brief):
         return next((outcome for outcome in self.outcomes if outcome.name == self.answer), None)
 
     def break_even(self, option: str, against: str) -> BreakEvenVolume | None:
-        """Of two options, whichever of them is the dearer to start. UsageError for what is no option of the case."""
+        """The break-even of two options, in either order. UsageError for what is no option of the case."""
         names = [outcome.name for outcome in self.outcomes]
         for name in (option, against):
             if name not in names:
@@ -173,7 +173,7 @@ def _outcome(
 
 
 def _amounts(lines: Sequence[CostLine], v: Values) -> list[tuple[str, str, float]]:
-    amounts = [(line.when, line.what, line.usd.compile()(v)) for line in lines]
+    amounts = [(line.period, line.part, line.usd.compile()(v)) for line in lines]
     return [amount for amount in amounts if amount[2]]
 
 

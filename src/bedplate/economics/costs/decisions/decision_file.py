@@ -270,7 +270,7 @@ class Option(Strict):
 
     @property
     def weights(self) -> Literal["hosted", "open", "own"]:
-        """Whose weights these are."""
+        """Who made the weights: a host, others who published them, or this team."""
         return "hosted" if self.model is not None else "open" if self.pretraining is None else "own"
 
     def describe(self, method: Method, retrieves: bool) -> str:

@@ -120,14 +120,14 @@ def _price_of_constraints(decision: Decision) -> str:
 def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: the lines that are more than a twentieth of all differences, then the rest."""
     ours, theirs = _by_name(best), _by_name(outcome)
-    differences = {what: theirs.get(what, 0.0) - ours.get(what, 0.0) for what in {**theirs, **ours}}
+    differences = {part: theirs.get(part, 0.0) - ours.get(part, 0.0) for part in {**theirs, **ours}}
     whole = sum(abs(amount) for amount in differences.values())
     large = [pair for pair in differences.items() if abs(pair[1]) > _SMALL_SHARE * whole]
     large.sort(key=lambda pair: -pair[1])
     rest = sum(differences.values()) - sum(amount for _, amount in large)
     if abs(rest) > _NOTHING * whole:
         large.append(("all else", rest))
-    parts = ", ".join(f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {what}" for what, amount in large)
+    parts = ", ".join(f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {part}" for part, amount in large)
     return f"{outcome.name} costs {_more(outcome.net_usd - best.net_usd)}{f': {parts}' if parts else ''}."
 
 
@@ -137,8 +137,8 @@ def _more(dollars: float) -> str:
 
 def _by_name(outcome: OptionOutcome) -> dict[str, float]:
     amounts: dict[str, float] = {}
-    for when, what, amount in outcome.lines:
-        name = f"{what} (calls)" if when == "calls" else what
+    for period, part, amount in outcome.lines:
+        name = f"{part} (calls)" if period == "calls" else part
         amounts[name] = amounts.get(name, 0.0) + amount
     amounts["wrong answers less revenue"] = outcome.net_usd - outcome.total_usd
     return amounts
@@ -207,7 +207,7 @@ def as_values(decision: Decision) -> dict[str, Any]:
 
 
 def _option(outcome: OptionOutcome) -> dict[str, Any]:
-    lines = [{"when": when, "what": what, "usd": amount} for when, what, amount in outcome.lines]
+    lines = [{"when": period, "what": part, "usd": amount} for period, part, amount in outcome.lines]
     return {**asdict(outcome), "lines": lines}
 
 

@@ -45,16 +45,16 @@ SECONDS_PER_DAY = 86_400.0
 _MILLION = 1e6
 _SLACK = 1e-9  # a demand that fills its machines exactly needs no further one for a rounding error
 
-When = Literal["once", "over time", "calls", "machines"]
-_WHEN_ORDER = get_args(When)
+Period = Literal["once", "over time", "calls", "machines"]
+_PERIODS = get_args(Period)
 
 
 @dataclass(frozen=True)
 class CostLine:
-    """When something is paid, what it is, and US dollars over the horizon."""
+    """Period something is paid, what it is, and US dollars over the horizon."""
 
-    when: When
-    what: str
+    period: Period
+    part: str
     usd: Formula
 
 
@@ -123,10 +123,6 @@ class OptionCosts:
     def net_usd(self) -> Callable[[Values], float]:
         return self.net.compile()
 
-    @cached_property
-    def call_usd(self) -> Callable[[Values], float]:
-        return total(self.per_call.values()).compile()
-
 
 def option_costs(shared: CaseInputs) -> tuple[OptionCosts, ...]:
     """The costs of all options. ConfigError for what is missing: a price, a rung, a tokenizer's ratio, a speed."""
@@ -172,9 +168,9 @@ class _OptionBuilder:
             share = Formula(f"v[{quality.place}]", frozenset((quality.place,)))
             wrong = self.shared.wrong_answer * (1.0 - share)
             right = share if case.value.earned_by == "right_answer" else right
-        for what, usd in (("wrong answers", wrong), ("revenue", self.shared.revenue * right * -1.0)):
+        for part, usd in (("wrong answers", wrong), ("revenue", self.shared.revenue * right * -1.0)):
             if usd != ZERO:
-                self.per_call[what] = usd
+                self.per_call[part] = usd
         method, retrieves = self._method()
         return OptionCosts(
             name=self.name,
@@ -182,7 +178,7 @@ class _OptionBuilder:
             method=option.describe(method, retrieves),
             method_in_short=option.label(method, retrieves),
             tokens=self.tokens,
-            lines=tuple(sorted(self.lines, key=lambda line: _WHEN_ORDER.index(line.when))),
+            lines=tuple(sorted(self.lines, key=lambda line: _PERIODS.index(line.period))),
             per_call=self.per_call,
             machines=self.machines,
             busy=self.busy,
@@ -252,15 +248,15 @@ class _OptionBuilder:
         entry = self.prices.label(case.labelling, f"{case.place}: labelling")
         return self.shared.price("labelling", case.labelling, "usd_per_label", entry)
 
-    def _line(self, when: When, what: str, usd: Formula) -> None:
+    def _line(self, period: Period, part: str, usd: Formula) -> None:
         if usd != ZERO:
-            self.lines.append(CostLine(when, what, usd))
+            self.lines.append(CostLine(period, part, usd))
 
-    def _call_line(self, what: str, usd: Formula) -> None:
+    def _call_line(self, part: str, usd: Formula) -> None:
         """What every call costs."""
         if usd != ZERO:
-            self.per_call[what] = usd
-        self._line("calls", what, usd * self.shared.calls)
+            self.per_call[part] = usd
+        self._line("calls", part, usd * self.shared.calls)
 
     # --- calls
 
@@ -290,10 +286,10 @@ class _OptionBuilder:
             hits = shared.cached_share
             cached = padded * (hits * hit + (1.0 - hits) * missed)
             live["repeated prompt"] = ZERO if tokens.prefix == ZERO else call("min", plain["repeated prompt"], cached)
-        batch = {what: usd * (1.0 - self._hosted("batch_discount")) for what, usd in plain.items()}
+        batch = {part: usd * (1.0 - self._hosted("batch_discount")) for part, usd in plain.items()}
         batched = shared.waiting_share * total(batch.values()).is_less(total(live.values()))
-        for what, usd in live.items():
-            self._call_line(what, usd if batched == ZERO else usd * (1.0 - batched) + batch[what] * batched)
+        for part, usd in live.items():
+            self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
     def _hosted(self, field: str) -> Formula:
         name = self.option.model or ""

@@ -93,7 +93,7 @@ class Chooser:
 
 
 def flipping_points(chooser: Chooser, inputs: Sequence[Input], bars: Bars, v: Values) -> list[Sensitivity]:
-    """Of every number that an option depends on, nearest flip first, then those that do not flip."""
+    """Moves every number that an option depends on: nearest flip first, then those that do not flip."""
     used = frozenset[int]().union(*(bars.places(option) for option in chooser.options))
     results: list[Sensitivity] = []
     for place in sorted(used):

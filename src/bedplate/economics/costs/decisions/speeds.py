@@ -20,7 +20,7 @@ _FREE_MEMORY = 0.1
 
 @dataclass(frozen=True)
 class CallTokens:
-    """Of one call: repeated in every prompt, different each time, retrieved, and answered."""
+    """Tokens of one call: repeated in every prompt, different each time, retrieved, and answered."""
 
     prefix: float
     fresh: float
@@ -45,7 +45,7 @@ class Speeds:
 def measured_speeds(
     measured: MeasuredEngine, prices: Prices, machine: str, tokens: CallTokens, needed_by: str
 ) -> Speeds:
-    """Of an engine in the machine's machine.json. ConfigError where it was not measured."""
+    """Reads an engine's speeds from the machine's machine.json. ConfigError where it was not measured."""
     from bedplate.economics.hardware.machine import read_machine
     from bedplate.economics.serving.steps import MeasuredSteps
 
@@ -63,7 +63,8 @@ def measured_speeds(
 def planned_speeds(
     planned: DataSheetDecoder, prices: Prices, machine: str, tokens: CallTokens, needed_by: str
 ) -> Speeds:
-    """Of a decoder on the machine's devices by the roofline, over what engines reach. ConfigError: it does not fit."""
+    """Plans a decoder on the machine's devices by the roofline, over the range that engines reach. ConfigError where it
+    does not fit."""
     from bedplate.economics.hardware.table import find_device
     from bedplate.economics.model.named_model import resolve
     from bedplate.economics.serving.replica import decoder_of
@@ -88,7 +89,8 @@ def planned_speeds(
 
 
 def _tokens_per_second(steps: StepModel, tokens: CallTokens, batch: int) -> tuple[float, float]:
-    """Of one prompt at a time behind its cached prefix, and of `batch` sequences half-way through their answers."""
+    """Speeds of one prompt at a time behind its cached prefix, and of `batch` sequences half-way through their
+    answers."""
     from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds
     from bedplate.economics.serving.simulation import ServiceModel
 

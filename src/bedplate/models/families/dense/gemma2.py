@@ -38,16 +38,19 @@ EXAMPLES = (
 )
 
 
+def _cap(fields: Fields, name: str, default: float | None) -> float | None:
+    """A cap that an explicit null turns off."""
+    cap = fields.pop(name, default)
+    return Fields({name: cap}, fields.origin).real(name)
+
+
 def gemma_scales(logit_cap: float | None, attention_cap: float | None = None) -> Field:
     """Embeddings times √hidden, scores over √query_pre_attn_scalar, and caps; those given: where none is said."""
 
     def read(fields: Fields, values: Values) -> Values:
         queries = fields.real("query_pre_attn_scalar", 256)
-        caps = [
-            fields.pop(name, cap)
-            for name, cap in (("attn_logit_softcapping", attention_cap), ("final_logit_softcapping", logit_cap))
-        ]
-        scores_cap, final_cap = (None if cap is None else float(cap) for cap in caps)
+        scores_cap = _cap(fields, "attn_logit_softcapping", attention_cap)
+        final_cap = _cap(fields, "final_logit_softcapping", logit_cap)
         if attention_cap is None:
             # Only Gemma 2 caps attention scores: the others' code reads the field and does nothing.
             Fields({"attn_logit_softcapping": scores_cap}, fields.origin).only("attn_logit_softcapping", None)

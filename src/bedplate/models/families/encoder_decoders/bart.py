@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from bedplate.models.families.encoder_decoders.two_stacks import (
-    PARTS,
-    TINY,
-    by_names,
-    config_of,
-    take_sides,
-    weight_map,
-)
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import Fields
-from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+from bedplate.models.families.encoder_decoders.two_stacks import PARTS, TINY, by_names, sides, two_sides, weight_map
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import only
 
 OFFSET = 2
 """Rows of the tables of positions before the first token's: the class counts from its padding's number."""
@@ -31,18 +20,19 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
-    """`config.json` → spec, without a bias of the head: see `by_names`."""
-    origin = "config.json (bart)"
-    fields = Fields(config, origin)
-    fields.only("static_position_embeddings", False)
-    fields.only("normalize_embedding", True)
-    return take_sides(fields, origin, OFFSET, embedding_norm=True)
+FIELDS = (
+    *sides(OFFSET, embedding_norm=True),
+    only("static_position_embeddings", False),
+    only("normalize_embedding", True),
+    only("tie_word_embeddings", True, written=True),
+)
 
-
-def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return config_of(spec, "bart", "BartForConditionalGeneration")
-
-
-HF = Family(("hf", "bart"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES)
+HF = hf_family(
+    "bart",
+    "BartForConditionalGeneration",
+    FIELDS,
+    HF_WEIGHTS,
+    make=two_sides,
+    by_names=by_names,
+    examples=EXAMPLES,
+)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, config_of, take_sides, weight_map
-from bedplate.models.families.family import Family
+from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, sides, two_sides, weight_map
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values, only
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
@@ -34,24 +32,38 @@ def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     return HF_WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES
 
 
-def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
-    """`config.json` → spec, without a bias of the head: see `by_names`."""
-    origin = "config.json (marian)"
-    fields = Fields(config, origin)
-    fields.only("static_position_embeddings", True)
-    fields.only("normalize_embedding", False)
-    words: int | None = None
+def _read_words(fields: Fields, values: Values) -> Values:
+    """The tokens of the side that writes, where they have a table of their own, to which the head may be tied."""
     if fields.flag("share_encoder_decoder_embeddings", True):
-        fields.only("decoder_vocab_size", config.get("vocab_size"))
-    else:
-        words = fields.whole("decoder_vocab_size") or fields.size("vocab_size")
-    return take_sides(fields, origin, None, words, sinusoids=True, embedding_norm=False)
+        fields.only("decoder_vocab_size", values["vocab_size"])
+        fields.only("tie_word_embeddings", True)
+        return {}
+    words = fields.whole("decoder_vocab_size") or values["vocab_size"]
+    return {"target_words": words, "tied_head": fields.flag("tie_word_embeddings", True)}
 
 
-def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    marian_fields = {"static_position_embeddings": True, "share_encoder_decoder_embeddings": spec.shared_embedding}
-    return config_of(spec, "marian", "MarianMTModel") | marian_fields | {"decoder_vocab_size": spec.vocab_size}
+def _word_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {
+        "share_encoder_decoder_embeddings": spec.shared_embedding,
+        "decoder_vocab_size": spec.vocab_size,
+        "tie_word_embeddings": flat["tied_head"],
+    }
 
 
-HF = Family(("hf", "marian"), from_hf, to_hf, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, weights_of=weights_of)
+FIELDS = (
+    *sides(None, sinusoids=True, embedding_norm=False),
+    Field(_read_words, _word_fields),
+    only("static_position_embeddings", True, written=True),
+    only("normalize_embedding", False),
+)
+
+HF = hf_family(
+    "marian",
+    "MarianMTModel",
+    FIELDS,
+    HF_WEIGHTS,
+    make=two_sides,
+    by_names=by_names,
+    examples=EXAMPLES,
+    weights_of=weights_of,
+)

@@ -3,17 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import (
+    Field,
+    Values,
+    constant,
+    flag,
+    ignored,
+    only,
+    part,
+    real,
+    size,
+    whole,
+    written,
+)
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
 
-_ORIGIN = "config.json (t5)"
 _PLAIN = (("up", "wi"), ("down", "wo"))
 _GATED = (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
 _ACTIVATIONS: dict[str, Activation] = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
@@ -82,53 +94,51 @@ def weights_by(names: Collection[str]) -> WeightMap:
     return HF_WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _HF_PLAIN
 
 
-def from_hf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
-    """`config.json` → spec."""
-    fields = Fields(config, _ORIGIN)
-    gated, activation = _feedforward(fields)
-    hidden, heads = fields.size("d_model"), fields.size("num_heads")
-    # Version 5 of transformers writes the one, earlier ones the other; files of T5 itself neither.
-    tied = fields.flag("tie_word_embeddings", True)
-    scaled = fields.flag("scale_decoder_outputs", tied)
-    fields.only("is_decoder", False)
-    fields.ignore((*HF_BOOKKEEPING, *_HINTS))
-    layers = fields.layers("num_layers")
-    deep = fields.layers("num_decoder_layers", layers)
-    buckets = fields.whole("relative_attention_num_buckets", 32)
-    common: dict[str, Any] = {
-        "vocab_size": fields.size("vocab_size"),
-        "hidden_size": hidden,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": fields.size("d_kv"),
-        "feedforward_size": fields.size("d_ff"),
-        "context_length": fields.whole("n_positions", 512),
-        "norm_eps": fields.real("layer_norm_epsilon", 1e-6),
-        "activation": activation,
-        "gated": gated,
-        "tied_head": tied,
-        "position_rows": 0,
-        "relative_bias": RelativeBias(buckets, fields.whole("relative_attention_max_distance", 128)),
-        "embedding_norm": False,
-        "final_norm": True,
-        "scales": Scales(attention=1.0, head=hidden**-0.5 if scaled else 1.0),
-    }
-    fields.finish()
-    encoder = TransformerSpec.from_fields(kind="encoder", layers=layers, **common)
-    return EncoderDecoderSpec(
-        encoder, TransformerSpec.from_fields(kind="decoder", layers=deep, cross_size=hidden, **common), True
-    )
+def _read_depths(fields: Fields, values: Values) -> Values:
+    depth = fields.layers("num_layers")
+    return {"layers": depth, "decoder_layers": fields.layers("num_decoder_layers", depth)}
 
 
-def _feedforward(fields: Fields) -> tuple[bool, Activation]:
+def _depths(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {"num_layers": spec.stack.layers, "num_decoder_layers": spec.decoder.layers}
+
+
+def _read_feedforward(fields: Fields, values: Values) -> Values:
     """Whether it is gated, and by what. "gated-gelu" has always meant the approximation by tanh."""
-    hf_name = fields.text("feed_forward_proj", "relu")
-    gated = hf_name.startswith("gated-")
-    name = "gelu_new" if hf_name == "gated-gelu" else hf_name.removeprefix("gated-")
-    Fields({"feed_forward_proj": name}, _ORIGIN).only("feed_forward_proj", *_ACTIVATIONS)
+    text = fields.text("feed_forward_proj", "relu")
+    gated = text.startswith("gated-")
+    name = "gelu_new" if text == "gated-gelu" else text.removeprefix("gated-")
+    Fields({"feed_forward_proj": name}, fields.origin).only("feed_forward_proj", *_ACTIVATIONS)
     fields.only("is_gated_act", gated)
     fields.only("dense_act_fn", name)
-    return gated, _ACTIVATIONS[name]
+    return {"gated": gated, "activation": _ACTIVATIONS[name]}
+
+
+def _feedforward_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    name = next(name for name, ours in _ACTIVATIONS.items() if ours == flat["activation"])
+    gate = f"gated-{'gelu' if name == 'gelu_new' else name}"
+    return {"feed_forward_proj": gate if flat["gated"] else name}
+
+
+def _read_scales(fields: Fields, values: Values) -> Values:
+    # Version 5 of transformers writes the one, earlier ones the other; files of T5 itself neither.
+    scaled = fields.flag("scale_decoder_outputs", values["tied_head"])
+    return {"scales": Scales(attention=1.0, head=values["hidden_size"] ** -0.5 if scaled else 1.0)}
+
+
+def _scale_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {"scale_decoder_outputs": (flat["scales"] or Scales()).head != 1}
+
+
+T5 = constant(position_rows=0, embedding_norm=False, final_norm=True)
+
+
+def two_stacks(*, layers: int, decoder_layers: int, **common: Any) -> EncoderDecoderSpec:
+    """The spec of two stacks that have all but their depths in common, and one token table."""
+    encoder = TransformerSpec.from_fields(kind="encoder", layers=layers, **common)
+    cross_size = common["hidden_size"]
+    decoder = TransformerSpec.from_fields(kind="decoder", layers=decoder_layers, cross_size=cross_size, **common)
+    return EncoderDecoderSpec(encoder, decoder, shared_embedding=True)
 
 
 def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoderSpec:
@@ -138,39 +148,38 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
     return replace(spec, encoder=spec.stack.with_(tied_head=tied), decoder=spec.decoder.with_(tied_head=tied))
 
 
-def to_hf(spec: EncoderDecoderSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    encoder, decoder = spec.stack, spec.decoder
-    bias, scaled = decoder.position.relative_bias or RelativeBias(), (decoder.scales or Scales()).head != 1
-    name = next(name for name, ours in _ACTIVATIONS.items() if ours == decoder.feedforward.activation)
-    hf_name = f"gated-{'gelu' if name == 'gelu_new' else name}" if decoder.feedforward.gated else name
-    return {
-        "architectures": ["T5ForConditionalGeneration"],
-        "model_type": "t5",
-        "is_encoder_decoder": True,
-        "vocab_size": spec.vocab_size,
-        "d_model": spec.hidden_size,
-        "d_kv": decoder.attention.head_dim,
-        "d_ff": decoder.feedforward.size,
-        "num_layers": encoder.layers,
-        "num_decoder_layers": decoder.layers,
-        "num_heads": decoder.attention.heads,
-        "n_positions": spec.context_length,
-        "layer_norm_epsilon": decoder.norm.eps,
-        "feed_forward_proj": hf_name,
-        "relative_attention_num_buckets": bias.buckets,
-        "relative_attention_max_distance": bias.max_distance,
-        "scale_decoder_outputs": scaled,
-        "tie_word_embeddings": decoder.tied_head,
-    }
+FIELDS = (
+    written(is_encoder_decoder=True),
+    T5,
+    size("vocab_size"),
+    size("d_model", "hidden_size"),
+    size("d_kv", "head_dim"),
+    size("d_ff", "feedforward_size"),
+    Field(_read_depths, _depths),
+    size("num_heads", "heads"),
+    Field(lambda _, values: {"kv_heads": values["heads"]}),
+    whole("n_positions", "context_length", 512),
+    real("layer_norm_epsilon", "norm_eps", 1e-6),
+    Field(_read_feedforward, _feedforward_fields),
+    part(
+        "relative_bias",
+        RelativeBias,
+        whole("relative_attention_num_buckets", "buckets", 32),
+        whole("relative_attention_max_distance", "max_distance", 128),
+    ),
+    flag("tie_word_embeddings", "tied_head", True),
+    Field(_read_scales, _scale_fields),
+    only("is_decoder", False),
+    ignored(*_HINTS),
+)
 
-
-HF = Family(
-    ("hf", "t5"),
-    from_hf,
-    to_hf,
+HF = hf_family(
+    "t5",
+    "T5ForConditionalGeneration",
+    FIELDS,
     HF_WEIGHTS,
-    (("gguf", "t5"),),
+    "t5",
+    make=two_stacks,
     by_names=by_names,
     examples=EXAMPLES,
     weights_of=weights_of,

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.field_map import Field, Values, constant, ignored, named_value, only, size, written
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, Scales, TransformerSpec
@@ -95,78 +96,79 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
     return replace(spec, decoder=spec.decoder.with_(head_bias=_BIAS in names))
 
 
-def take_sides(
-    fields: Fields, origin: str, offset: int | None, target_words: int | None = None, **stack_fields: Any
-) -> EncoderDecoderSpec:
-    """The spec of a config, all of whose fields it takes. offset: rows of the tables of positions before that of the
-    first token, None without tables. target_words: tokens that it writes, where they have a table of their own. stack_fields:
-    of both stacks."""
-    for name, usual in (("normalize_before", False), ("add_final_layer_norm", False)):
-        fields.only(name, usual)
-    if target_words is None:
-        fields.only("tie_word_embeddings", True)
-    # What is tied is the head to the decoder's table.
-    tied = fields.flag("tie_word_embeddings", True)
-    fields.only("is_decoder", False)
-    activation = fields.text("activation_function", "gelu")
-    Fields({"activation_function": activation}, origin).only("activation_function", *_ACTIVATIONS)
-    fields.ignore((*HF_BOOKKEEPING, *_HINTS))
-    words, hidden = fields.size("vocab_size"), fields.size("d_model")
-    context = fields.size("max_position_embeddings")
-    scaled = fields.flag("scale_embedding", False)
-    positions = {"position_rows": 0} if offset is None else {"position_rows": context + offset}
+def _side(name: str) -> tuple[Field, ...]:
+    """The fields of one side, which `two_sides` gets as a mapping of its name."""
 
-    def side(name: str, words: int, **side_fields: Any) -> TransformerSpec:
+    def read(fields: Fields, values: Values) -> Values:
         heads = fields.size(f"{name}_attention_heads")
-        return TransformerSpec.from_fields(
-            vocab_size=words,
-            hidden_size=hidden,
-            layers=fields.layers(f"{name}_layers"),
-            heads=heads,
-            kv_heads=heads,
-            head_dim=hidden // heads,
-            feedforward_size=fields.size(f"{name}_ffn_dim"),
-            context_length=context,
-            norm="layer",
-            norm_placement="post",
-            activation=_ACTIVATIONS[activation],
-            gated=False,
-            attention_bias=True,
-            feedforward_bias=True,
-            final_norm=False,
-            scales=Scales(embedding=hidden**0.5) if scaled else None,
-            position_offset=offset or 0,
-            **positions,
-            **stack_fields,
-            **side_fields,
-        )
-
-    reads = side("encoder", words, kind="encoder")
-    writes = side("decoder", target_words or words, kind="decoder", cross_size=hidden, tied_head=tied)
-    fields.finish()
-    return EncoderDecoderSpec(reads, writes, shared_embedding=target_words is None)
-
-
-def config_of(spec: EncoderDecoderSpec, model_type: str, model_class: str) -> dict[str, Any]:
-    """The `config.json` that transformers loads."""
-    encoder, decoder = spec.stack, spec.decoder
-    config: dict[str, Any] = {
-        "architectures": [model_class],
-        "model_type": model_type,
-        "is_encoder_decoder": True,
-        "vocab_size": spec.source_vocab_size,
-        "d_model": spec.hidden_size,
-        "max_position_embeddings": spec.context_length,
-        "activation_function": next(
-            name for name, ours in _ACTIVATIONS.items() if ours == decoder.feedforward.activation
-        ),
-        "scale_embedding": (decoder.scales or Scales()).embedding != 1,
-        "tie_word_embeddings": decoder.tied_head,
-    }
-    for name, side in (("encoder", encoder), ("decoder", decoder)):
-        config |= {
-            f"{name}_layers": side.layers,
-            f"{name}_attention_heads": side.attention.heads,
-            f"{name}_ffn_dim": side.feedforward.size,
+        side = {
+            "layers": fields.layers(f"{name}_layers"),
+            "heads": heads,
+            "kv_heads": heads,
+            "head_dim": values["hidden_size"] // heads,
+            "feedforward_size": fields.size(f"{name}_ffn_dim"),
         }
-    return config
+        return {name: side}
+
+    def write(flat: Values, spec: EncoderDecoderSpec) -> Values:
+        stack = getattr(spec, name)
+        sizes = {"layers": stack.layers, "attention_heads": stack.attention.heads, "ffn_dim": stack.feedforward.size}
+        return {f"{name}_{size}": value for size, value in sizes.items()}
+
+    return (Field(read, write),)
+
+
+def _scales(fields: Fields, values: Values) -> Values:
+    scaled = fields.flag("scale_embedding", False)
+    return {"scales": Scales(embedding=values["hidden_size"] ** 0.5) if scaled else None}
+
+
+def _table(offset: int | None) -> Field:
+    """The learned positions. offset: rows before that of the first token; None: there is no table."""
+
+    def read(fields: Fields, values: Values) -> Values:
+        context = fields.size("max_position_embeddings")
+        rows = 0 if offset is None else context + offset
+        return {"context_length": context, "position_rows": rows, "position_offset": offset or 0}
+
+    return Field(read, lambda flat, spec: {"max_position_embeddings": spec.context_length})
+
+
+def sides(offset: int | None, **features: Any) -> tuple[Field, ...]:
+    """What BART and its kin have in common. offset: rows of the tables of positions before that of the first token,
+    None without tables; features: of both stacks."""
+    return (
+        written(is_encoder_decoder=True),
+        constant(norm="layer", norm_placement="post", gated=False, final_norm=False, **features),
+        constant(attention_bias=True, feedforward_bias=True),
+        size("d_model", "hidden_size"),
+        Field(
+            lambda fields, _: {"vocab_size": fields.size("vocab_size")},
+            lambda flat, spec: {"vocab_size": spec.source_vocab_size},
+        ),
+        _table(offset),
+        named_value("activation_function", "activation", "gelu", _ACTIVATIONS),
+        Field(_scales, lambda flat, _: {"scale_embedding": (flat["scales"] or Scales()).embedding != 1}),
+        *_side("encoder"),
+        *_side("decoder"),
+        only("normalize_before", False),
+        only("add_final_layer_norm", False),
+        only("is_decoder", False),
+        ignored(*_HINTS),
+    )
+
+
+def two_sides(
+    *,
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    tied_head: bool = True,
+    target_words: int | None = None,
+    **common: Any,
+) -> EncoderDecoderSpec:
+    """The spec of two stacks. tied_head: the head is the decoder's table; target_words: tokens that it writes, if they
+    have a table of their own."""
+    reads = TransformerSpec.from_fields(kind="encoder", **common, **encoder)
+    words = {"vocab_size": target_words or common["vocab_size"], "cross_size": common["hidden_size"]}
+    writes = TransformerSpec.from_fields(**{**common, **decoder, **words}, kind="decoder", tied_head=tied_head)
+    return EncoderDecoderSpec(reads, writes, shared_embedding=target_words is None)

@@ -5,12 +5,24 @@ RoBERTa and its kin are the same network with other positions, and share what st
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
-from bedplate.models.families.encoders.labels import label_fields, masked_spec, present, take_head, take_labels
-from bedplate.models.families.family import Family
-from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
+from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import (
+    Field,
+    Values,
+    constant,
+    ignored,
+    layers,
+    named_value,
+    only,
+    real,
+    size,
+    whole,
+)
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import Rule, WeightMap, renamed
 from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, TransformerSpec
 
@@ -65,10 +77,6 @@ HF_WEIGHTS = WeightMap(
 )
 
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
-_BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
-_CLASSIFIER, _MASKED = "BertForSequenceClassification", "BertForMaskedLM"
-
-
 TINY: dict[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
@@ -80,64 +88,46 @@ TINY: dict[str, Any] = {
 EXAMPLES = (TINY, TINY | {"num_hidden_layers": 2, "hidden_act": "gelu_new", "type_vocab_size": 1})
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` → spec, without a pooler: see `by_names`."""
-    origin = "config.json (bert)"
-    fields = Fields(config, origin)
-    classifier = None
-    head = take_head(fields, origin, _BODIES, _CLASSIFIER, _MASKED)
-    if head == "classifier":
-        classifier = Classifier(**take_labels(fields, origin), on_pooler=True)
-    spec = body(fields, origin).with_(classifier=classifier, pooler=classifier is not None)
-    return masked_spec(spec, config, _masked_head(spec)) if head == "masked" else spec
+def _read_positions(fields: Fields, values: Values) -> Values:
+    offset, rows = values.get("position_offset", 0), fields.size("max_position_embeddings")
+    return {"context_length": rows - offset, "position_rows": rows if offset else None}
 
 
-def _masked_head(spec: TransformerSpec) -> MaskedHead:
-    return MaskedHead(spec.feedforward.activation)
+BODY_FIELDS: tuple[Field, ...] = (
+    constant(kind="encoder", norm="layer", norm_placement="post", gated=False, attention_bias=True),
+    constant(feedforward_bias=True, tied_head=True),
+    size("vocab_size"),
+    size("hidden_size"),
+    layers("num_hidden_layers", "layers"),
+    size("num_attention_heads", "heads"),
+    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
+    size("intermediate_size", "feedforward_size"),
+    Field(_read_positions, lambda flat, spec: {"max_position_embeddings": spec.positions}),
+    real("layer_norm_eps", "norm_eps", 1e-12),
+    named_value("hidden_act", "activation", "gelu", ACTIVATIONS),
+    whole("type_vocab_size", "token_types", 2),
+    only("position_embedding_type", "absolute"),
+    only("is_decoder", False),
+    only("add_cross_attention", False),
+    # Dropout acts in pretraining only; Bedplate's encoders have none.
+    ignored("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"),
+    # BERT's size of a pooler that it never had; how XLM-RoBERTa's files were written.
+    ignored("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
+    ignored("pooler_type", "directionality", "output_past", "num_labels"),
+)
+"""The fields of all but a head. A row before them gives `position_offset`, where positions begin with one."""
+
+
+def _read_classifier(fields: Fields, values: Values) -> Classifier:
+    return Classifier(**take_labels(fields), on_pooler=True)
+
+
+def _read_masked(fields: Fields, values: Values) -> MaskedHead:
+    return MaskedHead(values["activation"])
 
 
 def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    return spec.with_(masked_head=_masked_head(spec))
-
-
-def body(fields: Fields, origin: str, offset: int = 0) -> TransformerSpec:
-    """The spec of all but a head. offset: rows of the table of positions before that of a text's first token."""
-    hidden, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    fields.only("position_embedding_type", "absolute")
-    fields.only("is_decoder", False)
-    fields.only("add_cross_attention", False)
-    activation = fields.text("hidden_act", "gelu")
-    Fields({"hidden_act": activation}, origin).only("hidden_act", *ACTIVATIONS)
-    # Dropout acts in pretraining only; Bedplate's encoders have none.
-    fields.ignore((*HF_BOOKKEEPING, "attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"))
-    # The head of pretraining; BERT's size of a pooler that it never had; how XLM-RoBERTa's files were written.
-    fields.ignore(("tie_word_embeddings", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"))
-    fields.ignore(("pooler_size_per_head", "pooler_type", "directionality", "output_past", "num_labels"))
-    rows = fields.size("max_position_embeddings")
-    spec = TransformerSpec.from_fields(
-        kind="encoder",
-        vocab_size=fields.size("vocab_size"),
-        hidden_size=hidden,
-        layers=fields.layers("num_hidden_layers"),
-        heads=heads,
-        kv_heads=heads,
-        head_dim=hidden // heads,
-        feedforward_size=fields.size("intermediate_size"),
-        context_length=rows - offset,
-        position_rows=rows if offset else None,
-        position_offset=offset,
-        norm="layer",
-        norm_eps=fields.real("layer_norm_eps", 1e-12),
-        norm_placement="post",
-        activation=ACTIVATIONS[activation],
-        gated=False,
-        attention_bias=True,
-        feedforward_bias=True,
-        tied_head=True,
-        token_types=fields.whole("type_vocab_size", 2),
-    )
-    fields.finish()
-    return spec
+    return spec.with_(masked_head=MaskedHead(spec.feedforward.activation))
 
 
 def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
@@ -151,36 +141,13 @@ def pooled(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) ->
     return spec.with_(pooler=reads_pooler or any(weights.from_external(name) == "pooler.weight" for name in names))
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return body_config(spec, "bert", "BertModel", _CLASSIFIER, _MASKED)
+_BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
+FIELDS = (*BODY_FIELDS[:-1], head("Bert", _BODIES, _read_classifier, _read_masked), BODY_FIELDS[-1])
 
-
-def body_config(
-    spec: TransformerSpec, model_type: str, body_class: str, classifier_class: str, masked_class: str
-) -> dict[str, Any]:
-    """What all of the kin write."""
-    bare = body_class if spec.masked_head is None else masked_class
-    return {
-        "architectures": [bare if spec.classifier is None else classifier_class],
-        "model_type": model_type,
-        "vocab_size": spec.vocab_size,
-        "hidden_size": spec.hidden_size,
-        "num_hidden_layers": spec.layers,
-        "num_attention_heads": spec.attention.heads,
-        "intermediate_size": spec.feedforward.size,
-        "max_position_embeddings": spec.positions,
-        "layer_norm_eps": spec.norm.eps,
-        "hidden_act": next(name for name, ours in ACTIVATIONS.items() if ours == spec.feedforward.activation),
-        "type_vocab_size": spec.token_types,
-        **label_fields(spec),
-    }
-
-
-HF = Family(
-    ("hf", "bert"),
-    from_hf,
-    to_hf,
+HF = hf_family(
+    "bert",
+    "BertModel",
+    FIELDS,
     HF_WEIGHTS,
     by_names=by_names,
     examples=EXAMPLES,

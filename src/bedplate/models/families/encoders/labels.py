@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.specs.transformer import MaskedHead, Problem, TransformerSpec
+from bedplate.models.specs.transformer import Problem, TransformerSpec
 
 # Where cross-encoders keep what makes a score of their output: sentence-transformers, and before its version 4.
 _ACTIVATION, _OLDER = "sentence_transformers", "sbert_ce_default_activation_function"
@@ -23,27 +24,44 @@ _PROBLEMS: dict[str, Problem] = {
 
 
 _MASKED = ("masked_head.dense.weight", "masked_head.norm.weight", "masked_head.bias")
-Head = Literal["classifier", "masked"]
+Reader = Callable[[Fields, Values], Any]
 
 
-def take_head(fields: Fields, origin: str, bodies: Collection[str], classifier: str, masked: str) -> Head | None:
-    """Which head the checkpoint's class has: `classifier`, `masked`, or none of `bodies`, whose heads are not read.
+def head(classes: str, bodies: Sequence[str], read_classifier: Reader, read_masked: Reader) -> Field:
+    """The checkpoint's head: a classifier, that of pretraining, or none of `bodies`, whose heads are not read; written
+    as the class that has it. classes: what the names of the family's classes begin with. A pretraining head that is not
+    the token table is left out.
 
-    UnsupportedModelError for any other class: its head would be taken for another, or left out.
+    UnsupportedModelError for any other class: its head would be taken for another.
     """
-    architectures = fields.pop("architectures") or []
-    named = [architectures] if isinstance(architectures, str) else list(architectures)
-    unsupported = next((name for name in named if name not in {*bodies, classifier, masked}), None)
-    if unsupported is not None:
-        raise UnsupportedModelError(
-            f"{origin}: the head of {unsupported} is not supported (only {', '.join((*bodies, masked, classifier))})"
-        )
-    return "classifier" if classifier in named else "masked" if masked in named else None
+    classifier, masked = f"{classes}ForSequenceClassification", f"{classes}ForMaskedLM"
+
+    def read(fields: Fields, values: Values) -> Values:
+        architectures = fields.pop("architectures") or []
+        named = [architectures] if isinstance(architectures, str) else list(architectures)
+        supported = (*bodies, masked, classifier)
+        unsupported = next((name for name in named if name not in supported), None)
+        if unsupported is not None:
+            raise UnsupportedModelError(
+                f"{fields.origin}: the head of {unsupported} is not supported (only {', '.join(supported)})"
+            )
+        is_tied = fields.pop("tie_word_embeddings") is not False
+        if classifier in named:
+            part = read_classifier(fields, values)
+            return {"classifier": part, "pooler": part.on_pooler}
+        return {"masked_head": read_masked(fields, values)} if masked in named and is_tied else {}
+
+    def write(flat: Values, spec: TransformerSpec) -> Values:
+        bare = bodies[0] if flat["masked_head"] is None else masked
+        return {"architectures": [bare if flat["classifier"] is None else classifier], **label_fields(spec)}
+
+    return Field(read, write)
 
 
-def take_labels(fields: Fields, origin: str) -> dict[str, Any]:
+def take_labels(fields: Fields) -> dict[str, Any]:
     """Fields of a Classifier: the labels in the order of the head's rows, and what their scores are. A config without
     any means transformers' two."""
+    origin = fields.origin
     names: Mapping[Any, Any] | None = fields.pop("id2label")
     names = None if names is None else Fields({"id2label": names}, origin).part("id2label")
     count = fields.whole("num_labels")
@@ -65,15 +83,15 @@ def take_labels(fields: Fields, origin: str) -> dict[str, Any]:
     if problem is not None and problem not in _PROBLEMS:
         raise UnsupportedModelError(f"{origin}: problem_type = {problem!r} is not one of {', '.join(_PROBLEMS)}")
     problem_type = _PROBLEMS[problem] if problem is not None else "score" if len(labels) == 1 else "one"
-    return {"labels": labels, "problem": problem_type, "raw": _is_raw(fields, origin)}
+    return {"labels": labels, "problem": problem_type, "raw": _is_raw(fields)}
 
 
-def _is_raw(fields: Fields, origin: str) -> bool:
+def _is_raw(fields: Fields) -> bool:
     """Whether a cross-encoder gives its output as it is. Its sigmoid is the default."""
     settings = fields.part(_ACTIVATION)
     older = fields.pop(_OLDER)
     name = settings.get("activation_fn") or older
-    return name is not None and is_raw(name, origin)
+    return name is not None and is_raw(name, fields.origin)
 
 
 def is_raw(name: Any, origin: str) -> bool:
@@ -105,8 +123,3 @@ def present(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -
         spec = spec.with_(masked_head=None)
     has_classifier = any((weights.from_external(name) or "").startswith("classifier.") for name in names)
     return spec if has_classifier else spec.with_(classifier=None)
-
-
-def masked_spec(spec: TransformerSpec, config: Mapping[str, Any], head: MaskedHead) -> TransformerSpec:
-    """With the head of pretraining, where it is read: one that is not the token table is left where it is."""
-    return spec if config.get("tie_word_embeddings") is False else spec.with_(masked_head=head)

@@ -3,12 +3,12 @@ whose classifier has a layer of its own in place of the pooler."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
-from bedplate.models.families.encoders.bert import BODY_RULES, PARTS, TINY, body, body_config, pooled
-from bedplate.models.families.encoders.labels import masked_spec, present, take_head, take_labels
-from bedplate.models.families.family import Family
+from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, PARTS, TINY, pooled
+from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families.family import Family, hf_family
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
@@ -35,53 +35,38 @@ EXAMPLES = (
 )
 
 
-def from_hf(config: Mapping[str, Any]) -> TransformerSpec:
-    """`config.json` of a RobertaModel or RobertaForSequenceClassification → spec, without a pooler: see `by_names`."""
-    return kin_from_hf(config, "roberta", "Roberta")
-
-
-def kin_from_hf(config: Mapping[str, Any], model_type: str, classes: str) -> TransformerSpec:
-    """The same for a family whose classes' names begin with `classes`."""
-    origin = f"config.json ({model_type})"
-    fields = Fields(config, origin)
-    classifier = None
-    names = f"{classes}ForSequenceClassification", f"{classes}ForMaskedLM"
-    head = take_head(fields, origin, (f"{classes}Model",), *names)
-    if head == "classifier":
-        classifier = Classifier(**take_labels(fields, origin), dense=True)
+def _read_offset(fields: Fields, values: Values) -> Values:
     padding = fields.optional("pad_token_id", 1)
-    spec = body(fields, origin, (1 if padding is None else padding) + 1).with_(classifier=classifier)
-    return masked_spec(spec, config, MaskedHead()) if head == "masked" else spec
+    return {"position_offset": (1 if padding is None else padding) + 1}
 
 
-def with_masked_head(spec: TransformerSpec) -> TransformerSpec:
+def _read_classifier(fields: Fields, values: Values) -> Classifier:
+    return Classifier(**take_labels(fields), dense=True)
+
+
+def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
     """With the head of pretraining, whose activation is GELU in all of the kin."""
     return spec.with_(masked_head=MaskedHead())
 
 
-def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+def _by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     """With a pooler where the files hold one."""
     return pooled(present(spec, HF_WEIGHTS, names), HF_WEIGHTS, names)
 
 
-def to_hf(spec: TransformerSpec) -> dict[str, Any]:
-    """Spec → the `config.json` that transformers loads."""
-    return kin_to_hf(spec, "roberta", "Roberta")
+def relative(model_type: str, classes: str) -> Family:
+    """RoBERTa, or a family of the same network whose classes' names begin with `classes`."""
+    offset = Field(_read_offset, lambda flat, _: {"pad_token_id": flat["position_offset"] - 1})
+    heads = head(classes, (f"{classes}Model",), _read_classifier, lambda *_: MaskedHead())
+    return hf_family(
+        model_type,
+        f"{classes}Model",
+        (offset, *BODY_FIELDS[:-1], heads, BODY_FIELDS[-1]),
+        HF_WEIGHTS,
+        by_names=_by_names,
+        examples=EXAMPLES,
+        with_masked_head=_with_masked_head,
+    )
 
 
-def kin_to_hf(spec: TransformerSpec, model_type: str, classes: str) -> dict[str, Any]:
-    """The inverse of `kin_from_hf`."""
-    names = (f"{classes}{end}" for end in ("Model", "ForSequenceClassification", "ForMaskedLM"))
-    fields = body_config(spec, model_type, *names)
-    return fields | {"pad_token_id": spec.position.offset - 1}
-
-
-HF = Family(
-    ("hf", "roberta"),
-    from_hf,
-    to_hf,
-    HF_WEIGHTS,
-    by_names=by_names,
-    examples=EXAMPLES,
-    with_masked_head=with_masked_head,
-)
+HF = relative("roberta", "Roberta")

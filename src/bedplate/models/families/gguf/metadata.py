@@ -61,7 +61,7 @@ def named(architecture: str, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_sizes(fields: Metadata, values: Values, layers: int | None = None) -> dict[str, Any]:
-    """The fields of a spec that are sizes, its tied head, and the norms' epsilon. layers: where they were read before."""
+    """The fields of a spec that are sizes, its tied head, and the norms' epsilon. layers: if they were read before."""
     heads, hidden = uniform(fields, "attention.head_count"), fields.size("embedding_length")
     head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)

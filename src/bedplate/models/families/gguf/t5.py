@@ -4,16 +4,16 @@ but for the first T5's head, which it does not scale: every logit is there √d 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.encoder_decoders import t5 as hf
 from bedplate.models.families.family import Family
+from bedplate.models.families.field_map import Field, FieldMap, Values
 from bedplate.models.families.gguf.metadata import Metadata, decimal, named, uniform
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-from bedplate.models.specs.transformer import RelativeBias, Scales, TransformerSpec
+from bedplate.models.specs.transformer import RelativeBias, Scales
 
 _NAME = "t5"
 _MAX_DISTANCE = 128
@@ -46,9 +46,7 @@ def _weights() -> WeightMap:
     return WeightMap((*rules, renamed("lm_head.weight", "output.weight")), (unread,))
 
 
-def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
-    """Metadata → spec."""
-    fields = Metadata(config, _NAME)
+def _read(fields: Metadata, values: Values) -> Values:
     hidden, heads = fields.size("embedding_length"), uniform(fields, "attention.head_count")
     head_dim = fields.whole("attention.key_length") or hidden // heads
     fields.only("attention.value_length", head_dim)
@@ -57,12 +55,12 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
     # Some converters write the same number under both names.
     fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
     tied, gated = "output.weight" not in fields.names, _GATE in fields.names
-    layers = fields.layers("block_count")
-    deep = fields.whole("decoder_block_count") or layers
-    buckets = fields.size("attention.relative_buckets_count")
-    common: dict[str, Any] = {
+    depth = fields.layers("block_count")
+    return {
         "vocab_size": fields.token_rows,
         "hidden_size": hidden,
+        "layers": depth,
+        "decoder_layers": fields.whole("decoder_block_count") or depth,
         "heads": heads,
         "kv_heads": heads,
         "head_dim": head_dim,
@@ -72,50 +70,47 @@ def from_gguf(config: Mapping[str, Any]) -> EncoderDecoderSpec:
         "activation": "gelu_tanh" if gated else "relu",
         "gated": gated,
         "tied_head": tied,
-        "position_rows": 0,
-        "relative_bias": RelativeBias(buckets, _MAX_DISTANCE),
-        "embedding_norm": False,
-        "final_norm": True,
+        "relative_bias": RelativeBias(fields.size("attention.relative_buckets_count"), _MAX_DISTANCE),
         # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
         "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
     }
-    fields.finish()
-    encoder = TransformerSpec.from_fields(kind="encoder", layers=layers, **common)
-    return EncoderDecoderSpec(
-        encoder, TransformerSpec.from_fields(kind="decoder", layers=deep, cross_size=hidden, **common), True
-    )
+
+
+def _write(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {
+        "vocab_size": spec.vocab_size,
+        "context_length": spec.context_length,
+        "embedding_length": spec.hidden_size,
+        "feed_forward_length": flat["feedforward_size"],
+        "block_count": spec.stack.layers,
+        "decoder_block_count": flat["layers"],
+        "attention.head_count": flat["heads"],
+        "attention.key_length": flat["head_dim"],
+        "attention.value_length": flat["head_dim"],
+        "attention.layer_norm_epsilon": flat["norm_eps"],
+        "attention.layer_norm_rms_epsilon": flat["norm_eps"],
+        "attention.relative_buckets_count": (flat["relative_bias"] or RelativeBias()).buckets,
+    }
+
+
+FIELD_MAP = FieldMap(lambda config: Metadata(config, _NAME), (Field(_read, _write), hf.T5), hf.two_stacks)
 
 
 def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
-    """The inverse. UnsupportedModelError, naming it, for what the format has no key for."""
+    """Metadata. UnsupportedModelError, naming it, for what the format has no key for."""
     encoder, decoder = spec.stack, spec.decoder
-    metadata = named(
-        _NAME,
-        {
-            "vocab_size": spec.vocab_size,
-            "context_length": spec.context_length,
-            "embedding_length": spec.hidden_size,
-            "feed_forward_length": decoder.feedforward.size,
-            "block_count": encoder.layers,
-            "decoder_block_count": decoder.layers,
-            "attention.head_count": decoder.attention.heads,
-            "attention.key_length": decoder.attention.head_dim,
-            "attention.value_length": decoder.attention.head_dim,
-            "attention.layer_norm_epsilon": decoder.norm.eps,
-            "attention.layer_norm_rms_epsilon": decoder.norm.eps,
-            "attention.relative_buckets_count": (decoder.position.relative_bias or RelativeBias()).buckets,
-        },
-    )
+    metadata = named(_NAME, FIELD_MAP.to_config(spec))
     presence = {"output.weight": not decoder.tied_head, _GATE: decoder.feedforward.gated}
     names = {name for name, is_there in presence.items() if is_there}
-    restored = from_gguf({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
+    restored = FIELD_MAP.to_spec({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
     for original, read_back in ((encoder, restored.stack), (decoder, restored.decoder)):
         stored, meant = read_back.key(), original.key()
         different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
         if different is not None:
             raise UnsupportedModelError(
                 f"GGUF's {_NAME} cannot say that the {original.kind}'s {different} is "
-                f"{original.flat()[different]!r}: it would be {read_back.flat()[different]!r}. Export a Hugging Face directory instead"
+                f"{original.flat()[different]!r}: it would be {read_back.flat()[different]!r}. Export a Hugging Face "
+                "directory instead"
             )
     return metadata
 
@@ -123,7 +118,7 @@ def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
 WEIGHTS = _weights()
 GGUF = Family(
     ("gguf", _NAME),
-    from_gguf,
+    FIELD_MAP.to_spec,
     to_gguf,
     WEIGHTS,
     (("hf", "t5"),),
