@@ -31,8 +31,8 @@ from bedplate.models.precision import resolve_device
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """Options that narrow the execution plan; None and "auto" leave it open. quantised: whether a checkpoint's own integers may
-    be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
+    """Options that narrow the execution plan; None and "auto" leave it open. quantised: whether a checkpoint's own
+    integers may be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
 
     dtype: str | None = None
     weights: Weights | None = None
@@ -67,7 +67,7 @@ def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
     try:
-        return choose(stored.spec, _backends(stored, options), device, options.use)
+        return choose(stored.spec, _plans(stored, options), device, options.use)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
@@ -81,7 +81,7 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
     target = resolve_device(device)
     stored = read_stored(source)
     plan = _chosen(stored, source, options, target).plan
-    load_format = held_in(plan)
+    load_format = execution_of(plan)
     leave, checkpoint = left_in_file(plan), stored.checkpoint
     return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
 
@@ -95,12 +95,12 @@ def open_as(
     return Opened(load_base(source, dtype=load_format.dtype, device=device), load_format)
 
 
-def held_in(plan: ExecutionPlan) -> SkinExecution:
+def execution_of(plan: ExecutionPlan) -> SkinExecution:
     """How a base is loaded and its engine opened under a plan."""
     return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 
-def _backends(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
+def _plans(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
     weights, kernel = options.weights, options.kernel
     plans = matching_plans(
         stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised
