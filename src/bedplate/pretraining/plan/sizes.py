@@ -35,7 +35,7 @@ class RowShape:
 
 @dataclass(frozen=True)
 class RunSizes(RowShape):
-    """tokens: asked for. parameters: all; body: those that scaling laws count: active, without the tables. rate: the peak
+    """tokens: asked for. parameters: all; body: those that scaling laws count (active, without tables). rate: the peak
     learning rate."""
 
     parameters: int
