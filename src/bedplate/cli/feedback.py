@@ -52,7 +52,7 @@ def feedback(
             raise UsageError(f"{out}: task data is written as .jsonl; give such a name")
         paths.free(out, overwrite)
     from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore
-    from bedplate.serving.settings.config import state_directory
+    from bedplate.serving.settings.server_config import state_directory
 
     store = FeedbackStore(state_directory(state) / DIRECTORY)
     if action == "list":

@@ -148,7 +148,7 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
     from bedplate.evaluation.leaks.hidden_groups import hidden_groups, sources_of
-    from bedplate.evaluation.leaks.table import table_of
+    from bedplate.evaluation.leaks.row_table import table_of
     from bedplate.evaluation.task import Task
 
     # beside the task file there may be no directory yet

@@ -22,7 +22,7 @@ from bedplate.inference.predict.skin_execution import KERNELS, dtype_of
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now
-from bedplate.serving.settings.config import BaseConfig, ServerConfig
+from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.card import Card
 from bedplate.skins.skin import EvaluatedWith
 
