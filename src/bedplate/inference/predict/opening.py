@@ -31,8 +31,8 @@ from bedplate.models.precision import resolve_device
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What was asked for of a way; None and "auto" ask for nothing. quantised: whether a checkpoint's own integers may
-    be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
+    """The requested execution; None and "auto" request nothing. quantised: whether a checkpoint's own integers may be
+    chosen; training, and reading inner states, need weights that are not."""
 
     dtype: str | None = None
     weights: Weights | None = None
