@@ -8,6 +8,9 @@ import torch
 
 from bedplate.core.errors import UsageError
 
+Device = torch.device | str | None
+"""Where a module's parameters are made; None: torch's default device."""
+
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

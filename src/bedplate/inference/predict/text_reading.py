@@ -108,8 +108,8 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
         if len(encoder_input.ids) > base.spec.context_length:
             raise ContextLengthExceeded(
-                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} at "
-                "most: shorten it, or ask for it to be cut",
+                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} "
+                "at most: shorten it, or ask for it to be cut",
                 param="input",
             )
     return encoded_inputs

@@ -21,6 +21,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 
@@ -154,9 +155,7 @@ class Attention(nn.Module):
     values has no products for them; one whose values are its keys has one product for both.
     """
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.layer, self.head_dim, self.keys_of = layer, spec.head_dim_of(layer), spec.keys_of(layer)
         scales, has_keys = spec.scales or Scales(), self.keys_of == layer

@@ -22,9 +22,10 @@ from bedplate.models.layers.latent import LatentAttentionLayer
 from bedplate.models.layers.mamba2 import Mamba2Mixer
 from bedplate.models.layers.norms import added, make_norm
 from bedplate.models.layers.positions import Rotation
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
 
-ModuleFactory = Callable[[TransformerSpec, int, torch.device | str | None, torch.dtype], nn.Module]
+ModuleFactory = Callable[[TransformerSpec, int, Device, torch.dtype], nn.Module]
 
 MIXERS: Mapping[Mixer, ModuleFactory] = {
     "attention": Attention,
@@ -38,6 +39,20 @@ MIXERS: Mapping[Mixer, ModuleFactory] = {
 FEEDFORWARDS: Mapping[FeedForwardKind, ModuleFactory] = {"dense": FeedForward, "experts": MixtureOfExperts}
 """Called with x [B, T, D]: → [B, T, D]."""
 
+BLOCK_FIELDS = frozenset(
+    (
+        *("kind", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size"),
+        *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
+        *("feedforward_bias", "tied_head", "pooling", "windows", "local_rope", "key_bias", "output_bias", "qk_norm"),
+        *("norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel", "attention_sinks", "rope_layers"),
+        *("latent", "experts", "prediction_modules", "attention_gate", "full", "value_norm"),
+    )
+)
+"""The flat fields of a spec that blocks do something with, or that change nothing in them; an architecture adds its
+own. Every other field of a spec must say what they do without being told."""
+STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
+"""The same for stacks whose tokens come from a table."""
+
 
 class Block(nn.Module):
     """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
@@ -47,9 +62,7 @@ class Block(nn.Module):
 
     output_scale: Tensor | None
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.placement, self.parallel = spec.norm.placement, spec.parallel
         self.residual = (spec.scales or Scales()).residual

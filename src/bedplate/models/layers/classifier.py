@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 
 class ClassifierHead(nn.Module):
     """A product with the labels' rows, behind a layer of its own where `spec.classifier` has one."""
 
-    def __init__(
-        self, spec: TransformerSpec, head: Classifier, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, head: Classifier, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         hidden = spec.hidden_size
         self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype) if head.dense else None
@@ -40,9 +39,7 @@ class TokenHead(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self, spec: TransformerSpec, head: MaskedHead, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, head: MaskedHead, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         hidden = spec.hidden_size
         self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype)

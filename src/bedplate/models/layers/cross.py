@@ -17,6 +17,7 @@ from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -35,9 +36,7 @@ class CrossAttend(Protocol):
 class CrossAttention(nn.Module):
     """Queries of the decoder's tokens, keys and values of the encoder's states, without positions."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         if spec.attention.cross_size is None:
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")

@@ -17,6 +17,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.precision import Device
 from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -29,9 +30,7 @@ class DeltaRuleMixer(nn.Module):
     `sigmoid(rate x)` and a decay `−exp(log_decay) · softplus(step x + step_bias)`. What is read is normalised over
     each head and gated."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, DeltaRule)

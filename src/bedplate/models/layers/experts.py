@@ -23,6 +23,7 @@ from bedplate.models.layers.grouped import Segments, grouped_product
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.routing import Router
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
 
 CLAMP, SIGMOID = 7.0, 1.702
@@ -46,7 +47,7 @@ class ExpertLinear(nn.Module):
         in_features: int,
         out_features: int,
         bias: bool = False,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -97,9 +98,7 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
 class MixtureOfExperts(nn.Module):
     """A router, its experts, and the shared expert that sees every token."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None
@@ -124,9 +123,7 @@ class MixtureOfExperts(nn.Module):
 class ParallelExperts(nn.Module):
     """A router and its experts beside the feed-forward that sees every token (Gemma-4)."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.router = Router(spec, layer, device, dtype)
         self.experts = FeedForwards(spec, device, dtype)
@@ -143,7 +140,7 @@ class ParallelExperts(nn.Module):
 class FeedForwards(nn.Module):
     """The experts: the gate and what it gates are one product."""
 
-    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None

@@ -14,6 +14,7 @@ from bedplate.models.layers.fused.joined import Joined
 from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.linear import Linear
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 
@@ -60,7 +61,7 @@ class FeedForward(nn.Module):
         self,
         spec: TransformerSpec,
         layer: int,
-        device: torch.device | str | None,
+        device: Device,
         dtype: torch.dtype,
         size: int | None = None,
     ) -> None:
@@ -95,7 +96,7 @@ class LayerInput(nn.Module):
     beside its input (Gemma 3n, https://huggingface.co/docs/transformers/model_doc/gemma3n). x [B, T, D], e [B, T, E].
     """
 
-    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[spec.feedforward.activation]
         self.gate = Linear(spec.hidden_size, spec.layer_input_size, False, device, dtype)

@@ -18,6 +18,7 @@ from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import Rotation, rotate, yarn_scale
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec, YarnScaling
 
 NORM_EPS = 1e-6
@@ -27,9 +28,7 @@ NORM_EPS = 1e-6
 class LatentAttentionLayer(nn.Module):
     """Causal attention over latents with rotary positions beside them."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
         assert part is not None

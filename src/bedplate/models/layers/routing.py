@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 TINY = 1e-20
@@ -64,9 +65,7 @@ class Router(nn.Module):
     expert_scale: nn.Parameter | None
     selection_bias: Tensor | None
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         assert spec.experts is not None
         self.layer, self.part = layer, spec.experts

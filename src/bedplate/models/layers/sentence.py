@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.linear import Linear
+from bedplate.models.precision import Device
 from bedplate.models.specs.sentence import DenseActivation, SentenceSpec
 
 _ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
@@ -23,7 +24,7 @@ _ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
 class Sentence(nn.Module):
     """The spec's steps, in float32: they are small, and their output is what is compared."""
 
-    def __init__(self, spec: SentenceSpec, device: torch.device | str | None = None) -> None:
+    def __init__(self, spec: SentenceSpec, device: Device = None) -> None:
         super().__init__()
         self.spec = spec
         self.dense = nn.ModuleList(
