@@ -25,7 +25,7 @@ def doctor(
             callback=paths.base,
         ),
     ] = None,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure what this machine can do with a base: the speed of each execution plan, and the plan that is chosen.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, SharingAttend
-from bedplate.models.layers.block import Block
+from bedplate.models.layers.block import STACK_FIELDS, Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotation, Rotations
@@ -26,6 +26,7 @@ class Decoder(Model):
     """A causal transformer. `head` is apart from the forward pass, so that logits are computed only where needed."""
 
     can = frozenset(("generate", "score", "embed", "classify"))
+    reads = STACK_FIELDS | {"shared_keys", "layer_input_size", "output_scales"}
 
     def __init__(self, spec: TransformerSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -88,6 +89,10 @@ class Decoder(Model):
             x_BTD = _following(x_BTD, inputs.segments)
             states.append(module(states[-1], x_BTD, rotation, attend))
         return tuple(states[1:])
+
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]."""
+        return self.embedding
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of hidden states [N, D]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.block import Block
+from bedplate.models.layers.block import BLOCK_FIELDS, Block
 from bedplate.models.layers.classifier import ClassifierHead, TokenHead
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
@@ -33,6 +33,10 @@ class Encoder(Model):
     """A bidirectional transformer with learned or rotary positions."""
 
     can = frozenset(("embed", "classify"))
+    reads = BLOCK_FIELDS | {
+        *("token_types", "pooler", "position_rows", "position_offset", "embedding_norm", "final_norm"),
+        *("classifier", "masked_head"),
+    }
 
     def __init__(self, spec: TransformerSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -57,6 +61,10 @@ class Encoder(Model):
         self.masked_head = None if masked is None else TokenHead(spec, masked, device, dtype)
         if masked is not None and not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # it gives logits too
+
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]."""
+        return self.embedding
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, Attention
-from bedplate.models.layers.block import Block
+from bedplate.models.layers.block import STACK_FIELDS, Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations, sinusoids
@@ -90,6 +90,7 @@ class EncoderDecoder(Model):
     `embedding`, or the decoder one of its own, `target_embedding`."""
 
     can = frozenset(("generate", "score", "embed", "classify", "encode"))
+    reads = STACK_FIELDS | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
     head_bias: Tensor | None
 
     def __init__(self, spec: EncoderDecoderSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
@@ -147,6 +148,10 @@ class EncoderDecoder(Model):
         if attend is None:
             raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
         return self.decoder(inputs, self.written, attend, capture, depth)
+
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]."""
+        return self.embedding
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of the decoder's states [N, D]."""

@@ -129,7 +129,7 @@ def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
 def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
     """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
     of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
-    arithmetics = candidates(native_arithmetic(model), model.embedding.weight.device, "adapters")
+    arithmetics = candidates(native_arithmetic(model), model.device, "adapters")
     if len(arithmetics) == 1 or not _worth_measuring(model):
         return None
     spec = model.spec.main

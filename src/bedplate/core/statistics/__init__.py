@@ -25,12 +25,10 @@ from bedplate.core.statistics.betting import (
     log_capital,
     mean_bounds,
 )
-from bedplate.core.statistics.bootstrap import Bootstrap, bca_cluster_bootstrap, bca_of_sums, mean_of_sums
+from bedplate.core.statistics.bootstrap import Bootstrap, bca_of_sums, mean_of_sums
 from bedplate.core.statistics.clusters import (
     Bound,
-    ClusteredMean,
     RobustMean,
-    clustered_mean,
     design_effect,
     effective_n_bound,
     effective_n_interval,
@@ -65,19 +63,16 @@ __all__ = [
     "BettingEvidence",
     "Bootstrap",
     "Bound",
-    "ClusteredMean",
     "Gains",
     "HolmBound",
     "InsufficientGroups",
     "PairedDifference",
     "RobustMean",
     "agreeing",
-    "bca_cluster_bootstrap",
     "bca_of_sums",
     "binomial_interval",
     "binomial_lower",
     "binomial_upper",
-    "clustered_mean",
     "design_effect",
     "effective_n_bound",
     "effective_n_interval",

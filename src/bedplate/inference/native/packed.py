@@ -122,14 +122,14 @@ class PackedWeights:
         library: Library | None = None,
     ) -> None:
         self._handle: int | None = None
-        reason = unsupported(model.spec, model.embedding.weight.dtype, model.embedding.weight.device)
+        reason = unsupported(model.spec, model.dtype, model.device)
         native_library = library or load()
         if reason is not None or isinstance(native_library, str):
             raise UsageError(f"this model cannot run natively: {reason or native_library}")
         spec = model.spec
         assert isinstance(model, Decoder | Encoder)  # what the allowed specs are built as
         assert isinstance(spec, TransformerSpec)
-        self._dtype = model.embedding.weight.dtype
+        self._dtype = model.dtype
         base_format = _DTYPES[self._dtype]
         if weights not in (base_format, "int8", "int4"):
             raise UsageError(

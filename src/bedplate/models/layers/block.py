@@ -40,6 +40,20 @@ MIXERS: Mapping[Mixer, ModuleFactory] = {
 FEEDFORWARDS: Mapping[FeedForwardKind, ModuleFactory] = {"dense": FeedForward, "experts": MixtureOfExperts}
 """Called with x [B, T, D]: → [B, T, D]."""
 
+BLOCK_FIELDS = frozenset(
+    (
+        *("kind", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size"),
+        *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
+        *("feedforward_bias", "tied_head", "pooling", "windows", "local_rope", "key_bias", "output_bias", "qk_norm"),
+        *("norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel", "attention_sinks", "rope_layers"),
+        *("latent", "experts", "prediction_modules", "attention_gate", "full", "value_norm"),
+    )
+)
+"""The flat fields of a spec that blocks do something with, or that change nothing in them; an architecture adds its
+own. Every other field of a spec must say what they do without being told."""
+STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
+"""The same for stacks whose tokens come from a table."""
+
 
 class Block(nn.Module):
     """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
