@@ -72,7 +72,7 @@ class Decoder(Model):
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def predict_ahead(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
-        """The states [B, T, D] of each prediction module, from which `head` predicts the token two, three, … places on;
+        """States [B, T, D] of each prediction module, from which `head` predicts the token two, three, … places on;
         of a document's last ones, after which there are not so many, they say nothing (the last one stands for those).
 
         hidden: what `forward` gave for these inputs. UsageError for a shared prefix: what follows on its last token is

@@ -127,7 +127,7 @@ class EncoderDecoder(Model):
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
     def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The keys and values [B, S, G, D] of the encoder's states, for each of the decoder's layers."""
+        """Keys and values [B, S, G, D] of the encoder's states, for each of the decoder's layers."""
         for block in self.decoder.blocks():
             if block.cross is not None:
                 yield block.cross.keys(states_BSD)
