@@ -20,7 +20,7 @@ from bedplate.models.model import Model
 
 
 class NativeForward(Forward):
-    """What the kernel computes of decoders and encoders alike: a base's weights, and the bank's adapters as it reads
+    """The part that decoders and encoders share: a base's packed weights, and the bank's adapters as the kernel reads
     them."""
 
     name = "native"

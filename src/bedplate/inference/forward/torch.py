@@ -49,7 +49,7 @@ class Forward(Protocol):
 
 
 class Resident(Protocol):
-    """What a forward pass needs of a base (`models.checkpoints.base.Base` has it)."""
+    """The part of a base that a forward pass needs (`models.checkpoints.base.Base` has it)."""
 
     @property
     def model(self) -> Model: ...
