@@ -32,7 +32,7 @@ Counts = Mapping[str, tuple[float, float, float, float]]
 
 
 def metrics_text(counts: Counts, busy: float | None = None, usd_per_hour: float | None = 0.4) -> str:
-    """As serving/server/metrics.py makes it, by the library that it uses."""
+    """As serving/server/prometheus.py makes it, by the library that it uses."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     class Source:

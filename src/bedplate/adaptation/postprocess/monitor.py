@@ -28,7 +28,7 @@ from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger.looks import EarlierLook, earlier_looks, looks, remember
+from bedplate.evaluation.ledger.skin_looks import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine

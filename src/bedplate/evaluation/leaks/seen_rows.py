@@ -18,7 +18,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import Assigned, SplitRecord
 from bedplate.evaluation.examples import SPLITS, Example, TaskData
-from bedplate.evaluation.ledger.keys import keys_of
+from bedplate.evaluation.ledger.row_keys import keys_of
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
