@@ -20,7 +20,7 @@ from bedplate.adaptation.context.throughput import CallTimings, read_texts
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import planner
-from bedplate.adaptation.task.guard_spec import GuardsSpec
+from bedplate.adaptation.task.adapt_parts import GuardsSpec
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import rules
 from bedplate.core.processor import processor

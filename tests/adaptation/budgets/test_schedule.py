@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedplate.adaptation.context.clock import seconds_on_test
 from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, no_time
-from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import schedule as schedule_module
 from bedplate.adaptation.search.refits import GROWTH_FILE, again_of, make_way, wants_more
