@@ -25,7 +25,7 @@ from bedplate.inference.execution.plan import ExecutionPlan, lossless_plans, rea
 from bedplate.inference.execution.threads import use_cores
 from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
-from bedplate.inference.predict.opening import chosen, held_in
+from bedplate.inference.predict.opening import chosen, execution_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device
 from comparison import JSON_VARIABLE, Row, header, interleaved, report
@@ -52,7 +52,7 @@ def compare(level: str, repeats: int) -> Row:
     with ExitStack() as stack:
         engines: dict[ExecutionPlan, Engine] = {}
         for setting in settings:
-            resolved = held_in(setting)
+            resolved = execution_of(setting)
             base = load_base(BASE, dtype=resolved.dtype, device=device)
             engine = Engine(base, weights=resolved.weights, kernel=resolved.kernel, speculate=False)
             engines[setting] = stack.enter_context(engine)

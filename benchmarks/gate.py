@@ -134,7 +134,8 @@ def counted_alike(right: Floats, sizes: Ints, level: float) -> float:
     n, groups, mean = right.size, sizes.size, float(right.mean())
     codes = np.repeat(np.arange(groups), sizes)
     plain = float(right.var(ddof=1)) / n
-    clustered = statistics.clustered_mean(right, codes).se ** 2
+    sums = np.bincount(codes, weights=right - mean)
+    clustered = groups / (groups - 1) * float(sums @ sums) / n**2
     effect = max(1.0, clustered / plain if plain > 0 else n / groups)
     effective = n / effect * float(stdtrit(n - 1, level) / stdtrit(groups - 1, level)) ** 2
     return statistics.binomial_lower(mean * effective, effective, level)

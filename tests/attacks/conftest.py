@@ -13,10 +13,10 @@ import pytest
 import uvicorn
 from tests.serving.conftest import Files, Server, files, running
 
-from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.server.connections import TimedConnection
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import FeedbackConfig, KeepRule, LimitsConfig
+from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule, LimitsConfig
 
 __all__ = ["files"]
 

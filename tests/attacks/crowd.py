@@ -13,7 +13,7 @@ from tests.serving.process import Process, serving
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
+from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 from bedplate.skins.files import write_skin
 
 from .neighbours import Tenant, honest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bedplate.serving.schemas.tools import Spoken
+from bedplate.serving.schemas.tool_fields import Spoken
 from bedplate.text.calls.channels import ChannelReader
 from bedplate.text.calls.formats import HERMES
 from bedplate.text.calls.reading import CallReader

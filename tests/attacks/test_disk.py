@@ -12,12 +12,12 @@ from typing import Any, BinaryIO, cast
 import openai
 import pytest
 
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.durable import batch_records, batch_store
 from bedplate.serving.durable.batch_records import ROW_BYTES, DoneRow, StoredBatch
 from bedplate.serving.durable.batch_store import BatchStore
-from bedplate.serving.schemas.errors import LimitError, StatusError
-from bedplate.serving.settings.config import BatchesConfig
+from bedplate.serving.schemas.http_errors import LimitError, StatusError
+from bedplate.serving.settings.server_config import BatchesConfig
 
 from .test_poison import begin, client, ended, line
 

@@ -17,11 +17,11 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar import Matcher
 from bedplate.inference.engine.requests import Generate, Grammar, Sampling
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.durable.feedback import Latest
+from bedplate.serving.durable.feedback_service import Latest
 from bedplate.serving.request.observers import Exchange
 from bedplate.serving.server import telemetry
 from bedplate.serving.server.telemetry import Telemetry
-from bedplate.serving.settings.config import TelemetryConfig
+from bedplate.serving.settings.server_config import TelemetryConfig
 
 
 class PanicException(BaseException):

@@ -13,7 +13,7 @@ import httpx
 from tests.serving.conftest import Files
 from tests.serving.process import Process, serving
 
-from bedplate.serving.server.lifecycle import CLOSE_SECONDS
+from bedplate.serving.server.uvicorn_server import CLOSE_SECONDS
 
 from .conftest import at_once
 

@@ -19,7 +19,7 @@ from tests.serving.test_guard_http import guarded, post_chat
 from tests.serving.test_lifecycle import send, wait_until
 
 from bedplate.serving.durable.batch_worker import Batches
-from bedplate.serving.settings.config import MetricsConfig, PriceConfig
+from bedplate.serving.settings.server_config import MetricsConfig, PriceConfig
 
 STEP = 64
 LONG = {"model": "tiny", "messages": [{"role": "user", "content": "this product is great " * 40}], "max_tokens": 5}

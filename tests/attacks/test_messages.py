@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.schemas.errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
+from bedplate.serving.schemas.http_errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
 from bedplate.serving.schemas.messages import MAX_MESSAGES
 
 from .conftest import head

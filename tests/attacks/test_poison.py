@@ -14,7 +14,7 @@ from tests.serving.conftest import Server
 
 from bedplate.serving.durable import batch_worker
 from bedplate.serving.durable.batch_store import BatchStore
-from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.feedback_store import FeedbackStore
 
 from .conftest import at_once, attacked, head

@@ -17,7 +17,7 @@ from tests.serving.conftest import Server
 
 from bedplate.serving.request.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
 from bedplate.serving.schemas import strict_json
-from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.schemas.http_errors import LimitError
 from bedplate.serving.schemas.strict_json import dump_in_pieces, dump_json
 
 from .conftest import at_once, attacked, head

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from bedplate.serving.callers.guard import Caller, CallerGuard
-from bedplate.serving.callers.keys import Key, KeysFile, KeyStore, change_keys, new_secret
+from bedplate.serving.callers.api_keys import Key, KeysFile, KeyStore, change_keys, new_secret
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 
 from .test_poison import begin, client, ended, line
 

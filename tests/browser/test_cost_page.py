@@ -22,9 +22,8 @@ from bedplate.economics import plan
 from bedplate.economics.costs.decisions import decide, load_case
 from bedplate.economics.costs.decisions.explanation import as_values
 from bedplate.economics.numbers.money import usd
-from bedplate.economics.serving.cases import plan_cases, replicas_of
-from bedplate.economics.serving.replica import ReplicaEngine
-from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve
+from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
+from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_cases
 from bedplate.economics.serving.traffic import Traffic
 
 from .conftest import PageWatch

@@ -22,8 +22,8 @@ from bedplate.inference.native.library import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server import app
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import ServerConfig
+from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.settings.server_config import ServerConfig
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from tests.core import grouped
+from tests.core.plain_statistics import bca_cluster_bootstrap
 
 from bedplate.core import statistics as bs
 
@@ -252,9 +253,7 @@ def test_sums_give_the_same_bootstrap_as_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, codes, _ = grouped_scores(rng, 50, 0.6, 0.2)
     icc = bs.intraclass_correlation(x, codes)
-    plain = bs.bca_cluster_bootstrap(
-        lambda rows: float(x[rows].mean()), codes.tolist(), seed=seed, resamples=500, icc=icc
-    )
+    plain = bca_cluster_bootstrap(lambda rows: float(x[rows].mean()), codes.tolist(), seed=seed, resamples=500, icc=icc)
     quick = bs.bca_of_sums(
         np.stack([x, np.ones(x.size)], axis=1), bs.mean_of_sums, codes.tolist(), seed=seed, resamples=500
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.core import grouped
+from tests.core.plain_statistics import bca_cluster_bootstrap
 
-from bedplate.core.statistics import bca_cluster_bootstrap, effective_n_bound, effective_n_interval, holm_bounds, wilson
+from bedplate.core.statistics import effective_n_bound, effective_n_interval, holm_bounds, wilson
 
 LADDERS, CANDIDATES, NOMINEES, BAR = 2000, 8, 3, 0.8
 

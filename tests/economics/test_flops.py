@@ -340,7 +340,6 @@ def test_encoder_decoders_by_source_and_target() -> None:
 def test_sound_images_and_steps() -> None:
     whisper = PRESETS["whisper-large-v3"].spec
     assert isinstance(whisper, EncoderDecoderSpec)
-    assert [economics.audio_tokens(whisper, s) for s in (0.5, 30, 30.1, 90)] == [1500, 1500, 3000, 4500]
     sd3 = PRESETS["sd3-medium"].spec
     assert isinstance(sd3, DiffusionSpec)
     assert sd3.image_size == 1024

@@ -7,10 +7,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.file import find_device_in, overridden
+from bedplate.economics.hardware.file import DeviceOverride, find_device_in, overridden
 from bedplate.economics.hardware.mfu import CURVES
 from bedplate.economics.hardware.table import DEVICES, find_device
 
@@ -93,7 +94,8 @@ def test_a_missing_number_format_is_named() -> None:
 
 def test_overrides_replace_what_they_name_and_nothing_else() -> None:
     row = find_device("h100")
-    changed = overridden(row, {"usd_per_hour": 2.1, "memory_bytes": 96e9, "peak_flops_per_second": {"bf16": 8e14}})
+    override = DeviceOverride(usd_per_hour=2.1, memory_bytes=96e9, peak_flops_per_second={"bf16": 8e14})
+    changed = overridden(row, override)
     assert changed.rental is not None
     assert (changed.rental.usd_per_hour, changed.memory_bytes, changed.peak("bf16")) == (2.1, 96e9, 8e14)
     assert changed.peak("fp8") == row.peak("fp8")
@@ -115,9 +117,10 @@ def test_overrides_replace_what_they_name_and_nothing_else() -> None:
         ({"peak_flops_per_second": {"bf17": 1}}, "bf17"),
     ],
 )
-def test_wrong_overrides_are_refused(values: dict[str, object], part: str) -> None:
+def test_wrong_overrides_are_refused(tmp_path: Path, values: dict[str, object], part: str) -> None:
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump({"devices": {"h100-sxm": values}}))
     with pytest.raises(ConfigError, match=part):
-        overridden(find_device("h100"), values)
+        find_device_in(tmp_path / "ours.yaml", "h100")
 
 
 def test_a_hardware_file_changes_rows_and_adds_some(tmp_path: Path) -> None:

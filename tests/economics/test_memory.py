@@ -20,12 +20,11 @@ from bedplate.economics.model.footprint import (
     experts_touched,
     kv_bytes,
     kv_bytes_per_token,
-    latent_bytes,
     step_weight_bytes,
     weight_bytes,
 )
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.states import gradient_bytes, optimizer_bytes
+from bedplate.economics.model.states import optimizer_bytes
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec
@@ -91,7 +90,6 @@ def test_cross_attention_keeps_the_source() -> None:
 def test_latents() -> None:
     sd3 = PRESETS["sd3-medium"].spec
     assert isinstance(sd3, DiffusionSpec)
-    assert latent_bytes(sd3, 4) == 4 * 16 * 128 * 128 * 2
 
 
 # --- weights ---
@@ -206,7 +204,6 @@ def test_one_gpt_layer_as_in_the_paper() -> None:
 def test_every_preset_has_activations_and_states(name: str) -> None:
     spec = PRESETS[name].spec
     assert activation_bytes(spec, 128, 128) > activation_bytes(spec, 128, 128, recompute="full") > 0
-    assert gradient_bytes(spec, "bfloat16") == 2 * parameters(spec).total
 
 
 def test_optimizer_states() -> None:

@@ -32,7 +32,7 @@ Counts = Mapping[str, tuple[float, float, float, float]]
 
 
 def metrics_text(counts: Counts, busy: float | None = None, usd_per_hour: float | None = 0.4) -> str:
-    """As serving/server/metrics.py makes it, by the library that it uses."""
+    """As serving/server/prometheus.py makes it, by the library that it uses."""
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
     class Source:
@@ -124,7 +124,7 @@ def test_several_servers_are_added(tmp_path: Path) -> None:
         max_size=30,
     )
 )
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 def test_any_name_survives_as_prometheus_own_parser_reads_it(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:

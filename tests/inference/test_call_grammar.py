@@ -13,7 +13,7 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar
-from bedplate.serving.schemas.tools import calls_grammar
+from bedplate.serving.schemas.tool_fields import calls_grammar
 from bedplate.text.calls.formats import BY_NAME
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.reply_form import reply_form, thinking_of

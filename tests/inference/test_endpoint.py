@@ -6,6 +6,7 @@ import email.utils
 import itertools
 import time
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -22,7 +23,10 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
+from bedplate.inference.engine.answers import Answers
+from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, _retry_after, event_data
+from bedplate.inference.remote.remote_model import RemoteModel
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -193,3 +197,25 @@ def test_events_are_the_same_however_they_are_cut(texts: list[str], cuts: list[i
     places = sorted({0, *(min(cut, len(content)) for cut in cuts), len(content)})
     parts = [content[a:b] for a, b in itertools.pairwise(places)]
     assert list(event_data(parts)) == texts
+
+
+def test_a_remote_model_answers_like_a_local_one(fake: Fake) -> None:
+    with RemoteModel(Endpoint(fake.url), "ok") as remote:
+        model: Answers = remote
+        facts = model.describe()
+        assert (facts.name, facts.can, facts.tokenizer) == ("ok", {"generate"}, None)
+        request = Generate(tuple(model.tokenize("grüß dich")), Sampling(max_tokens=9, temperature=0.5, stop=("\n",)))
+        stream = model.submit(request)
+        assert [step.text for step in stream] == ["Hel", "lo"]
+        result = stream.result()
+        assert isinstance(result, Generation)
+        assert (result.text, bytes(result.token_ids), result.finish_reason) == ("Hello", b"Hello", "stop")
+        assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 3)
+        body = fake.requests[0]
+        assert body["messages"] == [{"role": "user", "content": "grüß dich"}]
+        assert (body["max_tokens"], body["temperature"], body["stop"]) == (9, 0.5, ["\n"])
+        assert [cast(Generation, found).text for found in model.run([request, request])] == ["Hello", "Hello"]
+        with pytest.raises(RequestError, match="generates text only"):
+            model.submit(Score((1,), ((2,),)))
+    with RemoteModel(Endpoint(fake.url), "full") as refusing, pytest.raises(ContextLengthExceeded):
+        refusing.submit(request).result()

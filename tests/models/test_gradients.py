@@ -10,8 +10,7 @@ from torch import Tensor
 
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.gradients import gated, rms_norm
-from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.products import has_onednn
+from bedplate.models.layers.linear import Linear, has_onednn
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

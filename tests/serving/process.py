@@ -19,7 +19,7 @@ import yaml
 from tests.forked import Command
 from tests.homes import new_home
 
-from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
+from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 
 
 @dataclass
@@ -94,13 +94,13 @@ def hanging() -> None:
     """`bedplate ...` whose first step says "hangs" and never ends; a server that ends waits for it half a second."""
     from bedplate.cli.main import main
     from bedplate.inference.engine import runner
-    from bedplate.serving.server import lifecycle
+    from bedplate.serving.server import uvicorn_server
 
     def hangs(*_: Any) -> Any:
         print("hangs", flush=True)
         threading.Event().wait()
 
-    runner.sample, lifecycle.CLOSE_SECONDS = hangs, 0.5
+    runner.sample, uvicorn_server.CLOSE_SECONDS = hangs, 0.5
     main()
 
 
@@ -108,7 +108,7 @@ def telemetry_without_its_library() -> None:
     """What is said where telemetry is configured and OpenTelemetry is not installed: a name and a message."""
     import bedplate.serving.server.app  # noqa: F401
     from bedplate.serving.server.telemetry import Telemetry
-    from bedplate.serving.settings.config import TelemetryConfig
+    from bedplate.serving.settings.server_config import TelemetryConfig
 
     assert not [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]
     sys.modules["opentelemetry.sdk.trace"] = sys.modules["opentelemetry.sdk.resources"] = None  # type: ignore[assignment]

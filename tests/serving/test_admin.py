@@ -19,10 +19,10 @@ import torch
 from bedplate.core.files import sha256_file
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.server.loading import loaded_server, server_config
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt

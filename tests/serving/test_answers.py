@@ -14,7 +14,7 @@ from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Step, Stream, Usage
 from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.server.loading import loaded_server
+from bedplate.serving.server.startup import loaded_server
 
 from .conftest import running
 

@@ -21,15 +21,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.api.files import clean_name
-from bedplate.serving.callers.guard import Caller, CallerGuard
+from bedplate.serving.api.uploads import clean_name
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
 from bedplate.serving.durable.batch_records import DoneRow
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.schemas.batch_lines import MAX_ERRORS, check_lines
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import BatchesConfig
+from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.settings.server_config import BatchesConfig
 
 from .conftest import Files, Server, running
 
@@ -480,7 +480,7 @@ def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
         def admit(*_: Any, **__: Any) -> Any:
             raise openai_error
 
-        from bedplate.serving.schemas.errors import StatusError
+        from bedplate.serving.schemas.http_errors import StatusError
 
         openai_error = StatusError(401, "the API key is no longer one of this server's", "invalid_api_key")
         file = upload(server.client, line("a"))

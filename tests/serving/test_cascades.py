@@ -24,8 +24,8 @@ from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.models.skins_directory import SkinsDirectory
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.server.loading import loaded_server, server_config
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt

@@ -22,12 +22,12 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
-from bedplate.serving.callers.guard import Caller, CallerGuard
-from bedplate.serving.durable.feedback import Feedback, sampled
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard
+from bedplate.serving.durable.feedback_service import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import FeedbackConfig, KeepRule
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
+from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
 
 from .conftest import Files, Server, running
 

@@ -19,7 +19,7 @@ from bedplate.inference.native.library import load
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.models import engines as opening
-from bedplate.serving.server.loading import loaded_server, server_config
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import EvaluatedWith
 

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.serving.callers.guard import Caller, CallerGuard, guard_for, is_loopback
-from bedplate.serving.callers.keys import (
+from bedplate.serving.callers.api_keys import (
     Key,
     KeyLimits,
     KeyQuota,
@@ -29,12 +28,13 @@ from bedplate.serving.callers.keys import (
     new_secret,
     read_keys,
 )
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for, is_loopback
 from bedplate.serving.callers.limits import KeyWindows
 from bedplate.serving.callers.quotas import Spending, SpendLedger
-from bedplate.serving.schemas.errors import LimitError, QuotaError, StatusError
-from bedplate.serving.server.loading import assembled
-from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig
+from bedplate.serving.schemas.http_errors import LimitError, QuotaError, StatusError
+from bedplate.serving.server.startup import assembled
 from bedplate.serving.settings.route_config import RouteConfig
+from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
 

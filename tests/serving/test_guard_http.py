@@ -12,8 +12,8 @@ import httpx
 import openai
 import pytest
 
-from bedplate.serving.server.loading import loaded_server
-from bedplate.serving.settings.config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
+from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running
 from .test_bad_requests import HI, check

@@ -23,7 +23,7 @@ from tests.tiny import SPECIAL
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.server.app import serve
-from bedplate.serving.server.loading import loaded_server
+from bedplate.serving.server.startup import loaded_server
 
 from .conftest import Server, running
 from .test_bad_requests import check
@@ -99,7 +99,7 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(server):
 def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
     """Its socket is full and nothing is read: the reply is broken off after a while."""
     from bedplate.serving.request import events
-    from bedplate.serving.schemas.errors import ClientGone
+    from bedplate.serving.schemas.http_errors import ClientGone
 
     monkeypatch.setattr(events, "STALL_SECONDS", 0.1)
     closed: list[bool] = []

@@ -26,15 +26,15 @@ from bedplate.cli.main import VERBS, main
 from bedplate.core.config import Strict
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.server import connections
 from bedplate.serving.server.app import create_app, serve
 from bedplate.serving.server.connections import HEAD_SECONDS
-from bedplate.serving.server.lifecycle import Server as Lifecycle
-from bedplate.serving.server.loading import loaded_server
+from bedplate.serving.server.startup import loaded_server
 from bedplate.serving.server.telemetry import Telemetry
-from bedplate.serving.settings.config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
+from bedplate.serving.server.uvicorn_server import Server as Lifecycle
 from bedplate.serving.settings.logs import JsonLines
+from bedplate.serving.settings.server_config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
 
 from .conftest import Files, Server, running
 from .test_lifecycle import ENDLESS, everything, send, slow_steps, wait_until

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.serving.callers.guard import Caller, CallerGuard
-from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, compare
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import FeedbackConfig, KeepRule
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard
+from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair, compare
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
+from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
 
 from .conftest import Files, Server, running
 
@@ -270,7 +270,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 
 def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
-    from bedplate.serving.request.state import ServerState
+    from bedplate.serving.request.server_state import ServerState
     from bedplate.serving.rollout import shadow
 
     monkeypatch.setattr(shadow, "MOST_WAITING", 2)

@@ -15,7 +15,7 @@ import pytest
 from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
-from bedplate.serving.server.loading import loaded_server
+from bedplate.serving.server.startup import loaded_server
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {

@@ -12,7 +12,7 @@ from tests.text.calling import Shape, shaped_tokenizer
 from tests.text.test_reply_form import CALLS, TOOLS, called, read
 
 from bedplate.core.errors import RequestError, TemplateError
-from bedplate.serving.schemas.tools import conversation_tokens
+from bedplate.serving.schemas.tool_fields import conversation_tokens
 from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
 from bedplate.text.calls.tools import _with_responses, as_shown

@@ -58,7 +58,6 @@ def test_smollm2_equals_llamacpp(
     expected = theirs.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
     assert ours.encode_chat(messages) == reloaded.encode_chat(messages) == expected
     # this vocabulary has no token for some control characters, and says so
-    assert ours.lost_characters("a\x04b\x04 é\n") == "\x04"
 
 
 @pytest.mark.parametrize("name", list(PRE_TOKENIZERS))

@@ -13,8 +13,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.decoder import Decoder
-from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.products import has_onednn
+from bedplate.models.layers.linear import Linear, has_onednn
 from bedplate.training import precision
 from bedplate.training import precision as arithmetics
 from bedplate.training.config import TrainConfig

@@ -70,7 +70,7 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
     if not ids:
         raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
     chosen = (list(ids) * -(-count // len(ids)))[:count]
-    weight = model.embedding.weight.detach()
+    weight = model.token_table().weight.detach()
     scales = model.spec.main.scales
     scale = 1.0 if scales is None else scales.embedding
     vectors = weight[torch.tensor(chosen, device=weight.device)] * scale

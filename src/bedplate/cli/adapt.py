@@ -139,7 +139,7 @@ def adapt(
     label_budget: Annotated[
         int | None, typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.")
     ] = None,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
     if label_budget is not None and (curve is not None or parent is not None):

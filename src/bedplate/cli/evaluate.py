@@ -64,7 +64,7 @@ def evaluate(
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Of a task: also rows that the skin was trained on or chosen by.")
     ] = False,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.

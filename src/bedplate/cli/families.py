@@ -28,7 +28,7 @@ def families(
         typer.Argument(metavar="NAME", help="Families, by the model_type of their config.json; none: all."),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Prove them against transformers.")] = False,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the families of models whose checkpoints can be loaded, and what can be done with each.

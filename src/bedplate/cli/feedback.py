@@ -41,7 +41,7 @@ def feedback(
         ),
     ] = None,
     overwrite: Overwrite = False,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List what was kept of each skin, export corrected and accepted replies as task data, or purge ids and tenants."""
@@ -52,7 +52,7 @@ def feedback(
             raise UsageError(f"{out}: task data is written as .jsonl; give such a name")
         paths.free(out, overwrite)
     from bedplate.serving.durable.feedback_store import DIRECTORY, FeedbackStore
-    from bedplate.serving.settings.config import state_directory
+    from bedplate.serving.settings.server_config import state_directory
 
     store = FeedbackStore(state_directory(state) / DIRECTORY)
     if action == "list":

@@ -56,7 +56,7 @@ def init(
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,
     overwrite: Overwrite = False,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; asks nothing.")] = False,
 ) -> None:
     """Look at a file of rows (columns, labels, groups, duplicates, lengths) and write a commented task file for it.
@@ -148,7 +148,7 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     from bedplate.core.config import parse_config
     from bedplate.evaluation.examples import load_examples
     from bedplate.evaluation.leaks.hidden_groups import hidden_groups, sources_of
-    from bedplate.evaluation.leaks.table import table_of
+    from bedplate.evaluation.leaks.row_table import table_of
     from bedplate.evaluation.task import Task
 
     # beside the task file there may be no directory yet

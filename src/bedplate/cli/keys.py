@@ -16,7 +16,7 @@ from bedplate.core.tables import Column, show
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from bedplate.serving.callers.keys import Key, KeysFile
+    from bedplate.serving.callers.api_keys import Key, KeysFile
 
 
 def keys(
@@ -45,7 +45,7 @@ def keys(
 ) -> None:
     """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
     try:
-        from bedplate.serving.callers.keys import change_keys, new_secret, read_keys, replace_key
+        from bedplate.serving.callers.api_keys import change_keys, new_secret, read_keys, replace_key
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     from bedplate.core.files import bedplate_home
@@ -95,7 +95,7 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
 
     import pydantic
 
-    from bedplate.serving.callers.keys import Key, KeysFile, change_keys, new_secret
+    from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 
     id_, secret, hash_ = new_secret()
     created = datetime.now(UTC).replace(microsecond=0)

@@ -18,7 +18,7 @@ from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.bulk import Counts, RowSource
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.composed import SkinPredictor
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
 
@@ -103,7 +103,7 @@ def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bo
         raise UsageError(f"{out} is the file of the rows itself; choose another name")
 
 
-def _predict(predictor: Answers, source: RowSource, piped: bool, out: str, overwrite: bool, batch: int) -> Counts:
+def _predict(predictor: SkinPredictor, source: RowSource, piped: bool, out: str, overwrite: bool, batch: int) -> Counts:
     """Predicts rows of a file or of stdin, into a file or to stdout; of a file into a file it can be resumed."""
     from bedplate.inference.predict.bulk import predict_file, whole_file, write_stream
 

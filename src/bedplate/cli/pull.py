@@ -55,7 +55,7 @@ def _show_list(as_json: bool) -> None:
     from bedplate.hub.catalog import CATALOG
     from bedplate.hub.licences import is_accepted
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": artifact.name,
             "kind": artifact.artifact_type,
@@ -73,19 +73,10 @@ def _show_list(as_json: bool) -> None:
         print(json.dumps(rows))
         return
     cells: list[tuple[str, ...]] = []
-    for artifact, row in zip(CATALOG.values(), rows, strict=True):
-        cached = "yes" if row["path"] else ""
-        licence = artifact.licence if row["accepted"] else f"{artifact.licence} (to be accepted)"
-        cells.append(
-            (
-                artifact.name,
-                artifact.artifact_type,
-                _megabytes(artifact.download_bytes),
-                cached,
-                licence,
-                artifact.description,
-            )
-        )
+    for row in rows:
+        licence = row["licence"] if row["accepted"] else f"{row['licence']} (to be accepted)"
+        size, cached = _megabytes(row["download_bytes"]), "yes" if row["path"] else ""
+        cells.append((row["name"], row["kind"], size, cached, licence, row["description"]))
     licence, about = Column("licence", prose=True), Column("description", prose=True, extra=True)
     show(("name", "kind", Column("download", right=True), "here", licence, about), cells)
 

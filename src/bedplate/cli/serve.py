@@ -19,8 +19,8 @@ from bedplate.core.garbage import left_alone
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
-    from bedplate.serving.request.state import ServerState
-    from bedplate.serving.settings.config import ServerConfig
+    from bedplate.serving.request.server_state import ServerState
+    from bedplate.serving.settings.server_config import ServerConfig
 
 BESIDE_CONFIG = frozenset(("base", "more", "config", "skin", "as_json"))
 """Parameters that also go with a server's file."""
@@ -103,7 +103,7 @@ def serve(
       bedplate serve --config server.yaml port=8080
     """
     from bedplate.core.config import load_config
-    from bedplate.serving.settings.config import ServerConfig
+    from bedplate.serving.settings.server_config import ServerConfig
 
     words = [word for word in (base, *(more or ())) if word is not None]
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
@@ -120,11 +120,11 @@ def serve(
     elif overrides:
         raise UsageError(f"{overrides[0]} is a value of a server's file; give it with --config, or use the options")
     try:
-        from bedplate.serving.server import app, loading
+        from bedplate.serving.server import app, startup
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     if settings is None:
-        settings = loading.server_config(
+        settings = startup.server_config(
             *bases,
             skins_directory=skins_directory,
             host=host,

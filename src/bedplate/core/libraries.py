@@ -95,9 +95,9 @@ class _DeferredModule(ModuleType):
             return find(name)
         spec = find("__spec__")
         lock: threading.RLock = spec.loader_state["lock"]
-        held = lock.acquire(timeout=_LOCK_SECONDS)
+        acquired = lock.acquire(timeout=_LOCK_SECONDS)
         try:
-            if held and not spec.loader_state["begun"]:
+            if acquired and not spec.loader_state["begun"]:
                 spec.loader_state["begun"] = True  # what it asks of itself meanwhile is there as far as it has come
                 try:
                     spec.loader.exec_module(self)
@@ -106,7 +106,7 @@ class _DeferredModule(ModuleType):
                     raise
                 cast("Any", self).__class__ = ModuleType
         finally:
-            if held:
+            if acquired:
                 lock.release()
         return find(name)
 
@@ -120,16 +120,16 @@ class _DeferringLoader(Loader):
     """Leaves a module unexecuted. (The standard library's LazyLoader is disturbed by `inspect`, which asks every module
     for its file, and in Python 3.11 by a second thread.)"""
 
-    def __init__(self, own: Loader) -> None:
-        self._own = own
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._own.create_module(spec)
+        return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__
         assert spec is not None  # the import system sets it
-        spec.loader = module.__loader__ = self._own
+        spec.loader = module.__loader__ = self._loader
         spec.loader_state = {"lock": threading.RLock(), "begun": False}
         module.__class__ = _DeferredModule
 
@@ -139,9 +139,9 @@ class _RegistrationsFirst(_DeferringLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None  # the import system sets it
-        module.__spec__.loader = module.__loader__ = self._own
+        module.__spec__.loader = module.__loader__ = self._loader
         del sys.modules[module.__name__]
         vars(sys.modules[_REGISTRATIONS])
         if module.__name__ not in sys.modules:
             sys.modules[module.__name__] = module
-            self._own.exec_module(module)
+            self._loader.exec_module(module)

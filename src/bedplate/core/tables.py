@@ -1,8 +1,8 @@
 """Tables for people, in which no number, id or name is ever cut.
 
 A table that is wider than the terminal first wraps its columns of prose between words, then leaves out the columns that
-are marked as extra and says so, and where that is not enough is printed as one block of lines for each row. Without a
-terminal it is as wide as it has to be.
+are marked as extra and says so. Without a terminal it is as wide as it has to be. (Tables of rich cut cells where these
+guarantees need more room than there is.)
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 from bedplate.core.progress import console
 
 _GAP = "  "
-_LEAST_PROSE = 24
+MIN_PROSE_WIDTH = 24
 """A column of prose is not made narrower than this many characters."""
-_PIPE_PROSE = 60
+PIPE_PROSE_WIDTH = 60
 """How wide prose is where there is no terminal."""
 
 _all_columns: ContextVar[bool] = ContextVar("wide", default=False)
@@ -67,7 +67,7 @@ def show(
 def laid_out(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None, footer: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a table, none of which is longer than `width` unless a single word of it is. None: as wide as it is.
+    """The lines of a table in at most `width` columns, as far as prose and extra columns allow. None: as wide as it is.
 
     Raises ValueError for a row of another length than the columns.
     """
@@ -76,29 +76,20 @@ def laid_out(
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
     shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in table_rows)]
-    heads = [columns[place] for place in shown]
-    table_rows = [[row[place] for place in shown] for row in table_rows]
-    if width is None:
-        return _grid(heads, table_rows, _widths(heads, table_rows, _PIPE_PROSE))
-    for visible in _choices(heads):
-        visible_heads = [heads[place] for place in visible]
+    extra = [] if width is None else [place for place in shown if columns[place].extra]
+    for count in range(len(extra), -1, -1):  # all columns, then one extra one less each time, the last first
+        left_out = extra[count:]
+        visible = [place for place in shown if place not in left_out]
+        heads = [columns[place] for place in visible]
         cells = [[row[place] for place in visible] for row in table_rows]
-        widths = _fitting(visible_heads, cells, width)
-        if widths is not None:
-            hidden_names = [column.name for place, column in enumerate(heads) if place not in visible]
-            note = _wrapped(f"(not shown: {', '.join(hidden_names)}; --wide shows all)", width) if hidden_names else []
-            return [*_grid(visible_heads, cells, widths), *note]
-    return _stacked(heads, table_rows, width, footer=bool(footer))
-
-
-def _choices(columns: Sequence[Column]) -> list[list[int]]:
-    """Which columns are shown: all, then one extra one less each time, the last first."""
-    visible = list(range(len(columns)))
-    choices = [visible]
-    for place in reversed([place for place, column in enumerate(columns) if column.extra]):
-        visible = [index for index in visible if index != place]
-        choices.append(visible)
-    return choices
+        if width is None:
+            return _grid(heads, cells, _widths(heads, cells, PIPE_PROSE_WIDTH))
+        widths = _fitting(heads, cells, width)
+        if widths is not None or not count:
+            names = ", ".join(columns[place].name for place in left_out)
+            note = _wrapped(f"(not shown: {names}; --wide shows all)", width) if names else []
+            return [*_grid(heads, cells, widths or _widths(heads, cells, MIN_PROSE_WIDTH)), *note]
+    raise AssertionError("the last choice of columns is returned")
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int | None = None) -> list[int]:
@@ -113,7 +104,7 @@ def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     """The width of each column, that of prose made smaller so far as it has to be; None where even that is too wide."""
-    min_widths = _widths(columns, rows, _LEAST_PROSE)
+    min_widths = _widths(columns, rows, MIN_PROSE_WIDTH)
     room = width - sum(min_widths) - len(_GAP) * (len(columns) - 1)
     if room < 0:
         return None
@@ -138,22 +129,6 @@ def _grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequ
                 for cell, column, width in zip(cells, columns, widths, strict=True)
             ]
             lines.append(_GAP.join(parts).rstrip())
-    return lines
-
-
-def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, *, footer: bool) -> list[str]:
-    """Each row as a block: its first cell, then a line for each other cell that is not empty."""
-    lines: list[str] = []
-    inner = max((_length(column.name) for column in columns[1:]), default=0)
-    for number, row in enumerate(rows):
-        last = footer and number == len(rows) - 1
-        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if last else "-"), width)
-        for column, cell in zip(columns[1:], row[1:], strict=True):
-            if cell:
-                indent = "  " + _padded(column.name, inner, False) + "  "
-                first, *continuation = _wrapped(cell, max(width - _length(indent), 1))
-                lines.append((indent + first).rstrip())
-                lines += [(" " * _length(indent) + segment).rstrip() for segment in continuation]
     return lines
 
 

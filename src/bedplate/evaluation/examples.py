@@ -28,7 +28,7 @@ from bedplate.data.splits import (
     split_hash,
     subsample,
 )
-from bedplate.evaluation.ledger.keys import Keys, keys_of
+from bedplate.evaluation.ledger.row_keys import Keys, keys_of
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.production_rows import recorded, slices_of, weights_of
 from bedplate.evaluation.ranking import relevant

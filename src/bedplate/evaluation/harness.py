@@ -155,13 +155,13 @@ def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int,
 
 def _identity(model: object) -> str:
     """What was asked: a skin's id, or a base's; anything else is new each time."""
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.composed import SkinPredictor
     from bedplate.inference.predict.local import LocalModel
     from bedplate.skins.files import skin_id
 
     if isinstance(model, LocalModel):
         return model.base.identity.weights_id
-    return skin_id(model.skin) if isinstance(model, Answers) else uuid.uuid4().hex
+    return skin_id(model.skin) if isinstance(model, SkinPredictor) else uuid.uuid4().hex
 
 
 def load_predictor(skin: Path | str, **how: Any) -> Loaded:

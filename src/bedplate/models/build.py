@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,31 +11,15 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.encoder_decoder import EncoderDecoder
-from bedplate.models.layers.block import FEEDFORWARDS, MIXERS
+from bedplate.models.layers.block import BLOCK_FIELDS, FEEDFORWARDS, MIXERS
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
 from bedplate.models.specs import EncoderDecoderSpec, Spec
 from bedplate.models.specs.flat import flat_defaults
 from bedplate.models.specs.transformer import TransformerSpec
 
-# What a decoder and an encoder read, beside the sizes. Every other field must say what they do without being told.
-_BLOCKS = frozenset(
-    (
-        *("kind", "vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size"),
-        *("context_length", "norm", "norm_eps", "norm_placement", "rope", "activation", "gated", "attention_bias"),
-        *("feedforward_bias", "tied_head", "token_types", "pooler", "pooling", "windows", "local_rope", "key_bias"),
-        *("output_bias", "qk_norm", "norm_weight", "norm_bias", "norm_offset", "first_norm", "parallel"),
-        *("attention_sinks", "rope_layers", "latent", "experts", "prediction_modules", "attention_gate"),
-        *("full", "value_norm"),
-    )
-)
-_STACK = _BLOCKS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
-_READ = {
-    "decoder": _STACK | {"shared_keys", "layer_input_size", "output_scales"},
-    "encoder": _BLOCKS
-    | {"position_rows", "position_offset", "embedding_norm", "final_norm", "classifier", "masked_head"},
-}
-_SIDE = _STACK | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
+ARCHITECTURES: Mapping[str, type[Decoder | Encoder]] = {"decoder": Decoder, "encoder": Encoder}
+"""By a spec's kind, the module of one stack; its `reads` says which fields it does something with."""
 
 
 def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Model:
@@ -47,8 +32,10 @@ def build(spec: Spec, dtype: torch.dtype = torch.float32, device: torch.device |
         return EncoderDecoder(spec, device, dtype)
     if not isinstance(spec, TransformerSpec):
         raise UnsupportedModelError(f"a model of {type(spec).__name__} cannot be built yet, only counted and priced")
-    _check(spec, _READ.get(spec.kind, _BLOCKS))
-    return Decoder(spec, device, dtype) if spec.kind == "decoder" else Encoder(spec, device, dtype)
+    architecture = ARCHITECTURES.get(spec.kind)
+    _check(spec, BLOCK_FIELDS if architecture is None else architecture.reads)
+    assert architecture is not None
+    return architecture(spec, device, dtype)
 
 
 def _check_sides(spec: EncoderDecoderSpec) -> None:
@@ -59,11 +46,11 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
         if side.norm.placement not in ("pre", "post") or side.parallel:
             feature = "parallel" if side.parallel else f"norm_placement = {side.norm.placement!r}"
             raise UnsupportedModelError(f"a side of an encoder–decoder with {feature} cannot be built yet")
-        _check(side, _SIDE)
+        _check(side, EncoderDecoder.reads)
 
 
-def _check(spec: TransformerSpec, read: frozenset[str]) -> None:
-    field = unbuildable(spec, read)
+def _check(spec: TransformerSpec, reads: frozenset[str]) -> None:
+    field = unbuildable(spec, reads)
     if field is not None:
         shown: Any = spec.flat()[field]
         raise UnsupportedModelError(
@@ -71,13 +58,11 @@ def _check(spec: TransformerSpec, read: frozenset[str]) -> None:
         )
 
 
-def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
+def unbuildable(spec: TransformerSpec, reads: frozenset[str]) -> str | None:
     """The first field that asks for what its module, which reads these, does not do, or None if it can be built."""
     wrong = {
-        "kind": spec.kind not in _READ,
+        "kind": spec.kind not in ARCHITECTURES,
         "activation": spec.feedforward.activation not in ACTIVATIONS and not _clamps_in_experts_only(spec),
-        "token_types": spec.token_types > 0 and (spec.kind == "decoder" or read is _SIDE),
-        "pooler": spec.pooler and (spec.kind == "decoder" or read is _SIDE),
         # Both parts would be normalised after the sum.
         "parallel": spec.parallel and spec.norm.placement == "post",
         "latent": any(spec.mixer(layer) not in MIXERS for layer in range(spec.layers)),
@@ -87,7 +72,7 @@ def unbuildable(spec: TransformerSpec, read: frozenset[str]) -> str | None:
     if wrong_field is not None:
         return wrong_field
     defaults = flat_defaults(type(spec))
-    others = {name: value for name, value in spec.flat().items() if name not in read | wrong.keys()}
+    others = {name: value for name, value in spec.flat().items() if name not in reads | wrong.keys()}
     return next((name for name, value in others.items() if value != defaults[name]), None)
 
 

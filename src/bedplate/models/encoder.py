@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.block import Block
+from bedplate.models.layers.block import BLOCK_FIELDS, Block
 from bedplate.models.layers.classifier import ClassifierHead, TokenHead
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations
 from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.stack import run_blocks
 
@@ -32,13 +33,12 @@ class Encoder(Model):
     """A bidirectional transformer with learned or rotary positions."""
 
     can = frozenset(("embed", "classify"))
+    reads = BLOCK_FIELDS | {
+        *("token_types", "pooler", "position_rows", "position_offset", "embedding_norm", "final_norm"),
+        *("classifier", "masked_head"),
+    }
 
-    def __init__(
-        self,
-        spec: TransformerSpec,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.spec = spec
         hidden = spec.hidden_size
@@ -62,6 +62,10 @@ class Encoder(Model):
         if masked is not None and not self.embedding.weight.is_meta:
             nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # it gives logits too
 
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]."""
+        return self.embedding
+
     def forward(
         self,
         inputs: Inputs,
@@ -78,9 +82,9 @@ class Encoder(Model):
                 f"a text of {last + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
         x_BTD = self._embedded(inputs, positions)
-        by = self._rotations.at(positions, x_BTD.dtype, last)
+        rotations = self._rotations.at(positions, x_BTD.dtype, last)
         attend = inputs.layout(causal=False) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+        x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
 
     def _embedded(self, inputs: Inputs, positions_BT: Tensor) -> Tensor:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, Attention
-from bedplate.models.layers.block import Block
+from bedplate.models.layers.block import STACK_FIELDS, Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotations, sinusoids
 from bedplate.models.layers.relative import RelativePositions
 from bedplate.models.model import Model
 from bedplate.models.packed.cross_attention import EncoderStatesLayout
+from bedplate.models.precision import Device
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 from bedplate.models.stack import run_blocks
@@ -27,7 +28,7 @@ from bedplate.models.stack import run_blocks
 class Side(nn.Module):
     """One of the two stacks, from its tokens' embeddings to the states after its last norm."""
 
-    def __init__(self, spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.spec, self.scales = spec, spec.scales or Scales()
         rows, hidden = spec.positions, spec.hidden_size
@@ -62,9 +63,9 @@ class Side(nn.Module):
         """States [B, T, D]: after the last norm, or, with `depth`, after that many blocks and before it."""
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, table, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
+        rotations = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         try:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
         finally:
             if self.relative_positions is not None:
                 self.relative_positions.forget()
@@ -89,14 +90,10 @@ class EncoderDecoder(Model):
     `embedding`, or the decoder one of its own, `target_embedding`."""
 
     can = frozenset(("generate", "score", "embed", "classify", "encode"))
+    reads = STACK_FIELDS | {"cross_size", "relative_bias", "position_offset", "sinusoids", "head_bias"}
     head_bias: Tensor | None
 
-    def __init__(
-        self,
-        spec: EncoderDecoderSpec,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, spec: EncoderDecoderSpec, device: Device = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.spec, hidden, words = spec, spec.decoder.hidden_size, spec.vocab_size
         self.scales = spec.decoder.scales or Scales()
@@ -130,7 +127,7 @@ class EncoderDecoder(Model):
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
     def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each of the decoder's layers, the keys and values [B, S, G, D] of the encoder's states."""
+        """Keys and values [B, S, G, D] of the encoder's states, for each of the decoder's layers."""
         for block in self.decoder.blocks():
             if block.cross is not None:
                 yield block.cross.keys(states_BSD)
@@ -151,6 +148,10 @@ class EncoderDecoder(Model):
         if attend is None:
             raise UsageError("an encoder–decoder writes after what its encoder reads: give that as `Inputs.encoder`")
         return self.decoder(inputs, self.written, attend, capture, depth)
+
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]."""
+        return self.embedding
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Next-token logits [N, V] of the decoder's states [N, D]."""

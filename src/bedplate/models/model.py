@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from bedplate.core.errors import UsageError
@@ -26,15 +27,33 @@ class EmbeddingTable(nn.Embedding):
 
 
 class Model(nn.Module, ABC):
-    """can: what its outputs are for. spec: what it was built from. embedding: the token table."""
+    """A module that computes what a spec says.
+
+    can: what its outputs are for. reads: the flat fields of a spec that it does something with. spec: what it was built
+    from.
+    """
 
     can: ClassVar[frozenset[Ability]]
+    reads: ClassVar[frozenset[str]]
     spec: TextSpec
-    embedding: nn.Embedding
     readers: int = 0
     """How many engines may compute with these weights at any moment."""
     converted: bool = False
     """Whether a training run has put the weights into another dtype for its time."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of its first parameter, which is that of all but what is computed more exactly."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where its first parameter is."""
+        return next(self.parameters()).device
+
+    def token_table(self) -> nn.Embedding:
+        """The vectors of tokens [V, D]. UsageError for a model that reads none."""
+        raise UsageError(f"this {self.spec.kind} has no table of tokens")
 
     @abstractmethod
     def forward(
@@ -58,7 +77,7 @@ class Model(nn.Module, ABC):
         return self(inputs, attend, capture, depth)
 
     def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each of a decoder's layers, the keys and values of an encoder's states. UsageError without an encoder."""
+        """Keys and values of an encoder's states, for each of the decoder's layers. UsageError without an encoder."""
         raise UsageError(f"this {self.spec.kind} has no encoder whose states it attends to")
 
     def head(self, hidden_ND: Tensor) -> Tensor:
@@ -67,8 +86,8 @@ class Model(nn.Module, ABC):
         raise UsageError(f"this {self.spec.kind} has no next-token logits; it can {can}")
 
     def denoise(self, latents_BTC: Tensor, timesteps_B: Tensor, condition_BSD: Tensor | None = None) -> Tensor:
-        """The prediction [B, T, C] (noise, velocity or data) for noisy latents at these timesteps, conditioned on states
-        [B, S, D] if any are given. UsageError for what cannot denoise."""
+        """The prediction [B, T, C] (noise, velocity or data) for noisy latents at these timesteps, conditioned on
+        states [B, S, D] if any are given. UsageError for what cannot denoise."""
         raise UsageError(f"this {self.spec.kind} does not denoise")
 
     def label_logits(self, pooled_ND: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Choosing a dtype and a device: what was asked for, else what is stored, and the first GPU."""
+"""Choosing a dtype and a device: the requested one, else the stored dtype and the first GPU."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from functools import cache
 import torch
 
 from bedplate.core.errors import UsageError
+
+Device = torch.device | str | None
+"""Where a module's parameters are made; None: torch's default device."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -17,13 +20,13 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As in "bfloat16"."""
+    """The dtype's name, as in "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
 @cache
 def rounded(number: float, dtype: torch.dtype) -> float:
-    """The number that a type has for it."""
+    """The number rounded to a dtype."""
     return torch.tensor(number, dtype=dtype).item()
 
 

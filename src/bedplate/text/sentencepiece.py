@@ -15,7 +15,6 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from bedplate.core.errors import TokenizerError
-from bedplate.text.token_boundaries import cuts
 
 SPACE = "▁"
 _REPLACED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
@@ -65,8 +64,17 @@ def _decoding() -> list[Any]:
 
 
 def _merges(vocabulary: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """Of the known tokens the first have scores. Tokens that share a score keep their order."""
-    return cuts(vocabulary, sorted(range(len(scores)), key=lambda index: -scores[index]))
+    """Every pair of tokens that joins to a third, ordered by the third's score: the first tokens of the vocabulary have
+    scores, and those that share one keep their order; of one token's pairs the one with the longer left part is
+    first."""
+    tokens = set(vocabulary)
+    merges: list[tuple[str, str]] = []
+    for index in sorted(range(len(scores)), key=lambda index: -scores[index]):
+        token = vocabulary[index]
+        for cut in range(len(token) - 1, 0, -1):
+            if token[:cut] in tokens and token[cut:] in tokens:
+                merges.append((token[:cut], token[cut:]))
+    return merges
 
 
 def byte_tokens() -> list[str]:

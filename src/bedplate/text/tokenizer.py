@@ -18,7 +18,7 @@ from bedplate.core.errors import DataError, TokenizerError, need_failure
 from bedplate.core.files import sha256_json
 from bedplate.text import control_tokens, tokenizer_parts
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
-from bedplate.text.decoding import BYTE_OF, Decoding, StreamDecoder
+from bedplate.text.decoding import Decoding, StreamDecoder
 from bedplate.text.directory import FILE, parts_from_directory, save_parts, save_target
 from bedplate.text.encoder_inputs import EncoderInput, TextOrPair, encoder_input
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
@@ -286,14 +286,6 @@ class Tokenizer:
 
         return conversation(plain_messages(messages), encode, self.special_ids.__contains__, is_blank)
 
-    def lost_characters(self, text: str) -> str:
-        """The characters of a text, each once, that a byte-level vocabulary drops because it has no token for one of
-        their bytes (a few control characters in some vocabularies). Dropping them is what every implementation of
-        such a vocabulary does; this is how to know."""
-        if self._decoding.decoder_type != "byte_level":
-            return ""
-        return "".join(c for c in dict.fromkeys(text) if not self._missing_bytes.isdisjoint(c.encode("utf-8")))
-
     # --- decoding
 
     def decode(
@@ -324,11 +316,6 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         special = {token.content: index for index, token in added.items() if token.special}
         return control_tokens.ControlTokens(special, (token.content for token in added.values() if not token.special))
-
-    @cached_property
-    def _missing_bytes(self) -> frozenset[int]:
-        vocabulary = self._backend.get_vocab(with_added_tokens=False)
-        return frozenset(byte for character, byte in BYTE_OF.items() if character not in vocabulary)
 
     def _check_id(self, index: int) -> int:
         if not 0 <= index < self.vocab_size:

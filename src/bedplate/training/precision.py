@@ -29,8 +29,7 @@ from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.products import Products, has_onednn
+from bedplate.models.layers.linear import Linear, Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.cross_attention import EncoderStatesLayout
@@ -130,7 +129,7 @@ def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
 def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
     """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
     of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
-    arithmetics = candidates(native_arithmetic(model), model.embedding.weight.device, "adapters")
+    arithmetics = candidates(native_arithmetic(model), model.device, "adapters")
     if len(arithmetics) == 1 or not _worth_measuring(model):
         return None
     spec = model.spec.main

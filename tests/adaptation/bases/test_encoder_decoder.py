@@ -16,12 +16,12 @@ from tests.serving.conftest import Server, running
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.evaluation.suites.text import GeneralText
+from bedplate.evaluation.suites.general_text import GeneralText
 from bedplate.inference.engine.requests import Generation
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.loading import loaded_server, server_config
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
 from bedplate.skins.output import LabelOutput

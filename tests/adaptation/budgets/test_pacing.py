@@ -31,9 +31,9 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     monkeypatch.setattr(planner, "load_average", lambda: 9.5)
 
     def plan(context: Any, rung: Any) -> RungPlan | Skip:
-        rows = min(400, int(context.left / context.slower))
+        rows = min(400, int(context.seconds_left / context.slower))
         return (
-            no_time(10 * context.slower, context.left) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
+            no_time(10 * context.slower, context.seconds_left) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
         )
 
     monkeypatch.setattr(planner, "planned", plan)
@@ -78,7 +78,7 @@ def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) 
         {"left": 15.0},
         {"left": 300.0, "age": 5.0},
         {"left": 300.0, "settled": True},
-        {"left": 300.0, "within": object()},
+        {"left": 300.0, "outer_clock": object()},
         {"left": 300.0, "name": "probe"},
     ],
     ids=" ".join,

@@ -12,7 +12,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.serving.api.anthropic import _block
 from bedplate.serving.api.turns import TurnBlock
-from bedplate.serving.schemas.strict_fields import MAX_STOP, MAX_STOPS
+from bedplate.serving.schemas.request_fields import MAX_STOP, MAX_STOPS
 from bedplate.serving.schemas.strict_json import MAX_DEPTH, dump_json
 from bedplate.text.calls.reading import _value
 from bedplate.text.calls.tools import with_tools

@@ -16,11 +16,11 @@ from tests.attacks.conftest import attacked, head
 
 from bedplate.serving.api import openai
 from bedplate.serving.callers.quotas import Spending, SpendLedger
-from bedplate.serving.durable import feedback
-from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable import feedback_service
+from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
 from bedplate.serving.schemas.responses_fields import ResponsesRequest
-from bedplate.serving.settings.config import ResponsesConfig
+from bedplate.serving.settings.server_config import ResponsesConfig
 
 CHAT = "/v1/chat/completions"
 
@@ -85,7 +85,7 @@ def test_replies_that_wait_to_be_written_are_so_many_bytes_at_most(target, monke
     feedback_log = target.state.part(Feedback)
     feedback_log._writer.submit(lambda: None).result(20)  # what others asked before is written
     before, go = feedback_log.counts.copy(), threading.Event()
-    monkeypatch.setattr(feedback, "PENDING_BYTES", 3000)
+    monkeypatch.setattr(feedback_service, "PENDING_BYTES", 3000)
     feedback_log._writer.submit(go.wait, 20)
 
     def send_chat(tenant: str, size: int) -> None:
@@ -194,9 +194,11 @@ def test_what_is_said_of_one_reply_fills_no_disk(files, tmp_path):
             comment = {"id": id_, "comment": "x" * 100}
             return target.post("/v1/feedback", json=comment, headers=head("us")).status_code
 
-        assert [post_comment() for _ in range(feedback.MOST_SAID + 2)] == [200] * feedback.MOST_SAID + [409] * 2
+        assert [post_comment() for _ in range(feedback_service.MOST_SAID + 2)] == [200] * feedback_service.MOST_SAID + [
+            409
+        ] * 2
         feedback_log = target.state.part(Feedback)
         lines = [row for _, row in feedback_log.store.rows() if row["kind"] == "feedback"]
-        assert len(lines) == feedback.MOST_SAID
-        _, _, comment_counts = feedback._remembered(feedback_log.store)
-        assert list(comment_counts.values()) == [feedback.MOST_SAID]
+        assert len(lines) == feedback_service.MOST_SAID
+        _, _, comment_counts = feedback_service._remembered(feedback_log.store)
+        assert list(comment_counts.values()) == [feedback_service.MOST_SAID]

@@ -16,7 +16,7 @@ from tests.serving.conftest import Files
 
 from bedplate.serving.request import interpreter_turns as module
 from bedplate.serving.request.interpreter_turns import PART, REFUSED, SECONDS, TIMES, Pacing
-from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.schemas.http_errors import LimitError
 
 
 class Clocks:

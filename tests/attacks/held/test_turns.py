@@ -10,7 +10,7 @@ from tests.attacks.conftest import attacked
 from tests.attacks.test_poison import begin, client, ended, line
 
 from bedplate.serving.durable import batch_worker
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 
 ROWS, BATCHES = 4, 6
 

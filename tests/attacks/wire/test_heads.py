@@ -16,9 +16,9 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from bedplate.serving.request.observers import Exchange
-from bedplate.serving.server.lifecycle import Server
 from bedplate.serving.server.telemetry import Telemetry
-from bedplate.serving.settings.config import TelemetryConfig
+from bedplate.serving.server.uvicorn_server import Server
+from bedplate.serving.settings.server_config import TelemetryConfig
 
 HEAD_BYTES = 8 * 1024
 UPGRADE = {

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import detection
-from bedplate.inference.native.decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
@@ -25,6 +26,17 @@ from bedplate.models.model import Model
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
 
 FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
+
+
+def other_formats(names: Iterable[str]) -> list[Any]:
+    """Each name with each format but float32; one format of a name runs always, the others as slow tests."""
+    return [
+        pytest.param(name, weights, marks=() if place % 3 == number else pytest.mark.slow)
+        for place, name in enumerate(names)
+        for number, weights in enumerate(FORMATS[1:])
+    ]
+
+
 # Only activations are rounded differently from the reference: to 8 bits of mantissa, or to int8 by blocks, at every
 # level alike. What is left in float32 are the order of sums, and e^x.
 TOLERANCE = {"float32": 3e-6, "bfloat16": 0.012, "int8": 0.03, "int4": 0.03}

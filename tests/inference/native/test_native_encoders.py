@@ -9,7 +9,14 @@ from typing import Any, cast
 import pytest
 import torch
 from tests.encoders import ENCODERS as REFERENCES
-from tests.inference.native.native_models import FORMATS, TOLERANCE, base_dtype, random_model, relative, some_tokens
+from tests.inference.native.native_models import (
+    TOLERANCE,
+    base_dtype,
+    other_formats,
+    random_model,
+    relative,
+    some_tokens,
+)
 from tests.inference.native.native_specs import ENCODERS
 from tests.near import assert_near
 from torch import Tensor
@@ -22,9 +29,9 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Classification, Embed, Embedding, Label
 from bedplate.inference.execution import choice
 from bedplate.inference.execution.calibration import PlanTimings
-from bedplate.inference.native.encoder import NativeEncoder
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.native_encoder import NativeEncoder
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base
@@ -92,8 +99,7 @@ def far_in(weights: WeightFormat, name: str, library: Library | None = None) -> 
     return relative(output, expected)
 
 
-@pytest.mark.parametrize("weights", FORMATS[1:])
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize(("name", "weights"), other_formats(ENCODERS))
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
     assert far_in(weights, name) < 3 * TOLERANCE[weights]
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tests.inference.native.native_models import (
     COUNT,
-    FORMATS,
     Cache,
     base_dtype,
     in_float32,
     logits,
+    other_formats,
     perturbed_decoder,
     relative,
     some_tokens,
@@ -20,9 +20,9 @@ from tests.inference.native.native_models import (
 from tests.inference.native.native_specs import EXPERTS, spec_of
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import WeightFormat, unsupported
+from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import WeightFormat, unsupported
 from bedplate.models.specs.transformer import Experts
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
@@ -35,8 +35,7 @@ def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
     assert relative(whole, wanted_logits(model, some_tokens(COUNT, model.spec))) < 1e-5
 
 
-@pytest.mark.parametrize("weights", FORMATS[1:])
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize(("name", "weights"), other_formats(EXPERTS))
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
     """But for tokens whose nearly even experts rounding swaps."""
     model = perturbed_decoder(EXPERTS[name], base_dtype(weights))

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tests.inference.native.native_models import (
     COUNT,
-    FORMATS,
     PIECES,
     TOLERANCE,
     Cache,
@@ -14,6 +13,7 @@ from tests.inference.native.native_models import (
     in_float32,
     in_pieces,
     logits,
+    other_formats,
     perturbed_decoder,
     relative,
     some_tokens,
@@ -25,9 +25,9 @@ from tests.inference.native.test_native import random_adapter
 
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
-from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.models.inputs import Inputs
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
@@ -40,8 +40,7 @@ def test_equals_the_torch_model_in_float32(library: Library, name: str) -> None:
     assert relative(whole, wanted_logits(model, some_tokens(COUNT, model.spec))) < 1e-5
 
 
-@pytest.mark.parametrize("weights", FORMATS[1:])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "weights"), other_formats(FAMILIES))
 def test_equals_the_torch_model_in_other_formats(name: str, weights: WeightFormat) -> None:
     model = perturbed_decoder(FAMILIES[name], base_dtype(weights))
     whole = whole_sequence(NativeDecoder(model, weights, threads=3), model.spec)

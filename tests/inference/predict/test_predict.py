@@ -17,6 +17,8 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
+from bedplate.inference.engine.answers import Answers
+from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.native.library import load as load_library
 from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
@@ -75,6 +77,18 @@ def test_batches_equal_single_calls_and_the_constant_prompt_is_cached(
                 assert sum(np.exp(list(a.scores.values()))) == pytest.approx(1.0)
                 assert a.output == max(a.scores, key=lambda label: a.scores[label])
         assert predictor(ROWS[0]) == together[0].output
+
+
+def test_a_skin_answers_requests_in_its_name_on_its_weights(model: LocalModel, tiny_dir: Path) -> None:
+    with model.predictor(_skin(model, tiny_dir, "lora")) as predictor:
+        skin: Answers = predictor
+        facts = skin.describe()
+        assert (facts.name, facts.can) == (predictor.skin.name, model.describe().can)
+        asked = Generate(tuple(skin.tokenize("the review")), Sampling(max_tokens=4, ignore_eos=True))
+        stream = skin.submit(asked)
+        assert (stream.request.adapter, stream.request.skin) == (predictor.adapter, predictor.skin.name)
+        assert stream.result(60).text == skin.run([asked])[0].text  # type: ignore[attr-defined]
+        assert skin.alive
 
 
 def test_a_text_says_why_it_ended(model: LocalModel, tiny_dir: Path) -> None:
@@ -190,7 +204,7 @@ def test_a_judged_kernel_that_cannot_be_had_here_names_the_flag(
     judged: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = judged("int4", "native")
-    monkeypatch.setattr("bedplate.inference.native.packed.load", lambda: "there is no C compiler")
+    monkeypatch.setattr("bedplate.inference.native.packed_weights.load", lambda: "there is no C compiler")
     with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
         bedplate.load(directory)
     with bedplate.load(directory, allow_other_weights=True) as loaded:
@@ -213,7 +227,7 @@ def test_an_embedder_that_cannot_be_held_as_for_the_pool_names_the_flag(
         embedded_with=EvaluatedWith(weights="int4", kernel="native"),
     )
     write_skin(skin, tmp_path / "skin")
-    monkeypatch.setattr("bedplate.inference.native.packed.load", lambda: "there is no C compiler")
+    monkeypatch.setattr("bedplate.inference.native.packed_weights.load", lambda: "there is no C compiler")
     with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
         bedplate.load(tmp_path / "skin")
     with bedplate.load(tmp_path / "skin", allow_other_weights=True) as loaded:

@@ -13,7 +13,7 @@ from tests.seq2seq import SPECIAL, unigram
 from transformers import AutoTokenizer, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 from bedplate.core.errors import CheckpointError, RequestError
-from bedplate.evaluation.suites.text import GeneralText
+from bedplate.evaluation.suites.general_text import GeneralText
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base

@@ -15,8 +15,8 @@ from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.loading import loaded_server
-from bedplate.serving.settings.config import BaseConfig, ServerConfig
+from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin

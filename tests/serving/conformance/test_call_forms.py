@@ -16,8 +16,8 @@ from tests.tiny import write_tiny_base
 from bedplate.serving.api.anthropic import _block
 from bedplate.serving.api.turns import AssistantTurn
 from bedplate.serving.models.served import Answer
-from bedplate.serving.schemas.tools import Spoken
-from bedplate.serving.server.loading import loaded_server
+from bedplate.serving.schemas.tool_fields import Spoken
+from bedplate.serving.server.startup import loaded_server
 from bedplate.text.calls.formats import BY_NAME
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.writing import written_calls

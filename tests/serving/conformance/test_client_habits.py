@@ -12,8 +12,8 @@ from tests.serving.conftest import Server, running
 
 from bedplate.serving.api.replies import FULL_LENGTH
 from bedplate.serving.schemas.schema_dialects import as_held
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.settings.config import ResponsesConfig
+from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.settings.server_config import ResponsesConfig
 from bedplate.text.calls.reply_form import effort_variables
 from bedplate.text.chat_template import ChatTemplate
 

@@ -277,7 +277,7 @@ def test_refused(server, fields, param, stream):
 
 def test_what_is_kept_is_bounded():
     from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
-    from bedplate.serving.settings.config import ResponsesConfig
+    from bedplate.serving.settings.server_config import ResponsesConfig
 
     def store_response(tenant: str, name: str, **fields: str) -> None:
         store.add(tenant, KeptResponse.of({"id": name, **fields}, []))

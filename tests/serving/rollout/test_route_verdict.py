@@ -9,11 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from bedplate.core.statistics.counted_bets import lower_bound
-from bedplate.serving.durable.feedback import (
+from bedplate.serving.durable.feedback_service import (
     Latest,
     _note,  # pyright: ignore[reportPrivateUsage]
 )
-from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest, compare
+from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair, answer_digest, compare
 from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
 from bedplate.serving.settings.route_config import JUDGED_WRONG, RouteConfig, RouteVerdict
 

@@ -30,7 +30,7 @@ from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction
@@ -183,7 +183,7 @@ def _side(
     return predictions, ComparedSkin(name, origin.id, str(origin.directory), evaluation, timing, too_long, usd)
 
 
-def _timed(predictor: Answers, examples: Sequence[Example]) -> list[Prediction]:
+def _timed(predictor: SkinPredictor, examples: Sequence[Example]) -> list[Prediction]:
     """Single calls of the first rows, which stand in the order of their hashes."""
     calls = single_calls(predictor, examples[:LATENCY_CALLS])
     if not calls:

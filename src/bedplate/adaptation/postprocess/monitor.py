@@ -28,11 +28,11 @@ from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger.looks import EarlierLook, earlier_looks, looks, remember
+from bedplate.evaluation.ledger.skin_looks import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.lookup import embed_texts
@@ -170,7 +170,7 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
 def _quality(
     origin: Origin,
     unseen: Sequence[Example],
-    predictor: Answers,
+    predictor: SkinPredictor,
     levels: Levels,
     look: int,
     earlier: EarlierLook,
@@ -198,7 +198,7 @@ def _shifts(
     old: Sequence[Example],
     elsewhere: set[str],
     fresh: FreshRows,
-    predictor: Answers,
+    predictor: SkinPredictor,
     levels: Levels,
     earlier: EarlierLook,
     largest: int,
@@ -260,7 +260,7 @@ def _text(example: Example) -> str:
 
 
 def input_vectors(
-    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: Answers, notes: list[str]
+    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: SkinPredictor, notes: list[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
     base is here."""
@@ -283,7 +283,7 @@ def input_vectors(
     return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])
 
 
-def _engine(predictor: Answers) -> Engine | None:
+def _engine(predictor: SkinPredictor) -> Engine | None:
     """Of the skin's base, or of the first base of a cascade's two skins."""
     if isinstance(predictor, CascadePredictor):
         return _engine(predictor.first) or _engine(predictor.second)

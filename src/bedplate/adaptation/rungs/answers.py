@@ -15,7 +15,7 @@ from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import SingleTurn, graded
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Output
@@ -23,7 +23,7 @@ from bedplate.skins.skin import Skin
 
 
 def predict_examples(
-    predictor: Answers, examples: Sequence[Example], *, one_by_one: bool = False, tenant: str = ""
+    predictor: SkinPredictor, examples: Sequence[Example], *, one_by_one: bool = False, tenant: str = ""
 ) -> list[Prediction | None]:
     """A prediction for each example; None for one that is too long for the context (it counts as wrong). What another
     tenant has asked before is computed again."""
@@ -107,7 +107,7 @@ def export(skin: Skin, directory: Path) -> Skin:
     return read_skin(directory)
 
 
-def single_calls(predictor: Answers, sample: Sequence[Example], tenant: str = "timing") -> list[Prediction]:
+def single_calls(predictor: SkinPredictor, sample: Sequence[Example], tenant: str = "timing") -> list[Prediction]:
     """One call after the other, of the rows that fit, as a served skin sees them: new. They may have been asked before,
     and their prompts be cached; another tenant's are not."""
     predict_examples(predictor, sample[:1], one_by_one=True)  # the first call is never typical

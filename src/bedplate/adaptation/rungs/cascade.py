@@ -24,7 +24,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
-from bedplate.inference.predict.composed import Answers, CascadePredictor
+from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import Provenance, Skin, cascaded
 
@@ -209,8 +209,8 @@ def _price(context: Context, climbed: Climbed) -> float:
     return climbed.result.price(context.spec.machine.usd_per_hour, climbed.result.latency.mean)
 
 
-def _open_part(climbed: Climbed) -> Answers:
+def _open_part(climbed: Climbed) -> SkinPredictor:
     predictor = climbed.opened()
-    if not isinstance(predictor, Answers):
+    if not isinstance(predictor, SkinPredictor):
         raise UsageError(f"{climbed.name} is not a skin that could be part of a cascade")
     return predictor

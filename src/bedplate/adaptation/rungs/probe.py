@@ -312,7 +312,7 @@ def _fastest(context: Context, model: Model) -> AbstractContextManager[object]:
     if "generate" not in model.can:
         return nullcontext()
     models, arithmetic = {"base": model}, choose(model, "adapters", context.spec.train_dtype)
-    narrower = arithmetic.torch_dtype.itemsize < model.embedding.weight.dtype.itemsize
+    narrower = arithmetic.torch_dtype.itemsize < model.dtype.itemsize
     return nullcontext() if narrower or lacks_room(models, arithmetic) else computing(models, arithmetic)
 
 

@@ -19,7 +19,7 @@ from bedplate.core.processor import load_average
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
 
 
@@ -35,7 +35,7 @@ def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example],
     predictor = candidate.rung.predictor(context, candidate.rung_result(result))
     predictions: Sequence[PredictionLike | None]
     alone = {e.id for e in examples}
-    if isinstance(predictor, Answers):
+    if isinstance(predictor, SkinPredictor):
         order = context.ordered(examples, "latency")
         count = context.single_test_calls
         with closing(predictor):
@@ -90,7 +90,7 @@ def _timed(candidate: Candidate, result: RungResult) -> Latency | None:
     """None for what does not run on this machine, and for a cascade, whose parts are timed."""
     predictor = candidate.rung.predictor(candidate.context, candidate.rung_result(result))
     if not isinstance(predictor, Predictor):
-        if isinstance(predictor, Answers):
+        if isinstance(predictor, SkinPredictor):
             predictor.close()
         return None
     context = candidate.context

@@ -34,7 +34,7 @@ from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
 from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.skin_execution import evaluated_now, evaluated_on
 from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
@@ -293,7 +293,7 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
 
 
 def in_turns(
-    baseline_predictor: Answers, trial_predictor: Answers, sample: Sequence[Example], tenant: str
+    baseline_predictor: SkinPredictor, trial_predictor: SkinPredictor, sample: Sequence[Example], tenant: str
 ) -> tuple[list[Prediction], list[Prediction]]:
     """Single calls of two predictors, a part of the sample after the other, as a tenant of their own."""
     first: list[Prediction] = []

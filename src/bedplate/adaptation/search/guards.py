@@ -23,7 +23,7 @@ from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.ledger import TestLedger
-from bedplate.evaluation.suites import SUITES, items, refusals, text
+from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
 from bedplate.evaluation.suites.multiple_choice import Scored
 from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
@@ -66,7 +66,7 @@ class Guarding:
         """The team's own files, looked at before anything is climbed. ConfigError, DataError."""
         retention, loss = self.spec.retention, self.spec.loss
         if retention is not None and retention.source is not None:
-            items.own_items(retention.source, self.directory)
+            question_sets.own_items(retention.source, self.directory)
         if loss is not None:
             self._source(loss)
             if loss.source is not None:  # what is pulled is looked at when it is needed
@@ -84,12 +84,12 @@ class Guarding:
             )
         return source
 
-    def general_text(self, spec: LossGuard) -> SampleSet[text.GeneralText]:
+    def general_text(self, spec: LossGuard) -> SampleSet[general_text.GeneralText]:
         """The documents of the loss guard. HubError; ConfigError where the task trains on those that it names,
         RequestError where it does on those that it did not."""
         source = self._source(spec)
-        load_text = SUITES.get(source) or partial(text.text_items, source, directory=self.directory)
-        read: SampleSet[text.GeneralText] = load_text(spec.documents)
+        load_text = SUITES.get(source) or partial(general_text.text_items, source, directory=self.directory)
+        read: SampleSet[general_text.GeneralText] = load_text(spec.documents)
         shared = sum(document.text in self.texts for document in read.samples)
         if shared:
             raise (RequestError if spec.source is None else ConfigError)(
@@ -105,7 +105,7 @@ class Guarding:
         questions = (
             together([SUITES[name](spec.per_set) for name in spec.sets])
             if spec.source is None
-            else items.own_items(spec.source, self.directory)
+            else question_sets.own_items(spec.source, self.directory)
         )
 
         def values(scored: Scored) -> list[float]:
@@ -139,7 +139,7 @@ class Guarding:
         assert isinstance(spec, LossGuard)
         read = self.general_text(spec)
 
-        def values(loss: text.Loss) -> list[float]:
+        def values(loss: general_text.Loss) -> list[float]:
             return [loss.total, loss.tokens]
 
         key = [asdict(document) for document in read.samples]

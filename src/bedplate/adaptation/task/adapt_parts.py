@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Strict
-from bedplate.core.endpoint import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
+from bedplate.core.endpoint_spec import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
 from bedplate.core.progress import progress
 from bedplate.data.documents import Document, Documents, read_documents
 from bedplate.evaluation.examples import Example

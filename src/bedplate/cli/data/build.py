@@ -30,7 +30,7 @@ def build(
         ),
     ] = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the intermediate files, in .work.")] = False,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Read, curate, tokenise: a recipe's sources become a corpus directory.

@@ -17,7 +17,7 @@ from bedplate.core.tables import show as table
 def funnel(
     directory: CorpusDirectory,
     page: PageFile = None,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What each rule removed from a corpus, in order, with the reasons, and what came out by source.

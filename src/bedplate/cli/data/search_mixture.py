@@ -48,7 +48,7 @@ def search_mixture(
             "data.mixture.epochs says (4 times, where it says nothing).",
         ),
     ] = None,
-    wide: AllColumns = False,
+    all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search for the mixture of a corpus's sources that is best for held-out texts.

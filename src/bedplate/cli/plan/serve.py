@@ -94,8 +94,8 @@ def serve(
     On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
     says, over the range of what engines reach of it.
     """
-    from bedplate.economics.serving.cases import engine_on, plan_cases, replicas_of
-    from bedplate.economics.serving.serving_cost import LatencyTarget
+    from bedplate.economics.serving.replica import engine_on, replicas_of
+    from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
     from bedplate.economics.serving.traffic import Traffic, parse_lengths
 
     row = None

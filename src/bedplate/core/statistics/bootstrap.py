@@ -23,7 +23,6 @@ from bedplate.core.statistics.clusters import checked_weights, group_codes, grou
 from bedplate.core.statistics.proportions import check_confidence
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, stretch, worth
 
-Statistic = Callable[[NDArray[np.int64]], float]
 SumStatistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 UnseenEnds = Callable[[float], tuple[float, float]]
 """One-sided error → the least and the most that groups which were not seen could make of the statistic."""
@@ -46,39 +45,6 @@ class Bootstrap:
     resamples: int
 
 
-def bca_cluster_bootstrap(
-    statistic: Statistic,
-    groups: Sequence[Hashable],
-    confidence: float = 0.95,
-    *,
-    seed: int = 0,
-    resamples: int = 2000,
-    support: tuple[float, float] = (0.0, 1.0),
-    unseen: bool = True,
-    minimum_groups: int = MINIMUM_GROUPS,
-    icc: float = 1.0,
-) -> Bootstrap:
-    """Bounds of `statistic(rows)`, a function of row numbers (int64, with repeats), resampling whole groups.
-
-    `support` is the range the statistic can take. No bound is nearer to the estimate than what a share 1 - alpha^(1/G)
-    of unseen groups at the far end of it would make it; with `unseen` False (a difference is hardly ever at its far
-    end) that holds only where every resample gives the same value, so that no width is zero.
-    Raises InsufficientGroups under `minimum_groups` groups (every row its own group counts as that many groups), or
-    where they are worth less than half of that. icc: how alike rows of a group are, which matters where groups have
-    different sizes.
-    """
-    members, codes, count = _members(groups, confidence, minimum_groups)
-    shape = _shape(codes, icc, np.ones(codes.size))
-    everything = np.arange(codes.size)
-    estimate = float(statistic(everything))
-    rng = np.random.Generator(np.random.PCG64(seed))
-    draws = np.array(
-        [statistic(np.concatenate([members[g] for g in rng.integers(0, count, count)])) for _ in range(resamples)]
-    )
-    jackknife = np.array([statistic(everything[codes != g]) for g in range(count)])
-    return _bootstrap(estimate, draws, jackknife, confidence, support, unseen, shape)
-
-
 def bca_of_sums(
     rows: NDArray[np.float64],
     statistic: SumStatistic,
@@ -92,7 +58,12 @@ def bca_of_sums(
     minimum_groups: int = MINIMUM_GROUPS,
     weights: NDArray[np.float64] | None = None,
 ) -> Bootstrap:
-    """`bca_cluster_bootstrap` for a statistic of sums over rows, with the same draws and hundreds of times as fast.
+    """Bounds of a statistic of sums over rows, resampling whole groups.
+
+    `support` is the range the statistic can take. No bound is nearer to the estimate than what a share 1 - alpha^(1/G)
+    of unseen groups at the far end of it would make it; with `unseen` False (a difference is hardly ever at its far
+    end) that holds only where every resample gives the same value, so that no width is zero. Raises InsufficientGroups
+    under `minimum_groups` groups, or where they are worth less than half of that.
 
     rows: what each row adds [n, d] (for a mean: its value and 1); rows that add nothing are left out, so that their
     groups are not counted. `statistic` takes sums [..., d] and gives [...]. unseen: True, or further ends that no bound
@@ -134,15 +105,6 @@ def influence(rows: NDArray[np.float64], statistic: SumStatistic) -> NDArray[np.
 def mean_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sums of value and 1 [..., 2] → mean [...], as `bca_of_sums` takes it."""
     return sums[..., 0] / sums[..., 1]
-
-
-def _members(
-    groups: Sequence[Hashable], confidence: float, minimum_groups: int
-) -> tuple[list[NDArray[np.int64]], NDArray[np.int64], int]:
-    check_confidence(confidence)
-    codes, count = group_codes(groups)
-    check_groups(np.bincount(codes).astype(np.float64), minimum_groups)
-    return np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1]), codes, count
 
 
 @dataclass(frozen=True)

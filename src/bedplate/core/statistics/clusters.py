@@ -29,16 +29,6 @@ Groups = Sequence[Hashable] | NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class ClusteredMean:
-    """Mean of n rows in G groups with its cluster-robust standard error (nan when G is 1)."""
-
-    mean: float
-    se: float
-    n: int
-    groups: int
-
-
-@dataclass(frozen=True)
 class RobustMean:
     """Mean of n rows in G groups, with its standard error and degrees of freedom for groups of any sizes; worth: how
     many groups of one size they are as good as."""
@@ -82,17 +72,6 @@ def group_codes(groups: Groups) -> tuple[NDArray[np.int64], int]:
 def group_sums(values: NDArray[np.float64], codes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
     """Sums of `values` [n] over the rows of each group [G]."""
     return np.asarray(np.bincount(codes, weights=values, minlength=count), dtype=np.float64)
-
-
-def clustered_mean(values: ArrayLike, groups: Groups) -> ClusteredMean:
-    """Mean of `values` [n] and its standard error when rows of one group are correlated in any way."""
-    x, codes, count = _checked(values, groups)
-    mean = float(x.mean())
-    if count == 1:
-        return ClusteredMean(mean, math.nan, x.size, 1)
-    sums = np.bincount(codes, weights=x - mean, minlength=count)
-    variance = count / (count - 1) * float(sums @ sums) / x.size**2
-    return ClusteredMean(mean, math.sqrt(variance), x.size, count)
 
 
 def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] | None = None) -> RobustMean:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import pydantic
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError, UsageError
@@ -42,7 +40,7 @@ class DeviceOverride(Strict):
     as_of: datetime.date | None = None
     source: str | None = None
 
-    @pydantic.field_validator("mfu")
+    @field_validator("mfu")
     @classmethod
     def _known_curve(cls, name: str | None) -> str | None:
         if name is not None and name not in CURVES:
@@ -56,15 +54,8 @@ class HardwareFile(Strict):
     devices: Annotated[dict[str, DeviceOverride], Field(min_length=1)]
 
 
-def overridden(device: Device, values: Mapping[str, Any] | DeviceOverride, *, name: str | None = None) -> Device:
-    """A copy of `device` with some values replaced, under `name` if given. ConfigError names a wrong key."""
-    if isinstance(values, DeviceOverride):
-        override = values
-    else:
-        try:
-            override = DeviceOverride.model_validate(dict(values))
-        except pydantic.ValidationError as error:
-            raise ConfigError(_explained(error, device.name)) from error
+def overridden(device: Device, override: DeviceOverride, *, name: str | None = None) -> Device:
+    """A copy of `device` with some values replaced, under `name` if given."""
     changes = override.model_dump(exclude_none=True, exclude={"like", "usd_per_hour", "as_of", "peak_flops_per_second"})
     if override.peak_flops_per_second is not None:
         changes["peak_flops_per_second"] = {**device.peak_flops_per_second, **override.peak_flops_per_second}
@@ -112,11 +103,3 @@ def _row(path: Path | str, name: str, base: str) -> Device:
         return find_device(base)
     except UsageError as error:
         raise ConfigError(f"{path}: devices.{name}: {error}; a new device says which one it is `like`") from None
-
-
-def _explained(error: pydantic.ValidationError, device: str) -> str:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(map(str, first["loc"]))
-    if first["type"] == "extra_forbidden":
-        return f"{device}: unknown key {key!r}; the keys are {', '.join(DeviceOverride.model_fields)}"
-    return f"{device}: {key}: {first['msg']} (got {first['input']!r})"

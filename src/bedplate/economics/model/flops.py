@@ -116,14 +116,6 @@ def audio_flops(spec: AudioSpec | EncoderDecoderSpec) -> float:
     return _products(audio_weights(audio), amounts) + attention_flops(audio.tower, audio.window_tokens)
 
 
-def audio_tokens(spec: AudioSpec | EncoderDecoderSpec, seconds: float) -> int:
-    """Tokens of so much sound: whole windows, because a part of one is padded."""
-    audio = _audio(spec)
-    if seconds <= 0:
-        raise UsageError(f"{seconds} seconds of sound: it must be over 0")
-    return -int(-seconds // audio.window_seconds) * audio.window_tokens
-
-
 def denoise_flops(spec: DiffusionSpec) -> float:
     """Operations of one image through the transformer once: a forward pass at one timestep."""
     source = 0 if spec.text is None else spec.text.tokens

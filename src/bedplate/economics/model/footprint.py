@@ -16,7 +16,7 @@ from bedplate.economics.model.attention_pairs import cached_features
 from bedplate.economics.model.flops import source_tokens_of, text_stack
 from bedplate.economics.model.parameters import weights as weights_of
 from bedplate.economics.model.weight_list import Weight
-from bedplate.models.specs import DiffusionSpec, EncoderDecoderSpec, Spec, TransformerSpec
+from bedplate.models.specs import EncoderDecoderSpec, Spec, TransformerSpec
 from bedplate.models.specs.cache import cache_layout
 
 WeightFormat = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
@@ -117,11 +117,6 @@ def kv_bytes(spec: Spec, context_tokens: int, bytes_per_value: float = 2.0, sour
     recurrent_values = sum(state.values for state in states if state.cache_type == "recurrent")
     cache_values += sum(state.values for state in states if state.cache_type == "convolution")
     return bytes_per_value * cache_values + max(bytes_per_value, 4.0) * recurrent_values
-
-
-def latent_bytes(spec: DiffusionSpec, images: int = 1, bytes_per_value: float = 2.0) -> float:
-    """Bytes of the latents that are denoised."""
-    return images * spec.latent_channels * spec.latent_size**2 * bytes_per_value
 
 
 def _value_bytes(weight: Weight, weights: WeightFormat) -> float:

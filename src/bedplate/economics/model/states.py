@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat
 from bedplate.economics.model.parameters import total, weights
 from bedplate.economics.model.weight_list import Weight
 from bedplate.models.specs import Spec
@@ -42,11 +41,6 @@ def is_block_matrix(weight: Weight) -> bool:
     """Whether it is a linear inside of a block, which is what Muon moves: a router, and what joins a state with the
     next token's embedding before a block that predicts further tokens, are not."""
     return weight.role == "product" and weight.layer is not None and weight.name not in _NO_MATRICES
-
-
-def gradient_bytes(spec: Spec, gradients: WeightFormat = "float32") -> float:
-    """Bytes of one gradient for each parameter."""
-    return total(weights(spec)) * BYTES_PER_PARAMETER[gradients]
 
 
 def optimizer_bytes(spec: Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:

@@ -190,6 +190,29 @@ def plan_serving(
     )
 
 
+def plan_cases(
+    replicas: Mapping[str, Replica],
+    traffic: Traffic,
+    calls_per_day: float,
+    *,
+    peak_factor: float = 3.0,
+    target: LatencyTarget | None = None,
+    spare: int = 0,
+) -> dict[str, ServingPlan]:
+    """A plan of each case. One of a range that cannot meet the target is left out; where "central" cannot, its
+    UsageError is raised."""
+    plans: dict[str, ServingPlan] = {}
+    for case, replica in replicas.items():
+        try:
+            plans[case] = plan_serving(
+                replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare
+            )
+        except UsageError:
+            if case == "central":
+                raise
+    return plans
+
+
 def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed: int) -> Simulated:
     """Calls so far apart that none meets another."""
     calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]

@@ -1,14 +1,14 @@
 """Drift: do new rows differ from those that a skin was made from, and does it keep on them what it promised?
 
-shifts.py     inputs, lengths and labels: bets against rows that stay as they are
-quality.py    the metric against the bound that the verdict showed, and against the bar
-decision.py   what to do, in one sentence
+shifts.py            inputs, lengths and labels: bets against rows that stay as they are
+promised_quality.py  the metric against the bound that the verdict showed, and against the bar
+drift_decision.py    what to do, in one sentence
 """
 
 from __future__ import annotations
 
-from bedplate.evaluation.drift.decision import Drift, Levels, decide
-from bedplate.evaluation.drift.quality import Promise, Quality, quality
+from bedplate.evaluation.drift.drift_decision import Drift, Levels, decide
+from bedplate.evaluation.drift.promised_quality import Promise, Quality, quality
 from bedplate.evaluation.drift.shifts import Sample, Shift, parts, shifts
 
 __all__ = ["Drift", "Levels", "Promise", "Quality", "Sample", "Shift", "decide", "parts", "quality", "shifts"]

@@ -1,7 +1,7 @@
 """Rows that are less than they seem: because the skin has seen them, or because others say the same.
 
 seen_rows.py       which rows the run of a skin had in which split
-table.py           a task's rows as groups are looked for in them, texts as vectors of their words
+row_table.py       a task's rows as groups are looked for in them, texts as vectors of their words
 hidden_groups.py   what a file's columns, texts and order say of groups that a task does not declare,
                    and whether the task answers what was found
 """

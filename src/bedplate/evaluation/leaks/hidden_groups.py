@@ -28,7 +28,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import is_group_name
 from bedplate.data.rows import SourceRows
 from bedplate.data.sources import read_rows
-from bedplate.evaluation.leaks.table import SOURCE, Table, near_copies, table_of, word_vectors
+from bedplate.evaluation.leaks.row_table import SOURCE, Table, near_copies, table_of, word_vectors
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import Grouping, HiddenGroups
 

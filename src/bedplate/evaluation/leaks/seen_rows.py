@@ -18,7 +18,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.data.splits import Assigned, SplitRecord
 from bedplate.evaluation.examples import SPLITS, Example, TaskData
-from bedplate.evaluation.ledger.keys import keys_of
+from bedplate.evaluation.ledger.row_keys import keys_of
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
@@ -45,10 +45,10 @@ def judged_by(
 ) -> EvaluatedRows:
     """The rows of a task's split that the skin of a predictor has not seen (of anything else all, and with
     `include_seen`). UsageError where it has seen them all."""
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.composed import SkinPredictor
 
     row_splits = None
-    if isinstance(model, Answers) and model.skin.directory is not None:
+    if isinstance(model, SkinPredictor) and model.skin.directory is not None:
         row_splits = splits_of(examples, model.skin.directory, model.skin, task)
     if row_splits is None:
         return EvaluatedRows(tuple(examples), None, 0)

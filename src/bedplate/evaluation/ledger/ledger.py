@@ -25,7 +25,7 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, file_lock, read_text
 from bedplate.data.sources import is_file
 from bedplate.evaluation.ledger.chain import Chain, LedgerRecord, append, merged, read_chain
-from bedplate.evaluation.ledger.keys import Keys, matching_rows
+from bedplate.evaluation.ledger.row_keys import Keys, matching_rows
 from bedplate.evaluation.task import Task
 
 OPENINGS = "test-openings.jsonl"

@@ -20,7 +20,7 @@ from bedplate.text.calls.reply_form import reply_form
 if TYPE_CHECKING:
     from bedplate.core.values import Values
     from bedplate.inference.engine.requests import Sampling, Stream
-    from bedplate.inference.predict.composed import Answers
+    from bedplate.inference.predict.composed import SkinPredictor
     from bedplate.inference.predict.local import LocalModel
 
 Messages = Sequence[Mapping[str, str]]
@@ -148,7 +148,7 @@ class LocalBase(Partner):
 class LocalSkin(Partner):
     """A skin on this machine. One that writes text on one base streams it; any other answers in one piece."""
 
-    def __init__(self, predictor: Answers) -> None:
+    def __init__(self, predictor: SkinPredictor) -> None:
         from bedplate.inference.predict.loaded import LoadedSkin
 
         skin, output = predictor.skin, predictor.skin.output

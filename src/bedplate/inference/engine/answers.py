@@ -1,6 +1,7 @@
 """The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint.
 
-Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it.
+Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind
+it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """What an answerer says of itself.
+    """The description of an answerer.
 
-    name: of the base or the endpoint. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …),
-    as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are sent as they are.
+    name: of the base, the skin or the endpoint's model. can: the answers it gives ("generate", "score", "embed",
+    "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are
+    sent as they are, so that tokens are the bytes of the text.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Facts:
 
 
 class Answers(Protocol):
-    """Anything that answers requests. `Engine` and `LocalModel` are the ones on this machine."""
+    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`."""
 
     @property
     def alive(self) -> bool:

@@ -88,8 +88,8 @@ class CacheRows:
     def _free(self, namespace: object, key: Key) -> int:
         """A row that holds this beginning already, or else the lowest free one."""
         if key:
-            for row, (held_in, row_key) in self._row_contents.items():
-                if held_in == namespace and row_key[: len(key)] == key and self.cache.rewinds(row, len(key)):
+            for row, (row_namespace, row_key) in self._row_contents.items():
+                if row_namespace == namespace and row_key[: len(key)] == key and self.cache.rewinds(row, len(key)):
                     self._row_contents[row] = (namespace, key)
                     return row
         row = next(row for row in range(len(self._jobs) + 1) if row not in self._jobs)

@@ -196,11 +196,11 @@ def _is_clear(timings: PlanTimings, use: Use) -> bool:
 def _hopeful(timings: PlanTimings, plans: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
     """The plans that are not far behind the best in both uses. The best of torch's stays: the chosen one is reported
     against it."""
-    kept: list[ExecutionPlan] = []
+    hopeful: list[ExecutionPlan] = []
     torch_plans = [plan for plan in plans if plan.kernel == "torch"]
     uses: tuple[Use, ...] = ("generate", "score")
     for use in uses:
         limit = HOPELESS_RATIO * timings.cost(timings.fastest(plans, use), use)
-        kept += [plan for plan in plans if timings.cost(plan, use) <= limit]
-        kept += [timings.fastest(torch_plans, use)] if torch_plans else []
-    return [plan for plan in plans if plan in kept]
+        hopeful += [plan for plan in plans if timings.cost(plan, use) <= limit]
+        hopeful += [timings.fastest(torch_plans, use)] if torch_plans else []
+    return [plan for plan in plans if plan in hopeful]

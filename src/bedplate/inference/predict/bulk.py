@@ -24,13 +24,13 @@ from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.engine.requests import LookupContext, Request
 from bedplate.inference.predict.callable_skin import Prediction, columns_for
-from bedplate.inference.predict.composed import Answers
+from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
 _OF_A_ROW = (RequestError, TemplateError, SkinError)
-"""What one row can be at fault for, whatever answers; other failures end the run, which can go on later."""
+"""Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
 
 
 SHOWN = 5
@@ -50,8 +50,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file of rows holds. sha256: of the file. unused: columns that are no input of the skin and not its `id`.
-    bad: the rows that cannot be read."""
+    """The content of a file of rows. sha256: of the file. unused: columns that are no input of the skin and not its
+    `id`. bad: the rows that cannot be read."""
 
     rows: int
     sha256: str
@@ -101,14 +101,16 @@ class RowSource:
 
 
 def file_format(name: str) -> FileFormat:
-    """How a file of this name is read. UsageError where its suffix says nothing."""
+    """The reader of a file by its suffix. UsageError for an unknown one."""
     suffix = Path(name).suffix.lower() or name.lower()
     if suffix not in FORMATS:
         raise UsageError(f"{name}: rows are read from files that end in {', '.join(FORMATS)}; or say their --format")
     return FORMATS[suffix]
 
 
-def predict_rows(predictor: Answers, rows: Iterable[FileRow | BadRow], batch: int) -> Iterator[list[dict[str, Any]]]:
+def predict_rows(
+    predictor: SkinPredictor, rows: Iterable[FileRow | BadRow], batch: int
+) -> Iterator[list[dict[str, Any]]]:
     """Batches of output rows: `id` if the row has one, `line`, then the prediction, or `error` for a row that cannot be
     read or predicted."""
     if batch < 1:
@@ -122,7 +124,7 @@ def predict_rows(predictor: Answers, rows: Iterable[FileRow | BadRow], batch: in
 
 
 def predict_file(
-    predictor: Answers,
+    predictor: SkinPredictor,
     source: RowSource,
     out: Path,
     *,
@@ -166,7 +168,7 @@ def predict_file(
 
 
 def write_stream(
-    predictor: Answers, source: RowSource, stream: IO[bytes], write: Callable[[bytes], object], *, batch: int
+    predictor: SkinPredictor, source: RowSource, stream: IO[bytes], write: Callable[[bytes], object], *, batch: int
 ) -> Counts:
     """Predicts rows as they come and writes them as they are done; nothing can be resumed."""
     counts = Counts()
@@ -179,13 +181,13 @@ def write_stream(
 # --- rows
 
 
-def _answers(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
+def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     if isinstance(predictor, Predictor):
         return _on_engine(predictor, group, tenant)
     return _predict_rows(predictor, group, tenant)
 
 
-def _predict_rows(predictor: Answers, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
+def _predict_rows(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
     try:
@@ -221,7 +223,7 @@ def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[
     return [answers[i] for i in range(len(group))]
 
 
-def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
+def _inputs(predictor: SkinPredictor, value: dict[str, Any]) -> dict[str, Any]:
     """The row without its id; `text` stands for a skin's only input."""
     names = list(predictor.skin.inputs)
     inputs = {key: field_value for key, field_value in value.items() if key != "id" or key in names}
@@ -230,7 +232,7 @@ def _inputs(predictor: Answers, value: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def _head(predictor: Answers, row: FileRow) -> dict[str, Any]:
+def _head(predictor: SkinPredictor, row: FileRow) -> dict[str, Any]:
     named = "id" in row.value and "id" not in predictor.skin.inputs
     return ({"id": row.value["id"]} if named else {}) | {"line": row.line}
 

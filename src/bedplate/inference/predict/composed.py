@@ -16,8 +16,8 @@ from bedplate.skins.skin import Skin
 
 
 @runtime_checkable
-class Answers(Protocol):
-    """What a skin's predictor can be asked, whatever is behind it."""
+class SkinPredictor(Protocol):
+    """Predicts rows for a skin, whatever is behind it: an engine, an endpoint, other skins."""
 
     @property
     def skin(self) -> Skin: ...
@@ -30,7 +30,7 @@ class Answers(Protocol):
 class CascadePredictor(ReadySkin):
     """A cascade on the predictors of its two skins. Closing it leaves these open."""
 
-    def __init__(self, skin: Skin, first: Answers, second: Answers) -> None:
+    def __init__(self, skin: Skin, first: SkinPredictor, second: SkinPredictor) -> None:
         if skin.cascade is None:
             raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a cascade")
         self.skin, self.parts = skin, skin.cascade
@@ -49,13 +49,13 @@ class CascadePredictor(ReadySkin):
         return predictions
 
     def close(self) -> None:
-        """Nothing is its own."""
+        """Does nothing; the predictors belong to the caller."""
 
 
 class LoadedCascade(CascadePredictor):
     """A cascade with its bases: what `bedplate.load` returns for one."""
 
-    def __init__(self, skin: Skin, first: Answers, second: Answers, opened: ExitStack) -> None:
+    def __init__(self, skin: Skin, first: SkinPredictor, second: SkinPredictor, opened: ExitStack) -> None:
         super().__init__(skin, first, second)
         self._opened = opened
 

@@ -13,7 +13,7 @@ from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import Answers, LoadedCascade
+from bedplate.inference.predict.composed import LoadedCascade, SkinPredictor
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import Opened, OpenOptions, open_as, open_base
@@ -79,7 +79,7 @@ class _Bases(ExitStack):
             return None
         return self.model(skin, skin.embedder, held_as(skin.embedded_with), source, use="score")
 
-    def answers(self, skin: Skin) -> Answers:
+    def answers(self, skin: Skin) -> SkinPredictor:
         """One of the two skins in a cascade, as it was judged."""
         if skin.is_remote:
             return self.enter_context(HostedPredictor(skin))

@@ -1,6 +1,6 @@
-"""A base opened in the way that was asked for, or, where nothing was, in the fastest that keeps what is stored.
+"""Opens a base under the execution plan that options name, or else the fastest one that keeps what is stored.
 
-The way is chosen from the checkpoint's header, so that the base is read once, in the dtype that it then has.
+The plan is chosen from the checkpoint's header, so that the base is read once, in the dtype that it then has.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from bedplate.models.precision import resolve_device
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """What was asked for of a way; None and "auto" ask for nothing. quantised: whether a checkpoint's own integers may
-    be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
+    """Options that narrow the execution plan; None and "auto" leave it open. quantised: whether a checkpoint's own
+    integers may be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
 
     dtype: str | None = None
     weights: Weights | None = None
@@ -40,7 +40,7 @@ class OpenOptions:
     use: Use = "generate"
     quantised: bool = True
     loaded: str | None = None
-    """The dtype that the base has already: ways of others are no longer possible."""
+    """The dtype that the base has already: plans of others are no longer possible."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Opened:
 
 
 def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Choice:
-    """The way in which `open_base` would hold a base, without reading its weights.
+    """The execution plan under which `open_base` would open a base, without reading its weights.
 
     Raises HubError, CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was
     asked.
@@ -67,20 +67,21 @@ def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
     try:
-        return choose(stored.spec, _backends(stored, options), device, options.use)
+        return choose(stored.spec, _plans(stored, options), device, options.use)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
 
 def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Opened:
-    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) in the way that is asked for, or chosen.
+    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the
+    options name, or the chosen one.
 
     Raises what `chosen` and `load_base` raise.
     """
     target = resolve_device(device)
     stored = read_stored(source)
     plan = _chosen(stored, source, options, target).plan
-    load_format = held_in(plan)
+    load_format = execution_of(plan)
     leave, checkpoint = left_in_file(plan), stored.checkpoint
     return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
 
@@ -88,18 +89,18 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
 def open_as(
     source: str | Path, load_format: SkinExecution, device: str | torch.device = "auto", use: Use = "generate"
 ) -> Opened:
-    """Loads a base as it is to be held; where that leaves its dtype open, in the fastest way that fits the rest."""
+    """Loads a base as `load_format` says; where that leaves its dtype open, under the fastest plan that fits it."""
     if load_format.dtype == "auto":
         return open_base(source, OpenOptions(weights=load_format.weights, kernel=load_format.kernel, use=use), device)
     return Opened(load_base(source, dtype=load_format.dtype, device=device), load_format)
 
 
-def held_in(plan: ExecutionPlan) -> SkinExecution:
-    """A way as a base is loaded and its engine opened."""
+def execution_of(plan: ExecutionPlan) -> SkinExecution:
+    """How a base is loaded and its engine opened under a plan."""
     return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 
-def _backends(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
+def _plans(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
     weights, kernel = options.weights, options.kernel
     plans = matching_plans(
         stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised

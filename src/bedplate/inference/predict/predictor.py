@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     NO_TERMS,
@@ -29,6 +30,7 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Score,
     Scores,
+    Stream,
 )
 from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
@@ -68,7 +70,7 @@ class Predictor(ReadySkin):
             self.warnings += self._lookup.warnings
         grammar = skin.output.grammar()
         self.grammar = None if grammar is None else Grammar(*grammar)
-        """What the skin's generated text is held to."""
+        """The grammar of the skin's generated text; None where anything goes."""
         if skin.output.answered_by == "generate":
             self.sampling()
             if self.grammar is not None:
@@ -259,6 +261,29 @@ class Predictor(ReadySkin):
         if embedding is None:
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
         return embedding.parse(cast(Embedding, result).vector)
+
+    # What `Answers` asks for: requests in the skin's name, on its weights
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine still answers."""
+        return self.engine.alive
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request of any type on the skin's weights, under its name."""
+        return self.engine.submit(replace(request, adapter=self.adapter, skin=self.skin.name))
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests on the skin's weights together, and returns their results in order."""
+        return self.engine.run([replace(request, adapter=self.adapter, skin=self.skin.name) for request in requests])
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, without the skin's own prompt."""
+        return self.engine.tokenize(text)
+
+    def describe(self) -> Facts:
+        """Describes the base, under the skin's name."""
+        return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:
         """Forgets the pinned prompt and takes the adapter out of the engine."""

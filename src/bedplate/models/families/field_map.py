@@ -61,10 +61,10 @@ class FieldMap:
 
 def read_fields(rows: Collection[Field], fields: Fields, values: Values | None = None) -> dict[str, Any]:
     """What the rows read, one after the other. values: what was read before them."""
-    found: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
     for row in rows:
-        found |= row.read(fields, {**(values or {}), **found})
-    return found
+        ours |= row.read(fields, {**(values or {}), **ours})
+    return ours
 
 
 def write_fields(rows: Collection[Field], values: Values, spec: Any) -> dict[str, Any]:

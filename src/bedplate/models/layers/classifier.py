@@ -1,4 +1,4 @@
-"""The heads of encoders: logits of labels from one vector of a text, and of the tokens that were hidden.
+"""Heads of encoders: label logits from a pooled vector, and token logits for masked language modelling.
 
 Shapes: N texts or tokens, D features, L labels, V vocabulary.
 """
@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 
 class ClassifierHead(nn.Module):
-    """A product with the labels' rows, behind a layer of its own where `spec.classifier` has one."""
+    """A linear layer to the labels, after a dense layer and a norm where `spec.classifier` has them."""
 
-    def __init__(
-        self, spec: TransformerSpec, head: Classifier, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, head: Classifier, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         hidden = spec.hidden_size
         self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype) if head.dense else None
@@ -36,13 +35,11 @@ class ClassifierHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """A layer of its own and a norm, then the token table, which is given (BERT's head for masked tokens)."""
+    """BERT's head for masked tokens: a dense layer, a norm, and the transposed token table, which is passed in."""
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self, spec: TransformerSpec, head: MaskedHead, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, head: MaskedHead, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         hidden = spec.hidden_size
         self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype)

@@ -13,6 +13,7 @@ from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.precision import Device
 from bedplate.models.specs.state_mixers import ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -22,9 +23,7 @@ class CausalConvolution(nn.Module):
 
     bias: nn.Parameter | None
 
-    def __init__(
-        self, features: int, width: int, bias: bool, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, features: int, width: int, bias: bool, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.width = width
         self.weight = nn.Parameter(torch.empty(features, width, device=device, dtype=dtype))
@@ -53,9 +52,7 @@ class CausalConvolution(nn.Module):
 class ConvolutionMixer(nn.Module):
     """`out(c ⊙ convolution(b ⊙ x))`, where b, c and x are projections of the input."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, ShortConvolution)
@@ -64,7 +61,7 @@ class ConvolutionMixer(nn.Module):
         self.convolution = CausalConvolution(D, part.width, part.bias, device, dtype)
         self.output = Linear(D, D, part.bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         b, c, x = self.input(x_BTD).chunk(3, dim=-1)
         return self.output(c * attend.recur(self.layer, self._run, b * x))
 

@@ -17,6 +17,7 @@ from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.positions import Rotation
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -25,7 +26,7 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @runtime_checkable
 class CrossAttend(Protocol):
-    """A layout that also knows which of the encoder's tokens each token sees."""
+    """A layout that supports cross-attention: it knows which of the encoder's tokens each token sees."""
 
     def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
@@ -35,9 +36,7 @@ class CrossAttend(Protocol):
 class CrossAttention(nn.Module):
     """Queries of the decoder's tokens, keys and values of the encoder's states, without positions."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         if spec.attention.cross_size is None:
             raise UsageError("cross-attention needs the size of the encoder's states: cross_size")
@@ -59,7 +58,7 @@ class CrossAttention(nn.Module):
         k, v = (layer(states_BSE).view(B, S, -1, self.head_dim) for layer in (self.k, self.v))
         return k, v
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         if not isinstance(attend, CrossAttend):
             raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
         B, T, _ = x_BTD.shape

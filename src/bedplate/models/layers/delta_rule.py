@@ -17,6 +17,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.precision import Device
 from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -29,9 +30,7 @@ class DeltaRuleMixer(nn.Module):
     `sigmoid(rate x)` and a decay `−exp(log_decay) · softplus(step x + step_bias)`. What is read is normalised over
     each head and gated."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, DeltaRule)
@@ -46,7 +45,7 @@ class DeltaRuleMixer(nn.Module):
         self.norm = GatedNorm(part.value_dim, spec.norm.eps, device, dtype)
         self.output = Linear(part.heads * part.value_dim, D, False, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         x = torch.cat((self.qkv(x_BTD), self.rate(x_BTD), self.step(x_BTD)), dim=-1)
         read, gate = attend.recur(self.layer, self._run, x), self.gate(x_BTD)
         shape = (*x_BTD.shape[:2], self.part.heads, self.part.value_dim)
@@ -70,6 +69,6 @@ class DeltaRuleMixer(nn.Module):
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 
     def _unit(self, x: Tensor) -> Tensor:
-        """Of length 1, once for each of the value heads that share it."""
+        """Normalises to length 1 and repeats for each of the value heads that share it."""
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
         return x.repeat_interleave(self.part.heads // self.part.key_heads, dim=2)

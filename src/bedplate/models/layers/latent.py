@@ -18,18 +18,17 @@ from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
 from bedplate.models.layers.positions import Rotation, rotate, yarn_scale
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec, YarnScaling
 
 NORM_EPS = 1e-6
-"""Of the latents' norms in DeepSeek's code, whatever the model's own."""
+"""Epsilon of the latents' norms in DeepSeek's code, which does not take the model's."""
 
 
 class LatentAttentionLayer(nn.Module):
     """Causal attention over latents with rotary positions beside them."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
         assert part is not None
@@ -47,14 +46,14 @@ class LatentAttentionLayer(nn.Module):
         self.kv_up = Linear(part.kv_rank, heads * (part.nope_dim + part.value_dim), False, device, dtype)
         self.o = Linear(heads * part.value_dim, hidden, spec.has_output_bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         part = self.part
         q_BTHQ = self._queries(x_BTD).unflatten(-1, (self.heads, part.key_dim))
         q_BTHN, q_BTHP = q_BTHQ.split((part.nope_dim, part.rope_dim), dim=-1)
         latent_BTC, key_BTP = self.kv_down(x_BTD).split((part.kv_rank, part.rope_dim), dim=-1)
         latent_BTC, key_BT1P = self.kv_norm(latent_BTC), key_BTP[:, :, None]
-        if by is not None:
-            q_BTHP, key_BT1P = rotate(q_BTHP, by), rotate(key_BT1P, by)
+        if rotation is not None:
+            q_BTHP, key_BT1P = rotate(q_BTHP, rotation), rotate(key_BT1P, rotation)
         mix = self.absorbed if attend.is_cached else self.naive
         return self.o(mix(q_BTHN, q_BTHP, latent_BTC, key_BT1P, attend).flatten(2))
 
@@ -103,7 +102,7 @@ class LatentAttentionLayer(nn.Module):
 
 
 def score_scale(spec: TransformerSpec) -> float:
-    """Of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
+    """Scale of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
     assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention

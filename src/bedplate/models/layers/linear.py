@@ -1,16 +1,30 @@
-"""A linear layer with a hook for a low-rank update, so that adapters attach without subclassing a model."""
+"""A linear layer with a hook for a low-rank update, so that adapters attach without subclassing a model.
+
+While gradients are recorded its product runs by torch's usual call or by oneDNN's: in float32 torch gives CPU products
+to the library that it was built with (MKL), which on some processors is slower than oneDNN, reached through the
+operator that torch's own compiler uses. A measurement chooses (`training.precision`).
+
+Shapes: I in_features, O out_features.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.products import Product, Products
+from bedplate.models.precision import Device
+
+Products = Literal["torch", "onednn"]
+
+
+def has_onednn() -> bool:
+    """Whether this build of torch has oneDNN's operator, and it is not switched off."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 class LowRankHook(Protocol):
@@ -48,7 +62,7 @@ class Linear(nn.Module):
         in_features: int,
         out_features: int,
         bias: bool = False,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -76,10 +90,32 @@ class Linear(nn.Module):
     def plain(self, x: Tensor) -> Tensor:
         """The layer without `low_rank`."""
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
-        if self.products == "torch" or not recorded:
+        if self.products == "torch" or not recorded or x.dtype != torch.float32 or not x.is_cpu:
             return F.linear(x, self.weight, self.bias)
-        y: Tensor = Product.apply(x, self.weight, self.products)  # type: ignore[assignment]
+        y: Tensor = _Product.apply(x, self.weight)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
+
+
+class _Product(torch.autograd.Function):
+    """x Wᵀ by oneDNN, [..., I] → [..., O], with gradients to x and, where it is trained, to W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_OI: Tensor) -> Tensor:  # type: ignore[override]
+        # Saved, so that autograd refuses a weight that has changed since.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight_OI)
+        return _onednn(x, weight_OI)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, weight_OI = ctx.saved_tensors
+        to_x = _onednn(grad, weight_OI.t()) if ctx.needs_input_grad[0] else None
+        # oneDNN's operator would copy both to transpose them.
+        to_weight = None if x is None else grad.flatten(0, -2).t() @ x.flatten(0, -2)
+        return to_x, to_weight
+
+
+def _onednn(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")

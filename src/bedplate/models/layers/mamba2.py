@@ -16,6 +16,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.layers.recurrence_inputs import State
+from bedplate.models.precision import Device
 from bedplate.models.specs.state_mixers import Mamba2
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -24,9 +25,7 @@ class Mamba2Mixer(nn.Module):
     """x, b and c pass a short convolution; with dt = softplus(step + step_bias) a head's state [N, P] becomes
     `exp(−exp(log_decay) dt) · state + dt b xᵀ`, and its output `stateᵀ c + skip · x`, gated and then normalised."""
 
-    def __init__(
-        self, spec: TransformerSpec, layer: int, device: torch.device | str | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         part, D = spec.state.mixer, spec.hidden_size
         assert isinstance(part, Mamba2)
@@ -39,7 +38,7 @@ class Mamba2Mixer(nn.Module):
         self.norm = GatedNorm(part.inner, spec.norm.eps, device, dtype, groups=part.groups, gate_first=True)
         self.output = Linear(part.inner, D, part.bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         gate, x = self.input(x_BTD).tensor_split((self.part.inner,), dim=-1)
         return self.output(self.norm(attend.recur(self.layer, self._run, x), gate))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import rms_norm
+from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -26,7 +27,7 @@ class RMSNorm(nn.Module):
         self,
         size: int,
         eps: float,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         weighted: bool = True,
         offset: float = 0.0,
@@ -59,12 +60,12 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
 
 
 def _scaling(weight: Tensor, offset: float) -> Tensor:
-    """What normed features are multiplied by."""
+    """The factor of normed features."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset if offset else weight
 
 
 def _recorded(x: Tensor) -> bool:
-    """Whether gradients of what is made of it are recorded, on a CPU."""
+    """Whether autograd records what is computed from it, on a CPU."""
     return x.is_cpu and x.requires_grad and torch.is_grad_enabled()
 
 
@@ -78,7 +79,7 @@ class LayerNorm(nn.Module):
         self,
         size: int,
         eps: float,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         weighted: bool = True,
         biased: bool = True,
@@ -101,7 +102,7 @@ class GatedNorm(nn.Module):
         self,
         size: int,
         eps: float,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
         groups: int = 1,
         gate_first: bool = False,
@@ -138,7 +139,7 @@ _ADD_NORM = operation(
 Norm = RMSNorm | LayerNorm
 
 
-def added(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """x + y, or x alone, and the norm of it: one operation where no gradients are recorded."""
     if y is None:
         return x, norm(x)
@@ -148,9 +149,7 @@ def added(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]
     return total, norm(total)
 
 
-def make_norm(
-    spec: TransformerSpec, device: torch.device | str | None, dtype: torch.dtype, size: int | None = None
-) -> Norm:
+def make_norm(spec: TransformerSpec, device: Device, dtype: torch.dtype, size: int | None = None) -> Norm:
     """The spec's norm, over the hidden size if nothing else is said."""
     size = size or spec.hidden_size
     if spec.norm.type == "rms":

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bedplate.models.precision import Device
 from bedplate.models.specs.position import RelativeBias
 
 
@@ -37,7 +38,7 @@ class RelativePositions(nn.Module):
         spec: RelativeBias,
         heads: int,
         both_ways: bool,
-        device: torch.device | str | None = None,
+        device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""What a sentence encoder does to pooled states. Shapes: N texts, D features of all poolings, E of the vector."""
+"""The dense layers and normalisation that a sentence encoder applies to pooled states. Shapes: N texts, D features of
+all poolings, E of the vector."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.linear import Linear
+from bedplate.models.precision import Device
 from bedplate.models.specs.sentence import DenseActivation, SentenceSpec
 
 _ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
@@ -23,7 +25,7 @@ _ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
 class Sentence(nn.Module):
     """The spec's steps, in float32: they are small, and their output is what is compared."""
 
-    def __init__(self, spec: SentenceSpec, device: torch.device | str | None = None) -> None:
+    def __init__(self, spec: SentenceSpec, device: Device = None) -> None:
         super().__init__()
         self.spec = spec
         self.dense = nn.ModuleList(

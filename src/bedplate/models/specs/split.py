@@ -14,7 +14,7 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.transformer import TransformerSpec
 
 Cut = Literal["columns", "rows", "summed", "experts"]
-"""Of a module. "summed": whole, but each rank sees only its own heads, so that gradients are to be added up."""
+"""How a module is cut. "summed": whole, but each rank sees only its own heads, so that gradients are to be added up."""
 
 
 def cuts_of(spec: object, tensor: int, experts: int) -> Mapping[str, Cut]:

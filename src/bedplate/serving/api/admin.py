@@ -20,9 +20,9 @@ from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.schemas.errors import StatusError
-from bedplate.serving.schemas.fields import RequestFields
+from bedplate.serving.rollout.version_router import VersionRouter
+from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.openai_fields import RequestFields
 from bedplate.serving.schemas.strict_json import json_response
 from bedplate.skins.card import read_card
 

@@ -22,8 +22,8 @@ from bedplate.serving.models.served import Answer
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import ApiCall, CallInProgress, Work, answers, respond
 from bedplate.serving.schemas.anthropic_fields import CountRequest, MessagesRequest
-from bedplate.serving.schemas.errors import ClientGone, error_object, error_response, log_failure
-from bedplate.serving.schemas.fields import ChatRequest
+from bedplate.serving.schemas.http_errors import ClientGone, error_object, error_response, log_failure
+from bedplate.serving.schemas.openai_fields import ChatRequest
 from bedplate.serving.schemas.scope import note_error
 from bedplate.serving.schemas.strict_json import MAX_DEPTH, json_response
 

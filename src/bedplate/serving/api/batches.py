@@ -8,11 +8,11 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from bedplate.serving.api.files import PAGE_FIELDS, Page
+from bedplate.serving.api.uploads import PAGE_FIELDS, Page
 from bedplate.serving.durable.batch_records import StoredBatch
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.strict_fields import Metadata, RequestFields, openapi_queries
+from bedplate.serving.schemas.request_fields import Metadata, RequestFields, openapi_queries
 from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter(prefix="/v1")

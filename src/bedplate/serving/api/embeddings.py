@@ -23,8 +23,8 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.models.answer_plan import PlanResult
 from bedplate.serving.models.served import TextReading
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, answers
-from bedplate.serving.schemas.fields import CUT, PROMPTS, RequestFields
-from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.openai_fields import CUT, PROMPTS, RequestFields
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT
 from bedplate.serving.schemas.strict_json import large_json_response
 
 router = APIRouter(prefix="/v1")

@@ -10,9 +10,9 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.fields import RequestFields
+from bedplate.serving.schemas.openai_fields import RequestFields
 from bedplate.serving.schemas.strict_json import JsonLinesResponse, dump_json, json_response
 from bedplate.skins.output import LabelsOutput
 

@@ -16,8 +16,8 @@ from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
-from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.rollout.version_router import VersionRouter
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
 from bedplate.serving.schemas.strict_json import json_response, large_json_response
 
 router = APIRouter(prefix="/v1")
@@ -75,7 +75,7 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
     results = await call.results(run)
 
     def read() -> list[Answer]:
-        return [call.noted(reply.request, call.lease.served.answer(result)) for result in results]
+        return [call.with_notes(reply.request, call.lease.served.answer(result)) for result in results]
 
     prompt, completion = (
         sum(result.usage.prompt_tokens for result in results),
@@ -124,7 +124,7 @@ async def _events(call: ApiCall, reply: ChoicesReply[Any], run: CallInProgress) 
             if arrival.text or has_logprobs:
                 yield Event(reply.chunk(reply.piece(arrival.index, arrival.text, arrival.steps)))
             if arrival.result is not None and arrival.answer is not None:
-                answer = call.noted(reply.request, arrival.answer)
+                answer = call.with_notes(reply.request, arrival.answer)
                 ended[arrival.index] = arrival.result, answer
                 yield Event(reply.chunk(reply.ending(arrival.index, answer)))
     ordered = [ended[index] for index in sorted(ended)]

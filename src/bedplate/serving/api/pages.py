@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.bodies import read_bytes
-from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.http_errors import StatusError
 
 router = APIRouter(include_in_schema=False)
 

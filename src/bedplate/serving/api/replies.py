@@ -12,9 +12,9 @@ from bedplate.inference.engine.requests import Generation, Step
 from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import Answer, Served, finite
 from bedplate.serving.request.lifecycle import ApiCall
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
 from bedplate.serving.schemas.strict_json import dump_json
-from bedplate.serving.schemas.tools import Spoken
+from bedplate.serving.schemas.tool_fields import Spoken
 from bedplate.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]

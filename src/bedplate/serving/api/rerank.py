@@ -17,7 +17,7 @@ from starlette.responses import Response
 from bedplate.serving.api.embeddings import prompt_usage
 from bedplate.serving.models.served import TextReading
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.fields import CUT, MAX_PROMPTS, RequestFields
+from bedplate.serving.schemas.openai_fields import CUT, MAX_PROMPTS, RequestFields
 from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter()

@@ -15,18 +15,18 @@ from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import LookupContext
-from bedplate.serving.api.files import ORDER, PAGE_FIELDS, Page
 from bedplate.serving.api.responses_reply import ResponseEvents, ResponseReply
 from bedplate.serving.api.turns import AssistantTurn, parts_of, take_turn
+from bedplate.serving.api.uploads import ORDER, PAGE_FIELDS, Page
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
 from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
-from bedplate.serving.schemas.errors import StatusError
-from bedplate.serving.schemas.fields import ChatRequest
+from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.openai_fields import ChatRequest
+from bedplate.serving.schemas.request_fields import openapi_queries
 from bedplate.serving.schemas.responses_fields import ChatMessage, ResponsesRequest
-from bedplate.serving.schemas.strict_fields import openapi_queries
 from bedplate.serving.schemas.strict_json import json_response, large_json_response
 
 router = APIRouter(prefix="/v1/responses")

@@ -14,8 +14,8 @@ from bedplate.inference.engine.requests import Step
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import Answer
 from bedplate.serving.request.lifecycle import ApiCall, CallInProgress
-from bedplate.serving.schemas.fields import ChatRequest
-from bedplate.serving.schemas.tools import Spoken
+from bedplate.serving.schemas.openai_fields import ChatRequest
+from bedplate.serving.schemas.tool_fields import Spoken
 from bedplate.text.calls.reading import ReplyPiece
 
 _BLOCK_TYPES: dict[str, Literal["text", "call", "reasoning"]] = {
@@ -138,7 +138,7 @@ async def parts_of(
 
 
 def _accounted(call: ApiCall, request: ChatRequest, result: PlanResult, answer: Answer) -> Answer:
-    answer = call.noted(request, answer)
+    answer = call.with_notes(request, answer)
     call.account(request, [result], [answer])
     return answer
 

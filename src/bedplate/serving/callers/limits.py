@@ -14,8 +14,8 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-from bedplate.serving.callers.keys import Key
-from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.callers.api_keys import Key
+from bedplate.serving.schemas.http_errors import LimitError
 
 _MINUTE = 60.0
 

@@ -17,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.callers.keys import Key
-from bedplate.serving.schemas.errors import QuotaError
+from bedplate.serving.callers.api_keys import Key
+from bedplate.serving.schemas.http_errors import QuotaError
 
 log = logging.getLogger("bedplate.serving")
 

@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (

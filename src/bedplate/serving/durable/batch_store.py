@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.durable.batch_records import (
     ROW_BYTES,
     UNFINISHED,
@@ -34,8 +34,8 @@ from bedplate.serving.durable.batch_records import (
     file_of,
     open_tables,
 )
-from bedplate.serving.schemas.errors import LimitError, StatusError
-from bedplate.serving.settings.config import BatchesConfig
+from bedplate.serving.schemas.http_errors import LimitError, StatusError
+from bedplate.serving.settings.server_config import BatchesConfig
 
 _READ_AT_ONCE = 500
 MOST_ENDED = 1_000

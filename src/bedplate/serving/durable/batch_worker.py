@@ -21,9 +21,9 @@ from bedplate.serving.durable.batch_records import UNFINISHED, DoneRow, StoredBa
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.state_directory import STATE_BUSY, StateDirectory
 from bedplate.serving.request.self_calls import SelfReply, self_call
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.schemas.batch_lines import check_lines
-from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.http_errors import StatusError
 
 log = logging.getLogger("bedplate.serving")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bedplate.serving.schemas.strict_json import dump_json
-from bedplate.serving.settings.config import ResponsesConfig
+from bedplate.serving.settings.server_config import ResponsesConfig
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.schemas.errors import StatusError
-from bedplate.serving.settings.config import ServerConfig, state_directory
+from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.settings.server_config import ServerConfig, state_directory
 
 log = logging.getLogger("bedplate.serving")
 

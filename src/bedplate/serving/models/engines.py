@@ -17,12 +17,12 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.execution.choice import left_in_file
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.opening import OpenOptions, chosen, held_in
+from bedplate.inference.predict.opening import OpenOptions, chosen, execution_of
 from bedplate.inference.predict.skin_execution import KERNELS, dtype_of
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now
-from bedplate.serving.settings.config import BaseConfig, ServerConfig
+from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.card import Card
 from bedplate.skins.skin import EvaluatedWith
 
@@ -82,7 +82,7 @@ def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying:
         ):
             holdings.append(holding)
     if not holdings and fastest is not None and _is_of(base, fastest.dtype):
-        fastest_holding = held_in(fastest)
+        fastest_holding = execution_of(fastest)
         holdings = [Holding(fastest_holding.dtype, fastest_holding.weights, fastest_holding.kernel)]
     holdings = holdings or [_fastest(config, base)]
     if not _is_of(base, holdings[0].dtype):
@@ -108,7 +108,7 @@ def _as_asked(config: BaseConfig, base: Base, named_cards: Sequence[Card], lying
 def _fastest(config: BaseConfig, base: Base) -> Holding:
     """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
     dtype = dtype_name(base.dtype)
-    fastest = held_in(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).plan))
+    fastest = execution_of(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).plan))
     return Holding(dtype, fastest.weights, fastest.kernel)
 
 

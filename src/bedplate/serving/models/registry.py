@@ -13,7 +13,7 @@ from typing import Any
 
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
 from bedplate.inference.engine.engine import Engine
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, run_in_thread
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_cascade import ServedCascade
@@ -21,7 +21,7 @@ from bedplate.serving.models.served_classical import ServedClassical
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.models.skin_prefixes import SkinPrefixes
 from bedplate.serving.models.skins_directory import Scanned
-from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.settings.route_config import Routed
 from bedplate.skins.card import Card, card_of, parts_of
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin

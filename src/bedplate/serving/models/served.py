@@ -30,10 +30,10 @@ from bedplate.inference.predict.text_reading import (
     similarities,
 )
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
-from bedplate.serving.schemas.formats import compiled
-from bedplate.serving.schemas.strict_fields import SEED_LOW
-from bedplate.serving.schemas.tools import conversation_tokens
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.request_fields import SEED_LOW
+from bedplate.serving.schemas.response_formats import compiled
+from bedplate.serving.schemas.tool_fields import conversation_tokens
 from bedplate.text.calls.reply_form import begun_tokens, reply_form
 from bedplate.text.tokenizer import Tokenizer
 

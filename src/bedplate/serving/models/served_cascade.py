@@ -13,7 +13,7 @@ from bedplate.inference.predict.composed import is_unsure
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import PLAIN, Answer, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
 from bedplate.skins.card import Card
 
 

@@ -18,7 +18,7 @@ from bedplate.inference.predict.predictor import Prediction
 from bedplate.serving.models.answer_plan import AnswerPlan
 from bedplate.serving.models.served import PLAIN, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT
 from bedplate.skins.card import Card, card_of
 from bedplate.skins.skin import Skin
 from bedplate.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from bedplate.inference.predict.text_reading import gives_numbers, label_request
 from bedplate.models.specs.transformer import Classifier
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import PLAIN, Answer, ServedBase, TextReading
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
 from bedplate.text.encoder_inputs import TextOrPair
 
 PAIR = ("text", "text_pair")

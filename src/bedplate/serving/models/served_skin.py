@@ -20,11 +20,11 @@ from bedplate.models.precision import dtype_name
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import PLAIN, Answer, Served, Stripped, TextReading, choices, cut, finite
 from bedplate.serving.models.skin_prefixes import SkinPrefixes
-from bedplate.serving.schemas.errors import StatusError
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest
-from bedplate.serving.schemas.formats import compiled
+from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.response_formats import compiled
 from bedplate.serving.schemas.strict_json import parse_json
-from bedplate.serving.schemas.tools import refuse_tools
+from bedplate.serving.schemas.tool_fields import refuse_tools
 from bedplate.skins.card import Card, card_of, report_of
 from bedplate.skins.files import read_identified
 from bedplate.skins.skin import ADAPTED, BaseReference, Skin

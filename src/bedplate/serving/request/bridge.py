@@ -11,7 +11,7 @@ from bedplate.core.errors import BusyError
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Request, Result, Step
 from bedplate.inference.engine.scheduler import Stream
-from bedplate.serving.schemas.errors import ClientGone
+from bedplate.serving.schemas.http_errors import ClientGone
 
 # How often a wait looks whether the engine's thread still lives.
 PULSE_SECONDS = 2.0

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from bedplate.core.errors import need_failure
 from bedplate.serving.request.bridge import until_disconnect
-from bedplate.serving.schemas.errors import ClientGone, ErrorShape, StoppingError, error_object, log_failure
+from bedplate.serving.schemas.http_errors import ClientGone, ErrorShape, StoppingError, error_object, log_failure
 from bedplate.serving.schemas.scope import note_error
 from bedplate.serving.schemas.strict_json import dump_json
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bedplate.inference.engine.scheduler import fair_shares
-from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.schemas.http_errors import LimitError
 
 PART = 0.15
 """Seconds of processor in a second that reading all tenants' calls may take before one of them waits."""

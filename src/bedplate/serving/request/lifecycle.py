@@ -30,19 +30,19 @@ from starlette.types import Receive, Scope, Send
 from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine.requests import LookedUp, LookupContext, Step
 from bedplate.inference.engine.scheduler import Stream
-from bedplate.serving.callers.guard import AdmittedCall, Caller
+from bedplate.serving.callers.caller_guard import AdmittedCall, Caller
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.models.served import Answer, Served
 from bedplate.serving.request.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.request.events import EventStream
 from bedplate.serving.request.observers import FinishedCall, UnansweredCall
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.schemas.bodies import parse_object, read_bytes
-from bedplate.serving.schemas.errors import StoppingError, name_source
-from bedplate.serving.schemas.fields import ChatRequest, CompletionRequest, read_fields
+from bedplate.serving.schemas.http_errors import StoppingError, name_source
+from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest, read_fields
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
-from bedplate.serving.schemas.strict_fields import RequestFields
 
 T = TypeVar("T")
 M = TypeVar("M", bound=RequestFields)
@@ -76,7 +76,7 @@ class Arrival:
     answer: Answer | None = None
 
 
-class Sending(Response):
+class CleanupResponse(Response):
     """Another response, and what is to be done when it has been taken, or the client has gone."""
 
     def __init__(self, reply: Response, at_end: Callable[[], None]) -> None:
@@ -292,7 +292,7 @@ class ApiCall:
                 answer = served.answer(result)
                 yield Arrival(index, answer.text if answer.generation is None else text, steps, result, answer)
 
-    def noted(self, request: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
+    def with_notes(self, request: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
         """The answer, with what there is to say about how its request was read."""
         notes = self.lease.served.notes(request)
         return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
@@ -335,13 +335,13 @@ class ApiCall:
         for observer in self.server.observers:
             observer.finished(finished)
 
-    def sending(self, reply: Response) -> Response:
+    def hold_reply(self, reply: Response) -> Response:
         """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
         at once."""
         self.reservation.add(0 if isinstance(reply, FileResponse) else len(reply.body))
-        return Sending(reply, self.close)
+        return CleanupResponse(reply, self.close)
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Ends what still runs for the call, and gives its model back; its reply may still be on its way."""
         cancel_all(self._streams)
         if not self._accounted:
@@ -352,7 +352,7 @@ class ApiCall:
 
     def close(self) -> None:
         """The call is over."""
-        self.let_go()
+        self.release()
         if self.admission is not None:
             self.admission.end()
         self.reservation.close()
@@ -402,8 +402,8 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     if isinstance(response, EventStream):
         response.at_end(call.close)
         return response
-    call.let_go()
-    return call.sending(response)
+    call.release()
+    return call.hold_reply(response)
 
 
 def answers(

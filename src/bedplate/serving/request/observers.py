@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.answer_plan import PlanResult
 from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.schemas.strict_fields import RequestFields
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.settings.route_config import Routed
 
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from bedplate.core.memory import give_back
 from bedplate.inference.engine.scheduler import may_queue
-from bedplate.serving.schemas.errors import LimitError
+from bedplate.serving.schemas.http_errors import LimitError
 
 T = TypeVar("T")
 

@@ -14,11 +14,11 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.request.observers import FinishedCall
 from bedplate.serving.request.self_calls import SilentObserver, self_call
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.rollout.comparison import AnsweredCall, ShadowPair, answer_digest
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair, answer_digest
 
 log = logging.getLogger("bedplate.serving")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.core.statistics.counted_bets import lower_bound, upper_bound
-from bedplate.serving.rollout.comparison import WRONG, answer_digest
+from bedplate.serving.rollout.shadow_comparison import WRONG, answer_digest
 from bedplate.serving.settings.route_config import RouteVerdict
 
 MOST_PENDING = 100_000

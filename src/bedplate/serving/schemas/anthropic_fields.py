@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.schemas.fields import ChatRequest, RequestFields, any_of_types, as_chat
 from bedplate.serving.schemas.messages import MAX_MESSAGES
-from bedplate.serving.schemas.strict_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
+from bedplate.serving.schemas.openai_fields import ChatRequest, RequestFields, any_of_types, as_chat
+from bedplate.serving.schemas.request_fields import MAX_STOPS, TOKEN_LIMIT, Effort, TopK, TopP
 
 # Names of chat fields in this API.
 _NAMES = {

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.schemas.errors import ClientGone, StatusError
+from bedplate.serving.schemas.http_errors import ClientGone, StatusError
 from bedplate.serving.schemas.strict_json import parse_json
 
 READ_SECONDS = 60.0

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from bedplate.serving.schemas.strict_fields import RequestFields
-from bedplate.serving.schemas.tools import ToolCall
+from bedplate.serving.schemas.request_fields import RequestFields
+from bedplate.serving.schemas.tool_fields import ToolCall
 
 MAX_MESSAGES = 10_000
 """Most messages of a conversation: more fit no model's context, and checking them would take the time of other tenants'

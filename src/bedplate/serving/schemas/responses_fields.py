@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.schemas.fields import ChatRequest, RequestFields, any_of_types, as_chat
 from bedplate.serving.schemas.messages import MAX_MESSAGES
-from bedplate.serving.schemas.strict_fields import TOKEN_LIMIT, Effort, Metadata, Temperature, TopP
+from bedplate.serving.schemas.openai_fields import ChatRequest, RequestFields, any_of_types, as_chat
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT, Effort, Metadata, Temperature, TopP
 
 _LOGPROBS = "message.output_text.logprobs"
 # Of these there is nothing to include here.

@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.core.errors import need_failure
 from bedplate.serving.request.observers import Exchange
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.schemas.errors import (
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.schemas.http_errors import (
     ClientGone,
     StatusError,
     StoppingError,

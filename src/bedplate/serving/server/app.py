@@ -19,29 +19,29 @@ from bedplate.serving.api import (
     admin,
     anthropic,
     batches,
-    classify,
+    classification,
     embeddings,
     feedback,
-    files,
     openai,
     pages,
     rerank,
     responses,
     tokens,
+    uploads,
 )
-from bedplate.serving.callers.guard import check_open
+from bedplate.serving.callers.caller_guard import check_open
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.schemas.errors import add_error_handlers
-from bedplate.serving.server import health, metrics, openapi
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.rollout.version_router import VersionRouter
+from bedplate.serving.schemas.http_errors import add_error_handlers
+from bedplate.serving.server import health, openapi, prometheus
 from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
 from bedplate.serving.server.health import Watchdog
-from bedplate.serving.server.lifecycle import Server
-from bedplate.serving.server.loading import loaded_server, server_config
-from bedplate.serving.server.metrics import Metrics
+from bedplate.serving.server.prometheus import Metrics
+from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.serving.server.telemetry import Telemetry
-from bedplate.serving.settings.config import ServerConfig
+from bedplate.serving.server.uvicorn_server import Server
+from bedplate.serving.settings.server_config import ServerConfig
 from bedplate.skins.skin import Skin
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -49,15 +49,15 @@ ROUTERS: tuple[APIRouter, ...] = (
     responses.router,
     anthropic.router,
     embeddings.router,
-    classify.router,
+    classification.router,
     rerank.router,
     tokens.router,
-    files.router,
+    uploads.router,
     batches.router,
     feedback.router,
     admin.routes,
     health.router,
-    metrics.router,
+    prometheus.router,
     openapi.router,
     pages.router,
     admin.router,

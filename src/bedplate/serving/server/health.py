@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.schemas.strict_json import json_response
 
 router = APIRouter()

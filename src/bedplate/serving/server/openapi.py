@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from bedplate.core.version import __version__
 from bedplate.serving.request.lifecycle import BODY_MODEL
-from bedplate.serving.schemas.strict_fields import RequestFields
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import json_response
 
 Json = dict[str, Any]

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from bedplate.core.errors import UsageError
 from bedplate.serving.request.observers import Exchange
-from bedplate.serving.settings.config import TelemetryConfig
+from bedplate.serving.settings.server_config import TelemetryConfig
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

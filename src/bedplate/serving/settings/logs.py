@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from bedplate.serving.settings.config import LogsConfig
+from bedplate.serving.settings.server_config import LogsConfig
 
 FIELDS = "bedplate_fields"
 """The attribute under which a log record carries fields of its own."""

@@ -123,10 +123,6 @@ class OptionCosts:
     def net_usd(self) -> Callable[[Values], float]:
         return self.net.compile()
 
-    @cached_property
-    def call_usd(self) -> Callable[[Values], float]:
-        return total(self.per_call.values()).compile()
-
 
 def option_costs(shared: CaseInputs) -> tuple[OptionCosts, ...]:
     """The costs of all options. ConfigError for what is missing: a price, a rung, a tokenizer's ratio, a speed."""

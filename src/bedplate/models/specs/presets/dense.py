@@ -148,14 +148,7 @@ DENSE: dict[str, Preset] = {
     # Alternate layers attend to bands whose width is not published: all are counted as full.
     "gpt3-175b": Preset(gpt(12_288, 96, 96, 2048), "https://arxiv.org/abs/2005.14165, table 2.1", "175"),
     "chinchilla-70b": Preset(
-        decoder(
-            (8192, 80, 64, 64, 32_768),
-            32_000,
-            2048,
-            activation="gelu",
-            gated=False,
-            relative_projection=True,
-        ),
+        decoder((8192, 80, 64, 64, 32_768), 32_000, 2048, activation="gelu", gated=False, relative_projection=True),
         "https://arxiv.org/abs/2203.15556, table 4; parts as in Gopher, 2112.11446",
         "70",
     ),

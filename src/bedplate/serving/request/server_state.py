@@ -9,12 +9,12 @@ from typing import Protocol, TypeVar, cast
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.callers.guard import CallerGuard
+from bedplate.serving.callers.caller_guard import CallerGuard
 from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.request.interpreter_turns import Pacing
 from bedplate.serving.request.observers import Observer, UnansweredCall, Watcher
 from bedplate.serving.request.preparation import Preparation
-from bedplate.serving.settings.config import ServerConfig
+from bedplate.serving.settings.server_config import ServerConfig
 
 T = TypeVar("T")
 

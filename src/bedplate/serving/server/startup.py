@@ -14,9 +14,9 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar_trial import GrammarTrial
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.serving.callers.guard import CallerGuard, guard_for
+from bedplate.serving.callers.caller_guard import CallerGuard, guard_for
 from bedplate.serving.durable.batch_worker import Batches
-from bedplate.serving.durable.feedback import Feedback
+from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.engines import opened, resident
@@ -25,9 +25,9 @@ from bedplate.serving.models.residency import apart_now
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_encoder import ServedClassifier, ServedEncoder
 from bedplate.serving.models.skins_directory import Scanned, SkinsDirectory
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.rollout.routing import VersionRouter
-from bedplate.serving.settings.config import BaseConfig, LimitsConfig, ServerConfig
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.rollout.version_router import VersionRouter
+from bedplate.serving.settings.server_config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.card import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
 

@@ -18,8 +18,8 @@ from bedplate.core.errors import RequestError
 from bedplate.serving.durable.batch_records import StoredFile
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.errors import ClientGone, StatusError
-from bedplate.serving.schemas.strict_fields import openapi_queries
+from bedplate.serving.schemas.http_errors import ClientGone, StatusError
+from bedplate.serving.schemas.request_fields import openapi_queries
 from bedplate.serving.schemas.strict_json import JsonLinesResponse, json_response
 
 router = APIRouter(prefix="/v1")

@@ -18,6 +18,7 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.allowed import refused_field
+from bedplate.inference.native.block_types import accepts_blocks
 from bedplate.inference.native.description import (
     OUTER,
     Matrix,
@@ -31,7 +32,6 @@ from bedplate.inference.native.description import (
 )
 from bedplate.inference.native.library import PLACES, Library, NativeLowRank, load
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
-from bedplate.inference.native.sources import accepts_blocks
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
@@ -122,14 +122,14 @@ class PackedWeights:
         library: Library | None = None,
     ) -> None:
         self._handle: int | None = None
-        reason = unsupported(model.spec, model.embedding.weight.dtype, model.embedding.weight.device)
+        reason = unsupported(model.spec, model.dtype, model.device)
         native_library = library or load()
         if reason is not None or isinstance(native_library, str):
             raise UsageError(f"this model cannot run natively: {reason or native_library}")
         spec = model.spec
         assert isinstance(model, Decoder | Encoder)  # what the allowed specs are built as
         assert isinstance(spec, TransformerSpec)
-        self._dtype = model.embedding.weight.dtype
+        self._dtype = model.dtype
         base_format = _DTYPES[self._dtype]
         if weights not in (base_format, "int8", "int4"):
             raise UsageError(

@@ -20,11 +20,11 @@ from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.observers import FinishedCall
 from bedplate.serving.request.self_calls import SilentObserver
-from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.schemas.strict_json import parse_json
-from bedplate.serving.settings.config import FeedbackConfig, KeepRule
 from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
 from bedplate.serving.settings.route_config import JUDGED_WRONG
+from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
 
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")

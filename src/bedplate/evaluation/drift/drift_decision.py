@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from bedplate.evaluation.drift.quality import Quality
+from bedplate.evaluation.drift.promised_quality import Quality
 from bedplate.evaluation.drift.shifts import Shift
 from bedplate.evaluation.evaluated import Evaluation
 

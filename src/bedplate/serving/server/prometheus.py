@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from bedplate.core.version import __version__
 from bedplate.serving.request.lifecycle import tokens_of
 from bedplate.serving.request.observers import Exchange, FinishedCall, UnansweredCall
-from bedplate.serving.request.state import ServerState
+from bedplate.serving.request.server_state import ServerState
 
 router = APIRouter()
 

@@ -16,8 +16,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.schema_dialects import as_held
-from bedplate.serving.schemas.strict_fields import RequestFields
 
 
 def _schema_of(value: Any) -> Any:

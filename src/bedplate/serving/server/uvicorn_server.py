@@ -18,8 +18,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bedplate.core.memory import share_heaps
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.schemas.errors import StoppingError, error_response
+from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.schemas.http_errors import StoppingError, error_response
 from bedplate.serving.schemas.strict_json import json_response
 from bedplate.serving.server.connections import TimedConnection, allow_connections
 

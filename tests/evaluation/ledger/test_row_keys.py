@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.ledger.keys import Keys, keys_of, matching_rows, words_of
+from bedplate.evaluation.ledger.row_keys import Keys, keys_of, matching_rows, words_of
 
 WORDS = [f"{a}{b}{c}" for a in "bdfglmnprst" for b in "aeiou" for c in ("nt", "rl", "sk", "m", "th")]
 Inputs = Mapping[str, str]

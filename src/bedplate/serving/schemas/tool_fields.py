@@ -10,8 +10,8 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
+from bedplate.serving.schemas.request_fields import RequestFields, first_mistake
 from bedplate.serving.schemas.schema_dialects import as_held
-from bedplate.serving.schemas.strict_fields import RequestFields, first_mistake
 from bedplate.text.calls.formats import HERMES, format_of, tools_key
 from bedplate.text.calls.grammar import call_grammar_source
 from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.serving.callers.keys import Key, KeysFile, KeyStore
+from bedplate.serving.callers.api_keys import Key, KeysFile, KeyStore
 from bedplate.serving.callers.limits import KeyWindows
 from bedplate.serving.callers.quotas import SpendLedger
-from bedplate.serving.schemas.errors import StatusError
-from bedplate.serving.settings.config import ServerConfig, state_directory
+from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.settings.server_config import ServerConfig, state_directory
 
 log = logging.getLogger("bedplate.serving")
 

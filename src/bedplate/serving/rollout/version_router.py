@@ -15,15 +15,15 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
 from bedplate.core.errors import UnknownModelError, UsageError
-from bedplate.serving.callers.guard import Caller
+from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.request.observers import FinishedCall
 from bedplate.serving.request.self_calls import SilentObserver
-from bedplate.serving.request.state import ServerState
-from bedplate.serving.rollout.comparison import ShadowPair, answer_digest, compare, rate
+from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
+from bedplate.serving.rollout.shadow_comparison import ShadowPair, answer_digest, compare, rate
 from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
-from bedplate.serving.schemas.errors import StatusError
+from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
 
 log = logging.getLogger("bedplate.serving")

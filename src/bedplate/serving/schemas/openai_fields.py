@@ -15,9 +15,8 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
-from bedplate.serving.schemas.formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
 from bedplate.serving.schemas.messages import MAX_MESSAGES, Message
-from bedplate.serving.schemas.strict_fields import (
+from bedplate.serving.schemas.request_fields import (
     TOKEN_LIMIT,
     Biases,
     Effort,
@@ -35,7 +34,8 @@ from bedplate.serving.schemas.strict_fields import (
     first_mistake,
     is_id,
 )
-from bedplate.serving.schemas.tools import (
+from bedplate.serving.schemas.response_formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
+from bedplate.serving.schemas.tool_fields import (
     PLAIN_REPLY,
     AllowedChoice,
     NamedChoice,
