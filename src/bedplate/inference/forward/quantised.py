@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import BLOCK
-from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 
@@ -134,6 +134,6 @@ def quantised(model: Model, bits: Bits) -> Model:
             replacements[module] = QuantisedLinear(module, bits)
             setattr(quantized_model.get_submodule(parent), name, replacements[module])
     for module in quantized_model.modules():
-        if isinstance(module, Joined):
+        if isinstance(module, FusedLinears):
             module.exchange(replacements)
     return quantized_model
