@@ -28,7 +28,7 @@ from bedplate.inference.engine import requests
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, PromptVectors, Sampling
 from bedplate.inference.engine.requests.table import JOB_TYPES
-from bedplate.inference.native.packed import unsupported
+from bedplate.inference.native.packed_weights import unsupported
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.inputs import Inputs
 

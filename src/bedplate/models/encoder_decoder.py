@@ -63,9 +63,9 @@ class Side(nn.Module):
         """States [B, T, D]: after the last norm, or, with `depth`, after that many blocks and before it."""
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, table, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
+        rotations = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         try:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
         finally:
             if self.relative_positions is not None:
                 self.relative_positions.forget()

@@ -38,7 +38,7 @@ from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
-from bedplate.inference.engine.sizes import SizeOptions, check_sizes, engine_sizes, open_caches
+from bedplate.inference.engine.sizes import check_sizes, engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
@@ -100,8 +100,16 @@ class Engine(Closing):
         self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
-        requested = SizeOptions(max_step_tokens, max_rows, cache_bytes, slot_bytes)
-        sizes = engine_sizes(base.spec, base.dtype, base.device, free_on(base.device), requested)
+        sizes = engine_sizes(
+            base.spec,
+            base.dtype,
+            base.device,
+            free_on(base.device),
+            max_step_tokens=max_step_tokens,
+            max_rows=max_rows,
+            cache_bytes=cache_bytes,
+            slot_bytes=slot_bytes,
+        )
         step = max(sizes.max_step_tokens, SPECULATED_TOKENS)
         self._tree, cache = open_caches(base, sizes.cache_bytes, sizes.slot_bytes, paged, step)
         torch_weights = "auto" if run is base else weights

@@ -23,7 +23,7 @@ from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.native import NativeForward, native_forward
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
 from bedplate.models.model import Model

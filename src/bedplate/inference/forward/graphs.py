@@ -38,7 +38,7 @@ MOST_ROWS = 64
 
 class Recorder(Protocol):
     def __call__(self, run: Run) -> Run:
-        """What starts all that `run` starts, over the same memory; `run` may be called for it."""
+        """Returns a replay of all that `run` starts, over the same memory; `run` may be called for it."""
         ...
 
 
@@ -67,7 +67,7 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """What records on this device, if anything can."""
+    """The recorder of this device, if it has one."""
     return CudaRecorder() if device.type == "cuda" else None
 
 
@@ -86,9 +86,9 @@ class RecordedDecode:
         self._model, self._cache, self._record, self._bank = model, cache, record, bank
         self._recordings: dict[tuple[int, int, int], Recording] = {}
         self._version = 0
-        """Of the tensors that recordings with adapters read."""
+        """The version of the tensors that recordings with adapters read."""
         self.reason = unrecordable(model, cache)
-        """Why no steps are recorded; None where they are."""
+        """The reason no steps are recorded; None where they are."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput | None:
         """The step's outputs; None for one that is not a recordable decode step: single tokens, all of whose logits are
@@ -139,8 +139,8 @@ class RecordedDecode:
         return PassOutput(logits_MV[:N], hidden_MD[:N])
 
     def _places(self, slots: Collection[int]) -> int | None:
-        """How many places a step with these adapters reads; None where it cannot be recorded. Recordings that read what
-        is no longer there go."""
+        """The number of adapter places that a step with these adapters reads; None where it cannot be recorded. Drops
+        recordings that read tensors which are gone."""
         if not slots:
             return 0
         if self._bank is None:
@@ -171,7 +171,8 @@ class RecordedDecode:
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
-    """Why a model's decode steps cannot be recorded, if so: what the host looks at on the way is not in a recording."""
+    """The reason a model's decode steps cannot be recorded, if any: what the host reads on the way is not in a
+    recording."""
     spec = model.spec
     if not isinstance(spec, TransformerSpec) or spec.kind != "decoder":
         return "it is not a decoder alone"

@@ -29,7 +29,8 @@ from bedplate.models.layers.recurrence_inputs import Recurrence
 
 
 class Pages(Protocol):
-    """What is read of a cache: of each layer keys and values [P, b, G, D], and each row's blocks."""
+    """The part of a cache that attention reads: keys and values [P, b, G, D] of each layer, and the blocks of each
+    row."""
 
     block: int
     dtype: torch.dtype

@@ -25,7 +25,7 @@ from bedplate.models.layers.recurrence_inputs import Recurrence
 
 
 class Slots(Protocol):
-    """What is read of a cache: of each layer keys and values [R, G, C, D]."""
+    """The part of a cache that attention reads: keys and values [R, G, C, D] of each layer."""
 
     dtype: torch.dtype
     states: RecurrentStates
@@ -67,8 +67,8 @@ class SlotAttention:
             write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
 
     def _place(self, capacity: int | None) -> None:
-        """Which tokens are written (None: all; never two to one place), and where to, where there is room for so many
-        (None: for all)."""
+        """Computes which tokens are written (None: all; never two to one place) and where, for a capacity (None: room
+        for all)."""
         rows, positions, written = self._rows, self._positions, None
         if capacity is not None and self._longest > capacity:
             ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
@@ -98,7 +98,7 @@ class SlotAttention:
     def _mix_groups(
         self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
+        """Applies `mix` to each group's queries and the layer's keys and values; outputs in the tokens' order."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._groups[0].padded.whole:
             return mix(self._groups[0], q_BTHD[0], keys, values)[None]

@@ -79,11 +79,12 @@ class Padded:
 
     @property
     def lengths_S(self) -> Tensor | None:
-        """Of the spans, where they differ."""
+        """The spans' lengths, where they differ."""
         return None if self._lengths_S is None else self._lengths_S.tensor
 
     def _mask(self, repeats: int) -> Tensor | None:
-        """What is added to the scores [S, 1, repeats · T, K], made where the keys are; None where all are seen."""
+        """The mask added to the scores [S, 1, repeats · T, K], made where the keys are; None where every query sees all
+        keys."""
         if self._folded is None and self._masked:
             seen_STK = self.keys_in_window(None).seen_STK
             mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)

@@ -24,7 +24,7 @@ from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.fused.joined import lay_together
+from bedplate.models.layers.fused.linears import fuse_linears
 from bedplate.models.layers.whole_texts import WholeTexts
 from bedplate.models.model import Model
 
@@ -49,7 +49,7 @@ class Forward(Protocol):
 
 
 class Resident(Protocol):
-    """What a forward pass needs of a base (`models.checkpoints.base.Base` has it)."""
+    """The part of a base that a forward pass needs (`models.checkpoints.base.Base` has it)."""
 
     @property
     def model(self) -> Model: ...
@@ -82,7 +82,7 @@ class TorchForward(Forward):
         self._base, self._bank, self._cache = base, bank, cache
         self._joined = base.device.type != "cpu" or isinstance(cache, PagedCache) if joined is None else joined
         if self._joined:
-            lay_together(base.model)
+            fuse_linears(base.model)
         self._recorded: RecordedDecode | None = None
         if record is not None and isinstance(cache, PagedCache):
             self._recorded = RecordedDecode(base.model, cache, record, bank)
@@ -135,7 +135,7 @@ class TorchForward(Forward):
     def weights_changed(self) -> None:
         """The base's parameters have other memory now: linears are joined again, and recordings of the old one go."""
         if self._joined:
-            lay_together(self._base.model)
+            fuse_linears(self._base.model)
         self.close()
 
     def close(self) -> None:
