@@ -15,15 +15,14 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.adaptation.test_monitor import run_cli
 
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
-from bedplate.adaptation.labels.acquisition import least_sure
-from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, look_at, next_rows, planned
+from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, least_sure, look_at, next_rows, planned
 from bedplate.adaptation.labels.sequential_looks import Looking, SequentialVerdict
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.core.statistics import spent_alpha
-from bedplate.core.statistics.looks import look_levels
+from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.evaluation.pool import load_pool
 from bedplate.evaluation.task import load_task
 from bedplate.report.schema_parts import LabelBudget, Look

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import (
     BedplateError,
     ContextLengthExceeded,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.execution.plan import QUANTISED, Kernel, Weights
-from bedplate.inference.native.packed import unsupported
+from bedplate.inference.native.packed_weights import unsupported
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name
 
