@@ -31,7 +31,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.measure.server import measure_server
 from bedplate.inference.measure.speeds import StepLog, load_of, measure_engine
-from bedplate.inference.measure.tuning import StepKind, fastest_steps, measure_tuning
+from bedplate.inference.measure.training_speed import StepKind, fastest_steps, measure_tuning
 from bedplate.models.checkpoints.base import Base
 from comparison import start
 from peers import BASE, our_base

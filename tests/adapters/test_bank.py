@@ -16,7 +16,7 @@ from bedplate.adapters.site import MASK_TOKENS, AdapterRows
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.fused.joined import lay_together
+from bedplate.models.layers.fused.linears import fuse_linears
 from bedplate.models.layers.linear import Linear
 
 TOKENS = torch.arange(24).reshape(4, 6) % 64
@@ -123,7 +123,7 @@ def test_infinities_of_one_adapter_stay_in_its_rows(make_decoder, batch_layout: 
     good, drawn = bank.add(config, random_adapter(decoder, config, 0)), random_adapter(decoder, bad_config, 1)
     bad = bank.add(bad_config, {k: v.sign() * 1e38 if k.endswith("A") else v for k, v in drawn.items()})
     if laid:
-        lay_together(decoder)
+        fuse_linears(decoder)
     slots = [good, bad, -1, good]
     alone = torch.cat([run(decoder, bank, slot, TOKENS[i : i + 1]) for i, slot in enumerate(slots)])
     segments = torch.arange(1, 5).repeat_interleave(6)[None]
@@ -177,7 +177,7 @@ def test_without_gradients_updates_are_added_in_their_last_product(make_decoder,
         if slot >= 0:
             bank.unmerge(slot)
     if laid:
-        lay_together(decoder)
+        fuse_linears(decoder)
     for i, slot in enumerate(rows):
         assert_near(run(decoder, bank, slot, tokens[i : i + 1]), merged[i])
     bank.select(torch.tensor(rows).repeat_interleave(3))

@@ -31,8 +31,8 @@ from bedplate.inference.execution.plan import (
     read_stored,
 )
 from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, Step, block_weights, shortened
+from bedplate.inference.native.block_types import SOURCES, accepts_blocks
 from bedplate.inference.native.library import load
-from bedplate.inference.native.sources import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
 from bedplate.models.checkpoints.base import load_base
@@ -246,7 +246,7 @@ def test_one_line_says_what_is_lost_without_a_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     choice._warn.cache_clear()
-    for name in ("execution.choice", "native.packed", "native.library"):
+    for name in ("execution.choice", "native.packed_weights", "native.library"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler")
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
     with caplog.at_level(logging.WARNING, "bedplate"):

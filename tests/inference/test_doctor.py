@@ -18,9 +18,9 @@ from bedplate.economics.hardware.machine import MeasuredMachine
 from bedplate.inference.execution import calibration
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.execution.trial import block_weights, read_bytes
-from bedplate.inference.measure import doctor
+from bedplate.inference.measure import machine_report as doctor
 from bedplate.inference.measure import speeds as measure
-from bedplate.inference.measure.doctor import bound, examine
+from bedplate.inference.measure.machine_report import bound, examine
 from bedplate.models.checkpoints.base import load_base, parameter_count
 
 pytestmark = pytest.mark.usefixtures("own_machine")
@@ -84,7 +84,7 @@ def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
 
 
 def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for name in ("execution.choice", "native.packed", "measure.doctor"):
+    for name in ("execution.choice", "native.packed_weights", "measure.machine_report"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
     report = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
     assert (report.chosen.kernel, report.kernel.level, report.kernel.reason) == ("torch", None, "no C++ compiler (c++)")

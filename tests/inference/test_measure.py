@@ -24,7 +24,7 @@ from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure import tuning as measure_tuning
 from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
 from bedplate.inference.measure.speeds import MeasuredStep, StepLog, fit_engine, load_of, measure_engine
-from bedplate.inference.measure.tuning import StepKind
+from bedplate.inference.measure.training_speed import StepKind
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.serving.server.app import loaded_server
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import time
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rich.console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bedplate.pretraining.run.live import Follower, LiveView, TensorBoard, clock, sparkline
+from bedplate.pretraining.run.follow import Follower, TensorBoard
 
 
 def row(step: int, **extra: Any) -> dict[str, Any]:
@@ -71,28 +69,6 @@ def test_who_fails_is_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCap
     assert caplog.text.count("disk full") == 1
 
 
-def test_the_view_says_where_the_run_stands() -> None:
-    view = LiveView("plays", 100, shown_here=False)
-    assert view.seconds_left is None
-    for step in (1, 2, 3):
-        view(row(step, mfu=0.31))
-    losses = {"text": {"bits_per_byte": 1.234}}
-    view.judged(
-        {
-            "step": 3,
-            "held_out": losses,
-            "suites": {"code": {"value": 0.5}},
-            "samples": [{"prompt": "a", "text": "b[c]"}],
-        }
-    )
-    out = io.StringIO()
-    rich.console.Console(file=out, width=120).print(view.drawn())
-    rendered = out.getvalue()
-    assert view.seconds_left == pytest.approx(97 * 2.0)
-    for shown in ("plays", "3 of 100", "1.6667", "50", "31.0%", "3 min 14 s", "web 180", "1.234 bits a byte", "ab[c]"):
-        assert shown in rendered
-
-
 def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     writer = TensorBoard(tmp_path, 1)
     for step in (1, 2, 3):  # the first was written before the run was gone on with
@@ -109,10 +85,3 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     ]
     assert accumulator.Scalars("tokens/web")[0].value == 60
     assert accumulator.Scalars("held_out/text/bits_per_byte")[0].value == 1.5
-
-
-def test_words_and_pictures_of_numbers() -> None:
-    assert [clock(seconds) for seconds in (5, 125, 7325)] == ["5 s", "2 min 05 s", "2 h 02 min"]
-    assert sparkline([4.0, 3.0, 2.0, 1.0]) == "█▆▃▁"
-    assert sparkline([1.0]) == ""
-    assert len(sparkline([float(n) for n in range(1000)])) <= 40

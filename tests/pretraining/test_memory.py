@@ -11,11 +11,9 @@ import torch
 from tests.pretraining.runs import tiny_run
 
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import sizes_of
+from bedplate.pretraining.plan.sizes import RowShape, settings_of, sizes_of
 from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.run.data import RowShape
 from bedplate.pretraining.run.model import new_model
-from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
@@ -97,7 +95,7 @@ def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
     settings = settings_of(run, spec, 10**6)
     model = new_model(spec, 0)
     resolved_ranks: Ranks = ALONE if ranks is None else ranks(model)
-    rows: RowShape = settings.rows
+    rows: RowShape = settings.sizes
     documents = [[(7 * n + 3 * i) % VOCABULARY for i in range(rows.length)] for n in range(2 * rows.batch)]
     source: Any = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=resolved_ranks.shard)
     objective, parameters = run.made_objective(), list(model.named_parameters())

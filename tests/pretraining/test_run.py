@@ -18,8 +18,8 @@ from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.pretraining.page.page import TOKENS_PREFIX, same_documents
+from bedplate.pretraining.plan.sizes import RowShape
 from bedplate.pretraining.run import checkpoint_evaluation
-from bedplate.pretraining.run.data import RowShape
 from bedplate.pretraining.run.directory import evaluations, opened, read_record
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain

@@ -15,7 +15,7 @@ from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.routing import listening
+from bedplate.models.layers.routing import collect_routings
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
@@ -72,7 +72,7 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
                 x = plain.embedding(shifted)
                 by = plain._rotations.at(torch.arange(read.shape[1])[None], x.dtype)[-1]
                 joined = torch.cat((module.token_norm(x), module.state_norm(states[-1])), -1)
-                with listening() as heard:
+                with collect_routings() as heard:
                     states.append(module.norm(module.block(module.join(joined), by, RowAttention(True))))
                 routings += heard
             for place, state in enumerate(states):

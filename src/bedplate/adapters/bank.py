@@ -21,7 +21,7 @@ from bedplate.adapters.low_rank import LowRank
 from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 
 __all__ = ["BASE_ROW", "Bank"]
@@ -184,7 +184,7 @@ class Bank:
 
     @torch.no_grad()
     def scales(self, slot: int) -> dict[str, Tensor]:
-        """Of an adapter with magnitudes: module path → what the linear's output is multiplied by, float32 [out]."""
+        """DoRA's scales: module path → what the linear's output is multiplied by, float32 [out]."""
         with torch.inference_mode(False):
             return {path: a.scale().float() for path, a in self.low_rank(slot).items() if a.magnitude is not None}
 
@@ -242,7 +242,7 @@ class Bank:
 
 def _fixed(model: nn.Module, sites: Mapping[str, Site | ExpertSite]) -> FixedPlaces:
     path_of = {site.module: path for path, site in sites.items() if isinstance(site, Site)}
-    joined = [module.parts for module in model.modules() if isinstance(module, Joined)]
+    joined = [module.parts for module in model.modules() if isinstance(module, FusedLinears)]
     return FixedPlaces(sites, [[path_of[part] for part in parts] for parts in joined if set(parts) <= path_of.keys()])
 
 

@@ -51,9 +51,9 @@ class FixedPlaces:
         self._all_sites, self._together = sites, together
         self._sites = {path: site for path, site in sites.items() if isinstance(site, Site)}
         self._places: dict[int, int] = {}
-        """Of each slot that has one, the one that was used last at the end."""
+        """Slot → place, the most recently used slot last."""
         self._paths: dict[int, dict[str, LowRank] | None] = {}
-        """Of each slot, once it was asked for, its adapters; None where they cannot be placed."""
+        """Slot → its adapters by path; None where they cannot be placed. Filled on first use."""
         self._laid: dict[str, _Laid] = {}
         self._groups: dict[tuple[str, ...], Tensor] = {}
         self._count = self._rank = 0

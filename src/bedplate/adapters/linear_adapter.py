@@ -22,7 +22,7 @@ class LinearAdapter(ABC):
     """One adapter at one linear."""
 
     dropout: float = 0.0
-    """Of its input, while training."""
+    """Dropout of its input, while training."""
 
     @abstractmethod
     def parameters(self) -> Mapping[str, nn.Parameter]:

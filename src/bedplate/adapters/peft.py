@@ -193,7 +193,7 @@ def read_peft(
 
 
 def read_spec(directory: Path, contents: Mapping[str, bytes] | None = None) -> TextSpec | None:
-    """Of the model that an adapter's file is for, where it says it (see `peft_files`)."""
+    """The spec of the model that an adapter's file is for, where the file has it (see `peft_files`)."""
     path = directory / TENSORS_FILE
     spec_json = read_metadata(path, (contents or {}).get(TENSORS_FILE)).get(SPEC)
     try:

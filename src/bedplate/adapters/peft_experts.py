@@ -84,16 +84,16 @@ def is_taken_for_experts(weights: WeightMap, path: str, name: str) -> bool:
 
 
 def linear_parameters(stored: Iterable[str], targets: Any, location: Path) -> dict[str, str]:
-    """Of the modules that the tensors' keys name, those that are linears and are named by their weights: what stands
+    """Linears among the modules of the tensors' keys that `target_parameters` names by their weights: what stands
     there → the parameter's name."""
     ends = [target.removesuffix(".weight") for target in _names(targets, location) if target.endswith(".weight")]
     return {place: f"{place}.weight" for place in stored if any(_is_end(end, place) for end in ends)}
 
 
 def parameter_names(stored: Iterable[str], targets: Any, location: Path) -> dict[str, str]:
-    """Of the modules that the tensors' keys name, experts with `target_parameters`: what stands there → the parameter's
-    name. SkinError for targets that no tensor has, or tensors that no target names. A target without a module's name
-    is that of any experts, as peft writes it who was given the names of single experts' matrices."""
+    """Experts among the modules of the tensors' keys that `target_parameters` names: what stands there → the
+    parameter's name. SkinError for targets that no tensor has, or tensors that no target names. A target without a
+    module's name is that of any experts, as peft writes it who was given the names of single experts' matrices."""
     stored = set(stored)
     named = [target.rpartition(".")[::2] for target in _names(targets, location) if not target.endswith(".weight")]
     if not named:

@@ -51,9 +51,10 @@ _FREE = (
 """Without effect on what a finished adapter computes."""
 
 _BASE_KEPT = ("gaussian", "eva", "orthogonal", "mica")
-"""Of the ways to start: those that leave the base's weights as they are, and so concern training alone."""
+"""Initialisations that leave the base's weights as they are, and so concern training alone."""
 _BASE_CHANGED = ("pissa", "olora", "corda", "lora_ga", "loftq")
-"""Those that take their start out of the base's weights (or quantise them): what is saved belongs to what is left."""
+"""Initialisations that subtract their start from the base's weights (or quantise them): the saved adapter belongs to
+the changed base."""
 
 
 def check_fields(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> None:

@@ -89,7 +89,7 @@ class AdapterRows:
 
 
 def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """Of each column its slot, int64 [R]."""
+    """The slot of each column, int64 [R]."""
     return integers([slot for slot, rank in columns for _ in range(rank)], device)
 
 

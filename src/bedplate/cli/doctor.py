@@ -14,7 +14,7 @@ from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
     from bedplate.inference.execution.trial import Pass
-    from bedplate.inference.measure.doctor import Findings, PlanSpeeds
+    from bedplate.inference.measure.machine_report import Findings, PlanSpeeds
 
 
 def doctor(
@@ -45,7 +45,7 @@ def doctor(
     OMP_NUM_THREADS says how many threads there are to be, by default one for each core that this process may use.
     """
     from bedplate.inference.execution.threads import use_cores
-    from bedplate.inference.measure.doctor import examine
+    from bedplate.inference.measure.machine_report import examine
 
     use_cores()
     findings = examine(base)

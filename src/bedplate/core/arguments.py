@@ -12,6 +12,7 @@ import functools
 import inspect
 import numbers
 import os
+import re
 import types
 from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
@@ -22,15 +23,6 @@ from bedplate.core.errors import UsageError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_WORDS: dict[Any, tuple[str, str]] = {
-    str: ("a text", "texts"),
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    bool: ("True or False", "True or False"),
-    type(None): ("None", "None"),
-}
-"""A type → one of it, and several."""
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
@@ -97,11 +89,8 @@ def _is_instance(value: Any, base_type: type) -> bool:
     if isinstance(value, base_type):
         return True
     # arrays and columns of tables are sequences in all but name
-    is_sequence = (
-        base_type.__module__ == "collections.abc"
-        and issubclass(base_type, Collection)
-        and not issubclass(base_type, Mapping)
-    )
+    collection = base_type.__module__ == "collections.abc" and issubclass(base_type, Collection)
+    is_sequence = collection and not issubclass(base_type, Mapping)
     return is_sequence and all(hasattr(value, name) for name in ("__len__", "__getitem__", "tolist"))
 
 
@@ -115,38 +104,17 @@ def _members_fit(value: Any, base_type: type, inner: tuple[Any, ...]) -> bool:
 
 
 def describe_type(hint: Any) -> str:
-    """A type in words. A class may say in MADE_BY which call gives one."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        words = list(dict.fromkeys(describe_type(member) for member in inner))
-        return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
-    if origin is Annotated:
-        return describe_type(inner[0])
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, inner))}"
-    if hint in _WORDS or hint is None:
-        return _WORDS[type(None) if hint is None else hint][0]
-    base_type = origin or hint
-    if not isinstance(base_type, type):
-        return str(hint)
-    if issubclass(base_type, PurePath):
-        return "a path"
-    if issubclass(base_type, Mapping):
-        return "a mapping"
-    if issubclass(base_type, Collection):
-        several = _WORDS.get(inner[0]) if inner else None
-        return f"a list of {several[1]}" if several else "a list"
-    if base_type.__name__ == "Callable":
-        return "a function"
-    maker = getattr(base_type, "MADE_BY", "")
-    words = f"{'an' if base_type.__name__[0] in 'AEIO' else 'a'} {base_type.__name__}"
-    return f"{words}, as {maker} gives one" if maker else words
+    """A type as Python writes it, without modules. A class may say in MADE_BY which call gives one."""
+    text = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(hint))
+    text = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
+    makers = [maker for member in (hint, *get_args(hint)) if isinstance(maker := getattr(member, "MADE_BY", None), str)]
+    return f"{text}, as {makers[0]} gives one" if makers else text
 
 
 def _describe_value(value: object) -> str:
     type_name = type(value).__name__
     if isinstance(value, str):
-        return f"the text {shortened(value, 60)!r}"
+        return repr(shortened(value, 60))
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     return f"of type {type_name}"

@@ -31,6 +31,7 @@ _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _BUSY = 1.5
 """A load average of so many times the processors is more than what computes here makes by itself."""
 
+
 @dataclass(frozen=True)
 class Processor:
     """What this process may use of its machine.

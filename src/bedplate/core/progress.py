@@ -126,31 +126,10 @@ class Progress:
 
 
 class Countdown(Progress):
-    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself."""
+    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself (`Bars`)."""
 
     def __init__(self, description: str, seconds: float | None) -> None:
         super().__init__(description, seconds, "s", quiet=seconds is None)
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        if self._task is not None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        super().__exit__(error_type, error, trace)
-
-    def _run(self) -> None:
-        while not self._ended.wait(1.0):
-            self.advance(1)
 
 
 class _Display:
@@ -210,6 +189,9 @@ class _Display:
 
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
+                for task in tasks:
+                    if task.fields["of_time"]:
+                        task.completed = min(task.elapsed or 0.0, task.total or 0.0)
                 return super().make_tasks_table([task for task in tasks if (task.elapsed or 0.0) >= _AFTER])
 
         live = Bars(

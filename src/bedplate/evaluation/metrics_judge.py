@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
 from bedplate.core.values import Value, Values

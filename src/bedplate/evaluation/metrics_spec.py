@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Grown, Strict
-from bedplate.core.endpoint import Concurrency, KeyVariable, ModelName, Retries, Silence
+from bedplate.core.endpoint_spec import Concurrency, KeyVariable, ModelName, Retries, Silence
 from bedplate.core.files import sha256_json
 
 

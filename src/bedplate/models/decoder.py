@@ -15,7 +15,7 @@ from bedplate.models.layers.block import STACK_FIELDS, Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotation, Rotations
-from bedplate.models.layers.routing import listening
+from bedplate.models.layers.routing import collect_routings
 from bedplate.models.model import EmbeddingTable, Model
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
@@ -63,16 +63,16 @@ class Decoder(Model):
         """
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
+        rotations = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         attend = inputs.layout(causal=True) if cache is None else cache
         attend = SharingAttend(attend, self._shared) if self._shared else attend
         layer_inputs = None if self.layer_inputs is None else self.layer_inputs(inputs, x_BTD)
-        with listening() as routings:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth, layer_inputs)
+        with collect_routings() as routings:
+            x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth, layer_inputs)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured, tuple(routings))
 
     def predict_ahead(self, hidden_BTD: Tensor, inputs: Inputs, cache: Attend | None = None) -> tuple[Tensor, ...]:
-        """Of each prediction module, the states [B, T, D] from which `head` predicts the token two, three, … places on;
+        """States [B, T, D] of each prediction module, from which `head` predicts the token two, three, … places on;
         of a document's last ones, after which there are not so many, they say nothing (the last one stands for those).
 
         hidden: what `forward` gave for these inputs. UsageError for a shared prefix: what follows on its last token is
@@ -82,12 +82,12 @@ class Decoder(Model):
         if placement is not None and any(document.segment == 0 for document in placement.documents):
             raise UsageError("further tokens cannot be predicted after a prefix that several documents share")
         positions_BT = inputs.resolved_positions()
-        by = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.known_last)[-1]
+        rotation = self._rotations.at(positions_BT, hidden_BTD.dtype, inputs.known_last)[-1]
         attend = inputs.layout(causal=True) if cache is None else cache
         x_BTD, states = self._embedded(inputs, positions_BT), [hidden_BTD]
         for module in self.predictions:
             x_BTD = _following(x_BTD, inputs.segments)
-            states.append(module(states[-1], x_BTD, by, attend))
+            states.append(module(states[-1], x_BTD, rotation, attend))
         return tuple(states[1:])
 
     def token_table(self) -> nn.Embedding:
@@ -170,7 +170,7 @@ class PredictionModule(nn.Module):
         self.block = Block(spec, spec.layers + number, device, dtype)
         self.norm = make_norm(spec, device, dtype)
 
-    def forward(self, state_BTD: Tensor, token_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, state_BTD: Tensor, token_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         """From the states before it and the embeddings of the tokens that are known by now."""
         joined = torch.cat((self.token_norm(token_BTD), self.state_norm(state_BTD)), dim=-1)
-        return self.norm(self.block(self.join(joined), by, attend))
+        return self.norm(self.block(self.join(joined), rotation, attend))

@@ -82,9 +82,9 @@ class Encoder(Model):
                 f"a text of {last + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
         x_BTD = self._embedded(inputs, positions)
-        by = self._rotations.at(positions, x_BTD.dtype, last)
+        rotations = self._rotations.at(positions, x_BTD.dtype, last)
         attend = inputs.layout(causal=False) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+        x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
         return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
 
     def _embedded(self, inputs: Inputs, positions_BT: Tensor) -> Tensor:

@@ -63,9 +63,9 @@ class Side(nn.Module):
         """States [B, T, D]: after the last norm, or, with `depth`, after that many blocks and before it."""
         positions_BT = inputs.resolved_positions()
         x_BTD = self._embedded(inputs, table, positions_BT)
-        by = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
+        rotations = self._rotations.at(positions_BT, x_BTD.dtype, inputs.known_last)
         try:
-            x_BTD, captured = run_blocks(self.layers, x_BTD, by, attend, capture, depth)
+            x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
         finally:
             if self.relative_positions is not None:
                 self.relative_positions.forget()
@@ -127,7 +127,7 @@ class EncoderDecoder(Model):
         return self.encoder(inputs, self.embedding, attend, capture, depth)
 
     def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each of the decoder's layers, the keys and values [B, S, G, D] of the encoder's states."""
+        """Keys and values [B, S, G, D] of the encoder's states, for each of the decoder's layers."""
         for block in self.decoder.blocks():
             if block.cross is not None:
                 yield block.cross.keys(states_BSD)

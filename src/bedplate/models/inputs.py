@@ -1,4 +1,4 @@
-"""What every model takes and gives. Shapes: B rows, T tokens a row, D features, V vocabulary."""
+"""The inputs and outputs of every model. Shapes: B rows, T tokens a row, D features, V vocabulary."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Inputs:
         return Placement.of(self.segments)
 
     def layout(self, causal: bool) -> Attend:
-        """Who sees whom in a pass that keeps nothing."""
+        """The attention layout of a pass without a cache."""
         placement = self.placed()
         return RowAttention(causal) if placement is None else PackedAttention(placement, causal)
 

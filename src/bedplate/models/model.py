@@ -77,7 +77,7 @@ class Model(nn.Module, ABC):
         return self(inputs, attend, capture, depth)
 
     def cross_keys(self, states_BSD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Of each of a decoder's layers, the keys and values of an encoder's states. UsageError without an encoder."""
+        """Keys and values of an encoder's states, for each of the decoder's layers. UsageError without an encoder."""
         raise UsageError(f"this {self.spec.kind} has no encoder whose states it attends to")
 
     def head(self, hidden_ND: Tensor) -> Tensor:

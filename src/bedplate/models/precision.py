@@ -1,4 +1,4 @@
-"""Choosing a dtype and a device: what was asked for, else what is stored, and the first GPU."""
+"""Choosing a dtype and a device: the requested one, else the stored dtype and the first GPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As in "bfloat16"."""
+    """The dtype's name, as in "bfloat16"."""
     return str(dtype).removeprefix("torch.")
 
 
 @cache
 def rounded(number: float, dtype: torch.dtype) -> float:
-    """The number that a type has for it."""
+    """The number rounded to a dtype."""
     return torch.tensor(number, dtype=dtype).item()
 
 

@@ -16,7 +16,7 @@ from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core import display
 from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
-from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec

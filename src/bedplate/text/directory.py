@@ -18,11 +18,11 @@ from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
 
 FILE = "tokenizer.json"
 TARGET_FILE = "target_tokenizer.json"
-"""Of the texts that an encoder–decoder writes, where it reads another vocabulary. (No published layout has a name for
-it; Marian's own files call the pieces `target_vocab.json`.)"""
+"""The vocabulary of the texts that an encoder–decoder writes, where it reads another one. (No published layout has a
+name for it; Marian's own files call the pieces `target_vocab.json`.)"""
 
 _VOCABULARY_BYTES = 256 << 20
-"""Of tokenizer.json; those of 262,144 tokens have 33 MB."""
+"""The largest tokenizer.json that is read; those of 262,144 tokens have 33 MB."""
 _CONFIG_KEYS = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
 
 

@@ -27,7 +27,7 @@ MULTIPLES = 1_000
 SHOWN = 200
 """Characters of a place that a message names."""
 PROPERTIES = 450
-"""Of one object: any of them may come next, and each is an item in the parser's row."""
+"""The most properties of one object: any of them may come next, and each is an item in the parser's row."""
 EXPANSION = 20_000
 """Size of a regular expression with its counted repetitions written out."""
 

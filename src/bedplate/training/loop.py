@@ -30,7 +30,7 @@ from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
 from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.layers.routing import listening
+from bedplate.models.layers.routing import collect_routings
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.guard import Skipped, StepGuard
@@ -343,7 +343,7 @@ class _Run(Generic[B]):
     def _terms(self, batch: B) -> dict[str, Term]:
         if self.routers is None:
             return self.objective(self.models, batch)
-        with listening() as routings:
+        with collect_routings() as routings:
             terms = self.objective(self.models, batch)
         return {**terms, **self.routers.terms(routings, batch)}
 

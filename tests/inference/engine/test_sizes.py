@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, SizeOptions, engine_sizes, working_bytes
+from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, engine_sizes, working_bytes
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.specs.presets import PRESETS
 
@@ -28,8 +28,8 @@ def test_pool_and_step_of_a_device_fit_into_what_is_free_and_use_it(free: int) -
 
 def test_what_is_asked_for_is_what_there_is() -> None:
     limits = {"max_step_tokens": 300, "max_rows": 3, "cache_bytes": 7 << 30, "slot_bytes": 5 << 30}
-    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, SizeOptions(**limits))) == limits
-    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, SizeOptions(slot_bytes=5 << 30))
+    assert vars(engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, **limits)) == limits
+    part = engine_sizes(SPEC, torch.bfloat16, CUDA, 60 << 30, slot_bytes=5 << 30)
     assert part.slot_bytes == 5 << 30
     assert (30 << 30) < part.cache_bytes < (49 << 30)
 

@@ -21,7 +21,7 @@ from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.forward import slot_attention
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
@@ -29,7 +29,7 @@ from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import TorchForward
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.families import FAMILIES
-from bedplate.models.layers.fused.joined import Joined, lay_together
+from bedplate.models.layers.fused.linears import FusedLinears, fuse_linears
 
 LAYERS = 32
 ROWS = 8
@@ -73,7 +73,7 @@ def steps(
 
 @pytest.mark.parametrize("paged", [True, False])
 def test_a_step_of_the_base_is_few_operations_and_waits_once(paged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    lay_together(base().model)
+    fuse_linears(base().model)
     with Engine(base(), kernel="torch", paged=paged, slot_bytes=1 << 22, cache_bytes=1 << 20, adapters=4) as engine:
         results, counted = steps(engine, requests_for([None]), monkeypatch)
         for result, request in zip(results, requests_for([None]), strict=True):
@@ -99,7 +99,7 @@ def test_no_device_computes_a_step_in_more(device: str, blocks: bool, laid: bool
         whole = [
             module.product(torch.zeros(1, 1, module.parts[0].in_features))
             for module in local_base.model.modules()
-            if isinstance(module, Joined)
+            if isinstance(module, FusedLinears)
         ]
     assert whole
     assert all((product is not None) == laid for product in whole)
@@ -120,14 +120,14 @@ def test_keys_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch
         for spans in pieces:
             written.clear()
             count = sum(span.length for span in spans)
-            forward(FlatBatch([5] * count, spans, [Loaded(None)] * len(spans), [count - 1]))
+            forward(FlatBatch([5] * count, spans, [LoadedAdapter(None)] * len(spans), [count - 1]))
             assert len(written) == len(sources)
 
 
 def test_adapters_add_few_operations_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     """One of its own for each row of four; one product with all A of projections that read the same, one mask, and one
     product for each linear that is added to what is there."""
-    lay_together(base().model)
+    fuse_linears(base().model)
     config, names = LoraConfig(r=2), [f"skin{i}" for i in range(4)]
     with Engine(base(), kernel="torch", paged=True, slot_bytes=1 << 22, cache_bytes=1 << 20, adapters=4) as engine:
         _, without = steps(engine, requests_for([None]), monkeypatch)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import detection
-from bedplate.inference.native.decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder

@@ -34,10 +34,10 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
 from bedplate.inference.native import compiler, detection
-from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.levels import FEATURES, LEVELS, machine
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import NativeAdapter, WeightFormat, unsupported
+from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeAdapter, WeightFormat, unsupported
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs

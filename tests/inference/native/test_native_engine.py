@@ -22,8 +22,8 @@ from bedplate.inference.engine.speculate import Drafter
 from bedplate.inference.execution.plan import Weights
 from bedplate.inference.forward import native
 from bedplate.inference.forward.native import NativeForward
-from bedplate.inference.native.decoder import NativeDecoder
 from bedplate.inference.native.library import load
+from bedplate.inference.native.native_decoder import NativeDecoder
 from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf

@@ -7,9 +7,9 @@ import torch
 from tests.inference.native.native_models import Cache, base_dtype, logits, random_decoder
 from tests.inference.native.native_specs import spec_of
 
-from bedplate.inference.native.decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.packed import WeightFormat
+from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
+from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Scales
 

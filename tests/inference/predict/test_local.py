@@ -85,7 +85,7 @@ def test_embed_gives_unit_vectors(model: LocalModel) -> None:
     assert vectors.shape == (3, 48)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
     np.testing.assert_allclose(vectors[0], vectors[2], atol=1e-6)
-    with pytest.raises(UsageError, match="texts is the text 'one text'; give a list of texts"):
+    with pytest.raises(UsageError, match="texts is 'one text'; give Sequence"):
         model.embed("one text")
 
 

@@ -204,7 +204,7 @@ def test_a_judged_kernel_that_cannot_be_had_here_names_the_flag(
     judged: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = judged("int4", "native")
-    monkeypatch.setattr("bedplate.inference.native.packed.load", lambda: "there is no C compiler")
+    monkeypatch.setattr("bedplate.inference.native.packed_weights.load", lambda: "there is no C compiler")
     with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
         bedplate.load(directory)
     with bedplate.load(directory, allow_other_weights=True) as loaded:
@@ -227,7 +227,7 @@ def test_an_embedder_that_cannot_be_held_as_for_the_pool_names_the_flag(
         embedded_with=EvaluatedWith(weights="int4", kernel="native"),
     )
     write_skin(skin, tmp_path / "skin")
-    monkeypatch.setattr("bedplate.inference.native.packed.load", lambda: "there is no C compiler")
+    monkeypatch.setattr("bedplate.inference.native.packed_weights.load", lambda: "there is no C compiler")
     with pytest.raises(SkinError, match=r"there is no C compiler.*--allow-other-weights"):
         bedplate.load(tmp_path / "skin")
     with bedplate.load(tmp_path / "skin", allow_other_weights=True) as loaded:

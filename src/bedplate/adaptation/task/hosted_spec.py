@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec
 
 if TYPE_CHECKING:
     from bedplate.inference.remote.account import TokenPrices

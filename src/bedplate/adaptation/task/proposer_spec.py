@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict
-from bedplate.core.endpoint import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
+from bedplate.core.endpoint_spec import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
 
 
 class ProposerSpec(Strict):

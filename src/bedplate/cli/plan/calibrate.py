@@ -92,7 +92,7 @@ def _measure_base(
         machine = machine.with_engine(speed.model_copy(update={"server": server}))
         write_machine(machine, out)
     if tuning:
-        from bedplate.inference.measure.tuning import measure_tuning
+        from bedplate.inference.measure.training_speed import measure_tuning
 
         machine = machine.with_tuning(measure_tuning(loaded, base, rank=rank))
         write_machine(machine, out)

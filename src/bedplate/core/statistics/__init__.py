@@ -1,17 +1,17 @@
 """Intervals, tests and sample sizes behind every verdict. One file per idea; scipy is imported inside functions only.
 
-proportions.py   exact (Clopper-Pearson) and Wilson bounds of a proportion of independent rows
-unequal.py       what the variance of few or unequal groups is worth: bias, degrees of freedom, skewness, the floor
-clusters.py      rows that come in groups: clustered mean, design effect, bounds on the effective n
-bootstrap.py     BCa cluster bootstrap, for scores that are not 0/1
-paired.py        two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
-quantiles.py     bounds of a quantile (the p95 of latencies) by order statistics
-two_sample.py    two estimates from different rows
-betting.py       tests that may be looked at as often as one likes: means, and a sample against one that stays
-counted_bets.py  bounds of a mean that hold at every moment of a stream, by such bets
-looks.py         looking before all rows are there: levels of several looks at one error
-agreement.py     two labels of the same rows, and the ceiling that they leave
-multiplicity.py  several nominees, several verdicts on the same rows, and the n that would be needed
+proportions.py     exact (Clopper-Pearson) and Wilson bounds of a proportion of independent rows
+unequal.py         what the variance of few or unequal groups is worth: bias, degrees of freedom, skewness, the floor
+clusters.py        rows that come in groups: clustered mean, design effect, bounds on the effective n
+bootstrap.py       BCa cluster bootstrap, for scores that are not 0/1
+paired.py          two candidates on the same rows: exact McNemar, clustered sign-flip and swap tests
+quantiles.py       bounds of a quantile (the p95 of latencies) by order statistics
+two_sample.py      two estimates from different rows
+betting.py         tests that may be looked at as often as one likes: means, and a sample against one that stays
+counted_bets.py    bounds of a mean that hold at every moment of a stream, by such bets
+repeated_looks.py  looking before all rows are there: levels of several looks at one error
+agreement.py       two labels of the same rows, and the ceiling that they leave
+multiplicity.py    several nominees, several verdicts on the same rows, and the n that would be needed
 """
 
 from __future__ import annotations

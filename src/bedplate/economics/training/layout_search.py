@@ -193,18 +193,8 @@ def _variants(job: TrainingJob, shape: LayoutShape, degrees: DeviceLayout) -> It
     zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
     for stage, size, interleave, recompute in itertools.product(zero, sizes, interleaves, recomputes):
         count = math.ceil(job.sequences / (degrees.data * size))
-        yield DeviceLayout(
-            degrees.data,
-            degrees.tensor,
-            degrees.pipeline,
-            degrees.context,
-            degrees.expert,
-            stage,
-            recompute,
-            size,
-            count,
-            interleave,
-        )
+        divided = replace(degrees, zero_stage=stage, recompute=recompute, interleave=interleave)
+        yield replace(divided, micro_batch=size, micro_batches=count)
 
 
 def _powers(limit: int) -> list[int]:

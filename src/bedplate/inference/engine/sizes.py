@@ -35,16 +35,6 @@ class EngineSizes:
     slot_bytes: int
 
 
-@dataclass(frozen=True)
-class SizeOptions:
-    """The sizes given to `Engine`; None where one is not given."""
-
-    max_step_tokens: int | None = None
-    max_rows: int | None = None
-    cache_bytes: int | None = None
-    slot_bytes: int | None = None
-
-
 def check_sizes(**sizes: int | None) -> None:
     """UsageError for one that lets nothing run."""
     for name, value in sizes.items():
@@ -53,12 +43,19 @@ def check_sizes(**sizes: int | None) -> None:
 
 
 def engine_sizes(
-    spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None, requested: SizeOptions = SizeOptions()
+    spec: TextSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    free: int | None,
+    *,
+    max_step_tokens: int | None = None,
+    max_rows: int | None = None,
+    cache_bytes: int | None = None,
+    slot_bytes: int | None = None,
 ) -> EngineSizes:
     """The given sizes, and for the others what fits into `free` bytes (None: unknown)."""
-    cache_bytes, slot_bytes = requested.cache_bytes, requested.slot_bytes
-    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if requested.max_rows is None else requested.max_rows
-    tokens = requested.max_step_tokens or _step_tokens(spec, dtype, device, free)
+    rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if max_rows is None else max_rows
+    tokens = max_step_tokens or _step_tokens(spec, dtype, device, free)
     cache, slots = PREFIX_BYTES, SLOT_BYTES
     if free is not None and device.type == "cpu":
         cache, slots = min(cache, free // 4), min(slots, free // 2)

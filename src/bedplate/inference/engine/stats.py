@@ -8,9 +8,14 @@ from dataclasses import asdict, dataclass
 from bedplate.inference.forward.radix import RadixTree
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Counters:
-    """Totals since the engine was made. prefix_queries and prefix_hits are tokens."""
+    """Totals since the engine was opened, in tokens where nothing else is said.
+
+    prompt_tokens: computed of prompts; prefix_hits: found among the prefix_queries looked up. generated_tokens: of
+    answers. computed_tokens: all that went through the model, drafted ones included. speculated: drafted; accepted: of
+    these, those that were right. steps, step_seconds: engine steps and the time they took.
+    """
 
     preemptions: int = 0
     prompt_tokens: int = 0
@@ -24,38 +29,25 @@ class Counters:
     step_seconds: float = 0.0
 
 
-@dataclass(frozen=True)
-class Stats:
-    """A moment of an engine.
+@dataclass(kw_only=True)
+class Stats(Counters):
+    """The counters and gauges of one moment.
 
-    running: requests that are let in; waiting: those that are not. prompt_tokens: prompts' tokens that were computed,
-    prefix_hits those that were found among the prefix_queries tokens looked up. generated_tokens: tokens said;
-    computed_tokens: all that went through the base, guesses included. speculated: tokens guessed, accepted: guessed
-    right. cache_bytes: held by the prefix cache, of them cache_pinned_bytes never evicted and not counted against
-    cache_capacity_bytes. adapters: loaded. steps, step_seconds: engine steps and the time they took.
+    running: admitted requests; waiting: those not admitted yet. cache_bytes: size of the prefix cache; of these,
+    cache_pinned_bytes are never evicted and not counted against cache_capacity_bytes. adapters: loaded ones.
     """
 
     running: int
     waiting: int
-    preemptions: int
-    prompt_tokens: int
-    generated_tokens: int
-    computed_tokens: int
-    prefix_queries: int
-    prefix_hits: int
-    speculated: int
-    accepted: int
+    adapters: int
     cache_bytes: int
     cache_pinned_bytes: int
     cache_capacity_bytes: int
     evictions: int
-    adapters: int
-    steps: int
-    step_seconds: float
 
 
 def stats_of(counters: Counters, tree: RadixTree, *, running: int, waiting: int, adapters: int) -> Stats:
-    """This moment, of what is counted and of the prefix cache."""
+    """The stats of this moment."""
     return Stats(
         **asdict(counters),
         running=running,

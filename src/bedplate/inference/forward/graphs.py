@@ -38,7 +38,7 @@ MOST_ROWS = 64
 
 class Recorder(Protocol):
     def __call__(self, run: Run) -> Run:
-        """What starts all that `run` starts, over the same memory; `run` may be called for it."""
+        """Returns a replay of all that `run` starts, over the same memory; `run` may be called for it."""
         ...
 
 
@@ -67,7 +67,7 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """What records on this device, if anything can."""
+    """The recorder of this device, if it has one."""
     return CudaRecorder() if device.type == "cuda" else None
 
 
@@ -86,9 +86,9 @@ class RecordedDecode:
         self._model, self._cache, self._record, self._bank = model, cache, record, bank
         self._recordings: dict[tuple[int, int, int], Recording] = {}
         self._version = 0
-        """Of the tensors that recordings with adapters read."""
+        """The version of the tensors that recordings with adapters read."""
         self.reason = unrecordable(model, cache)
-        """Why no steps are recorded; None where they are."""
+        """The reason no steps are recorded; None where they are."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput | None:
         """The step's outputs; None for one that is not a recordable decode step: single tokens, all of whose logits are
@@ -110,15 +110,15 @@ class RecordedDecode:
         block = self._cache.block
         rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
-        parcel, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
-        tokens = parcel.add([[*batch.tokens, *made_up]])
-        positions = parcel.add([[*(span.start for span in batch.spans), *made_up]])
+        transfer, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
+        tokens = transfer.add([[*batch.tokens, *made_up]])
+        positions = transfer.add([[*(span.start for span in batch.spans), *made_up]])
         fixed = self._bank.fixed if places and self._bank is not None else None
-        at = None if fixed is None else parcel.add([*(fixed.place_of(slot) for slot in slots), *made_up])
-        attend = self._cache.made_up(batch.spans, rows, blocks, parcel)
+        at = None if fixed is None else transfer.add([*(fixed.place_of(slot) for slot in slots), *made_up])
+        attend = self._cache.made_up(batch.spans, rows, blocks, transfer)
         recording = self._recordings.pop(key, None)
         if recording is None:
-            parcel.send()
+            transfer.send()
 
             def run() -> tuple[Tensor, Tensor]:
                 inputs = Inputs(tokens.tensor, positions.tensor, last=last if learned else None)
@@ -126,11 +126,11 @@ class RecordedDecode:
                     hidden_MD = self._model(inputs, cache=attend).hidden[0]
                 return self._model.head(hidden_MD).float(), hidden_MD
 
-            recording = self._recorded(parcel, run)
+            recording = self._recorded(transfer, run)
             if recording is None:
                 return None
         else:
-            parcel.send(into=recording.flat)
+            transfer.send(into=recording.flat)
         self._recordings[key] = recording
         if len(self._recordings) > MAX_RECORDINGS:
             self._recordings.pop(next(iter(self._recordings)))
@@ -139,8 +139,8 @@ class RecordedDecode:
         return PassOutput(logits_MV[:N], hidden_MD[:N])
 
     def _places(self, slots: Collection[int]) -> int | None:
-        """How many places a step with these adapters reads; None where it cannot be recorded. Recordings that read what
-        is no longer there go."""
+        """The number of adapter places that a step with these adapters reads; None where it cannot be recorded. Drops
+        recordings that read tensors which are gone."""
         if not slots:
             return 0
         if self._bank is None:
@@ -157,9 +157,9 @@ class RecordedDecode:
             self._recordings = {key: recording for key, recording in self._recordings.items() if not key[2]}
         return places
 
-    def _recorded(self, parcel: HostToDevice, run: Run) -> Recording | None:
+    def _recorded(self, transfer: HostToDevice, run: Run) -> Recording | None:
         try:
-            return Recording(parcel.sent, self._record(run))
+            return Recording(transfer.sent, self._record(run))
         except RuntimeError as error:
             self.reason = f"recording one failed ({str(error).splitlines()[0]})"
             log.warning("decode steps are not recorded: %s", self.reason)
@@ -171,7 +171,8 @@ class RecordedDecode:
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
-    """Why a model's decode steps cannot be recorded, if so: what the host looks at on the way is not in a recording."""
+    """The reason a model's decode steps cannot be recorded, if any: what the host reads on the way is not in a
+    recording."""
     spec = model.spec
     if not isinstance(spec, TransformerSpec) or spec.kind != "decoder":
         return "it is not a decoder alone"

@@ -1,7 +1,7 @@
-"""What the host tells the device of a pass, sent as one copy.
+"""The integers of a pass that the host sends to the device, as one copy.
 
-Whatever is worked out of lists is worked out by numpy: a torch operation on the host costs as much as one that is
-started on a device, and reading from one waits for it.
+What is derived from lists is derived by numpy: a torch operation on the host costs as much as one that is started on a
+device, and reading from a device waits for it.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class HostToDevice:
 
 
 class DeviceTensors:
-    """One array of a parcel."""
+    """One array of a transfer, on the device once it is sent."""
 
-    def __init__(self, parcel: HostToDevice, number: int) -> None:
-        self._parcel, self._number = parcel, number
+    def __init__(self, transfer: HostToDevice, number: int) -> None:
+        self._transfer, self._number = transfer, number
 
     @property
     def tensor(self) -> Tensor:
-        """On the device, in its shape; the parcel is sent if it has not been."""
-        return self._parcel.part(self._number)
+        """The array on the device, in its shape; sends all of them if they have not been."""
+        return self._transfer.part(self._number)

@@ -29,7 +29,7 @@ from bedplate.models.specs.cache import LayerCache, row_layout
 
 
 class Store(NamedTuple):
-    """What is kept together: all of these heads, features, and window (None: every token)."""
+    """A store of keys or values: layers with these heads, features and window (None: every token) share one tensor."""
 
     heads: int
     size: int
@@ -75,7 +75,7 @@ STEP = 512
 
 
 class KVCache(Protocol):
-    """Where running sequences keep keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
+    """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
 
     block: int
     """Saved segments are multiples of so many tokens."""
@@ -88,7 +88,7 @@ class KVCache(Protocol):
     forgets: bool
     """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
     states: RecurrentStates
-    """Of rows whose layers keep some. A segment then has a snapshot, where it was saved at the row's own position."""
+    """The recurrent states of rows. A segment has a snapshot of them where it was saved at the row's own position."""
 
     @property
     def longest(self) -> int | None:
@@ -125,9 +125,9 @@ class KVCache(Protocol):
         """The row is no longer used."""
         ...
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
-        parcel: what the device is to know of them goes with it."""
+        transfer: what the device is to know of them goes with it."""
         ...
 
     def commit(self) -> None:
@@ -188,7 +188,7 @@ class SlotCache:
         return [layer_cache for layer_cache in self._layout if depth is None or layer_cache.layer < depth]
 
     def _stores(self, depth: int | None) -> Counter[Store]:
-        """How many tensors [R, G, C, D] of each kind the first layers have."""
+        """The number of tensors [R, G, C, D] of each store that the first layers have."""
         return Counter(store for layer_cache in self._of(depth) for store in stores_of(layer_cache))
 
     def _ring(self, window: int | None, capacity: int) -> int:
@@ -197,7 +197,7 @@ class SlotCache:
         return capacity if window is None else min(capacity, window + 2 * self.step)
 
     def _bytes(self, rows: int, capacity: int) -> int:
-        """Of so many slots of so many tokens."""
+        """Bytes of so many slots of so many tokens."""
         stores = self._stores(None).items()
         values_per_row = sum(n * store.heads * store.size * self._ring(store.window, capacity) for store, n in stores)
         return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
@@ -303,13 +303,13 @@ class SlotCache:
             data[:, span.row, :, span.end : self._reach[span.row]] = 0
         self._reach[span.row] = span.end
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         self.note(spans)
         for span in spans:
             if span.row in self._stale:
                 self._clear(span)
         self.states.begin(spans)
-        return SlotAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
+        return SlotAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
     def commit(self) -> None:
         self.states.commit()
@@ -319,7 +319,7 @@ class SlotCache:
         self.states.close()
 
     def note(self, spans: Sequence[Span]) -> None:
-        """How far each row will be written by a pass, which says what its rings hold."""
+        """Records how far a pass will write each row, which says what its rings hold."""
         for span in spans:
             self._reach[span.row] = max(self._reach.get(span.row, 0), span.end)
         if not self.forgets:

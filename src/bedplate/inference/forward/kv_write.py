@@ -27,7 +27,7 @@ class CachedAttend(Attend, CrossAttend, Protocol):
 def write_kv_reference(
     keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
 ) -> None:
-    """What `keep` does."""
+    """The plain implementation of `write_kv`."""
     keys_XYGD[at_N, place_N] = k_NGD
     values_XYGV[at_N, place_N] = v_NGV
 

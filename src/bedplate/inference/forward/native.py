@@ -12,15 +12,15 @@ from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.torch import Forward
-from bedplate.inference.native.decoder import NativeDecoder
-from bedplate.inference.native.encoder import NativeEncoder
-from bedplate.inference.native.packed import NativeAdapter, PackedWeights, WeightFormat
+from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.native_encoder import NativeEncoder
+from bedplate.inference.native.packed_weights import NativeAdapter, PackedWeights, WeightFormat
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.model import Model
 
 
 class NativeForward(Forward):
-    """What the kernel computes of decoders and encoders alike: a base's weights, and the bank's adapters as it reads
+    """The part that decoders and encoders share: a base's packed weights, and the bank's adapters as the kernel reads
     them."""
 
     name = "native"

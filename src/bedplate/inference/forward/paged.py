@@ -32,10 +32,10 @@ NOBODY = -1
 
 
 Blocks = dict[int | None, tuple[int, ...]]
-"""Of each window that layers have (None: of those that see everything), blocks in order."""
+"""Blocks in order, by the window of the layers they are for (None: layers that see everything)."""
 WINDOWED = 4
-"""Where some layers see everything, those with a window have room for one token in so many: a running row needs no more
-than its window, and what is saved of earlier tokens for others is let go first."""
+"""Where some layers see everything, layers with a window get one block for so many of theirs: a running row needs no
+more than its window, and saved blocks of earlier tokens are evicted first."""
 
 
 class PagedSegment:
@@ -46,7 +46,7 @@ class PagedSegment:
 
     @property
     def count(self) -> int:
-        """How many blocks its tokens are."""
+        """The number of blocks that its tokens fill."""
         return max(map(len, self.blocks.values()))
 
     @property
@@ -146,7 +146,7 @@ class PagedCache:
 
     @property
     def longest(self) -> int | None:
-        """Of a row that has all of the pools."""
+        """The longest row that the pools can hold alone."""
         bound = [
             pool.blocks * self.block
             for window, pool in self.pools.items()
@@ -161,11 +161,11 @@ class PagedCache:
 
     @property
     def free_blocks(self) -> int:
-        """Of the layers that see everything, or else of those that have most room."""
+        """Free blocks of the largest pool."""
         return max(self.pools.values(), key=lambda pool: pool.blocks).free
 
     def saved_bytes(self, depth: int | None) -> int:
-        """Of one saved token: blocks hold all layers, whatever is in them."""
+        """Bytes of one saved token: blocks hold all layers, whatever is in them."""
         return self.token_bytes
 
     def room(self, lengths: Sequence[int]) -> bool:
@@ -254,18 +254,18 @@ class PagedCache:
         self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         for span in spans if self.forgets else ():
             self._move_on(span)
         self.states.begin(spans)
-        return PagedAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
+        return PagedAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
-    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: HostToDevice) -> CachedAttend:
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, transfer: HostToDevice) -> CachedAttend:
         """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
         for span in spans if self.forgets else ():
             self._move_on(span)
         padded_spans = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
-        return PagedAttention(self, padded_spans, parcel, max_keys=blocks * self.block)
+        return PagedAttention(self, padded_spans, transfer, max_keys=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
@@ -310,7 +310,7 @@ class BlockPool:
 
     @property
     def free(self) -> int:
-        """How many nobody uses."""
+        """The number of unused blocks."""
         return len(self._used) + len(self._cleared)
 
     def allocate(self) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import BLOCK
-from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 
@@ -84,7 +84,8 @@ class QuantisedLinear(Linear):
 
 
 def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As torch's product wants them: the integers in tiles, and [N, O, 2] of scales and of what stands for 8."""
+    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and of the value that 8
+    stands for."""
     quants_OI = quants_ONG.flatten(1)
     middle_ON = minimum_ON.float() + 8 * scale_ON.float()
     scale_and_zero = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)
@@ -133,6 +134,6 @@ def quantised(model: Model, bits: Bits) -> Model:
             replacements[module] = QuantisedLinear(module, bits)
             setattr(quantized_model.get_submodule(parent), name, replacements[module])
     for module in quantized_model.modules():
-        if isinstance(module, Joined):
+        if isinstance(module, FusedLinears):
             module.exchange(replacements)
     return quantized_model

@@ -1,9 +1,10 @@
-"""The prefix cache: what has been computed before, found again by its tokens (SGLang's RadixAttention,
+"""The prefix cache: segments of keys and values by their tokens (SGLang's RadixAttention,
 https://arxiv.org/abs/2312.07104).
 
 One tree per namespace. An edge holds a run of key elements and the segment of keys and values that belongs to them.
 Leaves that nobody pinned are evicted, least recently used first, to stay under `capacity` bytes. The tree knows nothing
-of tensors: a segment is whatever the cache underneath saves (a copy, or counted references to blocks).
+of tensors: a segment is whatever the cache underneath saves (a copy, or counted references to blocks). Key elements are
+token ids, with a tenant's salt in the first one that is not shared, or hashes of media.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class RadixNode:
 
 @dataclass(frozen=True)
 class Match:
-    """What is cached of a key: segments from its start, each with how many of its tokens count. matched_length: how many tokens
-    are in the tree, of which a sequence may be able to go on only from an earlier one."""
+    """The cached beginning of a key: segments from its start, each with how many of its tokens count. matched_length:
+    tokens that are in the tree; a sequence may be able to continue only from an earlier one."""
 
     parts: tuple[tuple[Segment, int], ...] = ()
     matched_length: int = 0
@@ -139,8 +140,8 @@ class RadixTree:
         return Match(tuple(parts[:good]), at)
 
     def pinned_length(self, namespace: Hashable, tokens: Sequence[int], shared_length: int = 0) -> int:
-        """How many first tokens are a pinned key that the request may know of: one that is everybody's, or one within
-        its `shared_length` first tokens. What is pinned for others must not be told from what is not there."""
+        """The length of the longest pinned beginning that a request may know of: one that is public, or one within its
+        first `own` tokens. Pins of others must look like what is not there."""
         node, at, longest = self._roots.get(namespace), 0, 0
         while node is not None and at < len(tokens):
             child = node.children.get(tuple(tokens[at : at + self.block]))
@@ -415,7 +416,7 @@ def _pinned_so(node: RadixNode, public: bool) -> bool:
 
 
 def _common(edge: Key, key: Key, at: int, end: int) -> int:
-    """How many elements of `edge` are key[at:end]'s too."""
+    """The number of first elements that `edge` and key[at:end] share."""
     n = min(len(edge), end - at)
     if edge[:n] == key[at : at + n]:
         return n

@@ -1,8 +1,8 @@
-"""What layers keep of a whole sequence, however long it is: the last inputs of convolutions, states of recurrences.
+"""States that layers keep of a whole sequence, whatever its length: the last inputs of convolutions, recurrent states.
 
-A state belongs to one position, and goes only forwards. So a row can go on from where it is, from its beginning, or
-from a snapshot; there is no cutting it shorter. What a pass computes becomes the rows' own when the pass is over
-(`commit`): one that failed, and is tried again in parts, begins where it began.
+A state belongs to one position, and goes only forwards. So a row can continue from where it is, from its beginning, or
+from a snapshot; it cannot be cut shorter. What a pass computes becomes the rows' own when the pass is over (`commit`):
+one that failed, and is tried again in parts, begins where it began.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class RecurrentStates:
         self._spans: Sequence[Span] = ()
         self.rows = 0
         self.nbytes = self.bytes_of(None)
-        """Of one row."""
+        """Bytes of one row."""
 
     def __bool__(self) -> bool:
         return bool(self._layout)
@@ -139,7 +139,7 @@ class RecurrentStates:
         )
 
     def forget(self, row: int) -> None:
-        """Nothing can go on in this row but from its beginning."""
+        """Lets a row continue from its beginning only."""
         self._at.pop(row, None)
 
     def close(self) -> None:

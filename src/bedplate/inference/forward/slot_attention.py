@@ -25,7 +25,7 @@ from bedplate.models.layers.recurrence_inputs import Recurrence
 
 
 class Slots(Protocol):
-    """What is read of a cache: of each layer keys and values [R, G, C, D]."""
+    """The part of a cache that attention reads: keys and values [R, G, C, D] of each layer."""
 
     dtype: torch.dtype
     states: RecurrentStates
@@ -40,8 +40,8 @@ class SlotAttention:
 
     is_cached = True
 
-    def __init__(self, cache: Slots, spans: Sequence[Span], parcel: HostToDevice) -> None:
-        self._cache, self._spans, self._parcel = cache, spans, parcel
+    def __init__(self, cache: Slots, spans: Sequence[Span], transfer: HostToDevice) -> None:
+        self._cache, self._spans, self._transfer = cache, spans, transfer
         self._rows, self._positions = span_index(spans)
         self._end = max(span.end for span in spans)
         self._longest = max(span.length for span in spans)
@@ -54,7 +54,7 @@ class SlotAttention:
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
         groups = [] if self._alone else grouped(spans)
-        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, parcel) for group in groups]
+        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, transfer) for group in groups]
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -67,15 +67,15 @@ class SlotAttention:
             write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
 
     def _place(self, capacity: int | None) -> None:
-        """Which tokens are written (None: all; never two to one place), and where to, where there is room for so many
-        (None: for all)."""
+        """Computes which tokens are written (None: all; never two to one place) and where, for a capacity (None: room
+        for all)."""
         rows, positions, written = self._rows, self._positions, None
         if capacity is not None and self._longest > capacity:
             ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
             (written,) = (positions >= ends - capacity).nonzero()
             rows, positions = rows[written], positions[written]
         places: Numbers = positions if capacity is None else positions % capacity
-        add = self._parcel.add
+        add = self._transfer.add
         self._rings[capacity] = None if written is None else add(written), add(rows), add(places)
 
     def __call__(
@@ -98,7 +98,7 @@ class SlotAttention:
     def _mix_groups(
         self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """What each group makes of its queries, the layer's keys and values, in the tokens' order."""
+        """Applies `mix` to each group's queries and the layer's keys and values; outputs in the tokens' order."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         if self._groups[0].padded.whole:
             return mix(self._groups[0], q_BTHD[0], keys, values)[None]
@@ -115,14 +115,14 @@ class _SlotGroup:
     """Spans padded to one length T, with the rows they read."""
 
     def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: HostToDevice
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
     ) -> None:
         spans = [span for _, span in numbered]
-        self.padded = Padded(numbered, total, dtype, parcel)
+        self.padded = Padded(numbered, total, dtype, transfer)
         rows = [span.row for span in spans]
         together = rows == list(range(rows[0], rows[0] + len(rows)))
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
-        self._rows_S = parcel.add(rows)
+        self._rows_S = transfer.add(rows)
 
     def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         K, C = self.padded.keys, keys.shape[2]

@@ -30,7 +30,7 @@ from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
 _OF_A_ROW = (RequestError, TemplateError, SkinError)
-"""What one row can be at fault for, whatever answers; other failures end the run, which can go on later."""
+"""Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
 
 
 SHOWN = 5
@@ -50,8 +50,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a file of rows holds. sha256: of the file. unused: columns that are no input of the skin and not its `id`.
-    bad: the rows that cannot be read."""
+    """The content of a file of rows. sha256: of the file. unused: columns that are no input of the skin and not its
+    `id`. bad: the rows that cannot be read."""
 
     rows: int
     sha256: str
@@ -101,7 +101,7 @@ class RowSource:
 
 
 def file_format(name: str) -> FileFormat:
-    """How a file of this name is read. UsageError where its suffix says nothing."""
+    """The reader of a file by its suffix. UsageError for an unknown one."""
     suffix = Path(name).suffix.lower() or name.lower()
     if suffix not in FORMATS:
         raise UsageError(f"{name}: rows are read from files that end in {', '.join(FORMATS)}; or say their --format")

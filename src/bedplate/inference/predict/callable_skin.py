@@ -1,4 +1,4 @@
-"""What every skin that is ready to be asked can do besides `predict`: be called, and give probabilities."""
+"""Skins that are called: rows in, predictions and label probabilities out; the checks of rows and inputs."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class ReadySkin(Closing, display.Displayable):
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What the skin is, in a few words each."""
+        """The skin's key facts, a few words each."""
         return self.skin.facts
 
 

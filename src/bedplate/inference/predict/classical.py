@@ -34,7 +34,7 @@ class ClassicalPredictor(ReadySkin):
         return [self.read(result, result.timing.total) for result in map(self.classified, rows_for(self.skin, rows))]
 
     def classified(self, row: TaskInput) -> Classification:
-        """What the model gives for one input, as an engine gives what a head does."""
+        """The scores of one input, in the form that an engine returns."""
         start = time.perf_counter()
         text = cast(str, self.skin.prompt.text(inputs_of(self.skin, row)))
         words, limit = words_of(text), self.skin.limits.max_prompt_tokens
@@ -53,4 +53,4 @@ class ClassicalPredictor(ReadySkin):
         return Prediction(label, label, scores, result.usage.prompt_tokens, seconds=seconds)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing; no engine is open."""

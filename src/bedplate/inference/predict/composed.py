@@ -49,7 +49,7 @@ class CascadePredictor(ReadySkin):
         return predictions
 
     def close(self) -> None:
-        """Nothing is its own."""
+        """Does nothing; the predictors belong to the caller."""
 
 
 class LoadedCascade(CascadePredictor):

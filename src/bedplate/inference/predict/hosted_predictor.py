@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from bedplate.core.endpoint import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import (
     BedplateError,
     ContextLengthExceeded,
@@ -210,7 +210,7 @@ def _may_be_charged(error: BedplateError) -> bool:
 
 
 def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
-    """What is asked besides the messages."""
+    """The settings sent along with the messages."""
     output = skin.output
     if output.answered_by == "embed":
         raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")

@@ -29,7 +29,7 @@ def judges_of(recipe: CorpusRecipe, directory: Path) -> Generator[dict[str, Judg
 
 
 def _judge(loaded: object, path: Path, label: str) -> Judge:
-    """Its one input is the text, the answer a label's probability."""
+    """Judges a text, the skin's one input, by the probability of a label."""
     if not isinstance(loaded, LoadedSkin | ClassicalPredictor):
         raise ConfigError(
             f"rules.judged: {path} is not a skin whose weights run on this machine, such as a probe or a classical one"

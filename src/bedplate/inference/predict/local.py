@@ -144,8 +144,8 @@ class LocalModel(Closing, display.Displayable):
 
     @checked
     def classify(self, inputs: Sequence[TextOrPair], *, truncate: bool | int = False) -> list[dict[str, float]]:
-        """Of each text, or pair of texts, the score of every label that the base's own head tells apart: probabilities,
-        or numbers where the head was made for them. RequestError for a base without such a head."""
+        """The score of every label of the base's own head, for each text or pair of texts: probabilities, or numbers
+        where the head was made for them. RequestError for a base without such a head."""
         head = self.base.spec.classifier
         results = self.engine.run(label_requests(self.base, inputs, truncate=truncate))
         assert head is not None
@@ -209,7 +209,7 @@ class LocalModel(Closing, display.Displayable):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What it is, and how it is held, in a few words each."""
+        """The model's key facts, a few words each."""
         able = ", ".join(sorted(self.base.can))
         runtime = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
         return {

@@ -1,5 +1,5 @@
-"""What is looked up for each call: its inputs are embedded, and the nearest rows of the skin's pool, or the nearest
-passages of its documents, go into the prompt."""
+"""Retrieval for each call: embeds its inputs and puts the nearest rows of the skin's pool, or the nearest passages of
+its documents, into the prompt."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from bedplate.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024
 _PULSE_SECONDS = 2.0
-"""How often a wait looks whether the engine's thread still lives."""
+"""Seconds between checks that the engine's thread still lives, while waiting for it."""
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
 _PROBES = ("a", "7", "中")
 
 
 @dataclass(frozen=True)
 class LookupResult:
-    """What a call's prompt is made with."""
+    """The retrieved parts of a call's prompt."""
 
     demonstrations: tuple[Demonstration, ...]
     looked_up: LookedUp
@@ -75,7 +75,7 @@ class Lookup:
     def retrieve(
         self, rows: Sequence[Values], *, queued: bool = False, terms: LookupContext = NO_TERMS
     ) -> list[LookupResult]:
-        """What each row's inputs bring with them. queued, terms: as `embedded`."""
+        """The retrieval results of each row. queued, terms: as `embedded`."""
         index = self._index
         texts = [text_of(row, self._names) for row in rows]
         results: list[LookupResult] = []

@@ -70,7 +70,7 @@ class Predictor(ReadySkin):
             self.warnings += self._lookup.warnings
         grammar = skin.output.grammar()
         self.grammar = None if grammar is None else Grammar(*grammar)
-        """What the skin's generated text is held to."""
+        """The grammar of the skin's generated text; None where anything goes."""
         if skin.output.answered_by == "generate":
             self.sampling()
             if self.grammar is not None:

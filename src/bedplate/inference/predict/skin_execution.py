@@ -1,32 +1,23 @@
-"""How a base is held and computed for a skin: as the skin was judged, where nothing else is asked for."""
+"""The dtype, weights and kernel with which a base runs for a skin: as the skin was judged, where nothing else is
+requested."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.execution.plan import QUANTISED, Kernel, Weights
-from bedplate.inference.native.packed import unsupported
+from bedplate.inference.native.packed_weights import unsupported
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name
 
 if TYPE_CHECKING:  # a base alone has no need of them
+    from bedplate.inference.engine.engine import Engine
     from bedplate.skins.skin import EvaluatedWith, Skin
 
 KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
-"""As `evaluated_with` names them, and as an engine takes them."""
-
-
-class Runs(Protocol):
-    """What is asked of an engine here (an `Engine` has it)."""
-
-    @property
-    def base(self) -> Base: ...
-    @property
-    def weights(self) -> str: ...
-    @property
-    def kernel(self) -> str: ...
+"""Kernels by their names in `evaluated_with`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +37,7 @@ def dtype_of(weights: str, beneath: str | None = None) -> str:
     return weights if weights in DTYPES else "auto"
 
 
-def evaluated_now(engine: Runs) -> EvaluatedWith:
+def evaluated_now(engine: Engine) -> EvaluatedWith:
     """The weights and the kernel that this engine answers with."""
     return evaluated_on(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
 
@@ -66,7 +57,7 @@ def held_as(
     weights: Weights | None = None,
     kernel: Kernel | None = None,
 ) -> SkinExecution:
-    """What was asked for (None: not), and as `judged` where it was not; "auto" where nobody says anything."""
+    """The requested values (None: not requested), else as `judged`; "auto" where neither says."""
     if dtype is None and weights is None and judged is not None:
         dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
     elif dtype is None:
@@ -85,8 +76,8 @@ def held_as(
 def check_here(
     skin: Skin, base: Base, load_format: SkinExecution, kernel: Kernel | None, allow_other_weights: bool
 ) -> SkinExecution:
-    """`load_format` where this machine can; where it lacks the judged kernel (and `kernel` asks for none), SkinError, or with
-    `allow_other_weights` what it has."""
+    """`load_format` where this machine can run it. Where it lacks the judged kernel (and `kernel` requests none),
+    SkinError, or with `allow_other_weights` what the machine has."""
     if kernel is not None or load_format.kernel != "native":
         return load_format
     reason = unsupported(base.spec, base.dtype, base.device)

@@ -17,15 +17,15 @@ from bedplate.text.encoder_inputs import EncoderInput, TextOrPair
 from bedplate.text.tokenizer import Tokenizer
 
 QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")
-"""What publishers call the prompts of what is searched with, and of what is searched (as sentence-transformers)."""
+"""Publishers' names of the prompts of queries and of documents (as sentence-transformers)."""
 
 Read = TextOrPair | tuple[int, ...]
 """A text, a pair of texts, or a text's token ids."""
 
 
 def prompt_of(base: Base, name: str | None = None) -> str:
-    """What the base's publisher puts before a text, by its name; None: what is to be put before any. RequestError
-    for a name that it has not."""
+    """The publisher's prompt before a text, by name; None: the default one. RequestError for a name that the base does
+    not have."""
     spec = None if base.sentence is None else base.sentence.spec
     prompts = {} if spec is None else dict(spec.prompts)
     name = name if name is not None or spec is None else spec.default_prompt
@@ -50,7 +50,7 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def longest(base: Base, truncate: bool | int) -> int | None:
-    """How many tokens a text is cut to; None where none is cut. True: as its publisher says, or to the context."""
+    """The length that a text is cut to; None where none is cut. True: as its publisher says, or to the context."""
     if truncate is False:
         return None
     max_tokens = None if base.sentence is None else base.sentence.spec.max_tokens
@@ -108,8 +108,8 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
         if len(encoder_input.ids) > base.spec.context_length:
             raise ContextLengthExceeded(
-                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} at most: "
-                "shorten it, or ask for it to be cut",
+                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} "
+                "at most: shorten it, or ask for it to be cut",
                 param="input",
             )
     return encoded_inputs
@@ -125,7 +125,7 @@ def _written(raw_input: Read) -> TextOrPair | None:
 
 
 def _prompt_tokens(base: Base, prompt: str) -> int:
-    """How many first tokens are the prompt's, where these are not to be pooled."""
+    """The number of first tokens that are the prompt's, where these are not pooled."""
     if not prompt or base.sentence is None or base.sentence.spec.pools_prompt:
         return 0
     (prompt_input,) = _tokens(base, [prompt], False)
@@ -138,8 +138,8 @@ def gives_numbers(head: Classifier) -> bool:
 
 
 def label_scores(head: Classifier, logits: Sequence[float]) -> list[float]:
-    """What a head's logits say of its labels: probabilities that sum to 1 where one is right, each its own where any
-    may be, and of a single one its sigmoid, or the number itself where the head gives that."""
+    """Label scores from a head's logits: probabilities that sum to 1 where one label is right, independent ones where
+    several may be, and for a single label its sigmoid, or the number itself where the head gives that."""
     if gives_numbers(head):
         return list(logits)
     if head.problem == "one":
@@ -150,7 +150,7 @@ def label_scores(head: Classifier, logits: Sequence[float]) -> list[float]:
 
 
 def similarities(compared: Similarity, vectors: Sequence[Sequence[float]]) -> list[float]:
-    """How near each further vector is to the first one: the higher the nearer, distances with a minus."""
+    """The similarity of each further vector to the first one: higher is nearer, distances are negated."""
     query, *candidates = (np.asarray(vector, dtype=np.float64) for vector in vectors)
     if compared == "cosine":
         query = query / (np.linalg.norm(query) or 1.0)

@@ -36,19 +36,19 @@ from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
 Leave = Callable[[Model, Mapping[str, str]], Collection[str]]
-"""Of a model without values, and of the types of its matrices that a GGUF file holds in blocks ("Q4_1"): the names of
-those that whoever loads it reads from the file themselves."""
+"""Given a model without values and the block types of its matrices in a GGUF file ("Q4_1"), the names of the parameters
+that a kernel reads from the file itself."""
 
 
 @dataclass(kw_only=True)
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    `raw_model`: its model, or what completes it. `identified`: its identity, or what finds it out. `tokenizer` is None
-    for a
-    directory without one: such a base takes token ids only. `sentence`: what its own library makes vectors by; None
-    where it says nothing of it. `headless`: the files are of a decoder's body alone, an embedder's, so that what its
-    model makes of the token table is no prediction.
+    raw_model: its model, or an `Unfinished` one some of whose weights are still in the file. identified: its identity,
+    or a `LazyValue` that hashes the weights. tokenizer: None for a directory without one; such a base takes token ids
+    only. sentence: how its own library turns states into sentence vectors, where the files say so. headless: the files
+    hold a decoder's body without its head, as embedding models do, so that its logits are no predictions. gguf: the
+    tensors of the file, where the base came from a GGUF file.
     """
 
     spec: TextSpec
@@ -69,7 +69,7 @@ class Base:
 
     @property
     def model(self) -> Model:
-        """With all its weights; those that were left in the file are read when it is first asked for."""
+        """The model with all its weights; those that were left in the file are read on first use."""
         return self.raw_model.get() if isinstance(self.raw_model, Unfinished) else self.raw_model
 
     @property
@@ -79,12 +79,12 @@ class Base:
 
     @property
     def can(self) -> frozenset[Ability]:
-        """What its outputs are for."""
+        """The abilities of the model, less those that need a head where there is none."""
         return self.raw_model.can - {"generate", "score"} if self.headless else self.raw_model.can
 
     @property
     def causal(self) -> bool:
-        """Whether its tokens see those before them alone, whose keys and values are kept."""
+        """Whether attention is causal, so that keys and values can be cached."""
         return "generate" in self.raw_model.can
 
     @property
@@ -94,7 +94,7 @@ class Base:
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of a vector that nothing else is asked of."""
+        """Size of an embedding when the request does not shorten it."""
         hidden = self.spec.hidden_size
         return hidden if self.sentence is None else self.sentence.spec.output_size(hidden)
 
@@ -106,8 +106,8 @@ class Base:
 
     @property
     def decoder_start(self) -> tuple[int, ...]:
-        """What the decoder of an encoder–decoder writes after: its start, and a first token that is forced where the
-        files name one. () for others. CheckpointError where the files do not say."""
+        """The tokens that the decoder of an encoder–decoder starts from: its start token, and a forced first token
+        where the files name one. () for other bases. CheckpointError where the files do not name a start token."""
         if "encode" not in self.can:
             return ()
         defaults = self.generation_defaults
@@ -122,8 +122,8 @@ class Base:
         return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in present)
 
     def prompt_room(self, answer: int = 0) -> int:
-        """Tokens that a prompt may have before an answer of so many, which an encoder–decoder writes elsewhere; below
-        one where there is no room for the answer itself."""
+        """How many tokens a prompt may have when the answer has `answer` tokens, which take no room beside the prompt
+        in an encoder–decoder; below one where the answer itself does not fit."""
         if "encode" not in self.can:
             return self.spec.context_length - answer
         fits = answer + len(self.decoder_start) <= self.spec.main.context_length
@@ -138,7 +138,7 @@ class Base:
 
     @property
     def never_written(self) -> frozenset[int]:
-        """Tokens that the files say are no part of any text."""
+        """Tokens that the files exclude from generated text."""
         return frozenset(
             token_id for token_id in never_written(self.generation_defaults) if 0 <= token_id < self.spec.vocab_size
         )

@@ -23,12 +23,10 @@ from bedplate.text.tokenizer import Tokenizer
 class Checkpoint(Protocol):
     """A checkpoint whose header was read, and whose tensors are read on demand.
 
-    location: what messages about its config name. names: its tensors, by the family's names. packing: how its matrices
-    are quantised, as part of the key of a cached hash. states: of the files that hold its tensors, when they were
-    opened. stored_dtype: the dtype that holds every matrix as it is stored; None where they are quantised.
-    stored_types,
-    lineage, headless, record: as `Base` has them; record: the directory's base.json. gguf: the tensors of a GGUF file,
-    from which kernels take blocks as they are.
+    location: names its config in messages. names: of its tensors, by the family's names. packing: how its matrices are
+    quantised, as part of the key of a cached hash. states: of the files that hold its tensors, when they were opened.
+    stored_dtype: the dtype that holds every matrix as it is stored; None where they are quantised. record: the
+    directory's base.json. stored_types, lineage, headless, gguf: as `Base` has them.
     """
 
     path: Path

@@ -37,8 +37,8 @@ texts are drawn at random is each request's own.)"""
 
 
 def read_generation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the directory `path` with this config.json. What is not followed is said, by name. CheckpointError for lists
-    that are none."""
+    """Reads the settings of a directory with this config.json. Logs by name those that are not followed.
+    CheckpointError for lists that are none."""
     settings = {name: config[name] for name in GENERATION if config.get(name) is not None}
     if (path / FILE).is_file():
         settings |= read_object(path / FILE)

@@ -42,7 +42,7 @@ class RawBlocks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix that the blocks stand for."""
+        """Shape of the matrix that the blocks stand for."""
         *rows, blocks, _ = self.data.shape
         return (*rows, blocks * block_size(self.ggml_type)[0])
 

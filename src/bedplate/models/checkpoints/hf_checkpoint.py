@@ -6,7 +6,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ class HfCheckpoint:
             raise CheckpointError(f"{path} has no config.json; a base directory needs one (Hugging Face layout)")
         config = read_object(path / "config.json")
         self._outer = outer = find_multimodal(config)
+        self._generation: dict[str, Any] | None = None
         config = config if outer is None else outer.text_config(config, self.location)
         family = claimed_family(config, self.location)
         self.packing: Any = config.pop("quantization_config", None)
@@ -113,9 +113,11 @@ class HfCheckpoint:
 
         return reopen
 
-    @cached_property
+    @property
     def generation(self) -> dict[str, Any]:
-        return read_generation(self.path, self.config)
+        if self._generation is None:  # read once: it logs what is not followed
+            self._generation = read_generation(self.path, self.config)
+        return self._generation
 
     def tokenizer(self) -> Tokenizer | None:
         forced = self.generation.get("forced_bos_token_id") is not None

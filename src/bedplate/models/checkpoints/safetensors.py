@@ -23,7 +23,7 @@ from bedplate.models.families.fields import shown
 
 _DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _INDEX_BYTES = 128 << 20
-"""Of an index: a hundred bytes a tensor."""
+"""The largest index that is read: about a hundred bytes a tensor."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 

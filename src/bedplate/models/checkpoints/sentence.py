@@ -183,13 +183,13 @@ def _dense(path: Path) -> Dense:
 
 
 def _plain(fields: Fields) -> None:
-    """Of a module that reads one vector and writes it in its place."""
+    """Refuses a module that does not replace one vector by another."""
     fields.only("module_input_name", "sentence_embedding")
     fields.only("module_output_name", "sentence_embedding", None)
 
 
 def _texts(directory: Path) -> dict[str, Any]:
-    """What is said of texts and of comparing them."""
+    """The settings for texts (length, case, prompts) and for comparing their vectors."""
     body = Fields(_optional(directory / _BODY_CONFIG), str(directory / _BODY_CONFIG))
     longest, lower = body.whole("max_seq_length"), body.flag("do_lower_case", False)
     if longest is not None and longest < 1:

@@ -1,87 +1,99 @@
-"""One file per published family, in the folder of its group; FAMILIES is keyed (format, name in that format). Free of
-torch."""
+"""Published families: one file each, in the folder of its group, and one row in MODULES. Free of torch.
+
+FAMILIES is keyed (format, name in that format). A file is imported when its family is first looked up.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
+from importlib import import_module
+
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families import gguf
-from bedplate.models.families.dense import (
-    gemma2,
-    gemma3_text,
-    gemma4_text,
-    gpt2,
-    gpt_neox,
-    granite,
-    llama,
-    ministral3,
-    mistral,
-    olmo2,
-    olmo3,
-    phi3,
-    qwen2,
-    qwen3,
-    smollm3,
-    starcoder2,
-)
-from bedplate.models.families.encoder_decoders import bart, marian, t5
-from bedplate.models.families.encoders import bert, modernbert, roberta, xlm_roberta
-from bedplate.models.families.experts import deepseek_v3, glm4_moe, gpt_oss, mixtral, olmoe, qwen3_moe
 from bedplate.models.families.family import Family
-from bedplate.models.families.mixed import granitemoehybrid, lfm2, qwen3_5_text, qwen3_next
 from bedplate.models.families.multimodal import MULTIMODAL
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
-FAMILIES: dict[tuple[str, str], Family] = {
-    ("hf", "llama"): llama.HF,
-    ("hf", "gemma2"): gemma2.HF,
-    ("hf", "gpt2"): gpt2.HF,
-    ("hf", "gpt_neox"): gpt_neox.HF,
-    ("hf", "granite"): granite.HF,
-    ("hf", "ministral3"): ministral3.HF,
-    ("hf", "mistral"): mistral.HF,
-    ("hf", "olmo2"): olmo2.HF,
-    ("hf", "olmo3"): olmo3.HF,
-    ("hf", "phi3"): phi3.HF,
-    ("hf", "qwen2"): qwen2.HF,
-    ("hf", "qwen3"): qwen3.HF,
-    ("hf", "smollm3"): smollm3.HF,
-    ("hf", "starcoder2"): starcoder2.HF,
-    ("hf", "gemma3_text"): gemma3_text.HF,
-    ("hf", "gemma4_text"): gemma4_text.HF,
-    ("hf", "mixtral"): mixtral.HF,
-    ("hf", "qwen3_moe"): qwen3_moe.HF,
-    ("hf", "olmoe"): olmoe.HF,
-    ("hf", "gpt_oss"): gpt_oss.HF,
-    ("hf", "glm4_moe"): glm4_moe.HF,
-    ("hf", "deepseek_v3"): deepseek_v3.HF,
-    ("hf", "qwen3_5_text"): qwen3_5_text.HF,
-    ("hf", "qwen3_next"): qwen3_next.HF,
-    ("hf", "lfm2"): lfm2.HF,
-    ("hf", "granitemoehybrid"): granitemoehybrid.HF,
-    ("hf", "bert"): bert.HF,
-    ("hf", "roberta"): roberta.HF,
-    ("hf", "xlm-roberta"): xlm_roberta.HF,
-    ("hf", "modernbert"): modernbert.HF,
-    ("hf", "t5"): t5.HF,
-    ("hf", "bart"): bart.HF,
-    ("hf", "marian"): marian.HF,
-    ("gguf", "llama"): gguf.llama.GGUF,
-    ("gguf", "qwen2"): gguf.qwen2.GGUF,
-    ("gguf", "qwen3"): gguf.qwen3.GGUF,
-    ("gguf", "qwen3moe"): gguf.qwen3moe.GGUF,
-    ("gguf", "gemma2"): gguf.gemma2.GGUF,
-    ("gguf", "gemma3"): gguf.gemma3.GGUF,
-    ("gguf", "gemma4"): gguf.gemma4.GGUF,
-    ("gguf", "deepseek2"): gguf.deepseek2.GGUF,
-    ("gguf", "phi3"): gguf.phi3.GGUF,
-    ("gguf", "olmo2"): gguf.olmo2.GGUF,
-    ("gguf", "olmoe"): gguf.olmoe.GGUF,
-    ("gguf", "granite"): gguf.granite.GGUF,
-    ("gguf", "gpt-oss"): gguf.gpt_oss.GGUF,
-    ("gguf", "gpt2"): gguf.gpt2.GGUF,
-    ("gguf", "t5"): gguf.t5.GGUF,
+MODULES: dict[tuple[str, str], str] = {
+    ("hf", "llama"): "dense.llama",
+    ("hf", "gemma2"): "dense.gemma2",
+    ("hf", "gpt2"): "dense.gpt2",
+    ("hf", "gpt_neox"): "dense.gpt_neox",
+    ("hf", "granite"): "dense.granite",
+    ("hf", "ministral3"): "dense.ministral3",
+    ("hf", "mistral"): "dense.mistral",
+    ("hf", "olmo2"): "dense.olmo2",
+    ("hf", "olmo3"): "dense.olmo3",
+    ("hf", "phi3"): "dense.phi3",
+    ("hf", "qwen2"): "dense.qwen2",
+    ("hf", "qwen3"): "dense.qwen3",
+    ("hf", "smollm3"): "dense.smollm3",
+    ("hf", "starcoder2"): "dense.starcoder2",
+    ("hf", "gemma3_text"): "dense.gemma3_text",
+    ("hf", "gemma4_text"): "dense.gemma4_text",
+    ("hf", "mixtral"): "experts.mixtral",
+    ("hf", "qwen3_moe"): "experts.qwen3_moe",
+    ("hf", "olmoe"): "experts.olmoe",
+    ("hf", "gpt_oss"): "experts.gpt_oss",
+    ("hf", "glm4_moe"): "experts.glm4_moe",
+    ("hf", "deepseek_v3"): "experts.deepseek_v3",
+    ("hf", "qwen3_5_text"): "mixed.qwen3_5_text",
+    ("hf", "qwen3_next"): "mixed.qwen3_next",
+    ("hf", "lfm2"): "mixed.lfm2",
+    ("hf", "granitemoehybrid"): "mixed.granitemoehybrid",
+    ("hf", "bert"): "encoders.bert",
+    ("hf", "roberta"): "encoders.roberta",
+    ("hf", "xlm-roberta"): "encoders.xlm_roberta",
+    ("hf", "modernbert"): "encoders.modernbert",
+    ("hf", "t5"): "encoder_decoders.t5",
+    ("hf", "bart"): "encoder_decoders.bart",
+    ("hf", "marian"): "encoder_decoders.marian",
+    ("gguf", "llama"): "gguf.llama",
+    ("gguf", "qwen2"): "gguf.qwen2",
+    ("gguf", "qwen3"): "gguf.qwen3",
+    ("gguf", "qwen3moe"): "gguf.qwen3moe",
+    ("gguf", "gemma2"): "gguf.gemma2",
+    ("gguf", "gemma3"): "gguf.gemma3",
+    ("gguf", "gemma4"): "gguf.gemma4",
+    ("gguf", "deepseek2"): "gguf.deepseek2",
+    ("gguf", "phi3"): "gguf.phi3",
+    ("gguf", "olmo2"): "gguf.olmo2",
+    ("gguf", "olmoe"): "gguf.olmoe",
+    ("gguf", "granite"): "gguf.granite",
+    ("gguf", "gpt-oss"): "gguf.gpt_oss",
+    ("gguf", "gpt2"): "gguf.gpt2",
+    ("gguf", "t5"): "gguf.t5",
 }
+"""The file of each family, whose `HF` or `GGUF` it is."""
+
+
+class FamilyTable(MutableMapping[tuple[str, str], Family]):
+    """The families by (format, name), imported as they are looked up."""
+
+    def __init__(self) -> None:
+        self._families: dict[tuple[str, str], Family | None] = dict.fromkeys(MODULES)
+
+    def __getitem__(self, key: tuple[str, str]) -> Family:
+        family = self._families[key]
+        if family is None:
+            family = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
+            self._families[key] = family
+        return family
+
+    def __setitem__(self, key: tuple[str, str], family: Family) -> None:
+        self._families[key] = family
+
+    def __delitem__(self, key: tuple[str, str]) -> None:
+        del self._families[key]
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._families)
+
+    def __len__(self) -> int:
+        return len(self._families)
+
+
+FAMILIES = FamilyTable()
 
 
 def in_format(family: Family, format_: str) -> Family | None:

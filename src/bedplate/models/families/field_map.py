@@ -61,10 +61,10 @@ class FieldMap:
 
 def read_fields(rows: Collection[Field], fields: Fields, values: Values | None = None) -> dict[str, Any]:
     """What the rows read, one after the other. values: what was read before them."""
-    found: dict[str, Any] = {}
+    ours: dict[str, Any] = {}
     for row in rows:
-        found |= row.read(fields, {**(values or {}), **found})
-    return found
+        ours |= row.read(fields, {**(values or {}), **ours})
+    return ours
 
 
 def write_fields(rows: Collection[Field], values: Values, spec: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def layers(name: str, ours: str | None = None) -> Field:
 def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
     """A whole number. null: what stands for an explicit null, ... for the default; otherwise it is refused."""
 
-    def read(fields: Fields, name: str, values: Values) -> int:
+    def read(fields: Fields, name: str, values: Values) -> int | None:
         usual = _resolved(default, values)
         return fields.whole(name, usual, null=usual if null is ... else null)
 

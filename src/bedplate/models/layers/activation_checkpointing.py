@@ -1,9 +1,8 @@
-"""What a forward pass keeps for the backward pass, as a setting (`Recompute`) of whoever runs it.
+"""Activation checkpointing: what a forward pass saves for the backward pass, as a setting (`Recompute`) of the caller.
 
-Under "selective" the output of a norm and what an activation gives are not kept beside what they were made of: they are
-made again when the product that took them wants its gradient (selective activation recomputation,
-https://arxiv.org/abs/2205.05198). What is made again is the same bit by bit, since the same operations make it. Under
-"full" a stack keeps the inputs of its blocks.
+Under "selective" the outputs of norms and activations are not saved beside their inputs: they are recomputed when the
+product that read them needs its gradient (selective activation recomputation, https://arxiv.org/abs/2205.05198), bit by
+bit the same, by the same operations. Under "full" a stack saves only the inputs of its blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _setting: ContextVar[Recompute] = ContextVar("recompute", default="none")
 
 @contextmanager
 def recomputing(setting: Recompute) -> Generator[None]:
-    """Forward passes keep so much while it is open, and backward passes belong inside as well."""
+    """Applies the setting to forward passes while it is open; their backward passes must run inside as well."""
     token = _setting.set(setting)
     try:
         yield
@@ -32,25 +31,27 @@ def recomputing(setting: Recompute) -> Generator[None]:
         _setting.reset(token)
 
 
-def runs_again() -> bool:
-    """Whether blocks are to run again for the backward pass."""
+def recomputes_blocks() -> bool:
+    """Whether whole blocks are recomputed in the backward pass."""
     return _setting.get() == "full" and torch.is_grad_enabled()
 
 
-def made_again(output: Tensor, function: Callable[..., Tensor], *inputs: Tensor) -> AbstractContextManager[object]:
-    """While it is open, and where the setting is "selective", what would keep `output` for the backward pass keeps
-    `inputs` instead, from which `function` made it. It draws no random numbers and reads nothing else that changes."""
+def recompute_in_backward(
+    output: Tensor, function: Callable[..., Tensor], *inputs: Tensor
+) -> AbstractContextManager[object]:
+    """While it is open under "selective", operations that would save `output` for the backward pass save `inputs`, from
+    which `function` recomputes it; `function` must be deterministic and read nothing else that changes."""
     if _setting.get() != "selective" or not torch.is_grad_enabled() or not output.numel():
         return nullcontext()
     if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in inputs):
-        return nullcontext()  # nothing was made
+        return nullcontext()  # the function returned its input
     recomputed = _RecomputedTensor(output.untyped_storage().data_ptr(), function, inputs)
     return saved_tensors_hooks(recomputed.pack, recomputed.unpack)
 
 
 @dataclass(frozen=True)
 class _View:
-    """The part of what is made again that an operation wants."""
+    """The view of the recomputed tensor that an operation saved."""
 
     size: torch.Size
     stride: tuple[int, ...]
@@ -58,7 +59,7 @@ class _View:
 
 
 class _RecomputedTensor:
-    """One tensor, made when it is first wanted and dropped when all have had it."""
+    """One tensor, recomputed on first use and dropped after the last."""
 
     def __init__(self, place: int, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         self._place, self._function = place, function
@@ -81,7 +82,7 @@ class _RecomputedTensor:
         return output.as_strided(packed.size, packed.stride, packed.offset)
 
     def _recompute(self) -> Tensor:
-        # As it was made: some functions have another way where gradients are recorded.
+        # With gradients enabled, as in the forward pass: some functions compute differently without.
         with torch.enable_grad():
             inputs = (tensor.detach().requires_grad_(required) for tensor, required in self._inputs)
             return self._function(*inputs).detach()

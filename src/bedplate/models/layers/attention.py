@@ -1,9 +1,8 @@
 """Softmax attention, and the layouts that say which token sees which.
 
-A model is told *how* to attend by an `Attend` object, made once per forward pass and used by every layer, so that
-model code knows nothing of padding, packing or caches. Shapes: B rows, T tokens, S keys, H query heads, G key-value
-heads, D features of one head's query and key, V of its value.
-"""
+An `Attend` object, made once per forward pass and used by every layer, implements attention for one layout of tokens
+(whole rows, packed documents, a KV cache), so that model code knows nothing of padding, packing or caches. Shapes: B
+rows, T tokens, S keys, H query heads, G key-value heads, D features of one head's query and key, V of its value."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
-from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
@@ -33,8 +32,9 @@ class Attend(Protocol):
 
     @property
     def is_cached(self) -> bool:
-        """Whether what it is given is kept for later passes, as `cache_layout` says: layers with latent attention then
-        give one key [B, T, 1, rope_dim + kv_rank], the latent behind the rotated part, and its end as the value."""
+        """Whether keys and values are cached for later passes, as `cache_layout` says: layers with latent attention
+        then pass one key [B, T, 1, rope_dim + kv_rank], the rotated part and the latent behind it, and the latent as
+        the value."""
         ...
 
     def __call__(
@@ -42,7 +42,7 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        """For layers that keep a state: `run` over each sequence by itself, from the state before its first token on,
+        """For recurrent layers: runs `run` over each sequence by itself, from the state before its first token,
         [B, T, C] → [B, T, E]."""
         ...
 
@@ -55,7 +55,7 @@ def masked_attention(
     options: AttentionOptions = PLAIN,
     distance_BTS: Tensor | None = None,
 ) -> Tensor:
-    """`plain_attention`, by torch's kernel where that can.
+    """`plain_attention`, by torch's `scaled_dot_product_attention` where that supports the options.
 
     The query heads of one key-value head are folded into the query axis, so that keys are never copied
     (`enable_gqa` copies them on CPU).
@@ -71,7 +71,7 @@ def masked_attention(
 
 
 def distances(count: int, device: torch.device) -> Tensor:
-    """Of each of so many tokens from each, [1, T, T]: the key's position less the query's."""
+    """Distances between tokens of one row, [1, T, T]: key position − query position."""
     at = torch.arange(count, device=device)
     return (at - at[:, None])[None]
 
@@ -84,8 +84,8 @@ def whole_attention(
     causal: bool,
     distance: Tensor | None = None,
 ) -> Tensor:
-    """Each token sees every other, or itself and the ones before it; a mask is made only where it is needed. distance:
-    `distances`, where they are at hand."""
+    """Full or causal attention; a mask is made only where it is needed. distance: `distances`, where the caller has
+    them."""
     if options.is_plain:
         gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGV))
@@ -111,7 +111,7 @@ class RowAttention:
         self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         if not options.is_plain and self._distance is None:
-            # One for all layers: what a layer makes of it, all of them may use.
+            # One tensor for all layers, so that a bias made from it is shared.
             self._distance = distances(q_BTHD.shape[1], q_BTHD.device)
         return whole_attention(q_BTHD, k_BTGD, v_BTGV, options, self._causal, self._distance)
 
@@ -139,8 +139,8 @@ class SharingAttend:
         return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, options)
 
     def attend_shared(self, layer: int, q_BTHD: Tensor, options: AttentionOptions) -> Tensor:
-        """Over the keys and values of that layer, the very tensors that it was given: a layout that keeps them need not
-        write them once more."""
+        """Attends to the keys and values of an earlier layer: the same tensors, so that a cache need not store them
+        twice."""
         return self._attend(layer, q_BTHD, *self._key_values[layer], options)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim, self.keys_of = layer, spec.head_dim_of(layer), spec.keys_of(layer)
         scales, has_keys = spec.scales or Scales(), self.keys_of == layer
-        self._how = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
+        self._options = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, size = spec.hidden_size, self.head_dim
         q_size, kv_size = spec.attention.heads * size, spec.kv_heads_of(layer) * size
         # With a gate, each head's stands behind its query.
@@ -170,7 +170,7 @@ class Attention(nn.Module):
         self.v = Linear(hidden, kv_size, spec.attention.bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
         read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
-        self.joined = Joined(*read) if len(read) > 1 else None
+        self.joined = FusedLinears(*read) if len(read) > 1 else None
         self._plain = not (spec.attention.gate or spec.attention.qk_norm is not None or spec.attention.value_norm)
         self.whole_norm = spec.attention.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
@@ -183,29 +183,28 @@ class Attention(nn.Module):
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
     def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
-        """Adds to this layer's scores what `AttentionOptions.bias` describes: the stack's own, not a parameter of the
-        layer."""
-        self._how = replace(self._how, bias=bias)
+        """Sets `AttentionOptions.bias`, which belongs to the stack and is no parameter of the layer."""
+        self._options = replace(self._options, bias=bias)
 
     @property
     def options(self) -> AttentionOptions:
-        """What this layer wants of its attention."""
-        return self._how if self.sinks is None else replace(self._how, sinks=self.sinks)
+        """The options of this layer, with its sinks."""
+        return self._options if self.sinks is None else replace(self._options, sinks=self.sinks)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
         whole = None if self.joined is None else self.joined.product(x_BTD)
         gate: Tensor | None = None
         if whole is not None and self._plain:
-            y = attend(self.layer, *self._side_by_side(whole, by), self.options)
+            y = attend(self.layer, *self._side_by_side(whole, rotation), self.options)
         else:
             q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
             if self.gated:
                 q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
             q = self._normed(q, self.q_norm)
-            q = q if by is None else rotate(q, by)
-            q = q if by is None or by.query_scale is None else q * by.query_scale
-            y = self._attended(q, k, v, by, attend)
+            q = q if rotation is None else rotate(q, rotation)
+            q = q if rotation is None or rotation.query_scale is None else q * rotation.query_scale
+            y = self._attended(q, k, v, rotation, attend)
         y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
@@ -214,29 +213,29 @@ class Attention(nn.Module):
         return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
 
     def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The same of the joined product."""
+        """Splits the fused product into q, k and v."""
         sizes = [projection.out_features for projection in (self.q, self.k, self.v) if projection is not None]
         q, k, *v = whole_BTO.split(sizes, dim=-1)
         return q, k, v[0] if v else k
 
-    def _side_by_side(self, whole_BTO: Tensor, by: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values by heads, of the joined product: queries and keys turn as one."""
+    def _side_by_side(self, whole_BTO: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by heads, from the fused product; queries and keys are rotated as one tensor."""
         heads, size = whole_BTO.unflatten(-1, (-1, self.head_dim)), self.q.out_features // self.head_dim
         shared = (heads.shape[2] - size) // (1 if self.v is None else 2)
         turning, v = heads[:, :, : size + shared], heads[:, :, -shared:]
-        turned = turning if by is None else rotate(turning, by)
+        turned = turning if rotation is None else rotate(turning, rotation)
         q, k = turned[:, :, :size], turned[:, :, size:]
-        return q if by is None or by.query_scale is None else q * by.query_scale, k, v
+        return q if rotation is None or rotation.query_scale is None else q * rotation.query_scale, k, v
 
     def _attended(
-        self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, by: Rotation | None, attend: Attend
+        self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None, attend: Attend
     ) -> Tensor:
-        """What the queries get of this layer's keys and values, or of those that it shares."""
+        """Attention to this layer's keys and values, or to those of the layer that it shares them with."""
         if k is None or v is None:
             assert isinstance(attend, SharingAttend)
             return attend.attend_shared(self.keys_of, q_BTHD, self.options)
         v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
-        k_BTGD = k_BTGD if by is None else rotate(k_BTGD, by)
+        k_BTGD = k_BTGD if rotation is None else rotate(k_BTGD, rotation)
         v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)
         return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.options)
 

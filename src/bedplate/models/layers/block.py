@@ -1,7 +1,8 @@
-"""One transformer block: something that mixes tokens and a feed-forward, each with a residual and norms around it.
+"""One transformer block: a token mixer (attention, convolution, recurrence) and a feed-forward (dense, experts), each
+with a residual connection and norms.
 
-What mixes tokens and what the feed-forward is are the layer's own (`TransformerSpec.mixer`, `.feedforward`): a new kind
-is one row of MIXERS or FEEDFORWARDS.
+Each layer's spec names its mixer and its feed-forward (`TransformerSpec.mixer`, `.feedforward`); a new one is a row of
+MIXERS or FEEDFORWARDS.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.layers.activation_checkpointing import made_again
+from bedplate.models.layers.activation_checkpointing import recompute_in_backward
 from bedplate.models.layers.attention import Attend, Attention
 from bedplate.models.layers.convolution import ConvolutionMixer
 from bedplate.models.layers.cross import CrossAttention
@@ -20,7 +21,7 @@ from bedplate.models.layers.experts import MixtureOfExperts, ParallelExperts
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
 from bedplate.models.layers.latent import LatentAttentionLayer
 from bedplate.models.layers.mamba2 import Mamba2Mixer
-from bedplate.models.layers.norms import added, make_norm
+from bedplate.models.layers.norms import add_norm, make_norm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec
@@ -83,21 +84,24 @@ class Block(nn.Module):
         self.layer_input_norm = make_norm(spec, device, dtype) if has_input else None
         self.register_buffer("output_scale", torch.ones(1, device=device, dtype=dtype) if spec.output_scales else None)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend, given_BTE: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend, given_BTE: Tensor | None = None
+    ) -> Tensor:
         """given: what the layer is told of its tokens beside its input, where it is told anything."""
-        x_BTD, y_BTD = self.unsummed(x_BTD, None, by, attend, given_BTE)
+        x_BTD, y_BTD = self.forward_unsummed(x_BTD, None, rotation, attend, given_BTE)
         return x_BTD if y_BTD is None else x_BTD + y_BTD
 
-    def unsummed(
+    def forward_unsummed(
         self,
         x_BTD: Tensor,
         y_BTD: Tensor | None,
-        by: Rotation | None,
+        rotation: Rotation | None,
         attend: Attend,
         given_BTE: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """`forward` of x + y, its last sum left undone as well: the next norm is one operation with it."""
-        x_BTD, y_BTD = self._parts(x_BTD, y_BTD, by, attend)
+        """`forward` of x + y that returns its last residual sum as two terms, so that the next norm can fuse with
+        it."""
+        x_BTD, y_BTD = self._parts(x_BTD, y_BTD, rotation, attend)
         if self.layer_input is None and self.output_scale is None:
             return x_BTD, y_BTD
         x_BTD = x_BTD if y_BTD is None else x_BTD + y_BTD
@@ -106,45 +110,45 @@ class Block(nn.Module):
         return x_BTD if self.output_scale is None else x_BTD * self.output_scale, None
 
     def _parts(
-        self, x_BTD: Tensor, y_BTD: Tensor | None, by: Rotation | None, attend: Attend
+        self, x_BTD: Tensor, y_BTD: Tensor | None, rotation: Rotation | None, attend: Attend
     ) -> tuple[Tensor, Tensor | None]:
         """The mixer and the feed-forward, each with its residual."""
         if self.placement == "post":
-            return self._normed_after(x_BTD if y_BTD is None else x_BTD + y_BTD, by, attend), None
+            return self._normed_after(x_BTD if y_BTD is None else x_BTD + y_BTD, rotation, attend), None
         if self.placement == "branch":
             x_BTD = x_BTD if y_BTD is None else x_BTD + y_BTD
-            x_BTD = x_BTD + self._scaled(self.attention_norm(self.attention(x_BTD, by, attend)))
+            x_BTD = x_BTD + self._scaled(self.attention_norm(self.attention(x_BTD, rotation, attend)))
             return x_BTD, self._scaled(self.feedforward_norm(self.feedforward(x_BTD)))
-        x_BTD, normed = added(x_BTD, y_BTD, self.attention_norm)
-        with made_again(normed, self.attention_norm, x_BTD):
-            mixed = self.attention(normed, by, attend)
+        x_BTD, normed = add_norm(x_BTD, y_BTD, self.attention_norm)
+        with recompute_in_backward(normed, self.attention_norm, x_BTD):
+            mixed = self.attention(normed, rotation, attend)
         mixed = self._branch(mixed, self.attention_after_norm)
         if self.parallel:
             return x_BTD + mixed, self._fed(x_BTD, self.feedforward_norm(x_BTD))
         if self.cross is not None and self.cross_norm is not None:
-            x_BTD, normed = added(x_BTD, mixed, self.cross_norm)
-            with made_again(normed, self.cross_norm, x_BTD):
-                mixed = self.cross(normed, by, attend)
+            x_BTD, normed = add_norm(x_BTD, mixed, self.cross_norm)
+            with recompute_in_backward(normed, self.cross_norm, x_BTD):
+                mixed = self.cross(normed, rotation, attend)
             mixed = self._scaled(mixed)
-        x_BTD, normed = added(x_BTD, mixed, self.feedforward_norm)
+        x_BTD, normed = add_norm(x_BTD, mixed, self.feedforward_norm)
         return x_BTD, self._fed(x_BTD, normed)
 
     def _fed(self, x_BTD: Tensor, normed_BTD: Tensor) -> Tensor:
-        """What the feed-forward adds."""
-        with made_again(normed_BTD, self.feedforward_norm, x_BTD):
+        """The feed-forward's contribution to the residual stream."""
+        with recompute_in_backward(normed_BTD, self.feedforward_norm, x_BTD):
             fed_BTD = self.feedforward(normed_BTD)
         if self.beside is not None:
             fed_BTD = self.beside(x_BTD, fed_BTD)
         return self._branch(fed_BTD, self.feedforward_after_norm)
 
-    def _normed_after(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
-        x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, by, attend)))
+    def _normed_after(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+        x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, rotation, attend)))
         if self.cross is not None and self.cross_norm is not None:
-            x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, by, attend)))
+            x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, rotation, attend)))
         return self.feedforward_norm(x_BTD + self._scaled(self.feedforward(x_BTD)))
 
     def _branch(self, y_BTD: Tensor, norm: nn.Module | None) -> Tensor:
-        """What a part adds, of what it made."""
+        """A branch's contribution to the residual stream."""
         return self._scaled(y_BTD if norm is None else norm(y_BTD))
 
     def _scaled(self, y_BTD: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The heads of encoders: logits of labels from one vector of a text, and of the tokens that were hidden.
+"""Heads of encoders: label logits from a pooled vector, and token logits for masked language modelling.
 
 Shapes: N texts or tokens, D features, L labels, V vocabulary.
 """
@@ -17,7 +17,7 @@ from bedplate.models.specs.transformer import Classifier, MaskedHead, Transforme
 
 
 class ClassifierHead(nn.Module):
-    """A product with the labels' rows, behind a layer of its own where `spec.classifier` has one."""
+    """A linear layer to the labels, after a dense layer and a norm where `spec.classifier` has them."""
 
     def __init__(self, spec: TransformerSpec, head: Classifier, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class ClassifierHead(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """A layer of its own and a norm, then the token table, which is given (BERT's head for masked tokens)."""
+    """BERT's head for masked tokens: a dense layer, a norm, and the transposed token table, which is passed in."""
 
     bias: nn.Parameter | None
 

@@ -61,7 +61,7 @@ class ConvolutionMixer(nn.Module):
         self.convolution = CausalConvolution(D, part.width, part.bias, device, dtype)
         self.output = Linear(D, D, part.bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         b, c, x = self.input(x_BTD).chunk(3, dim=-1)
         return self.output(c * attend.recur(self.layer, self._run, b * x))
 

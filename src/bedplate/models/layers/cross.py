@@ -26,7 +26,7 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @runtime_checkable
 class CrossAttend(Protocol):
-    """A layout that also knows which of the encoder's tokens each token sees."""
+    """A layout that supports cross-attention: it knows which of the encoder's tokens each token sees."""
 
     def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
         """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
@@ -58,7 +58,7 @@ class CrossAttention(nn.Module):
         k, v = (layer(states_BSE).view(B, S, -1, self.head_dim) for layer in (self.k, self.v))
         return k, v
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         if not isinstance(attend, CrossAttend):
             raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
         B, T, _ = x_BTD.shape

@@ -45,7 +45,7 @@ class DeltaRuleMixer(nn.Module):
         self.norm = GatedNorm(part.value_dim, spec.norm.eps, device, dtype)
         self.output = Linear(part.heads * part.value_dim, D, False, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         x = torch.cat((self.qkv(x_BTD), self.rate(x_BTD), self.step(x_BTD)), dim=-1)
         read, gate = attend.recur(self.layer, self._run, x), self.gate(x_BTD)
         shape = (*x_BTD.shape[:2], self.part.heads, self.part.value_dim)
@@ -69,6 +69,6 @@ class DeltaRuleMixer(nn.Module):
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 
     def _unit(self, x: Tensor) -> Tensor:
-        """Of length 1, once for each of the value heads that share it."""
+        """Normalises to length 1 and repeats for each of the value heads that share it."""
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
         return x.repeat_interleave(self.part.heads // self.part.key_heads, dim=2)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.layers.activation_checkpointing import made_again
+from bedplate.models.layers.activation_checkpointing import recompute_in_backward
 from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
 from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.grouped import Segments, grouped_product
@@ -103,7 +103,7 @@ class MixtureOfExperts(nn.Module):
         part, hidden = spec.experts, spec.hidden_size
         assert part is not None
         self.router = Router(spec, layer, device, dtype)
-        self.experts = FeedForwards(spec, device, dtype)
+        self.experts = RoutedExperts(spec, device, dtype)
         self.shared = FeedForward(spec, layer, device, dtype, part.shared_size) if part.shared_size else None
         self.shared_gate = Linear(hidden, 1, False, device, dtype) if part.shared_gate else None
 
@@ -121,12 +121,12 @@ class MixtureOfExperts(nn.Module):
 
 
 class ParallelExperts(nn.Module):
-    """A router and its experts beside the feed-forward that sees every token (Gemma-4)."""
+    """Routed experts in parallel to a dense feed-forward that sees every token (Gemma-4)."""
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
         self.router = Router(spec, layer, device, dtype)
-        self.experts = FeedForwards(spec, device, dtype)
+        self.experts = RoutedExperts(spec, device, dtype)
         self.norm, self.after_norm, self.dense_after_norm = (make_norm(spec, device, dtype) for _ in range(3))
 
     def forward(self, x_BTD: Tensor, fed_BTD: Tensor) -> Tensor:
@@ -137,8 +137,8 @@ class ParallelExperts(nn.Module):
         return self.dense_after_norm(fed_BTD) + self.after_norm(out_ND).view(x_BTD.shape)
 
 
-class FeedForwards(nn.Module):
-    """The experts: the gate and what it gates are one product."""
+class RoutedExperts(nn.Module):
+    """The feed-forwards of all experts; the gate and up projections are one product."""
 
     def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -158,10 +158,10 @@ class FeedForwards(nn.Module):
             return sorted_rows
 
         x_MD = copied(x_ND)
-        with made_again(x_MD, copied, x_ND):
+        with recompute_in_backward(x_MD, copied, x_ND):
             both_MI = self.gate_up(x_MD, order.segments)
         h_MI = self.activation(both_MI)
-        with made_again(h_MI, self.activation, both_MI):
+        with recompute_in_backward(h_MI, self.activation, both_MI):
             y_MD = self.down(h_MI, order.segments)
         combined: Any = _Combined.apply(y_MD, weights_Nk, order)
         return combined
@@ -181,7 +181,7 @@ def _expert_outputs(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tens
 
 
 def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
-    """From what an expert's first product gives, its gate's features before the others, to what its second takes."""
+    """The activation between an expert's two products, whose first gives the gate's features before the up features."""
     if spec.feedforward.activation == "clamped_silu":
         return clamped_silu
     act = ACTIVATIONS[spec.feedforward.activation]

@@ -1,4 +1,4 @@
-"""The feed-forward block: plain, or gated (https://arxiv.org/abs/2002.05202), by itself or by what it is given."""
+"""The feed-forward block (MLP): plain, or gated (SwiGLU and others, https://arxiv.org/abs/2002.05202)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.activation_checkpointing import made_again
-from bedplate.models.layers.fused.joined import Joined
+from bedplate.models.layers.activation_checkpointing import recompute_in_backward
+from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import gated
 from bedplate.models.layers.linear import Linear
@@ -71,7 +71,7 @@ class FeedForward(nn.Module):
         self.gate = Linear(hidden, inner_size, bias, device, dtype) if spec.feedforward.gated else None
         self.up = Linear(hidden, inner_size, bias, device, dtype)
         self.down = Linear(inner_size, hidden, bias, device, dtype)
-        self.joined = None if self.gate is None else Joined(self.gate, self.up)
+        self.joined = None if self.gate is None else FusedLinears(self.gate, self.up)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_up = None if self.joined is None else self.joined.product(x_BTD)
@@ -80,11 +80,11 @@ class FeedForward(nn.Module):
         up_BTI = self.up(x_BTD)
         if self.gate is None:
             h_BTI = self.activation(up_BTI)
-            with made_again(h_BTI, self.activation, up_BTI):
+            with recompute_in_backward(h_BTI, self.activation, up_BTI):
                 return self.down(h_BTI)
         gate_BTI = self.gate(x_BTD)
         h_BTI = gated(gate_BTI, up_BTI, self.activation)
-        with made_again(h_BTI, self._activated, gate_BTI, up_BTI):
+        with recompute_in_backward(h_BTI, self._activated, gate_BTI, up_BTI):
             return self.down(h_BTI)
 
     def _activated(self, gate: Tensor, up: Tensor) -> Tensor:

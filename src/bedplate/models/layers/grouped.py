@@ -42,7 +42,7 @@ class Segments:
         return self._ends
 
     def rows_of(self, rows: int) -> Tensor:
-        """Of each sorted token its row, where the tokens are so many rows of one length, int64 [M]."""
+        """The row of each sorted token, int64 [M], where the tokens are `rows` rows of one length."""
         assert self.tokens_M is not None
         if not rows or self.tokens % rows:
             raise UsageError(f"{self.tokens} tokens cannot be {rows} rows of one length")
@@ -67,7 +67,7 @@ def plain_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tenso
 
 
 def grouped_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
-    """`plain_product`, by the fastest way that works here."""
+    """x_m Wᵀ of each token's expert, [M, O], by the fastest product that works on this device."""
     product: Any = _Grouped.apply(x_MI, weight_EOI, segments)
     return product
 

@@ -22,7 +22,7 @@ from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec, YarnScaling
 
 NORM_EPS = 1e-6
-"""Of the latents' norms in DeepSeek's code, whatever the model's own."""
+"""Epsilon of the latents' norms in DeepSeek's code, which does not take the model's."""
 
 
 class LatentAttentionLayer(nn.Module):
@@ -46,14 +46,14 @@ class LatentAttentionLayer(nn.Module):
         self.kv_up = Linear(part.kv_rank, heads * (part.nope_dim + part.value_dim), False, device, dtype)
         self.o = Linear(heads * part.value_dim, hidden, spec.has_output_bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         part = self.part
         q_BTHQ = self._queries(x_BTD).unflatten(-1, (self.heads, part.key_dim))
         q_BTHN, q_BTHP = q_BTHQ.split((part.nope_dim, part.rope_dim), dim=-1)
         latent_BTC, key_BTP = self.kv_down(x_BTD).split((part.kv_rank, part.rope_dim), dim=-1)
         latent_BTC, key_BT1P = self.kv_norm(latent_BTC), key_BTP[:, :, None]
-        if by is not None:
-            q_BTHP, key_BT1P = rotate(q_BTHP, by), rotate(key_BT1P, by)
+        if rotation is not None:
+            q_BTHP, key_BT1P = rotate(q_BTHP, rotation), rotate(key_BT1P, rotation)
         mix = self.absorbed if attend.is_cached else self.naive
         return self.o(mix(q_BTHN, q_BTHP, latent_BTC, key_BT1P, attend).flatten(2))
 
@@ -102,7 +102,7 @@ class LatentAttentionLayer(nn.Module):
 
 
 def score_scale(spec: TransformerSpec) -> float:
-    """Of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
+    """Scale of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
     assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention

@@ -38,7 +38,7 @@ class Mamba2Mixer(nn.Module):
         self.norm = GatedNorm(part.inner, spec.norm.eps, device, dtype, groups=part.groups, gate_first=True)
         self.output = Linear(part.inner, D, part.bias, device, dtype)
 
-    def forward(self, x_BTD: Tensor, by: Rotation | None, attend: Attend) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         gate, x = self.input(x_BTD).tensor_split((self.part.inner,), dim=-1)
         return self.output(self.norm(attend.recur(self.layer, self._run, x), gate))
 

@@ -60,12 +60,12 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
 
 
 def _scaling(weight: Tensor, offset: float) -> Tensor:
-    """What normed features are multiplied by."""
+    """The factor of normed features."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset if offset else weight
 
 
 def _recorded(x: Tensor) -> bool:
-    """Whether gradients of what is made of it are recorded, on a CPU."""
+    """Whether autograd records what is computed from it, on a CPU."""
     return x.is_cpu and x.requires_grad and torch.is_grad_enabled()
 
 
@@ -139,7 +139,7 @@ _ADD_NORM = operation(
 Norm = RMSNorm | LayerNorm
 
 
-def added(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+def add_norm(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """x + y, or x alone, and the norm of it: one operation where no gradients are recorded."""
     if y is None:
         return x, norm(x)

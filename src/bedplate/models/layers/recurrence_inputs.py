@@ -1,7 +1,7 @@
-"""Layers that keep a state while they read a sequence, and what they are told the sequences are.
+"""The interface of recurrent layers, which carry a state along a sequence.
 
 Such a layer gives its layout a function from padded sequences and the states before them to outputs and the states
-after; the layout knows which tokens are one sequence, where it begins, and what was kept of it (`Attend.recur`).
+after; the layout knows which tokens form a sequence, where it begins, and its cached state (`Attend.recur`).
 
 Shapes: S sequences of at most L tokens, C features that go in, E that come out.
 """
@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 State = tuple[Tensor, ...]
-"""What is kept of each of S sequences, [S, ...] each, as `cache_layout` lists them for the layer."""
+"""The recurrent state of S sequences: tensors [S, ...], as `cache_layout` lists them for the layer."""
 
 
 class Recurrence(Protocol):

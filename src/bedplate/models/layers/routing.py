@@ -27,7 +27,7 @@ TINY = 1e-20
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """What one layer's router did with the tokens of a pass, padding among them.
+    """A layer's routing decisions for the tokens of a pass, padding included.
 
     logits_NE, scores_NE: float32 or wider, with their graph; chosen_Nk: the experts; weights_Nk: how each counts.
     """
@@ -43,9 +43,9 @@ _heard: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
 
 
 @contextmanager
-def listening() -> Generator[list[Routing]]:
-    """The routings of every layer that runs meanwhile in this context; who listens outside of it hears them too. What
-    is computed again for gradients comes after it, and is not heard a second time."""
+def collect_routings() -> Generator[list[Routing]]:
+    """Collects the routings of every layer that runs while it is open; an outer collector gets them too. Layers that
+    are recomputed in the backward pass run after it is closed, and are not collected twice."""
     routings: list[Routing] = []
     outer = _heard.get()
     token = _heard.set(routings)
@@ -98,7 +98,7 @@ class Router(nn.Module):
         return routing
 
     def _read(self, x_ND: Tensor) -> Tensor:
-        """What the logits are made of: the input, or where it is scaled, what a norm without a weight makes of it."""
+        """The router's input: the hidden state, or its scaled norm where the router has a scale."""
         if self.scale is None:
             return x_ND
         size = x_ND.shape[-1]

@@ -1,4 +1,5 @@
-"""What a sentence encoder does to pooled states. Shapes: N texts, D features of all poolings, E of the vector."""
+"""The dense layers and normalisation that a sentence encoder applies to pooled states. Shapes: N texts, D features of
+all poolings, E of the vector."""
 
 from __future__ import annotations
 

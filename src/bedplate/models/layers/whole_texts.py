@@ -1,4 +1,4 @@
-"""Attention within whole texts that lie one after the other in one row, for passes that keep nothing.
+"""Attention within whole texts that lie one after the other in one row, for passes without a cache.
 
 Texts of one length side by side are a block without padding or copies, so nothing is masked, and short ones are two
 batched products. Measured on an EPYC core in bfloat16, 1,024 tokens of 12 heads of 32: torch's flash kernel takes 1.8,

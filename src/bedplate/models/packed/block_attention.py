@@ -239,7 +239,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _queries(x_GNRD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
-    """Of each block, one after the other: [blocks · G, n · R, D]."""
+    """The queries of a group of blocks, stacked: [blocks · G, n · R, D]."""
     parts = [x_GNRD[:, block.start : block.stop] for block in group]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     return whole.reshape(len(whole), -1, x_GNRD.shape[-1])
@@ -253,7 +253,7 @@ def _scatter(into_NGRD: Tensor, outputs: Tensor, group: Sequence[TokenBlock], sc
 
 
 def _keys(x_GSD: Tensor, group: Sequence[TokenBlock]) -> Tensor:
-    """Of each block, one after the other: [blocks · G, K, D]."""
+    """The keys or values of a group of blocks, stacked: [blocks · G, K, D]."""
     if len(group) > 1:
         return torch.cat([x_GSD[:, slice(*block.keys[0])] for block in group])
     parts = [x_GSD[:, start:stop] for start, stop in group[0].keys]

@@ -65,8 +65,8 @@ class EncoderStatesLayout:
 
 
 def _blocks(ours: Placement, theirs: Placement, device: torch.device) -> list[TokenBlock]:
-    """Of each document of the decoder, the one of the encoder that has its row and number. Short ones that stand beside
-    each other, as their texts do, are one block."""
+    """Blocks that pair each document of the decoder with the encoder's document of the same row and number. Short ones
+    that stand beside each other, as their texts do, are one block."""
     read = {(source.row, source.segment): source for source in theirs.documents}
     missing = next(
         (

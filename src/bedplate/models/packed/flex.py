@@ -71,7 +71,7 @@ class FlexAttention:
         return self._documents.recur(run, x_BTC)
 
     def _place(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each token, up to whole blocks: its document's number (−1: padding), its position, and the number of the
+        """For each token, up to whole blocks: its document's number (−1: padding), its position, and the number of the
         prefix that it stands behind (−2: none)."""
         if device not in self._places:
             documents = self._placement.documents

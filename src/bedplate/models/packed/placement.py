@@ -50,7 +50,7 @@ class Placement:
 
     @classmethod
     def of(cls, segments_BT: Tensor) -> Placement:
-        """Of rows as `Inputs.segments` describes them, which are read."""
+        """Placement of rows with these `Inputs.segments`, which are read from their device."""
         B, T = segments_BT.shape
         if not B * T:
             return cls((B, T), ())
@@ -65,7 +65,7 @@ class Placement:
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[int]) -> Placement:
-        """Of one row without padding: `lengths` of its prefix (or 0) and of each document."""
+        """Placement of one row without padding: `lengths` of its prefix (or 0) and of each document."""
         prefix, *documents = lengths
         placed = [PlacedDocument(0, prefix, segment=0)] if prefix else []
         at = prefix
@@ -86,7 +86,7 @@ class Placement:
 
     @cached_property
     def numbers_N(self) -> Tensor:
-        """Of each token its document's number in `documents`, int64 on the CPU; −1: padding."""
+        """The number of each token's document in `documents`, int64 on the CPU; −1: padding."""
         numbers = torch.full((self.shape[0] * self.shape[1],), -1)
         for number, document in enumerate(self.documents):
             numbers[document.start : document.stop] = number
@@ -94,7 +94,8 @@ class Placement:
 
     @cached_property
     def positions_N(self) -> Tensor:
-        """Of each token its place in its document behind what is shared, int64 on the CPU; 0 for padding."""
+        """Position of each token in its document, counted from the shared prefix on, int64 on the CPU; 0 for
+        padding."""
         positions = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.int64)
         for document in self.documents:
             positions[document.start : document.stop] = torch.arange(document.shared, document.whole)

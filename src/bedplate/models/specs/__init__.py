@@ -8,7 +8,7 @@ from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.specs.vision import VisionSpec
 
 TextSpec = TransformerSpec | EncoderDecoderSpec
-"""Of what reads and writes tokens."""
+"""Specs of models that read and write tokens."""
 Spec = TransformerSpec | EncoderDecoderSpec | VisionSpec | AudioSpec | DiffusionSpec | MultimodalSpec
 
 __all__ = [

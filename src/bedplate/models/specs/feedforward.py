@@ -13,7 +13,7 @@ Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu",
 Scoring = Literal["softmax", "softmax_chosen", "sigmoid"]
 
 MOST_EXPERTS = 100_000
-"""Of one layer; published models have a few hundred."""
+"""Experts of one layer at most; published models have a few hundred."""
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from bedplate.models.specs.state_mixers import StateSpec
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from bedplate.models.specs.transformer import TransformerSpec
-
-_PARTS: dict[str, type] = {
+_PARTS: dict[str, type[DataclassInstance]] = {
     "attention": AttentionSpec,
     "feedforward": FeedForwardSpec,
     "norm": NormSpec,
@@ -79,7 +77,7 @@ _LATER_IN_PARTS: dict[tuple[str, ...], dict[str, Any]] = {
 
 
 @cache
-def flat_paths(spec_class: type[TransformerSpec]) -> Mapping[str, tuple[str, ...]]:
+def flat_paths(spec_class: type[DataclassInstance]) -> Mapping[str, tuple[str, ...]]:
     """By flat name, the field of a spec, or the part and the field in it."""
     paths: dict[str, tuple[str, ...]] = {}
     for field in fields(spec_class):
@@ -90,14 +88,14 @@ def flat_paths(spec_class: type[TransformerSpec]) -> Mapping[str, tuple[str, ...
     return paths
 
 
-def flat_fields(spec: TransformerSpec) -> dict[str, Any]:
+def flat_fields(spec: DataclassInstance) -> dict[str, Any]:
     """Every field of the spec and of its parts, by its flat name."""
     paths = flat_paths(type(spec)).items()
     return {name: getattr(spec if len(path) == 1 else getattr(spec, path[0]), path[-1]) for name, path in paths}
 
 
 def grouped_fields(
-    spec_class: type[TransformerSpec], flat: Mapping[str, Any], *, plain: bool = False
+    spec_class: type[DataclassInstance], flat: Mapping[str, Any], *, plain: bool = False
 ) -> dict[str, Any]:
     """The inverse: arguments of a spec, with its parts; with `plain`, the parts as mappings. UsageError for another
     name."""
@@ -111,21 +109,23 @@ def grouped_fields(
     return grouped if plain else grouped | {name: part(**grouped[name]) for name, part in _PARTS.items()}
 
 
-def grouped_stacks(spec_class: type[TransformerSpec], plain: Mapping[str, Any]) -> dict[str, Any]:
+def grouped_stacks(spec_class: type[DataclassInstance], plain: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `plain_fields`, but that parts stay mappings."""
     if "heads" in plain:
         return grouped_fields(spec_class, plain, plain=True)
     return {n: grouped_stacks(spec_class, value) if n in _STACKS else value for n, value in plain.items()}
 
 
-def flat_defaults(spec_class: type[TransformerSpec]) -> dict[str, Any]:
+@cache
+def flat_defaults(spec_class: type[DataclassInstance]) -> Mapping[str, Any]:
     """The defaults of the fields that have one, by their flat names."""
-    owners = {name: _PARTS[path[0]] if len(path) > 1 else spec_class for name, path in flat_paths(spec_class).items()}
-    defaults = {
-        name: next(field.default for field in fields(owner) if field.name == flat_paths(spec_class)[name][-1])
-        for name, owner in owners.items()
-    }
-    return {name: default for name, default in defaults.items() if default is not MISSING}
+    defaults: dict[str, Any] = {}
+    for name, path in flat_paths(spec_class).items():
+        owner = spec_class if len(path) == 1 else _PARTS[path[0]]
+        default = next(field.default for field in fields(owner) if field.name == path[-1])
+        if default is not MISSING:
+            defaults[name] = default
+    return defaults
 
 
 def plain_fields(spec: DataclassInstance) -> dict[str, Any]:
@@ -136,13 +136,14 @@ def plain_fields(spec: DataclassInstance) -> dict[str, Any]:
 def _flattened(nested: dict[str, Any]) -> dict[str, Any]:
     if "attention" not in nested:
         return {name: _flattened(value) if name in _STACKS else value for name, value in nested.items()}
-    flat = {name: value for name, value in nested.items() if name not in _PARTS}
+    flat: dict[str, Any] = {name: value for name, value in nested.items() if name not in _PARTS}
     for part in _PARTS:
-        flat |= {_RENAMED.get(f"{part}.{name}", name): value for name, value in nested[part].items()}
+        values: dict[str, Any] = nested[part]
+        flat |= {_RENAMED.get(f"{part}.{name}", name): value for name, value in values.items()}
     return flat
 
 
-def hashed_fields(spec: TransformerSpec) -> dict[str, Any]:
+def hashed_fields(spec: DataclassInstance) -> dict[str, Any]:
     """The flat fields as plain data for hashes, which must not change when a spec learns to say more: fields that came
     after the first ones, and parts' fields that came later, are left out where they say nothing new."""
     values = plain_fields(spec)

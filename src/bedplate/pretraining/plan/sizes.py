@@ -1,16 +1,20 @@
-"""Steps, rows and learning rate of a run: from its file, or from scaling laws where the file is silent."""
+"""Sizes and training configuration of a run: from its file, or from scaling laws where the file is silent."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import pydantic
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.model.parameters import parameters
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
 from bedplate.pretraining.runfile.file import RunFile
+from bedplate.training.config import TrainConfig
 from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.parallel.layout import Axis
 
@@ -21,17 +25,23 @@ FEWEST_STEPS = 200
 
 
 @dataclass(frozen=True)
-class RunSizes:
-    """length: tokens of a row; batch, micro: rows of a step, and of what goes through at once. tokens: asked for.
-    parameters: all; body: those that the laws count: active, without the tables."""
+class RowShape:
+    """How documents are laid into steps. length: tokens of a row; batch, micro: rows of a step and of a micro-batch."""
+
+    length: int
+    batch: int
+    micro: int
+
+
+@dataclass(frozen=True)
+class RunSizes(RowShape):
+    """tokens: asked for. parameters: all; body: those that scaling laws count (active, without tables). rate: the peak
+    learning rate."""
 
     parameters: int
     body: int
     tokens: int
     steps: int
-    length: int
-    batch: int
-    micro: int
     rate: float
 
 
@@ -69,7 +79,7 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
             f"{run.batch.micro_tokens:,} would cut it: set it to the step's {batch * length:,} tokens, or lower "
             "batch.tokens"
         )
-    return RunSizes(total, body, tokens, steps, length, batch, micro, rate)
+    return RunSizes(length, batch, micro, total, body, tokens, steps, rate)
 
 
 def _check_kind(run: RunFile, spec: TextSpec, model_types: Sequence[str]) -> None:
@@ -93,3 +103,71 @@ def check_shares(sizes: RunSizes, axes: Mapping[Axis, int]) -> None:
             f"batch.tokens gives steps of {sizes.batch:,} rows, and {shares:,} ranks have data of their own: raise it, "
             "take shorter rows (batch.sequence), or let ranks share products (parallel.tensor)"
         )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What follows from the file."""
+
+    config: TrainConfig
+    sizes: RunSizes
+
+    @property
+    def steps(self) -> int:
+        return self.sizes.steps
+
+    def shown(self) -> dict[str, Any]:
+        """For people."""
+        config = self.config
+        return {
+            "tokens": self.sizes.tokens,
+            "steps": self.steps,
+            "tokens_of_a_step": self.sizes.batch * self.sizes.length,
+            "sequence": self.sizes.length,
+            "learning_rate": config.learning_rate,
+            "schedule": f"{config.schedule}, warm-up {config.warmup:g}, decay {config.decay:g}",
+            "weight_decay": config.weight_decay,
+            "clip": config.clip,
+            "seed": config.seed,
+        }
+
+
+def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
+    """available: tokens that there are to learn, once. ConfigError for settings that cannot be."""
+    sizes = sizes_of(run, spec, available)
+    return RunSettings(_config(run, sizes.rate, sizes.steps), sizes)
+
+
+def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
+    """The loop's configuration."""
+    optimizer, schedule = run.optimizer, run.schedule
+    fields: dict[str, Any] = {
+        "learning_rate": rate,
+        "schedule": schedule.name,
+        "warmup": schedule.warmup,
+        "decay": schedule.decay,
+        "final": schedule.final,
+        "beta1": optimizer.beta1,
+        "beta2": optimizer.beta2,
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+        "clip": optimizer.clip,
+        "steps": steps,
+        "seed": run.seed,
+        "save_steps": max(1, round(run.checkpoints.every * steps)),
+        "save_seconds": run.checkpoints.seconds,
+        "log_steps": run.log_steps,
+        "dtype": run.dtype,
+        "router": run.router,
+        "recompute": run.recompute,
+    }
+    reserved = [name for name in optimizer.settings if name in fields]
+    if reserved:
+        raise ConfigError(f"optimizer.settings.{reserved[0]}: the run file has a key of its own for it")
+    if optimizer.name != "adamw":
+        fields["optimizer"] = optimizer.name
+    try:
+        return TrainConfig(**fields, **optimizer.settings)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(f"optimizer.settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

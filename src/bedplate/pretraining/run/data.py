@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.pretraining.page.page import TOKENS_PREFIX
+from bedplate.pretraining.plan.sizes import RowShape
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
 from bedplate.training.sources import BatchSource, Shard, TransformedSource
@@ -27,15 +28,6 @@ class HeldOut:
     @property
     def bytes(self) -> int:
         return sum(len(text.encode()) for text in self.texts)
-
-
-@dataclass(frozen=True)
-class RowShape:
-    """How documents are laid into steps: tokens of a row, rows of a step, and of what goes through at once."""
-
-    length: int
-    batch: int
-    micro: int
 
 
 MakeSource = Callable[[RowShape, int, Shard], BatchSource[PackedBatch]]

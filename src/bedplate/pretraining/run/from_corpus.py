@@ -15,8 +15,9 @@ from bedplate.data.corpus.shards import Corpus
 from bedplate.data.loader import CorpusLoader
 from bedplate.data.mixture import MixtureConfig
 from bedplate.inference.predict.judges import judges_of
+from bedplate.pretraining.plan.sizes import RowShape
 from bedplate.pretraining.run.baselines import MOST_COUNTED
-from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RowShape, RunData
+from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RunData
 from bedplate.pretraining.run.directory import CORPUS
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer

@@ -15,7 +15,8 @@ from bedplate.core.progress import progress
 from bedplate.data.documents import Document, read_documents, read_whole_documents
 from bedplate.data.stdlib import LICENCE, read_modules
 from bedplate.models.checkpoints.checkpoint import locate
-from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RowShape, RunData
+from bedplate.pretraining.plan.sizes import RowShape
+from bedplate.pretraining.run.data import BySource, HeldOut, MakeSource, RunData
 from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart
 from bedplate.text.bpe import train_bpe

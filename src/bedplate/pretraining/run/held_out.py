@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bedplate.pretraining.run.data import HeldOut, RowShape
+from bedplate.pretraining.plan.sizes import RowShape
+from bedplate.pretraining.run.data import HeldOut
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.corrupting import Corrupting, corrupted
 from bedplate.training.objectives.objective import AnyModel, CorruptionVocabulary, TextObjective, evaluate_loss

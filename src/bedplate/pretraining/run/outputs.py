@@ -13,18 +13,19 @@ from typing import Any
 from bedplate.core.display import Brief
 from bedplate.core.errors import BedplateError, TrainingError, is_interrupt
 from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.core.progress import console
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.page.card import model_card
-from bedplate.pretraining.page.page import texts_tokens, tokens_by_source, write_page
+from bedplate.pretraining.page.page import measure_of, texts_tokens, tokens_by_source, write_page
+from bedplate.pretraining.plan.sizes import RunSettings
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
 from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
+from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of
-from bedplate.pretraining.run.live import Follower, LiveView, TensorBoard
-from bedplate.pretraining.run.settings import RunSettings
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.training.loop import TrainResult
@@ -73,8 +74,7 @@ class RunOutputs:
         self._planned, self._out = planned, planned.directory.path
         self._tensorboard: TensorBoard | None = None
         run, base = planned.run, planned.base
-        self.utilisation = utilisation_of(base.spec, planned.settings.rows.length, base.device, run.dtype)
-        self._live = LiveView(run.run, planned.settings.steps)
+        self.utilisation = utilisation_of(base.spec, planned.settings.sizes.length, base.device, run.dtype)
         holdouts = self._holdout_batches(run.evaluation.tokens)
         self._judge = Judge(self._out, base, run.evaluation, run.checkpoints, holdouts, self._judged)
 
@@ -82,13 +82,12 @@ class RunOutputs:
     def followed(self, start_step: int) -> Generator[None]:
         """The run goes on from step `start_step` while it is open."""
         self._record("running")
-        takers: list[Callable[[Mapping[str, Any]], None]] = [self._live]
+        takers: list[Callable[[Mapping[str, Any]], None]] = []
         with ExitStack() as around:
             self._tensorboard = TensorBoard.where_installed(self._out / places.TENSORBOARD, start_step)
             if self._tensorboard is not None:
                 takers.append(self._tensorboard)
                 around.callback(self._tensorboard.close)
-            around.enter_context(self._live)
             around.enter_context(Follower(self._out / METRICS_FILE, takers))
             yield
 
@@ -127,14 +126,16 @@ class RunOutputs:
         return texts_tokens([row for row in rows if row["step"] <= step])
 
     def _judged(self, row: dict[str, Any]) -> None:
-        self._live.judged(row)
+        for name, scores in row["held_out"].items():
+            measure, value = measure_of(scores)
+            console(stderr=True).print(f"step {row['step']:,}: {name}: {value:.3f} {measure}", markup=False)
         if self._tensorboard is not None:
             self._tensorboard.judged(row)
 
     def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
-        rows, objective = planned.settings.rows, planned.objective
+        rows, objective = planned.settings.sizes, planned.objective
         return [
             held_out(holdout, rows, size, starts, limit, objective, planned.words) for holdout in planned.data.holdouts
         ]

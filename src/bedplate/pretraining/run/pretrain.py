@@ -20,7 +20,7 @@ from bedplate.core.progress import silent
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
-from bedplate.pretraining.plan.sizes import check_shares
+from bedplate.pretraining.plan.sizes import check_shares, settings_of
 from bedplate.pretraining.plan.spec import spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.data import RunData
@@ -29,7 +29,6 @@ from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
 from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
-from bedplate.pretraining.run.settings import settings_of
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import DtypeChoice
@@ -187,7 +186,7 @@ class _Run:
     def _train(self, store: StateStore) -> TrainResult:
         planned = self.planned
         base, settings, objective = planned.base, planned.settings, planned.objective
-        source = planned.data.make_source(settings.rows, settings.steps, self.ranks.shard)
+        source = planned.data.make_source(settings.sizes, settings.steps, self.ranks.shard)
         return train(
             base.model,
             objective.source(source, planned.words, planned.run.seed),

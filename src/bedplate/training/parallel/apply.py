@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import ExpertLinear, FeedForwards, sort_by_expert
+from bedplate.models.layers.experts import ExpertLinear, RoutedExperts, sort_by_expert
 from bedplate.models.layers.grouped import Segments, grouped_product
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
@@ -64,7 +64,7 @@ class ExpertsStyle(ParallelStyle):
     what it makes of them travels back."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        assert isinstance(module, FeedForwards)
+        assert isinstance(module, RoutedExperts)
         for layer in (module.gate_up, module.down):
             _replace_by_shard(layer, "weight", device_mesh, Shard(0))
             if layer.bias is not None:
@@ -102,7 +102,7 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 class _Exchange:
-    """`FeedForwards.forward` over the experts of all ranks; `here`: how many each has."""
+    """`RoutedExperts.forward` over the experts of all ranks; `here`: how many each has."""
 
     def __init__(self, forward: Any, local_count: int, group: dist.ProcessGroup) -> None:
         self._forward, self._local_count, self._group = forward, local_count, group
@@ -199,7 +199,7 @@ def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
     )
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         if mesh.sizes["expert"] > 1:
-            for module in [submodule for submodule in block.modules() if isinstance(submodule, FeedForwards)]:
+            for module in [submodule for submodule in block.modules() if isinstance(submodule, RoutedExperts)]:
                 fully_shard(module, mesh=mesh.expert_shards, mp_policy=policy)
         fully_shard(block, mesh=mesh.shards, mp_policy=policy)
     # What is outside of the blocks is read again for the loss, after the forward pass.

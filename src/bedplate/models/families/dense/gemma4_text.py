@@ -143,10 +143,7 @@ def _read_layer_inputs(fields: Fields, values: Values) -> Values:
 
 
 def _layer_input_fields(flat: Values, spec: TransformerSpec) -> Values:
-    return {
-        "hidden_size_per_layer_input": flat["layer_input_size"],
-        "vocab_size_per_layer_input": flat["vocab_size"],
-    }
+    return {"hidden_size_per_layer_input": flat["layer_input_size"], "vocab_size_per_layer_input": flat["vocab_size"]}
 
 
 _EXPERT_NAMES = {"num_experts": "count", "top_k_experts": "per_token", "moe_intermediate_size": "feedforward_size"}

@@ -72,11 +72,7 @@ def _contexts(flat: Values, spec: TransformerSpec) -> Values:
     scaling = rope.scaling
     longest = scaling.extended_context if isinstance(scaling, LongRopeScaling) else context
     original = scaling.original_context if isinstance(scaling, LongRopeScaling) else context
-    return {
-        "max_position_embeddings": longest,
-        _ORIGINAL: original,
-        "partial_rotary_factor": rope.fraction,
-    }
+    return {"max_position_embeddings": longest, _ORIGINAL: original, "partial_rotary_factor": rope.fraction}
 
 
 def _today(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,11 +28,5 @@ FIELDS = (
 )
 
 HF = hf_family(
-    "bart",
-    "BartForConditionalGeneration",
-    FIELDS,
-    HF_WEIGHTS,
-    make=two_sides,
-    by_names=by_names,
-    examples=EXAMPLES,
+    "bart", "BartForConditionalGeneration", FIELDS, HF_WEIGHTS, make=two_sides, by_names=by_names, examples=EXAMPLES
 )

@@ -145,11 +145,5 @@ _BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
 FIELDS = (*BODY_FIELDS[:-1], head("Bert", _BODIES, _read_classifier, _read_masked), BODY_FIELDS[-1])
 
 HF = hf_family(
-    "bert",
-    "BertModel",
-    FIELDS,
-    HF_WEIGHTS,
-    by_names=by_names,
-    examples=EXAMPLES,
-    with_masked_head=_with_masked_head,
+    "bert", "BertModel", FIELDS, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, with_masked_head=_with_masked_head
 )

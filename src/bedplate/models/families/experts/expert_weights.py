@@ -35,7 +35,7 @@ def expert_rules(mlp: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj"
 def stacked_rules(
     prefix: str = "model.layers.{i}.mlp.experts", ours: str = "layers.{i}.feedforward.experts"
 ) -> tuple[Rule, ...]:
-    """Of all experts in one tensor, laid out as ours."""
+    """Rules for all experts in one tensor, laid out as ours."""
     pairs = (("gate_up", "gate_up_proj"), ("down", "down_proj"))
     return tuple(renamed(f"{ours}.{projection}.weight", f"{prefix}.{theirs}") for projection, theirs in pairs)
 

@@ -21,7 +21,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
-"""Of training alone."""
+"""Fields that act in training alone."""
 
 
 def take_count(fields: Fields, *names: str) -> int:

@@ -27,10 +27,7 @@ WEIGHTS = decoder_weights(
     *LLAMA_NORMS,
     *ATTENTION,
     *QK_NORMS,
-    more=(
-        renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
-        *expert_rules(_MLP),
-    ),
+    more=(renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"), *expert_rules(_MLP)),
 )
 _TINY = {**TINY, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "eos_token_id": 2}
 EXAMPLES = (_TINY, _TINY | {"num_key_value_heads": 6, "norm_topk_prob": True, "attention_bias": True})

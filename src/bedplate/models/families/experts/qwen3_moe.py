@@ -30,10 +30,7 @@ WEIGHTS = decoder_weights(
     *ATTENTION,
     *QK_NORMS,
     *GATED,
-    more=(
-        renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
-        *expert_rules(_MLP),
-    ),
+    more=(renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"), *expert_rules(_MLP)),
 )
 _TINY = {**TINY, "head_dim": 16, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 EXAMPLES = (

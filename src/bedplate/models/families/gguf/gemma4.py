@@ -38,9 +38,9 @@ _NAME, _PATTERN = "gemma4", 6
 _NO_ROTATION = 1e30
 """What divides the frequency of a pair that does not turn."""
 _SHARE = 0.25
-"""Of a head's pairs that turn, where nothing is known but metadata."""
+"""The share of a head's pairs that turn, where nothing is known but metadata."""
 _CAP = 30.0
-"""Of logits, where the file says nothing."""
+"""The cap of logits, where the file says nothing."""
 _KV, _FEEDFORWARD = "attention.head_count_kv", "feed_forward_length"
 
 _EXPERTS = (
@@ -102,7 +102,7 @@ def _read(fields: Metadata, values: Values) -> Values:
         ),
     )
     shared_size = None if feedforward_sizes[-1] == feedforward_sizes[0] else feedforward_sizes[-1]
-    found: dict[str, Any] = sizes | {
+    spec_fields: dict[str, Any] = sizes | {
         "head_dim": head_dim,
         "kv_heads": windowed_kv_heads,
         "rope": Rope(rope.theta, rope.scaling, _share(fields), proportional=True),
@@ -114,8 +114,8 @@ def _read(fields: Metadata, values: Values) -> Values:
         "layer_input_size": fields.whole("embedding_length_per_layer_input") or 0,
         "output_scales": "blk.0.layer_output_scale.weight" in fields.names,
     }
-    _check_layers(TransformerSpec.from_fields(**found), kv_heads, feedforward_sizes, sees_all)
-    return found
+    _check_layers(TransformerSpec.from_fields(**spec_fields), kv_heads, feedforward_sizes, sees_all)
+    return spec_fields
 
 
 def _check_layers(

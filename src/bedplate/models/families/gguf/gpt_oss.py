@@ -20,10 +20,7 @@ WEIGHTS = decoder_weights(
     *ATTENTION,
     *_NORMS,
     *ROUTER,
-    more=(
-        renamed("layers.{i}.attention.sinks", "blk.{i}.attn_sinks.weight"),
-        *expert_rules(),
-    ),
+    more=(renamed("layers.{i}.attention.sinks", "blk.{i}.attn_sinks.weight"), *expert_rules()),
 )
 EXAMPLES = (gpt_oss.EXAMPLES[0], {**gpt_oss.EXAMPLES[0], "num_key_value_heads": 6, "num_hidden_layers": 2})
 

@@ -17,7 +17,7 @@ from bedplate.models.specs.transformer import RelativeBias, Scales
 
 _NAME = "t5"
 _MAX_DISTANCE = 128
-"""Of the relative bias: a constant of llama.cpp's graph."""
+"""Distance that the relative bias tells apart at most: a constant of llama.cpp's graph."""
 _GATE = "dec.blk.0.ffn_gate.weight"
 _SIDES = (("encoder", "enc"), ("decoder", "dec"))
 

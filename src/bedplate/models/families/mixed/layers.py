@@ -23,13 +23,13 @@ def state_layers(
     state, attention = (next(name for name, keeps in types.items() if keeps is stateful) for stateful in (True, False))
 
     def read(fields: Fields, values: Values) -> Values:
-        named, before = fields.sequence("layer_types"), fields.sequence(older) if older else None
+        layer_types, older_types = fields.sequence("layer_types"), fields.sequence(older) if older else None
         usual = default(fields, values)
-        named = named if named is not None else before if before is not None else usual
-        check_types(named, values["layers"], types, fields.origin)
-        pattern = shortest([types[layer_type] for layer_type in named], False)
-        found = mixer.read(fields, values)
-        return {**found, "state_layers": pattern} if pattern else {}
+        layer_types = next((listed for listed in (layer_types, older_types) if listed is not None), usual)
+        check_types(layer_types, values["layers"], types, fields.origin)
+        pattern = shortest([types[layer_type] for layer_type in layer_types], False)
+        state_fields = mixer.read(fields, values)
+        return {**state_fields, "state_layers": pattern} if pattern else {}
 
     def write(flat: Values, spec: TransformerSpec) -> Values:
         named = [attention if spec.mixer(layer) == "attention" else state for layer in range(spec.layers)]

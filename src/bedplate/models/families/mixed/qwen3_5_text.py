@@ -125,11 +125,5 @@ def _of_text(config: Mapping[str, Any]) -> dict[str, Any]:
 # the formula written out (tests/models/test_recurrence.py).
 NOISE = 3e-5
 HF = hf_family(
-    "qwen3_5_text",
-    "Qwen3_5ForCausalLM",
-    FIELDS,
-    HF_WEIGHTS,
-    examples=EXAMPLES,
-    prepare=_of_text,
-    noise=NOISE,
+    "qwen3_5_text", "Qwen3_5ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_of_text, noise=NOISE
 )

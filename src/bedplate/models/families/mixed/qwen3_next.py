@@ -133,11 +133,6 @@ def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
     return _PART.write(flat, spec)
 
 
-FIELDS = (
-    *QWEN_FIELDS,
-    Field(_PART.read, _write_experts),
-    only("use_sliding_window", False),
-    ignored(*TRAINING),
-)
+FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*TRAINING))
 
 HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, noise=NOISE)

@@ -1,1 +1,1 @@
-"""What inference runs as one operation where training runs several."""
+"""Operations that inference fuses into one kernel or product."""

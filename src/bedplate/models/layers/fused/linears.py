@@ -1,6 +1,7 @@
-"""Linears that read the same input as one product, where their weights lie behind each other in memory.
+"""Fused products of linears that read the same input (q, k, v; gate, up), whose weights lie behind each other in
+memory.
 
-They stay what they are, by name, in the state and for adapters; only where their values lie is arranged.
+The linears stay modules of their own, by name, in the state dict and for adapters; only their storage is shared.
 """
 
 # Shape suffixes: B rows, T tokens, I in_features, O out_features of all parts together.
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from bedplate.models.layers.linear import Linear
 
 
-class Joined(nn.Module):
-    """What several linears make of one input. It has no parameters of its own."""
+class FusedLinears(nn.Module):
+    """Several linears of one input as one product. It has no parameters of its own."""
 
     def __init__(self, *parts: Linear) -> None:
         super().__init__()
@@ -30,14 +31,14 @@ class Joined(nn.Module):
         return self._parts
 
     def exchange(self, replacements: Mapping[Linear, Linear]) -> None:
-        """Others in the place of parts, which are then computed one by one until they are laid."""
+        """Replaces linears, which then run one by one until the next `lay`."""
         self._parts = tuple(replacements.get(part, part) for part in self._parts)
         self._whole = None
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Moves the parts' weights, and their biases, behind each other. Nothing happens where they cannot be one
-        product, or are one already."""
+        """Moves the linears' weights and biases behind each other in one tensor. Does nothing where they differ in
+        dtype, device or bias, or share their storage already."""
         if self._is_packed() or not self._is_uniform():
             return
         # Not inference tensors, as the parameters may be trained later.
@@ -63,7 +64,7 @@ class Joined(nn.Module):
         )
 
     def _is_packed(self) -> bool:
-        """Whether the parts still are what was laid: a parameter may have been given other values since."""
+        """Whether the weights still are views of the shared tensor: a parameter may have been replaced since."""
         if self._whole is None:
             return False
         weight_OI, bias_O = self._whole
@@ -76,8 +77,8 @@ class Joined(nn.Module):
         return bias_O is None or (first is not None and first.data_ptr() == bias_O.data_ptr())
 
     def product(self, x_BTI: Tensor) -> Tensor | None:
-        """Outputs [B, T, O] of all parts behind each other; None where they are to be computed one by one: gradients
-        are recorded, or their weights do not lie together."""
+        """Outputs [B, T, O] of all linears behind each other; None where they must run one by one: gradients are
+        recorded, or their weights do not share storage."""
         if self._whole is None or torch.is_grad_enabled() or not self._is_packed():
             return None
         y_BTO = F.linear(x_BTI, *self._whole)
@@ -88,9 +89,9 @@ class Joined(nn.Module):
         return y_BTO
 
 
-def lay_together(model: nn.Module) -> None:
-    """Makes one product of linears that read the same input, for passes without gradients. Memory stays as much; one
-    layer's weights are held twice for a moment."""
+def fuse_linears(model: nn.Module) -> None:
+    """Fuses linears that read the same input, for passes without gradients. Takes no memory, but for a moment one
+    layer's weights twice."""
     for module in model.modules():
-        if isinstance(module, Joined):
+        if isinstance(module, FusedLinears):
             module.pack()

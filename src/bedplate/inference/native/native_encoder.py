@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.native.library import Call
-from bedplate.inference.native.packed import NativeAdapter, PackedWeights
+from bedplate.inference.native.packed_weights import NativeAdapter, PackedWeights
 
 
 class NativeEncoder(PackedWeights):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import Call
-from bedplate.inference.native.packed import NativeAdapter, PackedWeights
+from bedplate.inference.native.packed_weights import NativeAdapter, PackedWeights
 
 _ANY = 1 << 31
 

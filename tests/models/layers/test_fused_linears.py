@@ -21,8 +21,8 @@ from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.fused.joined import Joined, lay_together
-from bedplate.models.layers.norms import RMSNorm, added
+from bedplate.models.layers.fused.linears import FusedLinears, fuse_linears
+from bedplate.models.layers.norms import RMSNorm, add_norm
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.model import Model
 
@@ -52,14 +52,14 @@ def test_without_gradients_the_numbers_are_the_same(name: str) -> None:
     inputs = Inputs(torch.randint(3, model.spec.vocab_size, (2, 7)))
     names = [*model.state_dict()]
     before = separate(model, inputs)
-    lay_together(model)
+    fuse_linears(model)
     assert [*model.state_dict()] == names
     assert_near(separate(model, inputs), before, 1e-12)
     with torch.no_grad():
         captured = model(inputs, capture=("layers.0", "layers.1"))
         assert_near(captured.hidden, before, 1e-9)
         assert_near(captured.captured["layers.1"], model(inputs, depth=1).hidden, 1e-9)
-    joined = [module for module in model.modules() if isinstance(module, Joined)]
+    joined = [module for module in model.modules() if isinstance(module, FusedLinears)]
     with torch.no_grad():
         assert name == "deepseek_v3" or any(
             layer.product(torch.zeros(1, model.spec.hidden_size).double()) is not None for layer in joined
@@ -84,7 +84,7 @@ def test_adapters_on_joined_projections(dora: bool) -> None:
     for selection in chosen:
         bank.select(selection)
         before.append(separate(model, inputs))
-    lay_together(model)
+    fuse_linears(model)
     for selection, expected in zip(chosen, before, strict=True):
         bank.select(selection)
         with torch.no_grad():
@@ -98,12 +98,12 @@ def test_adapters_on_joined_projections(dora: bool) -> None:
 def test_weights_that_were_given_anew_are_not_read_where_they_were() -> None:
     model = build(tiny_spec(), torch.float64).requires_grad_(False)
     inputs = Inputs(torch.randint(3, 300, (1, 5)))
-    lay_together(model)
+    fuse_linears(model)
     key = model.get_parameter("layers.1.attention.k.weight")
     key.data = torch.randn_like(key)
     with torch.no_grad():
         assert_near(model(inputs).hidden, separate(model, inputs), 1e-12)
-        lay_together(model)
+        fuse_linears(model)
         assert_near(model(inputs).hidden, separate(model, inputs), 1e-9)
 
 
@@ -128,7 +128,7 @@ def test_the_kernels_do_what_the_plain_functions_do(kernels: Any, dtype: torch.d
     for offset in (0.0, 1.0):
         norm = RMSNorm(48, 1e-5, dtype=dtype, offset=offset)
         norm.weight = torch.nn.Parameter(random(48))
-        for ours, theirs in zip(kernels.add_norm(x, y, norm.weight, 1e-5, offset), added(x, y, norm), strict=True):
+        for ours, theirs in zip(kernels.add_norm(x, y, norm.weight, 1e-5, offset), add_norm(x, y, norm), strict=True):
             assert_near(ours.float(), theirs.float(), tolerance)
     heads = random(2, 5, 4, 16)[:, :, :3]
     for size, interleaved in ((16, False), (16, True), (8, False)):
