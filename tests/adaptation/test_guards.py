@@ -17,9 +17,8 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
-from bedplate.adaptation.search.guards import Guarding, broken
-from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
+from bedplate.adaptation.search.guards import Guarding, GuardResult, bounded, broken, drop_of, guards_pass
+from bedplate.adaptation.task.adapt_parts import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
