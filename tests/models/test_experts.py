@@ -10,7 +10,7 @@ import torch
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers import grouped
 from bedplate.models.layers.experts import MixtureOfExperts
-from bedplate.models.layers.grouped import Segments, grouped_product, plain_product, torch_product_works
+from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.specs.transformer import AttentionSpec, Experts, FeedForwardSpec, TransformerSpec
 
 SPEC = TransformerSpec(
@@ -24,6 +24,12 @@ SPEC = TransformerSpec(
     experts=Experts(5, 2, 7),
 )
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+
+def plain_product(x_MI: torch.Tensor, weight_EOI: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """x_m Wᵀ of each token's expert, [M, O], written out."""
+    parts = [torch.nn.functional.linear(x_MI[begin:end], weight_EOI[expert]) for expert, begin, end in segments.spans]
+    return torch.cat(parts) if parts else x_MI.new_zeros(0, weight_EOI.shape[1])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

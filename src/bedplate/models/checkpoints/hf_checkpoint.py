@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from bedplate.text.tokenizer import Tokenizer
 log = logging.getLogger("bedplate.models")
 
 BASE_FILE = "base.json"
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 class HfCheckpoint:
@@ -81,9 +83,9 @@ class HfCheckpoint:
     def _stored_dtype(self) -> torch.dtype:
         """The narrowest dtype that holds every matrix as it is stored; where matrices are packed, that of the token
         table, or else of the first tensor that is not packed."""
-        widest = None if self.packing is not None else self._files.widest(self._stored_names)
-        if widest is not None:
-            return widest
+        dtypes = [_DTYPES[name] for name in sorted(self.matrix_types) if name in _DTYPES]
+        if dtypes and self.packing is None:
+            return reduce(torch.promote_types, dtypes)
         embedding = (n for n in self.names if self.family.weights.from_external(n) == "embedding.weight")
         return self._tensors.get(next(embedding, self.names[0])).dtype
 
