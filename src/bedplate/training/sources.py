@@ -157,14 +157,13 @@ class EpochSource(ABC, Generic[B]):
 
 
 class _ExampleSource(EpochSource[B], Generic[E, B]):
-    """Batches of examples, packed.
+    """Batches of packed examples.
 
-    examples: a sequence, which may read each as it is asked for. order: "given" every epoch; "shuffled" anew each
-    epoch, from `seed`; "length": shuffled, then examples of similar length put together and the batches shuffled.
-    micro_tokens: a step with more tokens than this is drawn as several micro-batches (memory grows with tokens; the
-    gradient is the same). The last batch of an epoch may be smaller. content: the sha256 of what the examples were made
-    from, and how; by default their own.
-    Raises DataError without examples, for two of one id, or for one longer than `context_length`.
+    examples: may be read lazily. order: "given" each epoch; "shuffled" each epoch from `seed`; "length": shuffled, then
+    batched with examples of similar length, and the batches shuffled. micro_tokens: larger steps are split into
+    micro-batches (memory grows with tokens; the gradient is the same). The last batch of an epoch may be smaller.
+    content: sha256 of what the examples were made from; by default of the examples. DataError without examples, for
+    duplicate ids, or for one longer than `context_length`.
     """
 
     def __init__(
@@ -306,12 +305,11 @@ def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> 
 
 
 class DocumentSource(EpochSource[PackedBatch]):
-    """Whole documents packed into rows of one length, for next-token prediction; rows are shuffled each epoch.
+    """Documents packed into rows of one length for next-token prediction; rows are shuffled each epoch.
 
-    documents: token ids, each with the end token that its end is to be learned by: a sequence, which may read each as
-    it is asked for, and where `lengths` are given is asked for none before the steps that hold it. A step is
-    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may have fewer rows. content: the sha256 of
-    what the documents were made from, and how; by default of their tokens. `packed`: what became of the documents.
+    documents: token ids with end tokens; with `lengths` they are read only when a step needs them. A step is
+    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may be smaller. content: sha256 of what the
+    documents were made from; by default of their tokens. packed: what became of the documents.
     """
 
     made_of = "documents"

@@ -1,4 +1,4 @@
-"""Tools in requests and replies, in the OpenAI API's shapes: what may be called, what was called, what came of it."""
+"""Tools in requests and replies, in the OpenAI API's shapes: definitions, choices, calls and results."""
 
 from __future__ import annotations
 
