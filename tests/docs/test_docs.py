@@ -20,8 +20,8 @@ from tests.scripts import DOCS, script
 from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.task.target_spec import TargetSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
