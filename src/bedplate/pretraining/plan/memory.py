@@ -56,10 +56,10 @@ def device_bytes(
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
     objective = run.made_objective(spec.main.prediction_modules)
-    counts = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
-    activations = _activation_bytes(run, spec, counts, value, axes["tensor"])
-    logits, waiting = _logits(spec, counts.learned, value, 2 if on_cpu else 3)
-    transient = max(counts.read, counts.written) * value * _backward_values(spec.main) / axes["tensor"]
+    tokens = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
+    activations = _activation_bytes(run, spec, tokens, value, axes["tensor"])
+    logits, waiting = _logits(spec, tokens.learned, value, 2 if on_cpu else 3)
+    transient = max(tokens.read, tokens.written) * value * _backward_values(spec.main) / axes["tensor"]
     passing = {
         # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
         "activations": activations.stored + max(0.0, activations.recomputed + transient + waiting - logits),
