@@ -175,7 +175,7 @@ def test_a_plan_needs_no_server(tmp_path: Path) -> None:
     price=st.floats(1, 1e6),
     extra=st.floats(0, 1e5),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 def test_rows_add_up_whatever_the_numbers(
     tmp_path_factory: pytest.TempPathFactory, seconds: list[float], rate: float, price: float, extra: float
 ) -> None:

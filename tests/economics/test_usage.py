@@ -124,7 +124,7 @@ def test_several_servers_are_added(tmp_path: Path) -> None:
         max_size=30,
     )
 )
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=25)
 def test_any_name_survives_as_prometheus_own_parser_reads_it(
     tmp_path_factory: pytest.TempPathFactory, name: str
 ) -> None:

@@ -53,9 +53,9 @@ def in_subprocess(toy: Artifact) -> subprocess.Popen[str]:
         k: v for k, v in dataclasses.asdict(toy).items() if k not in ("part_licences", "parts", "terms", "beside")
     }
     code = (
-        "from bedplate.hub.catalog import CATALOG, Item\n"
+        "from bedplate.hub.catalog import CATALOG, Artifact\n"
         "from bedplate.hub.pull import pull\n"
-        f"CATALOG['toy'] = Item(**{fields!r})\n"
+        f"CATALOG['toy'] = Artifact(**{fields!r})\n"
         "print(pull('toy').path)\n"
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -10,13 +10,13 @@ from typing import Literal
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.device_table import DEVICES
 from bedplate.economics.hardware.mfu import Precision, peak_of
-from bedplate.economics.hardware.table import DEVICES
 from bedplate.economics.model.activations import Recompute
+from bedplate.economics.model.optimizer_states import OPTIMIZERS, Optimizer, optimizer_bytes
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import LayoutShape, shape_of
-from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
-from bedplate.economics.training.layout import (
+from bedplate.economics.training.device_layout import (
     BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
@@ -193,18 +193,8 @@ def _variants(job: TrainingJob, shape: LayoutShape, degrees: DeviceLayout) -> It
     zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
     for stage, size, interleave, recompute in itertools.product(zero, sizes, interleaves, recomputes):
         count = math.ceil(job.sequences / (degrees.data * size))
-        yield DeviceLayout(
-            degrees.data,
-            degrees.tensor,
-            degrees.pipeline,
-            degrees.context,
-            degrees.expert,
-            stage,
-            recompute,
-            size,
-            count,
-            interleave,
-        )
+        divided = replace(degrees, zero_stage=stage, recompute=recompute, interleave=interleave)
+        yield replace(divided, micro_batch=size, micro_batches=count)
 
 
 def _powers(limit: int) -> list[int]:
