@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri, stdtrit
 
-from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
+from bedplate.adaptation.search.guards import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
 from bedplate.core import statistics
 from bedplate.core.statistics.proportions import Side

@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.lookup import embed_texts
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours
 from bedplate.skins.prompt import Demonstration
 from comparison import Row, interleaved, report, start
 

@@ -22,7 +22,7 @@ from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
 from bedplate.adaptation.rungs.heads import OneOf, tempered
-from bedplate.adaptation.search.guard_looks import children
+from bedplate.adaptation.search.guards import children
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adapters.head import Head
 from bedplate.core.errors import ConfigError, DataError, UsageError

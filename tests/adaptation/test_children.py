@@ -22,7 +22,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
-from bedplate.adaptation.task.raw_text import inputs_in
+from bedplate.adaptation.task.adapt_parts import inputs_in
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.examples import Example

@@ -17,9 +17,8 @@ from tests.homes import new_home
 from bedplate.adaptation.context import context as contexts
 from bedplate.adaptation.curve import learning_curve as curves
 from bedplate.adaptation.curve.crossover import OverDraws, Resamples, crossing, crossing_of
-from bedplate.adaptation.curve.curve_values import curve_sentences
+from bedplate.adaptation.curve.curve_values import curve_sentences, pays_from
 from bedplate.adaptation.curve.learning_curve import DRAWS, parse_sizes, possible_sizes
-from bedplate.adaptation.curve.payback import pays_from
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS

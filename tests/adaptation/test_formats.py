@@ -22,7 +22,7 @@ from tests.adaptation.test_gate import evaluation
 from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.context import format_speed
+from bedplate.adaptation.context import throughput
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.outcome import Latency
 from bedplate.adaptation.ladder import adapt
@@ -30,7 +30,7 @@ from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.children import trainable_copy
 from bedplate.adaptation.search import formats
-from bedplate.adaptation.task.format_spec import FormatsSpec
+from bedplate.adaptation.task.adapt_parts import FormatsSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
@@ -80,7 +80,7 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
             }
         )
 
-    patch.setattr(format_speed, "plan_timings", fake_speeds)
+    patch.setattr(throughput, "plan_timings", fake_speeds)
     patch.setattr(formats, "CLEARLY", 0.0)
 
 
@@ -421,16 +421,16 @@ def test_what_the_measurement_makes_worth_trying(quick: None, monkeypatch: pytes
             base=SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cpu"), spec=None),
         )
 
-    monkeypatch.setattr(format_speed, "impossible", lambda *_: None)
+    monkeypatch.setattr(throughput, "impossible", lambda *_: None)
 
     auto, named = FormatsSpec(), FormatsSpec.model_validate(["int4", "int8"])
-    assert format_speed.worth_trying(model("bfloat16"), auto, writes=False) == {"int8": 2.0}
-    assert list(format_speed.worth_trying(model("bfloat16"), named, writes=True)) == ["int8", "int4"]
-    assert "times as fast as now: int4 0.25" in format_speed.worth_trying(model("int8"), auto, writes=True)
-    assert format_speed.worth_trying(model("int8"), FormatsSpec.model_validate("int8"), writes=True) == (
+    assert throughput.worth_trying(model("bfloat16"), auto, writes=False) == {"int8": 2.0}
+    assert list(throughput.worth_trying(model("bfloat16"), named, writes=True)) == ["int8", "int4"]
+    assert "times as fast as now: int4 0.25" in throughput.worth_trying(model("int8"), auto, writes=True)
+    assert throughput.worth_trying(model("int8"), FormatsSpec.model_validate("int8"), writes=True) == (
         "its own weights are int8 already"
     )
-    assert format_speed.worth_trying(model("bfloat16"), FormatsSpec.model_validate("none"), writes=True) == (
+    assert throughput.worth_trying(model("bfloat16"), FormatsSpec.model_validate("none"), writes=True) == (
         "adapt.formats is none"
     )
 

@@ -17,16 +17,15 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.search.guard_drops import GuardResult, bounded, drop_of, guards_pass
-from bedplate.adaptation.search.guards import Guarding, broken
-from bedplate.adaptation.task.guard_spec import CORE, GuardsSpec, LossGuard
+from bedplate.adaptation.search.guards import Guarding, GuardResult, bounded, broken, drop_of, guards_pass
+from bedplate.adaptation.task.adapt_parts import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.suites import SUITES, refusals
 from bedplate.evaluation.suites import question_sets as sets
-from bedplate.evaluation.suites.refusal_prompts import TO_REFUSE
+from bedplate.evaluation.suites.refusals import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.report.schema_plan import GuardRow

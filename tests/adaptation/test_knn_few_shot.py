@@ -24,7 +24,7 @@ from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import read_skin
-from bedplate.skins.nearest import read_vectors
+from bedplate.skins.lookup_index import read_vectors
 
 
 @pytest.fixture(scope="module")

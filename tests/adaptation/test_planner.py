@@ -20,7 +20,7 @@ from bedplate.adaptation.context.throughput import CallTimings, read_texts
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import planner
-from bedplate.adaptation.task.guard_spec import GuardsSpec
+from bedplate.adaptation.task.adapt_parts import GuardsSpec
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import rules
 from bedplate.core.processor import processor
@@ -66,7 +66,7 @@ def rung(name: str) -> Any:
 def test_a_wait_for_processors_that_other_work_has_excludes_no_rung() -> None:
     def skipped(reading: CallTimings) -> Any:
         fake_context = context(call=2.0, p95_ms=150)
-        fake_context.again = lambda *_: reading
+        fake_context.cached_reading = lambda *_: reading
         return planner.ruled_out(fake_context, rung("lora"))
 
     busy, quiet = 1e4, 0.1
@@ -173,7 +173,7 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
         until = float("inf")
 
         @property
-        def left(self) -> float:
+        def seconds_left(self) -> float:
             return min(1000.0, self.until - self.clock.used)
 
     fake_context: Any = FakeContext()
@@ -181,7 +181,7 @@ def test_a_child_is_planned_within_what_its_guards_leave() -> None:
     for name in ("full", "lora"):
 
         def plan(context: Any, name: str = name) -> RungPlan:
-            lefts[name] = context.left
+            lefts[name] = context.seconds_left
             return RungPlan()
 
         fake_rung = SimpleNamespace(name=name, plan=plan, traits=RUNGS[name].traits)

@@ -15,7 +15,7 @@ from tests.serving.conftest import Server, running
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.task.documents_spec import DocumentsSpec, task_documents
+from bedplate.adaptation.task.adapt_parts import DocumentsSpec, task_documents
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task

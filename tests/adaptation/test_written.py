@@ -18,7 +18,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import predict_examples
-from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
+from bedplate.adaptation.rungs.from_scratch import SIMILARITIES, Nearest
 from bedplate.adaptation.task.task_prompt import AnswerLengths, check_answers, phrasings, task_prompt
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import Example, load_examples
@@ -26,9 +26,8 @@ from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.completion import answer_text, completion_tokens
 from bedplate.skins.output import JsonOutput
-from bedplate.skins.prompt import Prompt
+from bedplate.skins.prompt import Prompt, answer_text, completion_tokens
 from bedplate.skins.skin import BaseReference, InputField, Skin
 from bedplate.text.tokenizer import Tokenizer
 

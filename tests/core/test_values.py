@@ -11,7 +11,7 @@ from bedplate.data.splits import row_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.ranking import Ranker
 from bedplate.inference.predict.callable_skin import inputs_of
-from bedplate.skins.neighbours import text_of
+from bedplate.skins.lookup_index import text_of
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import EndpointReference, InputField, Skin

@@ -215,4 +215,4 @@ def test_vectors_that_do_not_fit_are_refused(base: Base) -> None:
             with pytest.raises(RequestError, match="do not fit"):
                 engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(start, torch.zeros(shape), "00"),)))
         with pytest.raises(RequestError, match="cannot denoise"):
-            DenoiseJob(Denoise(()), engine._adapters.base, engine._equipment)  # pyright: ignore[reportPrivateUsage]
+            DenoiseJob(Denoise(()), engine._adapters.base, engine._resources)  # pyright: ignore[reportPrivateUsage]

@@ -141,8 +141,8 @@ class DenoiseJob(RequestJob[Denoise]):
         self.step = 0
 
     def check(self) -> None:
-        if "denoise" not in self.equipment.base.can:
-            raise RequestError(f"{self.equipment.base.name} cannot denoise")
+        if "denoise" not in self.resources.base.can:
+            raise RequestError(f"{self.resources.base.name} cannot denoise")
 
     @property
     def cost(self) -> int:

@@ -15,7 +15,8 @@ from tests.tiny import tiny_spec
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.core.files import sha256_json
 from bedplate.economics.model.parameters import parameters
-from bedplate.models.build import build
+from bedplate.models.build import ARCHITECTURES, build
+from bedplate.models.encoder import Encoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import (
     AudioSpec,
@@ -266,6 +267,16 @@ def test_what_no_module_does_is_not_built(field: str) -> None:
 def test_values_that_no_module_does_are_not_built(spec: TransformerSpec, field: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f" with {field} = .* cannot be built yet"):
         build(spec, device="meta")
+
+
+def test_an_architecture_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Tower(Encoder):
+        reads = Encoder.reads
+
+    monkeypatch.setitem(ARCHITECTURES, "tower", Tower)
+    with pytest.raises(UnsupportedModelError, match="a tower with sinusoids = True"):
+        build(tower_spec(sinusoids=True), device="meta")
+    assert isinstance(build(tower_spec(vocab_size=0), device="meta"), Tower)
 
 
 @pytest.mark.parametrize("name", ["whisper-small", "vit-b-16", "llava-1.5-7b", "dit-xl-2"])

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from tests.report.sample import curve, report, row
 
-from bedplate.adaptation.report.dollars import curve_in_dollars, in_dollars
+from bedplate.adaptation.report.report import curve_in_dollars, in_dollars
 from bedplate.evaluation.costs import Scale
 from bedplate.report import plots
 from bedplate.report.html import adaptation_page, headline

@@ -17,7 +17,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import EmbeddingOutput
-from bedplate.skins.passages import Chunk, Passages
+from bedplate.skins.lookup_index import Chunk, Passages
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
 

@@ -18,7 +18,7 @@ from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.serving.settings.server_config import BaseConfig
 from bedplate.skins.card import card_of, read_card
 from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, cascaded
 

@@ -27,7 +27,7 @@ from bedplate.models.checkpoints.identity import Identity
 from bedplate.skins import classical
 from bedplate.skins.classical import CLASSICAL_FILE, VOCABULARY_FILE, Classical, words_of
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin
-from bedplate.skins.neighbours import text_of
+from bedplate.skins.lookup_index import text_of
 from bedplate.skins.output import Abstain, LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import values_prompt
 from bedplate.skins.skin import InputField, Limits, Skin

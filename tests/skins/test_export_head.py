@@ -29,8 +29,7 @@ from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.classical import WORD
-from bedplate.skins.export import export_skin
-from bedplate.skins.export_head import RUNTIME_WORD
+from bedplate.skins.export import RUNTIME_WORD, export_skin
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import Abstain, LabelOutput, LabelsOutput, Output
 from bedplate.skins.prompt import Prompt

@@ -20,9 +20,8 @@ from bedplate.skins.card import card_of, read_card
 from bedplate.skins.classical import Classical
 from bedplate.skins.export import export_skin
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Chunk, Neighbours, Passages
 from bedplate.skins.output import EmbeddingOutput, LabelOutput
-from bedplate.skins.passages import Chunk, Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import (
     PARTS,

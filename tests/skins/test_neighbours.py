@@ -15,8 +15,7 @@ from bedplate.core.errors import RequestError, SkinError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.skins.export import export_skin
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin
-from bedplate.skins.nearest import VECTORS_FILE, vector_bytes
-from bedplate.skins.neighbours import ROWS_FILE, Neighbours
+from bedplate.skins.lookup_index import ROWS_FILE, VECTORS_FILE, Neighbours, vector_bytes
 from bedplate.skins.prompt import Demonstration
 from bedplate.skins.verify import verify_skin
 

@@ -12,8 +12,7 @@ from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.skins.export import export_skin
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin
-from bedplate.skins.nearest import VECTORS_FILE, vector_bytes
-from bedplate.skins.passages import PASSAGES_FILE, Chunk, Passages
+from bedplate.skins.lookup_index import PASSAGES_FILE, VECTORS_FILE, Chunk, Passages, vector_bytes
 from bedplate.skins.prompt import Passage, Prompt
 from bedplate.skins.verify import verify_skin
 

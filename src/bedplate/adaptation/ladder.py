@@ -20,22 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bedplate.adaptation.context.clock import Clock, Stopwatch
+from bedplate.adaptation.context.clock import Clock, Stopwatch, seconds_on_test
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungResult
-from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.labels.sequential_looks import SINGLE_LOOK, Looking, rows_of
-from bedplate.adaptation.report.catalog_entries import record
-from bedplate.adaptation.report.dollars import curve_in_dollars
-from bedplate.adaptation.report.report import build_report, write_report
+from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
-from bedplate.adaptation.search.evaluate_on_test import judge
-from bedplate.adaptation.search.guard_looks import children, guards_asked
-from bedplate.adaptation.search.guards import broken, check_child
-from bedplate.adaptation.search.retiming import retimed
+from bedplate.adaptation.search.evaluate_on_test import judge, retimed
+from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.task.parent import read_parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from bedplate.models.specs import EncoderDecoderSpec, Spec
 from bedplate.models.specs.flat import flat_defaults
 from bedplate.models.specs.transformer import TransformerSpec
 
-ARCHITECTURES: Mapping[str, type[Decoder | Encoder]] = {"decoder": Decoder, "encoder": Encoder}
+ARCHITECTURES: dict[str, type[Decoder | Encoder]] = {"decoder": Decoder, "encoder": Encoder}
 """By a spec's kind, the module of one stack; its `reads` says which fields it does something with."""
 
 

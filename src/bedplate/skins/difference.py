@@ -82,7 +82,7 @@ def _of_tensors(old: Path, new: Path) -> float | None:
         if set(a.keys()) != set(b.keys()):
             return None
         for name in a.keys():  # noqa: SIM118 (a file, no mapping)
-            before, after = cast(torch.Tensor, a.get_tensor(name)), cast(torch.Tensor, b.get_tensor(name))
+            before, after = cast("torch.Tensor", a.get_tensor(name)), cast("torch.Tensor", b.get_tensor(name))
             if before.shape != after.shape:
                 return None
             if before.numel():

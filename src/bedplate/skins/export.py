@@ -3,16 +3,24 @@ as one JSON file."""
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from bedplate.adapters.head import Head
 from bedplate.adapters.soft_prompt import prompt_peft_files
 from bedplate.adapters.table import ADAPTERS
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_directory
+from bedplate.core.version import __version__
 from bedplate.models.checkpoints.base import load_base
-from bedplate.skins.export_head import head_fields, head_files
+from bedplate.skins.classical import VOCABULARY_FILE, WORD, Classical
 from bedplate.skins.files import skin_files
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
@@ -88,3 +96,174 @@ def prompt_fields(skin: Skin) -> dict[str, Any]:
             before += [user_message, {"role": "assistant", "content": demonstration.answer}]
         fields["messages"] = [*before, {"role": "user", "content": prompt.template}]
     return fields
+
+
+ONNX_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.onnx", "weights.npz", "recipe.py"
+RUNTIME_WORD = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\p{Z}\x0b\x1c-\x1f\x85]"
+"""`WORD` as RE2 writes it, whose \\w and \\s are of ASCII alone."""
+OPSET, IR = 17, 8
+"""Of 2022: what has been current since reads them."""
+
+
+def head_files(skin: Skin) -> dict[str, bytes]:
+    """File name → content for a skin with a head. UsageError where the package onnx is missing."""
+    head, model = skin.head, skin.classical
+    assert head is not None
+    recipe = "states.py" if model is None else "words.py"
+    arrays = _arrays(head, skin.output) | ({} if model is None else {"idf": model.idf})
+    packed = io.BytesIO()
+    np.savez(packed, allow_pickle=False, **arrays)
+    contents = {
+        ONNX_FILE: _graph(skin, arrays),
+        WEIGHTS_FILE: packed.getvalue(),
+        RECIPE_FILE: _recipe(recipe),
+    }
+    return contents | ({} if model is None else {VOCABULARY_FILE: model.files()[VOCABULARY_FILE]})
+
+
+def _recipe(name: str) -> bytes:
+    """A recipe as it is exported: what it imports of Bedplate stands in it, before its own functions."""
+    folder = files("bedplate.skins.export_recipes")
+    source, shared = ((folder / filename).read_text("utf-8") for filename in (name, "labels.py"))
+    functions = shared[shared.index("def ") :].strip()
+    source = re.sub(r"^from bedplate\..*\n\n", "", source, flags=re.MULTILINE)
+    return source.replace("\n\n\ndef ", f"\n\n\n{functions}\n\n\ndef ", 1).encode()
+
+
+def head_fields(skin: Skin) -> dict[str, Any]:
+    """What the head reads, for prompt.json."""
+    if skin.classical is not None:
+        model = skin.classical
+        return {"word": WORD, "lower_case": True, "words": list(model.words), "sublinear": model.sublinear}
+    assert skin.probe is not None
+    return {"layer": int(skin.probe.layer.removeprefix("layers.")), "pooling": skin.probe.pooling}
+
+
+def _arrays(head: Head, output: Any) -> dict[str, NDArray[np.float32]]:
+    """weight [C, F] and bias [C], what the output adds to each label's score included."""
+    bias = head.bias.double().numpy()
+    if output.is_one_label:
+        bias = bias + np.asarray(output.bias)
+    return {"weight": head.weight.float().numpy(), "bias": bias.astype(np.float32)}
+
+
+def _graph(skin: Skin, arrays: dict[str, NDArray[np.float32]]) -> bytes:
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        raise UsageError("writing ONNX needs the package onnx: pip install 'bedplate[onnx]'") from None
+    graph = _Graph(onnx)
+    if skin.classical is None:
+        features = graph.add_input("features", "FLOAT", ["N", arrays["weight"].shape[1]])
+    else:
+        features = _tfidf(graph, graph.add_input("lower_case_text", "STRING", ["N"]), skin.classical)
+    logits = graph.add("Gemm", features, graph.constant(arrays["weight"]), graph.constant(arrays["bias"]), transB=1)
+    _outputs(graph, logits, skin.output)
+    return graph.model(skin.name, _described(skin))
+
+
+def _tfidf(graph: _Graph, text: str, model: Classical) -> str:
+    """[N] texts → [N, V] features of unit length."""
+    how = {"mark": 0, "mincharnum": 1, "pad_value": "", "tokenexp": RUNTIME_WORD}
+    words = graph.add("Tokenizer", text, domain="com.microsoft", **how)
+    # one more column of no word, for texts that have none
+    rows = graph.add("Concat", graph.add("Shape", text), graph.constant(np.array([1])), axis=0)
+    none = graph.add("Expand", graph.constant(np.array([""], dtype=object)), rows)
+    words = graph.add("Concat", words, none, axis=1)
+    sizes = range(1, model.words[1] + 1)
+    by_size = {n: [(i, t.split(" ")) for i, t in enumerate(model.terms) if t.count(" ") == n - 1] for n in sizes}
+    starts = np.cumsum([0, *(n * len(by_size[n]) for n in sizes)])[:-1]
+    counts = graph.add(
+        "TfIdfVectorizer",
+        words,
+        mode="TF",
+        min_gram_length=model.words[0],
+        max_gram_length=model.words[1],
+        max_skip_count=0,
+        ngram_counts=starts.tolist(),
+        ngram_indexes=[i for n in sizes for i, _ in by_size[n]],
+        pool_strings=[word for n in sizes for _, several in by_size[n] for word in several],
+    )
+    if model.sublinear:  # 1 + log n, and 0 where n is 0
+        unit = graph.constant(np.float32(1))
+        counts = graph.add("Add", graph.add("Log", graph.add("Max", counts, unit)), graph.add("Min", counts, unit))
+    weighed = graph.add("Mul", counts, graph.constant(model.idf))
+    length = graph.add("ReduceL2", weighed, axes=[1], keepdims=1)
+    return graph.add("Div", weighed, graph.add("Max", length, graph.constant(np.float32(1e-30))))
+
+
+def _outputs(graph: _Graph, logits: str, output: Any) -> None:
+    """`log_probabilities` [N, C]; and `chosen` [N, C], or `label` [N]."""
+    labels: tuple[str, ...] = output.labels
+    if output.probability_threshold is not None:
+        scores = graph.add("Neg", graph.add("Softplus", graph.add("Neg", logits)))
+        chosen = graph.add("GreaterOrEqual", scores, graph.constant(np.float32(np.log(output.probability_threshold))))
+        graph.add_output(chosen, "chosen", "BOOL", ["N", len(labels)])
+    else:
+        scores = graph.add("LogSoftmax", logits, axis=1)
+        best = graph.add("ArgMax", logits, axis=1, keepdims=0)
+        label = graph.add("Gather", graph.constant(np.array(labels, dtype=object)), best)
+        if output.abstain is not None:
+            sure = graph.add("ReduceMax", scores, axes=[1], keepdims=0)
+            unsure = graph.add("Less", sure, graph.constant(np.float32(np.log(output.abstain.below))))
+            label = graph.add("Where", unsure, graph.constant(np.array([output.abstain.answer], dtype=object)), label)
+        graph.add_output(label, "label", "STRING", ["N"])
+    graph.add_output(scores, "log_probabilities", "FLOAT", ["N", len(labels)])
+
+
+def _described(skin: Skin) -> dict[str, str]:
+    output: Any = skin.output
+    return {
+        "labels": json.dumps(output.labels, ensure_ascii=False),
+        "head": json.dumps(head_fields(skin), ensure_ascii=False),
+        "template": skin.prompt.template,
+    }
+
+
+class _Graph:
+    """Nodes as they are added, each with one output."""
+
+    def __init__(self, onnx: Any) -> None:
+        self._onnx = onnx
+        self._nodes: list[Any] = []
+        self._constants: list[Any] = []
+        self._inputs: list[Any] = []
+        self._outputs: list[Any] = []
+
+    def add_input(self, name: str, dtype: str, shape: list[int | str]) -> str:
+        self._inputs.append(self._value_info(name, dtype, shape))
+        return name
+
+    def constant(self, value: Any) -> str:
+        """Its name. Texts are an array of objects."""
+        name, array = f"constant_{len(self._constants)}", np.asarray(value)
+        if array.dtype == object:
+            texts = [text.encode() for text in array.tolist()]
+            data_type = self._onnx.TensorProto.STRING
+            self._constants.append(self._onnx.helper.make_tensor(name, data_type, array.shape, texts))
+        else:
+            self._constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """The name of what comes of it."""
+        name = f"{operator}_{len(self._nodes)}"
+        self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def add_output(self, name: str, called: str, dtype: str, shape: list[int | str]) -> None:
+        self._nodes.append(self._onnx.helper.make_node("Identity", [name], [called]))
+        self._outputs.append(self._value_info(called, dtype, shape))
+
+    def model(self, name: str, facts: dict[str, str]) -> bytes:
+        helper = self._onnx.helper
+        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
+        sets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        proto = helper.make_model(
+            graph, opset_imports=sets, ir_version=IR, producer_name="bedplate", producer_version=__version__
+        )
+        helper.set_model_props(proto, facts)
+        return proto.SerializeToString(deterministic=True)
+
+    def _value_info(self, name: str, dtype: str, shape: list[int | str]) -> Any:
+        return self._onnx.helper.make_tensor_value_info(name, getattr(self._onnx.TensorProto, dtype), shape)

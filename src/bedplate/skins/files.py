@@ -17,7 +17,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec, task_type_of
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.table import ADAPTERS
-from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
+from bedplate.adapters.tensor_files import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
@@ -29,7 +29,18 @@ from bedplate.skins.classical import (
     Classical,
     read_classical,
 )
-from bedplate.skins.index import index_of, knn_fields, read_neighbours, read_passages, retrieval_fields
+from bedplate.skins.lookup_index import (
+    INDEX_DIRECTORY,
+    MAX_ROWS_BYTES,
+    PASSAGES_FILE,
+    ROWS_FILE,
+    VECTORS_FILE,
+    Neighbours,
+    Passages,
+    read_chunks,
+    read_pool_rows,
+    read_vectors,
+)
 from bedplate.skins.manifest import (
     EXTRAS,
     SCHEMA_VERSION,
@@ -37,8 +48,10 @@ from bedplate.skins.manifest import (
     CascadeFields,
     ClassicalFields,
     DemonstrationRow,
+    KnnFields,
     ProbeFields,
     PromptFields,
+    RetrievalFields,
     SkinManifest,
     manifest_bytes,
     manifest_id,
@@ -46,9 +59,6 @@ from bedplate.skins.manifest import (
     read_manifest,
     validate,
 )
-from bedplate.skins.nearest import INDEX_DIRECTORY, MAX_ROWS_BYTES, VECTORS_FILE
-from bedplate.skins.neighbours import ROWS_FILE
-from bedplate.skins.passages import PASSAGES_FILE
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart, Skin
 
@@ -302,7 +312,7 @@ def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstr
 
 def _lora(directory: Path, manifest: SkinManifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
-    main = cast(BaseReference, manifest.bases["main"])  # of no endpoint: its manifest says so
+    main = cast("BaseReference", manifest.bases["main"])  # of no endpoint: its manifest says so
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):
         ours = (config.rank(path), config.scaling(path), config.dropout, config.dora)
@@ -338,3 +348,43 @@ def _told_apart(directory: Path, manifest: SkinManifest, part_name: str) -> tupl
             f"{manifest.output.kind} that it names"
         )
     return labels
+
+
+def index_of(skin: Skin) -> dict[str, bytes]:
+    """File name → content; empty for a skin without."""
+    index = skin.index
+    return {} if index is None else index.files()
+
+
+def knn_fields(skin: Skin) -> KnnFields | None:
+    pool = skin.neighbours
+    if pool is None:
+        return None
+    return KnnFields(
+        k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=skin.embedded_with
+    )
+
+
+def retrieval_fields(skin: Skin) -> RetrievalFields | None:
+    index = skin.passages
+    if index is None:
+        return None
+    return RetrievalFields(k=index.k, pooling=index.pooling, depth=index.depth, embedded_with=skin.embedded_with)
+
+
+def read_neighbours(directory: Path, fields: KnnFields | None, contents: Mapping[str, bytes]) -> Neighbours | None:
+    """The pool of a skin of kind knn. SkinError."""
+    if fields is None:
+        return None
+    vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
+    rows = read_pool_rows(directory / ROWS_FILE, contents[ROWS_FILE])
+    return Neighbours(vectors, rows, fields.k, fields.order, fields.pooling, fields.depth)
+
+
+def read_passages(directory: Path, fields: RetrievalFields | None, contents: Mapping[str, bytes]) -> Passages | None:
+    """The passages of a skin of kind retrieval. SkinError."""
+    if fields is None:
+        return None
+    vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
+    chunks = read_chunks(directory / PASSAGES_FILE, contents[PASSAGES_FILE])
+    return Passages(vectors, chunks, fields.k, fields.pooling, fields.depth)

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.tensors import read_json_object
+from bedplate.adapters.tensor_files import read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_bytes
-from bedplate.skins.nearest import PoolPooling
-from bedplate.skins.neighbours import Order
+from bedplate.skins.lookup_index import Order, PoolPooling
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import (

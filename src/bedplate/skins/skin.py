@@ -21,9 +21,8 @@ from bedplate.core.errors import SkinError
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
 from bedplate.skins.classical import Classical
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours, Passages
 from bedplate.skins.output import Output
-from bedplate.skins.passages import Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 
 PARTS = ("cascade", "hosted", "classical", "lora", "soft_prompt", "knn", "retrieval", "probe", "embed")

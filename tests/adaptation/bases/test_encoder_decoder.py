@@ -22,11 +22,10 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.server.startup import loaded_server, server_config
-from bedplate.skins.completion import completion_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.prompt import Prompt
+from bedplate.skins.prompt import Prompt, completion_tokens
 
 RUNGS = ["majority", "from_scratch", "zero_shot", "few_shot", "soft_prompt", "lora"]
 
@@ -85,7 +84,7 @@ def test_a_ladder_on_an_encoder_decoder(
         assert isinstance(skin, LoadedSkin)
         [prediction] = skin.predict(["3 plums 1 1"])
         request = skin.request("3 plums 1 1")
-        plain = cast(Generation, skin.engine.run([request])[0])
+        plain = cast("Generation", skin.engine.run([request])[0])
     assert prediction.text == plain.text
     with loaded_server(server_config(tiny_t5), [directory]) as state, running(state) as url:
         message = {"role": "user", "content": "3 plums 1 1"}

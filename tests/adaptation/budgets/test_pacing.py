@@ -17,7 +17,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, Skip, no_time
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.search import machine_pace
+from bedplate.adaptation.search import planner
 
 Planned = Callable[..., tuple[RungPlan | Skip, int]]
 
@@ -27,24 +27,24 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     """The plan of a rung, and how often calls were timed for it. A row takes a second where the machine is as it was;
     10 rows are the least."""
     timed: list[float] = []
-    monkeypatch.setattr(machine_pace.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(machine_pace, "load_average", lambda: 9.5)
+    monkeypatch.setattr(planner.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(planner, "load_average", lambda: 9.5)
 
     def plan(context: Any, rung: Any) -> RungPlan | Skip:
-        rows = min(400, int(context.left / context.slower))
+        rows = min(400, int(context.seconds_left / context.slower))
         return (
-            no_time(10 * context.slower, context.left) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
+            no_time(10 * context.slower, context.seconds_left) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
         )
 
-    monkeypatch.setattr(machine_pace.planner, "planned", plan)
+    monkeypatch.setattr(planner, "planned", plan)
 
     def plan_rung(left: float, call: float = 0.1, age: float = 60.0, name: str = "lora", **context_fields: Any) -> Any:
         timed.clear()
-        monkeypatch.setattr(machine_pace, "calls_now", lambda _: timed.append(call) or call)
+        monkeypatch.setattr(planner, "calls_now", lambda _: timed.append(call) or call)
         speed = replace(Throughput(1e-3, 0.12, 40.0, first_calls=0.1), at=1000.0 - age)
         context: Any = SimpleNamespace(seconds_left=left, slower=1.0, throughput=speed, outer_clock=None, settled=False)
         context.__dict__.update(context_fields)
-        outcome = machine_pace.planned_now(context, RUNGS[name])
+        outcome = planner.planned_now(context, RUNGS[name])
         assert context.slower == 1.0
         return outcome, len(timed)
 
@@ -78,7 +78,7 @@ def test_a_fit_is_smaller_where_the_machine_has_become_slower(planned: Planned) 
         {"left": 15.0},
         {"left": 300.0, "age": 5.0},
         {"left": 300.0, "settled": True},
-        {"left": 300.0, "within": object()},
+        {"left": 300.0, "outer_clock": object()},
         {"left": 300.0, "name": "probe"},
     ],
     ids=" ".join,
@@ -100,10 +100,8 @@ def test_calls_that_something_short_disturbed_change_no_plan(
 ) -> None:
     """A tenth of a second of calls says nothing of minutes: they are timed again, for a tenant that nothing is cached
     for, until they are as they were, or a few times."""
-    monkeypatch.setattr(machine_pace.time, "monotonic", lambda: 1000.0)
-    monkeypatch.setattr(
-        machine_pace.planner, "planned", lambda context, _: RungPlan({"rows": int(100 / context.slower)}, 100.0)
-    )
+    monkeypatch.setattr(planner.time, "monotonic", lambda: 1000.0)
+    monkeypatch.setattr(planner, "planned", lambda context, _: RungPlan({"rows": int(100 / context.slower)}, 100.0))
     tenants: list[str] = []
 
     def predict(rows: list[Any], *, one_by_one: bool = False, tenant: str = "") -> list[Any]:
@@ -127,7 +125,7 @@ def test_calls_that_something_short_disturbed_change_no_plan(
         skin=lambda *_: None,
     )
     context.calls = partial(Context.calls, context)
-    plan = machine_pace.planned_now(context, RUNGS["lora"])
+    plan = planner.planned_now(context, RUNGS["lora"])
     assert isinstance(plan, RungPlan)
     assert plan.settings == {"rows": 100 if slower is None else int(100 / slower)}
     assert bool(plan.left_out) == (slower is not None)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bedplate.adaptation.search import retiming as retimed_module
+from bedplate.adaptation.search import evaluate_on_test
 
 
 class TwoSkins:
@@ -27,12 +27,12 @@ class TwoSkins:
 
 
 def test_a_cascade_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retimed_module, "config_of", lambda *_: "configuration")
+    monkeypatch.setattr(evaluate_on_test, "config_of", lambda *_: "configuration")
     opened = TwoSkins()
     rung = SimpleNamespace(name="cascade", predictor=lambda *_: opened)
     candidate: Any = SimpleNamespace(
         rung=rung, context=SimpleNamespace(out=tmp_path), rung_result=lambda result: result
     )
     result: Any = SimpleNamespace(skin_id="skin")
-    assert retimed_module.retimed(candidate, result) is result
+    assert evaluate_on_test.retimed(candidate, result) is result
     assert not opened.open

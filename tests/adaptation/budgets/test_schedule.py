@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedplate.adaptation.context.clock import seconds_on_test
 from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, no_time
-from bedplate.adaptation.context.reserve import seconds_on_test
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import schedule as schedule_module
 from bedplate.adaptation.search.refits import GROWTH_FILE, again_of, make_way, wants_more
@@ -35,17 +35,17 @@ class FakeContext:
         self.chosen = SimpleNamespace(prompt=None)
 
     @property
-    def left(self) -> float:
-        return min(self.clock.left, self.until - self.clock.used)
+    def seconds_left(self) -> float:
+        return min(self.clock.seconds_left, self.until - self.clock.used)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def planning() -> Iterator[None]:
     def planned(context: Any, rung: Any) -> Any:
         needed = MIN_SECONDS.get(rung.name, 0.0)
-        if needed > context.left:
-            return no_time(needed, context.left)
-        return RungPlan({}, max(needed, context.left) if rung.traits.trained and context.left < math.inf else needed)
+        if needed > context.seconds_left:
+            return no_time(needed, context.seconds_left)
+        return RungPlan({}, max(needed, context.seconds_left) if rung.traits.trained and context.seconds_left < math.inf else needed)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule_module.planner, "planned", planned)
@@ -78,7 +78,7 @@ def climbed(remaining: float, **kwargs: Any) -> list[tuple[str, float]]:
     allotments: list[tuple[str, float]] = []
     for candidate in iter(schedule.next, None):
         context: Any = candidate.context
-        had = context.left
+        had = context.seconds_left
         allotments.append((candidate.name, had))
         needed = MIN_SECONDS.get(candidate.rung.name, 0.0)
         took = 0.0 if needed > had else (had if candidate.traits.trained and had < math.inf else needed)

@@ -15,8 +15,7 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.adaptation.test_monitor import run_cli
 
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
-from bedplate.adaptation.labels.acquisition import least_sure
-from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, look_at, next_rows, planned
+from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, least_sure, look_at, next_rows, planned
 from bedplate.adaptation.labels.sequential_looks import Looking, SequentialVerdict
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate

@@ -25,7 +25,7 @@ from bedplate.inference.engine import engine as engine_module
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward import graphs
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
 from bedplate.inference.forward.graphs import RecordedDecode, Run
 from bedplate.inference.forward.paged import PagedCache
@@ -124,12 +124,12 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
         tokens = torch.randint(
             3, spec.vocab_size, (sum(positions.values()),), generator=generator.manual_seed(1)
         ).tolist()
-        forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [Loaded(None)] * 4, ()))
+        forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [LoadedAdapter(None)] * 4, ()))
     for rows in ([0, 1, 2], [0, 1, 2], [3], [1, 3, 2], [0, 1, 2, 3], [2, 0, 1], [0], [3], [1, 2], [0, 3], [1]):
         spans = [Span(row, positions[row], 1) for row in rows]
         positions |= {span.row: span.end for span in spans}
         tokens = torch.randint(3, spec.vocab_size, (len(rows),), generator=generator).tolist()
-        batch = FlatBatch(tokens, spans, [Loaded(None)] * len(rows), range(len(rows)))
+        batch = FlatBatch(tokens, spans, [LoadedAdapter(None)] * len(rows), range(len(rows)))
         for cache in caches:
             cache.reserve(positions)
         ours, theirs = recorded(batch), plain(batch)
@@ -202,7 +202,7 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
             3, spec.vocab_size, (sum(positions.values()),), generator=generator.manual_seed(1)
         ).tolist()
         with torch.inference_mode():
-            forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [Loaded(None)] * 4, ()))
+            forward(FlatBatch(tokens, [Span(row, 0, n) for row, n in positions.items()], [LoadedAdapter(None)] * 4, ()))
 
     def add(config: LoraConfig, seed: int) -> None:
         for bank in banks:
@@ -213,7 +213,7 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
         spans = [Span(row, positions[row], 1) for row in range(len(slots))]
         positions.update({span.row: span.end for span in spans})
         tokens = torch.randint(3, spec.vocab_size, (len(slots),), generator=generator).tolist()
-        loaded = [Loaded(str(slot), slot) for slot in slots]
+        loaded = [LoadedAdapter(str(slot), slot) for slot in slots]
         batch = FlatBatch(tokens, spans, loaded, range(len(slots)))
         for cache in caches:
             cache.reserve(positions)
@@ -249,7 +249,7 @@ def test_a_replayed_step_has_its_rows_adapters(name: str) -> None:
         assert counted.waited == 0, counted.waits
     banks[0].merge(0)
     with pytest.raises(UsageError, match="merged"):
-        recorded(FlatBatch([5], [Span(0, positions[0], 1)], [Loaded("0", 0)], [0]))
+        recorded(FlatBatch([5], [Span(0, positions[0], 1)], [LoadedAdapter("0", 0)], [0]))
 
 
 def test_adapters_that_have_no_places_run_as_they_do() -> None:
@@ -262,7 +262,7 @@ def test_adapters_that_have_no_places_run_as_they_do() -> None:
     config = LoraConfig(r=2, targets=("q",))
     trained = bank.add(config, adapter(base, config, 0), trainable=True)
     cache.reserve({0: 30, **dict.fromkeys(range(1, 36), 4)})
-    loaded = Loaded("trained", trained)
+    loaded = LoadedAdapter("trained", trained)
     with torch.inference_mode():
         assert forward(FlatBatch([5], [Span(0, 0, 1)], [loaded], [0])).logits_WV is not None
     assert not record.counted
@@ -271,7 +271,7 @@ def test_adapters_that_have_no_places_run_as_they_do() -> None:
         batch = FlatBatch(
             [7] * len(chosen),
             [Span(row, 0, 1) for row in range(1, len(chosen) + 1)],
-            [Loaded(str(slot), slot) for slot in chosen],
+            [LoadedAdapter(str(slot), slot) for slot in chosen],
             range(len(chosen)),
         )
         with torch.inference_mode():
@@ -305,6 +305,6 @@ def test_a_recording_that_fails_is_told_and_the_step_is_run(caplog: pytest.LogCa
     cache.reserve({0: 8})
     forward = TorchForward(base, None, cache, record=record)
     with torch.inference_mode():
-        out = forward(FlatBatch([5], [Span(0, 0, 1)], [Loaded(None)], [0]))
+        out = forward(FlatBatch([5], [Span(0, 0, 1)], [LoadedAdapter(None)], [0]))
     assert out.logits_WV is not None
     assert "not permitted when stream is capturing" in caplog.text

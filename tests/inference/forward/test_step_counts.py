@@ -21,7 +21,7 @@ from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.forward import slot_attention
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
@@ -120,7 +120,7 @@ def test_keys_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch
         for spans in pieces:
             written.clear()
             count = sum(span.length for span in spans)
-            forward(FlatBatch([5] * count, spans, [Loaded(None)] * len(spans), [count - 1]))
+            forward(FlatBatch([5] * count, spans, [LoadedAdapter(None)] * len(spans), [count - 1]))
             assert len(written) == len(sources)
 
 

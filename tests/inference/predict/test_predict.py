@@ -24,7 +24,7 @@ from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours
 from bedplate.skins.output import LabelOutput, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin, cascaded

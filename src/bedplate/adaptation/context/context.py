@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.bases import TaskBase
-from bedplate.adaptation.context.clock import Clock
-from bedplate.adaptation.context.format_speed import worth_trying
+from bedplate.adaptation.context.clock import Clock, latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome, RungResult
-from bedplate.adaptation.context.reserve import latency_seconds, report_seconds, seconds_on_test
 from bedplate.adaptation.context.throughput import (
     CallTimings,
     Throughput,
@@ -22,8 +20,9 @@ from bedplate.adaptation.context.throughput import (
     pace_seconds,
     read_calls,
     read_texts,
+    worth_trying,
 )
-from bedplate.adaptation.task.hosted_spec import HostedSpec
+from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
@@ -41,9 +40,8 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.inference.predict.skin_execution import evaluated_now
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours, Passages
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
-from bedplate.skins.passages import Passages
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Demonstration, Format, Prompt
 from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin

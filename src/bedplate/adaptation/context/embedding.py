@@ -18,8 +18,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.lookup import embed_texts
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.models.checkpoints.base import Base
-from bedplate.skins.nearest import PoolPooling, read_vectors, vector_bytes
-from bedplate.skins.neighbours import text_of
+from bedplate.skins.lookup_index import PoolPooling, read_vectors, text_of, vector_bytes
 
 SAMPLE = 32
 _AT_ONCE, _PARTS = 512, 20

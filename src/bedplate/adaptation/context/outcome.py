@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.core.processor import load_average
 from bedplate.core.statistics import quantile_bounds, robust_mean
+from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.harness import Evaluation, Predicts
 
 SLOW = 0.95
@@ -200,3 +201,41 @@ class Climbed:
     def base(self) -> TaskBase:
         """What its skin stands on."""
         return self.parent if self.child is None else self.parent.child(self.child)
+
+
+class Estimated(Protocol):
+    """An estimate, and what its variance follows from."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def design_effect(self) -> float: ...
+    @property
+    def row_variance(self) -> float | None: ...
+
+
+class BoundedEstimate(Estimated, Protocol):
+    """An estimate with one-sided bounds. These raise InsufficientGroups where the rows allow none."""
+
+    def bound(self, confidence: float, side: Side = "lower") -> float: ...
+
+
+@dataclass(frozen=True)
+class Resting:
+    """What is judged by an evaluation's rows, with a number or bounds of its own."""
+
+    evaluation: BoundedEstimate
+
+    @property
+    def n(self) -> int:
+        return self.evaluation.n
+
+    @property
+    def design_effect(self) -> float:
+        return self.evaluation.design_effect
+
+    @property
+    def row_variance(self) -> float | None:
+        return self.evaluation.row_variance

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from bedplate.adaptation.context.estimate import BoundedEstimate, Resting
+from bedplate.adaptation.context.outcome import BoundedEstimate, Resting
 from bedplate.core.statistics.proportions import Side
 from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.data.rows import SourceRows

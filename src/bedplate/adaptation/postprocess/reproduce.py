@@ -28,9 +28,8 @@ from bedplate.adaptation.postprocess.recorded import (
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.adaptation.search.candidates import Candidate, candidates_of
-from bedplate.adaptation.search.fingerprint import config_of
-from bedplate.adaptation.search.format_trial import in_weights
-from bedplate.adaptation.search.rung_files import read_plan, write_plan
+from bedplate.adaptation.search.formats import in_weights
+from bedplate.adaptation.search.rung_files import config_of, read_plan, write_plan
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_file import load_adapt_task

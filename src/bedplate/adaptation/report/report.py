@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.context.bases import BaseFacts
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
 from bedplate.adaptation.report import reference_rows
-from bedplate.adaptation.report.data_card import data_card
-from bedplate.adaptation.report.dollars import in_dollars
-from bedplate.adaptation.report.error_analysis import examples, focus
+from bedplate.adaptation.report.data_card import data_card, examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.formats import not_tried
@@ -25,14 +24,17 @@ from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.evaluation.task_row import GradedRow
 from bedplate.report import schema, schema_parts, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
-from bedplate.report.schema_parts import LabelBudget, Split
+from bedplate.report.schema_parts import Curve, LabelBudget, Split
+from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.records import opened_by
 from bedplate.skins.skin import BaseReference
 
 
@@ -387,3 +389,67 @@ def _too_long(tested: Mapping[str, Tested]) -> list[str]:
     return [
         f"{t.too_long} test rows are too long for {name} and count as wrong" for name, t in tested.items() if t.too_long
     ]
+
+
+def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], results: Iterable[RungResult]) -> None:
+    """Bases, skins, run and report. results: of all candidates, places below `out`."""
+    all_results = list(results)
+    with Catalog.open() as catalog:
+        weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in bases]
+        skins = [catalog.record_skin(read_skin(out / result.skin)) for result in all_results if result.skin is not None]
+        details = {"verdict": report.data["verdict"], "opened": opened_by(report.data)}
+        catalog.record_report(out / "report.json", task, details, [*weights, *skins])
+        catalog.add([out / result.child for result in all_results if result.child is not None])
+        catalog.record_run_of(out)
+
+
+def in_dollars(report: dict[str, Any], scale: Scale) -> None:
+    """Turns the estimates, intervals, bounds and differences of report.json's values into dollars, in place. The rows
+    keep their scores, and so do formats, which are held against a margin of scores."""
+    for row in report["rungs"]:
+        _turn(row, scale, "estimate", "answered", interval="interval")
+        for seed in row["seeds"]:
+            _turn(seed, scale, "estimate", interval="interval")
+    for change in report["verdict"].get("kept_out", ()):
+        _turn(change, scale, "estimate")
+    for confirmation in report["nominees"]["confirmations"]:
+        _turn(confirmation, scale, "estimate", "expected")
+        ends = [None if confirmation[name] is None else scale.value(confirmation[name]) for name in ("upper", "lower")]
+        confirmation["lower"], confirmation["upper"] = ends
+        levels = confirmation["upper_confidence"], confirmation["lower_confidence"]
+        confirmation["lower_confidence"], confirmation["upper_confidence"] = levels
+    for comparison in report["comparisons"]:
+        _turn(comparison, scale, "a_estimate", "b_estimate")
+        _difference_in_dollars(comparison, scale)
+    for tried in (trial for searched in report["search"].values() for trial in searched):
+        _turn(tried, scale, "estimate")
+    if report["focus"] is not None:
+        for part in report["focus"]["slices"]:
+            _turn(part, scale, "estimate", interval="interval")
+
+
+def curve_in_dollars(curve: Curve, scale: Scale) -> Curve:
+    """The same of learning curves, which have no price of the call in them."""
+    if scale.worst_usd is None:
+        return curve
+    values = curve.model_dump(mode="json")
+    for point in (*values["points"], *values["flat"]):
+        _turn(point, scale, "estimate", interval="interval")
+        for draw in point.get("draws", ()):
+            _turn(draw, scale, "estimate")
+    for gap in (difference for crossover in values["crossovers"] for difference in crossover["differences"]):
+        _difference_in_dollars(gap, scale)
+    return Curve.model_validate(values)
+
+
+def _turn(part: dict[str, Any], scale: Scale, *names: str, interval: str | None = None) -> None:
+    for name in names:
+        if part.get(name) is not None:
+            part[name] = scale.value(part[name])
+    if interval is not None and part[interval] is not None:
+        part[interval] = list(scale.ends(*part[interval]))
+
+
+def _difference_in_dollars(part: dict[str, Any], scale: Scale) -> None:
+    part["difference"] = scale.difference(part["difference"])
+    part["interval"] = sorted(scale.difference(end) for end in part["interval"])

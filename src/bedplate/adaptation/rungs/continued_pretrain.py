@@ -16,7 +16,7 @@ from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, RungResul
 from bedplate.adaptation.rungs.answers import export
 from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.task.raw_text import inputs_in
+from bedplate.adaptation.task.adapt_parts import inputs_in
 from bedplate.core.errors import TrainingError
 from bedplate.core.files import sha256_json
 from bedplate.core.version import __version__

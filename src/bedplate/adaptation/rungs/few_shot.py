@@ -11,15 +11,20 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.prompt_room import prompt_limit
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.successive_halving import (
+    Variant,
+    choose,
+    first_rows_of,
+    prompt_limit,
+    row_cost,
+    stages_for,
+)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
-from bedplate.skins.completion import answer_text, prompt_and_longest_answer
 from bedplate.skins.output import Output
-from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.prompt import Demonstration, Prompt, answer_text, prompt_and_longest_answer
 
 SIZES = (8, 4)
 SMALL_SIZES = (2, 1)

@@ -4,7 +4,7 @@ answers are written, the answer of the most similar text."""
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ from bedplate.adaptation.context.context import LATENCY_CALLS, Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency
 from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
 from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
-from bedplate.adaptation.rungs.nearest_answer import SIMILARITIES, Nearest
 from bedplate.adaptation.rungs.probe import head_outputs, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
+from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.classical import WORD, Classical, most_terms
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.neighbours import text_of
+from bedplate.skins.lookup_index import text_of
 from bedplate.skins.output import Output
 from bedplate.skins.phrasings import values_prompt
 from bedplate.skins.skin import InputField, Skin
@@ -224,3 +224,29 @@ def _folds(context: Context, plan: RungPlan) -> list[tuple[list[int], list[int]]
     groups = [e.group for e in context.train]
     split = GroupKFold(plan.settings["folds"]).split(groups, groups=groups)
     return [(fit.tolist(), holdout.tolist()) for fit, holdout in split]
+
+
+SIMILARITIES: Mapping[str, Mapping[str, Any]] = {
+    "words": {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b|[^\w\s]"},
+    "characters": {"analyzer": "char_wb", "ngram_range": (3, 5)},
+}
+"""What texts are compared by: words and word pairs, or pieces of words."""
+
+
+class Nearest:
+    """Answers with the answer of the most similar known text; the first of equally similar ones."""
+
+    def __init__(self, texts: Sequence[str], answers: Sequence[str], similarity: str, names: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(sublinear_tf=True, **SIMILARITIES[similarity])
+        self._train_matrix: Any = self._vectorizer.fit_transform(texts)  # sparse, whatever type stubs say of it
+        self._answers, self._names = list(answers), list(names)
+
+    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
+        start = time.perf_counter()
+        texts = [text_of(row, self._names) for row in rows]
+        likeness = self._vectorizer.transform(texts) @ self._train_matrix.T  # rows have unit length
+        chosen = [self._answers[int(likeness[i].toarray().argmax())] for i in range(len(rows))]
+        seconds = (time.perf_counter() - start) / max(len(rows), 1)
+        return [Prediction(answer, answer, seconds=seconds) for answer in chosen]

@@ -14,7 +14,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency, no_time
 from bedplate.adaptation.rungs.answers import export, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.task.hosted_spec import HostedSpec
+from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
 from bedplate.inference.predict.hosted_predictor import HostedPredictor, api_key

@@ -18,14 +18,20 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import Embedder, embedders_of, named_weights
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.successive_halving import (
+    Variant,
+    choose,
+    first_rows_of,
+    prompt_limit,
+    room_beside,
+    row_cost,
+    stages_for,
+)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.core.errors import SkinError
-from bedplate.skins.completion import answer_text
-from bedplate.skins.neighbours import Neighbours, Order, text_of
-from bedplate.skins.prompt import Demonstration
+from bedplate.skins.lookup_index import Neighbours, Order, text_of
+from bedplate.skins.prompt import Demonstration, answer_text
 
 SIZES = (8, 4, 2)
 FIRST_ROWS = 48

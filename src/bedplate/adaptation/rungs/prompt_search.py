@@ -15,7 +15,6 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import named_weights
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.few_shot import FewShot
-from bedplate.adaptation.rungs.prompt_room import room_beside
 from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.successive_halving import (
@@ -23,14 +22,14 @@ from bedplate.adaptation.rungs.successive_halving import (
     Variant,
     first_rows_of,
     halve,
+    room_beside,
     row_cost,
     stages_for,
 )
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import task_prompt
 from bedplate.evaluation.examples import Example
-from bedplate.skins.completion import answer_text
-from bedplate.skins.prompt import Demonstration, Format
+from bedplate.skins.prompt import Demonstration, Format, answer_text
 
 NUMBER = 8
 """Proposals of the base itself, where the task names no proposer."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from bedplate.adaptation.context.bases import source_of
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.task.proposer_spec import ProposerSpec
+from bedplate.adaptation.task.adapt_parts import ProposerSpec
 from bedplate.core.errors import (
     BusyError,
     ConfigError,

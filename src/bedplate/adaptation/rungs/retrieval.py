@@ -17,14 +17,21 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, named_weights, pace_of
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.prompt_room import prompt_limit, room_beside
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import Variant, choose, first_rows_of, row_cost, stages_for
+from bedplate.adaptation.rungs.successive_halving import (
+    Variant,
+    choose,
+    first_rows_of,
+    prompt_limit,
+    room_beside,
+    row_cost,
+    stages_for,
+)
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.adaptation.task.documents_spec import cut, task_documents
+from bedplate.adaptation.task.adapt_parts import cut, task_documents
 from bedplate.data.documents import Documents
 from bedplate.inference.predict.text_reading import text_tokens
-from bedplate.skins.passages import Passages
+from bedplate.skins.lookup_index import Passages
 from bedplate.skins.prompt import Prompt
 
 FIRST_ROWS = 48

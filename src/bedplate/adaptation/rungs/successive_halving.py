@@ -19,10 +19,9 @@ from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
-from bedplate.skins.neighbours import Neighbours
+from bedplate.skins.lookup_index import Neighbours, Passages
 from bedplate.skins.output import Output
-from bedplate.skins.passages import Passages
-from bedplate.skins.prompt import Demonstration, Prompt
+from bedplate.skins.prompt import Demonstration, Prompt, prompt_and_longest_answer
 from bedplate.skins.skin import Skin
 
 
@@ -215,3 +214,19 @@ def _row(variant: Variant, rows: int) -> dict[str, Any]:
         "n": rows,
         "split": "valid",
     }
+
+
+def prompt_limit(context: Context) -> int:
+    """Tokens that a prompt may have, with its answer where that follows it: those of the budget, at most the base's
+    context."""
+    budget = context.spec.budget.max_prompt_tokens
+    context_length = context.model.base.spec.context_length
+    return context_length if budget is None else min(budget, context_length)
+
+
+def room_beside(context: Context, prompt: Prompt, output: Output) -> int:
+    """Prompt tokens that are left beside the longest input of valid and its answer."""
+    longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
+    tokenizer = context.model.tokenizer
+    prompt_tokens, answer = prompt_and_longest_answer(prompt, tokenizer, longest.inputs, output)
+    return prompt_limit(context) - len(prompt_tokens) - (0 if tokenizer.answers_apart else answer)

@@ -16,10 +16,9 @@ from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
-from bedplate.skins.completion import target_tokens
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import Output
-from bedplate.skins.prompt import Prompt
+from bedplate.skins.prompt import Prompt, target_tokens
 from bedplate.skins.skin import Skin
 from bedplate.training.batch import TrainingExample, answer_example, completion_example
 from bedplate.training.config import TrainConfig

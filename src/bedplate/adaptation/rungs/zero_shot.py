@@ -1,4 +1,5 @@
-"""The base as it is: a few ways to ask, plain or through the chat template, chosen and (labels) calibrated on valid."""
+"""The base as it is: a few ways to ask, plain or through the chat template, chosen and (labels) calibrated on valid;
+and the team's own prompt, calibrated and judged like the others."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_t
 from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.successive_halving import (
+    HalvingStage,
     Variant,
     choose,
     first_rows_of,
@@ -21,7 +23,7 @@ from bedplate.adaptation.rungs.successive_halving import (
     stages_for,
     variant_skin,
 )
-from bedplate.adaptation.task.task_prompt import phrasings
+from bedplate.adaptation.task.task_prompt import phrasings, task_output
 from bedplate.evaluation.examples import Example
 from bedplate.skins.files import read_skin
 from bedplate.skins.prompt import Format
@@ -107,3 +109,38 @@ def finish(
         left_out=plan.left_out,
         details={**facts, **(details or {})},
     )
+
+
+class OwnPromptRung(Rung):
+    """A prompt skin of `adapt.prompt`."""
+
+    name = "own_prompt"
+    traits = Traits(side="prompt", learns=False, own_prompt=True)
+
+    def plan(self, context: Context) -> RungPlan | Skip:
+        prompt_spec = context.spec.prompt
+        if prompt_spec is None:
+            return Skip("the task file gives no `adapt.prompt`")
+        if prompt_spec.format == "chat" and context.model.tokenizer.chat is None:
+            return Skip(f"`adapt.prompt` is a chat and {context.model.base.name} has no chat template")
+        # its length against the plain prompt's, on one row
+        row = context.valid[0].inputs
+        plain, _ = context.default_prompt()
+        tokenizer = context.model.tokenizer
+        share = len(prompt_spec.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
+        rows = len(context.valid) * max(1.0, share)
+        seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
+        if seconds > context.seconds_left:
+            return no_time(seconds, context.seconds_left)
+        return RungPlan({"format": prompt_spec.format}, seconds)
+
+    def settings(self, context: Context) -> Any:
+        return None if context.spec.prompt is None else context.spec.prompt.model_dump(mode="json")
+
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
+        start = time.perf_counter()
+        prompt_spec = context.spec.prompt
+        assert prompt_spec is not None
+        variant = Variant("own", prompt_spec.prompt, task_output(context.task, context.written, prompt_spec.format))
+        winner, order, tried = choose(context, [variant], [HalvingStage(None, 1)])
+        return finish(context, self.name, winner, order, tried, plan, start)

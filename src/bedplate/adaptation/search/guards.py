@@ -11,19 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.search.guard_drops import GuardName, GuardResult, bounded, drop_of
-from bedplate.adaptation.task.guard_spec import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
+from bedplate.adaptation.context.outcome import RungResult
+from bedplate.adaptation.search.candidates import Candidate
+from bedplate.adaptation.task.adapt_parts import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
 from bedplate.evaluation.suites.multiple_choice import Scored
 from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
-from bedplate.report.schema_plan import GuardRow
+from bedplate.report.schema_plan import Guard, GuardRow
 
 Answers = list[list[float]]
 G = TypeVar("G")
@@ -296,3 +300,98 @@ def _unmeasured(name: str, spec: Any, confidence: float, why: str) -> GuardResul
     nothing: dict[str, Any] = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
     numbers = {"limit": limit, "confidence": confidence, "n": 0, "groups": 0, "details": {}}
     return GuardResult(guard=guard, measure="not measured", reason=f"not measured: {why}", **numbers, **nothing)
+
+
+GuardName = Literal["retention", "loss", "refusal"]
+
+
+class GuardResult(Guard):
+    """A guard of one child base, with the rows that it rests on."""
+
+    rows: tuple[GuardRow, ...] = Field((), repr=False)
+
+    def at(self, confidence: float) -> GuardResult:
+        """The same rows at another confidence. What could not be measured stays undecided."""
+        if not self.rows:
+            return self.model_copy(update={"confidence": confidence})
+        assert self.parent is not None
+        assert self.child is not None
+        drop = drop_of(self.guard, self.rows, confidence)
+        return self.model_copy(update=bounded(self.guard, self.measure, self.parent, self.child, drop, self.limit))
+
+
+def drop_of(guard: GuardName, rows: Sequence[GuardRow], confidence: float) -> Drop:
+    """How much worse the child is, with one-sided bounds."""
+    before, after, groups = [row.parent for row in rows], [row.child for row in rows], [row.group for row in rows]
+    if guard == "loss":
+        return rate_rise(before, after, [float(row.tokens or 0) for row in rows], groups, confidence)
+    observed_drop = mean_drop(before, after, groups, confidence)
+    if guard == "retention":
+        return observed_drop
+    # a detector that misses refusals sees only part of a change: at worst this part, at best all of it
+    detector = refusals.calibrate()
+    scale = 1 / detector.least_informedness
+    return Drop(
+        observed_drop.value / detector.informedness,
+        None if observed_drop.lower is None else min(observed_drop.lower, observed_drop.lower * scale),
+        None if observed_drop.upper is None else max(observed_drop.upper, observed_drop.upper * scale),
+        observed_drop.se / detector.informedness,
+        observed_drop.confidence,
+        observed_drop.n,
+        observed_drop.groups,
+    )
+
+
+def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: Drop, limit: float) -> dict[str, object]:
+    """The fields of a Guard that follow from its bounds."""
+    within_limit, needed = drop.is_within(limit), drop.needed(limit)
+    numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
+    if guard == "refusal" and parent < limit:
+        numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
+    if drop.upper is None or drop.lower is None:
+        reason = f"{numbers}; {drop.groups} groups are too few for a bound"
+    elif within_limit:
+        reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
+    elif within_limit is False:
+        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
+    else:
+        reason = (
+            f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}, so {drop.n} rows do not decide on {limit:g}"
+        )
+        if needed is not None:
+            reason += f" (about {needed:,} would)"
+    return {
+        "holds": within_limit,
+        "drop": drop.value,
+        "reason": reason,
+        "needed_n": None if within_limit is not None else needed,
+        **{name: getattr(drop, name) for name in ("lower", "upper", "confidence", "n", "groups")},
+    }
+
+
+def guards_pass(guards: Sequence[GuardResult], confidence: float) -> bool:
+    """Whether all of them are shown to hold at this confidence."""
+    return all(guard.at(confidence).holds is True for guard in guards)
+
+
+def children(candidates: Mapping[str, Candidate], name: str) -> list[tuple[Context, Path]]:
+    """The child bases that a candidate stands on, its own or those of its parts, with what they are children of."""
+    parts = [candidates[part] for part in candidates[name].climbed.result.parts or (name,)]
+    child_bases = [(part.context, part.climbed.child) for part in parts]
+    return [(context, child) for context, child in child_bases if child is not None]
+
+
+def guards_asked(
+    candidates: Mapping[str, Candidate],
+    nominees: Sequence[str],
+    results: Mapping[str, RungResult],
+    guarded: Mapping[str, Sequence[GuardResult]],
+) -> int:
+    """How many verdicts the items of these nominees' guards have been part of, this one with it; 1 without any."""
+    looked = [
+        (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
+        for name in nominees
+        if name in guarded
+        for at, _ in children(candidates, name)
+    ]
+    return guards_opened(candidates[nominees[0]].context.task.task, looked) if looked else 1

@@ -22,8 +22,8 @@ from bedplate.adaptation.context.fits import SMALLER
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan
 from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.fingerprint import fingerprint, limits_of
 from bedplate.adaptation.search.run_rung import climb
+from bedplate.adaptation.search.rung_files import fingerprint, limits_of
 from bedplate.adaptation.search.start import climb_candidate
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json

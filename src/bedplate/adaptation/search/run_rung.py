@@ -15,9 +15,10 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungResult, Skip
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search.abstention import abstaining
-from bedplate.adaptation.search.fingerprint import config_of, limits_of
-from bedplate.adaptation.search.machine_pace import planned_now
+from bedplate.adaptation.search.planner import planned_now
 from bedplate.adaptation.search.rung_files import (
+    config_of,
+    limits_of,
     read_plan,
     read_result,
     read_skip,

@@ -16,8 +16,7 @@ from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.search.abstention import abstaining
 from bedplate.adaptation.search.candidates import Candidate, candidates_of
-from bedplate.adaptation.search.fingerprint import config_of
-from bedplate.adaptation.search.rung_files import read_plan, read_result, write_result
+from bedplate.adaptation.search.rung_files import config_of, read_plan, read_result, write_result
 from bedplate.adaptation.search.start import opened
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task

@@ -24,7 +24,7 @@ RUNG_TABLE: dict[str, RungRow] = {
         "a classical model of the labels alone, without a base", "bedplate.adaptation.rungs.from_scratch:FromScratch"
     ),
     "zero_shot": RungRow("the base and a prompt", "bedplate.adaptation.rungs.zero_shot:ZeroShot"),
-    "own_prompt": RungRow("your own prompt (adapt.prompt)", "bedplate.adaptation.rungs.own_prompt:OwnPromptRung"),
+    "own_prompt": RungRow("your own prompt (adapt.prompt)", "bedplate.adaptation.rungs.zero_shot:OwnPromptRung"),
     "few_shot": RungRow("a prompt with worked examples", "bedplate.adaptation.rungs.few_shot:FewShot"),
     "knn_few_shot": RungRow(
         "examples nearest to each call (dynamic few-shot)", "bedplate.adaptation.rungs.knn_few_shot:KnnFewShot"

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.adaptation.task.documents_spec import DocumentsSpec
-from bedplate.adaptation.task.format_spec import FormatsSpec
-from bedplate.adaptation.task.guard_spec import GuardsSpec
-from bedplate.adaptation.task.hosted_spec import HostedSpec
-from bedplate.adaptation.task.proposer_spec import ProposerSpec
-from bedplate.adaptation.task.raw_text import RawText
+from bedplate.adaptation.task.adapt_parts import (
+    DocumentsSpec,
+    FormatsSpec,
+    GuardsSpec,
+    HostedSpec,
+    ProposerSpec,
+    RawText,
+)
 from bedplate.adaptation.task.rung_table import check_rungs
 from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.core.config import Strict

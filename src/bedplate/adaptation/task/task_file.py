@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bedplate.adaptation.task.raw_text import RawText
+from bedplate.adaptation.task.adapt_parts import RawText
 from bedplate.adaptation.task.rung_table import RUNG_TABLE, check_rungs
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.target_spec import check_target

@@ -11,7 +11,6 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Grammar
-from bedplate.skins.completion import answer_text
 from bedplate.skins.output import Output
 from bedplate.skins.phrasings import (
     BELOW,
@@ -21,7 +20,7 @@ from bedplate.skins.phrasings import (
     default_prompt,
     generation_prompt,
 )
-from bedplate.skins.prompt import Format, Prompt
+from bedplate.skins.prompt import Format, Prompt, answer_text
 from bedplate.text.tokenizer import Tokenizer
 
 STOPS = ("\n", "\n\n")

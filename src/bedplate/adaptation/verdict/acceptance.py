@@ -9,7 +9,7 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
-from bedplate.adaptation.search.guard_drops import GuardResult, guards_pass
+from bedplate.adaptation.search.guards import GuardResult, guards_pass
 from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
 from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
 from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bedplate.adaptation.context.estimate import Resting
+from bedplate.adaptation.context.outcome import Resting
 from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side

@@ -16,8 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from bedplate.adaptation.context.estimate import BoundedEstimate, Estimated
-from bedplate.adaptation.context.outcome import SLOW, Latency
+from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Estimated, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import Nominable, infeasible
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination

@@ -10,7 +10,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungResult, Tested
 from bedplate.adaptation.labels.sequential_looks import Looking
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.guard_drops import GuardResult
+from bedplate.adaptation.search.guards import GuardResult
 from bedplate.adaptation.verdict.acceptance import Hurdles
 from bedplate.adaptation.verdict.decision import GateVerdict
 from bedplate.adaptation.verdict.rules import Expectation

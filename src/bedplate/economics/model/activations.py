@@ -14,7 +14,7 @@ fused attention does by itself; "full" keeps a block's input only.
 from __future__ import annotations
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.state_mixers import attends, state_values
+from bedplate.economics.model.mixer_flops import attends, state_values
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,
@@ -25,6 +25,7 @@ from bedplate.models.specs import (
     VisionSpec,
 )
 from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, NormSpec
 
 
 def activation_bytes(
@@ -53,7 +54,7 @@ def activation_bytes(
         end = 3 * spec.hidden_size * bytes_per_value if head else 0.0
         return tokens * (spec.layers * block_bytes + recomputed_bytes + end)
     return tokens * sum(
-        _stack_bytes(stack, sequence_tokens, bytes_per_value, recompute, head) for stack in _stacks(spec)
+        _stack_bytes(stack, sequence_tokens, bytes_per_value, recompute, head) for stack in stacks_of(spec)
     )
 
 
@@ -82,15 +83,32 @@ def layer_activation_bytes(
     return values * bytes_per_value + 4.0 * spec.attention.heads * (1 if spec.attention.cross_size is None else 2)
 
 
-def _stacks(spec: Spec) -> tuple[TransformerSpec, ...]:
+def stacks_of(spec: Spec) -> tuple[TransformerSpec, ...]:
+    """The stacks of blocks whose activations training keeps; a frozen vision tower is not among them."""
     if isinstance(spec, TransformerSpec):
         return (spec,)
-    if isinstance(spec, EncoderDecoderSpec):
-        return spec.stack, spec.decoder
     if isinstance(spec, MultimodalSpec):
         return (spec.language,)
-    assert isinstance(spec, VisionSpec | AudioSpec)
-    return (spec.tower,)
+    if isinstance(spec, EncoderDecoderSpec):
+        return (spec.stack, spec.decoder)
+    if isinstance(spec, VisionSpec | AudioSpec):
+        return (spec.tower,)
+    return (_as_tower(spec),)
+
+
+def _as_tower(spec: DiffusionSpec) -> TransformerSpec:
+    """A diffusion transformer's blocks, for their activations: modulation keeps as much as norms do."""
+    streams = 1 if spec.text is None else 2
+    return TransformerSpec(
+        kind="tower",
+        vocab_size=0,
+        hidden_size=spec.hidden_size,
+        layers=spec.layers,
+        context_length=spec.tokens * streams,
+        attention=AttentionSpec(heads=spec.heads, kv_heads=spec.heads, head_dim=spec.head_dim),
+        feedforward=FeedForwardSpec(size=spec.feedforward_size, gated=False),
+        norm=NormSpec(placement="sandwich"),
+    )
 
 
 def _stack_bytes(

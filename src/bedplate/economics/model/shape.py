@@ -5,20 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bedplate.economics.model.activations import Recompute, head_activation_bytes, layer_activation_bytes
+from bedplate.economics.model.activations import (
+    Recompute,
+    head_activation_bytes,
+    layer_activation_bytes,
+    stacks_of,
+)
 from bedplate.economics.model.attention_pairs import attention_flops
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.parameters import weights
 from bedplate.models.specs import (
-    AudioSpec,
-    DiffusionSpec,
-    EncoderDecoderSpec,
-    MultimodalSpec,
     Spec,
-    TransformerSpec,
-    VisionSpec,
 )
-from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, NormSpec
 
 
 @dataclass(frozen=True)
@@ -57,34 +55,6 @@ class LayoutShape:
     @property
     def total(self) -> int:
         return self.dense + self.experts + self.first + self.last
-
-
-def stacks_of(spec: Spec) -> tuple[TransformerSpec, ...]:
-    """The stacks of blocks whose activations training keeps; a frozen vision tower is not among them."""
-    if isinstance(spec, TransformerSpec):
-        return (spec,)
-    if isinstance(spec, MultimodalSpec):
-        return (spec.language,)
-    if isinstance(spec, EncoderDecoderSpec):
-        return (spec.stack, spec.decoder)
-    if isinstance(spec, VisionSpec | AudioSpec):
-        return (spec.tower,)
-    return (_as_tower(spec),)
-
-
-def _as_tower(spec: DiffusionSpec) -> TransformerSpec:
-    """A diffusion transformer's blocks, for their activations: modulation keeps as much as norms do."""
-    streams = 1 if spec.text is None else 2
-    return TransformerSpec(
-        kind="tower",
-        vocab_size=0,
-        hidden_size=spec.hidden_size,
-        layers=spec.layers,
-        context_length=spec.tokens * streams,
-        attention=AttentionSpec(heads=spec.heads, kv_heads=spec.heads, head_dim=spec.head_dim),
-        feedforward=FeedForwardSpec(size=spec.feedforward_size, gated=False),
-        norm=NormSpec(placement="sandwich"),
-    )
 
 
 @lru_cache(maxsize=64)

@@ -8,7 +8,7 @@
 6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`sampler.py`).
 7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
 
-Adapters, soft prompts, pinned prefixes and updates come between two steps, under the compute lock (`loading.py`).
+Adapters, soft prompts, pinned prefixes and updates come between two steps, under the compute lock (`weight_loader.py`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.grammar import Grammars, TrialCompiler
-from bedplate.inference.engine.loading import Loading
 from bedplate.inference.engine.requests.base import Request, Result, Stream
-from bedplate.inference.engine.requests.job import Equipment, RequestJob
+from bedplate.inference.engine.requests.job import EngineResources, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
@@ -41,9 +40,10 @@ from bedplate.inference.engine.scheduler import Scheduler, may_queue
 from bedplate.inference.engine.sizes import check_sizes, engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
 from bedplate.inference.engine.steps import Steps
+from bedplate.inference.engine.weight_loader import WeightLoader
 from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
@@ -123,7 +123,7 @@ class Engine(Closing):
             )
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
-        self._equipment = Equipment(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
+        self._resources = EngineResources(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
         self._runner = Runner(
             cache,
             self._forward,
@@ -134,8 +134,8 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        self._loading = Loading(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
-        self._adapters = self._loading.adapters
+        self._loader = WeightLoader(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
+        self._adapters = self._loader.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
@@ -228,12 +228,12 @@ class Engine(Closing):
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
         """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
         self._check_open()
-        adapters: list[Loaded] = []
+        adapters: list[LoadedAdapter] = []
         jobs: list[RequestJob] = []
         try:
             for request in requests:
                 adapters.append(self._adapters.acquire(request.adapter))
-                jobs.append(JOB_TYPES[type(request)](request, adapters[-1], self._equipment))
+                jobs.append(JOB_TYPES[type(request)](request, adapters[-1], self._resources))
             with self._lock:
                 self._check_open()
                 opened, tenant = self._steps.open(), requests[0].tenant if requests else ""
@@ -299,17 +299,17 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
-            self._loading.load_adapter(key, config, tensors)
+            self._loader.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
         before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
         of the context."""
-        self._loading.check_soft_prompts()
+        self._loader.check_soft_prompts()
         self._check_open()
         with self._compute:
             self._check_open()
-            self._loading.load_soft_prompt(key, vectors, adapter)
+            self._loader.load_soft_prompt(key, vectors, adapter)
 
     def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
         """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
@@ -323,14 +323,14 @@ class Engine(Closing):
         with self._compute:
             self._check_open()
             if adapter is None:
-                return self._loading.update_base(tensors)
-            return self._loading.update(adapter, tensors)
+                return self._loader.update_base(tensors)
+            return self._loader.update(adapter, tensors)
 
     def fingerprint(self, adapter: str | None = None) -> str:
         """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
         self._check_open()
         with self._compute:
-            return self._loading.fingerprint(adapter)
+            return self._loader.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
@@ -360,7 +360,7 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
-            self._loading.pin(tokens, adapter, public=public)
+            self._loader.pin(tokens, adapter, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
         """Forgets a beginning that was pinned so; nothing happens where there is none."""
@@ -368,7 +368,7 @@ class Engine(Closing):
             return
         self._check_open()
         with self._compute:
-            self._loading.unpin(tokens, adapter, public=public)
+            self._loader.unpin(tokens, adapter, public=public)
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:

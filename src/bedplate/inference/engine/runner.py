@@ -29,7 +29,7 @@ from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, build_ba
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.engine.token_selection import WritingRow, choose
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch, PassOutput, VectorInput
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
@@ -343,7 +343,7 @@ class Runner:
 
     @torch.inference_mode()
     def compute_prefix(
-        self, adapter: Loaded, tokens: Sequence[int], vectors_PD: Tensor | None = None, *, public: bool = True
+        self, adapter: LoadedAdapter, tokens: Sequence[int], vectors_PD: Tensor | None = None, *, public: bool = True
     ) -> None:
         """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids).
         public: it is everybody's."""
@@ -377,7 +377,7 @@ class Runner:
         finally:
             cache.free(row)
 
-    def _compute_vectors(self, vectors_PD: Tensor, adapter: Loaded, span: Span) -> None:
+    def _compute_vectors(self, vectors_PD: Tensor, adapter: LoadedAdapter, span: Span) -> None:
         placeholders, vectors = [0] * span.length, [VectorInput(0, vectors_PD)]
         out = self.torch_forward(FlatBatch(placeholders, [span], [adapter], (), states=True, vectors=vectors))
         if out.hidden_ND is None or not bool(out.hidden_ND.isfinite().all()):

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from bedplate.inference.engine.requests.job import PassRequest, RequestJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, VectorInput
 from bedplate.inference.forward.spans import Span
 
@@ -58,7 +58,7 @@ def build_batch(work: Sequence[ScheduledTokens]) -> tuple[FlatBatch, list[tuple[
     """The batch of compatible shares, and for each share its pass request and the index of its first logits."""
     tokens: list[int] = []
     spans: list[Span] = []
-    adapters: list[Loaded] = []
+    adapters: list[LoadedAdapter] = []
     sources: list[EncoderSource] = []
     types: list[int] = []
     logit_indices: list[int] = []

@@ -1,4 +1,4 @@
-"""A base's passes under one execution plan, timed on a few blocks of its sizes with made-up weights.
+"""Times a base's passes under one execution plan, on a few blocks of its sizes with made-up weights.
 
 What a weight is does not change what it costs, so that plans can be timed before a checkpoint is read. Fixed costs,
 blocks and head are timed apart and scaled up to the whole base. Between two passes as much memory is read as the blocks
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.core.processor import processor
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.native import NativeForward, native_forward
 from bedplate.inference.forward.spans import Span
@@ -106,7 +106,7 @@ class PlanTrial:
     def _part(
         self, step: Step, tokens: list[int], spans: list[Span], scored: Sequence[int] = (), depth: int | None = None
     ) -> TimedPart:
-        batch = FlatBatch(tokens, spans, [Loaded(None)] * len(spans), scored, depth)
+        batch = FlatBatch(tokens, spans, [LoadedAdapter(None)] * len(spans), scored, depth)
         forward, cache = self._forward, self._cache
 
         def run() -> None:

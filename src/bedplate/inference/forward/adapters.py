@@ -17,7 +17,7 @@ from bedplate.core.errors import RequestError, UsageError
 
 
 @dataclass(eq=False)
-class Loaded:
+class LoadedAdapter:
     """One version of an adapter, or the base (key None). The object is the namespace of its cached prefixes.
 
     slot: its slot in the bank. virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users:
@@ -28,7 +28,7 @@ class Loaded:
     key: str | None
     slot: int = BASE_ROW
     virtual: int = 0
-    parent: Loaded | None = None
+    parent: LoadedAdapter | None = None
     users: int = 0
     retired: bool = False
     config: AdapterConfig | None = None
@@ -45,10 +45,10 @@ class Loaded:
 class Adapters:
     """The loaded ones by key. `free` is called, in the computing thread, with one that nobody uses any more."""
 
-    def __init__(self, free: Callable[[Loaded], None]) -> None:
-        self.base = Loaded(None)
-        self._by_key: dict[str, Loaded] = {}
-        self._leaving: list[Loaded] = []
+    def __init__(self, free: Callable[[LoadedAdapter], None]) -> None:
+        self.base = LoadedAdapter(None)
+        self._by_key: dict[str, LoadedAdapter] = {}
+        self._leaving: list[LoadedAdapter] = []
         self._free = free
         self._lock = threading.Lock()
 
@@ -58,14 +58,14 @@ class Adapters:
     def __contains__(self, key: str) -> bool:
         return key in self._by_key
 
-    def get(self, key: str | None) -> Loaded:
+    def get(self, key: str | None) -> LoadedAdapter:
         """The adapter of this key; UsageError where there is none."""
         loaded = self.base if key is None else self._by_key.get(key)
         if loaded is None:
             raise UsageError(f"no adapter {key!r} is loaded")
         return loaded
 
-    def acquire(self, key: str | None) -> Loaded:
+    def acquire(self, key: str | None) -> LoadedAdapter:
         """The adapter of this key, kept until `release`. RequestError where there is none."""
         with self._lock:
             loaded = self.base if key is None else self._by_key.get(key)
@@ -74,7 +74,7 @@ class Adapters:
             loaded.users += 1
             return loaded
 
-    def release(self, loaded: Loaded) -> None:
+    def release(self, loaded: LoadedAdapter) -> None:
         with self._lock:
             loaded.users -= 1
 
@@ -83,13 +83,13 @@ class Adapters:
         if key in self._by_key:
             raise UsageError(f"an adapter {key!r} is loaded already; unload it first, or use another key")
 
-    def add(self, loaded: Loaded) -> None:
+    def add(self, loaded: LoadedAdapter) -> None:
         assert loaded.key is not None
         with self._lock:
             self.check_new(loaded.key)
             self._by_key[loaded.key] = loaded
 
-    def replace(self, updated: Loaded) -> None:
+    def replace(self, updated: LoadedAdapter) -> None:
         """Gives the key of a loaded adapter to its next version. Call `sweep` to free the older one once unused."""
         assert updated.key is not None
         with self._lock:
@@ -98,12 +98,12 @@ class Adapters:
             older.retired = True
             self._leaving.append(older)
 
-    def has_children(self, loaded: Loaded) -> bool:
+    def has_children(self, loaded: LoadedAdapter) -> bool:
         """Whether a soft prompt stands on this adapter."""
         with self._lock:
             return any(adapter.parent is loaded for adapter in (*self._by_key.values(), *self._leaving))
 
-    def retire(self, key: str) -> Loaded:
+    def retire(self, key: str) -> LoadedAdapter:
         """Takes the key away. Call `sweep` in the computing thread to free what nobody uses."""
         with self._lock:
             loaded = self._by_key.pop(key, None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.spans import Span
 
 
@@ -28,7 +28,7 @@ class FlatBatch:
 
     tokens: Sequence[int]
     spans: Sequence[Span]
-    adapters: Sequence[Loaded]
+    adapters: Sequence[LoadedAdapter]
     logit_indices: Sequence[int]
     depth: int | None = None
     states: bool = False
@@ -54,7 +54,7 @@ class LatentInput:
 
     latents_TC: Tensor
     timestep: float
-    adapter: Loaded
+    adapter: LoadedAdapter
     condition_SD: Tensor | None = None
 
 
@@ -64,7 +64,7 @@ class EncoderSource:
 
     row: int
     tokens: Sequence[int]
-    adapter: Loaded
+    adapter: LoadedAdapter
 
 
 @dataclass(frozen=True)

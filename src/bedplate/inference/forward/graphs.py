@@ -110,15 +110,15 @@ class RecordedDecode:
         block = self._cache.block
         rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
-        parcel, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
-        tokens = parcel.add([[*batch.tokens, *made_up]])
-        positions = parcel.add([[*(span.start for span in batch.spans), *made_up]])
+        transfer, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
+        tokens = transfer.add([[*batch.tokens, *made_up]])
+        positions = transfer.add([[*(span.start for span in batch.spans), *made_up]])
         fixed = self._bank.fixed if places and self._bank is not None else None
-        at = None if fixed is None else parcel.add([*(fixed.place_of(slot) for slot in slots), *made_up])
-        attend = self._cache.made_up(batch.spans, rows, blocks, parcel)
+        at = None if fixed is None else transfer.add([*(fixed.place_of(slot) for slot in slots), *made_up])
+        attend = self._cache.made_up(batch.spans, rows, blocks, transfer)
         recording = self._recordings.pop(key, None)
         if recording is None:
-            parcel.send()
+            transfer.send()
 
             def run() -> tuple[Tensor, Tensor]:
                 inputs = Inputs(tokens.tensor, positions.tensor, last=last if learned else None)
@@ -126,11 +126,11 @@ class RecordedDecode:
                     hidden_MD = self._model(inputs, cache=attend).hidden[0]
                 return self._model.head(hidden_MD).float(), hidden_MD
 
-            recording = self._recorded(parcel, run)
+            recording = self._recorded(transfer, run)
             if recording is None:
                 return None
         else:
-            parcel.send(into=recording.flat)
+            transfer.send(into=recording.flat)
         self._recordings[key] = recording
         if len(self._recordings) > MAX_RECORDINGS:
             self._recordings.pop(next(iter(self._recordings)))
@@ -157,9 +157,9 @@ class RecordedDecode:
             self._recordings = {key: recording for key, recording in self._recordings.items() if not key[2]}
         return places
 
-    def _recorded(self, parcel: HostToDevice, run: Run) -> Recording | None:
+    def _recorded(self, transfer: HostToDevice, run: Run) -> Recording | None:
         try:
-            return Recording(parcel.sent, self._record(run))
+            return Recording(transfer.sent, self._record(run))
         except RuntimeError as error:
             self.reason = f"recording one failed ({str(error).splitlines()[0]})"
             log.warning("decode steps are not recorded: %s", self.reason)

@@ -57,12 +57,12 @@ class HostToDevice:
 
 
 class DeviceTensors:
-    """One array of a parcel."""
+    """One array of a transfer, on the device once it is sent."""
 
-    def __init__(self, parcel: HostToDevice, number: int) -> None:
-        self._parcel, self._number = parcel, number
+    def __init__(self, transfer: HostToDevice, number: int) -> None:
+        self._transfer, self._number = transfer, number
 
     @property
     def tensor(self) -> Tensor:
         """The array on the device, in its shape; sends all of them if they have not been."""
-        return self._parcel.part(self._number)
+        return self._transfer.part(self._number)

@@ -125,9 +125,9 @@ class KVCache(Protocol):
         """The row is no longer used."""
         ...
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
-        parcel: what the device is to know of them goes with it."""
+        transfer: what the device is to know of them goes with it."""
         ...
 
     def commit(self) -> None:
@@ -303,13 +303,13 @@ class SlotCache:
             data[:, span.row, :, span.end : self._reach[span.row]] = 0
         self._reach[span.row] = span.end
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         self.note(spans)
         for span in spans:
             if span.row in self._stale:
                 self._clear(span)
         self.states.begin(spans)
-        return SlotAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
+        return SlotAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
     def commit(self) -> None:
         self.states.commit()

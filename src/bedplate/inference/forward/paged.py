@@ -254,18 +254,18 @@ class PagedCache:
         self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
-    def attend(self, spans: Sequence[Span], parcel: HostToDevice | None = None) -> CachedAttend:
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
         for span in spans if self.forgets else ():
             self._move_on(span)
         self.states.begin(spans)
-        return PagedAttention(self, spans, HostToDevice(self.device) if parcel is None else parcel)
+        return PagedAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
-    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, parcel: HostToDevice) -> CachedAttend:
+    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, transfer: HostToDevice) -> CachedAttend:
         """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
         for span in spans if self.forgets else ():
             self._move_on(span)
         padded_spans = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
-        return PagedAttention(self, padded_spans, parcel, max_keys=blocks * self.block)
+        return PagedAttention(self, padded_spans, transfer, max_keys=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
         """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may

@@ -51,10 +51,12 @@ class PagedAttention:
 
     is_cached = True
 
-    def __init__(self, cache: Pages, spans: Sequence[Span], parcel: HostToDevice, max_keys: int | None = None) -> None:
+    def __init__(
+        self, cache: Pages, spans: Sequence[Span], transfer: HostToDevice, max_keys: int | None = None
+    ) -> None:
         self._cache, self._spans = cache, spans
         self._at, self._max_keys = places(spans), max(span.end for span in spans) if max_keys is None else max_keys
-        at, add = self._at, parcel.add
+        at, add = self._at, transfer.add
         self._row_N, self._position_N, self._tile_2U = add(at.row_N), add(at.position_N), add(at.tile_2U)
         self._span_3S = add(np.stack([at.begin_S, at.start_S, at.length_S]))
         self._tables = {window: add(self._table(window)) for window in {*cache.windows.values()}}
@@ -65,10 +67,10 @@ class PagedAttention:
         self._at_once = self._one_operation()
         # Latents are one tensor for keys and values; states are computed row by row.
         needs_groups = not self._at_once or bool(cache.latents) or bool(cache.states)
-        self._grouped = None if self._alone or not needs_groups else self._in_groups(parcel)
+        self._grouped = None if self._alone or not needs_groups else self._in_groups(transfer)
 
-    def _in_groups(self, parcel: HostToDevice) -> list[_PagedGroup]:
-        return [_PagedGroup(self._cache, group, len(self._at.row_N), parcel) for group in grouped(self._spans)]
+    def _in_groups(self, transfer: HostToDevice) -> list[_PagedGroup]:
+        return [_PagedGroup(self._cache, group, len(self._at.row_N), transfer) for group in grouped(self._spans)]
 
     @property
     def _groups(self) -> list[_PagedGroup]:
@@ -144,11 +146,11 @@ def tables_of(cache: Pages, spans: Sequence[Span], window: int | None, width: in
 class _PagedGroup:
     """Spans padded to one length, with the tables of the blocks they read."""
 
-    def __init__(self, cache: Pages, numbered: Sequence[tuple[int, Span]], total: int, parcel: HostToDevice) -> None:
-        self._block, self.padded = cache.block, Padded(numbered, total, cache.dtype, parcel)
+    def __init__(self, cache: Pages, numbered: Sequence[tuple[int, Span]], total: int, transfer: HostToDevice) -> None:
+        self._block, self.padded = cache.block, Padded(numbered, total, cache.dtype, transfer)
         max_blocks, spans = -(-self.padded.keys // cache.block), self.padded.spans
         self._tables: dict[int | None, DeviceTensors] = {
-            window: parcel.add(tables_of(cache, spans, window, max_blocks)) for window in {*cache.windows.values()}
+            window: transfer.add(tables_of(cache, spans, window, max_blocks)) for window in {*cache.windows.values()}
         }
 
     def __call__(

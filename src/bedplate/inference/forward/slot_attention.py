@@ -40,8 +40,8 @@ class SlotAttention:
 
     is_cached = True
 
-    def __init__(self, cache: Slots, spans: Sequence[Span], parcel: HostToDevice) -> None:
-        self._cache, self._spans, self._parcel = cache, spans, parcel
+    def __init__(self, cache: Slots, spans: Sequence[Span], transfer: HostToDevice) -> None:
+        self._cache, self._spans, self._transfer = cache, spans, transfer
         self._rows, self._positions = span_index(spans)
         self._end = max(span.end for span in spans)
         self._longest = max(span.length for span in spans)
@@ -54,7 +54,7 @@ class SlotAttention:
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
         groups = [] if self._alone else grouped(spans)
-        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, parcel) for group in groups]
+        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, transfer) for group in groups]
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
@@ -75,7 +75,7 @@ class SlotAttention:
             (written,) = (positions >= ends - capacity).nonzero()
             rows, positions = rows[written], positions[written]
         places: Numbers = positions if capacity is None else positions % capacity
-        add = self._parcel.add
+        add = self._transfer.add
         self._rings[capacity] = None if written is None else add(written), add(rows), add(places)
 
     def __call__(
@@ -115,14 +115,14 @@ class _SlotGroup:
     """Spans padded to one length T, with the rows they read."""
 
     def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: HostToDevice
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
     ) -> None:
         spans = [span for _, span in numbered]
-        self.padded = Padded(numbered, total, dtype, parcel)
+        self.padded = Padded(numbered, total, dtype, transfer)
         rows = [span.row for span in spans]
         together = rows == list(range(rows[0], rows[0] + len(rows)))
         self._view = slice(rows[0], rows[0] + len(rows)) if together else None
-        self._rows_S = parcel.add(rows)
+        self._rows_S = transfer.add(rows)
 
     def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
         K, C = self.padded.keys, keys.shape[2]

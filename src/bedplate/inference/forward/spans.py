@@ -40,11 +40,11 @@ class Span:
 class Padded:
     """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens.
 
-    What the device is to know of them goes with a parcel, if nothing of it was asked for before that was sent.
+    What the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent.
     """
 
     def __init__(
-        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, parcel: HostToDevice
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
     ) -> None:
         spans = self.spans = [span for _, span in numbered]
         self._T, self.keys = max(s.length for s in spans), max(s.end for s in spans)
@@ -55,16 +55,16 @@ class Padded:
         query_ST = begin_S[:, None] + np.where(inside_ST, offset_T, 0)
         self._uniform = bool(inside_ST.all())
         self.whole = np.array_equal(query_ST.reshape(-1), np.arange(total))
-        self._tokens_N = parcel.add(query_ST[inside_ST])
-        self._lengths_S = None if self._uniform else parcel.add(length_S)
-        self._query_SxT = parcel.add(query_ST.reshape(-1))
-        self._back_N = parcel.add(inside_ST.reshape(-1).nonzero()[0])
+        self._tokens_N = transfer.add(query_ST[inside_ST])
+        self._lengths_S = None if self._uniform else transfer.add(length_S)
+        self._query_SxT = transfer.add(query_ST.reshape(-1))
+        self._back_N = transfer.add(inside_ST.reshape(-1).nonzero()[0])
         # Padded queries see what the span's first token sees, so that no row of the softmax is empty.
         self._sees_ST = np.where(inside_ST, self._start_S[:, None] + offset_T, self._start_S[:, None])
-        self._see_ST = parcel.add(self._sees_ST)
+        self._see_ST = transfer.add(self._sees_ST)
         self._ends_S = np.array([span.end for span in spans])
         source_S = np.array([span.source for span in spans])
-        self._source_S = parcel.add(source_S)
+        self._source_S = transfer.add(source_S)
         self.first, self.sources = int(source_S.min()), int(source_S.max())
         """The first key of a sequence, and the most tokens that an encoder has read."""
         self._masked = self._T > 1 or self.sources > self.first or bool((self._start_S + 1 != self.keys).any())

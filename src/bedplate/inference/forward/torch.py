@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, PassOutput, VectorInput
 from bedplate.inference.forward.graphs import RecordedDecode, Recorder
 from bedplate.inference.forward.host_to_device import HostToDevice
@@ -108,14 +108,14 @@ class TorchForward(Forward):
         recorded_output = None if self._recorded is None else self._recorded(batch)
         if recorded_output is not None:
             return recorded_output
-        parcel = HostToDevice(device)
-        tokens = parcel.add([list(batch.tokens)])
-        positions = parcel.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
+        transfer = HostToDevice(device)
+        tokens = transfer.add([list(batch.tokens)])
+        positions = transfer.add([[i - s.source for s in spans for i in range(s.start, s.end)]])
         all_logits = list(batch.logit_indices) == list(range(len(batch.tokens)))
-        logit_indices = None if all_logits or not batch.logit_indices else parcel.add(batch.logit_indices)
+        logit_indices = None if all_logits or not batch.logit_indices else transfer.add(batch.logit_indices)
         self._select([a.slot for a in batch.adapters], [s.length for s in spans])
         try:
-            attend = self._cache.attend(spans, parcel)
+            attend = self._cache.attend(spans, transfer)
             inputs = Inputs(tokens.tensor, positions.tensor, last=max(s.end - s.source for s in spans) - 1)
             if batch.vectors:
                 inputs = with_vectors(inputs, batch.vectors, model.spec.hidden_size, self._base.dtype)
@@ -146,20 +146,20 @@ class TorchForward(Forward):
         self,
         tokens: Sequence[int],
         lengths: Sequence[int],
-        adapters: Sequence[Loaded],
+        adapters: Sequence[LoadedAdapter],
         depth: int | None = None,
         types: Sequence[int] = (),
     ) -> Tensor:
         """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
         those of one length are side by side."""
-        parcel, ends = HostToDevice(self._base.device), list(accumulate(lengths))
+        transfer, ends = HostToDevice(self._base.device), list(accumulate(lengths))
         order = sorted(range(len(lengths)), key=lambda number: lengths[number])
         at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
         inside = [lengths[number] for number in order]
-        read = parcel.add([[tokens[token] for token in at]])
-        positions = parcel.add([[place for length in inside for place in range(length)]])
-        token_types = parcel.add([[types[token] for token in at]]) if types else None
-        back = None if order == list(range(len(order))) else parcel.add(np.argsort(at))
+        read = transfer.add([[tokens[token] for token in at]])
+        positions = transfer.add([[place for length in inside for place in range(length)]])
+        token_types = transfer.add([[types[token] for token in at]]) if types else None
+        back = None if order == list(range(len(order))) else transfer.add(np.argsort(at))
         inputs = Inputs(
             read.tensor,
             positions.tensor,

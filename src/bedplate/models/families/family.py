@@ -1,4 +1,4 @@
-"""What a family is: data and functions between plain values. Free of torch."""
+"""A published model family in one format: its config, its weights, its examples, as plain data. Free of torch."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ def _no_tables(spec: TextSpec) -> Mapping[str, Sequence[float]]:
 class Family:
     """A published family in one format: config ↔ spec, and the rules of its weights.
 
-    `to_spec` raises UnsupportedModelError naming any field it cannot express; `to_config` is its inverse. `by_names`
-    adds to a spec what only the names of a checkpoint's tensors say. `partners` are the keys of the same family in
-    other formats. `examples`: fields of tiny configurations, at least two shapes, on which the family is proved against
-    transformers (`bedplate families --check`, tests/parity); a GGUF family's are its partner's. `noise`: how far the
-    reference's gradients are from exact, relative to a parameter's largest, where it computes in float32 in a model of
-    any dtype. `weights_of`: the rules of one spec, where names depend on it; `weights_by`: as far as our names of some
-    parameters tell it. `sibling`: the family of one spec, where one name in the format stands for several (GGUF's
-    llama for Mixtral as well); None where it is this one. `tables`: small tensors of the format that
-    say what the spec does (GGUF's rope_freqs), by name. `with_masked_head`: a spec with the head that the family's
-    encoders are pretrained with. `whole`: how the format's names end of tables that its reference reads in single
-    precision, in whatever type the matrices are written.
+    to_spec raises UnsupportedModelError naming any field that it cannot express; to_config is its inverse.
+    partners: keys of the same family in other formats.
+    by_names: adds to a spec what only the names of a checkpoint's tensors say.
+    examples: tiny configurations of at least two shapes, on which the family is proved against transformers
+        (`bedplate families --check`, tests/parity); a GGUF family's are its partner's.
+    noise: how far the reference's gradients are from exact, relative to a parameter's largest, where it computes in
+        float32 in a model of any dtype.
+    weights_of: the rules of one spec, where names depend on it; weights_by: as far as our names of some parameters do.
+    sibling: the family of one spec, where one name in the format stands for several (GGUF's llama for Mixtral as well);
+        None where it is this one.
+    tables: small tensors of the format that say what the spec does (GGUF's rope_freqs), by name.
+    with_masked_head: a spec with the head that the family's encoders are pretrained with.
+    whole: endings of the names of tables that the reference reads in single precision, whatever the matrices' type.
     """
 
     key: tuple[str, str]

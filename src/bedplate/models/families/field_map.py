@@ -103,7 +103,7 @@ def layers(name: str, ours: str | None = None) -> Field:
 def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
     """A whole number. null: what stands for an explicit null, ... for the default; otherwise it is refused."""
 
-    def read(fields: Fields, name: str, values: Values) -> int:
+    def read(fields: Fields, name: str, values: Values) -> int | None:
         usual = _resolved(default, values)
         return fields.whole(name, usual, null=usual if null is ... else null)
 

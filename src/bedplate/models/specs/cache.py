@@ -1,4 +1,4 @@
-"""What each layer keeps of earlier tokens while a sequence runs: one description for slots, blocks and prices."""
+"""The cache layout of a spec: what each layer keeps of earlier tokens. Slots, blocks and prices all read it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CacheKind = Literal["kv", "window", "latent", "cross", "convolution", "recurrent
 
 @dataclass(frozen=True)
 class LayerCache:
-    """One thing that layer number `layer` keeps: `heads` pairs of `key_size` and `value_size` numbers.
+    """One cache of layer number `layer`: `heads` pairs of `key_size` and `value_size` numbers.
 
     kv: keys and values of every token. window: of the last `window` tokens. latent: one rotated key (key_size) and the
     latent (value_size) of every token, which attention takes as one key, the latent behind the rotated part, and its
@@ -33,26 +33,26 @@ class LayerCache:
 
     @property
     def of_sequence(self) -> bool:
-        """Whether it is kept once for a sequence, and not for its tokens."""
+        """Whether it is one per sequence, and not one per token."""
         return self.cache_type in ("convolution", "recurrent")
 
     @property
     def values(self) -> int:
-        """Numbers that are kept of one token, or of a sequence."""
+        """Numbers per token, or per sequence."""
         if self.of_sequence:
             return self.heads * self.key_size * self.value_size
         return self.heads * (self.key_size + self.value_size)
 
 
 def cache_layout(spec: TextSpec) -> tuple[LayerCache, ...]:
-    """In the order of the layers; nothing for what sees all its tokens at once."""
+    """The caches of all layers, in their order; empty for a model that sees all its tokens at once."""
     main = spec.main
-    return (
-        tuple(state for layer in range(main.layers) for state in _layer(main, layer)) if main.kind == "decoder" else ()
-    )
+    if main.kind != "decoder":
+        return ()
+    return tuple(cache for layer in range(main.layers) for cache in _layer_caches(main, layer))
 
 
-def _layer(spec: TransformerSpec, layer: int) -> Iterator[LayerCache]:
+def _layer_caches(spec: TransformerSpec, layer: int) -> Iterator[LayerCache]:
     heads, size, window = spec.kv_heads_of(layer), spec.head_dim_of(layer), spec.window(layer)
     mixer, state = spec.mixer(layer), spec.state.mixer
     if isinstance(state, ShortConvolution) and mixer == "convolution":
@@ -74,4 +74,4 @@ def row_layout(spec: TextSpec) -> tuple[LayerCache, ...]:
     An encoder's tokens stand before the decoder's in the row, where attention to them and to the row's own tokens have
     keys and values of the same sizes: what is "cross" needs no room of its own.
     """
-    return tuple(state for state in cache_layout(spec) if state.cache_type != "cross")
+    return tuple(cache for cache in cache_layout(spec) if cache.cache_type != "cross")

@@ -43,8 +43,8 @@ class Classifier:
 
 @dataclass(frozen=True)
 class MaskedHead:
-    """The head of an encoder that says which tokens stood where some were hidden (BERT, https://arxiv.org/abs/1810.04805): a
-    layer with this activation and the spec's norm, then the token table, and with `bias` one number a token."""
+    """An encoder's head that says which tokens stood where some were hidden (BERT, https://arxiv.org/abs/1810.04805):
+    a layer with this activation and the spec's norm, then the token table, and with `bias` one number a token."""
 
     activation: Activation = "gelu"
     dense_bias: bool = True

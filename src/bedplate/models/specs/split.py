@@ -1,4 +1,4 @@
-"""How a model's products may be cut among ranks, as data that its spec decides. No torch.
+"""How ranks may share a model's matrix products (tensor and expert parallelism), decided by its spec. No torch.
 
 Columns: each rank has some of a product's outputs; rows: some of its inputs, and the outputs are added up
 (Megatron-LM, https://arxiv.org/abs/1909.08053). Experts: each rank has some of them
@@ -18,8 +18,8 @@ Cut = Literal["columns", "rows", "summed", "experts"]
 
 
 def cuts_of(spec: object, tensor: int, experts: int) -> Mapping[str, Cut]:
-    """By a module's path, how so many ranks share its products, and how many its experts; empty for one of each.
-    UnsupportedModelError for what cannot be cut."""
+    """How modules are cut, by path, for `tensor` ranks sharing products and `experts` ranks sharing experts; empty
+    for one of each. UnsupportedModelError for what cannot be cut."""
     cuts: dict[str, Cut] = {}
     if tensor == experts == 1:
         return cuts
@@ -35,7 +35,7 @@ def cuts_of(spec: object, tensor: int, experts: int) -> Mapping[str, Cut]:
 
 
 def tensor_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
-    """By a module's path in a decoder or encoder of this spec, how so many ranks share its attention and feed-forward.
+    """How `ranks` ranks share attention and feed-forward of a decoder or encoder, by the module's path.
 
     Experts stay whole: `expert_plan` is for them. UnsupportedModelError, naming the field, for what cannot be cut.
     """

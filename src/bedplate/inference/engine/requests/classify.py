@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bedplate.adapters.head import Head
 from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
-from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.job import EngineResources
 from bedplate.inference.engine.requests.pooled import PooledJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
 
 
@@ -36,8 +36,8 @@ class Classification(Result):
 class ClassifyJob(PooledJob[Classify]):
     """The head's reading of the pooled state."""
 
-    def __init__(self, request: Classify, adapter: Loaded, equipment: Equipment) -> None:
-        super().__init__(request, adapter, equipment, (request.pooling,), request.depth)
+    def __init__(self, request: Classify, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        super().__init__(request, adapter, resources, (request.pooling,), request.depth)
 
     def read(self, pooled_E: Tensor) -> Classification:
         return Classification(tuple(self.request.head(pooled_E[None])[0].tolist()), *self.account())

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
-from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.job import EngineResources
 from bedplate.inference.engine.requests.pooled import PooledJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
 
 
@@ -42,8 +42,8 @@ class Embedding(Result):
 class EmbedJob(PooledJob[Embed]):
     """The pooled state itself, or what a sentence encoder makes of it."""
 
-    def __init__(self, request: Embed, adapter: Loaded, equipment: Equipment) -> None:
-        base = equipment.base
+    def __init__(self, request: Embed, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base = resources.base
         self._sentence = base.sentence if request.pooling is None and request.depth is None else None
         if self._sentence is not None:
             poolings = self._sentence.spec.poolings
@@ -55,7 +55,7 @@ class EmbedJob(PooledJob[Embed]):
                 "give a longer text",
                 param="input",
             )
-        super().__init__(request, adapter, equipment, poolings, request.depth, skip=request.skip)
+        super().__init__(request, adapter, resources, poolings, request.depth, skip=request.skip)
 
     def read(self, pooled_E: Tensor) -> Embedding:
         found_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]

@@ -25,12 +25,12 @@ from bedplate.inference.engine.requests.base import (
     Step,
     Usage,
 )
-from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, RequestJob
+from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampling import Grammar, Sampling
 from bedplate.inference.engine.speculate import Drafter
 from bedplate.inference.engine.token_selection import Alternatives, WritingRow
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.text.json_schema import INVALID
 from bedplate.text.tokenizer import Tokenizer
 
@@ -72,14 +72,14 @@ class GenerateJob(RequestJob[Generate]):
     writes: ClassVar[bool] = True
     holds_row: ClassVar[bool] = True
 
-    def __init__(self, request: Generate, adapter: Loaded, equipment: Equipment) -> None:
+    def __init__(self, request: Generate, adapter: LoadedAdapter, resources: EngineResources) -> None:
         self.limit = 0
         self._matcher: Callable[[], Matcher] | None = None
-        super().__init__(request, adapter, equipment)
+        super().__init__(request, adapter, resources)
         # What an encoder has read is no beginning of the text.
         begun = self.starts if self.source else request.tokens
-        self.state = RowState(request.sampling, begun, end_ids=equipment.ends, never=equipment.never)
-        self.text = TextStream(equipment.base.tokenizer, request.sampling.stop, request.marks)
+        self.state = RowState(request.sampling, begun, end_ids=resources.ends, never=resources.never)
+        self.text = TextStream(resources.base.tokenizer, request.sampling.stop, request.marks)
         self.plain = is_plain(request.sampling)
         self._drafter: Drafter | None = None
         self._logprobs: list[float] = []
@@ -88,15 +88,15 @@ class GenerateJob(RequestJob[Generate]):
         self._prompt_top_logprobs: list[Alternatives] = []
 
     def check(self) -> None:
-        base, request, virtual = self.equipment.base, self.request, self.adapter.virtual
+        base, request, virtual = self.resources.base, self.request, self.adapter.virtual
         check_decoder(base, "generate")
         check_ids(base, [token for token, _ in request.sampling.logit_bias], "logit_bias")
         check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         max_tokens = request.sampling.max_tokens
         room = answer_room(base, virtual + len(request.tokens))
-        if self.equipment.longest is not None:
-            room = min(room, self.equipment.longest - self.prompt_end)
+        if self.resources.longest is not None:
+            room = min(room, self.resources.longest - self.prompt_end)
         self.limit = max(room, 1) if max_tokens is None else max_tokens
         check_prompt(base, request.tokens, virtual, self.limit)
         if request.sampling.prompt_logprobs is not None and self.source:
@@ -105,7 +105,7 @@ class GenerateJob(RequestJob[Generate]):
                 param="prompt_logprobs",
             )
         if request.grammar is not None:
-            self._matcher = self.equipment.grammars.compile(request.grammar)
+            self._matcher = self.resources.grammars.compile(request.grammar)
 
     @property
     def _asks_prompt(self) -> bool:
@@ -171,7 +171,7 @@ class GenerateJob(RequestJob[Generate]):
         target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
         logprobs = logprobs_TV.gather(1, target[:, None])[:, 0].tolist()
         if any(map(math.isnan, logprobs)):
-            raise not_finite(self.equipment.base, self.adapter.key)
+            raise not_finite(self.resources.base, self.adapter.key)
         self._prompt_logprobs += logprobs
         values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
         self._prompt_top_logprobs += [
@@ -183,7 +183,7 @@ class GenerateJob(RequestJob[Generate]):
         self.begun = True
         if self._matcher is not None:
             self.state.matcher = self._matcher()
-        elif self.equipment.speculates:
+        elif self.resources.speculates:
             self._drafter = Drafter(self.tokens)
         if self.limit == 0:
             self._end("length")

@@ -26,7 +26,7 @@ from bedplate.inference.engine.requests.base import (
     Usage,
 )
 from bedplate.inference.engine.token_selection import WritingRow
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import LatentInput, PassOutput
 from bedplate.inference.forward.radix import Key, media_token
 from bedplate.models.checkpoints.base import Base
@@ -35,7 +35,7 @@ R = TypeVar("R", bound=Request)
 
 
 @dataclass(frozen=True)
-class Equipment:
+class EngineResources:
     """What all requests of an engine are computed with. ends: the tokens that end a text. speculates: whether next
     tokens are drafted. never: tokens that may never be generated. longest: the longest sequence that fits the cache;
     None: any length."""
@@ -128,12 +128,12 @@ class RequestJob(ABC, Generic[R]):
     has_features: bool = False
     """Whether it puts vectors or latents into its passes."""
 
-    def __init__(self, request: R, adapter: Loaded, equipment: Equipment) -> None:
+    def __init__(self, request: R, adapter: LoadedAdapter, resources: EngineResources) -> None:
         """Raises RequestError for what cannot run."""
-        self.request, self.adapter, self.equipment = request, adapter, equipment
+        self.request, self.adapter, self.resources = request, adapter, resources
         self.stream = Stream(request)
-        self.source = len(request.tokens) if "encode" in equipment.base.can else 0
-        self.starts = equipment.base.decoder_start if self.source and self.writes else ()
+        self.source = len(request.tokens) if "encode" in resources.base.can else 0
+        self.starts = resources.base.decoder_start if self.source and self.writes else ()
         self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0
         self.depth: int | None = None
@@ -156,17 +156,17 @@ class RequestJob(ABC, Generic[R]):
         self._read = 0
         self.check()
         if request.vectors:
-            check_prompt_vectors(equipment.base, request.vectors, len(request.tokens))
+            check_prompt_vectors(resources.base, request.vectors, len(request.tokens))
             self.has_features = True
         if request.deadline is not None and math.isnan(request.deadline):
             raise RequestError("the deadline is not a number; give seconds of time.monotonic()")
         if not self.reads:
-            check_room(equipment.longest, self.prompt_end, self.max_new_tokens)
+            check_room(resources.longest, self.prompt_end, self.max_new_tokens)
         self.queued = time.monotonic()
 
     def check(self) -> None:
         """Raises RequestError for what this base cannot run."""
-        check_prompt(self.equipment.base, self.request.tokens, self.adapter.virtual)
+        check_prompt(self.resources.base, self.request.tokens, self.adapter.virtual)
 
     @abstractmethod
     def pass_request(self, begin: int, end: int) -> PassRequest:
@@ -254,7 +254,7 @@ class RequestJob(ABC, Generic[R]):
 
     def fail(self, error: Exception | None) -> None:
         """Marks the job to leave at the end of the step, with this error, or because its numbers are not finite."""
-        self.failed = error or not_finite(self.equipment.base, self.adapter.key)
+        self.failed = error or not_finite(self.resources.base, self.adapter.key)
 
     def restart(self) -> None:
         """Discards what is computed, but not the generated tokens."""

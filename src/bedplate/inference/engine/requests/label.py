@@ -9,9 +9,9 @@ from torch import Tensor
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests.base import Request
 from bedplate.inference.engine.requests.classify import Classification
-from bedplate.inference.engine.requests.job import Equipment
+from bedplate.inference.engine.requests.job import EngineResources
 from bedplate.inference.engine.requests.pooled import PooledJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.forward.adapters import LoadedAdapter
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Label(Request):
 class LabelJob(PooledJob[Label]):
     """The head's reading of the state that it pools."""
 
-    def __init__(self, request: Label, adapter: Loaded, equipment: Equipment) -> None:
-        base = equipment.base
+    def __init__(self, request: Label, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base = resources.base
         if base.spec.classifier is None:
             raise RequestError(f"{base.name} has no labels of its own", param="model")
         if request.types and len(request.types) != len(request.tokens):
@@ -35,9 +35,9 @@ class LabelJob(PooledJob[Label]):
             )
         if request.types and not 0 <= min(request.types) <= max(request.types) < max(base.spec.main.token_types, 1):
             raise RequestError(f"{base.name} knows the types 0 to {base.spec.main.token_types - 1} only", param="types")
-        super().__init__(request, adapter, equipment, (base.spec.classifier.pooling,), None, types=request.types)
+        super().__init__(request, adapter, resources, (base.spec.classifier.pooling,), None, types=request.types)
 
     def read(self, pooled_E: Tensor) -> Classification:
-        base = self.equipment.base
+        base = self.resources.base
         logits_L = base.model.label_logits(pooled_E[None].to(base.dtype))[0].float()
         return Classification(tuple(logits_L.tolist()), *self.account())

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bedplate.inference.engine.checks import check_depth, not_finite
 from bedplate.inference.engine.requests.base import Result
-from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, R, RequestJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, R, RequestJob
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
 
 
@@ -23,16 +23,16 @@ class PooledJob(RequestJob[R]):
     def __init__(
         self,
         request: R,
-        adapter: Loaded,
-        equipment: Equipment,
+        adapter: LoadedAdapter,
+        resources: EngineResources,
         poolings: Sequence[Pooling],
         depth: int | None,
         types: Sequence[int] = (),
         skip: int = 0,
     ) -> None:
         """skip: so many of the prompt's first tokens are not pooled."""
-        super().__init__(request, adapter, equipment)
-        check_depth(equipment.base, depth)
+        super().__init__(request, adapter, resources)
+        check_depth(resources.base, depth)
         self.poolings, self.depth, self.types = tuple(poolings), depth, types
         self._skip = skip
         self._pooled: list[Tensor | None] = [None] * len(self.poolings)
@@ -67,7 +67,7 @@ class PooledJob(RequestJob[R]):
             vectors.append(pooled if divide is None else pooled / divide(self._skip, len(self.request.tokens)))
         pooled_E = vectors[0] if len(vectors) == 1 else torch.cat(vectors)
         if not bool(pooled_E.isfinite().all()):
-            raise not_finite(self.equipment.base, self.adapter.key)
+            raise not_finite(self.resources.base, self.adapter.key)
         return self.read(pooled_E)
 
     @abstractmethod

@@ -12,8 +12,8 @@ from torch import Tensor
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
-from bedplate.inference.engine.requests.job import Equipment, PassRequest, PassResult, RequestJob
-from bedplate.inference.forward.adapters import Loaded
+from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
+from bedplate.inference.forward.adapters import LoadedAdapter
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class ScoreJob(RequestJob[Score]):
 
     writes: ClassVar[bool] = True
 
-    def __init__(self, request: Score, adapter: Loaded, equipment: Equipment) -> None:
-        super().__init__(request, adapter, equipment)
+    def __init__(self, request: Score, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        super().__init__(request, adapter, resources)
         self.totals: list[float] = []
         self._turn(0)
 
     def check(self) -> None:
-        base, continuations = self.equipment.base, self.request.continuations
+        base, continuations = self.resources.base, self.request.continuations
         check_decoder(base, "score")
         if not continuations or not all(continuations):
             raise RequestError("scoring needs continuations of at least one token each", param="continuations")
@@ -109,5 +109,5 @@ class ScoreJob(RequestJob[Score]):
 
     def result(self) -> Scores:
         if any(map(math.isnan, self.totals)):
-            raise not_finite(self.equipment.base, self.adapter.key)
+            raise not_finite(self.resources.base, self.adapter.key)
         return Scores(tuple(self.totals), tuple(len(c) for c in self.request.continuations), *self.account())

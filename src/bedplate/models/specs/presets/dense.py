@@ -140,6 +140,15 @@ _OLMO3 = {
     "windows": (4096, 4096, 4096, None),
 }
 
+LLAMA2 = "https://arxiv.org/abs/2307.09288"
+LLAMA3 = "https://arxiv.org/abs/2407.21783"
+SMOLLM2 = "https://arxiv.org/abs/2502.02737"
+QWEN25 = "https://arxiv.org/abs/2412.15115"
+QWEN3 = "https://arxiv.org/abs/2505.09388"
+GEMMA2 = "https://arxiv.org/abs/2408.00118"
+OLMO2 = "https://arxiv.org/abs/2501.00656"
+OLMO3 = "https://arxiv.org/abs/2512.13961"
+
 DENSE: dict[str, Preset] = {
     "gpt2": Preset(gpt(768, 12, 12, 1024), "https://github.com/openai/gpt-2 (model card)", "0.124"),
     "gpt2-medium": Preset(gpt(1024, 24, 16, 1024), "https://github.com/openai/gpt-2 (model card)", "0.355"),
@@ -158,34 +167,24 @@ DENSE: dict[str, Preset] = {
         "1.1",
     ),
     "llama-2-7b": Preset(
-        decoder((4096, 32, 32, 32, 11_008), 32_000, 4096, rope=Rope(), tied_head=False),
-        "https://arxiv.org/abs/2307.09288",
-        "6.7",
+        decoder((4096, 32, 32, 32, 11_008), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "6.7"
     ),
     "llama-2-13b": Preset(
-        decoder((5120, 40, 40, 40, 13_824), 32_000, 4096, rope=Rope(), tied_head=False),
-        "https://arxiv.org/abs/2307.09288",
-        "13.0",
+        decoder((5120, 40, 40, 40, 13_824), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "13.0"
     ),
-    "llama-2-70b": Preset(
-        decoder((8192, 80, 64, 8, 28_672), 32_000, 4096, rope=Rope(), tied_head=False),
-        "https://arxiv.org/abs/2307.09288",
-        "69",
-    ),
-    "llama-3.1-8b": Preset(llama3((4096, 32, 32, 8, 14_336), 8.0, False), "https://arxiv.org/abs/2407.21783", "8.03"),
-    "llama-3.1-70b": Preset(llama3((8192, 80, 64, 8, 28_672), 8.0, False), "https://arxiv.org/abs/2407.21783", "70.6"),
-    "llama-3.1-405b": Preset(
-        llama3((16_384, 126, 128, 8, 53_248), 8.0, False), "https://arxiv.org/abs/2407.21783", "405"
-    ),
+    "llama-2-70b": Preset(decoder((8192, 80, 64, 8, 28_672), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "69"),
+    "llama-3.1-8b": Preset(llama3((4096, 32, 32, 8, 14_336), 8.0, False), LLAMA3, "8.03"),
+    "llama-3.1-70b": Preset(llama3((8192, 80, 64, 8, 28_672), 8.0, False), LLAMA3, "70.6"),
+    "llama-3.1-405b": Preset(llama3((16_384, 126, 128, 8, 53_248), 8.0, False), LLAMA3, "405"),
     "llama-3.2-1b": Preset(
         llama3((2048, 16, 32, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-1B", "1.23"
     ),
     "llama-3.2-3b": Preset(
         llama3((3072, 28, 24, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-3B", "3.21"
     ),
-    "smollm2-135m": Preset(smollm2((576, 30, 9, 3, 1536), 100_000.0), "https://arxiv.org/abs/2502.02737", "0.135"),
-    "smollm2-360m": Preset(smollm2((960, 32, 15, 5, 2560), 100_000.0), "https://arxiv.org/abs/2502.02737", "0.36"),
-    "smollm2-1.7b": Preset(smollm2((2048, 24, 32, 32, 8192), 130_000.0), "https://arxiv.org/abs/2502.02737", "1.7"),
+    "smollm2-135m": Preset(smollm2((576, 30, 9, 3, 1536), 100_000.0), SMOLLM2, "0.135"),
+    "smollm2-360m": Preset(smollm2((960, 32, 15, 5, 2560), 100_000.0), SMOLLM2, "0.36"),
+    "smollm2-1.7b": Preset(smollm2((2048, 24, 32, 32, 8192), 130_000.0), SMOLLM2, "1.7"),
     "mistral-7b": Preset(
         decoder((4096, 32, 32, 8, 14_336), 32_000, 32_768, rope=Rope(), tied_head=False, windows=(4096,)),
         "https://arxiv.org/abs/2310.06825",
@@ -196,46 +195,30 @@ DENSE: dict[str, Preset] = {
         "https://huggingface.co/mistralai/Mistral-Nemo-Base-2407",
         "12.2",
     ),
-    "qwen2.5-0.5b": Preset(
-        qwen2((896, 24, 14, 2, 4864), 151_936, 32_768, True), "https://arxiv.org/abs/2412.15115", "0.49"
-    ),
-    "qwen2.5-1.5b": Preset(
-        qwen2((1536, 28, 12, 2, 8960), 151_936, 32_768, True), "https://arxiv.org/abs/2412.15115", "1.54"
-    ),
-    "qwen2.5-7b": Preset(
-        qwen2((3584, 28, 28, 4, 18_944), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "7.61"
-    ),
-    "qwen2.5-14b": Preset(
-        qwen2((5120, 48, 40, 8, 13_824), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "14.7"
-    ),
-    "qwen2.5-32b": Preset(
-        qwen2((5120, 64, 40, 8, 27_648), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "32.5"
-    ),
-    "qwen2.5-72b": Preset(
-        qwen2((8192, 80, 64, 8, 29_568), 152_064, 131_072, False), "https://arxiv.org/abs/2412.15115", "72.7"
-    ),
-    "qwen3-0.6b": Preset(qwen3((1024, 28, 16, 8, 3072), True), "https://arxiv.org/abs/2505.09388", "0.6"),
-    "qwen3-1.7b": Preset(qwen3((2048, 28, 16, 8, 6144), True), "https://arxiv.org/abs/2505.09388", "1.7"),
-    "qwen3-4b": Preset(qwen3((2560, 36, 32, 8, 9728), True), "https://arxiv.org/abs/2505.09388", "4.0"),
-    "qwen3-8b": Preset(qwen3((4096, 36, 32, 8, 12_288), False), "https://arxiv.org/abs/2505.09388", "8.2"),
-    "qwen3-14b": Preset(qwen3((5120, 40, 40, 8, 17_408), False), "https://arxiv.org/abs/2505.09388", "14.8"),
-    "qwen3-32b": Preset(qwen3((5120, 64, 64, 8, 25_600), False), "https://arxiv.org/abs/2505.09388", "32.8"),
+    "qwen2.5-0.5b": Preset(qwen2((896, 24, 14, 2, 4864), 151_936, 32_768, True), QWEN25, "0.49"),
+    "qwen2.5-1.5b": Preset(qwen2((1536, 28, 12, 2, 8960), 151_936, 32_768, True), QWEN25, "1.54"),
+    "qwen2.5-7b": Preset(qwen2((3584, 28, 28, 4, 18_944), 152_064, 131_072, False), QWEN25, "7.61"),
+    "qwen2.5-14b": Preset(qwen2((5120, 48, 40, 8, 13_824), 152_064, 131_072, False), QWEN25, "14.7"),
+    "qwen2.5-32b": Preset(qwen2((5120, 64, 40, 8, 27_648), 152_064, 131_072, False), QWEN25, "32.5"),
+    "qwen2.5-72b": Preset(qwen2((8192, 80, 64, 8, 29_568), 152_064, 131_072, False), QWEN25, "72.7"),
+    "qwen3-0.6b": Preset(qwen3((1024, 28, 16, 8, 3072), True), QWEN3, "0.6"),
+    "qwen3-1.7b": Preset(qwen3((2048, 28, 16, 8, 6144), True), QWEN3, "1.7"),
+    "qwen3-4b": Preset(qwen3((2560, 36, 32, 8, 9728), True), QWEN3, "4.0"),
+    "qwen3-8b": Preset(qwen3((4096, 36, 32, 8, 12_288), False), QWEN3, "8.2"),
+    "qwen3-14b": Preset(qwen3((5120, 40, 40, 8, 17_408), False), QWEN3, "14.8"),
+    "qwen3-32b": Preset(qwen3((5120, 64, 64, 8, 25_600), False), QWEN3, "32.8"),
     # Embedding plus other parameters, as the reports' tables have them.
-    "gemma-2-2b": Preset(gemma2((2304, 26, 8, 4, 9216), 256, 256), "https://arxiv.org/abs/2408.00118", "2.614"),
-    "gemma-2-9b": Preset(gemma2((3584, 42, 16, 8, 14_336), 256, 256), "https://arxiv.org/abs/2408.00118", "9.242"),
-    "gemma-2-27b": Preset(gemma2((4608, 46, 32, 16, 36_864), 128, 144), "https://arxiv.org/abs/2408.00118", "27.227"),
+    "gemma-2-2b": Preset(gemma2((2304, 26, 8, 4, 9216), 256, 256), GEMMA2, "2.614"),
+    "gemma-2-9b": Preset(gemma2((3584, 42, 16, 8, 14_336), 256, 256), GEMMA2, "9.242"),
+    "gemma-2-27b": Preset(gemma2((4608, 46, 32, 16, 36_864), 128, 144), GEMMA2, "27.227"),
     "gemma-3-1b": Preset(
         gemma3((1152, 26, 4, 1, 6912), 256, 512, 262_144, 32_768), "https://arxiv.org/abs/2503.19786", "1.000"
     ),
-    "olmo-2-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "7.3"),
-    "olmo-2-13b": Preset(olmo((5120, 40, 40, 40, 13_824), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "13.7"),
-    "olmo-2-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_352, 4096), "https://arxiv.org/abs/2501.00656", "32.2"),
-    "olmo-3-7b": Preset(
-        olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), "https://arxiv.org/abs/2512.13961", "7.3"
-    ),
-    "olmo-3-32b": Preset(
-        olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), "https://arxiv.org/abs/2512.13961", "32.2"
-    ),
+    "olmo-2-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_352, 4096), OLMO2, "7.3"),
+    "olmo-2-13b": Preset(olmo((5120, 40, 40, 40, 13_824), 100_352, 4096), OLMO2, "13.7"),
+    "olmo-2-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_352, 4096), OLMO2, "32.2"),
+    "olmo-3-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), OLMO3, "7.3"),
+    "olmo-3-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), OLMO3, "32.2"),
     "phi-3-mini": Preset(
         decoder((3072, 32, 32, 32, 8192), 32_064, 4096, rope=Rope(), tied_head=False, windows=(2047,)),
         "https://arxiv.org/abs/2404.14219",

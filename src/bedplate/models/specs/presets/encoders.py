@@ -103,18 +103,23 @@ def whisper(hidden: int, layers: int, heads: int, mel_bins: int, vocab_size: int
     return EncoderDecoderSpec(encoder=AudioSpec(tower=tower, mel_bins=mel_bins), decoder=decoder)
 
 
+BERT = "https://arxiv.org/abs/1810.04805"
+MODERNBERT = "https://arxiv.org/abs/2412.13663"
+T5 = "https://arxiv.org/abs/1910.10683"
+WHISPER = "https://arxiv.org/abs/2212.04356"
+
 ENCODERS: dict[str, Preset] = {
-    "bert-base": Preset(bert(768, 12, 12), "https://arxiv.org/abs/1810.04805", "0.11"),
-    "bert-large": Preset(bert(1024, 24, 16), "https://arxiv.org/abs/1810.04805", "0.34"),
+    "bert-base": Preset(bert(768, 12, 12), BERT, "0.11"),
+    "bert-large": Preset(bert(1024, 24, 16), BERT, "0.34"),
     "minilm-l6": Preset(bert(384, 6, 12), "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2", "0.0227"),
-    "modernbert-base": Preset(modernbert(768, 22, 12, 1152), "https://arxiv.org/abs/2412.13663", "0.149"),
-    "modernbert-large": Preset(modernbert(1024, 28, 16, 2624), "https://arxiv.org/abs/2412.13663", "0.395"),
-    "t5-base": Preset(t5(768, 12, 12, 3072), "https://arxiv.org/abs/1910.10683", "0.22"),
+    "modernbert-base": Preset(modernbert(768, 22, 12, 1152), MODERNBERT, "0.149"),
+    "modernbert-large": Preset(modernbert(1024, 28, 16, 2624), MODERNBERT, "0.395"),
+    "t5-base": Preset(t5(768, 12, 12, 3072), T5, "0.22"),
     # The paper prints 770 million, with a head beside the table; the files that are published tie the two.
-    "t5-large": Preset(t5(1024, 24, 16, 4096), "https://arxiv.org/abs/1910.10683"),
+    "t5-large": Preset(t5(1024, 24, 16, 4096), T5),
     "flan-t5-xl": Preset(
         t5(2048, 24, 32, 5120, gated=True, tied=False), "https://huggingface.co/google/flan-t5-xl", "2.85"
     ),
-    "whisper-small": Preset(whisper(768, 12, 12, 80, 51_865), "https://arxiv.org/abs/2212.04356", "0.24"),
-    "whisper-large-v3": Preset(whisper(1280, 32, 20, 128, 51_866), "https://arxiv.org/abs/2212.04356", "1.54"),
+    "whisper-small": Preset(whisper(768, 12, 12, 80, 51_865), WHISPER, "0.24"),
+    "whisper-large-v3": Preset(whisper(1280, 32, 20, 128, 51_866), WHISPER, "1.54"),
 }

@@ -24,6 +24,8 @@ def gpt_oss(layers: int, experts: int) -> TransformerSpec:
     )
 
 
+QWEN3 = "https://arxiv.org/abs/2505.09388"
+
 EXPERTS: dict[str, Preset] = {
     "mixtral-8x7b": Preset(
         decoder(
@@ -51,17 +53,9 @@ EXPERTS: dict[str, Preset] = {
         "141",
         "39",
     ),
-    "qwen3-30b-a3b": Preset(
-        qwen3((2048, 48, 32, 4, 6144), False, experts=Experts(128, 8, 768)),
-        "https://arxiv.org/abs/2505.09388",
-        "30.5",
-        "3.3",
-    ),
+    "qwen3-30b-a3b": Preset(qwen3((2048, 48, 32, 4, 6144), False, experts=Experts(128, 8, 768)), QWEN3, "30.5", "3.3"),
     "qwen3-235b-a22b": Preset(
-        qwen3((4096, 94, 64, 4, 12_288), False, experts=Experts(128, 8, 1536)),
-        "https://arxiv.org/abs/2505.09388",
-        "235",
-        "22",
+        qwen3((4096, 94, 64, 4, 12_288), False, experts=Experts(128, 8, 1536)), QWEN3, "235", "22"
     ),
     "deepseek-v2-lite": Preset(
         decoder(

@@ -59,6 +59,8 @@ def gemma3_vision(language: TransformerSpec) -> MultimodalSpec:
     return MultimodalSpec(language, siglip(896, pooled=False), Projector(bias=False, norm="rms", pool=4))
 
 
+GEMMA3 = "https://arxiv.org/abs/2503.19786"
+
 IMAGES: dict[str, Preset] = {
     "vit-b-16": Preset(
         VisionSpec(tower(768, 12, 12, 3072, 197, norm_eps=1e-12), 224, 16, class_token=True, classes=1000),
@@ -94,15 +96,9 @@ IMAGES: dict[str, Preset] = {
         "8.29",
     ),
     # Vision tower, embedding and other parameters, as the report's table has them.
-    "gemma-3-4b": Preset(
-        gemma3_vision(gemma3((2560, 34, 8, 4, 10_240), 256, 1024, 262_208, 131_072)),
-        "https://arxiv.org/abs/2503.19786",
-        "4.3",
-    ),
+    "gemma-3-4b": Preset(gemma3_vision(gemma3((2560, 34, 8, 4, 10_240), 256, 1024, 262_208, 131_072)), GEMMA3, "4.3"),
     "gemma-3-27b": Preset(
-        gemma3_vision(gemma3((5376, 62, 32, 16, 21_504), 128, 1024, 262_208, 131_072, query_scalar=168)),
-        "https://arxiv.org/abs/2503.19786",
-        "27.4",
+        gemma3_vision(gemma3((5376, 62, 32, 16, 21_504), 128, 1024, 262_208, 131_072, query_scalar=168)), GEMMA3, "27.4"
     ),
     "dit-xl-2": Preset(
         DiffusionSpec(28, 1152, 16, 4608, latent_size=32, latent_channels=4, out_channels=8, classes=1001),

@@ -37,10 +37,12 @@ def granite4(
     )
 
 
+LFM2 = "https://arxiv.org/abs/2511.23404"
+
 MIXED: dict[str, Preset] = {
-    "lfm2-350m": Preset(lfm2(1024, 16, 4608), "https://arxiv.org/abs/2511.23404", "0.35"),
-    "lfm2-700m": Preset(lfm2(1536, 24, 6912), "https://arxiv.org/abs/2511.23404", "0.74"),
-    "lfm2-1.2b": Preset(lfm2(2048, 32, 8192), "https://arxiv.org/abs/2511.23404", "1.17"),
+    "lfm2-350m": Preset(lfm2(1024, 16, 4608), LFM2, "0.35"),
+    "lfm2-700m": Preset(lfm2(1536, 24, 6912), LFM2, "0.74"),
+    "lfm2-1.2b": Preset(lfm2(2048, 32, 8192), LFM2, "1.17"),
     "granite-4.0-h-micro": Preset(
         granite4((2048, 40, 32, 8, 8192), 64, Scales(12.0, 0.015625, residual=0.22, head=1 / 8), None),
         "https://www.ibm.com/granite/docs/models/granite",

@@ -17,7 +17,7 @@ from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.runner import Runner
-from bedplate.inference.forward.adapters import Adapters, Loaded
+from bedplate.inference.forward.adapters import Adapters, LoadedAdapter
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.models.checkpoints.base import Base
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
 
 
-class Loading:
+class WeightLoader:
     """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
     bank has as many slots again, for older versions that running requests still use.
 
@@ -56,7 +56,7 @@ class Loading:
                 f"all {self._capacity} adapter slots are in use; unload an adapter, or open the engine with more "
                 "(adapters)"
             )
-        self.adapters.add(Loaded(key, self._add(config, tensors), config=config))
+        self.adapters.add(LoadedAdapter(key, self._add(config, tensors), config=config))
 
     def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:
         """The bank's slot in which the adapter now is."""
@@ -78,7 +78,7 @@ class Loading:
         if self.adapters.has_children(older):
             raise UsageError(f"a soft prompt stands on the adapter {key!r}; unload that first")
         self.adapters.sweep()
-        updated = Loaded(key, self._add(older.config, tensors), config=older.config, version=older.version + 1)
+        updated = LoadedAdapter(key, self._add(older.config, tensors), config=older.config, version=older.version + 1)
         try:
             for prefix, public in self._tree.pinned_keys(older):
                 self._runner.compute_prefix(updated, prefix, public=public)
@@ -145,7 +145,9 @@ class Loading:
             raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
         parent = self.adapters.acquire(adapter)
         below = "" if adapter is None else self.fingerprint(adapter)
-        loaded = Loaded(key, parent.slot, len(vectors), parent, fingerprint=_digest([("on", below), ("soft", vectors)]))
+        loaded = LoadedAdapter(
+            key, parent.slot, len(vectors), parent, fingerprint=_digest([("on", below), ("soft", vectors)])
+        )
         try:
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
             self.adapters.add(loaded)
@@ -154,7 +156,7 @@ class Loading:
             self.adapters.release(parent)
             raise
 
-    def _free(self, loaded: Loaded) -> None:
+    def _free(self, loaded: LoadedAdapter) -> None:
         """Frees the prefixes of an unused adapter version, and its slot if it has one of its own."""
         self._tree.drop(loaded)
         for layers in range(self._base.spec.deepest + 1):
