@@ -29,7 +29,7 @@ from bedplate.models.checkpoints.identity import (
 from bedplate.models.checkpoints.tokenizer_files import fitting, written_id
 from bedplate.models.checkpoints.weight_loading import Filling, Unfinished
 from bedplate.models.families import Family
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec

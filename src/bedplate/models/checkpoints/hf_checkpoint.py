@@ -19,15 +19,15 @@ from bedplate.models.checkpoints.conversion import spec_of_fields
 from bedplate.models.checkpoints.generation import read_generation
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.onnx import OnnxReader
-from bedplate.models.checkpoints.packed import unpacked
+from bedplate.models.checkpoints.packed_weights import unpacked
 from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader
-from bedplate.models.checkpoints.sentence import MODULES, read_scored, read_sentence
+from bedplate.models.checkpoints.sentence_transformers import MODULES, read_scored, read_sentence
 from bedplate.models.checkpoints.tokenizer_files import read_tokenizer
 from bedplate.models.families import Family
 from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.multimodal import Multimodal, find_multimodal
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.precision import dtype_name
 from bedplate.models.specs import TextSpec, TransformerSpec
 from bedplate.text.tokenizer import Tokenizer

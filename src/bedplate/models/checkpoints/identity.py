@@ -10,7 +10,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 
 NO_TOKENIZER = NO_TEMPLATE = "none"
 _PART = 1 << 20
