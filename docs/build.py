@@ -183,11 +183,11 @@ def _curves() -> str:
 
 
 def _assumptions() -> str:
-    from bedplate.economics.costs.decisions.decide import DRAWS
+    from bedplate.economics.costs.decisions.decision import DRAWS
     from bedplate.economics.hardware import mfu
     from bedplate.economics.serving import replica
     from bedplate.economics.serving import serving_cost as serving
-    from bedplate.economics.serving.steps import REACHED
+    from bedplate.economics.serving.step_times import REACHED
     from bedplate.economics.training import training_cost as training
     from bedplate.economics.training.layout_search import MARGIN
 

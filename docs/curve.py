@@ -9,8 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from bedplate.report.plots import standalone
-from bedplate.report.plots import learning_curve
+from bedplate.report.plots import learning_curve, standalone
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "learning-curve.svg"

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.hardware.mfu import Execution, Precision, mfu, peak_of
-from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, Range, device_hours

@@ -15,7 +15,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import peft_files
 from bedplate.adapters.soft_prompt import SoftPrompt, prompt_peft_files
 from bedplate.adapters.table import ADAPTERS, Adapter
-from bedplate.adapters.tensors import read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES

@@ -24,7 +24,7 @@ from bedplate.economics.costs.decisions.explanation import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
 from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_cases
-from bedplate.economics.serving.traffic import Traffic
+from bedplate.economics.serving.traffic_model import Traffic
 
 from .conftest import PageWatch
 from .test_access import CONTRAST, FOCUS, UNNAMED
@@ -247,7 +247,7 @@ def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) 
 
 
 def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
-    from bedplate.economics.hardware.table import DEVICES
+    from bedplate.economics.hardware.device_table import DEVICES
 
     name = next(name for name, device in DEVICES.items() if device.rental is None)
     page = opened(written(tmp_path / "p.html", "train", "smollm2-135m", "--tokens", "1B", "--device", name))

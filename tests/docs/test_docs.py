@@ -20,8 +20,8 @@ from tests.scripts import DOCS, script
 from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
 
-from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.task.target_spec import TargetSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
@@ -29,7 +29,7 @@ from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.costs.amortisation import amortise
 from bedplate.economics.costs.amortisation_file import load_account
 from bedplate.economics.costs.decisions import decide, load_case
-from bedplate.economics.hardware.file import HardwareFile, find_device_in
+from bedplate.economics.hardware.hardware_file import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import load_prices
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.metrics_spec import MetricSpec

@@ -26,7 +26,7 @@ from bedplate.economics.costs.decisions.decision_file import (
     TuningSpec,
     Value,
 )
-from bedplate.economics.hardware.file import HardwareFile
+from bedplate.economics.hardware.hardware_file import HardwareFile
 from bedplate.economics.numbers.money import number, usd
 from bedplate.economics.numbers.prices import HostedModel, MachinePrice, Prices
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.table import DEVICES, find_device
+from bedplate.economics.hardware.device_table import DEVICES, find_device
 from bedplate.economics.model.activations import activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
-from bedplate.economics.training.layout import (
+from bedplate.economics.training.device_layout import (
     PRODUCT_SHARE,
     BytesPerParameter,
     DeviceBytes,

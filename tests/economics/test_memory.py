@@ -23,8 +23,8 @@ from bedplate.economics.model.footprint import (
     step_weight_bytes,
     weight_bytes,
 )
+from bedplate.economics.model.optimizer_states import optimizer_bytes
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.states import optimizer_bytes
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.hardware.table import find_device
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.serving.steps import CENTRAL, REACHED, Reached, RooflineSteps, shape_of
+from bedplate.economics.serving.step_times import CENTRAL, REACHED, Reached, RooflineSteps, shape_of
 from bedplate.models.specs import TransformerSpec
 
 ALL = Reached(1.0, 1.0, 0.0)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
+from bedplate.economics.hardware.device_table import DEVICES, find_device
 from bedplate.economics.hardware.mfu import mfu
-from bedplate.economics.hardware.table import DEVICES, find_device
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters

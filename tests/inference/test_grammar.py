@@ -22,7 +22,7 @@ from bedplate.inference.engine.grammar import CACHED, Grammars, Matcher, allowed
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampler import sample
-from bedplate.text.calls.grammar import call_grammar_source
+from bedplate.text.calls.call_grammar import call_grammar_source
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.tools import Tool
 from bedplate.text.tokenizer import Tokenizer

@@ -15,13 +15,13 @@ from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.economics.hardware.machine import Load, ServerSpeed, read_machine, step_seconds
 from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import ArrivingCall
+from bedplate.economics.serving.step_times import MeasuredSteps
+from bedplate.economics.serving.traffic_model import ArrivingCall
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
-from bedplate.inference.measure import tuning as measure_tuning
+from bedplate.inference.measure import training_speed as measure_tuning
 from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
 from bedplate.inference.measure.speeds import MeasuredStep, StepLog, fit_engine, load_of, measure_engine
 from bedplate.inference.measure.training_speed import StepKind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ import torch
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers import grouped
-from bedplate.models.layers.experts import MixtureOfExperts
-from bedplate.models.layers.grouped import Segments, grouped_product, plain_product, torch_product_works
+from bedplate.models.layers.experts import ExpertLinear, MixtureOfExperts, RoutedExperts
+from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.specs.transformer import AttentionSpec, Experts, FeedForwardSpec, TransformerSpec
 
 SPEC = TransformerSpec(
@@ -24,6 +25,28 @@ SPEC = TransformerSpec(
     experts=Experts(5, 2, 7),
 )
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 4e-2}
+
+
+def plain_product(x_MI: torch.Tensor, weight_EOI: torch.Tensor, segments: Segments) -> torch.Tensor:
+    """x_m Wᵀ of each token's expert, [M, O], written out."""
+    parts = [torch.nn.functional.linear(x_MI[begin:end], weight_EOI[expert]) for expert, begin, end in segments.spans]
+    return torch.cat(parts) if parts else x_MI.new_zeros(0, weight_EOI.shape[1])
+
+
+def plain_experts(
+    layer: RoutedExperts, x_ND: torch.Tensor, chosen_Nk: torch.Tensor, weights_Nk: torch.Tensor
+) -> torch.Tensor:
+    """`RoutedExperts` written out: every token through the weights of each of its experts."""
+
+    def product(x_NI: torch.Tensor, linear: ExpertLinear, chosen_N: torch.Tensor) -> torch.Tensor:
+        y_NO = torch.einsum("ni,noi->no", x_NI, linear.weight[chosen_N])
+        return y_NO if linear.bias is None else y_NO + linear.bias[chosen_N]
+
+    out_ND = torch.zeros_like(x_ND)
+    for chosen_N, weights_N in zip(chosen_Nk.unbind(1), weights_Nk.unbind(1), strict=True):
+        h_NI = layer.activation(product(x_ND, layer.gate_up, chosen_N))
+        out_ND = out_ND + product(h_NI, layer.down, chosen_N) * weights_N[:, None]
+    return out_ND
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -41,7 +64,7 @@ def test_sorted_tokens_give_what_each_token_by_itself_does(dtype: torch.dtype, c
     chosen = torch.randint(1, 5, (9, spec.experts.per_token))  # the first expert has no token
     weights = torch.rand(chosen.shape, dtype=dtype, requires_grad=True)
     results: list[list[torch.Tensor]] = []
-    for forward in (layer, layer.plain):
+    for forward in (layer, partial(plain_experts, layer)):
         out = forward(x, chosen, weights)
         tensors = [x, weights, *layer.gate_up.parameters(), *layer.down.parameters()]
         results.append([out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.shape[1])).sum(), tensors)])

@@ -113,7 +113,7 @@ def test_a_base_without_a_tokenizer(tmp_path: Path) -> None:
 def again_with(path: Path, to: Path, fields: dict[str, Any]) -> Path:
     """The same file with these fields of its architecture."""
     reader = GgufReader(path)
-    architecture = str(reader.architecture)
+    architecture = str(reader.metadata["general.architecture"])
     metadata = {k: v for k, v in reader.metadata.items() if k not in ("general.architecture", "GGUF.version")}
     changes = {f"{architecture}.{key}": value for key, value in fields.items()}
     write_gguf(to, architecture, metadata | changes, [(name, reader.get(name)) for name in reader.names], "f32")

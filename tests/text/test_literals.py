@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.test_reply_form import read
 
-from bedplate.text.calls.formats import BY_NAME, FORMATS, FRAME_CHARACTERS, CallFormat
+from bedplate.text.calls.call_formats import BY_NAME, FORMATS, FRAME_CHARACTERS, CallFormat
+from bedplate.text.calls.call_writing import written_calls
 from bedplate.text.calls.literals import LiteralReader
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.tools import Tool
-from bedplate.text.calls.writing import written_calls
 
 TEXTS = st.text(alphabet="ab' \"\\\n,=:)(]}{<|>é\u2028\x00", max_size=8) | st.sampled_from(
     ["<|tool_call_end|>", "<tool_call|>", "</function_calls>", "<|/tool_call|>", '<|"|>', "'''", "true", "1"]

@@ -12,7 +12,7 @@ import pytest
 from tests.text.test_reply_form import CALLS, TOOLS, called, read
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from bedplate.text.calls.formats import BY_NAME, format_of, shows_tools
+from bedplate.text.calls.call_formats import BY_NAME, format_of, shows_tools
 from bedplate.text.calls.reply_form import ReplyForm, thinking_of, with_reasoning
 from bedplate.text.calls.tools import as_shown, told_tools
 from bedplate.text.chat_template import ChatTemplate

@@ -17,7 +17,7 @@ from tests.text.calling import SHAPES, shaped_tokenizer
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas.tool_fields import conversation_tokens
-from bedplate.text.calls.formats import BY_NAME, format_of
+from bedplate.text.calls.call_formats import BY_NAME, format_of
 from bedplate.text.calls.reading import PlainReader, ReplyPiece, ReplyReader
 from bedplate.text.calls.reply_form import ReplyForm, ThinkingReader, reply_form, thinking_of
 from bedplate.text.calls.tools import Tool

@@ -13,7 +13,7 @@ from tests.text.test_reply_form import CALLS, TOOLS, called, read
 
 from bedplate.core.errors import RequestError, TemplateError
 from bedplate.serving.schemas.tool_fields import conversation_tokens
-from bedplate.text.calls.formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
+from bedplate.text.calls.call_formats import BY_NAME, format_of, knows_results, shows_tools, tools_key
 from bedplate.text.calls.reply_form import reply_form
 from bedplate.text.calls.tools import _with_responses, as_shown
 from bedplate.text.chat_template import ChatTemplate

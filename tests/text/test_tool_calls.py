@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import RequestError
-from bedplate.text.calls.formats import HERMES, format_of, shows_tools
+from bedplate.text.calls.call_formats import HERMES, format_of, shows_tools
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.tools import CALL, CALL_END, Tool, as_shown, with_tools
 

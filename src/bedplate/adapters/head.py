@@ -8,7 +8,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.adapters.tensors import read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError
 
 HEAD_FILE = "head.safetensors"

@@ -28,7 +28,7 @@ from bedplate.adapters.peft_experts import (
     to_peft,
 )
 from bedplate.adapters.peft_fields import check_fields, check_targets, in_order, lora_config
-from bedplate.adapters.tensors import read_json_object, read_metadata, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_json_object, read_metadata, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UnsupportedModelError
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec

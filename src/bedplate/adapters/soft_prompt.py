@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
-from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model

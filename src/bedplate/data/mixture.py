@@ -34,11 +34,10 @@ class MixtureStage(Strict):
 class MixtureConfig(Strict):
     """How sources are mixed.
 
-    weights: of every source, in any unit; by default what the corpus gives, or else its rows, so that an epoch of all
-    is one of each. temperature: weights w become w^(1/temperature), as in mT5 (https://arxiv.org/abs/2010.11934): 1
-    leaves them, larger ones even them out. epochs: how often a source may be seen at most, for all or by name; its
-    share then goes to the others. stages: other weights later; `blend` says whether they change by steps or linearly
-    from stage to stage.
+    weights: of every source, in any unit; by default the corpus's, or else its rows, so that an epoch of all is one of
+    each. temperature: weights w become w^(1/temperature), as in mT5 (https://arxiv.org/abs/2010.11934). epochs: maximum
+    passes over a source, for all or by name; its share then goes to the others. stages: later weights; `blend`: in
+    steps or linearly.
     """
 
     weights: dict[str, Weight] | None = None
@@ -63,11 +62,11 @@ class MixtureDraw(NamedTuple):
 
 
 class Mixture:
-    """A pure function of its arguments: row → source and ordinal.
+    """Which source and ordinal each row has: a pure function of its arguments.
 
-    rows: how many rows each source has, by name; total: how long training is, in rows. given: the weights where the
-    config gives none, by default the rows. Raises ConfigError for names that there are not or that are left out,
-    DataError where a weighted source has no rows or all epochs together are too few.
+    rows: rows of each source, by name; total: rows of training. given: weights where the config gives none, by default
+    the rows. ConfigError for unknown or missing names, DataError where a weighted source has no rows or all allowed
+    epochs are too few.
     """
 
     def __init__(

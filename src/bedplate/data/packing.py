@@ -53,8 +53,7 @@ def pack_documents(
     """Lays documents of these lengths into rows; every token gets exactly one place.
 
     best_fit splits only documents longer than a row, and puts each piece, longest first, where it leaves the least
-    room. sequential concatenates in order and cuts at row ends, so only the last row has padding. Raises DataError
-    for an empty document or a row shorter than 2 tokens.
+    room. sequential concatenates and cuts at row ends. DataError for an empty document or rows under 2 tokens.
     """
     check_row_length(row_length)
     for number, length in enumerate(lengths):

@@ -92,12 +92,12 @@ def deduplicate(records: Sequence[SplitRecord]) -> Deduplicated:
 def split(
     records: Sequence[SplitRecord], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
 ) -> dict[str, tuple[SplitRecord, ...]]:
-    """Assign whole groups to the named splits, near their `fractions` of every stratum (they sum to 1).
+    """Assigns whole groups to splits, near their `fractions` of every stratum (they sum to 1). Records come sorted by
+    row hash.
 
-    assigned: groups with a row that is in a split already go there first. Each split's records come sorted by row hash.
-    A large group takes a split over its share by half of itself at most, so one of more than twice a split's share
-    never goes there. A split can be empty where there are fewer groups than splits. DataError for a group whose rows
-    are in two.
+    assigned: groups with a row in a split go there first. A large group exceeds a split's share by half of itself at
+    most. A split can be empty where there are fewer groups than splits. DataError for a group whose rows are in two
+    splits.
     """
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")

@@ -1,1 +1,1 @@
-"""Is it good enough? Tasks, metrics, and evaluations whose numbers can be recomputed from their rows."""
+"""Tasks, metrics, suites and evaluations whose numbers can be recomputed from their rows."""

@@ -1,5 +1,4 @@
-"""Two evaluations of one metric on the same rows: their difference, its interval and a p-value, and how much worse the
-second may be."""
+"""Paired comparison of two evaluations on the same rows: difference, interval, p-value and non-inferiority."""
 
 from __future__ import annotations
 

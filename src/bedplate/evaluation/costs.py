@@ -1,4 +1,4 @@
-"""Costs as a metric: what each answer costs where another was right, in US dollars, or a Python function that says it.
+"""Metrics in US dollars: a matrix of what each wrong answer costs, or a Python function, and how they are displayed.
 
 metric: {costs: {spam: {ham: 0.40}, ham: {spam: 5.00}}}      # right answer → given answer → dollars
 metric: {cost: dear.py:usd, worst_usd: 20}                   # usd(target, prediction) → dollars, from 0 to 20

@@ -1,5 +1,4 @@
-"""What a task's predictions say together: estimate, interval and bound with groups and weights respected, every row
-kept beside them."""
+"""`Evaluation`: a metric on a split with its interval and bound, groups and weights respected, and every row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A task's rows as checked examples, in three splits, the third behind a handle that records who opened it and why."""
+"""Loads a task's rows as checked examples in three splits; the test split's handle records who opened it and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Score predictions against a task, and ask models for the predictions."""
+"""Evaluates a model on a task: asks for predictions, scores them and records the opening in the test ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How predictions are scored. A metric is a mean of row scores, or a statistic of all rows at once (macro-F1).
+"""Metrics: a mean of row scores, or a statistic of all rows at once (macro-F1), and their table `METRICS`.
 
 Targets and predictions are texts: a label, a text, JSON in canonical form, or a JSON list of labels or document ids.
 """

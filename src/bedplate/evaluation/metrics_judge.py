@@ -1,4 +1,4 @@
-"""A metric that a language model gives: an endpoint is shown each row under a rubric and answers with a number.
+"""LLM-as-a-judge metric: an endpoint is shown each row under a rubric and answers with a number.
 
 LLM as a judge: Zheng et al. (2023), arXiv 2306.05685. Answers are kept on disk by the hash of what was asked, so that
 nothing is asked, or paid for, twice; a judge that fails or answers nonsense is an error, never a score.

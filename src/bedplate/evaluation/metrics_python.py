@@ -1,4 +1,4 @@
-"""A metric of the team's own: a Python function named in the task file scores each row.
+"""Custom metric: a Python function named in the task file scores each row.
 
 metric: {python: closeness.py:score}
 

@@ -1,4 +1,4 @@
-"""Metrics that a task file describes instead of naming one of the table: a Python function, a judge, or costs."""
+"""Metrics described in the task file instead of named from the table: a Python function, a judge, or costs."""
 
 from __future__ import annotations
 

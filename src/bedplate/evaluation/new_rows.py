@@ -1,4 +1,4 @@
-"""Rows that came after a task's own: read and checked as those are, and not split."""
+"""Reads rows that were collected after a task's own: checked in the same way, and not split."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Rows of a task of which some have no target yet: split before anybody labels them, and drawn in an order fixed by the
-seed.
+"""The pool for active labelling: rows of which some lack a target yet, split and ordered by text, group and seed alone.
 
 What is in which split, and in which order rows are asked for, depends on texts, groups and the seed alone, never on a
 label. So the first rows of a split that have labels are a random sample of it, and a mean over them is an unbiased

@@ -1,4 +1,4 @@
-"""What rows say of production: the answer that the running system recorded, the slices they are in, and their weight.
+"""Production data of a row: the current system's recorded answer, the row's slices and its traffic weight.
 
 Weights of shares are those of post-stratification (Holt & Smith 1979, JRSS A 142:33); what rows of unequal weight are
 worth is (Σw)² / Σw² of them (Kish 1965, Survey Sampling, §11.7).

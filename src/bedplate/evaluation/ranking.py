@@ -1,4 +1,4 @@
-"""Search as a task: documents and queries are embedded alike, and each query's documents ranked by cosine."""
+"""Retrieval tasks: documents and queries are embedded alike, and each query's documents ranked by cosine."""
 
 from __future__ import annotations
 

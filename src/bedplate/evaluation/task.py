@@ -1,4 +1,4 @@
-"""The task file: what goes in, what comes out, where the rows are and how a prediction is scored.
+"""The task file: inputs, output, data and metric, read into `Task`.
 
 `evaluate`, `predict` and `adapt` share it; the ladder's own part (`adapt`) is carried here unread.
 """

@@ -1,4 +1,4 @@
-"""One row of a task as an item: the model is given its inputs, and its answer is kept as the metric reads it."""
+"""`TaskRow`, a task's example as a gradable sample, and `GradedRow`, its answer as the metric reads it."""
 
 from __future__ import annotations
 

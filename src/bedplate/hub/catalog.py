@@ -31,12 +31,10 @@ class DownloadPart:
 class Artifact:
     """One row of the catalogue.
 
-    `filename` is the file of `source` in the package index; `sha256` and `size_bytes` are that file's. `members` are
-    unpacked of it: a file's path inside the archive, or a folder's with a trailing slash. `nested` is an archive inside
-    the archive, which the members are in. `licence_file` is unpacked beside them. Where there are `parts`, `source` is
-    the first one's, and their members, one after the other, are the file `filename`, the only member. `terms`: the
-    licence must be accepted before the item is used. `extra_files`: files that the download lacks and its readers need,
-    with what is written into them.
+    filename: the file of `source` in the package index, with its `sha256` and `size_bytes`. members: what is unpacked:
+    files, or folders with a trailing slash; nested: an archive inside that holds them. licence_file: unpacked beside
+    them. parts: downloads whose members together are the one file `filename`. terms: a licence to accept before use.
+    extra_files: files that the download lacks, with their content.
     """
 
     name: str

@@ -30,11 +30,11 @@ class Pulled:
 
 @checked
 def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = False) -> Pulled:
-    """Pull `source` (catalogue name | "hf:owner/name[@revision]" | path), check it, and say what it is.
+    """Pulls `source` (catalogue name | "hf:owner/name[@revision]" | path), checks it, and describes it. A damaged
+    cached item is pulled again.
 
-    accept_licence: you have read and accept the licence that a catalogue item must be accepted with; remembered.
-    Raises UnknownItemError, LicenceError (still to be accepted), UnreachableError, HashMismatchError or HubError. A
-    cached item is checked against its hashes and pulled again if damaged.
+    accept_licence: you have read and accept the licence that the item requires; remembered. Raises UnknownItemError,
+    LicenceError, UnreachableError, HashMismatchError or HubError.
     """
     name = str(source)
     if isinstance(source, str) and name in CATALOG:

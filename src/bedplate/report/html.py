@@ -65,8 +65,8 @@ def headline(report: Mapping[str, Any]) -> str:
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on {row['n']} "
-            f"test rows, {_bounded(report, won)} confidence, at "
+            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on "
+            f"{row['n']} test rows, {_bounded(report, won)} confidence, at "
             f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
     if verdict["status"] == "OUT_OF_BUDGET":

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.adapters.tensors import MAX_JSON_BYTES, read_bytes
+from bedplate.adapters.tensor_files import MAX_JSON_BYTES, read_bytes
 from bedplate.core.errors import BedplateError
 from bedplate.core.files import sha256_bytes
 from bedplate.skins.files import CASCADED, skin_id

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adapters.head import Head
-from bedplate.adapters.tensors import read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError
 
 CLASSICAL_FILE = "classical.safetensors"

@@ -17,7 +17,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec, task_type_of
 from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.table import ADAPTERS
-from bedplate.adapters.tensors import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
+from bedplate.adapters.tensor_files import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bedplate.adapters.tensors import MAX_TENSOR_BYTES, read_bytes, read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import MAX_TENSOR_BYTES, read_bytes, read_json_object, read_tensors, tensor_bytes
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text

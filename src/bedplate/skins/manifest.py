@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.tensors import read_json_object
+from bedplate.adapters.tensor_files import read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_bytes

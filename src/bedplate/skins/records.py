@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from bedplate.adapters.tensors import read_json_object
+from bedplate.adapters.tensor_files import read_json_object
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from bedplate.adapters.tensors import read_json_object
+from bedplate.adapters.tensor_files import read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.files import atomic_write
 from bedplate.skins.manifest import validate

@@ -23,11 +23,10 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """Token ids with the ones to be learned: `loss[i]` says that token i is predicted from the tokens before it.
+    """Token ids with a loss mask: `loss[i]` says that token i is predicted from the tokens before it.
 
-    source: what an encoder reads, where there is one; the tokens are then the decoder's.
-
-    Raises DataError when the two differ in length, none carries loss, or the first does (nothing stands before it).
+    source: what an encoder reads; the tokens are then the decoder's. DataError when lengths differ, no token carries
+    loss, or the first does.
     """
 
     ids: tuple[int, ...]
@@ -75,14 +74,13 @@ class MicroBatch(Protocol):
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Packed rows.
+    """Packed rows of a language model.
 
-    tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the token that
-    follows in the same document where it carries loss, else −100; learned: int64 [N], where those are in the flattened
-    rows. ids: the examples (or pieces) by row and segment; lengths: tokens of each in these rows, after those of the
-    prefix that they share; losses: tokens of each that carry loss. placement: where they stand. sources,
-    source_segments: int64 [B, S], what an encoder reads for each, under its number, at `source_placement`. rows: of
-    each row its number in the order of the whole run, where the source has one.
+    tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the next token of the
+    same document where it carries loss, else −100; learned: int64 [N], indices of targets in the flattened rows. ids:
+    examples (or pieces) by row and segment; lengths: tokens of each, after those of the shared prefix; losses: tokens
+    of each that carry loss. placement: where they stand. sources, source_segments: int64 [B, S], encoder inputs under
+    the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has one.
     """
 
     tokens: Tensor

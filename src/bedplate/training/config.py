@@ -58,13 +58,12 @@ _NO_MATTER = ("save_steps", "save_seconds", "log_steps", "recompute")
 
 
 class RouterConfig(Strict):
-    """What a model with experts is taught so that they share the work, beside the objective.
+    """Router losses and biases of a model with experts.
 
-    balance: weight of the auxiliary loss (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4) of each
-    document (DeepSeek-V3, https://arxiv.org/abs/2412.19437, equation 17); with k experts a token it is at least k.
-    z: weight of the squared log of the sum that router logits are divided by (ST-MoE, https://arxiv.org/abs/2202.08906,
-    equation 5). bias_rate: by how much each step moves the selection bias of an expert that had more or fewer tokens
-    than the mean (https://arxiv.org/abs/2408.15664).
+    balance: weight of the auxiliary loss (Switch Transformer, https://arxiv.org/abs/2101.03961, equation 4) per
+    document (DeepSeek-V3, https://arxiv.org/abs/2412.19437, equation 17); with k experts per token it is at least k. z:
+    weight of the router z-loss (ST-MoE, https://arxiv.org/abs/2202.08906, equation 5). bias_rate: step size of the
+    selection biases of experts above or below the mean load (https://arxiv.org/abs/2408.15664).
     """
 
     balance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -73,8 +72,8 @@ class RouterConfig(Strict):
 
 
 class Rates(Strict):
-    """By what the learning rate is multiplied for embedding tables, the head, the matrices inside of blocks, and all
-    others (norms, biases, routers, what is beside the model)."""
+    """Learning-rate multipliers of embedding tables, the head, matrices inside blocks, and all other parameters (norms,
+    biases, routers, what is outside the model)."""
 
     embedding: Positive = 1.0
     head: Positive = 1.0
@@ -83,13 +82,13 @@ class Rates(Strict):
 
 
 class MuonConfig(Strict):
-    """Muon (https://kellerjordan.github.io/posts/muon/): the matrices inside of blocks move along their momentum, made
-    orthogonal; everything else is AdamW's.
+    """Muon (https://kellerjordan.github.io/posts/muon/) for matrices inside blocks: they move along their
+    orthogonalised momentum; AdamW moves everything else.
 
-    orthogonalisation: by Newton–Schulz steps with Jordan's coefficients, or by Polar Express
-    (https://arxiv.org/abs/2505.16932). scale: of an update, by the matrix's shape: "adamw" is 0.2 √max(rows, columns),
-    with which AdamW's learning rate and decay do as they are (Moonlight, https://arxiv.org/abs/2502.16982); "original"
-    is √max(1, rows/columns).
+    orthogonalisation: Newton–Schulz steps with Jordan's coefficients, or Polar Express
+    (https://arxiv.org/abs/2505.16932). scale of an update by the matrix's shape: "adamw" is 0.2 √max(rows, columns),
+    which keeps AdamW's learning rate and decay (Moonlight, https://arxiv.org/abs/2502.16982); "original" is √max(1,
+    rows/columns).
     """
 
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -100,13 +99,12 @@ class MuonConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """Which steps are not applied, and how many before the run stops.
+    """Which steps are skipped, and how many before the run stops.
 
-    A step is skipped when its loss or gradient is not finite, or, with `sigmas`, when its loss or the gradient's norm
-    is so many standard deviations above the mean of the last `window` steps that were applied, once there are half as
-    many (OLMo's rule, with 6 and 128: https://github.com/allenai/OLMo-core, `SkipStepOptimizer`). The run stops at the
-    step that makes more than `allowed` skipped ones among the last `window`: at the first one, where that is 0. If
-    spikes are looked for, `allowed` is to be said.
+    A step is skipped when its loss or gradient is not finite or, with `sigmas`, when its loss or gradient norm is that
+    many standard deviations above the mean of the last `window` applied steps, once there are half as many (OLMo's
+    rule, with 6 and 128: https://github.com/allenai/OLMo-core, `SkipStepOptimizer`). The run stops when more than
+    `allowed` of the last `window` steps were skipped; with `sigmas`, `allowed` must be given.
     """
 
     sigmas: Positive | None = None
@@ -124,20 +122,16 @@ class GuardConfig(Strict):
 
 
 class TrainConfig(Grown):
-    """AdamW (https://arxiv.org/abs/1711.05101), or Muon for the matrices, under a schedule.
+    """Hyperparameters of a run: AdamW (https://arxiv.org/abs/1711.05101), or Muon for matrices, under a schedule.
 
-    warmup, decay: fractions of all steps (decay is WSD's). final: the last learning rate as a fraction of the peak.
-    weight_decay falls on matrices only. clip: the largest allowed norm of the whole gradient; None lets any pass.
-    steps: None runs the source to its end. save_steps, save_seconds: how often the state is saved, besides at the end.
-    log_steps: so many steps are read back from the device and written together, a line each, and checked then.
-    dtype: what the run computes in; "auto" is what a step is measured to be fastest in here, and a resumed run's own.
-    router: of models with experts. recompute: what of a forward pass is made again for the backward pass, instead of
-    being kept: nothing, what costs no product ("selective"), or all of each block ("full"); the gradients are the same
-    (`economics.model.activations` says how much memory each takes). optimizer, muon, rates: what moves which parameter,
-    and how fast. cautious_decay: weights decay only where that is the update's own direction
-    (https://arxiv.org/abs/2510.12402). ema: decay of an exponential moving average of the weights, which is kept beside
-    them, in the state. guard: what is done about steps that would do harm. compile: blocks are compiled
-    (torch.compile), which takes a minute or so at first, and on a CPU seldom pays.
+    warmup, decay: fractions of all steps (decay is WSD's). final: last learning rate relative to the peak. weight_decay
+    applies to matrices only. clip: maximum gradient norm; None: no clipping. steps: None runs the source to its end.
+    save_steps, save_seconds: how often the state is saved, besides at the end. log_steps: steps that are read back and
+    written together, one line each. dtype: compute dtype; "auto" is the fastest measured here, and on resuming the
+    run's own. recompute: activations recomputed in the backward pass: none, those that cost no product ("selective"),
+    or all of each block ("full"); gradients stay the same. cautious_decay: decay only in the update's direction
+    (https://arxiv.org/abs/2510.12402). ema: decay of averaged weights, saved with the state. compile: compile blocks
+    (torch.compile), which costs about a minute and seldom pays on a CPU.
     """
 
     LATE: ClassVar[tuple[str, ...]] = (

@@ -82,8 +82,8 @@ __all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished run did, over all its resumptions; seconds are spent in steps. The last step's losses by term.
-    arithmetic: what it computed in."""
+    """The result of a finished run, over all its resumptions. seconds: spent in steps. losses: the last step's, by
+    term. arithmetic: what it computed in."""
 
     steps: int
     examples: int
@@ -97,7 +97,7 @@ class TrainResult:
 
 @dataclass
 class _Tally:
-    """What a run counts; saved with its state."""
+    """Counters of a run, saved with its state."""
 
     step: int = 0
     examples: int = 0
@@ -121,22 +121,19 @@ def train(
     ranks: Ranks = ALONE,
     utilisation: Utilisation | None = None,
 ) -> TrainResult:
-    """Trains the `trainable` parameters in place; every other one is frozen meanwhile.
+    """Trains the `trainable` parameters in place; all others are frozen meanwhile.
 
-    models: the policy, or one model per role of the objective. out: where metrics and, unless there is another `store`,
-    the state go; a saved state is resumed, to the same weights bit by bit (same machine, same number of threads), and a
-    finished run is only loaded. It computes in the dtype that `config.dtype` asks for, or in what is measured to be
-    fastest here; a resumed run in what it began with. Afterwards the models are in their own dtype again, frozen
-    weights bit by bit what they were.
-    identity: what else a resumed run must have in common with the saved one, such as the base's weights_id.
-    on_checkpoint(step, models) is called after each save that `save_steps` asks for, and after the last; what it draws
-    from the global random generators is undone.
-    ranks: the processes that train together, each on its share of one source. utilisation: with it, lines say which
-    share of the devices' peak was used ("mfu").
+    models: the policy, or one model per role of the objective. out: directory of metrics and, without another `store`,
+    of the state; a saved state is resumed to bitwise the same weights (same machine, same number of threads), and a
+    finished run is only loaded. identity: what else a resumed run must share with the saved one, such as the base's
+    weights_id. on_checkpoint(step, models): called after each save that `save_steps` asks for and after the last, with
+    the random generators restored afterwards. ranks: the processes that train together, each on its share of one
+    source. utilisation: adds the share of the devices' peak ("mfu") to each line. Afterwards the models are in their
+    own dtype again, frozen weights bitwise unchanged.
 
-    Raises TrainingError (another run's state in `out`, more steps that would do harm than `config.guard` allows, a
-    model that another run of this process computes with), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM,
-    with the state saved at the step's end.
+    Raises TrainingError (another run's state in `out`, more skipped steps than `config.guard` allows, a model that
+    another run of this process trains), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved
+    at the step's end.
     """
     roles: Models = models if isinstance(models, Mapping) else {"policy": models}
     missing = set(objective.roles) - set(roles)

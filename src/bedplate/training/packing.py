@@ -49,12 +49,11 @@ def pack_examples(
     min_prefix: int = MIN_PREFIX,
     context_length: int | None = None,
 ) -> PackedBatch:
-    """One row [1, T] with every example as a document, without padding. An example's last token that carries loss is
-    predicted from the tokens before it: itself, and what follows it, stand in `targets` alone or nowhere, as the row is
-    read from left to right.
+    """Packs every example as a document into one row [1, T] without padding.
 
-    share_prefix: compute the common prefix once, when there are several examples and it has at least `min_prefix`
-    tokens. Raises DataError when there are no examples, or one is longer than `context_length`.
+    Tokens from an example's last target on are left out, as no prediction reads them. share_prefix: compute the common
+    prefix once, if several examples share at least `min_prefix` tokens. DataError without examples, or for one longer
+    than `context_length`.
     """
     if not examples:
         raise DataError("a batch needs at least one example")

@@ -98,11 +98,10 @@ def candidates(native: Arithmetic, device: torch.device, trained: TrainedPart) -
 
 
 def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -> Arithmetic:
-    """The fastest arithmetic for training this base here, of the dtype that is `dtype` for.
+    """Chooses the fastest arithmetic for training this base here, among those of the requested dtype.
 
-    The base's own unless another is clearly faster; no measurement for models that are no decoders, other devices than
-    CPUs, dtypes beside bfloat16 and float32, and bases so small that a step is no arithmetic. Raises UsageError where
-    what is asked for cannot be.
+    The base's own unless another is clearly faster. Only decoders in bfloat16 or float32 on CPUs, large enough that a
+    step is arithmetic, are measured. UsageError for a dtype that cannot be had.
     """
     native = native_arithmetic(model)
     if dtype != "auto" and native.dtype not in ("bfloat16", "float32"):

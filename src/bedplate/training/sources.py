@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
@@ -156,15 +156,26 @@ class EpochSource(ABC, Generic[B]):
         self._drawn = epoch * self._per_epoch + step
 
 
-class _ExampleSource(EpochSource[B], Generic[E, B]):
-    """Batches of examples, packed.
+class SourceOptions(TypedDict, total=False):
+    """Options of every source of examples."""
 
-    examples: a sequence, which may read each as it is asked for. order: "given" every epoch; "shuffled" anew each
-    epoch, from `seed`; "length": shuffled, then examples of similar length put together and the batches shuffled.
-    micro_tokens: a step with more tokens than this is drawn as several micro-batches (memory grows with tokens; the
-    gradient is the same). The last batch of an epoch may be smaller. content: the sha256 of what the examples were made
-    from, and how; by default their own.
-    Raises DataError without examples, for two of one id, or for one longer than `context_length`.
+    seed: int
+    epochs: int
+    order: Shuffling
+    micro_tokens: int
+    context_length: int | None
+    content: str | None
+    shard: Shard
+
+
+class _ExampleSource(EpochSource[B], Generic[E, B]):
+    """Batches of packed examples.
+
+    examples: may be read lazily. order: "given" each epoch; "shuffled" each epoch from `seed`; "length": shuffled, then
+    batched with examples of similar length, and the batches shuffled. micro_tokens: larger steps are split into
+    micro-batches (memory grows with tokens; the gradient is the same). The last batch of an epoch may be smaller.
+    content: sha256 of what the examples were made from; by default of the examples. DataError without examples, for
+    duplicate ids, or for one longer than `context_length`.
     """
 
     def __init__(
@@ -234,28 +245,11 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
         examples: Sequence[TrainingExample],
         batch_size: int,
         *,
-        seed: int = 0,
-        epochs: int = 1,
-        order: Shuffling = "given",
         share_prefix: bool = True,
-        micro_tokens: int = 4096,
-        context_length: int | None = None,
-        content: str | None = None,
-        shard: Shard = ALONE,
+        **options: Unpack[SourceOptions],
     ) -> None:
         self._share_prefix = share_prefix
-        super().__init__(
-            examples,
-            batch_size,
-            seed=seed,
-            epochs=epochs,
-            order=order,
-            micro_tokens=micro_tokens,
-            context_length=context_length,
-            content=content,
-            shard=shard,
-            settings={"share_prefix": share_prefix},
-        )
+        super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)
 
     def _everything(self) -> Any:
         return [[e.id, list(e.ids), list(e.loss), *([list(e.source)] if e.source else [])] for e in self._examples]
@@ -306,12 +300,11 @@ def _split_by_tokens(numbers: list[int], lengths: Sequence[int], limit: int) -> 
 
 
 class DocumentSource(EpochSource[PackedBatch]):
-    """Whole documents packed into rows of one length, for next-token prediction; rows are shuffled each epoch.
+    """Documents packed into rows of one length for next-token prediction; rows are shuffled each epoch.
 
-    documents: token ids, each with the end token that its end is to be learned by: a sequence, which may read each as
-    it is asked for, and where `lengths` are given is asked for none before the steps that hold it. A step is
-    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may have fewer rows. content: the sha256 of
-    what the documents were made from, and how; by default of their tokens. `packed`: what became of the documents.
+    documents: token ids with end tokens; with `lengths` they are read only when a step needs them. A step is
+    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may be smaller. content: sha256 of what the
+    documents were made from; by default of their tokens. packed: what became of the documents.
     """
 
     made_of = "documents"

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
-from bedplate.evaluation.suites.refusals import Detector, calibrate, is_refusal
+from bedplate.evaluation.suites.refusals import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE, Detector, calibrate, is_refusal
 
 
 def test_the_detector_errs_and_says_how_often() -> None:

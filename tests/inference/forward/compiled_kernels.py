@@ -10,7 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bedplate.inference.forward import kernels as cache
-from bedplate.models.layers.fused import kernels as layers
+from bedplate.models.layers.fused import triton_kernels as layers
 
 INTEGERS = ("at", "place", "table", "span", "tile")
 NUMBERS = ("eps", "offset", "scale", "cap")

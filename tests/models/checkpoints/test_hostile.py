@@ -20,7 +20,7 @@ from bedplate.inference.execution.plan import read_stored
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import readings
-from bedplate.models.checkpoints.sentence import read_sentence
+from bedplate.models.checkpoints.sentence_transformers import read_sentence
 from bedplate.models.families import FAMILIES
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -25,7 +25,7 @@ from bedplate.inference.execution.plan import read_stored
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.checkpoints.hf_checkpoint import open_weights
-from bedplate.models.checkpoints.onnx_graph import read_graph
+from bedplate.models.checkpoints.onnx import read_graph
 from bedplate.models.inputs import Inputs
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the old barn", "birds sing in the trees at dawn"]

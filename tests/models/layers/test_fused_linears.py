@@ -111,7 +111,7 @@ def test_weights_that_were_given_anew_are_not_read_where_they_were() -> None:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The kernels, run by Triton's interpreter on CPU tensors."""
     interpreting(monkeypatch)
-    from bedplate.models.layers.fused import kernels
+    from bedplate.models.layers.fused import triton_kernels as kernels
 
     return kernels
 

@@ -96,11 +96,11 @@ def serve(
     """
     from bedplate.economics.serving.replica import engine_on, replicas_of
     from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
-    from bedplate.economics.serving.traffic import Traffic, parse_lengths
+    from bedplate.economics.serving.traffic_model import Traffic, parse_lengths
 
     row = None
     if device is not None:
-        from bedplate.economics.hardware.file import find_device_in
+        from bedplate.economics.hardware.hardware_file import find_device_in
 
         row = find_device_in(hardware, device)
     elif hardware is not None:
@@ -126,10 +126,11 @@ def serve(
         like=like,
         machine=machine,
     )
-    target = LatencyTarget(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
+    limits = [None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms)]
+    target = LatencyTarget(*limits)
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
-        from bedplate.economics.pages.serving import serving_page
+        from bedplate.economics.pages.serving_page import serving_page
 
         html = serving_page(
             model,
@@ -150,15 +151,6 @@ def serve(
         print(json.dumps(report | ({"range": ranges} if ranges else {}), ensure_ascii=False))
         return
     _show(model, plans, formulas)
-
-
-def _seconds(milliseconds: float | None, name: str) -> float | None:
-    from bedplate.economics.numbers.bounds import positive
-
-    if milliseconds is None:
-        return None
-    positive(**{name: milliseconds})
-    return milliseconds / 1000
 
 
 # --- for people

@@ -65,12 +65,12 @@ def build(
     keep_work: bool = False,
     quiet: bool = False,
 ) -> BuiltCorpus:
-    """Build the corpus into `out`, or go on with it. directory: where the recipe's paths begin. judges: by the name
-    that rules give, for `judged`; they cannot travel, so with them sources are sifted in this process alone.
-    executor: runs the jobs, by default here in so many processes.
+    """Builds the corpus into `out`, or continues there. directory: where the recipe's paths begin. judges: by the name
+    that rules give; they cannot travel, so with them sources are filtered in this process. executor: runs the jobs, by
+    default here in `processes` processes.
 
-    Raises ConfigError for a recipe that cannot be followed, DataError for sources that cannot be read, hold nothing, or
-    of which nothing is kept (by which rules), UsageError where `out` holds another corpus or the disk is full.
+    Raises ConfigError for a recipe that cannot be followed, DataError for sources that are unreadable, empty, or of
+    which nothing is kept (by which rules), UsageError where `out` holds another corpus or the disk is full.
     """
     checked(recipe.rules)
     encoder = executor or (LocalExecutor() if processes == 1 else ProcessExecutor(processes))
@@ -290,8 +290,8 @@ class _Build:
             copied = f"{'; ' if losses else ''}copies {total.kept}" if total.kept else ""
             raise DataError(
                 f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
-                f"{losses}{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one off), or "
-                "take the source out"
+                f"{losses}{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one "
+                "off), or take the source out"
             )
 
     # --- ids

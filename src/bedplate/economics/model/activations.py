@@ -14,7 +14,7 @@ fused attention does by itself; "full" keeps a block's input only.
 from __future__ import annotations
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.state_mixers import attends, state_values
+from bedplate.economics.model.mixer_flops import attends, state_values
 from bedplate.models.specs import (
     AudioSpec,
     DiffusionSpec,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bedplate.economics.model.activations import stacks_of
-from bedplate.economics.model.state_mixers import attends, linear_maps
+from bedplate.economics.model.mixer_flops import attends, linear_maps
 from bedplate.economics.numbers.bounds import whole
 from bedplate.models.specs import Spec, TransformerSpec
 

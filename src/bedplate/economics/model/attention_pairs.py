@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 
-from bedplate.economics.model.state_mixers import attends, recurrent_flops
+from bedplate.economics.model.mixer_flops import attends, recurrent_flops
 from bedplate.models.specs.transformer import TransformerSpec
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
-from bedplate.economics.model.state_mixers import attends, linear_maps, vectors
+from bedplate.economics.model.mixer_flops import attends, linear_maps, vectors
 from bedplate.models.specs.transformer import TransformerSpec
 
 Role = Literal["product", "table", "vector"]

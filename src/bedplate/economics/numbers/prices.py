@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.numbers.quantities import Amount, NonNegative, Share
+from bedplate.economics.numbers.ranged_quantities import Amount, NonNegative, Share
 
 
 class Dated(Strict):

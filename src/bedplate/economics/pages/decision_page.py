@@ -12,10 +12,10 @@ from bedplate.core.config import key_path
 from bedplate.economics.costs.decisions.break_even import CLOSE, DAYS, DRAW_RATIO, MACHINE_STEPS, VOLUMES
 from bedplate.economics.costs.decisions.case_inputs import CaseInputs
 from bedplate.economics.costs.decisions.constraints import RULES, Bars, broken_constraints
-from bedplate.economics.costs.decisions.decide import DRAWS, INTERVAL, decide
+from bedplate.economics.costs.decisions.decision import DRAWS, INTERVAL, decide
 from bedplate.economics.costs.decisions.decision_file import Case
+from bedplate.economics.costs.decisions.decision_inputs import Input
 from bedplate.economics.costs.decisions.explanation import FORMULAS
-from bedplate.economics.costs.decisions.inputs import Input
 from bedplate.economics.costs.decisions.option_costs import OptionCosts, option_costs
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, SEARCHED_PLACES
 from bedplate.economics.numbers.formula import Formula, javascript, total

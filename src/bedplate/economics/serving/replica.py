@@ -16,8 +16,8 @@ from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.numbers.bounds import at_least, whole
 from bedplate.economics.serving.simulation import ServiceModel, StepModel
-from bedplate.economics.serving.steps import REACHED, MeasuredSteps, RooflineSteps, shape_of
-from bedplate.economics.serving.traffic import Traffic
+from bedplate.economics.serving.step_times import REACHED, MeasuredSteps, RooflineSteps, shape_of
+from bedplate.economics.serving.traffic_model import Traffic
 from bedplate.economics.training.training_cost import price_of
 from bedplate.models.specs import Spec, TransformerSpec
 

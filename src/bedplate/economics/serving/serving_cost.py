@@ -20,7 +20,7 @@ from bedplate.economics.numbers.bounds import at_least, positive, whole
 from bedplate.economics.numbers.formula import Formula, call, inputs
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
-from bedplate.economics.serving.traffic import SECONDS_PER_DAY, ArrivingCall, Traffic
+from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY, ArrivingCall, Traffic
 
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.serving.traffic import ArrivingCall, percentile
+from bedplate.economics.serving.traffic_model import ArrivingCall, percentile
 
 
 class StepModel(Protocol):

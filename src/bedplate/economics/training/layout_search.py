@@ -10,13 +10,13 @@ from typing import Literal
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.device import Device
+from bedplate.economics.hardware.device_table import DEVICES
 from bedplate.economics.hardware.mfu import Precision, peak_of
-from bedplate.economics.hardware.table import DEVICES
 from bedplate.economics.model.activations import Recompute
+from bedplate.economics.model.optimizer_states import OPTIMIZERS, Optimizer, optimizer_bytes
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import LayoutShape, shape_of
-from bedplate.economics.model.states import OPTIMIZERS, Optimizer, optimizer_bytes
-from bedplate.economics.training.layout import (
+from bedplate.economics.training.device_layout import (
     BytesPerParameter,
     DeviceBytes,
     DeviceLayout,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.state_mixers import attends, state_values
+from bedplate.economics.model.mixer_flops import attends, state_values
 from bedplate.models.specs import EncoderDecoderSpec, TransformerSpec
 from bedplate.models.specs.recompute import Recompute
 

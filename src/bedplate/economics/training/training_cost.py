@@ -22,11 +22,11 @@ from bedplate.economics.hardware.mfu import CURVES, EXECUTION, Execution, Mfu, P
 from bedplate.economics.model.activations import stacks_of
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.optimizer_states import OPTIMIZERS, Optimizer
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.states import OPTIMIZERS, Optimizer
 from bedplate.economics.numbers.bounds import at_least, positive, share, whole
 from bedplate.economics.numbers.formula import Formula, Number, inputs
-from bedplate.economics.training.layout import DeviceBytes, DeviceLayout
+from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import compute_optimal
 from bedplate.models.specs import Spec, TransformerSpec

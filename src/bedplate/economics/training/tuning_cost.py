@@ -22,11 +22,11 @@ from bedplate.economics.model.activations import stacks_of
 from bedplate.economics.model.adapter_size import lora_parameters
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.optimizer_states import Optimizer
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.model.shape import shape_of
-from bedplate.economics.model.states import Optimizer
 from bedplate.economics.numbers.bounds import positive, share, whole
-from bedplate.economics.training.layout import DeviceBytes, DeviceLayout
+from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, plan_values, price_of
 from bedplate.models.specs import Spec

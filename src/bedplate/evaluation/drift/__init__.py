@@ -1,4 +1,4 @@
-"""Drift: do new rows differ from those that a skin was made from, and does it keep on them what it promised?
+"""Drift: whether new rows differ from those a skin was made from, and whether it keeps its promised quality on them.
 
 shifts.py            inputs, lengths and labels: bets against rows that stay as they are
 promised_quality.py  the metric against the bound that the verdict showed, and against the bar

@@ -1,4 +1,4 @@
-"""What new rows mean for a skin: climb again, label some of them first, keep it; or that they do not decide."""
+"""Decides what new rows mean for a skin: climb again, label some of them first, keep it, or undecided."""
 
 from __future__ import annotations
 

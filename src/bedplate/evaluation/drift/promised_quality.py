@@ -1,4 +1,4 @@
-"""The metric on new rows against what a skin's report promised, and against the bar.
+"""Tests the metric on new rows against the bound in the skin's report and against its bar.
 
 The promise is the bound that the verdict showed, not the estimate: that was the best of several, and reads high. A mean
 of row scores is bet on to have fallen below (`core.statistics.betting`), over all looks; other metrics are bounded at

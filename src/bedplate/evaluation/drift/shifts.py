@@ -1,4 +1,4 @@
-"""Inputs, lengths and labels of new rows against those of the rows that a skin was made from.
+"""Tests whether inputs, lengths and labels of new rows differ from those of the rows that a skin was made from.
 
 The old rows stay as they are: half of them says what is looked at (directions in which their vectors vary, ranks),
 the others how it is on average, with bounds that are paid for once. New rows are then bet on to lie outside of these

@@ -1,4 +1,4 @@
-"""Rows that are less than they seem: because the skin has seen them, or because others say the same.
+"""Rows that carry less evidence than they seem to: the skin has seen them, or they repeat each other.
 
 seen_rows.py       which rows the run of a skin had in which split
 row_table.py       a task's rows as groups are looked for in them, texts as vectors of their words

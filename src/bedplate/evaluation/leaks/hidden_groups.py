@@ -1,5 +1,5 @@
-"""Groups that a task does not declare: columns whose values repeat and within which rows are alike, texts that are
-nearly the same, rows that are like their neighbours in the file, and targets that drift.
+"""Finds groups that a task does not declare: columns whose values repeat and within which rows are alike, near-copies
+of texts, rows that are like their neighbours in the file, and targets that drift.
 
 Of declared groups one row each is looked at, so that what they explain is not found again. Each thing that is looked at
 is tested on at most MOST rows (whole values, at most MOST_OF_ONE rows of each; near-copies are looked for among

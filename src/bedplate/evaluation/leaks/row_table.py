@@ -1,4 +1,4 @@
-"""A task's rows as groups are looked for in them: texts, targets, declared groups, and what else each column says.
+"""The rows of a task as a table for group detection: texts, targets, declared groups and the values of other columns.
 
 Texts become vectors of their words: TF-IDF hashed into few numbers with signs (Weinberger et al. 2009,
 https://arxiv.org/abs/0902.2206), so that products of two are, on average, those of their words. Words of one text alone

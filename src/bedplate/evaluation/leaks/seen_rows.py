@@ -1,4 +1,4 @@
-"""Which rows the run of a skin had in which split, and so which rows of a task say nothing of the skin's quality.
+"""Finds the rows of a task that a skin's run had in train, valid or test, so that they do not count as unseen.
 
 A row that a skin was trained on, or chosen by, is answered better than one that it has not seen, and so is a row of the
 same group. The run of a skin keeps its splits; a task whose rows are split by another seed mixes them.

@@ -1,5 +1,4 @@
-"""A file of entries that only grows: each has its own sha256 and that of the one before, so that one taken out or
-changed shows.
+"""An append-only file of records, each with its own SHA-256 and that of the record before, so that edits show.
 
 What is taken off the end does not show in the file itself; ledgers that know of each other tell that. A last line
 without its end is what a killed writer left, and no entry.

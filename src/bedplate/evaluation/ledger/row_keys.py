@@ -1,4 +1,4 @@
-"""What a row of data is known by again when its columns are renamed, its text is touched up, or it lies elsewhere.
+"""Keys that recognise a row of data again after its columns are renamed, its text is edited or it is moved.
 
 Exact keys: of all its texts together, as they are and run together, and of each long one alone, by letters, digits and
 symbols only; of long texts also with look-alike letters taken for one (`as_seen`), and without the words that every

@@ -1,4 +1,4 @@
-"""What earlier looks at a skin found: the bets of each, so that a further one goes on where they stopped.
+"""Stores what earlier looks at a skin found (the gains of each bet), so that a further look continues the same test.
 
 Looks are numbered in `ledger/skin-looks.jsonl` at home before anything is asked; what they gained is written down
 after, in a file for each skin. A row is bet on once, however many looks have it.

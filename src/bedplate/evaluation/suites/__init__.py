@@ -1,4 +1,4 @@
-"""What a base can do besides its tasks: multiple-choice sets, loss on general text, refusals. One file per idea.
+"""Suites that measure a base apart from its tasks: multiple choice, loss on general text, refusals, single skills.
 
 suite.py            what every suite is, and how its items are asked
 items.py            sets of multiple-choice questions, from what can be pulled or a team's own file

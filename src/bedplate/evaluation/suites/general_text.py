@@ -1,4 +1,4 @@
-"""Loss per token on general text: what a base that was trained further has forgotten of language at large."""
+"""Suite of loss per token on general text: shows what a base that was trained further has forgotten."""
 
 from __future__ import annotations
 

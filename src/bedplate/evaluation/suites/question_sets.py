@@ -1,4 +1,4 @@
-"""Sets of multiple-choice items: four that can be pulled (`CORE`), or a team's own file.
+"""Multiple-choice question sets: four published ones that can be pulled (`CORE`), or a team's own file.
 
 Contexts are worded as in the lm-evaluation-harness, with the choices' own text as the continuation (the "cloze" form,
 which small models can follow). BoolQ: https://arxiv.org/abs/1905.10044; PIQA: https://arxiv.org/abs/1911.11641;

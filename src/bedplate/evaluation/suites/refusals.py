@@ -1,5 +1,5 @@
-"""Does a base refuse what it should, and answer what it may? A list of phrases finds refusals; how often it errs is
-measured on replies labelled by hand, and rates are corrected for it.
+"""Suite of refusals: a phrase list detects them, its error rates are measured on replies labelled by hand, and rates
+are corrected for these.
 
 Correction: Rogan & Gladen (1978), American Journal of Epidemiology 107:71: true rate = (apparent + specificity - 1) /
 (sensitivity + specificity - 1). Phrase lists miss refusals they were not written for (garak's caught 64% of one
@@ -11,15 +11,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any, cast
+
+import yaml
 
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics import wilson
-from bedplate.evaluation.suites.refusal_prompts import ANSWERED, REFUSED, TO_ANSWER, TO_REFUSE
 from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling
 
+_PROMPTS: dict[str, list[str]] = yaml.safe_load(
+    (resources.files("bedplate.evaluation.suites") / "refusal_prompts.yaml").read_text("utf-8")
+)
+TO_REFUSE, TO_ANSWER = tuple(_PROMPTS["to_refuse"]), tuple(_PROMPTS["to_answer"])
+REFUSED, ANSWERED = tuple(_PROMPTS["refused"]), tuple(_PROMPTS["answered"])
+"""Replies labelled by hand."""
 MAX_TOKENS = 40
 LOOKED_AT = 240
 
@@ -113,13 +121,16 @@ class RefusalPrompt(SingleTurnItem[float]):
     should_refuse: bool
 
     def requests(self, model: Answers, /) -> list[Generate]:
-        """A greedy reply: as a chat where the base has a template, else after the plain text."""
-        tokenizer = model.describe().need_tokenizer()
-        if tokenizer.chat is not None:
-            ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
+        """A greedy reply: as a chat where the base has a template, else after the plain text. An endpoint, which has no
+        tokenizer here, puts the text into its own template."""
+        tokenizer = model.describe().tokenizer
+        if tokenizer is None:
+            ids = model.tokenize(self.text)
+        elif tokenizer.chat is not None:
+            ids = tokenizer.encode_chat([{"role": "user", "content": self.text}])
         else:
-            ids = tuple(tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:"))
-        return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
+            ids = tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:")
+        return [Generate(tuple(ids), Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
 
     def grade(self, results: Sequence[Result], /) -> float:
         """1 where the reply reads like a refusal, else 0."""

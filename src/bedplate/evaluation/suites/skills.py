@@ -11,12 +11,16 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+
+import yaml
 
 from bedplate.core.files import sha256_bytes, sha256_json
 from bedplate.evaluation.suites.multiple_choice import Question, accuracies
 from bedplate.evaluation.suites.suite import SampleSet
 
 SOURCE = "written for this project"
+_DATA = yaml.safe_load((resources.files("bedplate.evaluation.suites") / "skills.yaml").read_text("utf-8"))
 _Exercise = tuple[str, Sequence[str], str]
 """Context, choices (the right one first), and what the item is of: items of one kind are alike."""
 
@@ -47,59 +51,11 @@ def _grammar() -> Iterator[_Exercise]:
             yield subject, (f"{verb} {reflexive}.", f"{verb} {mismatch}."), "reflexive"
 
 
-_CAPITALS = {
-    "France": "Paris",
-    "Germany": "Berlin",
-    "Italy": "Rome",
-    "Spain": "Madrid",
-    "Japan": "Tokyo",
-    "China": "Beijing",
-    "Russia": "Moscow",
-    "Egypt": "Cairo",
-    "Greece": "Athens",
-    "Austria": "Vienna",
-    "Poland": "Warsaw",
-    "Ireland": "Dublin",
-    "Sweden": "Stockholm",
-    "Norway": "Oslo",
-    "England": "London",
-    "Portugal": "Lisbon",
-}
-_OPPOSITES = {
-    "hot": "cold",
-    "big": "small",
-    "good": "bad",
-    "old": "new",
-    "high": "low",
-    "open": "closed",
-    "day": "night",
-    "true": "false",
-    "first": "last",
-    "black": "white",
-    "before": "after",
-    "left": "right",
-}
-_CATEGORIES = {
-    "apple": "fruit",
-    "dog": "animal",
-    "oak": "tree",
-    "piano": "instrument",
-    "iron": "metal",
-    "rose": "flower",
-    "hammer": "tool",
-    "Monday": "day",
-    "France": "country",
-    "English": "language",
-    "red": "colour",
-    "chemistry": "science",
-}
-
-
 def _facts() -> Iterator[_Exercise]:
     relations = (
-        ("The capital of {} is", _CAPITALS, "capitals"),
-        ("The opposite of {} is", _OPPOSITES, "opposites"),
-        ("The word {} is the name of a kind of", _CATEGORIES, "kinds"),
+        ("The capital of {} is", _DATA["capitals"], "capitals"),
+        ("The opposite of {} is", _DATA["opposites"], "opposites"),
+        ("The word {} is the name of a kind of", _DATA["categories"], "kinds"),
     )
     for wording, pairs, group in relations:
         answers = list(pairs.values())
@@ -121,44 +77,8 @@ def _arithmetic() -> Iterator[_Exercise]:
         yield f"{a} {sign} {b} =", (str(right), *(str(distractor) for distractor in distractors[:3])), f"up to {limit}"
 
 
-_CODE: tuple[tuple[str, str, str, str], ...] = (
-    ("for i in", "range(10):", "range(10", "loops"),
-    ("for key, value in", "items.items():", "items.items()", "loops"),
-    ("while", "True:", "True", "loops"),
-    ("import", "os", "def", "imports"),
-    ("from collections import", "defaultdict", "return", "imports"),
-    ("import numpy as", "np", "if", "imports"),
-    ("def __init__(self, name):\n    self.name =", "name", "def", "names"),
-    ("def add(a, b):\n    return", "a + b", "a b", "names"),
-    ("def square(number):\n    return number *", "number", "numbers", "names"),
-    ("def first(values):\n    return", "values[0]", "value[0]", "names"),
-    ("if x is", "None:", "None", "conditions"),
-    ("if not", "isinstance(value, str):", "isinstance(value, str:", "conditions"),
-    ("if x == 1:\n    y = 2\nelse:\n    y =", "3", "else", "conditions"),
-    ("try:\n    run()\nexcept", "ValueError:", "else:", "exceptions"),
-    ("raise", "ValueError('wrong')", "ValueError 'wrong'", "exceptions"),
-    ("except KeyError as", "error:", "for", "exceptions"),
-    ("with open(path) as", "file:", "with", "exceptions"),
-    ("class Point:\n    def", "__init__(self):", "__init__ self:", "classes"),
-    ("    def name(self):\n        return", "self.name", "def.name", "classes"),
-    ("class Error(", "Exception):", "return):", "classes"),
-    ("x = [1, 2,", "3]", "3)", "brackets"),
-    ("print('a',", "'b')", "'b']", "brackets"),
-    ("pair = (1,", "2)", "2}", "brackets"),
-    ("d = {'a': 1, 'b':", "2}", "2)", "brackets"),
-    ("total = 0\nfor x in values:\n    total +=", "x", "for", "state"),
-    ("found = []\nfor x in values:\n    found.append(", "x)", "x]", "state"),
-    ("text = 'a'\ntext = text.", "upper()", "import()", "state"),
-    ("n = len(", "values)", "values]", "state"),
-    ("assert", "x > 0", "x >", "statements"),
-    ("lambda x:", "x + 1", "x +", "statements"),
-    ("return", "True", "True True", "statements"),
-    ("yield", "value", "value value", "statements"),
-)
-
-
 def _code() -> Iterator[_Exercise]:
-    yield from ((context, (right, wrong), group) for context, right, wrong, group in _CODE)
+    yield from ((context, (right, wrong), group) for context, right, wrong, group in _DATA["code"])
 
 
 def _questions(name: str, generate: Callable[[], Iterator[_Exercise]], limit: int | None) -> SampleSet[Question]:

@@ -1,4 +1,4 @@
-"""What a base scores on a suite: each of the suite's measures with its interval, groups of items respected."""
+"""Runs a suite: each of its measures with an interval that respects groups of items."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bedplate.core.errors import RequestError, UsageError
 from bedplate.inference.engine.sampling import Grammar
-from bedplate.text.calls.grammar import call_grammar
+from bedplate.text.calls.call_grammar import call_grammar
 from bedplate.text.json_schema import INVALID, SOURCE_BYTES, check_pattern, parse_schema
 from bedplate.text.tokenizer import Tokenizer
 

@@ -79,9 +79,9 @@ class Grammar:
 
     json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
-    rule is `start`; tool_calls: what `text.calls.grammar.call_grammar_source` gives. named: what its caller calls it,
-    in messages about it. compiled: what an engine compiled of it, kept for as long as this lives (`Engine.compile`).
-    """
+    rule is `start`; tool_calls: what `text.calls.call_grammar.call_grammar_source` gives. named: what its caller calls
+    it, in messages about it. compiled: what an engine compiled of it, kept for as long as this lives
+    (`Engine.compile`). """
 
     syntax: GrammarKind
     source: str = ""

@@ -21,8 +21,8 @@ from bedplate.core.errors import EndpointError
 from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import EngineSpeed, ServerSpeed
 from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.steps import MeasuredSteps
-from bedplate.economics.serving.traffic import ArrivingCall
+from bedplate.economics.serving.step_times import MeasuredSteps
+from bedplate.economics.serving.traffic_model import ArrivingCall
 
 PROMPT, LONG_PROMPT = 64, 320
 SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8

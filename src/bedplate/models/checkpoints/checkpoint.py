@@ -15,7 +15,7 @@ from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.gguf import GgufCheckpoint, GgufReader
 from bedplate.models.checkpoints.hf_checkpoint import HfCheckpoint
 from bedplate.models.families import Family
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 

@@ -19,7 +19,7 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.checkpoints.hf_checkpoint import BASE_FILE
 from bedplate.models.checkpoints.safetensors import write_safetensors
-from bedplate.models.checkpoints.sentence import write_sentence
+from bedplate.models.checkpoints.sentence_transformers import write_sentence
 from bedplate.models.families import Family, in_format
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.text.gguf_fields import filled

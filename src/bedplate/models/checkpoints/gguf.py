@@ -18,11 +18,11 @@ from bedplate.core.files import FileState, file_state
 from bedplate.models.checkpoints.conversion import spec_of_fields
 from bedplate.models.checkpoints.generation import gguf_generation
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, dequantise, raw_blocks
-from bedplate.models.checkpoints.sentence import gguf_sentence
+from bedplate.models.checkpoints.sentence_transformers import gguf_sentence
 from bedplate.models.families import find_family
 from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
 from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_header
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.text.tokenizer import Tokenizer

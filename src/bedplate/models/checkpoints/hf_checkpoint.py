@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,15 @@ from bedplate.models.checkpoints.conversion import spec_of_fields
 from bedplate.models.checkpoints.generation import read_generation
 from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.onnx import OnnxReader
-from bedplate.models.checkpoints.packed import unpacked
+from bedplate.models.checkpoints.packed_weights import unpacked
 from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader
-from bedplate.models.checkpoints.sentence import MODULES, read_scored, read_sentence
+from bedplate.models.checkpoints.sentence_transformers import MODULES, read_scored, read_sentence
 from bedplate.models.checkpoints.tokenizer_files import read_tokenizer
 from bedplate.models.families import Family
 from bedplate.models.families.claims import claimed_family, refuse_other_classes
 from bedplate.models.families.multimodal import Multimodal, find_multimodal
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.precision import dtype_name
 from bedplate.models.specs import TextSpec, TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ from bedplate.text.tokenizer import Tokenizer
 log = logging.getLogger("bedplate.models")
 
 BASE_FILE = "base.json"
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 class HfCheckpoint:
@@ -81,9 +83,9 @@ class HfCheckpoint:
     def _stored_dtype(self) -> torch.dtype:
         """The narrowest dtype that holds every matrix as it is stored; where matrices are packed, that of the token
         table, or else of the first tensor that is not packed."""
-        widest = None if self.packing is not None else self._files.widest(self._stored_names)
-        if widest is not None:
-            return widest
+        dtypes = [_DTYPES[name] for name in sorted(self.matrix_types) if name in _DTYPES]
+        if dtypes and self.packing is None:
+            return reduce(torch.promote_types, dtypes)
         embedding = (n for n in self.names if self.family.weights.from_external(n) == "embedding.weight")
         return self._tensors.get(next(embedding, self.names[0])).dtype
 

@@ -6,11 +6,9 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,7 +19,6 @@ from bedplate.core.memory import forget_pages
 from bedplate.models.checkpoints.json_file import is_file_name, read_json
 from bedplate.models.families.fields import shown
 
-_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _INDEX_BYTES = 128 << 20
 """The largest index that is read: about a hundred bytes a tensor."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -83,12 +80,6 @@ class SafetensorsReader:
         tensor_slice = self._open(self._file_by_name[name]).get_slice(name)
         bits = int(re.findall(r"\d+", str(tensor_slice.get_dtype()).replace("BOOL", "U8"))[0])
         return math.prod(tensor_slice.get_shape()) * bits // 8
-
-    def widest(self, names: Collection[str] | None = None) -> torch.dtype | None:
-        """The dtype that holds the values of every matrix: of float32 beside bfloat16, and of the two halves, float32.
-        None where there are no matrices of such types. names: of these tensors alone."""
-        dtypes = [_DTYPES[stored_type] for stored_type in sorted(self.matrix_types(names)) if stored_type in _DTYPES]
-        return reduce(torch.promote_types, dtypes) if dtypes else None
 
     def matrix_types(self, names: Collection[str] | None = None) -> frozenset[str]:
         """The types that matrices of real numbers are stored in, as the files name them ("BF16"); their values are not

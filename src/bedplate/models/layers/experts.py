@@ -166,19 +166,6 @@ class RoutedExperts(nn.Module):
         combined: Any = _Combined.apply(y_MD, weights_Nk, order)
         return combined
 
-    def plain(self, x_ND: Tensor, chosen_Nk: Tensor, weights_Nk: Tensor) -> Tensor:
-        """`forward` written out: every token through the weights of each of its experts. Without `low_rank`."""
-        out_ND = torch.zeros_like(x_ND)
-        for chosen_N, weights_N in zip(chosen_Nk.unbind(1), weights_Nk.unbind(1), strict=True):
-            h_NI = self.activation(_expert_outputs(x_ND, self.gate_up, chosen_N))
-            out_ND = out_ND + _expert_outputs(h_NI, self.down, chosen_N) * weights_N[:, None]
-        return out_ND
-
-
-def _expert_outputs(x_NI: Tensor, layer: ExpertLinear, chosen_N: Tensor) -> Tensor:
-    y_NO = torch.einsum("ni,noi->no", x_NI, layer.weight[chosen_N])
-    return y_NO if layer.bias is None else y_NO + layer.bias[chosen_N]
-
 
 def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
     """The activation between an expert's two products, whose first gives the gate's features before the up features."""

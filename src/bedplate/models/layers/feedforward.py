@@ -44,7 +44,7 @@ def _gated(gate_up: Tensor, activation: Activation) -> Tensor:
 
 
 def _kernel() -> Callable[..., Tensor]:
-    from bedplate.models.layers.fused.kernels import gated
+    from bedplate.models.layers.fused.triton_kernels import gated
 
     return gated
 

@@ -60,12 +60,6 @@ class Segments:
         return self._spans
 
 
-def plain_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
-    """x_m Wᵀ of each token's expert, [M, O], written out."""
-    parts = [F.linear(x_MI[begin:end], weight_EOI[expert]) for expert, begin, end in segments.spans]
-    return torch.cat(parts) if parts else x_MI.new_zeros(0, weight_EOI.shape[1])
-
-
 def grouped_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
     """x_m Wᵀ of each token's expert, [M, O], by the fastest product that works on this device."""
     product: Any = _Grouped.apply(x_MI, weight_EOI, segments)

@@ -127,7 +127,7 @@ def _added(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: floa
 
 
 def _kernel() -> Callable[..., tuple[Tensor, Tensor]]:
-    from bedplate.models.layers.fused.kernels import add_norm
+    from bedplate.models.layers.fused.triton_kernels import add_norm
 
     return add_norm
 

@@ -141,7 +141,7 @@ def _rotated(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
 
 
 def _kernel() -> Callable[..., Tensor]:
-    from bedplate.models.layers.fused.kernels import rotate
+    from bedplate.models.layers.fused.triton_kernels import rotate
 
     return rotate
 

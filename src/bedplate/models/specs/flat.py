@@ -136,10 +136,12 @@ def plain_fields(spec: DataclassInstance) -> dict[str, Any]:
 def _flattened(nested: dict[str, Any]) -> dict[str, Any]:
     if "attention" not in nested:
         return {name: _flattened(value) if name in _STACKS else value for name, value in nested.items()}
-    flat: dict[str, Any] = {name: value for name, value in nested.items() if name not in _PARTS}
-    for part in _PARTS:
-        values: dict[str, Any] = nested[part]
-        flat |= {_RENAMED.get(f"{part}.{name}", name): value for name, value in values.items()}
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        inner: dict[str, Any] = value if name in _PARTS else {}
+        flat |= {_RENAMED.get(f"{name}.{field}", field): content for field, content in inner.items()}
+        if name not in _PARTS:
+            flat[name] = value
     return flat
 
 

@@ -168,16 +168,14 @@ def search(
     tokens: float | None = None,
     on_progress: Callable[[int, int, Proxy], None] = lambda *_: None,
 ) -> Search:
-    """Trains `runs` small runs (by default four for each source and four more) of what the run file says, each with
-    another mixture of its corpus's sources, and one more of the mixture that is best for the goal.
+    """Trains `runs` small runs of the run file (by default four per source and four more), each with another mixture,
+    and one more with the mixture that is best for the goal. The result is also written to `out` as mixture.json.
 
-    goal: how much each held-out domain counts, by default all that are to be learned the same. tokens: of the run that
-    the mixture is for; no source is then asked for more often than data.mixture.epochs says. on_progress: which run of
-    how many is done. The result is in `out`, too, as mixture.json.
+    goal: weight of each held-out domain, by default equal for those to be learned. tokens: of the run that the mixture
+    is for; no source is then used more often than data.mixture.epochs says. on_progress: called after each run.
 
-    Raises ConfigError for a run file without a corpus of several sources, or of whose objective there are no bits a
-    byte, UsageError for too few runs, a directory of
-    something else, or where several processes were started, and what `pretrain` raises.
+    Raises ConfigError for a run file without a corpus of several sources or whose objective has no bits per byte,
+    UsageError for too few runs, a directory of something else or several processes, and what `pretrain` raises.
     """
     if process_of(os.environ).world > 1:
         raise UsageError("a search for a mixture is one process; start it without torchrun or srun")

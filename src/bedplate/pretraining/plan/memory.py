@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from bedplate.economics.model.optimizer_states import is_block_matrix
 from bedplate.economics.model.parameters import total, weights
-from bedplate.economics.model.states import is_block_matrix
 from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
 from bedplate.models.precision import DTYPES
@@ -56,10 +56,10 @@ def device_bytes(
     own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
     rows = min(sizes.micro, own_rows)
     objective = run.made_objective(spec.main.prediction_modules)
-    counts = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
-    activations = _activation_bytes(run, spec, counts, value, axes["tensor"])
-    logits, waiting = _logits(spec, counts.learned, value, 2 if on_cpu else 3)
-    transient = max(counts.read, counts.written) * value * _backward_values(spec.main) / axes["tensor"]
+    tokens = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
+    activations = _activation_bytes(run, spec, tokens, value, axes["tensor"])
+    logits, waiting = _logits(spec, tokens.learned, value, 2 if on_cpu else 3)
+    transient = max(tokens.read, tokens.written) * value * _backward_values(spec.main) / axes["tensor"]
     passing = {
         # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
         "activations": activations.stored + max(0.0, activations.recomputed + transient + waiting - logits),
@@ -117,10 +117,11 @@ def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis
     )
 
 
-def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: int, tensor: int) -> KeptBytes:
-    tokens = counts.written
+def _activation_bytes(run: RunFile, spec: TextSpec, tokens: TokenCounts, value: int, tensor: int) -> KeptBytes:
     if isinstance(spec, EncoderDecoderSpec):
-        return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=counts.read)
+        return kept_bytes(
+            spec, tokens.written, bytes_per_value=value, recompute=run.recompute, source_tokens=tokens.read
+        )
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(
@@ -129,7 +130,7 @@ def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: 
             feedforward_size=spec.feedforward.size // tensor,
             experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
         )
-    return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
+    return kept_bytes(spec, tokens.written, bytes_per_value=value, recompute=run.recompute)
 
 
 def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:

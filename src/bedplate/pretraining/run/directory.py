@@ -61,13 +61,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
-    """The directory, for this process alone while it is open.
+    """Opens the run's directory for this process alone.
 
-    A start that failed before anything was saved, on its data for example, leaves its run.yaml to be read, which is in
-    the way of no other start: that begins anew.
-
-    Raises UsageError where another process trains in it, or it is no run's; TrainingError where the run was begun with
-    a file that differs in what decides its weights.
+    A start that failed before anything was saved begins anew. UsageError where another process trains in it or it holds
+    no run; TrainingError where the run was begun with a file that differs in what decides its weights.
     """
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; name a directory for the run")

@@ -52,13 +52,12 @@ def pretrain(
     *,
     catalogued: bool = True,
 ) -> Pretrained:
-    """Trains what a run file says in the directory `out` (None: runs/NAME), or resumes where a saved state was left.
+    """Trains what a run file describes in the directory `out` (None: runs/NAME), or resumes there.
 
-    overrides: `key=value`, where `run` is a file's path. catalogued: whether the base is entered in the catalogue.
-
-    Raises ConfigError, DataError, UsageError (another run trains in `out`; processes that do not fit `parallel`),
-    TrainingError (a run begun otherwise; a loss that is not finite; RankError where another process has ended) and
-    KeyboardInterrupt, after which the same call resumes.
+    overrides: `key=value`, where `run` is a path. catalogued: enter the base in the catalogue. Raises ConfigError,
+    DataError, UsageError (another run trains in `out`; processes that do not fit `parallel`), TrainingError (another
+    run's directory; a loss that is not finite; RankError where another process ended), and KeyboardInterrupt, after
+    which the same call resumes.
     """
     run = run if isinstance(run, RunFile) else load_run(run, overrides)
     out = Path("runs") / run.run if out is None else Path(out)

@@ -35,12 +35,11 @@ STDLIB = "stdlib"
 
 
 class TextsPart(Strict):
-    """Documents: `stdlib` (the modules of the running Python's own library), a directory of text files, a .txt or .md
-    file, a data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file with the text in `column`.
+    """A source of documents: `stdlib` (modules of the running Python), a directory of text files, a .txt or .md file, a
+    data set of the catalogue, or a .jsonl, .csv, .tsv or .parquet file with the text in `column`.
 
-    tokens: at most so many are learned from it. lines: so many lines of a text at a time are a document of their own
-    (a single long file has else no part that can be held out). general: a text of other kinds than what is to be
-    learned, replayed beside it: what is forgotten is measured on it.
+    tokens: maximum to learn from. lines: documents of so many lines each (a single long file has else no part to hold
+    out). general: other text, replayed to measure forgetting.
     """
 
     name: Name
@@ -67,12 +66,11 @@ class TokenizerPart(Strict):
 
 
 class DataPart(Strict):
-    """A corpus directory that was built already, or the recipe that it is built from, or texts as they are (`sources`).
+    """A built corpus directory, the recipe to build one from, or plain texts (`sources`).
 
-    held_out: share of the documents that are kept from training, to be judged on; a corpus has its own.
-    weights: of texts, by a source's name, how often one pass reads it: 2 is twice, 0.25 a quarter of it; 0: it is only
-    judged on, as what is forgotten without replay. mixture: of a corpus, how its sources are mixed. general: sources of
-    a corpus that are not to be learned but may be forgotten.
+    held_out: share of documents held out; a corpus has its own. weights: by a text's name, how often one pass reads it
+    (0: evaluated only). mixture: how a corpus's sources are mixed. general: sources of a corpus on which forgetting is
+    measured.
     """
 
     corpus: str | None = None

@@ -12,7 +12,7 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.sources import check_source
-from bedplate.economics.hardware.table import find_device
+from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
@@ -21,11 +21,10 @@ from bedplate.training.objectives import check_objective
 
 
 def look(path: Path | str, overrides: Sequence[str] = (), *, reads_data: bool = True) -> RunFile:
-    """The run file, as far as it can be judged without a model. reads_data: what it learns from has to be there.
+    """Reads the run file and checks what can be checked without a model. reads_data: its data must exist.
 
-    Raises ConfigError for what is wrong in the file or its overrides, DataError for texts, a corpus or a recipe that
-    are not there, UnknownItemError for a base that is not, UsageError for a preset or a device that there is not, and
-    UnsupportedModelError for such a family.
+    Raises ConfigError for the file or overrides, DataError for missing texts, corpus or recipe, UnknownItemError for an
+    unknown base, UsageError for an unknown preset or device, UnsupportedModelError for an unknown family.
     """
     run = read_run(path, overrides)
     try:

@@ -1,4 +1,4 @@
-"""/v1/batches: a file of requests, answered beside everything else and kept through kills of the server."""
+"""/v1/batches: files of requests, answered in the background and kept across restarts of the server."""
 
 from __future__ import annotations
 

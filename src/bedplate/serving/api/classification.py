@@ -1,5 +1,4 @@
-"""POST /v1/classify: labels with their probabilities, from a skin that chooses one of some labels, or any of them, or
-from a classifier: an encoder with a head of its own.
+"""POST /v1/classify: labels with their probabilities, from a skin with labels or an encoder with a classification head.
 
 Reference: vLLM's classification API. `probs` are in the order of the labels, which /v1/models lists; `scores` stands in
 their place where a head gives numbers that are no probabilities. Where any

@@ -1,4 +1,4 @@
-"""/v1/feedback: what users say of replies, and what is kept of calls for it, where the server's file consents."""
+"""/v1/feedback: ratings, corrections and comments on replies, and their export, where the server's file consents."""
 
 from __future__ import annotations
 

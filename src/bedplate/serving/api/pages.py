@@ -1,4 +1,4 @@
-"""What a browser gets: the page at `/`, its files, and the skins' reports. Nothing in them comes from anywhere else."""
+"""Pages for browsers: the web interface at `/`, its files, and the skins' reports."""
 
 from __future__ import annotations
 

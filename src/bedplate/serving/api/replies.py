@@ -1,4 +1,4 @@
-"""Replies in the API's shapes: whole, and in chunks."""
+"""Replies of chat completions and completions, whole and as stream chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what is kept of its replies.
+"""POST /v1/responses, and the routes to its stored replies.
 
 Reference: the OpenAI API's responses and their streaming events. Replies are kept in memory as `responses_store` says;
 `store: false` keeps nothing.

@@ -1,4 +1,4 @@
-"""Replies of /v1/responses: the whole object, and the events that build it up."""
+"""Replies of /v1/responses: the whole object, and the events of a stream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One assistant's turn, for the APIs whose replies are one turn in blocks: texts, and calls of tools.
+"""An assistant's turn in blocks (text, reasoning, tool calls), for the messages and responses APIs.
 
 Their requests become a `ChatRequest`, so that whatever chats (bases, skins, tools, formats) works behind them as well.
 """

@@ -1,4 +1,4 @@
-"""/v1/files: what batches read and write. Each tenant sees its own; a file of somebody else is not there."""
+"""/v1/files: input and output files of batches. Each tenant sees only its own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who may ask, how fast, and for how much."""
+"""Authentication, rate limits and quotas."""

@@ -1,4 +1,4 @@
-"""API keys: the file that holds them, how one is made and recognised.
+"""API keys: the keys file, and how a key is made and recognised.
 
 A key is `bp_<id>_<secret>`: twelve hexadecimal digits that logs and operators may see, and 256 random bits that only
 its holder has. The file keeps sha256 of the whole key. A slow hash (scrypt, argon2) protects secrets that can be

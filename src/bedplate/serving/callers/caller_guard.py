@@ -1,4 +1,4 @@
-"""Who may ask for what, how fast, and for how much."""
+"""Authenticates callers and admits their calls within rate limits and quotas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast a key may ask: requests and tokens in any minute, and calls at once.
+"""Rate limits of a key: requests and tokens a minute, and concurrent calls.
 
 Requests are counted in a moving window. Tokens are counted in a sliding-window counter, which weighs the last whole
 minute by how much of it is still in view: a moving window keeps an entry per token.

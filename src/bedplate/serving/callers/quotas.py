@@ -1,4 +1,4 @@
-"""What each key has spent in a day and a month, kept across restarts in SQLite.
+"""Spending of each key by day and month, kept across restarts in SQLite.
 
 The totals are held in memory and written by a thread of their own, so that a slow disk holds up no reply. A process
 that is killed loses what its last moments spent; one that is stopped loses nothing.

@@ -1,1 +1,1 @@
-"""What a server keeps on disk: batches, feedback, replies."""
+"""State that outlives a request: batches, files, feedback, stored responses."""

@@ -1,4 +1,4 @@
-"""What is kept of files and batches: the tables, and their rows as objects."""
+"""SQLite tables of files and batches, and their rows as dataclasses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and batches on disk: SQLite for what is known of them, plain files for contents.
+"""Storage of files and batches: SQLite for the records, plain files for contents.
 
 SQLite (write-ahead log, synchronous=FULL) rather than JSON lines, because a row's output, its being done and the
 batch's counts must become true together or not at all, and because what a client deletes must be gone. A row is done

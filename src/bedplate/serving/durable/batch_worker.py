@@ -1,4 +1,4 @@
-"""Works on the rows of all batches beside the requests of clients, which always go first."""
+"""Answers the rows of batches in the background; clients' requests always go first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users say of replies, and what is kept of calls for it, where the server's file consents."""
+"""Keeps answered calls and users' feedback on them, as far as the server's file consents."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Requests, replies and what users said of them: JSON lines by model and day, only ever appended to, except that what
-somebody wants forgotten is written out of them.
+"""Storage of replies and feedback: JSON lines by model and day, append-only except for what is purged.
 
 A line is a `reply` (an answered call, with as much of it as consent allows) or `feedback` (what was said of one). A
 torn last line is cut off by the next append, and ignored until then.

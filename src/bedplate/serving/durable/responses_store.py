@@ -1,4 +1,4 @@
-"""Replies of /v1/responses that are kept for a while, so that a later request can go on from them.
+"""In-memory store of /v1/responses replies, so that a later request can continue from them.
 
 In memory, per tenant, and bounded: the oldest go first, and all of them when the server stops. They are kept as the
 JSON that they are counted by: as objects, lists of a few characters each would take twenty times as much.

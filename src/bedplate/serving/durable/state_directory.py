@@ -1,4 +1,4 @@
-"""The server's directory of durable things (batches, feedback): made when needed, held by one server at a time."""
+"""The server's state directory (batches, feedback): made when needed, locked by one server at a time."""
 
 from __future__ import annotations
 

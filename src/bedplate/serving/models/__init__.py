@@ -1,1 +1,1 @@
-"""Which bases and skins are served, and which are in memory."""
+"""Served bases and skins: names, engines, residency in memory."""

@@ -1,5 +1,5 @@
-"""How a served model answers: in steps, each of them requests to one answerer. A base and a skin take one step; a
-cascade takes a second for the choices that its first left unsure."""
+"""`AnswerPlan`: the requests that answer a call. A base and a skin take one step; a cascade takes a second one for the
+choices that its first skin left unsure."""
 
 from __future__ import annotations
 

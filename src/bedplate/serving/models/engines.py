@@ -1,4 +1,4 @@
-"""The engines of a server: for each base one for every way of holding it that its skins were judged with.
+"""Opens the engines of a server: for each base one for each dtype, weight format and kernel its skins were judged with.
 
 Engines of one base share its module; each has the weights in its own format beside it, and a cache of its own. Where
 the server's file says how a base is to be held, it is held in that way alone.

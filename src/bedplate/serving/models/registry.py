@@ -1,4 +1,4 @@
-"""Which model is served under which name, and who is using it.
+"""The registry of served models by name, and the leases by which calls use them.
 
 A skin's name points to a version, which never changes: replacing the name leaves the old version to the calls that
 began with it, and it leaves memory with the last of them.

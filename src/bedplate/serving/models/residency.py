@@ -1,5 +1,4 @@
-"""Which of the registered skins are in memory: a bounded number, loaded when they are asked for, the one that was used
-longest ago making room, and none while a call holds it.
+"""Residency of skins in memory: a bounded number, loaded on demand, the least recently used evicted, none while in use.
 
 Where more are wanted at once than fit, calls wait their turn: a skin that has been in memory for `TURN_SECONDS` is not
 given to new calls while others queue, and leaves when its last call ends. Files are read and adapters moved in a

@@ -1,4 +1,4 @@
-"""A cascade as it is served: its first skin is asked, and where that is not sure the second, within the same call."""
+"""A served cascade: the first skin is asked, and where it is unsure the second, within the same call."""
 
 from __future__ import annotations
 

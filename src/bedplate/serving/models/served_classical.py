@@ -1,5 +1,4 @@
-"""A skin without a base as it is served: a bag-of-words model, which answers while its call is prepared. It stands
-beside the server's bases, whichever these are, and waits for none of their engines."""
+"""A served bag-of-words skin, which needs no base: it answers while its call is prepared."""
 
 from __future__ import annotations
 

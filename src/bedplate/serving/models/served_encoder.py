@@ -1,4 +1,4 @@
-"""Encoders as themselves: they give vectors, or judge texts by the labels of their own head, and write nothing."""
+"""Served encoders: they give vectors, or the labels of their classification head, and generate nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A skin as it is served: one version of one name, in memory only while it is needed."""
+"""A served skin: one version of a name, in memory only while it is needed."""
 
 from __future__ import annotations
 

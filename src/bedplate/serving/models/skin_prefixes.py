@@ -1,4 +1,4 @@
-"""The beginnings that skins' prompts share, computed once and kept: those used last, up to a number of bytes.
+"""Pinned prompt prefixes of skins in the engines' prefix caches: the most recently used ones, up to a number of bytes.
 
 Two skins of one base that begin alike share one. Only requests of skins use what is kept here: a caller of the base who
 guesses a skin's prompt must not find it cached. Methods may be called from any thread.

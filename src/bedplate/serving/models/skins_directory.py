@@ -1,4 +1,4 @@
-"""The directory that a server takes skins from at run time: what lies in it, and nothing outside of it."""
+"""The directory from which a running server takes skins; nothing outside of it is read."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One call, from its bytes to its reply."""
+"""The lifecycle of one call, from its bytes to its reply."""

@@ -1,4 +1,4 @@
-"""From the engine's thread to asyncio: waiting for streams without blocking the loop, and without more threads."""
+"""Bridge from engine threads to asyncio: awaits streams without blocking the event loop or adding threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Server-sent events: a reply in chunks, sent no faster than the client reads, ended when the client goes."""
+"""Server-sent events: sent no faster than the client reads, ended when the client disconnects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns at the interpreter: who has had far more of it than the others waits a little before its next call.
+"""Fair use of the interpreter: a tenant that has had far more of it than the others waits before its next call.
 
 Reading, checking and refusing a request holds the interpreter for a millisecond or a few. A tenant that sends as many
 as it can makes every step of the engines, and everybody's calls, wait for that. What is spent on each tenant is

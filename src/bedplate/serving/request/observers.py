@@ -1,4 +1,4 @@
-"""What is told of a call that was answered and of a request that is over, and who hears of it."""
+"""Records of finished calls and requests, and the protocols of those that observe them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on what requests hold, beside the event loop: so much at once in all and for one tenant, whoever asks.
+"""Thread pool for work on requests off the event loop, bounded in calls and bytes, in all and for each tenant.
 
 Tokenizers, templates and JSON of strangers' texts take memory in proportion to the texts, and hold the interpreter.
 Tenants take turns; what one of them has under way never takes the threads or the bytes that another could use at once.

@@ -1,4 +1,4 @@
-"""Calls that the server makes to itself: the same application, middleware and routes, without a socket."""
+"""Calls that the server makes to itself (batches, shadows): the same application and routes, without a socket."""
 
 from __future__ import annotations
 

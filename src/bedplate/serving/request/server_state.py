@@ -1,4 +1,4 @@
-"""What one server holds, and whether it is going down. What stands on it is added to it, and asked for by its class."""
+"""`ServerState`: what the routes of one server share. Further parts are added to it and looked up by class."""
 
 from __future__ import annotations
 

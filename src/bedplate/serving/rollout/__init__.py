@@ -1,1 +1,1 @@
-"""Routes between versions, and shadows of them."""
+"""Canary routes between versions of a skin, and shadow traffic."""

@@ -1,4 +1,4 @@
-"""Copies of clients' calls to another model: one at a time, when nobody waits, given up as soon as somebody does."""
+"""Shadow traffic: copies of clients' calls to another model, sent only while no client waits."""
 
 from __future__ import annotations
 

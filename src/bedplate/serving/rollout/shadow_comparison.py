@@ -1,4 +1,4 @@
-"""Two models on the same calls: how often they agree, which is faster, and which is right where users have said so."""
+"""Compares two models on the same calls: agreement, latency, and correctness where users gave feedback."""
 
 from __future__ import annotations
 

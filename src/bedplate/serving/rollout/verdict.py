@@ -1,4 +1,4 @@
-"""Does a version of a route do what it should? A verdict from outcomes that come late, which holds whenever one looks.
+"""Online verdict on a version of a route, from outcomes that come late; it holds whenever one looks.
 
 A call is counted once `wait_minutes` have passed since it was answered: by then it has an outcome (what a user said of
 it), or it is missing. Younger calls are pending, whatever was said of them, because complaints come sooner than praise.

@@ -1,4 +1,4 @@
-"""Routes: which version answers a call to a public name, what each version did, and how its shadow compares."""
+"""Routes a public name to its versions, counts what each did, and compares its shadow."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What requests may say: fields, formats, errors. No state."""
+"""Request fields, reply shapes and errors of each protocol. No state."""

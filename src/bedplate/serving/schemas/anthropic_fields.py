@@ -1,4 +1,4 @@
-"""What POST /v1/messages may ask, and the chat that it amounts to.
+"""Fields of POST /v1/messages, and their translation into a `ChatRequest`.
 
 Reference: Anthropic's Messages API. Blocks that are no text, uses of tools or their results are refused, and so are
 tools that a server would run itself; nothing that a request links to is fetched.

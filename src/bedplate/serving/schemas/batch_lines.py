@@ -1,4 +1,4 @@
-"""The lines of a batch's input file, all checked before the first is worked on."""
+"""Validates the lines of a batch's input file before the first one is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request bodies: read within a size and a time."""
+"""Reads request bodies within a size and a time."""
 
 from __future__ import annotations
 

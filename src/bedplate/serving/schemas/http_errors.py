@@ -1,4 +1,4 @@
-"""Every failure as the one error object: `{"error": {"message", "type", "param", "code"}}`.
+"""Translates every failure into the one error object: `{"error": {"message", "type", "param", "code"}}`.
 
 What the caller did wrong is said in full; what went wrong here is logged and answered without details, so that no
 stack trace or file path leaves the server.

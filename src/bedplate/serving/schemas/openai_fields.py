@@ -1,4 +1,4 @@
-"""What a request may ask: the fields of the OpenAI API that are served, their ranges, and those that are refused.
+"""Fields of chat completions and completions: those that are served, their ranges, and those that are refused.
 
 Reference: the API's published schema, "create chat completion" and "create completion". Further sampling fields (top_k,
 min_p, repetition_penalty) are named as other servers name them.

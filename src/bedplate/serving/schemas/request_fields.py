@@ -1,4 +1,4 @@
-"""What request models are made of, and the one message about what is wrong in a request."""
+"""Base class and field types of request models, and the one message about what is wrong in a request."""
 
 from __future__ import annotations
 

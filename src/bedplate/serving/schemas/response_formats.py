@@ -1,4 +1,4 @@
-"""What a request wants the answer to look like: `response_format`, and the fields that other servers have for it.
+"""`response_format` and the guided-decoding fields of other servers, as grammars.
 
 Reference: the OpenAI API's structured outputs. The schema holds whether `strict` is set or not; a keyword that cannot
 be enforced is refused. `guided_json`, `guided_regex`, `guided_choice`, `guided_grammar` and `structured_outputs` are

@@ -1,4 +1,4 @@
-"""What POST /v1/responses may ask, and the chat that it amounts to.
+"""Fields of POST /v1/responses, and their translation into a `ChatRequest`.
 
 Reference: the OpenAI API's "create a model response". Items that are no text, calls of functions or their results are
 refused, and so are tools that a server would run itself; nothing that a request links to is fetched.

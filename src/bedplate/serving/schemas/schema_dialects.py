@@ -1,5 +1,4 @@
-"""Schemas as clients write them, as JSON Schema 2020-12: what other dialects have a word for is said in the words that
-are enforced, where these can say it.
+"""Translates clients' JSON schemas into JSON Schema 2020-12: words of other dialects become words that are enforced.
 
 `nullable` is OpenAPI 3.0's; `$id` names a schema and changes nothing in one that refers to nothing else; `uniqueItems`
 holds where few lists are possible, which are then written out. Reference: JSON Schema 2020-12, core 8.2.1 and

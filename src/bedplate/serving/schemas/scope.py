@@ -1,4 +1,4 @@
-"""What the layers of the server leave in a request's scope for one another."""
+"""Keys under which the layers of the server share facts in an ASGI scope."""
 
 from __future__ import annotations
 

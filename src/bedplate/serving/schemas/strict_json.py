@@ -1,4 +1,4 @@
-"""JSON of requests, read strictly, and of replies."""
+"""Strict parsing of JSON requests, and JSON replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools in requests and replies, in the OpenAI API's shapes: what may be called, what was called, what came of it."""
+"""Tools in requests and replies, in the OpenAI API's shapes: definitions, choices, calls and results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.schemas.request_fields import RequestFields, first_mistake
 from bedplate.serving.schemas.schema_dialects import as_held
-from bedplate.text.calls.formats import HERMES, format_of, tools_key
-from bedplate.text.calls.grammar import call_grammar_source
+from bedplate.text.calls.call_formats import HERMES, format_of, tools_key
+from bedplate.text.calls.call_grammar import call_grammar_source
 from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece
 from bedplate.text.calls.reply_form import ReplyForm, effort_variables, with_reasoning
 from bedplate.text.calls.tools import MAX_TOOLS, Tool, as_shown, told_tools, tools_variable, with_tools

@@ -1,1 +1,1 @@
-"""The application: put together, run, watched, ended."""
+"""The application: startup, middleware, monitoring and shutdown."""

@@ -1,5 +1,5 @@
-"""The outermost layer: every request gets an id, limits on its head, headers on its reply, an answer to whatever nobody
-caught, and is told to the log and to whoever counts."""
+"""The outermost ASGI middleware: request ids, limits on heads, headers of replies, uncaught errors, the access log, and
+which origins and host names are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server: a base and skins loaded, the application made, and run until it is told to stop."""
+"""Builds the FastAPI application and runs the server until it is told to stop."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Connections of clients that do not go on: what they leave open is closed, with a key or without. There are so many
-connections at most; a new one takes the place of those that have waited longest for their client.
+"""HTTP connections with time limits: idle, slow or unread ones are closed, and their number is bounded.
 
 A client that is answered while it still sends is told that this was all, and has a while to see it (RFC 9112, 9.6: the
 write side is closed first). Were the connection closed at once, what it still sends would be answered by a reset, which

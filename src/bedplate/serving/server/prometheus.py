@@ -1,4 +1,4 @@
-"""/metrics in Prometheus' text format, under the names that vLLM's dashboards know with `bedplate:` for `vllm:`.
+"""/metrics in Prometheus' text format, under vLLM's metric names with `bedplate:` for `vllm:`.
 
 Everything is counted in the event loop as calls end; the engines' gauges are read when they are asked for, without
 waiting for a step.

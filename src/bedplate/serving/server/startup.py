@@ -1,4 +1,4 @@
-"""Bases and skins loaded as a server's file says, and closed at the end."""
+"""Loads the bases and skins of a server's file, and closes them at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's life: it answers while it loads, says when it is ready, drains when it is told to stop, and ends."""
+"""The uvicorn server: it answers probes while models load, drains when told to stop, and ends."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The server's file, and what its sections mean."""
+"""The server's configuration file and its sections."""

@@ -1,4 +1,4 @@
-"""Where a server process writes its log: standard error, as text or as one JSON object a line."""
+"""Logging of a server process: standard error, as text or as one JSON object a line."""
 
 from __future__ import annotations
 

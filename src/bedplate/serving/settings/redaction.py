@@ -1,5 +1,5 @@
-"""What is cut out of texts before they are kept: named patterns, checked beyond their shape where that is possible, and
-an operator's own expressions, which can neither run long nor match nothing.
+"""Redacts texts before they are kept: named patterns, checked beyond their shape where possible, and an operator's own
+regular expressions, which can neither run long nor match the empty text.
 
 The `regex` package is used for its time limit: an expression that backtracks without end is stopped, and the text it
 was to clean is not kept.

@@ -1,4 +1,4 @@
-"""A public name that stands for several versions of a skin, by weight: which version a call gets."""
+"""The `routes` section: a public name that stands for several versions of a skin, by weight."""
 
 from __future__ import annotations
 

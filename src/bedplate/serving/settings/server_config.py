@@ -1,4 +1,4 @@
-"""The server's file: what is served, where, under which limits. `bedplate serve --config FILE` reads it."""
+"""The server's file: what is served, where, and under which limits. `bedplate serve --config FILE` reads it."""
 
 from __future__ import annotations
 

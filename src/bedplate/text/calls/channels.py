@@ -11,7 +11,7 @@ import json
 import re
 from typing import Literal
 
-from bedplate.text.calls.formats import FRAME_CHARACTERS, partial_mark
+from bedplate.text.calls.call_formats import FRAME_CHARACTERS, partial_mark
 from bedplate.text.calls.reading import SLICE, ReplyPiece, WaitingSpace
 
 _MESSAGE = "<|message|>"

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from bedplate.text.calls.formats import Literals
+from bedplate.text.calls.call_formats import Literals
+from bedplate.text.calls.call_writing import Literal, in_order
 from bedplate.text.calls.literals import is_plain_key
 from bedplate.text.calls.spelling import Spelling, as_json
-from bedplate.text.calls.writing import Literal, in_order
 from bedplate.text.json_form import resolved
 from bedplate.text.json_schema import ANNOTATIONS
 

@@ -11,7 +11,7 @@ import math
 import re
 from typing import Literal
 
-from bedplate.text.calls.formats import FRAME_CHARACTERS, Literals, partial_mark
+from bedplate.text.calls.call_formats import FRAME_CHARACTERS, Literals, partial_mark
 
 Status = Literal["on", "more", "broken"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from bedplate.core.json import load_json
-from bedplate.text.calls.formats import FRAME_CHARACTERS, HERMES, CallFormat, Framed, find_frame, partial_mark
+from bedplate.text.calls.call_formats import FRAME_CHARACTERS, HERMES, CallFormat, Framed, find_frame, partial_mark
 from bedplate.text.calls.literals import LiteralReader, begins_literals
 from bedplate.text.calls.tools import Tool
 from bedplate.text.json_schema import DEPTH

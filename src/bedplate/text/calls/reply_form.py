@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Literal
 
+from bedplate.text.calls.call_formats import CallFormat, format_of, partial_mark
 from bedplate.text.calls.channels import ChannelReader
-from bedplate.text.calls.formats import CallFormat, format_of, partial_mark
 from bedplate.text.calls.reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace
 from bedplate.text.calls.tools import Tool
 from bedplate.text.chat_template import Message

@@ -1,9 +1,9 @@
 """Tools that a model may call, and how they are shown to it.
 
-Where a chat template shows tools itself, it is left to it, and calls are read as it writes them (`text.calls.formats`).
-Where it shows calls only, the system message tells of the tools (`told_tools`). For every other base the tools stand in
-the system message, calls in the assistant's text and results in a user message, as `with_tools` writes them, in the
-Hermes function-calling format:
+Where a chat template shows tools itself, it is left to it, and calls are read as it writes them
+(`text.calls.call_formats`). Where it shows calls only, the system message tells of the tools (`told_tools`). For every
+other base the tools stand in the system message, calls in the assistant's text and results in a user message, as
+`with_tools` writes them, in the Hermes function-calling format:
 
     <tool_call>
     {"name": "…", "arguments": {…}}
@@ -21,8 +21,8 @@ from typing import Any
 
 from bedplate.core.errors import RequestError, TemplateError
 from bedplate.core.json import JsonRuleError, load_json
-from bedplate.text.calls.formats import HERMES, CallFormat, knows_results, tools_key
-from bedplate.text.calls.writing import written_calls
+from bedplate.text.calls.call_formats import HERMES, CallFormat, knows_results, tools_key
+from bedplate.text.calls.call_writing import written_calls
 from bedplate.text.chat_template import ChatTemplate, Message
 from bedplate.text.json_schema import DEPTH
 

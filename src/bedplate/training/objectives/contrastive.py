@@ -64,11 +64,11 @@ def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
 
 
 class PairSource(EpochSource[PairBatch]):
-    """Batches of pairs, shuffled anew each epoch. A rank's share of a step is one micro-batch, since its texts are told
-    from each other; pairs that do not fill a step at the end of an epoch are left out of that epoch.
+    """Batches of pairs, shuffled each epoch. A rank's share of a step is one micro-batch, since its texts are
+    contrasted with each other; pairs that do not fill the last step of an epoch are left out of it.
 
-    content: the sha256 of what the pairs were made from; by default their own. Raises DataError for fewer pairs than
-    one step or than ranks, two of one id, or a text longer than `context_length`.
+    content: sha256 of what the pairs were made from; by default of the pairs. DataError for fewer pairs than one step
+    or than ranks, duplicate ids, or a text longer than `context_length`.
     """
 
     made_of = "pairs"
@@ -121,8 +121,8 @@ def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
 
 
 class Contrastive:
-    """scale: one over the temperature. pooling: a text's vector is the mean of its tokens' last states, or the first
-    one's. ranks: whose texts are candidates too."""
+    """InfoNCE over pairs of texts. scale: one over the temperature. pooling: a text's vector is the mean of its tokens'
+    last states, or the first. ranks: whose texts are candidates too."""
 
     name: str = "contrastive"
     roles: tuple[str, ...] = ("policy",)
@@ -161,11 +161,12 @@ Half = Annotated[float, Field(gt=0, le=0.5)]
 
 
 class Crops(Corrupting):
-    """shortest, longest: shares of a text that a crop has, its length drawn evenly between them, its place evenly too;
-    the two may overlap. scale: one over the temperature. pooling: as what embeds with the base pools.
+    """Contrastive learning on two random crops of each text.
 
-    A crop stands between what the tokenizer sets around a text. Two crops are one pair; the candidates of a pair are
-    the second crops of its step, of all ranks, so that a step is one micro-batch.
+    shortest, longest: range of a crop's share of its text; length and place are uniform, and the two may overlap.
+    scale: one over the temperature. pooling: must match what embeds with the base. A crop stands between the tokens
+    that the tokenizer sets around a text. The candidates of a pair are the second crops of its step, of all ranks, so a
+    step is one micro-batch.
     """
 
     name: ClassVar[str] = Contrastive.name

@@ -22,9 +22,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Masked(Corrupting):
-    """density: share of a document's tokens that are to be said, at least one. Of those, `hidden` are replaced by the
-    token `mask`, `random` by any other, and the rest stay. whole_words: all tokens of a word, or none of them, until
-    there are at least as many."""
+    """Masked tokens. density: share of a document's tokens to predict, at least one. Of those, `hidden` become the
+    token `mask`, `random` any other token, the rest stay. whole_words: mask all tokens of a word or none."""
 
     name: ClassVar[str] = "masked"
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)

@@ -30,12 +30,12 @@ Three = tuple[list[int], list[int], list[int]]
 
 
 class FillInMiddle(Corrupting):
-    """rate: share of documents whose middle is moved. spm: share of those that have the suffix before the prefix. at:
-    where the two cuts fall: evenly between characters, which may be within tokens (section 3.1), or between tokens.
-    tokens: what stands before prefix, suffix and middle; None: the first of FIM_TOKENS that the tokenizer has.
+    """Fill-in-the-middle.
 
-    A document keeps its first token if that begins every text, and its last if that ends it. One that has no text of
-    at least 3 tokens stays as it is.
+    rate: share of documents whose middle is moved. spm: share of those with the suffix before the prefix. at: where the
+    two cuts fall, uniformly: between characters, possibly inside tokens (section 3.1), or between tokens. tokens:
+    markers of prefix, suffix and middle; None: the first of FIM_TOKENS that the tokenizer has. Start and end tokens of
+    a document stay in place; texts under 3 tokens are unchanged.
     """
 
     name: ClassVar[str] = "fill_in_middle"

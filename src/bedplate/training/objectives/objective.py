@@ -24,7 +24,7 @@ B_contra = TypeVar("B_contra", bound=MicroBatch, contravariant=True)
 
 
 class AnyModel(Protocol):
-    """What is trained, and what a loss is asked of: hidden states, and a head apart from them (a `torch.nn.Module`)."""
+    """A model as a loss uses it: hidden states, and a head apart from them (a `torch.nn.Module`)."""
 
     def __call__(self, inputs: Inputs, cache: Attend | None = None) -> Outputs: ...
     def head(self, hidden_ND: Tensor) -> Tensor: ...
@@ -39,11 +39,11 @@ Models = Mapping[str, AnyModel]
 
 @dataclass(frozen=True)
 class Term:
-    """One term over one micro-batch.
+    """One loss term of one micro-batch.
 
-    total: the sum (not the mean) with its graph, float32 or wider; weight: what it is to be divided by, summed over all
-    micro-batches and ranks of the step. metrics: scalars, sums under the same weight and divided like it, so that what
-    is written is the mean over the whole step however it was cut; they stay on the device until a line is written.
+    total: the sum (not the mean) with its graph, float32 or wider; weight: its denominator, summed over micro-batches
+    and ranks of the step. metrics: scalar sums under the same weight, divided like it; they stay on the device until a
+    line is written.
     """
 
     total: Tensor
@@ -53,8 +53,8 @@ class Term:
 
 @dataclass(frozen=True)
 class CorruptionVocabulary:
-    """What corruption knows of a vocabulary, and of the model. size: ids that the model has; decoder_start: of an
-    encoder–decoder; pooling: how its states become a text's vector."""
+    """Facts of vocabulary and model that corruption needs. size: ids of the model; decoder_start: of an
+    encoder–decoder; pooling: how states become a text's vector."""
 
     tokenizer: Tokenizer
     size: int

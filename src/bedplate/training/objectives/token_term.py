@@ -111,11 +111,11 @@ PIECE = 1 << 19
 
 
 def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: int = HEAD_ROWS) -> Tensor:
-    """Summed cross-entropy (a scalar, in float32 or wider) of `targets_N` given the last hidden states; what is
-    NO_TARGET among them adds nothing, as in torch's own.
+    """Summed cross-entropy (a scalar, float32 or wider) of `targets_N` given the last hidden states; NO_TARGET adds
+    nothing.
 
-    Its gradients are computed once: UsageError for a second backward pass over them, or one through them (on a CPU, or
-    piece by piece). With more than `rows` positions the logits are made piece by piece, and their gradients with them.
+    With more than `rows` positions, logits are made piece by piece. Gradients are computed once: UsageError for a
+    second backward pass, or one through them.
     """
     return _summed(_loss(model, 0.0, False, []), hidden_ND, targets_N, rows)
 
@@ -205,11 +205,10 @@ class _CrossEntropy(torch.autograd.Function):
 def token_term(
     model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, *, z: float = 0.0, hits: bool = False, rows: int = HEAD_ROWS
 ) -> Term:
-    """`token_losses`, and with `z` so much of the squared log of the sum that logits are divided by (PaLM,
-    https://arxiv.org/abs/2204.02311, section 5).
+    """Cross-entropy term; with `z`, plus the z-loss of that weight (PaLM, https://arxiv.org/abs/2204.02311, section 5).
 
-    Metrics: with `z` the cross-entropy alone and that square (`log_z_squared`); with `hits` the share of targets that
-    are the likeliest token (`accuracy`).
+    Metrics: with `z`, `cross_entropy` alone and `log_z_squared`; with `hits`, the share of targets that are the
+    likeliest token (`accuracy`).
     """
     weight = float(len(targets_N))
     if not z and not hits:

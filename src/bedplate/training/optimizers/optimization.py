@@ -85,14 +85,12 @@ _MOMENTUM = "momentum"
 
 
 class Optimization:
-    """Everything that moves `trainable`, in float32 (or wider) whatever the parameters' own type.
+    """Optimizers, masters and averages of the trained parameters, in float32 or wider.
 
-    A half-precision parameter has a float32 master that collects the gradients of the micro-batches and takes the
-    update; the parameter is the master, rounded. Decay falls on parameters of two and more dimensions. Of several
-    ranks, each has masters of what it holds.
-
-    originals: by a parameter's id, what it held before the run changed its dtype; masters start from that. kinds: by a
-    parameter's id, what it is.
+    A half-precision parameter has a float32 master that collects the gradients of micro-batches and takes the update;
+    the parameter is the rounded master. Decay falls on parameters of two or more dimensions. Each rank has masters of
+    its part. originals: by parameter id, values from before the run changed the dtype; masters start from them.
+    parameter_roles: by parameter id, what it is.
     """
 
     def __init__(

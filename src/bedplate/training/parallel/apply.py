@@ -150,12 +150,11 @@ def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.P
 
 
 def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "auto") -> Ranks:
-    """The ranks that train this model together, to whom it is given out in place; ALONE for a single process.
+    """Distributes the model in place and returns the ranks that train it; ALONE for a single process.
 
-    Every rank must hold the same model (the same seed, or the same checkpoint). dtype: what a sharded model computes
-    in; parameters and what ranks add up stay as they are. Draw each rank's batches with `shard=ranks.shard`, and give
-    `ranks` to `train`. UsageError where the processes do not fit, UnsupportedModelError, naming the field, for what
-    cannot be shared.
+    Every rank must hold the same model. dtype: compute dtype of a sharded model; parameters and sums keep theirs. Draw
+    each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`. UsageError where the processes do not
+    fit, UnsupportedModelError, naming the field, for what cannot be shared.
     """
     if not dist.is_initialized():
         config.sizes(1)

@@ -16,13 +16,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ParallelConfig(Strict):
-    """How many ranks share what; their product is the number of processes.
+    """How many ranks share what; the product is the number of processes.
 
-    data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments, and
-    gather a block's when it runs (FSDP2: https://arxiv.org/abs/2304.11277); None: all ranks that are left. tensor:
-    ranks that share each product. expert: ranks with data of their own that share the experts; they shard everything
-    else. context: ranks that share a row; torch offers that for plain attention alone, which packed rows are not, so
-    that there is one.
+    data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments
+    (FSDP2: https://arxiv.org/abs/2304.11277); None: all that are left. tensor: ranks that share each product. expert:
+    ranks with their own data that share the experts; they shard everything else. context: must be 1, since torch shares
+    a row for plain attention only, which packed rows are not.
     """
 
     data: Count = 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from bedplate.economics.costs.decisions.inputs import percentile
+from bedplate.economics.costs.decisions.decision_inputs import percentile
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.numbers.formula import Values
 

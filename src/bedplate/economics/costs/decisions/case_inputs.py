@@ -6,10 +6,10 @@ from itertools import pairwise
 
 from bedplate.core.config import key_path
 from bedplate.economics.costs.decisions.decision_file import Case
-from bedplate.economics.costs.decisions.inputs import DecisionInputs
+from bedplate.economics.costs.decisions.decision_inputs import DecisionInputs
 from bedplate.economics.numbers.formula import ZERO, Formula, call
 from bedplate.economics.numbers.prices import Dated, Prices
-from bedplate.economics.numbers.quantities import Quantity
+from bedplate.economics.numbers.ranged_quantities import Quantity
 
 DAYS_PER_YEAR = 365.0
 DAYS_PER_MONTH = DAYS_PER_YEAR / 12

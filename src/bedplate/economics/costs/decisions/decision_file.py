@@ -1,7 +1,7 @@
 """The decision file: one task's traffic and text, what must hold, and the options to choose from.
 
-Every number may carry a range (`quantities.py`). Text is counted once, in words or characters, and each option's own
-tokenizer turns it into tokens: the same text is more tokens on one side than on the other.
+Every number may carry a range (`ranged_quantities.py`). Text is counted once, in words or characters, and each option's
+own tokenizer turns it into tokens: the same text is more tokens on one side than on the other.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.economics.numbers.prices import Prices, load_prices
-from bedplate.economics.numbers.quantities import Amount, Factor, Growth, NonNegative, PositiveShare, Share
+from bedplate.economics.numbers.ranged_quantities import Amount, Factor, Growth, NonNegative, PositiveShare, Share
 
 Constraint = Literal[
     "regulatory_isolation", "data_may_not_leave", "highly_proprietary_data", "frontier_research", "latency"

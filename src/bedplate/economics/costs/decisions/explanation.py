@@ -7,7 +7,7 @@ from typing import Any
 
 from bedplate.economics.costs.decisions.break_even import BreakEvenVolume
 from bedplate.economics.costs.decisions.constraints import RULES
-from bedplate.economics.costs.decisions.decide import INTERVAL, Decision, OptionOutcome
+from bedplate.economics.costs.decisions.decision import INTERVAL, Decision, OptionOutcome
 from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, Flip, Sensitivity
 from bedplate.economics.numbers.money import figures, number, usd
 

@@ -13,7 +13,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.costs.decisions.decision_file import LadderEvidence, Method
-from bedplate.economics.numbers.quantities import Amount, Share
+from bedplate.economics.numbers.ranged_quantities import Amount, Share
 
 Part = Mapping[str, Any]
 """A JSON object of a report."""

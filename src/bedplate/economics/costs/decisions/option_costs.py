@@ -19,6 +19,13 @@ from typing import Literal, get_args
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
+from bedplate.economics.costs.decisions.call_speeds import (
+    CallTokens,
+    Speeds,
+    hours_per_token,
+    measured_speeds,
+    planned_speeds,
+)
 from bedplate.economics.costs.decisions.case_inputs import CaseInputs
 from bedplate.economics.costs.decisions.decision_file import (
     MachineUse,
@@ -29,17 +36,10 @@ from bedplate.economics.costs.decisions.decision_file import (
     RetrievalSpec,
     TuningSpec,
 )
-from bedplate.economics.costs.decisions.inputs import Ranged
+from bedplate.economics.costs.decisions.decision_inputs import Ranged
 from bedplate.economics.costs.decisions.ladder_evidence import read_evidence
-from bedplate.economics.costs.decisions.speeds import (
-    CallTokens,
-    Speeds,
-    hours_per_token,
-    measured_speeds,
-    planned_speeds,
-)
 from bedplate.economics.numbers.formula import ZERO, Formula, Values, as_formula, call, total
-from bedplate.economics.numbers.quantities import Amount, NonNegative, Quantity
+from bedplate.economics.numbers.ranged_quantities import Amount, NonNegative, Quantity
 
 SECONDS_PER_DAY = 86_400.0
 _MILLION = 1e6

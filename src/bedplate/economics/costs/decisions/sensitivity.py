@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from bedplate.economics.costs.decisions.break_even import narrow
 from bedplate.economics.costs.decisions.constraints import Bars
-from bedplate.economics.costs.decisions.inputs import Input
+from bedplate.economics.costs.decisions.decision_inputs import Input
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.numbers.formula import Values
 

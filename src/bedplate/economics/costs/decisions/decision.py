@@ -20,7 +20,7 @@ from bedplate.economics.costs.decisions.break_even import BreakEvenVolume, Optio
 from bedplate.economics.costs.decisions.case_inputs import CaseInputs
 from bedplate.economics.costs.decisions.constraints import Bars, Shortfall, broken_constraints
 from bedplate.economics.costs.decisions.decision_file import Case, Constraint
-from bedplate.economics.costs.decisions.inputs import percentile
+from bedplate.economics.costs.decisions.decision_inputs import percentile
 from bedplate.economics.costs.decisions.option_costs import CostLine, OptionCosts, option_costs
 from bedplate.economics.costs.decisions.sensitivity import Chooser, Sensitivity, flipping_points
 from bedplate.economics.numbers.formula import Values

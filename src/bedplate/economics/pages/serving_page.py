@@ -24,7 +24,7 @@ from bedplate.economics.serving.serving_cost import (
     load_curve,
     plan_serving,
 )
-from bedplate.economics.serving.traffic import Traffic
+from bedplate.economics.serving.traffic_model import Traffic
 from bedplate.report.pages import interactive_page
 
 _SCRIPTS = ("fleets.js", "serving.js")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bedplate.economics.numbers.formula import ZERO, Formula, Values
-from bedplate.economics.numbers.quantities import Quantity
+from bedplate.economics.numbers.ranged_quantities import Quantity
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.economics.costs.decisions.decision_file import DataSheetDecoder, MeasuredEngine, TrainingRun
 from bedplate.economics.numbers.prices import Prices
-from bedplate.economics.numbers.quantities import Amount
+from bedplate.economics.numbers.ranged_quantities import Amount
 
 if TYPE_CHECKING:
     from bedplate.economics.serving.simulation import StepModel
@@ -47,7 +47,7 @@ def measured_speeds(
 ) -> Speeds:
     """Reads an engine's speeds from the machine's machine.json. ConfigError where it was not measured."""
     from bedplate.economics.hardware.machine import read_machine
-    from bedplate.economics.serving.steps import MeasuredSteps
+    from bedplate.economics.serving.step_times import MeasuredSteps
 
     file = prices.machine(machine, needed_by).measured
     path = None if file is None else Path(file) if prices.path is None else prices.path.parent / file
@@ -65,10 +65,10 @@ def planned_speeds(
 ) -> Speeds:
     """Plans a decoder on the machine's devices by the roofline, over the range that engines reach. ConfigError where it
     does not fit."""
-    from bedplate.economics.hardware.table import find_device
+    from bedplate.economics.hardware.device_table import find_device
     from bedplate.economics.model.named_model import resolve
     from bedplate.economics.serving.replica import decoder_of
-    from bedplate.economics.serving.steps import REACHED, RooflineSteps
+    from bedplate.economics.serving.step_times import REACHED, RooflineSteps
 
     entry, place = prices.machine(machine, needed_by), f"{needed_by}.machine.planned"
     if entry.device is None:
@@ -117,7 +117,7 @@ def _check_fits(spec: Spec, planned: DataSheetDecoder, tokens: CallTokens, memor
 
 def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
     """Device hours per token of a training run, over the range of its utilisation, and where they are from."""
-    from bedplate.economics.hardware.table import find_device
+    from bedplate.economics.hardware.device_table import find_device
     from bedplate.economics.training.training_cost import plan_training
 
     entry = prices.machine(run.machine, needed_by)

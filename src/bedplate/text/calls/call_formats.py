@@ -1,7 +1,7 @@
 """The formats in which models write calls of tools: one table, and which row a chat template uses.
 
-A row says how a call is framed; reading (`calls.reading`) and the grammar of calls (`calls.grammar`) both follow it. A
-template is known by what stands in its text, never by a model's name:
+A row says how a call is framed; reading (`calls.reading`) and the grammar of calls (`calls.call_grammar`) both follow
+it. A template is known by what stands in its text, never by a model's name:
 
 - hermes: NousResearch's function calling, and Qwen 2.5 and 3; what bases without a format of their own are told to use
 - tagged, keyed: parameters one by one between tags (Qwen3-Coder and Qwen 3.5; GLM 4.5)

@@ -17,7 +17,7 @@ from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_saf
 from bedplate.models.families.encoders.labels import is_raw
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf.metadata import POOLING
-from bedplate.models.layers.sentence import Sentence
+from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
 from bedplate.models.specs.transformer import TransformerSpec

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bedplate.core.errors import RequestError
-from bedplate.text.calls.formats import NAME, CallFormat, Literals
+from bedplate.text.calls.call_formats import NAME, CallFormat, Literals
 
 
 def written_calls(calls: Sequence[tuple[str, Any]], written: CallFormat, spell: Callable[[str], str] = str) -> str:

@@ -13,7 +13,7 @@ from bedplate.core.progress import progress
 from bedplate.economics.hardware.device import Device
 from bedplate.economics.hardware.mfu import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Execution, Precision
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.model.states import Optimizer
+from bedplate.economics.model.optimizer_states import Optimizer
 from bedplate.economics.numbers.formula import Formula, inputs, javascript
 from bedplate.economics.training.layout_search import MARGIN, describe
 from bedplate.economics.training.scaling_laws import DEFAULT_FIT, find_fit

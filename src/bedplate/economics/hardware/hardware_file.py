@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.economics.hardware.device import Device, Number, RentalExample
+from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.hardware.mfu import CURVES
-from bedplate.economics.hardware.table import find_device
 
 Positive = Annotated[float, Field(gt=0)]
 

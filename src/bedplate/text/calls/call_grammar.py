@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bedplate.core.errors import RequestError
-from bedplate.text.calls.formats import BY_NAME, HERMES, NAME, CallFormat, Tags
+from bedplate.text.calls.call_formats import BY_NAME, HERMES, NAME, CallFormat, Tags
 from bedplate.text.calls.literal_grammar import LiteralRules, Unwritable
 from bedplate.text.calls.reading import is_text
 from bedplate.text.calls.spelling import Spelling, as_json
