@@ -32,6 +32,9 @@ ALL_LINEAR = "all-linear"
 class LoraConfig(Grown):
     """One adapter's shape.
 
+        LoraConfig(r=8, alpha=16, targets=("q", "v"))            # queries and values of every layer
+        LoraConfig(dora=True, ranks={"layers.0.attention.q": 4})  # every linear, DoRA, one of a smaller rank
+
     `targets` is "all-linear" (every linear inside the model's blocks, so not `lm_head`) or names: a module path of
     ours (`layers.3.attention.q`), the end of one (`q`, `attention.q`), or the end of the Hugging Face name (`q_proj`)
     where the bank knows the family's names. `ranks` and `alphas` override `r` and `alpha` by module path. `dora`: every

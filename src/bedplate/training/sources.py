@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
 
 from numpy.typing import NDArray
 
@@ -156,6 +156,18 @@ class EpochSource(ABC, Generic[B]):
         self._drawn = epoch * self._per_epoch + step
 
 
+class SourceOptions(TypedDict, total=False):
+    """Options of every source of examples."""
+
+    seed: int
+    epochs: int
+    order: Shuffling
+    micro_tokens: int
+    context_length: int | None
+    content: str | None
+    shard: Shard
+
+
 class _ExampleSource(EpochSource[B], Generic[E, B]):
     """Batches of packed examples.
 
@@ -233,28 +245,11 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
         examples: Sequence[TrainingExample],
         batch_size: int,
         *,
-        seed: int = 0,
-        epochs: int = 1,
-        order: Shuffling = "given",
         share_prefix: bool = True,
-        micro_tokens: int = 4096,
-        context_length: int | None = None,
-        content: str | None = None,
-        shard: Shard = ALONE,
+        **options: Unpack[SourceOptions],
     ) -> None:
         self._share_prefix = share_prefix
-        super().__init__(
-            examples,
-            batch_size,
-            seed=seed,
-            epochs=epochs,
-            order=order,
-            micro_tokens=micro_tokens,
-            context_length=context_length,
-            content=content,
-            shard=shard,
-            settings={"share_prefix": share_prefix},
-        )
+        super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)
 
     def _everything(self) -> Any:
         return [[e.id, list(e.ids), list(e.loss), *([list(e.source)] if e.source else [])] for e in self._examples]

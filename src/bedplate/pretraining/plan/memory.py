@@ -117,10 +117,11 @@ def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis
     )
 
 
-def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: int, tensor: int) -> KeptBytes:
-    tokens = counts.written
+def _activation_bytes(run: RunFile, spec: TextSpec, tokens: TokenCounts, value: int, tensor: int) -> KeptBytes:
     if isinstance(spec, EncoderDecoderSpec):
-        return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute, source_tokens=counts.read)
+        return kept_bytes(
+            spec, tokens.written, bytes_per_value=value, recompute=run.recompute, source_tokens=tokens.read
+        )
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(
@@ -129,7 +130,7 @@ def _activation_bytes(run: RunFile, spec: TextSpec, counts: TokenCounts, value: 
             feedforward_size=spec.feedforward.size // tensor,
             experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
         )
-    return kept_bytes(spec, tokens, bytes_per_value=value, recompute=run.recompute)
+    return kept_bytes(spec, tokens.written, bytes_per_value=value, recompute=run.recompute)
 
 
 def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
