@@ -86,12 +86,12 @@ def test_a_chat_keeps_only_what_was_answered(reasoner: Server, reasoner_dir: Pat
     turns = []
     with Endpoint(reasoner.url) as endpoint:
         for partner in (ChatEndpoint(endpoint, "tiny"), open_local(str(reasoner_dir))):
-            conversation = Conversation(partner, open_local, settings=settings)
+            conversation = Conversation(partner, settings=settings)
             reply = conversation.begin(MESSAGES[0]["content"])
             pieces = list(reply.pieces())
             turn = conversation.finish(reply)
             assert "".join(piece.text for piece in pieces if piece.section == "reasoning") == turn.reasoning != ""
             assert conversation.messages[-1] == {"role": "assistant", "content": turn.text}
-            conversation.close()
+            partner.close()
             turns.append((turn.reasoning, turn.text))
     assert turns[0] == turns[1]
