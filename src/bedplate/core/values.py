@@ -1,4 +1,4 @@
-"""What a task is asked with and answers: texts, and names for what is not text yet."""
+"""Input values of tasks: texts, and media by their hashes."""
 
 from __future__ import annotations
 
