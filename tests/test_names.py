@@ -14,8 +14,8 @@ FILLERS = frozenset(
     re.findall(
         r"\w+",
         """one ones own said says say held hold holds kept keep keeps found find asked ask asks wanted want wants told
-        tell tells seen see sees given give gives taken take takes made make makes got get gets put puts left way ways kind
-        kinds thing things what which who whose where when here there then now this that these those other others
+        tell tells seen see sees given give gives taken take takes made make makes got get gets put puts left way ways
+        kind kinds thing things what which who whose where when here there then now this that these those other others
         another rest much more most many few less least some each every both either such same like alike known come
         comes came going goes gone went stands stood lies lay far near again also too very just even still yet once
         twice done does did let lets wide across further beside besides within among between along apart away""",

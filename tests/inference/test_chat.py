@@ -16,7 +16,7 @@ from tests.tiny import write_tiny_base
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError, UnknownModelError, UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.chat.conversation import COMMANDS, Conversation, read_settings, run_command
-from bedplate.inference.chat.partners import LocalBase, ChatEndpoint, open_local
+from bedplate.inference.chat.partners import ChatEndpoint, LocalBase, open_local
 from bedplate.inference.chat.terminal import line_editing
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load

@@ -45,7 +45,9 @@ def planning() -> Iterator[None]:
         needed = MIN_SECONDS.get(rung.name, 0.0)
         if needed > context.seconds_left:
             return no_time(needed, context.seconds_left)
-        return RungPlan({}, max(needed, context.seconds_left) if rung.traits.trained and context.seconds_left < math.inf else needed)
+        return RungPlan(
+            {}, max(needed, context.seconds_left) if rung.traits.trained and context.seconds_left < math.inf else needed
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(schedule_module.planner, "planned", planned)
