@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
-from bedplate.adapters.low_rank import LowRank, without_bias
+from bedplate.adapters.low_rank import LowRank, dora_update, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
