@@ -59,9 +59,11 @@ def main() -> None:
             use(i, f"skin{i}")
         grown = resident() - before
     print(
-        f"{number} adapters of {adapter_bytes / number / 1e6:.2f} MB, base {arguments.weights} (native), {THREADS} threads: "
+        f"{number} adapters of {adapter_bytes / number / 1e6:.2f} MB, base {arguments.weights} (native), "
+        f"{THREADS} threads: "
         f"{at_first / 1e6:.0f} MB with base and engine, {(before - at_first) / 1e6:+.1f} MB after {number} answers, "
-        f"then {grown / 1e6:+.1f} MB with the adapters, {adapter_bytes / 1e6:.1f} MB of which are theirs: {grown / adapter_bytes:.3f} times"
+        f"then {grown / 1e6:+.1f} MB with the adapters, {adapter_bytes / 1e6:.1f} MB of which are theirs: "
+        f"{grown / adapter_bytes:.3f} times"
     )
     report(
         [

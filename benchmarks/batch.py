@@ -18,7 +18,7 @@ import goals
 import roof
 import sampling
 from bedplate.inference.engine.engine import Engine
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from comparison import Row, interleaved, report, start
 from peers import (
     THREADS,

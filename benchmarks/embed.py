@@ -21,7 +21,8 @@ import torch
 
 from bedplate.data.sources import read_rows
 from bedplate.inference.predict.local import LocalModel
-from bedplate.models.checkpoints.base import load_base, locate
+from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.checkpoint import locate
 from comparison import Row, best_seconds, interleaved, need, report, start
 from peers import DTYPES, THREADS
 

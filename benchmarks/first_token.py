@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bedplate.core.files import bedplate_home
-from bedplate.models.checkpoints.base import locate
+from bedplate.models.checkpoints.checkpoint import locate
 from comparison import Row, report, start
 from goals import FIRST_TOKEN
 

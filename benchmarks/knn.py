@@ -100,7 +100,8 @@ def whole(ours: Neighbours, repeats: int) -> None:
     finally:
         encoder.close()
     print(
-        f"with the question embedded by minilm-l6: median {statistics.median(timings):.2f} ms, worst {max(timings):.2f} ms"
+        f"with the question embedded by minilm-l6: median {statistics.median(timings):.2f} ms, "
+        f"worst {max(timings):.2f} ms"
     )
 
 

@@ -19,7 +19,8 @@ import torch
 import masks
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
-from bedplate.models.checkpoints.base import Base, load_base, locate
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.checkpoints.export import export_base
 from comparison import Row, best_seconds, need
 

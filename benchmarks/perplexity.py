@@ -19,7 +19,8 @@ from pathlib import Path
 
 import masks
 from bedplate.inference.engine.engine import Engine
-from bedplate.models.checkpoints.base import Base, load_base, locate
+from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.checkpoint import locate
 from comparison import Row, report, start
 from peers import LlamaCpp, add_base, need
 from quality import WINDOW, perplexity, windows

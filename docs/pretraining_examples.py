@@ -233,8 +233,8 @@ def curation(runs: Path) -> str:
         [
             table(["corpus", "documents to learn from", "tokens", "bytes a token"], sizes),
             table(["seed", "curated", "raw", "difference"], rows),
-            f"Bits a byte on the held-out packages after {shown(corpus_runs['raw', 0].record['tokens_seen'])} tokens. Paired "
-            f"difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f} (Student's t, "
+            f"Bits a byte on the held-out packages after {shown(corpus_runs['raw', 0].record['tokens_seen'])} tokens. "
+            f"Paired difference {mean:+.3f}, 95% interval {mean - half:+.3f} to {mean + half:+.3f} (Student's t, "
             f"{len(gaps)} pairs).",
             drawn("curation", lines, "tokens", "bits a byte, held-out packages", "Curated and raw"),
         ]
@@ -265,8 +265,8 @@ def denoiser(runs: Path) -> str:
     return "\n\n".join(
         [
             table(["nats a token cut out, held out", "first checkpoint", "last checkpoint", "end, all of it"], rows),
-            f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). The likeliest token was "
-            f"right for {ends[0][1]:.1%} of what was to be written in the first twentieth of training, and for "
+            f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). The likeliest token "
+            f"was right for {ends[0][1]:.1%} of what was to be written in the first twentieth of training, and for "
             f"{ends[-1][1]:.1%} in the last; sentinels and ends, which are the easy ones, count among them.",
             drawn("denoiser", lines, "tokens", "nats a token cut out", "Denoiser"),
         ]
@@ -325,8 +325,8 @@ def hidden(run: Run, name: str, content: str) -> str:
     changes = "; ".join(f"{text} {points[0][1]:.3f} → {points[-1][1]:.3f}" for text, points in lines.items())
     parameters, token_count, minutes = run.facts
     return (
-        f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). Nats a hidden token of held-out "
-        f"{content}, first and last checkpoint: {changes}.\n\n"
+        f"{parameters} parameters, {token_count} tokens, {minutes} minutes ({run.machine}). Nats a hidden token of "
+        f"held-out {content}, first and last checkpoint: {changes}.\n\n"
         + drawn(name, lines, "tokens", "nats a hidden token", f"Masked encoder of {content}")
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILLERS = frozenset(
-    ["one", "ones", "own", "said", "says", "say", "held", "hold", "holds", "kept", "keep", "keeps", "found", "find", "asked", "ask", "asks", "wanted", "want", "wants", "told", "tell", "tells", "seen", "see", "sees", "given", "give", "gives", "taken", "take", "takes", "made", "make", "makes", "got", "get", "gets", "put", "puts", "left", "way", "ways", "kind", "kinds", "thing", "things", "what", "which", "who", "whose", "where", "when", "here", "there", "then", "now", "this", "that", "these", "those", "other", "others", "another", "rest", "much", "more", "most", "many", "few", "less", "least", "some", "each", "every", "both", "either", "such", "same", "like", "alike", "known", "come", "comes", "came", "going", "goes", "gone", "went", "stands", "stood", "lies", "lay", "far", "near", "again", "also", "too", "very", "just", "even", "still", "yet", "once", "twice", "done", "does", "did", "let", "lets", "wide", "across", "further", "beside", "besides", "within", "among", "between", "along", "apart", "away"]
+    re.findall(
+        r"\w+",
+        """one ones own said says say held hold holds kept keep keeps found find asked ask asks wanted want wants told
+        tell tells seen see sees given give gives taken take takes made make makes got get gets put puts left way ways
+        kind kinds thing things what which who whose where when here there then now this that these those other others
+        another rest much more most many few less least some each every both either such same like alike known come
+        comes came going goes gone went stands stood lies lay far near again also too very just even still yet once
+        twice done does did let lets wide across further beside besides within among between along apart away""",
+    )
 )
-GENERIC = frozenset(["item", "items", "elem", "elems", "element", "obj", "objs", "val", "vals", "tmp", "it", "entry", "el", "stuff", "info"])
+GENERIC = frozenset(re.findall(r"\w+", "item items elem elems element obj objs val vals tmp it entry el stuff info"))
 
 
 def bound_names(tree: ast.AST) -> Iterator[str]:

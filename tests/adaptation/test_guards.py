@@ -24,7 +24,7 @@ from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.suites import SUITES, refusals
-from bedplate.evaluation.suites import items as sets
+from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.refusals import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base

@@ -64,7 +64,7 @@ def test_a_part_that_fails_or_takes_too_long_stops_no_other(
     scripts = {
         "good": "add(Speed('decode', 20.0, 'tokens/s', 10.0, 'peer 1.0'))",
         "broken": "add(Check('logits', 0.5, 0.1)); raise ValueError('a | b')",
-        "slow": "add(Left('x', 'y')); __import__('time').sleep(60)",
+        "slow": "add(Skipped('x', 'y')); __import__('time').sleep(60)",
         "late": "",
     }
     for name, text in scripts.items():

@@ -113,7 +113,9 @@ def test_sizes_and_labels_come_out_in_proportion(groups: list[tuple[int, float]]
 
 SPLIT_ELSEWHERE = """
 from bedplate.data.splits import SplitRecord, row_hash, split, split_hash
-records = [SplitRecord(str(i), row_hash({"text": f"text {i}"}), "yn"[i % 2], f"g{i // 3}", "yn"[i % 2]) for i in range(60)]
+def record(i):
+    return SplitRecord(str(i), row_hash({"text": f"text {i}"}), "yn"[i % 2], f"g{i // 3}", "yn"[i % 2])
+records = [record(i) for i in range(60)]
 print({name: split_hash(part) for name, part in split(records, {"train": 0.6, "valid": 0.2, "test": 0.2}, 0).items()})
 """
 

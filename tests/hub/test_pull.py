@@ -50,7 +50,7 @@ def toy(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Artifact:
 def in_subprocess(toy: Artifact) -> subprocess.Popen[str]:
     """`pull("toy")` in another process, which prints the path."""
     fields = {
-        k: v for k, v in dataclasses.asdict(toy).items() if k not in ("part_licences", "parts", "terms", "beside")
+        k: v for k, v in dataclasses.asdict(toy).items() if k not in ("part_licences", "parts", "terms", "extra_files")
     }
     code = (
         "from bedplate.hub.catalog import CATALOG, Artifact\n"

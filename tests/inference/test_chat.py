@@ -16,7 +16,7 @@ from tests.tiny import write_tiny_base
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError, UnknownModelError, UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.chat.conversation import COMMANDS, Conversation, read_settings, run_command
-from bedplate.inference.chat.partners import LocalBase, RemoteModel, open_local
+from bedplate.inference.chat.partners import ChatEndpoint, LocalBase, open_local
 from bedplate.inference.chat.terminal import line_editing
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
@@ -35,7 +35,7 @@ def fake() -> Iterator[Fake]:
 def remote(fake: Fake) -> Iterator[Callable[[str], Conversation]]:
     """Begins a conversation with a model of the server."""
     with Endpoint(fake.url) as endpoint:
-        yield lambda name: Conversation(RemoteModel(endpoint, name))
+        yield lambda name: Conversation(ChatEndpoint(endpoint, name))
 
 
 @pytest.fixture(scope="module")

@@ -27,9 +27,8 @@ from bedplate.inference.predict.lookup import embed_texts
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.lookup_index import Neighbours
+from bedplate.skins.lookup_index import Chunk, Neighbours, Passages
 from bedplate.skins.output import EmbeddingOutput, LabelOutput
-from bedplate.skins.lookup_index import Chunk, Passages
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, LoraPart, ProbePart, Skin
 

@@ -21,7 +21,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
-from bedplate.inference.measure import tuning as measure_tuning
+from bedplate.inference.measure import training_speed as measure_tuning
 from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
 from bedplate.inference.measure.speeds import MeasuredStep, StepLog, fit_engine, load_of, measure_engine
 from bedplate.inference.measure.training_speed import StepKind

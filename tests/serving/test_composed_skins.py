@@ -16,8 +16,8 @@ from bedplate.inference.predict.loaded import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.skins.files import write_skin
-from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.lookup_index import Chunk, Passages
+from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import Skin
 

@@ -1,4 +1,5 @@
-"""Adapters in places of tensors that stay where they are: what a recorded step reads, whichever adapters its rows have.
+"""Adapters in fixed buffers, for decode steps that are recorded as CUDA graphs: a replay reads the same memory,
+whichever adapters its rows have.
 
 A recording reads the memory over which it was made. So the adapters that rows ask for are copied to places, with ranks
 filled up by zeros, and a step's rows say by number which place each has. All places are multiplied and each row keeps
@@ -34,9 +35,9 @@ LEAST_RANK = 8
 
 
 @dataclass(eq=False)
-class _Laid:
-    """One linear's tensors: A of all places, B transposed and scaled, and what magnitudes multiply by less one [1 + P,
-    O], zeros where there is none."""
+class _PlaceBuffers:
+    """One linear's buffers: A of all places, B transposed and scaled, and DoRA's scale − 1 [1 + P, O], zeros for
+    LoRA."""
 
     a_CI: Tensor
     b_CO: Tensor
@@ -44,8 +45,9 @@ class _Laid:
 
 
 class FixedPlaces:
-    """The places of one bank. sites: what it adapts, by path. together: paths of linears that read the same input.
-    version: changes when the tensors are others: what was recorded before reads memory that is given back."""
+    """The buffers of one bank. sites: its adapted linears, by path. together: paths of linears that read the same
+    input.
+    version: changes when buffers are allocated anew; graphs recorded before read freed memory."""
 
     def __init__(self, sites: Mapping[str, Site | ExpertSite], together: Sequence[Sequence[str]]) -> None:
         self._all_sites, self._together = sites, together
@@ -54,7 +56,7 @@ class FixedPlaces:
         """Slot → place, the most recently used slot last."""
         self._paths: dict[int, dict[str, LowRank] | None] = {}
         """Slot → its adapters by path; None where they cannot be placed. Filled on first use."""
-        self._laid: dict[str, _Laid] = {}
+        self._laid: dict[str, _PlaceBuffers] = {}
         self._groups: dict[tuple[str, ...], Tensor] = {}
         self._count = self._rank = 0
         self.version = 0
@@ -78,12 +80,12 @@ class FixedPlaces:
         return self._places.get(slot, NOWHERE)
 
     def drop(self, slot: int) -> None:
-        """The slot's adapter goes: its place is free."""
+        """Frees the place of a slot whose adapter is removed."""
         self._places.pop(slot, None)
         self._paths.pop(slot, None)
 
     def forget(self) -> None:
-        """Gives the memory back."""
+        """Frees all buffers."""
         self._places, self._paths, self._laid, self._groups = {}, {}, {}, {}
         self._count = self._rank = 0
         self.version += 1
@@ -115,7 +117,8 @@ class FixedPlaces:
         return self._paths[slot]
 
     def _assign_place(self, slot: int, step_slots: Collection[int], worth: int) -> None:
-        """The slot's adapter to a free place, to a new one, or to that of an adapter which this step does not have."""
+        """Puts the slot's adapter into a free place, a new one, or that of the least recently used adapter that this
+        step does not need."""
         adapters = self._adapters(slot)
         assert adapters is not None
         occupied = {*self._places.values()}
@@ -137,7 +140,7 @@ class FixedPlaces:
 
     @torch.no_grad()
     def _allocate(self) -> None:
-        """Makes the tensors anew, for all that have a place."""
+        """Allocates the buffers anew, for all adapters that have a place."""
         self.version += 1
         self._laid, self._groups = {}, {}  # before others are made in their stead
         placed = [adapters for slot in self._places if (adapters := self._adapters(slot)) is not None]
@@ -154,13 +157,15 @@ class FixedPlaces:
                 stacked = self._groups[group] = template.new_zeros(len(group), C, modules[0].in_features)
                 for number, (path, module) in enumerate(zip(group, modules, strict=True)):
                     less_one = template.new_zeros(1 + self._count, module.out_features) if path in scaled else None
-                    self._laid[path] = _Laid(stacked[number], template.new_zeros(C, module.out_features), less_one)
+                    self._laid[path] = _PlaceBuffers(
+                        stacked[number], template.new_zeros(C, module.out_features), less_one
+                    )
         for slot in self._places:
             self._copy(slot)
 
     @torch.no_grad()
     def _copy(self, slot: int) -> None:
-        """The slot's adapter to its place; zeros where it has none, and behind its rank."""
+        """Copies the slot's adapter into its place; zeros where it has no weights, and behind its rank."""
         place, adapters = self._places[slot], self._adapters(slot)
         assert adapters is not None
         begin, end = (place - 1) * self._rank, place * self._rank
@@ -178,9 +183,9 @@ class FixedPlaces:
 
 @dataclass(frozen=True, eq=False)
 class _Step:
-    """What the hooks of one step share. others_NC: the columns of a row that are not of its own place."""
+    """State shared by the hooks of one step. others_NC: the columns of a row that are not of its own place."""
 
-    laid: Mapping[str, _Laid]
+    laid: Mapping[str, _PlaceBuffers]
     groups: Mapping[tuple[str, ...], Tensor]
     place_N: Tensor
     others_NC: Tensor
@@ -226,7 +231,7 @@ class _FixedHook:
 
 
 def _is_frozen(adapter: LowRank) -> bool:
-    """Whether what is copied of it stays true."""
+    """Whether no parameter is trained, so that copies stay valid."""
     return not any(parameter.requires_grad for parameter in adapter.parameters().values())
 
 

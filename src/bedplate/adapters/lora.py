@@ -1,7 +1,7 @@
 """Low-rank adaptation as data: which linears, at which rank and scale, and how A and B start.
 
 LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732; with lengths
-of their own (DoRA): see `adapters.dora`.
+of their own (DoRA): see `adapters.low_rank`.
 Conventions (initialisation, scaling, where dropout sits) are peft's, so that adapters move both ways unchanged.
 """
 
@@ -15,10 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bedplate.adapters.dora import MAGNITUDE, Magnitude, row_norms
 from bedplate.adapters.expert_site import ExpertLowRank
 from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, stored
-from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.low_rank import MAGNITUDE, LowRank, Magnitude, row_norms
 from bedplate.adapters.modules import are_experts
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
@@ -31,6 +30,9 @@ ALL_LINEAR = "all-linear"
 
 class LoraConfig(Grown):
     """One adapter's shape.
+
+        LoraConfig(r=8, alpha=16, targets=("q", "v"))            # queries and values of every layer
+        LoraConfig(dora=True, ranks={"layers.0.attention.q": 4})  # every linear, DoRA, one of a smaller rank
 
     `targets` is "all-linear" (every linear inside the model's blocks, so not `lm_head`) or names: a module path of
     ours (`layers.3.attention.q`), the end of one (`q`, `attention.q`), or the end of the Hugging Face name (`q_proj`)

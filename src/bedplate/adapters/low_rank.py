@@ -1,4 +1,8 @@
-"""A low-rank update at one linear, plain (LoRA) or with magnitudes (DoRA)."""
+"""A low-rank update at one linear, plain (LoRA) or with magnitudes (DoRA).
+
+DoRA (https://arxiv.org/abs/2402.09353): y = s ⊙ (W x + c B A x) + b with s = m / ‖W + c B A‖. The low-rank weights turn
+the direction of each output feature's weights, the vector m sets their length. The norm follows the updates but takes
+no gradient (section 4.3). Conventions are peft's."""
 
 # Shape suffixes: I in_features, O out_features, r rank.
 
@@ -7,12 +11,54 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.adapters.dora import MAGNITUDE, Magnitude, dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
+from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import Linear
+
+MAGNITUDE = "lora_magnitude_vector"
+"""The end of its tensors' names, beside `lora_A` and `lora_B`."""
+
+
+@torch.no_grad()
+def row_norms(weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scaling: float) -> Tensor:
+    """‖W + c B A‖ of every output feature, float32 or wider [O], without making B A.
+
+    ‖W‖² + 2c Σ (W Aᵀ) ⊙ B + c² Σ (B (A Aᵀ)) ⊙ B: r columns are summed instead of I. UsageError for integer weights.
+    """
+    if not weight_OI.is_floating_point():
+        raise UsageError(f"DoRA needs the base's weights in floating point to know their length, not {weight_OI.dtype}")
+    dtype = torch.promote_types(weight_OI.dtype, torch.float32)
+    weight, a, b = weight_OI.to(dtype), a_rI.to(dtype), b_Or.to(dtype)
+    squares = weight.pow(2).sum(1) + 2 * scaling * (weight @ a.T * b).sum(1) + scaling**2 * (b @ (a @ a.T) * b).sum(1)
+    return squares.clamp_min(0.0).sqrt()
+
+
+class Magnitude:
+    """The lengths m [O] of one adapter at one linear."""
+
+    def __init__(self, vector: nn.Parameter, module: Linear) -> None:
+        self.vector, self.module = vector, module
+        self._norms: tuple[tuple[int, ...], Tensor] | None = None
+
+    def scale(self, a_rI: Tensor, b_Or: Tensor, scaling: float) -> Tensor:
+        """s [O], float32 or wider, with a gradient to m alone. The norms of what is not being trained are kept."""
+        weight = self.module.weight
+        if self.vector.requires_grad:
+            return self.vector / row_norms(weight, a_rI, b_Or, scaling)
+        key = (id(weight), weight._version, a_rI._version, b_Or._version)
+        if self._norms is None or self._norms[0] != key:
+            with torch.inference_mode(False):  # training may come after serving
+                self._norms = (key, row_norms(weight, a_rI, b_Or, scaling))
+        return self.vector / self._norms[1]
+
+
+def dora_update(product: Tensor, low_rank: Tensor, less_one: Tensor) -> Tensor:
+    """What to add to `product` (W x, without the bias), given c B A x and s − 1 (all [..., O]; 0 is plain LoRA)."""
+    return low_rank + less_one.to(product.dtype) * (product + low_rank)
 
 
 @dataclass(frozen=True, eq=False)

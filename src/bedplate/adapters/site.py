@@ -22,9 +22,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.adapters.dora import dora_update
 from bedplate.adapters.linear_adapter import LinearAdapter
-from bedplate.adapters.low_rank import LowRank, without_bias
+from bedplate.adapters.low_rank import LowRank, dora_update, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
@@ -44,7 +43,7 @@ class AdapterRows:
     """A row index that names at least one adapter, with what the mixed paths derive from it, computed once."""
 
     def __init__(self, index: Sequence[int], slots: tuple[int, ...], device: torch.device) -> None:
-        """index: of each row its slot, on the host, so that a device need not be waited for. device: where rows are."""
+        """index: each row's slot, on the host, so that nothing waits for the device. device: where the rows are."""
         self.slots, self._index, self._device = slots, index, device
         self.index_N = self._on_device(index)
         self._foreign_masks: dict[tuple[tuple[int, int], ...], Tensor] = {}
@@ -138,7 +137,7 @@ class Site:
         return cached[1]
 
     def mixed_update(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
-        """What each row's adapter adds to the linear's output y."""
+        """The update that each row's adapter adds to the linear's output y."""
         n = rows.index_N.numel()
         # [1, N, I] with one index per token is a flat batch; anything else is one index per row of dim 0.
         flat = x.dim() == 3 and x.shape[0] == 1 and n == x.shape[1]
@@ -152,14 +151,14 @@ class Site:
         return update_N[None] if flat else update_N
 
     def stacks(self, rows: AdapterRows, tokens: int) -> bool:
-        """Whether so many tokens are stacked and masked, not sorted."""
+        """Whether a batch of so many tokens takes the stack-and-mask path."""
         active, low_rank = [self.adapters[slot] for slot in rows.slots if slot in self.adapters], self.low_rank(rows)
         if len(low_rank) < len(active) or (self.module.training and any(adapter.dropout > 0 for adapter in active)):
             return False
         return tokens <= MASK_TOKENS or sum(adapter.a.shape[0] for _, adapter in low_rank) <= MASK_RANKS
 
     def groups(self, rows: AdapterRows, x_NI: Tensor) -> bool:
-        """Whether sorted rows are products of groups: where torch has them for this device, and nothing is trained."""
+        """Whether sorted rows use torch's grouped products: where this device has them, and nothing is trained."""
         if x_NI.is_cpu or x_NI.dim() != 2 or torch.is_grad_enabled():
             return False
         active = [self.adapters[slot] for slot in rows.slots if slot in self.adapters]
@@ -200,7 +199,7 @@ class Site:
         return torch.cat(updates).index_select(0, rows.inverse_N)
 
     def grouped(self, x_NI: Tensor, rows: AdapterRows) -> Tensor:
-        """`segmented` by two products of groups, whatever the number of adapters."""
+        """`segmented` as two grouped products, whatever the number of adapters."""
         active = dict(self.low_rank(rows))
         slots, counts = (BASE_ROW, *rows.slots), rows.counts
         ends = dict(zip(slots, accumulate(counts), strict=True))
@@ -218,8 +217,7 @@ class Site:
         return update_NO.index_copy_(0, order_M, grouped_product(h_Mr, b_SOr, segments))
 
     def _grouped_weights(self, active: Mapping[int, LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A [S, r, I] and scaled B [S, O, r], ranks filled up with zeros to what is a multiple of
-        what such products ask for."""
+        """A [S, r, I] and scaled B [S, O, r], ranks padded with zeros to the alignment of grouped products."""
         max_rank = max(adapter.a.shape[0] for adapter in active.values())
         max_rank += -max_rank % _ALIGNED
         a_SrI = torch.stack(
@@ -282,7 +280,7 @@ class Joint(NamedTuple):
 
 
 class _Hook(ABC):
-    """What a bank's hooks have in common. rows: None where every row has the same adapter."""
+    """Base of a bank's hooks. rows: None where every row has the same adapter."""
 
     def __init__(self, site: Site, rows: AdapterRows | None) -> None:
         self.site, self.rows = site, rows
@@ -293,7 +291,7 @@ class _Hook(ABC):
 
     @abstractmethod
     def adds(self, x: Tensor) -> bool:
-        """Whether that can be added to y without being made by itself first: nothing of y is asked for."""
+        """Whether the update can be accumulated into y in place, since it does not depend on y."""
 
     def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
         hooks = [(hook, y) for hook, y in parts if isinstance(hook, _Hook)]

@@ -1,4 +1,4 @@
-"""`bedplate adapt`: every way to adapt a base to a task, one verdict, and the skins."""
+"""`bedplate adapt`: climbs the ladder of adaptations of a base to a task, to one verdict and the skins."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def chat(
     if url is None:
         paths.skin_or_base(model)
     from bedplate.inference.chat.conversation import Conversation
-    from bedplate.inference.chat.partners import RemoteModel, open_local
+    from bedplate.inference.chat.partners import ChatEndpoint, open_local
     from bedplate.inference.chat.terminal import pipe, talk
 
     with contextlib.ExitStack() as stack:
@@ -56,7 +56,7 @@ def chat(
             from bedplate.inference.remote.endpoint import Endpoint
 
             endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
-            partner = RemoteModel(endpoint, model)
+            partner = ChatEndpoint(endpoint, model)
         else:
             from bedplate.inference.execution.threads import use_cores  # loads torch, as a server's model does not
 

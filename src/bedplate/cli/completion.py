@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import typer
@@ -29,33 +29,30 @@ def completion(
 
 
 class VerbGroup(typer.core.TyperGroup):
-    """The verbs of a table as a group of commands, each imported when it is asked for."""
+    """The verbs of a table as a group of commands, each imported when it is asked for. build: from a verb's function,
+    its line of help and its name to its command."""
 
-    def __init__(self, name: str, table: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(self, name: str, table: Mapping[str, tuple[str, str]], build: Callable[..., Any]) -> None:
         super().__init__(name=name)
-        self._table = table
+        self._table, self._build = table, build
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(self._table)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        from bedplate.cli.main import command_of
-
         if cmd_name not in self._table:
             return None
         name, line = self._table[cmd_name]
         module = importlib.import_module(name)
         actions = getattr(module, "ACTIONS", None)
         if actions is not None:
-            return VerbGroup(cmd_name, actions)
-        return command_of(getattr(module, cmd_name.replace("-", "_")), line, cmd_name)
+            return VerbGroup(cmd_name, actions, self._build)
+        return self._build(getattr(module, cmd_name.replace("-", "_")), line, cmd_name)
 
 
-def answer_shell() -> None:
-    """Answers the script, as the environment asks, and exits."""
+def answer_shell(table: Mapping[str, tuple[str, str]], build: Callable[..., Any]) -> None:
+    """Answers the script, as the environment asks, and exits. table, build: see `VerbGroup`."""
     from typer.completion import completion_init
 
-    from bedplate.cli.main import VERBS
-
     completion_init()
-    VerbGroup("bedplate", VERBS).main([], prog_name="bedplate", complete_var=VARIABLE)
+    VerbGroup("bedplate", table, build).main([], prog_name="bedplate", complete_var=VARIABLE)

@@ -1,4 +1,4 @@
-"""`bedplate convert`: from one layout of a checkpoint to another, checked by reading back."""
+"""`bedplate convert`: converts a checkpoint to another layout, checked by reading it back."""
 
 from __future__ import annotations
 

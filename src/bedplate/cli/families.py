@@ -1,4 +1,4 @@
-"""`bedplate families`: which published families of models are supported, and the proof of it."""
+"""`bedplate families`: lists the supported families of published models, and checks them against transformers."""
 
 from __future__ import annotations
 

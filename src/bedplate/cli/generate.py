@@ -1,4 +1,4 @@
-"""`bedplate generate`: a base continues a text, or answers a message, on the terminal as it thinks."""
+"""`bedplate generate`: a base continues a text, or answers a message, printed token by token."""
 
 from __future__ import annotations
 

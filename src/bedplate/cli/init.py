@@ -1,4 +1,4 @@
-"""`bedplate init`: a look at a file of rows, and a task file for it."""
+"""`bedplate init`: profiles a file of rows and writes a task file for it."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
     if "_BEDPLATE_COMPLETE" in os.environ:  # a shell asks what may follow the words so far
         from bedplate.cli.completion import answer_shell
 
-        answer_shell()
+        answer_shell(VERBS, command_of)
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(_help())
         return 0 if arguments else 2

@@ -1,4 +1,4 @@
-"""What several verbs take: values over a file's, how a skin's base is held and computed, a page of the answer."""
+"""Options that several verbs share: overrides of a file, execution plans, amounts and times, pages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Arguments that name a file, a directory, a base or a skin: what is wrong with one is said while the command line is
-read, before anything heavy is imported.
+"""Checks arguments that name a file, a directory, a base or a skin while the command line is read, before anything
+heavy is imported.
 
 What was there then may be gone later, and more may be wrong with what is there: whoever reads or writes it says that.
 """

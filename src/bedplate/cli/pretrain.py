@@ -1,4 +1,4 @@
-"""`bedplate pretrain`: a run file to a base."""
+"""`bedplate pretrain`: trains a base as a run file says."""
 
 from __future__ import annotations
 

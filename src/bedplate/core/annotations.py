@@ -1,4 +1,4 @@
-"""What a model's annotations allow: the keys at a place, and whether a field is a number."""
+"""Reads annotations of pydantic models: the valid keys at a place, and whether a field is a number."""
 
 from __future__ import annotations
 

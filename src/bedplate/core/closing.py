@@ -1,4 +1,4 @@
-"""What is closed when it is no longer needed."""
+"""The base class of objects that are closed by hand or as a context manager."""
 
 from __future__ import annotations
 

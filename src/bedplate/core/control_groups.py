@@ -1,4 +1,4 @@
-"""The control groups that this process is in, by which containers and services are limited.
+"""Finds the control groups of this process, which limit containers and services.
 
 Read from Linux's own files under a root (`/` by default, another in tests); what is not there is left out:
 https://www.kernel.org/doc/html/latest/admin-guide/cgroup-v2.html, …/cgroup-v1/cgroups.html.

@@ -1,4 +1,4 @@
-"""Run jobs: here, one after the other, or in processes. A job names its function and holds plain values, so that other
+"""Runs jobs here, one after the other, or in processes. A job names its function and holds plain values, so that other
 executors can run the same jobs on other machines."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When Python looks for garbage that counting references does not find."""
+"""Keeps Python's garbage collector out of a process's start."""
 
 from __future__ import annotations
 

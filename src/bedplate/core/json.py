@@ -42,7 +42,7 @@ def load_json(
     return value
 
 
-def load_config(content: str) -> Any:
+def load_model_json(content: str) -> Any:
     """JSON of a model's files, as programs write it: NaN and infinities are numbers. Raises JsonRuleError for nesting
     that is too deep and for a key that one object gives two values, and JSONDecodeError."""
     try:

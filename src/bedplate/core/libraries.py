@@ -1,4 +1,4 @@
-"""Imports of torch by a process that answers once: of its modules only those that the answer needs.
+"""Speeds up `import torch` in a process that answers once, by leaving out modules that the answer does not need.
 
 A third of `import torch` goes into modules that only training, compiling and exporting need. `leave_parts` has them
 executed when something of them is first used.

@@ -1,5 +1,5 @@
-"""What was measured of this machine, kept below BEDPLATE_HOME so that it is measured once, and again where other work
-had disturbed it."""
+"""Keeps measurements of this machine below BEDPLATE_HOME: each is made once, and again where other work disturbed
+it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""How much memory this process may still take: what the machine has left, or the control group that it is in. And
-whether what it has freed is given back to the system, or kept to be used again."""
+"""Free memory of this process, within its machine and control group; and whether its allocator keeps what was freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a nested value is, without walking all of one that is too large."""
+"""Measures a nested value without walking all of one that is too large."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody may have meant by a name that is not there: one measure of nearness and one wording."""
+"""Suggests known names for one that does not exist, by one measure of nearness and in one wording."""
 
 from __future__ import annotations
 

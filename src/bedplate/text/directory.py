@@ -13,7 +13,7 @@ import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError, need_failure
 from bedplate.core.files import MODEL_JSON_BYTES, atomic_write, read_text
-from bedplate.core.json import load_config
+from bedplate.core.json import load_model_json
 from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
 
 FILE = "tokenizer.json"
@@ -109,7 +109,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = load_config(_read(path))
+        value = load_model_json(_read(path))
     except json.JSONDecodeError as error:
         raise TokenizerError(f"{path} is not JSON: line {error.lineno}: {error.msg}") from error
     except ValueError as error:  # such as JsonRuleError, or a number of thousands of digits

@@ -13,7 +13,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.data.documents import Document, read_whole_documents
-from bedplate.evaluation.suites import items as sets
+from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.general_text import GeneralText
 from bedplate.evaluation.suites.multiple_choice import Question, judge, tokens_of
 from bedplate.evaluation.suites.suite import grades

@@ -15,7 +15,7 @@ from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
-from bedplate.models.checkpoints.weight_loading import Unfinished
+from bedplate.models.checkpoints.weight_loading import PartialModel
 from bedplate.models.gguf_header import read_header
 from bedplate.models.model import Model
 
@@ -68,7 +68,7 @@ def test_threads_that_want_it_at_once_read_it_once(path: Path) -> None:
 
 def test_a_file_that_has_changed_is_not_taken_for_what_was_loaded(path: Path) -> None:
     base = load_base(path, leave=blocks_only)
-    assert isinstance(base.raw_model, Unfinished)
+    assert isinstance(base.raw_model, PartialModel)
     path.write_bytes(path.read_bytes())
     for _ in range(2):
         with pytest.raises(CheckpointError, match="has changed since it was loaded"):

@@ -14,7 +14,7 @@ from tests.tiny import CHATML, tokenizer_json, write_tiny_base
 from tokenizers import AddedToken, Tokenizer
 
 from bedplate.inference.chat.conversation import Conversation
-from bedplate.inference.chat.partners import RemoteModel, open_local
+from bedplate.inference.chat.partners import ChatEndpoint, open_local
 from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.serving.server.startup import loaded_server
 
@@ -85,13 +85,13 @@ def test_a_chat_keeps_only_what_was_answered(reasoner: Server, reasoner_dir: Pat
     settings = {"temperature": 0.0, "max_tokens": 6}
     turns = []
     with Endpoint(reasoner.url) as endpoint:
-        for partner in (RemoteModel(endpoint, "tiny"), open_local(str(reasoner_dir))):
-            conversation = Conversation(partner, open_local, settings=settings)
+        for partner in (ChatEndpoint(endpoint, "tiny"), open_local(str(reasoner_dir))):
+            conversation = Conversation(partner, settings=settings)
             reply = conversation.begin(MESSAGES[0]["content"])
             pieces = list(reply.pieces())
             turn = conversation.finish(reply)
             assert "".join(piece.text for piece in pieces if piece.section == "reasoning") == turn.reasoning != ""
             assert conversation.messages[-1] == {"role": "assistant", "content": turn.text}
-            conversation.close()
+            partner.close()
             turns.append((turn.reasoning, turn.text))
     assert turns[0] == turns[1]

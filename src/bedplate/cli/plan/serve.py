@@ -126,7 +126,8 @@ def serve(
         like=like,
         machine=machine,
     )
-    target = LatencyTarget(_seconds(p95_ms, "p95_ms"), _seconds(first_token_ms, "first_token_ms"))
+    limits = [None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms)]
+    target = LatencyTarget(*limits)
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
         from bedplate.economics.pages.serving_page import serving_page
@@ -150,15 +151,6 @@ def serve(
         print(json.dumps(report | ({"range": ranges} if ranges else {}), ensure_ascii=False))
         return
     _show(model, plans, formulas)
-
-
-def _seconds(milliseconds: float | None, name: str) -> float | None:
-    from bedplate.economics.numbers.bounds import positive
-
-    if milliseconds is None:
-        return None
-    positive(**{name: milliseconds})
-    return milliseconds / 1000
 
 
 # --- for people

@@ -78,14 +78,9 @@ def train(
       bedplate plan train llama-3.1-8b --tokens 1T --device h100 --devices 512
       bedplate plan train --budget-usd 100k --device h100 --devices 64
     """
-    from bedplate.economics.hardware.device_table import find_device
+    from bedplate.economics.hardware.hardware_file import find_device_in
 
-    if hardware is None:
-        row = find_device(device)
-    else:
-        from bedplate.economics.hardware.hardware_file import find_device_in
-
-        row = find_device_in(hardware, device)
+    row = find_device_in(hardware, device)
     common: dict[str, Any] = {
         "precision": precision,
         "execution": execution,

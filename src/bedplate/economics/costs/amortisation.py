@@ -18,8 +18,16 @@ from bedplate.core.display import Brief
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.quantities import adding_up
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.costs.amortisation_file import AmortisationFile, Basis, Revenue, utc
-from bedplate.economics.costs.usage import AccessLogUse, MeteredUse, ServerUse, combine, read_access_logs, use_between
+from bedplate.economics.costs.amortisation_file import AmortisationFile, Basis, Revenue
+from bedplate.economics.costs.usage import (
+    AccessLogUse,
+    MeteredUse,
+    ServerUse,
+    combine,
+    read_access_logs,
+    use_between,
+    utc,
+)
 
 DIGITS = 6
 _EXCESS = 1.001  # clocks of two snapshots and of a bill do not agree to the second

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.economics.costs.usage import MeteredUse
+from bedplate.economics.costs.usage import MeteredUse, utc
 from bedplate.economics.numbers.prices import Dated
 
 Basis = Literal["compute", "tokens", "calls"]
@@ -126,8 +126,3 @@ def load_account(path: Path | str, overrides: Sequence[str] = ()) -> Amortisatio
     account = load_config(path, AmortisationFile, overrides)
     account._directory = Path(path).parent  # pyright: ignore[reportPrivateUsage]
     return account
-
-
-def utc(moment: datetime.datetime) -> datetime.datetime:
-    """A time without a zone is taken as UTC."""
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)

@@ -197,10 +197,14 @@ def _fields(line: str) -> Mapping[str, Any]:
 
 def _time(value: object) -> datetime.datetime | None:
     try:
-        time = datetime.datetime.fromisoformat(str(value))
+        return utc(datetime.datetime.fromisoformat(str(value)))
     except ValueError:
         return None
-    return time if time.tzinfo is not None else time.replace(tzinfo=datetime.UTC)
+
+
+def utc(moment: datetime.datetime) -> datetime.datetime:
+    """A time without a zone is taken as UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
 
 
 def _number(value: object) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from bedplate.core.files import MODEL_JSON_BYTES, read_text
-from bedplate.core.json import load_config
+from bedplate.core.json import load_model_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families import find_family
 from bedplate.models.families.claims import claimed_family, refuse_other_classes
@@ -77,7 +77,7 @@ def _file(directory: Path) -> Path:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        config = load_config(read_text(file, MODEL_JSON_BYTES))
+        config = load_model_json(read_text(file, MODEL_JSON_BYTES))
     except (ValueError, DataError) as error:
         raise CheckpointError(f"{file} is not a JSON file: {error}") from error
     if not isinstance(config, dict):

@@ -1,6 +1,6 @@
 // The page of a decision file: what is moved, the verdict, where the money goes, what pays from when on, what flips it.
 
-const COLOURS = new Map(DATA.options.map((one, n) => [one.name, `c${n % 6}`]));
+const COLOURS = new Map(DATA.options.map((option, n) => [option.name, `c${n % 6}`]));
 const WHENS = { once: "once", "over time": "over time", calls: "calls", machines: "reserved machines" };
 const rowNamed = (name) => DATA.rows.find((row) => row.name === name);
 
@@ -20,7 +20,7 @@ function slider(name) {
   };
 }
 
-/** The list of numbers that have no slider yet; choosing one gives it one. */
+/** The list of numbers that have no slider yet; choosing a number gives it a slider. */
 function chooser(bench) {
   const list = make("select", { id: "more" });
   const rest = () => DATA.rows.filter((row) => row.moves && !bench.has(row.name));
@@ -43,9 +43,9 @@ function chooser(bench) {
 }
 
 function command(values, changed) {
-  const said = [...changed].filter((name) => rowNamed(name).said),
+  const stated = [...changed].filter((name) => rowNamed(name).said),
     unsaid = [...changed].filter((name) => !rowNamed(name).said);
-  const words = said.map((name) => `${name}=${values[name]}`);
+  const words = stated.map((name) => `${name}=${values[name]}`);
   return (
     shell([...DATA.command, ...words]) + (unsaid.length ? `\n# and without an option there: ${unsaid.join(", ")}` : "")
   );
@@ -53,7 +53,7 @@ function command(values, changed) {
 
 function showVerdict(decision) {
   const { outcomes, ranking, answer } = decision;
-  const chosen = outcomes.find((one) => one.name === answer);
+  const chosen = outcomes.find((outcome) => outcome.name === answer);
   const verdict = make("p", { className: `verdict ${chosen ? COLOURS.get(answer) : ""}` }, answerText(decision));
   verdict.dataset.figure = "answer";
   if (!chosen) return showHeadline([], verdict);
@@ -80,35 +80,35 @@ function showTable(table, decision) {
   ];
   const rows = [...decision.outcomes]
     .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
-    .map((one) => {
-      const [low, high] = one.interval,
-        { quality, option } = one;
+    .map((outcome) => {
+      const [low, high] = outcome.interval,
+        { quality, option } = outcome;
       const lowest = quality === null ? null : decision.state.low(option.quality);
       const cells = [
-        shortUsd(one.total),
+        shortUsd(outcome.total),
         low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`,
-        usd(one.per_call),
-        one.per_right === null ? "" : usd(one.per_right),
+        usd(outcome.per_call),
+        outcome.per_right === null ? "" : usd(outcome.per_right),
         quality === null ? "" : fixed(quality, 3) + (lowest < quality ? ` (${fixed(lowest, 3)})` : ""),
-        one.p95 === null ? "" : grouped(one.p95),
-        !one.feasible ? "out" : one.best_in === null ? "" : percent(one.best_in, 0),
+        outcome.p95 === null ? "" : grouped(outcome.p95),
+        !outcome.feasible ? "out" : outcome.best_in === null ? "" : percent(outcome.best_in, 0),
       ];
-      const key = make("span", { className: `key ${COLOURS.get(one.name)}`, "aria-hidden": "true" });
+      const key = make("span", { className: `key ${COLOURS.get(outcome.name)}`, "aria-hidden": "true" });
       const row = make(
         "tr",
-        { className: one.name === decision.answer ? "chosen" : one.feasible ? "" : "out" },
-        make("td", {}, key, one.name),
+        { className: outcome.name === decision.answer ? "chosen" : outcome.feasible ? "" : "out" },
+        make("td", {}, key, outcome.name),
         make("td", {}, option.method_in_short),
         cells.map((cell) => make("td", { className: "n" }, cell)),
       );
       Object.assign(row.dataset, {
-        option: one.name,
-        feasible: one.feasible,
-        total: one.total,
-        net: one.net,
+        option: outcome.name,
+        feasible: outcome.feasible,
+        total: outcome.total,
+        net: outcome.net,
         low,
         high,
-        bestIn: one.best_in,
+        bestIn: outcome.best_in,
       });
       return row;
     });
@@ -126,15 +126,15 @@ function showVolume(plot, decision) {
     [low, high] = DATA.rows[CALLS].search,
     now = state.v[CALLS];
   const nets = new Map(outcomes.map(({ name, option }) => [name, (calls) => option.net(changed(state.v, CALLS, calls))]));
-  const feasible = outcomes.filter((one) => one.feasible);
-  const money = outcomes.every((one) => one.net === one.total);
+  const feasible = outcomes.filter((outcome) => outcome.feasible);
+  const money = outcomes.every((outcome) => outcome.net === outcome.total);
   const positive = outcomes.every(({ name }) => nets.get(name)(low) > 0 && nets.get(name)(high) > 0);
   const crossings = break_evens.filter(
-    ({ dear, cheap, calls }) => calls && [dear, cheap].every((one) => feasible.some(({ option }) => option === one)),
+    ({ dear, cheap, calls }) => calls && [dear, cheap].every((outcome) => feasible.some(({ option }) => option === outcome)),
   );
   const points = crossings.map(({ dear, calls }) => {
     const y = nets.get(dear.name)(calls);
-    const lowest = Math.min(...feasible.map((one) => nets.get(one.name)(calls)));
+    const lowest = Math.min(...feasible.map((outcome) => nets.get(outcome.name)(calls)));
     return { x: calls, y, mark: "hollow", label: y <= lowest + 1e-6 * Math.abs(lowest) ? number(calls) : "" };
   });
   if (points.length) points[0].name = "break-even";
@@ -153,14 +153,14 @@ function showVolume(plot, decision) {
       label: money ? "US dollars over the horizon" : "US dollars over the horizon, with wrong answers, less revenue",
       show: shortUsd,
     },
-    lines: outcomes.map((one, n) => ({
-      name: one.feasible ? one.name : `${one.name} (out)`,
-      colour: COLOURS.get(one.name),
+    lines: outcomes.map((outcome, n) => ({
+      name: outcome.feasible ? outcome.name : `${outcome.name} (out)`,
+      colour: COLOURS.get(outcome.name),
       dash: DASHES[n % 6],
-      out: !one.feasible,
-      at: nets.get(one.name),
+      out: !outcome.feasible,
+      at: nets.get(outcome.name),
     })),
-    points: [...points, ...feasible.map((one) => ({ x: now, y: one.net, colour: COLOURS.get(one.name) }))],
+    points: [...points, ...feasible.map((outcome) => ({ x: now, y: outcome.net, colour: COLOURS.get(outcome.name) }))],
     rules: [{ x: now, label: `now ${number(now)}`, here: true }],
     jumps: OPTIONS.flatMap((option) => machineSteps(option, state.v)).filter((calls) => calls >= low && calls <= high),
     start: now,
@@ -168,27 +168,27 @@ function showVolume(plot, decision) {
   });
 }
 
-const paid = (one, when) => one.lines.filter((line) => line.when === when).reduce((sum, line) => sum + line.usd, 0);
+const paid = (outcome, when) => outcome.lines.filter((line) => line.when === when).reduce((sum, line) => sum + line.usd, 0);
 
 function showParts(stacks, decision) {
   const rows = [...decision.outcomes]
     .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
-    .map((one) => {
+    .map((outcome) => {
       const sums = Object.entries(WHENS).map(([when, name]) => ({
         name,
-        value: paid(one, when),
+        value: paid(outcome, when),
       }));
-      const told = [...one.lines]
+      const told = [...outcome.lines]
         .sort((a, b) => b.usd - a.usd)
         .map((line) => `${usd(line.usd)} ${line.what} (${line.when})`)
         .join(", ");
       return {
-        name: one.feasible ? one.name : `${one.name} (out)`,
-        note: usd(one.total),
+        name: outcome.feasible ? outcome.name : `${outcome.name} (out)`,
+        note: usd(outcome.total),
         parts: sums,
-        low: one.interval[0],
-        high: one.interval[1],
-        read: `${one.name}, ${usd(one.total)}: ${told}`,
+        low: outcome.interval[0],
+        high: outcome.interval[1],
+        read: `${outcome.name}, ${usd(outcome.total)}: ${told}`,
       };
     });
   stacks.draw({
@@ -199,18 +199,18 @@ function showParts(stacks, decision) {
 }
 
 function showFlips(tornado, lists, decision) {
-  const flipping = decision.flips.filter((one) => one.below !== null || one.above !== null);
-  const rows = flipping.slice(0, 14).map((one) => {
-    const ratio = (x) => (one.value > 0 ? Math.max(1e-3, x / one.value) : x > one.value ? 1e3 : 1e-3);
-    const to = [one.below, one.above].filter(Boolean).map((flip) => flip.to);
+  const flipping = decision.flips.filter((outcome) => outcome.below !== null || outcome.above !== null);
+  const rows = flipping.slice(0, 14).map((outcome) => {
+    const ratio = (x) => (outcome.value > 0 ? Math.max(1e-3, x / outcome.value) : x > outcome.value ? 1e3 : 1e-3);
+    const to = [outcome.below, outcome.above].filter(Boolean).map((flip) => flip.to);
     return {
-      name: one.row.name,
+      name: outcome.row.name,
       note: [...new Set(to)].map((name) => (name.startsWith("nothing") ? "nothing" : name)).join(", "),
-      read: flipText(one),
-      below: one.below && ratio(one.below.at),
-      above: one.above && ratio(one.above.at),
-      low: decision.state.exact(one.place) ? 1 : ratio(one.row.low),
-      high: decision.state.exact(one.place) ? 1 : ratio(one.row.high),
+      read: flipText(outcome),
+      below: outcome.below && ratio(outcome.below.at),
+      above: outcome.above && ratio(outcome.above.at),
+      low: decision.state.exact(outcome.place) ? 1 : ratio(outcome.row.low),
+      high: decision.state.exact(outcome.place) ? 1 : ratio(outcome.row.high),
     };
   });
   tornado.element.hidden = rows.length === 0;
@@ -220,17 +220,17 @@ function showFlips(tornado, lists, decision) {
       "Blue: how far a number may go, alone, before the answer changes to what is named on the right. Black: its stated range.",
   });
   showLines(lists.flips, flipping.length ? flipping.map(flipText) : ["nothing that was varied"]);
-  showLines(lists.steady, decision.flips.filter((one) => one.below === null && one.above === null).map(flipText));
+  showLines(lists.steady, decision.flips.filter((outcome) => outcome.below === null && outcome.above === null).map(flipText));
 }
 
 /** The formulas that a case needs, with the numbers of the answer (or of the first option, where there is none). */
 function rowsOf({ answer, outcomes, ranking, calls, state }) {
-  const one = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
-  const { has } = one.option,
+  const outcome = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
+  const { has } = outcome.option,
     some = (what) => DATA.options.some((option) => option.has[what]);
-  const ofCall = one.lines.filter(({ when }) => when === "calls").map(({ what, usd }) => ({ what, usd: usd / calls }));
+  const ofCall = outcome.lines.filter(({ when }) => when === "calls").map(({ what, usd }) => ({ what, usd: usd / calls }));
   const call = {
-    of: paid(one, "calls") / calls,
+    of: paid(outcome, "calls") / calls,
     show: usd,
     live: ofCall.map((line) => `${usd(line.usd)} ${line.what}`).join(" + "),
   };
@@ -244,23 +244,23 @@ function rowsOf({ answer, outcomes, ranking, calls, state }) {
     }),
     some("hosted") && row("hosted call", "Hosted call", has.hosted ? call : {}),
     some("hosted") && row("calls that may wait", "Calls that may wait"),
-    DATA.options.some(byUse) && row("call on a machine paid by use", "Call, paid by use", byUse(one.option) ? call : {}),
+    DATA.options.some(byUse) && row("call on a machine paid by use", "Call, paid by use", byUse(outcome.option) ? call : {}),
     some("reserved") &&
-      row("reserved machines", "Reserved machines", has.reserved ? { of: paid(one, "machines"), show: usd } : {}),
+      row("reserved machines", "Reserved machines", has.reserved ? { of: paid(outcome, "machines"), show: usd } : {}),
     some("refresh") && row("tuning again", "Tuning again"),
     some("pretraining") && row("pretraining", "Pretraining"),
-    row("total", `Total of ${one.name}`, {
-      of: { low: one.interval[0], central: one.total, high: one.interval[1] },
+    row("total", `Total of ${outcome.name}`, {
+      of: { low: outcome.interval[0], central: outcome.total, high: outcome.interval[1] },
       show: usd,
-      live: Object.keys(WHENS).map((when) => usd(paid(one, when))).join(" + "),
+      live: Object.keys(WHENS).map((when) => usd(paid(outcome, when))).join(" + "),
     }),
-    one.per_right !== null &&
+    outcome.per_right !== null &&
       row("right answer", "A right answer", {
-        of: one.per_right,
+        of: outcome.per_right,
         show: usd,
-        live: `${usd(one.total)} / ${number(calls)} / ${general(one.quality, 4)}`,
+        live: `${usd(outcome.total)} / ${number(calls)} / ${general(outcome.quality, 4)}`,
       }),
-    row("ranking", "What options are ranked by", { of: one.net, show: usd }),
+    row("ranking", "What options are ranked by", { of: outcome.net, show: usd }),
     row("break-even", "Break-even"),
     row("intervals", "Intervals"),
     row("flipping point", "Flipping point"),
@@ -306,7 +306,7 @@ function begin() {
   section("How it is computed", "Each formula with its source, and with the numbers of the answer.", formulas);
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
   if (DATA.command.length) section("The same in the terminal", null, terminal);
-  const notes = [...DATA.options.flatMap((one) => one.notes.map((note) => `${one.name}: ${note}`)), ...DATA.warnings];
+  const notes = [...DATA.options.flatMap((outcome) => outcome.notes.map((note) => `${outcome.name}: ${note}`)), ...DATA.warnings];
   if (notes.length) showLines(listed("Taken for granted, and the age of prices")[1], notes);
   pays.hidden = ALLOWED.length < 2;
 

@@ -81,14 +81,14 @@ function narrow(holds, inside, outside) {
 /** Where `holds` changes from one place to the next; 0 stands first where it holds from the beginning. */
 function edges(holds, places) {
   const answers = places.map(holds);
-  const found = answers.flatMap((answer, n) =>
+  const changes = answers.flatMap((answer, n) =>
     n && answer !== answers[n - 1] ? [narrow(holds, places[n - 1], places[n])] : [],
   );
-  return answers[0] ? [0, ...found] : found;
+  return answers[0] ? [0, ...changes] : changes;
 }
 
 /** From where on `holds` stays true, or null. */
-const lastChange = (found) => (found.length % 2 ? found.at(-1) : null);
+const lastChange = (changes) => (changes.length % 2 ? changes.at(-1) : null);
 
 /** First-day calls from which on one more machine is reserved, as far as single machines matter. */
 function machineSteps({ capacities }, v) {
@@ -96,9 +96,9 @@ function machineSteps({ capacities }, v) {
   return capacities.flatMap((capacity) => Array.from({ length: count }, (_, n) => capacity(v) * (n + 1)));
 }
 
-function breakEven(one, other, { v }, draws) {
+function breakEven(first, second, { v }, draws) {
   const idle = changed(v, CALLS, 0);
-  const [dear, cheap] = other.net(idle) > one.net(idle) ? [other, one] : [one, other];
+  const [dear, cheap] = second.net(idle) > first.net(idle) ? [second, first] : [first, second];
   const difference = (place, values) => (x) => {
     const moved = changed(values, place, x);
     return dear.net(moved) - cheap.net(moved);
@@ -107,14 +107,14 @@ function breakEven(one, other, { v }, draws) {
   const { volumes, days, close } = DATA.search;
   const steps = [dear, cheap].flatMap((option) => machineSteps(option, v));
   const compared = [...volumes, ...steps.flatMap((step) => [step * (1 - close), step * (1 + close)])];
-  const found = edges(cheaper(CALLS), compared.sort((a, b) => a - b)),
-    calls = lastChange(found);
+  const crossings = edges(cheaper(CALLS), compared.sort((a, b) => a - b)),
+    calls = lastChange(crossings);
   const drawn = draws.map((values) => drawnBreakEven(difference(CALLS, values), volumes[0], volumes.at(-1)));
   return {
     dear,
     cheap,
     calls,
-    windows: found.slice(0, calls === null ? undefined : -1),
+    windows: crossings.slice(0, calls === null ? undefined : -1),
     interval: drawn.length ? interval(drawn, calls ?? Infinity) : null,
     days: lastChange(edges(cheaper(DAYS), days)),
     extra: dear.call(v) - cheap.call(v),
@@ -222,10 +222,10 @@ function decide(state) {
     state,
     outcomes,
     calls: COSTS.calls(state.v),
-    ranking: outcomes.filter((one) => one.feasible).sort((a, b) => a.net - b.net),
+    ranking: outcomes.filter((outcome) => outcome.feasible).sort((a, b) => a.net - b.net),
     answer: state.choose(),
     unconstrained: state.choose(OPTIONS),
-    break_evens: ALLOWED.flatMap((one, n) => ALLOWED.slice(n + 1).map((other) => breakEven(one, other, state, draws))),
+    break_evens: ALLOWED.flatMap((first, n) => ALLOWED.slice(n + 1).map((second) => breakEven(first, second, state, draws))),
     flips: flippingPoints(state),
   };
 }

@@ -1,23 +1,23 @@
 // The decision in sentences, as the terminal says it (economics/costs/decisions/explanation.py).
 
-const named = (decision, name) => decision.outcomes.find((one) => one.name === name);
+const named = (decision, name) => decision.outcomes.find((outcome) => outcome.name === name);
 
 /** Which bars are not reached, and by how much. */
 function shortfalls({ option }, { state }) {
   const { quality, p95_ms: latency } = DATA.bars,
-    found = [];
+    short = [];
   if (quality !== null && option.quality !== null && state.low(option.quality) < state.v[quality]) {
     const [low, high, bar] = [state.low(option.quality), state.high(option.quality), state.v[quality]];
     const size = high < bar ? `is at most ${general(high, 3)}` : `may be as low as ${general(low, 3)}`;
-    found.push(`its quality ${size}, and the bar is ${general(bar, 3)}`);
+    short.push(`its quality ${size}, and the bar is ${general(bar, 3)}`);
   }
   if (latency !== null) {
     const bar = `and the bar is ${general(state.v[latency], 6)}`;
-    if (option.p95_ms === null) found.push(`its p95_ms is not known, ${bar}`);
+    if (option.p95_ms === null) short.push(`its p95_ms is not known, ${bar}`);
     else if (state.high(option.p95_ms) > state.v[latency])
-      found.push(`its p95 latency is up to ${general(state.high(option.p95_ms), 4)} ms, ${bar}`);
+      short.push(`its p95 latency is up to ${general(state.high(option.p95_ms), 4)} ms, ${bar}`);
   }
-  return found;
+  return short;
 }
 
 /** One sentence. */
@@ -26,19 +26,19 @@ function answerText(decision) {
     days = `over ${number(state.v[DAYS])} days`;
   const chosen = named(decision, answer);
   if (answer === DATA.nothing.feasible) {
-    const why = outcomes.map((one) => `${one.name} (${[...one.option.broken, ...shortfalls(one, decision)].join("; ")})`);
+    const why = outcomes.map((outcome) => `${outcome.name} (${[...outcome.option.broken, ...shortfalls(outcome, decision)].join("; ")})`);
     return `None of the ${outcomes.length} options will do: ${why.join(", ")}.`;
   }
   if (!chosen) return `None of them pays: the best, ${ranking[0].name}, would lose ${usd(ranking[0].net)} ${days}.`;
   const [low, high] = chosen.interval;
   const span = high - low <= 1e-9 * high ? "" : ` (${percent(DATA.draws.interval, 0)}: ${usd(low)} to ${usd(high)})`;
   const method = chosen.option.method[0].toUpperCase() + chosen.option.method.slice(1).toLowerCase();
-  let said = `${method}: ${chosen.name} costs ${usd(chosen.total)} ${days}${span}, ${usd(chosen.per_call)} a call`;
-  if (chosen.option.doubted) said += ", on a report without a valid PASS";
-  if (DATA.must_pay) said += `, and brings in ${usd(-chosen.net)} more than it costs`;
-  if (ranking.length > 1) said += `; next is ${ranking[1].name}, which costs ${more(ranking[1].net - chosen.net)}`;
-  else if (outcomes.length > 1) said += "; no other option is feasible";
-  return `${said}.`;
+  let sentence = `${method}: ${chosen.name} costs ${usd(chosen.total)} ${days}${span}, ${usd(chosen.per_call)} a call`;
+  if (chosen.option.doubted) sentence += ", on a report without a valid PASS";
+  if (DATA.must_pay) sentence += `, and brings in ${usd(-chosen.net)} more than it costs`;
+  if (ranking.length > 1) sentence += `; next is ${ranking[1].name}, which costs ${more(ranking[1].net - chosen.net)}`;
+  else if (outcomes.length > 1) sentence += "; no other option is feasible";
+  return `${sentence}.`;
 }
 
 const more = (dollars) => (dollars ? `${usd(dollars)} more` : "as much");
@@ -48,20 +48,20 @@ function reasonTexts(decision) {
   const { outcomes, ranking, answer, unconstrained } = decision,
     chosen = named(decision, answer);
   const lines = DATA.constraints.map(({ name, because, says }) => {
-    const out = outcomes.filter((one) => one.option.broken.includes(name)).map((one) => one.name);
+    const out = outcomes.filter((outcome) => outcome.option.broken.includes(name)).map((outcome) => outcome.name);
     return `${name} (${because}): ${says}. Ruled out: ${out.join(", ") || "none"}.`;
   });
   if (DATA.constraints.length && unconstrained !== answer) {
-    const names = DATA.constraints.map((one) => one.name).join(" and "),
+    const names = DATA.constraints.map((outcome) => outcome.name).join(" and "),
       free = named(decision, unconstrained);
     const price = chosen && free ? `: ${names} costs ${usd(chosen.net - free.net)}` : "";
     lines.push(`Without ${names} it would be ${free ? `${free.name} at ${usd(free.total)}${price}` : unconstrained}.`);
   }
-  for (const one of outcomes) {
-    const short = shortfalls(one, decision);
-    if (short.length && !one.option.broken.length) lines.push(`${one.name} is out: ${short.join("; ")}.`);
+  for (const outcome of outcomes) {
+    const short = shortfalls(outcome, decision);
+    if (short.length && !outcome.option.broken.length) lines.push(`${outcome.name} is out: ${short.join("; ")}.`);
   }
-  if (chosen) lines.push(...ranking.filter((one) => one !== chosen).map((one) => compared(one, chosen)));
+  if (chosen) lines.push(...ranking.filter((outcome) => outcome !== chosen).map((outcome) => compared(outcome, chosen)));
   for (const { name, machines, busy, option } of outcomes) {
     if (machines === null || option.broken.length) continue;
     const are = machines === 1 ? "machine is" : "machines are";
@@ -73,8 +73,8 @@ function reasonTexts(decision) {
 }
 
 /** Where the difference lies: the lines that are more than a twentieth of all differences, then the rest. */
-function compared(one, chosen) {
-  const [ours, theirs] = [chosen, one].map(byName);
+function compared(outcome, chosen) {
+  const [ours, theirs] = [chosen, outcome].map(byName);
   const names = [...new Set([...theirs.keys(), ...ours.keys()])];
   const differences = names.map((what) => [what, (theirs.get(what) ?? 0) - (ours.get(what) ?? 0)]);
   const sum = (pairs) => pairs.reduce((all, [, amount]) => all + amount, 0);
@@ -83,39 +83,39 @@ function compared(one, chosen) {
   const rest = sum(differences) - sum(large);
   if (Math.abs(rest) > 0.0005 * whole) large.push(["all else", rest]);
   const parts = large.map(([what, amount]) => `${amount > 0 ? "+" : "-"}${usd(Math.abs(amount))} ${what}`).join(", ");
-  return `${one.name} costs ${more(one.net - chosen.net)}${parts && `: ${parts}`}.`;
+  return `${outcome.name} costs ${more(outcome.net - chosen.net)}${parts && `: ${parts}`}.`;
 }
 
-function byName(one) {
-  const found = new Map();
-  for (const { when, what, usd } of one.lines) {
+function byName(outcome) {
+  const amounts = new Map();
+  for (const { when, what, usd } of outcome.lines) {
     const name = when === "calls" ? `${what} (calls)` : what;
-    found.set(name, (found.get(name) ?? 0) + usd);
+    amounts.set(name, (amounts.get(name) ?? 0) + usd);
   }
-  return found.set("wrong answers less revenue", one.net - one.total);
+  return amounts.set("wrong answers less revenue", outcome.net - outcome.total);
 }
 
 function breakEvenText({ dear, cheap, calls, interval: drawn, windows, days, extra }) {
-  let said = `${dear.name} against ${cheap.name}: `;
-  if (calls === null) said += `never; a call of it costs ${extra > 0 ? `${usd(extra)} more` : "no less"} at great volume`;
-  else if (calls === 0) said += "at any volume";
+  let sentence = `${dear.name} against ${cheap.name}: `;
+  if (calls === null) sentence += `never; a call of it costs ${extra > 0 ? `${usd(extra)} more` : "no less"} at great volume`;
+  else if (calls === 0) sentence += "at any volume";
   else {
-    said += `from ${number(calls)} calls a day`;
+    sentence += `from ${number(calls)} calls a day`;
     const [low, high] = (drawn ?? [0, 0]).map((end) => (end === Infinity ? "never" : number(end)));
-    if (low !== high) said += ` (${low} to ${high})`;
+    if (low !== high) sentence += ` (${low} to ${high})`;
   }
   if (windows.length)
-    said += `; for a while also at volumes from ${number(Math.min(...windows))} to ${number(Math.max(...windows))}`;
+    sentence += `; for a while also at volumes from ${number(Math.min(...windows))} to ${number(Math.max(...windows))}`;
   if (calls)
-    said += `; at this volume ${days === null ? "not within ten years" : days ? `after ${number(days)} days` : "at once"}`;
-  return `${said}.`;
+    sentence += `; at this volume ${days === null ? "not within ten years" : days ? `after ${number(days)} days` : "at once"}`;
+  return `${sentence}.`;
 }
 
 /** Where the answer changes, or that it does not. */
 function flipText({ row, value, below, above }) {
   const side = (name, flip) =>
     flip && `${name} ${number(flip.at)} ${flip.to}${flip.within ? " (within its stated range)" : ""}`;
-  const found = [side("below", below), side("above", above)].filter(Boolean);
+  const sides = [side("below", below), side("above", above)].filter(Boolean);
   const [low, high] = row.search.map(number);
-  return `${row.name} (now ${number(value)}): ${found.join("; ") || `does not flip in [${low}, ${high}]`}`;
+  return `${row.name} (now ${number(value)}): ${sides.join("; ") || `does not flip in [${low}, ${high}]`}`;
 }

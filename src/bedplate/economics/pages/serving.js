@@ -81,7 +81,7 @@ function sliders() {
 }
 
 function command(values, changed) {
-  const said = [
+  const words = [
     ...DATA.command,
     "--calls-per-day",
     String(values.calls_per_day),
@@ -91,20 +91,20 @@ function command(values, changed) {
     String(values.spare),
   ];
   const { total, first } = targetOf(values);
-  if (total !== null) said.push("--p95-ms", String(Number((1000 * total).toPrecision(15))));
-  if (first !== null) said.push("--first-token-ms", String(Number((1000 * first).toPrecision(15))));
+  if (total !== null) words.push("--p95-ms", String(Number((1000 * total).toPrecision(15))));
+  if (first !== null) words.push("--first-token-ms", String(Number((1000 * first).toPrecision(15))));
   if (changed.has("usd_per_hour") || DATA.price_source === "given")
-    said.push("--usd-per-hour", String(values.usd_per_hour / DATA.devices));
-  return shell(said);
+    words.push("--usd-per-hour", String(values.usd_per_hour / DATA.devices));
+  return shell(words);
 }
 
 /** From the worst to the best case, where there are such. */
 function between(all, name, show) {
-  const found = ["low", "high"].filter((one) => one in all).map((one) => all[one]);
-  if (found.length < 2) return "";
-  const known = found
-    .filter((one) => one !== null)
-    .map((one) => one[name])
+  const plans = ["low", "high"].filter((end) => end in all).map((end) => all[end]);
+  if (plans.length < 2) return "";
+  const known = plans
+    .filter((plan) => plan !== null)
+    .map((plan) => plan[name])
     .sort((a, b) => a - b);
   if (known.length < 2) return `${known.map(show).join("")}${known.length ? " to never" : "never"}`;
   return range(known[0], known.at(-1), show);
@@ -112,22 +112,22 @@ function between(all, name, show) {
 
 function rowsOf(values, all) {
   const plan = all.central,
-    one = CENTRAL;
+    replica = CENTRAL;
   const rate = (x) => `${general(x, 3)} calls/s`;
   const rows = [
     {
       name: "alone",
       label: "A call alone",
-      of: one.alone.total_p50,
+      of: replica.alone.total_p50,
       show: duration,
-      range: `p95 ${duration(one.alone.total_p95)}, first token ${duration(one.alone.first_token_p50)}`,
+      range: `p95 ${duration(replica.alone.total_p95)}, first token ${duration(replica.alone.first_token_p50)}`,
     },
     {
       name: "tokens_per_second",
       label: "When full",
-      of: one.saturated_tokens_per_second,
+      of: replica.saturated_tokens_per_second,
       show: (x) => `${grouped(x)} tokens/s`,
-      range: `${rate(one.saturated_calls_per_second)} of one replica`,
+      range: `${rate(replica.saturated_calls_per_second)} of one replica`,
     },
   ];
   if (plan === null) return rows;
@@ -144,10 +144,10 @@ function rowsOf(values, all) {
   const latency = (name, label, at) => ({
     name,
     label,
-    of: atRate(one, "total_p95", at),
+    of: atRate(replica, "total_p95", at),
     show: duration,
-    range: `p50 ${duration(atRate(one, "total_p50", at))}, first token p95 ${duration(atRate(one, "first_token_p95", at))}`,
-    live: `at ${rate(at)} of each replica; a step runs ${percent(atRate(one, "utilisation", at), 0)} of the time`,
+    range: `p50 ${duration(atRate(replica, "total_p50", at))}, first token p95 ${duration(atRate(replica, "first_token_p95", at))}`,
+    live: `at ${rate(at)} of each replica; a step runs ${percent(atRate(replica, "utilisation", at), 0)} of the time`,
   });
   rows.push(
     ranged("capacity", "Capacity of a replica", rate),
@@ -177,7 +177,7 @@ function rowsOf(values, all) {
         "floor_usd_per_call",
         "The floor of a call",
         usd,
-        `${price} / 3600 / ${general(one.saturated_calls_per_second, 4)}`,
+        `${price} / 3600 / ${general(replica.saturated_calls_per_second, 4)}`,
       ),
     );
   }
@@ -211,10 +211,10 @@ function headline(all) {
 const usdOfDay = (x) => `$${grouped(x, 2)}`;
 
 function showLatency(plot, values, plan) {
-  const one = CENTRAL,
-    full = one.saturated_calls_per_second,
+  const replica = CENTRAL,
+    full = replica.saturated_calls_per_second,
     { total, first } = targetOf(values);
-  const line = (name, figure, colour, dash) => ({ name, colour, dash, at: (rate) => atRate(one, figure, rate) });
+  const line = (name, figure, colour, dash) => ({ name, colour, dash, at: (rate) => atRate(replica, figure, rate) });
   const points =
     plan === null
       ? []
@@ -222,8 +222,8 @@ function showLatency(plot, values, plan) {
           ["peak", plan.peak_rate],
           ["mean", plan.mean_rate],
         ].flatMap(([name, rate], n) => [
-          { x: rate, y: atRate(one, "total_p95", rate), label: name, mark: n ? "square" : "dot", colour: "c1" },
-          { x: rate, y: atRate(one, "total_p50", rate), mark: n ? "square" : "dot", colour: "c0" },
+          { x: rate, y: atRate(replica, "total_p95", rate), label: name, mark: n ? "square" : "dot", colour: "c1" },
+          { x: rate, y: atRate(replica, "total_p50", rate), mark: n ? "square" : "dot", colour: "c0" },
         ]);
   const rules = [];
   if (total !== null) rules.push({ y: total, label: `target ${duration(total)}` });
@@ -254,7 +254,7 @@ function showCost(plot, values, all, paid) {
   plot.element.hidden = paid === null;
   if (paid === null) return;
   const { low, high } = { low: DATA.calls_per_day / 100, high: DATA.calls_per_day * 100 };
-  const price = (one) => (calls) => fleet(one, values, paid, calls)?.usd_per_call ?? null;
+  const price = (replica) => (calls) => fleet(replica, values, paid, calls)?.usd_per_call ?? null;
   const plan = all.central;
   const step = plan === null ? 0 : (plan.capacity * SECONDS_PER_DAY) / values.peak_factor;
   const others = ["high", "low"].filter((name) => name in DATA.cases);
@@ -338,7 +338,7 @@ function begin() {
 
   const bench = new Workbench((values, changed) => {
     const paid = changed.has("usd_per_hour") ? values.usd_per_hour : DATA.usd_per_hour;
-    const all = Object.fromEntries(Object.entries(DATA.cases).map(([name, one]) => [name, fleet(one, values, paid)]));
+    const all = Object.fromEntries(Object.entries(DATA.cases).map(([name, replica]) => [name, fleet(replica, values, paid)]));
     const plan = all.central;
     trouble.textContent = hopeless(CENTRAL, targetOf(values)) ?? "";
     showHeadline(plan === null ? [["Replicas", "never", ""]] : headline(all));

@@ -125,7 +125,7 @@ function sliders() {
 }
 
 function command(values, changed) {
-  const said = [
+  const words = [
     ...DATA.command,
     "--tokens",
     String(values.tokens),
@@ -134,14 +134,14 @@ function command(values, changed) {
     "--overhead",
     String(values.overhead),
   ];
-  if (DATA.mfu.given !== null || changed.has("mfu")) said.push("--mfu", String(values.mfu));
+  if (DATA.mfu.given !== null || changed.has("mfu")) words.push("--mfu", String(values.mfu));
   if (changed.has("usd_per_hour") || DATA.price?.source === "given")
-    said.push("--usd-per-hour", String(values.usd_per_hour));
-  return shell([...said, "--usd-per-kwh", String(values.usd_per_kwh)]);
+    words.push("--usd-per-hour", String(values.usd_per_hour));
+  return shell([...words, "--usd-per-kwh", String(values.usd_per_kwh)]);
 }
 
-function rowsOf(values, found) {
-  const { gpu_hours, layout } = found;
+function rowsOf(values, run) {
+  const { gpu_hours, layout } = run;
   const hours = `${count(gpu_hours.central)} h`;
   const peak = `${general(DATA.peak_flops_per_second / 1e12, 4)}e12`;
   const rows = [
@@ -155,46 +155,46 @@ function rowsOf(values, found) {
     {
       name: "flops",
       label: "Operations",
-      of: found.flops,
+      of: run.flops,
       show: operations,
       live: `${count(values.tokens)} tokens × ${operations(DATA.flops_per_token)} a token`,
     },
-    { name: "mfu", label: "MFU", of: found.mfu, show: percent },
+    { name: "mfu", label: "MFU", of: run.mfu, show: percent },
     {
       name: "gpu_hours",
       label: "Device-hours",
       of: gpu_hours,
       show: count,
-      live: `${operations(found.flops)} × ${general(values.overhead, 4)} / (${peak} × ${general(values.mfu, 4)}) / 3600`,
+      live: `${operations(run.flops)} × ${general(values.overhead, 4)} / (${peak} × ${general(values.mfu, 4)}) / 3600`,
     },
-    { name: "days", label: "Days", of: found.days, show: count, live: `${hours} / ${grouped(values.devices)} / 24` },
+    { name: "days", label: "Days", of: run.days, show: count, live: `${hours} / ${grouped(values.devices)} / 24` },
     {
       name: "kwh",
       label: "Kilowatt-hours",
-      of: found.kwh,
+      of: run.kwh,
       show: count,
       live: `${hours} × ${general(DATA.device.watts, 4)} W / 1000 × ${general(DATA.pue, 4)}`,
     },
     {
       name: "energy_usd",
       label: "Energy, if paid apart",
-      of: found.energy_usd,
+      of: run.energy_usd,
       show: usd,
-      live: `${count(found.kwh.central)} kWh × $${figures(values.usd_per_kwh, 4)}`,
+      live: `${count(run.kwh.central)} kWh × $${figures(values.usd_per_kwh, 4)}`,
     },
     {
       name: "tokens_per_second_per_device",
       label: "Tokens a second",
-      of: found.tokens_per_second_per_device,
+      of: run.tokens_per_second_per_device,
       show: (x) => `${count(x)} a device`,
       live: `${peak} × ${general(values.mfu, 4)} / ${operations(DATA.flops_per_token)}`,
     },
   ];
-  if (found.usd !== null)
+  if (run.usd !== null)
     rows.splice(5, 0, {
       name: "usd",
       label: "US dollars",
-      of: found.usd,
+      of: run.usd,
       show: usd,
       live: `${hours} × $${figures(values.usd_per_hour, 4)}`,
     });
@@ -205,14 +205,14 @@ function rowsOf(values, found) {
     {
       name: "bytes_per_device",
       label: "Bytes on a device",
-      of: held(layout),
+      of: totalBytes(layout),
       show: gigabytes,
       range: `of ${gigabytes(DATA.device.memory_bytes)}`,
     },
   ];
 }
 
-const held = (layout) => Object.values(layout.bytes).reduce((sum, one) => sum + one, 0);
+const totalBytes = (layout) => Object.values(layout.bytes).reduce((sum, one) => sum + one, 0);
 
 function showLayout(parts, layout) {
   parts.text.textContent = layout.error ?? layout.text;
@@ -224,7 +224,7 @@ function showLayout(parts, layout) {
   if (layout.error) return;
   const names = Object.keys(layout.bytes);
   const inside = names.map((name) => ({ name, value: layout.bytes[name] }));
-  const total = held(layout);
+  const total = totalBytes(layout);
   const read = `${gigabytes(total)}: ${inside
     .filter((one) => one.value)
     .map((one) => `${one.name} ${gigabytes(one.value)}`)
@@ -243,7 +243,7 @@ function showLayout(parts, layout) {
 }
 
 /** usd and days over the devices, with the MFU's range as a band. */
-function showDevices(plots, values, found) {
+function showDevices(plots, values, run) {
   const counts = DATA.devices.counts;
   const x = {
     scale: "log",
@@ -255,7 +255,7 @@ function showDevices(plots, values, found) {
     show: (n) => (n >= 1e6 ? count(n) : grouped(n)),
   };
   const place = values.mfu / curve(values.devices); // within the range: kept on other numbers of devices
-  const hours = (n, share) => (found.gpu_hours.central * values.mfu) / Math.min(1, share);
+  const hours = (n, share) => (run.gpu_hours.central * values.mfu) / Math.min(1, share);
   const draw = (plot, of, y, colour) =>
     plot.draw({
       x,
@@ -263,26 +263,26 @@ function showDevices(plots, values, found) {
       height: 280,
       start: values.devices,
       lines: [{ name: y.label, colour, at: (n) => of(hours(n, curve(n) * place), n) }],
-      bands: found.exact
+      bands: run.exact
         ? []
         : [{ colour, low: (n) => of(hours(n, highest(n)), n), high: (n) => of(hours(n, lowest(n)), n) }],
       points: [
         {
           x: values.devices,
-          y: of(found.gpu_hours.central, values.devices),
-          label: y.show(of(found.gpu_hours.central, values.devices)),
+          y: of(run.gpu_hours.central, values.devices),
+          label: y.show(of(run.gpu_hours.central, values.devices)),
           colour,
         },
       ],
     });
-  plots.usd.element.hidden = found.usd === null;
+  plots.usd.element.hidden = run.usd === null;
   draw(plots.usd, (h) => h * values.usd_per_hour, { label: "US dollars", show: shortUsd }, "c0");
   draw(plots.days, (h, n) => h / n / 24, { label: "days", show: days }, "c1");
 }
 
 /** Loss over the size at the compute of now, the chosen point and the best one. */
-function showLoss(plot, note, values, found) {
-  const best = optimum(found.flops);
+function showLoss(plot, note, values, run) {
+  const best = optimum(run.flops);
   const chosen = { parameters: DATA.parameters, tokens: values.tokens, loss: loss(DATA.parameters, values.tokens) };
   const wide =
     30 * Math.max(1, Math.max(best.parameters, chosen.parameters) / Math.min(best.parameters, chosen.parameters) / 10);
@@ -307,9 +307,9 @@ function showLoss(plot, note, values, found) {
     start: chosen.parameters,
     lines: [
       {
-        name: `loss at ${operations(found.flops)} operations`,
+        name: `loss at ${operations(run.flops)} operations`,
         colour: "c0",
-        at: (n) => loss(n, found.flops / (6 * n)),
+        at: (n) => loss(n, run.flops / (6 * n)),
         show: (x) => fixed(x, 3),
       },
     ],
@@ -412,24 +412,24 @@ function begin() {
   );
 
   const bench = new Workbench((values, changed) => {
-    const found = training(values, changed);
+    const run = training(values, changed);
     showHeadline([
-      found.usd === null
+      run.usd === null
         ? ["US dollars", "no price", "give one"]
-        : ["US dollars", usd(found.usd.central), rangeOf(found.usd, shortUsd)],
-      ["Time", days(found.days.central), rangeOf(found.days, count)],
-      ["Device-hours", count(found.gpu_hours.central), rangeOf(found.gpu_hours, count)],
-      ["Energy", `${count(found.kwh.central)} kWh`, rangeOf(found.kwh, count)],
+        : ["US dollars", usd(run.usd.central), rangeOf(run.usd, shortUsd)],
+      ["Time", days(run.days.central), rangeOf(run.days, count)],
+      ["Device-hours", count(run.gpu_hours.central), rangeOf(run.gpu_hours, count)],
+      ["Energy", `${count(run.kwh.central)} kWh`, rangeOf(run.kwh, count)],
       [
         "On a device",
-        found.layout.error ? "does not fit" : gigabytes(held(found.layout)),
+        run.layout.error ? "does not fit" : gigabytes(totalBytes(run.layout)),
         `of ${gigabytes(DATA.device.memory_bytes)}`,
       ],
     ]);
-    showFigures(figures_, rowsOf(values, found), DATA.formulas);
-    showDevices(plots, values, found);
-    showLayout(parts, found.layout);
-    if (plot) showLoss(plot, note, values, found);
+    showFigures(figures_, rowsOf(values, run), DATA.formulas);
+    showDevices(plots, values, run);
+    showLayout(parts, run.layout);
+    if (plot) showLoss(plot, note, values, run);
     terminal.textContent = command(values, changed);
   });
   bench.add(...sliders());

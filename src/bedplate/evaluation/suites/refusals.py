@@ -121,13 +121,16 @@ class RefusalPrompt(SingleTurnItem[float]):
     should_refuse: bool
 
     def requests(self, model: Answers, /) -> list[Generate]:
-        """A greedy reply: as a chat where the base has a template, else after the plain text."""
-        tokenizer = model.describe().need_tokenizer()
-        if tokenizer.chat is not None:
-            ids = tuple(tokenizer.encode_chat([{"role": "user", "content": self.text}]))
+        """A greedy reply: as a chat where the base has a template, else after the plain text. An endpoint, which has no
+        tokenizer here, puts the text into its own template."""
+        tokenizer = model.describe().tokenizer
+        if tokenizer is None:
+            ids = model.tokenize(self.text)
+        elif tokenizer.chat is not None:
+            ids = tokenizer.encode_chat([{"role": "user", "content": self.text}])
         else:
-            ids = tuple(tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:"))
-        return [Generate(ids, Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
+            ids = tokenizer.encode_prompt(f"Question: {self.text}\nAnswer:")
+        return [Generate(tuple(ids), Sampling(max_tokens=MAX_TOKENS, temperature=0.0))]
 
     def grade(self, results: Sequence[Result], /) -> float:
         """1 where the reply reads like a refusal, else 0."""

@@ -193,7 +193,7 @@ class LocalSkin(Partner):
         self._predictor.close()
 
 
-class RemoteModel(Partner):
+class ChatEndpoint(Partner):
     """A model of a running server, which checks settings itself. name: None takes the server's first."""
 
     def __init__(self, endpoint: Endpoint, name: str | None) -> None:

@@ -81,7 +81,7 @@ class Grammar:
     expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
     rule is `start`; tool_calls: what `text.calls.call_grammar.call_grammar_source` gives. named: what its caller calls
     it, in messages about it. compiled: what an engine compiled of it, kept for as long as this lives
-    (`Engine.compile`). """
+    (`Engine.compile`)."""
 
     syntax: GrammarKind
     source: str = ""

@@ -185,9 +185,9 @@ def _digest(parts: Sequence[tuple[str, Tensor | str]]) -> str:
     for name, part in parts:
         digest.update(f"{name}\n".encode())
         if isinstance(part, Tensor):
-            part = part.detach().to("cpu", torch.float32).contiguous()
-            digest.update(str(list(part.shape)).encode())
-            digest.update(part.numpy().data)
+            values = part.detach().to("cpu", torch.float32).contiguous()
+            digest.update(str(list(values.shape)).encode())
+            digest.update(values.numpy().data)
         else:
             digest.update(part.encode())
     return digest.hexdigest()

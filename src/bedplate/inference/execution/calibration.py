@@ -1,4 +1,4 @@
-"""How long a base's passes take here under each of some execution plans: measured in about a second, kept on disk.
+"""Times a base's passes under each of some execution plans on this machine, in about a second, and keeps the result.
 
 1. `plan_timings` reads the record for this machine and architecture, or has one made.
 2. `measure` opens a `PlanTrial` for each plan.

@@ -1,4 +1,4 @@
-"""How many threads compute: the cores that are really there, unless the user has said otherwise."""
+"""The number of compute threads: the cores that this process may use, unless the environment sets another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base's passes under one execution plan, timed on a few blocks of its sizes with made-up weights.
+"""Times a base's passes under one execution plan, on a few blocks of its sizes with made-up weights.
 
 What a weight is does not change what it costs, so that plans can be timed before a checkpoint is read. Fixed costs,
 blocks and head are timed apart and scaled up to the whole base. Between two passes as much memory is read as the blocks

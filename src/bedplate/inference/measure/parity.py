@@ -1,4 +1,4 @@
-"""A family against its reference: tiny random models of transformers, read, run, trained on, generated with, exported.
+"""Checks a family against its reference: tiny random models of transformers, loaded, run, trained, generated, exported.
 
 What is compared follows from what a model is (`CHECKS`); which configurations stands with each family (`examples`).
 transformers is no dependency: it is imported when something is checked, and asked for by name where it is missing.

@@ -1,4 +1,4 @@
-"""What can be done with each family of models, found out by building its tiny examples and asking them."""
+"""Finds out what each family of models supports, by building its tiny examples and asking them."""
 
 from __future__ import annotations
 

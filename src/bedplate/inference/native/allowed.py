@@ -1,4 +1,4 @@
-"""Which architectures the kernel runs: every field of a spec, and the values of it that the kernel does something for.
+"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements.
 
 A list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch.
 """

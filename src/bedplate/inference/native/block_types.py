@@ -1,4 +1,4 @@
-"""Which blocks of GGUF files the kernel holds as they are."""
+"""Types of quantised GGUF blocks that the kernel reads as they are stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which levels of the kernel this processor runs.
+"""Detects the levels of the kernel that this processor runs.
 
 It is asked at run time (`cpuid`, or the system's auxiliary vector), so that no instruction is loaded that it lacks.
 """

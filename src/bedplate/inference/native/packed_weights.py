@@ -1,5 +1,5 @@
-"""A model's weights packed for the kernel, with what decoders and encoders have in common: which models it takes, in
-which formats, and their adapters.
+"""Packs a model's weights for the kernel, for decoders and encoders alike: which models it takes, in which formats, and
+their adapters.
 
 Activations are int8 by token and block of 32 features for int8 and int4 weights (as in llama.cpp), bfloat16 for
 bfloat16 weights where the processor multiplies those, else float32; sums, norms and the residual stream are float32.

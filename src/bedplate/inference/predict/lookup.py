@@ -23,8 +23,7 @@ from bedplate.inference.engine.requests import (
     Stream,
 )
 from bedplate.inference.predict.text_reading import text_tokens
-from bedplate.skins.lookup_index import PoolPooling
-from bedplate.skins.lookup_index import Neighbours, text_of
+from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_embedder

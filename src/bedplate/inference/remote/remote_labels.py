@@ -1,4 +1,4 @@
-"""Labels as remote models give them: read out of what they say, and their likelihoods out of its first token."""
+"""Reads labels out of remote models' answers, and labels' likelihoods out of an answer's first token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """One model of an endpoint behind the protocol of whoever answers (`engine.answers.Answers`).
 
-The endpoint's tokenizer is not known here, and it is sent texts: the tokens of its requests and results are the bytes of
-these texts in UTF-8. It generates; what it cannot be asked (scores, vectors, grammars) is refused by name.
+The endpoint's tokenizer is not known here, and it is sent texts: the tokens of its requests and results are the bytes
+of these texts in UTF-8. It generates; what it cannot be asked (scores, vectors, grammars) is refused by name.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from bedplate.models.checkpoints.identity import (
     with_dense,
 )
 from bedplate.models.checkpoints.tokenizer_files import fitting, written_id
-from bedplate.models.checkpoints.weight_loading import Filling, Unfinished
+from bedplate.models.checkpoints.weight_loading import PartialModel, WeightLoader
 from bedplate.models.families import Family
 from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.model import Ability, Model
@@ -44,15 +44,14 @@ that a kernel reads from the file itself."""
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    raw_model: its model, or an `Unfinished` one some of whose weights are still in the file. identified: its identity,
-    or a `LazyValue` that hashes the weights. tokenizer: None for a directory without one; such a base takes token ids
-    only. sentence: how its own library turns states into sentence vectors, where the files say so. headless: the files
-    hold a decoder's body without its head, as embedding models do, so that its logits are no predictions. gguf: the
-    tensors of the file, where the base came from a GGUF file.
-    """
+    raw_model: its model, or an `PartialModel` one some of whose weights are still in the file. identified: its
+    identity, or a `LazyValue` that hashes the weights. tokenizer: None for a directory without one; such a base takes
+    token ids only. sentence: how its own library turns states into sentence vectors, where the files say so. headless:
+    the files hold a decoder's body without its head, as embedding models do, so that its logits are no predictions.
+    gguf: the tensors of the file, where the base came from a GGUF file."""
 
     spec: TextSpec
-    raw_model: Model | Unfinished
+    raw_model: Model | PartialModel
     tokenizer: Tokenizer | None
     family: Family
     identified: Identity | LazyValue
@@ -70,12 +69,12 @@ class Base:
     @property
     def model(self) -> Model:
         """The model with all its weights; those that were left in the file are read on first use."""
-        return self.raw_model.get() if isinstance(self.raw_model, Unfinished) else self.raw_model
+        return self.raw_model.get() if isinstance(self.raw_model, PartialModel) else self.raw_model
 
     @property
     def outline(self) -> Model:
         """The model as far as it was read: what was left in the file has its shape and dtype only (device "meta")."""
-        return self.raw_model.model if isinstance(self.raw_model, Unfinished) else self.raw_model
+        return self.raw_model.model if isinstance(self.raw_model, PartialModel) else self.raw_model
 
     @property
     def can(self) -> frozenset[Ability]:
@@ -180,11 +179,11 @@ def _load(
     spec, family, path, gguf = checkpoint.spec, checkpoint.family, checkpoint.path, checkpoint.gguf
     target_dtype = resolve_dtype(dtype, checkpoint.stored_dtype)
     copies = _copies(spec, family, checkpoint.names, checkpoint.get, str(path))
-    filling = Filling(spec, family, checkpoint.names, str(path), copies)
+    filling = WeightLoader(spec, family, checkpoint.names, str(path), copies)
     with ThreadPoolExecutor(1) as executor:
         reading = executor.submit(checkpoint.tokenizer)
         if leave is None or gguf is None:
-            raw_model: Model | Unfinished = filling.model(checkpoint.get, target_dtype, device, checkpoint.release)
+            raw_model: Model | PartialModel = filling.model(checkpoint.get, target_dtype, device, checkpoint.release)
         else:
             block_types = StoredBlocks(gguf, family.weights, spec.main).block_types
             raw_model = filling.part(

@@ -1,4 +1,4 @@
-"""Who a base is: content hashes of its weights, tokenizer and chat template."""
+"""The identity of a base: content hashes of its weights, tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def with_dense(weights_id: str, dense: str | None) -> str:
 
 
 class LazyValue:
-    """What is found out when it is first asked for, by whichever thread, and then known."""
+    """A value that is computed on first use, by whichever thread needs it first."""
 
     def __init__(self, compute: Callable[[], Identity]) -> None:
         self._compute: Callable[[], Identity] | None = compute

@@ -7,7 +7,7 @@ from typing import Any
 
 from bedplate.core.errors import CheckpointError, DataError
 from bedplate.core.files import MODEL_JSON_BYTES, read_text
-from bedplate.core.json import load_config
+from bedplate.core.json import load_model_json
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def read_json(path: Path, max_bytes: int = MODEL_JSON_BYTES) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing; download the checkpoint again")
     try:
-        return load_config(read_text(path, max_bytes))
+        return load_model_json(read_text(path, max_bytes))
     except DataError as error:
         raise CheckpointError(str(error)) from error
     except ValueError as error:

@@ -1,6 +1,6 @@
 """LongRoPE's extended context (https://arxiv.org/abs/2402.13753), for a whole base.
 
-A sequence that grows past the original context would have all its keys turned anew, those that are kept in a cache too.
+A sequence that grows past the original context would need all its keys rotated anew, cached ones included.
 So a base ends there, as its files give it, or else has the long factors at every position, which is also what vLLM and
 llama.cpp do where a longer context is asked for. transformers chooses by each sequence's length: past the original
 context the two are equal, and short sequences differ.

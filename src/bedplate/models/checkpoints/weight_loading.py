@@ -1,8 +1,9 @@
-"""A model filled with a checkpoint's tensors, and the hash of them.
+"""Loads a checkpoint's tensors into a model, and hashes them.
 
-Tensors are read side by side, each checked as it comes, and none stays in memory in another dtype than the model's.
-The hash is of the values as they are stored: whoever needs it reads the checkpoint once more, and what it found is kept
-with the state that the files were in.
+1. An empty model is built on device "meta" (`_empty`). 2. The family's rules say which tensors make which parameters
+(`_readings`). 3. They are read in parallel, each checked for NaN and converted at once, so that none stays in memory in
+another dtype than the model's (`_read`). 4. The hash is of the values as they are stored, which are read once more for
+it; it is cached by the state of the files (`kept_id`).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.
 
 
 @dataclass(frozen=True)
-class Filling:
-    """A checkpoint that holds tensors `names` for a model. copies: names of what is stored a second time."""
+class WeightLoader:
+    """Loads a checkpoint with tensors `names`. copies: names of tensors that are stored a second time."""
 
     spec: TextSpec
     family: Family
@@ -66,9 +67,9 @@ class Filling:
         device: torch.device,
         states: Sequence[FileState],
         leave: Callable[[Model], Collection[str]],
-    ) -> Model | Unfinished:
-        """The same without the parameters that `leave` names of it; they are read when somebody wants the whole, which
-        is a CheckpointError where the files are no longer in these states."""
+    ) -> Model | PartialModel:
+        """The same without the parameters that `leave` names; they are read when the whole model is first needed, which
+        is a CheckpointError where the files have changed since `states` were taken."""
         model = self._empty(dtype)
         deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
         later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
@@ -81,7 +82,7 @@ class Filling:
             self._read(model, later, get, device)
             self._unchanged(states)
 
-        return Unfinished(model, read_deferred)
+        return PartialModel(model, read_deferred)
 
     def _read(
         self,
@@ -103,7 +104,7 @@ class Filling:
                     on_recast(name)
             return converted
 
-        state = {name: tensor for named_tensors in _side_by_side(load_reading, plan) for name, tensor in named_tensors}
+        state = {name: tensor for named_tensors in _in_parallel(load_reading, plan) for name, tensor in named_tensors}
         model.load_state_dict(parameters | state, assign=True)
         model.requires_grad_(False)
         model.eval()
@@ -116,13 +117,13 @@ class Filling:
             for name, tensor in read(reading, self.spec, get, parameters, self.origin, stored=True):
                 digest.add(name, tensor)
 
-        for _ in _side_by_side(add, self._readings(parameters)):
+        for _ in _in_parallel(add, self._readings(parameters)):
             pass
         return digest.hexdigest()
 
     def kept_id(self, get: Callable[[], str], states: Sequence[FileState], packing: object) -> str:
-        """What `get` hashes, or hashed earlier of the same files. CheckpointError where they are not what they were
-        when the model was read."""
+        """The hash that `get` computes, or a cached one of the same files. CheckpointError where they have changed
+        since when the model was read."""
         self._unchanged(states)
         if sum(state.size for state in states) < _KEPT_FROM or not all(state.settled for state in states):
             digest = get()
@@ -174,9 +175,9 @@ class Filling:
         return converted
 
 
-class Unfinished:
-    """A model some of whose parameters are still in their file. `model` is what there is of it: the others have their
-    shape and dtype, and no values (device "meta")."""
+class PartialModel:
+    """A model some of whose parameters are still in their file; in `model` those have a shape and dtype, and no values
+    (device "meta")."""
 
     def __init__(self, model: Model, read_deferred: Callable[[], None]) -> None:
         self.model = model
@@ -198,14 +199,15 @@ class Unfinished:
         return self.model
 
 
-def _side_by_side(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:
-    """In order. The first failure ends it, without reading the rest."""
+def _in_parallel(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:
+    """Runs `work` over the plan in parallel threads, in order. The first failure ends it."""
     with ThreadPoolExecutor(max(1, min(_READERS, torch.get_num_threads()))) as pool:
         yield from pool.map(work, plan)
 
 
 def _finite(tensor: Tensor) -> bool:
-    """A sum shows what is not; one that merely grew too large is looked at again."""
+    """Whether all values are finite. A finite sum shows it at once; a sum that overflowed is followed by a full
+    check."""
     if not tensor.is_floating_point() or math.isfinite(float(tensor.sum())):
         return True
     return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(_PART))

@@ -83,10 +83,10 @@ def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = Fals
     """The sizes of a decoder, and whether its head is tied. head_dim, context, tied: where none is said."""
     return (
         constant(kind="decoder"),
-        size("vocab_size"),
         size("hidden_size"),
-        layers("num_hidden_layers", "layers"),
         size("num_attention_heads", "heads"),
+        size("vocab_size"),
+        layers("num_hidden_layers", "layers"),
         whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
         whole("head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...),
         size("intermediate_size", "feedforward_size"),

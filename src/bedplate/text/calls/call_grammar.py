@@ -8,9 +8,8 @@ from typing import Any
 
 from bedplate.core.errors import RequestError
 from bedplate.text.calls.call_formats import BY_NAME, HERMES, NAME, CallFormat, Tags
-from bedplate.text.calls.literal_grammar import LiteralRules, Unwritable
+from bedplate.text.calls.literal_grammar import LiteralRules, Spelling, Unwritable, as_json
 from bedplate.text.calls.reading import is_text
-from bedplate.text.calls.spelling import Spelling, as_json
 from bedplate.text.calls.tools import Tool
 from bedplate.text.json_schema import INVALID, check_schema, parse_schema
 
