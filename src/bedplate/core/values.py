@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 from bedplate.core.errors import RequestError
 
 
 @dataclass(frozen=True)
 class Media:
-    """An image or a sound, by the sha256 of its file. media_type: as "image/png". source: where it is, if known."""
+    """An image or a sound (or another kind of `data.input_kinds.INPUTS`), by the sha256 of its file. media_type: as
+    "image/png". source: where it is, if known."""
 
-    kind: Literal["image", "audio"]
+    kind: str
     sha256: str
     media_type: str
     source: str | None = None

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
-from bedplate.core.values import Values, as_text
+from bedplate.core.values import Media, Values
 from bedplate.data.rows import Row, blank
 
 
@@ -28,8 +28,10 @@ def normalise(text: str) -> str:
 
 
 def row_hash(inputs: Values) -> str:
-    """sha256 (hex) of the normalised inputs: the same for a row that was relabelled, respaced or moved."""
-    return sha256_json({name: normalise(as_text(inputs[name])) for name in sorted(inputs)})
+    """sha256 (hex) of the normalised inputs: the same for a row that was relabelled, respaced or moved. Media stand by
+    their own hash."""
+    texts = {name: v.sha256 if isinstance(v, Media) else normalise(v) for name, v in sorted(inputs.items())}
+    return sha256_json(texts)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import Any
 from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.core.values import Values, as_text
+from bedplate.core.values import Values
+from bedplate.data.input_kinds import INPUTS, text_in_prompt
 from bedplate.data.rows import blank, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import (
@@ -58,7 +59,7 @@ class Example:
     @property
     def texts(self) -> dict[str, str]:
         """Its inputs, each of which must be a text. RequestError."""
-        return {name: as_text(value) for name, value in self.inputs.items()}
+        return {name: text_in_prompt(value) for name, value in self.inputs.items()}
 
 
 @dataclass
@@ -359,8 +360,8 @@ def _example(
 ) -> Example | None:
     """One row as an example; None where every input is empty."""
     location = rows.location(line)
-    inputs = {name: text_of(row, spec.column, location) for name, spec in task.inputs.items()}
-    if not any(text.strip() for text in inputs.values()):
+    inputs = {name: INPUTS[spec.kind].read(row, spec.column, location) for name, spec in task.inputs.items()}
+    if not any(not isinstance(value, str) or value.strip() for value in inputs.values()):
         return None
     has_target = labelled and not (gaps and blank(row.get(task.data.target)))
     target = target_of(task, row, location, documents, task.data.target) if has_target else ""

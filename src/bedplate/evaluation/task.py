@@ -26,6 +26,7 @@ from bedplate.core.config import Grown, Strict, load_config
 from bedplate.core.errors import ConfigError
 from bedplate.core.files import sha256_json
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.input_kinds import check_input_kind
 from bedplate.evaluation.costs import PLAIN, CostMetric, Scale, check_costs, function_metric, matrix_metric
 from bedplate.evaluation.data_spec import DataSpec
 from bedplate.evaluation.metrics import METRICS, Scorer
@@ -34,7 +35,6 @@ from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.ranking import RankedDocuments, ranked
 from bedplate.skins.output import OUTPUT_KINDS, Output
 
-INPUT_KINDS = ("text",)
 _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
     "labels": ("label", "labels"),
     "abstain": ("label",),
@@ -44,15 +44,6 @@ _KINDS_WITH: Mapping[str, tuple[str, ...]] = {
     "json_schema": ("json",),
 }
 """A field of an output → the kinds that have it."""
-_LATER = {"input": ("image", "audio"), "output": ("image",)}
-
-
-def _known_kind(io_type: str, supported: Sequence[str], direction: str) -> str:
-    if io_type in supported:
-        return io_type
-    if io_type in _LATER[direction]:
-        raise ValueError(f"{direction} kind {io_type!r} is not supported yet; supported: {', '.join(supported)}")
-    raise ValueError(f"no {direction} kind {io_type!r}; supported: {', '.join(supported)}")
 
 
 class InputSpec(Strict):
@@ -64,7 +55,7 @@ class InputSpec(Strict):
     @field_validator("kind")
     @classmethod
     def _check_type(cls, input_type: str) -> str:
-        return _known_kind(input_type, INPUT_KINDS, "input")
+        return check_input_kind(input_type)
 
 
 class AbstainSpec(Strict):
@@ -106,7 +97,11 @@ class OutputSpec(Grown):
     @field_validator("kind")
     @classmethod
     def _check_type(cls, output_type: str) -> str:
-        return _known_kind(output_type, tuple(OUTPUT_KINDS), "output")
+        if output_type in OUTPUT_KINDS:
+            return output_type
+        later = output_type == "image"
+        problem = f"output kind {output_type!r} is not supported yet" if later else f"no output kind {output_type!r}"
+        raise ValueError(f"{problem}; supported: {', '.join(OUTPUT_KINDS)}")
 
     @field_validator("labels")
     @classmethod

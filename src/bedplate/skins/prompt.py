@@ -16,7 +16,8 @@ import jinja2
 import jinja2.meta
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError, TemplateError
-from bedplate.core.values import Values, as_text
+from bedplate.core.values import Values
+from bedplate.data.input_kinds import text_in_prompt
 from bedplate.skins.output import Output
 from bedplate.text import sandbox
 from bedplate.text.tokenizer import Tokenizer
@@ -207,7 +208,7 @@ class Prompt:
 
 def _texts(inputs: Values) -> dict[str, str]:
     """RequestError for media."""
-    return {name: as_text(value) for name, value in inputs.items()}
+    return {name: text_in_prompt(value) for name, value in inputs.items()}
 
 
 def _split_plain(

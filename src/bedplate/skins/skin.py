@@ -18,6 +18,7 @@ from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import SkinError
+from bedplate.data.input_kinds import check_input_kind
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
 from bedplate.skins.classical import Classical
@@ -41,9 +42,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class InputField(Strict):
-    """One named input."""
+    """One named input and its kind, a row of `data.input_kinds.INPUTS`."""
 
-    kind: Literal["text"] = "text"
+    kind: Annotated[str, AfterValidator(check_input_kind)] = "text"
 
 
 class BaseReference(Strict):

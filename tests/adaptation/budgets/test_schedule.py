@@ -85,7 +85,7 @@ def climbed(remaining: float, **kwargs: Any) -> list[tuple[str, float]]:
         needed = MIN_SECONDS.get(candidate.rung.name, 0.0)
         took = 0.0 if needed > had else (had if candidate.traits.trained and had < math.inf else needed)
         context.clock.used += took
-        context.clock.left -= took
+        context.clock.seconds_left -= took
         result = SimpleNamespace(evaluation=None) if needed <= had else None
         status = "skipped" if result is None else "done"
         outcomes[candidate.name] = RungOutcome(candidate.name, status, "", result)  # type: ignore[arg-type]
@@ -201,6 +201,7 @@ class Timed:
     until: float = 7.0
     readings: dict[str, Any] = field(default_factory=dict[str, Any])
     before: Any = None
+    run_directory: Path | None = None
 
     def __post_init__(self) -> None:
         self.format_gain, self.throughput = 1.0, None
