@@ -22,7 +22,6 @@ from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
 from bedplate.pretraining.runfile.file import ModelPart, RunFile, changes, load_run
 from bedplate.training.objectives import OBJECTIVES
-from bedplate.training.objectives.language import Sft
 
 
 @given(st.integers(1, 10**15))
@@ -65,9 +64,14 @@ def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], message: st
         tiny_run(tmp_path, **changes)
 
 
-def test_the_first_look_knows_every_objective() -> None:
-    """It names them itself, because their table loads torch."""
-    assert list(first_look.OBJECTIVES) == [*OBJECTIVES, Sft.name]
+def test_the_first_look_knows_every_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "toy", OBJECTIVES["masked"])
+    tiny_run(tmp_path)
+    for name in OBJECTIVES:
+        run = first_look.look(tmp_path / "run.yaml", [f"objective={name}"], reads_data=False)
+        assert run.objective == name
+    with pytest.raises(ConfigError, match="use next_token"):
+        first_look.look(tmp_path / "run.yaml", ["objective=sft"], reads_data=False)
 
 
 def test_the_resolved_file_reads_back(tmp_path: Path) -> None:
