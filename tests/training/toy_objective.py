@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ class RatedSource(ExampleSource):
 class LikelihoodAndRating:
     """What is said is likely, and the features of an example's last token have its rating as their mean."""
 
-    name: str = "toy"
-    roles: tuple[str, ...] = ("policy", "reference")
-    scope: Scope = "row"
+    name: ClassVar[str] = "toy"
+    roles: ClassVar[tuple[str, ...]] = ("policy", "reference")
+    scope: ClassVar[Scope] = "row"
 
     def weights(self, batch: RatedBatch) -> dict[str, float]:
         return {"likelihood": float(batch.target_count), "rating": float(len(batch.ids))}

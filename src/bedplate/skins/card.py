@@ -41,7 +41,7 @@ class Card:
 
     @property
     def kind(self) -> str:
-        """As `Skin.kind`."""
+        """The kind of the skin (`Skin.kind`)."""
         return kind_of(self.parts)
 
     @property

@@ -80,7 +80,7 @@ class Classical:
         return self.head.labels
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """Of each text a number for each label, [N, C]: what the head gives, before any softmax. A text without a known
+        """A number for each text and label, [N, C]: what the head gives, before any softmax. A text without a known
         term gets the biases."""
         return np.stack([self.logits_of(words_of(text)) for text in texts])
 

@@ -20,8 +20,8 @@ _IGNORED_KEYS = {
     SKIN_FILE: ("files", "provenance", "bases", "cascade.first", "cascade.second"),
     "adapter_config.json": ("base_model_name_or_path",),
 }
-"""Of JSON files, what two skins that do the same may say differently: hashes are compared file by file, bases by their
-ids, and where a base lies is no part of what a skin does."""
+"""The fields of JSON files in which two skins that do the same may differ: hashes are compared file by file,
+bases by their ids, and where a base lies is no part of what a skin does."""
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ ONNX_FILE, WEIGHTS_FILE, RECIPE_FILE = "model.onnx", "weights.npz", "recipe.py"
 RUNTIME_WORD = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\p{Z}\x0b\x1c-\x1f\x85]"
 """`WORD` as RE2 writes it, whose \\w and \\s are of ASCII alone."""
 OPSET, IR = 17, 8
-"""Of 2022: what has been current since reads them."""
+"""ONNX versions of 2022: what has been current since reads them."""
 
 
 def head_files(skin: Skin) -> dict[str, bytes]:

@@ -114,7 +114,7 @@ class Neighbours:
         return self.vectors.shape[1]
 
     def nearest(self, query_D: np.ndarray) -> list[int]:
-        """As `bedplate.skins.lookup_index.nearest`, k of them."""
+        """The k rows nearest to a vector (`nearest`)."""
         return nearest(self.vectors, query_D, self.k)
 
     def demonstrations(self, query_D: np.ndarray) -> tuple[Demonstration, ...]:

@@ -113,7 +113,7 @@ class SkinManifest(Strict):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """As `Skin.parts`."""
+        """The names of the skin's parts (`Skin.parts`)."""
         return name_parts(
             self.bases,
             self.output,

@@ -297,7 +297,7 @@ class Context:
 
     @property
     def _to_test(self) -> list[RungResult]:
-        """Of the skins that would be asked on test now."""
+        """The results of the skins that would be evaluated on test now."""
         return [self.climbed[name].result for name in self.likely if name in self.climbed]
 
     @property

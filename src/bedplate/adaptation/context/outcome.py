@@ -86,7 +86,7 @@ class Latency:
         return max(0.0, estimate.mean - half), estimate.mean + half
 
     def scaled(self, times: float) -> Latency:
-        """As if each call took so many times as long."""
+        """The latency if each call took so many times as long."""
         seconds = tuple(times * duration for duration in self.seconds)
         return Latency(times * self.mean, times * self.p50, times * self.p95, self.calls, seconds, self.load)
 

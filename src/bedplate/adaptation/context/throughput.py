@@ -88,7 +88,7 @@ class CallTimings:
 
 
 def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str = "timing") -> CallTimings:
-    """Of a skin's calls; tenant: begins the names of those for whom the rows are new."""
+    """Times a skin's calls. tenant: begins the names of those for whom the rows are new."""
     predictor.predict(rows[:1])
     return _read(
         lambda count, time: median(call_seconds(predictor, rows[:count], f"{tenant} {time}")), len(rows), limit
@@ -96,7 +96,7 @@ def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenan
 
 
 def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> CallTimings:
-    """Of texts that are embedded alone."""
+    """Times texts that are embedded alone."""
     return _read(lambda count, _: median(text_seconds(model, texts[:count])), len(texts), limit)
 
 
@@ -151,7 +151,7 @@ def pace_seconds(seconds_left: float) -> float:
 
 
 def _fitting_count(room: float, unit_seconds: float, minimum: int, maximum: int) -> int:
-    """As many as fit into these seconds, within bounds."""
+    """How many fit into these seconds, within bounds."""
     return maximum if math.isinf(room) or unit_seconds <= 0 else min(maximum, max(minimum, int(room / unit_seconds)))
 
 
@@ -169,7 +169,7 @@ def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = 
 
 
 def text_seconds(model: LocalModel, texts: Sequence[str]) -> list[float]:
-    """Of texts that are embedded alone, each."""
+    """Seconds of each text, embedded alone."""
     return [_seconds(model, [text]) for text in texts]
 
 
@@ -185,7 +185,7 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
 
 
 def call_seconds(predictor: Predictor, rows: Sequence[Values], tenant: str = "timing") -> list[float]:
-    """Of single calls, each."""
+    """Seconds of each single call."""
     # as another tenant, for whom these rows are new, as those of calls are
     return [p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant)]
 

@@ -91,8 +91,8 @@ class Resamples:
         return evaluation.of_sums(self._times @ sums)
 
     def interval(self, measured: OverDraws) -> Ends:
-        """Of a metric between 0 and 1, two-sided at CONFIDENCE: it holds the estimate, and no end is nearer than groups
-        of a kind that was not seen could make it. One group says nothing about others."""
+        """The interval of a metric between 0 and 1, two-sided at CONFIDENCE: it holds the estimate, and no end is
+        nearer than groups of a kind that was not seen could make it. One group says nothing about others."""
         estimate, draws = measured.estimate, self.of(measured)
         if self.groups < 2:
             return 0.0, 1.0
@@ -188,8 +188,8 @@ def _draw_differences(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
 
 
 def crossing_of(places: NDArray[np.float64], differences: NDArray[np.float64]) -> Draws:
-    """Of each line of `differences` [B, K] over `places` [K], ascending: where its last rise above zero is; −∞ where it
-    is above everywhere, ∞ where it does not end above."""
+    """Where each line of `differences` [B, K] over `places` [K], ascending, rises above zero for the last time; −∞
+    where it is above everywhere, ∞ where it does not end above."""
     positive = differences > 0
     count = positive.shape[1]
     last = np.where(

@@ -40,7 +40,7 @@ class SingleLook:
     """A verdict on rows that all have their labels: nothing is shared among looks."""
 
     def looked(self, evaluation: BoundedEstimate) -> BoundedEstimate:
-        """As confirmation asks for it."""
+        """The evaluation as confirmation takes it."""
         return evaluation
 
     def level(self, confidence: float) -> float:

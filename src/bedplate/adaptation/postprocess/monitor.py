@@ -284,7 +284,7 @@ def input_vectors(
 
 
 def _engine(predictor: SkinPredictor) -> Engine | None:
-    """Of the skin's base, or of the first base of a cascade's two skins."""
+    """The engine of the skin's base, or of the first base of a cascade's two skins."""
     if isinstance(predictor, CascadePredictor):
         return _engine(predictor.first) or _engine(predictor.second)
     return predictor.engine if isinstance(predictor, Predictor) else None

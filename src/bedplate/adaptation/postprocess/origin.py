@@ -20,7 +20,7 @@ from bedplate.skins.run import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run
 from bedplate.skins.skin import Skin
 
 REPORT_CONFIDENCE = 0.95
-"""Of every interval in a report's table."""
+"""The confidence of every interval in a report's table."""
 
 
 @dataclass(frozen=True, eq=False)

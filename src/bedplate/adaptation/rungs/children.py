@@ -27,7 +27,7 @@ CHILDREN = "children"
 """Where child bases lie in a run's directory; what is made on the task's further bases lies in `bases`."""
 _MASTER, _GRADIENT, _MOMENTS = 4, 4, 8
 _SLACK = 1.15
-"""Of memory, for what allocators and the export's check of what it wrote take."""
+"""Times the memory, for what allocators and the export's check of what it wrote take."""
 
 
 def training_bytes(base: Base, step_tokens: int) -> float:

@@ -35,7 +35,7 @@ from bedplate.skins.skin import InputField, Skin
 STRENGTHS = (1.0, 3.0, 10.0, 30.0, 100.0)
 FOLDS = 5
 WORDS = (1, 2)
-"""Of how many words a term is made."""
+"""How many words a term is made of, at least and at most."""
 
 
 class FromScratch(Rung):

@@ -36,7 +36,7 @@ class HeadTargets(Protocol):
 
     @property
     def marks(self) -> Floats:
-        """Of each label 1 where it is right, else 0: [N, C]."""
+        """1 for each label that is right, else 0: [N, C]."""
         ...
 
     def __len__(self) -> int: ...

@@ -24,7 +24,7 @@ from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import InputField, Skin
 
 BYTES_A_TOKEN = 4
-"""Of English in the usual vocabularies; only to say beforehand about how much a rung will cost."""
+"""Bytes of English in the usual vocabularies; only to say beforehand about how much a rung will cost."""
 ANSWER_TOKENS = 4
 ANSWER_SECONDS = 1.0
 

@@ -116,7 +116,7 @@ def choose(
 def halve(
     context: Context, variants: Sequence[Variant], stages: Sequence[HalvingStage], answers_dir: Path | None = None
 ) -> tuple[list[Variant], list[Example], list[dict[str, Any]]]:
-    """As `choose`, with all that the last stage keeps, best first."""
+    """Like `choose`, with all that the last stage keeps, best first."""
     order = context.ordered(context.valid, "search")
     alive = list(variants)
     tried: dict[str, dict[str, Any]] = {}

@@ -28,7 +28,8 @@ from bedplate.training.sources import BatchSource, ExampleSource
 from bedplate.training.state import StateFile
 
 ADAPTER_COST = 3.3
-"""Of low-rank weights on all linears: forward, backward through the activations, the low-rank updates."""
+"""Cost of a training token against a prefill token, with low-rank weights on all linears: forward, backward through the
+activations, the low-rank updates."""
 
 
 OVERHEAD = 1.4

@@ -127,7 +127,7 @@ def usd_per_second(context: Context) -> float:
 
 
 def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
-    """Of every rung, in the order in which they were climbed."""
+    """What every rung was expected to take and took, in the order in which they were climbed."""
     rate = usd_per_second(context)
 
     def forecast(name: str, outcome: RungOutcome) -> Forecast:

@@ -39,7 +39,7 @@ class Ascent:
         self._schedule = Schedule(candidates, self.outcomes, favours)
         self._growth = RefitHistory(self._first)
         self._firsts: dict[str, Candidate] = {}
-        """As they were climbed first."""
+        """The candidates as they were climbed first."""
         self._reclimbed: set[str] = set()
 
     def climb(self) -> dict[str, RungOutcome]:

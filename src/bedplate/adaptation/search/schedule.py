@@ -74,7 +74,7 @@ class Schedule:
         return self._least_expected(candidate) * self.pace(candidate)
 
     def _least_expected(self, candidate: Candidate) -> float:
-        """As the rung itself expects it."""
+        """The seconds that the rung itself expects."""
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
         if key not in self._minimum_seconds:
@@ -155,7 +155,7 @@ class Schedule:
         return context.clock.used + max(whole, self.minimum_seconds(candidate) + max(room, 0.0) / len(bases))
 
     def _waiting(self) -> list[Candidate]:
-        """Of the bases, and what needs none."""
+        """Candidates of the bases, and what needs none, that were not climbed yet."""
         return [
             candidate
             for name, candidate in self.candidates.items()

@@ -48,7 +48,7 @@ class Bar:
         )
 
     def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
-        """Of a call that is timed so, where it is a part of what is judged."""
+        """The price of a call with these timings, where it is a part of what is judged."""
         worst = self.scale.worst_usd
         if worst is None:
             return NOTHING

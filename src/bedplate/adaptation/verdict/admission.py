@@ -32,7 +32,7 @@ class Nominable:
     broken: str | None = None
     """The guard that it was shown to break before test was opened, and why."""
     row_variance: float | None = None
-    """Of a metric that is no share."""
+    """The variance of a row's score, for a metric that is no share."""
     p95_least_ms: float | None = None
     """Its lower bound: what was not shown to be over the budget may be shown on test not to be. None: `p95_ms`."""
     short: tuple[str, ...] = ()
@@ -74,8 +74,8 @@ class RequiredChange:
 
 @dataclass(frozen=True)
 class BudgetChanges:
-    """Of one candidate: every change that it needs. estimate: on valid; None where it was not tried. load: processes
-    that wanted a processor while its calls were timed, where those were more than there are."""
+    """Every change of the budget that one candidate needs. estimate: on valid; None where it was not tried. load:
+    processes that wanted a processor while its calls were timed, where those were more than there are."""
 
     rung: str
     changes: tuple[RequiredChange, ...]
@@ -110,8 +110,8 @@ def admissions(
     scale: Scale = PLAIN,
     loads: Mapping[str, float | None] | None = None,
 ) -> list[BudgetChanges]:
-    """Of every candidate that was measured to be over the budget, and every rung that a limit left out: those that
-    look best first, then those that ask for the least.
+    """The changes that would let in candidates measured to be over the budget, and rungs that a limit left out: those
+    that look best first, then those that ask for the least.
 
     limits: what was given for keys that the command line may have set in the place of the task file. scale: says the
     candidates' estimates. loads: the load average while a candidate's calls were timed.

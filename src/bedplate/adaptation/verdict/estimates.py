@@ -41,7 +41,8 @@ class MetricEstimate(Protocol):
 
 @dataclass(frozen=True)
 class CallPrice:
-    """Of a call, as a share of what one costs at worst. bounds: lower and upper, one-sided, at a confidence."""
+    """The price of a call, as a share of what one costs at worst. bounds: lower and upper, one-sided, at a
+    confidence."""
 
     share: float
     bounds: Callable[[float], tuple[float, float]]
@@ -217,7 +218,7 @@ class ReferenceLevel:
 
     @property
     def row_variance(self) -> float:
-        """Of a difference of the two, groups and weights in it: that of their mean times the rows. At least that of one
+        """The variance of a row's difference, groups and weights in it: that of their mean times the rows. At least one
         row in all that changed, as two that answer alike on these rows may differ on others."""
         return self._variance
 

@@ -204,7 +204,7 @@ def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> floa
 
 
 def _variance(estimated: Estimated) -> float:
-    """Of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
+    """The variance of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
     share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
     of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
     return max(estimated.design_effect, 1.0) * of_row / estimated.n

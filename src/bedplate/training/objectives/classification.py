@@ -5,6 +5,8 @@ Shapes: N texts, D features, C labels.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +24,9 @@ class ClassificationObjective:
     `pooling` is "mean" or "first", as a probe has it. They are trained where the run's parameters name them.
     """
 
-    name: str = "classification"
-    roles: tuple[str, ...] = ("policy",)
-    scope: Scope = "row"
+    name: ClassVar[str] = "classification"
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    scope: ClassVar[Scope] = "row"
 
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter, depth: int, pooling: str, several: bool) -> None:
         self.weight, self.bias, self.depth, self.pooling, self.several = weight, bias, depth, pooling, several

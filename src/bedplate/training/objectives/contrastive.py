@@ -124,9 +124,9 @@ class Contrastive:
     """InfoNCE over pairs of texts. scale: one over the temperature. pooling: a text's vector is the mean of its tokens'
     last states, or the first. ranks: whose texts are candidates too."""
 
-    name: str = "contrastive"
-    roles: tuple[str, ...] = ("policy",)
-    scope: Scope = "global_batch"
+    name: ClassVar[str] = "contrastive"
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    scope: ClassVar[Scope] = "global_batch"
 
     def __init__(self, scale: float = 20.0, pooling: str = "mean", ranks: Ranks = ALONE) -> None:
         if not 0 < scale < float("inf"):

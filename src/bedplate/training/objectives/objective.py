@@ -134,18 +134,11 @@ class TextObjective(ABC):
 class Objective(Protocol[B_contra]):
     """What a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The models it needs: policy, reference, reward, teacher."""
-        ...
-
-    @property
-    def scope(self) -> Scope:
-        """What one term may depend on; contrastive and router terms say global_batch."""
-        ...
+    name: ClassVar[str]
+    roles: ClassVar[tuple[str, ...]]
+    """The models it needs: policy, reference, reward, teacher."""
+    scope: ClassVar[Scope]
+    """What one term may depend on; contrastive terms say global_batch."""
 
     def weights(self, batch: B_contra) -> dict[str, float]:
         """Each term's weight, known before the forward pass, from the batch as its source gave it (on the CPU)."""
