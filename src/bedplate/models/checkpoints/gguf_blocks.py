@@ -101,8 +101,8 @@ _BY_TORCH: Mapping[str, Callable[[Tensor], Tensor]] = {
     "Q4_1": lambda blocks: (_half(blocks, 0) * _nibbles(blocks, 4)).add_(_half(blocks, 2)),
     "Q8_0": lambda blocks: _half(blocks, 0) * blocks[..., 2:].contiguous().view(torch.int8).float(),
 }
-"""The types that most files are made of, with the package's arithmetic: importing the package takes as long as opening a
-small base, and its Q8_0 takes twice as long."""
+"""The types that most files are made of, with the package's arithmetic: importing the package takes as long as opening
+a small base, and its Q8_0 takes twice as long."""
 
 
 def dequantise(ggml_type: str, data: Tensor) -> Tensor:
