@@ -89,8 +89,9 @@ def circles(graph: Graph) -> list[list[str]]:
 
 
 def folders(package: Path = PACKAGE) -> dict[str, int]:
-    """Folder, relative to the package → Python files directly in it, `__init__.py` aside."""
-    counted = Counter(path.parent for path in package.rglob("*.py") if path.name != "__init__.py")
+    """Folder, relative to the package → source files directly in it, C++ included, `__init__.py` aside."""
+    sources = (path for suffix in ("*.py", "*.cpp", "*.h") for path in package.rglob(suffix))
+    counted = Counter(path.parent for path in sources if path.name != "__init__.py")
     return {folder.relative_to(package).as_posix(): count for folder, count in sorted(counted.items())}
 
 

@@ -34,7 +34,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C++ compiler here")
     folder = tmp_path_factory.mktemp("threads")
     (folder / "driver.cpp").write_text(DRIVER)
-    headers = Path(compiler.__file__).parent
+    headers = compiler.KERNEL
     line = [*command, "-std=c++20", "-O1", "-pthread", "-Wno-psabi", f"-I{headers}", "driver.cpp", "-o", "driver"]
     subprocess.run(line, cwd=folder, check=True, capture_output=True)
     return folder / "driver"

@@ -36,6 +36,7 @@ FLAGS = (
 )
 """No contraction of a·b + c by the compiler's own choice: it could differ between a vector loop and its remainder. No
 remarks on how vectors are passed to functions: no function that others call takes one."""
+KERNEL = Path(__file__).parent / "kernel"
 PREBUILT = Path(__file__).parent / "prebuilt"
 """What a wheel ships, in a folder per architecture, with manifest.json: source hash, and each file's hash."""
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -74,8 +75,7 @@ def unit_of(level: Level | None, arch: str) -> Unit:
 
 def sources() -> tuple[Path, ...]:
     """The kernel's files, the one that is compiled among them."""
-    folder = Path(__file__).parent
-    return tuple(sorted(path for path in folder.iterdir() if path.suffix in (".cpp", ".h")))
+    return tuple(sorted(path for path in KERNEL.iterdir() if path.suffix in (".cpp", ".h")))
 
 
 def find_compiler() -> list[str] | None:
@@ -221,7 +221,7 @@ def _compile_into(command: Sequence[str], unit: Unit, target: Path) -> str | Non
 
 def run_compiler(command: Sequence[str], unit: Unit, target: Path, extra_flags: Sequence[str] = ()) -> str | None:
     """Compiles to `target`, with `extra_flags` flags; returns the reason where that fails."""
-    source = Path(__file__).parent / unit.source
+    source = KERNEL / unit.source
     try:
         process = subprocess.run(
             [*command, *unit.flags, *extra_flags, str(source), "-o", str(target)],
