@@ -30,7 +30,7 @@ def shared_folder(factory: pytest.TempPathFactory, worker: str, name: str, fill:
 
 def compile_driver(command: Sequence[str], to: Path) -> None:
     """native_driver.cpp, with warnings as errors."""
-    source, headers = Path(__file__).parent / "native_driver.cpp", compiler.sources()[0].parent
+    source, headers = Path(__file__).parent / "native_driver.cpp", compiler.KERNEL
     flags = ["-std=c++17", "-O1", "-Wno-psabi", *STRICT, f"-I{headers}", str(source), "-o", str(to), "-ldl"]
     subprocess.run([*command, *flags], check=True, timeout=250)
 

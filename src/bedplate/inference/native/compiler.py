@@ -75,7 +75,7 @@ def unit_of(level: Level | None, arch: str) -> Unit:
 
 def sources() -> tuple[Path, ...]:
     """The kernel's files, the one that is compiled among them."""
-    return tuple(sorted(path for path in KERNEL.iterdir() if path.suffix in (".cpp", ".h")))
+    return tuple(sorted(path for path in KERNEL.rglob("*") if path.suffix in (".cpp", ".h")))
 
 
 def find_compiler() -> list[str] | None:

@@ -193,18 +193,23 @@ class LocalModel(Closing, display.Displayable):
 
     @property
     def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
         return self.engine.alive
 
     def submit(self, request: Request) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
         return self.engine.submit(request)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
+        """Answers requests together and returns their results in order."""
         return self.engine.run(requests)
 
     def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
         return self.engine.tokenize(text)
 
     def describe(self) -> Facts:
+        """The base's name, abilities, context length and tokenizer."""
         return self.engine.describe()
 
     @property

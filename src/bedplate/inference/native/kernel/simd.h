@@ -26,13 +26,13 @@ INLINE float half_value(uint16_t h) {
 }
 
 #if defined(BEDPLATE_AVX512)
-#include "simd_avx512.h"
+#include "simd/avx512.h"
 #elif defined(BEDPLATE_AVX2)
-#include "simd_avx2.h"
+#include "simd/avx2.h"
 #elif defined(BEDPLATE_NEON)
-#include "simd_neon.h"
+#include "simd/neon.h"
 #else
-#include "simd_plain.h"
+#include "simd/plain.h"
 #endif
 
 #ifndef BEDPLATE_AVX512
