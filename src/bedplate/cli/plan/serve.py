@@ -126,8 +126,8 @@ def serve(
         like=like,
         machine=machine,
     )
-    limits = [None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms)]
-    target = LatencyTarget(*limits)
+    p95, first_token = (None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms))
+    target = LatencyTarget(p95, first_token)
     plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
     if page is not None:
         from bedplate.economics.pages.serving_page import serving_page
