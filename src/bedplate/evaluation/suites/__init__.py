@@ -1,9 +1,9 @@
 """Suites that measure a base apart from its tasks: multiple choice, loss on general text, refusals, single skills.
 
 suite.py            what every suite is, and how its items are asked
-items.py            sets of multiple-choice questions, from what can be pulled or a team's own file
+question_sets.py    sets of multiple-choice questions, from what can be pulled or a team's own file
 multiple_choice.py  their score by log-likelihood, as lm-eval counts it
-text.py             loss per token on documents that no task trains on
+general_text.py     loss per token on documents that no task trains on
 skills.py           grammar, facts, arithmetic, code: small enough for every checkpoint of a run
 suite_scores.py     what a base scores on one of SUITES, with intervals
 refusals.py         requests to refuse and requests to answer, the detector of refusals and its error rates
@@ -39,9 +39,9 @@ CORE_NAMES = ("piqa", "openbookqa", "commonsenseqa", "boolq")
 """Multiple choice: what `core` stands for on the command line."""
 
 SUITES: Mapping[str, Suite] = {
-    **{name: _later("items:core_items", sets=(name,)) for name in CORE_NAMES},
-    "vader-news": _later("text:text_items", "vader-news"),
-    "vader-movies": _later("text:text_items", "vader-movies"),
+    **{name: _later("question_sets:core_items", sets=(name,)) for name in CORE_NAMES},
+    "vader-news": _later("general_text:text_items", "vader-news"),
+    "vader-movies": _later("general_text:text_items", "vader-movies"),
     "refusals": _later("refusals:refusal_items"),
     "grammar": _later("skills:grammar_items"),
     "facts": _later("skills:fact_items"),
