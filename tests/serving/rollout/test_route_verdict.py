@@ -30,9 +30,9 @@ class Traffic:
         assert config.verdict is not None
         self.verdict = OnlineVerdict(config.verdict, shadow, lambda: self.clock)
 
-    def call(self, id: str, version: str, shadow: str | None = None, **fields: str | None) -> None:
-        if fields:
-            self.outcomes[id] = fields["said"]
+    def call(self, id: str, version: str, shadow: str | None = None, **outcomes: str | None) -> None:
+        if outcomes:
+            self.outcomes[id] = outcomes["outcome"]
         copy = None if shadow is None else answer_digest(shadow)
         self.verdict.record(id, version, answer_digest("a"), copy, self.digests)
 
@@ -44,7 +44,7 @@ def test_calls_count_once_their_time_is_over_and_what_is_late_still_counts() -> 
     traffic = Traffic(of="new", at_least=0.8, wait_minutes=60)
     for i in range(100):
         traffic.call(str(i), "new")
-        traffic.call(f"o{i}", "old", fields=None)  # not of the version that is judged
+        traffic.call(f"o{i}", "old", outcome=None)  # not of the version that is judged
     assert (traffic.report()["judged"], traffic.report()["pending"]) == ({"new": 0}, 100)
     traffic.outcomes.update({str(i): None if i < 78 else "b" for i in range(80)})  # said only now; 20 never
     assert traffic.report()["judged"] == {"new": 0}  # complaints come sooner than praise
@@ -68,27 +68,27 @@ def test_a_canary_is_held_against_the_version_of_today() -> None:
     rng = random.Random(0)
     for i in range(6000):
         version = "new" if i % 2 else "old"
-        traffic.call(str(i), version, fields=None if rng.random() < 0.9 else "b")
+        traffic.call(str(i), version, outcome=None if rng.random() < 0.9 else "b")
     report = traffic.report()
     assert (report["status"], report["needed"]) == ("PASS", -0.05)
     assert "it may lose 0.05" in str(report["reason"])
     worse = Traffic(of="new", against="old", margin=0.05, wait_minutes=0)
     for i in range(3000):
-        worse.call(str(i), "new" if i % 2 else "old", fields=None if i % 2 == 0 or rng.random() < 0.7 else "b")
+        worse.call(str(i), "new" if i % 2 else "old", outcome=None if i % 2 == 0 or rng.random() < 0.7 else "b")
     assert worse.report()["status"] == "FAIL"
 
 
 def test_a_shadow_is_compared_on_the_same_calls() -> None:
     traffic = Traffic("next", of="next", against="old", margin=0.02, wait_minutes=0)
     for i in range(1000):
-        traffic.call(str(i), "old", shadow="a", fields=None)
-        traffic.call(f"n{i}", "new", shadow="a", fields=None)  # a pair with another version
+        traffic.call(str(i), "old", shadow="a", outcome=None)
+        traffic.call(f"n{i}", "new", shadow="a", outcome=None)  # a pair with another version
     report = traffic.report()
     assert (report["estimate"], report["judged"]) == (0.0, {"next": 1000})
     assert report["status"] == "PASS"  # differences of no pair: a margin is soon shown
     lost = Traffic("next", of="next", against="old", wait_minutes=0)
     for i in range(400):
-        lost.call(str(i), "old", shadow="a" if i % 4 else "b", fields=None)
+        lost.call(str(i), "old", shadow="a" if i % 4 else "b", outcome=None)
     assert lost.report()["estimate"] == pytest.approx(-0.25)
     assert lost.report()["status"] == "FAIL"
 
@@ -102,8 +102,8 @@ def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() 
     _note(targets, {"id": "x", "index": 0, "rating": "bad", "correction": None})
     assert targets["x"] == "b"  # a correction says more
     traffic = Traffic("next", of="next", at_least=0.5, wait_minutes=0)
-    traffic.call("same", "old", shadow="a", fields=JUDGED_WRONG)
-    traffic.call("other", "old", shadow="b", fields=JUDGED_WRONG)
+    traffic.call("same", "old", shadow="a", outcome=JUDGED_WRONG)
+    traffic.call("other", "old", shadow="b", outcome=JUDGED_WRONG)
     report = traffic.report()
     assert (report["judged"], report["missing"], report["estimate"]) == ({"next": 1}, {"next": 1}, 0.0)
     pairs = [
@@ -120,7 +120,7 @@ def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promis
     for _ in range(100):
         traffic = Traffic(of="new", at_least=0.8, wait_minutes=0)
         for i, right in enumerate(rng.random(400) < 0.8):
-            traffic.call(str(i), "new", fields=None if right else "b")
+            traffic.call(str(i), "new", outcome=None if right else "b")
             if i % 100 == 99 and traffic.report()["status"] == "PASS":
                 passed += 1
                 break
