@@ -61,7 +61,7 @@ def slowed() -> None:
     from bedplate.models.checkpoints import base
     from bedplate.serving.server import app
 
-    step, write, load, serve = steps.Steps.step, index.write_checked, base._load_hf, app.serve
+    step, write, load, serve = steps.Steps.step, index.write_checked, base._load, app.serve
 
     def slow_step(self: steps.Steps, *args: Any, **named: Any) -> Any:
         time.sleep(0.25)
@@ -86,7 +86,7 @@ def slowed() -> None:
     steps.Steps.step = slow_step  # type: ignore[method-assign]
     speeds._BYTES, speeds._SIZE, speeds._SECONDS = 1 << 20, 64, 0.3
     index.write_checked = lambda chunks, *args: write(slow_parts(chunks), *args)
-    base._load_hf = slow_load if sys.argv[1] == "serve" else load
+    base._load = slow_load if sys.argv[1] == "serve" else load
     app.serve, ladder.adapt = stopping, _climbed
     if Path("links").is_dir():
         _offer(Path("links") / WHEEL)

@@ -1,8 +1,8 @@
 """Tables for people, in which no number, id or name is ever cut.
 
 A table that is wider than the terminal first wraps its columns of prose between words, then leaves out the columns that
-are marked as extra and says so. Without a terminal it is as wide as it has to be. (Tables of rich cut cells where these
-guarantees need more room than there is.)
+are marked as extra and says so, and where that is not enough is printed as one block of lines for each row. Without a
+terminal it is as wide as it has to be. (Tables of rich cut cells where these guarantees need more room than there is.)
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def show(
 def laid_out(
     columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None, footer: Sequence[str] = ()
 ) -> list[str]:
-    """The lines of a table in at most `width` columns, as far as prose and extra columns allow. None: as wide as it is.
+    """The lines of a table, none of which is longer than `width` unless a single word of it is. None: as wide as it is.
 
     Raises ValueError for a row of another length than the columns.
     """
@@ -85,11 +85,12 @@ def laid_out(
         if width is None:
             return _grid(heads, cells, _widths(heads, cells, PIPE_PROSE_WIDTH))
         widths = _fitting(heads, cells, width)
-        if widths is not None or not count:
+        if widths is not None:
             names = ", ".join(columns[place].name for place in left_out)
             note = _wrapped(f"(not shown: {names}; --wide shows all)", width) if names else []
-            return [*_grid(heads, cells, widths or _widths(heads, cells, MIN_PROSE_WIDTH)), *note]
-    raise AssertionError("the last choice of columns is returned")
+            return [*_grid(heads, cells, widths), *note]
+    heads, cells = [columns[place] for place in shown], [[row[place] for place in shown] for row in table_rows]
+    return _stacked(heads, cells, width or 0, footer=bool(footer))
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int | None = None) -> list[int]:
@@ -129,6 +130,22 @@ def _grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequ
                 for cell, column, width in zip(cells, columns, widths, strict=True)
             ]
             lines.append(_GAP.join(parts).rstrip())
+    return lines
+
+
+def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, *, footer: bool) -> list[str]:
+    """Each row as a block: its first cell, then a line for each other cell that is not empty."""
+    lines: list[str] = []
+    name_width = max((_length(column.name) for column in columns[1:]), default=0)
+    for number, row in enumerate(rows):
+        is_footer = footer and number == len(rows) - 1
+        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if is_footer else "-"), width)
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                indent = "  " + _padded(column.name, name_width, False) + "  "
+                first, *continuation = _wrapped(cell, max(width - _length(indent), 1))
+                lines.append((indent + first).rstrip())
+                lines += [(" " * _length(indent) + line).rstrip() for line in continuation]
     return lines
 
 
