@@ -39,7 +39,6 @@ class Counts:
         lambda: inputs_of(SKIN, {"photo": PHOTO}),
         lambda: Demonstration({"photo": PHOTO}, "a cat"),
         lambda: SKIN.prompt.text({"photo": PHOTO}),
-        lambda: row_hash({"photo": PHOTO}),
         lambda: text_of({"photo": PHOTO}, ["photo"]),
         lambda: Example("1", {"photo": PHOTO}, "cat", "1", "").texts,
         lambda: Ranker(Counts(), {"a": "b"}).predict([{"photo": PHOTO}]),
@@ -48,6 +47,11 @@ class Counts:
 def test_media_is_refused_in_one_way(call):
     with pytest.raises(RequestError, match=r"photo\.png \(image/png\): inputs of kind image are not supported yet"):
         call()
+
+
+def test_a_row_with_media_is_hashed_by_its_content():
+    changed = Media(PHOTO.kind, "cd" * 32, PHOTO.media_type)
+    assert row_hash({"photo": PHOTO}) == row_hash({"photo": PHOTO}) != row_hash({"photo": changed})
 
 
 def test_a_text_is_itself():
