@@ -165,6 +165,11 @@ class Engine(Closing):
         to."""
         return self._forward.weights
 
+    @property
+    def weights_version(self) -> int:
+        """The version of the base's weights: 1 as loaded, one more after each `update(None, …)`."""
+        return self._adapters.base.version
+
     # Asking
 
     def submit(self, request: Request) -> Stream:
