@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import itertools
+import threading
 import time
 from collections.abc import Iterator
 from typing import cast
@@ -206,7 +207,9 @@ def test_a_remote_model_answers_like_a_local_one(fake: Fake) -> None:
         assert (facts.name, facts.can, facts.tokenizer) == ("ok", {"generate"}, None)
         request = Generate(tuple(model.tokenize("grüß dich")), Sampling(max_tokens=9, temperature=0.5, stop=("\n",)))
         stream = model.submit(request)
-        assert [step.text for step in stream] == ["Hel", "lo"]
+        steps = list(stream)
+        assert [step.text for step in steps] == ["Hel", "lo", ""]
+        assert [step.finish_reason for step in steps] == [None, None, "stop"]
         result = stream.result()
         assert isinstance(result, Generation)
         assert (result.text, bytes(result.token_ids), result.finish_reason) == ("Hello", b"Hello", "stop")
@@ -219,3 +222,47 @@ def test_a_remote_model_answers_like_a_local_one(fake: Fake) -> None:
             model.submit(Score((1,), ((2,),)))
     with RemoteModel(Endpoint(fake.url), "full") as refusing, pytest.raises(ContextLengthExceeded):
         refusing.submit(request).result()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "adapter", "tokens", "param"),
+    [
+        (Sampling(top_k=5), None, (65,), "top_k"),
+        (Sampling(stop_token_ids=(3,)), None, (65,), "stop_token_ids"),
+        (Sampling(ignore_eos=True), None, (65,), "ignore_eos"),
+        (Sampling(logprobs=2), None, (65,), "logprobs"),
+        (Sampling(), "a", (65,), "model"),
+        (Sampling(), None, (65, 256), "prompt"),
+    ],
+)
+def test_what_a_remote_model_cannot_send_is_refused(
+    fake: Fake, sampling: Sampling, adapter: str | None, tokens: tuple[int, ...], param: str
+) -> None:
+    with RemoteModel(Endpoint(fake.url), "ok") as model:
+        with pytest.raises(RequestError) as caught:
+            model.submit(Generate(tokens, sampling, adapter=adapter))
+        assert caught.value.param == param
+    assert not fake.requests
+
+
+def test_queued_requests_of_a_remote_model_end_where_it_is_closed_or_they_are_cancelled(fake: Fake) -> None:
+    model = RemoteModel(Endpoint(fake.url), "slow", concurrency=1)
+    running, cancelled, second = (model.submit(Generate((65,))) for _ in range(3))
+    steps = iter(running)
+    next(steps)
+    cancelled.cancel()
+    running.cancel()
+    with pytest.raises(RequestError) as caught:
+        cancelled.result(30)
+    assert caught.value.code == "cancelled"
+    next(iter(second))  # is being answered, so that the last one waits
+    waiting = model.submit(Generate((65,)))
+    closer = threading.Thread(target=model.close)
+    closer.start()
+    with pytest.raises(UsageError, match="closed before"):
+        waiting.result(30)
+    second.cancel()
+    closer.join(30)
+    assert len(fake.requests) == 2
+    with pytest.raises(UsageError, match="is closed"):
+        model.submit(Generate((65,)))

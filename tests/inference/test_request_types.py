@@ -213,6 +213,9 @@ def test_vectors_that_do_not_fit_are_refused(base: Base) -> None:
     with Engine(base) as engine:
         for start, shape in ((0, (2, size + 1)), (0, (9, size)), (3, (2, size)), (-1, (2, size))):
             with pytest.raises(RequestError, match="do not fit"):
-                engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(start, torch.zeros(shape), "00"),)))
+                engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(start, torch.zeros(shape), "00" * 32),)))
+        for sha256 in ("00", "zz" * 32, "AB" * 32, ""):
+            with pytest.raises(RequestError, match="64 hexadecimal digits"):
+                engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(0, torch.zeros(2, size), sha256),)))
         with pytest.raises(RequestError, match="cannot denoise"):
             DenoiseJob(Denoise(()), engine._adapters.base, engine._resources)  # pyright: ignore[reportPrivateUsage]

@@ -39,17 +39,19 @@ def verify_skin(
     *,
     weights: str | None = None,
     kernel: str | None = None,
+    weights_version: int = 1,
     allow_other_weights: bool = False,
 ) -> list[str]:
     """Check that a skin belongs on this base, running with these weights. SkinError says what differs.
 
-    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them. Other
-    ones than the skin was judged with are an error, or with `allow_other_weights` a warning in the returned list.
+    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them,
+    `weights_version` how often they were loaded or updated. Other ones than the skin was judged with are an error, or
+    with `allow_other_weights` a warning in the returned list.
     """
     check_base(skin.name, skin.base, skin.prompt.format, base)
     _check_parts(skin, base)
     weights_name = weights or dtype_name(base.dtype)
-    return check_judged(
+    return _check_updates(skin.name, weights_version, allow_other_weights) + check_judged(
         skin.name, skin.evaluated_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
     )
 
@@ -60,6 +62,7 @@ def verify_embedder(
     *,
     weights: str | None = None,
     kernel: str | None = None,
+    weights_version: int = 1,
     allow_other_weights: bool = False,
 ) -> list[str]:
     """Check that `base` is what embedded the pool of a skin with a second base, as `verify_skin` does for the first."""
@@ -67,7 +70,7 @@ def verify_embedder(
     check_base(skin.name, skin.embedder, "plain", base)
     _check_pool(skin, base)
     weights_name = weights or dtype_name(base.dtype)
-    return check_judged(
+    return _check_updates(skin.name, weights_version, allow_other_weights) + check_judged(
         skin.name, skin.embedded_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
     )
 
@@ -90,6 +93,18 @@ def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBa
             f"skin {name!r} was made with the chat template {mine.template_id[:12]}…, "
             f"this base has {its.template_id[:12]}…; restore the base's own template"
         )
+
+
+def _check_updates(name: str, weights_version: int, allow_other_weights: bool) -> list[str]:
+    """SkinError, or where allowed a warning, for a base whose weights are no longer those that its identity names."""
+    if weights_version == 1:
+        return []
+    difference = f"the weights of the base of skin {name!r} were updated after loading (version {weights_version})"
+    if not allow_other_weights:
+        raise SkinError(
+            f"{difference}: its measured quality may not hold. Load the base again, or allow other weights explicitly"
+        )
+    return [difference]
 
 
 def check_judged(

@@ -171,3 +171,115 @@ def test_training_converts_no_weights_under_an_engine_that_shares_them(engine: E
     engine.close()
     with computing(models, other):
         assert engine.base.model.converted
+
+
+def _changed_base(engine: Engine) -> dict[str, Tensor]:
+    """New values of the first parameter in a block."""
+    name, parameter = next((n, p) for n, p in engine.base.model.named_parameters() if "layers.1" in n)
+    return {name: parameter.detach() + 0.1}
+
+
+def test_an_adapter_that_is_unloaded_during_its_update_leaves_no_slot(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.load_adapter("a", CONFIG, _tensors(engine.base, 1))
+    engine.pin(PROMPT[:20], "a")
+    compute_prefix = engine._runner.compute_prefix
+
+    def unload_meanwhile(*args: Any, **options: Any) -> None:
+        compute_prefix(*args, **options)
+        engine._adapters.retire("a")
+
+    monkeypatch.setattr(engine._runner, "compute_prefix", unload_meanwhile)
+    with pytest.raises(UsageError, match="was unloaded during its update"):
+        engine.update("a", _tensors(engine.base, 2))
+    engine._adapters.sweep()
+    assert engine.bank.slots == ()
+    assert engine.stats().cache_bytes == 0
+
+
+def test_a_soft_prompt_that_fails_before_its_prefix_lets_its_adapter_go(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine.load_adapter("a", CONFIG, _tensors(engine.base, 1))
+
+    def broken(slot: int) -> dict[str, Tensor]:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(engine.bank, "state", broken)
+    with pytest.raises(MemoryError):
+        engine.load_soft_prompt("soft", torch.randn(4, engine.base.spec.hidden_size), "a")
+    engine.unload_adapter("a")
+    assert engine.bank.slots == ()
+
+
+def test_a_base_that_another_engine_computes_with_is_not_updated(engine: Engine) -> None:
+    changed = _changed_base(engine)
+    with Engine(engine.base, kernel="torch"):
+        with pytest.raises(UsageError, match="another engine computes"):
+            engine.update(None, changed)
+        with engine.exclusive(), engine.exclusive(), pytest.raises(UsageError, match="another engine computes"):
+            engine.update(None, changed)
+    with engine.exclusive():
+        assert engine.update(None, changed) == 2
+    assert engine.update(None, changed) == 3
+
+
+def test_an_engine_that_is_being_closed_lends_its_base_without_counting_itself(engine: Engine) -> None:
+    with engine._compute:
+        closer = threading.Thread(target=engine.close)
+        closer.start()
+        while not engine._closed:
+            pass
+        with engine.exclusive() as base:
+            assert base.model.readers == 0
+        assert base.model.readers == 1
+    closer.join(30)
+    assert base.model.readers == 0
+
+
+def test_a_base_is_not_updated_under_requests_of_unloaded_adapters(engine: Engine) -> None:
+    engine.load_adapter("a", CONFIG, _tensors(engine.base, 1))
+    running = engine.submit(_request(300))
+    next(iter(running))
+    with engine.exclusive():
+        engine.unload_adapter("a")
+        with pytest.raises(UsageError, match="let the requests end"):
+            engine.update(None, _changed_base(engine))
+    running.result(60)
+    assert engine.update(None, _changed_base(engine)) == 2
+
+
+def test_converted_weights_are_not_updated_nor_read_for_prefixes(engine: Engine) -> None:
+    engine.load_adapter("a", CONFIG, _tensors(engine.base, 1))
+    with engine.exclusive(), computing({"policy": engine.base.model}, Arithmetic("bfloat16")):
+        for adapter in (None, "a"):
+            with pytest.raises(UsageError, match="has converted"):
+                engine.update(adapter, {})
+        with pytest.raises(UsageError, match="has converted"):
+            engine.pin(PROMPT[:20])
+        with pytest.raises(UsageError, match="has converted"):
+            engine.load_soft_prompt("soft", torch.randn(4, engine.base.spec.hidden_size))
+        with pytest.raises(UsageError, match="has converted"):
+            Engine(engine.base)
+
+
+def test_requests_are_computed_again_in_their_order(engine: Engine) -> None:
+    streams = [engine.submit(_request(100, None)) for _ in range(3)]
+    for stream in streams:
+        next(iter(stream))
+    with engine.exclusive():
+        order: list[int] = []
+        put_back = engine._runner.put_back
+        active = [job.number for job in engine._runner.active]
+
+        def record(job: Any) -> None:
+            order.append(job.number)
+            put_back(job)
+
+        engine._runner.put_back = record
+        engine._runner.recompute_running()
+        engine._runner.put_back = put_back
+    assert order == active[::-1]
+    assert len(order) == 3
+    assert [len(cast(Generation, stream.result(60)).token_ids) for stream in streams] == [100] * 3

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.forward.radix import Key, RadixNode, RadixTree, salted
+from bedplate.inference.forward.radix import Key, RadixNode, RadixTree, media_tokens, salted
 
 SIZE = 10
 
@@ -211,3 +211,11 @@ def test_a_key_cannot_be_unpinned_by_a_longer_one() -> None:
     assert not tree.unpin("base", (1, 2, 3))
     with pytest.raises(AssertionError):
         Piece((1,), live, alive=False).release()
+
+
+def test_salts_of_tenants_reach_no_bit_of_a_media_hash() -> None:
+    first = media_tokens("ab" * 32, 3)
+    assert first == [first[0], first[0] - 1, first[0] - 2]
+    for tenant in ("a", "b", "c"):
+        (salted_element,) = salted(first[:1], 0, tenant)
+        assert 0 < salted_element - first[0] < -first[0] & first[0]

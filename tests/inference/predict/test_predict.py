@@ -22,6 +22,7 @@ from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.native.library import load as load_library
 from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.lookup_index import Neighbours
@@ -250,3 +251,16 @@ def test_a_skin_from_before_kernels_were_recorded_runs_on_torch(judged: Callable
         assert isinstance(loaded, LoadedSkin)
         assert loaded.engine.kernel == "torch"
         assert loaded.warnings == []
+
+
+def test_a_skin_is_refused_on_a_base_whose_weights_were_updated(tiny_dir: Path) -> None:
+    with LocalModel(load_base(tiny_dir), kernel="torch") as model:
+        skin = _skin(model, tiny_dir, "text")
+        Predictor(model.engine, skin).close()
+        name, parameter = next(iter(model.base.model.named_parameters()))
+        assert model.engine.weights_version == 1
+        model.engine.update(None, {name: parameter.detach() + 0.01})
+        with pytest.raises(SkinError, match="were updated after loading"):
+            Predictor(model.engine, skin)
+        with Predictor(model.engine, skin, allow_other_weights=True) as allowed:
+            assert any("were updated after loading" in warning for warning in allowed.warnings)

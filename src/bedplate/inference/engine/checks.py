@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -117,6 +118,11 @@ def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int
             raise RequestError(
                 f"vectors of shape {shape} from position {part.start} on do not fit: {base.name} takes [P, {size}], "
                 f"within the prompt's {prompt} tokens",
+                param="vectors",
+            )
+        if not re.fullmatch("[0-9a-f]{64}", part.sha256):
+            raise RequestError(
+                "the sha256 of vectors must be 64 lower-case hexadecimal digits; it names them in the prefix cache",
                 param="vectors",
             )
 

@@ -50,6 +50,7 @@ from bedplate.inference.forward.torch import TorchForward
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.device_memory import free_on
 from bedplate.models.families import in_format
+from bedplate.models.model import Model
 
 if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
@@ -94,6 +95,7 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
+        _check_unconverted(base.outline)
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
@@ -147,7 +149,8 @@ class Engine(Closing):
         self._closed = self._freed = False
         self._process = os.getpid()
         self._weights = run.outline
-        self._weights.readers += 1
+        self._is_reader = False
+        self._count_as_reader(True)
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
         self._thread.start()
 
@@ -161,6 +164,11 @@ class Engine(Closing):
         """The format in which products read the weights: the dtype of the base, or the integers they were quantised
         to."""
         return self._forward.weights
+
+    @property
+    def weights_version(self) -> int:
+        """The version of the base's weights: 1 as loaded, one more after each `update(None, …)`."""
+        return self._adapters.base.version
 
     # Asking
 
@@ -202,10 +210,8 @@ class Engine(Closing):
         # with more pooled threads than cores libgomp lets idle workers sleep between operations: a short call then
         # takes half as long again, for the rest of the process.
         with self._compute:
-            if self._weights.converted and self._forward is self._torch:
-                raise UsageError(
-                    "a training run has converted this engine's weights for its time; run after it has ended"
-                )
+            if self._forward is self._torch:
+                _check_unconverted(self._weights)
             if self._steps.began is not None:
                 raise UsageError("the engine is in the middle of a step, which cannot wait for another; submit instead")
             streams = dict(zip(order, self._enqueue([requests[i] for i in order], wake=False), strict=True))
@@ -309,6 +315,7 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
+            _check_unconverted(self._weights)
             self._loader.load_soft_prompt(key, vectors, adapter)
 
     def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
@@ -317,12 +324,16 @@ class Engine(Closing):
         Requests from now on use them, and what the prefix cache holds of the older version is out of their reach.
         Requests that run on an adapter end on the version that they began with (`Stream.weights_version`). Those that
         run on the base are computed again on the new weights, from the tokens that they have: a base is held once.
-        UsageError where the tensors do not fit, or the engine cannot take them.
+        `base.identity` goes on naming the weights of the base's file; `fingerprint` names the updated ones. UsageError
+        where the tensors do not fit, the engine cannot take them, or another engine computes with the base's weights.
         """
         self._check_open()
         with self._compute:
             self._check_open()
+            _check_unconverted(self._weights)
             if adapter is None:
+                if self._weights.readers > self._is_reader:
+                    raise UsageError("another engine computes with this base's weights; close it first")
                 return self._loader.update_base(tensors)
             return self._loader.update(adapter, tensors)
 
@@ -360,6 +371,8 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
+            if self._forward is self._torch:
+                _check_unconverted(self._weights)
             self._loader.pin(tokens, adapter, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
@@ -376,12 +389,17 @@ class Engine(Closing):
         if not self._closed:
             self._check_open()
         with self._compute:
-            reading = not self._closed
-            self._weights.readers -= reading
+            was_reader = self._is_reader
+            self._count_as_reader(False)
             try:
                 yield self.base
             finally:
-                self._weights.readers += reading
+                self._count_as_reader(was_reader and not self._freed)
+
+    def _count_as_reader(self, is_reader: bool) -> None:
+        """Counts the engine among those that may compute with the weights at any moment, or no longer."""
+        self._weights.readers += is_reader - self._is_reader
+        self._is_reader = is_reader
 
     # The thread
 
@@ -417,6 +435,13 @@ class Engine(Closing):
         with self._compute, contextlib.ExitStack() as cleanup:
             if not self._freed:
                 self._freed = True
-                self._weights.readers -= 1
+                self._count_as_reader(False)
                 for free in (self._runner.close, self.bank.close, self._forward.close, self._adapters.close):
                     cleanup.callback(free)
+
+
+def _check_unconverted(model: Model) -> None:
+    """UsageError while a training run computes with the weights in another dtype: what an engine made of them then
+    would be inexact, and what it put in their place would be undone when the run ends."""
+    if model.converted:
+        raise UsageError("a training run has converted this engine's weights for its time; wait until it has ended")

@@ -290,7 +290,7 @@ class Runner:
 
     def recompute_running(self) -> None:
         """All running jobs start again, because the base's weights change; what they have generated stays."""
-        for job in list(self.active):
+        for job in reversed(list(self.active)):  # each becomes its queue's first, so that the oldest goes last
             self._leave_row(job)
             self.active.remove(job)
             job.restart()

@@ -71,7 +71,7 @@ class WeightLoader:
 
     def update(self, key: str, tensors: Mapping[str, Tensor]) -> int:
         """The next version of a loaded adapter, with its pinned prefixes computed anew. UsageError for a soft prompt,
-        or an adapter that one stands on."""
+        an adapter that a soft prompt stands on, or one that is unloaded meanwhile."""
         older = self.adapters.get(key)
         if older.config is None:
             raise UsageError(f"{key!r} is a soft prompt: unload it, and load the new one")
@@ -82,10 +82,10 @@ class WeightLoader:
         try:
             for prefix, public in self._tree.pinned_keys(older):
                 self._runner.compute_prefix(updated, prefix, public=public)
+            self.adapters.replace(older, updated)
         except BaseException:
             self._free(updated)
             raise
-        self.adapters.replace(updated)
         self.adapters.sweep()
         return updated.version
 
@@ -96,9 +96,11 @@ class WeightLoader:
                 f"this engine computes with {self._forward.weights} weights and the {self._forward.name} kernel, made "
                 "from the base's once; to update the base, open it with kernel='torch' and its own dtype"
             )
-        if len(self.adapters) or self._tree.pinned:
+        self.adapters.sweep()
+        if len(self.adapters) or self.adapters.retired_in_use or self._tree.pinned:
             raise UsageError(
-                "adapters or pinned prefixes were made for the base's present weights; take them out first"
+                "adapters or pinned prefixes were made for the base's present weights; take them out first, and let "
+                "the requests end that run on unloaded ones"
             )
         parameters = dict(self._base.model.named_parameters())
         for name, tensor in tensors.items():
@@ -110,8 +112,8 @@ class WeightLoader:
         base = self.adapters.base
         base.fingerprint = _digest([("before", self.fingerprint(None)), *sorted(tensors.items())])
         for name, tensor in tensors.items():
-            held = parameters[name]  # may be pages of the file, so that it is replaced and not written to
-            held.data = tensor.detach().to(held.device, held.dtype, copy=True)
+            parameter = parameters[name]  # may be pages of the file, so that it is replaced and not written to
+            parameter.data = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
         self._torch.weights_changed()
         base.version += 1
         return base.version
@@ -119,9 +121,11 @@ class WeightLoader:
     def fingerprint(self, key: str | None) -> str:
         """SHA-256 of the weights that requests with this key run on now, beside the base's; of the base itself for
         None."""
-        loaded = self.adapters.get(key)
+        return self._fingerprint_of(self.adapters.get(key))
+
+    def _fingerprint_of(self, loaded: LoadedAdapter) -> str:
         if loaded.fingerprint is None:
-            if key is None:
+            if loaded is self.adapters.base:
                 loaded.fingerprint = self._base.identity.weights_id
             else:
                 loaded.fingerprint = _digest([("config", repr(loaded.config)), *self._bank.state(loaded.slot).items()])
@@ -144,11 +148,10 @@ class WeightLoader:
         if parent.virtual:
             raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
         parent = self.adapters.acquire(adapter)
-        below = "" if adapter is None else self.fingerprint(adapter)
-        loaded = LoadedAdapter(
-            key, parent.slot, len(vectors), parent, fingerprint=_digest([("on", below), ("soft", vectors)])
-        )
+        loaded = LoadedAdapter(key, parent.slot, len(vectors), parent)
         try:
+            parent_fingerprint = "" if adapter is None else self._fingerprint_of(parent)
+            loaded.fingerprint = _digest([("on", parent_fingerprint), ("soft", vectors)])
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
             self.adapters.add(loaded)
         except BaseException:

@@ -89,11 +89,13 @@ class Adapters:
             self.check_new(loaded.key)
             self._by_key[loaded.key] = loaded
 
-    def replace(self, updated: LoadedAdapter) -> None:
-        """Gives the key of a loaded adapter to its next version. Call `sweep` to free the older one once unused."""
+    def replace(self, older: LoadedAdapter, updated: LoadedAdapter) -> None:
+        """Gives the key of a loaded adapter to its next version. Call `sweep` to free the older one once unused.
+        UsageError where the older one was unloaded meanwhile, which takes no compute lock."""
         assert updated.key is not None
         with self._lock:
-            older = self._by_key[updated.key]
+            if self._by_key.get(updated.key) is not older:
+                raise UsageError(f"the adapter {updated.key!r} was unloaded during its update; load the new weights")
             self._by_key[updated.key] = updated
             older.retired = True
             self._leaving.append(older)
@@ -118,6 +120,11 @@ class Adapters:
         """Whether `sweep` would free any. Those that are still used, by requests or by a soft prompt, may stay so for
         long."""
         return any(adapter.users == 0 for adapter in tuple(self._leaving))
+
+    @property
+    def retired_in_use(self) -> bool:
+        """Whether requests or soft prompts still use adapters whose keys are gone."""
+        return any(adapter.users > 0 for adapter in tuple(self._leaving))
 
     def sweep(self) -> None:
         """Frees the retired that nobody uses."""

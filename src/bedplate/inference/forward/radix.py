@@ -20,10 +20,11 @@ Key = tuple[int, ...]
 _SALT_SHIFT = 64
 
 
-def media_token(sha256: str, offset: int) -> int:
-    """The key element of one of the vectors that were made of a media file: negative, so that it equals no token's, and
-    with the hash above the bits of tenants' salts."""
-    return -((int(sha256, 16) | 1) << 2 * _SALT_SHIFT) - offset
+def media_tokens(sha256: str, count: int) -> list[int]:
+    """The key elements of the first `count` vectors that were made of a media file: negative, so that they equal no
+    token's, and with the hash above the bits of tenants' salts (of 128 bits, `_SALT_SHIFT` up)."""
+    media_hash = (int(sha256, 16) | 1) << 3 * _SALT_SHIFT
+    return [-media_hash - offset for offset in range(count)]
 
 
 @lru_cache(maxsize=4096)
@@ -141,7 +142,7 @@ class RadixTree:
 
     def pinned_length(self, namespace: Hashable, tokens: Sequence[int], shared_length: int = 0) -> int:
         """The length of the longest pinned beginning that a request may know of: one that is public, or one within its
-        first `own` tokens. Pins of others must look like what is not there."""
+        first `shared_length` tokens. Pins of others must look like what is not there."""
         node, at, longest = self._roots.get(namespace), 0, 0
         while node is not None and at < len(tokens):
             child = node.children.get(tuple(tokens[at : at + self.block]))

@@ -32,7 +32,7 @@ class Snapshot:
 
 
 class RecurrentStates:
-    """States of rows [R, ...], one tensor of each `Kept` that is of a sequence."""
+    """States of rows [R, ...], one tensor of each `LayerCache` that is of a sequence."""
 
     def __init__(self, layout: Sequence[LayerCache], dtype: torch.dtype, device: torch.device) -> None:
         self._layout = [layer_cache for layer_cache in layout if layer_cache.of_sequence]

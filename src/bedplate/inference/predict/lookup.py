@@ -67,6 +67,7 @@ class Lookup:
             embedder.base,
             weights=embedder.weights,
             kernel=embedder.kernel,
+            weights_version=embedder.weights_version,
             allow_other_weights=allow_other_weights,
         )
         self.engine = embedder

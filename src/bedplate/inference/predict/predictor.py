@@ -60,7 +60,12 @@ class Predictor(ReadySkin):
         attach: bool = True,
     ) -> None:
         self.warnings = verify_skin(
-            skin, engine.base, weights=engine.weights, kernel=engine.kernel, allow_other_weights=allow_other_weights
+            skin,
+            engine.base,
+            weights=engine.weights,
+            kernel=engine.kernel,
+            weights_version=engine.weights_version,
+            allow_other_weights=allow_other_weights,
         )
         self.engine, self.skin = engine, skin
         self._tokenizer = engine.base.need_tokenizer()

@@ -91,7 +91,7 @@ class Account:
         return self._costs[key]
 
     def max_cost(self, messages: Sequence[Mapping[str, str]], max_tokens: int, extra_text: str = "") -> float:
-        """The most that a request can cost (`Price.most`); 0 without a price."""
+        """The most that a request can cost (`TokenPrices.max_cost`); 0 without a price."""
         return 0.0 if self.price is None else self.price.max_cost(messages, max_tokens, extra_text)
 
     def _usd(self, answer: ChatAnswer) -> float | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 from bedplate.core.closing import Closing
-from bedplate.core.errors import RequestError, need_failure
+from bedplate.core.errors import RequestError, UsageError, need_failure
 from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.requests import (
     FinishReason,
@@ -30,6 +31,7 @@ from bedplate.inference.remote.endpoint import Endpoint
 
 _SETTINGS = ("top_p", "presence_penalty", "frequency_penalty", "seed")
 """Sampling settings of the protocol's chat requests; they are sent where they differ from the defaults."""
+_SENT = frozenset({"max_tokens", "temperature", "stop", *_SETTINGS})
 
 
 class RemoteModel(Closing):
@@ -47,15 +49,49 @@ class RemoteModel(Closing):
         self.alive = True
 
     def submit(self, request: Request, /) -> Stream:
-        """Sends the prompt as one message of a user. RequestError for what an endpoint cannot be asked."""
+        """Sends the prompt as one message of a user. RequestError for a request or a setting that the API of endpoints
+        does not have, UsageError where the model is closed."""
+        if not self.alive:
+            raise self._closed_error()
         if not isinstance(request, Generate) or request.grammar is not None or request.vectors:
             asked = "a grammar or vectors" if isinstance(request, Generate) else type(request).__name__
             raise RequestError(
                 f"{self.model} at {self.endpoint.url} generates text only; it cannot be asked for {asked}"
             )
+        self._check_sendable(request)
         stream = Stream(request)
-        self._pool.submit(self._answer, stream, request)
+
+        def fail_where_dropped(future: Future[None]) -> None:
+            if future.cancelled():
+                stream.fail(UsageError("the model was closed before this request was sent"))
+
+        try:
+            future = self._pool.submit(self._answer, stream, request)
+        except RuntimeError:  # another thread has closed it meanwhile
+            raise self._closed_error() from None
+        future.add_done_callback(fail_where_dropped)
         return stream
+
+    def _closed_error(self) -> UsageError:
+        return UsageError(f"the connection to {self.endpoint.url} is closed; open the model again")
+
+    def _check_sendable(self, request: Generate) -> None:
+        """RequestError for a part of the request that would be lost on the way."""
+        endpoint = f"{self.model} at {self.endpoint.url}"
+        if request.adapter is not None:
+            raise RequestError(f"{endpoint} takes no adapter of this process; leave it out", param="model")
+        if any(not 0 <= token < 256 for token in request.tokens):
+            raise RequestError(
+                f"the prompts of {endpoint} are the bytes of a text, as its `tokenize` gives them; a token id is "
+                "outside 0 … 255",
+                param="prompt",
+            )
+        default = Sampling()
+        for setting in fields(Sampling):
+            if setting.name not in _SENT and getattr(request.sampling, setting.name) != getattr(default, setting.name):
+                raise RequestError(
+                    f"{setting.name} cannot be sent to {endpoint}; leave it at its default", param=setting.name
+                )
 
     def run(self, requests: Sequence[Request], /) -> list[Result]:
         """Sends all requests and returns their results in order."""
@@ -73,6 +109,8 @@ class RemoteModel(Closing):
     def _answer(self, stream: Stream, request: Generate) -> None:
         started = time.monotonic()
         try:
+            if stream.cancelled:
+                raise RequestError("the request was cancelled before it was sent", code="cancelled")
             message = {"role": "user", "content": bytes(request.tokens).decode("utf-8", "replace")}
             reply = self.endpoint.chat(self.model, [message], **_settings(request.sampling))
             for piece in reply:
@@ -87,13 +125,14 @@ class RemoteModel(Closing):
             timing = RequestTiming(0.0, answer.first_seconds or 0.0, time.monotonic() - started)
             tokens = tuple(answer.text.encode("utf-8", "replace"))
             finish_reason = ends.get(answer.finish_reason, "stop")
+            stream.push(Step(None, "", finish_reason=finish_reason))
             stream.finish(Generation(answer.text, tokens, (), finish_reason, usage, timing=timing))
         except BaseException as error:
             need_failure(error)
             stream.fail(error)
 
     def close(self) -> None:
-        """Waits for running requests, and closes the connections."""
+        """Waits for running requests, fails those that were not sent yet, and closes the connections."""
         self.alive = False
         self._pool.shutdown(cancel_futures=True)
         self.endpoint.close()

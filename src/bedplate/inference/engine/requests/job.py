@@ -28,7 +28,7 @@ from bedplate.inference.engine.requests.base import (
 from bedplate.inference.engine.token_selection import WritingRow
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import LatentInput, PassOutput
-from bedplate.inference.forward.radix import Key, media_token
+from bedplate.inference.forward.radix import Key, media_tokens
 from bedplate.models.checkpoints.base import Base
 
 R = TypeVar("R", bound=Request)
@@ -194,8 +194,9 @@ class RequestJob(ABC, Generic[R]):
         names = self.tokens[:length]
         for part in self.request.vectors:
             start = self.adapter.virtual + part.start
-            for position in range(start, min(start + len(part.vectors_PD), length)):
-                names[position] = media_token(part.sha256, position - start)
+            end = min(start + len(part.vectors_PD), length)
+            if start < end:
+                names[start:end] = media_tokens(part.sha256, end - start)
         return names
 
     def prompt_vectors(self, begin: int, end: int) -> list[tuple[int, Tensor]]:

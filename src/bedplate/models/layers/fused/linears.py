@@ -31,7 +31,7 @@ class FusedLinears(nn.Module):
         return self._parts
 
     def exchange(self, replacements: Mapping[Linear, Linear]) -> None:
-        """Replaces linears, which then run one by one until the next `lay`."""
+        """Replaces linears, which then run one by one until the next `pack`."""
         self._parts = tuple(replacements.get(part, part) for part in self._parts)
         self._whole = None
 
