@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.serving.conftest import Files, Server, running
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
@@ -25,8 +26,6 @@ from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair,
 from bedplate.serving.server.startup import loaded_server, server_config
 from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
 from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
-
-from .conftest import Files, Server, running
 
 WEIGHTS = {"prompted": 0.9, "tuned": 0.1}
 
