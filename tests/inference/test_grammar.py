@@ -278,7 +278,7 @@ def follow(matcher: Matcher, tokens: Sequence[int], vocab_size: int) -> int:
         Grammar("choice", json.dumps(["red", "green", "reddish brown", "blue sky"])),
         Grammar("ebnf", 'start: "a" [start] "b" | /[0-9]+/'),
     ],
-    ids=lambda grammar: grammar.kind,
+    ids=lambda grammar: grammar.syntax,
 )
 def test_what_is_told_without_a_mask_is_what_the_mask_leaves(
     grammars: Grammars, tokenizer: Tokenizer, grammar: Grammar
