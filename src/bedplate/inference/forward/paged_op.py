@@ -42,7 +42,7 @@ class Places(NamedTuple):
 
 
 def places(spans: Sequence[Span]) -> Places:
-    """Of a batch of these spans."""
+    """Places of the new tokens of a batch of these spans."""
     length_S, start_S = np.array([span.length for span in spans]), np.array([span.start for span in spans])
     begin_S, row_N = length_S.cumsum() - length_S, np.repeat(np.arange(len(spans)), length_S)
     position_N = np.arange(len(row_N)) + (start_S - begin_S)[row_N]

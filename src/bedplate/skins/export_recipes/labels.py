@@ -8,7 +8,7 @@ import numpy as np
 
 
 def log_probabilities(logits: np.ndarray, output: dict[str, Any]) -> np.ndarray:
-    """Of the labels, [N, C]: of each among them all, or where any number may be right, of each by itself."""
+    """Log-probabilities [N, C] of the labels: among them all, or where several may be right, of each by itself."""
     if output["kind"] == "labels":
         return -np.logaddexp(0.0, -logits)
     highest = logits.max(axis=1, keepdims=True)
