@@ -133,8 +133,10 @@ from bedplate.inference.native.library import load, native_absent
 from bedplate.models.build import build as build_model
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import Rope, TransformerSpec
-spec = TransformerSpec.from_fields(kind="decoder", vocab_size=331, hidden_size=64, layers=2, heads=2, kv_heads=1, head_dim=32,
-                                   feedforward_size=96, context_length=64, rope=Rope(10_000.0))
+spec = TransformerSpec.from_fields(
+    kind="decoder", vocab_size=331, hidden_size=64, layers=2, heads=2, kv_heads=1, head_dim=32, feedforward_size=96,
+    context_length=64, rope=Rope(10_000.0),
+)
 model = build_model(spec).eval().requires_grad_(False)
 native = NativeDecoder(model, "float32", threads=1)
 keys, values = ([torch.zeros(1, 1, 16, 32) for _ in range(2)] for _ in range(2))
