@@ -215,7 +215,7 @@ def test_vectors_that_do_not_fit_are_refused(base: Base) -> None:
             with pytest.raises(RequestError, match="do not fit"):
                 engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(start, torch.zeros(shape), "00" * 32),)))
         for sha256 in ("00", "zz" * 32, "AB" * 32, ""):
-            with pytest.raises(RequestError, match="64 hexadecimal digits"):
+            with pytest.raises(RequestError, match="64 lower-case hexadecimal digits"):
                 engine.submit(Generate((5, 6, 7, 8), vectors=(PromptVectors(0, torch.zeros(2, size), sha256),)))
         with pytest.raises(RequestError, match="cannot denoise"):
             DenoiseJob(Denoise(()), engine._adapters.base, engine._resources)  # pyright: ignore[reportPrivateUsage]
