@@ -247,7 +247,7 @@ def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) 
 
 
 def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
-    from bedplate.economics.hardware.device_table import DEVICES
+    from bedplate.economics.hardware.devices import DEVICES
 
     name = next(name for name, device in DEVICES.items() if device.rental is None)
     page = opened(written(tmp_path / "p.html", "train", "smollm2-135m", "--tokens", "1B", "--device", name))

@@ -26,10 +26,9 @@ from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.recipe import load_recipe
-from bedplate.economics.costs.amortisation import amortise
-from bedplate.economics.costs.amortisation_file import load_account
+from bedplate.economics.costs.amortisation import amortise, load_account
 from bedplate.economics.costs.decisions import decide, load_case
-from bedplate.economics.hardware.hardware_file import HardwareFile, find_device_in
+from bedplate.economics.hardware.devices import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import load_prices
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.metrics_spec import MetricSpec

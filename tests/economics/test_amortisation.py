@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.economics.test_usage import metrics_text
 
 from bedplate.core.errors import BedplateError, ConfigError
-from bedplate.economics.costs.amortisation import Statement, amortise, as_values
-from bedplate.economics.costs.amortisation_file import load_account
+from bedplate.economics.costs.amortisation import Statement, amortise, as_values, load_account
 
 HOURS = 744  # October
 FILE: dict[str, Any] = {

@@ -51,7 +51,7 @@ def test_a_missing_entry_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no 'quantum' in `machines`, which a needs; it has box; add one"):
         prices.machine("quantum", "a")
     with pytest.raises(ConfigError, match=r"no 'engineer' in `staff`, which a needs; it has no `staff` at all"):
-        prices.staff_rate("engineer", "a")
+        prices.find("staff", "engineer", "a")
 
 
 @pytest.mark.parametrize(

@@ -74,24 +74,24 @@ def test_inference_aware_optima_are_sardanas(
     if data is not None:
         assert optimum.tokens / chinchilla.tokens == pytest.approx(data, rel=0.01)
     whole = chinchilla.training_flops + 2 * chinchilla.parameters * demand
-    assert 1 - optimum.flops / whole == pytest.approx(saved, abs=0.01)
+    assert 1 - (optimum.training_flops + optimum.inference_flops) / whole == pytest.approx(saved, abs=0.01)
 
 
-@given(st.floats(19, 26), st.floats(6, 16), st.sampled_from(sorted(FITS)), st.floats(0.2, 5))
+@given(st.floats(19, 26), st.floats(6, 16), st.sampled_from(sorted(FITS)))
 @settings(deadline=None, max_examples=40)
-def test_inference_aware_is_scipys_minimum(log_c: float, log_t: float, name: str, cost: float) -> None:
+def test_inference_aware_is_scipys_minimum(log_c: float, log_t: float, name: str) -> None:
     loss, demand = compute_optimal(10**log_c, name).loss, 10**log_t
-    optimum = inference_aware(loss, demand, name, inference_cost=cost)
+    optimum = inference_aware(loss, demand, name)
     fit = FITS[name]
     smallest = (fit.a / (loss - fit.floor)) ** (1 / fit.alpha)
 
     def total(log_ratio: float) -> float:
         size = smallest * (1 + math.exp(log_ratio))
         tokens = tokens_for_loss(size, loss, name)
-        return math.inf if tokens is None else math.log(6 * size * tokens + 2 * size * demand * cost)
+        return math.inf if tokens is None else math.log(6 * size * tokens + 2 * size * demand)
 
     minimum = optimize.minimize_scalar(total, bounds=(-12, 12), method="bounded", options={"xatol": 1e-9})
-    ours = 6 * optimum.parameters * optimum.tokens + 2 * optimum.parameters * demand * cost
+    ours = 6 * optimum.parameters * optimum.tokens + 2 * optimum.parameters * demand
     assert math.log(ours) <= minimum.fun + 1e-9
 
 
@@ -106,7 +106,8 @@ def test_monotone(c1: float, c2: float, t1: float, t2: float) -> None:
     light_use, heavy_use = (inference_aware(smaller.loss, 10**t) for t in sorted((t1, t2)))
     assert heavy_use.parameters <= light_use.parameters * (1 + 1e-5)
     assert light_use.tokens <= heavy_use.tokens * (1 + 1e-5)
-    assert light_use.flops <= heavy_use.flops * (1 + 1e-9)
+    light, heavy = (use.training_flops + use.inference_flops for use in (light_use, heavy_use))
+    assert light <= heavy * (1 + 1e-9)
 
 
 def test_without_use_it_is_chinchillas() -> None:
@@ -138,7 +139,6 @@ def test_what_cannot_be_is_refused(wrong: float) -> None:
         lambda: predicted_loss(1, wrong),
         lambda: tokens_for_loss(1e9, wrong),
         lambda: inference_aware(wrong, 1e9),
-        lambda: inference_aware(2.0, 1e9, inference_cost=wrong),
         lambda: flops_for_budget(wrong, 2, 1e15, 0.4),
         lambda: flops_for_budget(1, wrong, 1e15, 0.4),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.progress import console
 from bedplate.core.quantities import count_of, seconds_of
 from bedplate.core.tables import Column, show, show_wide
 
@@ -73,6 +74,12 @@ def show_formulas(formulas: Mapping[str, tuple[str, str]]) -> None:
     """By figure: the formula, and where it is from."""
     columns = ("figure", Column("formula", prose=True), Column("source", prose=True))
     show(columns, [(name.replace("_", " "), *cells) for name, cells in formulas.items()])
+
+
+def show_lines(lines: Iterable[str], indent: str = "") -> None:
+    """One below the other, each behind a dash."""
+    for line in lines:
+        console().print(f"{indent}- {line}", markup=False)
 
 
 def _show_all_columns(enabled: bool) -> bool:

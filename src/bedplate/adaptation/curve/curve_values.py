@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, Crossing, OverDraws, Resamples
-from bedplate.economics.costs.decisions.break_even import why_never
+from bedplate.economics.costs.decisions.decision import why_never
 from bedplate.report.schema_parts import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
 
 

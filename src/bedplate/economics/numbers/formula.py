@@ -53,6 +53,10 @@ class Formula:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    @classmethod
+    def input(cls, place: int) -> Formula:
+        return cls(f"v[{place}]", frozenset((place,)))
+
     def is_less(self, operand: Formula | float) -> Formula:
         """1 where this is below the operand, else 0."""
         return _combined("({} < {})", self, operand)
@@ -71,15 +75,13 @@ ZERO = Formula("0.0")
 
 
 def call(function: str, *arguments: Formula | float) -> Formula:
-    """`function`, one of FUNCTIONS, of the arguments; max and min of one argument are that argument."""
-    if len(arguments) == 1 and function in ("min", "max"):
-        return as_formula(arguments[0])
+    """`function`, one of FUNCTIONS, of the arguments."""
     return _combined(f"{function}({', '.join('{}' for _ in arguments)})", *arguments)
 
 
 def inputs(count: int) -> tuple[Formula, ...]:
     """The first inputs, `v[0]`, `v[1]` and so on."""
-    return tuple(Formula(f"v[{place}]", frozenset((place,))) for place in range(count))
+    return tuple(map(Formula.input, range(count)))
 
 
 def javascript(name: str, formulas: object) -> str:
@@ -108,3 +110,25 @@ def _combined(template: str, *parts: Formula | float) -> Formula:
     formulas = [as_formula(part) for part in parts]
     places = frozenset[int]().union(*(formula.places for formula in formulas))
     return Formula(template.format(*(formula.text for formula in formulas)), places)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure between what a share of the peak, or a price, makes of it at the ends of its range."""
+
+    low: float
+    central: float
+    high: float
+
+    @classmethod
+    def exactly(cls, value: float) -> Range:
+        return cls(value, value, value)
+
+    def times(self, factor: Range) -> Range:
+        """With another figure that stretches it the same way."""
+        return Range(self.low * factor.low, self.central * factor.central, self.high * factor.high)
+
+
+def formula_values(formulas: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Each figure's formula and where it is from, as JSON has them."""
+    return {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()}

@@ -17,7 +17,7 @@ from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.numbers.bounds import at_least, positive, whole
-from bedplate.economics.numbers.formula import Formula, call, inputs
+from bedplate.economics.numbers.formula import Formula, call, formula_values, inputs
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
 from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY, ArrivingCall, Traffic
@@ -28,7 +28,7 @@ PARTS = 128
 """Parts of the saturating rate: a capacity is told to one of them."""
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
-FORMULAS: dict[str, tuple[str, str]] = {
+SERVING_FORMULAS: dict[str, tuple[str, str]] = {
     "alone": ("one call on an idle replica: its prompt's and its tokens' steps", "measured steps, or the roofline"),
     "tokens_per_second": ("output tokens a second of a full engine", "discrete-event simulation of the scheduler"),
     "capacity": ("the most calls a second of one replica within the target", "search over the simulation"),
@@ -50,21 +50,22 @@ class LatencyTarget:
 
     def __post_init__(self) -> None:
         need_fields(self)
-        limits = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
-        positive(**{name: value for name, value in limits.items() if value is not None})
-        if not 0 < self.share < 1:
+        positive(**{name: value for name, value in vars(self).items() if value is not None})
+        if self.share >= 1:
             raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
 
-    def slack(self, outcome: Simulated) -> float:
-        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
-        limit must be there."""
-        checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
-        return min(limit / max(quantile(self.share), 1e-12) - 1 for limit, quantile in checks if limit is not None)
+    def checks(self, outcome: Simulated) -> list[tuple[float, float, str]]:
+        """(limit, seconds that the share of a simulated run's calls took, until when) of each limit that there is."""
+        limits = (
+            (self.total_seconds, outcome.total, "its answer's end"),
+            (self.first_token_seconds, outcome.first_token, "its first token"),
+        )
+        return [(limit, quantile(self.share), event) for limit, quantile, event in limits if limit is not None]
 
-    @property
-    def has_limits(self) -> bool:
-        """Whether there is a bound at all."""
-        return self.total_seconds is not None or self.first_token_seconds is not None
+    def slack(self, outcome: Simulated) -> float:
+        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not; infinite where
+        there is no limit."""
+        return min((limit / max(seconds, 1e-12) - 1 for limit, seconds, _ in self.checks(outcome)), default=math.inf)
 
 
 FLEET_INPUTS = ("calls_per_day", "peak_factor", "capacity", "spare", "usd_per_hour", "saturated")
@@ -136,9 +137,7 @@ class ServingPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the formulas."""
-        values = asdict(self) | {"memory": dict(self.memory)}
-        values["formulas"] = {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()}
-        return values
+        return asdict(self) | {"memory": dict(self.memory), "formulas": formula_values(SERVING_FORMULAS)}
 
 
 def plan_serving(
@@ -166,7 +165,7 @@ def plan_serving(
     alone = _alone(service, traffic, goal, seed)
     saturated, full_tokens = saturated_rates(service, traffic, seed)
     capacity = _capacity(service, traffic, saturated, goal, alone, seed)
-    tokens = traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean
+    tokens = traffic.tokens_per_call
     values = (calls_per_day, peak_factor, capacity, float(spare), usd_per_hour or 0.0, saturated)
     fleet = {name: formula.compile()(values) for name, formula in fleet_formulas(tokens).items()}
     whole(replicas=fleet["replicas"])
@@ -204,12 +203,12 @@ def plan_cases(
     plans: dict[str, ServingPlan] = {}
     for case, replica in replicas.items():
         try:
-            plans[case] = plan_serving(
-                replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare
-            )
+            plan = plan_serving(replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
         except UsageError:
             if case == "central":
                 raise
+        else:
+            plans[case] = plan
     return plans
 
 
@@ -217,11 +216,8 @@ def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed:
     """Calls so far apart that none meets another."""
     calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
     outcome = simulate(service, calls)
-    for limit, seconds, event in (
-        (target.total_seconds, outcome.total(target.share), "its answer's end"),
-        (target.first_token_seconds, outcome.first_token(target.share), "its first token"),
-    ):
-        if limit is not None and seconds > limit:
+    for limit, seconds, event in target.checks(outcome):
+        if seconds > limit:
             raise UsageError(
                 f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
                 f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
@@ -254,7 +250,7 @@ def _capacity(
 ) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
-    if not target.has_limits:
+    if math.isinf(target.slack(alone)):
         return 0.9 * saturated
     # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
     # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.
@@ -288,16 +284,9 @@ def _latency(service: ServiceModel, traffic: Traffic, rate: float, seed: int) ->
 
 
 def _percentiles(outcome: Simulated, rate: float) -> RateLatency:
-    return RateLatency(
-        rate,
-        outcome.first_token(0.5),
-        outcome.first_token(0.95),
-        outcome.total(0.5),
-        outcome.total(0.95),
-        outcome.total(0.99),
-        outcome.utilisation if rate else 0.0,
-        outcome.mean_batch,
-    )
+    first, total = (map(quantile, (0.5, 0.95)) for quantile in (outcome.first_token, outcome.total))
+    utilisation = outcome.utilisation if rate else 0.0
+    return RateLatency(rate, *first, *total, outcome.total(0.99), utilisation, outcome.mean_batch)
 
 
 def decode_tokens_per_second(service: ServiceModel, batch: int, context_tokens: int) -> float:

@@ -12,7 +12,7 @@ import heapq
 import math
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -80,11 +80,6 @@ class Simulated:
         """Share of the time in which a step ran."""
         return self.busy_seconds / self.seconds
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Output tokens a second, idle time included."""
-        return self.output_tokens / self.seconds
-
     def total(self, share: float) -> float:
         """A percentile of the seconds from a call to its answer's end."""
         return percentile(self.total_seconds, share)
@@ -92,6 +87,34 @@ class Simulated:
     def first_token(self, share: float) -> float:
         """A percentile of the seconds from a call to its first token."""
         return percentile(self.first_token_seconds, share)
+
+
+def simulate(service: ServiceModel, calls: Sequence[ArrivingCall]) -> Simulated:
+    """Every call from its arrival to its answer. UsageError without calls."""
+    if not calls:
+        raise UsageError("nothing to simulate: there are no calls")
+    half = service.call_seconds / 2
+    coming = deque(sorted(((call.at + half, number, call) for number, call in enumerate(calls)), key=lambda c: c[0]))
+    began = min(call.at for call in calls)
+    engine = _Engine(service, began)
+    while coming or engine.waiting or engine.prompts or engine.ends:
+        while coming and coming[0][0] <= engine.clock:
+            _, number, call = coming.popleft()
+            engine.waiting.append((number, call))
+        if engine.waiting or engine.prompts or engine.ends:
+            engine.step(coming[0][0] if coming else math.inf)
+        else:
+            engine.clock = max(engine.clock, coming[0][0])
+    return Simulated(
+        first_token_seconds=tuple(engine.first[i] + half - call.at for i, call in enumerate(calls)),
+        total_seconds=tuple(engine.end[i] + half - call.at for i, call in enumerate(calls)),
+        output_tokens=sum(call.output_tokens for call in calls),
+        busy_seconds=engine.busy,
+        seconds=max(engine.end.values()) + half - began,
+        steps=engine.steps,
+        mean_batch=engine.decoded_rows / engine.decode_steps if engine.decode_steps else 0.0,
+        decode_steps=engine.decode_steps,
+    )
 
 
 @dataclass(eq=False)
@@ -103,212 +126,137 @@ class _Prompt:
     prefilled: int
 
 
-@dataclass
-class _Running:
-    """The generations that run. Each gets as many tokens in a step as any other, so that sums over them suffice.
+class _Engine:
+    """The clock, the queue, and the generations that run. Each of these gets as many tokens in a step as any other, so
+    that sums over them suffice.
 
     emitted: tokens that one which had run from the beginning would have. ends: a heap of (`emitted` at which it ends,
-    order, call number, skin). offset: keys that they read, less `emitted` of each. skins: how many of them use which.
+    call number, skin). offset: keys that they read, less `emitted` of each. skins: how many of them use which. first,
+    end: by the call's number, when its first token and its last were there.
     """
 
-    emitted: float = 0.0
-    ends: list[tuple[float, int, int, int]] = field(default_factory=list[tuple[float, int, int, int]])
-    offset: dict[int, float] = field(default_factory=dict[int, float])
-    offsets: float = 0.0
-    skins: Counter[int] = field(default_factory=Counter[int])
+    def __init__(self, service: ServiceModel, clock: float) -> None:
+        self.service, self.clock = service, clock
+        self.busy, self.steps, self.decode_steps, self.decoded_rows = 0.0, 0, 0, 0.0
+        self.waiting: deque[tuple[int, ArrivingCall]] = deque()
+        self.prompts: list[_Prompt] = []
+        self.emitted, self.offsets = 0.0, 0.0
+        self.ends: list[tuple[float, int, int]] = []
+        self.offset: dict[int, float] = {}
+        self.skins: Counter[int] = Counter()
+        self.first: dict[int, float] = {}
+        self.end: dict[int, float] = {}
 
-    def __len__(self) -> int:
-        return len(self.ends)
+    @property
+    def rows(self) -> int:
+        """What one step of the running generations computes."""
+        return (1 + self.service.drafted) * len(self.ends)
 
-    def add(self, call: ArrivingCall, number: int) -> None:
-        """A call that has its first token."""
-        heapq.heappush(self.ends, (self.emitted + call.output_tokens - 1, number, number, call.skin))
+    @property
+    def keys(self) -> float:
+        """What the next step of the running generations reads."""
+        return self.offsets + self.emitted * len(self.ends)
+
+    def step(self, next_arrival: float) -> None:
+        """One step; or, while nothing but the running generations happens, as many as surely happen before one of them
+        ends or another call comes."""
+        chunks, copied = self._chunks() if self.prompts or self.waiting else ([], 0)
+        if not chunks:
+            self._decode(next_arrival)
+            return
+        finished = [prompt for prompt, _, end in chunks if end == prompt.call.prompt_tokens]
+        tokens = self.rows + sum(end - begin for _, begin, end in chunks)
+        load = Load(
+            tokens=tokens,
+            rows=self.rows + len(finished),
+            keys=self.keys + sum(end for _, _, end in chunks),
+            pairs=sum((end - begin) * (begin + end + 1) / 2 for _, begin, end in chunks),
+            copied=copied,
+            started=len(finished),
+            ended=self._ending() + sum(prompt.call.output_tokens == 1 for prompt in finished),
+        )
+        self._pass_time(self._adapted(load, [prompt.call.skin for prompt, _, _ in chunks]), 1)
+        for prompt in finished:
+            self.prompts.remove(prompt)
+            self._begin(prompt.call, prompt.number)
+
+    def _chunks(self) -> tuple[list[tuple[_Prompt, int, int]], int]:
+        """(prompt, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new ones
+        begin with."""
+        budget = self.service.max_step_tokens - self.rows
+        chunks: list[tuple[_Prompt, int, int]] = []
+        copied = 0
+
+        def cut(prompt: _Prompt) -> int:
+            begin = prompt.prefilled
+            prompt.prefilled = min(begin + budget, prompt.call.prompt_tokens)
+            chunks.append((prompt, begin, prompt.prefilled))
+            return budget - (prompt.prefilled - begin)
+
+        for prompt in self.prompts:
+            if budget > 0:
+                budget = cut(prompt)
+        while budget > 0 and self.waiting and len(self.ends) + len(self.prompts) < self.service.max_rows:
+            number, call = self.waiting.popleft()
+            # The last token of a prompt is always computed: its state chooses the first token of the answer.
+            prompt = _Prompt(call, number, min(call.cached_tokens, call.prompt_tokens - 1))
+            copied += prompt.prefilled
+            self.prompts.append(prompt)
+            budget = cut(prompt)
+        return chunks, copied
+
+    def _begin(self, call: ArrivingCall, number: int) -> None:
+        """A call has its first token."""
+        self.first[number] = self.clock
+        if call.output_tokens == 1:
+            self.end[number] = self.clock
+            return
+        heapq.heappush(self.ends, (self.emitted + call.output_tokens - 1, number, call.skin))
         # Its next token reads the prompt, the first token and itself.
         self.offset[number] = call.prompt_tokens + 2 - self.emitted
         self.offsets += self.offset[number]
         self.skins[call.skin] += 1
 
-    @property
-    def keys(self) -> float:
-        """What the next step reads."""
-        return self.offsets + self.emitted * len(self.ends)
+    def _decode(self, next_arrival: float) -> None:
+        per_step = self.service.tokens_per_decode
+        said = per_step * len(self.ends)
+        min_steps = max(1, math.ceil((self.ends[0][0] - self.emitted) / per_step - 1e-9))  # until the first one ends
+        load = self._adapted(Load(tokens=self.rows, rows=self.rows, keys=self.keys))
+        count = 1
+        if min_steps > 1:
+            # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
+            slowest = self.service.steps.seconds(load._replace(keys=load.keys + min_steps * said))
+            fitting = (next_arrival - self.clock) / slowest if slowest > 0 else min_steps - 1
+            count = max(1, int(min(fitting, min_steps - 1)))
+        middle = load.keys + (count - 1) / 2 * said
+        self._pass_time(load._replace(keys=middle, ended=self._ending() if count == 1 else 0), count)
 
-    @property
-    def least_left(self) -> float:
-        """Tokens until the first one ends."""
-        return self.ends[0][0] - self.emitted
-
-    def advance(self, tokens: float) -> list[int]:
-        """Each says so many; the numbers of those that thereby end."""
-        self.emitted += tokens
-        ended: list[int] = []
+    def _pass_time(self, load: Load, count: int) -> None:
+        """So many steps: each generation says its tokens, and some end."""
+        seconds = self.service.steps.seconds(load) * count
+        self.clock += seconds
+        self.busy += seconds
+        self.steps += count
+        if not self.ends:
+            return
+        self.decode_steps += count
+        self.decoded_rows += count * len(self.ends)
+        self.emitted += count * self.service.tokens_per_decode
         while self.ends and self.ends[0][0] <= self.emitted + 1e-9:
-            _, _, number, skin = heapq.heappop(self.ends)
+            _, number, skin = heapq.heappop(self.ends)
+            self.end[number] = self.clock
             self.offsets -= self.offset.pop(number)
             self.skins[skin] -= 1
             if not self.skins[skin]:
                 del self.skins[skin]
-            ended.append(number)
-        return ended
 
-    def ending(self, tokens: float) -> int:
-        """How many would end by then. The heap's first entries are looked at, as far as they do."""
-        return _count_below(self.ends, self.emitted + tokens + 1e-9)
+    def _ending(self, at: int = 0) -> int:
+        """How many end in the next step. The heap's first entries are looked at, as far as they do."""
+        if at >= len(self.ends) or self.ends[at][0] > self.emitted + self.service.tokens_per_decode + 1e-9:
+            return 0
+        return 1 + self._ending(2 * at + 1) + self._ending(2 * at + 2)
 
-
-def _count_below(heap: Sequence[tuple[float, int, int, int]], limit: float, at: int = 0) -> int:
-    if at >= len(heap) or heap[at][0] > limit:
-        return 0
-    return 1 + _count_below(heap, limit, 2 * at + 1) + _count_below(heap, limit, 2 * at + 2)
-
-
-@dataclass
-class _State:
-    clock: float = 0.0
-    busy: float = 0.0
-    steps: int = 0
-    decode_steps: int = 0
-    decoded_rows: float = 0.0
-    prompts: list[_Prompt] = field(default_factory=list[_Prompt])
-    running: _Running = field(default_factory=_Running)
-    first: dict[int, float] = field(default_factory=dict[int, float])
-    end: dict[int, float] = field(default_factory=dict[int, float])
-
-
-def simulate(service: ServiceModel, calls: Sequence[ArrivingCall]) -> Simulated:
-    """Every call from its arrival to its answer. UsageError without calls."""
-    if not calls:
-        raise UsageError("nothing to simulate: there are no calls")
-    before = service.call_seconds / 2
-    coming = deque(sorted(enumerate(calls), key=lambda pair: pair[1].at))
-    waiting: deque[tuple[int, ArrivingCall]] = deque()
-    state = _State(clock=coming[0][1].at)
-    began = state.clock
-    while coming or waiting or state.prompts or state.running:
-        while coming and coming[0][1].at + before <= state.clock:
-            waiting.append(coming.popleft())
-        if not (waiting or state.prompts or state.running):
-            state.clock = max(state.clock, coming[0][1].at + before)
-            continue
-        _step(service, state, waiting, coming[0][1].at + before if coming else math.inf)
-    after = service.call_seconds / 2
-    return Simulated(
-        tuple(state.first[i] + after - call.at for i, call in enumerate(calls)),
-        tuple(state.end[i] + after - call.at for i, call in enumerate(calls)),
-        sum(call.output_tokens for call in calls),
-        state.busy,
-        max(state.end.values()) + after - began,
-        state.steps,
-        state.decoded_rows / state.decode_steps if state.decode_steps else 0.0,
-        state.decode_steps,
-    )
-
-
-def _step(service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]], next_arrival: float) -> None:
-    running = state.running
-    if running and not state.prompts and not waiting:
-        _decode(service, state, next_arrival)
-        return
-    chunks, copied = _chunks(service, state, waiting)
-    if not chunks and running:
-        _decode(service, state, next_arrival)
-        return
-    rows = (1 + service.drafted) * len(running)
-    tokens, read, pairs = 0, 0, 0.0
-    finished: list[_Prompt] = []
-    for prompt, begin, end in chunks:
-        tokens += end - begin
-        read += end
-        pairs += (end - begin) * (begin + end + 1) / 2
-        if end == prompt.call.prompt_tokens:
-            finished.append(prompt)
-    load = Load(
-        tokens=rows + tokens,
-        rows=rows + len(finished),
-        keys=running.keys + read,
-        pairs=pairs,
-        copied=copied,
-        started=len(finished),
-        ended=running.ending(service.tokens_per_decode)
-        + sum(ended_prompt.call.output_tokens == 1 for ended_prompt in finished),
-    )
-    _pass_time(
-        service, state, _adapted(service, load, running, [chunk_prompt.call.skin for chunk_prompt, _, _ in chunks]), 1
-    )
-    _advance(service, state, 1)
-    for ended_prompt in finished:
-        state.prompts.remove(ended_prompt)
-        state.first[ended_prompt.number] = state.clock
-        if ended_prompt.call.output_tokens == 1:
-            state.end[ended_prompt.number] = state.clock
-        else:
-            running.add(ended_prompt.call, ended_prompt.number)
-
-
-def _chunks(
-    service: ServiceModel, state: _State, waiting: deque[tuple[int, ArrivingCall]]
-) -> tuple[list[tuple[_Prompt, int, int]], int]:
-    """(prompt, begin, end) of the prompts' tokens that this step computes, and the cached tokens that new ones begin
-    with."""
-    budget = service.max_step_tokens - (1 + service.drafted) * len(state.running)
-    chunks: list[tuple[_Prompt, int, int]] = []
-    copied = 0
-    for prompt in state.prompts:
-        if budget > 0:
-            budget -= _cut(prompt, budget, chunks)
-    while budget > 0 and waiting and len(state.running) + len(state.prompts) < service.max_rows:
-        number, call = waiting.popleft()
-        # The last token of a prompt is always computed: its state chooses the first token of the answer.
-        prompt = _Prompt(call, number, min(call.cached_tokens, call.prompt_tokens - 1))
-        copied += prompt.prefilled
-        state.prompts.append(prompt)
-        budget -= _cut(prompt, budget, chunks)
-    return chunks, copied
-
-
-def _cut(prompt: _Prompt, budget: int, chunks: list[tuple[_Prompt, int, int]]) -> int:
-    count = min(budget, prompt.call.prompt_tokens - prompt.prefilled)
-    chunks.append((prompt, prompt.prefilled, prompt.prefilled + count))
-    prompt.prefilled += count
-    return count
-
-
-def _decode(service: ServiceModel, state: _State, next_arrival: float) -> None:
-    """As many steps of the running generations as surely happen before one ends or another call comes."""
-    per_step, running = service.tokens_per_decode, state.running
-    spoken = per_step * len(running)
-    rows = (1 + service.drafted) * len(running)
-    min_steps = max(1, math.ceil(running.least_left / per_step - 1e-9))
-    load = _adapted(service, Load(tokens=rows, rows=rows, keys=running.keys), running)
-    count = 1
-    if min_steps > 1:
-        # All but the last step, in which one ends. Later steps read more keys, so their time bounds how many fit.
-        slowest = service.steps.seconds(load._replace(keys=load.keys + min_steps * spoken))
-        fitting = (next_arrival - state.clock) / slowest if slowest > 0 else min_steps - 1
-        count = max(1, int(min(fitting, min_steps - 1)))
-    middle = load.keys + (count - 1) / 2 * spoken
-    ended = running.ending(per_step) if count == 1 else 0
-    _pass_time(service, state, load._replace(keys=middle, ended=ended), count)
-    _advance(service, state, count)
-
-
-def _pass_time(service: ServiceModel, state: _State, load: Load, count: int) -> None:
-    seconds = service.steps.seconds(load) * count
-    state.clock += seconds
-    state.busy += seconds
-    state.steps += count
-    if state.running:
-        state.decode_steps += count
-        state.decoded_rows += count * len(state.running)
-
-
-def _advance(service: ServiceModel, state: _State, count: int) -> None:
-    if state.running:
-        for number in state.running.advance(count * service.tokens_per_decode):
-            state.end[number] = state.clock
-
-
-def _adapted(service: ServiceModel, load: Load, running: _Running, beginning: Sequence[int] = ()) -> Load:
-    if not service.adapters:
-        return load
-    return load._replace(adapters=len({*running.skins, *beginning}), adapted_tokens=load.tokens)
+    def _adapted(self, load: Load, beginning: Sequence[int] = ()) -> Load:
+        if not self.service.adapters:
+            return load
+        return load._replace(adapters=len({*self.skins, *beginning}), adapted_tokens=load.tokens)

@@ -83,21 +83,18 @@ def parse_lengths(text: str, label: str) -> TokenLengths:
             "median and 95th percentile) or @FILE (one length a line)"
         )
     low, high = (int(part or 0) for part in (parts[0], parts[-1]))
-    if low < 1:
-        raise UsageError(f"{label} is {text!r}: a call has at least 1 token")
-    if high < low:
-        raise UsageError(f"{label} is {text!r}: the second number must not be below the first")
-    sign = None if separator is None else separator[0]
-    if sign == "~" and high == low:
-        raise UsageError(
-            f"{label} is {text!r}: the 95th percentile must be above the median; for one length write {low}"
-        )
-    distributions: dict[str | None, Literal["fixed", "uniform", "lognormal"]] = {
-        None: "fixed",
-        "-": "uniform",
-        "~": "lognormal",
+    sign = "" if separator is None else separator[0]
+    refusals = {
+        "a call has at least 1 token": low < 1,
+        "the second number must not be below the first": high < low,
+        f"the 95th percentile must be above the median; for one length write {low}": sign == "~" and high == low,
     }
-    return TokenLengths(distributions[sign], low, high)
+    for reason, refused in refusals.items():
+        if refused:
+            raise UsageError(f"{label} is {text!r}: {reason}")
+    if sign == "~":
+        return TokenLengths("lognormal", low, high)
+    return TokenLengths("uniform" if sign else "fixed", low, high)
 
 
 def _listed(path: Path, label: str) -> TokenLengths:
@@ -147,6 +144,11 @@ class Traffic:
         if self.skins < 1:
             raise UsageError(f"{self.skins} skins: there must be at least 1")
 
+    @property
+    def tokens_per_call(self) -> float:
+        """Of a prompt with its skin's, and its answer, on average."""
+        return self.skin_tokens + self.prompt.mean + self.output.mean
+
     def calls(self, per_second: float, count: int, seed: int = 0) -> list[ArrivingCall]:
         """`count` calls at this rate. The same seed gives the same calls at every rate, only nearer together."""
         if not per_second > 0 or not math.isfinite(per_second):
@@ -169,11 +171,12 @@ def _drawn(traffic: Traffic, count: int, seed: int) -> tuple[ArrivingCall, ...]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which a share (0 … 1) lies, straight between the two nearest ranks (numpy's default)."""
+    """The value below which a share (0 … 1) lies, straight between the two nearest ranks (numpy's default); beyond the
+    last finite one it is infinite."""
     ordered = sorted(values)
     if not ordered:
         raise UsageError("a percentile of nothing: there was no call")
     at = share * (len(ordered) - 1)
-    low = math.floor(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (at - low) * (ordered[high] - ordered[low])
+    below = math.floor(at)
+    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
+    return low if at == below or low == high else low + (at - below) * (high - low)

@@ -65,11 +65,6 @@ class Optimum:
     fit: ScalingFit
     warnings: tuple[str, ...]
 
-    @property
-    def flops(self) -> float:
-        """Operations of training and use."""
-        return self.training_flops + self.inference_flops
-
 
 def find_fit(name: str | ScalingFit) -> ScalingFit:
     """A fit by name; one's own stays as it is. UsageError names those there are."""
@@ -113,35 +108,26 @@ def tokens_for_loss(parameters: float, loss: float, fit: str | ScalingFit = DEFA
     return None if excess <= 0 else (law.b / excess) ** (1 / law.beta)
 
 
-def inference_aware(
-    loss: float, inference_tokens: float, fit: str | ScalingFit = DEFAULT_FIT, *, inference_cost: float = 1.0
-) -> Optimum:
-    """The size and tokens that reach `loss` with the least training and use together.
-
-    inference_tokens: read and written over the model's life. inference_cost: what an operation of use costs over one of
-    training (serving reaches a smaller share of the peak, so that it is often 2 to 4). UsageError for a loss that no
-    size reaches.
-    """
-    positive(loss=loss, inference_cost=inference_cost)
+def inference_aware(loss: float, inference_tokens: float, fit: str | ScalingFit = DEFAULT_FIT) -> Optimum:
+    """The size and tokens that reach `loss` with the least training and use together, by golden-section search.
+    inference_tokens: read and written over the model's life. UsageError for a loss that no size reaches."""
+    positive(loss=loss)
     at_least(0, inference_tokens=inference_tokens)
     law = find_fit(fit)
     if loss <= law.floor:
         raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {law.floor:g}")
-
     smallest = (law.a / (loss - law.floor)) ** (1 / law.alpha)
 
-    def cost(log_ratio: float) -> float:
-        """Cost of the size smallest · (1 + e^log_ratio), in operations of training."""
+    def size(log_ratio: float) -> tuple[float, float]:
+        """The size smallest · (1 + e^log_ratio), and its tokens."""
         parameters = smallest * (1 + math.exp(log_ratio))
-        tokens = tokens_for_loss(parameters, loss, fit)
-        if tokens is None:
-            return math.inf
-        return 6 * parameters * tokens + 2 * parameters * inference_tokens * inference_cost
+        return parameters, tokens_for_loss(parameters, loss, fit) or math.inf
 
-    parameters = smallest * (1 + math.exp(_minimize(cost, -20.0, 20.0)))
-    tokens = tokens_for_loss(parameters, loss, fit)
-    assert tokens is not None  # only sizes over `smallest` were tried
-    return _optimum(parameters, tokens, inference_tokens, law)
+    def cost(log_ratio: float) -> float:
+        parameters, tokens = size(log_ratio)
+        return 6 * parameters * tokens + 2 * parameters * inference_tokens
+
+    return _optimum(*size(_minimize(cost, -20.0, 20.0)), inference_tokens, law)
 
 
 def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
@@ -162,6 +148,7 @@ def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: ScalingFit) -> Optimum:
+    checks = (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens))
     return Optimum(
         parameters=parameters,
         tokens=tokens,
@@ -169,15 +156,9 @@ def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: Sca
         training_flops=6 * parameters * tokens,
         inference_flops=2 * parameters * inference_tokens,
         fit=fit,
-        warnings=tuple(_warnings(parameters, tokens, fit)),
+        warnings=tuple(
+            f"{value:.2g} {quantity} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated"
+            for quantity, value, (low, high) in checks
+            if not low <= value <= high
+        ),
     )
-
-
-def _warnings(parameters: float, tokens: float, fit: ScalingFit) -> list[str]:
-    warnings: list[str] = []
-    for quantity, value, (low, high) in (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens)):
-        if not low <= value <= high:
-            warnings.append(
-                f"{value:.2g} {quantity} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated"
-            )
-    return warnings

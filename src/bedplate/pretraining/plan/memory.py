@@ -11,10 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bedplate.economics.model.optimizer_states import is_block_matrix
-from bedplate.economics.model.parameters import total, weights
-from bedplate.economics.model.weight_list import Weight
-from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
+from bedplate.economics.model.memory import KeptBytes, kept_bytes
+from bedplate.economics.model.parameters import Weight, is_block_matrix, total, weights
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of

@@ -14,8 +14,16 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError
-from bedplate.economics.numbers.prices import Prices, load_prices
-from bedplate.economics.numbers.ranged_quantities import Amount, Factor, Growth, NonNegative, PositiveShare, Share
+from bedplate.economics.numbers.prices import (
+    Amount,
+    Factor,
+    Growth,
+    NonNegative,
+    PositiveShare,
+    Prices,
+    Share,
+    load_prices,
+)
 
 Constraint = Literal[
     "regulatory_isolation", "data_may_not_leave", "highly_proprietary_data", "frontier_research", "latency"

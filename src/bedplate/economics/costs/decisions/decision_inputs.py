@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from bedplate.economics.numbers.formula import ZERO, Formula, Values
-from bedplate.economics.numbers.ranged_quantities import Quantity
+from bedplate.core.config import key_path
+from bedplate.economics.costs.decisions.decision_file import Case
+from bedplate.economics.numbers.formula import ZERO, Formula, Values, call
+from bedplate.economics.numbers.prices import Prices, Quantity
+
+DAYS_PER_YEAR = 365.0
+DAYS_PER_MONTH = DAYS_PER_YEAR / 12
+_RESIZINGS = 4  # times over the horizon that the number of reserved machines is set, where calls grow
+_NO_GROWTH = 1e-30  # added to a growth of 0, for which (e^x - 1) / x is not defined; it is lost in any other
 
 
 @dataclass(frozen=True)
@@ -47,12 +54,11 @@ class DecisionInputs:
             self.rows.append(Input(name, quantity.value, quantity.low, quantity.high, quantity.search(), source))
         return self._places[name]
 
-    def add(self, name: str, quantity: Quantity, source: str) -> Formula:
-        """The input as a formula. An exact zero is a part that the case does not have, and no input."""
-        if quantity.exact and quantity.value == 0:
+    def add(self, name: str, quantity: Quantity | None, source: str) -> Formula:
+        """The input as a formula. What is not stated, or is exactly zero, is a part that the case does not have."""
+        if quantity is None or (quantity.exact and quantity.value == 0):
             return ZERO
-        place = self.place(name, quantity, source)
-        return Formula(f"v[{place}]", frozenset((place,)))
+        return Formula.input(self.place(name, quantity, source))
 
     @property
     def values(self) -> list[float]:
@@ -74,6 +80,14 @@ class DecisionInputs:
         return draws
 
 
+def triangle(u: float, low: float, mode: float, high: float) -> float:
+    """The inverse of the triangular distribution's function, at u from 0 to 1."""
+    width = high - low
+    if u * width < mode - low:
+        return low + math.sqrt(u * width * (mode - low))
+    return high - math.sqrt((1 - u) * width * (high - mode))
+
+
 @dataclass(frozen=True)
 class Ranged:
     """An input that keeps the width of its range where its value is varied."""
@@ -89,19 +103,49 @@ class Ranged:
         return v[self.place] + self.above
 
 
-def triangle(u: float, low: float, mode: float, high: float) -> float:
-    """The inverse of the triangular distribution's function, at u from 0 to 1."""
-    width = high - low
-    if u * width < mode - low:
-        return low + math.sqrt(u * width * (mode - low))
-    return high - math.sqrt((1 - u) * width * (high - mode))
+class CaseInputs(DecisionInputs):
+    """Every number of a case and its prices, and what all options share: calls, days and prices."""
 
+    def __init__(self, case: Case, prices: Prices) -> None:
+        super().__init__()
+        self.case, self.prices = case, prices
+        self.used_prices: list[tuple[str, str]] = []
+        self.source = case.path.name if case.path is not None else case.case
+        traffic, value, bar = case.traffic, case.value, case.bar
+        self.calls_place = self.place("traffic.calls_per_day", traffic.calls_per_day, self.source)
+        self.days_place = self.place("traffic.horizon_days", traffic.horizon_days, self.source)
+        self.calls_per_day, self.days = Formula.input(self.calls_place), Formula.input(self.days_place)
+        growth = self._add("traffic.growth_per_year", traffic.growth_per_year)
+        rate = call("log1p", growth + _NO_GROWTH) / DAYS_PER_YEAR
+        self.calls = self.calls_per_day * (call("expm1", rate * self.days) / rate)
+        self.busiest_days = (self.calls_per_day,)
+        """Calls of the busiest day in each part of the horizon for which machines are reserved."""
+        if growth != ZERO:
+            grown = [
+                self.calls_per_day * (growth + 1.0) ** (self.days * (part / _RESIZINGS / DAYS_PER_YEAR))
+                for part in range(_RESIZINGS + 1)
+            ]
+            self.busiest_days = tuple(call("max", begin, end) for begin, end in pairwise(grown))
+        self.months = self.days / DAYS_PER_MONTH
+        self.cached_share = self._add("traffic.cached_share", traffic.cached_share)
+        self.waiting_share = self._add("traffic.waiting_share", traffic.waiting_share)
+        self.peak = self._add("traffic.peak_to_mean", traffic.peak_to_mean)
+        self.wrong_answer = self._add("value.usd_per_wrong_answer", value.usd_per_wrong_answer)
+        self.revenue = ZERO
+        if value.usd_per_call is not None:
+            self.revenue = self._add("value.usd_per_call", value.usd_per_call) * self._add("value.margin", value.margin)
+        self.bar_quality = None if bar.quality is None else self.place("bar.quality", bar.quality, self.source)
+        self.bar_p95_ms = None if bar.p95_ms is None else self.place("bar.p95_ms", bar.p95_ms, self.source)
 
-def percentile(ordered: Sequence[float], share: float) -> float:
-    """Linear between the order statistics; `ordered` may end in infinities."""
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    low, high = ordered[below], ordered[min(below + 1, len(ordered) - 1)]
-    if low == high or math.isinf(high):
-        return low if position == below else high
-    return low + (position - below) * (high - low)
+    def _add(self, name: str, quantity: Quantity | None) -> Formula:
+        return self.add(name, quantity, self.source)
+
+    def price(self, section: str, name: str, field: str, needed_by: str) -> Formula:
+        """A field of the price file's entry `name`. ConfigError where there is no such entry."""
+        entry = self.prices.find(section, name, needed_by)
+        self.used_prices.append((section, name))
+        quantity: Quantity = entry  # pyright: ignore[reportAssignmentType]
+        for part in field.split("."):
+            quantity = getattr(quantity, part)
+        file = self.prices.path.name if self.prices.path is not None else "prices"
+        return self.add(key_path(["prices", section, name, *field.split(".")]), quantity, f"{file}, {entry.as_of}")

@@ -5,16 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bedplate.economics.costs.decisions.break_even import BreakEvenVolume
-from bedplate.economics.costs.decisions.constraints import RULES
-from bedplate.economics.costs.decisions.decision import INTERVAL, Decision, OptionOutcome
-from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, Flip, Sensitivity
+from bedplate.economics.costs.decisions.decision import (
+    INTERVAL,
+    NOTHING_FEASIBLE,
+    NOTHING_PAYS,
+    RULES,
+    BreakEvenVolume,
+    Decision,
+    Flip,
+    OptionOutcome,
+    Sensitivity,
+)
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_SHARE = 0.05  # of all differences: below it a line is not named
 _NOTHING = 0.0005
 
-FORMULAS: dict[str, tuple[str, str]] = {
+DECISION_FORMULAS: dict[str, tuple[str, str]] = {
     "calls": ("∫ calls_per_day × (1 + growth)^(day / 365) over the horizon", "arithmetic"),
     "hosted call": (
         "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it",
@@ -202,7 +209,7 @@ def as_values(decision: Decision) -> dict[str, Any]:
         "break_evens": [{**asdict(point), "text": break_even(point)} for point in decision.break_evens],
         "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
         "warnings": list(decision.warnings),
-        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
+        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in DECISION_FORMULAS.items()},
     }
 
 
