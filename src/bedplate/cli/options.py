@@ -102,6 +102,11 @@ def _counted(raw: str | float) -> float:
     return value
 
 
+def unset(help: str) -> Any:
+    """An option whose help says what holds where it is not given."""
+    return typer.Option(help=help, show_default=False)
+
+
 def count(*names: str, help: str) -> Any:
     """An option for a number, which may be written as 50k or 15.6T; a parameter of type float."""
     return typer.Option(*names, help=help, parser=_counted, metavar="COUNT")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights
+from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights, unset
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
@@ -29,10 +29,7 @@ def calibrate(
     tuning: Annotated[bool, typer.Option("--tuning", help="Measure LoRA training steps as well.")] = False,
     rank: Annotated[int, typer.Option(help="Of the LoRA adapters that are measured.", min=1)] = 16,
     url: Annotated[
-        str | None,
-        typer.Option(
-            help="A running server of this base here: measures what it adds to its engine.", show_default=False
-        ),
+        str | None, unset("A running server of this base here: measures what it adds to its engine.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.", callback=paths.new_file)

@@ -20,6 +20,7 @@ from bedplate.cli.options import (
     milliseconds,
     show_formulas,
     show_lines,
+    unset,
     whole,
     write_page,
 )
@@ -58,26 +59,17 @@ def serve(
     ] = None,
     peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
     spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="A device of the table, or of --hardware. Default: this machine.", show_default=False),
-    ] = None,
+    device: Annotated[str | None, unset("A device of the table, or of --hardware. Default: this machine.")] = None,
     devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
-    weights: Annotated[
-        _Formats | None,
-        typer.Option(help="What products read. Default: what was measured last; bfloat16.", show_default=False),
-    ] = None,
+    weights: Annotated[_Formats | None, unset("What products read. Default: what was measured last; bfloat16.")] = None,
     max_rows: Annotated[int | None, whole(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
     max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
     usd_per_hour: Annotated[
-        float | None,
-        typer.Option(help="Of one machine or device. Default: the device's dated example.", show_default=False),
+        float | None, unset("Of one machine or device. Default: the device's dated example.")
     ] = None,
-    like: Annotated[
-        str | None, typer.Option(help="This machine: the measured base to extrapolate from.", show_default=False)
-    ] = None,
+    like: Annotated[str | None, unset("This machine: the measured base to extrapolate from.")] = None,
     machine: Annotated[
         Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,

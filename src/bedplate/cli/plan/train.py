@@ -17,6 +17,7 @@ from bedplate.cli.options import (
     as_given,
     show_formulas,
     show_lines,
+    unset,
     whole,
     write_page,
 )
@@ -39,9 +40,7 @@ def train(
     model: Annotated[
         str | None, typer.Argument(help="A preset's name, or the path of a config.json or a base.", show_default=False)
     ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Tokens to train on: 15.6T, 300B or 1e12.", show_default=False)
-    ] = None,
+    tokens: Annotated[str | None, unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
     devices: Annotated[int, whole(help="How many of them.", shown=True)] = 8,
     sequence_length: Annotated[
@@ -49,7 +48,7 @@ def train(
         whole(help="Tokens of a sequence. Default: 8192, or the model's context."),
     ] = None,
     global_batch_tokens: Annotated[
-        str | None, typer.Option(help="Tokens of an optimizer step. Default: DeepSeek LLM's fit.", show_default=False)
+        str | None, unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")
     ] = None,
     precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
     execution: Annotated[
@@ -58,21 +57,13 @@ def train(
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Whose states are kept.")
     ] = "adamw",
-    usd_per_hour: Annotated[
-        float | None, typer.Option(help="Of one device. Default: a dated example.", show_default=False)
-    ] = None,
+    usd_per_hour: Annotated[float | None, unset("Of one device. Default: a dated example.")] = None,
     usd_per_kwh: Annotated[float, typer.Option(help="Of energy, which rent includes.")] = 0.10,
     pue: Annotated[float, typer.Option(help="What the data centre takes over its devices.")] = 1.2,
     overhead: Annotated[float, typer.Option(help="All of a run over its clean steps: restarts, evaluation.")] = 1.1,
-    mfu: Annotated[
-        float | None, typer.Option(help="A measured share of the dense peak, instead of the curve.", show_default=False)
-    ] = None,
-    budget_usd: Annotated[
-        str | None, typer.Option(help="A sum instead of --tokens: what it trains, and which size.", show_default=False)
-    ] = None,
-    inference_tokens: Annotated[
-        str | None, typer.Option(help="With --budget-usd: tokens of the model's use, in all.", show_default=False)
-    ] = None,
+    mfu: Annotated[float | None, unset("A measured share of the dense peak, instead of the curve.")] = None,
+    budget_usd: Annotated[str | None, unset("A sum instead of --tokens: what it trains, and which size.")] = None,
+    inference_tokens: Annotated[str | None, unset("With --budget-usd: tokens of the model's use, in all.")] = None,
     hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,

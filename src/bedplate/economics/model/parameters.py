@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bedplate.models.specs import (
     AudioSpec,
@@ -375,7 +375,10 @@ def weights(spec: Spec) -> tuple[Weight, ...]:
     if isinstance(spec, TransformerSpec):
         return stack_weights(spec)
     if isinstance(spec, EncoderDecoderSpec):
-        return _encoder_decoder(spec)
+        source = weights(spec.encoder)
+        if spec.shared_embedding:
+            source = tuple(weight for weight in source if weight.name != "embedding")
+        return (*source, *stack_weights(spec.decoder))
     if isinstance(spec, AudioSpec):
         return audio_weights(spec)
     if isinstance(spec, VisionSpec):
@@ -385,26 +388,18 @@ def weights(spec: Spec) -> tuple[Weight, ...]:
     return (*vision_weights(spec.vision), *projector_weights(spec), *stack_weights(spec.language))
 
 
-def _encoder_decoder(spec: EncoderDecoderSpec) -> tuple[Weight, ...]:
-    source = audio_weights(spec.encoder) if isinstance(spec.encoder, AudioSpec) else stack_weights(spec.encoder)
-    if spec.shared_embedding:
-        source = tuple(weight for weight in source if weight.name != "embedding")
-    return (*source, *stack_weights(spec.decoder))
-
-
 @lru_cache(maxsize=256)
 def parameters(spec: Spec) -> Parameters:
     """The counts of a spec."""
     all_weights = weights(spec)
     passed = stack_weights(spec.language) if isinstance(spec, MultimodalSpec) else all_weights
-    heads = ("head", "prediction.head")
+    unused = sum(weight.size * max(0, weight.copies - weight.used) for weight in all_weights)
     return Parameters(
         total=total(all_weights),
-        active=total(all_weights)
-        - sum(weight.size * (weight.copies - weight.used) for weight in all_weights if weight.copies > weight.used),
-        embedding=sum(weight.stored for weight in all_weights if weight.role == "table"),
+        active=total(all_weights) - unused,
+        embedding=total(weight for weight in all_weights if weight.role == "table"),
         products=sum(weight.passed for weight in passed),
-        head=sum(weight.passed for weight in passed if weight.name in heads),
+        head=sum(weight.passed for weight in passed if weight.name in ("head", "prediction.head")),
     )
 
 
@@ -416,8 +411,7 @@ def total(weight_rows: Iterable[Weight]) -> int:
 Optimizer = Literal["adamw", "adamw_8bit", "muon", "sgd"]
 
 
-@dataclass(frozen=True)
-class OptimizerStateBytes:
+class OptimizerStateBytes(NamedTuple):
     """Bytes of states a parameter: of matrices inside the blocks, and of all other parameters."""
 
     matrices: float
@@ -430,8 +424,6 @@ OPTIMIZERS: dict[Optimizer, OptimizerStateBytes] = {
     "muon": OptimizerStateBytes(4.0, 8.0),
     "sgd": OptimizerStateBytes(0.0, 0.0),
 }
-
-
 _NO_MATRICES = ("router", "prediction.router", "prediction.join")
 
 

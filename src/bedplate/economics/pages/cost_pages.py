@@ -41,7 +41,7 @@ from bedplate.economics.costs.decisions.explanation import DECISION_FORMULAS
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.hardware.devices import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Device
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.numbers.formula import Formula, formula_values, inputs, javascript, total
+from bedplate.economics.numbers.formula import formula_values, inputs, javascript, total
 from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.serving_cost import (
@@ -74,6 +74,12 @@ _FEWER, _LARGER = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""
 
 
+def _page(title: str, costs: object, scripts: Sequence[str], data: Mapping[str, Any]) -> str:
+    """costs: formulas, which the scripts know as COSTS; data: what they know as DATA."""
+    folder = files("bedplate.economics.pages")
+    return interactive_page(title, [javascript("COSTS", costs), *(folder / name for name in scripts)], data)
+
+
 def training_page(
     model: str, tokens: float, device: Device, devices: int, *, command: Sequence[str] = (), **options: Any
 ) -> str:
@@ -81,19 +87,19 @@ def training_page(
     without what the sliders say."""
     plan = plan_training(model, tokens, device, devices, **options)
     low, high = 10 ** math.floor(math.log10(tokens) - 1.5), 10 ** math.ceil(math.log10(tokens) + 0.7)
-    counts = _device_counts(devices)
-    exponents = _batches(plan, low, high) if options.get("global_batch_tokens") is None else [None]
-    cells, table = _layouts(model, device, plan, counts, exponents, options)
-    spec, pue = resolve(model)[1], options.get("pue", DEFAULT_PUE)
+    fewest, most = max(1, devices // _FEWER), max(devices * _LARGER, 64)
+    powers = {n for power in range(most.bit_length()) for n in (2**power, 3 * 2**power // 2)}
+    counts = sorted(n for n in {devices, *powers} if fewest <= n <= most)
+    spec, pue, fit = resolve(model)[1], options.get("pue", DEFAULT_PUE), find_fit(DEFAULT_FIT)
     dense = isinstance(spec, TransformerSpec) and spec.kind == "decoder" and spec.experts is None
-    facts = ("parameters", "active_parameters", "sequence_tokens", "precision", "execution", "optimizer")
+    facts = ("model", "parameters", "active_parameters", "sequence_tokens", "precision", "execution", "optimizer")
     facts += ("flops_per_token", "peak_flops_per_second", "overhead")
     shown = ("name", "title", "memory_bytes", "watts", "source", "as_of")
     # The share that is given, with room around it; or of the curve, the range that published runs lie in.
     mfu = {"given": options.get("mfu_share"), "low": LOW, "high": HIGH, "source": plan.mfu_source}
     data = {
-        "model": plan.model,
         **{name: getattr(plan, name) for name in facts},
+        **_layouts(model, device, plan, counts, (low, high), options),
         "tokens": {"stated": tokens, "low": low, "high": high},
         "device": {name: getattr(device, name) for name in shown},
         "margin": MARGIN,
@@ -103,46 +109,20 @@ def training_page(
         "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
         "usd_per_kwh": options.get("usd_per_kwh", DEFAULT_USD_PER_KWH),
         "pue": pue,
-        "layouts": cells,
-        "layout_of": table,
-        "fit": asdict(find_fit(DEFAULT_FIT)) if dense else None,
+        "fit": asdict(fit) if dense else None,
         "formulas": formula_values(TRAINING_FORMULAS),
         "command": list(command),
     }
-    costs = _formulas(run_formulas(plan.flops_per_token, plan.peak_flops_per_second, device.watts * pue), plan)
-    return interactive_page(f"Training {plan.model}", [costs, files("bedplate.economics.pages") / "training.js"], data)
-
-
-def _formulas(run: Mapping[str, Formula], plan: TrainingPlan) -> str:
-    """`COSTS`: a run's figures over its inputs, the MFU over devices, a step's tokens over operations, and the law."""
     (flops,) = inputs(1)
-    fit = find_fit(DEFAULT_FIT)
     factor = EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0)
-    formulas = {
-        **run,
-        "mfu": CURVES[plan.device.mfu].formula * factor,
+    costs = {
+        **run_formulas(plan.flops_per_token, plan.peak_flops_per_second, device.watts * pue),
+        "mfu": CURVES[device.mfu].formula * factor,
         "batch_tokens": batch_tokens(flops),
         "loss": fit.loss(*inputs(2)),
         "best_parameters": fit.best_parameters(flops),
     }
-    return javascript("COSTS", formulas)
-
-
-def _device_counts(devices: int) -> list[int]:
-    """Powers of two and their one and a half, around the stated number."""
-    low, high = max(1, devices // _FEWER), max(devices * _LARGER, 64)
-    counts = {devices} | {n for power in range(high.bit_length()) for n in (2**power, 3 * 2**power // 2)}
-    return sorted(n for n in counts if low <= n <= high)
-
-
-def _batches(plan: TrainingPlan, low: float, high: float) -> list[int | None]:
-    """Exponents of the powers of two of sequences in a step, which the fit gives over the tokens' range."""
-
-    def exponent(tokens: float) -> int:
-        sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens
-        return max(1, round(sequences)).bit_length() - 1
-
-    return list(range(exponent(low), exponent(high) + 1))
+    return _page(f"Training {plan.model}", costs, ["training.js"], data)
 
 
 def _layouts(
@@ -150,32 +130,39 @@ def _layouts(
     device: Device,
     plan: TrainingPlan,
     counts: Sequence[int],
-    exponents: Sequence[int | None],
+    tokens_range: tuple[float, float],
     options: Mapping[str, Any],
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, int]]]:
-    """All different layouts, and which one holds for a number of devices and an exponent of the batch."""
+) -> dict[str, Any]:
+    """All different layouts, and which one holds for a number of devices and for an exponent of the batch: the powers
+    of two of sequences in a step, which the fit gives over the tokens' range."""
+
+    def exponent_of(tokens: float) -> int:
+        sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens
+        return max(1, round(sequences)).bit_length() - 1
+
+    tokens_by_batch = {"given": plan.tokens}
+    if options.get("global_batch_tokens") is None:
+        first, last = map(exponent_of, tokens_range)
+        batches = {str(n): 1.1 * 2**n * plan.sequence_tokens for n in range(first, last + 1)}
+        # Tokens that lead to each batch: layouts depend on nothing else of them.
+        inverse = 1 / BATCH_EXPONENT
+        tokens_by_batch = {n: (b / BATCH_SCALE) ** inverse / plan.flops_per_token for n, b in batches.items()}
     cells: list[dict[str, Any]] = []
     table: dict[str, dict[str, int]] = {}
     for count in progress(counts, "layouts"):
-        for exponent in exponents:
-            tokens = plan.tokens
-            if exponent is not None:  # tokens that lead to this batch: layouts depend on nothing else of them
-                batch = 1.1 * 2**exponent * plan.sequence_tokens
-                tokens = (batch / BATCH_SCALE) ** (1 / BATCH_EXPONENT) / plan.flops_per_token
+        for batch, tokens in tokens_by_batch.items():
             try:
-                cell = _cell(plan_training(model, tokens, device, count, **options))
+                candidate = plan_training(model, tokens, device, count, **options)
             except UsageError as error:
-                cell = {"error": str(error)}
+                cell: dict[str, Any] = {"error": str(error)}
+            else:
+                figures = ("global_batch_tokens", "bubble_share", "communication_share")
+                cell = {name: getattr(candidate, name) for name in figures}
+                cell |= {"text": describe(candidate.layout), "bytes": asdict(candidate.bytes)}
             if cell not in cells:
                 cells.append(cell)
-            table.setdefault(str(count), {})["given" if exponent is None else str(exponent)] = cells.index(cell)
-    return cells, table
-
-
-def _cell(plan: TrainingPlan) -> dict[str, Any]:
-    shares = ("global_batch_tokens", "bubble_share", "communication_share")
-    figures = {name: getattr(plan, name) for name in shares}
-    return {"text": describe(plan.layout), "bytes": asdict(plan.bytes), **figures}
+            table.setdefault(str(count), {})[batch] = cells.index(cell)
+    return {"layouts": cells, "layout_of": table}
 
 
 _FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
@@ -231,8 +218,7 @@ def serving_page(
         "formulas": formula_values(SERVING_FORMULAS | _MORE_FORMULAS),
         "command": list(command),
     }
-    costs = javascript("COSTS", fleet_formulas(traffic.tokens_per_call))
-    return interactive_page(f"Serving {model}", [costs, files("bedplate.economics.pages") / "serving.js"], data)
+    return _page(f"Serving {model}", fleet_formulas(traffic.tokens_per_call), ["serving.js"], data)
 
 
 def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
@@ -308,9 +294,7 @@ def decision_page(
         }
         for option in options
     ]
-    scripts = (files("bedplate.economics.pages") / name for name in _SCRIPTS)
-    costs = javascript("COSTS", {"calls": shared.calls, "options": by_option})
-    return interactive_page(case.case, [costs, *scripts], data)
+    return _page(case.case, {"calls": shared.calls, "options": by_option}, _SCRIPTS, data)
 
 
 def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
