@@ -220,13 +220,13 @@ def test_an_address_with_what_was_moved_opens_as_it_was(opened: Opener, training
 
 
 def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
-    from bedplate.economics.training.scaling_laws import compute_optimal, predicted_loss
+    from bedplate.economics.training.scaling_laws import EPOCH, compute_optimal
 
     page = opened(training)
     training_plan = trained({})
     best = compute_optimal(training_plan.flops)
     chosen = page.locator("[data-figure=chosen]").inner_text()
-    assert f"loss {predicted_loss(training_plan.parameters, 1e12):.3f}" in chosen
+    assert f"loss {EPOCH.loss(training_plan.parameters, 1e12):.3f}" in chosen
     optimum = page.locator("[data-figure=optimum]").inner_text()
     assert f"{best.parameters / 1e9:.3g} B parameters on {best.tokens / 1e9:.3g} B tokens" in optimum
     assert f"loss {best.loss:.3f}" in optimum

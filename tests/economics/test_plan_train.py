@@ -205,8 +205,8 @@ def test_nothing_heavy_is_loaded() -> None:
 def test_the_packages_import_nothing_heavy() -> None:
     packages = {
         "numbers": "bounds",
-        "hardware": "device_table hardware_file mfu",
-        "training": "budget device_layout layout_search scaling_laws training_cost tuning_cost",
+        "hardware": "devices machine",
+        "training": "device_layout layout_search scaling_laws training_cost tuning_cost",
     }
     code = "".join(
         f"import bedplate.economics.{package}.{name}\n" for package in packages for name in packages[package].split()

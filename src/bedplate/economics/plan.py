@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bedplate.core.arguments import checked
 from bedplate.economics.costs import amortisation, decisions
-from bedplate.economics.costs.amortisation import load_account
+from bedplate.economics.costs.amortisation import AmortisationFile
 from bedplate.economics.hardware.devices import Device, find_device_in
 from bedplate.economics.model.memory import WeightFormat
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
@@ -115,4 +115,4 @@ def decide(
 @checked
 def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
     """Profit and loss by skin and tenant over the period of an amortisation file."""
-    return amortisation.amortise(load_account(account, overrides))
+    return amortisation.amortise(AmortisationFile.load(account, overrides))

@@ -47,10 +47,10 @@ def amortise(
 
     The rows add up to the machines' bill. examples/amortise has one.
     """
+    from bedplate.economics.costs.amortisation import AmortisationFile, as_values
     from bedplate.economics.costs.amortisation import amortise as amortised
-    from bedplate.economics.costs.amortisation import as_values, load_account
 
-    statement = amortised(load_account(account_file, overrides or ()))
+    statement = amortised(AmortisationFile.load(account_file, overrides or ()))
     if as_json:
         print(json.dumps(as_values(statement), allow_nan=False))
         return

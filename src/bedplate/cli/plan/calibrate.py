@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,8 @@ from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine
+    from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, TuningSpeed
+    from bedplate.inference.predict.opening import OpenedBase
 
 
 def calibrate(
@@ -42,6 +44,7 @@ def calibrate(
     from bedplate.economics.hardware.machine import machine_file, read_machine, write_machine
     from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.measure.speeds import measure_machine
+    from bedplate.inference.predict.opening import OpenOptions, open_base
 
     use_cores()
     if base is None and (tuning or url is not None):
@@ -54,46 +57,33 @@ def calibrate(
             machine = machine.model_copy(update={"engines": before.engines, "tuning": before.tuning})
     write_machine(machine, machine_path)
     if base is not None:
-        machine = _measure_base(machine, base, dtype, weights, kernel, rank, tuning, url, machine_path)
+        options = OpenOptions(dtype, weights, kernel, quantised=not tuning)
+        for speed in _measured_speeds(open_base(base, options), base, rank, tuning, url):
+            machine = machine.with_speed(speed)
+            write_machine(machine, machine_path)  # each is kept as soon as it is there
     if as_json:
         print(machine.model_dump_json())
         return
     _show(machine, machine_path)
 
 
-def _measure_base(
-    machine: MeasuredMachine,
-    base: str,
-    dtype: Dtype,
-    weights: Weights,
-    kernel: Kernel,
-    rank: int,
-    tuning: bool,
-    url: str | None,
-    out: Path,
-) -> MeasuredMachine:
-    """Measures one thing after the other and keeps each as soon as it is there."""
-    from bedplate.economics.hardware.machine import write_machine
+def _measured_speeds(
+    opened: OpenedBase, base: str, rank: int, tuning: bool, url: str | None
+) -> Iterator[EngineSpeed | TuningSpeed]:
+    """Measures one thing after the other."""
     from bedplate.inference.measure.speeds import measure_engine
-    from bedplate.inference.predict.opening import OpenOptions, open_base
 
-    opened = open_base(base, OpenOptions(dtype, weights, kernel, quantised=not tuning))
     loaded, settings = opened.base, opened.load_format
     speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
-    machine = machine.with_engine(speed)
-    write_machine(machine, out)
+    yield speed
     if url is not None:
         from bedplate.inference.measure.server import measure_server
 
-        server = measure_server(url, base, speed, loaded.spec.vocab_size)
-        machine = machine.with_engine(speed.model_copy(update={"server": server}))
-        write_machine(machine, out)
+        yield speed.model_copy(update={"server": measure_server(url, base, speed, loaded.spec.vocab_size)})
     if tuning:
         from bedplate.inference.measure.training_speed import measure_tuning
 
-        machine = machine.with_tuning(measure_tuning(loaded, base, rank=rank))
-        write_machine(machine, out)
-    return machine
+        yield measure_tuning(loaded, base, rank=rank)
 
 
 def _show(machine: MeasuredMachine, out: Path) -> None:

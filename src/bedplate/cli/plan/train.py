@@ -27,8 +27,9 @@ from bedplate.core.quantities import adding_up, parse_count
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
+    from bedplate.economics.numbers.formula import Range
     from bedplate.economics.training.scaling_laws import Optimum
-    from bedplate.economics.training.training_cost import BudgetPlan, Range, TrainingPlan
+    from bedplate.economics.training.training_cost import BudgetPlan, TrainingPlan
 
 _PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
 _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")

@@ -13,12 +13,11 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bedplate.core.config import Strict, load_config
+from bedplate.core.config import Strict
 from bedplate.core.display import Brief
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.quantities import adding_up
@@ -32,7 +31,7 @@ from bedplate.economics.costs.usage import (
     use_between,
     utc,
 )
-from bedplate.economics.numbers.prices import Dated
+from bedplate.economics.numbers.prices import Dated, LocatedFile
 
 Basis = Literal["compute", "tokens", "calls"]
 
@@ -108,7 +107,7 @@ class RevenueTable(Strict):
     tenants: dict[str, Revenue] = Field(default_factory=dict[str, Revenue])
 
 
-class AmortisationFile(Strict):
+class AmortisationFile(LocatedFile):
     """An amortisation file: a period, the machines' bill, what was used, the base's price, and who pays what.
 
     server_usd_per_hour: the `price` in the servers' own file, where it is not the machine's.
@@ -126,8 +125,6 @@ class AmortisationFile(Strict):
     base: BasePrice | None = None
     revenue: RevenueTable = RevenueTable()
 
-    _directory: Path = Path()
-
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if self.expected and (self.servers or self.access_logs):
@@ -140,16 +137,6 @@ class AmortisationFile(Strict):
     def server_rate(self) -> float:
         """USD per hour that the servers charge their calls with."""
         return self.server_usd_per_hour or self.machine.usd_per_hour
-
-    def resolve_path(self, name: str) -> Path:
-        return self._directory / name
-
-
-def load_account(path: Path | str, overrides: Sequence[str] = ()) -> AmortisationFile:
-    """Read an amortisation file. Raises ConfigError."""
-    account = load_config(path, AmortisationFile, overrides)
-    account._directory = Path(path).parent  # pyright: ignore[reportPrivateUsage]
-    return account
 
 
 DIGITS = 6
@@ -214,11 +201,10 @@ def amortise(account: AmortisationFile) -> Statement:
 def _use_of(account: AmortisationFile, logged: AccessLogUse | None) -> ServerUse:
     """By skin: from /metrics, else from the log, else as expected."""
     if account.servers:
-        paths = [
-            (server.before and account.resolve_path(server.before), account.resolve_path(server.after))
+        return combine(
+            use_between(server.before and account.resolve_path(server.before), account.resolve_path(server.after))
             for server in account.servers
-        ]
-        return combine(use_between(before or None, after) for before, after in paths)
+        )
     if logged is not None:
         return ServerUse(logged.by_skin)
     days, by_skin = account.period.hours / 24, dict[str, MeteredUse]()

@@ -93,9 +93,9 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\.", lambda pair: _ESCAPES.get(pair[0], pair[0]), text)
 
 
-def use_between(before: Path | None, after: Path) -> ServerUse:
+def use_between(before: Path | str | None, after: Path) -> ServerUse:
     """What was counted from one snapshot to the next; without `before`, since the server began."""
-    later, earlier = read_metrics(after), Samples() if before is None else read_metrics(before)
+    later, earlier = read_metrics(after), read_metrics(Path(before)) if before else Samples()
     restarted = False
 
     def growth(name: str) -> dict[str, float]:

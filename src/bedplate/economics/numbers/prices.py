@@ -1,8 +1,16 @@
-"""TODO"""
+"""Numbers in files that may carry a range, `40` or `{value: 40, low: 30, high: 60}`, and the user's dated price file:
+what hosted models, machines, people and labels cost. Bedplate knows no prices itself.
+
+A range is what the writer holds plausible. Draws take it as a triangle with its mode at `value`; a plain number is
+taken as exact. Each kind knows its own bounds, so that a zero price or a share of 1.2 is refused where it stands. Every
+entry of a price file says when it held (`as_of`) and where it is from (`source`); older ones than `stale_after_days`
+warn.
+"""
 
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, cast
@@ -17,6 +25,28 @@ from bedplate.core.suggestions import did_you_mean, nearest
 _TIMES = 10.0
 LARGEST = 1e15
 """Beyond this, and below its inverse, a number is a slip of the keyboard, and sums would lose their digits."""
+
+
+class LocatedFile(Strict):
+    """The content of a file, which knows where it lies."""
+
+    _path: Path | None = None
+
+    @classmethod
+    def load(cls, path: Path | str, overrides: Sequence[str] = ()) -> Self:
+        """Reads a file; overrides go before what it says. ConfigError."""
+        content = load_config(path, cls, overrides)
+        content._path = Path(path)
+        return content
+
+    @property
+    def path(self) -> Path | None:
+        """The file that this was read from."""
+        return self._path
+
+    def resolve_path(self, name: str) -> Path:
+        """A file that this one names."""
+        return Path(name) if self._path is None else self._path.parent / name
 
 
 class Quantity(Strict):
@@ -42,33 +72,22 @@ class Quantity(Strict):
         if not isinstance(raw, Mapping):
             raise ValueError(f"{cls.requirement} is wanted, or {{value, low, high}}, not {raw!r}")
         values = dict(cast("Mapping[Any, Any]", raw))
-        if "value" in values:  # one that is missing is pydantic's to report
-            values.setdefault("low", values["value"])
-            values.setdefault("high", values["value"])
-        else:
-            values.setdefault("low", 0.0)
-            values.setdefault("high", 0.0)
-        return values
+        value = values.get("value", 0.0)  # one that is missing is pydantic's to report
+        return {"low": value, "high": value, **values}
 
     @model_validator(mode="after")
     def _in_bounds(self) -> Self:
         for name in ("value", "low", "high"):
             number, shown = getattr(self, name), "" if name == "value" else f" of {name}"
-            if not self._allows(number):
+            at_least = -math.inf if self.at_least is None else self.at_least
+            at_most = math.inf if self.at_most is None else self.at_most
+            if not at_least <= number <= at_most or (self.exclusive_min is not None and number <= self.exclusive_min):
                 raise ValueError(f"{self.requirement} is wanted{shown} (got {number:g})")
             if number and not 1 / LARGEST <= abs(number) <= LARGEST:
                 raise ValueError(f"a number between {1 / LARGEST:g} and {LARGEST:g} is wanted{shown} (got {number:g})")
         if not self.low <= self.value <= self.high:
             raise ValueError(f"low {self.low:g}, value {self.value:g}, high {self.high:g}: they must not fall")
         return self
-
-    @classmethod
-    def _allows(cls, number: float) -> bool:
-        return (
-            (cls.exclusive_min is None or number > cls.exclusive_min)
-            and (cls.at_least is None or number >= cls.at_least)
-            and (cls.at_most is None or number <= cls.at_most)
-        )
 
     @classmethod
     def exactly(cls, value: float) -> Self:
@@ -216,7 +235,7 @@ class LabellingPrice(Dated):
 P = TypeVar("P", bound=Dated)
 
 
-class Prices(Strict):
+class Prices(LocatedFile):
     """A price file."""
 
     prices: Annotated[str, Field(min_length=1)]
@@ -227,13 +246,6 @@ class Prices(Strict):
     machines: dict[str, MachinePrice] = Field(default_factory=dict[str, MachinePrice])
     staff: dict[str, StaffRate] = Field(default_factory=dict[str, StaffRate])
     labelling: dict[str, LabellingPrice] = Field(default_factory=dict[str, LabellingPrice])
-
-    _path: Path | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The file that these were read from."""
-        return self._path
 
     def find(self, section: str, name: str, needed_by: str) -> Dated:
         """An entry. ConfigError with the nearest names where there is none."""
@@ -266,10 +278,3 @@ class Prices(Strict):
             elif days < 0:
                 lines.append(f"{section}.{name}: the price is dated {price.as_of}, which is still to come")
         return lines
-
-
-def load_prices(path: Path | str, overrides: Sequence[str] = ()) -> Prices:
-    """Read a price file; `overrides` as hosted.NAME.usd_per_million_input=2. Raises ConfigError."""
-    prices = load_config(path, Prices, overrides)
-    prices._path = Path(path)  # pyright: ignore[reportPrivateUsage]
-    return prices

@@ -54,7 +54,7 @@ from bedplate.economics.serving.serving_cost import (
 )
 from bedplate.economics.serving.traffic_model import Traffic
 from bedplate.economics.training.layout_search import MARGIN, describe
-from bedplate.economics.training.scaling_laws import DEFAULT_FIT, find_fit
+from bedplate.economics.training.scaling_laws import EPOCH
 from bedplate.economics.training.training_cost import (
     BATCH_EXPONENT,
     BATCH_SCALE,
@@ -90,7 +90,7 @@ def training_page(
     fewest, most = max(1, devices // _FEWER), max(devices * _LARGER, 64)
     powers = {n for power in range(most.bit_length()) for n in (2**power, 3 * 2**power // 2)}
     counts = sorted(n for n in {devices, *powers} if fewest <= n <= most)
-    spec, pue, fit = resolve(model)[1], options.get("pue", DEFAULT_PUE), find_fit(DEFAULT_FIT)
+    spec, pue = resolve(model)[1], options.get("pue", DEFAULT_PUE)
     dense = isinstance(spec, TransformerSpec) and spec.kind == "decoder" and spec.experts is None
     facts = ("model", "parameters", "active_parameters", "sequence_tokens", "precision", "execution", "optimizer")
     facts += ("flops_per_token", "peak_flops_per_second", "overhead")
@@ -109,7 +109,7 @@ def training_page(
         "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
         "usd_per_kwh": options.get("usd_per_kwh", DEFAULT_USD_PER_KWH),
         "pue": pue,
-        "fit": asdict(fit) if dense else None,
+        "fit": asdict(EPOCH) if dense else None,
         "formulas": formula_values(TRAINING_FORMULAS),
         "command": list(command),
     }
@@ -119,8 +119,8 @@ def training_page(
         **run_formulas(plan.flops_per_token, plan.peak_flops_per_second, device.watts * pue),
         "mfu": CURVES[device.mfu].formula * factor,
         "batch_tokens": batch_tokens(flops),
-        "loss": fit.loss(*inputs(2)),
-        "best_parameters": fit.best_parameters(flops),
+        "loss": EPOCH.loss(*inputs(2)),
+        "best_parameters": EPOCH.best_parameters(flops),
     }
     return _page(f"Training {plan.model}", costs, ["training.js"], data)
 
@@ -189,9 +189,7 @@ def serving_page(
     devices: that the price of a replica is of. command: what answers the same in the terminal, without what the
     sliders say.
     """
-    goal, central, usual = target or LatencyTarget(), replicas["central"], LatencyTarget().share
-    if goal.share != usual:
-        raise UsageError(f"a page shows what holds for {usual:.0%} of the calls, not for {goal.share:.0%}")
+    goal, central = target or LatencyTarget(), replicas["central"]
     plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=goal, spare=spare)  # or its errors
     with Progress("loads", total=len(replicas) * PARTS) as bar:
         cases = {name: _case(replica, traffic, bar) for name, replica in replicas.items()}

@@ -24,6 +24,8 @@ from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY, ArrivingCa
 
 CALLS = 300
 """Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
+SHARE = 0.95
+"""Share of the calls that must meet a target."""
 PARTS = 128
 """Parts of the saturating rate: a capacity is told to one of them."""
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -42,25 +44,21 @@ SERVING_FORMULAS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """Latency that a share of the calls must meet, in seconds: until the answer's end, and until its first token."""
+    """Latency that 95% of the calls must meet, in seconds: until the answer's end, and until its first token."""
 
     total_seconds: float | None = None
     first_token_seconds: float | None = None
-    share: float = 0.95
 
     def __post_init__(self) -> None:
         need_fields(self)
         positive(**{name: value for name, value in vars(self).items() if value is not None})
-        if self.share >= 1:
-            raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
 
     def checks(self, outcome: Simulated) -> list[tuple[float, float, str]]:
-        """(limit, seconds that the share of a simulated run's calls took, until when) of each limit that there is."""
-        limits = (
-            (self.total_seconds, outcome.total, "its answer's end"),
-            (self.first_token_seconds, outcome.first_token, "its first token"),
-        )
-        return [(limit, quantile(self.share), event) for limit, quantile, event in limits if limit is not None]
+        """(limit, seconds that 95% of a simulated run's calls took, until when) of each limit that there is."""
+        limits = (self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token)
+        events = ("its answer's end", "its first token")
+        checks = zip(limits, events, strict=True)
+        return [(limit, quantile(SHARE), event) for (limit, quantile), event in checks if limit is not None]
 
     def slack(self, outcome: Simulated) -> float:
         """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not; infinite where
@@ -148,7 +146,6 @@ def plan_serving(
     peak_factor: float = 3.0,
     target: LatencyTarget | None = None,
     spare: int = 0,
-    seed: int = 0,
 ) -> ServingPlan:
     """Plans a fleet of equal replicas.
 
@@ -162,9 +159,9 @@ def plan_serving(
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
     goal = target or LatencyTarget()
-    alone = _alone(service, traffic, goal, seed)
-    saturated, full_tokens = saturated_rates(service, traffic, seed)
-    capacity = _capacity(service, traffic, saturated, goal, alone, seed)
+    alone = _alone(service, traffic, goal)
+    saturated, full_tokens = saturated_rates(service, traffic)
+    capacity = _capacity(service, traffic, saturated, goal, alone)
     tokens = traffic.tokens_per_call
     values = (calls_per_day, peak_factor, capacity, float(spare), usd_per_hour or 0.0, saturated)
     fleet = {name: formula.compile()(values) for name, formula in fleet_formulas(tokens).items()}
@@ -177,8 +174,8 @@ def plan_serving(
         saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
         replicas=int(fleet["replicas"]),
-        at_peak=_latency(service, traffic, fleet["peak_rate"], seed),
-        at_mean=_latency(service, traffic, fleet["mean_rate"], seed),
+        at_peak=_latency(service, traffic, fleet["peak_rate"]),
+        at_mean=_latency(service, traffic, fleet["mean_rate"]),
         calls_per_day=calls_per_day,
         peak_factor=peak_factor,
         tokens_per_call=tokens,
@@ -212,21 +209,21 @@ def plan_cases(
     return plans
 
 
-def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed: int) -> Simulated:
+def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget) -> Simulated:
     """Calls so far apart that none meets another."""
-    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
+    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60))]
     outcome = simulate(service, calls)
     for limit, seconds, event in target.checks(outcome):
         if seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {SHARE:.0%}), over "
                 f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
                 "or answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return outcome
 
 
-def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int) -> tuple[float, float]:
+def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int = 0) -> tuple[float, float]:
     """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
     so that neither its filling nor the last long answers count."""
     calls = [call._replace(at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
@@ -238,15 +235,14 @@ def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int) -> tuple
 
 
 def load_curve(
-    replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0, loads: Iterable[float] = LOADS
-) -> tuple[RateLatency, ...]:
+    replica: Replica, traffic: Traffic, plan: ServingPlan, loads: Iterable[float] = LOADS
+) -> list[RateLatency]:
     """One replica's latency at shares (`loads`) of the rate that saturates it."""
-    full = plan.saturated_calls_per_second
-    return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
+    return [_latency(replica.service, traffic, share * plan.saturated_calls_per_second) for share in loads]
 
 
 def _capacity(
-    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated, seed: int
+    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated
 ) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
@@ -260,7 +256,7 @@ def _capacity(
         looks += 1
         share = 0.5 if looks % 3 == 0 else above / (above - below)
         middle = min(max(low + math.floor(share * (high - low) + 0.5), low + 1), high - 1)
-        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated, seed))
+        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated))
         if slack >= 0:
             low, above = middle, slack
         else:
@@ -269,18 +265,14 @@ def _capacity(
     return low / PARTS * saturated or saturated / (2 * PARTS)
 
 
-def _steady(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> Simulated:
-    outcome = simulate(service, traffic.calls(rate, CALLS, seed))
-    skipped = CALLS // 10
-    return replace(
-        outcome,
-        first_token_seconds=outcome.first_token_seconds[skipped:],
-        total_seconds=outcome.total_seconds[skipped:],
-    )
+def _steady(service: ServiceModel, traffic: Traffic, rate: float) -> Simulated:
+    outcome, skipped = simulate(service, traffic.calls(rate, CALLS)), CALLS // 10
+    first, total = outcome.first_token_seconds[skipped:], outcome.total_seconds[skipped:]
+    return replace(outcome, first_token_seconds=first, total_seconds=total)
 
 
-def _latency(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> RateLatency:
-    return _percentiles(_steady(service, traffic, rate, seed), rate)
+def _latency(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatency:
+    return _percentiles(_steady(service, traffic, rate), rate)
 
 
 def _percentiles(outcome: Simulated, rate: float) -> RateLatency:

@@ -61,13 +61,10 @@ class TokenLengths:
         return (self.low + self.high) / 2
 
     def __str__(self) -> str:
-        if self.distribution == "fixed":
-            return f"{self.low}"
-        if self.distribution == "uniform":
-            return f"{self.low}-{self.high}"
-        if self.distribution == "lognormal":
-            return f"{self.low}~{self.high}"
-        return f"{len(self.values)} listed lengths of {self.mean:.4g} on average"
+        if self.distribution == "listed":
+            return f"{len(self.values)} listed lengths of {self.mean:.4g} on average"
+        sign = {"fixed": "", "uniform": "-", "lognormal": "~"}[self.distribution]
+        return f"{self.low}{sign}{self.high if sign else ''}"
 
 
 def parse_lengths(text: str, label: str) -> TokenLengths:
@@ -102,15 +99,13 @@ def _listed(path: Path, label: str) -> TokenLengths:
         lines = [line.strip() for line in read_text(path).splitlines()]
     except (OSError, DataError) as error:
         raise UsageError(f"{label}: {path} cannot be read: {error}") from error
-    values: list[int] = []
     for number, line in enumerate(lines, start=1):
-        if line:
-            if not line.isdecimal() or int(line) < 1:
-                raise UsageError(f"{label}: {path}, line {number}: {line[:40]!r} is not a length of at least 1 token")
-            values.append(int(line))
+        if line and (not line.isdecimal() or int(line) < 1):
+            raise UsageError(f"{label}: {path}, line {number}: {line[:40]!r} is not a length of at least 1 token")
+    values = tuple(int(line) for line in lines if line)
     if not values:
         raise UsageError(f"{label}: {path} holds no length; write one a line")
-    return TokenLengths("listed", min(values), max(values), tuple(values))
+    return TokenLengths("listed", min(values), max(values), values)
 
 
 class ArrivingCall(NamedTuple):

@@ -17,15 +17,7 @@ from typing import Any
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.devices import (
-    CURVES,
-    EXECUTION,
-    Device,
-    Execution,
-    Precision,
-    mfu,
-    peak_of,
-)
+from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execution, Precision, mfu, peak_of
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.memory import stacks_of
 from bedplate.economics.model.named_model import resolve
@@ -34,14 +26,7 @@ from bedplate.economics.numbers.bounds import at_least, positive, share, whole
 from bedplate.economics.numbers.formula import Formula, Number, Range, formula_values, inputs
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import Fitted, TrainingJob, describe, find_layout, usable
-from bedplate.economics.training.scaling_laws import (
-    DEFAULT_FIT,
-    Optimum,
-    ScalingFit,
-    compute_optimal,
-    flops_for_budget,
-    inference_aware,
-)
+from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
 from bedplate.models.specs import Spec, TransformerSpec
 
 DEFAULT_OVERHEAD = 1.1
@@ -140,19 +125,18 @@ class TrainingPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Central figures by name, each range beside it as `…_range` (low, high)."""
-        return plan_values(
-            self,
-            TRAINING_FORMULAS,
-            device=self.device.name,
-            tokens_per_second_per_device=self.tokens_per_second_per_device,
-            memory_bytes=self.device.memory_bytes,
-            usd_per_hour=None if self.price is None else self.price.usd_per_hour.central,
-        )
+        extras = {
+            "device": self.device.name,
+            "tokens_per_second_per_device": self.tokens_per_second_per_device,
+            "memory_bytes": self.device.memory_bytes,
+            "usd_per_hour": None if self.price is None else self.price.usd_per_hour.central,
+        }
+        return plan_values(self, TRAINING_FORMULAS) | extras
 
 
-def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **extras: Any) -> dict[str, Any]:
+def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """A plan of training or of tuning for --json: those figures that have a range by their centre, the range beside."""
-    values: dict[str, Any] = extras | {
+    values: dict[str, Any] = {
         "layout": {**asdict(plan.layout), "text": describe(plan.layout)},
         "bytes_per_device": plan.bytes.total,
         "bytes": asdict(plan.bytes),
@@ -204,9 +188,7 @@ def plan_training(
     sequence = _sequence_tokens(spec, sequence_tokens)
     flops_per_token = training_flops_per_token(spec, sequence)
     flops = flops_per_token * tokens
-    batch = _global_batch(global_batch_tokens, flops, sequence)
-    reached = mfu_of(device, devices, precision, execution, mfu_share)
-    peak = peak_of(device, precision)
+    reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
     price = price_of(device, usd_per_hour)
     hourly = Range.exactly(0.0) if price is None else price.usd_per_hour
     formulas = run_formulas(flops_per_token, peak, device.watts * pue)
@@ -217,7 +199,8 @@ def plan_training(
         cases = zip((reached.high, reached.central, reached.low), vars(hourly).values(), strict=True)
         return Range(*(compute((tokens, devices, share, overhead, usd, usd_per_kwh)) for share, usd in cases))
 
-    job = TrainingJob(spec, device, devices, sequence, batch // sequence, precision, optimizer)
+    sequences = _sequences(global_batch_tokens, flops, sequence)
+    job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
@@ -267,8 +250,7 @@ def mfu_of(device: Device, devices: int, precision: Precision, execution: Execut
 
 
 def device_hours(flops: float, peak_flops_per_second: float, reached: Range, overhead: float = 1.0) -> Range:
-    """Hours of one device for so many operations; low hours are those of the high MFU."""
-    positive(flops=flops)
+    """Hours of one device for so many operations; few are those of a high MFU."""
     at_least(1, overhead=overhead)
     shares = (reached.high, reached.central, reached.low)
     return Range(*(_hours(flops, peak_flops_per_second, share, overhead) for share in shares))
@@ -322,19 +304,16 @@ def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
     return sequence_tokens
 
 
-def _global_batch(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
-    """Tokens of a step, in whole sequences."""
-    if stated_tokens is not None:
-        positive(global_batch_tokens=stated_tokens)
-        if stated_tokens < sequence_tokens:
-            raise UsageError(
-                f"global_batch_tokens is {stated_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
-            )
-    target_tokens = batch_tokens(flops) if stated_tokens is None else stated_tokens
-    sequences = max(1, round(target_tokens / sequence_tokens))
-    if stated_tokens is None:  # a power of two divides over replicas
-        sequences = 1 << (sequences.bit_length() - 1)
-    return sequences * sequence_tokens
+def _sequences(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
+    """Sequences of a step; where it is not stated a power of two, which divides over replicas."""
+    if stated_tokens is None:
+        return 1 << (max(1, round(batch_tokens(flops) / sequence_tokens)).bit_length() - 1)
+    positive(global_batch_tokens=stated_tokens)
+    if stated_tokens < sequence_tokens:
+        raise UsageError(
+            f"global_batch_tokens is {stated_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
+        )
+    return max(1, round(stated_tokens / sequence_tokens))
 
 
 def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, flops: float) -> Iterator[str]:
@@ -420,18 +399,19 @@ def plan_budget(
     mfu_share: float | None = None,
     overhead: float = DEFAULT_OVERHEAD,
     usd_per_hour: float | None = None,
-    fit: str | ScalingFit = DEFAULT_FIT,
+    fit: ScalingFit = EPOCH,
 ) -> BudgetPlan:
     """What `usd` train on `devices` devices. UsageError for numbers that cannot be, and where no price is known."""
     positive(usd=usd)
     whole(devices=devices)
+    at_least(1, overhead=overhead)
     price = price_of(device, usd_per_hour)
     if price is None:
         raise UsageError(f"there is no example price of {device.name}; give --usd-per-hour")
     reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
     hourly = price.usd_per_hour
     cases = (hourly.high, reached.low), (hourly.central, reached.central), (hourly.low, reached.high)
-    flops = Range(*(flops_for_budget(usd, hour, peak, share, overhead) for hour, share in cases))
+    flops = Range(*(usd / hour * 3600 * peak * share / overhead for hour, share in cases))
     optimal = compute_optimal(flops.central, fit)
     demands = _DEMANDS if inference_tokens is None else (inference_tokens,)
     in_use = {demand: inference_aware(optimal.loss, demand, fit) for demand in demands}

@@ -22,9 +22,10 @@ from bedplate.economics.model.memory import lora_parameters, stacks_of
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Optimizer, parameters
 from bedplate.economics.numbers.bounds import positive, share, whole
+from bedplate.economics.numbers.formula import Range
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
-from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, plan_values, price_of
+from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of
 from bedplate.models.specs import Spec
 
 Method = Literal["lora", "full"]
@@ -124,8 +125,7 @@ def plan_tuning(
         hours = device_hours(flops_per_token * tokens, peak_of(device, precision), reached, overhead)
     else:
         positive(tokens_per_second=tokens_per_second, overhead=overhead)
-        measured = tokens / tokens_per_second / 3600 * devices * overhead
-        hours = Range.exactly(measured)
+        hours = Range.exactly(tokens / tokens_per_second / 3600 * devices * overhead)
     price, adapter = price_of(device, usd_per_hour), trained if method == "lora" else 0
     sequences = max(batch_examples, devices)
     job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer, method, adapter)

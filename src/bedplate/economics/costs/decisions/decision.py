@@ -362,7 +362,6 @@ def _searched_places(value: float, end: float) -> list[float]:
 # --- all of it
 
 
-@dataclass(frozen=True)
 class OptionOutcome:
     """One option at the stated values. Money is USD over the horizon; intervals hold 90% of the draws and the value.
 
@@ -372,30 +371,30 @@ class OptionOutcome:
     which it is the answer. doubts: why the verdict of its report is no PASS, and why the report is used nonetheless.
     """
 
-    name: str
-    method: str
-    method_in_short: str
-    feasible: bool
-    broken: tuple[Constraint, ...]
-    short: tuple[Shortfall, ...]
-    total_usd: float
-    total_interval: Interval
-    cost_per_call: float
-    cost_per_right_answer: float | None
-    net_usd: float
-    net_interval: Interval
-    profit_usd: float | None
-    quality: float | None
-    quality_interval: Interval | None
-    p95_ms: float | None
-    lines: tuple[tuple[str, str, float], ...]
-    prompt_tokens: float
-    output_tokens: float
-    machines: int | None
-    busy: float | None
-    best_in: float
-    notes: tuple[str, ...]
-    doubts: tuple[str, ...]
+    def __init__(self, option: OptionCosts, bars: Bars, draws: Sequence[Values], best_in: float) -> None:
+        shared, quality, p95 = option.shared, option.quality, option.p95_ms
+        v, case, tokens = shared.values, shared.case, option.tokens_at(shared.values)
+        calls, amounts = shared.calls.compile()(v), [(line, line.usd.compile()(v)) for line in option.lines]
+        self.name = option.name
+        self.method = option.option.describe(option.method, option.retrieves)
+        self.method_in_short = option.option.label(option.method, option.retrieves)
+        self.broken = broken_constraints(option.option, case.constraints)
+        self.feasible = not self.broken and bars.cleared_by(option, v)
+        self.short = tuple(bars.shortfalls(option, v))
+        self.total_usd, self.net_usd = option.total_usd(v), option.net_usd(v)
+        self.total_interval = _interval([option.total_usd(draw) for draw in draws], self.total_usd)
+        self.net_interval = _interval([option.net_usd(draw) for draw in draws], self.net_usd)
+        self.profit_usd = None if case.value.usd_per_call is None else -self.net_usd
+        self.quality = None if quality is None else v[quality.place]
+        self.quality_interval = None if quality is None else (quality.low(v), quality.high(v))
+        self.cost_per_call = self.total_usd / calls
+        self.cost_per_right_answer = self.cost_per_call / self.quality if self.quality else None
+        self.p95_ms = None if p95 is None else v[p95.place]
+        self.lines = tuple((line.period, line.part, usd) for line, usd in amounts if usd)
+        self.prompt_tokens, self.output_tokens = tokens.prompt, tokens.output
+        self.machines = None if option.machines is None else int(option.machines.compile()(v))
+        self.busy = None if option.busy is None else option.busy.compile()(v)
+        self.best_in, self.notes, self.doubts = best_in, option.notes, option.doubts
 
 
 @dataclass(frozen=True, repr=False)
@@ -446,7 +445,7 @@ def decide(case: Case, prices: Prices, today: datetime.date | None = None) -> De
     # The bars have looked at the ranges already, so that a draw chooses among what is feasible as stated.
     feasible = Chooser([option for option in allowed if bars.cleared_by(option, v)], Bars(None, None), must_pay)
     winners = [feasible.choose(draw) for draw in draws]
-    outcomes = tuple(_outcome(option, bars, draws, winners.count(option.name) / len(draws)) for option in options)
+    outcomes = tuple(OptionOutcome(option, bars, draws, winners.count(option.name) / len(draws)) for option in options)
     ranked = sorted((outcome for outcome in outcomes if outcome.feasible), key=lambda outcome: outcome.net_usd)
     return Decision(
         case=case,
@@ -459,40 +458,4 @@ def decide(case: Case, prices: Prices, today: datetime.date | None = None) -> De
         break_evens=tuple(_break_even(*pair, draws if uncertain else ()) for pair in combinations(allowed, 2)),
         sensitivities=tuple(chooser.sensitivities(shared.rows, v)),
         warnings=tuple(prices.warnings(shared.used_prices, today or datetime.date.today())),
-    )
-
-
-def _outcome(option: OptionCosts, bars: Bars, draws: Sequence[Values], best_in: float) -> OptionOutcome:
-    shared = option.shared
-    v, case = shared.values, shared.case
-    total, net, calls = option.total_usd(v), option.net_usd(v), shared.calls.compile()(v)
-    broken = broken_constraints(option.option, case.constraints)
-    quality, tokens = option.quality, option.tokens_at(v)
-    share = None if quality is None else v[quality.place]
-    amounts = [(line.period, line.part, line.usd.compile()(v)) for line in option.lines]
-    return OptionOutcome(
-        name=option.name,
-        method=option.option.describe(option.method, option.retrieves),
-        method_in_short=option.option.label(option.method, option.retrieves),
-        feasible=not broken and bars.cleared_by(option, v),
-        broken=broken,
-        short=tuple(bars.shortfalls(option, v)),
-        total_usd=total,
-        total_interval=_interval([option.total_usd(draw) for draw in draws], total),
-        cost_per_call=total / calls,
-        cost_per_right_answer=total / calls / share if share else None,
-        net_usd=net,
-        net_interval=_interval([option.net_usd(draw) for draw in draws], net),
-        profit_usd=None if case.value.usd_per_call is None else -net,
-        quality=share,
-        quality_interval=None if quality is None else (quality.low(v), quality.high(v)),
-        p95_ms=None if option.p95_ms is None else v[option.p95_ms.place],
-        lines=tuple(amount for amount in amounts if amount[2]),
-        prompt_tokens=tokens.prompt,
-        output_tokens=tokens.output,
-        machines=None if option.machines is None else int(option.machines.compile()(v)),
-        busy=None if option.busy is None else option.busy.compile()(v),
-        best_in=best_in,
-        notes=option.notes,
-        doubts=option.doubts,
     )

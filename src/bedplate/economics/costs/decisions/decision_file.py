@@ -12,17 +12,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bedplate.core.config import Strict, load_config
+from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError
 from bedplate.economics.numbers.prices import (
     Amount,
     Factor,
     Growth,
+    LocatedFile,
     NonNegative,
     PositiveShare,
     Prices,
     Share,
-    load_prices,
 )
 
 Constraint = Literal[
@@ -293,7 +293,7 @@ class Option(Strict):
         return f"{weights}, {method}{', retrieval' if retrieves else ''}"
 
 
-class Case(Strict):
+class Case(LocatedFile):
     """A decision file."""
 
     case: Annotated[str, Field(min_length=1)]
@@ -312,21 +312,10 @@ class Case(Strict):
     options: Annotated[dict[str, Option], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)] = 0
 
-    _path: Path | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The file that this was read from."""
-        return self._path
-
     @property
     def place(self) -> str:
         """What errors name it by."""
         return str(self._path or self.case)
-
-    def resolve_path(self, name: str) -> Path:
-        """A file that this one names."""
-        return Path(name) if self._path is None else self._path.parent / name
 
 
 def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Case, Prices]:
@@ -336,8 +325,7 @@ def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[
     prices.hosted.NAME.usd_per_million_input=2. ConfigError.
     """
     of_prices = [override.removeprefix("prices.") for override in overrides if override.startswith("prices.")]
-    case = load_config(path, Case, [override for override in overrides if not override.startswith("prices.")])
-    case._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    case = Case.load(path, [override for override in overrides if not override.startswith("prices.")])
     if prices is None and case.prices is None:
         raise ConfigError(f"{path}: no price file is named; add `prices: FILE.yaml`, or give --prices FILE.yaml")
-    return case, load_prices(prices or case.resolve_path(case.prices or ""), of_prices)
+    return case, Prices.load(prices or case.resolve_path(case.prices or ""), of_prices)

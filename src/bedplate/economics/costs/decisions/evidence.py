@@ -265,9 +265,10 @@ def measured_speeds(
     from bedplate.economics.serving.replica import MeasuredSteps
 
     file = prices.machine(machine, needed_by).measured
-    path = None if file is None else Path(file) if prices.path is None else prices.path.parent / file
     try:
-        speed = read_machine(path).engine(measured.base, measured.weights)
+        speed = read_machine(None if file is None else prices.resolve_path(file)).engine(
+            measured.base, measured.weights
+        )
     except BedplateError as error:
         raise ConfigError(f"{needed_by}.machine.measured: {error}") from error
     prefill, decode = _tokens_per_second(MeasuredSteps(speed), tokens, measured.batch)

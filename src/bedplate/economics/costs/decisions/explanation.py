@@ -186,18 +186,17 @@ def as_values(decision: Decision) -> dict[str, Any]:
         "interval": INTERVAL,
         "reasons": reasons(decision),
         "ranking": list(decision.ranking),
-        "options": [
-            {
-                **asdict(outcome),
-                "lines": [dict(zip(("when", "what", "usd"), line, strict=True)) for line in outcome.lines],
-            }
-            for outcome in decision.outcomes
-        ],
+        "options": [_option(outcome) for outcome in decision.outcomes],
         "break_evens": [{**asdict(point), "text": break_even(point)} for point in decision.break_evens],
         "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
         "warnings": list(decision.warnings),
         "formulas": formula_values(DECISION_FORMULAS),
     }
+
+
+def _option(outcome: OptionOutcome) -> dict[str, Any]:
+    lines = [{"when": period, "what": part, "usd": amount} for period, part, amount in outcome.lines]
+    return vars(outcome) | {"short": [asdict(short) for short in outcome.short], "lines": lines}
 
 
 def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
@@ -125,6 +125,13 @@ class OptionCosts:
     def _add(self, name: str, quantity: Quantity | None, source: str | None = None) -> Formula:
         return self.shared.add(f"{self.key}.{name}", quantity, source or self.shared.source)
 
+    def _stated(self, key: str) -> Formula:
+        """A number of the option by its key; ZERO where it is not stated."""
+        value: Any = self.option
+        for part in key.split("."):
+            value = value and getattr(value, part)
+        return self._add(key, value)
+
     def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> Ranged | None:
         quantity = stated or measured
         if quantity is None:
@@ -144,21 +151,20 @@ class OptionCosts:
                 f"{self.place}: tokens_per_unit is missing: how many tokens the option's tokenizer makes of one of "
                 f"the {unit}"
             )
-        return self._add("tokens_per_unit", self.option.tokens_per_unit)
+        return self._stated("tokens_per_unit")
 
     def _tokens(self) -> CallTokens[Formula]:
-        ratio, retrieval = self._ratio, self.option.retrieval
+        ratio = self._ratio
 
         def count(field: str) -> Formula:
-            stated: Quantity | None = getattr(self.option.text, field)
-            if stated is not None:
-                return self._add(f"text.{field}", stated)
+            if getattr(self.option.text, field) is not None:
+                return self._stated(f"text.{field}")
             return self.shared.add(f"text.{field}", getattr(self.shared.case.text, field), self.shared.source)
 
         return CallTokens(
             prefix=(count("instructions") + count("examples")) * ratio,
             fresh=count("input") * ratio,
-            passages=self._add("retrieval.passages", None if retrieval is None else retrieval.passages) * ratio,
+            passages=self._stated("retrieval.passages") * ratio,
             output=count("output") * ratio,
         )
 
@@ -226,11 +232,11 @@ class OptionCosts:
     def _machine_calls(self, use: MachineUse) -> None:
         shared = self.shared
         seconds = self._seconds(use)
-        hour, utilisation = self._machine_hour(use.name), self._add("machine.utilisation", use.utilisation)
+        hour, utilisation = self._machine_hour(use.name), self._stated("machine.utilisation")
         if use.paid == "by_use":
             self._call_line("machine", seconds * (hour / 3600.0) / utilisation)
             return
-        fewest = self._add("machine.at_least", use.at_least)
+        fewest = self._stated("machine.at_least")
         share_of_machine = shared.peak * seconds / (utilisation * SECONDS_PER_DAY)
         needs = [calls * share_of_machine for calls in shared.busiest_days]
         fleets = [call("ceil", call("max", fewest, need) - _SLACK) for need in needs]
@@ -252,9 +258,9 @@ class OptionCosts:
                     f"{self.place}.retrieval: say who embeds: `embedder` (an entry of the price file's embeddings), or "
                     "embed_tokens_per_second of the option's machine"
                 )
-            embedding = tokens.fresh / self._add("retrieval.embed_tokens_per_second", retrieval.embed_tokens_per_second)
+            embedding = tokens.fresh / self._stated("retrieval.embed_tokens_per_second")
         if use.seconds_per_call is not None:
-            return self._add("machine.seconds_per_call", use.seconds_per_call) + embedding
+            return self._stated("machine.seconds_per_call") + embedding
         speeds = self._speeds(use)
         if speeds is not None:
             prompt = (1.0 - self.shared.cached_share) * tokens.prefix + tokens.fresh + tokens.passages
@@ -285,14 +291,12 @@ class OptionCosts:
 
     def _people(self) -> None:
         work, upkeep, months = self.option.setup, self.option.upkeep, self.shared.months
-        hour = self._hour(work.hours, upkeep.hours_per_month)
-        label = self._label(work.evaluation_labels)
-        self._line("once", "engineering", self._add("setup.hours", work.hours) * hour)
-        self._line("once", "evaluation labels", self._add("setup.evaluation_labels", work.evaluation_labels) * label)
-        self._line("once", "other", self._add("setup.usd", work.usd))
-        hours = self._add("upkeep.hours_per_month", upkeep.hours_per_month)
-        self._line("over time", "upkeep", hours * hour * months)
-        self._line("over time", "other, monthly", self._add("upkeep.usd_per_month", upkeep.usd_per_month) * months)
+        hour, label = self._hour(work.hours, upkeep.hours_per_month), self._label(work.evaluation_labels)
+        self._line("once", "engineering", self._stated("setup.hours") * hour)
+        self._line("once", "evaluation labels", self._stated("setup.evaluation_labels") * label)
+        self._line("once", "other", self._stated("setup.usd"))
+        self._line("over time", "upkeep", self._stated("upkeep.hours_per_month") * hour * months)
+        self._line("over time", "other, monthly", self._stated("upkeep.usd_per_month") * months)
 
     def _tuning(self, tuning: TuningSpec) -> None:
         """Labels, hours and compute once, and again before the horizon ends: ⌈horizon / every_days⌉ − 1 times."""
@@ -300,16 +304,15 @@ class OptionCosts:
         compute = self._tuning_compute(tuning)
         hour = self._hour(tuning.hours, refresh.hours)
         label = self._label(tuning.labels, refresh.labels, refresh.evaluation_labels)
-        self._line("once", "training labels", self._add("tuning.labels", tuning.labels) * label)
-        self._line("once", "tuning work", self._add("tuning.hours", tuning.hours) * hour)
+        self._line("once", "training labels", self._stated("tuning.labels") * label)
+        self._line("once", "tuning work", self._stated("tuning.hours") * hour)
         self._line("once", "tuning compute", compute)
         if self.option.model is not None:
             hosting = self._hosted("tuning.usd_per_hour") * 24.0 * self.shared.days
             self._line("over time", "tuned model's hosting", hosting)
         if every_days is not None:
-            labels = self._add("tuning.refresh.labels", refresh.labels)
-            labels += self._add("tuning.refresh.evaluation_labels", refresh.evaluation_labels)
-            again = labels * label + self._add("tuning.refresh.hours", refresh.hours) * hour + compute
+            labels = self._stated("tuning.refresh.labels") + self._stated("tuning.refresh.evaluation_labels")
+            again = labels * label + self._stated("tuning.refresh.hours") * hour + compute
             times = call("max", 0.0, call("ceil", self.shared.days / every_days - _SLACK) - 1.0)
             self._line("over time", "tuning again", again * times)
 
@@ -317,7 +320,7 @@ class OptionCosts:
         """What tuning again takes, and every how many days; None where it is tuned once."""
         refresh, knowledge = tuning.refresh, self.shared.case.knowledge
         if refresh is not None and refresh.every_days is not None:
-            return refresh, self._add("tuning.refresh.every_days", refresh.every_days)
+            return refresh, self._stated("tuning.refresh.every_days")
         if knowledge is not None and self.option.retrieval is None:
             if refresh is None:
                 raise ConfigError(
@@ -333,15 +336,15 @@ class OptionCosts:
     def _tuning_compute(self, tuning: TuningSpec) -> Formula:
         """One tuning run: at a price per token seen, or hours of a machine (stated, or tokens over its speed)."""
         option, report = self.option, self.report
-        tokens = self._add("tuning.labels", tuning.labels) * self._add("tuning.epochs", tuning.epochs)
+        tokens = self._stated("tuning.labels") * self._stated("tuning.epochs")
         tokens *= self.tokens.prompt + self.tokens.output
         if option.machine is None:
             return tokens * self._hosted("tuning.usd_per_million_training") / _MILLION
         hour = self._machine_hour(tuning.machine or option.machine.name, ".tuning")
         if tuning.machine_hours is not None:
-            return self._add("tuning.machine_hours", tuning.machine_hours) * hour
+            return self._stated("tuning.machine_hours") * hour
         if tuning.tokens_per_second is not None:
-            return tokens / self._add("tuning.tokens_per_second", tuning.tokens_per_second) / 3600.0 * hour
+            return tokens / self._stated("tuning.tokens_per_second") / 3600.0 * hour
         if report is not None and report.train_seconds is not None:
             hours = NonNegative.exactly(report.train_seconds / 3600)
             return self._add("tuning.machine_hours", hours, report.source) * hour
@@ -356,32 +359,28 @@ class OptionCosts:
         elif self.option.machine is None:
             raise ConfigError(f"{self.place}.retrieval: name an `embedder` of the price file's embeddings")
         else:  # a machine's own embedder costs seconds of the machine in each call
-            speed = self._add("retrieval.embed_tokens_per_second", retrieval.embed_tokens_per_second)
+            speed = self._stated("retrieval.embed_tokens_per_second")
             price = self._machine_hour(self.option.machine.name) / 3600.0 / speed
-        corpus = self._add("retrieval.corpus", retrieval.corpus) * self._ratio * price
-        months = self.shared.months
-        changed = self._add("retrieval.changed_per_month", retrieval.changed_per_month)
+        corpus, months = self._stated("retrieval.corpus") * self._ratio * price, self.shared.months
         self._line("once", "embedding the corpus", corpus)
-        self._line("over time", "embedding what changes", corpus * changed * months)
-        self._line("over time", "index", self._add("retrieval.usd_per_month", retrieval.usd_per_month) * months)
+        self._line("over time", "embedding what changes", corpus * self._stated("retrieval.changed_per_month") * months)
+        self._line("over time", "index", self._stated("retrieval.usd_per_month") * months)
 
     def _pretraining(self, pretraining: Pretraining) -> None:
         """The final run, at a stated price or a planned one, all runs, data and people; shared by the features that
         use the base."""
-        features = self._add("pretraining.features", pretraining.features)
-        hour = self._hour(pretraining.hours)
-        run = self._add("pretraining.usd", pretraining.usd)
+        features, hour = self._stated("pretraining.features"), self._hour(pretraining.hours)
+        run = self._stated("pretraining.usd")
         if pretraining.run is not None:
             stated, place = pretraining.run, f"{self.place}.pretraining.run"
             hours, source = hours_per_token(stated, self.prices, place)
-            tokens = self._add("pretraining.run.tokens", stated.tokens)
             devices = float(self.prices.machine(stated.machine, place).devices)
-            run = tokens * self._add("pretraining.run.device_hours_per_token", hours, source)
+            run = self._stated("pretraining.run.tokens")
+            run *= self._add("pretraining.run.device_hours_per_token", hours, source)
             run = run * self._machine_hour(stated.machine, ".pretraining.run") / devices
-        runs = self._add("pretraining.runs", pretraining.runs)
-        self._line("once", "pretraining compute", run * runs / features)
-        self._line("once", "pretraining data", self._add("pretraining.data_usd", pretraining.data_usd) / features)
-        self._line("once", "pretraining work", self._add("pretraining.hours", pretraining.hours) * hour / features)
+        self._line("once", "pretraining compute", run * self._stated("pretraining.runs") / features)
+        self._line("once", "pretraining data", self._stated("pretraining.data_usd") / features)
+        self._line("once", "pretraining work", self._stated("pretraining.hours") * hour / features)
 
     # --- quality, and what is assumed
 
