@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bedplate.economics.model.memory import step_reads
+from bedplate.economics.model.footprint import step_reads
 from machine import Machine
 
 CACHE_BYTES = 2

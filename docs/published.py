@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.economics.hardware.devices import Execution, Precision, find_device, mfu, peak_of
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.numbers.formula import Range
 from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, device_hours

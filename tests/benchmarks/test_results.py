@@ -128,7 +128,7 @@ def test_a_setting_that_is_far_behind_is_not_tried_twice(load):
 
 
 def test_roofs_are_bytes_over_bandwidth_and_operations_over_the_peak(load):
-    from bedplate.economics.model.memory import step_reads
+    from bedplate.economics.model.footprint import step_reads
     from bedplate.models.specs.presets import PRESETS
 
     roof, machine = load("roof"), load("machine")

@@ -24,7 +24,7 @@ from bedplate.economics.costs.decisions.explanation import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
 from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_cases
-from bedplate.economics.serving.traffic_model import Traffic
+from bedplate.economics.serving.simulation import Traffic
 
 from .conftest import PageWatch
 from .test_access import CONTRAST, FOCUS, UNNAMED

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model import flops as economics
-from bedplate.economics.model.flops import (
+from bedplate.economics.model import footprint as economics
+from bedplate.economics.model.footprint import (
     causal_pairs,
     forward_flops,
     training_flops_per_token,

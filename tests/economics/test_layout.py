@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.devices import DEVICES, find_device
-from bedplate.economics.model.memory import layer_activation_bytes
+from bedplate.economics.model.footprint import layer_activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.device_layout import (

@@ -14,7 +14,7 @@ from tests.economics import tiny
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.memory import (
+from bedplate.economics.model.footprint import (
     BYTES_PER_PARAMETER,
     experts_touched,
     kv_bytes,

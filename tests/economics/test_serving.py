@@ -23,8 +23,7 @@ from bedplate.economics.serving.replica import (
     on_devices,
 )
 from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_serving
-from bedplate.economics.serving.simulation import ServiceModel
-from bedplate.economics.serving.traffic_model import Traffic, parse_lengths
+from bedplate.economics.serving.simulation import ServiceModel, Traffic, parse_lengths
 from bedplate.models.specs import TransformerSpec
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.devices import DEVICES, find_device, mfu
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.training_cost import TRAINING_FORMULAS, TrainingPlan, plan_training, tokens_for_flops

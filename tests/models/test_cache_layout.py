@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.tiny import tiny_spec
 
-from bedplate.economics.model.memory import kv_bytes, kv_bytes_per_token
+from bedplate.economics.model.footprint import kv_bytes, kv_bytes_per_token
 from bedplate.inference.forward import kv_cache, paged
 from bedplate.inference.forward.kv_cache import SlotCache, SlotSegment
 from bedplate.inference.forward.paged import PagedCache

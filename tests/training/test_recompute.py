@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.economics.model.memory import kept_bytes
+from bedplate.economics.model.footprint import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.specs.attention import LatentAttention

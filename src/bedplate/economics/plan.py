@@ -14,10 +14,10 @@ from bedplate.core.arguments import checked
 from bedplate.economics.costs import amortisation, decisions
 from bedplate.economics.costs.amortisation import AmortisationFile
 from bedplate.economics.hardware.devices import Device, find_device_in
-from bedplate.economics.model.memory import WeightFormat
+from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
 from bedplate.economics.serving.serving_cost import LatencyTarget, ServingPlan, plan_cases
-from bedplate.economics.serving.traffic_model import TokenLengths, Traffic, parse_lengths
+from bedplate.economics.serving.simulation import TokenLengths, Traffic, parse_lengths
 from bedplate.economics.training.training_cost import BudgetPlan, TrainingPlan, plan_budget, plan_training
 from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
 

@@ -16,7 +16,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.measurements import measured_once
 from bedplate.core.processor import processor, processor_kind
 from bedplate.economics.hardware.devices import find_device
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import Spec
 

@@ -11,7 +11,7 @@ import yaml
 from bedplate.core.config import parse_config
 from bedplate.economics.costs.decisions import Case, Decision, OptionOutcome, decide
 from bedplate.economics.costs.decisions.decision import Bars, Chooser, broken_constraints
-from bedplate.economics.costs.decisions.decision_inputs import CaseInputs
+from bedplate.economics.costs.decisions.decision_file import CaseInputs
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.numbers.prices import Prices
 

@@ -16,7 +16,7 @@ import torch
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Skip
-from bedplate.economics.model.memory import kept_bytes
+from bedplate.economics.model.footprint import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base

@@ -87,7 +87,7 @@ def serve(
     """
     from bedplate.economics.serving.replica import LOCAL_ENGINE, ON_DEVICES, replicas_of
     from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
-    from bedplate.economics.serving.traffic_model import Traffic, parse_lengths
+    from bedplate.economics.serving.simulation import Traffic, parse_lengths
 
     row = None
     if device is not None:

@@ -22,8 +22,7 @@ from bedplate.core.files import read_text
 PREFIX = "bedplate:"
 NO_TENANT = "(no key)"
 
-Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
-"""By family name without the prefix, then by labels."""
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by family name without the prefix, then by labels
 
 _COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "request_cost_usd_total")
 _CALLS = ("e2e_request_latency_seconds_count", "request_success_total")  # the second counts a call's choices

@@ -1,4 +1,5 @@
-"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page.
+"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page; ranges of
+figures; and the refusal of numbers that cannot be.
 
 A formula is an expression in the subset that both languages share, such as `v[3] * max(v[4], 1.0)`, where `v` holds the
 value of every input. A comparison counts as 1 or 0 in both. A function of plain operators (and of `call`, in place of
@@ -12,10 +13,34 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-Number = TypeVar("Number", float, "Formula")
-"""What arithmetic of plain operators is for: numbers, or formulas."""
-Values = Sequence[float]
-"""The value of each input, by its place."""
+from bedplate.core.errors import UsageError
+
+
+def _need(values: Mapping[str, float], fits: Callable[[float], bool], requirement: str) -> None:
+    """UsageError names the first value that is not finite or does not fit."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and fits(value)):
+            raise UsageError(f"{name} is {value:g}: it must be {requirement}")
+
+
+def positive(**values: float) -> None:
+    _need(values, lambda value: value > 0, "a number above 0")
+
+
+def whole(**values: float) -> None:
+    _need(values, lambda value: value >= 1 and value == int(value), "a whole number, at least 1")
+
+
+def at_least(smallest: float, **values: float) -> None:
+    _need(values, lambda value: value >= smallest, f"a number, at least {smallest:g}")
+
+
+def share(**values: float) -> None:
+    _need(values, lambda value: 0 < value <= 1, "above 0 and at most 1")
+
+
+Number = TypeVar("Number", float, "Formula")  # what arithmetic of plain operators is for: numbers, or formulas
+Values = Sequence[float]  # the value of each input, by its place
 
 FUNCTIONS = {"min": min, "max": max, "ceil": math.ceil, "expm1": math.expm1, "log1p": math.log1p}
 """What formulas may call; JavaScript's Math has them under the same names."""
@@ -70,8 +95,7 @@ def as_formula(value: Formula | float) -> Formula:
     return value if isinstance(value, Formula) else Formula(repr(float(value)))
 
 
-ZERO = Formula("0.0")
-"""A cost that there is not: products with it vanish, so that formulas stay short."""
+ZERO = Formula("0.0")  # a cost that there is not: products with it vanish, so that formulas stay short
 
 
 def call(function: str, *arguments: Formula | float) -> Formula:

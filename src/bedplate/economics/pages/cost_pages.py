@@ -35,8 +35,7 @@ from bedplate.economics.costs.decisions.decision import (
     broken_constraints,
     decide,
 )
-from bedplate.economics.costs.decisions.decision_file import Case
-from bedplate.economics.costs.decisions.decision_inputs import CaseInputs
+from bedplate.economics.costs.decisions.decision_file import Case, CaseInputs
 from bedplate.economics.costs.decisions.explanation import DECISION_FORMULAS
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.hardware.devices import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Device
@@ -52,7 +51,7 @@ from bedplate.economics.serving.serving_cost import (
     load_curve,
     plan_serving,
 )
-from bedplate.economics.serving.traffic_model import Traffic
+from bedplate.economics.serving.simulation import Traffic
 from bedplate.economics.training.layout_search import MARGIN, describe
 from bedplate.economics.training.scaling_laws import EPOCH
 from bedplate.economics.training.training_cost import (
@@ -233,8 +232,7 @@ def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
     }
 
 
-_SLIDERS = 5
-"""How many sliders there are for numbers that the answer turns on, besides volume and horizon."""
+_SLIDERS = 5  # how many sliders there are for numbers that the answer turns on, besides volume and horizon
 _ALWAYS = ("traffic.calls_per_day", "traffic.horizon_days")
 _TEXT = ("instructions", "examples", "input", "output")
 _SCRIPTS = ("decision_costs.js", "decision_text.js", "decision.js")

@@ -28,28 +28,25 @@ from bedplate.economics.hardware.machine import (
     served_seconds,
     step_seconds,
 )
-from bedplate.economics.model.flops import pair_flops
-from bedplate.economics.model.memory import (
+from bedplate.economics.model.footprint import (
     BYTES_PER_PARAMETER,
     WeightFormat,
     kv_bytes,
     kv_bytes_per_token,
     lora_parameters,
+    pair_flops,
     step_reads,
     weight_bytes,
 )
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.numbers.bounds import at_least, whole
-from bedplate.economics.serving.simulation import ServiceModel, StepModel
-from bedplate.economics.serving.traffic_model import Traffic
+from bedplate.economics.numbers.formula import at_least, whole
+from bedplate.economics.serving.simulation import ServiceModel, StepModel, Traffic
 from bedplate.economics.training.training_cost import price_of
 from bedplate.models.specs import Spec, TransformerSpec
 
-ALLREDUCE_SECONDS = 10e-6
-"""Latency of one small all-reduce between the devices of a node, whatever its size."""
-MARGIN = 0.1
-"""Share of a device's memory that is left to buffers, fragmentation and the runtime."""
+ALLREDUCE_SECONDS = 10e-6  # latency of one small all-reduce between the devices of a node, whatever its size
+MARGIN = 0.1  # share of a device's memory that is left to buffers, fragmentation and the runtime
 _FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
 
 
@@ -110,8 +107,13 @@ class RooflineSteps:
     adapter_bytes: float = 0.0
 
     def seconds(self, load: Load) -> float:
-        """Seconds of one step."""
-        return self.products(load) + self._communication(load.tokens)
+        """Seconds of one step; with two all-reduces a layer, for which each device sends 2·(n−1)/n of a layer's states
+        (2104.04473, section 2.3)."""
+        if self.devices == 1:
+            return self.products(load)
+        sent = 2 * (self.devices - 1) / self.devices * load.tokens * self.spec.hidden_size * 2.0
+        reduced = ALLREDUCE_SECONDS + sent / self.device.link_bytes_per_second
+        return self.products(load) + 2 * self.spec.layers * reduced
 
     def products(self, load: Load) -> float:
         """Seconds of the products and reads, and the step's overhead."""
@@ -120,11 +122,15 @@ class RooflineSteps:
         blocks, head, pair, key = self._counts
         operations = 2.0 * (blocks * load.tokens + head * load.rows) + pair * (load.pairs or load.keys)
         read = self._weight_bytes(load.tokens) + self.adapter_bytes * load.adapters
-        if load.keys:
-            # Layers with a window read no more than it.
-            read += load.keys * key * self._share_in_windows(max(1, round(load.keys / max(load.rows, 1))))
-        reached = self.reached
-        compute = operations / (self._peak * self.devices * reached.compute)
+        context = max(1, round(load.keys / max(load.rows, 1)))
+        if load.keys and any(self.spec.attention.windows):  # layers with a window read no more than it
+            key = kv_bytes(self.spec, context) / context
+        read += load.keys * key
+        reached, peaks = self.reached, self.device.peak_flops_per_second
+        # Products are made in 8 bits where weights and device have them, else in 16.
+        formats = ("fp8", "int8") if self.weights in {"fp8", "int8"} else ()
+        peak = next(peaks[name] for name in (*formats, "bf16", "fp16", "fp32") if name in peaks)
+        compute = operations / (peak * self.devices * reached.compute)
         memory = read / (self.device.memory_bytes_per_second * self.devices * reached.bandwidth)
         return reached.overhead_seconds + max(compute, memory)
 
@@ -138,25 +144,6 @@ class RooflineSteps:
     @cached_property
     def _weight_bytes(self) -> Callable[[int], float]:
         return step_reads(self.spec, self.weights)
-
-    def _share_in_windows(self, context: int) -> float:
-        if not any(self.spec.attention.windows):
-            return 1.0
-        return kv_bytes(self.spec, context, 1.0) / (context * kv_bytes_per_token(self.spec, 1.0))
-
-    @cached_property
-    def _peak(self) -> float:
-        """Products are made in 8 bits where weights and device have them, else in 16."""
-        peaks = self.device.peak_flops_per_second
-        formats = ("fp8", "int8") if self.weights in {"fp8", "int8"} else ()
-        return next(peaks[name] for name in (*formats, "bf16", "fp16", "fp32") if name in peaks)
-
-    def _communication(self, tokens: int) -> float:
-        """Two all-reduces a layer: each device sends 2·(n−1)/n of a layer's states (2104.04473, section 2.3)."""
-        if self.devices == 1:
-            return 0.0
-        sent = 2 * (self.devices - 1) / self.devices * tokens * self.spec.hidden_size * 2.0
-        return 2 * self.spec.layers * (ALLREDUCE_SECONDS + sent / self.device.link_bytes_per_second)
 
     @property
     def basis(self) -> str:

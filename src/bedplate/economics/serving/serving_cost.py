@@ -16,18 +16,20 @@ from bedplate.core.arguments import need_fields
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.numbers.bounds import at_least, positive, whole
-from bedplate.economics.numbers.formula import Formula, call, formula_values, inputs
+from bedplate.economics.numbers.formula import Formula, at_least, call, formula_values, inputs, positive, whole
 from bedplate.economics.serving.replica import Replica
-from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
-from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY, ArrivingCall, Traffic
+from bedplate.economics.serving.simulation import (
+    SECONDS_PER_DAY,
+    ArrivingCall,
+    ServiceModel,
+    Simulated,
+    Traffic,
+    simulate,
+)
 
-CALLS = 300
-"""Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
-SHARE = 0.95
-"""Share of the calls that must meet a target."""
-PARTS = 128
-"""Parts of the saturating rate: a capacity is told to one of them."""
+CALLS = 300  # calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles
+SHARE = 0.95  # share of the calls that must meet a target
+PARTS = 128  # parts of the saturating rate: a capacity is told to one of them
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
 SERVING_FORMULAS: dict[str, tuple[str, str]] = {

@@ -20,8 +20,13 @@ from functools import lru_cache
 from typing import get_args
 
 from bedplate.economics.hardware.devices import Device
-from bedplate.economics.model.flops import attention_flops, training_flops_per_token
-from bedplate.economics.model.memory import Recompute, layer_activation_bytes, stacks_of
+from bedplate.economics.model.footprint import (
+    Recompute,
+    attention_flops,
+    layer_activation_bytes,
+    stacks_of,
+    training_flops_per_token,
+)
 from bedplate.economics.model.parameters import total, weights
 from bedplate.models.specs import Spec, TransformerSpec
 
@@ -77,10 +82,8 @@ class LayoutShape:
 shape_of = lru_cache(maxsize=64)(LayoutShape)
 
 
-PRODUCT_SHARE = 0.6
-"""Share of the peak that well-shaped products reach."""
-HIDDEN_SHARE = 0.8
-"""Share of the computing time under which gathers, reductions and sends of other layers run."""
+PRODUCT_SHARE = 0.6  # share of the peak that well-shaped products reach
+HIDDEN_SHARE = 0.8  # share of the computing time under which gathers, reductions and sends of other layers run
 EXPOSED_TENSOR = 0.5
 """Share of tensor- and expert-parallel communication, between a layer's own products, that is waited for."""
 EXPOSED_CONTEXT = 0.2
@@ -89,8 +92,7 @@ EXPOSED_HIDDEN = 0.05
 """Share that is felt of communication that could be hidden: it takes memory bandwidth and some cores."""
 START_SECONDS = 1e-4
 """Start-up of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
-HOP_SECONDS = 1e-5
-"""From one node to the next in a ring, for each block that is gathered or reduced."""
+HOP_SECONDS = 1e-5  # from one node to the next in a ring, for each block that is gathered or reduced
 SCORE_PASSES = 4
 """Times that a materialised matrix of attention weights crosses the memory bus (scores, softmax, both directions)."""
 
@@ -121,6 +123,11 @@ class DeviceLayout:
         """Devices that hold the same part of the model: what ZeRO shards over."""
         return self.data * self.context
 
+    @property
+    def expert_replicas(self) -> int:
+        """Devices that hold the same experts."""
+        return max(1, self.replicas // self.expert)
+
 
 @dataclass(frozen=True)
 class BytesPerParameter:
@@ -132,10 +139,6 @@ class BytesPerParameter:
     master: float = 4.0
     moments: float = 8.0
     extra_bytes: float = 0.0
-
-    @property
-    def frozen(self) -> bool:
-        return self.gradient == 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ class DeviceBytes:
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.bubble + self.communication
+        return sum(vars(self).values())
 
 
 def device_bytes(
@@ -172,23 +175,20 @@ def device_bytes(
 ) -> DeviceBytes:
     """Bytes on the fullest device of a layout."""
     dense, experts = _parameters(shape, layout)
-    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
+    stage, replicas, expert_replicas = layout.zero_stage, layout.replicas, layout.expert_replicas
 
     def sharded_bytes(per_parameter: float, sharded: bool) -> float:
         return per_parameter * (dense / (replicas if sharded else 1) + experts / (expert_replicas if sharded else 1))
 
-    whole = layout.zero_stage == 3
     # Under stage 3 the master copy is the only one that lasts; frozen weights have no master.
-    weights = sharded_bytes(states.master if whole and states.master else states.weights, whole)
-    optimizer = sharded_bytes(states.moments + (0 if whole else states.master), layout.zero_stage >= 1)
     activations, logits = _activations(shape, layout, sequence_tokens)
     return DeviceBytes(
-        weights=weights,
-        gradients=sharded_bytes(states.gradient, layout.zero_stage >= 2),
-        optimizer=optimizer,
+        weights=sharded_bytes(states.master if stage == 3 and states.master else states.weights, stage == 3),
+        gradients=sharded_bytes(states.gradient, stage >= 2),
+        optimizer=sharded_bytes(states.moments + (0 if stage == 3 else states.master), stage >= 1),
         activations=activations,
         logits=logits,
-        buffers=(_gathered(shape, layout) if whole and replicas > 1 else 0.0) + states.extra_bytes,
+        buffers=(_gathered(shape, layout) if stage == 3 and replicas > 1 else 0.0) + states.extra_bytes,
     )
 
 
@@ -271,7 +271,6 @@ def _between_products(shape: LayoutShape, layout: DeviceLayout, device: Device, 
 def _overlapped_seconds(shape: LayoutShape, layout: DeviceLayout, device: Device, sequence_tokens: int) -> float:
     """Seconds of what may run beside computation: gathers, reductions, sends between stages."""
     dense, experts = _parameters(shape, layout)
-    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
     # Stage 3 gathers weights twice and reduces gradients once in each micro-batch; 2 reduces in each and gathers at the
     # end; 1 does both once. Weights travel in 16 bits, gradients in 32.
     micro_batches = layout.micro_batches
@@ -282,8 +281,8 @@ def _overlapped_seconds(shape: LayoutShape, layout: DeviceLayout, device: Device
         3: (8.0 * micro_batches, 3 * micro_batches),
     }[layout.zero_stage]
     blocks = shape.layers / layout.pipeline * turns
-    seconds = _collective(bytes_per_parameter * dense, blocks, replicas, layout, device)
-    seconds += _collective(bytes_per_parameter * experts, 0, expert_replicas, layout, device)
+    seconds = _collective(bytes_per_parameter * dense, blocks, layout.replicas, layout, device)
+    seconds += _collective(bytes_per_parameter * experts, 0, layout.expert_replicas, layout, device)
     if layout.pipeline > 1:
         tokens = layout.micro_batch * sequence_tokens / layout.context
         sent = 2 * tokens * shape.hidden * 2.0 / layout.tensor * layout.micro_batches * layout.interleave

@@ -10,7 +10,7 @@ from typing import Literal
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.devices import DEVICES, Device, Precision, peak_of
-from bedplate.economics.model.memory import Recompute
+from bedplate.economics.model.footprint import Recompute
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, optimizer_bytes, parameters
 from bedplate.economics.training.device_layout import (
     BytesPerParameter,
@@ -24,17 +24,13 @@ from bedplate.economics.training.device_layout import (
 )
 from bedplate.models.specs import Spec
 
-MARGIN = 0.1
-"""Share of a device's memory that is left for the runtime, the collectives' buffers and fragmentation."""
+MARGIN = 0.1  # share of a device's memory that is left for the runtime, the collectives' buffers and fragmentation
 
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
-_LONG = 16_384
-"""Tokens of a sequence from which on context parallelism is tried."""
-_SHORT = 4096
-"""Tokens of a sequence up to which keeping the matrices of attention weights is tried."""
-_BUSY = 65_536
-"""Tokens of one pass beyond which more of them are no quicker."""
+_LONG = 16_384  # tokens of a sequence from which on context parallelism is tried
+_SHORT = 4096  # tokens of a sequence up to which keeping the matrices of attention weights is tried
+_BUSY = 65_536  # tokens of one pass beyond which more of them are no quicker
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.numbers.bounds import at_least, positive
-from bedplate.economics.numbers.formula import Number
+from bedplate.economics.numbers.formula import Number, at_least, positive
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,20 @@ from typing import Any
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execution, Precision, mfu, peak_of
-from bedplate.economics.model.flops import training_flops_per_token
-from bedplate.economics.model.memory import stacks_of
+from bedplate.economics.model.footprint import stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
-from bedplate.economics.numbers.bounds import at_least, positive, share, whole
-from bedplate.economics.numbers.formula import Formula, Number, Range, formula_values, inputs
+from bedplate.economics.numbers.formula import (
+    Formula,
+    Number,
+    Range,
+    at_least,
+    formula_values,
+    inputs,
+    positive,
+    share,
+    whole,
+)
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
@@ -343,8 +351,7 @@ def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, fl
 
 # --- what a sum of money trains
 
-_DEMANDS = (1e11, 1e12, 1e13)
-"""Tokens of use over a model's life that are shown where none are given."""
+_DEMANDS = (1e11, 1e12, 1e13)  # tokens of use over a model's life that are shown where none are given
 
 BUDGET_FORMULAS: dict[str, tuple[str, str]] = {
     "flops": ("usd / usd_per_hour × 3600 × dense peak × mfu / overhead", "PaLM 2204.02311, appendix B"),

@@ -17,12 +17,10 @@ from typing import Any, Literal
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.devices import Device, Execution, Precision, peak_of
-from bedplate.economics.model.flops import training_flops_per_token
-from bedplate.economics.model.memory import lora_parameters, stacks_of
+from bedplate.economics.model.footprint import lora_parameters, stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Optimizer, parameters
-from bedplate.economics.numbers.bounds import positive, share, whole
-from bedplate.economics.numbers.formula import Range
+from bedplate.economics.numbers.formula import Range, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of

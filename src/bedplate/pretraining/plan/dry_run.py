@@ -25,7 +25,7 @@ from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.economics.hardware.devices import CURVES, HIGH, LOW, find_device
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.training.layout_search import MARGIN
 from bedplate.economics.training.training_cost import plan_training

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from bedplate.economics.model.memory import KeptBytes, kept_bytes
+from bedplate.economics.model.footprint import KeptBytes, kept_bytes
 from bedplate.economics.model.parameters import Weight, is_block_matrix, total, weights
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec

@@ -23,23 +23,20 @@ from itertools import combinations, pairwise
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.economics.costs.decisions.decision_file import Case, Constraint, Option
-from bedplate.economics.costs.decisions.decision_inputs import CaseInputs, Input
+from bedplate.economics.costs.decisions.decision_file import Case, CaseInputs, Constraint, Input, Option
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
 from bedplate.economics.numbers.formula import Values
 from bedplate.economics.numbers.prices import Prices
-from bedplate.economics.serving.traffic_model import percentile
+from bedplate.economics.serving.simulation import percentile
 
 DRAWS = 200
 INTERVAL = 0.9
 VOLUMES = [10 ** (n / 32 - 3) for n in range(15 * 32 + 1)]
 """Calls a day that are compared: from a thousandth to the most that a file may state."""
-DAYS = [1e-9, *(3650.0 * (n + 1) / 80 for n in range(80))]
-"""Days that are compared: ten years."""
+DAYS = [1e-9, *(3650.0 * (n + 1) / 80 for n in range(80))]  # days that are compared: ten years
 MACHINE_STEPS = 40
 CLOSE = 1e-9
-DRAW_RATIO = 1.01
-"""Ratio of two volumes between which a draw's break-even is interpolated."""
+DRAW_RATIO = 1.01  # ratio of two volumes between which a draw's break-even is interpolated
 SEARCHED_PLACES = 16
 NOTHING_FEASIBLE = "nothing: no option is feasible"
 NOTHING_PAYS = "nothing: no option brings in what it costs"

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from bedplate.economics.hardware.devices import Device
     from bedplate.economics.serving.simulation import StepModel
 
-Part = Mapping[str, Any]
-"""A JSON object of a report."""
+Part = Mapping[str, Any]  # a JSON object of a report
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def planned_speeds(
 ) -> Speeds:
     """Plans a decoder on the machine's devices by the roofline, over the range that engines reach. ConfigError where it
     does not fit."""
-    from bedplate.economics.model.memory import kv_bytes, weight_bytes
+    from bedplate.economics.model.footprint import kv_bytes, weight_bytes
     from bedplate.economics.model.named_model import resolve
     from bedplate.economics.serving.replica import MARGIN, REACHED, RooflineSteps, decoder_of
 

@@ -20,15 +20,16 @@ from typing import Any, Literal, get_args
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions.decision_file import (
+    CaseInputs,
     MachineUse,
     Method,
     Option,
     Pretraining,
+    Ranged,
     Refresh,
     RetrievalSpec,
     TuningSpec,
 )
-from bedplate.economics.costs.decisions.decision_inputs import CaseInputs, Ranged
 from bedplate.economics.costs.decisions.evidence import (
     CallTokens,
     Speeds,
@@ -39,7 +40,7 @@ from bedplate.economics.costs.decisions.evidence import (
 )
 from bedplate.economics.numbers.formula import ZERO, Formula, Values, as_formula, call, total
 from bedplate.economics.numbers.prices import Amount, NonNegative, Quantity
-from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY
+from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
 _MILLION = 1e6
 _SLACK = 1e-9  # a demand that fills its machines exactly needs no further one for a rounding error
