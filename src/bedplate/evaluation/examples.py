@@ -348,7 +348,7 @@ def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[st
 
 def _strata(task: Task, targets: Sequence[str]) -> list[str]:
     """What the splits should hold in proportion: the label, or of several labels the one that is rarest in the file."""
-    if task.output.kind != "labels" or not any(targets):
+    if not task.output.form.several_labels or not any(targets):
         return list(targets) if task.labels else [""] * len(targets)
     chosen: list[list[str]] = [json.loads(target) for target in targets]
     counts = Counter(label for labels in chosen for label in labels)
@@ -387,7 +387,7 @@ def _example(
 
 def target_of(task: Task, row: Row, location: str, documents: Mapping[str, str] | None, column: str) -> str:
     value: Any = row.get(column)
-    if task.output.kind in ("json", "labels", "embedding"):
+    if documents is not None or task.output.form.json_targets:
         if column not in row:
             raise DataError(f"{location}: the target ({column}) is missing")
         try:
@@ -417,7 +417,7 @@ def _as_json(output: OutputSpec, value: Any) -> str:
     """A target as JSON text: it may be the value itself, JSON text, or labels with the separator between them."""
     if isinstance(value, str) and output.separator is not None:
         value = [name for part in value.split(output.separator) if (name := part.strip())]
-    if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
+    if output.form.several_labels and isinstance(value, str) and not value.lstrip().startswith("["):
         raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -449,7 +449,7 @@ def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list
             )
         if absent:
             notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    if task.output.kind == "labels":
+    if task.output.form.several_labels:
         notes += _check_several(task.output, parts)
     return notes
 

@@ -25,9 +25,9 @@ def recorded(task: Task, row: Row, location: str) -> str | None:
     value: Any = None if spec is None else row.get(spec.column)
     if spec is None or value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if task.output.kind == "labels" and isinstance(value, str) and task.output.separator is not None:
+    if task.output.form.several_labels and isinstance(value, str) and task.output.separator is not None:
         return json.dumps([name for part in value.split(task.output.separator) if (name := part.strip())])
-    if task.output.kind in ("json", "labels"):
+    if task.output.form.json_targets:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str):
         raise DataError(f"{location}: the recorded answer ({spec.column}) is {value!r}, not text")

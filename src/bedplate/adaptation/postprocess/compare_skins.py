@@ -93,7 +93,7 @@ def side_by_side(
     origins = (first_origin, origin_of(b, task))
     if first_origin.id == origins[1].id:
         raise UsageError(f"{a} and {b} are the same skin ({first_origin.id[:12]}); give two")
-    if task.output.kind == "embedding":
+    if task.output.form.as_embedding is not None:
         raise UsageError(f"{a} gives vectors; skins that answer can be compared")
     task.scorer.ready()
     fresh = fresh_rows(task, rows)

@@ -68,7 +68,7 @@ def drift(
     """
     origin = origin_of(directory, None if task_file is None else load_task(task_file))
     task = origin.task
-    if task.output.kind == "embedding":
+    if task.output.form.as_embedding is not None:
         raise UsageError(f"{directory} gives vectors; drift is told of skins that answer")
     task.scorer.ready()
     fresh = fresh_rows(task, new)
@@ -250,7 +250,7 @@ def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, s
 
 
 def _labels_of(task: Task) -> Callable[[str], Sequence[str]] | None:
-    if task.output.kind == "labels":
+    if task.output.form.several_labels:
         return json.loads
     return (lambda target: (target,)) if task.labels else None
 
