@@ -22,8 +22,8 @@ from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
-from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.corpus.shards import MANIFEST, read_manifest
 from bedplate.economics.hardware.devices import CURVES, HIGH, LOW, find_device
 from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
