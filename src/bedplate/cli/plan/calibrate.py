@@ -17,7 +17,7 @@ from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, TuningSpeed
-    from bedplate.inference.predict.opening import OpenedBase
+    from bedplate.inference.predict.opening import Opened
 
 
 def calibrate(
@@ -68,7 +68,7 @@ def calibrate(
 
 
 def _measured_speeds(
-    opened: OpenedBase, base: str, rank: int, tuning: bool, url: str | None
+    opened: Opened, base: str, rank: int, tuning: bool, url: str | None
 ) -> Iterator[EngineSpeed | TuningSpeed]:
     """Measures one thing after the other."""
     from bedplate.inference.measure.speeds import measure_engine
