@@ -111,7 +111,7 @@ def use_between(before: Path | str | None, after: Path) -> ServerUse:
     calls = growth(next((name for name in _CALLS if name in later), _CALLS[0]))
     counters = [calls, *map(growth, _COUNTERS)]
     by_skin: dict[str, MeteredUse] = {}
-    for name in sorted(set().union(*counters)):
+    for name in sorted(set[str]().union(*counters)):
         *counts, cost = (counter.get(name, 0.0) for counter in counters)
         by_skin[name] = MeteredUse(*counts, cost if counters[-1] else None)
     busy = sum(growth(_BUSY).values()) if _BUSY in later else None

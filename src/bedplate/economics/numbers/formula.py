@@ -9,8 +9,10 @@ value of every input. A comparison counts as 1 or 0 in both. A function of plain
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar, cast
 
 from bedplate.core.errors import UsageError
@@ -126,8 +128,7 @@ def _javascript(formulas: object) -> str:
 
 
 def total(parts: Iterable[Formula]) -> Formula:
-    present = [part for part in parts if part != ZERO]
-    return _combined(f"({' + '.join('{}' for _ in present)})", *present) if present else ZERO
+    return reduce(operator.add, parts, ZERO)
 
 
 def _combined(template: str, *parts: Formula | float) -> Formula:

@@ -248,7 +248,7 @@ def last_change(
         return difference(x) < 0
 
     answers = [holds(place) for place in places]
-    edges = [0.0] if answers[0] else []
+    edges = [0.0] if answers[0] else list[float]()
     for (low, before), (high, after) in pairwise(zip(places, answers, strict=True)):
         if after != before:
             edges.append(narrow(holds, low, high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
@@ -119,7 +119,7 @@ def reasons(decision: Decision) -> list[str]:
 
 def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: the lines that are more than a twentieth of all differences, then the rest."""
-    differences = Counter[str]()
+    differences = defaultdict[str, float](float)
     for side, sign in ((outcome, 1), (best, -1)):
         for period, part, amount in side.lines:
             differences[f"{part} (calls)" if period == "calls" else part] += sign * amount
