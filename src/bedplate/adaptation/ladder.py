@@ -4,7 +4,7 @@
 2. Every candidate is fitted on train and evaluated on valid, what is worth most for its time first (`search.run_all`).
 3. Nominees are chosen on valid (`verdict.gate.nominate`); the guards of their child bases and quantised formats
    are looked at, until nothing brings another nominee. They are then fixed on disk.
-4. Test is opened once, through the ledger, for the nominees and the references (`search.evaluate_on_test`).
+4. Test is opened once, through the ledger, for the nominees and the references (`search.run_rung`).
 5. Bounds with the error that this verdict may spend, then the decision (`verdict.gate.confirm`, `verdict.decision`).
 6. The report is written, here and into the skins (`report.report`); learning curves follow in the time that is left.
 
@@ -28,9 +28,9 @@ from bedplate.adaptation.report.report import build_report, curve_in_dollars, re
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
-from bedplate.adaptation.search.evaluate_on_test import judge
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
+from bedplate.adaptation.search.run_rung import judge
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,16 +22,6 @@ from bedplate.report.formatting import costs, shown_estimate
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
-
-
-class CommonOptions(TypedDict):
-    """Options of the ladder, with and without a label budget."""
-
-    rungs: list[str] | None
-    budget: float | None
-    seed: int
-    overrides: list[str]
-    exhaustive: bool
 
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
@@ -146,7 +136,7 @@ def adapt(
     if label_budget is not None and (curve is not None or parent is not None or isolate):
         raise UsageError("--label-budget does not go with --curve, --parent or --isolate; add these after a verdict")
     execution = {"dtype": dtype, "weights": weights, "kernel": kernel}
-    common: CommonOptions = {
+    common: dict[str, Any] = {  # with and without a label budget
         "rungs": None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
         "budget": None if budget is None else parse_seconds("--budget", budget),
         "seed": seed,

@@ -16,6 +16,7 @@ from bedplate.core.progress import progress
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.lookup import embed_texts
 from bedplate.inference.predict.text_reading import text_tokens
+from bedplate.models.checkpoints.base import Base
 from bedplate.skins.lookup_index import PoolPooling, read_vectors, text_of, vector_bytes
 
 SAMPLE = 32
@@ -63,11 +64,7 @@ def embedders_of(context: Context) -> list[Embedder]:
         source = source_of(base_name, context.task)
         uses_task_base = source == context.at.source
         model = context.model if uses_task_base else context.embedder(source)
-        depths = [None]
-        if "generate" in model.base.can:
-            # the last states say what comes next, those of the middle what the text is about
-            depths = [round(model.base.spec.layers * 2 / 3), None]
-        for depth in depths:
+        for depth in dict.fromkeys((topic_depth(model.base), None)):
             name = base_name if depth is None else f"{base_name} after {depth} layers"
             pace = pace_of(model.engine, texts, depth)
             sentence = None if model.base.sentence is None else model.base.sentence.spec
@@ -76,6 +73,12 @@ def embedders_of(context: Context) -> list[Embedder]:
             pooling: PoolPooling = "mean" if depth is not None or plain else "own"
             embedders.append(Embedder(name, None if uses_task_base else source, pooling, depth, pace))
     return embedders
+
+
+def topic_depth(base: Base) -> int | None:
+    """After how many layers states say what a text is about (None: the last): those of a decoder say in the end what
+    comes next, and in the middle what the text is about."""
+    return round(base.spec.layers * 2 / 3) if "generate" in base.can else None
 
 
 def named_weights(context: Context, names: Sequence[str]) -> list[list[str]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bedplate.adaptation.context.embedding import topic_depth
 from bedplate.adaptation.postprocess.origin import Origin, origin_of, promise_of
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.core.errors import DataError, UsageError
@@ -251,12 +252,12 @@ def input_vectors(
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys([*old, *new]))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
-    # a decoder's last states say what comes next, those of the middle what the text is about
-    depth = round(spec.layers * 2 / 3) if "generate" in engine.base.can else None
     vectors = dict.fromkeys(distinct, np.zeros(spec.hidden_size))
     for start in progress(range(0, len(fits), _AT_ONCE), "embedding inputs"):
         part = fits[start : start + _AT_ONCE]
-        vectors |= zip(part, embed_texts(engine, part, "mean", depth).astype(np.float64), strict=True)
+        vectors |= zip(
+            part, embed_texts(engine, part, "mean", topic_depth(engine.base)).astype(np.float64), strict=True
+        )
     if len(fits) < len(distinct):
         notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as alike")
     return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])

@@ -50,8 +50,6 @@ def training_bytes(base: Base, step_tokens: int) -> float:
 def no_room(context: Context, step_tokens: int) -> Skip | None:
     """Why every weight of this base cannot be trained on this machine, or None."""
     base = context.model.base
-    if "generate" not in base.can:
-        return Skip("every weight is trained of decoders only")
     memory, needed = free_on(base.device), training_bytes(base, step_tokens)
     if memory is not None and needed > memory:
         return Skip(

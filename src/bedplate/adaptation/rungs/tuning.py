@@ -195,7 +195,7 @@ class TuningRung(Rung):
 
     def unfit(self, context: Context) -> str | None:
         """Why this base or task cannot be tuned so, or None."""
-        return None if "generate" in context.model.base.can else f"{self.name} is for decoders here"
+        return None
 
     def saving(self, steps: int) -> dict[str, Any]:
         """How often a run of so many steps saves its state: fields of `TrainConfig`."""

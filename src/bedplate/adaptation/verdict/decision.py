@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -216,17 +216,16 @@ class GateVerdict:
 
     nomination: Nomination
     confirmations: Sequence[Confirmation] = ()
-    metric: str = field(kw_only=True)
-    target: float = field(kw_only=True)
-    n: int = field(kw_only=True)
-    groups: int = field(kw_only=True)
-    guards: Mapping[str, Sequence[Guard]] = field(default_factory=dict[str, list[Guard]], kw_only=True)
-    limits: Mapping[str, Sequence[Limit]] = field(default_factory=dict[str, list[Limit]], kw_only=True)
-    requirements: Mapping[str, Sequence[Requirement]] = field(
-        default_factory=dict[str, list[Requirement]], kw_only=True
-    )
-    kept_out: Sequence[BudgetChanges] = field(default=(), kw_only=True)
-    scale: Scale = field(default=PLAIN, kw_only=True)
+    _: KW_ONLY
+    metric: str
+    target: float
+    n: int
+    groups: int
+    guards: Mapping[str, Sequence[Guard]] = field(default_factory=dict[str, list[Guard]])
+    limits: Mapping[str, Sequence[Limit]] = field(default_factory=dict[str, list[Limit]])
+    requirements: Mapping[str, Sequence[Requirement]] = field(default_factory=dict[str, list[Requirement]])
+    kept_out: Sequence[BudgetChanges] = ()
+    scale: Scale = PLAIN
 
     @cached_property
     def decision(self) -> GateDecision:
