@@ -125,7 +125,7 @@ def side_by_side(
     verdict, sentence = _verdict(sides[0], sides[1], comparison, opening)
     comparisons = comparison, tuple(secondary_comparisons)
     exploratory, number = opening.exploratory, opening.number
-    return SideBySide(*sides, verdict, sentence, exploratory, number, *comparisons, left_out, tuple(notes))
+    return SideBySide(sides[0], sides[1], verdict, sentence, exploratory, number, *comparisons, left_out, tuple(notes))
 
 
 def _unseen(

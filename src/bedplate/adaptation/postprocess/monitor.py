@@ -217,7 +217,8 @@ class _Look:
             labels = None if labels_of is None else [labels_of(e.target) for e in rows]
             unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
             samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
-        return shifts(*samples, self.levels.shift, earlier=earlier.gains, largest=self.largest, seed=self.seed)
+        before, after = samples
+        return shifts(before, after, self.levels.shift, earlier=earlier.gains, largest=self.largest, seed=self.seed)
 
 
 def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:

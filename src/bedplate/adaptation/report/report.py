@@ -259,8 +259,8 @@ def _row(
     """One row. measured: the evaluation on this split and its single calls; None where the rung was not made."""
     result, base = outcome.result, run.candidates[rung].base
     if result is None or measured is None:
-        status, nothing = "skipped" if outcome.status == "skipped" else "failed", dict.fromkeys(MEASURED_FIELDS)
-        values: dict[str, Any] = {"n": 0, "groups": 0, "seeds": (), **nothing}
+        status = "skipped" if outcome.status == "skipped" else "failed"
+        values: dict[str, Any] = {"n": 0, "groups": 0, "seeds": (), **dict.fromkeys(MEASURED_FIELDS)}
         return schema.Row(rung=rung, base=base, status=status, reason=outcome.reason, split=split, **values)
     (evaluation, timing), spec = measured, run.context.spec
     rate, mean = spec.machine.usd_per_hour, timing.mean_interval(0.95)

@@ -64,7 +64,8 @@ class FromScratch(Rung):
         x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
         weight, bias = targets.regression(x, best, _regressed(context.seed))
         terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
-        head = Head(*(torch.tensor(part, dtype=torch.float32) for part in (weight, bias)), targets.labels)
+        rows, shift = (torch.tensor(part, dtype=torch.float32) for part in (weight, bias))
+        head = Head(rows, shift, targets.labels)
         model = Classical(tuple(terms), vectorizer.idf_.astype(np.float32), head, WORDS)
         output = _output(context, model)
         skin = Skin(

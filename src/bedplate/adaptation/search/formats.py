@@ -245,16 +245,10 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
         sample = sample[: context.latency_calls]
         before, after = in_turns(baseline_predictor, trial_predictor, sample, f"timing {weights}")
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-    trial = FormatTrial(
-        engine.weights,
-        engine.kernel,
-        evaluation,
-        *(latency([call.seconds for call in calls] or [0.0]) for calls in (before, after)),
-        agreement(sample, after, by_id),
-        relative_path,
-        skin_id(skin),
-        time.perf_counter() - start,
-    )
+    own, timed = (latency([call.seconds for call in calls] or [0.0]) for calls in (before, after))
+    checked, seconds = agreement(sample, after, by_id), time.perf_counter() - start
+    kernel, identity = engine.kernel, skin_id(skin)
+    trial = FormatTrial(engine.weights, kernel, evaluation, own, timed, checked, relative_path, identity, seconds)
     values = {**asdict(trial), "evaluation": evaluation.to_json()}
     rung_files.write_saved(*_saved(candidate, weights), values)
     return trial

@@ -28,7 +28,7 @@ UNGROUPED = "no column was named that says which rows belong together"
 _RARE_ROWS = 20
 """Rows of the rarest label below which it is said that there are few."""
 
-JSON_TYPES = {
+JSON_TYPES: dict[type, str] = {
     bool: "boolean",
     int: "integer",
     float: "number",
