@@ -19,7 +19,6 @@ from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungOutcome, RungPl
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.tuning import best_of
 from bedplate.adaptation.search import run_all
-from bedplate.adaptation.search import schedule as schedule_module
 from bedplate.adaptation.search.run_all import Schedule, climb_larger, larger_context, wants_more
 
 NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
@@ -50,7 +49,7 @@ def planning() -> Iterator[None]:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module.planner, "planned", planned)
+        patch.setattr(run_all.planner, "planned", planned)
         yield
 
 
