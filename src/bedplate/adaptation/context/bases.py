@@ -41,11 +41,13 @@ def source_of(base: str, task: Task) -> str:
 @dataclass(frozen=True)
 class BaseFacts:
     """What is known of a base once it was loaded. name: as the task file gives it; architecture: "decoder" or
-    "encoder"; weights, kernel: as its engine has them; size: bytes of its parameters."""
+    "encoder"; has_encoder: whether it reads apart from what it writes; weights, kernel: as its engine has them; size:
+    bytes of its parameters."""
 
     name: str
     short: str
     architecture: str
+    has_encoder: bool
     family: str
     identity: Identity
     path: Path
@@ -211,6 +213,7 @@ def _facts(base_name: str, model: LocalModel) -> BaseFacts:
         base_name,
         base.name,
         "decoder" if "generate" in base.can else "encoder",
+        "encode" in base.can,
         base.family.name,
         base.identity,
         base.path,

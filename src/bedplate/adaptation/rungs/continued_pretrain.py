@@ -48,14 +48,12 @@ class ContinuedPretrain(Rung):
     """The best of a few skins on a child base that knows the domain's text."""
 
     name = "continued_pretrain"
-    traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text", worth=0.5)
+    traits = Traits(side="weights", continues=True, makes_child=True, no_curve="it learns from raw text", worth=0.5)
 
     def plan(self, context: Context) -> RungPlan | Skip:
         text = context.raw_text
         if text is None:
             return Skip("the task file names no text of the domain (`adapt.raw_text`)")
-        if "encode" in context.model.base.can:
-            return Skip("raw text is learned by a decoder, and this base is an encoder–decoder")
         unfit = no_room(context, MICRO_TOKENS)
         if unfit is not None:
             return unfit

@@ -7,6 +7,7 @@ cut to the number of vectors.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ VECTORS = 32
 class SoftPrompts(TuningRung):
     """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
 
+    traits = replace(TuningRung.traits, continues=True)
     virtual = VECTORS
 
     def __init__(self, name: str, recipe: TuningRecipe) -> None:
@@ -41,8 +43,6 @@ class SoftPrompts(TuningRung):
 
     def unfit(self, context: Context) -> str | None:
         length = context.model.base.spec.context_length
-        if "encode" in context.model.base.can:
-            return f"{self.name} stands before what a decoder continues, and this base has an encoder"
         if length < 4 * VECTORS:
             return f"{VECTORS} vectors would fill too much of the context of {length} tokens"
         return super().unfit(context)

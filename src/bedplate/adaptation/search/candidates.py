@@ -55,6 +55,8 @@ class Candidate:
             return self.context.unfit
         if self.context.is_encoder and self.traits.needs == "decoder":
             return f"{self.rung.name} needs a decoder; {self.context.at.base_name} is an encoder"
+        if self.traits.continues and self.context.at.facts.has_encoder:
+            return f"{self.rung.name} needs a base that continues text; {self.context.at.base_name} has an encoder"
         return None
 
     @property
