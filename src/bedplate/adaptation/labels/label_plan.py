@@ -27,8 +27,8 @@ from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.data.rows import SourceRows, blank
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Assigned, SplitRecord, split_hash
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples, target_of
-from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
+from bedplate.evaluation.examples import Example, TaskData, TestHandle, load_examples, sources_of, target_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of
 from bedplate.evaluation.pool import LabelPool
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import Count, LabelBudget, Look, Sha256

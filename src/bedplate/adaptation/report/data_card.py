@@ -11,9 +11,9 @@ import numpy as np
 
 from bedplate.adaptation.rungs.answers import own_probability
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import calibration, confusion, slices
-from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema import DataCard, Lengths, Suspect
 from bedplate.report.schema_parts import ExampleRow, Examples, Focus, Split
 

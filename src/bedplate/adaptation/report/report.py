@@ -22,8 +22,8 @@ from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.acceptance import LadderRun, second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
-from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import Scale
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_parts, schema_plan

@@ -28,9 +28,9 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError
 from bedplate.core.executor import Executor, Job, LocalExecutor
 from bedplate.core.files import DISK_FULL, sha256_json
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import PredictionLike
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec
-from bedplate.evaluation.task_row import PredictionLike
 from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.files import read_skin, skin_id, write_skin

@@ -20,8 +20,8 @@ from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
 from bedplate.core import statistics
-from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_plan import Limit

@@ -24,10 +24,9 @@ from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, Requirem
 from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.comparison import drop_between
 from bedplate.evaluation.costs import PLAIN, Scale
-from bedplate.evaluation.data_spec import LABEL
-from bedplate.evaluation.evaluated import Evaluation
+from bedplate.evaluation.evaluated import Evaluation, drop_between
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.slices import (
     ROW_SCORE,
     by_metric,
@@ -38,7 +37,7 @@ from bedplate.evaluation.slices import (
     sure,
     values_of,
 )
-from bedplate.evaluation.task_row import GradedRow
+from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_parts import Requirement
 
 POWER = 0.8
