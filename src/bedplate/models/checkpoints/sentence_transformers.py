@@ -16,7 +16,7 @@ from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_
 from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
 from bedplate.models.families.encoders.labels import is_raw
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.families.gguf.metadata import POOLING
+from bedplate.models.families.gguf_metadata import POOLING
 from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -76,7 +76,8 @@ def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
     )
 
 
-LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *GATED, *LLAMA_NORMS)
+LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS)
+"""Llama's names, and those of norms of queries and keys where a model has them."""
 
 
 def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = False) -> tuple[Field, ...]:
@@ -118,17 +119,13 @@ def plain(eps: float, theta: float = 10_000.0) -> tuple[Field, ...]:
     return rms_norm(eps), rope(theta=theta), activation(), NO_DROPOUT
 
 
-def windows(
-    types: Callable[[Values], Sequence[str]],
-    size: int | None = None,
-    window: Callable[[Fields], int | None] | None = None,
-) -> Field:
+def windows(*types: str, size: int) -> Field:
     """The window of each layer. types: of the layers, repeated over them, where no `layer_types` are given; size: of
-    the window where none is said; window: how its size is read otherwise."""
+    the window where none is said."""
 
     def read(fields: Fields, values: Values) -> Values:
-        width = fields.optional("sliding_window", size) if window is None else window(fields)
-        return {"windows": take_windows(fields, values["layers"], width, types({**values, "window": width}))}
+        window = fields.optional("sliding_window", size)
+        return {"windows": take_windows(fields, values["layers"], window, types)}
 
     return Field(read, lambda flat, spec: window_fields(spec))
 
@@ -174,25 +171,22 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
     """The shortest list that makes these values of layers when it is repeated; () where all are the default."""
     if all(value == default for value in values):
         return ()
-    size = next(
-        n
-        for n in range(1, len(values) + 1)
-        if all(layer_value == values[i % n] for i, layer_value in enumerate(values))
-    )
-    return tuple(values[:size])
+    repeats = (n for n in range(1, len(values) + 1) if all(value == values[i % n] for i, value in enumerate(values)))
+    return tuple(values[: next(repeats)])
 
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")
 """They act in training alone, and Bedplate's models have none."""
 
 
-TINY: Mapping[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80,
-    "max_position_embeddings": 128,
-}
-"""What most families' examples have in common."""
+def tiny(**fields: Any) -> dict[str, Any]:
+    """An example's config: what most families' have in common, and these fields."""
+    return {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 80,
+        "max_position_embeddings": 128,
+    } | fields

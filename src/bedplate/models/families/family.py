@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bedplate.models.families.decoders import LLAMA_WEIGHTS
 from bedplate.models.families.field_map import Field, FieldMap, written
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
@@ -76,15 +77,15 @@ def hf_family(
     model_type: str,
     architecture: str,
     fields: Sequence[Field],
-    weights: WeightMap,
     *partners: str,
+    weights: WeightMap = LLAMA_WEIGHTS,
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     make: Callable[..., Any] = TransformerSpec.from_fields,
     **options: Any,
 ) -> Family:
     """A family of Hugging Face's format whose config is a list of fields. architecture: the class that it names.
-    partners: names in GGUF files. prepare: makes today's spelling of older ones. make: the spec of its flat fields.
-    options: of the Family."""
+    partners: names in GGUF files. weights: where they are not named as llama's. prepare: makes today's spelling of
+    older ones. make: the spec of its flat fields. options: of the Family."""
     origin = f"config.json ({model_type})"
     rows = (written(architectures=[architecture], model_type=model_type), *fields)
     field_map = FieldMap(

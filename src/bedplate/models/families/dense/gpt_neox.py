@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation, layer_rules
+from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation, layer_rules, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
 from bedplate.models.families.fields import Fields
@@ -34,31 +34,16 @@ def _rules() -> Iterator[Rule]:
     yield renamed("lm_head.weight", "embed_out.weight")
 
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     tuple(_rules()),
     # The causal mask and the rotary frequencies, which old files carry.
     ignorable=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )
-_TINY: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "intermediate_size": 80,
-    "max_position_embeddings": 128,
-    "rotary_pct": 0.25,
-}
+_TINY = {name: value for name, value in tiny().items() if name != "num_key_value_heads"}
+_OTHER = {"num_attention_heads": 3, "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True}
 EXAMPLES = (
-    _TINY,
-    _TINY
-    | {
-        "num_attention_heads": 3,
-        "rotary_pct": 1.0,
-        "use_parallel_residual": False,
-        "attention_bias": False,
-        "hidden_act": "gelu_new",
-        "tie_word_embeddings": True,
-    },
+    _TINY | {"rotary_pct": 0.25},
+    _TINY | _OTHER | {"rotary_pct": 1.0, "use_parallel_residual": False},
 )
 
 
@@ -96,4 +81,4 @@ FIELDS = (
     ignored("rotary_emb_base", "hidden_dropout", "classifier_dropout"),
 )
 
-HF = hf_family("gpt_neox", "GPTNeoXForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_with_theta)
+HF = hf_family("gpt_neox", "GPTNeoXForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_with_theta)

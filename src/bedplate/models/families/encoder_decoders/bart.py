@@ -9,7 +9,7 @@ from bedplate.models.families.field_map import only
 OFFSET = 2
 """Rows of the tables of positions before the first token's: the class counts from its padding's number."""
 
-HF_WEIGHTS = weight_map(
+WEIGHTS = weight_map(
     {"position_embedding.weight": "embed_positions.weight"}
     | {f"embedding_norm.{part}": f"layernorm_embedding.{part}" for part in PARTS}
 )
@@ -28,5 +28,11 @@ FIELDS = (
 )
 
 HF = hf_family(
-    "bart", "BartForConditionalGeneration", FIELDS, HF_WEIGHTS, make=two_sides, by_names=by_names, examples=EXAMPLES
+    "bart",
+    "BartForConditionalGeneration",
+    FIELDS,
+    weights=WEIGHTS,
+    make=two_sides,
+    by_names=by_names,
+    examples=EXAMPLES,
 )

@@ -11,7 +11,7 @@ from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 
 # Older files hold the tables of positions, which follow from the formula.
 _TABLES = (r"model\.(encoder|decoder)\.embed_positions\.weight",)
-HF_WEIGHTS, _TWO_VOCABULARIES = weight_map({}, _TABLES), weight_map({}, _TABLES, shared=False)
+WEIGHTS, _TWO_VOCABULARIES = weight_map({}, _TABLES), weight_map({}, _TABLES, shared=False)
 
 # Published files start with the padding, whose row transformers does not train.
 _STARTS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None}
@@ -29,7 +29,7 @@ EXAMPLES = (
 
 def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     """By whether both sides read one token table."""
-    return HF_WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES
+    return WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES
 
 
 def _read_words(fields: Fields, values: Values) -> Values:
@@ -61,7 +61,7 @@ HF = hf_family(
     "marian",
     "MarianMTModel",
     FIELDS,
-    HF_WEIGHTS,
+    weights=WEIGHTS,
     make=two_sides,
     by_names=by_names,
     examples=EXAMPLES,

@@ -1,15 +1,23 @@
 """The t5 family (T5, https://arxiv.org/abs/1910.10683; v1.1; Flan-T5, https://arxiv.org/abs/2210.11416): Hugging Face's
-`T5ForConditionalGeneration`."""
+`T5ForConditionalGeneration`.
+
+llama.cpp's graph (`src/models/t5*.cpp`) is the reference of GGUF's `t5`, but for the first T5's head, which it does not
+scale: every logit is there √d times what it is here.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.family import hf_family
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families import gguf_metadata as gguf
+from bedplate.models.families.family import Family, hf_family
 from bedplate.models.families.field_map import (
     Field,
+    FieldMap,
     Values,
     constant,
     flag,
@@ -63,12 +71,12 @@ def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
 
 
 # What is read may be either.
-HF_WEIGHTS, _HF_GATED, _HF_PLAIN = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
+WEIGHTS, _GATED_WEIGHTS, _PLAIN_WEIGHTS = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
 
 
 def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
     """By whether the feed-forward is gated."""
-    return _HF_GATED if spec.decoder.feedforward.gated else _HF_PLAIN
+    return _GATED_WEIGHTS if spec.decoder.feedforward.gated else _PLAIN_WEIGHTS
 
 
 _TINY: dict[str, Any] = {
@@ -91,7 +99,7 @@ EXAMPLES = (
 def weights_by(names: Collection[str]) -> WeightMap:
     """By whether there is a gate among them, or nothing of the feed-forward's first part."""
     gated = any(".feedforward.gate." in name for name in names)
-    return HF_WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _HF_PLAIN
+    return WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _PLAIN_WEIGHTS
 
 
 def _read_depths(fields: Fields, values: Values) -> Values:
@@ -177,11 +185,122 @@ HF = hf_family(
     "t5",
     "T5ForConditionalGeneration",
     FIELDS,
-    HF_WEIGHTS,
     "t5",
+    weights=WEIGHTS,
     make=two_stacks,
     by_names=by_names,
     examples=EXAMPLES,
     weights_of=weights_of,
     weights_by=weights_by,
+)
+
+# --- GGUF
+
+_MAX_DISTANCE = 128
+"""Distance that the relative bias tells apart at most: a constant of llama.cpp's graph."""
+_GATE_TENSOR = "dec.blk.0.ffn_gate.weight"
+_SIDES = (("encoder", "enc"), ("decoder", "dec"))
+
+
+def _gguf_weights() -> WeightMap:
+    rules = [renamed("embedding.weight", "token_embd.weight")]
+    for ours, theirs in _SIDES:
+        parts = {
+            **{f"attention.{projection}": f"attn_{projection}" for projection in "qkvo"},
+            **{f"feedforward.{product_name}": f"ffn_{product_name}" for product_name in ("gate", "up", "down")},
+            "attention_norm": "attn_norm",
+            "feedforward_norm": "ffn_norm",
+        }
+        if ours == "decoder":
+            parts |= {f"cross.{cross_projection}": f"cross_attn_{cross_projection}" for cross_projection in "qkvo"} | {
+                "cross_norm": "cross_attn_norm"
+            }
+        rules += [
+            renamed(f"{ours}.layers.{{i}}.{our_part}.weight", f"{theirs}.blk.{{i}}.{their_part}.weight")
+            for our_part, their_part in parts.items()
+        ]
+        rules.append(renamed(f"{ours}.relative_positions.weight", f"{theirs}.blk.0.attn_rel_b.weight"))
+        rules.append(renamed(f"{ours}.norm.weight", f"{theirs}.output_norm.weight"))
+    # A table that some converters keep and that no layer reads.
+    unread = re.escape("dec.blk.0.cross_attn_rel_b.weight")
+    return WeightMap((*rules, renamed("lm_head.weight", "output.weight")), (unread,))
+
+
+def _read_metadata(fields: gguf.Metadata, values: Values) -> Values:
+    hidden, heads = fields.size("embedding_length"), gguf.uniform(fields, "attention.head_count")
+    head_dim = fields.whole("attention.key_length") or hidden // heads
+    fields.only("attention.value_length", head_dim)
+    fields.only("attention.head_count_kv", heads)
+    eps = gguf.decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6))
+    # Some converters write the same number under both names.
+    fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
+    tied, gated = "output.weight" not in fields.names, _GATE_TENSOR in fields.names
+    depth = fields.layers("block_count")
+    return {
+        "vocab_size": fields.token_rows,
+        "hidden_size": hidden,
+        "layers": depth,
+        "decoder_layers": fields.whole("decoder_block_count") or depth,
+        "heads": heads,
+        "kv_heads": heads,
+        "head_dim": head_dim,
+        "feedforward_size": gguf.uniform(fields, "feed_forward_length"),
+        "context_length": fields.size("context_length"),
+        "norm_eps": eps,
+        "activation": "gelu_tanh" if gated else "relu",
+        "gated": gated,
+        "tied_head": tied,
+        "relative_bias": RelativeBias(fields.size("attention.relative_buckets_count"), _MAX_DISTANCE),
+        # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
+        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
+    }
+
+
+def _metadata_of(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {
+        "vocab_size": spec.vocab_size,
+        "context_length": spec.context_length,
+        "embedding_length": spec.hidden_size,
+        "feed_forward_length": flat["feedforward_size"],
+        "block_count": spec.stack.layers,
+        "decoder_block_count": flat["layers"],
+        "attention.head_count": flat["heads"],
+        "attention.key_length": flat["head_dim"],
+        "attention.value_length": flat["head_dim"],
+        "attention.layer_norm_epsilon": flat["norm_eps"],
+        "attention.layer_norm_rms_epsilon": flat["norm_eps"],
+        "attention.relative_buckets_count": (flat["relative_bias"] or RelativeBias()).buckets,
+    }
+
+
+FIELD_MAP = FieldMap(lambda config: gguf.Metadata(config, "t5"), (Field(_read_metadata, _metadata_of), T5), two_stacks)
+
+
+def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
+    """Metadata. UnsupportedModelError, naming it, for what the format has no key for."""
+    encoder, decoder = spec.stack, spec.decoder
+    metadata = gguf.named("t5", FIELD_MAP.to_config(spec))
+    presence = {"output.weight": not decoder.tied_head, _GATE_TENSOR: decoder.feedforward.gated}
+    names = {name for name, is_there in presence.items() if is_there}
+    restored = FIELD_MAP.to_spec({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
+    for original, read_back in ((encoder, restored.stack), (decoder, restored.decoder)):
+        stored, meant = read_back.key(), original.key()
+        different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
+        if different is not None:
+            raise UnsupportedModelError(
+                f"GGUF's t5 cannot say that the {original.kind}'s {different} is "
+                f"{original.flat()[different]!r}: it would be {read_back.flat()[different]!r}. Export a Hugging Face "
+                "directory instead"
+            )
+    return metadata
+
+
+GGUF = Family(
+    ("gguf", "t5"),
+    FIELD_MAP.to_spec,
+    to_gguf,
+    _gguf_weights(),
+    (("hf", "t5"),),
+    examples=tuple(example | {"relative_attention_max_distance": _MAX_DISTANCE} for example in EXAMPLES),
+    whole=("attn_rel_b.weight",),
 )

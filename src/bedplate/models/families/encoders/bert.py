@@ -61,7 +61,7 @@ BODY_RULES: tuple[Rule, ...] = (
 )
 
 _HEAD = "cls.predictions"
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
         *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS),
@@ -132,7 +132,7 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     """With a pooler where the files hold one: the config says nothing of it."""
-    return pooled(present(spec, HF_WEIGHTS, names), HF_WEIGHTS, names)
+    return pooled(present(spec, WEIGHTS, names), WEIGHTS, names)
 
 
 def pooled(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -> TransformerSpec:
@@ -145,5 +145,11 @@ _BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
 FIELDS = (*BODY_FIELDS[:-1], head("Bert", _BODIES, _read_classifier, _read_masked), BODY_FIELDS[-1])
 
 HF = hf_family(
-    "bert", "BertModel", FIELDS, HF_WEIGHTS, by_names=by_names, examples=EXAMPLES, with_masked_head=_with_masked_head
+    "bert",
+    "BertModel",
+    FIELDS,
+    weights=WEIGHTS,
+    by_names=by_names,
+    examples=EXAMPLES,
+    with_masked_head=_with_masked_head,
 )

@@ -32,7 +32,7 @@ from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead
 _THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 _HF_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     rules=(
         renamed("embedding.weight", "embeddings.tok_embeddings.weight"),
         *(renamed(f"embedding_norm.{part}", f"embeddings.norm.{part}") for part in PARTS),
@@ -174,7 +174,7 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     """Without the classifier that the files do not hold."""
-    return present(spec, HF_WEIGHTS, names)
+    return present(spec, WEIGHTS, names)
 
 
 _TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -209,7 +209,7 @@ HF = hf_family(
     "modernbert",
     "ModernBertModel",
     FIELDS,
-    HF_WEIGHTS,
+    weights=WEIGHTS,
     by_names=by_names,
     examples=EXAMPLES,
     with_masked_head=_with_masked_head,

@@ -13,7 +13,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
         *(renamed(f"classifier.dense.{part}", f"classifier.dense.{part}") for part in PARTS),
@@ -51,7 +51,7 @@ def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
 
 def _by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     """With a pooler where the files hold one."""
-    return pooled(present(spec, HF_WEIGHTS, names), HF_WEIGHTS, names)
+    return pooled(present(spec, WEIGHTS, names), WEIGHTS, names)
 
 
 def relative(model_type: str, classes: str) -> Family:
@@ -62,7 +62,7 @@ def relative(model_type: str, classes: str) -> Family:
         model_type,
         f"{classes}Model",
         (offset, *BODY_FIELDS[:-1], heads, BODY_FIELDS[-1]),
-        HF_WEIGHTS,
+        weights=WEIGHTS,
         by_names=_by_names,
         examples=EXAMPLES,
         with_masked_head=_with_masked_head,

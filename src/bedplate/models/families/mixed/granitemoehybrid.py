@@ -10,19 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    LLAMA_NORMS,
-    SILU,
-    TINY,
-    decoder_rules,
-    rms_norm,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.dense.granite import multipliers
-from bedplate.models.families.experts.expert_weights import DOWN, GATE_UP
-from bedplate.models.families.experts.fields import TRAINING
+from bedplate.models.families.experts.parts import DOWN, GATE_UP, TRAINING
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, flag, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
@@ -36,11 +26,11 @@ _LINEAR = "linear_attention"
 _STATEFUL = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
 _MAMBA, _EXPERTS = "model.layers.{i}.mamba", "model.layers.{i}.block_sparse_moe"
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
-        *decoder_rules(
-            *ATTENTION,
-            *LLAMA_NORMS,
+        *hf.decoder_rules(
+            *hf.ATTENTION,
+            *hf.LLAMA_NORMS,
             ("attention.input", "mamba.in_proj"),
             ("attention.norm", "mamba.norm"),
             ("attention.output", "mamba.out_proj"),
@@ -72,15 +62,14 @@ HF_WEIGHTS = WeightMap(
         renamed("layers.{i}.attention.skip", f"{_MAMBA}.D"),
     )
 )
-_TINY: dict[str, Any] = {
-    **TINY,
-    "shared_intermediate_size": 80,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "mamba_n_heads": 12,
-    "mamba_d_state": 10,
-    "mamba_n_groups": 2,
-}
+_TINY: dict[str, Any] = hf.tiny(
+    shared_intermediate_size=80,
+    num_local_experts=0,
+    num_experts_per_tok=0,
+    mamba_n_heads=12,
+    mamba_d_state=10,
+    mamba_n_groups=2,
+)
 EXAMPLES = (
     {
         **_TINY,
@@ -188,13 +177,13 @@ def _write_mamba(flat: Values, spec: TransformerSpec) -> Values:
 
 
 FIELDS = (
-    *sizes(),
-    rms_norm(1e-6),
+    *hf.sizes(),
+    hf.rms_norm(1e-6),
     Field(_read_experts, _expert_fields),
     Field(_read_rope, _rope_fields),
-    ATTENTION_BIAS,
+    hf.ATTENTION_BIAS,
     multipliers(digits=None),
-    SILU,
+    hf.SILU,
     state_layers(
         Field(_MAMBA_PART.read, _write_mamba),
         _STATEFUL,
@@ -205,4 +194,4 @@ FIELDS = (
     ignored(*TRAINING, "mamba_chunk_size", "init_method"),
 )
 
-HF = hf_family("granitemoehybrid", "GraniteMoeHybridForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("granitemoehybrid", "GraniteMoeHybridForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import TINY, layer_rules, sizes
+from bedplate.models.families.decoders import layer_rules, sizes, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part, real, whole
 from bedplate.models.families.fields import Fields
@@ -20,7 +20,7 @@ from bedplate.models.specs.state_mixers import ShortConvolution
 _CONVOLUTION = "conv"
 _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
         renamed("embedding.weight", "model.embed_tokens.weight"),
         *layer_rules(
@@ -42,16 +42,15 @@ HF_WEIGHTS = WeightMap(
     )
 )
 EXAMPLES = (
-    {**TINY, "layer_types": [_CONVOLUTION, FULL, _CONVOLUTION], "block_multiple_of": 16, "intermediate_size": 100},
-    {
-        **TINY,
-        "num_hidden_layers": 4,
-        "full_attn_idxs": [1, 3],
-        "conv_bias": True,
-        "conv_L_cache": 4,
-        "block_auto_adjust_ff_dim": False,
-        "tie_word_embeddings": False,
-    },
+    tiny(layer_types=[_CONVOLUTION, FULL, _CONVOLUTION], block_multiple_of=16, intermediate_size=100),
+    tiny(
+        num_hidden_layers=4,
+        full_attn_idxs=[1, 3],
+        conv_bias=True,
+        conv_L_cache=4,
+        block_auto_adjust_ff_dim=False,
+        tie_word_embeddings=False,
+    ),
 )
 
 
@@ -104,4 +103,4 @@ def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-HF = hf_family("lfm2", "Lfm2ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_named_as_now)
+HF = hf_family("lfm2", "Lfm2ForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_named_as_now)

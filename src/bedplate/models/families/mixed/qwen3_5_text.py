@@ -10,18 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    GATED,
-    LLAMA_NORMS,
-    QK_NORMS,
-    SILU,
-    TINY,
-    decoder_rules,
-    rms_norm,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
@@ -41,9 +30,9 @@ DELTA = (
     ("attention.output", "linear_attn.out_proj"),
 )
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *DELTA, *GATED, *LLAMA_NORMS),
+        *hf.decoder_rules(*hf.ATTENTION, *hf.QK_NORMS, *DELTA, *hf.GATED, *hf.LLAMA_NORMS),
         convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.linear_attn.conv1d.weight"),
         renamed("layers.{i}.attention.step_bias", "model.layers.{i}.linear_attn.dt_bias"),
         renamed("layers.{i}.attention.log_decay", "model.layers.{i}.linear_attn.A_log"),
@@ -51,15 +40,14 @@ HF_WEIGHTS = WeightMap(
     # Modules that predict further tokens, which nothing here runs.
     ignorable=(r"mtp\..*",),
 )
-_TINY: dict[str, Any] = {
-    **TINY,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 6,
-    "rms_norm_eps": 0.1,  # what a random state gives is small, and would be noise when it is normalised
-}
+_TINY: dict[str, Any] = hf.tiny(
+    head_dim=16,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=6,
+    rms_norm_eps=0.1,
+)  # what a random state gives is small, and would be noise when it is normalised
 EXAMPLES = (
     {**_TINY, "layer_types": [LINEAR, FULL, LINEAR]},
     {
@@ -97,12 +85,12 @@ def _write_rule(flat: Values, spec: TransformerSpec) -> Values:
 
 
 QWEN_FIELDS = (
-    *sizes(head_dim=256, context=32_768),
-    rms_norm(1e-6),
+    *hf.sizes(head_dim=256, context=32_768),
+    hf.rms_norm(1e-6),
     constant(norm_offset=1.0, qk_norm="head", attention_gate=True),
     rope(fraction=0.25, writes_theta=False, writes_fraction=True),
-    ATTENTION_BIAS,
-    SILU,
+    hf.ATTENTION_BIAS,
+    hf.SILU,
     state_layers(Field(_RULE.read, _write_rule), {LINEAR: True, FULL: False}, _default_types),
 )
 FIELDS = (
@@ -125,5 +113,5 @@ def _of_text(config: Mapping[str, Any]) -> dict[str, Any]:
 # the formula written out (tests/models/test_recurrence.py).
 NOISE = 3e-5
 HF = hf_family(
-    "qwen3_5_text", "Qwen3_5ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_of_text, noise=NOISE
+    "qwen3_5_text", "Qwen3_5ForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_of_text, noise=NOISE
 )

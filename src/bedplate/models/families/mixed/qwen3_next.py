@@ -10,8 +10,15 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, decoder_rules
-from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import SPARSE, TRAINING, chosen, count, expert_size, renormalised
+from bedplate.models.families.experts.parts import (
+    SPARSE,
+    TRAINING,
+    chosen,
+    count,
+    expert_rules,
+    expert_size,
+    renormalised,
+)
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
@@ -71,7 +78,7 @@ def _split(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     return [*join(qkv, spec), gate]
 
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
         *decoder_rules(
             *ATTENTION,
@@ -135,4 +142,4 @@ def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
 
 FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*TRAINING))
 
-HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, noise=NOISE)
+HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, noise=NOISE)
