@@ -24,7 +24,7 @@ from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsRe
 from bedplate.models.checkpoints.sentence_transformers import MODULES, read_scored, read_sentence
 from bedplate.models.checkpoints.tokenizer_files import read_tokenizer
 from bedplate.models.families import Family
-from bedplate.models.families.claims import claimed_family, refuse_other_classes
+from bedplate.models.families.claims import claimed_family
 from bedplate.models.families.multimodal import Multimodal, find_multimodal
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.layers.sentence_layers import Sentence
@@ -59,7 +59,6 @@ class HfCheckpoint:
         self.names = tuple(self._tensors.names)
         self.config = config = config if outer is None else outer.with_head(config, self.names)
         spec = read_scored(path, spec_of_fields(family, config, self.names, self.location))
-        refuse_other_classes(config, family, self.location)
         self.headless = is_headless(spec, family, self.names, config, path)
         # Its model makes predictions of the token table, which nobody is to use.
         self.spec = spec.with_(tied_head=True) if self.headless and isinstance(spec, TransformerSpec) else spec
@@ -150,8 +149,8 @@ def is_headless(spec: TextSpec, family: Family, names: Collection[str], config: 
         return False
     if any(family.weights.from_external(name) == "lm_head.weight" for name in names):
         return False
-    architectures = config.get("architectures") or ()
-    classes = [architectures] if isinstance(architectures, str) else architectures
+    architectures = config.get("architectures")
+    classes = architectures if isinstance(architectures, list) else [architectures]
     # GPT-2's class with a head ends in "LMHeadModel".
     bodies = (str(class_name).endswith("Model") and not str(class_name).endswith("HeadModel") for class_name in classes)
     return (path / MODULES).is_file() or any(bodies)

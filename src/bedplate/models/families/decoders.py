@@ -22,12 +22,11 @@ from bedplate.models.families.field_map import (
 )
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import Rule, WeightMap, renamed
+from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 T = TypeVar("T")
 
-PARTS = ("weight", "bias")
 LLAMA_NORMS = (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
 SANDWICH_NORMS = (
     ("attention_norm", "input_layernorm"),
@@ -58,8 +57,8 @@ def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule
     """The tables and the head as llama's, and of each layer these pairs of our names and theirs."""
     return (
         renamed("embedding.weight", f"{prefix}embed_tokens.weight"),
-        *layer_rules(*pairs, prefix=f"{prefix}layers.{{i}}."),
-        *(renamed(f"norm.{part}", f"{prefix}norm.{part}") for part in PARTS),
+        *renames(*pairs, ours=LAYER, theirs=f"{prefix}{LAYER}"),
+        *renames(("norm", "norm"), theirs=prefix),
         renamed("lm_head.weight", "lm_head.weight"),
     )
 
@@ -67,13 +66,6 @@ def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule
 def decoder_weights(*pairs: tuple[str, str], more: Iterable[Rule] = ()) -> WeightMap:
     """The weights of a decoder with llama's tables: of each layer these pairs, and `more` rules."""
     return WeightMap((*decoder_rules(*pairs), *more), IGNORABLE)
-
-
-def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
-    """Weights and biases of each layer under other names; parameters that a model does not have are passed over."""
-    return (
-        renamed(f"layers.{{i}}.{ours}.{part}", f"{prefix}{theirs}.{part}") for ours, theirs in pairs for part in PARTS
-    )
 
 
 LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS)
@@ -93,6 +85,18 @@ def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = Fals
         size("intermediate_size", "feedforward_size"),
         whole("max_position_embeddings", "context_length", context),
         flag("tie_word_embeddings", "tied_head", tied),
+    )
+
+
+def multi_head_sizes() -> tuple[Field, ...]:
+    """The sizes of a stack that has as many heads of keys and values as of queries."""
+    return (
+        size("vocab_size"),
+        size("hidden_size"),
+        layers("num_hidden_layers", "layers"),
+        size("num_attention_heads", "heads"),
+        Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
+        size("intermediate_size", "feedforward_size"),
     )
 
 

@@ -14,12 +14,11 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.family import Family
 from bedplate.models.families.field_map import Field, FieldMap, Values
 from bedplate.models.families.gguf_metadata import TABLES, Metadata, divisors_of, named, rope_tables
-from bedplate.models.families.weights import Rule, Tensors, WeightMap, interleaved, need_alike, renamed
+from bedplate.models.families.weights import PARTS, Rule, Tensors, WeightMap, interleaved, need_alike, renamed
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 # --- tensors
 
-PARTS = ("weight", "bias")
 PRE_NORMS = (("attention_norm", "attn_norm"), ("feedforward_norm", "ffn_norm"))
 SANDWICH_NORMS = (
     *PRE_NORMS,

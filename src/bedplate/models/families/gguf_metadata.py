@@ -259,14 +259,6 @@ def _attention_factor(scaling: LongRopeScaling) -> float:
     return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
 
 
-def longest_context(spec: TransformerSpec) -> int:
-    """The context after LongRoPE has extended it."""
-    scaling = None if spec.position.rope is None else spec.position.rope.scaling
-    if isinstance(scaling, LongRopeScaling):
-        return scaling.extended_context
-    return spec.context_length
-
-
 def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     """The inverse of `take_rope`, without the tables."""
     rope = flat["rope"] or Rope()

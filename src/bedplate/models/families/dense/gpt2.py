@@ -10,11 +10,11 @@ from operator import itemgetter
 from typing import Any
 
 from bedplate.models.families import gguf_metadata as gguf
-from bedplate.models.families.decoders import DROPOUTS, PARTS, activation
+from bedplate.models.families.decoders import DROPOUTS, activation
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
 from bedplate.models.families.gguf_family import decoder_weights, gguf_family
-from bedplate.models.families.weights import Rule, WeightMap, fused, qkv_rows, renamed, transposed, turned
+from bedplate.models.families.weights import PARTS, Rule, WeightMap, fused, qkv_rows, renamed, transposed, turned
 from bedplate.models.specs.transformer import TransformerSpec
 
 

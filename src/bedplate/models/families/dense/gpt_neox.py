@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation, layer_rules, tiny
+from bedplate.models.families.decoders import LLAMA_NORMS, activation, multi_head_sizes, tiny
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, real, whole
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
-from bedplate.models.families.weights import Rule, WeightMap, fused_heads, renamed
+from bedplate.models.families.weights import LAYER, PARTS, Rule, WeightMap, fused_heads, renamed, renames
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 _LAYER = "gpt_neox.layers.{i}."
@@ -26,11 +26,11 @@ _PAIRS = (
 
 def _rules() -> Iterator[Rule]:
     yield renamed("embedding.weight", "gpt_neox.embed_in.weight")
-    yield from layer_rules(*_PAIRS, *LLAMA_NORMS, prefix=_LAYER)
+    yield from renames(*_PAIRS, *LLAMA_NORMS, ours=LAYER, theirs=_LAYER)
+    yield from renames(("norm", "gpt_neox.final_layer_norm"))
     for part in PARTS:
         ours = tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv")
         yield fused_heads(ours, f"{_LAYER}attention.query_key_value.{part}", attrgetter("attention.heads"))
-        yield renamed(f"norm.{part}", f"gpt_neox.final_layer_norm.{part}")
     yield renamed("lm_head.weight", "embed_out.weight")
 
 
@@ -39,7 +39,8 @@ WEIGHTS = WeightMap(
     # The causal mask and the rotary frequencies, which old files carry.
     ignorable=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )
-_TINY = {name: value for name, value in tiny().items() if name != "num_key_value_heads"}
+_TINY = tiny()
+del _TINY["num_key_value_heads"]
 _OTHER = {"num_attention_heads": 3, "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True}
 EXAMPLES = (
     _TINY | {"rotary_pct": 0.25},
@@ -64,12 +65,7 @@ def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
 
 FIELDS = (
     constant(kind="decoder", norm="layer", gated=False, feedforward_bias=True),
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-    size("intermediate_size", "feedforward_size"),
+    *multi_head_sizes(),
     whole("max_position_embeddings", "context_length", 2048),
     real("layer_norm_eps", "norm_eps", 1e-5),
     Field(_read_rope, _rope_fields),

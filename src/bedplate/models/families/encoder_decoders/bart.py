@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from bedplate.models.families.encoder_decoders.two_stacks import PARTS, TINY, by_names, sides, two_sides, weight_map
+from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, sides, two_sides, weight_map
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import only
 
 OFFSET = 2
 """Rows of the tables of positions before the first token's: the class counts from its padding's number."""
 
-WEIGHTS = weight_map(
-    {"position_embedding.weight": "embed_positions.weight"}
-    | {f"embedding_norm.{part}": f"layernorm_embedding.{part}" for part in PARTS}
-)
+WEIGHTS = weight_map(("position_embedding", "embed_positions"), ("embedding_norm", "layernorm_embedding"))
 
 EXAMPLES = (
     TINY | {"encoder_layers": 2, "decoder_layers": 3, "scale_embedding": True},

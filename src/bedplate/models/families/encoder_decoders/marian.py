@@ -11,7 +11,7 @@ from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 
 # Older files hold the tables of positions, which follow from the formula.
 _TABLES = (r"model\.(encoder|decoder)\.embed_positions\.weight",)
-WEIGHTS, _TWO_VOCABULARIES = weight_map({}, _TABLES), weight_map({}, _TABLES, shared=False)
+WEIGHTS, _TWO_VOCABULARIES = weight_map(ignorable=_TABLES), weight_map(ignorable=_TABLES, shared=False)
 
 # Published files start with the padding, whose row transformers does not train.
 _STARTS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None}

@@ -30,7 +30,7 @@ from bedplate.models.families.field_map import (
     written,
 )
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import LAYER, WeightMap, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
 
@@ -42,28 +42,19 @@ _HINTS = ("dropout_rate", "classifier_dropout", "initializer_factor", "task_spec
 
 
 def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
-    sides = (("encoder", ("attention",)), ("decoder", ("attention", "cross")))
-    rules = [renamed("embedding.weight", "shared.weight")]
-    for side, attentions in sides:
-        block = f"{side}.block.{{i}}.layer"
-        for at, name in enumerate(attentions):
-            theirs = "SelfAttention" if name == "attention" else "EncDecAttention"
-            rules.append(renamed(f"{side}.layers.{{i}}.{name}_norm.weight", f"{block}.{at}.layer_norm.weight"))
-            rules += [
-                renamed(f"{side}.layers.{{i}}.{name}.{projection}.weight", f"{block}.{at}.{theirs}.{projection}.weight")
-                for projection in "qkvo"
-            ]
-        last = f"{block}.{len(attentions)}"
-        rules.append(renamed(f"{side}.layers.{{i}}.feedforward_norm.weight", f"{last}.layer_norm.weight"))
-        rules += [
-            renamed(f"{side}.layers.{{i}}.feedforward.{ours}.weight", f"{last}.DenseReluDense.{theirs}.weight")
-            for ours, theirs in feedforward
-        ]
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        rules.append(renamed(f"{side}.relative_positions.weight", bias))
-        rules.append(renamed(f"{side}.norm.weight", f"{side}.final_layer_norm.weight"))
+    pairs = [("embedding", "shared"), ("lm_head", "lm_head")]
+    attentions = (("attention", "SelfAttention"), ("cross", "EncDecAttention"))
+    for side, count in (("encoder", 1), ("decoder", 2)):
+        ours, theirs = f"{side}.{LAYER}", f"{side}.block.{{i}}.layer"
+        for at, (name, attention) in enumerate(attentions[:count]):
+            pairs.append((f"{ours}{name}_norm", f"{theirs}.{at}.layer_norm"))
+            pairs += [(f"{ours}{name}.{part}", f"{theirs}.{at}.{attention}.{part}") for part in "qkvo"]
+        pairs.append((f"{ours}feedforward_norm", f"{theirs}.{count}.layer_norm"))
+        pairs += [(f"{ours}feedforward.{a}", f"{theirs}.{count}.DenseReluDense.{b}") for a, b in feedforward]
+        pairs.append((f"{side}.relative_positions", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"))
+        pairs.append((f"{side}.norm", f"{side}.final_layer_norm"))
     return WeightMap(
-        rules=(*rules, renamed("lm_head.weight", _HEAD)),
+        tuple(renames(*pairs, parts=("weight",))),
         # A table that the first files held and that no layer reads.
         ignorable=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -199,31 +190,20 @@ HF = hf_family(
 _MAX_DISTANCE = 128
 """Distance that the relative bias tells apart at most: a constant of llama.cpp's graph."""
 _GATE_TENSOR = "dec.blk.0.ffn_gate.weight"
-_SIDES = (("encoder", "enc"), ("decoder", "dec"))
 
 
 def _gguf_weights() -> WeightMap:
-    rules = [renamed("embedding.weight", "token_embd.weight")]
-    for ours, theirs in _SIDES:
-        parts = {
-            **{f"attention.{projection}": f"attn_{projection}" for projection in "qkvo"},
-            **{f"feedforward.{product_name}": f"ffn_{product_name}" for product_name in ("gate", "up", "down")},
-            "attention_norm": "attn_norm",
-            "feedforward_norm": "ffn_norm",
-        }
-        if ours == "decoder":
-            parts |= {f"cross.{cross_projection}": f"cross_attn_{cross_projection}" for cross_projection in "qkvo"} | {
-                "cross_norm": "cross_attn_norm"
-            }
-        rules += [
-            renamed(f"{ours}.layers.{{i}}.{our_part}.weight", f"{theirs}.blk.{{i}}.{their_part}.weight")
-            for our_part, their_part in parts.items()
-        ]
-        rules.append(renamed(f"{ours}.relative_positions.weight", f"{theirs}.blk.0.attn_rel_b.weight"))
-        rules.append(renamed(f"{ours}.norm.weight", f"{theirs}.output_norm.weight"))
+    parts = [(f"attention.{name}", f"attn_{name}") for name in "qkvo"]
+    parts += [(f"feedforward.{name}", f"ffn_{name}") for name in ("gate", "up", "down")]
+    parts += [("attention_norm", "attn_norm"), ("feedforward_norm", "ffn_norm"), ("cross_norm", "cross_attn_norm")]
+    parts += [(f"cross.{name}", f"cross_attn_{name}") for name in "qkvo"]
+    pairs = [("embedding", "token_embd"), ("lm_head", "output")]
+    for ours, theirs in (("encoder", "enc"), ("decoder", "dec")):
+        pairs += [(f"{ours}.{LAYER}{a}", f"{theirs}.blk.{{i}}.{b}") for a, b in parts]
+        pairs.append((f"{ours}.relative_positions", f"{theirs}.blk.0.attn_rel_b"))
+        pairs.append((f"{ours}.norm", f"{theirs}.output_norm"))
     # A table that some converters keep and that no layer reads.
-    unread = re.escape("dec.blk.0.cross_attn_rel_b.weight")
-    return WeightMap((*rules, renamed("lm_head.weight", "output.weight")), (unread,))
+    return WeightMap(tuple(renames(*pairs, parts=("weight",))), (re.escape("dec.blk.0.cross_attn_rel_b.weight"),))
 
 
 def _read_metadata(fields: gguf.Metadata, values: Values) -> Values:

@@ -9,11 +9,10 @@ from typing import Any
 
 from bedplate.models.families.field_map import Field, Values, constant, ignored, named_value, only, size, written
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import Rule, Tensors, WeightMap, renamed
+from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, Scales, TransformerSpec
 
-PARTS = ("weight", "bias")
 _LAYER = (
     *((f"attention.{ours}", f"self_attn.{ours}_proj") for ours in "qkv"),
     ("attention.o", "self_attn.out_proj"),
@@ -64,24 +63,19 @@ def _vector(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
     return [tensor.reshape(-1) for tensor in tensors]
 
 
-def weight_map(front: Mapping[str, str], ignorable: tuple[str, ...] = (), shared: bool = True) -> WeightMap:
-    """front: what stands before the first block on each side, ours → theirs. shared: one token table for both."""
+def weight_map(*front: tuple[str, str], ignorable: tuple[str, ...] = (), shared: bool = True) -> WeightMap:
+    """front: what stands before the first block on each side, in our names and theirs. shared: one token table."""
     tables = {"embedding": "model.shared"}
     if not shared:
         tables = {"embedding": "model.encoder.embed_tokens", "target_embedding": "model.decoder.embed_tokens"}
     return WeightMap(
         rules=(
-            *(renamed(f"{ours}.weight", f"{theirs}.weight") for ours, theirs in tables.items()),
+            *renames(*tables.items(), parts=("weight",)),
+            *(rule for side, _ in _SIDES for rule in renames(*front, ours=f"{side}.", theirs=f"model.{side}.")),
             *(
-                renamed(f"{side}.{ours}", f"model.{side}.{theirs}")
-                for side, _ in _SIDES
-                for ours, theirs in front.items()
-            ),
-            *(
-                renamed(f"{side}.layers.{{i}}.{ours}.{part}", f"model.{side}.layers.{{i}}.{theirs}.{part}")
+                rule
                 for side, names in _SIDES
-                for ours, theirs in names
-                for part in PARTS
+                for rule in renames(*names, ours=f"{side}.{LAYER}", theirs=f"model.{side}.{LAYER}")
             ),
             Rule(("head_bias",), (_BIAS,), _row, _vector),
             renamed("lm_head.weight", "lm_head.weight"),

@@ -6,8 +6,8 @@ RoBERTa and its kin are the same network with other positions, and share what st
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
+from bedplate.models.families.decoders import multi_head_sizes, tiny
 from bedplate.models.families.encoders.labels import head, present, take_labels
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import (
@@ -15,15 +15,13 @@ from bedplate.models.families.field_map import (
     Values,
     constant,
     ignored,
-    layers,
     named_value,
     only,
     real,
-    size,
     whole,
 )
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import Rule, WeightMap, renamed
+from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
 from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, TransformerSpec
 
 _LAYER = (
@@ -36,39 +34,41 @@ _LAYER = (
     ("feedforward.down", "output.dense"),
     ("feedforward_norm", "output.LayerNorm"),
 )
-PARTS = ("weight", "bias")
-_OLD_PARTS = (("weight", "gamma"), ("bias", "beta"))
+_OLD_PARTS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
 
-BODY_RULES: tuple[Rule, ...] = (
-    renamed("embedding.weight", "embeddings.word_embeddings.weight"),
-    renamed("position_embedding.weight", "embeddings.position_embeddings.weight"),
-    renamed("token_type_embedding.weight", "embeddings.token_type_embeddings.weight"),
-    *(renamed(f"embedding_norm.{part}", f"embeddings.LayerNorm.{part}") for part in PARTS),
-    *(
-        renamed(f"layers.{{i}}.{ours}.{part}", f"encoder.layer.{{i}}.{theirs}.{part}")
-        for ours, theirs in _LAYER
-        for part in PARTS
+
+def _with_old_names(*rules: Rule) -> tuple[Rule, ...]:
+    """Norms also as files name them that were converted from TensorFlow's."""
+    older = (
+        renamed(rule.ours[0], rule.theirs[0].replace(name, old))
+        for rule in rules
+        for name, old in _OLD_PARTS.items()
+        if rule.theirs[0].endswith(name)
+    )
+    return (*rules, *older)
+
+
+BODY_RULES = _with_old_names(
+    *renames(
+        ("embedding", "embeddings.word_embeddings"),
+        ("position_embedding", "embeddings.position_embeddings"),
+        ("token_type_embedding", "embeddings.token_type_embeddings"),
+        parts=("weight",),
     ),
-    *(renamed(f"pooler.{part}", f"pooler.dense.{part}") for part in PARTS),
-    # As files say it that were converted from TensorFlow's.
-    *(renamed(f"embedding_norm.{part}", f"embeddings.LayerNorm.{old}") for part, old in _OLD_PARTS),
-    *(
-        renamed(f"layers.{{i}}.{ours}.{part}", f"encoder.layer.{{i}}.{theirs}.{old}")
-        for ours, theirs in _LAYER
-        if theirs.endswith("LayerNorm")
-        for part, old in _OLD_PARTS
-    ),
+    *renames(("embedding_norm", "embeddings.LayerNorm"), ("pooler", "pooler.dense")),
+    *renames(*_LAYER, ours=LAYER, theirs="encoder.layer.{i}."),
 )
 
-_HEAD = "cls.predictions"
 WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
-        *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS),
-        *(renamed(f"masked_head.dense.{part}", f"{_HEAD}.transform.dense.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"{_HEAD}.transform.LayerNorm.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"{_HEAD}.transform.LayerNorm.{old}") for part, old in _OLD_PARTS),
-        renamed("masked_head.bias", f"{_HEAD}.bias"),
+        *renames(("classifier.out", "classifier")),
+        *_with_old_names(
+            *renames(
+                ("dense", "dense"), ("norm", "LayerNorm"), ours="masked_head.", theirs="cls.predictions.transform."
+            )
+        ),
+        renamed("masked_head.bias", "cls.predictions.bias"),
     ),
     # The position numbers 0 … n−1 as a buffer, and the other pretraining heads; the token table once more.
     ignorable=(r"(bert\.)?embeddings\.position_ids", r"cls\..*"),
@@ -77,14 +77,8 @@ WEIGHTS = WeightMap(
 )
 
 ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "silu": "silu"}
-TINY: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "intermediate_size": 80,
-    "max_position_embeddings": 64,
-}
+TINY = tiny(max_position_embeddings=64)
+del TINY["num_key_value_heads"]
 EXAMPLES = (TINY, TINY | {"num_hidden_layers": 2, "hidden_act": "gelu_new", "type_vocab_size": 1})
 
 
@@ -96,12 +90,7 @@ def _read_positions(fields: Fields, values: Values) -> Values:
 BODY_FIELDS: tuple[Field, ...] = (
     constant(kind="encoder", norm="layer", norm_placement="post", gated=False, attention_bias=True),
     constant(feedforward_bias=True, tied_head=True),
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-    size("intermediate_size", "feedforward_size"),
+    *multi_head_sizes(),
     Field(_read_positions, lambda flat, spec: {"max_position_embeddings": spec.positions}),
     real("layer_norm_eps", "norm_eps", 1e-12),
     named_value("hidden_act", "activation", "gelu", ACTIVATIONS),

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from bedplate.models.families.decoders import PARTS, check_types
-from bedplate.models.families.encoders.bert import ACTIVATIONS
+from bedplate.models.families.decoders import check_types, multi_head_sizes
+from bedplate.models.families.encoders.bert import ACTIVATIONS, TINY
 from bedplate.models.families.encoders.labels import head, present, take_labels
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import (
@@ -16,17 +16,15 @@ from bedplate.models.families.field_map import (
     constant,
     flag,
     ignored,
-    layers,
     named_value,
     only,
     real,
-    size,
     whole,
     written,
 )
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap, fused, halves, qkv_rows, renamed
+from bedplate.models.families.weights import LAYER, PARTS, WeightMap, fused, halves, qkv_rows, renamed, renames
 from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Rope, TransformerSpec
 
 _THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
@@ -35,34 +33,32 @@ _HF_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 WEIGHTS = WeightMap(
     rules=(
         renamed("embedding.weight", "embeddings.tok_embeddings.weight"),
-        *(renamed(f"embedding_norm.{part}", f"embeddings.norm.{part}") for part in PARTS),
+        *renames(
+            ("attention_norm", "attn_norm"),
+            ("attention.o", "attn.Wo"),
+            ("feedforward_norm", "mlp_norm"),
+            ("feedforward.down", "mlp.Wo"),
+            ours=LAYER,
+            theirs=LAYER,
+        ),
+        # The first half of the feed-forward's goes through the activation.
         *(
-            rule
+            fused(tuple(f"{LAYER}{name}.{part}" for name in names), f"{LAYER}{theirs}.{part}", rows)
             for part in PARTS
-            for rule in (
-                renamed(f"layers.{{i}}.attention_norm.{part}", f"layers.{{i}}.attn_norm.{part}"),
-                fused(
-                    tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv"),
-                    f"layers.{{i}}.attn.Wqkv.{part}",
-                    qkv_rows,
-                ),
-                renamed(f"layers.{{i}}.attention.o.{part}", f"layers.{{i}}.attn.Wo.{part}"),
-                renamed(f"layers.{{i}}.feedforward_norm.{part}", f"layers.{{i}}.mlp_norm.{part}"),
-                # The first half goes through the activation.
-                fused(
-                    tuple(f"layers.{{i}}.feedforward.{name}.{part}" for name in ("gate", "up")),
-                    f"layers.{{i}}.mlp.Wi.{part}",
-                    halves,
-                ),
-                renamed(f"layers.{{i}}.feedforward.down.{part}", f"layers.{{i}}.mlp.Wo.{part}"),
+            for names, theirs, rows in (
+                (("attention.q", "attention.k", "attention.v"), "attn.Wqkv", qkv_rows),
+                (("feedforward.gate", "feedforward.up"), "mlp.Wi", halves),
             )
         ),
-        *(renamed(f"norm.{part}", f"final_norm.{part}") for part in PARTS),
-        *(renamed(f"classifier.dense.{part}", f"head.dense.{part}") for part in PARTS),
-        *(renamed(f"classifier.norm.{part}", f"head.norm.{part}") for part in PARTS),
-        *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS),
-        *(renamed(f"masked_head.dense.{part}", f"head.dense.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"head.norm.{part}") for part in PARTS),
+        *renames(
+            ("embedding_norm", "embeddings.norm"),
+            ("norm", "final_norm"),
+            ("classifier.dense", "head.dense"),
+            ("classifier.norm", "head.norm"),
+            ("classifier.out", "classifier"),
+            ("masked_head.dense", "head.dense"),
+            ("masked_head.norm", "head.norm"),
+        ),
         renamed("masked_head.bias", "decoder.bias"),
     ),
     # The head of pretraining and a classifier have a `head` of the same names; `decoder` is the token table once more.
@@ -72,20 +68,8 @@ WEIGHTS = WeightMap(
 )
 
 
-_TINY: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "intermediate_size": 80,
-    "max_position_embeddings": 64,
-    "local_attention": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "cls_token_id": 1,
-    "sep_token_id": 2,
-}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_TINY = TINY | _IDS | {"num_hidden_layers": 4, "local_attention": 8}
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "norm_bias": True})
 
 
@@ -177,16 +161,10 @@ def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
     return present(spec, WEIGHTS, names)
 
 
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 FIELDS = (
     constant(kind="encoder", norm="layer", final_norm=True, first_norm=False),
-    written(**dict.fromkeys(_TOKENS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-    size("intermediate_size", "feedforward_size"),
+    written(**dict.fromkeys(_IDS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
+    *multi_head_sizes(),
     whole("max_position_embeddings", "context_length", 8192),
     real("norm_eps", "norm_eps", 1e-5),
     flag("norm_bias", "norm_bias", False),

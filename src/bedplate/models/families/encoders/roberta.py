@@ -5,21 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, PARTS, TINY, pooled
+from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, pooled
 from bedplate.models.families.encoders.labels import head, present, take_labels
 from bedplate.models.families.family import Family, hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import WeightMap, renamed, renames
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
-        *(renamed(f"classifier.dense.{part}", f"classifier.dense.{part}") for part in PARTS),
-        *(renamed(f"classifier.out.{part}", f"classifier.out_proj.{part}") for part in PARTS),
-        *(renamed(f"masked_head.dense.{part}", f"lm_head.dense.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"lm_head.layer_norm.{part}") for part in PARTS),
+        *renames(
+            ("classifier.dense", "classifier.dense"),
+            ("classifier.out", "classifier.out_proj"),
+            ("masked_head.dense", "lm_head.dense"),
+            ("masked_head.norm", "lm_head.layer_norm"),
+        ),
         renamed("masked_head.bias", "lm_head.bias"),
     ),
     # The position numbers as a buffer, and the token table once more in the head of pretraining.

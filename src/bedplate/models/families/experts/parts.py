@@ -28,11 +28,13 @@ from bedplate.models.families.field_map import (
 )
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import (
+    LAYER,
     Rule,
     Tensors,
     WeightMap,
     need_alike,
     renamed,
+    renames,
     stack,
     transpose,
     transposed,
@@ -306,7 +308,7 @@ def predicting_weights(*attention: tuple[str, str]) -> WeightMap:
     of names of its parts."""
     shared = ((f"feedforward.shared.{name}", f"mlp.shared_experts.{name}_proj") for name in ("gate", "up", "down"))
     layer = (
-        *hf.layer_rules(*hf.LLAMA_NORMS, *attention, *hf.GATED, *shared, prefix="model.layers.{i}."),
+        *renames(*hf.LLAMA_NORMS, *attention, *hf.GATED, *shared, ours=LAYER, theirs="model.layers.{i}."),
         ROUTER,
         renamed("layers.{i}.feedforward.router.selection_bias", f"{MLP}.gate.e_score_correction_bias"),
         *expert_rules(MLP),

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import layer_rules, sizes, tiny
+from bedplate.models.families.decoders import sizes, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part, real, whole
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.weights import LAYER, WeightMap, renamed, renames
 from bedplate.models.specs.state_mixers import ShortConvolution
 
 _CONVOLUTION = "conv"
@@ -23,7 +23,7 @@ _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 WEIGHTS = WeightMap(
     (
         renamed("embedding.weight", "model.embed_tokens.weight"),
-        *layer_rules(
+        *renames(
             ("attention_norm", "operator_norm"),
             ("feedforward_norm", "ffn_norm"),
             *((f"attention.{name}", f"self_attn.{name}_proj") for name in "qkv"),
@@ -33,7 +33,8 @@ WEIGHTS = WeightMap(
             ("attention.input", "conv.in_proj"),
             ("attention.output", "conv.out_proj"),
             *((f"feedforward.{ours}", f"feed_forward.{theirs}") for ours, theirs in _GATED),
-            prefix="model.layers.{i}.",
+            ours=LAYER,
+            theirs="model.layers.{i}.",
         ),
         convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.conv.conv.weight"),
         renamed("layers.{i}.attention.convolution.bias", "model.layers.{i}.conv.conv.bias"),
