@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, CrossAttend, Recurrence, plain_attention
 from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
-from bedplate.models.layers.recurrence_inputs import Recurrence
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -245,3 +245,33 @@ class Attention(nn.Module):
             x = norm(x)
         x_BTHD = x.unflatten(-1, (-1, self.head_dim))
         return x_BTHD if norm is None or self.whole_norm else norm(x_BTHD)
+
+
+class CrossAttention(nn.Module):
+    """Attention to an encoder's states (https://arxiv.org/abs/1706.03762, section 3.2.3): queries of the decoder's
+    tokens, keys and values of S states of E features, without positions."""
+
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        part, hidden, scales = spec.attention, spec.hidden_size, spec.scales or Scales()
+        assert part.cross_size is not None
+        self.layer, self.head_dim = layer, part.head_dim
+        self.options = AttentionOptions(scales.attention, scales.attention_cap)
+        q_size, kv_size = part.heads * part.head_dim, part.kv_heads * part.head_dim
+        self.q = Linear(hidden, q_size, part.bias, device, dtype)
+        self.k = Linear(part.cross_size, kv_size, spec.has_key_bias, device, dtype)
+        self.v = Linear(part.cross_size, kv_size, part.bias, device, dtype)
+        self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+
+    def keys(self, states_BSE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, G, D] of the encoder's states."""
+        B, S, _ = states_BSE.shape
+        k, v = (layer(states_BSE).view(B, S, -1, self.head_dim) for layer in (self.k, self.v))
+        return k, v
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+        if not isinstance(attend, CrossAttend):
+            raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
+        B, T, _ = x_BTD.shape
+        q_BTHD = self.q(x_BTD).view(B, T, -1, self.head_dim)
+        return self.o(attend.cross_attend(self.layer, q_BTHD, self.options, self.keys).reshape(B, T, -1))

@@ -19,8 +19,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers.attention import distances, whole_attention
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
 
 _LONGEST = {torch.bfloat16: 256, torch.float16: 256, torch.float32: 32}
 """Up to how many tokens a text's attention is two products, by dtype; longer ones, and others, go to torch's kernel."""

@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
 from bedplate.models.packed.blocks import Cutting, TokenBlock, batch_blocks
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.recurrences import PackedDocuments

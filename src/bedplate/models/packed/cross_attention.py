@@ -14,9 +14,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend, masked_attention
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.cross import KeysOf
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
 from bedplate.models.packed.block_attention import block_attention
 from bedplate.models.packed.blocks import BLOCK, TokenBlock, adjacent_groups, as_mask, pieces
 from bedplate.models.packed.placement import Placement

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from bedplate.core.errors import BedplateError
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flex import FlexAttention
 from bedplate.models.packed.placement import Placement

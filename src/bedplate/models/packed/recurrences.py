@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.recurrence_inputs import Recurrence, State
+from bedplate.models.layers.attention_options import Recurrence, State
 from bedplate.models.packed.placement import PlacedDocument, Placement
 
 LENGTH_RATIO = 0.75

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.device_memory import sent
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
 from bedplate.models.packed.placement import Placement
 from bedplate.models.packed.recurrences import PackedDocuments
 
