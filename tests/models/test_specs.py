@@ -160,14 +160,14 @@ def test_tokens_of_images_and_sound() -> None:
         ({"kind": "tower"}, "a tower takes features, not tokens"),
         ({"cross_size": 0}, "cross_size is 0"),
         ({"kind": "encoder", "cross_size": 8}, "cross_size is for decoders"),
-        ({"kind": "encoder", "prediction_modules": 1}, "prediction_modules are for decoders"),
+        ({"kind": "encoder", "prediction_modules": 1}, "prediction_modules is for decoders"),
         ({"full": FullAttention(kv_heads=4)}, "6 attention heads cannot share 4 key-value heads"),
         ({"full": FullAttention(head_dim=16), "attention_gate": True}, "full is for self-attention"),
         ({"value_norm": True, "cross_size": 8}, "value_norm is for self-attention .* not beside cross_size"),
         ({"windows": (4, 4, None), "shared_keys": SharedKeys(1)}, "layer 2 shares keys .* window of None"),
         ({"shared_keys": SharedKeys(3)}, "none of the 0 layers that have their own"),
         ({"shared_keys": SharedKeys(1), "prediction_modules": 1}, "prediction_modules have no place beside"),
-        ({"kind": "encoder", "output_scales": True}, "are for decoders"),
+        ({"kind": "encoder", "output_scales": True}, "output_scales is for decoders"),
     ],
 )
 def test_impossible_transformers_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -12,7 +12,7 @@ from tests.inference.native.native_specs import encoder_of, spec_of
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.packed_weights import unsupported
 from bedplate.models.specs.flat import flat_defaults
-from bedplate.models.specs.state_mixers import ShortConvolution
+from bedplate.models.specs.parts import ShortConvolution
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,

@@ -25,7 +25,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import GatedNorm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.precision import Device
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 CHUNK = 64

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least
+from bedplate.models.specs.checks import at_least, refuse
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -25,8 +25,7 @@ class AudioSpec:
     frames_per_second: float = 100.0
 
     def __post_init__(self) -> None:
-        if self.tower.kind != "tower":
-            raise UnsupportedModelError(f"the audio tower's kind is {self.tower.kind!r}: it must be 'tower'")
+        refuse(self.tower.kind != "tower", f"the audio tower's kind is {self.tower.kind!r}: it must be 'tower'")
         at_least(self, 1, "mel_bins", "kernel", "stride")
         if self.window_seconds <= 0 or self.frames_per_second <= 0:
             raise UnsupportedModelError("window_seconds and frames_per_second must be over 0")

@@ -12,6 +12,12 @@ BEYOND = 1e15
 """No number of a model is as large: with sizes beyond it torch's own arithmetic of sizes overflows."""
 
 
+def refuse(wrong: object, message: str) -> None:
+    """Raises UnsupportedModelError with the message where something is wrong."""
+    if wrong:
+        raise UnsupportedModelError(message)
+
+
 def at_least(part: object, smallest: int, *names: str) -> None:
     """Raises UnsupportedModelError naming the first field of the part, or of a mapping, that is under `smallest`."""
     for name in names:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least
+from bedplate.models.specs.checks import at_least, refuse
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ class DiffusionSpec:
         at_least(self, 1, "layers", "hidden_size", "heads", "feedforward_size", "latent_size", "latent_channels")
         at_least(self, 1, "out_channels", "patch_size", "timestep_size", "autoencoder_factor")
         at_least(self, 0, "classes")
-        if self.hidden_size % self.heads:
-            raise UnsupportedModelError(f"{self.heads} heads do not divide a hidden_size of {self.hidden_size}")
+        refuse(self.hidden_size % self.heads, f"{self.heads} heads do not divide a hidden_size of {self.hidden_size}")
         if self.latent_size % self.patch_size:
             raise UnsupportedModelError(f"patches of {self.patch_size} do not divide a latent of {self.latent_size}")
 

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.audio import AudioSpec
-from bedplate.models.specs.feedforward import Experts
 from bedplate.models.specs.flat import plain_fields
-from bedplate.models.specs.heads import Classifier
+from bedplate.models.specs.parts import Classifier, Experts
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -28,8 +27,7 @@ class EncoderDecoderSpec:
     def __post_init__(self) -> None:
         if self.decoder.kind != "decoder" or self.stack.kind == "decoder":
             raise UnsupportedModelError(
-                f"an encoder–decoder is of an encoder and a decoder, not of {self.stack.kind!r} and "
-                f"{self.decoder.kind!r}"
+                f"it is of an encoder and a decoder, not of {self.stack.kind!r} and {self.decoder.kind!r}"
             )
         if self.decoder.attention.cross_size != self.stack.hidden_size:
             raise UnsupportedModelError(

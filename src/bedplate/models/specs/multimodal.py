@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least
+from bedplate.models.specs.checks import at_least, refuse
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.models.specs.vision import VisionSpec
 
@@ -46,8 +46,7 @@ class MultimodalSpec:
             raise UnsupportedModelError(f"the language model's kind is {self.language.kind!r}: it must be 'decoder'")
         side = self.vision.image_size // self.vision.patch_size
         for name, value in (("merge", self.projector.merge), ("pool", self.projector.pool)):
-            if side % value:
-                raise UnsupportedModelError(f"{name} is {value}, which does not divide the {side} patches of a side")
+            refuse(side % value, f"{name} is {value}, which does not divide the {side} patches of a side")
 
     @property
     def image_tokens(self) -> int:

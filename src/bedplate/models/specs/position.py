@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least, finite, positive
+from bedplate.models.specs.checks import at_least, finite, positive, refuse
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ class LongRopeScaling:
             )
         positive(self, "original_context", "factor", "attention_factor")
         for divisor in (*self.short, *self.long):
-            if not 0 < divisor < math.inf:
-                raise UnsupportedModelError(f"a longrope factor is {divisor}: it must be a finite number above 0")
+            refuse(not 0 < divisor < math.inf, f"a longrope factor is {divisor}: it must be a finite number above 0")
 
     @property
     def extended_context(self) -> int:
@@ -112,11 +111,9 @@ class Rope:
     proportional: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UnsupportedModelError(f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
+        refuse(not 0 < self.fraction <= 1, f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
         positive(self, "theta")
-        if isinstance(self.scaling, YarnScaling) and self.theta == 1:
-            raise UnsupportedModelError("theta is 1.0: YaRN divides by its logarithm")
+        refuse(isinstance(self.scaling, YarnScaling) and self.theta == 1, "theta is 1.0: YaRN divides by its logarithm")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least
+from bedplate.models.specs.checks import at_least, refuse
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -33,8 +33,7 @@ class VisionSpec:
     classes: int = 0
 
     def __post_init__(self) -> None:
-        if self.tower.kind != "tower":
-            raise UnsupportedModelError(f"the vision tower's kind is {self.tower.kind!r}: it must be 'tower'")
+        refuse(self.tower.kind != "tower", f"the vision tower's kind is {self.tower.kind!r}: it must be 'tower'")
         at_least(self, 1, "image_size", "patch_size", "channels", "frames")
         at_least(self, 0, "projection_size", "classes")
         if self.image_size < self.patch_size:

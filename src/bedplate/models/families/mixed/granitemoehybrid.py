@@ -19,7 +19,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused, halves, renamed
-from bedplate.models.specs.state_mixers import Mamba2
+from bedplate.models.specs.parts import Mamba2
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 _LINEAR = "linear_attention"

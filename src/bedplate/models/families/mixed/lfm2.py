@@ -15,7 +15,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import LAYER, WeightMap, renamed, renames
-from bedplate.models.specs.state_mixers import ShortConvolution
+from bedplate.models.specs.parts import ShortConvolution
 
 _CONVOLUTION = "conv"
 _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))

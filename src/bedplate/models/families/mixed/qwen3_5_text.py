@@ -17,7 +17,7 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.transformer import TransformerSpec
 
 LINEAR = "linear_attention"

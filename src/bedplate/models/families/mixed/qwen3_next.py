@@ -25,7 +25,7 @@ from bedplate.models.families.mixed import qwen3_5_text
 from bedplate.models.families.mixed.layers import convolution
 from bedplate.models.families.mixed.qwen3_5_text import NOISE, QWEN_FIELDS
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 _LINEAR, _MLP = "model.layers.{i}.linear_attn", "model.layers.{i}.mlp"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.presets.dense import decoder
 from bedplate.models.specs.presets.preset import Preset
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
 
 
