@@ -14,8 +14,8 @@ from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, TransformerSpec
 from bedplate.models.specs.cache import LayerCache, cache_layout
-from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.parts import Mamba2
+from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import FullAttention, LatentAttention, SharedKeys
 
 CPU = torch.device("cpu")

@@ -17,9 +17,8 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.specs.parts import LatentAttention
+from bedplate.models.specs.parts import DeltaRule, LatentAttention
 from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train

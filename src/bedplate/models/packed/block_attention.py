@@ -17,16 +17,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
 from bedplate.models.packed.blocks import Cutting, TokenBlock, batch_blocks
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.recurrences import PackedDocuments
 
 MAX_SCORES = 1 << 20
 """Scores of blocks that are computed as one: 4 MB in float32, which stay in a processor's cache."""
@@ -35,8 +33,6 @@ MAX_SCORES = 1 << 20
 class BlockAttention:
     """Attention of packed rows: each token sees its own document, behind what its row shares. Padding's outputs are
     zero. A window that no document is longer than is none."""
-
-    is_cached = False
 
     def __init__(self, placement: Placement, causal: bool = True) -> None:
         self._placement, self._causal = placement, causal
@@ -52,13 +48,6 @@ class BlockAttention:
         q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTGD, v_BTGV))
         out_NHV = block_attention(q, k, v, cutting.blocks, options, bias, self._placement.padded)
         return out_NHV.view(*q_BTHD.shape[:3], v_BTGV.shape[3])
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._documents.recur(run, x_BTC)
-
-    @cached_property
-    def _documents(self) -> PackedDocuments:
-        return PackedDocuments(self._placement)
 
     def _cutting(self, window: int | None, device: torch.device) -> Cutting:
         if window is not None and (window if self._causal else window // 2) >= self._placement.longest:

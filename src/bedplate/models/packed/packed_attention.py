@@ -3,27 +3,93 @@
 On a CUDA device torch's varlen kernel does what it can, and flex attention the rest. Each is tried once there, forwards
 and backwards, against the dense blocks; where one fails the next stands in for it. Anywhere else it is the blocks,
 which support every option.
+
+Shapes: B rows, T tokens a row, N tokens of the flattened rows, H query heads, G key-value heads, D features of one
+head, V of its value, S documents.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
-from functools import cache
-from typing import Literal
+from functools import cache, cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import BedplateError
-from bedplate.models.layers.attention import Attend
+from bedplate.core.errors import BedplateError, UnsupportedModelError
+from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, Recurrence
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flex import FlexAttention
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.varlen import MAX_HEAD_DIM, VarlenAttention
+from bedplate.models.packed.recurrences import PackedDocuments
+
+MAX_HEAD_DIM = 256
+"""The most features of a head that the kernel takes."""
+
+
+class VarlenAttention:
+    """As `BlockAttention`, for documents that share no prefix, by torch's kernel for sequences of unequal lengths
+    (`torch.nn.attention.varlen`, which is FlashAttention-2, https://arxiv.org/abs/2307.08691): half precision, on CUDA
+    devices. It is told where each document begins among the tokens that are no padding. UnsupportedModelError, by name,
+    for what the kernel cannot do. kernel: with the signature of torch's `varlen_attn`."""
+
+    def __init__(self, placement: Placement, causal: bool = True, kernel: Callable[..., Any] | None = None) -> None:
+        if any(document.shared for document in placement.documents):
+            raise UnsupportedModelError("attention behind a shared prefix is not supported by varlen_attn")
+        self._placement, self._causal, self._kernel = placement, causal, kernel or varlen_kernel()
+        self._device_places: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
+    ) -> Tensor:
+        options.check_supported("varlen_attn", "scale", "window")
+        if self._kernel is None:
+            raise UnsupportedModelError("this build of torch has no varlen_attn; it came with torch 2.10")
+        edges_S, tokens = self._places(q_BTHD.device)
+        q, k, v = (x.flatten(0, 1) for x in (q_BTHD, k_BTGD, v_BTGV))
+        if self._placement.padded:
+            q, k, v = (x.index_select(0, tokens) for x in (q, k, v))
+        out_NHV = self._kernel(
+            *(q, k, v, edges_S, edges_S, self._placement.longest, self._placement.longest),
+            scale=options.scale,
+            window_size=self._window(options),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+        if self._placement.padded:
+            padded = out_NHV.new_zeros(q_BTHD.shape[0] * q_BTHD.shape[1], *out_NHV.shape[1:])
+            out_NHV = padded.index_copy(0, tokens, out_NHV)
+        return out_NHV.view(*q_BTHD.shape[:3], v_BTGV.shape[3])
+
+    def _window(self, options: AttentionOptions) -> tuple[int, int]:
+        """How many tokens before and after its own a query sees, as the kernel takes it; −1: all."""
+        left = -1 if options.window is None else options.window - 1 if self._causal else options.window // 2
+        return left, 0 if self._causal else left
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where each document begins among the tokens that are no padding, and where the last one ends, int32 [S + 1];
+        and where those tokens stand in the rows."""
+        if device not in self._device_places:
+            lengths = torch.tensor([0, *(document.token_count for document in self._placement.documents)])
+            tokens = (self._placement.numbers_N >= 0).nonzero().squeeze(1)
+            edges_S = lengths.cumsum(0).to(torch.int32)
+            self._device_places[device] = sent(edges_S, device), sent(tokens, device)
+        return self._device_places[device]
+
+
+@cache
+def varlen_kernel() -> Callable[..., Any] | None:
+    """torch's `varlen_attn`, or None where this build has none."""
+    try:
+        return importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+
 
 Backend = Literal["varlen", "flex", "blocks"]
-BACKENDS: dict[Backend, Callable[[Placement, bool], Attend]] = {
+BACKENDS: dict[Backend, Callable[[Placement, bool], Callable[..., Tensor]]] = {
     "varlen": VarlenAttention,
     "flex": FlexAttention,
     "blocks": BlockAttention,
@@ -40,21 +106,22 @@ class PackedAttention:
     def __init__(self, placement: Placement, causal: bool = True) -> None:
         self._placement, self._causal = placement, causal
         self._shared = any(document.shared for document in placement.documents)
-        self._layouts: dict[Backend, Attend] = {}
+        self._backends: dict[Backend, Callable[..., Tensor]] = {}
 
     def __call__(
         self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
         backend = choose_backend(q_BTHD, v_BTGV, options, self._shared)
-        return self._layout(backend)(layer, q_BTHD, k_BTGD, v_BTGV, options)
+        if backend not in self._backends:
+            self._backends[backend] = BACKENDS[backend](self._placement, self._causal)
+        return self._backends[backend](layer, q_BTHD, k_BTGD, v_BTGV, options)
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._layout("blocks").recur(layer, run, x_BTC)
+        return self._documents.recur(run, x_BTC)
 
-    def _layout(self, backend: Backend) -> Attend:
-        if backend not in self._layouts:
-            self._layouts[backend] = BACKENDS[backend](self._placement, self._causal)
-        return self._layouts[backend]
+    @cached_property
+    def _documents(self) -> PackedDocuments:
+        return PackedDocuments(self._placement)
 
 
 def choose_backend(q_BTHD: Tensor, v_BTGV: Tensor, options: AttentionOptions, shared: bool) -> Backend:
