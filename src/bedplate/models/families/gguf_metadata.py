@@ -14,9 +14,9 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
-from bedplate.models.families.field_map import Field, Values
+from bedplate.models.families.field_map import Field, Values, converted
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.specs.position import Scaling
+from bedplate.models.specs.position import Scaling, yarn_scale
 from bedplate.models.specs.transformer import (
     LinearScaling,
     Llama3Scaling,
@@ -132,6 +132,16 @@ def decimal(value: float) -> float:
     return float(f"{value:.7g}")
 
 
+def number(name: str, ours: str, default: float | None = None) -> Field:
+    """A decimal number; default: where there is none, or it is 0."""
+
+    def read(fields: Fields, name: str, values: Values) -> float | None:
+        value = fields.real(name) or default
+        return None if value is None else decimal(value)
+
+    return converted(name, ours, read)
+
+
 # --- windows
 
 
@@ -220,7 +230,7 @@ def _scaling(
     if stored is None:
         readers["longrope"] = None  # of which a header alone says nothing
     if scaling_type == "yarn":
-        _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
+        _check_repeated(fields, yarn_scale(factor))
         return YarnScaling(
             factor=factor,
             original_context=int(original or fields.need("rope.scaling.original_context_length")),
@@ -244,19 +254,9 @@ def _longrope(
 ) -> LongRopeScaling:
     short, long = (tuple(map(decimal, tables[name])) for name in (SHORT, LONG))
     scaling = LongRopeScaling(short, long, original, factor)
-    usual = _attention_factor(scaling)
-    if attention is None or math.isclose(attention, usual, rel_tol=_CLOSE):
+    if attention is None or math.isclose(attention, scaling.applied_factor, rel_tol=_CLOSE):
         return scaling
     return replace(scaling, attention_factor=decimal(attention))
-
-
-def _attention_factor(scaling: LongRopeScaling) -> float:
-    """What cosines and sines are multiplied by (https://arxiv.org/abs/2402.13753)."""
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.factor <= 1:
-        return 1.0
-    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
 
 
 def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     elif isinstance(scaling, LongRopeScaling):
         metadata |= {
             "rope.scaling.original_context_length": scaling.original_context,
-            "rope.scaling.attn_factor": _attention_factor(scaling),
+            "rope.scaling.attn_factor": scaling.applied_factor,
         }
     return metadata
 

@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.specs.position import Scaling
+from bedplate.models.specs.position import Scaling, yarn_scale
 from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -131,7 +131,7 @@ def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
     stored_factor, before = fields.real("factor"), _needed(original, fields)
     factor = context / before if stored_factor is None else stored_factor
     scale, scale_all, attention = (fields.real(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
-    usual = 1 + 0.1 * math.log(max(factor, 1.0))
+    usual = yarn_scale(factor)
     if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
         attention = None  # what follows from the factor, written once more (Olmo 3)
     return YarnScaling(

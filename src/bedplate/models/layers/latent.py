@@ -17,8 +17,9 @@ from bedplate.models.layers.attention import Attend
 from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import RMSNorm
-from bedplate.models.layers.positions import Rotation, rotate, yarn_scale
+from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.precision import Device
+from bedplate.models.specs.position import yarn_scale
 from bedplate.models.specs.transformer import Scales, TransformerSpec, YarnScaling
 
 NORM_EPS = 1e-6
@@ -106,10 +107,8 @@ def score_scale(spec: TransformerSpec) -> float:
     assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention
-    scale, scaling = (
-        spec.attention.latent.key_dim**-0.5,
-        spec.position.rope.scaling if spec.position.rope is not None else None,
-    )
+    scale = spec.attention.latent.key_dim**-0.5
+    scaling = None if spec.position.rope is None else spec.position.rope.scaling
     if isinstance(scaling, YarnScaling) and scaling.scale_all:
         scale *= yarn_scale(scaling.factor, scaling.scale_all) ** 2
     return scale

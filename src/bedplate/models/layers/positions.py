@@ -85,23 +85,7 @@ def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) ->
 
 def rotary_factor(rope: Rope) -> float:
     """What cosines and sines are multiplied by."""
-    scaling = rope.scaling
-    if not isinstance(scaling, YarnScaling | LongRopeScaling):
-        return 1.0
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.factor <= 1:
-        return 1.0
-    if isinstance(scaling, LongRopeScaling):
-        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
-    if scaling.scale and scaling.scale_all:
-        return yarn_scale(scaling.factor, scaling.scale) / yarn_scale(scaling.factor, scaling.scale_all)
-    return yarn_scale(scaling.factor)
-
-
-def yarn_scale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's temperature √(1/t) of a context that became `factor` times as long (equation 22), weighted by DeepSeek."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return rope.scaling.applied_factor if isinstance(rope.scaling, YarnScaling | LongRopeScaling) else 1.0
 
 
 def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype, rope: Rope) -> Rotation:

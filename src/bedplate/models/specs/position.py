@@ -32,6 +32,11 @@ class LinearScaling:
         positive(self, "factor")
 
 
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's temperature √(1/t) of a context that became `factor` times as long (equation 22), weighted by DeepSeek."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 @dataclass(frozen=True)
 class YarnScaling:
     """YaRN (https://arxiv.org/abs/2309.00071). `scale` and `scale_all` are DeepSeek's mscale and mscale_all_dim.
@@ -55,6 +60,15 @@ class YarnScaling:
     def __post_init__(self) -> None:
         positive(self, "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
         finite(self, "scale", "scale_all", "query_growth")
+
+    @property
+    def applied_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor > 1 and self.scale and self.scale_all:
+            return yarn_scale(self.factor, self.scale) / yarn_scale(self.factor, self.scale_all)
+        return yarn_scale(self.factor)
 
 
 @dataclass(frozen=True)
@@ -80,6 +94,13 @@ class LongRopeScaling:
         positive(self, "original_context", "factor", "attention_factor")
         for divisor in (*self.short, *self.long):
             refuse(not 0 < divisor < math.inf, f"a longrope factor is {divisor}: it must be a finite number above 0")
+
+    @property
+    def applied_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context)) if self.factor > 1 else 1.0
 
     @property
     def extended_context(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bedplate.models.families import decoders as hf
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only
+from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import SANDWICH_NORMS as GGUF_NORMS
 from bedplate.models.families.gguf_family import decoder_weights as gguf_weights
@@ -79,36 +79,26 @@ FIELDS = (
 HF = hf_family("gemma2", "Gemma2ForCausalLM", FIELDS, "gemma2", weights=WEIGHTS, examples=EXAMPLES)
 
 
-def scores_factor(values: Values, largest: int) -> float | None:
-    """What llama.cpp scales scores by, where it is not 1/√head_dim: 1/√(hidden/heads) in the 27B model. largest: the
-    number of its layers."""
-    size = values["hidden_size"] // values["heads"] if values["layers"] == largest else values["head_dim"]
-    return None if size == values["head_dim"] else size**-0.5
+def gguf_scales(largest: int, *caps: Field) -> Field:
+    """Factors and caps, as llama.cpp has them: scores over √head_dim, but √(hidden/heads) in the 27B model. largest:
+    the number of its layers."""
+
+    def read(fields: gguf.Metadata, values: Values) -> Values:
+        hidden, size = values["hidden_size"], values["head_dim"]
+        width = hidden // values["heads"] if values["layers"] == largest else size
+        return {"embedding": hidden**0.5, "attention": None if width == size else width**-0.5}
+
+    return part("scales", Scales, Field(read), *caps)
 
 
-def _read_scales(fields: gguf.Metadata, values: Values) -> Values:
-    return {
-        "scales": Scales(
-            embedding=values["hidden_size"] ** 0.5,
-            attention=scores_factor(values, largest=46),
-            attention_cap=gguf.decimal(fields.pop("attn_logit_softcapping") or 50.0),
-            logit_cap=gguf.decimal(fields.pop("final_logit_softcapping") or 30.0),
-        )
-    }
-
-
-def _scale_fields(flat: Values, spec: TransformerSpec) -> Values:
-    scales = flat["scales"] or Scales()
-    return {"attn_logit_softcapping": scales.attention_cap, "final_logit_softcapping": scales.logit_cap}
-
-
+LOGIT_CAP, SCORE_CAP = "final_logit_softcapping", "attn_logit_softcapping"
 ROWS = (
     gguf.SIZES,
     SANDWICH,
     constant(activation="gelu_tanh"),
     gguf.rope(),
     gguf.windows(2, size=4096),
-    Field(_read_scales, _scale_fields),
+    gguf_scales(46, gguf.number(SCORE_CAP, "attention_cap", 50.0), gguf.number(LOGIT_CAP, "logit_cap", 30.0)),
 )
 _FIRST, _SECOND = ({k: v for k, v in example.items() if k != "layer_types"} for example in EXAMPLES)
 _GGUF_EXAMPLES = (_FIRST | {"query_pre_attn_scalar": 8}, _SECOND)

@@ -11,18 +11,18 @@ from bedplate.models.families import decoders as hf
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.dense.gemma2 import (
     GEMMA_ACTIVATION,
-    GGUF_WEIGHTS,
+    GGUF_WEIGHTS, LOGIT_CAP,
     SANDWICH,
     WEIGHTS,
     gemma_scales,
-    scores_factor,
+    gguf_scales,
 )
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import gguf_family
 from bedplate.models.families.rope import FULL, SLIDING, ropes
-from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 EXAMPLES = (
     hf.tiny(head_dim=8, sliding_window=7, sliding_window_pattern=2, query_pre_attn_scalar=12),
@@ -83,12 +83,6 @@ def _local_rope_fields(flat: Values, spec: TransformerSpec) -> Values:
     return {"rope.freq_base_swa": local.theta if flat["windows"] else None}
 
 
-def _read_scales(fields: gguf.Metadata, values: Values) -> Values:
-    cap = fields.pop("final_logit_softcapping")
-    factor = scores_factor(values, largest=62)
-    return {"scales": Scales(values["hidden_size"] ** 0.5, factor, logit_cap=None if not cap else gguf.decimal(cap))}
-
-
 ROWS = (
     gguf.SIZES,
     SANDWICH,
@@ -96,7 +90,7 @@ ROWS = (
     gguf.rope(),
     gguf.windows(6),
     Field(_read_local_rope, _local_rope_fields),
-    Field(_read_scales, lambda flat, _: {"final_logit_softcapping": (flat["scales"] or Scales()).logit_cap}),
+    gguf_scales(62, gguf.number(LOGIT_CAP, "logit_cap")),
 )
 _GGUF_EXAMPLES = (EXAMPLES[0] | {"query_pre_attn_scalar": 8}, EXAMPLES[1])
 GGUF = gguf_family("gemma3", ROWS, "gemma3_text", weights=GGUF_WEIGHTS, examples=_GGUF_EXAMPLES)

@@ -23,7 +23,7 @@ from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.dense.gemma2 import GEMMA_ACTIVATION
 from bedplate.models.families.experts.parts import stacked_rules
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only
+from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, real
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, ropes
 from bedplate.models.families.weights import WeightMap, renamed
@@ -112,13 +112,12 @@ def _check_ropes(fields: Fields, values: Values) -> Values:
     return {} if values["windows"] else {"local_rope": None}
 
 
-def _read_scales(fields: Fields, values: Values) -> Values:
-    cap = fields.real("final_logit_softcapping")
-    return {"scales": Scales(embedding=values["hidden_size"] ** 0.5, attention=1.0, logit_cap=cap)}
-
-
-def _scale_fields(flat: Values, spec: TransformerSpec) -> Values:
-    return {"final_logit_softcapping": (flat["scales"] or Scales()).logit_cap}
+_SCALES = part(
+    "scales",
+    Scales,
+    Field(lambda _, values: {"embedding": values["hidden_size"] ** 0.5, "attention": 1.0}),
+    real("final_logit_softcapping", "logit_cap"),
+)
 
 
 def _read_layer_inputs(fields: Fields, values: Values) -> Values:
@@ -217,7 +216,7 @@ FIELDS = (
     Field(_check_ropes),
     GEMMA_ACTIVATION,
     hf.ATTENTION_BIAS,
-    Field(_read_scales, _scale_fields),
+    _SCALES,
     Field(_read_layer_inputs, _layer_input_fields),
     Field(_read_experts, _expert_fields),
     Field(_read_shared, _shared_fields),

@@ -12,10 +12,9 @@ from typing import Any
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.decoders import DROPOUTS, activation
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
+from bedplate.models.families.field_map import Field, constant, flag, ignored, layers, only, real, size, whole, written
 from bedplate.models.families.gguf_family import decoder_weights, gguf_family
 from bedplate.models.families.weights import PARTS, Rule, WeightMap, fused, qkv_rows, renamed, transposed, turned
-from bedplate.models.specs.transformer import TransformerSpec
 
 
 def _qkv(part: str) -> tuple[str, ...]:
@@ -75,18 +74,11 @@ FIELDS = (
 HF = hf_family("gpt2", "GPT2LMHeadModel", FIELDS, "gpt2", weights=WEIGHTS, examples=EXAMPLES)
 
 
-def _read_norms(fields: gguf.Metadata, values: Values) -> Values:
-    eps = gguf.decimal(fields.real("attention.layer_norm_epsilon", 1e-5))
-    return {"norm_eps": eps, "position_rows": values["context_length"]}
-
-
-def _norm_fields(flat: Values, spec: TransformerSpec) -> Values:
-    return {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": flat["norm_eps"]}
-
-
 ROWS = (
     gguf.SIZES,
-    Field(_read_norms, _norm_fields),
+    gguf.number("attention.layer_norm_epsilon", "norm_eps", 1e-5),
+    written(**{"attention.layer_norm_rms_epsilon": None}),
+    Field(lambda _, values: {"position_rows": values["context_length"]}),
     constant(norm="layer", activation="gelu_tanh", gated=False, attention_bias=True, feedforward_bias=True),
 )
 GGUF = gguf_family(

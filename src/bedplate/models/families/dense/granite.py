@@ -8,6 +8,7 @@ from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.decoders import ATTENTION_BIAS, MLP_BIAS, plain, sizes, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, converted, only, part, real
+from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import decoder_weights, gguf_family
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
@@ -48,35 +49,26 @@ FIELDS = (*sizes(), *plain(eps=1e-6), ATTENTION_BIAS, MLP_BIAS, multipliers())
 HF = hf_family("granite", "GraniteForCausalLM", FIELDS, "granite", examples=EXAMPLES)
 
 
-def _read_scales(fields: gguf.Metadata, values: Values) -> Values:
+def _scores(fields: Fields, name: str, values: Values) -> float:
     """A factor that a file does not give is none."""
-    scores = fields.pop("attention.scale")
-    return {
-        "scales": Scales(
-            embedding=gguf.decimal(fields.pop("embedding_scale") or 1.0),
-            attention=gguf.decimal(scores) if scores else values["head_dim"] ** -0.5,
-            head=1.0 / gguf.decimal(fields.need("logit_scale")),
-            residual=gguf.decimal(fields.pop("residual_scale") or 1.0),
-        )
-    }
+    scores = fields.real(name)
+    return gguf.decimal(scores) if scores else values["head_dim"] ** -0.5
 
 
-def _scale_fields(flat: Values, spec: TransformerSpec) -> Values:
-    scales = flat["scales"] or Scales()
-    return {
-        "embedding_scale": scales.embedding,
-        "attention.scale": scales.attention,
-        "logit_scale": 1.0 / scales.head,
-        "residual_scale": scales.residual,
-    }
-
-
+_SCALES = part(
+    "scales",
+    Scales,
+    gguf.number("embedding_scale", "embedding", 1.0),
+    converted("attention.scale", "attention", _scores),
+    converted("logit_scale", "head", lambda fields, name, _: 1.0 / gguf.decimal(fields.need(name)), lambda x: 1.0 / x),
+    gguf.number("residual_scale", "residual", 1.0),
+)
 ROWS = (
     gguf.SIZES,
     gguf.BIASES,
     only("rope.scaling.finetuned", True),  # False: no rotary positions at all
     gguf.rope(),
-    Field(_read_scales, _scale_fields),
+    _SCALES,
     only("expert_count", 0),
     only("expert_used_count", 0),
 )
