@@ -11,7 +11,8 @@ from bedplate.models.families import decoders as hf
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.dense.gemma2 import (
     GEMMA_ACTIVATION,
-    GGUF_WEIGHTS, LOGIT_CAP,
+    GGUF_WEIGHTS,
+    LOGIT_CAP,
     SANDWICH,
     WEIGHTS,
     gemma_scales,
