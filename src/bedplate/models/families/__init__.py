@@ -5,7 +5,7 @@ FAMILIES is keyed (format, name in that format). A file is imported when its fam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
 from importlib import import_module
 
 from bedplate.core.errors import UnsupportedModelError
@@ -67,33 +67,17 @@ MODULES: dict[tuple[str, str], str] = {
 """The file of each family, whose `HF` or `GGUF` it is."""
 
 
-class FamilyTable(MutableMapping[tuple[str, str], Family]):
+class FamilyTable(UserDict[tuple[str, str], Family]):
     """The families by (format, name), imported as they are looked up."""
 
-    def __init__(self) -> None:
-        self._families: dict[tuple[str, str], Family | None] = dict.fromkeys(MODULES)
-
     def __getitem__(self, key: tuple[str, str]) -> Family:
-        family = self._families[key]
+        family: Family | None = self.data[key]
         if family is None:
-            family = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
-            self._families[key] = family
+            family = self.data[key] = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
         return family
 
-    def __setitem__(self, key: tuple[str, str], family: Family) -> None:
-        self._families[key] = family
 
-    def __delitem__(self, key: tuple[str, str]) -> None:
-        del self._families[key]
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._families)
-
-    def __len__(self) -> int:
-        return len(self._families)
-
-
-FAMILIES = FamilyTable()
+FAMILIES = FamilyTable(dict.fromkeys(MODULES))
 
 
 def in_format(family: Family, format_: str) -> Family | None:

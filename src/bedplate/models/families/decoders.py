@@ -7,19 +7,8 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    layers,
-    named_value,
-    only,
-    real,
-    size,
-    whole,
-    written,
-)
+from bedplate.models.families import field_map as row
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
 from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
@@ -75,45 +64,47 @@ LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS)
 def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = False) -> tuple[Field, ...]:
     """The sizes of a decoder, and whether its head is tied. head_dim, context, tied: where none is said."""
     return (
-        constant(kind="decoder"),
-        size("hidden_size"),
-        size("num_attention_heads", "heads"),
-        size("vocab_size"),
-        layers("num_hidden_layers", "layers"),
-        whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
-        whole("head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...),
-        size("intermediate_size", "feedforward_size"),
-        whole("max_position_embeddings", "context_length", context),
-        flag("tie_word_embeddings", "tied_head", tied),
+        row.constant(kind="decoder"),
+        row.size("hidden_size"),
+        row.size("num_attention_heads", "heads"),
+        row.size("vocab_size"),
+        row.layers("num_hidden_layers", "layers"),
+        row.whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
+        row.whole(
+            "head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...
+        ),
+        row.size("intermediate_size", "feedforward_size"),
+        row.whole("max_position_embeddings", "context_length", context),
+        row.flag("tie_word_embeddings", "tied_head", tied),
     )
 
 
 def multi_head_sizes() -> tuple[Field, ...]:
     """The sizes of a stack that has as many heads of keys and values as of queries."""
     return (
-        size("vocab_size"),
-        size("hidden_size"),
-        layers("num_hidden_layers", "layers"),
-        size("num_attention_heads", "heads"),
+        row.size("vocab_size"),
+        row.size("hidden_size"),
+        row.layers("num_hidden_layers", "layers"),
+        row.size("num_attention_heads", "heads"),
         Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-        size("intermediate_size", "feedforward_size"),
+        row.size("intermediate_size", "feedforward_size"),
     )
 
 
 def rms_norm(eps: float) -> Field:
     """The epsilon of the norms; eps: where none is said."""
-    return real("rms_norm_eps", "norm_eps", eps)
+    return row.real("rms_norm_eps", "norm_eps", eps)
 
 
 def activation(name: str = "hidden_act", default: str = "silu") -> Field:
     """An activation by its name in transformers."""
-    return named_value(name, "activation", default, ACTIVATIONS)
+    return row.named_value(name, "activation", default, ACTIVATIONS)
 
 
-SILU = only("hidden_act", "silu", written=True)
-ATTENTION_BIAS = flag("attention_bias", "attention_bias", False)
-MLP_BIAS = flag("mlp_bias", "feedforward_bias", False)
-NO_DROPOUT = written(attention_dropout=0.0)
+SILU = row.only("hidden_act", "silu", written=True)
+ATTENTION_BIAS = row.flag("attention_bias", "attention_bias", False)
+MLP_BIAS = row.flag("mlp_bias", "feedforward_bias", False)
+NO_DROPOUT = row.written(attention_dropout=0.0)
 """As no model here has."""
 
 

@@ -14,14 +14,6 @@ from bedplate.models.specs import TextSpec
 from bedplate.models.specs.transformer import TransformerSpec
 
 
-def _as_configured(spec: Any, names: Collection[str]) -> Any:
-    return spec
-
-
-def _no_tables(spec: TextSpec) -> Mapping[str, Sequence[float]]:
-    return {}
-
-
 @dataclass(frozen=True)
 class Family:
     """A published family in one format: config ↔ spec, and the rules of its weights.
@@ -46,13 +38,13 @@ class Family:
     to_config: Callable[[Any], dict[str, Any]]
     weights: WeightMap
     partners: tuple[tuple[str, str], ...] = ()
-    by_names: Callable[[Any, Collection[str]], Any] = _as_configured
+    by_names: Callable[[Any, Collection[str]], Any] = lambda spec, names: spec
     examples: tuple[Mapping[str, Any], ...] = ()
     noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
     weights_by: Callable[[Collection[str]], WeightMap] | None = None
     sibling: Callable[[Any], Family | None] | None = None
-    tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
+    tables: Callable[[Any], Mapping[str, Sequence[float]]] = lambda spec: {}
     with_masked_head: Callable[[Any], Any] | None = None
     whole: tuple[str, ...] = ()
 

@@ -13,22 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.families import field_map as row
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.family import Family, hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    FieldMap,
-    Values,
-    constant,
-    flag,
-    ignored,
-    only,
-    part,
-    real,
-    size,
-    whole,
-    written,
-)
+from bedplate.models.families.field_map import Field, FieldMap, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import LAYER, WeightMap, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
@@ -129,7 +117,7 @@ def _scale_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
     return {"scale_decoder_outputs": (flat["scales"] or Scales()).head != 1}
 
 
-T5 = constant(position_rows=0, embedding_norm=False, final_norm=True)
+T5 = row.constant(position_rows=0, embedding_norm=False, final_norm=True)
 
 
 def two_stacks(*, layers: int, decoder_layers: int, **common: Any) -> EncoderDecoderSpec:
@@ -148,28 +136,28 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
 
 
 FIELDS = (
-    written(is_encoder_decoder=True),
+    row.written(is_encoder_decoder=True),
     T5,
-    size("vocab_size"),
-    size("d_model", "hidden_size"),
-    size("d_kv", "head_dim"),
-    size("d_ff", "feedforward_size"),
+    row.size("vocab_size"),
+    row.size("d_model", "hidden_size"),
+    row.size("d_kv", "head_dim"),
+    row.size("d_ff", "feedforward_size"),
     Field(_read_depths, _depths),
-    size("num_heads", "heads"),
+    row.size("num_heads", "heads"),
     Field(lambda _, values: {"kv_heads": values["heads"]}),
-    whole("n_positions", "context_length", 512),
-    real("layer_norm_epsilon", "norm_eps", 1e-6),
+    row.whole("n_positions", "context_length", 512),
+    row.real("layer_norm_epsilon", "norm_eps", 1e-6),
     Field(_read_feedforward, _feedforward_fields),
-    part(
+    row.part(
         "relative_bias",
         RelativeBias,
-        whole("relative_attention_num_buckets", "buckets", 32),
-        whole("relative_attention_max_distance", "max_distance", 128),
+        row.whole("relative_attention_num_buckets", "buckets", 32),
+        row.whole("relative_attention_max_distance", "max_distance", 128),
     ),
-    flag("tie_word_embeddings", "tied_head", True),
+    row.flag("tie_word_embeddings", "tied_head", True),
     Field(_read_scales, _scale_fields),
-    only("is_decoder", False),
-    ignored(*_HINTS),
+    row.only("is_decoder", False),
+    row.ignored(*_HINTS),
 )
 
 HF = hf_family(

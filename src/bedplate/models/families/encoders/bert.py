@@ -5,21 +5,13 @@ RoBERTa and its kin are the same network with other positions, and share what st
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
+from bedplate.models.families import field_map as row
 from bedplate.models.families.decoders import multi_head_sizes, tiny
 from bedplate.models.families.encoders.labels import head, present, take_labels
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    ignored,
-    named_value,
-    only,
-    real,
-    whole,
-)
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
 from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, TransformerSpec
@@ -88,57 +80,52 @@ def _read_positions(fields: Fields, values: Values) -> Values:
 
 
 BODY_FIELDS: tuple[Field, ...] = (
-    constant(kind="encoder", norm="layer", norm_placement="post", gated=False, attention_bias=True),
-    constant(feedforward_bias=True, tied_head=True),
+    row.constant(kind="encoder", norm="layer", norm_placement="post", gated=False, attention_bias=True),
+    row.constant(feedforward_bias=True, tied_head=True),
     *multi_head_sizes(),
     Field(_read_positions, lambda flat, spec: {"max_position_embeddings": spec.positions}),
-    real("layer_norm_eps", "norm_eps", 1e-12),
-    named_value("hidden_act", "activation", "gelu", ACTIVATIONS),
-    whole("type_vocab_size", "token_types", 2),
-    only("position_embedding_type", "absolute"),
-    only("is_decoder", False),
-    only("add_cross_attention", False),
+    row.real("layer_norm_eps", "norm_eps", 1e-12),
+    row.named_value("hidden_act", "activation", "gelu", ACTIVATIONS),
+    row.whole("type_vocab_size", "token_types", 2),
+    row.only("position_embedding_type", "absolute"),
+    row.only("is_decoder", False),
+    row.only("add_cross_attention", False),
     # Dropout acts in pretraining only; Bedplate's encoders have none.
-    ignored("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"),
+    row.ignored("attention_probs_dropout_prob", "hidden_dropout_prob", "classifier_dropout"),
     # BERT's size of a pooler that it never had; how XLM-RoBERTa's files were written.
-    ignored("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
-    ignored("pooler_type", "directionality", "output_past", "num_labels"),
+    row.ignored("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
+    row.ignored("pooler_type", "directionality", "output_past", "num_labels"),
 )
 """The fields of all but a head. A row before them gives `position_offset`, where positions begin with one."""
 
 
-def _read_classifier(fields: Fields, values: Values) -> Classifier:
-    return Classifier(**take_labels(fields), on_pooler=True)
+def by_names(weights: WeightMap) -> Callable[[TransformerSpec, Collection[str]], TransformerSpec]:
+    """A spec without a head that the files do not hold, and with a pooler where they do, or the classifier reads it:
+    the config says nothing of it."""
 
+    def present_in(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
+        spec = present(spec, weights, names)
+        reads_pooler = spec.classifier is not None and spec.classifier.on_pooler
+        return spec.with_(pooler=reads_pooler or any(weights.from_external(name) == "pooler.weight" for name in names))
 
-def _read_masked(fields: Fields, values: Values) -> MaskedHead:
-    return MaskedHead(values["activation"])
-
-
-def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    return spec.with_(masked_head=MaskedHead(spec.feedforward.activation))
-
-
-def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
-    """With a pooler where the files hold one: the config says nothing of it."""
-    return pooled(present(spec, WEIGHTS, names), WEIGHTS, names)
-
-
-def pooled(spec: TransformerSpec, weights: WeightMap, names: Collection[str]) -> TransformerSpec:
-    """With the pooler that the names tell of, or that the classifier reads."""
-    reads_pooler = spec.classifier is not None and spec.classifier.on_pooler
-    return spec.with_(pooler=reads_pooler or any(weights.from_external(name) == "pooler.weight" for name in names))
+    return present_in
 
 
 _BODIES = ("BertModel", "BertForPreTraining", "BertForNextSentencePrediction")
-FIELDS = (*BODY_FIELDS[:-1], head("Bert", _BODIES, _read_classifier, _read_masked), BODY_FIELDS[-1])
+_HEAD = head(
+    "Bert",
+    _BODIES,
+    lambda fields, _: Classifier(**take_labels(fields), on_pooler=True),
+    lambda _, values: MaskedHead(values["activation"]),
+)
+FIELDS = (*BODY_FIELDS[:-1], _HEAD, BODY_FIELDS[-1])
 
 HF = hf_family(
     "bert",
     "BertModel",
     FIELDS,
     weights=WEIGHTS,
-    by_names=by_names,
+    by_names=by_names(WEIGHTS),
     examples=EXAMPLES,
-    with_masked_head=_with_masked_head,
+    with_masked_head=lambda spec: spec.with_(masked_head=MaskedHead(spec.feedforward.activation)),
 )

@@ -3,25 +3,14 @@ kind with rotary positions of its own; gated feed-forwards; a final norm in plac
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
+from bedplate.models.families import field_map as row
 from bedplate.models.families.decoders import check_types, multi_head_sizes
 from bedplate.models.families.encoders.bert import ACTIVATIONS, TINY
 from bedplate.models.families.encoders.labels import head, present, take_labels
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    ignored,
-    named_value,
-    only,
-    real,
-    whole,
-    written,
-)
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import LAYER, PARTS, WeightMap, fused, halves, qkv_rows, renamed, renames
@@ -152,35 +141,26 @@ def _head_fields(flat: Values, spec: TransformerSpec) -> Values:
     return config
 
 
-def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    return spec.with_(masked_head=MaskedHead(dense_bias=False))
-
-
-def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
-    """Without the classifier that the files do not hold."""
-    return present(spec, WEIGHTS, names)
-
-
 FIELDS = (
-    constant(kind="encoder", norm="layer", final_norm=True, first_norm=False),
-    written(**dict.fromkeys(_IDS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
+    row.constant(kind="encoder", norm="layer", final_norm=True, first_norm=False),
+    row.written(**dict.fromkeys(_IDS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
     *multi_head_sizes(),
-    whole("max_position_embeddings", "context_length", 8192),
-    real("norm_eps", "norm_eps", 1e-5),
-    flag("norm_bias", "norm_bias", False),
+    row.whole("max_position_embeddings", "context_length", 8192),
+    row.real("norm_eps", "norm_eps", 1e-5),
+    row.flag("norm_bias", "norm_bias", False),
     Field(_read_ropes, _rope_fields),
     Field(_read_windows, _window_fields),
-    named_value("hidden_activation", "activation", "gelu", ACTIVATIONS),
-    flag("attention_bias", "attention_bias", False),
-    flag("mlp_bias", "feedforward_bias", False),
+    row.named_value("hidden_activation", "activation", "gelu", ACTIVATIONS),
+    row.flag("attention_bias", "attention_bias", False),
+    row.flag("mlp_bias", "feedforward_bias", False),
     head("ModernBert", ("ModernBertModel",), _read_classifier, _read_masked),
     Field(write=_head_fields),
-    only("position_embedding_type", "absolute", "rope"),
+    row.only("position_embedding_type", "absolute", "rope"),
     # Training's dropout and first values, how its kernels are to run, and the heads of pretraining and classifiers.
-    ignored("embedding_dropout", "mlp_dropout", "classifier_dropout", "initializer_cutoff_factor"),
-    ignored("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
-    ignored("sparse_pred_ignore_index", "decoder_bias", "num_labels", "classifier_pooling", "classifier_bias"),
-    ignored("classifier_activation", "layer_norm_eps"),
+    row.ignored("embedding_dropout", "mlp_dropout", "classifier_dropout", "initializer_cutoff_factor"),
+    row.ignored("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
+    row.ignored("sparse_pred_ignore_index", "decoder_bias", "num_labels", "classifier_pooling", "classifier_bias"),
+    row.ignored("classifier_activation", "layer_norm_eps"),
 )
 
 HF = hf_family(
@@ -188,7 +168,7 @@ HF = hf_family(
     "ModernBertModel",
     FIELDS,
     weights=WEIGHTS,
-    by_names=by_names,
+    by_names=lambda spec, names: present(spec, WEIGHTS, names),
     examples=EXAMPLES,
-    with_masked_head=_with_masked_head,
+    with_masked_head=lambda spec: spec.with_(masked_head=MaskedHead(dense_bias=False)),
 )

@@ -3,15 +3,13 @@ whose classifier has a layer of its own in place of the pooler."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, pooled
-from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, by_names
+from bedplate.models.families.encoders.labels import head, take_labels
 from bedplate.models.families.family import Family, hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import WeightMap, renamed, renames
-from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
+from bedplate.models.specs.transformer import Classifier, MaskedHead
 
 WEIGHTS = WeightMap(
     rules=(
@@ -42,32 +40,23 @@ def _read_offset(fields: Fields, values: Values) -> Values:
     return {"position_offset": (1 if padding is None else padding) + 1}
 
 
-def _read_classifier(fields: Fields, values: Values) -> Classifier:
-    return Classifier(**take_labels(fields), dense=True)
-
-
-def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    """With the head of pretraining, whose activation is GELU in all of the kin."""
-    return spec.with_(masked_head=MaskedHead())
-
-
-def _by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
-    """With a pooler where the files hold one."""
-    return pooled(present(spec, WEIGHTS, names), WEIGHTS, names)
-
-
 def relative(model_type: str, classes: str) -> Family:
     """RoBERTa, or a family of the same network whose classes' names begin with `classes`."""
     offset = Field(_read_offset, lambda flat, _: {"pad_token_id": flat["position_offset"] - 1})
-    heads = head(classes, (f"{classes}Model",), _read_classifier, lambda *_: MaskedHead())
+    heads = head(
+        classes,
+        (f"{classes}Model",),
+        lambda fields, _: Classifier(**take_labels(fields), dense=True),
+        lambda *_: MaskedHead(),
+    )
     return hf_family(
         model_type,
         f"{classes}Model",
         (offset, *BODY_FIELDS[:-1], heads, BODY_FIELDS[-1]),
         weights=WEIGHTS,
-        by_names=_by_names,
+        by_names=by_names(WEIGHTS),
         examples=EXAMPLES,
-        with_masked_head=_with_masked_head,
+        with_masked_head=lambda spec: spec.with_(masked_head=MaskedHead()),
     )
 
 

@@ -11,24 +11,13 @@ from operator import itemgetter
 from typing import Any
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
+from bedplate.models.families import field_map as row
 from bedplate.models.families import gguf_family as gguf_files
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.decoders import ATTENTION_BIAS, SILU, rms_norm, tiny
 from bedplate.models.families.experts.parts import held_modules, predicting_weights, sigmoid_experts
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    ignored,
-    layers,
-    only,
-    optional,
-    part,
-    size,
-    whole,
-)
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, Tensors, renamed
@@ -100,32 +89,32 @@ def _dims(flat: Values, spec: TransformerSpec) -> Values:
 
 
 FIELDS = (
-    constant(kind="decoder"),
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    only("num_key_value_heads", itemgetter("heads"), None),
-    part(
+    row.constant(kind="decoder"),
+    row.size("vocab_size"),
+    row.size("hidden_size"),
+    row.layers("num_hidden_layers", "layers"),
+    row.size("num_attention_heads", "heads"),
+    row.only("num_key_value_heads", itemgetter("heads"), None),
+    row.part(
         "latent",
         LatentAttention,
-        optional("q_lora_rank", "q_rank", 1536),
-        whole("kv_lora_rank", "kv_rank", 512),
-        whole("qk_nope_head_dim", "nope_dim", 128),
-        whole("qk_rope_head_dim", "rope_dim", 64),
-        whole("v_head_dim", "value_dim", 128),
+        row.optional("q_lora_rank", "q_rank", 1536),
+        row.whole("kv_lora_rank", "kv_rank", 512),
+        row.whole("qk_nope_head_dim", "nope_dim", 128),
+        row.whole("qk_rope_head_dim", "rope_dim", 64),
+        row.whole("v_head_dim", "value_dim", 128),
     ),
     Field(_check_dims, _dims),
-    size("intermediate_size", "feedforward_size"),
-    whole("max_position_embeddings", "context_length", 4096),
-    flag("tie_word_embeddings", "tied_head", False),
+    row.size("intermediate_size", "feedforward_size"),
+    row.whole("max_position_embeddings", "context_length", 4096),
+    row.flag("tie_word_embeddings", "tied_head", False),
     rms_norm(1e-6),
     Field(_read_rope, _rope_fields),
     ATTENTION_BIAS,
     SILU,
     *sigmoid_experts(size=2048, first_dense=3, scale=2.5, groups=8, groups_chosen=4),
     # Where it ran, and what it was trained by.
-    ignored("pretraining_tp", "ep_size", "seq_aux", "aux_loss_alpha"),
+    row.ignored("pretraining_tp", "ep_size", "seq_aux", "aux_loss_alpha"),
 )
 HF = hf_family(
     "deepseek_v3",

@@ -14,18 +14,8 @@ from typing import Any
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.models.families import decoders as hf
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    converted,
-    flag,
-    ignored,
-    only,
-    part,
-    real,
-    whole,
-)
+from bedplate.models.families import field_map as row
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import (
     LAYER,
@@ -71,17 +61,17 @@ def sparse_layers(origin: str, layers: int, step: int, dense: Collection[int]) -
 
 def count(*names: str) -> Field:
     """The number of experts, which goes by several names."""
-    return converted(names[0], "count", lambda fields, *_: take_count(fields, *names))
+    return row.converted(names[0], "count", lambda fields, *_: take_count(fields, *names))
 
 
 def chosen(default: int) -> Field:
     """Experts that see a token; default: where none is said."""
-    return whole("num_experts_per_tok", "per_token", default)
+    return row.whole("num_experts_per_tok", "per_token", default)
 
 
 def expert_size(default: int) -> Field:
     """Features of one expert; default: where none is said."""
-    return whole("moe_intermediate_size", "feedforward_size", default)
+    return row.whole("moe_intermediate_size", "feedforward_size", default)
 
 
 AS_DENSE = Field(lambda _, values: {"feedforward_size": values["feedforward_size"]})
@@ -90,7 +80,7 @@ AS_DENSE = Field(lambda _, values: {"feedforward_size": values["feedforward_size
 
 def renormalised(default: bool) -> Field:
     """Whether the chosen experts' scores are divided by their sum; default: where it is not said."""
-    return flag("norm_topk_prob", "renormalise", default)
+    return row.flag("norm_topk_prob", "renormalise", default)
 
 
 def _read_sparse(fields: Fields, values: Values) -> Values:
@@ -124,25 +114,25 @@ def sigmoid_experts(*, size: int, first_dense: int, scale: float, groups: int, g
     """DeepSeek-V3's router and experts (https://arxiv.org/abs/2412.19437, section 2.1.2), and its modules that predict
     further tokens. The arguments are what holds where the config says nothing."""
     return (
-        only("scoring_func", "sigmoid"),
-        only("topk_method", "noaux_tc"),
-        only("moe_layer_freq", 1),
-        part(
+        row.only("scoring_func", "sigmoid"),
+        row.only("topk_method", "noaux_tc"),
+        row.only("moe_layer_freq", 1),
+        row.part(
             "experts",
             Experts,
-            constant(selection_bias=True, scoring="sigmoid"),
+            row.constant(selection_bias=True, scoring="sigmoid"),
             count("n_routed_experts", "num_local_experts"),
-            converted("num_experts_per_tok", "per_token", lambda fields, name, _: fields.size(name)),
+            row.converted("num_experts_per_tok", "per_token", lambda fields, name, _: fields.size(name)),
             expert_size(size),
             Field(_read_shared, _shared_fields),
-            whole("first_k_dense_replace", "first_dense", first_dense, null=0),
+            row.whole("first_k_dense_replace", "first_dense", first_dense, null=0),
             renormalised(True),
-            real("routed_scaling_factor", "scale", scale),
-            whole("n_group", "groups", groups, null=1),
-            whole("topk_group", "groups_chosen", groups_chosen, null=1),
+            row.real("routed_scaling_factor", "scale", scale),
+            row.whole("n_group", "groups", groups, null=1),
+            row.whole("topk_group", "groups_chosen", groups_chosen, null=1),
         ),
         Field(_read_modules, lambda flat, _: {"num_nextn_predict_layers": flat["prediction_modules"]}),
-        ignored(*TRAINING),
+        row.ignored(*TRAINING),
     )
 
 
