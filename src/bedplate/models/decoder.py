@@ -38,11 +38,7 @@ class Decoder(Stack, Model):
         draw_tables(self.embedding, self.position_embedding)
 
     def forward(
-        self,
-        inputs: Inputs,
-        cache: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, cache: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """Hidden states [B, T, D]: after the final norm, or, with `depth`, after that many blocks and before it.
 

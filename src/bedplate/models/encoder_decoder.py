@@ -58,11 +58,7 @@ class EncoderDecoder(Model):
         return self.embedding if self.target_embedding is None else self.target_embedding
 
     def encode(
-        self,
-        inputs: Inputs,
-        attend: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, attend: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """The encoder's states [B, S, D] of what it reads; with `depth`, after that many of its blocks."""
         attend = inputs.layout(causal=False) if attend is None else attend
@@ -75,11 +71,7 @@ class EncoderDecoder(Model):
                 yield block.cross.keys(states_BSD)
 
     def forward(
-        self,
-        inputs: Inputs,
-        cache: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, cache: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """The decoder's states [B, T, D], where the encoder reads `inputs.encoder` or a `cache` has read it before."""
         attend = cache

@@ -57,20 +57,12 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        inputs: Inputs,
-        cache: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, cache: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """Hidden states [B, T, D]: of the last block, or after `depth` blocks; those named in `capture` beside them."""
 
     def encode(
-        self,
-        inputs: Inputs,
-        attend: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, attend: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """The states of what is read: for all but an encoder–decoder, those that it has anyway. attend: who sees whom,
         where that is not for `inputs.segments` to say."""

@@ -19,8 +19,7 @@ from bedplate.models.layers.attention import Attend, Attention, SharingAttend
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
-from bedplate.models.layers.positions import Rotation, Rotations, sinusoids
-from bedplate.models.layers.relative import RelativePositions
+from bedplate.models.layers.positions import RelativePositions, Rotation, Rotations, sinusoids
 from bedplate.models.layers.routing import collect_routings
 from bedplate.models.model import EmbeddingTable
 from bedplate.models.precision import Device

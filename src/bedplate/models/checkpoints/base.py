@@ -15,18 +15,10 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError
 from bedplate.core.progress import Progress
 from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from bedplate.models.checkpoints.generation import never_written
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.hf_checkpoint import BASE_FILE
-from bedplate.models.checkpoints.identity import (
-    NO_TEMPLATE,
-    NO_TOKENIZER,
-    Identity,
-    LazyValue,
-    dense_id,
-    with_dense,
-)
-from bedplate.models.checkpoints.tokenizer_files import fitting, written_id
+from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, LazyValue, dense_id, with_dense
+from bedplate.models.checkpoints.text_files import fitting, never_written, written_id
 from bedplate.models.checkpoints.weight_loading import PartialModel, WeightLoader
 from bedplate.models.families import Family
 from bedplate.models.layers.sentence_layers import Sentence

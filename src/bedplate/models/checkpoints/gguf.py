@@ -16,9 +16,9 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.core.files import FileState, file_state
 from bedplate.models.checkpoints.conversion import spec_of_fields
-from bedplate.models.checkpoints.generation import gguf_generation
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, dequantise, raw_blocks
 from bedplate.models.checkpoints.sentence_transformers import gguf_sentence
+from bedplate.models.checkpoints.text_files import gguf_generation
 from bedplate.models.families import find_family
 from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
 from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_header

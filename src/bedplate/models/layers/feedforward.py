@@ -58,12 +58,7 @@ class FeedForward(nn.Module):
     the spec's."""
 
     def __init__(
-        self,
-        spec: TransformerSpec,
-        layer: int,
-        device: Device,
-        dtype: torch.dtype,
-        size: int | None = None,
+        self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype, size: int | None = None
     ) -> None:
         super().__init__()
         hidden, inner_size, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward.bias

@@ -15,8 +15,7 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.attention import Attend, masked_attention
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
-from bedplate.models.packed.block_attention import block_attention
-from bedplate.models.packed.blocks import BLOCK, TokenBlock, adjacent_groups, as_mask, pieces
+from bedplate.models.packed.block_attention import BLOCK, TokenBlock, adjacent_groups, as_mask, block_attention, pieces
 from bedplate.models.packed.placement import Placement
 
 KEYS = 4 * BLOCK

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.audio import AudioSpec
 from bedplate.models.specs.flat import plain_fields
+from bedplate.models.specs.media import AudioSpec
 from bedplate.models.specs.parts import Classifier, Experts
 from bedplate.models.specs.transformer import TransformerSpec
 

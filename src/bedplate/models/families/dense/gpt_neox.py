@@ -42,10 +42,7 @@ WEIGHTS = WeightMap(
 _TINY = tiny()
 del _TINY["num_key_value_heads"]
 _OTHER = {"num_attention_heads": 3, "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True}
-EXAMPLES = (
-    _TINY | {"rotary_pct": 0.25},
-    _TINY | _OTHER | {"rotary_pct": 1.0, "use_parallel_residual": False},
-)
+EXAMPLES = (_TINY | {"rotary_pct": 0.25}, _TINY | _OTHER | {"rotary_pct": 1.0, "use_parallel_residual": False})
 
 
 def _with_theta(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,18 +78,7 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tenso
 
 @triton.jit
 def _rotate(
-    x,
-    cos,
-    sin,
-    out,
-    T,
-    x_b,
-    x_t,
-    x_h,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
+    x, cos, sin, out, T, x_b, x_t, x_h, D: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
 ):
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, BLOCK)

@@ -161,9 +161,7 @@ DENSE: dict[str, Preset] = {
     "olmo-3-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), OLMO3, "7.3"),
     "olmo-3-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), OLMO3, "32.2"),
     "phi-3-mini": Preset(
-        llama2((3072, 32, 32, 32, 8192), 32_064, windows=(2047,)),
-        "https://arxiv.org/abs/2404.14219",
-        "3.8",
+        llama2((3072, 32, 32, 32, 8192), 32_064, windows=(2047,)), "https://arxiv.org/abs/2404.14219", "3.8"
     ),
     "phi-4": Preset(
         llama2((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0)),
