@@ -15,6 +15,7 @@ from bedplate.models.families.family import Family
 from bedplate.models.families.field_map import Field, FieldMap, Values
 from bedplate.models.families.gguf_metadata import TABLES, Metadata, divisors_of, named, rope_tables
 from bedplate.models.families.weights import PARTS, Rule, Tensors, WeightMap, interleaved, need_alike, renamed
+from bedplate.models.specs import TextSpec
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 # --- tensors
@@ -162,30 +163,41 @@ def gguf_family(
     weights: WeightMap = LAYER_WEIGHTS,
     needs_head: bool = False,
     tables: Callable[[Any], Mapping[str, Any]] = rope_tables,
+    make: Callable[..., Any] = TransformerSpec.from_fields,
     **options: Any,
 ) -> Family:
     """A family of GGUF's format. rows: of its metadata; partners: its names in Hugging Face's format; needs_head:
-    llama.cpp does not load the architecture with a tied head; tables: the tensors that say how positions turn."""
-    field_map = FieldMap(lambda config: Metadata(config, architecture), tuple(rows))
+    llama.cpp does not load the architecture with a tied head; tables: the tensors that say how positions turn; make:
+    the spec of its flat fields."""
+    field_map = FieldMap(lambda config: Metadata(config, architecture), tuple(rows), make)
 
-    def to_gguf(spec: TransformerSpec) -> dict[str, Any]:
+    def to_gguf(spec: TextSpec) -> dict[str, Any]:
         if needs_head and spec.tied_head:
             raise UnsupportedModelError(f"GGUF's {architecture} needs a head of its own; this model's is its embedding")
         metadata = named(architecture, field_map.to_config(spec))
         names, stored_tables = _telling_names(spec), tables(spec)
         stored = {**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size, "tables": stored_tables}
-        restored = field_map.to_spec(stored)
-        for name, value in restored.flat().items():
-            meant = spec.flat()[name]
-            if not _is_close(value, meant) and not (name == "rope" and _turns_alike(restored, spec)):
-                raise UnsupportedModelError(
-                    f"GGUF's {architecture} cannot say that {name} is {meant!r}: it would be {value!r}. "
-                    "Export a Hugging Face directory instead"
-                )
+        for (owner, original), read_back in zip(
+            _stacks(spec).items(), _stacks(field_map.to_spec(stored)).values(), strict=True
+        ):
+            for name, value in read_back.flat().items():
+                meant = original.flat()[name]
+                if not _is_close(value, meant) and not (name == "rope" and _turns_alike(read_back, original)):
+                    raise UnsupportedModelError(
+                        f"GGUF's {architecture} cannot say that {owner}{name} is {meant!r}: it would be {value!r}. "
+                        "Export a Hugging Face directory instead"
+                    )
         return metadata
 
     hf = tuple(("hf", name) for name in partners)
     return Family(("gguf", architecture), field_map.to_spec, to_gguf, weights, hf, tables=tables, **options)
+
+
+def _stacks(spec: TextSpec) -> dict[str, TransformerSpec]:
+    """The stacks of a model, by whose fields a message says that they are."""
+    if isinstance(spec, TransformerSpec):
+        return {"": spec}
+    return {"the encoder's ": spec.stack, "the decoder's ": spec.decoder}
 
 
 def _turns_alike(first: TransformerSpec, second: TransformerSpec) -> bool:
@@ -196,13 +208,15 @@ def _turns_alike(first: TransformerSpec, second: TransformerSpec) -> bool:
     return equal_theta and divisors[0] is not None and _is_close(*(tuple(factors or ()) for factors in divisors))
 
 
-def _telling_names(spec: TransformerSpec) -> set[str]:
+def _telling_names(spec: TextSpec) -> set[str]:
     """The tensors whose presence says what metadata does not."""
+    spec = spec.main
     presence = {
         "output.weight": not spec.tied_head,
         "blk.0.attn_q.bias": spec.attention.bias,
         "blk.0.attn_k.bias": spec.has_key_bias,
         "blk.0.attn_output.bias": spec.has_output_bias,
+        "dec.blk.0.ffn_gate.weight": spec.feedforward.gated,
         "blk.0.ffn_up.bias": spec.feedforward.bias,
         "blk.0.layer_output_scale.weight": spec.output_scales,
         "blk.0.exp_probs_b.bias": spec.experts is not None and spec.experts.selection_bias,

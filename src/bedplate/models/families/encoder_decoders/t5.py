@@ -12,12 +12,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families import field_map as row
 from bedplate.models.families import gguf_metadata as gguf
-from bedplate.models.families.family import Family, hf_family
-from bedplate.models.families.field_map import Field, FieldMap, Values
+from bedplate.models.families.family import hf_family
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
+from bedplate.models.families.gguf_family import gguf_family
 from bedplate.models.families.weights import LAYER, WeightMap, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
@@ -177,7 +177,6 @@ HF = hf_family(
 
 _MAX_DISTANCE = 128
 """Distance that the relative bias tells apart at most: a constant of llama.cpp's graph."""
-_GATE_TENSOR = "dec.blk.0.ffn_gate.weight"
 
 
 def _gguf_weights() -> WeightMap:
@@ -195,80 +194,38 @@ def _gguf_weights() -> WeightMap:
 
 
 def _read_metadata(fields: gguf.Metadata, values: Values) -> Values:
-    hidden, heads = fields.size("embedding_length"), gguf.uniform(fields, "attention.head_count")
-    head_dim = fields.whole("attention.key_length") or hidden // heads
-    fields.only("attention.value_length", head_dim)
-    fields.only("attention.head_count_kv", heads)
-    eps = gguf.decimal(fields.real("attention.layer_norm_rms_epsilon", 1e-6))
     # Some converters write the same number under both names.
-    fields.ignore(("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id"))
-    tied, gated = "output.weight" not in fields.names, _GATE_TENSOR in fields.names
-    depth = fields.layers("block_count")
+    fields.ignore(("attention.layer_norm_epsilon", "decoder_start_token_id"))
+    is_gated = "dec.blk.0.ffn_gate.weight" in fields.names
     return {
-        "vocab_size": fields.token_rows,
-        "hidden_size": hidden,
-        "layers": depth,
-        "decoder_layers": fields.whole("decoder_block_count") or depth,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": head_dim,
-        "feedforward_size": gguf.uniform(fields, "feed_forward_length"),
-        "context_length": fields.size("context_length"),
-        "norm_eps": eps,
-        "activation": "gelu_tanh" if gated else "relu",
-        "gated": gated,
-        "tied_head": tied,
+        "decoder_layers": fields.whole("decoder_block_count") or values["layers"],
+        "activation": "gelu_tanh" if is_gated else "relu",
+        "gated": is_gated,
         "relative_bias": RelativeBias(fields.size("attention.relative_buckets_count"), _MAX_DISTANCE),
         # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
-        "scales": Scales(attention=1.0, head=hidden**-0.5 if tied and not gated else 1.0),
+        "scales": Scales(
+            attention=1.0, head=values["hidden_size"] ** -0.5 if values["tied_head"] and not is_gated else 1.0
+        ),
     }
 
 
 def _metadata_of(flat: Values, spec: EncoderDecoderSpec) -> Values:
     return {
-        "vocab_size": spec.vocab_size,
-        "context_length": spec.context_length,
-        "embedding_length": spec.hidden_size,
-        "feed_forward_length": flat["feedforward_size"],
         "block_count": spec.stack.layers,
         "decoder_block_count": flat["layers"],
-        "attention.head_count": flat["heads"],
-        "attention.key_length": flat["head_dim"],
-        "attention.value_length": flat["head_dim"],
+        "attention.head_count_kv": None,
         "attention.layer_norm_epsilon": flat["norm_eps"],
-        "attention.layer_norm_rms_epsilon": flat["norm_eps"],
         "attention.relative_buckets_count": (flat["relative_bias"] or RelativeBias()).buckets,
     }
 
 
-FIELD_MAP = FieldMap(lambda config: gguf.Metadata(config, "t5"), (Field(_read_metadata, _metadata_of), T5), two_stacks)
-
-
-def to_gguf(spec: EncoderDecoderSpec) -> dict[str, Any]:
-    """Metadata. UnsupportedModelError, naming it, for what the format has no key for."""
-    encoder, decoder = spec.stack, spec.decoder
-    metadata = gguf.named("t5", FIELD_MAP.to_config(spec))
-    presence = {"output.weight": not decoder.tied_head, _GATE_TENSOR: decoder.feedforward.gated}
-    names = {name for name, is_there in presence.items() if is_there}
-    restored = FIELD_MAP.to_spec({**metadata, "tensor_names": names, "embedding_rows": spec.vocab_size})
-    for original, read_back in ((encoder, restored.stack), (decoder, restored.decoder)):
-        stored, meant = read_back.key(), original.key()
-        different = next((field for field in (meant | stored) if stored.get(field) != meant.get(field)), None)
-        if different is not None:
-            raise UnsupportedModelError(
-                f"GGUF's t5 cannot say that the {original.kind}'s {different} is "
-                f"{original.flat()[different]!r}: it would be {read_back.flat()[different]!r}. Export a Hugging Face "
-                "directory instead"
-            )
-    return metadata
-
-
-GGUF = Family(
-    ("gguf", "t5"),
-    FIELD_MAP.to_spec,
-    to_gguf,
-    _gguf_weights(),
-    (("hf", "t5"),),
+GGUF = gguf_family(
+    "t5",
+    (gguf.SIZES, Field(_read_metadata, _metadata_of), T5),
+    "t5",
+    weights=_gguf_weights(),
+    make=lambda kind, **fields: two_stacks(**fields),
+    tables=lambda _: {},
     examples=tuple(example | {"relative_attention_max_distance": _MAX_DISTANCE} for example in EXAMPLES),
     whole=("attn_rel_b.weight",),
 )

@@ -90,7 +90,7 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
     return replace(spec, decoder=spec.decoder.with_(head_bias=_BIAS in names))
 
 
-def _side(name: str) -> tuple[Field, ...]:
+def _side(name: str) -> Field:
     """The fields of one side, which `two_sides` gets as a mapping of its name."""
 
     def read(fields: Fields, values: Values) -> Values:
@@ -109,7 +109,7 @@ def _side(name: str) -> tuple[Field, ...]:
         sizes = {"layers": stack.layers, "attention_heads": stack.attention.heads, "ffn_dim": stack.feedforward.size}
         return {f"{name}_{size}": value for size, value in sizes.items()}
 
-    return (Field(read, write),)
+    return Field(read, write)
 
 
 def _scales(fields: Fields, values: Values) -> Values:
@@ -143,8 +143,8 @@ def sides(offset: int | None, **features: Any) -> tuple[Field, ...]:
         _table(offset),
         named_value("activation_function", "activation", "gelu", _ACTIVATIONS),
         Field(_scales, lambda flat, _: {"scale_embedding": (flat["scales"] or Scales()).embedding != 1}),
-        *_side("encoder"),
-        *_side("decoder"),
+        _side("encoder"),
+        _side("decoder"),
         only("normalize_before", False),
         only("add_final_layer_norm", False),
         only("is_decoder", False),

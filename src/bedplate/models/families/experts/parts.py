@@ -26,8 +26,8 @@ from bedplate.models.families.weights import (
     renamed,
     renames,
     stack,
-    transpose,
     transposed,
+    turned,
     unstack,
 )
 from bedplate.models.specs.transformer import Experts, TransformerSpec
@@ -190,7 +190,7 @@ def interleaved_rules(mlp: str) -> tuple[Rule, ...]:
     blocks, outputs before inputs."""
     gate_up_proj, down_proj = f"{mlp}.experts.gate_up_proj", f"{mlp}.experts.down_proj"
     return (
-        Rule((f"{GATE_UP}.weight",), (gate_up_proj,), _to_turns_transposed, _from_turns_transposed),
+        turned(Rule((f"{GATE_UP}.weight",), (gate_up_proj,), _to_turns, _from_turns)),
         transposed(f"{DOWN}.weight", down_proj),
         Rule((f"{GATE_UP}.bias",), (f"{gate_up_proj}_bias",), _to_turns, _from_turns),
         renamed(f"{DOWN}.bias", f"{down_proj}_bias"),
@@ -242,14 +242,6 @@ def _to_turns(tensors: Tensors, spec: TransformerSpec) -> Tensors:
 
 def _turned(tensor: Any, pairs: tuple[int, int]) -> Any:
     return tensor.unflatten(1, pairs).transpose(1, 2).flatten(1, 2).contiguous()
-
-
-def _from_turns_transposed(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-    return _from_turns(transpose(tensors, spec), spec)
-
-
-def _to_turns_transposed(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-    return transpose(_to_turns(tensors, spec), spec)
 
 
 # --- modules that predict further tokens, which DeepSeek-V3's files number like layers after the last
