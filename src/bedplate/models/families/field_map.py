@@ -127,13 +127,12 @@ def flag(name: str, ours: str, default: bool) -> Field:
 
 def named_value(name: str, ours: str, default: str, table: Mapping[str, Any]) -> Field:
     """One of several names, written as the first that stands for the value."""
-
-    def read(fields: Fields, name: str, values: Values) -> Any:
-        text = fields.text(name, default)
-        Fields({name: text}, fields.origin).only(name, *table)
-        return table[text]
-
-    return converted(name, ours, read, lambda value: next(text for text, meant in table.items() if meant == value))
+    return converted(
+        name,
+        ours,
+        lambda fields, name, _: fields.named(name, default, table),
+        lambda value: next(text for text, meant in table.items() if meant == value),
+    )
 
 
 def only(name: str, *allowed: Any, written: bool = False) -> Field:

@@ -6,10 +6,11 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from bedplate.core.errors import UnsupportedModelError
 
+T = TypeVar("T")
 MOST_LAYERS = 1024
 """Blocks of one model at most; published ones have one or two hundred. Lists of that length are made before a config
 can be compared with the checkpoint's tensors."""
@@ -143,6 +144,12 @@ class Fields:
         if not isinstance(value, str):
             raise self._wrong(name, value, "a text is wanted")
         return value
+
+    def named(self, name: str, default: str, table: Mapping[str, T]) -> T:
+        """What the field's text stands for, which must be in the table; the default's where it is absent."""
+        text = self.text(name, default)
+        Fields({name: text}, self.origin).only(name, *table)
+        return table[text]
 
     def choice(self, name: str, *allowed: Any) -> Any:
         """The field's value, which must be one of these; the first where it is absent."""

@@ -3,7 +3,7 @@ kind with rotary positions of its own; gated feed-forwards; a final norm in plac
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from bedplate.models.families import field_map as row
 from bedplate.models.families.decoders import check_types, multi_head_sizes
@@ -14,9 +14,10 @@ from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
 from bedplate.models.families.weights import LAYER, PARTS, WeightMap, fused, halves, qkv_rows, renamed, renames
-from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Rope, TransformerSpec
+from bedplate.models.specs.transformer import Classifier, MaskedHead, Rope, TransformerSpec
 
 _THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
+_POOLINGS: dict[str, Literal["first", "mean"]] = {"cls": "first", "mean": "mean"}
 _HF_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
 WEIGHTS = WeightMap(
@@ -102,28 +103,20 @@ def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
     return {"rope_parameters": by_type}
 
 
-def _activation(fields: Fields, name: str) -> Activation:
-    text = fields.text(name, "gelu")
-    Fields({name: text}, fields.origin).only(name, *ACTIVATIONS)
-    return ACTIVATIONS[text]
-
-
 def _read_classifier(fields: Fields, values: Values) -> Classifier:
-    pooling = fields.text("classifier_pooling", "cls")
-    Fields({"classifier_pooling": pooling}, fields.origin).only("classifier_pooling", "cls", "mean")
     return Classifier(
         **take_labels(fields),
-        pooling="first" if pooling == "cls" else "mean",
+        pooling=fields.named("classifier_pooling", "cls", _POOLINGS),
         dense=True,
         dense_bias=fields.flag("classifier_bias", False),
-        activation=_activation(fields, "classifier_activation"),
+        activation=fields.named("classifier_activation", "gelu", ACTIVATIONS),
         norm=True,
     )
 
 
 def _read_masked(fields: Fields, values: Values) -> MaskedHead:
     return MaskedHead(
-        _activation(fields, "classifier_activation"),
+        fields.named("classifier_activation", "gelu", ACTIVATIONS),
         dense_bias=fields.flag("classifier_bias", False),
         bias=fields.flag("decoder_bias", True),
     )
