@@ -110,8 +110,7 @@ class SafetensorsReader:
             name, shard = unindexed[0]
             raise CheckpointError(
                 f"{path} does not say that {shard} holds {name!r}, as it does ({len(unindexed)} such tensors); shards "
-                "and "
-                "index are of different downloads: download the checkpoint again"
+                "and index are of different downloads: download the checkpoint again"
             )
         return shard_by_name
 

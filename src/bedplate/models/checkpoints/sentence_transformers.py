@@ -60,8 +60,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     if module_type != "Transformer" or first:
         raise UnsupportedModelError(
             f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a "
-            f"{module_type} in "
-            f"{first!r}"
+            f"{module_type} in {first!r}"
         )
     if not later_modules:
         return None
@@ -83,8 +82,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
         else:
             raise UnsupportedModelError(
                 f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense "
-                "and "
-                "Normalize)"
+                "and Normalize)"
             )
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
     spec.output_size(hidden_size)
@@ -133,8 +131,7 @@ def _modules(path: Path) -> list[tuple[str, str]]:
         if not class_name.startswith("sentence_transformers."):
             raise UnsupportedModelError(
                 f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library "
-                "are "
-                "supported"
+                "are supported"
             )
         parts = Path(place).parts
         if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
