@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +23,9 @@ from bedplate.core.files import FileState, file_state, sha256_json
 from bedplate.core.measurements import measured_once
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import ConversionStep, Get, read, readings
-from bedplate.models.checkpoints.identity import WeightsHash
+from bedplate.models.checkpoints.identity import Lazy, WeightsHash
 from bedplate.models.families import Family
-from bedplate.models.model import Ability, Model
+from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec
 
 T = TypeVar("T")
@@ -67,22 +66,22 @@ class WeightLoader:
         device: torch.device,
         states: Sequence[FileState],
         leave: Callable[[Model], Collection[str]],
-    ) -> Model | PartialModel:
-        """The same without the parameters that `leave` names; they are read when the whole model is first needed, which
-        is a CheckpointError where the files have changed since `states` were taken."""
+    ) -> tuple[Model, Lazy[None] | None]:
+        """The same without the parameters that `leave` names, which have a shape and dtype, and no values (device
+        "meta"), until the second is asked for: a CheckpointError where the files have changed since `states` were
+        taken."""
         model = self._empty(dtype)
         deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
         later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
         self._read(model, [reading for reading in plan if not deferred.issuperset(reading.step.ours)], get, device)
-        if not later:
-            return model
 
         def read_deferred() -> None:
             self._unchanged(states)
-            self._read(model, later, get, device)
+            with torch.inference_mode(False):  # they may be trained on later
+                self._read(model, later, get, device)
             self._unchanged(states)
 
-        return PartialModel(model, read_deferred)
+        return model, Lazy(read_deferred) if later else None
 
     def _read(
         self,
@@ -173,30 +172,6 @@ class WeightLoader:
                 )
             raise CheckpointError(f"{self.origin}: {name} holds NaN or infinite values; the checkpoint is damaged")
         return converted
-
-
-class PartialModel:
-    """A model some of whose parameters are still in their file; in `model` those have a shape and dtype, and no values
-    (device "meta")."""
-
-    def __init__(self, model: Model, read_deferred: Callable[[], None]) -> None:
-        self.model = model
-        self._read_deferred: Callable[[], None] | None = read_deferred
-        self._lock = Lock()
-
-    @property
-    def can(self) -> frozenset[Ability]:
-        """What its outputs are for."""
-        return self.model.can
-
-    def get(self) -> Model:
-        """The whole, read by whichever thread asks first. Raises CheckpointError."""
-        with self._lock:
-            if self._read_deferred is not None:
-                with torch.inference_mode(False):  # they may be trained on later
-                    self._read_deferred()
-                self._read_deferred = None
-        return self.model
 
 
 def _in_parallel(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:
