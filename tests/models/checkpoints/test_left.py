@@ -33,7 +33,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def deferred_names(base: Base) -> set[str]:
-    return {name for name, tensor in base.outline.state_dict().items() if tensor.is_meta}
+    return {name for name, tensor in base.raw_model.state_dict().items() if tensor.is_meta}
 
 
 def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Path) -> None:
@@ -42,10 +42,10 @@ def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Pat
     assert deferred_names(base) == {name for name in matrices if name.startswith("layers.")} != set()
     assert (base.can, base.identity) == (whole.can, whole.identity)
     assert deferred_names(base)  # neither asks for the weights of the model
-    embedding = base.outline.embedding.weight.data_ptr()
+    embedding = base.raw_model.embedding.weight.data_ptr()
     with torch.inference_mode():
         model = base.model
-    assert model is base.outline
+    assert model is base.raw_model
     assert not deferred_names(base)
     assert model.embedding.weight.data_ptr() == embedding  # a kernel may hold on to it
     for name, tensor in whole.model.state_dict().items():
