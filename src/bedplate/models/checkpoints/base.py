@@ -170,15 +170,16 @@ def _load(
     target_dtype = resolve_dtype(dtype, checkpoint.stored_dtype)
     copies = _copies(spec, family, checkpoint.names, checkpoint.get, str(path))
     filling = WeightLoader(spec, family, checkpoint.names, str(path), copies)
+
+    def left(model: Model) -> Collection[str]:
+        if leave is None or gguf is None:
+            return ()
+        return leave(model, StoredBlocks(gguf, family.weights, spec.main).block_types)
+
     with ThreadPoolExecutor(1) as executor:
         reading = executor.submit(checkpoint.tokenizer)
-        if leave is None or gguf is None:
-            raw_model, deferred = filling.model(checkpoint.get, target_dtype, device, checkpoint.release), None
-        else:
-            block_types = StoredBlocks(gguf, family.weights, spec.main).block_types
-            raw_model, deferred = filling.part(
-                gguf.get, target_dtype, device, checkpoint.states, lambda model: leave(model, block_types)
-            )
+        get = checkpoint.get if gguf is None else gguf.get
+        raw_model, deferred = filling.load(get, target_dtype, device, checkpoint.states, left, checkpoint.release)
         tokenizer = fitting(reading.result(), spec, str(path))
     sentence = checkpoint.sentence()
     dense, reopen, states, packing = dense_id(sentence), checkpoint.reopener(), checkpoint.states, checkpoint.packing

@@ -47,33 +47,27 @@ class WeightLoader:
     origin: str
     copies: frozenset[str] = frozenset()
 
-    def model(
-        self, get: Get, dtype: torch.dtype, device: torch.device, on_recast: Callable[[str], None] | None = None
-    ) -> Model:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
-        told of each tensor whose values are held in another dtype than it has.
-
-        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
-        """
-        model = self._empty(dtype)
-        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, on_recast)
-        return model
-
-    def part(
+    def load(
         self,
         get: Get,
         dtype: torch.dtype,
         device: torch.device,
         states: Sequence[FileState],
-        leave: Callable[[Model], Collection[str]],
+        leave: Callable[[Model], Collection[str]] | None = None,
+        on_recast: Callable[[str], None] | None = None,
     ) -> tuple[Model, Lazy[None] | None]:
-        """The same without the parameters that `leave` names, which have a shape and dtype, and no values (device
-        "meta"), until the second is asked for: a CheckpointError where the files have changed since `states` were
-        taken."""
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
+        told of each tensor whose values are held in another dtype than it has.
+
+        Parameters that `leave` names have a shape and dtype, and no values (device "meta"), until the second result is
+        asked for: a CheckpointError where the files have changed since `states` were taken.
+        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
+        """
         model = self._empty(dtype)
-        deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
+        deferred, plan = frozenset(leave(model) if leave else ()), self._readings(model.state_dict(keep_vars=True))
         later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
-        self._read(model, [reading for reading in plan if not deferred.issuperset(reading.step.ours)], get, device)
+        now = [reading for reading in plan if not deferred.issuperset(reading.step.ours)]
+        self._read(model, now, get, device, on_recast)
 
         def read_deferred() -> None:
             self._unchanged(states)
