@@ -21,14 +21,9 @@ WEIGHTS = hf.decoder_weights(*hf.ATTENTION, *hf.QK_NORMS, *hf.GATED, *hf.SANDWIC
 GGUF_WEIGHTS = gguf_weights(norms=GGUF_NORMS, offset=1.0)
 EXAMPLES = (
     hf.tiny(head_dim=8, sliding_window=7, query_pre_attn_scalar=12, attn_logit_softcapping=2.0),
-    hf.tiny(
-        head_dim=16,
-        num_key_value_heads=6,
-        sliding_window=5,
-        query_pre_attn_scalar=16,
-        final_logit_softcapping=3.0,
-        layer_types=[FULL, FULL, SLIDING],
-    ),
+    hf.tiny()
+    | {"head_dim": 16, "num_key_value_heads": 6, "sliding_window": 5, "query_pre_attn_scalar": 16}
+    | {"final_logit_softcapping": 3.0, "layer_types": [FULL, FULL, SLIDING]},
 )
 
 

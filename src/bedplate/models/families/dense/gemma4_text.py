@@ -67,27 +67,14 @@ _DEFAULTS = {"num_key_value_heads": 4, "rope_parameters": _ROPES, "sliding_windo
 # Scores that are not scaled are sharp, and roundings grow: hence the epsilon.
 _SMALL = hf.tiny(head_dim=8, global_head_dim=16, vocab_size_per_layer_input=97, sliding_window=7, rms_norm_eps=0.1)
 EXAMPLES = (
-    {
-        **_SMALL,
-        "num_hidden_layers": 5,
-        "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL],
-        "hidden_size_per_layer_input": 12,
-        "num_kv_shared_layers": 2,
-        "use_double_wide_mlp": True,
-        "final_logit_softcapping": 3.0,
-    },
-    {
-        **_SMALL,
-        "layer_types": [SLIDING, SLIDING, FULL],
-        "hidden_size_per_layer_input": 0,
-        "attention_bias": True,
-        "attention_k_eq_v": True,
-        "num_global_key_value_heads": 1,
-        "enable_moe_block": True,
-        "num_experts": 6,
-        "top_k_experts": 2,
-        "moe_intermediate_size": 24,
-    },
+    _SMALL
+    | {"num_hidden_layers": 5, "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL]}
+    | {"hidden_size_per_layer_input": 12, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
+    | {"final_logit_softcapping": 3.0},
+    _SMALL
+    | {"layer_types": [SLIDING, SLIDING, FULL], "hidden_size_per_layer_input": 0}
+    | {"attention_bias": True, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    | {"enable_moe_block": True, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 24},
 )
 
 

@@ -13,13 +13,9 @@ from bedplate.models.families.gguf_family import decoder_weights, gguf_family
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 EXAMPLES = (
-    tiny(
-        embedding_multiplier=12.0,
-        logits_scaling=6.0,
-        residual_multiplier=0.22,
-        attention_multiplier=0.2,
-        tie_word_embeddings=True,
-    ),
+    tiny()
+    | {"embedding_multiplier": 12.0, "logits_scaling": 6.0, "residual_multiplier": 0.22}
+    | {"attention_multiplier": 0.2, "tie_word_embeddings": True},
     tiny(num_key_value_heads=6, attention_bias=True, mlp_bias=True, attention_multiplier=0.125),
 )
 

@@ -41,13 +41,9 @@ _LONG: dict[str, Any] = {
 }
 EXAMPLES = (
     hf.tiny(sliding_window=7, pad_token_id=0),
-    hf.tiny(
-        num_key_value_heads=6,
-        tie_word_embeddings=True,
-        original_max_position_embeddings=64,
-        rope_parameters=_LONG,
-        pad_token_id=0,
-    ),
+    hf.tiny()
+    | {"num_key_value_heads": 6, "tie_word_embeddings": True, "original_max_position_embeddings": 64}
+    | {"rope_parameters": _LONG, "pad_token_id": 0},
 )
 
 

@@ -13,16 +13,10 @@ from bedplate.models.specs.transformer import TransformerSpec
 
 EXAMPLES = (
     hf.tiny(num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=0),
-    hf.tiny(
-        num_key_value_heads=6,
-        attention_bias=True,
-        mlp_bias=True,
-        no_rope_layers=[0, 1, 1],
-        use_sliding_window=True,
-        sliding_window=7,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-    ),
+    hf.tiny()
+    | {"num_key_value_heads": 6, "attention_bias": True, "mlp_bias": True}
+    | {"no_rope_layers": [0, 1, 1], "use_sliding_window": True, "sliding_window": 7}
+    | {"tie_word_embeddings": False, "pad_token_id": 0},
 )
 
 

@@ -35,19 +35,11 @@ _ATTENTION = (
 )
 """Our names of attention's parts, Hugging Face's and GGUF's."""
 WEIGHTS = predicting_weights(*((f"attention.{ours}", f"self_attn.{theirs}") for ours, theirs, _ in _ATTENTION))
-_TINY = tiny(
-    num_key_value_heads=6,
-    q_lora_rank=20,
-    kv_lora_rank=16,
-    qk_nope_head_dim=10,
-    qk_rope_head_dim=8,
-    v_head_dim=12,
-    n_routed_experts=8,
-    num_experts_per_tok=3,
-    moe_intermediate_size=24,
-    first_k_dense_replace=1,
-    n_group=4,
-    topk_group=2,
+_TINY = (
+    tiny()
+    | {"num_key_value_heads": 6, "q_lora_rank": 20, "kv_lora_rank": 16, "qk_nope_head_dim": 10}
+    | {"qk_rope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 8, "num_experts_per_tok": 3}
+    | {"moe_intermediate_size": 24, "first_k_dense_replace": 1, "n_group": 4, "topk_group": 2}
 )
 EXAMPLES = (
     _TINY

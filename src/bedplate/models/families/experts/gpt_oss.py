@@ -34,13 +34,11 @@ WEIGHTS = hf.decoder_weights(
         *interleaved_rules(MLP),
     ),
 )
-_TINY = hf.tiny(
-    head_dim=16,
-    intermediate_size=32,
-    num_local_experts=5,
-    num_experts_per_tok=2,
-    sliding_window=6,
-    rope_parameters=_YARN | {"rope_theta": 150_000.0, "factor": 8.0, "original_max_position_embeddings": 16},
+_TINY = (
+    hf.tiny()
+    | {"head_dim": 16, "intermediate_size": 32, "num_local_experts": 5, "num_experts_per_tok": 2}
+    | {"sliding_window": 6}
+    | {"rope_parameters": _YARN | {"rope_theta": 150_000.0, "factor": 8.0, "original_max_position_embeddings": 16}}
 )
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING], "attention_bias": False})
 

@@ -62,41 +62,22 @@ WEIGHTS = WeightMap(
         renamed("layers.{i}.attention.skip", f"{_MAMBA}.D"),
     )
 )
-_TINY: dict[str, Any] = hf.tiny(
-    shared_intermediate_size=80,
-    num_local_experts=0,
-    num_experts_per_tok=0,
-    mamba_n_heads=12,
-    mamba_d_state=10,
-    mamba_n_groups=2,
+_TINY: dict[str, Any] = (
+    hf.tiny()
+    | {"shared_intermediate_size": 80, "num_local_experts": 0, "num_experts_per_tok": 0}
+    | {"mamba_n_heads": 12, "mamba_d_state": 10, "mamba_n_groups": 2}
 )
 EXAMPLES = (
-    {
-        **_TINY,
-        "layer_types": [_LINEAR, FULL, _LINEAR],
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.2,
-        "residual_multiplier": 0.4,
-        "logits_scaling": 2.0,
-        "tie_word_embeddings": True,
-        "num_local_experts": 6,
-        "num_experts_per_tok": 2,
-        "intermediate_size": 24,
-    },
-    {
-        **_TINY,
-        "num_hidden_layers": 2,
-        "layer_types": [FULL, _LINEAR],
-        "position_embedding_type": "rope",
-        "attention_multiplier": 0.3,
-        "attention_bias": True,
-        "mamba_proj_bias": True,
-        "mamba_conv_bias": False,
-        "mamba_d_conv": 3,
-        "mamba_n_groups": 1,
-        "mamba_n_heads": 8,
-        "mamba_chunk_size": 8,
-    },
+    _TINY
+    | {"layer_types": [_LINEAR, FULL, _LINEAR], "embedding_multiplier": 3.0}
+    | {"attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.0}
+    | {"tie_word_embeddings": True, "num_local_experts": 6, "num_experts_per_tok": 2}
+    | {"intermediate_size": 24},
+    _TINY
+    | {"num_hidden_layers": 2, "layer_types": [FULL, _LINEAR], "position_embedding_type": "rope"}
+    | {"attention_multiplier": 0.3, "attention_bias": True, "mamba_proj_bias": True}
+    | {"mamba_conv_bias": False, "mamba_d_conv": 3, "mamba_n_groups": 1, "mamba_n_heads": 8}
+    | {"mamba_chunk_size": 8},
 )
 
 

@@ -44,14 +44,9 @@ WEIGHTS = WeightMap(
 )
 EXAMPLES = (
     tiny(layer_types=[_CONVOLUTION, FULL, _CONVOLUTION], block_multiple_of=16, intermediate_size=100),
-    tiny(
-        num_hidden_layers=4,
-        full_attn_idxs=[1, 3],
-        conv_bias=True,
-        conv_L_cache=4,
-        block_auto_adjust_ff_dim=False,
-        tie_word_embeddings=False,
-    ),
+    tiny()
+    | {"num_hidden_layers": 4, "full_attn_idxs": [1, 3], "conv_bias": True, "conv_L_cache": 4}
+    | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
 )
 
 

@@ -40,25 +40,17 @@ WEIGHTS = WeightMap(
     # Modules that predict further tokens, which nothing here runs.
     ignorable=(r"mtp\..*",),
 )
-_TINY: dict[str, Any] = hf.tiny(
-    head_dim=16,
-    linear_num_key_heads=2,
-    linear_num_value_heads=4,
-    linear_key_head_dim=8,
-    linear_value_head_dim=6,
-    rms_norm_eps=0.1,
+_TINY: dict[str, Any] = (
+    hf.tiny()
+    | {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    | {"linear_key_head_dim": 8, "linear_value_head_dim": 6, "rms_norm_eps": 0.1}
 )  # what a random state gives is small, and would be noise when it is normalised
 EXAMPLES = (
     {**_TINY, "layer_types": [LINEAR, FULL, LINEAR]},
-    {
-        **_TINY,
-        "num_hidden_layers": 4,
-        "linear_num_value_heads": 2,
-        "linear_conv_kernel_dim": 3,
-        "attention_bias": True,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5},
-    },
+    _TINY
+    | {"num_hidden_layers": 4, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}
+    | {"attention_bias": True, "tie_word_embeddings": True}
+    | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5}},
 )
 
 
