@@ -90,14 +90,17 @@ def converted(
     return Field(lambda fields, values: {key: read(fields, name, values)}, lambda flat, _: {name: write(flat[key])})
 
 
-def size(name: str, ours: str | None = None) -> Field:
-    """A whole number of at least 1 that must be there."""
-    return converted(name, ours, lambda fields, name, _: fields.size(name))
+def _taken_by(take: Callable[..., Any]) -> Callable[..., Field]:
+    """Rows of a name, the spec's where it is another, and a default, that a reader's method takes."""
+
+    def row(name: str, ours: str | None = None, *default: Any) -> Field:
+        return converted(name, ours, lambda fields, name, _: take(fields, name, *default))
+
+    return row
 
 
-def layers(name: str, ours: str | None = None) -> Field:
-    """A number of blocks."""
-    return converted(name, ours, lambda fields, name, _: fields.layers(name))
+size, layers, real = _taken_by(Fields.size), _taken_by(Fields.layers), _taken_by(Fields.real)
+optional, flag = _taken_by(Fields.optional), _taken_by(Fields.flag)
 
 
 def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
@@ -108,21 +111,6 @@ def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
         return fields.whole(name, usual, null=usual if null is ... else null)
 
     return converted(name, ours, read)
-
-
-def optional(name: str, ours: str, default: int | None = None) -> Field:
-    """A whole number that an explicit null turns off."""
-    return converted(name, ours, lambda fields, name, _: fields.optional(name, default))
-
-
-def real(name: str, ours: str, default: float | None = None) -> Field:
-    """A number; None where it is absent without a default."""
-    return converted(name, ours, lambda fields, name, _: fields.real(name, default))
-
-
-def flag(name: str, ours: str, default: bool) -> Field:
-    """True or false."""
-    return converted(name, ours, lambda fields, name, _: fields.flag(name, default))
 
 
 def named_value(name: str, ours: str, default: str, table: Mapping[str, Any]) -> Field:
