@@ -200,7 +200,7 @@ def test_impossible_parts_are_refused() -> None:
     refused("merge is 3, which does not divide the 14", MultimodalSpec, tiny_spec(), vision, Projector(merge=3))
     refused("pool is 0", Projector, pool=0)
     refused("cross_size is None", EncoderDecoderSpec, encoder_spec(), tiny_spec())
-    refused("not of 'decoder' and 'decoder'", EncoderDecoderSpec, tiny_spec(), tiny_spec(cross_size=48))
+    refused("cannot be of 'decoder' and 'decoder'", EncoderDecoderSpec, tiny_spec(), tiny_spec(cross_size=48))
     large_vocabulary = encoder_spec(vocab_size=99)
     refused(
         "shared_embedding needs", EncoderDecoderSpec, large_vocabulary, tiny_spec(cross_size=48), shared_embedding=True

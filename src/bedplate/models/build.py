@@ -44,7 +44,7 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
     for side in (spec.encoder, spec.decoder):
         if side.norm.placement not in ("pre", "post") or side.parallel:
             raise UnsupportedModelError(
-                "a parallel side of an encoder–decoder, or one of other norms than pre and post, cannot be built yet"
+                "a parallel side of an encoder–decoder, or one with such norms, cannot be built yet"
             )
         _check(side, EncoderDecoder.reads)
 
@@ -53,9 +53,7 @@ def _check(spec: TransformerSpec, reads: frozenset[str]) -> None:
     field = unbuildable(spec, reads)
     if field is not None:
         value: Any = spec.flat()[field]
-        raise UnsupportedModelError(
-            f"a {spec.kind} with {field} = {value!r} cannot be built yet, only counted and priced"
-        )
+        raise UnsupportedModelError(f"a {spec.kind} with {field} = {value!r} cannot be built yet, only counted")
 
 
 def unbuildable(spec: TransformerSpec, reads: frozenset[str]) -> str | None:

@@ -185,7 +185,7 @@ def parts(name: str, ending: str, change: Callable[[Tensor], Tensor] | None) -> 
         (packed("gptq4", group_size=16), "groups of 16 inputs ask for zeros and real scales of shape"),
         (packed("gptq4", group_size=0), "group_size is 0: it must be at least 1"),
         (packed("awq", group_size=16), "groups of 16 inputs ask for"),
-        (packed("fp8", weight_block_size=[32, 32]), r"blocks of 32 by 32 ask for factors of shape"),
+        (packed("fp8", weight_block_size=[32, 32]), r"blocks of \(32, 32\) ask for factors of shape"),
         (packed("fp8", weight_block_size=[16]), "weight_block_size is"),
         (parts("gptq8 reordered", ".g_idx", None), r"g_idx' is missing, so its matrix cannot be unpacked"),
         (parts("gptq4", ".g_idx", lambda tensor: tensor[:1]), "g_idx must name one of"),

@@ -102,10 +102,7 @@ class Base:
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
         if start is None:
-            raise CheckpointError(
-                f"{self.source} does not say what its decoder starts with; add decoder_start_token_id to its "
-                "generation_config.json"
-            )
+            raise CheckpointError(f"{self.source} has no decoder_start_token_id; add it to its generation_config.json")
         named = {"decoder_start_token_id": start, "forced_bos_token_id": defaults.get("forced_bos_token_id")}
         present = ((name, value) for name, value in named.items() if value is not None)
         return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in present)
@@ -135,9 +132,7 @@ class Base:
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or a CheckpointError for a base that came without one."""
         if self.tokenizer is None:
-            raise CheckpointError(
-                f"{self.source} has no tokenizer, so it takes token ids only; add its tokenizer.json to {self.path}"
-            )
+            raise CheckpointError(f"{self.source} has no tokenizer; add its tokenizer.json to {self.path}")
         return self.tokenizer
 
 
@@ -196,8 +191,7 @@ def _load(
     identity = Lazy(identify)
     if record and record.get("weights_id") != identity.get().weights_id:
         raise CheckpointError(
-            f"{path}: the weights are not those that {BASE_FILE} describes; export the base again, "
-            f"or delete {BASE_FILE} if the change is intended"
+            f"{path}: the weights are not those that {BASE_FILE} describes; export again or delete {BASE_FILE}"
         )
     checkpoint.log_omitted(source)
     return Base(

@@ -38,9 +38,7 @@ def spec_of_fields(family: Family, config: Mapping[str, Any], names: Sequence[st
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{location}: a field has a value of the wrong kind ({error})") from error
     if spec.deepest > len(names):
-        raise CheckpointError(
-            f"{location} asks for {spec.deepest} layers, but the checkpoint holds {len(names)} tensors"
-        )
+        raise CheckpointError(f"{location} asks for {spec.deepest} layers, but there are {len(names)} tensors")
     _refuse_longrope(spec, location)
     return spec
 
@@ -54,8 +52,7 @@ def _refuse_longrope(spec: TextSpec, location: str) -> None:
     if not is_uniform and spec.context_length > scaling.original_context:
         raise UnsupportedModelError(
             f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens "
-            "otherwise (short_factor and long_factor differ), which is supported for phi3 alone; where long_factor "
-            "stands for short_factor as well, every text is read as a long one"
+            "otherwise (short_factor and long_factor differ), which is supported for phi3 alone"
         )
 
 
@@ -180,9 +177,7 @@ def write_parameters(family: Family, spec: TextSpec, parameters: Mapping[str, Te
     steps = [step for step in family.weights.steps(spec) if parameters.keys() >= set(step.ours)]
     nameless = sorted(parameters.keys() - {name for step in steps for name in step.ours})
     if nameless:
-        raise CheckpointError(
-            f"{_listed(nameless)} has no name in the {' '.join(family.key)} family; it cannot be exported"
-        )
+        raise CheckpointError(f"{_listed(nameless)} has no name in the {' '.join(family.key)} family")
     first = {spellings[0].ours[0]: spellings[0] for spellings in _by_parameters(steps).values()}
     for step in (first[name] for name in parameters if name in first):
         theirs = [family.weights.written(name, spec) for name in step.theirs]

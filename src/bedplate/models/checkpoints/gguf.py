@@ -89,8 +89,7 @@ class GgufReader:
                 shape = self.shape(name)
                 if len(shape) != 1 or shape[0] > _PAIRS:
                     raise CheckpointError(
-                        f"{self.path}: tensor {name!r} has the shape {list(shape)}, where a number for each pair of a "
-                        "head's features is wanted"
+                        f"{self.path}: {name!r} has the shape {list(shape)}, where one number a pair is wanted"
                     )
                 rope_factors[name] = self.get(name).tolist()
         return rope_factors
@@ -260,9 +259,7 @@ class StoredBlocks(Mapping[str, RawBlocks]):
         blocks = self._reader.blocks(name)
         assert blocks is not None  # by its type
         if not blocks.finite():
-            raise CheckpointError(
-                f"{self._reader.path}: {name} holds NaN or infinite values; the checkpoint is damaged"
-            )
+            raise CheckpointError(f"{self._reader.path}: {name} holds NaN or infinite values; it is damaged")
         return blocks
 
 

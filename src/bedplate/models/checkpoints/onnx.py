@@ -291,9 +291,7 @@ class _Span:
             else:
                 raise CheckpointError(f"{self.path} is not an ONNX model, or is damaged at byte {start:,}")
             if at > self.end or number == 0:
-                raise CheckpointError(
-                    f"{self.path} is damaged, or is cut off: the field at byte {start:,} is longer than the rest"
-                )
+                raise CheckpointError(f"{self.path} is damaged, or is cut off at byte {start:,}")
             yield number, value if wire_type == _VARINT else _Span(self.path, self.data, start, at)
 
     def texts(self, *numbers: int) -> dict[int, list[str]]:
@@ -393,9 +391,7 @@ def _place(name: str, external_data: dict[str, str], path: Path) -> tuple[Path, 
     except ValueError as error:
         raise CheckpointError(f"{path}: {name!r} has no place in {location}: {error}") from error
     if begin < 0 or size < 0 or begin + size > whole:
-        raise CheckpointError(
-            f"{path}: {name!r} should be bytes {begin:,} to {begin + size:,} of {location}; it is damaged"
-        )
+        raise CheckpointError(f"{path}: {name!r} should be bytes {begin:,} to {begin + size:,} of {location}")
     return data_file, begin, size
 
 

@@ -42,12 +42,8 @@ class SafetensorsReader:
             self._file_by_name = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(
-                f"{directory} holds neither {SINGLE} nor {INDEX}"
-                + (
-                    "; its pytorch_model.bin is a pickle, which Bedplate does not load: convert it to safetensors first"
-                    if any(directory.glob("*.bin"))
-                    else ""
-                )
+                f"{directory} holds neither {SINGLE} nor {INDEX}; a pytorch_model.bin is a pickle, not loaded: "
+                "convert it to safetensors first"
             )
 
     @property
@@ -60,7 +56,7 @@ class SafetensorsReader:
             return self._open(self._file_by_name[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(
-                f"{self.directory / self._file_by_name[name]}: cannot read {name!r}: {error}"
+                f"{self.directory}: cannot read {name!r} of {self._file_by_name[name]}: {error}"
             ) from error
 
     def release(self, name: str) -> None:
@@ -125,7 +121,7 @@ class SafetensorsReader:
                 self._files[name] = safe_open(path, framework="pt").__enter__()
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{path} is not a readable safetensors file ({error}); it may be truncated: download it again"
+                    f"{path} is not a readable safetensors file ({error}); download it again"
                 ) from error
         return self._files[name]
 

@@ -59,8 +59,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     (module_type, first), later_modules = modules[0], modules[1:]
     if module_type != "Transformer" or first:
         raise UnsupportedModelError(
-            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a "
-            f"{module_type} in {first!r}"
+            f"{directory / MODULES}: the first module must be a Transformer in the directory itself"
         )
     if not later_modules:
         return None
@@ -80,10 +79,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
             _plain(Fields(_optional(folder / "config.json"), str(folder / "config.json")))
             steps.append("normalise")
         else:
-            raise UnsupportedModelError(
-                f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense "
-                "and Normalize)"
-            )
+            raise UnsupportedModelError(f"{directory / MODULES}: the module {module_type} is not supported")
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
     spec.output_size(hidden_size)
     return _filled(spec, denses)
@@ -129,10 +125,7 @@ def _modules(path: Path) -> list[tuple[str, str]]:
         raise CheckpointError(f"{path} lists {len(modules):,} modules; up to {_MAX_MODULES} are read")
     for class_name, place in modules:
         if not class_name.startswith("sentence_transformers."):
-            raise UnsupportedModelError(
-                f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library "
-                "are supported"
-            )
+            raise UnsupportedModelError(f"{path}: {class_name} is code of the checkpoint's own, which is not run")
         parts = Path(place).parts
         if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
             raise CheckpointError(f"{path} names a module outside the directory: {shown(place)}")

@@ -119,12 +119,8 @@ def read_tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokeniz
     if has_target == spec.shared_embedding:
         vocabularies = "one vocabulary" if has_target else "two vocabularies"
         raise CheckpointError(
-            f"{path}: its config tells of {vocabularies}, but there is {'a' if has_target else 'no'} {TARGET_FILE}; "
-            + (
-                "remove it or correct the config"
-                if has_target
-                else f"write the tokenizer of its answers there, beside {FILE}"
-            )
+            f"{path}: its config tells of {vocabularies}, but there is {'a' if has_target else 'no'} {TARGET_FILE}, "
+            "the tokenizer of its answers"
         )
     return tokenizer.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if has_target else None)
 
@@ -162,8 +158,5 @@ def fitting(tokenizer: Tokenizer | None, spec: TextSpec, origin: str) -> Tokeniz
 def written_id(value: object, rows: int, name: str, origin: str) -> int:
     """The id of a token that the files name of what is written. CheckpointError for what is none."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
-        raise CheckpointError(
-            f"{origin}: {name} is {shown(value)}, which is no id of a vocabulary of {rows}; correct it in "
-            "generation_config.json"
-        )
+        raise CheckpointError(f"{origin}: {name} is {shown(value)}, which is no id of a vocabulary of {rows}")
     return value

@@ -132,9 +132,7 @@ class WeightLoader:
         try:
             changed = next((state.path for state in states if file_state(Path(state.path)) != state), None)
         except OSError as error:
-            raise CheckpointError(
-                f"{self.origin} is gone ({error}), so what was loaded from it cannot be hashed"
-            ) from error
+            raise CheckpointError(f"{self.origin} is gone, and cannot be hashed: {error}") from error
         if changed is not None:
             raise CheckpointError(f"{changed} has changed since it was loaded; load the base again")
 
@@ -153,17 +151,14 @@ class WeightLoader:
         dtype_name = str(tensor.dtype).removeprefix("torch.")
         if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
             raise CheckpointError(
-                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says "
-                "what they "
-                "stand for; a quantised checkpoint needs its scales, and quantization_config in its config.json"
+                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected; a quantised "
+                "checkpoint needs its scales, and quantization_config in its config.json"
             )
         converted = tensor.to(parameter.dtype)
         if not _finite(converted):
             if converted.dtype != tensor.dtype and _finite(tensor):
                 short = str(converted.dtype).removeprefix("torch.")
-                raise CheckpointError(
-                    f"{self.origin}: {name} holds values that {short} cannot; load it as bfloat16 or float32"
-                )
+                raise CheckpointError(f"{self.origin}: {name} holds values that {short} cannot; load it as float32")
             raise CheckpointError(f"{self.origin}: {name} holds NaN or infinite values; the checkpoint is damaged")
         return converted
 

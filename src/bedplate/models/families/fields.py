@@ -85,9 +85,7 @@ class Fields:
         """A number of blocks; it must be there where there is no default."""
         count = self.size(name) if default is None else self.whole(name, default, null=default)
         if count > MOST_LAYERS:
-            raise UnsupportedModelError(
-                f"{self.origin}: {name} asks for {shown(count)} layers; models of up to {MOST_LAYERS} are read"
-            )
+            raise UnsupportedModelError(f"{self.origin}: {name} asks for {shown(count)} layers; {MOST_LAYERS} are read")
         return count
 
     @overload

@@ -165,9 +165,7 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     if not isinstance(slides, list | tuple):
         slides = [layer % layer_pattern < layer_pattern - 1 for layer in range(layers)]
     if len(slides) != layers:
-        raise UnsupportedModelError(
-            f"attention.sliding_window_pattern is of {len(slides)} layers, and there are {layers}"
-        )
+        raise UnsupportedModelError(f"attention.sliding_window_pattern is of {len(slides)} layers, not {layers}")
     return shortest([window if slides[layer] else None for layer in range(layers)], None)
 
 
@@ -268,9 +266,7 @@ def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     elif isinstance(scaling, YarnScaling):
         if scaling.scale is not None or scaling.scale_all is not None or scaling.attention_factor is not None:
-            raise UnsupportedModelError(
-                "this YaRN rope scales its cosines by a factor of its own; GGUF cannot say that"
-            )
+            raise UnsupportedModelError("GGUF cannot say that a YaRN rope has a factor of its own")
         metadata |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": scaling.factor,

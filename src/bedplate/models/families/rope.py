@@ -76,10 +76,7 @@ def _merged(older: Mapping[str, Any], newer: Mapping[str, Any], origin: str) -> 
     """What `rope_scaling` and `rope_parameters` say together. Where they differ, programs differ in which counts."""
     conflict = next((name for name in older if name in newer and older[name] != newer[name]), None)
     if conflict is not None:
-        raise UnsupportedModelError(
-            f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}; leave the one that is "
-            "meant"
-        )
+        raise UnsupportedModelError(f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}")
     return {**older, **newer}
 
 

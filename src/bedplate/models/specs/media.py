@@ -41,7 +41,7 @@ class VisionSpec:
             raise UnsupportedModelError(f"an image of {self.image_size} pixels has no patch of {self.patch_size}")
         if self.tower.positions not in (0, self.tokens):
             raise UnsupportedModelError(
-                f"the tower has {self.tower.positions} learned positions, but the image makes {self.tokens} tokens"
+                f"{self.tower.positions} learned positions, but the image makes {self.tokens} tokens"
             )
 
     @property

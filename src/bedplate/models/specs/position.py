@@ -88,9 +88,7 @@ class LongRopeScaling:
 
     def __post_init__(self) -> None:
         if len(self.short) != len(self.long):
-            raise UnsupportedModelError(
-                f"longrope has {len(self.short)} short factors and {len(self.long)} long ones: they must be as many"
-            )
+            raise UnsupportedModelError(f"longrope has {len(self.short)} short factors, but {len(self.long)} long ones")
         positive(self, "original_context", "factor", "attention_factor")
         for divisor in (*self.short, *self.long):
             refuse(not 0 < divisor < math.inf, f"a longrope factor is {divisor}: it must be a finite number above 0")

@@ -49,7 +49,7 @@ class SentenceSpec:
         refuse(not self.poolings, "a sentence encoder pools in at least one way")
         if self.default_prompt is not None and self.default_prompt not in dict(self.prompts):
             raise UnsupportedModelError(
-                f"the default prompt {self.default_prompt!r} is not one of {', '.join(dict(self.prompts)) or 'none'}"
+                f"the default prompt {self.default_prompt!r} is not one of {list(dict(self.prompts))}"
             )
 
     @property

@@ -70,9 +70,7 @@ def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
     if spec.experts is None:
         raise UnsupportedModelError(f"{ranks} ranks cannot share experts (expert): this model has none")
     if spec.experts.count % ranks:
-        raise UnsupportedModelError(
-            f"{ranks} ranks cannot share {spec.experts.count} experts (expert): take a number that divides them"
-        )
+        raise UnsupportedModelError(f"{ranks} ranks cannot share {spec.experts.count} experts (expert): no divisor")
     cuts: dict[str, Cut] = {}
     for layer in range(spec.layers):
         if spec.feedforward_kind(layer) == "experts":

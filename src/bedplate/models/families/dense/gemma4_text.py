@@ -84,9 +84,7 @@ def _read_windows(fields: Fields, values: Values) -> Values:
     default = [FULL if (layer + 1) % 6 == 0 or layer == count - 1 else SLIDING for layer in range(count)]
     windows = hf.take_windows(fields, count, fields.size("sliding_window"), default)
     if windows and windows[(count - 1) % len(windows)] is not None:
-        raise UnsupportedModelError(
-            f"{fields.origin}: the last of layer_types must be {FULL!r}; transformers makes it so"
-        )
+        raise UnsupportedModelError(f"{fields.origin}: the last of layer_types must be {FULL!r}")
     return {"windows": windows}
 
 
@@ -148,9 +146,7 @@ def _shared_fields(flat: Values, spec: TransformerSpec) -> Values:
     shared = flat["shared_keys"]
     size = None if shared is None else shared.feedforward_size
     if size is not None and size != 2 * flat["feedforward_size"]:
-        raise UnsupportedModelError(
-            f"config.json (gemma4_text): layers that share keys can be twice as wide as others, not {size}"
-        )
+        raise UnsupportedModelError(f"gemma4_text: layers that share keys can be twice as wide as others, not {size}")
     return {"num_kv_shared_layers": 0 if shared is None else shared.layers, "use_double_wide_mlp": size is not None}
 
 
@@ -325,8 +321,7 @@ def _check_layers(
     key_layers = [layer if layer < first else first - (1 if sees_all[layer] else 2) for layer in layers]
     if [spec.keys_of(layer) for layer in layers] != key_layers:
         raise UnsupportedModelError(
-            f"{origin}: attention.shared_kv_layers = {shared} needs a layer with a window and then one without before "
-            "them"
+            f"{origin}: attention.shared_kv_layers = {shared} needs a layer with a window, then one without"
         )
 
 

@@ -66,9 +66,7 @@ def take_labels(fields: Fields) -> dict[str, Any]:
     names = None if names is None else Fields({"id2label": names}, origin).part("id2label")
     count = fields.whole("num_labels")
     if count is not None and not 0 <= count <= _MAX_LABELS:
-        raise UnsupportedModelError(
-            f"{origin}: num_labels is {count}; heads of at most {_MAX_LABELS:,} labels are read"
-        )
+        raise UnsupportedModelError(f"{origin}: num_labels is {count}; at most {_MAX_LABELS:,} are read")
     problem = fields.pop("problem_type")
     fields.ignore(("label2id",))
     if names is None:

@@ -116,9 +116,7 @@ def _read_inner(fields: Fields, values: Values) -> Values:
     inner = int(fields.pop("mamba_expand", 2) * values["hidden_size"])
     head_dim = inner // heads if size == "auto" else int(size)
     if heads * head_dim != inner:
-        raise UnsupportedModelError(
-            f"{fields.origin}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand"
-        )
+        raise UnsupportedModelError(f"{fields.origin}: {heads} heads of {head_dim} are not the {inner} of mamba_expand")
     low, high = (_number(limit) for limit in fields.pop("time_step_limit") or (0.0, float("inf")))
     return {"head_dim": head_dim, "step_limits": (low, high)}
 
@@ -152,7 +150,7 @@ def _write_mamba(flat: Values, spec: TransformerSpec) -> Values:
     mixer = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if flat["state"] is None else flat["state"]
     if not isinstance(mixer, Mamba2) or mixer.inner % spec.hidden_size:
         raise UnsupportedModelError(
-            "config.json (granitemoehybrid): only a model with Mamba-2 layers, a multiple of its features wide"
+            "granitemoehybrid: only a model with Mamba-2 layers, a multiple of its features wide"
         )
     return _MAMBA_PART.write({**flat, "state": mixer}, spec)
 
