@@ -16,7 +16,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
-from bedplate.models.layers.activation_checkpointing import recomputing
+from bedplate.models.layers.gradients import recomputing
 from bedplate.models.specs.parts import DeltaRule, LatentAttention
 from bedplate.models.specs.recompute import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
-from bedplate.models.layers.activation_checkpointing import recomputes_blocks
 from bedplate.models.layers.attention import Attend, Attention, SharingAttend
 from bedplate.models.layers.block import Block
+from bedplate.models.layers.gradients import recomputes_blocks
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import RelativePositions, Rotation, Rotations, sinusoids

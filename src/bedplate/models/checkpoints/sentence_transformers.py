@@ -14,7 +14,7 @@ from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
 from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_object
 from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
-from bedplate.models.families.encoders.labels import is_raw
+from bedplate.models.families.encoders.bert import is_raw
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf_metadata import POOLING
 from bedplate.models.layers.sentence_layers import Sentence

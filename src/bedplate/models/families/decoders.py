@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from bedplate.models.families import field_map as row
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
+from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
 from bedplate.models.specs.transformer import Activation, TransformerSpec
 
 T = TypeVar("T")
@@ -172,6 +172,45 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")
 """They act in training alone, and Bedplate's models have none."""
+
+
+def state_layers(
+    mixer: Field,
+    types: Mapping[str, bool],
+    default: Callable[[Fields, Values], Sequence[str]],
+    older: str | None = None,
+) -> Field:
+    """Which layers keep a state, and what mixes their tokens. mixer: reads `state`. types: the types of layers, and
+    whether they keep one; the first that does and the first that does not are written. default: the types where the
+    config has none, also not under the name `older`."""
+    state, attention = (next(name for name, keeps in types.items() if keeps is stateful) for stateful in (True, False))
+
+    def read(fields: Fields, values: Values) -> Values:
+        layer_types, older_types = fields.sequence("layer_types"), fields.sequence(older) if older else None
+        usual = default(fields, values)
+        layer_types = next((listed for listed in (layer_types, older_types) if listed is not None), usual)
+        check_types(layer_types, values["layers"], types, fields.origin)
+        pattern = shortest([types[layer_type] for layer_type in layer_types], False)
+        state_fields = mixer.read(fields, values)
+        return {**state_fields, "state_layers": pattern} if pattern else {}
+
+    def write(flat: Values, spec: TransformerSpec) -> Values:
+        named = [attention if spec.mixer(layer) == "attention" else state for layer in range(spec.layers)]
+        return {**mixer.write(flat, spec), "layer_types": named}
+
+    return Field(read, write)
+
+
+def convolution(ours: str, theirs: str) -> Rule:
+    """Weights [features, width] of a convolution, in theirs [features, 1, width]."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [tensor[:, None] for tensor in tensors]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [tensor[:, 0] for tensor in tensors]
+
+    return Rule((ours,), (theirs,), forward, inverse)
 
 
 def tiny(**fields: Any) -> dict[str, Any]:

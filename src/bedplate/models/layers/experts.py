@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.layers.activation_checkpointing import recompute_in_backward
 from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
-from bedplate.models.layers.gradients import gated
+from bedplate.models.layers.gradients import gated, recompute_in_backward
 from bedplate.models.layers.grouped import Segments, grouped_product
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm

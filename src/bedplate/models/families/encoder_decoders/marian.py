@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, sides, two_sides, weight_map
+from bedplate.models.families.encoder_decoders.bart import TINY, by_names, sides, two_sides, weight_map
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, only
 from bedplate.models.families.fields import Fields

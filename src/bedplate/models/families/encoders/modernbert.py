@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from bedplate.models.families import field_map as row
 from bedplate.models.families.decoders import check_types, multi_head_sizes
-from bedplate.models.families.encoders.bert import ACTIVATIONS, TINY
-from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families.encoders.bert import ACTIVATIONS, TINY, head, present, take_labels
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields

@@ -3,8 +3,7 @@ whose classifier has a layer of its own in place of the pooler."""
 
 from __future__ import annotations
 
-from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, by_names
-from bedplate.models.families.encoders.labels import head, take_labels
+from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, by_names, head, take_labels
 from bedplate.models.families.family import Family, hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields

@@ -16,7 +16,6 @@ from bedplate.models.families.experts.parts import DOWN, GATE_UP, TRAINING
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, flag, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused, halves, renamed
 from bedplate.models.specs.parts import Mamba2
@@ -55,7 +54,7 @@ WEIGHTS = WeightMap(
             )
             for theirs in names
         ),
-        convolution("layers.{i}.attention.convolution.weight", f"{_MAMBA}.conv1d.weight"),
+        hf.convolution("layers.{i}.attention.convolution.weight", f"{_MAMBA}.conv1d.weight"),
         renamed("layers.{i}.attention.convolution.bias", f"{_MAMBA}.conv1d.bias"),
         renamed("layers.{i}.attention.step_bias", f"{_MAMBA}.dt_bias"),
         renamed("layers.{i}.attention.log_decay", f"{_MAMBA}.A_log"),
@@ -163,7 +162,7 @@ FIELDS = (
     hf.ATTENTION_BIAS,
     multipliers(digits=None),
     hf.SILU,
-    state_layers(
+    hf.state_layers(
         Field(_MAMBA_PART.read, _write_mamba),
         _STATEFUL,
         lambda _, values: [_LINEAR] * values["layers"],

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import sizes, tiny
+from bedplate.models.families.decoders import convolution, sizes, state_layers, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part, real, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import LAYER, WeightMap, renamed, renames
 from bedplate.models.specs.parts import ShortConvolution

@@ -14,7 +14,6 @@ from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.parts import DeltaRule
@@ -33,7 +32,7 @@ DELTA = (
 WEIGHTS = WeightMap(
     (
         *hf.decoder_rules(*hf.ATTENTION, *hf.QK_NORMS, *DELTA, *hf.GATED, *hf.LLAMA_NORMS),
-        convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.linear_attn.conv1d.weight"),
+        hf.convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.linear_attn.conv1d.weight"),
         renamed("layers.{i}.attention.step_bias", "model.layers.{i}.linear_attn.dt_bias"),
         renamed("layers.{i}.attention.log_decay", "model.layers.{i}.linear_attn.A_log"),
     ),
@@ -83,7 +82,7 @@ QWEN_FIELDS = (
     rope(fraction=0.25, writes_theta=False, writes_fraction=True),
     hf.ATTENTION_BIAS,
     hf.SILU,
-    state_layers(Field(_RULE.read, _write_rule), {LINEAR: True, FULL: False}, _default_types),
+    hf.state_layers(Field(_RULE.read, _write_rule), {LINEAR: True, FULL: False}, _default_types),
 )
 FIELDS = (
     *QWEN_FIELDS,

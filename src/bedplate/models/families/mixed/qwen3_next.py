@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, decoder_rules
+from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, convolution, decoder_rules
 from bedplate.models.families.experts.parts import (
     SPARSE,
     TRAINING,
@@ -22,7 +22,6 @@ from bedplate.models.families.experts.parts import (
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
-from bedplate.models.families.mixed.layers import convolution
 from bedplate.models.families.mixed.qwen3_5_text import NOISE, QWEN_FIELDS
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
 from bedplate.models.specs.parts import DeltaRule
