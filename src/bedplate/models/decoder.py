@@ -14,10 +14,10 @@ from bedplate.models.layers.block import STACK_FIELDS, Block
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import Rotation
-from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.model import Model
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
-from bedplate.models.stack import Stack, draw_tables
+from bedplate.models.stack import EmbeddingTable, Stack, draw_tables
 
 
 class Decoder(Stack, Model):

@@ -20,10 +20,10 @@ from bedplate.models.layers.block import BLOCK_FIELDS
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
-from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.model import Model
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
-from bedplate.models.stack import Stack, draw_tables
+from bedplate.models.stack import EmbeddingTable, Stack, draw_tables
 
 
 class Pooler(Linear):

@@ -16,13 +16,13 @@ from bedplate.models.layers.attention import Attend, masked_attention
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
 from bedplate.models.layers.block import STACK_FIELDS
 from bedplate.models.layers.linear import Linear
-from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BLOCK, TokenBlock, adjacent_groups, as_mask, block_attention, pieces
 from bedplate.models.packed.placement import Placement
 from bedplate.models.precision import Device
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.transformer import TransformerSpec
-from bedplate.models.stack import Stack, draw_tables
+from bedplate.models.stack import EmbeddingTable, Stack, draw_tables
 
 
 class Side(Stack):

@@ -17,15 +17,6 @@ from bedplate.models.specs import TextSpec
 Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcribe", "encode"]
 
 
-class EmbeddingTable(nn.Embedding):
-    """A table of vectors by token or position. On device "meta" there are no values to draw: drawing them there loads
-    torch's compiler first, which takes about as long as torch itself."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
 class Model(nn.Module, ABC):
     """A module that computes what a spec says.
 

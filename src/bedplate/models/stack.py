@@ -21,9 +21,17 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import RelativePositions, Rotation, Rotations, sinusoids
 from bedplate.models.layers.routing import collect_routings
-from bedplate.models.model import EmbeddingTable
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
+
+
+class EmbeddingTable(nn.Embedding):
+    """A table of vectors by token or position. On device "meta" there are no values to draw: drawing them there loads
+    torch's compiler first, which takes about as long as torch itself."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 class Stack(nn.Module):
